@@ -1,0 +1,93 @@
+"""Settings: one class, read from the environment (`TREASURER_…`) and an optional `.env` file.
+
+What must hold: a wrong setting is named, with what was expected, before anything starts. Secrets
+are `SecretStr`, so that no log or traceback prints them.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+_ROOT = Path(__file__).resolve().parent.parent
+
+
+class Settings(BaseSettings):
+    """Every setting of Treasurer. Times end in `_s` (seconds), sizes in `_bytes`."""
+
+    model_config = SettingsConfigDict(env_prefix="TREASURER_", env_file=".env", extra="ignore")
+
+    data_dir: Path = Field(default=Path(".treasurer"), description="where the embedded stack keeps its data")
+    host: str = Field(default="127.0.0.1", description="address that the gateway listens on")
+    port: int = Field(default=4100, ge=0, le=65535, description="gateway port; another free one if taken; 0: any")
+    gateways: int = Field(default=1, ge=1, le=64, description="gateway processes, sharing the port")
+    proxy_workers: int = Field(default=min(2, os.cpu_count() or 1), ge=1, le=64, description="LiteLLM Proxy workers")
+
+    database_url: str | None = Field(default=None, description="an external PostgreSQL; none: embedded")
+    redis_url: str | None = Field(default=None, description="an external Redis; none: embedded")
+    proxy_url: str | None = Field(default=None, description="an external LiteLLM Proxy; none: embedded")
+
+    litellm_config: Path = Field(default=_ROOT / "config" / "litellm.yaml", description="models and deployments")
+    proxy_enforces_limits: bool = Field(default=False, description="LiteLLM enforces the rate limits a second time")
+
+    grant_secret: SecretStr | None = Field(default=None, min_length=32, description="signs grants; none: made and kept")
+    proxy_master_key: SecretStr | None = Field(default=None, description="LiteLLM's master key; none: made and kept")
+    admin_key: SecretStr | None = Field(default=None, min_length=16, description="an administrator's key, fixed from outside")
+
+    call_timeout_s: float = Field(default=300, gt=0, le=3600, description="the longest that one call may take")
+    connect_timeout_s: float = Field(default=5, gt=0)
+    hold_margin_s: float = Field(default=30, gt=0, description="a hold outlives its call's timeout by this")
+    sweep_interval_s: float = Field(default=5, gt=0)
+    busy_wait_s: float = Field(default=2, ge=0, description="how long a call waits for held money before it is refused")
+    max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
+    idempotency_ttl_s: float = Field(default=86_400, gt=0)
+
+    otlp_endpoint: str | None = Field(default=None, description="OTLP/HTTP traces endpoint, for example …/v1/traces")
+    langfuse_host: str | None = None
+    langfuse_public_key: str | None = None
+    langfuse_secret_key: SecretStr | None = None
+
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
+
+    @field_validator("database_url")
+    @classmethod
+    def _postgres(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("expected postgresql://user:password@host:port/database")
+        return value
+
+    @field_validator("redis_url")
+    @classmethod
+    def _redis(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("expected redis://host:port/0, rediss://… or unix://…")
+        return value
+
+    @field_validator("proxy_url")
+    @classmethod
+    def _http(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("http://", "https://")):
+            raise ValueError("expected http://host:port")
+        return value.rstrip("/") if value is not None else None
+
+
+class SettingsError(Exception):
+    """A setting is wrong. The message names each one, what was given's fault, and what was expected."""
+
+
+def load_settings(**overrides: object) -> Settings:
+    """Read the settings; `overrides` (from command-line options) win over the environment.
+
+    Raises:
+        SettingsError: one line for each wrong setting.
+    """
+    try:
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})  # type: ignore[arg-type]
+    except ValidationError as error:
+        lines = [f"TREASURER_{'_'.join(map(str, item['loc'])).upper()}: {item['msg']}" for item in error.errors()]
+        raise SettingsError("Settings are wrong:\n  " + "\n  ".join(lines)) from None

@@ -1,0 +1,182 @@
+"""The error tree. Each error carries the HTTP status, OpenAI's type and code, and when to come back.
+
+    TreasurerError
+    ├── InvalidRequest            400  the caller's request cannot be served as it stands
+    │   ├── UnknownModel          404
+    │   ├── UnpricedModel         400  no price: an operator gives one or marks the model free
+    │   ├── BodyTooLarge          413
+    │   ├── NotFound              404  an administrative object that does not exist
+    │   ├── Conflict              409  it exists already, or is in use
+    │   └── IdempotencyConflict   409  the same key with another body, or its answer is gone
+    ├── NotAuthenticated          401  missing, unknown, expired or revoked key
+    ├── NotPermitted              403
+    │   ├── ModelNotAllowed       403
+    │   └── Paused                403  agent, team or organisation
+    ├── Refused                   429  governance said no; nothing was sent upstream
+    │   ├── BudgetExhausted       429  final for this window: x-should-retry false
+    │   ├── BudgetBusy            429  calls in flight hold the rest: Retry-After
+    │   └── RateLimited           429  pace: Retry-After
+    ├── Unavailable               503  a part of Treasurer is away; nothing was spent
+    │   ├── TreasuryUnavailable   503  Postgres
+    │   └── ProxyUnavailable      503  LiteLLM Proxy
+    └── UpstreamError             as the provider said, else 502
+        └── UpstreamTimeout       504
+
+What must hold: a message says what happened, to whom, and what to do; it never holds a secret or
+a prompt. Rendering is in one place, `as_openai`; status and headers are `status` and `headers()`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+class TreasurerError(Exception):
+    """The root. `details` is shown to the caller as `error.treasurer`, for programs."""
+
+    status: int = 500
+    type: str = "api_error"
+    code: str = "internal_error"
+    #: What the official SDKs obey before they look at the status; None leaves it to them.
+    should_retry: bool | None = None
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str | None = None,
+        param: str | None = None,
+        status: int | None = None,
+        retry_after: float | None = None,
+        details: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message
+        self.param = param
+        self.retry_after = retry_after
+        self.details = details or {}
+        if code is not None:
+            self.code = code
+        if status is not None:
+            self.status = status
+
+    def as_openai(self) -> dict[str, Any]:
+        """OpenAI's error object: https://platform.openai.com/docs/guides/error-codes."""
+        error: dict[str, Any] = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        if self.details:
+            error["treasurer"] = self.details
+        return {"error": error}
+
+    def headers(self) -> dict[str, str]:
+        """Retry-After (whole seconds, RFC 9110 §10.2.3) and x-should-retry, where they apply."""
+        headers: dict[str, str] = {}
+        if self.retry_after is not None:
+            headers["retry-after"] = str(max(1, math.ceil(self.retry_after)))
+        if self.should_retry is not None:
+            headers["x-should-retry"] = "true" if self.should_retry else "false"
+        return headers
+
+
+class InvalidRequest(TreasurerError):
+    status = 400
+    type = "invalid_request_error"
+    code = "invalid_request"
+
+
+class UnknownModel(InvalidRequest):
+    status = 404
+    code = "model_not_found"
+
+
+class UnpricedModel(InvalidRequest):
+    code = "model_not_priced"
+
+
+class BodyTooLarge(InvalidRequest):
+    status = 413
+    code = "request_too_large"
+
+
+class NotFound(InvalidRequest):
+    status = 404
+    code = "not_found"
+
+
+class Conflict(InvalidRequest):
+    status = 409
+    code = "conflict"
+    should_retry = False  # the SDKs would retry a 409
+
+
+class IdempotencyConflict(InvalidRequest):
+    status = 409
+    code = "idempotency_conflict"
+    should_retry = False
+
+
+class NotAuthenticated(TreasurerError):
+    status = 401
+    type = "authentication_error"
+    code = "invalid_api_key"
+
+
+class NotPermitted(TreasurerError):
+    status = 403
+    type = "permission_error"
+    code = "not_permitted"
+
+
+class ModelNotAllowed(NotPermitted):
+    code = "model_not_allowed"
+
+
+class Paused(NotPermitted):
+    code = "paused"
+
+
+class Refused(TreasurerError):
+    status = 429
+    type = "rate_limit_error"
+    code = "refused"
+
+
+class BudgetExhausted(Refused):
+    type = "insufficient_quota"
+    code = "insufficient_quota"
+    should_retry = False
+
+
+class BudgetBusy(Refused):
+    code = "budget_busy"
+    should_retry = True
+
+
+class RateLimited(Refused):
+    code = "rate_limit_exceeded"
+    should_retry = True
+
+
+class Unavailable(TreasurerError):
+    status = 503
+    type = "service_unavailable_error"
+    code = "unavailable"
+
+
+class TreasuryUnavailable(Unavailable):
+    code = "treasury_unavailable"
+
+
+class ProxyUnavailable(Unavailable):
+    code = "proxy_unavailable"
+
+
+class UpstreamError(TreasurerError):
+    status = 502
+    type = "upstream_error"
+    code = "upstream_error"
+
+
+class UpstreamTimeout(UpstreamError):
+    status = 504
+    code = "upstream_timeout"

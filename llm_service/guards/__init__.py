@@ -1,0 +1,1 @@
+"""Guards: pace and health, kept in Redis. Losing them loses no money (invariant I6)."""

@@ -1,0 +1,241 @@
+"""The frozen values that a governed call is made of. Pure data: no I/O, no clock, no defaults from settings.
+
+Vocabulary (one word per thing): a *principal* is who is spending; a *hold* is money set aside for
+one attempt of one call, *pending* and then *posted*, *voided* or *expired*; a *window* is one
+period of one budget; a *grant* is the signed permission for one upstream request.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from fnmatch import fnmatchcase
+from uuid import UUID
+
+
+class WindowKind(StrEnum):
+    """The period after which a budget starts again. Calendar periods, in the budget's time zone."""
+
+    MINUTE = "minute"
+    HOUR = "hour"
+    DAY = "day"
+    WEEK = "week"
+    MONTH = "month"
+    TOTAL = "total"
+
+
+class Scope(StrEnum):
+    """What a budget, limit or pause is attached to."""
+
+    ORGANISATION = "organisation"
+    TEAM = "team"
+    AGENT = "agent"
+    KEY = "key"
+    MODEL = "model"  # rate limits only: every caller of a model together
+
+
+class Dimension(StrEnum):
+    """A budget may be split, or narrowed, by one of these properties of a call."""
+
+    RUN = "run"
+    USER = "user"
+    SESSION = "session"
+    TAG = "tag"
+
+
+class LedgerState(StrEnum):
+    """How an attempt ended. The first three are terminal and exclude each other; `adjusted` corrects later."""
+
+    POSTED = "posted"
+    VOIDED = "voided"
+    EXPIRED = "expired"
+    ADJUSTED = "adjusted"
+
+
+class UsageSource(StrEnum):
+    """Where the figures of a ledger entry come from, most trusted first."""
+
+    PROVIDER = "provider"
+    WITNESS = "witness"
+    ESTIMATED = "estimated"
+    HOLD = "hold"
+    NONE = "none"
+
+
+class ExpiryPolicy(StrEnum):
+    """What the sweeper does with an expired hold that has no witness."""
+
+    POST = "post"
+    VOID = "void"
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """A budget's definition as far as choosing which budgets apply to a call needs it.
+
+    `per` with `per_value=None` gives each value of the dimension a window of its own (a limit per
+    run, per user …); with a `per_value` only the calls that carry exactly that value count.
+    The limit itself is not here: it is read where it is enforced, in Postgres.
+    """
+
+    id: int
+    name: str
+    scope: Scope
+    scope_id: int
+    window: WindowKind
+    per: Dimension | None = None
+    per_value: str | None = None
+    model_pattern: str | None = None
+
+    def subjects(self, model: str, context: CallContext) -> tuple[str, ...]:
+        """The window subjects that a call falls into: none when the budget does not apply to it.
+
+        A budget for each run, user or session takes calls that name none together, in the
+        subject `""`: leaving a header out is no way around a limit.
+        """
+        if self.model_pattern is not None and not fnmatchcase(model, self.model_pattern):
+            return ()
+        if self.per is None:
+            return ("",)
+        values = context.values(self.per)
+        if self.per_value is not None:
+            return (self.per_value,) if self.per_value in values else ()
+        return values or ("",)
+
+
+@dataclass(frozen=True, slots=True)
+class RateLimit:
+    """Pace, not money: how often, how many tokens, how many at once. `None` is no limit.
+
+    `subject` names the bucket in Redis (`"agent:7"`); `model_pattern` narrows which calls count.
+    """
+
+    id: int
+    scope: Scope
+    subject: str
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    concurrent: int | None = None
+    model_pattern: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Principal:
+    """Who is spending: organisation → team → agent → key, with what governs them at one epoch.
+
+    `paused` names the scope that is paused ("team research"), if any. `models` are the patterns
+    of models that the key may use; empty means all. `epoch` is the version of the configuration
+    this was read at: admission refuses a principal of an older epoch, so it is read again.
+    """
+
+    organisation_id: int
+    organisation: str
+    team_id: int
+    team: str
+    agent_id: int
+    agent: str
+    key_id: int | None
+    key: str | None
+    epoch: int
+    models: tuple[str, ...] = ()
+    paused: str | None = None
+    expires_at: datetime | None = None
+    default_max_tokens: int = 4096
+    floor_tokens: int = 16
+    budgets: tuple[Budget, ...] = ()
+    limits: tuple[RateLimit, ...] = ()
+
+    def may_use(self, model: str) -> bool:
+        """Whether the key's list of models allows this one (shell-style patterns, `*` and `?`)."""
+        return not self.models or any(fnmatchcase(model, pattern) for pattern in self.models)
+
+
+@dataclass(frozen=True, slots=True)
+class CallContext:
+    """What the caller says about a call: attribution that budgets, reports, metrics and traces carry."""
+
+    run: str | None = None
+    user: str | None = None
+    session: str | None = None
+    tags: tuple[str, ...] = ()
+    idempotency_key: str | None = None
+
+    def values(self, dimension: Dimension) -> tuple[str, ...]:
+        """The values of a dimension on this call: none, one, or for tags any number."""
+        if dimension is Dimension.TAG:
+            return self.tags
+        value = {Dimension.RUN: self.run, Dimension.USER: self.user, Dimension.SESSION: self.session}[dimension]
+        return () if value is None else (value,)
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Tokens of one attempt, as a provider reports them.
+
+    `input_tokens` includes `cached_tokens` and `cache_write_tokens`; `output_tokens` includes
+    `reasoning_tokens` (OpenAI's convention; LiteLLM translates the others to it).
+    """
+
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    cache_write_tokens: int = 0
+    output_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HoldRequest:
+    """One attempt's request for money. Nano-dollars; `floor_nano` is the least that is worth having."""
+
+    call_id: UUID
+    attempt: int
+    principal: Principal
+    context: CallContext
+    model: str
+    amount_nano: int
+    floor_nano: int
+    lifetime_s: float
+    lines: tuple[tuple[int, str], ...]  # (budget id, window subject): every window that must have room
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Money set aside, durable. `amount_nano` may be less than was asked for, never less than the floor."""
+
+    call_id: UUID
+    attempt: int
+    amount_nano: int
+    #: The budget with the least left after this hold, and what is left of it; None without budgets.
+    tightest_budget_id: int | None
+    tightest_left_nano: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    """How one attempt ended, as the ledger will have it. Nano-dollars and milliseconds."""
+
+    call_id: UUID
+    attempt: int
+    state: LedgerState
+    cost_nano: int
+    usage: Usage = field(default_factory=Usage)
+    usage_source: UsageSource = UsageSource.NONE
+    proxy_cost_nano: int | None = None
+    provider: str | None = None
+    deployment: str | None = None
+    status: int | None = None
+    error_code: str | None = None
+    latency_ms: int | None = None
+    first_token_ms: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A finished answer in OpenAI's wire format. `headers` are Treasurer's own, for the caller."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str]
+    call_id: UUID
+    cost_nano: int
