@@ -1,0 +1,48 @@
+"""The database's schema, brought up to date by Alembic.
+
+What must hold: any number of starters may call `migrate` at once and each revision runs exactly
+once: the whole upgrade is one transaction that first takes an advisory lock, so the others wait,
+then find nothing to do; a revision that fails leaves nothing behind. SQLAlchemy is used here and
+nowhere else, and only to give Alembic a connection.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import asyncpg
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+#: Names the lock among all advisory locks of the database ("Treasure" in ASCII).
+ADVISORY_LOCK = 0x5472656173757265
+
+
+async def migrate(database_url: str, revision: str = "head") -> None:
+    """Bring the database to `revision`; return at once when it is there already.
+
+    `database_url` is what asyncpg reads (`postgresql://…`, with `sslmode` and the like).
+
+    Raises:
+        OSError, asyncpg.PostgresError: the database cannot be reached, or a revision failed.
+    """
+
+    async def connect() -> asyncpg.Connection:
+        return await asyncpg.connect(database_url)
+
+    engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
+    try:
+        async with engine.begin() as connection:
+            await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
+            await connection.run_sync(_upgrade, revision)
+    finally:
+        await engine.dispose()
+
+
+def _upgrade(connection: Connection, revision: str) -> None:
+    config = Config(attributes={"connection": connection})
+    config.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    command.upgrade(config, revision)

@@ -1,0 +1,25 @@
+"""Runs a whole SQL file inside the transaction of a migration."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, cast
+
+from sqlalchemy import Connection, text
+
+if TYPE_CHECKING:
+    import asyncpg
+
+
+def run_script(connection: Connection, sql: str) -> None:
+    """Run any number of statements, PL/pgSQL bodies included.
+
+    SQLAlchemy prepares each statement, and Postgres prepares only one at a time; asyncpg's own
+    `execute` sends a script as it is. The first statement makes SQLAlchemy open its transaction.
+    """
+    connection.execute(text("SELECT 1"))
+    adapted = cast("Any", connection.connection.dbapi_connection)
+
+    async def run(driver: asyncpg.Connection) -> None:
+        await driver.execute(sql)
+
+    adapted.run_async(run)

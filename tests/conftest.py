@@ -1,0 +1,170 @@
+"""Fixtures that all tests share: the real servers, started once a session, and a fresh database each test."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import secrets
+import subprocess
+import tempfile
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import asyncpg
+import pydantic_ai.models
+import pytest
+import redis
+
+from gateway.migrations import migrate
+from gateway.stack.ports import free_port
+from gateway.stack.postgres import EmbeddedPostgres, create_database, embedded_postgres
+from gateway.stack.redis import EmbeddedRedis
+
+pydantic_ai.models.ALLOW_MODEL_REQUESTS = False  # a test that would reach a real provider fails instead
+
+_TIER = {"integration": pytest.mark.integration, "chaos": pytest.mark.chaos, "evals": pytest.mark.evals}
+_TEMPLATE = "template_treasurer"
+_numbers = itertools.count(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with its tier, and run the quick tiers first."""
+    root = Path(__file__).parent
+    order = ["", *_TIER]
+    tiers: dict[pytest.Item, str] = {}
+    for item in items:
+        folder = item.path.relative_to(root).parts[0] if item.path.is_relative_to(root) else ""
+        tiers[item] = folder if folder in _TIER else ""
+        if folder in _TIER:
+            item.add_marker(_TIER[folder])
+    items.sort(key=lambda item: order.index(tiers[item]))
+
+
+def _wait(ready: Callable[[], Awaitable[bool]], process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 30
+    while not asyncio.run(_bool(ready)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"{process.args!r} did not start:\n{log.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.1)
+
+
+async def _bool(ready: Callable[[], Awaitable[bool]]) -> bool:
+    return await ready()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.fixture(scope="session")
+def service_dir() -> Iterator[Path]:
+    """A folder for servers' data that any account may walk into: as root, PostgreSQL runs as another one."""
+    with tempfile.TemporaryDirectory(prefix="treasurer-tests-") as directory:
+        Path(directory).chmod(0o755)
+        yield Path(directory)
+
+
+@pytest.fixture(scope="session")
+def postgres(service_dir: Path) -> Iterator[EmbeddedPostgres]:
+    """One embedded PostgreSQL a session, without fsync (tests kill processes, not machines)."""
+    tuning = {"fsync": "off", "full_page_writes": "off"}
+    server = embedded_postgres(service_dir, free_port(), secrets.token_urlsafe(16), tuning)
+    server.prepare()
+    log = service_dir / "postgres.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            server.command(),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd=server.data,
+            env=server.environ(),
+            **server.identity,
+        )
+    try:
+        _wait(server.ready, process, log)
+        yield server
+    finally:
+        process.send_signal(2)  # fast shutdown: does not wait for clients
+        _stop(process)
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres: EmbeddedPostgres) -> str:
+    """The name of a migrated database that nothing is connected to: each test's database is a copy of it."""
+
+    async def make() -> None:
+        await create_database(postgres.url("postgres"), _TEMPLATE)
+        await migrate(postgres.url(_TEMPLATE))
+
+    asyncio.run(make())
+    return _TEMPLATE
+
+
+@pytest.fixture
+async def database_url(postgres: EmbeddedPostgres, migrated_template: str) -> AsyncIterator[str]:
+    """A fresh, migrated database of this test alone."""
+    name = f"test_{os.getpid()}_{next(_numbers)}"
+    await create_database(postgres.url("postgres"), name, template=migrated_template)
+    yield postgres.url(name)
+    connection = await asyncpg.connect(postgres.url("postgres"))
+    try:
+        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def empty_database_url(postgres: EmbeddedPostgres) -> AsyncIterator[str]:
+    """A fresh database that was never migrated."""
+    name = f"empty_{os.getpid()}_{next(_numbers)}"
+    await create_database(postgres.url("postgres"), name)
+    yield postgres.url(name)
+    connection = await asyncpg.connect(postgres.url("postgres"))
+    try:
+        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+    finally:
+        await connection.close()
+
+
+@pytest.fixture
+async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
+    """A connection pool on this test's database."""
+    pool = await asyncpg.create_pool(database_url, min_size=1, max_size=10)
+    try:
+        yield pool
+    finally:
+        try:
+            await asyncio.wait_for(pool.close(), 5)
+        except TimeoutError:
+            pool.terminate()
+
+
+@pytest.fixture(scope="session")
+def redis_server(service_dir: Path) -> Iterator[EmbeddedRedis]:
+    """One embedded Redis a session."""
+    server = EmbeddedRedis(service_dir / "redis", free_port(), secrets.token_urlsafe(16))
+    server.prepare()
+    log = server.directory / "redis.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(server.command(), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+    try:
+        _wait(server.ready, process, log)
+        yield server
+    finally:
+        _stop(process)
+
+
+@pytest.fixture
+def redis_url(redis_server: EmbeddedRedis) -> str:
+    """The embedded Redis, emptied."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.execute_command("FLUSHALL")
+    return redis_server.url
