@@ -73,7 +73,7 @@ class EmbeddedPostgres:
         shutil.rmtree(self.data, ignore_errors=True)  # a first start that was killed half-way
         self.data.mkdir(mode=0o700)
         read, write = os.pipe()  # the password is seen by initdb alone: no file, no command line
-        if "user" in self.identity:
+        if "user" in self.identity and "group" in self.identity:
             os.chown(self.data, self.identity["user"], self.identity["group"])
             os.chown(read, self.identity["user"], self.identity["group"])
         os.write(write, f"{self.password}\n".encode())

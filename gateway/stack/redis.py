@@ -74,7 +74,7 @@ async def redis_answers(url: str) -> bool:
     """Whether a Redis server answers PING within two seconds."""
     client = redis.asyncio.Redis.from_url(url, socket_timeout=2, socket_connect_timeout=2)
     try:
-        return bool(await client.execute_command("PING"))
+        return await client.execute_command("PING") is not None
     except (redis.asyncio.RedisError, OSError):
         return False
     finally:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import llm_service.treasury
 from alembic import op
+
+import llm_service.treasury
 from gateway.migrations.script import run_script
 
 revision = "0001"

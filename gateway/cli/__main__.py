@@ -1,0 +1,5 @@
+"""`python -m gateway.cli` is `treasurer`."""
+
+from gateway.cli import main
+
+main()

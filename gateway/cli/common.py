@@ -1,0 +1,156 @@
+"""What the commands share: exit codes, the running stack's database, and output for people and for programs."""
+
+from __future__ import annotations
+
+import asyncio
+import json as json_
+import sys
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import datetime
+from decimal import Decimal
+from enum import IntEnum, StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from uuid import UUID
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gateway.settings import Settings, load_settings
+from gateway.stack.state import StackState
+
+if TYPE_CHECKING:
+    import asyncpg
+
+
+T = TypeVar("T")
+
+
+class ExitCode(IntEnum):
+    """What a command's exit status says."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    NOT_RUNNING = 3
+    AUDIT_DIFFERENCE = 4
+
+
+class NotRunning(Exception):
+    """The command needs a running Treasurer (or its database), and there is none. Exit code 3."""
+
+
+def fail(message: str, code: int = ExitCode.FAILED) -> NoReturn:
+    """Print an error to stderr and exit with `code`."""
+    Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
+    sys.exit(int(code))
+
+
+def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a command's coroutine to its end."""
+    return asyncio.run(coroutine)
+
+
+def running_state(settings: Settings | None = None) -> StackState:
+    """The stack that runs on the data folder.
+
+    Raises:
+        NotRunning: none does.
+    """
+    settings = settings or load_settings()
+    state = StackState.read(settings.data_dir)
+    if state is None:
+        raise NotRunning(f"Treasurer is not running in {settings.data_dir}: start it with `treasurer up`.")
+    return state
+
+
+@asynccontextmanager
+async def open_pool(settings: Settings | None = None) -> AsyncIterator[asyncpg.Pool]:
+    """A small pool on `TREASURER_DATABASE_URL`, or else on the running stack's database.
+
+    Raises:
+        NotRunning: there is neither, or it cannot be reached.
+    """
+    import asyncpg  # here: `treasurer --help` does not wait for it
+
+    settings = settings or load_settings()
+    url = settings.database_url or running_state(settings).database_url
+    try:
+        pool = await asyncpg.create_pool(url, min_size=1, max_size=4, timeout=5)
+    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+        reason = str(error) or "it did not answer in time"
+        raise NotRunning(
+            f"The database cannot be reached ({reason}). Is Treasurer running? Start it with `treasurer up`."
+        ) from error
+    try:
+        yield pool
+    finally:
+        pool.terminate()
+
+
+def emit(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    json: bool = False,
+    columns: Mapping[str, str] | Sequence[str] | None = None,
+    title: str | None = None,
+    empty: str = "Nothing to show.",
+) -> None:
+    """Print rows: a table for people, or JSON for programs.
+
+    `columns` chooses and orders the table's columns (`{"key": "Heading"}` or just keys). JSON holds
+    every key. Numbers are aligned to the right.
+    """
+    if json:
+        print(json_.dumps([dict(row) for row in rows], default=_plain, indent=2, ensure_ascii=False))
+        return
+    console = Console(soft_wrap=not sys.stdout.isatty())
+    if not rows:
+        console.print(Text(empty, style="dim"))
+        return
+    headings = _headings(rows, columns)
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for key, heading in headings.items():
+        numeric = all(_is_number(row.get(key)) for row in rows)
+        table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(_shown(row.get(key))) for key in headings))
+    if not sys.stdout.isatty():  # into a file or a pipe: never cut a row to a guessed width
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
+
+
+def _headings(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
+    if isinstance(columns, Mapping):
+        return dict(columns)
+    keys = columns if columns is not None else list(dict.fromkeys(key for row in rows for key in row))
+    return {key: key.replace("_", " ") for key in keys}
+
+
+def _is_number(value: object) -> bool:
+    if isinstance(value, str):
+        return value.lstrip("$-").replace(",", "").replace(".", "", 1).isdigit()
+    return value is None or (isinstance(value, int | float | Decimal) and not isinstance(value, bool))
+
+
+def _shown(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, datetime):
+        return value.strftime("%Y-%m-%d %H:%M:%S%z")
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_shown, value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return str(value)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID | Path | StrEnum):
+        return str(value)
+    raise TypeError(f"{type(value).__name__} has no JSON form")

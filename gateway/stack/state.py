@@ -1,0 +1,78 @@
+"""What a running stack says about itself, in `<data_dir>/stack.json`: where everything is.
+
+What must hold: the file is there only while the stack is ready and its supervisor lives; it holds
+passwords, so only its owner may read it; it is replaced in one step, never half written.
+"""
+
+from __future__ import annotations
+
+import os
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+from pydantic import BaseModel, ValidationError
+
+_FILE = "stack.json"
+
+
+class StackState(BaseModel):
+    """Addresses, secrets' files and process ids of a running stack."""
+
+    pid: int
+    pid_started: float  # the supervisor's start time: a recycled process id is not the supervisor
+    started_at: datetime
+    data_dir: Path
+    database_url: str
+    redis_url: str
+    proxy_url: str
+    provider_url: str | None  # the simulated provider; None when every provider is real
+    gateway_url: str  # shared by all gateway processes
+    gateway_urls: list[str]  # each gateway process alone
+    grant_secret_file: Path
+    proxy_master_key_file: Path
+    admin_key_file: Path
+    real_providers: list[str]
+    simulated_providers: list[str]
+    pids: dict[str, int]  # of each part that we started: "postgres", "gateway-1", …
+
+    def secret(self, file: Path) -> str:
+        """The content of one of the secrets' files."""
+        return file.read_text(encoding="utf-8").strip()
+
+    @property
+    def grant_secret(self) -> str:
+        return self.secret(self.grant_secret_file)
+
+    @property
+    def proxy_master_key(self) -> str:
+        return self.secret(self.proxy_master_key_file)
+
+    @property
+    def admin_key(self) -> str:
+        return self.secret(self.admin_key_file)
+
+    @classmethod
+    def read(cls, data_dir: Path) -> StackState | None:
+        """The stack that runs on the data folder; None if none does (a stale file counts as none)."""
+        try:
+            state = cls.model_validate_json((data_dir / _FILE).read_bytes())
+            if abs(psutil.Process(state.pid).create_time() - state.pid_started) > 2:
+                return None
+        except (FileNotFoundError, NotADirectoryError, ValidationError, psutil.NoSuchProcess):
+            return None
+        return state
+
+    def write(self) -> None:
+        """Replace the file."""
+        file = self.data_dir / _FILE
+        fresh = file.with_suffix(f".{os.getpid()}")
+        handle = os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(self.model_dump_json(indent=2))
+        fresh.replace(file)
+
+    @staticmethod
+    def remove(data_dir: Path) -> None:
+        """Take the file away, if it is there."""
+        (data_dir / _FILE).unlink(missing_ok=True)
