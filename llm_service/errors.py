@@ -153,8 +153,30 @@ class BudgetBusy(Refused):
 
 
 class RateLimited(Refused):
+    """Pace. `extra_headers` are the x-ratelimit ones; `should_retry` is False for what can never pass."""
+
     code = "rate_limit_exceeded"
     should_retry = True
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after: float | None = None,
+        details: dict[str, Any] | None = None,
+        should_retry: bool = True,
+        extra_headers: dict[str, str] | None = None,
+    ) -> None:
+        super().__init__(message, retry_after=retry_after, details=details)
+        self.should_retry = should_retry
+        self.extra_headers = extra_headers or {}
+
+    def headers(self) -> dict[str, str]:
+        """The root's headers, the x-ratelimit ones, and retry-after-ms, which OpenAI's SDKs read first."""
+        headers = super().headers() | self.extra_headers
+        if self.retry_after is not None:
+            headers["retry-after-ms"] = str(max(1, math.ceil(self.retry_after * 1000)))
+        return headers
 
 
 class Unavailable(TreasurerError):

@@ -109,6 +109,7 @@ class RateLimit:
     """Pace, not money: how often, how many tokens, how many at once. `None` is no limit.
 
     `subject` names the bucket in Redis (`"agent:7"`); `model_pattern` narrows which calls count.
+    `name` is what people call the subject (`"agent researcher"`), for messages; empty: the subject.
     """
 
     id: int
@@ -118,6 +119,7 @@ class RateLimit:
     tokens_per_minute: int | None = None
     concurrent: int | None = None
     model_pattern: str | None = None
+    name: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +169,10 @@ class CallContext:
             return self.tags
         value = {Dimension.RUN: self.run, Dimension.USER: self.user, Dimension.SESSION: self.session}[dimension]
         return () if value is None else (value,)
+
+
+#: A call about which its caller says nothing.
+NO_CONTEXT = CallContext()
 
 
 @dataclass(frozen=True, slots=True)

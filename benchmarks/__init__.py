@@ -1,0 +1,1 @@
+"""Measurements. Each prints ratios against something measured in the same run."""

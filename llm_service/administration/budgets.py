@@ -1,0 +1,346 @@
+"""Budgets: create, change, top up, archive, show.
+
+What must hold: a limit is changed under the locks that admission takes (the budget's row, then its
+live windows by id), so that no call is admitted against the old limit after the change is done.
+What was already posted and held when a limit is lowered below it is recorded as grandfathered:
+invariant I1 speaks of what is admitted from then on.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Literal, Self
+
+import asyncpg
+from pydantic import model_validator
+
+from llm_service.administration.changes import change, insert, read, scope_id, scope_name, searchable
+from llm_service.administration.inputs import (
+    Amount,
+    BudgetName,
+    DimensionValue,
+    Duration,
+    Input,
+    ModelPattern,
+    Moment,
+    Target,
+    TimeZone,
+    View,
+)
+from llm_service.errors import InvalidRequest, NotFound
+from llm_service.money import MAX_NANO, format_dollars
+from llm_service.types import Scope
+
+if TYPE_CHECKING:
+    from asyncpg import Record
+    from asyncpg.pool import PoolConnectionProxy
+
+Period = Literal["minute", "hour", "day", "week", "month", "total", "run"]
+
+
+class Terms(Input):
+    """How much, for how long, and for which calls. `window="run"` means a total for each run."""
+
+    limit: Amount
+    window: Period = "total"
+    time_zone: TimeZone = "UTC"
+    per: Literal["run", "user", "session", "tag"] | None = None
+    per_value: DimensionValue | None = None
+    model: ModelPattern | None = None
+    name: BudgetName | None = None
+
+    @model_validator(mode="after")
+    def _split(self) -> Self:
+        if self.window == "run" and self.per not in (None, "run"):
+            raise ValueError("window 'run' is a budget for each run; leave per out, or choose another window")
+        if self.per_value is not None and self.dimension is None:
+            raise ValueError("per_value needs per: run, user, session or tag")
+        return self
+
+    @property
+    def dimension(self) -> str | None:
+        """The property of a call that splits or narrows the budget."""
+        return "run" if self.window == "run" else self.per
+
+    @property
+    def kind(self) -> str:
+        """The window's kind as it is stored."""
+        return "total" if self.window == "run" else self.window
+
+    def default_name(self, scope: Scope, subject: str) -> str:
+        """Such as "agent news: day" or "team research: month for each user, gpt-*"."""
+        text = f"{scope} {subject}: {self.kind}"
+        if self.dimension is not None:
+            text += f" for {self.dimension} {self.per_value}" if self.per_value else f" for each {self.dimension}"
+        return f"{text}, {self.model}" if self.model else text
+
+
+class NewBudget(Target, Terms):
+    """A budget on one organisation, team, agent or key."""
+
+
+class ChangeBudget(Input):
+    """A new limit, at once and in the middle of a window."""
+
+    limit: Amount
+
+
+class NewTopUp(Input):
+    """More money for a time: from `starts` (now) until `ends`, or for as long as `lasts`; else for ever."""
+
+    amount: Amount
+    starts: Moment | None = None
+    ends: Moment | None = None
+    lasts: Duration | None = None
+
+    @model_validator(mode="after")
+    def _period(self) -> Self:
+        if self.ends is not None and self.lasts is not None:
+            raise ValueError("give ends or lasts, not both")
+        if self.lasts == timedelta(0) or (self.starts and self.ends and self.ends <= self.starts):
+            raise ValueError("a top-up ends after it starts")
+        return self
+
+
+class TopUp(View):
+    """A top-up; `ends_at` None: for ever."""
+
+    id: int
+    amount_nano: int
+    starts_at: datetime
+    ends_at: datetime | None
+
+
+class Window(View):
+    """A live window of a budget. `subject` is the run, user, session or tag of a budget that is split."""
+
+    subject: str
+    starts_at: datetime | None
+    resets_at: datetime | None
+    posted_nano: int
+    pending_nano: int
+    left_nano: int
+
+
+class BudgetState(View):
+    """A budget and its current windows: posted and pending are sums, left is that of the tightest."""
+
+    id: int
+    name: str
+    scope: str
+    subject: str
+    window: str
+    time_zone: str
+    per: str | None
+    per_value: str | None
+    model: str | None
+    limit_nano: int
+    top_up_nano: int
+    posted_nano: int
+    pending_nano: int
+    left_nano: int
+    windows: int
+    starts_at: datetime | None
+    resets_at: datetime | None
+    created_at: datetime
+
+
+class BudgetDetail(BudgetState):
+    """With the hundred live windows that have the least left, and the top-ups that are not over."""
+
+    live_windows: list[Window]
+    top_ups: list[TopUp]
+
+
+_STATE = f"""
+    SELECT b.id, b.name, b.scope, {scope_name("b")} AS subject, b.window_kind AS window, b.time_zone, b.per, b.per_value,
+           b.model_pattern AS model, b.limit_nano, extra.nano AS top_up_nano, b.created_at,
+           live.posted AS posted_nano, live.pending AS pending_nano, live.count AS windows,
+           greatest(b.limit_nano + extra.nano - live.most, 0) AS left_nano,
+           CASE WHEN isfinite(period.starts_at) THEN period.starts_at END AS starts_at,
+           CASE WHEN isfinite(period.ends_at) THEN period.ends_at END AS resets_at
+    FROM budgets b
+    CROSS JOIN LATERAL treasury_window_v1(b.window_kind, b.time_zone, now()) AS period
+    CROSS JOIN LATERAL (SELECT treasury_top_ups_v1(b.id, now()) AS nano) AS extra
+    CROSS JOIN LATERAL (
+        SELECT count(*) AS count, coalesce(sum(w.posted_nano), 0)::bigint AS posted,
+               coalesce(sum(w.pending_nano), 0)::bigint AS pending, coalesce(max(w.posted_nano + w.pending_nano), 0) AS most
+        FROM windows w WHERE w.budget_id = b.id AND w.starts_at <= now() AND w.ends_at > now()
+    ) AS live
+    WHERE b.archived_at IS NULL
+"""  # noqa: S608
+
+
+async def create_budget(pool: asyncpg.Pool, new: NewBudget) -> BudgetState:
+    """Create a budget; it governs every call from now on.
+
+    Raises:
+        NotFound: what it is for does not exist. Conflict: the name is taken. InvalidRequest: time zone.
+    """
+    target = new.target()
+    assert target is not None
+    async with change(pool) as connection:
+        owner = await scope_id(connection, *target)
+        return await add_budget(connection, new, *target, owner)
+
+
+async def add_budget(
+    connection: PoolConnectionProxy, terms: Terms, scope: Scope, subject: str, owner: int
+) -> BudgetState:
+    """Create a budget as a part of another change. `owner` is the id of the scope's object."""
+    if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_timezone_names WHERE name = $1)", terms.time_zone):
+        raise InvalidRequest(f"Postgres does not know the time zone {terms.time_zone!r}.", param="time_zone")
+    if scope is Scope.KEY:
+        subject = await connection.fetchval(
+            "SELECT a.name || '/' || k.name FROM api_keys k JOIN agents a ON a.id = k.agent_id WHERE k.id = $1", owner
+        )
+    name = terms.name or terms.default_name(scope, subject)[:200]
+    row = await insert(
+        connection,
+        f"a budget {name!r}",
+        """INSERT INTO budgets (name, scope, scope_id, per, per_value, model_pattern, window_kind, time_zone, limit_nano)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING id""",
+        name,
+        scope.value,
+        owner,
+        terms.dimension,
+        terms.per_value,
+        terms.model,
+        terms.kind,
+        terms.time_zone,
+        terms.limit,
+    )
+    return await _state(connection, row["id"])
+
+
+async def change_budget(pool: asyncpg.Pool, name: str, new: ChangeBudget) -> BudgetState:
+    """Raise or lower a limit at once, in the middle of a window. What is held already stays held.
+
+    Raises:
+        NotFound: there is no budget of this name.
+    """
+    async with change(pool) as connection:
+        budget = await _lock(connection, name)
+        await connection.execute("UPDATE budgets SET limit_nano = $2 WHERE id = $1", budget["id"], new.limit)
+        # As admission does: windows are locked in the order of their ids, and only then read.
+        await connection.execute(
+            "SELECT id FROM windows WHERE budget_id = $1 AND ends_at > now() ORDER BY id FOR UPDATE", budget["id"]
+        )
+        await connection.execute(
+            """UPDATE windows w SET limit_nano = $2, grandfathered_nano = CASE
+                   WHEN w.posted_nano + w.pending_nano > $2 + treasury_top_ups_v1($1, now())
+                   THEN w.posted_nano + w.pending_nano ELSE 0 END
+               WHERE w.budget_id = $1 AND w.ends_at > now()""",
+            budget["id"],
+            new.limit,
+        )
+        return await _state(connection, budget["id"])
+
+
+async def top_up(pool: asyncpg.Pool, name: str, new: NewTopUp) -> TopUp:
+    """Add money to a budget for a time.
+
+    Raises:
+        NotFound: no such budget. InvalidRequest: it is over before it starts, or the sum is too much.
+    """
+    async with change(pool) as connection:
+        budget = await _lock(connection, name)
+        try:
+            row = await connection.fetchrow(
+                """INSERT INTO top_ups (budget_id, amount_nano, starts_at, ends_at)
+                   VALUES ($1, $2, coalesce($3, now()), coalesce($4, coalesce($3, now()) + $5::interval, 'infinity'))
+                   RETURNING id, amount_nano, starts_at, CASE WHEN isfinite(ends_at) THEN ends_at END AS ends_at,
+                             ends_at <= now() AS over""",
+                budget["id"],
+                new.amount,
+                new.starts,
+                new.ends,
+                new.lasts,
+            )
+        except asyncpg.CheckViolationError:
+            raise InvalidRequest("A top-up ends after it starts.", param="ends") from None
+        assert row is not None
+        if row["over"]:
+            raise InvalidRequest("This top-up would be over already.", param="ends")
+        total = await connection.fetchval(
+            "SELECT sum(amount_nano) FROM top_ups WHERE budget_id = $1 AND ends_at > now()", budget["id"]
+        )
+        if total > MAX_NANO:
+            raise InvalidRequest(
+                f"The top-ups of budget {name!r} would sum up to more than {format_dollars(MAX_NANO)}.", param="amount"
+            )
+        return TopUp.model_validate(dict(row))
+
+
+async def archive_budget(pool: asyncpg.Pool, name: str) -> BudgetState:
+    """End a budget: it governs no further call; its windows and ledger entries remain for reports.
+
+    Raises:
+        NotFound: there is no budget of this name.
+    """
+    async with change(pool) as connection:
+        budget = await _lock(connection, name)
+        state = await _state(connection, budget["id"])
+        await connection.execute("UPDATE budgets SET archived_at = now() WHERE id = $1", budget["id"])
+        return state
+
+
+async def list_budgets(pool: asyncpg.Pool, *, scope: str | None = None, subject: str | None = None) -> list[BudgetState]:
+    """All budgets with their current windows; of one scope, or of one object ("agent", "news")."""
+    rows = await read(
+        pool,
+        f"SELECT * FROM ({_STATE}) AS budgets WHERE ($1::text IS NULL OR scope = $1) AND ($2::text IS NULL OR subject = $2)"
+        " ORDER BY scope, subject, name",
+        scope,
+        None if subject is None else searchable(subject),
+    )
+    return [BudgetState.model_validate(dict(row)) for row in rows]
+
+
+async def show_budget(pool: asyncpg.Pool, name: str) -> BudgetDetail:
+    """One budget, its live windows and its top-ups.
+
+    Raises:
+        NotFound: there is no budget of this name.
+    """
+    rows = await read(pool, f"{_STATE} AND b.name = $1", searchable(name))
+    if not rows:
+        raise _no_budget(name)
+    budget = rows[0]
+    windows = await read(
+        pool,
+        """SELECT subject, CASE WHEN isfinite(starts_at) THEN starts_at END AS starts_at, posted_nano, pending_nano,
+                  CASE WHEN isfinite(ends_at) THEN ends_at END AS resets_at,
+                  greatest(limit_nano + $2::bigint - posted_nano - pending_nano, 0) AS left_nano
+           FROM windows WHERE budget_id = $1 AND starts_at <= now() AND ends_at > now()
+           ORDER BY left_nano, subject LIMIT 100""",
+        budget["id"],
+        budget["top_up_nano"],
+    )
+    top_ups = await read(
+        pool,
+        """SELECT id, amount_nano, starts_at, CASE WHEN isfinite(ends_at) THEN ends_at END AS ends_at
+           FROM top_ups WHERE budget_id = $1 AND ends_at > now() ORDER BY starts_at, id""",
+        budget["id"],
+    )
+    detail = dict(budget) | {"live_windows": [dict(row) for row in windows], "top_ups": [dict(row) for row in top_ups]}
+    return BudgetDetail.model_validate(detail)
+
+
+async def _lock(connection: PoolConnectionProxy, name: str) -> Record:
+    row = await connection.fetchrow(
+        "SELECT id FROM budgets WHERE name = $1 AND archived_at IS NULL FOR UPDATE", searchable(name)
+    )
+    if row is None:
+        raise _no_budget(name)
+    return row
+
+
+async def _state(connection: PoolConnectionProxy, budget_id: int) -> BudgetState:
+    row = await connection.fetchrow(f"{_STATE} AND b.id = $1", budget_id)
+    assert row is not None
+    return BudgetState.model_validate(dict(row))
+
+
+def _no_budget(name: str) -> NotFound:
+    return NotFound(f"There is no budget {name[:200]!r}. See which there are: treasurer budget list.", param="name")

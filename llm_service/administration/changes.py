@@ -1,0 +1,140 @@
+"""The transaction around every change of configuration, and how names become ids.
+
+What must hold: a change and its raise of the epoch are one transaction, so that no process goes on
+with older rules for longer than it takes to look; a change that fails leaves the epoch alone. The
+epoch's row is locked first: changes are one after the other, so a check such as "is this name
+taken" cannot be overtaken, and two changes never deadlock. Admission only reads that row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+import asyncpg
+
+from llm_service.administration.inputs import MAX_ID
+from llm_service.errors import Conflict, NotFound
+from llm_service.treasury.connection import AWAY, away
+from llm_service.types import Scope
+
+if TYPE_CHECKING:
+    from asyncpg import Record
+    from asyncpg.pool import PoolConnectionProxy
+
+_ACQUIRE_S = 5.0
+_TABLES = {Scope.ORGANISATION: "organisations", Scope.TEAM: "teams", Scope.AGENT: "agents"}
+
+
+@asynccontextmanager
+async def change(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
+    """One change of configuration, as one transaction.
+
+    Raises:
+        TreasuryUnavailable: Postgres is away, or other changes kept this one waiting for 10 s.
+    """
+    try:
+        async with pool.acquire(timeout=_ACQUIRE_S) as connection, connection.transaction():
+            await connection.execute("SET LOCAL lock_timeout = '10s'; UPDATE epoch SET value = value + 1")
+            yield connection
+    except (*AWAY, asyncpg.LockNotAvailableError) as error:
+        raise away(error) from error
+
+
+async def read(pool: asyncpg.Pool, statement: str, *arguments: object) -> list[Record]:
+    """The rows of one statement.
+
+    Raises:
+        TreasuryUnavailable: Postgres is away.
+    """
+    try:
+        async with pool.acquire(timeout=_ACQUIRE_S) as connection:
+            return await connection.fetch(statement, *arguments, timeout=30)
+    except AWAY as error:
+        raise away(error) from error
+
+
+async def insert(connection: PoolConnectionProxy, what: str, statement: str, *arguments: object) -> Record:
+    """Run an INSERT … RETURNING; `what` names the new object ("agent 'news'").
+
+    Raises:
+        Conflict: the name is taken. The unique index decides, so of two creations at once one wins.
+    """
+    try:
+        row = await connection.fetchrow(statement, *arguments)
+    except asyncpg.UniqueViolationError:
+        raise Conflict(f"There is {what} already. Choose another name.", param="name") from None
+    assert row is not None
+    return row
+
+
+async def scope_id(connection: PoolConnectionProxy, scope: Scope, name: str) -> int:
+    """The id of an organisation, team, agent or key.
+
+    A key's secret is rotated but the key remains: it is known by the id of its first row, so that
+    budgets and limits hold for all its secrets together.
+
+    Raises:
+        NotFound: there is none of this name.
+    """
+    if scope is Scope.KEY:
+        row = await find_key(connection, name)
+        if row["agent_id"] is None:
+            raise NotFound(f"Key {name} is an administrator's: it cannot spend, so it has no budgets or limits.")
+        return int(row["first_id"])
+    # The table's name comes from this module's own dictionary, never from outside.
+    found = await connection.fetchval(f"SELECT id FROM {_TABLES[scope]} WHERE name = $1", searchable(name))  # noqa: S608
+    if found is None:
+        raise missing(scope, name)
+    return int(found)
+
+
+def missing(scope: Scope, name: str) -> NotFound:
+    """There is no such organisation, team, agent or key, and what to do."""
+    return NotFound(
+        f"There is no {scope} {name[:200]!r}. Create it first (treasurer {scope} create), "
+        f"or see which there are (treasurer {scope} list).",
+        param=scope.value,
+    )
+
+
+def searchable(name: str) -> str:
+    """A name from a URL that may be looked for: what Postgres cannot hold as text is never found."""
+    return name if name.isprintable() else ""
+
+
+async def find_key(connection: PoolConnectionProxy, reference: str) -> Record:
+    """The newest row of a key that is named by its id or as agent/name; a live one before any other.
+
+    Raises:
+        NotFound: there is none.
+    """
+    agent, slash, name = searchable(reference).partition("/")
+    by_id = int(agent) if not slash and agent.isascii() and agent.isdigit() and len(agent) < 20 else 0
+    row = await connection.fetchrow(
+        """SELECT k.id, k.agent_id, k.name, k.models, k.expires_at, k.created_at, a.name AS agent,
+                  k.revoked_at IS NULL AND coalesce(k.expires_at > now(), true) AS live,
+                  (SELECT min(f.id) FROM api_keys f
+                   WHERE f.name = k.name AND f.agent_id IS NOT DISTINCT FROM k.agent_id) AS first_id
+           FROM api_keys k LEFT JOIN agents a ON a.id = k.agent_id
+           WHERE k.id = $1 OR (a.name = $2 AND k.name = $3)
+           ORDER BY live DESC, k.id DESC LIMIT 1""",
+        by_id if by_id <= MAX_ID else 0,
+        agent if slash else None,
+        name,
+    )
+    if row is None:
+        raise missing(Scope.KEY, reference)
+    return row
+
+
+def scope_name(row: str) -> str:
+    """SQL for the name of what a row's (scope, scope_id) points at; `row` is the row's alias."""
+    return f"""CASE {row}.scope
+        WHEN 'organisation' THEN (SELECT o.name FROM organisations o WHERE o.id = {row}.scope_id)
+        WHEN 'team' THEN (SELECT t.name FROM teams t WHERE t.id = {row}.scope_id)
+        WHEN 'agent' THEN (SELECT a.name FROM agents a WHERE a.id = {row}.scope_id)
+        WHEN 'key' THEN (SELECT a.name || '/' || k.name FROM api_keys k JOIN agents a ON a.id = k.agent_id
+                         WHERE k.id = {row}.scope_id)
+    END"""  # noqa: S608 (the alias is a constant of the caller)

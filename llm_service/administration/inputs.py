@@ -1,0 +1,239 @@
+"""What an administrator may say: one set of strict models, shared by the REST API and the command line.
+
+What must hold: bad input is refused here, with a message that says what was expected, before
+Postgres is asked; an unknown field is an error, never ignored; money is parsed once, to nano-dollars.
+What only Postgres knows (does the agent exist, is the name taken) is checked where it is written.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Annotated, Any, Self, TypeVar
+from zoneinfo import ZoneInfo
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    WithJsonSchema,
+    model_serializer,
+    model_validator,
+)
+
+from llm_service.errors import InvalidRequest
+from llm_service.money import format_decimal, parse_dollars
+from llm_service.types import Scope
+
+_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._ -]{0,62}[A-Za-z0-9._-])?")
+_BUDGET_NAME = re.compile(r"[A-Za-z0-9](?:[\x20-\x7e]{0,198}[\x21-\x7e])?")
+_PATTERN = re.compile(r"[A-Za-z0-9*?\[\]!._:/@+-]{1,128}")
+_DURATION = re.compile(r"([0-9]{1,9})\s*([smhdw])")
+_UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
+_LONGEST = timedelta(days=3660)
+#: The largest id that Postgres' bigint can hold: a larger one names nothing.
+MAX_ID = 2**63 - 1
+
+
+def _name(value: str) -> str:
+    if _NAME.fullmatch(value) is None:
+        raise ValueError("a name is 1 to 64 letters, digits, '.', '_', '-' or spaces, and starts with a letter or digit")
+    return value
+
+
+def _budget_name(value: str) -> str:
+    if _BUDGET_NAME.fullmatch(value) is None:
+        raise ValueError("a budget's name is 1 to 200 printable ASCII characters and starts with a letter or digit")
+    return value
+
+
+def _pattern(value: str) -> str:
+    if _PATTERN.fullmatch(value) is None:
+        raise ValueError("a model pattern is 1 to 128 characters such as gpt-4o or claude-*, without spaces")
+    return value
+
+
+def _value(value: str) -> str:
+    if not 1 <= len(value) <= 256 or not value.isprintable():
+        raise ValueError("a value is 1 to 256 printable characters")
+    return value
+
+
+def _amount(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError('an amount is dollars, as text or number: "0.05" or 12.5')
+    if len(str(value)) > 40:
+        raise ValueError("an amount has at most 40 characters")
+    nano = parse_dollars(value)
+    if nano == 0:
+        raise ValueError("an amount is more than zero (to stop an agent, pause it)")
+    return nano
+
+
+def _zone(value: str) -> str:
+    try:
+        if not 1 <= len(value) <= 64:
+            raise ValueError
+        ZoneInfo(value)
+    except (OSError, ValueError, KeyError):
+        raise ValueError(f"{value[:64]!r} is not a time zone; use an IANA name such as UTC or Europe/Berlin") from None
+    return value
+
+
+def parse_duration(value: object) -> timedelta:
+    """Read `30s`, `15m`, `24h`, `30d`, `2w` or `0`. At most ten years.
+
+    Raises:
+        ValueError: anything else.
+    """
+    if isinstance(value, timedelta):
+        return value
+    if value in ("0", 0) and not isinstance(value, bool):
+        return timedelta(0)
+    match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        raise ValueError("a duration is a number and a unit: 30s, 15m, 24h, 30d or 2w")
+    if int(match[1]) > _LONGEST / timedelta(**{_UNIT[match[2]]: 1}):
+        raise ValueError("a duration is at most ten years")
+    return timedelta(**{_UNIT[match[2]]: int(match[1])})
+
+
+def parse_moment(value: object) -> datetime:
+    """Read an ISO 8601 time with its offset: `2027-01-31T18:00:00Z`.
+
+    Raises:
+        ValueError: not a time, without an offset, or before 2000 or after 2200.
+    """
+    try:
+        moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
+    except ValueError:
+        raise ValueError("expected a time such as 2027-01-31T18:00:00Z") from None
+    if moment.tzinfo is None:
+        raise ValueError("a time needs its offset from UTC: 2027-01-31T18:00:00Z or …+01:00")
+    if not 2000 <= moment.year <= 2200:
+        raise ValueError("a time is between the years 2000 and 2200")
+    return moment
+
+
+def _when(value: object) -> datetime | timedelta:
+    if isinstance(value, datetime | timedelta):
+        return value
+    if isinstance(value, str) and _DURATION.fullmatch(value.strip()):
+        return parse_duration(value)
+    try:
+        return parse_moment(value)
+    except ValueError as error:
+        raise ValueError(f"{error}; or a duration from now, such as 30d") from None
+
+
+def _key_reference(value: object) -> str:
+    text = str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    if isinstance(text, str):
+        agent, slash, name = text.partition("/")
+        if slash and _NAME.fullmatch(agent) and _NAME.fullmatch(name):
+            return text
+        if not slash and re.fullmatch(r"[0-9]{1,19}", text) and int(text) <= MAX_ID:
+            return text
+    raise ValueError("a key is named by its id, or as agent/name (treasurer key list shows both)")
+
+
+Name = Annotated[str, AfterValidator(_name)]
+BudgetName = Annotated[str, AfterValidator(_budget_name)]
+ModelPattern = Annotated[str, AfterValidator(_pattern)]
+DimensionValue = Annotated[str, AfterValidator(_value)]
+TimeZone = Annotated[str, AfterValidator(_zone)]
+KeyReference = Annotated[str, BeforeValidator(_key_reference), WithJsonSchema({"type": "string"})]
+#: Dollars from outside, nano-dollars inside; more than zero.
+Amount = Annotated[int, BeforeValidator(_amount), WithJsonSchema({"type": ["string", "number"], "examples": ["0.05"]})]
+Duration = Annotated[timedelta, BeforeValidator(parse_duration), WithJsonSchema({"type": "string", "examples": ["24h"]})]
+Moment = Annotated[datetime, BeforeValidator(parse_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
+#: A time, or a duration from now by Postgres' clock.
+When = Annotated[
+    datetime | timedelta, BeforeValidator(_when), WithJsonSchema({"type": "string", "examples": ["30d", "2027-01-31T18:00:00Z"]})
+]
+
+
+class Input(BaseModel):
+    """A request: strict types, no unknown fields, and no value repeated in an error."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
+
+
+class Target(Input):
+    """What a budget or limit is attached to: exactly one of the four (a limit may have none)."""
+
+    organisation: Name | None = None
+    team: Name | None = None
+    agent: Name | None = None
+    key: KeyReference | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> Self:
+        named = sum(value is not None for value in (self.organisation, self.team, self.agent, self.key))
+        if named > 1 or (named == 0 and not self._may_be_general()):
+            raise ValueError("name exactly one of organisation, team, agent and key")
+        return self
+
+    def _may_be_general(self) -> bool:
+        return False
+
+    def target(self) -> tuple[Scope, str] | None:
+        """The scope and the name that was given."""
+        for scope in (Scope.ORGANISATION, Scope.TEAM, Scope.AGENT, Scope.KEY):
+            name = getattr(self, scope.value)
+            if name is not None:
+                return scope, name
+        return None
+
+
+class View(BaseModel):
+    """An answer. Each amount `x_nano` is also given as `x`, a decimal number of dollars as text."""
+
+    model_config = ConfigDict(frozen=True)
+
+    @model_serializer(mode="wrap")
+    def _with_dollars(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        shown: dict[str, Any] = {}
+        for name, value in handler(self).items():
+            if name.endswith("_nano"):
+                shown[name.removesuffix("_nano")] = None if value is None else format_decimal(value)
+            shown[name] = value
+        return shown
+
+
+_Model = TypeVar("_Model", bound=Input)
+
+
+def read_input(model: type[_Model], fields: Mapping[str, object]) -> _Model:
+    """Check what a person typed; fields that are None were not given.
+
+    Raises:
+        InvalidRequest: it says which field, and what was expected.
+    """
+    try:
+        return model.model_validate({name: value for name, value in fields.items() if value is not None})
+    except ValidationError as error:
+        raise bad_input(error.errors(include_url=False, include_context=False)) from None
+
+
+def bad_input(problems: Sequence[Mapping[str, Any]]) -> InvalidRequest:
+    """Pydantic's list of problems as one error for people; `param` names the first field."""
+    lines: list[str] = []
+    for problem in problems[:5]:
+        place = _place(problem)
+        message = str(problem["msg"]).removeprefix("Value error, ")
+        if problem["type"] == "extra_forbidden":
+            message = "there is no such field"
+        lines.append(f"{place}: {message}" if place else message)
+    if len(problems) > 5:
+        lines.append(f"and {len(problems) - 5} more")
+    return InvalidRequest("; ".join(lines), param=_place(problems[0]) or None)
+
+
+def _place(problem: Mapping[str, Any]) -> str:
+    parts = [str(part) for part in problem["loc"] if part not in ("body", "path", "query")]
+    return ".".join(parts)[:200] if problem["type"] != "json_invalid" else ""

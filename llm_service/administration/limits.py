@@ -1,0 +1,98 @@
+"""Rate limits: set, remove, list. They are pace, not money; Redis counts them (`guards/limits.py`).
+
+What must hold: one limit for each subject and model pattern; setting it again replaces it whole.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Self
+
+import asyncpg
+from pydantic import Field, model_validator
+
+from llm_service.administration.changes import change, read, scope_id, scope_name
+from llm_service.administration.inputs import MAX_ID, ModelPattern, Target, View
+from llm_service.errors import NotFound
+
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+TokenCount = Annotated[int, Field(ge=1, le=1_000_000_000_000)]
+
+
+class SetLimit(Target):
+    """A limit on an organisation, team, agent or key, for all calls or those of a model pattern;
+    or, with `model` alone, on every caller of those models together."""
+
+    model: ModelPattern | None = None
+    requests_per_minute: Count | None = None
+    tokens_per_minute: TokenCount | None = None
+    concurrent: Count | None = None
+
+    def _may_be_general(self) -> bool:
+        return self.model is not None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.requests_per_minute is None and self.tokens_per_minute is None and self.concurrent is None:
+            raise ValueError("give at least one of requests_per_minute, tokens_per_minute and concurrent")
+        return self
+
+
+class Limit(View):
+    """A limit; None is no limit. `subject` None: every caller."""
+
+    id: int
+    scope: str
+    subject: str | None
+    model: str | None
+    requests_per_minute: int | None
+    tokens_per_minute: int | None
+    concurrent: int | None
+
+
+_LIMITS = f"""
+    SELECT l.id, l.scope, {scope_name("l")} AS subject, l.model_pattern AS model, l.requests_per_minute,
+           l.tokens_per_minute, l.concurrent FROM rate_limits l
+"""  # noqa: S608
+
+
+async def set_limit(pool: asyncpg.Pool, new: SetLimit) -> Limit:
+    """Set a limit, in place of the one that the same subject and model pattern had.
+
+    Raises:
+        NotFound: what it is for does not exist.
+    """
+    target = new.target()
+    async with change(pool) as connection:
+        owner = None if target is None else await scope_id(connection, *target)
+        limit_id = await connection.fetchval(
+            """INSERT INTO rate_limits (scope, scope_id, model_pattern, requests_per_minute, tokens_per_minute, concurrent)
+               VALUES ($1, $2, $3, $4, $5, $6)
+               ON CONFLICT (scope, coalesce(scope_id, 0), coalesce(model_pattern, '')) DO UPDATE SET
+                   requests_per_minute = excluded.requests_per_minute,
+                   tokens_per_minute = excluded.tokens_per_minute, concurrent = excluded.concurrent
+               RETURNING id""",
+            "model" if target is None else target[0].value,
+            owner,
+            new.model,
+            new.requests_per_minute,
+            new.tokens_per_minute,
+            new.concurrent,
+        )
+        return Limit.model_validate(dict(await connection.fetchrow(f"{_LIMITS} WHERE l.id = $1", limit_id)))
+
+
+async def remove_limit(pool: asyncpg.Pool, limit_id: int) -> Limit:
+    """Remove a limit by its id. Raises NotFound."""
+    async with change(pool) as connection:
+        found = limit_id if 0 < limit_id <= MAX_ID else 0
+        row = await connection.fetchrow(f"{_LIMITS} WHERE l.id = $1 FOR UPDATE OF l", found)
+        if row is None:
+            raise NotFound(f"There is no limit {limit_id}. See which there are: treasurer limit list.", param="id")
+        await connection.execute("DELETE FROM rate_limits WHERE id = $1", found)
+        return Limit.model_validate(dict(row))
+
+
+async def list_limits(pool: asyncpg.Pool) -> list[Limit]:
+    """All limits, by scope and subject."""
+    rows = await read(pool, f"{_LIMITS} ORDER BY l.scope, subject NULLS FIRST, model NULLS FIRST")
+    return [Limit.model_validate(dict(row)) for row in rows]

@@ -1,0 +1,261 @@
+"""Grants: the signed permission for one request to LiteLLM Proxy. Standard library and PyJWT only.
+
+What must hold (invariant I3): the proxy serves nothing without a grant that our service signed,
+that has not expired, and that names exactly this path, this model and these bytes. Both sides use
+this module: the service signs, the plugin inside LiteLLM Proxy verifies, so that the two cannot
+drift apart. An error names the reason and never the token.
+
+A grant is good for one request: `UsedGrants` remembers each by its `jti` until it has expired.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from uuid import UUID, uuid4
+
+import jwt
+
+ISSUER = "treasurer"
+_ALGORITHM = "HS256"
+#: How far the clocks of the service and the proxy may be apart, in seconds.
+CLOCK_SKEW_S = 5
+_REQUIRED = ("iss", "jti", "sub", "exp", "iat")
+
+#: Requests that spend: one grant, one use.
+CALL_PATHS = frozenset({"/v1/chat/completions", "/v1/embeddings"})
+#: Requests of the service itself that cost nothing; their grants may be used until they expire.
+READ_PATHS = frozenset({"/model/info", "/utils/token_counter"})
+
+
+class GrantError(Exception):
+    """A token is no grant for this request. `reason` is one clause, without any of the token's text."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason: str = reason
+
+
+@dataclass(frozen=True, slots=True)
+class GrantLimits:
+    """The pace that LiteLLM enforces a second time, where that is switched on. `None` is no limit."""
+
+    rpm: int | None = None
+    tpm: int | None = None
+    parallel: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """Who may send which bytes to which model, until when. Times are Unix seconds."""
+
+    call_id: UUID
+    attempt: int
+    agent_id: int
+    agent: str
+    team: str
+    organisation: str
+    key_id: int | None
+    model: str | None  # None: the request names no model (GET /model/info)
+    path: str
+    digest: str  # of the exact body; "" when there is none
+    issued_at: int
+    expires_at: int
+    tags: tuple[str, ...] = ()
+    run: str | None = None
+    user: str | None = None
+    session: str | None = None
+    limits: GrantLimits | None = None
+
+    @property
+    def jti(self) -> str:
+        """The name of this grant: one for each attempt of a call."""
+        return f"{self.call_id}.{self.attempt}"
+
+
+def digest_of(body: bytes) -> str:
+    """What a grant says of a body: sha256 in hexadecimal, or `""` for an empty one."""
+    return sha256(body).hexdigest() if body else ""
+
+
+def for_service(path: str, *, model: str | None = None, body: bytes = b"", lifetime_s: int = 60) -> Grant:
+    """A grant for one of the service's own reads (`READ_PATHS`), which no agent pays for."""
+    now = int(time.time())
+    return Grant(
+        call_id=uuid4(), attempt=0, agent_id=0, agent="treasurer", team="treasurer", organisation="treasurer",
+        key_id=None, model=model, path=path, digest=digest_of(body), issued_at=now, expires_at=now + lifetime_s,
+    )  # fmt: skip
+
+
+def sign(secret: str, grant: Grant) -> str:
+    """The grant as a compact JWT, for `Authorization: Bearer …`. The secret has 32 characters or more."""
+    claims: dict[str, object] = {
+        "iss": ISSUER,
+        "jti": grant.jti,
+        "sub": str(grant.agent_id),
+        "agent": grant.agent,
+        "team": grant.team,
+        "organisation": grant.organisation,
+        "key": grant.key_id,
+        "model": grant.model,
+        "path": grant.path,
+        "digest": grant.digest,
+        "tags": list(grant.tags),
+        "run": grant.run,
+        "user": grant.user,
+        "session": grant.session,
+        "limits": None,
+        "iat": grant.issued_at,
+        "exp": grant.expires_at,
+    }
+    if grant.limits is not None:
+        claims["limits"] = {"rpm": grant.limits.rpm, "tpm": grant.limits.tpm, "parallel": grant.limits.parallel}
+    return jwt.encode(claims, secret, algorithm=_ALGORITHM)  # pyright: ignore[reportUnknownMemberType]  # PyJWT's key type
+
+
+def verify(secret: str, token: str, *, path: str, model: str | None, body: bytes) -> Grant:
+    """Read a token as the grant for this very request.
+
+    Raises:
+        GrantError: not signed by us, expired, not yet valid, malformed, or for another path, model or body.
+    """
+    try:
+        claims: Mapping[str, object] = jwt.decode(  # pyright: ignore[reportUnknownMemberType]  # PyJWT's key type
+            token,
+            secret,
+            algorithms=[_ALGORITHM],
+            issuer=ISSUER,
+            leeway=CLOCK_SKEW_S,
+            options={"require": list(_REQUIRED), "verify_aud": False},
+        )
+    except jwt.ExpiredSignatureError:
+        raise GrantError("the grant has expired") from None
+    except jwt.ImmatureSignatureError:
+        raise GrantError("the grant is not valid yet: the clocks of service and proxy differ") from None
+    except jwt.InvalidSignatureError:
+        raise GrantError("the grant's signature is not ours") from None
+    except jwt.InvalidIssuerError:
+        raise GrantError("the grant was not issued by Treasurer") from None
+    except jwt.MissingRequiredClaimError as error:
+        raise GrantError(f"the grant lacks the claim {error.claim}") from None
+    except jwt.PyJWTError:
+        # Includes `alg: none`, other algorithms, and anything that is no JWT at all, such as an agent's key.
+        raise GrantError("the bearer token is not a grant") from None
+    grant = _parse(claims)
+    if grant.path != path:
+        raise GrantError("the grant is for another path")
+    if grant.model != model:
+        raise GrantError("the grant is for another model")
+    if grant.digest != digest_of(body):
+        raise GrantError("the grant is for another body")
+    return grant
+
+
+class UsedGrants:
+    """Grants that were used, as empty files: `<directory>/<minute of expiry>/<jti>`.
+
+    Creating a file exclusively is atomic between processes and outlives them, so a replay is refused
+    by every worker of the proxy and after its restart, without any server. Proxies on several machines
+    need a directory that they share. A minute's folder goes when its grants have expired anyhow.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory: Path = directory
+        self._minutes: set[int] = set()
+
+    def use(self, grant: Grant) -> bool:
+        """Whether this is the grant's first use. Raises OSError when that cannot be remembered."""
+        minute = grant.expires_at // 60
+        folder = self._directory / str(minute)
+        if minute not in self._minutes:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._minutes.add(minute)
+            self.forget(time.time())
+        try:
+            os.close(os.open(folder / grant.jti, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+        except FileExistsError:
+            return False
+        return True
+
+    def forget(self, now: float) -> None:
+        """Remove the folders of minutes whose grants have all expired. `now` in Unix seconds."""
+        oldest = int(now - CLOCK_SKEW_S) // 60
+        self._minutes = {minute for minute in self._minutes if minute >= oldest}
+        for folder in self._directory.iterdir():
+            if folder.name.isdigit() and int(folder.name) < oldest:
+                shutil.rmtree(folder, ignore_errors=True)  # another worker may be removing it as well
+
+
+def _parse(claims: Mapping[str, object]) -> Grant:
+    """Claims as a grant: every type checked, because what follows makes a file name and database rows of them."""
+    call_id, _, attempt = _text(claims, "jti").rpartition(".")
+    tags = claims.get("tags")
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):  # pyright: ignore[reportUnknownVariableType]  # JSON
+        raise _malformed("tags")
+    try:
+        return Grant(
+            call_id=UUID(call_id),
+            attempt=_number("jti", attempt),
+            agent_id=_number("sub", _text(claims, "sub")),
+            agent=_text(claims, "agent"),
+            team=_text(claims, "team"),
+            organisation=_text(claims, "organisation"),
+            key_id=_optional_number(claims, "key"),
+            model=_optional_text(claims, "model"),
+            path=_text(claims, "path"),
+            digest=_text(claims, "digest"),
+            issued_at=_number("iat", claims.get("iat")),
+            expires_at=_number("exp", claims.get("exp")),
+            tags=tuple(str(tag) for tag in tags),  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]  # checked above
+            run=_optional_text(claims, "run"),
+            user=_optional_text(claims, "user"),
+            session=_optional_text(claims, "session"),
+            limits=_limits(claims.get("limits")),
+        )
+    except ValueError:
+        raise _malformed("jti") from None
+
+
+def _limits(value: object) -> GrantLimits | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise _malformed("limits")
+    limits: Mapping[str, object] = {str(name): limit for name, limit in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # JSON
+    return GrantLimits(
+        rpm=_optional_number(limits, "rpm"),
+        tpm=_optional_number(limits, "tpm"),
+        parallel=_optional_number(limits, "parallel"),
+    )
+
+
+def _text(claims: Mapping[str, object], name: str) -> str:
+    value = claims.get(name)
+    if not isinstance(value, str):
+        raise _malformed(name)
+    return value
+
+
+def _optional_text(claims: Mapping[str, object], name: str) -> str | None:
+    return None if claims.get(name) is None else _text(claims, name)
+
+
+def _number(name: str, value: object) -> int:
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) <= 19:
+        return int(value)
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise _malformed(name)
+
+
+def _optional_number(claims: Mapping[str, object], name: str) -> int | None:
+    return None if claims.get(name) is None else _number(name, claims.get(name))
+
+
+def _malformed(name: str) -> GrantError:
+    return GrantError(f"the grant's claim {name} is malformed")

@@ -1,0 +1,157 @@
+"""Rate limits: requests a minute, tokens a minute and calls in flight, all that apply to a call at once.
+
+What must hold:
+- All or nothing in one round trip: one Lua script (`limits.lua`) checks every limit by Redis' clock
+  and takes from all of them, or from none. `pace.py` says what a bucket is and its worst case.
+- A crash leaks nothing for ever: buckets refill, and a slot of a call in flight expires with its call.
+- Pace fails soft (I6): with Redis away the same rules are kept in this process, `degraded` says so,
+  and no call waits for longer than `timeout_s` for it. Slots taken on one side are given back there.
+
+Redis Cluster: one script may touch keys of one hash slot only, and a call's limits range from its key
+to its model, so all keys carry one hash tag. In a cluster one shard then keeps all rate limits (some
+50,000 calls a second); the other shards do not help. The client here speaks to that shard, not to a cluster.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from uuid import UUID
+
+import redis.asyncio
+
+from llm_service.guards.lane import Away, Command, Lane
+from llm_service.guards.local import LocalLimits
+from llm_service.guards.pace import Charge, Decision, Metric, Pace, charges_of, never_passes, refusal
+from llm_service.types import RateLimit
+
+_SCRIPT = Path(__file__).with_name("limits.lua")
+
+
+class RateLimiter:
+    """Keeps callers to their pace. Belongs to one event loop; `None` for Redis keeps it in this process.
+
+    `timeout_s` is the longest that a call waits for Redis. `on_degraded(True)` is called when
+    limits fall back to the process, `on_degraded(False)` when they are shared again.
+    """
+
+    def __init__(
+        self,
+        redis: redis.asyncio.Redis | None,
+        *,
+        timeout_s: float = 0.25,
+        prefix: str = "treasurer:{pace}:",
+        on_degraded: Callable[[bool], None] | None = None,
+    ) -> None:
+        self._prefix = prefix
+        self._local = LocalLimits()
+        self._lane = redis and Lane(
+            redis,
+            _SCRIPT,
+            probe_key=f"{prefix}probe",
+            timeout_s=timeout_s,
+            on_away=on_degraded or _ignore,
+        )
+
+    @property
+    def degraded(self) -> bool:
+        """Whether Redis should be used and is away."""
+        return self._lane is not None and self._lane.away
+
+    async def acquire(
+        self, call_id: UUID, limits: Sequence[RateLimit], model: str, tokens: int, lifetime_s: float
+    ) -> Pace:
+        """Take one request, `tokens` and a slot from every limit that applies to `model`, or nothing.
+
+        The slot is the call's: taken again by the same `call_id` it counts once, and lives
+        `lifetime_s` from now. Requests and tokens count each time.
+
+        Raises:
+            RateLimited: names the limit that takes longest to wait for, or one that the call can never pass.
+        """
+        charges = charges_of(self._prefix, limits, model, tokens)
+        impossible = never_passes(charges)
+        if impossible is not None:
+            raise impossible
+        local = not charges or self._lane is None or self._lane.away
+        if self._lane is None or local:
+            decision = self._local.acquire(call_id, charges, lifetime_s)
+        else:
+            try:
+                decision = _read(await self._lane.run(_acquisition(call_id, charges, lifetime_s)))
+            except Away:
+                local = True
+                decision = self._local.acquire(call_id, charges, lifetime_s)
+        if not decision.admitted:
+            raise refusal(charges, decision)
+        expires_ms = decision.now_ms + math.ceil(lifetime_s * 1_000)
+        return Pace(call_id, charges, decision.levels, expires_ms, local)
+
+    def release(self, pace: Pace, tokens: int | None) -> None:
+        """Give the slot back and correct the tokens to what was used (None: leave them as held). Never raises.
+
+        Returns at once; Redis hears of it with the next round trip. A second release does nothing.
+        """
+        if pace.released:
+            return
+        pace.released = True
+        changes = pace.returns(tokens)
+        if pace.local or self._lane is None:
+            self._local.release(pace, tokens)
+        elif changes:
+            undo = _release(pace, [change for change in changes if change[0].metric is Metric.CONCURRENT], None)
+            self._lane.post(_release(pace, changes, undo))
+
+    async def drain(self) -> None:
+        """Wait until Redis has heard of every release, or is away."""
+        if self._lane is not None:
+            await self._lane.drain()
+
+    async def close(self) -> None:
+        """Drain, and stop looking for Redis. The client is left open: close it after this."""
+        if self._lane is not None:
+            await self._lane.close()
+
+
+def _acquisition(call_id: UUID, charges: Sequence[Charge], lifetime_s: float) -> Command:
+    slots = [charge for charge in charges if charge.metric is Metric.CONCURRENT]
+    call = str(call_id)
+    # Unknown whether it was admitted: its slot goes, whatever its expiry; its tokens refill within a minute.
+    undo = Command(
+        tuple(charge.key for charge in slots),
+        ("release", call, "", *(argument for charge in slots for argument in (charge.metric, charge.limit, 0))),
+    )
+    return Command(
+        tuple(charge.key for charge in charges),
+        (
+            "acquire",
+            call,
+            math.ceil(lifetime_s * 1_000),
+            *(argument for charge in charges for argument in (charge.metric, charge.limit, charge.amount)),
+        ),
+        undo if slots else None,
+    )
+
+
+def _release(pace: Pace, changes: Sequence[tuple[Charge, int]], undo: Command | None) -> Command:
+    """A release. Its undo gives only the slots back: a correction that may have happened is not made twice."""
+    return Command(
+        tuple(charge.key for charge, _ in changes),
+        (
+            "release",
+            str(pace.call_id),
+            pace.slot_expires_ms,
+            *(argument for charge, change in changes for argument in (charge.metric, charge.limit, change)),
+        ),
+        undo if undo is not None and undo.keys else None,
+    )
+
+
+def _read(answer: str) -> Decision:
+    admitted, now_ms, *levels = (int(number) for number in answer.split())
+    return Decision(admitted=admitted == 1, now_ms=now_ms, levels=tuple(levels))
+
+
+def _ignore(_: bool) -> None:
+    """No gauge is connected."""

@@ -1,0 +1,344 @@
+"""What LiteLLM Proxy loads of ours: the check of grants, and the witness of each attempt.
+
+What must hold: LiteLLM serves nothing without a valid grant, used once (invariant I3), except its
+own health routes; every attempt at a deployment leaves a witness, whether it succeeded, failed, was
+retried by the router or was left by its caller in mid-stream (I2); and a fault in here never takes
+a served answer away: only the check of grants may refuse.
+
+`config/litellm.yaml` names `custom_auth` and `witness_logger`. Runs in LiteLLM's environment, so it
+imports only the standard library, LiteLLM, asyncpg, PyJWT and modules of ours that need no more.
+Environment: TREASURER_GRANT_SECRET, TREASURER_GRANT_DIR, TREASURER_SPOOL_DIR,
+TREASURER_DATABASE_URL, TREASURER_PROXY_ENFORCES_LIMITS (0 or 1).
+"""
+# LiteLLM is in another environment than the type checker's, and its objects are what they are at run time.
+# pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUntypedBaseClass=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import AsyncGenerator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any, Literal
+
+import litellm
+from litellm.integrations.custom_logger import CustomLogger
+from litellm.proxy._types import ProxyException, UserAPIKeyAuth
+from litellm.proxy.common_utils.http_parsing_utils import read_request_body
+from litellm.types.utils import is_litellm_owned_kwarg
+
+from llm_service.grants import CALL_PATHS, READ_PATHS, Grant, GrantError, UsedGrants, verify
+from llm_service.money import nano_from_reported_dollars
+from llm_service.types import Usage
+from llm_service.witnesses import Outcome, Witness, WitnessWriter
+
+_log = logging.getLogger("treasurer.proxy_plugin")
+
+_CLAIM = "treasurer"  # where a grant's call id and attempt travel in the metadata of LiteLLM's key
+_ENDED = "treasurer_stream_ended"  # set on a call whose stream did not end by itself: its witness is written
+
+#: Fields of a body that steer LiteLLM instead of the model: to another model, another price, another address,
+#: or past the limit that was held for. LiteLLM's own parameters are refused with these.
+_STEERING = frozenset(
+    {
+        "additional_drop_params",
+        "content_policy_fallbacks",
+        "context_window_fallbacks",
+        "drop_params",
+        "extra_body",
+        "extra_headers",
+        "extra_query",
+        "mock_testing_content_policy_fallbacks",
+        "mock_testing_context_fallbacks",
+        "mock_testing_fallbacks",
+        "mock_testing_rate_limit_error",
+        "modify_params",
+        "num_retries_per_request",
+    }
+)
+_HARMLESS = frozenset({"metadata", "tags"})
+
+
+def _folder(name: str, fallback: str) -> Path:
+    return Path(os.environ.get(name) or fallback)
+
+
+_secret = os.environ.get("TREASURER_GRANT_SECRET", "")
+_enforces_limits = os.environ.get("TREASURER_PROXY_ENFORCES_LIMITS", "0") == "1"
+_used = UsedGrants(_folder("TREASURER_GRANT_DIR", ".treasurer/grants"))
+
+
+def _refusal(message: str, *, status: int, kind: str, code: str) -> ProxyException:
+    return ProxyException(message=message, type=kind, param=None, code=status, openai_code=code)
+
+
+def _not_granted(reason: str) -> ProxyException:
+    return _refusal(
+        f"Refused: {reason}. LiteLLM Proxy serves only Treasurer; send this request to Treasurer's gateway.",
+        status=401,
+        kind="authentication_error",
+        code="invalid_grant",
+    )
+
+
+async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
+    """Admit a request that carries the grant for exactly itself, once.
+
+    Raises:
+        ProxyException: 401 without a valid grant or for its second use, 400 for a body that steers LiteLLM,
+            503 when a use cannot be remembered.
+    """
+    path = str(request.scope.get("path", ""))
+    if path not in CALL_PATHS and path not in READ_PATHS:
+        raise _not_granted("no grant opens this path")
+    if len(_secret) < 32:
+        raise _refusal(
+            "TREASURER_GRANT_SECRET is not set, so that no grant can be checked",
+            status=503, kind="service_unavailable_error", code="grants_unavailable",
+        )  # fmt: skip
+    body: bytes = await request.body()
+    fields: Mapping[str, Any] = await read_request_body(request) if body else {}
+    try:
+        grant = verify(_secret, api_key or "", path=path, model=fields.get("model"), body=body)
+    except GrantError as error:
+        raise _not_granted(error.reason) from None
+    if path in CALL_PATHS:
+        _check_steering(fields)
+        _use_once(grant)
+    return _identity(grant)
+
+
+def _check_steering(fields: Mapping[str, Any]) -> None:
+    steering = sorted(
+        name for name in fields if name in _STEERING or (name not in _HARMLESS and is_litellm_owned_kwarg(name))
+    )
+    if steering:
+        raise _refusal(
+            f"The body may not carry {', '.join(steering)}: that steers LiteLLM away from what was held for",
+            status=400, kind="invalid_request_error", code="field_not_allowed",
+        )  # fmt: skip
+
+
+def _use_once(grant: Grant) -> None:
+    try:
+        first = _used.use(grant)
+    except OSError as error:
+        raise _refusal(
+            f"A grant's use cannot be remembered ({error.strerror}): check TREASURER_GRANT_DIR",
+            status=503, kind="service_unavailable_error", code="grants_unavailable",
+        ) from None  # fmt: skip
+    if not first:
+        raise _not_granted("the grant has been used before")
+
+
+def _identity(grant: Grant) -> UserAPIKeyAuth:
+    """The agent, team and tags as LiteLLM's own logs and metrics name them."""
+    limits = grant.limits if _enforces_limits else None
+    return UserAPIKeyAuth(
+        api_key=f"treasurer-agent-{grant.agent_id}",
+        key_alias=grant.agent,
+        team_id=grant.team,
+        team_alias=grant.team,
+        org_id=grant.organisation,
+        end_user_id=grant.user,
+        metadata={
+            _CLAIM: {"call_id": str(grant.call_id), "attempt": grant.attempt},
+            "agent": grant.agent,
+            "run": grant.run,
+            "session": grant.session,
+            "tags": list(grant.tags),
+        },
+        rpm_limit=limits.rpm if limits else None,
+        tpm_limit=limits.tpm if limits else None,
+        max_parallel_requests=limits.parallel if limits else None,
+    )
+
+
+class WitnessLogger(CustomLogger):
+    """Turns LiteLLM's events into witnesses. Each hook is one kind of end of one attempt.
+
+    LiteLLM's own failure event comes once a request, however often the router retried, so failures are
+    taken from the hook of each deployment's attempt. A stream's end is seen by wrapping its iterator:
+    when it does not end by itself, neither of LiteLLM's events tells what had been served.
+    """
+
+    def __init__(self, writer: WitnessWriter) -> None:
+        super().__init__()
+        self._writer: WitnessWriter = writer
+
+    async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+        """An answer was served whole (a stream: to its end)."""
+        if kwargs.get(_ENDED):
+            return
+        usage = getattr(response_obj, "usage", None)
+        self._record("success", kwargs, usage, kwargs.get("response_cost"), start_time, end_time)
+
+    async def async_post_call_failure_deployment_hook(
+        self, request_data: Any, exception: Exception, call_type: Any, fallback_depth: int | None = None
+    ) -> None:
+        """One attempt at one deployment failed before it answered; the router may try another."""
+        started = getattr(request_data.get("litellm_logging_obj"), "start_time", None)
+        self._record("failure", request_data, None, None, started, None, exception)
+
+    async def async_post_call_streaming_iterator_hook(
+        self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        """Pass a stream through; if it breaks or its caller leaves, record what had been served."""
+        chunks: list[Any] = []
+        try:
+            async for chunk in response:
+                chunks.append(chunk)
+                yield chunk
+        except (GeneratorExit, asyncio.CancelledError):
+            self._record_cut("cancelled", request_data, chunks, None)
+            raise
+        except Exception as error:
+            self._record_cut("failure", request_data, chunks, error)
+            raise
+
+    def _record_cut(
+        self, outcome: Literal["failure", "cancelled"], data: Mapping[str, Any], chunks: list[Any], error: Exception | None
+    ) -> None:
+        call = data.get("litellm_logging_obj")
+        details: dict[str, Any] = getattr(call, "model_call_details", {})
+        details[_ENDED] = True
+        usage, cost = _estimate(details, chunks, data.get("messages"))
+        self._record(outcome, details or data, usage, cost, getattr(call, "start_time", None), None, error)
+
+    def _record(
+        self,
+        outcome: Outcome,
+        call: Mapping[str, Any],
+        usage: Any,
+        cost: Any,
+        started_at: Any,
+        ended_at: Any,
+        error: Exception | None = None,
+    ) -> None:
+        """Hand a witness over. Whatever is wrong with an event must not reach LiteLLM's caller."""
+        try:
+            witness = _witness(outcome, call, usage, cost, started_at, ended_at, error)
+            if witness is not None:
+                self._writer.add(witness)
+        except Exception as fault:
+            _log.exception("A witness could not be recorded: %s", type(fault).__name__)
+
+
+def _witness(
+    outcome: Outcome,
+    call: Mapping[str, Any],
+    usage: Any,
+    cost: Any,
+    started_at: Any,
+    ended_at: Any,
+    error: Exception | None,
+) -> Witness | None:
+    parameters: Mapping[str, Any] = call.get("litellm_params") or {}
+    metadata = _metadata(call) or _metadata(parameters)
+    claim = (metadata.get("user_api_key_metadata") or {}).get(_CLAIM)
+    if not claim:  # a read of the service's own, or LiteLLM's health check
+        return None
+    information: Mapping[str, Any] = metadata.get("model_info") or call.get("model_info") or {}
+    status = _status(outcome, error)
+    return Witness(
+        call_id=claim["call_id"],
+        attempt=int(claim["attempt"]),
+        outcome=outcome,
+        model=str(metadata.get("model_group") or call.get("model") or ""),
+        provider=_provider(call, parameters),
+        deployment=information.get("id"),
+        cost_nano=None if cost is None else nano_from_reported_dollars(cost),
+        usage=_usage(usage),
+        status=status,
+        error=None if error is None else type(error).__name__,
+        started_at=_utc(started_at),
+        ended_at=_utc(ended_at) or datetime.now(timezone.utc),
+    )
+
+
+def _metadata(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in ("litellm_metadata", "metadata"):
+        found = call.get(name)
+        if isinstance(found, Mapping) and "user_api_key_metadata" in found:
+            return found
+    return {}
+
+
+def _provider(call: Mapping[str, Any], parameters: Mapping[str, Any]) -> str | None:
+    named = call.get("custom_llm_provider") or parameters.get("custom_llm_provider")
+    if named:
+        return str(named)
+    provider, slash, _ = str(call.get("model", "")).partition("/")
+    return provider if slash else None
+
+
+def _status(outcome: Outcome, error: Exception | None) -> int | None:
+    if outcome == "cancelled":
+        return 499
+    if error is None:
+        return 200
+    status = getattr(error, "status_code", None)
+    return status if isinstance(status, int) and 100 <= status <= 599 else None
+
+
+def _usage(usage: Any) -> Usage:
+    """LiteLLM's usage in our terms. It has translated every provider to OpenAI's convention, more or less."""
+    if usage is None:
+        return Usage()
+    prompt = getattr(usage, "prompt_tokens_details", None)
+    completion = getattr(usage, "completion_tokens_details", None)
+    return Usage(
+        input_tokens=_tokens(usage, "prompt_tokens"),
+        cached_tokens=_tokens(prompt, "cached_tokens"),
+        cache_write_tokens=_tokens(prompt, "cache_creation_tokens") or _tokens(usage, "cache_creation_input_tokens"),
+        output_tokens=_tokens(usage, "completion_tokens"),
+        reasoning_tokens=_tokens(completion, "reasoning_tokens"),
+    )
+
+
+def _tokens(source: Any, name: str) -> int:
+    value = getattr(source, name, None)
+    return max(0, int(value)) if isinstance(value, int | float) else 0
+
+
+def _estimate(details: Mapping[str, Any], chunks: list[Any], messages: Any) -> tuple[Any, float | None]:
+    """Usage and dollars of a stream that was cut, counted from what had come. None: nothing is known."""
+    if not chunks:
+        return None, None
+    with contextlib.suppress(Exception):  # an estimate that fails is no estimate
+        built = litellm.stream_chunk_builder(chunks=list(chunks), messages=messages)
+        if built is None:
+            return None, None
+        usage = getattr(built, "usage", None)
+        parameters: Mapping[str, Any] = details.get("litellm_params") or {}
+        information = _metadata(parameters).get("model_info") or {}
+        try:
+            cost = litellm.completion_cost(
+                completion_response=built,
+                model=details.get("model"),
+                custom_llm_provider=details.get("custom_llm_provider"),
+                custom_pricing=None,
+                router_model_id=information.get("id"),
+            )
+        except Exception:
+            return usage, None
+        return usage, cost
+    return None, None
+
+
+def _utc(moment: Any) -> datetime | None:
+    """LiteLLM's times are naive and local."""
+    return moment.astimezone(timezone.utc) if isinstance(moment, datetime) else None
+
+
+witness_logger = WitnessLogger(
+    WitnessWriter(os.environ.get("TREASURER_DATABASE_URL"), _folder("TREASURER_SPOOL_DIR", ".treasurer/spool"))
+)
+with contextlib.suppress(RuntimeError):
+    # Loaded inside the worker's loop: what an earlier process left in the spool is replayed without waiting for a call.
+    asyncio.get_running_loop()
+    witness_logger._writer.start()  # pyright: ignore[reportPrivateUsage]  # same module

@@ -1,0 +1,174 @@
+"""Gauges that only the database can tell: what is held, and what is left of each budget.
+
+What must hold: read at scrape time, never more often than `_FRESH_S`, within `_TIMEOUT_S`, and at a
+cost that does not grow with history: budgets are probed by index, and of budgets that are split (by
+run, user, session, tag) only the windows among the newest `_NEWEST_WINDOWS` are looked at. At most
+`MAX_BUDGETS` budgets are exported, the most used first; a split budget shows its most used window.
+Every instance on one database exports the same values: aggregate with `max`, never `sum`.
+Without the database they are left out, and `treasurer_database_readable` is 0: stale money is not shown.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from asyncpg import InterfaceError, PostgresError
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
+
+from llm_service.telemetry.labels import clean
+
+_logger = logging.getLogger(__name__)
+
+MAX_BUDGETS = 500
+_NEWEST_WINDOWS = 10_000
+_FRESH_S = 5.0
+_TIMEOUT_S = 2.0
+
+_HOLDS = """
+SELECT count(*) AS holds, coalesce(sum(amount_nano), 0)::bigint AS nano,
+       count(*) FILTER (WHERE expires_at < now()) AS overdue
+FROM holds
+"""
+
+# A window may hold what a top-up allowed while it was active, and what was there when a limit was lowered.
+_BUDGETS = """
+WITH live AS (
+    SELECT w.* FROM budgets b CROSS JOIN LATERAL (
+        SELECT * FROM windows
+        WHERE budget_id = b.id AND subject = coalesce(b.per_value, '') AND starts_at <= now()
+        ORDER BY starts_at DESC LIMIT 1) w
+    WHERE b.archived_at IS NULL AND (b.per IS NULL OR b.per_value IS NOT NULL) AND w.ends_at > now()
+    UNION ALL
+    SELECT w.* FROM windows w JOIN budgets b ON b.id = w.budget_id
+    WHERE b.archived_at IS NULL AND b.per IS NOT NULL AND b.per_value IS NULL
+      AND w.id > (SELECT coalesce(max(id), 0) FROM windows) - $1 AND w.starts_at <= now() AND w.ends_at > now()
+), figures AS (
+    SELECT b.id, b.name, b.scope, b.window_kind,
+           coalesce(w.limit_nano, b.limit_nano) + t.active AS limit_nano,
+           coalesce(w.posted_nano, 0) AS posted_nano, coalesce(w.pending_nano, 0) AS pending_nano,
+           greatest(0, coalesce(w.posted_nano + w.pending_nano
+                                - greatest(w.limit_nano + t.ever, w.grandfathered_nano), 0)) AS overshoot_nano
+    FROM budgets b LEFT JOIN live w ON w.budget_id = b.id
+    CROSS JOIN LATERAL (
+        SELECT coalesce(sum(amount_nano) FILTER (WHERE ends_at > now()), 0) AS active,
+               coalesce(sum(amount_nano) FILTER (WHERE w.starts_at IS NULL OR ends_at > w.starts_at), 0) AS ever
+        FROM top_ups WHERE budget_id = b.id AND starts_at <= now()) t
+    WHERE b.archived_at IS NULL
+), tightest AS (
+    SELECT DISTINCT ON (id) *, (posted_nano + pending_nano)::numeric / limit_nano AS used,
+           sum(overshoot_nano) OVER () AS all_overshoot_nano
+    FROM figures ORDER BY id, overshoot_nano DESC, (posted_nano + pending_nano)::numeric / limit_nano DESC
+)
+SELECT *, count(*) OVER () AS budgets FROM tightest ORDER BY overshoot_nano DESC, used DESC, id LIMIT $2
+"""
+
+
+class Pool(Protocol):
+    """As much of an asyncpg pool as is needed here."""
+
+    async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[Any]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class _BudgetLine:
+    labels: tuple[str, str, str]
+    limit_nano: int
+    posted_nano: int
+    pending_nano: int
+    overshoot_nano: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Snapshot:
+    holds: int
+    held_nano: int
+    overdue: int
+    budgets: int
+    overshoot_nano: int
+    lines: tuple[_BudgetLine, ...]
+
+
+class DatabaseGauges:
+    """Reads the database for a scrape; many scrapes at once share one reading."""
+
+    def __init__(self, pool: Pool | None, *, fresh_s: float = _FRESH_S, timeout_s: float = _TIMEOUT_S) -> None:
+        self._pool = pool
+        self._fresh_s = fresh_s
+        self._timeout_s = timeout_s
+        self._lock = asyncio.Lock()
+        self._snapshot: _Snapshot | None = None
+        self._read_at = float("-inf")
+
+    async def families(self) -> list[Metric]:
+        """The gauges as of at most `fresh_s` seconds ago. Never raises for a database that is away."""
+        if self._pool is None:
+            return []
+        async with self._lock:
+            if time.monotonic() - self._read_at >= self._fresh_s:
+                self._snapshot = await self._read(self._pool)
+                self._read_at = time.monotonic()
+        return _families(self._snapshot)
+
+    async def _read(self, pool: Pool) -> _Snapshot | None:
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                holds = (await pool.fetch(_HOLDS))[0]
+                rows = await pool.fetch(_BUDGETS, _NEWEST_WINDOWS, MAX_BUDGETS)
+        except (OSError, TimeoutError, PostgresError, InterfaceError) as error:
+            if self._snapshot is not None or self._read_at < 0:
+                _logger.warning("/metrics is without budgets: the database did not answer (%s)", error or "timeout")
+            return None
+        return _Snapshot(
+            holds=holds["holds"],
+            held_nano=holds["nano"],
+            overdue=holds["overdue"],
+            budgets=rows[0]["budgets"] if rows else 0,
+            overshoot_nano=int(rows[0]["all_overshoot_nano"]) if rows else 0,
+            lines=tuple(_line(row) for row in rows),
+        )
+
+
+def _line(row: Any) -> _BudgetLine:
+    return _BudgetLine(
+        labels=(clean(row["name"]), row["scope"], row["window_kind"]),
+        limit_nano=int(row["limit_nano"]),
+        posted_nano=row["posted_nano"],
+        pending_nano=row["pending_nano"],
+        overshoot_nano=int(row["overshoot_nano"]),
+    )
+
+
+def _families(snapshot: _Snapshot | None) -> list[Metric]:
+    def one(name: str, help_text: str, value: int) -> Metric:
+        return GaugeMetricFamily(f"treasurer_{name}", help_text, value)
+
+    if snapshot is None:
+        return [one("database_readable", "Whether the last scrape could read the database.", 0)]
+    budgets = {
+        name: GaugeMetricFamily(f"treasurer_{name}", help_text, labels=("budget", "scope", "window"))
+        for name, help_text in (
+            ("budget_limit_nano_dollars", "Limit of the current window, with active top-ups."),
+            ("budget_posted_nano_dollars", "Spent in the current window."),
+            ("budget_pending_nano_dollars", "Held in the current window."),
+            ("budget_remaining_nano_dollars", "Left of the current window; never below 0."),
+            ("budget_overshoot_nano_dollars", "Posted and pending above all that was allowed; must be 0."),
+        )
+    }
+    for line in snapshot.lines:
+        remaining = max(0, line.limit_nano - line.posted_nano - line.pending_nano)
+        values = (line.limit_nano, line.posted_nano, line.pending_nano, remaining, line.overshoot_nano)
+        for family, value in zip(budgets.values(), values, strict=True):
+            family.add_metric(line.labels, value)
+    return [
+        one("database_readable", "Whether the last scrape could read the database.", 1),
+        one("holds_pending", "Holds that are pending.", snapshot.holds),
+        one("holds_pending_nano_dollars", "Money held, in nano-dollars.", snapshot.held_nano),
+        one("holds_overdue", "Holds past their lifetime that no sweep has ended yet.", snapshot.overdue),
+        one("budgets", "Budgets that are not archived.", snapshot.budgets),
+        one("overshoot_nano_dollars", "All budgets' overshoot now; must be 0.", snapshot.overshoot_nano),
+        *budgets.values(),
+    ]

@@ -1,0 +1,37 @@
+"""What telemetry is told of one attempt. No prompt and no answer: what is not here cannot leak from here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from uuid import UUID
+
+from llm_service.types import CallContext, LedgerState, Principal, Usage, UsageSource
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One attempt of one call, as it ended. Nano-dollars and milliseconds; `parent` is `Telemetry.parent`'s."""
+
+    call_id: UUID
+    attempt: int
+    operation: str  # "chat" or "embeddings"
+    stream: bool
+    principal: Principal
+    context: CallContext
+    requested_model: str
+    model: str
+    provider: str | None
+    deployment: str | None
+    status: int
+    error_code: str | None
+    state: LedgerState
+    held_nano: int
+    cost_nano: int
+    proxy_cost_nano: int | None
+    usage: Usage
+    usage_source: UsageSource
+    started_at: datetime
+    latency_ms: int
+    first_token_ms: int | None
+    parent: object | None = None

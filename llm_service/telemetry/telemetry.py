@@ -1,0 +1,140 @@
+"""The one object that the service tells what happened: metrics always, spans where an endpoint is configured."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
+
+from llm_service.errors import TreasurerError
+from llm_service.telemetry.gauges import DatabaseGauges, Pool
+from llm_service.telemetry.metrics import Metrics
+from llm_service.telemetry.record import CallRecord
+from llm_service.types import Principal
+
+if TYPE_CHECKING:
+    from llm_service.telemetry.traces import Traces
+
+_logger = logging.getLogger(__name__)
+
+CLOSE_S = 2.0
+
+
+class Telemetry:
+    """Metrics and spans. No method but `close` and `render` waits, and none that records raises."""
+
+    def __init__(self, metrics: Metrics, gauges: DatabaseGauges, traces: Traces | None) -> None:
+        self.metrics = metrics
+        self._gauges = gauges
+        self._traces = traces
+
+    @classmethod
+    def create(
+        cls,
+        *,
+        pool: Pool | None = None,
+        otlp_endpoint: str | None = None,
+        langfuse_host: str | None = None,
+        langfuse_public_key: str | None = None,
+        langfuse_secret_key: str | None = None,
+    ) -> Telemetry:
+        """Telemetry for one process. Without an endpoint, OpenTelemetry's SDK is not even imported.
+
+        Raises:
+            ValueError: an endpoint that is not HTTP, or half of Langfuse's keys.
+        """
+        metrics = Metrics()
+        telemetry = cls(metrics, DatabaseGauges(pool), None)
+        if otlp_endpoint or langfuse_public_key or langfuse_secret_key:
+            from llm_service.telemetry import traces
+
+            found = traces.endpoints(
+                otlp_endpoint=otlp_endpoint,
+                langfuse_host=langfuse_host,
+                langfuse_public_key=langfuse_public_key,
+                langfuse_secret_key=langfuse_secret_key,
+            )
+            telemetry._traces = traces.Traces.open(found, telemetry._spans, telemetry._exporting)
+        return telemetry
+
+    def record(self, call: CallRecord) -> None:
+        """Count an attempt that ended and, where configured, export its span."""
+        self._safely(lambda: self.metrics.call(call))
+        traces = self._traces
+        if traces is not None:
+            self._safely(lambda: traces.call(call))
+
+    def refused(self, principal: Principal | None, model: str, error: TreasurerError) -> None:
+        """Count a refusal by its error's code. `model` may be anything a caller wrote."""
+        self._safely(lambda: self.metrics.refused(principal, model, error.code))
+
+    def group(self, kind: str, size: int, seconds: float) -> None:
+        """One grouped statement: `kind` is "admit" or "settle"."""
+
+        def observe() -> None:
+            self.metrics.group_size.labels(kind).observe(size)
+            self.metrics.group_seconds.labels(kind).observe(seconds)
+
+        self._safely(observe)
+
+    def degraded(self, part: str, active: bool) -> None:
+        """A part has fallen back (`active`), or is itself again."""
+        part = self.metrics.bounded("part", part)
+        self._safely(lambda: self.metrics.degraded.labels(part).set(1 if active else 0))
+
+    def sweep(self, expired: int, witnessed: int) -> None:
+        """One run of the sweeper: holds that it ended by policy, and by a witness."""
+
+        def observe() -> None:
+            self.metrics.sweeps.inc()
+            self.metrics.swept.labels("expired").inc(expired)
+            self.metrics.swept.labels("witnessed").inc(witnessed)
+            self.metrics.swept_at.set(time.time())
+
+        self._safely(observe)
+
+    def audited(self, differences: int) -> None:
+        """One audit has run, and found this many differences."""
+
+        def observe() -> None:
+            self.metrics.audit_differences.set(differences)
+            self.metrics.audited_at.set(time.time())
+
+        self._safely(observe)
+
+    def catalogue(self, models: Iterable[str]) -> None:
+        """The models there are. Anything else a caller names is labelled `unknown`."""
+        self.metrics.catalogue(models)
+
+    def parent(self, traceparent: str | None) -> object | None:
+        """What a call's span goes under: the caller's W3C `traceparent`, else the span that is open here."""
+        return None if self._traces is None else self._traces.parent(traceparent)
+
+    async def render(self) -> bytes:
+        """All metrics, of all processes, for Prometheus (`CONTENT_TYPE`); the database's gauges once."""
+        more = await self._gauges.families()
+        return await asyncio.to_thread(self.metrics.render, more)
+
+    async def close(self) -> None:
+        """Export what waits, for at most two seconds."""
+        if self._traces is not None:
+            await self._traces.close(CLOSE_S)
+
+    def _spans(self, exporter: str, outcome: str, count: int) -> None:
+        self.metrics.spans.labels(exporter, outcome).inc(count)
+
+    def _exporting(self, exporter: str, healthy: bool) -> None:
+        self.degraded(f"spans:{exporter}", not healthy)
+        if healthy:
+            _logger.info("spans reach %s again", exporter)
+        else:
+            _logger.warning("spans do not reach %s: they are dropped and counted, calls go on", exporter)
+
+    def _safely(self, observe: Callable[[], None]) -> None:
+        """A fault in telemetry is logged and goes no further: the call it tells of is over, and was right."""
+        try:
+            observe()
+        except Exception:
+            _logger.exception("telemetry could not record what happened")

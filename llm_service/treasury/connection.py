@@ -1,0 +1,99 @@
+"""One connection to Postgres that comes back by itself.
+
+What must hold: a statement that fails because Postgres is away says `TreasuryUnavailable`, soon;
+the next one connects again, and while Postgres stays away connecting is tried at most every
+`retry_s`, so that an outage costs neither time nor processor. One statement at a time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import asyncpg
+
+from llm_service.errors import TreasuryUnavailable
+
+#: What asyncpg raises when the server is gone, going, starting, full, or does not answer in time.
+AWAY = (
+    OSError,
+    TimeoutError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.exceptions.OperatorInterventionError,
+    asyncpg.exceptions.InsufficientResourcesError,
+    asyncpg.exceptions.InvalidAuthorizationSpecificationError,
+    asyncpg.exceptions.PostgresSystemError,
+    asyncpg.exceptions.QueryCanceledError,
+    asyncpg.exceptions.InvalidCatalogNameError,
+)
+
+
+class Connection:
+    """A lazily opened asyncpg connection with one retry for statements that lost a deadlock."""
+
+    def __init__(self, database_url: str, *, name: str, timeout_s: float = 5.0, retry_s: float = 0.25) -> None:
+        self._url = database_url
+        self._name = name
+        self._timeout_s = timeout_s
+        self._retry_s = retry_s
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._not_before = 0.0
+
+    async def fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+        """Run one statement as one transaction.
+
+        Raises:
+            TreasuryUnavailable: Postgres is away. Whether the statement took effect is not known.
+        """
+        for last in (False, False, True):
+            try:
+                connection = await self._open()
+                return await connection.fetch(statement, *arguments, timeout=self._timeout_s)
+            except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
+                if last:
+                    raise
+            except AWAY as error:
+                await self.close()
+                raise away(error) from error
+        raise AssertionError("unreachable")
+
+    async def _open(self) -> asyncpg.Connection[asyncpg.Record]:
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        if time.monotonic() < self._not_before:
+            raise ConnectionError("Postgres was away a moment ago")
+        self._not_before = time.monotonic() + self._retry_s
+        self._connection = await asyncpg.connect(
+            self._url,
+            timeout=self._timeout_s,
+            server_settings={
+                "application_name": f"treasurer {self._name}",
+                "jit": "off",
+                # The arrays differ each time, the right plan does not: planning anew costs more than deciding.
+                "plan_cache_mode": "force_generic_plan",
+            },
+        )
+        self._not_before = 0.0
+        return self._connection
+
+    async def close(self) -> None:
+        """Give the connection up. Does not wait for a server that is gone."""
+        connection, self._connection = self._connection, None
+        if connection is None or connection.is_closed():
+            return
+        try:
+            await asyncio.wait_for(connection.close(), timeout=1)
+        except AWAY:
+            connection.terminate()
+
+
+def away(error: BaseException) -> TreasuryUnavailable:
+    """The error for callers when Postgres is away: nothing was spent, come back in a moment."""
+    return TreasuryUnavailable(
+        "The treasury's database is away, so no new call can start: money is never spent without a hold on disk. "
+        "Nothing was spent. Try again in a moment.",
+        retry_after=1,
+        details={"part": "postgres", "cause": type(error).__name__},
+    )

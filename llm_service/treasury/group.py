@@ -1,0 +1,92 @@
+"""Group commit: those that arrive while a statement is under way go together in the next one.
+
+What must hold: every item that was submitted gets exactly one result or one error; items keep
+their order; one statement is under way at a time, so that a hot row is locked once a group and
+the cost of a commit is shared by the group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Generic, TypeVar
+
+from llm_service.errors import TreasurerError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Group(Generic[Item, Result]):
+    """Collects items and hands them to `run` in groups of at most `max_size`.
+
+    `run` returns one result (or an exception, for that item alone) for each item, in order. If it
+    raises a `TreasurerError`, every item of the group gets it; after another error each item is
+    tried alone. `observe(size, seconds)` is told of each group. An item whose future was cancelled
+    before its group ran is left out; `abandoned(item, result)` is told of one that was cancelled since.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
+        *,
+        max_size: int = 256,
+        observe: Callable[[int, float], None] | None = None,
+        abandoned: Callable[[Item, Result | Exception], None] | None = None,
+    ) -> None:
+        self._run = run
+        self._max_size = max_size
+        self._observe = observe
+        self._abandoned = abandoned
+        self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._worker: asyncio.Task[None] | None = None
+
+    def submit(self, item: Item) -> asyncio.Future[Result]:
+        """Queue an item; the future resolves when its group has run. Never blocks."""
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._waiting.append((item, future))
+        if self._worker is None:
+            self._worker = asyncio.create_task(self._work())
+        return future
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    async def drain(self) -> None:
+        """Wait until everything that was submitted has run."""
+        while self._worker is not None:
+            await asyncio.wait([self._worker])
+
+    async def _work(self) -> None:
+        try:
+            while self._waiting:
+                group = [pair for pair in self._waiting[: self._max_size] if not pair[1].cancelled()]
+                del self._waiting[: self._max_size]
+                if not group:
+                    continue
+                started = time.perf_counter()
+                results = await self._results([item for item, _ in group])
+                for (item, future), result in zip(group, results, strict=True):
+                    if future.done():
+                        if self._abandoned is not None:
+                            self._abandoned(item, result)
+                    elif isinstance(result, Exception):
+                        future.set_exception(result)
+                    else:
+                        future.set_result(result)
+                if self._observe is not None:
+                    self._observe(len(group), time.perf_counter() - started)
+        finally:
+            self._worker = None
+
+    async def _results(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
+        try:
+            return await self._run(items)
+        except TreasurerError as error:
+            return [error] * len(items)
+        except Exception as error:  # raised where the item is awaited
+            if len(items) == 1:
+                return [error]
+            # One item that the database will not take must not fail its neighbours.
+            return [(await self._results([item]))[0] for item in items]

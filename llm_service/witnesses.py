@@ -1,0 +1,237 @@
+"""Witnesses: the proxy's own record of each attempt at a deployment, on its way to Postgres.
+
+What must hold: a witness that was handed to `add` reaches the table exactly once, whatever happens
+to Postgres meanwhile, and handing it over neither waits nor fails. A batch that Postgres does not
+take goes to disk at once (the *spool*), as JSON lines, and is replayed when Postgres is back, by any
+worker; each witness has an id of its own, so that a line that is sent twice counts once. What is
+only in memory is never older than a flush.
+
+Runs inside LiteLLM Proxy: standard library and asyncpg only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Literal
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from llm_service.types import Usage
+
+_log = logging.getLogger("treasurer.witnesses")
+
+Outcome = Literal["success", "failure", "cancelled"]
+_INT32_MAX = 2**31 - 1
+
+_COLUMNS = {
+    "id": "uuid",
+    "call_id": "uuid",
+    "attempt": "smallint",
+    "outcome": "text",
+    "model": "text",
+    "provider": "text",
+    "deployment": "text",
+    "cost_nano": "bigint",
+    "input_tokens": "integer",
+    "cached_tokens": "integer",
+    "cache_write_tokens": "integer",
+    "output_tokens": "integer",
+    "reasoning_tokens": "integer",
+    "status": "smallint",
+    "error": "text",
+    "started_at": "timestamptz",
+    "ended_at": "timestamptz",
+}
+_INSERT = (
+    f"INSERT INTO witnesses ({', '.join(_COLUMNS)}) SELECT {', '.join(_COLUMNS)} "
+    f"FROM jsonb_to_recordset($1::jsonb) AS w({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())}) "
+    "ON CONFLICT (id) DO NOTHING"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """One attempt at one deployment. `cost_nano` is LiteLLM's price, None when it has none to give.
+
+    A success has the usage that the provider reported; a failure or a cancellation in mid-stream has an
+    estimate of what had been served by then.
+    """
+
+    call_id: UUID
+    attempt: int
+    outcome: Outcome
+    model: str
+    provider: str | None
+    deployment: str | None
+    cost_nano: int | None
+    usage: Usage
+    status: int | None
+    error: str | None
+    started_at: datetime | None
+    ended_at: datetime
+    id: UUID = field(default_factory=uuid4)
+
+    def line(self) -> str:
+        """As one line of JSON, in the columns of the table and within their ranges."""
+        row: dict[str, object] = asdict(self)
+        del row["usage"]
+        row.update({name: min(tokens, _INT32_MAX) for name, tokens in asdict(self.usage).items()})
+        for name in ("started_at", "ended_at"):
+            moment = row[name]
+            row[name] = moment.isoformat() if isinstance(moment, datetime) else None
+        # Postgres has no NUL in text.
+        return json.dumps(row, default=str).replace("\\u0000", "")
+
+
+class WitnessWriter:
+    """Carries witnesses to Postgres in batches, over one connection, from one background task.
+
+    Args:
+        database_url: where the table `witnesses` is; None keeps everything in the spool.
+        spool: a folder for what Postgres did not take; shared by the workers.
+        flush_s: the longest that a witness waits for others to go with it.
+    """
+
+    def __init__(self, database_url: str | None, spool: Path, *, flush_s: float = 0.2, batch: int = 200) -> None:
+        self._database_url: str | None = database_url
+        self._spool: Path = spool
+        self._flush_s: float = flush_s
+        self._batch: int = batch
+        self._most_waiting: int = 50 * batch
+        self._waiting: list[str] = []
+        self._arrived: asyncio.Event = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connect_at: float = 0.0
+        self._pause_s: float = 0.0
+
+    def start(self) -> None:
+        """Start the background task in the running loop, if it is not running yet."""
+        if self._task is None or self._task.done():
+            self._task = asyncio.get_running_loop().create_task(self._run(), name="treasurer-witnesses")
+
+    def add(self, witness: Witness) -> None:
+        """Take a witness. Does not wait; what does not fit in memory goes to the spool."""
+        self._waiting.append(witness.line())
+        if len(self._waiting) >= self._most_waiting:
+            self._to_spool(self._take(len(self._waiting)))
+        self._arrived.set()
+        self.start()
+
+    async def close(self) -> None:
+        """Deliver what is waiting, to Postgres within two seconds or else to the spool, and stop."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._arrived.wait(), timeout=5)
+                if self._arrived.is_set():
+                    # While Postgres is away, fewer and larger files.
+                    await asyncio.sleep(self._flush_s if self._pause_s == 0 else max(1.0, self._flush_s))
+                self._arrived.clear()
+                await self._deliver()
+        finally:  # the worker is shutting down
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._deliver(), timeout=2)
+            self._to_spool(self._take(len(self._waiting)))
+            if self._connection is not None:
+                self._connection.terminate()
+
+    async def _deliver(self) -> None:
+        connection = await self._connected()
+        while self._waiting:
+            lines = self._take(self._batch)
+            if connection is None or not await self._write(connection, lines):
+                connection = None
+                self._to_spool(lines)
+        if connection is not None:
+            await self._replay(connection)
+
+    async def _connected(self) -> asyncpg.Connection[asyncpg.Record] | None:
+        """The connection; None while Postgres is away, asked for again after a pause that grows to five seconds."""
+        if self._connection is not None and not self._connection.is_closed():
+            return self._connection
+        if self._database_url is None or time.monotonic() < self._connect_at:
+            return None
+        try:
+            self._connection = await asyncpg.connect(self._database_url, timeout=2, command_timeout=5)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            self._away(error)
+            return None
+        if self._pause_s > 0:
+            _log.warning("Postgres is back: replaying the witnesses in %s", self._spool)
+        self._pause_s = 0.0
+        return self._connection
+
+    def _away(self, error: Exception) -> None:
+        if self._pause_s == 0:
+            _log.warning("Postgres is away (%s): witnesses go to %s", type(error).__name__, self._spool)
+        self._pause_s = min(5.0, max(0.2, self._pause_s * 2))
+        self._connect_at = time.monotonic() + self._pause_s
+
+    async def _write(self, connection: asyncpg.Connection[asyncpg.Record], lines: Sequence[str]) -> bool:
+        """Whether Postgres has taken these lines, or refused them for good (then they are set aside)."""
+        try:
+            await connection.execute(_INSERT, f"[{','.join(lines)}]")
+        except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
+            if len(lines) == 1:
+                self._set_aside(lines[0], error)
+                return True
+            results = [await self._write(connection, [line]) for line in lines]
+            return all(results)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            connection.terminate()
+            self._away(error)
+            return False
+        except asyncio.CancelledError:
+            self._waiting[:0] = lines
+            raise
+        return True
+
+    async def _replay(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+        for file in sorted(self._spool.glob("*.jsonl")) if self._spool.is_dir() else ():
+            try:
+                lines = file.read_text("utf-8").splitlines()
+            except FileNotFoundError:  # another worker has replayed it
+                continue
+            for start in range(0, len(lines), self._batch):
+                if not await self._write(connection, lines[start : start + self._batch]):
+                    return
+            file.unlink(missing_ok=True)
+
+    def _take(self, most: int) -> list[str]:
+        taken, self._waiting = self._waiting[:most], self._waiting[most:]
+        return taken
+
+    def _to_spool(self, lines: Sequence[str]) -> None:
+        """Keep lines on disk: a file is complete before it has its name."""
+        if not lines:
+            return
+        name = f"{time.time_ns()}-{os.getpid()}"
+        try:
+            self._spool.mkdir(parents=True, exist_ok=True)
+            part = self._spool / f"{name}.part"
+            part.write_text("".join(f"{line}\n" for line in lines), "utf-8")
+            part.rename(self._spool / f"{name}.jsonl")
+        except OSError as error:
+            _log.error("%d witnesses are lost: %s cannot be written (%s)", len(lines), self._spool, error.strerror)
+
+    def _set_aside(self, line: str, error: Exception) -> None:
+        _log.error("Postgres refuses a witness (%s): kept in %s", type(error).__name__, self._spool / "refused.lines")
+        with contextlib.suppress(OSError), (self._spool / "refused.lines").open("a", encoding="utf-8") as file:
+            _ = file.write(f"{line}\n")
