@@ -1,0 +1,40 @@
+"""Command line of the simulated provider: `python -m gateway.stack.simulated_provider --help`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from gateway.stack.simulated_provider.server import serve
+
+
+def main() -> int:
+    """Run the provider. Exit code 1 when it cannot start, with the reason on stderr."""
+    parser = argparse.ArgumentParser(prog="simulated_provider", description="An LLM provider that bills exactly.")
+    parser.add_argument("--port", type=int, required=True, help="0: any free one")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--prices", type=Path, help="JSON in the format of LiteLLM's price map")
+    parser.add_argument("--price-overrides", type=Path, help="the same format; these prices win")
+    parser.add_argument("--meter", type=Path, help="keeps the invoice over a restart (JSON lines)")
+    parser.add_argument("--seed", type=int, default=0, help="other answers to the same requests")
+    parser.add_argument("--model", action="append", default=[], help="a model that GET /openai/v1/models lists")
+    given = parser.parse_args()
+    try:
+        serve(
+            host=given.host,
+            port=given.port,
+            prices=given.prices,
+            overrides=given.price_overrides,
+            meter=given.meter,
+            seed=given.seed,
+            models=given.model,
+        )
+    except (OSError, ValueError) as error:
+        print(f"the simulated provider cannot start: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,76 @@
+"""What a request asks for, the same for every wire format, and the one error that a bad request raises."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Json = dict[str, Any]
+
+
+class BadRequest(Exception):
+    """The request cannot be served as it stands; answered with a 400 (or `status`) in the face's own error shape."""
+
+    def __init__(self, message: str, *, status: int = 400) -> None:
+        super().__init__(message)
+        self.message = message
+        self.status = status
+
+
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """A function that the model may call; `schema` is the JSON Schema of its arguments."""
+
+    name: str
+    schema: Json
+
+
+@dataclass(slots=True)
+class Ask:
+    """A request for a chat answer. `tool_choice` is auto, none, required, or a tool's name."""
+
+    face: str
+    model: str
+    fingerprint: bytes  # what the answer is a function of
+    input_tokens: int
+    user_text: str  # the last user message
+    marked_text: str  # all user messages: where scripts are looked for
+    stream: bool = False
+    max_tokens: int | None = None
+    n: int = 1
+    tools: list[Tool] = field(default_factory=list[Tool])
+    tool_choice: str = "auto"
+    parallel: bool = True
+    schema: Json | None = None
+    json_object: bool = False
+    after_tool: bool = False  # the last message is a tool's result
+    include_usage: bool = False
+    tier: str = ""
+
+
+def expect(value: Any, kind: type | tuple[type, ...], name: str) -> Any:
+    """The value, if it is of this kind (a bool is not a number).
+
+    Raises:
+        BadRequest: names the field and what was expected.
+    """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+        names = " or ".join(
+            {dict: "object", list: "array", str: "string", int: "integer"}.get(k, k.__name__) for k in kinds
+        )
+        raise BadRequest(f"Invalid type for '{name}': expected {names}.")
+    return value
+
+
+def positive(value: Any, name: str) -> int | None:
+    """A whole number above zero, or None where it was left out.
+
+    Raises:
+        BadRequest: names the field and what was expected.
+    """
+    if value is None:
+        return None
+    if expect(value, int, name) < 1:
+        raise BadRequest(f"Invalid value for '{name}': expected an integer of at least 1.")
+    return value

@@ -1,0 +1,126 @@
+"""The meter: one invoice line for each request that did work, and sums of them in integers.
+
+What must hold: the invoice is the sum of its lines, to the nano-dollar. With a file, each line is
+flushed to the system as it is booked, so that a kill of this program loses none (a power cut may).
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import orjson
+
+from gateway.stack.simulated_provider.prices import PriceList, Tokens
+
+State = Literal["complete", "cut", "client_left"]
+_TOKENS = ("input", "cached", "cache_write", "cache_write_1h", "output", "reasoning")
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One request on the invoice. `at` is in seconds since the epoch, `cost_nano` in nano-dollars."""
+
+    seq: int
+    id: str
+    face: str
+    operation: str
+    model: str
+    tier: str
+    state: State
+    input_tokens: int
+    cached_tokens: int
+    cache_write_tokens: int
+    cache_write_1h_tokens: int
+    output_tokens: int
+    reasoning_tokens: int
+    cost_nano: int
+    priced: bool
+    at: float
+
+
+class Meter:
+    """Books requests and adds up the invoice."""
+
+    def __init__(self, prices: PriceList, path: Path | None = None) -> None:
+        self._prices = prices
+        self._lines: list[Line] = []
+        self._file: BinaryIO | None = None
+        if path is not None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._lines, length = _recover(path)
+            self._file = path.open("ab")
+            self._file.truncate(length)
+
+    def book(self, *, id: str, face: str, operation: str, model: str, tier: str, state: State, tokens: Tokens) -> Line:
+        """Bill one request. The line's sequence number is one more than the last."""
+        rates = self._prices.rates(face, model)
+        line = Line(
+            seq=self._lines[-1].seq + 1 if self._lines else 1,
+            id=id,
+            face=face,
+            operation=operation,
+            model=model,
+            tier=tier,
+            state=state,
+            input_tokens=tokens.input,
+            cached_tokens=tokens.cached,
+            cache_write_tokens=tokens.cache_write,
+            cache_write_1h_tokens=tokens.cache_write_1h,
+            output_tokens=tokens.output,
+            reasoning_tokens=tokens.reasoning,
+            cost_nano=rates.cost_nano(tokens, tier) if rates else 0,
+            priced=rates is not None,
+            at=round(time.time(), 6),
+        )
+        self._lines.append(line)
+        if self._file is not None:
+            self._file.write(orjson.dumps(line) + b"\n")
+            self._file.flush()
+        return line
+
+    def reset(self) -> None:
+        """Forget every line, in the file too."""
+        self._lines.clear()
+        if self._file is not None:
+            self._file.truncate(0)
+
+    def invoice(self, since: int = 0, *, lines: bool = False) -> dict[str, Any]:
+        """The invoice of the lines after sequence number `since`."""
+        # Sequence numbers have no gaps, so the lines after `since` are a slice.
+        chosen = self._lines[max(0, since - self._lines[0].seq + 1) :] if self._lines else []
+        invoice: dict[str, Any] = {
+            "total_nano": sum(line.cost_nano for line in chosen),
+            "requests": len(chosen),
+            "last_seq": self._lines[-1].seq if self._lines else 0,
+            "models": _by(chosen, "model"),
+            "faces": _by(chosen, "face"),
+            "states": dict(Counter(line.state for line in chosen)),
+            "unpriced": sorted({line.model for line in chosen if not line.priced}),
+        }
+        if lines:
+            invoice["lines"] = [asdict(line) for line in chosen]
+        return invoice
+
+
+def _by(lines: list[Line], key: Literal["model", "face"]) -> dict[str, dict[str, int]]:
+    names = [f"{kind}_tokens" for kind in _TOKENS] + ["cost_nano"]
+    sums: dict[str, dict[str, int]] = {}
+    for line in lines:
+        row = sums.setdefault(getattr(line, key), dict.fromkeys(["requests", *names], 0))
+        row["requests"] += 1
+        for name in names:
+            row[name] += getattr(line, name)
+    return sums
+
+
+def _recover(path: Path) -> tuple[list[Line], int]:
+    """The whole lines of the file, and where they end: a line torn by a kill is dropped."""
+    if not path.exists():
+        return [], 0
+    data = path.read_bytes()
+    length = data.rfind(b"\n") + 1
+    return [Line(**orjson.loads(line)) for line in data[:length].splitlines()], length

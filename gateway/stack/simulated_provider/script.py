@@ -1,0 +1,223 @@
+"""Scripts: how a test tells the provider to be slow, to fail, to cut, to hang, or to lie.
+
+Three ways, later ones win knob by knob:
+- rules, posted as a list to `/_sim/script`; the first rule that matches and has times left is used;
+- the request header `x-sim-script`, a JSON object of knobs;
+- a marker in a user's message or an embedding's input, `[[sim: {"status": 429, "retry_after": 2}]]`, which
+  passes through any proxy. A marker may say `"times": 1`: that very text then works so often only.
+
+What must hold: an unknown or ill-typed knob is refused by name, never ignored.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from fnmatch import fnmatchcase
+from typing import Any, Literal, cast
+
+import orjson
+
+from gateway.stack.simulated_provider.ask import BadRequest
+
+_MARKER = re.compile(r"\[\[sim:\s*(\{.*?\})\s*\]\]", re.DOTALL)
+_TOKEN_NAMES = frozenset(
+    (
+        "prompt_tokens",
+        "completion_tokens",
+        "cached_tokens",
+        "cache_write_tokens",
+        "cache_write_1h_tokens",
+        "reasoning_tokens",
+    )
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Knobs:
+    """What one request is to do. Times in seconds; `None` leaves a thing as it is."""
+
+    latency_s: float = 0  # before anything, a scripted status too
+    first_token_s: float = 0  # after a stream's headers, before its first token
+    tokens_per_s: float | None = None  # none: as fast as can be
+    chunk_tokens: int | None = None  # tokens in one streamed event; none: as this provider does
+    output_tokens: int | None = None  # the answer's length, still bounded by the request's max tokens
+    text: str | None = None  # the exact answer
+    tool_calls: list[dict[str, Any]] | None = None  # exactly these calls: [{"name": …, "arguments": {…}}]
+    status: int | None = None  # an error instead of an answer; bills nothing unless `billed` says so
+    retry_after: float | None = None
+    error: dict[str, Any] | None = None  # the error's whole body
+    hang_s: float = 0  # silence before the headers, or in a stream after `hang_after_tokens`
+    hang_after_tokens: int | None = None
+    cut_after_tokens: int | None = None  # closes the connection in mid-answer, billed until there
+    cut_before_headers: bool = False  # closes it without an answer; bills nothing unless `billed` says so
+    slow_body_s: float = 0  # an answer that is not streamed drips out over this time
+    usage: Literal["missing", "zero"] | dict[str, int] | None = None  # what is reported
+    billed: Literal["full", "none"] | dict[str, int] | None = None  # what is truly billed, whatever happens
+    cached_tokens: int = 0  # this much of the input came from the cache
+    cache_write_tokens: int = 0  # this much of the input was written to the cache
+    cache_write_1h_tokens: int = 0  # this much of that for an hour
+    reasoning_tokens: int = 0  # thought before the answer; output tokens that nobody sees
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    "chunk_tokens": (int,),
+    "output_tokens": (int,),
+    "text": (str,),
+    "tool_calls": (list,),
+    "status": (int,),
+    "error": (dict,),
+    "hang_after_tokens": (int,),
+    "cut_after_tokens": (int,),
+    "cut_before_headers": (bool,),
+    "usage": (str, dict),
+    "billed": (str, dict),
+    "cached_tokens": (int,),
+    "cache_write_tokens": (int,),
+    "cache_write_1h_tokens": (int,),
+    "reasoning_tokens": (int,),
+}
+_WORDS = {"usage": ("missing", "zero"), "billed": ("full", "none")}
+_NAMES = frozenset(field.name for field in fields(Knobs))
+
+
+def check_knobs(knobs: Mapping[str, Any]) -> None:
+    """Refuse a knob that does not exist or has the wrong type, by its name.
+
+    Raises:
+        BadRequest: says which knob and what was expected.
+    """
+    for name, value in knobs.items():
+        if name not in _NAMES:
+            raise BadRequest(f"sim script: there is no knob {name!r}; there are {', '.join(sorted(_NAMES))}")
+        types = _TYPES.get(name, (int, float))
+        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types):
+            raise BadRequest(
+                f"sim script: {name} must be {' or '.join(kind.__name__ for kind in types)}, not {value!r}"
+            )
+        if isinstance(value, str) and name in _WORDS and value not in _WORDS[name]:
+            raise BadRequest(f"sim script: {name} must be one of {', '.join(_WORDS[name])} or an object of tokens")
+        if isinstance(value, int | float) and value < 0:
+            raise BadRequest(f"sim script: {name} must not be negative")
+        if name in ("tokens_per_s", "chunk_tokens") and value == 0:
+            raise BadRequest(f"sim script: {name} must be above zero")
+        if name == "status" and isinstance(value, int) and not 400 <= value <= 599:
+            raise BadRequest("sim script: status must be from 400 to 599")
+        if name in _WORDS and isinstance(value, dict) and not _TOKEN_NAMES.issuperset(cast("dict[str, Any]", value)):
+            raise BadRequest(f"sim script: {name} may hold {', '.join(sorted(_TOKEN_NAMES))}")
+
+
+@dataclass(slots=True)
+class Rule:
+    """Knobs for the requests that match all that is given. Patterns are shell-style (`*`, `?`)."""
+
+    do: dict[str, Any]
+    model: str | None = None
+    face: str | None = None
+    operation: str | None = None
+    api_key: str | None = None
+    headers: dict[str, str] | None = None
+    contains: str | None = None  # in the text of the user's messages
+    times: int | None = None
+    matched: int = 0
+
+    def matches(self, face: str, operation: str, model: str, headers: Mapping[str, str], text: str) -> bool:
+        """Whether the rule applies to a request, and has times left."""
+        if self.times is not None and self.matched >= self.times:
+            return False
+        pairs = [(self.model, model), (self.face, face), (self.operation, operation)]
+        if self.api_key is not None:
+            pairs.append((self.api_key, api_key(headers)))
+        pairs += [(pattern, headers.get(name.lower(), "")) for name, pattern in (self.headers or {}).items()]
+        return all(pattern is None or fnmatchcase(value, pattern) for pattern, value in pairs) and (
+            self.contains is None or self.contains in text
+        )
+
+
+def api_key(headers: Mapping[str, str]) -> str:
+    """The key that a request carries, wherever this face's clients put it."""
+    bearer = headers.get("authorization", "").removeprefix("Bearer ").strip()
+    return bearer or headers.get("x-api-key", "") or headers.get("x-goog-api-key", "")
+
+
+_RULE_FIELDS = frozenset(field.name for field in fields(Rule)) - {"matched"}
+
+
+class Scripts:
+    """The rules in force, and how often each and each counted marker was used."""
+
+    def __init__(self) -> None:
+        self._rules: list[Rule] = []
+        self._markers: dict[str, int] = {}
+
+    def replace(self, rules: Any) -> None:
+        """Put these rules in the place of all others; `[]` clears them.
+
+        Raises:
+            BadRequest: not a list of rules, or one of them is wrong; nothing changes then.
+        """
+        if not isinstance(rules, list):
+            raise BadRequest('expected a list of rules: [{"model": "gpt-4o*", "times": 1, "do": {"status": 500}}]')
+        made: list[Rule] = []
+        for rule in cast("list[Any]", rules):
+            if not isinstance(rule, dict) or not isinstance(rule.get("do"), dict):  # pyright: ignore[reportUnknownMemberType]  # JSON
+                raise BadRequest('a rule is an object with the knobs in "do"')
+            given = cast("dict[str, Any]", rule)
+            unknown = given.keys() - _RULE_FIELDS
+            if unknown:
+                raise BadRequest(f"a rule has no {sorted(unknown)[0]!r}; it has {', '.join(sorted(_RULE_FIELDS))}")
+            check_knobs(given["do"])
+            made.append(Rule(**given))
+        self._rules = made
+        self._markers.clear()
+
+    def listing(self) -> dict[str, Any]:
+        """The rules with how often each matched, and the uses of markers that count."""
+        return {"rules": [asdict(rule) for rule in self._rules], "markers": dict(self._markers)}
+
+    def knobs(self, face: str, operation: str, model: str, headers: Mapping[str, str], text: str) -> Knobs | None:
+        """The knobs for one request, counting the match; None when nothing is scripted for it.
+
+        Raises:
+            BadRequest: a header or marker is not JSON, or names a knob wrongly.
+        """
+        header = headers.get("x-sim-script")
+        marked = "[[sim:" in text
+        if not self._rules and header is None and not marked:
+            return None
+        found: dict[str, Any] = {}
+        for rule in self._rules:
+            if rule.matches(face, operation, model, headers, text):
+                rule.matched += 1
+                found.update(rule.do)
+                break
+        if header is not None:
+            found.update(_parse(header))
+        if marked:
+            for marker in cast("list[str]", _MARKER.findall(text)):
+                found.update(self._marker(marker))
+        return Knobs(**found) if found else None
+
+    def _marker(self, marker: str) -> dict[str, Any]:
+        knobs = _parse(marker, times=True)
+        times = knobs.pop("times", None)
+        if times is None:
+            return knobs
+        used = self._markers.get(marker, 0)
+        if used >= times:
+            return {}
+        self._markers[marker] = used + 1
+        return knobs
+
+
+def _parse(text: str, *, times: bool = False) -> dict[str, Any]:
+    try:
+        knobs: Any = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise BadRequest(f"sim script: {text!r} is not JSON: {error}") from None
+    if not isinstance(knobs, dict):
+        raise BadRequest(f"sim script: {text!r} is not an object of knobs")
+    given = cast("dict[str, Any]", knobs)
+    check_knobs({name: value for name, value in given.items() if not (times and name == "times")})
+    return given

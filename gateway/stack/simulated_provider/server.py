@@ -1,0 +1,60 @@
+"""Runs the provider on one uvicorn with uvloop and httptools, without access log: it must not be the bottleneck."""
+
+from __future__ import annotations
+
+import gc
+import socket
+from pathlib import Path
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gateway.stack.simulated_provider.app import Provider
+from gateway.stack.simulated_provider.exchange import TRANSPORT
+from gateway.stack.simulated_provider.meter import Meter
+from gateway.stack.simulated_provider.prices import PriceList
+
+
+class _Protocol(HttpToolsProtocol):
+    """uvicorn's protocol, with the connection in the scope so that a script can drop it."""
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[TRANSPORT] = self.transport  # type: ignore[typeddict-unknown-key]  # pyright: ignore  # no ASGI key
+
+
+def serve(
+    *,
+    host: str,
+    port: int,
+    prices: Path | None,
+    overrides: Path | None,
+    meter: Path | None,
+    seed: int,
+    models: list[str],
+) -> None:
+    """Serve until SIGTERM or SIGINT. Port 0 takes a free one; the address is printed on one line when it listens.
+
+    Raises:
+        OSError: the address is taken, or a file cannot be read.
+        ValueError: a price map is not one.
+    """
+    provider = Provider(Meter(PriceList.load(prices, overrides), meter), seed=seed, models=models)
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)  # the meter's lines live for ever: do not walk them often
+    listener = socket.create_server((host, port), backlog=2048)
+    config = uvicorn.Config(
+        provider,  # pyright: ignore[reportArgumentType]  # ASGI with plain mappings
+        loop="uvloop",
+        http=_Protocol,
+        ws="none",
+        lifespan="off",
+        log_level="error",
+        access_log=False,
+        server_header=False,
+        date_header=False,
+        timeout_keep_alive=120,
+        timeout_graceful_shutdown=1,
+    )
+    print(f"simulated provider on http://{host}:{listener.getsockname()[1]}", flush=True)
+    uvicorn.Server(config).run(sockets=[listener])
