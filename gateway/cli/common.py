@@ -37,6 +37,7 @@ class ExitCode(IntEnum):
     USAGE = 2
     NOT_RUNNING = 3
     AUDIT_DIFFERENCE = 4
+    ALREADY_RUNNING = 5
 
 
 class NotRunning(Exception):

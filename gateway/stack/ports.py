@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import socket
+from contextlib import ExitStack
+
+
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """So many different ports of `host` that nothing listens on now."""
+    with ExitStack() as held:  # all are held until all are found, or one could be found twice
+        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [int(probe.getsockname()[1]) for probe in probes]
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of `host` that nothing listens on now. The kernel hands them out in turn, so two calls differ."""
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    """A port of `host` that nothing listens on now."""
+    return free_ports(1, host)[0]
 
 
 def is_free(host: str, port: int) -> bool:

@@ -12,6 +12,7 @@ import hashlib
 import importlib.util
 import os
 import pwd
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -70,11 +71,12 @@ class EmbeddedPostgres:
         if (self.data / "PG_VERSION").exists():
             return
         self.data.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(self.data, ignore_errors=True)  # a first start that was killed half-way
-        self.data.mkdir(mode=0o700)
+        fresh = self.data.with_name(self.data.name + ".new")  # renamed when whole: a killed start leaves no half
+        shutil.rmtree(fresh, ignore_errors=True)
+        fresh.mkdir(mode=0o700)
         read, write = os.pipe()  # the password is seen by initdb alone: no file, no command line
         if "user" in self.identity and "group" in self.identity:
-            os.chown(self.data, self.identity["user"], self.identity["group"])
+            os.chown(fresh, self.identity["user"], self.identity["group"])
             os.chown(read, self.identity["user"], self.identity["group"])
         os.write(write, f"{self.password}\n".encode())
         os.close(write)
@@ -82,11 +84,11 @@ class EmbeddedPostgres:
         arguments += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions"]
         try:
             done = subprocess.run(
-                [str(self.binaries / "initdb"), *arguments, "-D", str(self.data)],
+                [str(self.binaries / "initdb"), *arguments, "-D", str(fresh)],
                 capture_output=True,
                 text=True,
                 check=False,
-                cwd=self.data,
+                cwd=fresh,
                 env=self.environ(),
                 pass_fds=(read,),
                 **self.identity,
@@ -94,9 +96,10 @@ class EmbeddedPostgres:
         finally:
             os.close(read)
         if done.returncode != 0:
-            shutil.rmtree(self.data, ignore_errors=True)
+            shutil.rmtree(fresh, ignore_errors=True)
             said = (done.stderr or done.stdout).strip()[-2000:]
             raise PostgresError(f"PostgreSQL could not make its data folder {self.data}:\n{said}")
+        fresh.rename(self.data)
 
     def command(self) -> list[str]:
         """The server as a foreground process."""
@@ -223,12 +226,20 @@ def _runs(binaries: Path, identity: Identity) -> bool:
 
 
 def _reachable_data(data: Path, identity: Identity) -> Path:
-    """The data folder itself if the account can reach it, else one under /var/lib that is named after it."""
+    """The data folder itself if the account can reach it, else one under /var/lib that `data` is a link to.
+
+    The name is random: a data folder that was deleted and made again finds no old data, whose
+    password nobody knows any more.
+    """
     data.parent.mkdir(parents=True, exist_ok=True)
+    if data.is_symlink():
+        return data.resolve()
     if _traversable(data.parent, identity):
         return data
     _open_folder(_SHARED)
-    return _SHARED / f"postgres-{hashlib.sha256(str(data).encode()).hexdigest()[:12]}"
+    elsewhere = _SHARED / f"postgres-{secrets.token_hex(6)}"
+    data.symlink_to(elsewhere)
+    return elsewhere
 
 
 def _traversable(folder: Path, identity: Identity) -> bool:

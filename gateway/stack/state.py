@@ -32,8 +32,8 @@ class StackState(BaseModel):
     grant_secret_file: Path
     proxy_master_key_file: Path
     admin_key_file: Path
-    real_providers: list[str]
-    simulated_providers: list[str]
+    real: list[str]  # models that a real provider serves
+    simulated: list[str]  # models that the simulated provider serves
     pids: dict[str, int]  # of each part that we started: "postgres", "gateway-1", …
 
     def secret(self, file: Path) -> str:

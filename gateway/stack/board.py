@@ -1,0 +1,161 @@
+"""What `treasurer up` shows: a live board on a terminal, one line for each change elsewhere.
+
+What must hold: nobody can take a simulated provider for a real one, and a wait always says for what.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from types import TracebackType
+
+from rich import box
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.panel import Panel
+from rich.spinner import Spinner
+from rich.table import Table
+from rich.text import Text
+
+from gateway.stack.part import PartState, PartStatus
+from gateway.stack.plan import Plan
+from gateway.stack.state import StackState
+from gateway.stack.supervisor import Progress
+
+_COLOUR = {
+    PartState.READY: "green",
+    PartState.DOWN: "bold red",
+    PartState.FAILED: "bold red",
+    PartState.STOPPED: "dim",
+    PartState.WAITING: "dim",
+}
+_PATIENCE = {"litellm-proxy": "takes 15 to 30 s", "postgres": "making its data folder on the first start"}
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 42 s, 3 min 5 s, 2 h 7 min."""
+    whole = int(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def provider_words(real: list[str], simulated: list[str]) -> tuple[str, str] | None:
+    """Who answers, in words nobody can miss, and their colour. None when an external proxy decides."""
+    if not real and not simulated:
+        return None
+    if not simulated:
+        return f"REAL providers serve every model, and real money is spent: {', '.join(real)}.", "red"
+    if not real:
+        return (
+            "SIMULATED: no real provider is asked and no money is spent. Every answer is made up on this machine, "
+            "because no provider's key (OPENAI_API_KEY, ANTHROPIC_API_KEY …) is set. "
+            f"Simulated models: {', '.join(simulated)}.",
+            "yellow",
+        )
+    return (
+        f"REAL, costing real money: {', '.join(real)}.\n"
+        f"SIMULATED, made up on this machine, free of charge: {', '.join(simulated)}.",
+        "magenta",
+    )
+
+
+class Board:
+    """Shows a stack's progress on a console. Enter it, hand `progress` and `plan` to `running_stack`."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._parts: dict[str, PartStatus] = {}
+        self._notices: deque[str] = deque(maxlen=5)
+        self._plan: Plan | None = None
+        self._gateway_url: str | None = None
+        self._spinner = Spinner("dots")
+        self._live: Live | None = None
+        if console.is_terminal:
+            self._live = Live(console=console, get_renderable=self.render, refresh_per_second=4)
+
+    def __enter__(self) -> Board:
+        if self._live is not None:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def plan(self, plan: Plan) -> None:
+        """What will be started."""
+        self._plan = plan
+        words = provider_words(plan.state.real, plan.state.simulated)
+        if self._live is None and words is not None:
+            self._line(words[0])
+
+    def progress(self, change: Progress) -> None:
+        """A part's change, or a notice."""
+        if isinstance(change, str):
+            self._notices.append(change)
+            self._line(change)
+            return
+        known = self._parts.get(change.name)
+        self._parts[change.name] = change
+        if known is not None:
+            self._line(self._sentence(change))
+
+    def ready(self, state: StackState) -> None:
+        """Everything runs."""
+        self._gateway_url = state.gateway_url
+        self._line(f"Treasurer is ready: {state.gateway_url}/v1  (stop it with Ctrl-C)")
+
+    def render(self) -> RenderableType:
+        """The board as it is now."""
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for heading in ("part", "state", "address", "pid", "restarts", "for", ""):
+            table.add_column(heading, justify="right" if heading in {"pid", "restarts", "for"} else "left")
+        for part in self._parts.values():
+            state = "external, ready" if part.external and part.state is PartState.READY else part.state.value
+            table.add_row(
+                part.name,
+                Text(state, style=_COLOUR.get(part.state, "cyan")),
+                part.address,
+                str(part.pid or ""),
+                str(part.restarts or ""),
+                duration(time.monotonic() - part.since),
+                Text(self._remark(part), style="red" if part.state is PartState.DOWN else "dim"),
+            )
+        shown: list[RenderableType] = [table]
+        words = provider_words(self._plan.state.real, self._plan.state.simulated) if self._plan is not None else None
+        if words is not None:
+            shown.append(Panel(Text(words[0]), border_style=words[1], box=box.HEAVY, title="who answers"))
+        shown += [Text(notice, style="yellow") for notice in self._notices]
+        if self._gateway_url is not None:
+            line = Text.assemble(
+                ("Treasurer is ready: ", "bold green"), f"{self._gateway_url}/v1", ("  Ctrl-C stops it", "dim")
+            )
+            shown.append(line)
+        else:
+            self._spinner.update(text="starting …")
+            shown.append(self._spinner)
+        return Group(*shown)
+
+    def stopping(self) -> None:
+        """The end has begun."""
+        self._gateway_url = None
+        self._line("Stopping …")
+
+    def _remark(self, part: PartStatus) -> str:
+        if part.state in {PartState.STARTING, PartState.PREPARING} and not part.detail:
+            return _PATIENCE.get(part.name, "")
+        return part.detail
+
+    def _sentence(self, part: PartStatus) -> str:
+        pid = f" (process {part.pid})" if part.pid else ""
+        remark = self._remark(part)
+        return f"{part.name:<18} {part.state.value:<9} {part.address}{pid}" + (f": {remark}" if remark else "")
+
+    def _line(self, text: str) -> None:
+        if self._live is None:
+            self._console.print(Text(f"{time.strftime('%H:%M:%S')} {text}"), soft_wrap=True)

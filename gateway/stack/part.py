@@ -1,0 +1,231 @@
+"""One supervised process: started, waited for, watched, started again, stopped.
+
+What must hold: a part is `ready` only while it answers as it should; one that ends is started again
+after a growing pause, for ever once the stack has been up, `_FIRST_TRIES` times while it starts; and
+when a part ends, nothing of its process group is left before the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import time
+from asyncio.subprocess import Process
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+
+from gateway.stack.claim import Claim
+from gateway.stack.guard import Guard
+from gateway.stack.logs import open_log, tail
+from gateway.stack.postgres import Identity, PostgresError
+
+_FIRST_TRIES = 3
+_CALM_S = 60.0  # a part that was up for so long starts its pauses anew
+_LONGEST_PAUSE_S = 30.0
+
+
+class PartState(StrEnum):
+    """Where a part is in its life."""
+
+    WAITING = "waiting"  # for the parts that it needs
+    PREPARING = "preparing"
+    STARTING = "starting"
+    READY = "ready"
+    DOWN = "down"  # and about to be started again
+    FAILED = "failed"  # and given up: the stack does not start
+    STOPPING = "stopping"
+    STOPPED = "stopped"
+
+
+@dataclass(frozen=True, slots=True)
+class PartStatus:
+    """A part at one moment, for people. `since` is monotonic seconds."""
+
+    name: str
+    address: str
+    state: PartState = PartState.WAITING
+    pid: int | None = None
+    restarts: int = 0
+    since: float = 0.0
+    detail: str = ""
+    external: bool = False
+
+
+class PartFailed(Exception):
+    """A part cannot be started. The message has the last lines of its log."""
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What a part is. Without a `command` it is an external server: awaited, not started."""
+
+    name: str
+    address: str
+    ready: Callable[[], Awaitable[bool]]
+    command: Sequence[str] | None = None
+    environ: Mapping[str, str] = field(default_factory=dict[str, str])
+    after: tuple[str, ...] = ()
+    prepare: Callable[[], None] | None = None  # blocking; before each start
+    once_ready: Callable[[], Awaitable[None]] | None = None  # before it counts as ready the first time
+    once_detail: str = ""
+    on_exit: Callable[[int], None] | None = None
+    identity: Identity = field(default_factory=Identity)
+    directory: Path | None = None
+    gentle: signal.Signals = signal.SIGTERM
+    start_timeout_s: float = 30.0
+    stop_timeout_s: float = 5.0
+
+
+def pause_s(failures: int) -> float:
+    """How long to wait before the next start after so many failures in a row: 0.5, 1, 2 … 30 seconds."""
+    return min(_LONGEST_PAUSE_S, 0.5 * 2 ** min(failures - 1, 10))
+
+
+def describe_exit(returncode: int) -> str:
+    """How a process ended, in words."""
+    if returncode < 0:
+        with contextlib.suppress(ValueError):
+            return f"killed by {signal.Signals(-returncode).name}"
+        return f"killed by signal {-returncode}"
+    return f"exited with status {returncode}"
+
+
+class SupervisedPart:
+    """Runs one part until it is told to stop."""
+
+    def __init__(
+        self, part: Part, log: Path, guard: Guard, claim: Claim, changed: Callable[[PartStatus], None]
+    ) -> None:
+        self.part = part
+        self.log = log
+        self.ready = asyncio.Event()
+        self.status = PartStatus(part.name, part.address, since=time.monotonic(), external=part.command is None)
+        self._guard = guard
+        self._claim = claim
+        self._changed = changed
+        self._process: Process | None = None
+        self._was_ready = False
+
+    async def run(self) -> None:
+        """Keep the part running. Ends only by cancellation, or:
+
+        Raises:
+            PartFailed: it never got ready.
+        """
+        failures = 0
+        while True:
+            started = time.monotonic()
+            reason = await self._start()
+            if reason is None:
+                self._show(PartState.READY)
+                self.ready.set()
+                if self.part.command is None:
+                    return
+                assert self._process is not None
+                reason = describe_exit(await self._process.wait())
+            self._end()
+            failures = 1 if self._was_ready and time.monotonic() - started > _CALM_S else failures + 1
+            if not self._was_ready and (failures >= _FIRST_TRIES or self.part.command is None):
+                self._show(PartState.FAILED, reason)
+                raise PartFailed(self._failure(reason))
+            pause = pause_s(failures)
+            self._show(PartState.DOWN, f"{reason}; starting again in {pause:g} s", restarts=self.status.restarts + 1)
+            await asyncio.sleep(pause)
+
+    async def stop(self) -> None:
+        """Ask the process to end, and kill what is left of it after its time is up."""
+        process = self._process
+        self.ready.clear()
+        if process is None or process.returncode is not None:
+            return
+        self._show(PartState.STOPPING)
+        with contextlib.suppress(ProcessLookupError):
+            process.send_signal(self.part.gentle)
+        try:
+            await asyncio.wait_for(process.wait(), self.part.stop_timeout_s)
+        except TimeoutError:
+            self._kill_group(process.pid)
+            await process.wait()
+        self._end()
+        self._show(PartState.STOPPED)
+
+    async def _start(self) -> str | None:
+        """Start and wait until ready: None, or why it is not."""
+        if self.part.prepare is not None:
+            self._show(PartState.PREPARING)
+            try:
+                await asyncio.to_thread(self.part.prepare)
+            except (OSError, PostgresError) as error:
+                return f"could not be prepared: {error}"
+        if self.part.command is not None:
+            try:
+                self._process = await self._spawn(self.part.command)
+            except OSError as error:
+                return f"cannot be run: {error}"
+        self._show(PartState.STARTING)
+        deadline = time.monotonic() + self.part.start_timeout_s
+        while not await self.part.ready():
+            if self._process is not None and self._process.returncode is not None:
+                return describe_exit(self._process.returncode)
+            if time.monotonic() > deadline:
+                return f"was not ready within {self.part.start_timeout_s:g} s"
+            await asyncio.sleep(0.1)
+        if self.part.once_ready is not None and not self._was_ready:
+            self._show(PartState.STARTING, self.part.once_detail)
+            await self.part.once_ready()
+        self._was_ready = True
+        return None
+
+    async def _spawn(self, command: Sequence[str]) -> Process:
+        with open_log(self.log) as out:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=dict(self.part.environ),
+                cwd=self.part.directory,
+                start_new_session=True,  # its own group: Ctrl-C reaches us alone, and we stop it in order
+                **self.part.identity,
+            )
+        self._guard.add(process.pid, self.part.gentle)
+        self._claim.record(process.pid, self.part.gentle)
+        return process
+
+    def _end(self) -> None:
+        """Nothing of the process's group stays."""
+        self.ready.clear()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        self._kill_group(process.pid)
+        self._guard.remove(process.pid)
+        if self.part.on_exit is not None:
+            self.part.on_exit(process.pid)
+
+    @staticmethod
+    def _kill_group(group: int) -> None:
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(group, signal.SIGKILL)
+
+    def _show(self, state: PartState, detail: str = "", *, restarts: int | None = None) -> None:
+        self.status = replace(
+            self.status,
+            state=state,
+            detail=detail,
+            pid=None if self._process is None else self._process.pid,
+            restarts=self.status.restarts if restarts is None else restarts,
+            since=time.monotonic(),
+        )
+        self._changed(self.status)
+
+    def _failure(self, reason: str) -> str:
+        if self.part.command is None:
+            return f"{self.part.name} at {self.part.address} {reason.replace('was not ready', 'did not answer')}."
+        lines = tail(self.log)
+        said = f" The last lines of {self.log}:\n{lines}" if lines else f" It wrote nothing to {self.log}."
+        return f"{self.part.name} did not start: it {reason}.{said}"

@@ -1,0 +1,366 @@
+"""What a stack is made of: its parts with their commands, ports and environments, decided before any starts.
+
+What must hold: ports are all chosen up front, so that parts start side by side; an address that the
+settings name (`TREASURER_DATABASE_URL` …) is awaited, not started; each process gets the secrets it
+needs in its environment and no other's.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import asyncpg
+import psutil
+import yaml
+from prometheus_client.multiprocess import mark_process_dead  # pyright: ignore[reportUnknownVariableType]
+from sqlalchemy.exc import SQLAlchemyError
+
+from gateway.migrations import migrate
+from gateway.settings import Settings, SettingsError
+from gateway.stack.litellm import NOT_INHERITED, EffectiveConfig, effective_config, proxy_command
+from gateway.stack.part import Part
+from gateway.stack.ports import free_ports, is_free
+from gateway.stack.postgres import EmbeddedPostgres, embedded_postgres, postgres_answers
+from gateway.stack.probe import http_ok
+from gateway.stack.redis import EmbeddedRedis, redis_answers
+from gateway.stack.secret_files import StackSecrets, stack_secrets
+from gateway.stack.state import StackState
+
+_ROOT = Path(__file__).resolve().parent.parent.parent
+_PRICES = "litellm/model_prices_and_context_window_backup.json"
+
+
+class PlanError(Exception):
+    """The stack cannot be started as things are. The message says what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The parts in the order in which they are shown and stopped (backwards), and what the stack will say."""
+
+    parts: list[Part]
+    state: StackState
+    notices: list[str]
+    admin_key_is_new: bool
+    settings: Settings
+    grants: Path
+    metrics: Path
+
+
+@dataclass(frozen=True, slots=True)
+class _Ports:
+    postgres: int
+    redis: int
+    proxy: int
+    provider: int
+    gateway: int
+    direct: list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """What the parts are built from."""
+
+    settings: Settings
+    data_dir: Path
+    secrets: StackSecrets
+    ports: _Ports
+    database_url: str
+    redis_url: str
+    proxy_url: str
+    effective: EffectiveConfig | None
+    environ: Mapping[str, str]
+
+    @property
+    def simulates(self) -> bool:
+        return self.effective is not None and bool(self.effective.simulated)
+
+    @property
+    def metrics(self) -> Path:
+        return self.data_dir / "metrics"
+
+    @property
+    def gateway_url(self) -> str:
+        return f"http://{reachable_host(self.settings.host)}:{self.ports.gateway}"
+
+
+def make_plan(settings: Settings, environ: Mapping[str, str] = os.environ) -> Plan:
+    """Choose ports, make secrets and folders, and lay out the parts. Blocking.
+
+    Raises:
+        PlanError, SettingsError, PostgresError, ConfigError: something is missing; the message says what.
+    """
+    notices: list[str] = []
+    data_dir = settings.data_dir.resolve()
+    secrets = stack_secrets(settings)
+    ports = _choose_ports(settings, notices)
+    postgres = redis = None
+    if settings.database_url is None:
+        postgres = embedded_postgres(data_dir, ports.postgres, secrets.postgres_password)
+    if settings.redis_url is None:
+        redis = EmbeddedRedis(data_dir / "redis", ports.redis, secrets.redis_password)
+    provider_url = f"http://127.0.0.1:{ports.provider}"
+    site = _Site(
+        settings=settings,
+        data_dir=data_dir,
+        secrets=secrets,
+        ports=ports,
+        database_url=settings.database_url or (postgres.url() if postgres else ""),
+        redis_url=settings.redis_url or (redis.url if redis else ""),
+        proxy_url=settings.proxy_url or f"http://127.0.0.1:{ports.proxy}",
+        effective=_effective(settings, environ, provider_url),
+        environ=environ,
+    )
+    parts = [_postgres_part(site, postgres), _redis_part(site, redis)]
+    if site.simulates:
+        parts.append(_provider_part(site))
+    parts.append(_proxy_part(site))
+    parts += [_gateway_part(site, number) for number in range(1, settings.gateways + 1)]
+    _make_folders(site)
+    return Plan(
+        parts,
+        _state(site, provider_url),
+        notices,
+        secrets.admin_key_is_new,
+        settings,
+        data_dir / "grants",
+        site.metrics,
+    )
+
+
+def reachable_host(host: str) -> str:
+    """Where a server that listens on `host` is reached from this machine."""
+    everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
+    return everywhere.get(host, f"[{host}]" if ":" in host else host)
+
+
+def without_password(url: str) -> str:
+    """An address as people may see it."""
+    parts = urlsplit(url)
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
+
+
+def _choose_ports(settings: Settings, notices: list[str]) -> _Ports:
+    *parts, spare = free_ports(5 + settings.gateways)
+    gateway = settings.port or spare
+    if not is_free(settings.host, gateway):
+        notices.append(f"Port {gateway} is taken on {settings.host}: the gateway listens on {spare} instead.")
+        gateway = spare
+    postgres, redis, proxy, provider, *direct = parts
+    return _Ports(postgres, redis, proxy, provider, gateway, direct)
+
+
+def _effective(settings: Settings, environ: Mapping[str, str], provider_url: str) -> EffectiveConfig | None:
+    if settings.proxy_url is not None:
+        if settings.grant_secret is None or settings.proxy_master_key is None:
+            raise SettingsError(
+                "TREASURER_PROXY_URL names an external LiteLLM Proxy, so TREASURER_GRANT_SECRET and "
+                "TREASURER_PROXY_MASTER_KEY must be set too, to the same values as the proxy's."
+            )
+        return None
+    try:
+        config = yaml.safe_load(settings.litellm_config.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise PlanError(f"There is no {settings.litellm_config}; set TREASURER_LITELLM_CONFIG.") from None
+    except yaml.YAMLError as error:
+        raise PlanError(f"{settings.litellm_config} is not YAML: {error}") from None
+    return effective_config(config or {}, environ, provider_url)
+
+
+def _make_folders(site: _Site) -> None:
+    shutil.rmtree(site.metrics, ignore_errors=True)  # counters of processes that are gone
+    for folder in (site.metrics, site.data_dir / "grants", site.data_dir / "spool", site.data_dir / "logs"):
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+
+def _state(site: _Site, provider_url: str) -> StackState:
+    direct = [f"http://127.0.0.1:{port}" for port in site.ports.direct]
+    return StackState(
+        pid=os.getpid(),
+        pid_started=psutil.Process().create_time(),
+        started_at=datetime.now(UTC),
+        data_dir=site.data_dir,
+        database_url=site.database_url,
+        redis_url=site.redis_url,
+        proxy_url=site.proxy_url,
+        provider_url=provider_url if site.simulates else None,
+        gateway_url=site.gateway_url,
+        gateway_urls=direct,
+        grant_secret_file=site.secrets.file("grant_secret"),
+        proxy_master_key_file=site.secrets.file("proxy_master_key"),
+        admin_key_file=site.secrets.file("admin_key"),
+        real=site.effective.real if site.effective else [],
+        simulated=site.effective.simulated if site.effective else [],
+        pids={},
+    )
+
+
+def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
+    async def bring_up_to_date() -> None:
+        try:
+            await migrate(site.database_url)
+        except (OSError, asyncpg.PostgresError, SQLAlchemyError) as error:
+            raise PlanError(
+                f"The database at {without_password(site.database_url)} cannot be migrated: {error}"
+            ) from error
+
+    if server is None:
+
+        async def answers() -> bool:
+            return await postgres_answers(site.database_url)
+
+        return Part(
+            name="postgres",
+            address=without_password(site.database_url),
+            ready=answers,
+            once_ready=bring_up_to_date,
+            once_detail="migrating the database",
+        )
+    return Part(
+        name="postgres",
+        address=f"127.0.0.1:{server.port}",
+        ready=server.ready,
+        command=server.command(),
+        environ=server.environ(),
+        prepare=server.prepare,
+        once_ready=bring_up_to_date,
+        once_detail="migrating the database",
+        identity=server.identity,
+        directory=server.data,
+        gentle=signal.SIGINT,  # fast shutdown: does not wait for clients to leave
+        start_timeout_s=120,  # recovery after a crash
+        stop_timeout_s=15,
+    )
+
+
+def _redis_part(site: _Site, server: EmbeddedRedis | None) -> Part:
+    async def answers() -> bool:
+        return await redis_answers(site.redis_url)
+
+    if server is None:
+        return Part(name="redis", address=without_password(site.redis_url), ready=answers)
+    return Part(
+        name="redis",
+        address=f"127.0.0.1:{server.port}",
+        ready=answers,
+        command=server.command(),
+        environ=_plain_environ(site),
+        prepare=server.prepare,
+    )
+
+
+def _provider_part(site: _Site) -> Part:
+    port = site.ports.provider
+    arguments = ["--port", str(port), "--prices", str(_price_map(_proxy_python(site.settings)))]
+    return Part(
+        name="simulated-provider",
+        address=f"127.0.0.1:{port}",
+        ready=lambda: http_ok(f"http://127.0.0.1:{port}/_sim/health"),
+        command=[sys.executable, "-m", "gateway.stack.simulated_provider", *arguments],
+        environ=_plain_environ(site),
+        directory=_ROOT,
+    )
+
+
+def _proxy_part(site: _Site) -> Part:
+    url = f"{site.proxy_url}/health/liveliness"
+    if site.effective is None:
+        return Part(name="litellm-proxy", address=without_password(site.proxy_url), ready=lambda: http_ok(url))
+    folder = site.data_dir / "litellm"
+    config, effective = folder / "config.yaml", site.effective.config
+
+    def prepare() -> None:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        config.write_text(yaml.safe_dump(effective, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+    command, extra = proxy_command(
+        python=_proxy_python(site.settings),
+        config_path=config,
+        port=site.ports.proxy,
+        workers=site.settings.proxy_workers,
+    )
+    inherited = {name: value for name, value in site.environ.items() if name not in {*NOT_INHERITED, *_OURS}}
+    environ = extra | {
+        "LITELLM_MASTER_KEY": site.secrets.proxy_master_key,
+        "PYTHONPATH": str(_ROOT),
+        "TREASURER_GRANT_SECRET": site.secrets.grant_secret,
+        "TREASURER_DATABASE_URL": site.database_url,
+        "TREASURER_GRANT_DIR": str(site.data_dir / "grants"),
+        "TREASURER_SPOOL_DIR": str(site.data_dir / "spool"),
+        "TREASURER_PROXY_ENFORCES_LIMITS": "1" if site.settings.proxy_enforces_limits else "0",
+    }
+    return Part(
+        name="litellm-proxy",
+        address=f"127.0.0.1:{site.ports.proxy}",
+        ready=lambda: http_ok(url),
+        command=command,
+        environ={**inherited, **environ},
+        prepare=prepare,
+        directory=folder,
+        start_timeout_s=180,
+        stop_timeout_s=8,
+    )
+
+
+def _gateway_part(site: _Site, number: int) -> Part:
+    port = site.ports.direct[number - 1]
+    environ = {
+        "TREASURER_DATA_DIR": str(site.data_dir),
+        "TREASURER_HOST": site.settings.host,
+        "TREASURER_PORT": str(site.ports.gateway),
+        "TREASURER_DIRECT_PORT": str(port),
+        "TREASURER_DATABASE_URL": site.database_url,
+        "TREASURER_REDIS_URL": site.redis_url,
+        "TREASURER_PROXY_URL": site.proxy_url,
+        "TREASURER_GRANT_SECRET": site.secrets.grant_secret,
+        "TREASURER_PROXY_MASTER_KEY": site.secrets.proxy_master_key,
+        "TREASURER_ADMIN_KEY": site.secrets.admin_key,
+        "PROMETHEUS_MULTIPROC_DIR": str(site.metrics),
+    }
+    return Part(
+        name=f"gateway-{number}",
+        address=site.gateway_url,
+        ready=lambda: http_ok(f"http://127.0.0.1:{port}/readyz"),
+        command=[sys.executable, "-m", "gateway.serve"],
+        environ={**site.environ, **environ},
+        after=("postgres", "redis", "litellm-proxy"),
+        on_exit=lambda pid: mark_process_dead(pid, str(site.metrics)),
+        start_timeout_s=60,
+        stop_timeout_s=12,
+    )
+
+
+#: Ours alone: nothing of these reaches the proxy unless it is given on purpose.
+_OURS = frozenset({"VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "TREASURER_ADMIN_KEY", "PROMETHEUS_MULTIPROC_DIR"})
+
+
+def _plain_environ(site: _Site) -> dict[str, str]:
+    """For parts that need no secret and no key."""
+    kept = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
+    return {name: site.environ[name] for name in kept if name in site.environ}
+
+
+def _proxy_python(settings: Settings) -> Path:
+    python = settings.proxy_python or _ROOT / ".venv-proxy" / "bin" / "python"
+    if not python.exists():
+        raise PlanError(
+            f"LiteLLM Proxy's environment is missing: there is no {python}. "
+            "Run `make setup`, or set TREASURER_PROXY_PYTHON to its Python."
+        )
+    return python.absolute()
+
+
+def _price_map(python: Path) -> Path:
+    """LiteLLM's own map of prices, in the proxy's environment: the simulated provider bills by it."""
+    for found in python.parent.parent.glob(f"lib/python3*/site-packages/{_PRICES}"):
+        return found
+    raise PlanError(f"LiteLLM is not installed beside {python}. Run `make setup`.")

@@ -1,0 +1,128 @@
+"""Runs the whole stack: every part in its order, watched until the end, stopped backwards.
+
+What must hold: when `running_stack` is left, by whatever way, nothing it started is running; while
+its body runs, every part has been ready, and one that dies is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+
+from gateway.settings import Settings
+from gateway.stack.claim import Claim, claim
+from gateway.stack.guard import Guard
+from gateway.stack.logs import bound
+from gateway.stack.part import PartState, PartStatus, SupervisedPart
+from gateway.stack.plan import Plan, make_plan
+from gateway.stack.state import StackState
+
+#: What is said while a stack runs: a part's change, or a sentence.
+Progress = PartStatus | str
+
+_TIDY_S = 30.0
+
+
+@asynccontextmanager
+async def running_stack(
+    settings: Settings,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_plan: Callable[[Plan], None] = lambda _: None,
+) -> AsyncIterator[StackState]:
+    """Start the stack, give its state once every part is ready, stop it at the end of the block.
+
+    `on_progress` is called at each change of a part (all are announced before the first start) and
+    for each notice; `on_plan` once, before anything starts. If a part that must start cannot, or the
+    block is cancelled, everything is stopped.
+
+    Raises:
+        AlreadyRunning: another supervisor has the data folder.
+        PlanError, SettingsError, PostgresError, ConfigError: something is missing.
+        PartFailed: a part did not start; the message has the last lines of its log.
+    """
+    with claim(settings.data_dir.resolve()) as ours:
+        plan = await asyncio.to_thread(make_plan, settings)
+        on_plan(plan)
+        for notice in plan.notices:
+            on_progress(notice)
+        async with Guard(on_progress) as guard:
+            stack = _Stack(plan, guard, ours, on_progress)
+            try:
+                await stack.start()
+                yield stack.state
+            finally:
+                # Shielded: a second cancellation does not leave processes behind half-way.
+                await asyncio.shield(asyncio.ensure_future(stack.stop()))
+
+
+class _Stack:
+    def __init__(self, plan: Plan, guard: Guard, ours: Claim, on_progress: Callable[[Progress], None]) -> None:
+        self.state = plan.state
+        self._on_progress = on_progress
+        self._started = False
+        logs = plan.state.data_dir / "logs"
+        self._parts = {
+            part.name: SupervisedPart(part, logs / f"{part.name}.log", guard, ours, self._changed)
+            for part in plan.parts
+        }
+        self._tasks: list[asyncio.Task[None]] = []
+        for part in self._parts.values():
+            on_progress(part.status)
+
+    async def start(self) -> None:
+        self._tasks = [asyncio.create_task(self._run(part)) for part in self._parts.values()]
+        all_ready = asyncio.create_task(self._all_ready(self._parts))
+        try:
+            pending: set[asyncio.Task[None]] = {all_ready, *self._tasks}
+            while not all_ready.done():
+                done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()  # a part that failed ends the start here
+        finally:
+            all_ready.cancel()
+        self._started = True
+        self._publish()
+        self._tasks.append(asyncio.create_task(self._tidy()))
+
+    async def stop(self) -> None:
+        StackState.remove(self.state.data_dir)
+        self._started = False
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for layer in _layers(self._parts):
+            await asyncio.gather(*(self._parts[name].stop() for name in layer))
+
+    async def _run(self, part: SupervisedPart) -> None:
+        await self._all_ready(part.part.after)
+        await part.run()
+
+    async def _all_ready(self, names: Iterable[str]) -> None:
+        for name in names:
+            await self._parts[name].ready.wait()
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.sleep(_TIDY_S)
+            for part in self._parts.values():
+                with contextlib.suppress(OSError):
+                    await asyncio.to_thread(bound, part.log)
+
+    def _changed(self, status: PartStatus) -> None:
+        self._on_progress(status)
+        if self._started and status.state is PartState.READY:
+            self._publish()
+
+    def _publish(self) -> None:
+        pids = {name: part.status.pid for name, part in self._parts.items() if part.status.pid is not None}
+        self.state = self.state.model_copy(update={"pids": pids})
+        self.state.write()
+
+
+def _layers(names: Iterable[str]) -> list[list[str]]:
+    """Who is stopped with whom, first to last: callers before what they call, Postgres at the very end."""
+    gateways = [name for name in names if name.startswith("gateway-")]
+    last = [name for name in names if name == "postgres"]
+    return [gateways, [name for name in names if name not in {*gateways, *last}], last]

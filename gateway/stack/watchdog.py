@@ -1,0 +1,64 @@
+"""The process that outlives a killed supervisor by the time it takes to stop what it left behind.
+
+What must hold: whatever ends the supervisor, kill -9 included, its standard input here comes to its
+end, and then every process group that was named and not taken back is stopped: first gently, each
+by its own signal, and what is left after `GRACE_S` by SIGKILL. Standard library only: it starts in
+milliseconds, and it runs as a plain script. It works wherever there are pipes and process groups.
+
+Lines it reads: `+ <group> <signal>` a group to stop, `- <group>` one that has ended.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable
+
+GRACE_S = 5.0
+
+
+def groups_left(lines: Iterable[str]) -> dict[int, int]:
+    """The groups that are to be stopped when the lines have come to an end, with each one's gentle signal."""
+    groups: dict[int, int] = {}
+    for line in lines:
+        match line.split():
+            case ["+", group, gentle]:
+                groups[int(group)] = int(gentle)
+            case ["-", group]:
+                groups.pop(int(group), None)
+            case _:
+                pass  # a line cut short by the supervisor's death
+    return groups
+
+
+def stop_groups(groups: dict[int, int], grace_s: float = GRACE_S) -> None:
+    """Signal each group, wait until all are gone or `grace_s` seconds have passed, then kill the rest."""
+    for group, gentle in groups.items():
+        _signal(group, gentle)
+    deadline = time.monotonic() + grace_s
+    while time.monotonic() < deadline and any(_signal(group, 0) for group in groups):
+        time.sleep(0.05)
+    for group in groups:
+        _signal(group, signal.SIGKILL)
+
+
+def _signal(group: int, number: int) -> bool:
+    """Signal a group; whether it was there."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+        return True
+    return False
+
+
+def main() -> None:
+    """Read to the end of the input, then stop what is left."""
+    for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(ignored, signal.SIG_IGN)
+    stop_groups(groups_left(sys.stdin))
+
+
+if __name__ == "__main__":
+    main()
