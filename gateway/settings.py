@@ -25,6 +25,7 @@ class Settings(BaseSettings):
     host: str = Field(default="127.0.0.1", description="address that the gateway listens on")
     port: int = Field(default=4100, ge=0, le=65535, description="gateway port; another free one if taken; 0: any")
     gateways: int = Field(default=1, ge=1, le=64, description="gateway processes, sharing the port")
+    direct_port: int | None = Field(default=None, ge=0, le=65535, description="a second, loopback port of one process")
     proxy_workers: int = Field(default=min(2, os.cpu_count() or 1), ge=1, le=64, description="LiteLLM Proxy workers")
 
     database_url: str | None = Field(default=None, description="an external PostgreSQL; none: embedded")
@@ -32,6 +33,7 @@ class Settings(BaseSettings):
     proxy_url: str | None = Field(default=None, description="an external LiteLLM Proxy; none: embedded")
 
     litellm_config: Path = Field(default=_ROOT / "config" / "litellm.yaml", description="models and deployments")
+    proxy_python: Path | None = Field(default=None, description="Python of LiteLLM's environment; none: .venv-proxy")
     proxy_enforces_limits: bool = Field(default=False, description="LiteLLM enforces the rate limits a second time")
 
     grant_secret: SecretStr | None = Field(default=None, min_length=32, description="signs grants; none: made and kept")
@@ -45,6 +47,8 @@ class Settings(BaseSettings):
     busy_wait_s: float = Field(default=2, ge=0, description="how long a call waits for held money before it is refused")
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     idempotency_ttl_s: float = Field(default=86_400, gt=0)
+
+    feeds_allow_private: bool = Field(default=False, description="agents may read feeds within a private network")
 
     otlp_endpoint: str | None = Field(default=None, description="OTLP/HTTP traces endpoint, for example …/v1/traces")
     langfuse_host: str | None = None
