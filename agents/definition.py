@@ -1,0 +1,40 @@
+"""What an agent is to the executor: a name, a typed input, and PydanticAI's agent.
+
+What must hold: an agent says nothing of who pays, of a run, or of how it was triggered; the executor
+adds these, the same way for every agent and every trigger.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, TypeVar
+
+from pydantic import BaseModel
+from pydantic_ai import Agent
+
+from agents.services import Services
+
+InputT = TypeVar("InputT", bound=BaseModel)
+DepsT = TypeVar("DepsT")
+OutputT = TypeVar("OutputT", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Task(Generic[DepsT]):
+    """One run's prompt and what its tools work with."""
+
+    prompt: str
+    deps: DepsT
+
+
+@dataclass(frozen=True, slots=True)
+class AgentDefinition(Generic[InputT, DepsT, OutputT]):
+    """`name` is also the agent's row in Postgres: budgets, limits and reports are by it."""
+
+    name: str
+    description: str
+    model: str
+    input_type: type[InputT]
+    agent: Agent[DepsT, OutputT]
+    task: Callable[[InputT, Services], Task[DepsT]]

@@ -1,0 +1,70 @@
+"""A budget for one run: a total that only the calls of that run draw on, beside all others that apply.
+
+What must hold: it is in force before the run's first call and no other run is bound by it. It is archived
+when the run ends, however it ends; its windows and entries stay for reports.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+
+from llm_service.administration.budgets import ChangeBudget, NewBudget, archive_budget, change_budget, create_budget
+from llm_service.administration.changes import read
+from llm_service.administration.inputs import read_input
+from llm_service.administration.people import NewAgent, create_agent
+from llm_service.errors import Conflict, Unavailable
+from llm_service.money import format_decimal
+
+if TYPE_CHECKING:
+    import asyncpg
+
+_logger = logging.getLogger(__name__)
+
+
+class RunBudgets:
+    """Run budgets in the treasury."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+        self._registered: set[str] = set()
+
+    async def register(self, agent: str) -> None:
+        """Make the agent's row, in team "default", where it has none yet.
+
+        Raises:
+            TreasuryUnavailable: Postgres is away.
+        """
+        if agent in self._registered:
+            return
+        if not await read(self._pool, "SELECT FROM agents WHERE name = $1", agent):
+            try:
+                await create_agent(self._pool, read_input(NewAgent, {"name": agent}))
+            except Conflict:
+                _logger.debug("agent %s was registered by another process at the same moment", agent)
+        self._registered.add(agent)
+
+    @asynccontextmanager
+    async def limited(self, agent: str, run: str, limit_nano: int) -> AsyncIterator[None]:
+        """Within this, the run may spend `limit_nano` in all. A run that is tried again goes on in its budget.
+
+        Raises:
+            InvalidRequest: the run's id or the amount cannot be a budget's. TreasuryUnavailable: Postgres is away.
+        """
+        name, limit = f"{agent} run {run}", format_decimal(limit_nano)
+        terms = {"name": name, "agent": agent, "window": "total", "per": "run", "per_value": run, "limit": limit}
+        new = read_input(NewBudget, terms)
+        try:
+            await create_budget(self._pool, new)
+        except Conflict:
+            await change_budget(self._pool, name, read_input(ChangeBudget, {"limit": limit}))
+        try:
+            yield
+        finally:
+            try:
+                await archive_budget(self._pool, name)
+            except Unavailable as error:
+                # The run's own outcome matters more; a budget that is left governs a run that is over.
+                _logger.warning("the budget of run %s could not be archived: %s", run, error.message)

@@ -1,0 +1,76 @@
+"""`read_feed`: the stories of one of the run's own feeds.
+
+What must hold: an agent reads the feeds that its caller named and no other. A story's text can ask for
+an address to be opened; the tool has no way to do it. Names stand for addresses, so that a query or
+password in an address reaches neither the model nor its provider.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from pydantic_ai import ModelRetry, RunContext, Tool, ToolFailed
+from pydantic_ai.tools import ToolDefinition
+
+from agents.services.feeds import Feed, FeedError, FeedReader, shown
+
+
+@dataclass(slots=True)
+class FeedDeps:
+    """The feeds of one run: what may be read, what was, and what could not be. `sources` is by shown name."""
+
+    reader: FeedReader
+    sources: dict[str, str]
+    read: dict[str, Feed] = field(default_factory=dict[str, Feed])
+    failed: dict[str, FeedError] = field(default_factory=dict[str, FeedError])
+
+    def links(self) -> set[str]:
+        """The links of all stories that were read."""
+        return {entry.url for feed in self.read.values() for entry in feed.entries if entry.url}
+
+
+def named(sources: Sequence[str]) -> dict[str, str]:
+    """A name for each source, as it may be shown; told apart where two look alike."""
+    names: dict[str, str] = {}
+    for source in dict.fromkeys(sources):
+        name, number = shown(source), 2
+        while name in names:
+            name, number = f"{shown(source)} ({number})", number + 1
+        names[name] = source
+    return names
+
+
+async def read_feed(ctx: RunContext[FeedDeps], feed: str) -> dict[str, Any]:
+    """Read the newest stories of a feed.
+
+    Args:
+        feed: The feed's name, exactly as the task lists it.
+    """
+    deps = ctx.deps
+    if feed not in deps.sources:
+        raise ModelRetry(f"There is no feed {feed!r}. The feeds are: {', '.join(deps.sources)}.")
+    try:
+        found = await deps.reader.read(deps.sources[feed])
+    except FeedError as error:
+        deps.failed[feed] = error
+        if len(deps.failed) == len(deps.sources):
+            raise  # nothing is left to write about: end the run before more is spent on it
+        raise ToolFailed(f"{error}. Go on without it.") from error
+    deps.read[feed] = found
+    stories = [
+        {"title": entry.title, "url": entry.url, "published": entry.published, "summary": entry.summary}
+        for entry in found.entries
+    ]
+    return {"feed": found.title, "stories": stories}
+
+
+async def _only_these(ctx: RunContext[FeedDeps], definition: ToolDefinition) -> ToolDefinition:
+    """Tell the model the names there are: fewer wrong calls, each of which costs a request."""
+    schema = definition.parameters_json_schema
+    feed = {**schema["properties"]["feed"], "enum": list(ctx.deps.sources)}
+    return replace(definition, parameters_json_schema={**schema, "properties": {**schema["properties"], "feed": feed}})
+
+
+READ_FEED = Tool(read_feed, takes_ctx=True, prepare=_only_these)

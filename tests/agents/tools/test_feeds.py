@@ -1,0 +1,78 @@
+"""`read_feed`: only the run's own feeds, and what becomes of one that cannot be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic_ai import Agent
+from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCallPart, ToolReturnPart
+from pydantic_ai.models.function import AgentInfo, FunctionModel
+
+from agents.services.feeds import FeedReader, FeedUnreachable
+from agents.tools.feeds import READ_FEED, FeedDeps, named
+
+
+def reading(*feeds: str) -> FunctionModel:
+    """A model that reads these feeds, one a request, and then says "done"."""
+    left = list(feeds)
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        if not left:
+            return ModelResponse([TextPart("done")])
+        return ModelResponse([ToolCallPart("read_feed", {"feed": left.pop(0)})])
+
+    return FunctionModel(answer)
+
+
+async def run(deps: FeedDeps, *feeds: str) -> list[str]:
+    agent = Agent(reading(*feeds), deps_type=FeedDeps, tools=[READ_FEED], retries=3)
+    result = await agent.run("Go", deps=deps)
+    parts = [part for message in result.all_messages() for part in message.parts]
+    return [part.model_response_str() for part in parts if isinstance(part, ToolReturnPart)]
+
+
+async def test_a_feed_of_the_run_is_read_and_remembered() -> None:
+    deps = FeedDeps(FeedReader(), named(["sample:news.xml"]))
+    returned = await run(deps, "sample:news.xml")
+    assert "Prices per token fall" in returned[0]
+    assert "https://ledger.example/2026/cafe" in deps.links()
+
+
+async def test_no_other_feed_can_be_read() -> None:
+    deps = FeedDeps(FeedReader(), named(["sample:news.xml"]))
+    await run(deps, "sample:news-atom.xml", "https://evil.example/?q=secret")
+    assert deps.read == {}
+
+
+async def test_a_run_goes_on_without_a_broken_feed_and_ends_when_none_is_left(tmp_path: Path) -> None:
+    missing = str(tmp_path / "missing.xml")
+    reader = FeedReader(allow_files=True)
+    deps = FeedDeps(reader, named([missing, "sample:news.xml"]))
+    returned = await run(deps, missing, "sample:news.xml")
+    assert list(deps.read) == ["sample:news.xml"]
+    assert "Go on without it" in returned[0]
+    with pytest.raises(FeedUnreachable):
+        await run(FeedDeps(reader, named([missing])), missing)
+
+
+async def test_the_model_is_told_the_names_there_are() -> None:
+    offered: list[object] = []
+
+    def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
+        offered.append(info.function_tools[0].parameters_json_schema["properties"]["feed"]["enum"])
+        return ModelResponse([TextPart("done")])
+
+    agent = Agent(FunctionModel(answer), deps_type=FeedDeps, tools=[READ_FEED])
+    await agent.run("Go", deps=FeedDeps(FeedReader(), named(["a.xml", "b.xml"])))
+    await agent.run("Go", deps=FeedDeps(FeedReader(), named(["c.xml"])))
+    assert offered == [["a.xml", "b.xml"], ["c.xml"]]
+
+
+def test_names_hide_what_may_be_secret_and_differ() -> None:
+    sources = ["https://me:pw@x.example/feed?key=1", "https://x.example/feed?key=2", "a.xml", "a.xml"]
+    assert named(sources) == {
+        "https://x.example/feed": sources[0],
+        "https://x.example/feed (2)": sources[1],
+        "a.xml": "a.xml",
+    }
