@@ -14,40 +14,41 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Any, Literal, TextIO
+from typing import Any, Literal, TextIO, cast
 from uuid import UUID
 
 _call_id: ContextVar[str | None] = ContextVar("treasurer_call_id", default=None)
 
 REDACTED = "[redacted]"
 
-# Each keeps what tells a reader which kind of secret it was, and no more. All are linear in the text.
+# Each keeps what tells a reader which kind of secret it was, and no more. None asks for a boundary before
+# a distinctive prefix (a repr may put `\n` there); repeats that can fail are bounded, so time is linear.
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"\beyJ[\w-]{5,}\.[\w-]+(?:\.[\w-]*)?"), f"eyJ{REDACTED}"),  # JWT: our grants, cloud tokens
-    (re.compile(r"(?<![\w-])sk-tr-[\w-]{4,}"), f"sk-tr-{REDACTED}"),
-    (re.compile(r"(?<![\w-])(sk|rk)-[\w-]{8,}"), rf"\1-{REDACTED}"),  # OpenAI, Anthropic, Langfuse, LiteLLM
-    (re.compile(r"\bAIza[\w-]{20,}"), f"AIza{REDACTED}"),  # Google
-    (re.compile(r"\b(AKIA|ASIA)[A-Z0-9]{12,}"), rf"\1{REDACTED}"),  # AWS
-    (re.compile(r"(?<![\w-])(gsk_|xai-|hf_|ghp_|xox[abps]-)[\w-]{8,}"), rf"\1{REDACTED}"),
-    (re.compile(r"(?i)\b(bearer)\s+[\w.~+/=-]{8,}"), rf"\1 {REDACTED}"),
-    (
-        re.compile(r"(?i)\b(authorization[\"']?\s*[:=]\s*[\"']?(?:basic\s+)?)(?!bearer|basic)[^\s\"',}]+"),
-        rf"\1{REDACTED}",
-    ),
-    (re.compile(r"(?i)\b(basic)\s+(?=[\w+/=]*[A-Z0-9+/=])[\w+/]{16,}={0,2}"), rf"\1 {REDACTED}"),
-    (re.compile(r"(\w://[^\s:/@]*:)[^\s/@]+@"), rf"\1{REDACTED}@"),  # a password in a URL
+    (re.compile(r"eyJ[\w-]{5,1024}\.[\w-]+(?:\.[\w-]*)?"), f"eyJ{REDACTED}"),  # JWT: our grants, cloud tokens
+    (re.compile(r"sk-tr-[\w-]{4,}"), f"sk-tr-{REDACTED}"),
+    (re.compile(r"(?<![A-Za-z])(sk|rk)-(?!tr-\[)[\w-]{8,}"), rf"\1-{REDACTED}"),  # OpenAI, Anthropic, Langfuse …
+    (re.compile(r"(sk|rk)-(?!tr-\[)(?=[\w-]{0,200}\d)[\w-]{16,}"), rf"\1-{REDACTED}"),
+    (re.compile(r"AIza[\w-]{20,}"), f"AIza{REDACTED}"),  # Google
+    (re.compile(r"(AKIA|ASIA)[A-Z0-9]{12,}"), rf"\1{REDACTED}"),  # AWS
+    (re.compile(r"(gsk_|xai-|hf_|ghp_|xox[abps]-)[\w-]{12,}"), rf"\1{REDACTED}"),
+    (re.compile(r"(?i)(bearer)\s+[\w.~+/=-]{8,}"), rf"\1 {REDACTED}"),
+    (re.compile(r"(?i)(authorization[\"']?\s*[:=]\s*[\"']?basic)\s+[^\s\"',}]+"), rf"\1 {REDACTED}"),
+    (re.compile(r"((?i:basic))\s+(?=[a-z]{0,200}[A-Z0-9+/=])[\w+/]{16,}={0,2}"), rf"\1 {REDACTED}"),
+    (re.compile(r"(\w://[^\s:/@]*:)[^\s/]+@"), rf"\1{REDACTED}@"),  # a password in a URL
     (
         re.compile(
-            r"(?i)((?:api[_-]?key|access_token|refresh_token|client_secret|secret_key|grant_secret|master_key|password)"
-            r"[\"']?\s*[:=]\s*[\"']?)(?!\[redacted)[^\s\"',;&}]+"
+            r"(?i)((?:api[_-]?key|access_token|refresh_token|client_secret|secret_key|grant_secret|master_key|password"
+            r"|authorization)[\"']?\s*[:=]\s*[\"']?)(?!\w*-?\[redacted|bearer|basic)[^\s\"',;&}]+"
         ),
         rf"\1{REDACTED}",
     ),
 )
+_SECRET_NAME = re.compile(r"(?i)api[_-]?key|token$|secret|password|authorization|master_key")
+_MAX_TEXT = 16_384  # of a message or a value: a caller who provokes a long one pays no CPU of ours for it
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "call_id", "taskName"}
 
@@ -68,7 +69,9 @@ def bind(call_id: UUID | str | None) -> None:
 
 
 def redact(text: str) -> str:
-    """The text without anything that looks like a credential."""
+    """The text without anything that looks like a credential, and no longer than a log line should be."""
+    if len(text) > _MAX_TEXT:
+        text = f"{text[:_MAX_TEXT]}… ({len(text) - _MAX_TEXT} more characters)"
     for pattern, replacement in _SECRETS:
         text = pattern.sub(replacement, text)
     return text
@@ -98,7 +101,8 @@ class _Formatter(logging.Formatter):
         parts = [self.formatException(record.exc_info)] if record.exc_info else [record.exc_text or ""]
         if record.stack_info:
             parts.append(self.formatStack(record.stack_info))
-        return redact("\n".join(part for part in parts if part))
+        # By line: the last ones say what happened, so a long trace is not cut as a long message is.
+        return "\n".join(redact(line) for part in parts if part for line in part.split("\n"))
 
 
 class TextFormatter(_Formatter):
@@ -107,7 +111,7 @@ class TextFormatter(_Formatter):
     def format(self, record: logging.LogRecord) -> str:
         call_id = getattr(record, "call_id", None)
         call = f" [{call_id}]" if call_id else ""
-        extras = "".join(f" {name}={value}" for name, value in self._extras(record).items())
+        extras = "".join(f" {name}={_redacted(name, value)}" for name, value in self._extras(record).items())
         message = one_line(redact(record.getMessage() + extras))
         lines = [f"{self._time(record)} {record.levelname:<7} {record.name}{one_line(call)} {message}"]
         lines.extend(f"  | {one_line(line)}" for line in self._trace(record).split("\n") if line)
@@ -128,17 +132,30 @@ class JsonFormatter(_Formatter):
         if call_id:
             entry["call_id"] = call_id
         for name, value in self._extras(record).items():
-            entry.setdefault(name, value)
+            entry.setdefault(name, _redacted(name, value))
         trace = self._trace(record)
         if trace:
             entry["exception"] = trace
-        # Strings are redacted again as JSON, for what extras hold at any depth; escapes are left alone by it.
-        return redact(json.dumps(entry, default=str))
+        return json.dumps(entry)
+
+
+def _redacted(name: str, value: object) -> object:
+    """A value of an extra as JSON can have it, redacted at any depth: by what it is, or by what it is called."""
+    if value is None or isinstance(value, (bool, int, float)):
+        return value
+    if _SECRET_NAME.search(name):
+        return REDACTED
+    if isinstance(value, Mapping):
+        items = cast("Mapping[object, object]", value).items()
+        return {redact(str(key)): _redacted(str(key), item) for key, item in items}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [_redacted(name, item) for item in cast("Iterable[object]", value)]
+    return redact(str(value))
 
 
 def configure(
     level: Literal["debug", "info", "warning", "error"] = "info",
-    format: Literal["text", "json"] = "text",  # noqa: A002  the word an operator knows
+    format: Literal["text", "json"] = "text",
     *,
     stream: TextIO | None = None,
 ) -> None:

@@ -23,7 +23,7 @@ import asyncpg
 import orjson
 
 from llm_service.administration.keys import hash_secret
-from llm_service.errors import NotAuthenticated, NotFound, NotPermitted, TreasuryUnavailable
+from llm_service.errors import NotAuthenticated, NotFound, NotPermitted
 from llm_service.treasury.connection import AWAY, away
 from llm_service.types import Budget, Dimension, Principal, RateLimit, Scope, WindowKind
 
@@ -39,9 +39,10 @@ _TIMEOUT_S = 5.0
 # limits hang on the first row of its name, so that they hold for every secret it is rotated to.
 _LOAD = """
 WITH wanted AS (
-    SELECT k.hash, NULL::text AS agent_name, k.id AS key_id, k.name AS key, k.models, k.expires_at, k.revoked_at, k.agent_id,
-           extract(epoch FROM k.expires_at - clock_timestamp())::float8 AS expires_in_s,
-           (SELECT min(f.id) FROM api_keys f WHERE f.name = k.name AND f.agent_id IS NOT DISTINCT FROM k.agent_id) AS first_id
+    SELECT k.hash, NULL::text AS agent_name, k.id AS key_id, k.name AS key, k.models, k.expires_at, k.revoked_at,
+           k.agent_id, extract(epoch FROM k.expires_at - clock_timestamp())::float8 AS expires_in_s,
+           (SELECT min(f.id) FROM api_keys f
+            WHERE f.name = k.name AND f.agent_id IS NOT DISTINCT FROM k.agent_id) AS first_id
     FROM api_keys k WHERE k.hash = ANY ($1::bytea[])
     UNION ALL
     SELECT NULL, a.name, NULL, NULL, '{}', NULL, NULL, a.id, NULL, NULL FROM agents a WHERE a.name = ANY ($2::text[])
@@ -90,8 +91,8 @@ class Principals:
         self._fresh_s = fresh_s
         self._admin_hash = None if admin_key is None else hash_secret(admin_key)
         self._epoch = -1
-        self._checked_at = float("-inf")  # when the last look at the epoch that has answered was begun
-        self._checking: asyncio.Task[None] | None = None
+        self._seen_at = float("-inf")  # when the latest statement began that saw this epoch
+        self._looking: asyncio.Task[None] | None = None
         self._known: OrderedDict[_Wanted, _Found] = OrderedDict()
         self._unknown: OrderedDict[_Wanted, None] = OrderedDict()
         self._waiting: dict[_Wanted, asyncio.Future[_Found | None]] = {}
@@ -118,7 +119,7 @@ class Principals:
         Raises:
             NotFound: there is no such agent. TreasuryUnavailable: Postgres is away.
         """
-        found = await self._find(name) if name.isprintable() else None
+        found = await self._find(name) if name.isprintable() and len(name) <= 64 else None
         if found is None or found.principal is None:
             raise NotFound(f"There is no agent {name[:200]!r}. Create it: treasurer agent create NAME.", param="agent")
         return found.principal
@@ -188,23 +189,31 @@ class Principals:
 
     async def _check(self, not_before: float) -> None:
         """Return once the epoch has been looked at by a statement that began at `not_before` or later."""
-        while self._checked_at < not_before:
-            if self._checking is None or self._checking.done():
-                self._checking = asyncio.create_task(self._look())
-            await asyncio.shield(self._checking)
+        while self._seen_at < not_before:
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look())
+                self._looking.add_done_callback(_retrieve)
+            await asyncio.shield(self._looking)
 
     async def _look(self) -> None:
         began = time.monotonic()
         rows = await self._fetch("SELECT value FROM epoch")
-        self._move_to(rows[0]["value"])
-        self._checked_at = began
+        self._see(rows[0]["value"], began)
 
-    def _move_to(self, epoch: int) -> None:
-        """Forget what was read at an older epoch. An answer that was overtaken does not move it back."""
-        if epoch > self._epoch:
+    def _see(self, epoch: int, began: float) -> bool:
+        """Note the epoch that a statement saw; at another one than before, forget everything.
+
+        False: a statement that began later has seen another epoch; this answer is too old to use.
+        (Later, not higher, is newer: a database that was restored from a backup has an older epoch.)
+        """
+        if epoch != self._epoch:
+            if began < self._seen_at:
+                return False
             self._epoch = epoch
             self._known.clear()
             self._unknown.clear()
+        self._seen_at = max(self._seen_at, began)
+        return True
 
     async def _load(self) -> None:
         """Answer those who wait, a group at a time, until nobody does. What fails, fails for its group."""
@@ -212,10 +221,10 @@ class Principals:
             group = dict(list(self._waiting.items())[:_GROUP])
             try:
                 found = await self._load_group(list(group))
-            except TreasuryUnavailable as error:
+            except Exception as error:  # noqa: BLE001 (whatever it is, those who wait get it)
                 for wanted, future in group.items():
                     del self._waiting[wanted]
-                    future.add_done_callback(asyncio.Future.exception)  # those who asked may have left
+                    future.add_done_callback(_retrieve)
                     future.set_exception(error)
                 continue
             if found is None:
@@ -228,17 +237,15 @@ class Principals:
     async def _load_group(self, group: Sequence[_Wanted]) -> dict[_Wanted, _Found] | None:
         hashes = [wanted for wanted in group if isinstance(wanted, bytes)]
         names = [wanted for wanted in group if isinstance(wanted, str)]
+        began = time.monotonic()
         rows = await self._fetch(_LOAD, hashes, names)
-        epoch: int = rows[0]["epoch"]
-        if epoch < self._epoch:
+        if not self._see(rows[0]["epoch"], began):
             return None
-        self._move_to(epoch)
-        now = time.monotonic()
         found: dict[_Wanted, _Found] = {}
         for row in rows:
             wanted = row["hash"] if row["hash"] is not None else row["agent_name"]
             if wanted is not None:
-                found[wanted] = _read(row, now)
+                found[wanted] = _read(row, began)
         return found
 
     def _remember(self, wanted: _Wanted, found: _Found | None) -> None:
@@ -259,7 +266,14 @@ class Principals:
             raise away(error) from error
 
 
+def _retrieve(done: asyncio.Future[Any]) -> None:
+    """An error is for those who asked; when all of them have left, it is nobody's."""
+    if not done.cancelled():
+        done.exception()
+
+
 def _read(row: Record, now: float) -> _Found:
+    names = {scope.value: row[scope.value] for scope in (Scope.ORGANISATION, Scope.TEAM, Scope.AGENT, Scope.KEY)}
     left_s: float | None = row["expires_in_s"]
     principal = None
     if row["agent_id"] is not None:
@@ -279,7 +293,7 @@ def _read(row: Record, now: float) -> _Found:
             default_max_tokens=row["default_max_tokens"],
             floor_tokens=row["floor_tokens"],
             budgets=tuple(_budget(fields) for fields in orjson.loads(row["budgets"] or "[]")),
-            limits=tuple(_limit(fields) for fields in orjson.loads(row["limits"] or "[]")),
+            limits=tuple(_limit(fields, names) for fields in orjson.loads(row["limits"] or "[]")),
         )
     ends_at = None if left_s is None else now + left_s
     return _Found(principal, row["key"], row["revoked_at"], row["expires_at"], ends_at)
@@ -291,11 +305,17 @@ def _budget(fields: list[Any]) -> Budget:
     return Budget(number, name, Scope(scope), scope_id, WindowKind(window), dimension, per_value, pattern)
 
 
-def _limit(fields: list[Any]) -> RateLimit:
+def _limit(fields: list[Any], names: dict[str, str | None]) -> RateLimit:
     number, scope, scope_id, requests, tokens, concurrent, pattern = fields
-    subject = f"{scope}:{pattern if scope == Scope.MODEL else scope_id}"
-    return RateLimit(number, Scope(scope), subject, requests, tokens, concurrent, pattern)
+    if scope == Scope.MODEL:
+        return RateLimit(
+            number, Scope.MODEL, f"model:{pattern}", requests, tokens, concurrent, pattern, f"model {pattern}"
+        )
+    name = f"{scope} {names[scope]}"
+    return RateLimit(number, Scope(scope), f"{scope}:{scope_id}", requests, tokens, concurrent, pattern, name)
 
 
 def _administrators_key() -> NotPermitted:
-    return NotPermitted("This is an administrator's key: it cannot call models. Use an agent's (treasurer key create AGENT).")
+    return NotPermitted(
+        "This is an administrator's key: it cannot call models. Use an agent's (treasurer key create AGENT)."
+    )

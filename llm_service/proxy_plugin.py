@@ -206,7 +206,7 @@ class WitnessLogger(CustomLogger):
         call = data.get("litellm_logging_obj")
         details: dict[str, Any] = getattr(call, "model_call_details", {})
         details[_ENDED] = True
-        usage, cost = _estimate(details, chunks, data.get("messages"))
+        usage, cost = _estimate(call, details, chunks, data.get("messages"))
         self._record(outcome, details or data, usage, cost, getattr(call, "start_time", None), None, error)
 
     def _record(
@@ -305,29 +305,20 @@ def _tokens(source: Any, name: str) -> int:
     return max(0, int(value)) if isinstance(value, int | float) else 0
 
 
-def _estimate(details: Mapping[str, Any], chunks: list[Any], messages: Any) -> tuple[Any, float | None]:
-    """Usage and dollars of a stream that was cut, counted from what had come. None: nothing is known."""
+def _estimate(call: Any, details: Mapping[str, Any], chunks: list[Any], messages: Any) -> tuple[Any, float | None]:
+    """Usage and dollars of a stream that was cut, as LiteLLM counts what had come. None: nothing is known."""
     if not chunks:
         return None, None
-    with contextlib.suppress(Exception):  # an estimate that fails is no estimate
-        built = litellm.stream_chunk_builder(chunks=list(chunks), messages=messages)
+    try:
+        built = litellm.stream_chunk_builder(chunks=chunks, messages=messages)
         if built is None:
             return None, None
-        usage = getattr(built, "usage", None)
-        parameters: Mapping[str, Any] = details.get("litellm_params") or {}
-        information = _metadata(parameters).get("model_info") or {}
-        try:
-            cost = litellm.completion_cost(
-                completion_response=built,
-                model=details.get("model"),
-                custom_llm_provider=details.get("custom_llm_provider"),
-                custom_pricing=None,
-                router_model_id=information.get("id"),
-            )
-        except Exception:
-            return usage, None
-        return usage, cost
-    return None, None
+        built.model = details["model"]  # the chunks carry the name that the caller asked for, which has no price
+        built._hidden_params.pop("response_cost", None)  # computed without the deployment's own prices
+        return built.usage, call.response_cost_calculator(result=built)
+    except Exception as fault:
+        _log.warning("What a cut stream cost could not be estimated: %s", type(fault).__name__)
+        return None, None
 
 
 def _utc(moment: Any) -> datetime | None:

@@ -181,6 +181,7 @@ class Usage:
 
     `input_tokens` includes `cached_tokens` and `cache_write_tokens`; `output_tokens` includes
     `reasoning_tokens` (OpenAI's convention; LiteLLM translates the others to it).
+    `cache_write_1h_tokens` are the part of the cache writes that are kept for an hour (Anthropic).
     """
 
     input_tokens: int = 0
@@ -188,6 +189,7 @@ class Usage:
     cache_write_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    cache_write_1h_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

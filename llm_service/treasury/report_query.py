@@ -152,21 +152,20 @@ def _values(name: str, values: Sequence[str]) -> tuple[str | None, ...]:
     if len(values) > _MAX_VALUES:
         raise InvalidRequest(f"{name} is given {len(values)} times; at most {_MAX_VALUES}.", param=name)
     for value in values:
-        # Postgres stores no NUL; a lone surrogate is what Python makes of broken UTF-8.
-        if not value or "\0" in value or len(value.encode(errors="replace")) > _MAX_VALUE_BYTES or not _is_utf8(value):
+        if not _storable(value):
             raise InvalidRequest(
-                f"{name}: expected 1 to {_MAX_VALUE_BYTES} bytes of UTF-8 text, or {NONE!r} for calls without a {name}.",
+                f"{name}: expected 1 to {_MAX_VALUE_BYTES} bytes of UTF-8 text, or {NONE!r} for calls without one.",
                 param=name,
             )
     return tuple(None if value == NONE else value for value in values)
 
 
-def _is_utf8(value: str) -> bool:
+def _storable(value: str) -> bool:
     try:
-        value.encode()
-    except UnicodeEncodeError:
+        size = len(value.encode())
+    except UnicodeEncodeError:  # a lone surrogate, which is what Python makes of broken UTF-8
         return False
-    return True
+    return 0 < size <= _MAX_VALUE_BYTES and "\0" not in value
 
 
 def _limit(value: str | None) -> int:

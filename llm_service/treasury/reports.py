@@ -8,6 +8,7 @@ reaches Postgres as a parameter.
 A correction (`adjusted`) counts in the period of the call that it corrects; its tokens and cost are
 differences. A call that does not have a property is in the row of none, so that no call is left out.
 """
+# ruff: noqa: S608 - the statements below are made of constants of this module; values are parameters
 
 from __future__ import annotations
 
@@ -15,7 +16,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
-from typing import cast
 from zoneinfo import ZoneInfo
 
 import asyncpg
@@ -23,7 +23,7 @@ import asyncpg
 from llm_service.errors import InvalidRequest
 from llm_service.money import format_dollars
 from llm_service.treasury.report_query import NONE, TIMES, Order, Property, ReportQuery
-from llm_service.treasury.snapshot import Row, Snapshot, snapshot
+from llm_service.treasury.snapshot import snapshot
 
 _TIMEOUT_S = 60
 _NAMES_SHOWN = 10
@@ -251,22 +251,24 @@ LIMIT {self._argument(self._query.limit, "bigint")}"""
     def _filter(self, row: str, prop: Property, values: tuple[str | None, ...]) -> str:
         named = [value for value in values if value is not None]
         if prop is Property.TAG:
-            choices = [f"{row}.tags && {self._argument(named, 'text[]')}"] if named else []
-            return "(" + " OR ".join(choices + [f"{row}.tags = '{{}}'"] * (None in values)) + ")"
+            return _any_of(
+                f"{row}.tags && {self._argument(named, 'text[]')}" if named else None,
+                f"{row}.tags = '{{}}'" if None in values else None,
+            )
         column = _SOURCES[prop].ledger if row == "l" else _SOURCES[prop].refusals
-        choices = []
-        if named and prop in _NAMED:
-            choices.append(f"{column} = ANY ({self._argument(self._ids[prop], 'bigint[]')})")
-        elif named:
-            choices.append(f"{column} = ANY ({self._argument(named, 'text[]')})")
-        return "(" + " OR ".join(choices + [f"{column} IS NULL"] * (None in values)) + ")"
+        wanted = self._argument(self._ids[prop], "bigint[]") if prop in _NAMED else self._argument(named, "text[]")
+        return _any_of(f"{column} = ANY ({wanted})", f"{column} IS NULL" if None in values else None)
 
     def _argument(self, value: object, kind: str) -> str:
         self.arguments.append(value)
         return f"${len(self.arguments)}::{kind}"
 
 
-async def _ids(read: Snapshot, prop: Property, values: tuple[str | None, ...]) -> list[int]:
+def _any_of(*conditions: str | None) -> str:
+    return "(" + " OR ".join(condition for condition in conditions if condition is not None) + ")"
+
+
+async def _ids(read: asyncpg.Connection, prop: Property, values: tuple[str | None, ...]) -> list[int]:
     """The ids behind names; a name that nobody has is a slip of the pen, and said."""
     source = _NAMED[prop]
     label = source.label.format(n="n")
@@ -278,9 +280,7 @@ async def _ids(read: Snapshot, prop: Property, values: tuple[str | None, ...]) -
     known = {row["name"] for row in rows} | {row["label"] for row in rows}
     for name in names:
         if name not in known:
-            some = await read.fetch(
-                f"SELECT DISTINCT name FROM {source.table} ORDER BY name LIMIT {_NAMES_SHOWN + 1}"
-            )
+            some = await read.fetch(f"SELECT DISTINCT name FROM {source.table} ORDER BY name LIMIT {_NAMES_SHOWN + 1}")
             allowed = ", ".join(str(row["name"]) for row in some[:_NAMES_SHOWN]) or "none yet"
             more = ", …" if len(some) > _NAMES_SHOWN else ""
             raise InvalidRequest(
@@ -293,19 +293,18 @@ async def _ids(read: Snapshot, prop: Property, values: tuple[str | None, ...]) -
 # ------------------------------------------------------------------ rows to values
 
 
-def _integer(row: Row, name: str) -> int:
-    value = row[name]
-    if isinstance(value, Decimal):  # sums of bigint are numeric: they cannot overflow
-        return int(value)
-    return cast(int, value)
+def _integer(row: asyncpg.Record, name: str) -> int:
+    value: int | Decimal = row[name]  # sums of bigint are numeric: they cannot overflow
+    return int(value)
 
 
-def _figures(row: Row) -> Figures:
+def _figures(row: asyncpg.Record) -> Figures:
     def number(name: str) -> int:
         return _integer(row, name)
 
     def latency(name: str) -> float | None:
-        return cast("float | None", row[name])
+        value: float | None = row[name]
+        return value
 
     return Figures(
         cost_nano=number("cost_nano"),
@@ -324,7 +323,7 @@ def _figures(row: Row) -> Figures:
     )
 
 
-def _labels(query: ReportQuery, row: Row) -> tuple[str | None, ...]:
+def _labels(query: ReportQuery, row: asyncpg.Record) -> tuple[str | None, ...]:
     zone = ZoneInfo(query.time_zone)
     return tuple(label(prop, row[f"label_{prop}"], zone) for prop in query.group_by)
 
@@ -339,7 +338,7 @@ def label(prop: Property, value: object, zone: ZoneInfo) -> str | None:
     return f"{local:%Y-%m-%d}" if prop is Property.DAY else local.isoformat(timespec="minutes")
 
 
-def _notes(query: ReportQuery, rows: Sequence[Row], total: Figures, left_out: int) -> tuple[str, ...]:
+def _notes(query: ReportQuery, rows: Sequence[asyncpg.Record], total: Figures, left_out: int) -> tuple[str, ...]:
     if not rows:
         return (f"No calls and no refusals {query.period()}" + (" match the filters." if query.filters else "."),)
     notes: list[str] = []

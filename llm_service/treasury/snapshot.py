@@ -7,12 +7,10 @@ driver's error.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Protocol, cast
 
 import asyncpg
-from asyncpg.pool import PoolConnectionProxy
 
 from llm_service.errors import TreasuryUnavailable
 
@@ -26,17 +24,9 @@ _SHUTTING_DOWN = (
     asyncpg.TooManyConnectionsError,
 )
 
-Row = Mapping[str, object]
-
-
-class Snapshot(Protocol):
-    """What may be done inside: read."""
-
-    async def fetch(self, query: str, *args: object) -> Sequence[Row]: ...
-
 
 @asynccontextmanager
-async def snapshot(pool: asyncpg.Pool, *, timeout_s: float) -> AsyncIterator[Snapshot]:
+async def snapshot(pool: asyncpg.Pool, *, timeout_s: float) -> AsyncIterator[asyncpg.Connection]:
     """A repeatable-read, read-only transaction; each statement in it may take `timeout_s` seconds.
 
     Raises:
@@ -47,11 +37,11 @@ async def snapshot(pool: asyncpg.Pool, *, timeout_s: float) -> AsyncIterator[Sna
             try:
                 async with connection.transaction(isolation="repeatable_read", readonly=True):
                     await connection.execute(
-                        "SELECT set_config('statement_timeout', $1, true), set_config('work_mem', $2, true)",
+                        "SELECT set_config('statement_timeout', $1, true), set_config('work_mem', $2, true), set_config('jit', 'off', true)",
                         str(int(timeout_s * 1000)),
                         _WORK_MEM,
                     )
-                    yield cast(Snapshot, connection)
+                    yield connection
             except asyncpg.InterfaceError as error:  # also what a wrong argument raises: that one is ours
                 if not _closed(connection):
                     raise
@@ -60,7 +50,7 @@ async def snapshot(pool: asyncpg.Pool, *, timeout_s: float) -> AsyncIterator[Sna
         raise _unavailable() from error
 
 
-def _closed(connection: PoolConnectionProxy) -> bool:
+def _closed(connection: asyncpg.Connection) -> bool:
     try:
         return connection.is_closed()
     except asyncpg.InterfaceError:  # the pool took it back when it closed

@@ -1,0 +1,80 @@
+"""How much a call can cost at most, and what is left of it when a budget affords less. Pure.
+
+What must hold (I1): a hold covers every usage that the provider can bill for the request as it is
+sent: the input's bound at its dearest, and `max_tokens` for each choice, which always goes upstream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_service import pricing
+from llm_service.catalog import Model
+from llm_service.errors import InvalidRequest
+from llm_service.requests import ParsedRequest
+from llm_service.types import Principal
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to hold for a request. Tokens, and nano-dollars; `output_tokens` is for one choice.
+
+    `floor_nano` is the least that is worth a call: the input, and the agent's floor of output.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    defaulted: bool
+    amount_nano: int
+    floor_nano: int
+    counted: bool = False
+
+
+def plan(model: Model, request: ParsedRequest, principal: Principal, *, counted_input: int | None = None) -> Plan:
+    """Bound a request at a model's dearest deployment.
+
+    `counted_input` replaces the bound of the text by a tokenizer's count with its margin.
+
+    Raises:
+        InvalidRequest: images or files that nothing bounds.
+    """
+    media_tokens = model.media_tokens(request.media)
+    if media_tokens is None:
+        raise InvalidRequest(
+            f"Images and files cannot be bounded for {model.name!r}: neither a published rule nor its context window is known.",
+            param="messages",
+            code="not_priced",
+        )
+    text_tokens = request.input_bound if counted_input is None else min(counted_input, request.input_bound)
+    input_tokens = text_tokens + media_tokens
+    if model.mode == "embedding":
+        amount = pricing.bound(model.rates.values(), input_tokens, 0)
+        return Plan(input_tokens, 0, False, amount, amount, counted_input is not None)
+    asked = request.max_tokens if request.max_tokens is not None else principal.default_max_tokens
+    if model.max_output_tokens is not None:
+        asked = min(asked, model.max_output_tokens)
+    floor = min(asked, principal.floor_tokens)
+
+    def held(output_tokens: int) -> int:
+        total = output_tokens * request.choices + request.extra_output
+        return pricing.bound(model.rates.values(), input_tokens, total, request.service_tier)
+
+    return Plan(input_tokens, asked, request.max_tokens is None, held(asked), held(floor), counted_input is not None)
+
+
+def output_within(model: Model, request: ParsedRequest, plan: Plan, held_nano: int) -> int:
+    """The output tokens for each choice that a hold affords: what was planned, or clamped to fit."""
+    if held_nano >= plan.amount_nano:
+        return plan.output_tokens
+    total = pricing.affordable_output(model.rates.values(), plan.input_tokens, held_nano, request.service_tier)
+    return max(1, min(plan.output_tokens, (total - request.extra_output) // request.choices))
+
+
+def counted_bound(request: ParsedRequest, count: int, *, native: bool) -> int:
+    """A bound of the input from a tokenizer's count of it.
+
+    `native` says that the tokenizer is of the model's own family. The margin covers what differs
+    between versions of a family (a tenth), or between families (a half, seen between OpenAI's and others').
+    """
+    margin = count // 10 if native else count // 2
+    return min(request.input_bound, count + margin + request.allowance)

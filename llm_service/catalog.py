@@ -1,0 +1,171 @@
+"""The catalogue: which models there are, what they cost and how much they take, read from LiteLLM Proxy.
+
+What must hold: a model is served only if every one of its deployments has a price, or an operator
+marked it free (`model_info: {treasurer_free: true}` in config/litellm.yaml). A model whose
+deployments differ in price is bounded at the dearest and charged at the one that answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
+from llm_service.pricing import FREE, Rates, RatesError, read_rates
+
+log = logging.getLogger(__name__)
+
+#: Tokens an image can become, by the provider's published rule (the first prefix that fits the model's
+#: own name). A model that is not here is bounded by its context window.
+#: https://platform.openai.com/docs/guides/images-vision#calculating-costs: at most 8 tiles of 512 pixels.
+_IMAGE_TOKENS: tuple[tuple[str, int, int], ...] = (
+    ("openai/gpt-4o-mini", 2833 + 8 * 5667, 2833),
+    ("openai/gpt-4o", 85 + 8 * 170, 85),
+    ("openai/gpt-4.1-mini", 2500, 2500),
+    ("openai/gpt-4.1-nano", 3800, 3800),
+    ("openai/gpt-4.1", 85 + 8 * 170, 85),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model that callers may name, over all of its deployments. `rates` is by deployment id."""
+
+    name: str
+    mode: str  # "chat" or "embedding", as LiteLLM says
+    provider: str
+    rates: Mapping[str, Rates]
+    max_input_tokens: int | None = None
+    max_output_tokens: int | None = None
+    capabilities: frozenset[str] = frozenset()
+    underlying: str = ""
+    unpriced: str | None = None  # why it cannot be served
+    deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
+
+    def rates_of(self, deployment: str | None) -> Rates:
+        """The rates of the deployment that answered; of the dearest one when it is not known."""
+        if deployment is not None and deployment in self.rates:
+            return self.rates[deployment]
+        return max(self.rates.values(), key=lambda r: (r.default[-1].dearest_output, r.default[-1].dearest_input))
+
+    def media_tokens(self, media: Sequence[str]) -> int | None:
+        """The most tokens that these images and files can become. None when nothing bounds them."""
+        if not media:
+            return 0
+        rule = next((rule for rule in _IMAGE_TOKENS if self.underlying.startswith(rule[0])), None)
+        if "file" in media or rule is None:
+            return self.max_input_tokens
+        return sum(rule[2] if kind == "image_low" else rule[1] for kind in media)
+
+
+class Catalog:
+    """The models by name, refreshed from the proxy every `refresh_s`, and on demand for an unknown name."""
+
+    def __init__(self, read: Callable[[], Awaitable[list[dict[str, Any]]]], *, refresh_s: float = 60.0) -> None:
+        self._read = read
+        self._refresh_s = refresh_s
+        self._models: dict[str, Model] = {}
+        self._read_at = float("-inf")
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """What was last read."""
+        return self._models
+
+    async def get(self, name: str, *, mode: str = "chat") -> Model:
+        """The model of this name.
+
+        Raises:
+            UnknownModel: there is none, or it is of another mode.
+            UnpricedModel: it has no price.
+            ProxyUnavailable: nothing was ever read and the proxy does not answer.
+        """
+        age = time.monotonic() - self._read_at
+        if not self._models or (name not in self._models and age > 1):
+            await self.refresh()
+        elif age > self._refresh_s and self._reading is None:
+            self._reading = asyncio.create_task(self._refresh_quietly())
+        model = self._models.get(name)
+        if model is None:
+            known = ", ".join(sorted(self._models)[:20])
+            raise UnknownModel(f"The model {name!r} does not exist. Known models: {known}.", param="model")
+        if model.mode != mode:
+            raise UnknownModel(f"The model {name!r} is a model for {model.mode}, not for {mode}.", param="model")
+        if model.unpriced is not None:
+            raise UnpricedModel(
+                f"The model {name!r} has no price ({model.unpriced}), so its cost cannot be bounded. Give it one in "
+                "config/litellm.yaml (model_info: input_cost_per_token, output_cost_per_token) or mark it free "
+                "(model_info: treasurer_free: true).",
+                param="model",
+            )
+        return model
+
+    async def refresh(self) -> None:
+        """Read the catalogue now; callers at the same time share one reading."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._load())
+        await asyncio.shield(self._reading)
+
+    async def _load(self) -> None:
+        try:
+            self._models = read_models(await self._read())
+            self._read_at = time.monotonic()
+        finally:
+            self._reading = None
+
+    async def _refresh_quietly(self) -> None:
+        try:
+            await self._load()
+        except (ProxyUnavailable, UpstreamError) as error:
+            self._read_at = time.monotonic() - self._refresh_s + 5
+            log.warning("the catalogue could not be refreshed; the last one stays in use: %s", error)
+
+
+def read_models(entries: Sequence[Mapping[str, Any]]) -> dict[str, Model]:
+    """Models from the `data` of LiteLLM Proxy's `GET /model/info`: one entry for each deployment."""
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        by_name.setdefault(str(entry["model_name"]), []).append(entry)
+    return {name: _model(name, deployments) for name, deployments in by_name.items()}
+
+
+def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
+    infos: list[Mapping[str, Any]] = [entry.get("model_info") or {} for entry in entries]
+    rates: dict[str, Rates] = {}
+    unpriced = None
+    for info in infos:
+        try:
+            rates[str(info["id"])] = FREE if info.get("treasurer_free") is True else _priced(info)
+        except RatesError as error:
+            unpriced = str(error)
+    inputs = [int(info["max_input_tokens"]) for info in infos if info.get("max_input_tokens")]
+    outputs = [int(info["max_output_tokens"]) for info in infos if info.get("max_output_tokens")]
+    providers = {str(info["id"]): str(info.get("litellm_provider") or "unknown") for info in infos}
+    underlying = str((entries[0].get("litellm_params") or {}).get("model") or name)
+    return Model(
+        name=name,
+        mode=str(infos[0].get("mode") or "chat"),
+        provider=next(iter(providers.values())),
+        rates=rates,
+        max_input_tokens=max(inputs) if len(inputs) == len(infos) else None,
+        max_output_tokens=min(outputs) if outputs else None,
+        capabilities=frozenset(
+            key.removeprefix("supports_") for key, value in infos[0].items() if key.startswith("supports_") and value
+        ),
+        underlying=underlying,
+        unpriced=unpriced,
+        deployments=providers,
+    )
+
+
+def _priced(info: Mapping[str, Any]) -> Rates:
+    rates = read_rates(info)
+    if rates.default[0].dearest_input == 0 and rates.default[0].dearest_output == 0:
+        # LiteLLM reports 0 for a model that its map does not know.
+        raise RatesError("its price is zero, and it is not marked free")
+    return rates

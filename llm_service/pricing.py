@@ -1,0 +1,188 @@
+"""Rates × usage → money, and upper bounds of it. Pure.
+
+What must hold (I4): prices per token are integers of femto-dollars (10⁻¹⁵ USD), exact for every
+price that LiteLLM's map names with up to 15 decimals (a finer one is rounded up when it is read);
+a call's cost is summed in these and rounded once, up, to a nano-dollar, in `_nano`.
+What must hold (I1): `bound` is never below `cost` for a usage within the bounded tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from decimal import ROUND_CEILING, Decimal
+from typing import Any
+
+from llm_service.types import Usage
+
+FEMTO_PER_NANO = 1_000_000
+_FEMTO_PER_DOLLAR = Decimal(10) ** 15
+_LONG = re.compile(r"^input_cost_per_token_above_(\d+)k_tokens$")
+#: Service tiers of OpenAI and Google that have a price of their own in LiteLLM's map.
+SERVICE_TIERS = ("flex", "priority")
+
+
+@dataclass(frozen=True, slots=True)
+class TokenRates:
+    """Femto-dollars a token, for prompts longer than `above_tokens` input tokens.
+
+    A price that the map does not name is the dearer one that stands in for it: cached input costs
+    what input costs, a cache write what input costs, reasoning what output costs.
+    """
+
+    above_tokens: int
+    input: int
+    output: int
+    cache_read: int
+    cache_write: int
+    cache_write_1h: int
+    reasoning: int
+
+    @property
+    def dearest_input(self) -> int:
+        """The most that one token of input can cost, however it is cached."""
+        return max(self.input, self.cache_read, self.cache_write, self.cache_write_1h)
+
+    @property
+    def dearest_output(self) -> int:
+        """The most that one token of output can cost, reasoning included."""
+        return max(self.output, self.reasoning)
+
+
+@dataclass(frozen=True, slots=True)
+class Rates:
+    """The prices of one deployment: tiers by length of prompt, shortest first, for each service tier."""
+
+    default: tuple[TokenRates, ...]
+    flex: tuple[TokenRates, ...] = ()
+    priority: tuple[TokenRates, ...] = ()
+
+    def tiers(self, service_tier: str | None) -> tuple[TokenRates, ...]:
+        """The tiers of a service tier, or the default's where it has no price of its own."""
+        named = {"flex": self.flex, "priority": self.priority}.get(service_tier or "", ())
+        return named or self.default
+
+
+FREE = Rates((TokenRates(0, 0, 0, 0, 0, 0, 0),))
+
+
+class RatesError(ValueError):
+    """The map names no usable price for a model."""
+
+
+def _femto(value: Any) -> int:
+    dollars = Decimal(repr(value)) if isinstance(value, float) else Decimal(str(value))
+    if not dollars.is_finite() or dollars < 0:
+        raise RatesError(f"{value!r} is not a price")
+    return int((dollars * _FEMTO_PER_DOLLAR).to_integral_value(rounding=ROUND_CEILING))
+
+
+def read_rates(info: Mapping[str, Any]) -> Rates:
+    """Read the prices of a `model_info` entry in LiteLLM's form (dollars a token, as floats).
+
+    Raises:
+        RatesError: there is no price for input or output, or one is not a number ≥ 0.
+    """
+    default = _read_tiers(info, "")
+    tiers = {tier: _read_tiers(info, f"_{tier}") for tier in SERVICE_TIERS if info.get(f"input_cost_per_token_{tier}")}
+    return Rates(default, tiers.get("flex", ()), tiers.get("priority", ()))
+
+
+def _read_tiers(info: Mapping[str, Any], suffix: str) -> tuple[TokenRates, ...]:
+    base_input, base_output = info.get("input_cost_per_token"), info.get("output_cost_per_token")
+    if base_output is None and info.get("mode") == "embedding":
+        base_output = 0
+    if base_input is None or base_output is None:
+        raise RatesError("no price for input or output")
+
+    def price(name: str, otherwise: int) -> int:
+        value = info.get(name + suffix)
+        if value is None and suffix:
+            value = info.get(name)
+        return otherwise if value is None else _femto(value)
+
+    def tier(above_tokens: int, mark: str, below: TokenRates | None) -> TokenRates:
+        input_rate = price(f"input_cost_per_token{mark}", below.input if below else 0)
+        output_rate = price(f"output_cost_per_token{mark}", below.output if below else 0)
+        write = price(f"cache_creation_input_token_cost{mark}", below.cache_write if below else input_rate)
+        return TokenRates(
+            above_tokens=above_tokens,
+            input=input_rate,
+            output=output_rate,
+            cache_read=price(f"cache_read_input_token_cost{mark}", below.cache_read if below else input_rate),
+            cache_write=write,
+            cache_write_1h=price(
+                f"cache_creation_input_token_cost_above_1hr{mark}", below.cache_write_1h if below else write
+            ),
+            reasoning=output_rate if mark else price("output_cost_per_reasoning_token", output_rate),
+        )
+
+    tiers = [tier(0, "", None)]
+    for thousands in sorted(int(match.group(1)) for name in info if info[name] is not None and (match := _LONG.match(name))):
+        tiers.append(tier(thousands * 1000, f"_above_{thousands}k_tokens", tiers[-1]))
+    return tuple(tiers)
+
+
+def cost(rates: Rates, usage: Usage, service_tier: str | None = None) -> int:
+    """What a usage costs, in nano-dollars, rounded up.
+
+    A prompt longer than a tier's threshold is priced at that tier as a whole, output included
+    (the rule of Google's, Anthropic's and OpenAI's long-context prices, and of LiteLLM).
+    """
+    tier = _tier_for(rates.tiers(service_tier), usage.input_tokens)
+    cached = min(usage.cached_tokens, usage.input_tokens)
+    written = min(usage.cache_write_tokens, usage.input_tokens - cached)
+    written_1h = min(usage.cache_write_1h_tokens, written)
+    reasoning = min(usage.reasoning_tokens, usage.output_tokens)
+    return _nano(
+        (usage.input_tokens - cached - written) * tier.input
+        + cached * tier.cache_read
+        + (written - written_1h) * tier.cache_write
+        + written_1h * tier.cache_write_1h
+        + (usage.output_tokens - reasoning) * tier.output
+        + reasoning * tier.reasoning
+    )
+
+
+def bound(rates: Iterable[Rates], input_tokens: int, output_tokens: int, service_tier: str | None = None) -> int:
+    """The most, in nano-dollars, that at most this many tokens can cost at any of these rates.
+
+    Takes the dearest price of each kind over the tiers that a prompt of at most `input_tokens` can
+    fall into. A caller that names a service tier is bounded over all of them: a provider may serve
+    another than was asked for, and the answer says which.
+    """
+    reachable = [tier for rate in rates for tier in _reachable(rate, input_tokens, service_tier)]
+    dearest_input = max(tier.dearest_input for tier in reachable)
+    dearest_output = max(tier.dearest_output for tier in reachable)
+    return _nano(input_tokens * dearest_input + output_tokens * dearest_output)
+
+
+def affordable_output(
+    rates: Iterable[Rates], input_tokens: int, amount_nano: int, service_tier: str | None = None
+) -> int:
+    """The most output tokens so that `bound` stays within an amount. Zero when the input alone passes it."""
+    reachable = [tier for rate in rates for tier in _reachable(rate, input_tokens, service_tier)]
+    left_femto = amount_nano * FEMTO_PER_NANO - input_tokens * max(tier.dearest_input for tier in reachable)
+    dearest_output = max(tier.dearest_output for tier in reachable)
+    if left_femto < 0 or dearest_output == 0:
+        return 0
+    return left_femto // dearest_output
+
+
+def _reachable(rates: Rates, input_tokens: int, service_tier: str | None) -> list[TokenRates]:
+    families = (rates.default, rates.flex, rates.priority) if service_tier is not None else (rates.default,)
+    return [tier for family in families for tier in family if tier.above_tokens == 0 or tier.above_tokens < input_tokens]
+
+
+def _tier_for(tiers: tuple[TokenRates, ...], input_tokens: int) -> TokenRates:
+    chosen = tiers[0]
+    for tier in tiers[1:]:
+        if input_tokens > tier.above_tokens:
+            chosen = tier
+    return chosen
+
+
+def _nano(femto: int) -> int:
+    """The one rounding: up, to a whole nano-dollar."""
+    return -(-femto // FEMTO_PER_NANO)

@@ -1,0 +1,224 @@
+"""The only module that speaks to LiteLLM Proxy: sends a granted request, and maps its errors.
+
+To the service the proxy is an upstream of two methods: `send` for a whole answer, `open` for a stream.
+What must hold: what was certainly not sent (`ProxyUnavailable`) is told apart from what may have
+reached a provider (`Unanswered`), because the first costs nothing and the second may.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, cast
+
+import aiohttp
+import orjson
+
+from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError, UpstreamTimeout
+
+
+class Unanswered(Exception):
+    """The request may have reached a provider and no answer came: only a witness can tell what it cost."""
+
+    def __init__(self, error: TreasurerError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamAnswer:
+    """A whole answer."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+
+class UpstreamStream(Protocol):
+    """An answer that is still coming. `chunks` ends, or raises `Unanswered`; `close` gives it up."""
+
+    status: int
+    headers: Mapping[str, str]
+
+    def chunks(self) -> AsyncIterator[bytes]: ...
+    async def read(self) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class Upstream(Protocol):
+    """Who answers a granted request."""
+
+    async def send(self, path: str, body: bytes, grant: str) -> UpstreamAnswer: ...
+    async def open(self, path: str, body: bytes, grant: str) -> UpstreamStream: ...
+
+
+class ProxyUpstream:
+    """LiteLLM Proxy over HTTP. One session, kept connections, no retries of its own.
+
+    Times are seconds: `connect_s` to reach it, `total_s` for a whole call, `silence_s` between two
+    reads of a stream.
+    """
+
+    def __init__(self, url: str, *, connect_s: float = 5.0, total_s: float = 300.0, silence_s: float = 120.0) -> None:
+        self._url = url
+        self._connect_s = connect_s
+        self._total_s = total_s
+        self._silence_s = silence_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> ProxyUpstream:
+        self._session = aiohttp.ClientSession(
+            self._url,
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4, ttl_dns_cache=60),
+            timeout=aiohttp.ClientTimeout(total=self._total_s, sock_connect=self._connect_s, sock_read=self._total_s),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=True,
+            skip_auto_headers=("User-Agent", "Accept", "Accept-Encoding"),
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def send(self, path: str, body: bytes, grant: str) -> UpstreamAnswer:
+        """Ask for a whole answer.
+
+        Raises:
+            ProxyUnavailable: it was not sent.
+            Unanswered: it may have been served.
+        """
+        response = await self._post(path, body, grant, self._total_s)
+        try:
+            return UpstreamAnswer(response.status, response.headers, await response.read())
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unanswered(_lost(error)) from error
+        finally:
+            response.release()
+
+    async def open(self, path: str, body: bytes, grant: str) -> UpstreamStream:
+        """Ask for a stream. Raises as `send` does."""
+        return _Stream(await self._post(path, body, grant, self._silence_s))
+
+    async def get(self, path: str, grant: str) -> Any:
+        """Read JSON from one of the proxy's own pages.
+
+        Raises:
+            ProxyUnavailable: it is away.
+            UpstreamError: it answered with an error.
+        """
+        return await self._read("GET", path, None, grant)
+
+    async def ask(self, path: str, body: bytes, grant: str) -> Any:
+        """Ask one of the proxy's own tools, which costs nothing. Raises as `get` does."""
+        return await self._read("POST", path, body, grant)
+
+    async def _read(self, method: str, path: str, body: bytes | None, grant: str) -> Any:
+        headers = {"Authorization": f"Bearer {grant}", "Content-Type": "application/json"}
+        try:
+            async with self._live().request(
+                method, path, data=body, headers=headers, timeout=aiohttp.ClientTimeout(total=15)
+            ) as response:
+                content = await response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise _away(error) from error
+        if response.status != 200:
+            raise upstream_error(response.status, response.headers, content)
+        return orjson.loads(content)
+
+    async def _post(self, path: str, body: bytes, grant: str, read_s: float) -> aiohttp.ClientResponse:
+        timeout = aiohttp.ClientTimeout(total=self._total_s, sock_connect=self._connect_s, sock_read=read_s)
+        headers = {"Authorization": f"Bearer {grant}", "Content-Type": "application/json"}
+        for last in (False, True):
+            try:
+                return await self._live().post(path, data=body, headers=headers, timeout=timeout)
+            except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                raise _away(error) from error
+            except aiohttp.ServerDisconnectedError as error:
+                # A kept connection that the proxy closed while it was idle: nothing was read from it,
+                # and the grant can be used once only, so sending it again cannot be served twice.
+                if last:
+                    raise Unanswered(_lost(error)) from error
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                raise Unanswered(_lost(error)) from error
+        raise AssertionError("unreachable")
+
+    def _live(self) -> aiohttp.ClientSession:
+        if self._session is None:
+            raise RuntimeError("ProxyUpstream is used outside its context")
+        return self._session
+
+
+class _Stream:
+    def __init__(self, response: aiohttp.ClientResponse) -> None:
+        self._response = response
+        self.status = response.status
+        self.headers: Mapping[str, str] = response.headers
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        try:
+            async for chunk in self._response.content.iter_any():
+                yield chunk
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unanswered(_lost(error)) from error
+
+    async def read(self) -> bytes:
+        try:
+            return await self._response.read()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise Unanswered(_lost(error)) from error
+
+    def close(self) -> None:
+        self._response.close()
+
+
+def _away(error: BaseException) -> ProxyUnavailable:
+    return ProxyUnavailable(
+        "LiteLLM Proxy does not answer, so the request was not sent and nothing was spent. Try again in a moment.",
+        retry_after=2,
+        details={"part": "proxy", "cause": type(error).__name__},
+    )
+
+
+def _lost(error: BaseException) -> TreasurerError:
+    if isinstance(error, asyncio.TimeoutError | TimeoutError):
+        return UpstreamTimeout(
+            "The model did not answer in time. What it may have cost stays held until the proxy's record of it is found."
+        )
+    return UpstreamError(
+        "The connection broke before the answer was complete. What it may have cost stays held until the proxy's "
+        "record of it is found.",
+        details={"cause": type(error).__name__},
+    )
+
+
+def upstream_error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+    """The proxy's error answer as ours, with the provider's status, message, code and Retry-After.
+
+    The proxy's 401 and 403 speak of our grant or of the operator's provider key, never of the caller's
+    own key, so they become 502.
+    """
+    message, code, kind, param = "The provider answered with an error.", None, None, None
+    try:
+        content: object = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        content = None
+    if isinstance(content, dict):
+        fields: object = cast("dict[str, object]", content).get("error")
+        if isinstance(fields, dict):
+            error = cast("dict[str, object]", fields)
+            message = str(error.get("message") or message)[:2000]
+            code, kind, param = (str(error[name]) if error.get(name) else None for name in ("code", "type", "param"))
+    mapped = 502 if status in (401, 403) else status
+    retry_after: float | None = None
+    if (given := headers.get("Retry-After")) is not None and given.replace(".", "", 1).isdigit():
+        retry_after = float(given)
+    error_code = code if code and not code.isdigit() and code != "None" else f"upstream_{mapped}"
+    result = UpstreamError(message, status=mapped, code=error_code, param=param, retry_after=retry_after)
+    if kind and kind != "None" and mapped == status:
+        result.type = kind
+    return result

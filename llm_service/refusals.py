@@ -1,0 +1,80 @@
+"""What a caller is told when governance says no: what happened, to whom, what is left, what to do. Pure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from llm_service.errors import BudgetBusy, BudgetExhausted, ModelNotAllowed, Paused, Refused
+from llm_service.money import format_decimal, format_dollars
+from llm_service.treasury.treasury import Denial
+from llm_service.types import Budget, Principal, WindowKind
+
+_PERIOD = {kind: f"a {kind.value}" for kind in WindowKind} | {WindowKind.TOTAL: "in total", WindowKind.HOUR: "an hour"}
+
+
+def check_allowed(principal: Principal, model: str) -> None:
+    """Refuse what no budget has to be asked for.
+
+    Raises:
+        Paused: the agent, its team or its organisation. ModelNotAllowed: not in the key's list.
+    """
+    if principal.paused is not None:
+        raise Paused(
+            f"Agent {principal.agent!r} may not spend: {principal.paused} is paused. An administrator resumes it with "
+            f"`treasurer resume {principal.paused}`.",
+            details={"agent": principal.agent, "paused": principal.paused},
+        )
+    if not principal.may_use(model):
+        raise ModelNotAllowed(
+            f"Key {principal.key!r} of agent {principal.agent!r} may not use {model!r}. It may use: {', '.join(principal.models)}.",
+            param="model",
+            details={"agent": principal.agent, "models": list(principal.models)},
+        )
+
+
+def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetime) -> Refused:
+    """The error for a call that a budget has no room for. `needed_nano` is the least that it would take."""
+    budget = next((budget for budget in principal.budgets if budget.id == denial.budget_id), None)
+    name = budget.name if budget is not None else str(denial.budget_id)
+    details = {
+        "agent": principal.agent,
+        "budget": name,
+        "window": budget.window.value if budget is not None else None,
+        "subject": denial.subject or None,
+        "limit": format_decimal(denial.limit_nano),
+        "spent": format_decimal(denial.posted_nano),
+        "held": format_decimal(denial.pending_nano),
+        "left": format_decimal(denial.left_nano),
+        "needed": format_decimal(needed_nano),
+        "resets_at": denial.resets_at.astimezone(UTC).isoformat() if denial.resets_at is not None else None,
+    }
+    what = f"budget {name!r} ({_describe(budget, denial)})"
+    if denial.final:
+        return BudgetExhausted(
+            f"Agent {principal.agent!r} has used up {what}: {format_dollars(denial.posted_nano)} is spent, "
+            f"{format_dollars(max(0, denial.limit_nano - denial.posted_nano))} is left, and this call needs at least "
+            f"{format_dollars(needed_nano)}. {_resets(denial)}Ask for less, or have an administrator raise or top up the budget.",
+            details=details,
+        )
+    until_reset = (denial.resets_at - now).total_seconds() if denial.resets_at is not None else 2.0
+    return BudgetBusy(
+        f"Calls in flight hold what is left of {what} for agent {principal.agent!r}: {format_dollars(denial.posted_nano)} "
+        f"is spent, {format_dollars(denial.pending_nano)} is held, {format_dollars(denial.left_nano)} is free, and this "
+        f"call needs at least {format_dollars(needed_nano)}. Try again when they have settled.",
+        retry_after=max(1.0, min(2.0, until_reset)),
+        details=details,
+    )
+
+
+def _describe(budget: Budget | None, denial: Denial) -> str:
+    limit = format_dollars(denial.limit_nano)
+    if budget is None:
+        return limit
+    split = f", for {budget.per.value} {denial.subject or '(none)'!r}" if budget.per is not None else ""
+    return f"{limit} {_PERIOD[budget.window]}{split}"
+
+
+def _resets(denial: Denial) -> str:
+    if denial.resets_at is None:
+        return "It does not reset. "
+    return f"It resets at {denial.resets_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC. "

@@ -1,0 +1,283 @@
+"""A caller's body, read once: what governance needs to know of it, and nothing changed. Pure.
+
+What must hold: whatever is passed on can be bounded and priced. So parameters are those of OpenAI's
+API (and the few that LiteLLM adds for other providers' features); an unknown one is refused by
+name, as OpenAI does, because LiteLLM would obey some of them (`api_base`, `fallbacks`,
+`input_cost_per_token` …). What costs money beyond tokens (hosted tools, audio) is refused by name.
+
+`input_bound` is an upper bound of the tokens that the text can become: no byte-level tokenizer makes
+more tokens than there are UTF-8 bytes, plus an allowance for what a provider wraps around messages
+and tools. Images and files are counted apart, because their bound depends on the model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+
+from llm_service.errors import InvalidRequest
+
+MAX_TOKENS_CEILING = 10_000_000
+MAX_CHOICES = 128
+
+_COMMON = frozenset({"model", "user", "safety_identifier"})
+_CHAT = _COMMON | frozenset(
+    "messages stream stream_options max_tokens max_completion_tokens n temperature top_p top_k min_p stop seed "
+    "frequency_penalty presence_penalty repetition_penalty logit_bias logprobs top_logprobs tools tool_choice "
+    "parallel_tool_calls functions function_call response_format reasoning_effort thinking verbosity prediction "
+    "service_tier metadata store modalities prompt_cache_key prompt_cache_retention".split()
+)
+_EMBEDDINGS = _COMMON | frozenset({"input", "encoding_format", "dimensions"})
+
+# Allowances, in tokens, for what providers add around the caller's text. The largest published are
+# Anthropic's tool-use system prompts: up to 530 tokens, and each tool's wrapping.
+_PER_REQUEST = 16
+_PER_MESSAGE = 8
+_WITH_TOOLS = 600
+_PER_TOOL = 32
+_MEDIA = {"image_url": "image_url", "input_image": "image_url", "file": "file", "input_file": "file"}
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """What governance knows of a request. `data` is the caller's body, to be passed on.
+
+    `max_tokens` is what the caller asked for, for one choice; None when it left that out.
+    `media` counts images and files by kind ("image", "image_low", "file").
+    `text_bytes` is the size of the text alone, for estimates; `input_bound` is the upper bound.
+    """
+
+    data: dict[str, Any]
+    model: str
+    stream: bool = False
+    wants_usage: bool = False
+    choices: int = 1
+    max_tokens: int | None = None
+    input_bound: int = 0
+    text_bytes: int = 0
+    allowance: int = 0
+    extra_output: int = 0
+    media: tuple[str, ...] = ()
+    service_tier: str | None = None
+    user: str | None = None
+
+
+def _invalid(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param)
+
+
+def parse_body(body: bytes) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InvalidRequest: not UTF-8, not JSON, or not an object.
+    """
+    try:
+        data: object = orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
+    if not isinstance(data, dict):
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
+    return cast("dict[str, Any]", data)
+
+
+def parse_chat(body: bytes) -> ParsedRequest:
+    """Read a chat completion request (https://platform.openai.com/docs/api-reference/chat/create).
+
+    Raises:
+        InvalidRequest: naming the parameter, and what was expected.
+    """
+    data = parse_body(body)
+    _refuse_unknown(data, _CHAT)
+    model, user = _model(data), _text(data, "user")
+    messages = data.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise _invalid("messages", "'messages' must be a non-empty array.")
+    media, media_bytes = _scan_messages(cast("list[object]", messages))
+    stream = _flag(data, "stream")
+    choices = _count(data, "n", 1, MAX_CHOICES)
+    tools = _tools(data)
+    _refuse_unpriced(data)
+    text = [data[name] for name in ("messages", "tools", "functions", "response_format") if data.get(name) is not None]
+    text_bytes = len(orjson.dumps(text)) - media_bytes
+    allowance = _PER_REQUEST + _PER_MESSAGE * len(cast("list[object]", messages))
+    if tools:
+        allowance += _WITH_TOOLS + _PER_TOOL * tools
+    prediction = data.get("prediction")
+    options = data.get("stream_options")
+    if options is not None and not isinstance(options, dict):
+        raise _invalid("stream_options", "'stream_options' must be an object.")
+    return ParsedRequest(
+        data=data,
+        model=model,
+        stream=stream,
+        wants_usage=bool(options and cast("dict[str, Any]", options).get("include_usage")),
+        choices=choices or 1,
+        max_tokens=_max_tokens(data),
+        input_bound=text_bytes + allowance,
+        text_bytes=text_bytes,
+        allowance=allowance,
+        extra_output=0 if prediction is None else len(orjson.dumps(prediction)),
+        media=media,
+        service_tier=_service_tier(data),
+        user=user,
+    )
+
+
+def parse_embeddings(body: bytes) -> ParsedRequest:
+    """Read an embeddings request (https://platform.openai.com/docs/api-reference/embeddings/create).
+
+    Raises:
+        InvalidRequest: naming the parameter, and what was expected.
+    """
+    data = parse_body(body)
+    _refuse_unknown(data, _EMBEDDINGS)
+    given = data.get("input")
+    items = cast("list[object]", given) if isinstance(given, list) else [given]
+    if not items or len(items) > 2048 and not isinstance(items[0], int):
+        raise _invalid("input", "'input' must hold between 1 and 2048 items.")
+    tokens = 0
+    if all(type(item) is int for item in items):
+        tokens = len(items) + _PER_MESSAGE
+    else:
+        for item in items:
+            if isinstance(item, str) and item:
+                tokens += len(item.encode()) + _PER_MESSAGE
+            elif isinstance(item, list) and item and all(type(token) is int for token in cast("list[object]", item)):
+                tokens += len(cast("list[object]", item)) + _PER_MESSAGE
+            else:
+                raise _invalid("input", "'input' must be a non-empty string, or an array of strings or of token arrays.")
+    _count(data, "dimensions", 1, 100_000)
+    if data.get("encoding_format") not in (None, "float", "base64"):
+        raise _invalid("encoding_format", "'encoding_format' must be 'float' or 'base64'.")
+    return ParsedRequest(
+        data=data, model=_model(data), max_tokens=0, input_bound=tokens, text_bytes=tokens, user=_text(data, "user")
+    )
+
+
+def _refuse_unknown(data: dict[str, Any], known: frozenset[str]) -> None:
+    for name in data:
+        if name not in known:
+            raise InvalidRequest(
+                f"Unrecognized request argument supplied: {name[:64]!r}.", param=name[:64], code="unknown_parameter"
+            )
+
+
+def _refuse_unpriced(data: dict[str, Any]) -> None:
+    modalities = data.get("modalities")
+    if modalities is not None and modalities != ["text"]:
+        raise _unpriced("modalities", "Only text output can be bounded and priced")
+
+
+def _unpriced(param: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"{why}, so Treasurer does not pass it on.", param=param, code="not_priced")
+
+
+def _model(data: dict[str, Any]) -> str:
+    model = data.get("model")
+    if not isinstance(model, str) or not model:
+        raise _invalid("model", "'model' must be the name of a model, as a string.")
+    if len(model) > 200 or not model.isprintable():
+        raise _invalid("model", "'model' must be at most 200 printable characters.")
+    return model
+
+
+def _text(data: dict[str, Any], name: str) -> str | None:
+    value = data.get(name)
+    if value is None:
+        return None
+    if not isinstance(value, str) or len(value) > 256 or "\0" in value:
+        raise _invalid(name, f"'{name}' must be a string of at most 256 characters.")
+    return value or None
+
+
+def _flag(data: dict[str, Any], name: str) -> bool:
+    value = data.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise _invalid(name, f"'{name}' must be true or false.")
+    return bool(value)
+
+
+def _count(data: dict[str, Any], name: str, least: int, most: int) -> int | None:
+    value = data.get(name)
+    if value is None:
+        return None
+    if type(value) is not int:
+        raise _invalid(name, f"'{name}' must be an integer.")
+    if not least <= value <= most:
+        raise _invalid(name, f"'{name}' must be between {least} and {most}; got {value}.")
+    return value
+
+
+def _max_tokens(data: dict[str, Any]) -> int | None:
+    given = [_count(data, name, 1, MAX_TOKENS_CEILING) for name in ("max_tokens", "max_completion_tokens")]
+    named = [value for value in given if value is not None]
+    return min(named) if named else None
+
+
+def _service_tier(data: dict[str, Any]) -> str | None:
+    tier = data.get("service_tier")
+    if tier not in (None, "auto", "default", "flex", "priority"):
+        raise _unpriced("service_tier", "This service tier has no known price")
+    return cast("str | None", tier)
+
+
+def _tools(data: dict[str, Any]) -> int:
+    count = 0
+    for name in ("tools", "functions"):
+        tools = data.get(name)
+        if tools is None:
+            continue
+        if not isinstance(tools, list):
+            raise _invalid(name, f"'{name}' must be an array.")
+        for tool in cast("list[object]", tools):
+            if not isinstance(tool, dict):
+                raise _invalid(name, f"Each of '{name}' must be an object.")
+            if name == "tools" and cast("dict[str, Any]", tool).get("type") not in ("function", "custom"):
+                raise _unpriced(name, "Only tools of type 'function' or 'custom' can be priced; hosted tools bill apart")
+            count += 1
+    return count
+
+
+def _scan_messages(messages: list[object]) -> tuple[tuple[str, ...], int]:
+    """The images and files in the messages, and how many bytes of the body are theirs."""
+    media: list[str] = []
+    size = 0
+    for message in messages:
+        if not isinstance(message, dict):
+            raise _invalid("messages", "Each of 'messages' must be an object.")
+        fields = cast("dict[str, Any]", message)
+        if not isinstance(fields.get("role"), str):
+            raise _invalid("messages", "Each of 'messages' must have a 'role'.")
+        content: object = fields.get("content")
+        if content is None or isinstance(content, str):
+            continue
+        if not isinstance(content, list):
+            raise _invalid("messages", "A message's 'content' must be a string or an array of parts.")
+        for part in cast("list[object]", content):
+            kind, payload = _media_part(part)
+            if kind is not None:
+                media.append(kind)
+                size += payload
+    return tuple(media), size
+
+
+def _media_part(part: object) -> tuple[str | None, int]:
+    if not isinstance(part, dict):
+        raise _invalid("messages", "Each part of a message's 'content' must be an object.")
+    fields = cast("dict[str, Any]", part)
+    kind: object = fields.get("type")
+    if kind in ("input_audio", "audio"):
+        raise _unpriced("messages", "Audio input cannot be bounded and priced yet")
+    name = _MEDIA.get(kind) if isinstance(kind, str) else None
+    if name is None:
+        return None, 0
+    payload: object = fields.get(name)
+    if name == "file":
+        return "file", len(orjson.dumps(payload))
+    low = isinstance(payload, dict) and cast("dict[str, Any]", payload).get("detail") == "low"
+    return "image_low" if low else "image", len(orjson.dumps(payload))

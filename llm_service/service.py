@@ -1,0 +1,335 @@
+"""The governed call. Read `LLMService.complete` top-down and you know the product.
+
+    parse → who and what is allowed → bound its cost → pace (Redis) → hold (Postgres) → send with a
+    grant → read the usage → settle, off the caller's path
+
+What must hold:
+  I1/I3  nothing is sent without a hold on disk that covers whatever it can cost, and a grant that names it
+  I2     what was sent is settled from the provider's usage; where that is missing, from an estimate that
+         does not fall short; where no answer came, by whoever finds the proxy's witness
+  I7     the same idempotency key with the same body is the same call
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+from uuid import UUID
+
+import orjson
+
+from llm_service.admission import Admission
+from llm_service.call import CHAT_PATH, EMBEDDINGS_PATH, Call, Ending
+from llm_service.errors import InvalidRequest, ProxyUnavailable, TreasurerError
+from llm_service.grants import Grant, GrantLimits, digest_of, sign
+from llm_service.idempotency import Claim, Idempotency, Replay
+from llm_service.proxy import Unanswered, Upstream, UpstreamAnswer, UpstreamStream, upstream_error
+from llm_service.requests import ParsedRequest, parse_chat, parse_embeddings
+from llm_service.settlement import Settler, answer_ending
+from llm_service.sse import EventScanner
+from llm_service.types import Answer, CallContext, Principal
+
+Response = TypeVar("Response")
+Result = TypeVar("Result")
+
+#: A grant is for a request that leaves now; LiteLLM reads it as soon as a worker is free.
+GRANT_LIFETIME_S = 60
+
+
+class LLMService:
+    """Every way to a model. One for each process; give it up with `close`."""
+
+    def __init__(
+        self,
+        *,
+        admission: Admission,
+        settler: Settler,
+        upstream: Upstream,
+        idempotency: Idempotency,
+        grant_secret: str,
+        parent: Callable[[], object | None] = lambda: None,
+        proxy_enforces_limits: bool = False,
+    ) -> None:
+        self._admission = admission
+        self._settler = settler
+        self._upstream = upstream
+        self._idempotency = idempotency
+        self._grant_secret = grant_secret
+        self._parent = parent
+        self._proxy_enforces_limits = proxy_enforces_limits
+        self._background: set[asyncio.Task[Any]] = set()
+
+    async def complete(self, body: bytes, principal: Principal, context: CallContext, parent: object = None) -> Answer:
+        """A whole chat completion (OpenAI's wire). Raises TreasurerErrors."""
+        call = self._call("chat", CHAT_PATH, parse_chat(body), principal, context, parent)
+        if call.request.stream:
+            raise InvalidRequest("'stream' must not be true here.", param="stream")
+        return await self._whole(call, body)
+
+    async def embed(self, body: bytes, principal: Principal, context: CallContext, parent: object = None) -> Answer:
+        """Embeddings (OpenAI's wire). Raises TreasurerErrors."""
+        call = self._call("embeddings", EMBEDDINGS_PATH, parse_embeddings(body), principal, context, parent)
+        return await self._whole(call, body)
+
+    async def stream(
+        self, body: bytes, principal: Principal, context: CallContext, parent: object = None
+    ) -> StreamingAnswer:
+        """A streamed chat completion: server-sent events as bytes. Raises TreasurerErrors before the first one."""
+        call = self._call("chat", CHAT_PATH, parse_chat(body), principal, context, parent)
+        if not call.request.stream:
+            raise InvalidRequest("'stream' must be true here.", param="stream")
+        claim = await self._claim(call, body)
+        if isinstance(claim, Replay):
+            return StreamingAnswer.replayed(claim)
+        try:
+            await self._admission.admit(call)
+            upstream = await self._send(call, self._upstream.open)
+            if upstream.status != 200:
+                await self._refuse_upstream(call, upstream)
+        except BaseException:
+            await self._release(call, claim)
+            raise
+        return StreamingAnswer(self, call, upstream, claim)
+
+    async def close(self) -> None:
+        """Wait for calls whose callers have left."""
+        while self._background:
+            await asyncio.wait(self._background)
+
+    # -- a whole answer
+
+    async def _whole(self, call: Call, body: bytes) -> Answer:
+        claim = await self._claim(call, body)
+        if isinstance(claim, Replay):
+            cost_nano = 0  # it was paid for by the call that it repeats
+            return Answer(claim.status, claim.body, _replayed(claim), claim.call_id, cost_nano)
+        try:
+            await self._admission.admit(call)
+            # A caller who leaves now has a whole answer under way, which the provider bills whole.
+            # It is waited for, so that its true cost is posted.
+            return await asyncio.shield(self._in_background(self._answer(call, claim)))
+        except BaseException:
+            await self._release(call, claim)
+            raise
+
+    async def _answer(self, call: Call, claim: Claim | None) -> Answer:
+        upstream = await self._send(call, self._upstream.send)
+        if upstream.status != 200:
+            raise self._settle_refused(call, upstream)
+        ending = answer_ending(call, upstream.headers, upstream.body)
+        cost_nano = await self._settler.settle(call, ending, lambda: upstream.body)
+        headers = {"content-type": "application/json"} | call.headers(cost_nano)
+        if claim is not None:
+            await self._idempotency.finish(claim, upstream.status, headers, upstream.body)
+        return Answer(upstream.status, upstream.body, headers, call.call_id, cost_nano)
+
+    # -- what both have in common
+
+    def _call(
+        self, operation: str, path: str, request: ParsedRequest, principal: Principal, context: CallContext, parent: object
+    ) -> Call:
+        return Call(operation, path, request, principal, context, parent if parent is not None else self._parent())
+
+    async def _claim(self, call: Call, body: bytes) -> Claim | Replay | None:
+        key = call.context.idempotency_key
+        if key is None:
+            return None
+        return await self._idempotency.claim(call.principal.agent_id, key, call.operation, body, call.call_id)
+
+    async def _release(self, call: Call, claim: Claim | None) -> None:
+        """Give an idempotency key back after a call that cost nothing."""
+        if claim is not None and not call.owed:
+            await asyncio.shield(self._idempotency.release(claim))
+
+    async def _send(self, call: Call, send: Callable[[str, bytes, str], Awaitable[Response]]) -> Response:
+        """Send the request with its grant, and settle or hand over what cannot be answered."""
+        body = _governed_body(call)
+        grant = sign(self._grant_secret, self._grant(call, body))
+        call.owed = True
+        try:
+            return await send(call.path, body, grant)
+        except ProxyUnavailable as error:
+            call.owed = False
+            self._settler.void(call, error)
+            raise
+        except Unanswered as lost:
+            self._settler.unanswered(call, lost.error)
+            raise lost.error from lost
+        except asyncio.CancelledError:
+            self._settler.unanswered(call, TreasurerError("the caller left", code="client_left"))
+            raise
+
+    def _settle_refused(self, call: Call, upstream: UpstreamAnswer) -> TreasurerError:
+        """The provider's (or the proxy's) refusal: nothing was bought."""
+        error = upstream_error(upstream.status, upstream.headers, upstream.body)
+        call.owed = False
+        self._settler.void(call, error)
+        return error
+
+    async def _refuse_upstream(self, call: Call, upstream: UpstreamStream) -> None:
+        try:
+            body = await upstream.read()
+        except Unanswered:
+            body = b""
+        finally:
+            upstream.close()
+        raise self._settle_refused(call, UpstreamAnswer(upstream.status, upstream.headers, body))
+
+    def _grant(self, call: Call, body: bytes) -> Grant:
+        now = int(time.time())
+        principal, context = call.principal, call.context
+        return Grant(
+            call_id=call.call_id,
+            attempt=call.attempt,
+            agent_id=principal.agent_id,
+            agent=principal.agent,
+            team=principal.team,
+            organisation=principal.organisation,
+            key_id=principal.key_id,
+            model=call.model.name,
+            path=call.path,
+            digest=digest_of(body),
+            issued_at=now,
+            expires_at=now + GRANT_LIFETIME_S,
+            tags=context.tags,
+            run=context.run,
+            user=context.user,
+            session=context.session,
+            limits=_tightest(call) if self._proxy_enforces_limits else None,
+        )
+
+    def _in_background(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            task.exception()  # whoever waits for it has it; when nobody does any more, it is settled all the same
+
+    def settle_stream(self, call: Call, claim: Claim | None, ending: Ending, scanner: EventScanner) -> asyncio.Task[int]:
+        """Settle a stream that has ended, and keep it for its idempotency key, off the caller's path."""
+        return self._in_background(self._end_stream(call, claim, ending, scanner))
+
+    async def _end_stream(self, call: Call, claim: Claim | None, ending: Ending, scanner: EventScanner) -> int:
+        cost_nano = await self._settler.settle(call, ending, scanner.text)
+        kept = scanner.forwarded()
+        if claim is not None and scanner.finished and kept is not None:
+            headers = {"content-type": "text/event-stream"} | call.headers(cost_nano)
+            await self._idempotency.finish(claim, 200, headers, kept)
+        return cost_nano
+
+
+class StreamingAnswer:
+    """Server-sent events as they come. Iterate it once, to its end or until `aclose`; then `cost_nano` is known."""
+
+    def __init__(self, service: LLMService, call: Call, upstream: UpstreamStream, claim: Claim | None) -> None:
+        self.status: int = 200
+        self.call_id: UUID = call.call_id
+        self.headers: dict[str, str] = {"content-type": "text/event-stream"} | call.headers(None)
+        self.cost_nano: int | None = None
+        self._scanner = EventScanner(hide_usage=not call.request.wants_usage)
+        self._service = service
+        self._call = call
+        self._upstream = upstream
+        self._claim = claim
+        self._settling: asyncio.Task[int] | None = None
+        self._events = self._forward()
+
+    @classmethod
+    def replayed(cls, replay: Replay) -> StreamingAnswer:
+        """The stream of the call that had the same idempotency key, at once and at no cost."""
+        answer = cls.__new__(cls)
+        answer.status, answer.call_id, answer.headers = replay.status, replay.call_id, _replayed(replay)
+        answer.cost_nano = 0
+        answer._settling = None
+        answer._events = _once(replay.body)
+        return answer
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._events
+
+    async def aclose(self) -> None:
+        """Give the stream up: the upstream call is cancelled, and what was got is paid for."""
+        await self._events.aclose()
+        if self.cost_nano is None:
+            self._end("client_left", 499)
+        await self.settled()
+
+    async def settled(self) -> None:
+        """Wait until the cost is known."""
+        if self._settling is not None:
+            self.cost_nano = await asyncio.shield(self._settling)
+
+    async def _forward(self) -> AsyncGenerator[bytes]:
+        scanner, call = self._scanner, self._call
+        error_code, status = "client_left", 499
+        try:
+            async for chunk in self._upstream.chunks():
+                events = scanner.feed(chunk)
+                if scanner.started and call.first_token_ms is None:
+                    call.first_token_ms = call.elapsed_ms()
+                if scanner.finished and self._claim is not None:
+                    self._end(None, 200)  # kept before its end is told, so that a repetition finds it
+                    await self.settled()
+                if events:
+                    yield events
+            complete = scanner.finished and scanner.error is None
+            error_code, status = (None, 200) if complete else ("upstream_cut", 502)
+        except Unanswered as lost:
+            error_code, status = lost.error.code, lost.error.status
+            raise lost.error from lost
+        finally:
+            self._end(error_code, status)
+        await self.settled()
+
+    def _end(self, error_code: str | None, status: int) -> None:
+        if self._settling is not None:
+            return
+        self._upstream.close()
+        ending = self._ending(error_code, status)
+        self._settling = self._service.settle_stream(self._call, self._claim, ending, self._scanner)
+
+    def _ending(self, error_code: str | None, status: int) -> Ending:
+        return answer_ending(
+            self._call,
+            self._upstream.headers,
+            None,
+            usage=self._scanner.usage,
+            service_tier=self._scanner.service_tier,
+            error_code=error_code,
+            status=status,
+        )
+
+
+async def _once(body: bytes) -> AsyncGenerator[bytes]:
+    yield body
+
+
+def _replayed(replay: Replay) -> dict[str, str]:
+    return replay.headers | {"x-treasurer-replayed": "true"}
+
+
+def _governed_body(call: Call) -> bytes:
+    """The caller's body with what governance must set: the bound of the output, and a report of the usage."""
+    data = call.request.data
+    if call.operation == "chat":
+        named = [name for name in ("max_tokens", "max_completion_tokens") if data.get(name) is not None]
+        for name in named or ["max_tokens"]:
+            data[name] = call.output_tokens
+        if call.request.stream:
+            data["stream_options"] = (data.get("stream_options") or {}) | {"include_usage": True}
+    data["model"] = call.model.name
+    return orjson.dumps(data)
+
+
+def _tightest(call: Call) -> GrantLimits | None:
+    limits = call.principal.limits
+    rpm = [limit.requests_per_minute for limit in limits if limit.requests_per_minute is not None]
+    tpm = [limit.tokens_per_minute for limit in limits if limit.tokens_per_minute is not None]
+    parallel = [limit.concurrent for limit in limits if limit.concurrent is not None]
+    return GrantLimits(min(rpm, default=None), min(tpm, default=None), min(parallel, default=None))

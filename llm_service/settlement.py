@@ -1,0 +1,203 @@
+"""How a call is settled: from what is known of its end to one ledger entry, telemetry, and pace given back.
+
+What must hold (I2): each attempt is settled once. What the provider reports is posted as it is. An
+answer whose usage is missing or zero is estimated with a margin, never above what was held: it can be
+too much, not too little. What may have been served without an answer is left to the witness.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, cast
+
+import orjson
+
+from llm_service import pricing
+from llm_service.bounds import counted_bound
+from llm_service.call import Call, Ending
+from llm_service.catalog import Catalog, Model
+from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError
+from llm_service.guards.limits import RateLimiter
+from llm_service.money import nano_from_reported_dollars
+from llm_service.requests import ParsedRequest
+from llm_service.telemetry.record import CallRecord
+from llm_service.treasury.sweep import Sweeper
+from llm_service.treasury.treasury import Treasury
+from llm_service.types import LedgerState, Settlement, Usage, UsageSource
+from llm_service.usage import read_usage, reported_cost
+
+log = logging.getLogger(__name__)
+
+#: Events that a provider may have sent on when a stream was cut, in tokens.
+_IN_FLIGHT_TOKENS = 16
+
+
+class Settler:
+    """Settles calls. `count_text(model, request, text)` counts the tokens of the input (text None) or of a text."""
+
+    def __init__(
+        self,
+        *,
+        treasury: Treasury,
+        limiter: RateLimiter,
+        sweeper: Sweeper,
+        count_tokens: Callable[[Model, ParsedRequest], Awaitable[tuple[int, bool]]],
+        count_text: Callable[[Model, str], Awaitable[tuple[int, bool]]],
+        record: Callable[[CallRecord], None],
+        lifetime_s: float,
+    ) -> None:
+        self._treasury = treasury
+        self._limiter = limiter
+        self._sweeper = sweeper
+        self._count_tokens = count_tokens
+        self._count_text = count_text
+        self._record = record
+        self._lifetime_s = lifetime_s
+
+    async def settle(self, call: Call, ending: Ending, answer: Callable[[], object]) -> int:
+        """Post what a call cost, in nano-dollars. `answer` gives what was generated, where it must be estimated."""
+        if ending.usage_source is UsageSource.NONE and ending.state is LedgerState.POSTED:
+            ending = await self._estimated(call, ending, answer())
+        rates = call.model.rates_of(ending.deployment)
+        cost_nano = pricing.cost(rates, ending.usage, ending.service_tier)
+        if ending.usage_source is UsageSource.ESTIMATED:
+            cost_nano = min(cost_nano, call.hold.amount_nano)
+        self._finish(call, ending, cost_nano)
+        return cost_nano
+
+    def void(self, call: Call, error: TreasurerError) -> None:
+        """Nothing was bought: the whole hold goes back."""
+        self._finish(call, Ending(LedgerState.VOIDED, error.status, error_code=error.code), 0)
+
+    def unanswered(self, call: Call, error: TreasurerError) -> None:
+        """It may have been bought. Its hold stays until a witness tells, or until it expires."""
+        log.warning("call %s may have been served without an answer (%s): looking for its witness", call.call_id, error.code)
+        self._sweeper.watch(call.call_id, call.attempt, self._lifetime_s)
+        self._limiter.release(call.pace, None)
+
+    def _finish(self, call: Call, ending: Ending, cost_nano: int) -> None:
+        provider = call.model.deployments.get(ending.deployment or "", call.model.provider)
+        latency_ms = call.elapsed_ms()
+        self._treasury.settle_soon(
+            Settlement(
+                call_id=call.call_id,
+                attempt=call.attempt,
+                state=ending.state,
+                cost_nano=cost_nano,
+                usage=ending.usage,
+                usage_source=ending.usage_source,
+                proxy_cost_nano=ending.proxy_cost_nano,
+                provider=provider,
+                deployment=ending.deployment,
+                status=ending.status,
+                error_code=ending.error_code,
+                latency_ms=latency_ms,
+                first_token_ms=call.first_token_ms,
+            )
+        )
+        self._limiter.release(call.pace, ending.usage.input_tokens + ending.usage.output_tokens)
+        self._record(
+            CallRecord(
+                call_id=call.call_id,
+                attempt=call.attempt,
+                operation=call.operation,
+                stream=call.request.stream,
+                principal=call.principal,
+                context=call.context,
+                requested_model=call.request.model,
+                model=call.model.name,
+                provider=provider,
+                deployment=ending.deployment,
+                status=ending.status,
+                error_code=ending.error_code,
+                state=ending.state,
+                held_nano=call.hold.amount_nano,
+                cost_nano=cost_nano,
+                proxy_cost_nano=ending.proxy_cost_nano,
+                usage=ending.usage,
+                usage_source=ending.usage_source,
+                started_at=call.started_at,
+                latency_ms=latency_ms,
+                first_token_ms=call.first_token_ms,
+                parent=call.parent,
+            )
+        )
+
+    async def _estimated(self, call: Call, ending: Ending, answer: object) -> Ending:
+        """The provider did not say: count what went in and what came out, with a margin, within the hold."""
+        text = generated_text(answer) if isinstance(answer, bytes) else cast("tuple[str, int]", answer)[0]
+        input_tokens, output_tokens = call.plan.input_tokens, len(text.encode())
+        most_output = call.output_tokens * call.request.choices + call.request.extra_output
+        try:
+            count, native = await self._count_tokens(call.model, call.request)
+            media = call.plan.input_tokens - call.request.input_bound if not call.plan.counted else 0
+            input_tokens = min(input_tokens, counted_bound(call.request, count, native=native) + max(0, media))
+            if text:
+                count, native = await self._count_text(call.model, text)
+                output_tokens = min(output_tokens, count + (count // 10 if native else count // 2) + _IN_FLIGHT_TOKENS)
+        except (ProxyUnavailable, UpstreamError) as error:
+            log.warning("call %s is settled by its size in bytes; its tokens could not be counted: %s", call.call_id, error)
+        usage = Usage(input_tokens=input_tokens, output_tokens=min(output_tokens, most_output))
+        return Ending(
+            ending.state, ending.status, usage, UsageSource.ESTIMATED, ending.deployment, ending.proxy_cost_nano,
+            ending.service_tier, ending.error_code,
+        )  # fmt: skip
+
+
+def answer_ending(
+    call: Call,
+    headers: Mapping[str, str],
+    body: bytes | None,
+    *,
+    usage: object = None,
+    service_tier: str | None = None,
+    error_code: str | None = None,
+    status: int = 200,
+) -> Ending:
+    """What an answer says of itself: a whole one by its body and headers, a stream by what was scanned."""
+    proxy_cost_nano = reported_cost(usage)
+    if body is not None:
+        content = _object(body)
+        usage = content.get("usage")
+        tier: object = content.get("service_tier")
+        service_tier = tier if isinstance(tier, str) else None
+        reported = headers.get("x-litellm-response-cost")
+        proxy_cost_nano = nano_from_reported_dollars(reported) if _is_number(reported) else None
+    known = read_usage(usage)
+    return Ending(
+        LedgerState.POSTED,
+        status,
+        usage=known or Usage(),
+        usage_source=UsageSource.PROVIDER if known is not None else UsageSource.NONE,
+        deployment=headers.get("x-litellm-model-id"),
+        proxy_cost_nano=proxy_cost_nano,
+        service_tier=service_tier,
+        error_code=error_code,
+    )
+
+
+def generated_text(body: bytes) -> str:
+    """The text that a whole answer carries: contents, refusals, reasoning and tool calls of every choice."""
+    parts: list[str] = []
+    for choice in _object(body).get("choices") or []:
+        message: dict[str, Any] = choice.get("message") or {}
+        parts += [message[name] for name in ("content", "reasoning_content", "refusal") if isinstance(message.get(name), str)]
+        if message.get("tool_calls"):
+            parts.append(orjson.dumps(message["tool_calls"]).decode())
+    return "".join(parts)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        content: object = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return {}
+    return cast("dict[str, Any]", content) if isinstance(content, dict) else {}
+
+
+def _is_number(value: str | None) -> bool:
+    try:
+        return value is not None and float(value) >= 0
+    except ValueError:
+        return False

@@ -1,0 +1,110 @@
+"""A stream of server-sent events, forwarded as bytes and only scanned for what settlement needs.
+
+What must hold: events reach the caller in order and unchanged, but for the usage event that
+governance asked for and the caller did not; and an event is forwarded as soon as it is whole.
+The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import orjson
+
+_END = b"\n\n"
+_KEEP_BYTES = 8 * 1024 * 1024
+
+
+class EventScanner:
+    """Feeds on the chunks of one answer.
+
+    `usage` is the provider's last report, `error` the error event that ended the stream, `finished`
+    says that the stream came to its own end. `started` is set with the first event that carries a choice.
+    """
+
+    def __init__(self, *, hide_usage: bool) -> None:
+        self._hide_usage = hide_usage
+        self._tail = b""
+        self._kept: list[bytes] = []
+        self._kept_bytes = 0
+        self.usage: dict[str, Any] | None = None
+        self.service_tier: str | None = None
+        self.error: dict[str, Any] | None = None
+        self.finished = False
+        self.started = False
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Take what has arrived; give back what may be forwarded now."""
+        self._tail += chunk.replace(b"\r\n", b"\n") if b"\r" in chunk else chunk
+        cut = self._tail.rfind(_END)
+        if cut < 0:
+            return b""
+        whole, self._tail = self._tail[: cut + 2], self._tail[cut + 2 :]
+        if b'"usage"' not in whole and b"[DONE]" not in whole and b'"error"' not in whole:
+            self.started = self.started or b'"choices"' in whole
+            self._keep(whole)
+            return whole
+        forwarded = b"".join(event + _END for event in whole.split(_END) if event and self._scan(event))
+        self._keep(forwarded)
+        return forwarded
+
+    def text(self) -> tuple[str, int]:
+        """What was generated, as far as it was seen: the text, and the number of events that carried some."""
+        parts: list[str] = []
+        for event in b"".join(self._kept).split(_END):
+            data = _json(event)
+            if data is not None:
+                parts.extend(_generated(data))
+        return "".join(parts), len(parts)
+
+    def forwarded(self) -> bytes | None:
+        """All that was forwarded, for an idempotent repetition. None when it was too long to keep."""
+        return b"".join(self._kept) if self._kept_bytes <= _KEEP_BYTES else None
+
+    def _keep(self, event: bytes) -> None:
+        self._kept_bytes += len(event)
+        if self._kept_bytes <= _KEEP_BYTES:
+            self._kept.append(event)
+
+    def _scan(self, event: bytes) -> bool:
+        """Note what an event says; whether it is to be forwarded."""
+        if event.strip() == b"data: [DONE]":
+            self.finished = True
+            return True
+        data = _json(event)
+        if data is None:
+            return True
+        choices = data.get("choices")
+        self.started = self.started or bool(choices)
+        if isinstance(data.get("error"), dict):
+            self.error = cast("dict[str, Any]", data["error"])
+        if isinstance(data.get("service_tier"), str):
+            self.service_tier = data["service_tier"]
+        if isinstance(data.get("usage"), dict):
+            self.usage = cast("dict[str, Any]", data["usage"])
+            return not (self._hide_usage and not choices)
+        return True
+
+
+def _json(event: bytes) -> dict[str, Any] | None:
+    payload = event.strip().removeprefix(b"data:").strip()
+    if not payload.startswith(b"{"):
+        return None
+    try:
+        data: object = orjson.loads(payload)
+    except orjson.JSONDecodeError:
+        return None
+    return cast("dict[str, Any]", data) if isinstance(data, dict) else None
+
+
+def _generated(data: dict[str, Any]) -> list[str]:
+    parts: list[str] = []
+    for choice in data.get("choices") or []:
+        delta: dict[str, Any] = choice.get("delta") or {}
+        for name in ("content", "reasoning_content", "refusal"):
+            if isinstance(delta.get(name), str) and delta[name]:
+                parts.append(delta[name])
+        for call in delta.get("tool_calls") or []:
+            function: dict[str, Any] = call.get("function") or {}
+            parts.extend(function[name] for name in ("name", "arguments") if isinstance(function.get(name), str) and function[name])
+    return parts

@@ -1,0 +1,224 @@
+"""The sweeper: settles holds whose owner is gone, from the proxy's witness, else by the agent's policy.
+
+What must hold (I2): every hold ends within its lifetime plus one sweep, whatever crashed. Two
+sweepers at once, or a sweeper and a late owner, do no harm: settlement is idempotent by attempt.
+What must hold (I1): without a witness of an answer the whole hold is posted, unless the agent's
+policy says void: what a provider may bill is never given out again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from llm_service.errors import TreasuryUnavailable
+from llm_service.treasury.connection import AWAY, away
+from llm_service.treasury.treasury import Treasury
+from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
+
+log = logging.getLogger(__name__)
+
+_WITNESSES = """
+SELECT h.call_id, h.attempt, h.model, h.amount_nano, a.expiry_policy, h.expires_at < clock_timestamp() AS expired,
+       (SELECT json_agg(w)::text FROM (
+            SELECT outcome, provider, deployment, cost_nano, input_tokens, cached_tokens, cache_write_tokens,
+                   output_tokens, reasoning_tokens, status
+            FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt ORDER BY w.ended_at
+        ) w) AS witnesses
+FROM holds h JOIN agents a ON a.id = h.agent_id
+"""
+_EXPIRED = _WITNESSES + " WHERE h.expires_at < clock_timestamp() ORDER BY h.expires_at LIMIT $1"
+_ONE = _WITNESSES + " WHERE h.call_id = $1 AND h.attempt = $2"
+
+#: (model, deployment, usage) → nano-dollars, or None when the catalogue does not know the model any more.
+Price = Callable[[str, str | None, Usage], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What the proxy recorded of one attempt at a deployment."""
+
+    outcome: str
+    provider: str | None
+    deployment: str | None
+    cost_nano: int | None
+    usage: Usage
+    status: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OrphanHold:
+    """A hold that its owner will not settle."""
+
+    call_id: UUID
+    attempt: int
+    model: str
+    amount_nano: int
+    policy: ExpiryPolicy
+    expired: bool
+    witnesses: tuple[Witness, ...]
+
+
+def settlement_for(hold: OrphanHold, price: Price) -> Settlement | None:
+    """How a hold ends: posted from its witnesses; if there is none and it has expired, by policy. Pure.
+
+    Witnesses of answers (whole or cut) are added up: a router's retry may have been billed twice.
+    A witness of a failure alone proves nothing: another attempt may have been under way.
+    """
+    answers = [witness for witness in hold.witnesses if witness.outcome in ("success", "cancelled")]
+    if answers:
+        last = answers[-1]
+        costs = [price(hold.model, witness.deployment, witness.usage) for witness in answers]
+        known = [cost if cost is not None else (witness.cost_nano or 0) for cost, witness in zip(costs, answers, strict=True)]
+        reported = [witness.cost_nano for witness in answers if witness.cost_nano is not None]
+        return Settlement(
+            hold.call_id,
+            hold.attempt,
+            LedgerState.POSTED,
+            sum(known),
+            usage=_sum([witness.usage for witness in answers]),
+            usage_source=UsageSource.WITNESS,
+            proxy_cost_nano=sum(reported) if reported else None,
+            provider=last.provider,
+            deployment=last.deployment,
+            status=last.status,
+            error_code="owner_lost",
+        )
+    if not hold.expired:
+        return None
+    posts = hold.policy is ExpiryPolicy.POST
+    return Settlement(
+        hold.call_id,
+        hold.attempt,
+        LedgerState.EXPIRED,
+        hold.amount_nano if posts else 0,
+        usage_source=UsageSource.HOLD if posts else UsageSource.NONE,
+        error_code="expired",
+    )
+
+
+def _sum(usages: Sequence[Usage]) -> Usage:
+    return Usage(
+        input_tokens=sum(u.input_tokens for u in usages),
+        cached_tokens=sum(u.cached_tokens for u in usages),
+        cache_write_tokens=sum(u.cache_write_tokens for u in usages),
+        output_tokens=sum(u.output_tokens for u in usages),
+        reasoning_tokens=sum(u.reasoning_tokens for u in usages),
+    )
+
+
+class Sweeper:
+    """Looks for expired holds every `interval_s`; and for one call's witness when its answer was lost."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        treasury: Treasury,
+        price: Price,
+        *,
+        interval_s: float = 5.0,
+        observe: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._treasury = treasury
+        self._price = price
+        self._interval_s = interval_s
+        self._observe = observe
+        self._watches: set[asyncio.Task[None]] = set()
+
+    async def run(self) -> None:
+        """Sweep for ever. Postgres away is waited out."""
+        while True:
+            try:
+                while await self.sweep() >= 500:
+                    pass
+            except TreasuryUnavailable as error:
+                log.warning("the sweep was put off: %s", error)
+            await asyncio.sleep(self._interval_s)
+
+    async def sweep(self, limit: int = 500) -> int:
+        """Settle up to `limit` expired holds, oldest first; how many.
+
+        Raises:
+            TreasuryUnavailable: Postgres is away.
+        """
+        rows = await self._fetch(_EXPIRED, limit)
+        settlements = [settlement for row in rows if (settlement := settlement_for(_orphan(row), self._price)) is not None]
+        await asyncio.gather(*(self._treasury.settle_soon(settlement) for settlement in settlements))
+        if settlements:
+            witnessed = sum(s.usage_source is UsageSource.WITNESS for s in settlements)
+            log.warning("swept %d expired holds, %d of them settled from a witness", len(settlements), witnessed)
+            if self._observe is not None:
+                self._observe(len(settlements), witnessed)
+        return len(settlements)
+
+    def watch(self, call_id: UUID, attempt: int, lifetime_s: float) -> None:
+        """Settle one hold from its witness as soon as there is one, and until its lifetime ends."""
+        task = asyncio.create_task(self._watch(call_id, attempt, lifetime_s))
+        self._watches.add(task)
+        task.add_done_callback(self._watches.discard)
+
+    async def close(self) -> None:
+        """Stop watching. What is left, a sweep will find."""
+        for task in self._watches:
+            task.cancel()
+        await asyncio.gather(*self._watches, return_exceptions=True)
+
+    async def _watch(self, call_id: UUID, attempt: int, lifetime_s: float) -> None:
+        pause_s, waited_s = 0.5, 0.0
+        while waited_s < lifetime_s:
+            await asyncio.sleep(pause_s)
+            waited_s += pause_s
+            pause_s = min(pause_s * 2, 10.0)
+            try:
+                rows = await self._fetch(_ONE, call_id, attempt)
+            except TreasuryUnavailable:
+                continue
+            if not rows:
+                return
+            settlement = settlement_for(_orphan(rows[0]), self._price)
+            if settlement is not None:
+                await self._treasury.settle_soon(settlement)
+                return
+
+    async def _fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+        try:
+            return await self._pool.fetch(statement, *arguments, timeout=10)
+        except AWAY as error:
+            raise away(error) from error
+
+
+def _orphan(row: asyncpg.Record) -> OrphanHold:
+    witnesses = [
+        Witness(
+            outcome=fields["outcome"],
+            provider=fields["provider"],
+            deployment=fields["deployment"],
+            cost_nano=fields["cost_nano"],
+            usage=Usage(
+                fields["input_tokens"],
+                fields["cached_tokens"],
+                fields["cache_write_tokens"],
+                fields["output_tokens"],
+                fields["reasoning_tokens"],
+            ),
+            status=fields["status"],
+        )
+        for fields in orjson.loads(row["witnesses"] or "[]")
+    ]
+    return OrphanHold(
+        row["call_id"],
+        row["attempt"],
+        row["model"],
+        row["amount_nano"],
+        ExpiryPolicy(row["expiry_policy"]),
+        row["expired"],
+        tuple(witnesses),
+    )

@@ -1,0 +1,63 @@
+"""What a provider reports about a call, as LiteLLM translates it to OpenAI's form. Pure.
+
+What must hold: a report that cannot be true is not believed. A usage without any token, for an
+answer that has content, is as good as none; a part never counts more than its whole.
+https://platform.openai.com/docs/api-reference/chat/object#chat/object-usage
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from llm_service.money import nano_from_reported_dollars
+from llm_service.types import Usage
+
+
+def read_usage(report: object) -> Usage | None:
+    """The usage of an answer, or None when the report is missing, empty or not numbers."""
+    if not isinstance(report, dict):
+        return None
+    fields = cast("dict[str, Any]", report)
+    input_tokens = _tokens(fields, "prompt_tokens")
+    output_tokens = _tokens(fields, "completion_tokens")
+    if input_tokens == 0 and output_tokens == 0:
+        return None
+    prompt = _details(fields, "prompt_tokens_details")
+    cached = min(max(_tokens(prompt, "cached_tokens"), _tokens(fields, "cache_read_input_tokens")), input_tokens)
+    written = max(
+        _tokens(prompt, "cache_creation_tokens"),
+        _tokens(prompt, "cache_write_tokens"),
+        _tokens(fields, "cache_creation_input_tokens"),
+    )
+    written = min(written, input_tokens - cached)
+    return Usage(
+        input_tokens=input_tokens,
+        cached_tokens=cached,
+        cache_write_tokens=written,
+        output_tokens=output_tokens,
+        reasoning_tokens=min(
+            _tokens(_details(fields, "completion_tokens_details"), "reasoning_tokens"), output_tokens
+        ),
+        cache_write_1h_tokens=min(
+            _tokens(_details(prompt, "cache_creation_token_details"), "ephemeral_1h_input_tokens"), written
+        ),
+    )
+
+
+def reported_cost(report: object) -> int | None:
+    """What LiteLLM says in a stream's usage that it cost, in nano-dollars."""
+    if not isinstance(report, dict):
+        return None
+    cost: object = cast("dict[str, Any]", report).get("cost")
+    return nano_from_reported_dollars(cost) if isinstance(cost, int | float) and not isinstance(cost, bool) else None
+
+
+def _tokens(fields: Mapping[str, Any], name: str) -> int:
+    value: object = fields.get(name)
+    return value if type(value) is int and 0 <= value <= 2_000_000_000 else 0
+
+
+def _details(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    value: object = fields.get(name)
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
