@@ -1,0 +1,165 @@
+"""How the stack runs LiteLLM Proxy: its effective configuration and its command line. Pure.
+
+What must hold: a real provider is called only with keys that the operator set; a model whose keys
+are absent is served by the simulated provider as a whole, never half real and half simulated; and
+LiteLLM listens on the loopback interface only.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+_REFERENCE = "os.environ/"
+#: Where the simulated provider speaks each provider's wire. What names an `api_base` of its own speaks OpenAI's.
+_BASES = {"openai": "/openai/v1", "anthropic": "/anthropic", "gemini": "/google"}
+_OWN_SERVER = "/local/v1"
+_NO_KEY = "simulated-no-key-needed"
+
+#: What must not reach LiteLLM from our own environment: it would look for its own database there, or run slower.
+NOT_INHERITED = (
+    "DATABASE_URL",
+    "DIRECT_URL",
+    "DATABASE_HOST",
+    "DATABASE_NAME",
+    "DATABASE_USERNAME",
+    "DATABASE_PASSWORD",
+    "PYTHONDONTWRITEBYTECODE",
+    "CONFIG_FILE_PATH",
+    "WORKER_CONFIG",
+    "LITELLM_LICENSE",
+)
+
+
+class ConfigError(Exception):
+    """`config/litellm.yaml` cannot be used as it stands. The message names the entry."""
+
+
+@dataclass(frozen=True, slots=True)
+class EffectiveConfig:
+    """What LiteLLM is started with, and what became of each model, by its name."""
+
+    config: dict[str, Any]
+    real: list[str]
+    simulated: list[str]
+    left_out: list[str]  # their keys are absent and there is no simulated provider
+
+
+def effective_config(config: dict[str, Any], environ: Mapping[str, str], provider_url: str | None) -> EffectiveConfig:
+    """Decide for each model who serves it. `provider_url` is the simulated provider's root; None: there is none.
+
+    Raises:
+        ConfigError: an entry of `model_list` lacks what LiteLLM needs, or cannot be simulated.
+    """
+    deployments = cast("list[dict[str, Any]]", copy.deepcopy(config.get("model_list") or []))
+    names = list(dict.fromkeys(_name(deployment) for deployment in deployments))
+    has_keys = {name: [d for d in deployments if _name(d) == name and _keys_present(d, environ)] for name in names}
+    effective: list[dict[str, Any]] = []
+    for deployment in deployments:
+        real = has_keys[_name(deployment)]
+        if real:
+            effective.extend([deployment] if deployment in real else [])
+        elif provider_url is not None:
+            effective.append(_simulated(deployment, provider_url.rstrip("/")))
+    without = {key: value for key, value in config.items() if key != "model_list"}
+    unserved = [name for name in names if not has_keys[name]]
+    return EffectiveConfig(
+        config={
+            **copy.deepcopy({key: value for key, value in config.items() if key != "model_list"}),
+            "model_list": effective,
+        },
+        real=[name for name in names if has_keys[name]],
+        simulated=unserved if provider_url is not None else [],
+        left_out=unserved if provider_url is None else [],
+    )
+
+
+def proxy_command(
+    *, python: Path, config_path: Path, port: int, workers: int, host: str = "127.0.0.1"
+) -> tuple[list[str], dict[str, str]]:
+    """The command that starts LiteLLM Proxy, and what its environment needs beside our own variables.
+
+    `config_path` is the effective configuration's file, in a folder of its own: LiteLLM looks for the plugin
+    beside it first. The caller removes `NOT_INHERITED` from the environment and adds LITELLM_MASTER_KEY, the
+    providers' keys, TREASURER_… and PYTHONPATH.
+    """
+    command = [
+        str(python),
+        *("-c", "from litellm.proxy.proxy_cli import run_server; run_server()"),
+        *("--config", str(config_path)),
+        *("--host", host),
+        *("--port", str(port)),
+        *("--num_workers", str(workers)),
+        # Longer than any client keeps an idle connection, so that it is the client who closes it.
+        *("--keepalive_timeout", "75"),
+        # A worker takes ten to thirty seconds to import LiteLLM; uvicorn would kill it after five.
+        *("--timeout_worker_healthcheck", "120"),
+    ]
+    return command, dict(_FASTEST)
+
+
+#: As docs/decisions and the shared facts have measured it.
+_FASTEST = {
+    "LITELLM_MODE": "PRODUCTION",
+    "LITELLM_LOG": "ERROR",
+    "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    "EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": "true",
+    "PYTHON_GC_THRESHOLD": "5000,20,20",
+    "PYTHONUNBUFFERED": "1",
+    "LITELLM_DONT_SHOW_FEEDBACK_BOX": "true",
+    "DISABLE_ADMIN_UI": "true",
+    "NO_DOCS": "true",
+    "NO_REDOC": "true",
+}
+
+
+def _without_idle_retries(config: dict[str, Any], effective: list[dict[str, Any]]) -> dict[str, Any]:
+    """Leave out the retries of models that are left with one deployment: LiteLLM would sleep, and try the same again."""
+    router = cast("dict[str, Any]", config.get("router_settings") or {})
+    policies = cast("dict[str, Any] | None", router.get("model_group_retry_policy"))
+    if policies is not None:
+        served = Counter(_name(deployment) for deployment in effective)
+        router["model_group_retry_policy"] = {name: policy for name, policy in policies.items() if served[name] > 1}
+    return config
+
+
+def _name(deployment: Mapping[str, Any]) -> str:
+    name = deployment.get("model_name")
+    if not isinstance(name, str) or not isinstance(deployment.get("litellm_params"), dict):
+        raise ConfigError(f"an entry of model_list lacks model_name or litellm_params: {sorted(deployment)}")
+    return name
+
+
+def _keys_present(deployment: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    return all(environ.get(variable) for variable in _references(deployment["litellm_params"]))
+
+
+def _references(value: object) -> Iterator[str]:
+    """The environment variables that a value names, at any depth."""
+    if isinstance(value, str) and value.startswith(_REFERENCE):
+        yield value.removeprefix(_REFERENCE)
+    elif isinstance(value, dict):
+        for item in cast("dict[str, object]", value).values():
+            yield from _references(item)
+
+
+def _simulated(deployment: dict[str, Any], provider_url: str) -> dict[str, Any]:
+    """The same deployment, called at the simulated provider: the same model, so LiteLLM's price stays what it is."""
+    parameters = cast("dict[str, Any]", deployment["litellm_params"])
+    provider = str(parameters.get("model", "")).partition("/")[0]
+    if provider not in _BASES:
+        raise ConfigError(
+            f"{_name(deployment)}: the simulated provider does not speak {provider or 'an unnamed provider'!r}; "
+            f"set {', '.join(_references(parameters)) or 'its key'}, or take it out of config/litellm.yaml"
+        )
+    base = _OWN_SERVER if "api_base" in parameters else _BASES[provider]
+    information = cast("dict[str, Any]", deployment.get("model_info") or {})
+    return {
+        **deployment,
+        "litellm_params": {**parameters, "api_base": f"{provider_url}{base}", "api_key": _NO_KEY},
+        "model_info": {**information, "treasurer_simulated": True},
+    }

@@ -1,0 +1,166 @@
+"""A grant opens exactly one request: everything else is refused, with a reason and without the token."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from uuid import UUID
+
+import jwt
+import pytest
+
+from llm_service.grants import (
+    CLOCK_SKEW_S,
+    Grant,
+    GrantError,
+    GrantLimits,
+    digest_of,
+    for_service,
+    sign,
+    verify,
+)
+
+SECRET = "a-secret-of-the-tests-that-has-32-characters"
+PATH = "/v1/chat/completions"
+BODY = b'{"model":"gpt-4o-mini","messages":[]}'
+
+
+def grant(**changes: object) -> Grant:
+    now = int(time.time())
+    base = Grant(
+        call_id=UUID(int=7),
+        attempt=1,
+        agent_id=42,
+        agent="digest",
+        team="research",
+        organisation="default",
+        key_id=3,
+        model="gpt-4o-mini",
+        path=PATH,
+        digest=digest_of(BODY),
+        issued_at=now,
+        expires_at=now + 60,
+        tags=("news", "日本"),
+        run="run-1",
+        user=None,
+        session="s",
+        limits=GrantLimits(rpm=10, parallel=2),
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def check(token: str, *, path: str = PATH, model: str | None = "gpt-4o-mini", body: bytes = BODY) -> Grant:
+    return verify(SECRET, token, path=path, model=model, body=body)
+
+
+def claims(**changes: object) -> dict[str, object]:
+    decoded: dict[str, object] = jwt.decode(sign(SECRET, grant()), options={"verify_signature": False})
+    return {**decoded, **changes}
+
+
+def test_i3_a_grant_is_read_back_whole() -> None:
+    signed = grant()
+    assert check(sign(SECRET, signed)) == signed
+    assert signed.jti == "00000000-0000-0000-0000-000000000007.1"
+
+
+@pytest.mark.parametrize("missing", ["key_id", "run", "user", "session", "limits"])
+def test_optional_claims_may_be_absent(missing: str) -> None:
+    signed = grant(**{missing: None}, tags=())
+    assert check(sign(SECRET, signed)) == signed
+
+
+def test_a_read_of_the_service_needs_no_model_and_no_body() -> None:
+    signed = for_service("/model/info")
+    assert verify(SECRET, sign(SECRET, signed), path="/model/info", model=None, body=b"") == signed
+
+
+def test_i3_a_forged_grant_is_refused() -> None:
+    with pytest.raises(GrantError, match="signature"):
+        check(sign("another-secret-that-also-has-32-characters!", grant()))
+
+
+def test_i3_a_tampered_grant_is_refused() -> None:
+    head, _, tail = sign(SECRET, grant()).split(".")
+    _, payload, _ = sign("x" * 32, grant(model="gpt-4o")).split(".")
+    with pytest.raises(GrantError, match="signature"):
+        check(f"{head}.{payload}.{tail}")
+
+
+def test_i3_an_expired_grant_is_refused() -> None:
+    now = int(time.time())
+    with pytest.raises(GrantError, match="expired"):
+        check(sign(SECRET, grant(issued_at=now - 100, expires_at=now - CLOCK_SKEW_S - 1)))
+
+
+def test_a_grant_from_the_future_says_that_the_clocks_differ() -> None:
+    now = int(time.time())
+    with pytest.raises(GrantError, match="clocks"):
+        check(sign(SECRET, grant(issued_at=now + 3600, expires_at=now + 7200)))
+
+
+@pytest.mark.parametrize(
+    ("request_changes", "reason"),
+    [
+        ({"path": "/v1/embeddings"}, "another path"),
+        ({"model": "gpt-4o"}, "another model"),
+        ({"model": None}, "another model"),
+        ({"body": BODY + b" "}, "another body"),
+        ({"body": b""}, "another body"),
+    ],
+)
+def test_i3_a_grant_opens_no_other_request(request_changes: dict[str, object], reason: str) -> None:
+    with pytest.raises(GrantError, match=reason):
+        check(sign(SECRET, grant()), **request_changes)  # type: ignore[arg-type]
+
+
+def test_i3_an_unsigned_grant_is_refused() -> None:
+    unsigned = jwt.encode(claims(), "", algorithm="none")
+    with pytest.raises(GrantError, match="not a grant"):
+        check(unsigned)
+
+
+def test_i3_another_algorithm_is_refused() -> None:
+    with pytest.raises(GrantError, match="not a grant"):
+        check(jwt.encode(claims(), SECRET + "x" * 64, algorithm="HS512"))
+
+
+def test_i3_another_issuer_is_refused() -> None:
+    with pytest.raises(GrantError, match="issued by"):
+        check(jwt.encode(claims(iss="someone"), SECRET, algorithm="HS256"))
+
+
+@pytest.mark.parametrize("token", ["", "sk-tr-stolen-agent-key", "a.b.c", "é.é.é", "." * 40])
+def test_i3_what_is_no_token_is_refused_and_not_repeated(token: str) -> None:
+    with pytest.raises(GrantError) as refused:
+        check(token)
+    assert refused.value.reason == "the bearer token is not a grant"
+
+
+@pytest.mark.parametrize("name", ["exp", "iat", "jti", "sub"])
+def test_a_grant_that_lacks_a_claim_is_refused(name: str) -> None:
+    incomplete = claims()
+    del incomplete[name]
+    with pytest.raises(GrantError, match=name):
+        check(jwt.encode(incomplete, SECRET, algorithm="HS256"))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("jti", "../../etc.1"),
+        ("jti", "00000000-0000-0000-0000-000000000007"),
+        ("jti", "00000000-0000-0000-0000-000000000007.-1"),
+        ("sub", "agent"),
+        ("agent", 5),
+        ("key", "three"),
+        ("tags", "news"),
+        ("tags", [1]),
+        ("limits", 3),
+        ("limits", {"rpm": "many"}),
+        ("exp", True),
+    ],
+)
+def test_a_malformed_claim_is_refused(name: str, value: object) -> None:
+    with pytest.raises(GrantError):
+        check(jwt.encode(claims(**{name: value}), SECRET, algorithm="HS256"))
