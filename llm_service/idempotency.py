@@ -12,6 +12,7 @@ The answer is kept only for calls that carry a key, until `ttl_s` has passed.
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from dataclasses import dataclass
 from hashlib import sha256
@@ -21,9 +22,11 @@ from uuid import UUID
 import asyncpg
 import orjson
 
-from llm_service.errors import IdempotencyConflict
+from llm_service.errors import IdempotencyConflict, TreasuryUnavailable
 from llm_service.money import format_dollars
 from llm_service.treasury.connection import AWAY, away
+
+log = logging.getLogger(__name__)
 
 # A row that has expired is nobody's, and is taken over in place.
 _CLAIM = """
@@ -118,9 +121,14 @@ class Idempotency:
         """The call cost nothing: its key may be used again. Raises TreasuryUnavailable."""
         await self._fetch(_RELEASE, claim.agent_id, claim.key, claim.call_id)
 
-    async def forget_expired(self) -> None:
-        """Delete answers whose time has passed. Raises TreasuryUnavailable."""
-        await self._fetch(_FORGET)
+    async def run(self, *, interval_s: float = 60.0) -> None:
+        """Delete answers whose time has passed, for ever."""
+        while True:
+            try:
+                await self._fetch(_FORGET)
+            except TreasuryUnavailable as error:
+                log.warning("expired answers were not deleted yet: %s", error)
+            await asyncio.sleep(interval_s)
 
     async def _look(self, row: asyncpg.Record, earlier: Claim, digest: bytes) -> Replay | None:
         """The earlier call's answer; None when it is under way, or its key was given back."""

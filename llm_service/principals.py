@@ -95,6 +95,7 @@ class Principals:
         self._looking: asyncio.Task[None] | None = None
         self._known: OrderedDict[_Wanted, _Found] = OrderedDict()
         self._unknown: OrderedDict[_Wanted, None] = OrderedDict()
+        self._hashes: OrderedDict[int, bytes] = OrderedDict()  # key id → hash, to read a principal again
         self._waiting: dict[_Wanted, asyncio.Future[_Found | None]] = {}
         self._loading: asyncio.Task[None] | None = None
 
@@ -148,28 +149,30 @@ class Principals:
         """
         await self._check(time.monotonic())
 
+    async def renew(self, principal: Principal) -> Principal:
+        """The same principal at the newest epoch: admission said that the configuration has changed.
+
+        Raises:
+            NotAuthenticated: its key was revoked, or has expired. TreasuryUnavailable: Postgres is away.
+        """
+        await self.reload()
+        if principal.key_id is None:
+            return await self.by_agent(principal.agent)
+        hashed = self._hashes.get(principal.key_id)
+        if hashed is None:
+            rows = await self._fetch("SELECT hash FROM api_keys WHERE id = $1", principal.key_id)
+            hashed = bytes(rows[0]["hash"])
+        found = _checked(await self._find(hashed))
+        if found.principal is None:
+            raise _administrators_key()
+        return found.principal
+
     def _is_fixed_admin(self, secret: str) -> bool:
         return self._admin_hash is not None and hmac.compare_digest(hash_secret(secret), self._admin_hash)
 
     async def _live_key(self, secret: str) -> _Found:
         # What does not look like a key cannot be one: no look-up, and nothing to remember.
-        found = await self._find(hash_secret(secret)) if _SECRET.fullmatch(secret) else None
-        if found is None:
-            raise NotAuthenticated("This key is unknown. Check that it was copied whole; it begins with sk-tr-.")
-        whose = f"agent {found.principal.agent!r}" if found.principal else "an administrator"
-        if found.revoked_at is not None:
-            raise NotAuthenticated(
-                f"Key {found.key!r} of {whose} was revoked at {found.revoked_at:%Y-%m-%d %H:%M:%S} UTC. "
-                "Ask an administrator for a new one.",
-                details={"reason": "revoked"},
-            )
-        if found.ends_at is not None and time.monotonic() >= found.ends_at:
-            raise NotAuthenticated(
-                f"Key {found.key!r} of {whose} expired at {found.expires_at:%Y-%m-%d %H:%M:%S} UTC. "
-                "Ask an administrator for a new one.",
-                details={"reason": "expired"},
-            )
-        return found
+        return _checked(await self._find(hash_secret(secret)) if _SECRET.fullmatch(secret) else None)
 
     async def _find(self, wanted: _Wanted) -> _Found | None:
         """From the cache, if the epoch was looked at a moment ago; else from Postgres, with all who wait."""
@@ -255,6 +258,10 @@ class Principals:
                 self._unknown.popitem(last=False)
         else:
             self._known[wanted] = found
+            if isinstance(wanted, bytes) and found.principal is not None and found.principal.key_id is not None:
+                self._hashes[found.principal.key_id] = wanted
+                if len(self._hashes) > _CACHED:
+                    self._hashes.popitem(last=False)
             if len(self._known) > _CACHED:
                 self._known.popitem(last=False)
 
@@ -264,6 +271,26 @@ class Principals:
                 return await connection.fetch(statement, *arguments, timeout=_TIMEOUT_S)
         except AWAY as error:
             raise away(error) from error
+
+
+def _checked(found: _Found | None) -> _Found:
+    """A key that may be used now."""
+    if found is None:
+        raise NotAuthenticated("This key is unknown. Check that it was copied whole; it begins with sk-tr-.")
+    whose = f"agent {found.principal.agent!r}" if found.principal else "an administrator"
+    if found.revoked_at is not None:
+        raise NotAuthenticated(
+            f"Key {found.key!r} of {whose} was revoked at {found.revoked_at:%Y-%m-%d %H:%M:%S} UTC. "
+            "Ask an administrator for a new one.",
+            details={"reason": "revoked"},
+        )
+    if found.ends_at is not None and time.monotonic() >= found.ends_at:
+        raise NotAuthenticated(
+            f"Key {found.key!r} of {whose} expired at {found.expires_at:%Y-%m-%d %H:%M:%S} UTC. "
+            "Ask an administrator for a new one.",
+            details={"reason": "expired"},
+        )
+    return found
 
 
 def _retrieve(done: asyncio.Future[Any]) -> None:

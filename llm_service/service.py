@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -29,7 +30,7 @@ from llm_service.proxy import Unanswered, Upstream, UpstreamAnswer, UpstreamStre
 from llm_service.requests import ParsedRequest, parse_chat, parse_embeddings
 from llm_service.settlement import Settler, answer_ending
 from llm_service.sse import EventScanner
-from llm_service.types import Answer, CallContext, Principal
+from llm_service.types import Answer, CallContext, LedgerState, Principal
 
 Response = TypeVar("Response")
 Result = TypeVar("Result")
@@ -130,6 +131,8 @@ class LLMService:
     def _call(
         self, operation: str, path: str, request: ParsedRequest, principal: Principal, context: CallContext, parent: object
     ) -> Call:
+        if context.user is None and request.user is not None:
+            context = replace(context, user=request.user)
         return Call(operation, path, request, principal, context, parent if parent is not None else self._parent())
 
     async def _claim(self, call: Call, body: bytes) -> Claim | Replay | None:
@@ -217,6 +220,7 @@ class LLMService:
 
     async def _end_stream(self, call: Call, claim: Claim | None, ending: Ending, scanner: EventScanner) -> int:
         cost_nano = await self._settler.settle(call, ending, scanner.text)
+        await self._release(call, claim)
         kept = scanner.forwarded()
         if claim is not None and scanner.finished and kept is not None:
             headers = {"content-type": "text/event-stream"} | call.headers(cost_nano)
@@ -295,6 +299,9 @@ class StreamingAnswer:
         self._settling = self._service.settle_stream(self._call, self._claim, ending, self._scanner)
 
     def _ending(self, error_code: str | None, status: int) -> Ending:
+        if self._scanner.error is not None and not self._scanner.started and self._scanner.usage is None:
+            self._call.owed = False  # refused by the provider before it began
+            return Ending(LedgerState.VOIDED, 502, error_code=error_code)
         return answer_ending(
             self._call,
             self._upstream.headers,

@@ -26,6 +26,7 @@ from llm_service.administration.inputs import (
     Target,
     TimeZone,
     View,
+    is_budget_name,
 )
 from llm_service.errors import InvalidRequest, NotFound
 from llm_service.money import MAX_NANO, format_dollars
@@ -33,7 +34,6 @@ from llm_service.types import Scope
 
 if TYPE_CHECKING:
     from asyncpg import Record
-    from asyncpg.pool import PoolConnectionProxy
 
 Period = Literal["minute", "hour", "day", "week", "month", "total", "run"]
 
@@ -152,19 +152,28 @@ class BudgetDetail(BudgetState):
     top_ups: list[TopUp]
 
 
+def _active_top_ups(budget: str) -> str:
+    """SQL for what a budget's top-ups add to its limit now, as admission counts it."""
+    return (
+        "(SELECT coalesce(sum(u.amount_nano), 0)::bigint FROM top_ups u"  # noqa: S608 (an alias of this module)
+        f" WHERE u.budget_id = {budget} AND u.starts_at <= now() AND u.ends_at > now())"
+    )
+
+
 _STATE = f"""
-    SELECT b.id, b.name, b.scope, {scope_name("b")} AS subject, b.window_kind AS window, b.time_zone, b.per, b.per_value,
-           b.model_pattern AS model, b.limit_nano, extra.nano AS top_up_nano, b.created_at,
+    SELECT b.id, b.name, b.scope, {scope_name("b")} AS subject, b.window_kind AS window, b.time_zone, b.per,
+           b.per_value, b.model_pattern AS model, b.limit_nano, extra.nano AS top_up_nano, b.created_at,
            live.posted AS posted_nano, live.pending AS pending_nano, live.count AS windows,
            greatest(b.limit_nano + extra.nano - live.most, 0) AS left_nano,
            CASE WHEN isfinite(period.starts_at) THEN period.starts_at END AS starts_at,
            CASE WHEN isfinite(period.ends_at) THEN period.ends_at END AS resets_at
     FROM budgets b
     CROSS JOIN LATERAL treasury_window_v1(b.window_kind, b.time_zone, now()) AS period
-    CROSS JOIN LATERAL (SELECT treasury_top_ups_v1(b.id, now()) AS nano) AS extra
+    CROSS JOIN LATERAL (SELECT {_active_top_ups("b.id")} AS nano) AS extra
     CROSS JOIN LATERAL (
         SELECT count(*) AS count, coalesce(sum(w.posted_nano), 0)::bigint AS posted,
-               coalesce(sum(w.pending_nano), 0)::bigint AS pending, coalesce(max(w.posted_nano + w.pending_nano), 0) AS most
+               coalesce(sum(w.pending_nano), 0)::bigint AS pending,
+               coalesce(max(w.posted_nano + w.pending_nano), 0) AS most
         FROM windows w WHERE w.budget_id = b.id AND w.starts_at <= now() AND w.ends_at > now()
     ) AS live
     WHERE b.archived_at IS NULL
@@ -185,7 +194,7 @@ async def create_budget(pool: asyncpg.Pool, new: NewBudget) -> BudgetState:
 
 
 async def add_budget(
-    connection: PoolConnectionProxy, terms: Terms, scope: Scope, subject: str, owner: int
+    connection: asyncpg.Connection, terms: Terms, scope: Scope, subject: str, owner: int
 ) -> BudgetState:
     """Create a budget as a part of another change. `owner` is the id of the scope's object."""
     if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_timezone_names WHERE name = $1)", terms.time_zone):
@@ -194,11 +203,14 @@ async def add_budget(
         subject = await connection.fetchval(
             "SELECT a.name || '/' || k.name FROM api_keys k JOIN agents a ON a.id = k.agent_id WHERE k.id = $1", owner
         )
-    name = terms.name or terms.default_name(scope, subject)[:200]
+    name = terms.name or terms.default_name(scope, subject)
+    if not is_budget_name(name):
+        raise InvalidRequest(f"Give this budget a name; {name[:200]!r} cannot be one.", param="name")
     row = await insert(
         connection,
         f"a budget {name!r}",
-        """INSERT INTO budgets (name, scope, scope_id, per, per_value, model_pattern, window_kind, time_zone, limit_nano)
+        """INSERT INTO budgets
+               (name, scope, scope_id, per, per_value, model_pattern, window_kind, time_zone, limit_nano)
            VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING id""",
         name,
         scope.value,
@@ -227,10 +239,10 @@ async def change_budget(pool: asyncpg.Pool, name: str, new: ChangeBudget) -> Bud
             "SELECT id FROM windows WHERE budget_id = $1 AND ends_at > now() ORDER BY id FOR UPDATE", budget["id"]
         )
         await connection.execute(
-            """UPDATE windows w SET limit_nano = $2, grandfathered_nano = CASE
-                   WHEN w.posted_nano + w.pending_nano > $2 + treasury_top_ups_v1($1, now())
-                   THEN w.posted_nano + w.pending_nano ELSE 0 END
-               WHERE w.budget_id = $1 AND w.ends_at > now()""",
+            f"""UPDATE windows w SET limit_nano = $2, grandfathered_nano = CASE
+                    WHEN w.posted_nano + w.pending_nano > $2 + {_active_top_ups("$1")}
+                    THEN w.posted_nano + w.pending_nano ELSE 0 END
+                WHERE w.budget_id = $1 AND w.ends_at > now()""",
             budget["id"],
             new.limit,
         )
@@ -269,7 +281,7 @@ async def top_up(pool: asyncpg.Pool, name: str, new: NewTopUp) -> TopUp:
             raise InvalidRequest(
                 f"The top-ups of budget {name!r} would sum up to more than {format_dollars(MAX_NANO)}.", param="amount"
             )
-        return TopUp.model_validate(dict(row))
+        return TopUp.of(row)
 
 
 async def archive_budget(pool: asyncpg.Pool, name: str) -> BudgetState:
@@ -285,16 +297,19 @@ async def archive_budget(pool: asyncpg.Pool, name: str) -> BudgetState:
         return state
 
 
-async def list_budgets(pool: asyncpg.Pool, *, scope: str | None = None, subject: str | None = None) -> list[BudgetState]:
+async def list_budgets(
+    pool: asyncpg.Pool, *, scope: str | None = None, subject: str | None = None
+) -> list[BudgetState]:
     """All budgets with their current windows; of one scope, or of one object ("agent", "news")."""
     rows = await read(
         pool,
-        f"SELECT * FROM ({_STATE}) AS budgets WHERE ($1::text IS NULL OR scope = $1) AND ($2::text IS NULL OR subject = $2)"
-        " ORDER BY scope, subject, name",
+        f"""SELECT * FROM ({_STATE}) AS budgets
+            WHERE ($1::text IS NULL OR scope = $1) AND ($2::text IS NULL OR subject = $2)
+            ORDER BY scope, subject, name""",  # noqa: S608 (a constant of this module)
         scope,
         None if subject is None else searchable(subject),
     )
-    return [BudgetState.model_validate(dict(row)) for row in rows]
+    return [BudgetState.of(row) for row in rows]
 
 
 async def show_budget(pool: asyncpg.Pool, name: str) -> BudgetDetail:
@@ -323,11 +338,12 @@ async def show_budget(pool: asyncpg.Pool, name: str) -> BudgetDetail:
            FROM top_ups WHERE budget_id = $1 AND ends_at > now() ORDER BY starts_at, id""",
         budget["id"],
     )
-    detail = dict(budget) | {"live_windows": [dict(row) for row in windows], "top_ups": [dict(row) for row in top_ups]}
-    return BudgetDetail.model_validate(detail)
+    return BudgetDetail.of(
+        budget, live_windows=[Window.of(row) for row in windows], top_ups=[TopUp.of(row) for row in top_ups]
+    )
 
 
-async def _lock(connection: PoolConnectionProxy, name: str) -> Record:
+async def _lock(connection: asyncpg.Connection, name: str) -> Record:
     row = await connection.fetchrow(
         "SELECT id FROM budgets WHERE name = $1 AND archived_at IS NULL FOR UPDATE", searchable(name)
     )
@@ -336,10 +352,9 @@ async def _lock(connection: PoolConnectionProxy, name: str) -> Record:
     return row
 
 
-async def _state(connection: PoolConnectionProxy, budget_id: int) -> BudgetState:
+async def _state(connection: asyncpg.Connection, budget_id: int) -> BudgetState:
     row = await connection.fetchrow(f"{_STATE} AND b.id = $1", budget_id)
-    assert row is not None
-    return BudgetState.model_validate(dict(row))
+    return BudgetState.of(row)
 
 
 def _no_budget(name: str) -> NotFound:

@@ -21,14 +21,13 @@ from llm_service.types import Scope
 
 if TYPE_CHECKING:
     from asyncpg import Record
-    from asyncpg.pool import PoolConnectionProxy
 
 _ACQUIRE_S = 5.0
 _TABLES = {Scope.ORGANISATION: "organisations", Scope.TEAM: "teams", Scope.AGENT: "agents"}
 
 
 @asynccontextmanager
-async def change(pool: asyncpg.Pool) -> AsyncIterator[PoolConnectionProxy]:
+async def change(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     """One change of configuration, as one transaction.
 
     Raises:
@@ -55,7 +54,7 @@ async def read(pool: asyncpg.Pool, statement: str, *arguments: object) -> list[R
         raise away(error) from error
 
 
-async def insert(connection: PoolConnectionProxy, what: str, statement: str, *arguments: object) -> Record:
+async def insert(connection: asyncpg.Connection, what: str, statement: str, *arguments: object) -> Record:
     """Run an INSERT … RETURNING; `what` names the new object ("agent 'news'").
 
     Raises:
@@ -69,7 +68,7 @@ async def insert(connection: PoolConnectionProxy, what: str, statement: str, *ar
     return row
 
 
-async def scope_id(connection: PoolConnectionProxy, scope: Scope, name: str) -> int:
+async def scope_id(connection: asyncpg.Connection, scope: Scope, name: str) -> int:
     """The id of an organisation, team, agent or key.
 
     A key's secret is rotated but the key remains: it is known by the id of its first row, so that
@@ -104,7 +103,7 @@ def searchable(name: str) -> str:
     return name if name.isprintable() else ""
 
 
-async def find_key(connection: PoolConnectionProxy, reference: str) -> Record:
+async def find_key(connection: asyncpg.Connection, reference: str) -> Record:
     """The newest row of a key that is named by its id or as agent/name; a live one before any other.
 
     Raises:

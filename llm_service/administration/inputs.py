@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 from zoneinfo import ZoneInfo
 
 from pydantic import (
@@ -29,6 +29,9 @@ from llm_service.errors import InvalidRequest
 from llm_service.money import format_decimal, parse_dollars
 from llm_service.types import Scope
 
+if TYPE_CHECKING:
+    from asyncpg import Record
+
 _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._ -]{0,62}[A-Za-z0-9._-])?")
 _BUDGET_NAME = re.compile(r"[A-Za-z0-9](?:[\x20-\x7e]{0,198}[\x21-\x7e])?")
 _PATTERN = re.compile(r"[A-Za-z0-9*?\[\]!._:/@+-]{1,128}")
@@ -41,12 +44,19 @@ MAX_ID = 2**63 - 1
 
 def _name(value: str) -> str:
     if _NAME.fullmatch(value) is None:
-        raise ValueError("a name is 1 to 64 letters, digits, '.', '_', '-' or spaces, and starts with a letter or digit")
+        raise ValueError(
+            "a name is 1 to 64 letters, digits, '.', '_', '-' or spaces, and starts with a letter or digit"
+        )
     return value
 
 
+def is_budget_name(value: str) -> bool:
+    """A budget's name is also sent in a header: printable ASCII, no space at its ends."""
+    return _BUDGET_NAME.fullmatch(value) is not None
+
+
 def _budget_name(value: str) -> str:
-    if _BUDGET_NAME.fullmatch(value) is None:
+    if not is_budget_name(value):
         raise ValueError("a budget's name is 1 to 200 printable ASCII characters and starts with a letter or digit")
     return value
 
@@ -92,7 +102,7 @@ def parse_duration(value: object) -> timedelta:
     """
     if isinstance(value, timedelta):
         return value
-    if value in ("0", 0) and not isinstance(value, bool):
+    if value == "0":
         return timedelta(0)
     match = _DURATION.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
@@ -149,11 +159,15 @@ TimeZone = Annotated[str, AfterValidator(_zone)]
 KeyReference = Annotated[str, BeforeValidator(_key_reference), WithJsonSchema({"type": "string"})]
 #: Dollars from outside, nano-dollars inside; more than zero.
 Amount = Annotated[int, BeforeValidator(_amount), WithJsonSchema({"type": ["string", "number"], "examples": ["0.05"]})]
-Duration = Annotated[timedelta, BeforeValidator(parse_duration), WithJsonSchema({"type": "string", "examples": ["24h"]})]
+Duration = Annotated[
+    timedelta, BeforeValidator(parse_duration), WithJsonSchema({"type": "string", "examples": ["24h"]})
+]
 Moment = Annotated[datetime, BeforeValidator(parse_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
 #: A time, or a duration from now by Postgres' clock.
 When = Annotated[
-    datetime | timedelta, BeforeValidator(_when), WithJsonSchema({"type": "string", "examples": ["30d", "2027-01-31T18:00:00Z"]})
+    datetime | timedelta,
+    BeforeValidator(_when),
+    WithJsonSchema({"type": "string", "examples": ["30d", "2027-01-31T18:00:00Z"]}),
 ]
 
 
@@ -194,6 +208,12 @@ class View(BaseModel):
     """An answer. Each amount `x_nano` is also given as `x`, a decimal number of dollars as text."""
 
     model_config = ConfigDict(frozen=True)
+
+    @classmethod
+    def of(cls, row: Record | None, **more: object) -> Self:
+        """The view of a row that a statement has just returned, and of what the row does not have."""
+        assert row is not None
+        return cls.model_validate({**row, **more})
 
     @model_serializer(mode="wrap")
     def _with_dollars(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

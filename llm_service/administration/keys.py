@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Self
 
 import asyncpg
 from pydantic import Field, model_validator
@@ -21,12 +21,12 @@ from llm_service.errors import Conflict, InvalidRequest
 from llm_service.types import Scope
 
 if TYPE_CHECKING:
-    from asyncpg import Record
-    from asyncpg.pool import PoolConnectionProxy
+    pass
 
 _HINT_LENGTH = 10
 _COLUMNS = """k.id, k.name, k.hint, k.models, k.expires_at, k.revoked_at, k.created_at,
-    CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= now() THEN 'expired' ELSE 'live' END AS state"""
+    CASE WHEN k.revoked_at IS NOT NULL THEN 'revoked' WHEN k.expires_at <= now() THEN 'expired'
+         ELSE 'live' END AS state"""
 
 
 class NewKey(Input):
@@ -35,7 +35,7 @@ class NewKey(Input):
     agent: Name | None = None
     admin: bool = False
     name: Name = "default"
-    models: Annotated[list[ModelPattern], Field(max_length=100)] = []
+    models: Annotated[list[ModelPattern], Field(default_factory=list, max_length=100)]
     expires: When | None = None
 
     @model_validator(mode="after")
@@ -138,8 +138,10 @@ async def revoke_key(pool: asyncpg.Pool, reference: str) -> list[Key]:
     async with change(pool) as connection:
         key = await find_key(connection, reference)
         rows = await connection.fetch(
+            # The columns are a constant of this module.
             f"""UPDATE api_keys k SET revoked_at = coalesce(k.revoked_at, now())
-                WHERE k.id = $1 OR ($2 AND k.name = $3 AND k.agent_id IS NOT DISTINCT FROM $4) RETURNING {_COLUMNS}""",
+                WHERE k.id = $1 OR ($2 AND k.name = $3 AND k.agent_id IS NOT DISTINCT FROM $4)
+                RETURNING {_COLUMNS}""",  # noqa: S608
             key["id"],
             "/" in reference,
             key["name"],
@@ -147,7 +149,7 @@ async def revoke_key(pool: asyncpg.Pool, reference: str) -> list[Key]:
         )
         if not rows:
             raise missing(Scope.KEY, reference)
-        return [_view(row, key["agent"]) for row in sorted(rows, key=lambda row: row["id"])]
+        return [Key.of(row, agent=key["agent"]) for row in sorted(rows, key=lambda row: row["id"])]
 
 
 async def list_keys(pool: asyncpg.Pool, *, agent: str | None = None) -> list[Key]:
@@ -158,11 +160,11 @@ async def list_keys(pool: asyncpg.Pool, *, agent: str | None = None) -> list[Key
             WHERE $1::text IS NULL OR a.name = $1 ORDER BY a.name NULLS FIRST, k.name, k.id""",  # noqa: S608
         None if agent is None else searchable(agent),
     )
-    return [_view(row, row["agent"]) for row in rows]
+    return [Key.of(row) for row in rows]
 
 
 async def _issue(
-    connection: PoolConnectionProxy,
+    connection: asyncpg.Connection,
     agent_id: int | None,
     agent: str | None,
     name: str,
@@ -174,7 +176,7 @@ async def _issue(
         connection,
         f"a key {name!r}",
         f"""INSERT INTO api_keys AS k (agent_id, name, hash, hint, models, expires_at)
-            VALUES ($1, $2, $3, $4, $5, coalesce($6::timestamptz, now() + $7::interval)) RETURNING {_COLUMNS}""",
+            VALUES ($1, $2, $3, $4, $5, coalesce($6::timestamptz, now() + $7::interval)) RETURNING {_COLUMNS}""",  # noqa: S608
         agent_id,
         name,
         hash_secret(secret),
@@ -185,12 +187,4 @@ async def _issue(
     )
     if row["state"] != "live":
         raise InvalidRequest("This key would be expired already.", param="expires")
-    return IssuedKey.model_validate(_fields(row, agent) | {"secret": secret})
-
-
-def _view(row: Record, agent: str | None) -> Key:
-    return Key.model_validate(_fields(row, agent))
-
-
-def _fields(row: Record, agent: str | None) -> dict[str, Any]:
-    return dict(row) | {"agent": agent}
+    return IssuedKey.of(row, agent=agent, secret=secret)

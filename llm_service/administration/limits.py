@@ -65,7 +65,8 @@ async def set_limit(pool: asyncpg.Pool, new: SetLimit) -> Limit:
     async with change(pool) as connection:
         owner = None if target is None else await scope_id(connection, *target)
         limit_id = await connection.fetchval(
-            """INSERT INTO rate_limits (scope, scope_id, model_pattern, requests_per_minute, tokens_per_minute, concurrent)
+            """INSERT INTO rate_limits
+                   (scope, scope_id, model_pattern, requests_per_minute, tokens_per_minute, concurrent)
                VALUES ($1, $2, $3, $4, $5, $6)
                ON CONFLICT (scope, coalesce(scope_id, 0), coalesce(model_pattern, '')) DO UPDATE SET
                    requests_per_minute = excluded.requests_per_minute,
@@ -78,7 +79,7 @@ async def set_limit(pool: asyncpg.Pool, new: SetLimit) -> Limit:
             new.tokens_per_minute,
             new.concurrent,
         )
-        return Limit.model_validate(dict(await connection.fetchrow(f"{_LIMITS} WHERE l.id = $1", limit_id)))
+        return Limit.of(await connection.fetchrow(f"{_LIMITS} WHERE l.id = $1", limit_id))
 
 
 async def remove_limit(pool: asyncpg.Pool, limit_id: int) -> Limit:
@@ -89,10 +90,10 @@ async def remove_limit(pool: asyncpg.Pool, limit_id: int) -> Limit:
         if row is None:
             raise NotFound(f"There is no limit {limit_id}. See which there are: treasurer limit list.", param="id")
         await connection.execute("DELETE FROM rate_limits WHERE id = $1", found)
-        return Limit.model_validate(dict(row))
+        return Limit.of(row)
 
 
 async def list_limits(pool: asyncpg.Pool) -> list[Limit]:
     """All limits, by scope and subject."""
     rows = await read(pool, f"{_LIMITS} ORDER BY l.scope, subject NULLS FIRST, model NULLS FIRST")
-    return [Limit.model_validate(dict(row)) for row in rows]
+    return [Limit.of(row) for row in rows]

@@ -102,7 +102,7 @@ async def create_organisation(pool: asyncpg.Pool, new: NewOrganisation) -> Organ
             "INSERT INTO organisations (name) VALUES ($1) RETURNING id, name, paused_at, created_at",
             new.name,
         )
-        return Organisation.model_validate(dict(row))
+        return Organisation.of(row)
 
 
 async def create_team(pool: asyncpg.Pool, new: NewTeam) -> Team:
@@ -116,7 +116,7 @@ async def create_team(pool: asyncpg.Pool, new: NewTeam) -> Team:
             owner,
             new.name,
         )
-        return Team.model_validate(dict(row) | {"organisation": new.organisation})
+        return Team.of(row, organisation=new.organisation)
 
 
 async def create_agent(pool: asyncpg.Pool, new: NewAgent) -> Agent:
@@ -135,8 +135,7 @@ async def create_agent(pool: asyncpg.Pool, new: NewAgent) -> Agent:
             new.expiry_policy,
         )
         budget = await add_budget(connection, new.budget, Scope.AGENT, new.name, row["id"]) if new.budget else None
-        created = await connection.fetchrow(f"{_AGENTS} WHERE a.id = $1", row["id"])
-        return Agent.model_validate(dict(created) | {"budget": budget})
+        return Agent.of(await connection.fetchrow(f"{_AGENTS} WHERE a.id = $1", row["id"]), budget=budget)
 
 
 async def change_agent(pool: asyncpg.Pool, name: str, new: AgentTerms) -> Agent:
@@ -152,18 +151,18 @@ async def change_agent(pool: asyncpg.Pool, name: str, new: AgentTerms) -> Agent:
             new.floor_tokens,
             new.expiry_policy,
         )
-        return Agent.model_validate(dict(await connection.fetchrow(f"{_AGENTS} WHERE a.id = $1", agent_id)))
+        return Agent.of(await connection.fetchrow(f"{_AGENTS} WHERE a.id = $1", agent_id))
 
 
 async def list_organisations(pool: asyncpg.Pool) -> list[Organisation]:
     """All organisations, by name."""
     rows = await read(pool, "SELECT id, name, paused_at, created_at FROM organisations ORDER BY name")
-    return [Organisation.model_validate(dict(row)) for row in rows]
+    return [Organisation.of(row) for row in rows]
 
 
 async def list_teams(pool: asyncpg.Pool) -> list[Team]:
     """All teams, by organisation and name."""
-    return [Team.model_validate(dict(row)) for row in await read(pool, f"{_TEAMS} ORDER BY o.name, t.name")]
+    return [Team.of(row) for row in await read(pool, f"{_TEAMS} ORDER BY o.name, t.name")]
 
 
 async def list_agents(pool: asyncpg.Pool, *, team: str | None = None) -> list[Agent]:
@@ -173,7 +172,7 @@ async def list_agents(pool: asyncpg.Pool, *, team: str | None = None) -> list[Ag
         f"{_AGENTS} WHERE $1::text IS NULL OR t.name = $1 ORDER BY t.name, a.name",
         None if team is None else searchable(team),
     )
-    return [Agent.model_validate(dict(row)) for row in rows]
+    return [Agent.of(row) for row in rows]
 
 
 async def pause(pool: asyncpg.Pool, scope: Scope, name: str) -> None:

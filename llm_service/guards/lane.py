@@ -21,10 +21,10 @@ from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import redis.asyncio
+from redis.asyncio import Redis
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, ResponseError
 
 _log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 5.0
 
 
-def connect(url: str) -> redis.asyncio.Redis:
+def connect(url: str) -> Redis:
     """A client for guards: no retries of its own, and no operation that waits for more than a second."""
-    return redis.asyncio.Redis.from_url(
+    return Redis.from_url(
         url, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0), health_check_interval=0
     )
 
@@ -52,7 +52,7 @@ class Command:
     """One run of the script. `undo` must do no harm if this never ran, or ran and was undone."""
 
     keys: tuple[str, ...]
-    arguments: tuple[str | int, ...]
+    arguments: tuple[str, ...]
     undo: Command | None = None
 
 
@@ -67,7 +67,7 @@ class Lane:
 
     def __init__(
         self,
-        client: redis.asyncio.Redis,
+        client: Redis,
         script: Path,
         *,
         probe_key: str,
@@ -96,7 +96,13 @@ class Lane:
             raise Away("Redis is away")
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._send((command, answer))
-        return await answer
+        try:
+            return await answer
+        except asyncio.CancelledError:
+            # Answered, but the caller left before it heard. An answer that is still to come: see _answered.
+            if not answer.cancelled() and command.undo is not None:
+                self.post(command.undo)
+            raise
 
     def post(self, command: Command) -> None:
         """Run the script sometime soon, or when Redis is back. Its answer is not awaited."""
@@ -129,7 +135,7 @@ class Lane:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     answers = await self._round_trip([command for command, _ in group])
-            except (RedisError, OSError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 (whatever the client or the loop raises, nobody may hang)
                 self._failed(group, error)
             else:
                 self._answered(group, answers)
@@ -144,7 +150,9 @@ class Lane:
         return group
 
     async def _round_trip(self, commands: Sequence[Command]) -> list[object]:
-        answers = await self._evaluate(commands) if self._sha else [NoScriptError()] * len(commands)
+        answers: list[object] = [NoScriptError() for _ in commands]
+        if self._sha:
+            answers = await self._evaluate(commands)
         missing = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
         if missing:  # the first use, or Redis was restarted or flushed its scripts
             self._sha = await self._client.script_load(self._script)
@@ -207,14 +215,14 @@ class Lane:
 
     async def _probe(self) -> None:
         while True:
-            await asyncio.sleep(self._pause_s * random.uniform(0.8, 1.2))  # not all gateways at once
+            await asyncio.sleep(self._pause_s * random.uniform(0.8, 1.2))  # noqa: S311 (so that gateways differ)
             self._pause_s = min(self._pause_s * 2, _LONGEST_PAUSE_S)
             try:
                 async with asyncio.timeout(_PROBE_TIMEOUT_S):
                     self._sha = await self._client.script_load(self._script)
                     await self._client.set(self._probe_key, "1", px=1_000)
                 break
-            except (RedisError, OSError, TimeoutError) as error:
+            except Exception as error:  # noqa: BLE001 (whatever it is, Redis is not back)
                 _log.debug("Redis is still away: %s", error)
         self.away = False
         _log.warning("Redis is back: rate limits are shared again")

@@ -1,12 +1,12 @@
 -- Takes from every limit that applies to one call, or from none; or gives back and corrects.
 --
--- KEYS[i]             one key for each limit and metric; all carry one hash tag
--- ARGV[1]             'acquire' or 'release'
--- ARGV[2]             call id: the member of the sets of calls in flight
--- ARGV[3]             acquire: how long the call's slot lives, in ms
---                     release: the expiry that its acquire answered, in ms; '' removes the slot whatever its expiry
--- ARGV[3i + 1 .. + 3] metric ('requests', 'tokens', 'concurrent'), the limit, and the amount:
---                     what to take, or by how much to correct (negative gives back)
+-- KEYS[i]  one key for each limit and metric; all carry one hash tag
+-- ARGV[1]  'acquire' or 'release'
+-- ARGV[2]  call id: the member of the sets of calls in flight
+-- ARGV[3]  acquire: how long the call's slot lives, in ms
+--          release: the expiry that its acquire answered, in ms; '' removes the slot whatever its expiry
+-- ARGV[4]  for each key "metric limit amount": metric is requests, tokens or concurrent; amount is what
+--          to take, or by how much to correct (negative gives back). One argument, since each costs the caller 1 µs
 --
 -- A bucket is "used at": what is used, in 1/60000ths of a request or token, at a time in ms. It drains
 -- by `limit` of these units each ms, which is the limit each minute, so every number is an integer
@@ -19,6 +19,13 @@ local UNIT = 60000
 local time = redis.call('TIME')
 local now = tonumber(time[1]) * 1000 + math.floor(tonumber(time[2]) / 1000)
 local call = ARGV[2]
+
+local charges = {}
+for metric, limit, amount in string.gmatch(ARGV[4], '(%a+) (%d+) (-?%d+)') do
+    charges[#charges + 1] = {
+        key = KEYS[#charges + 1], limit = tonumber(limit), amount = tonumber(amount), slots = metric == 'concurrent',
+    }
+end
 
 local function bucket_level(key, limit)
     local value = redis.call('GET', key)
@@ -56,41 +63,36 @@ local function vacate(key)
 end
 
 if ARGV[1] == 'release' then
-    for i, key in ipairs(KEYS) do
-        local limit, amount = tonumber(ARGV[3 * i + 2]), tonumber(ARGV[3 * i + 3])
-        if ARGV[3 * i + 1] == 'concurrent' then
-            vacate(key)
+    for _, charge in ipairs(charges) do
+        if charge.slots then
+            vacate(charge.key)
         else
-            local used = bucket_level(key, limit) + amount * UNIT
-            store(key, math.min(used, 2 * limit * UNIT), limit)
+            local used = bucket_level(charge.key, charge.limit) + charge.amount * UNIT
+            store(charge.key, math.min(used, 2 * charge.limit * UNIT), charge.limit)
         end
     end
     return '1'
 end
 
 local levels, admitted = {}, true
-for i, key in ipairs(KEYS) do
-    local limit, amount = tonumber(ARGV[3 * i + 2]), tonumber(ARGV[3 * i + 3])
-    if ARGV[3 * i + 1] == 'concurrent' then
-        levels[i] = others_in_flight(key)
-        admitted = admitted and levels[i] + amount <= limit
+for i, charge in ipairs(charges) do
+    if charge.slots then
+        levels[i] = others_in_flight(charge.key)
+        admitted = admitted and levels[i] + charge.amount <= charge.limit
     else
-        levels[i] = bucket_level(key, limit)
-        admitted = admitted and levels[i] + amount * UNIT <= limit * UNIT
+        levels[i] = bucket_level(charge.key, charge.limit)
+        admitted = admitted and levels[i] + charge.amount * UNIT <= charge.limit * UNIT
     end
 end
 
 local answer = {admitted and '1' or '0', string.format('%.0f', now)}
-for i, key in ipairs(KEYS) do
-    if admitted then
-        local limit, amount = tonumber(ARGV[3 * i + 2]), tonumber(ARGV[3 * i + 3])
-        if ARGV[3 * i + 1] == 'concurrent' then
-            levels[i] = levels[i] + amount
-            occupy(key, tonumber(ARGV[3]))
-        else
-            levels[i] = levels[i] + amount * UNIT
-            store(key, levels[i], limit)
-        end
+for i, charge in ipairs(charges) do
+    if admitted and charge.slots then
+        levels[i] = levels[i] + charge.amount
+        occupy(charge.key, tonumber(ARGV[3]))
+    elseif admitted then
+        levels[i] = levels[i] + charge.amount * UNIT
+        store(charge.key, levels[i], charge.limit)
     end
     answer[i + 2] = string.format('%.0f', levels[i])
 end

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
 
-import redis.asyncio
+from redis.asyncio import Redis
 
 from llm_service.guards.lane import Away, Command, Lane
 from llm_service.guards.local import LocalLimits
@@ -38,7 +38,7 @@ class RateLimiter:
 
     def __init__(
         self,
-        redis: redis.asyncio.Redis | None,
+        redis: Redis | None,
         *,
         timeout_s: float = 0.25,
         prefix: str = "treasurer:{pace}:",
@@ -46,13 +46,10 @@ class RateLimiter:
     ) -> None:
         self._prefix = prefix
         self._local = LocalLimits()
-        self._lane = redis and Lane(
-            redis,
-            _SCRIPT,
-            probe_key=f"{prefix}probe",
-            timeout_s=timeout_s,
-            on_away=on_degraded or _ignore,
-        )
+        self._lane: Lane | None = None
+        if redis is not None:
+            on_away = on_degraded or _ignore
+            self._lane = Lane(redis, _SCRIPT, probe_key=f"{prefix}probe", timeout_s=timeout_s, on_away=on_away)
 
     @property
     def degraded(self) -> bool:
@@ -75,18 +72,24 @@ class RateLimiter:
         if impossible is not None:
             raise impossible
         local = not charges or self._lane is None or self._lane.away
-        if self._lane is None or local:
+        decision = None if local else await self._shared(call_id, charges, lifetime_s)
+        if decision is None:
+            local = True
             decision = self._local.acquire(call_id, charges, lifetime_s)
-        else:
-            try:
-                decision = _read(await self._lane.run(_acquisition(call_id, charges, lifetime_s)))
-            except Away:
-                local = True
-                decision = self._local.acquire(call_id, charges, lifetime_s)
         if not decision.admitted:
             raise refusal(charges, decision)
         expires_ms = decision.now_ms + math.ceil(lifetime_s * 1_000)
         return Pace(call_id, charges, decision.levels, expires_ms, local)
+
+    async def _shared(self, call_id: UUID, charges: Sequence[Charge], lifetime_s: float) -> Decision | None:
+        """Redis' decision, or None when it is away."""
+        assert self._lane is not None
+        try:
+            answer = await self._lane.run(_acquisition(call_id, charges, lifetime_s))
+        except Away:
+            return None
+        admitted, now_ms, *levels = (int(number) for number in answer.split())
+        return Decision(admitted=admitted == 1, now_ms=now_ms, levels=tuple(levels))
 
     def release(self, pace: Pace, tokens: int | None) -> None:
         """Give the slot back and correct the tokens to what was used (None: leave them as held). Never raises.
@@ -100,8 +103,7 @@ class RateLimiter:
         if pace.local or self._lane is None:
             self._local.release(pace, tokens)
         elif changes:
-            undo = _release(pace, [change for change in changes if change[0].metric is Metric.CONCURRENT], None)
-            self._lane.post(_release(pace, changes, undo))
+            self._lane.post(_release(pace, changes))
 
     async def drain(self) -> None:
         """Wait until Redis has heard of every release, or is away."""
@@ -115,42 +117,27 @@ class RateLimiter:
 
 
 def _acquisition(call_id: UUID, charges: Sequence[Charge], lifetime_s: float) -> Command:
-    slots = [charge for charge in charges if charge.metric is Metric.CONCURRENT]
     call = str(call_id)
+    slots = [(charge, 0) for charge in charges if charge.metric is Metric.CONCURRENT]
     # Unknown whether it was admitted: its slot goes, whatever its expiry; its tokens refill within a minute.
-    undo = Command(
-        tuple(charge.key for charge in slots),
-        ("release", call, "", *(argument for charge in slots for argument in (charge.metric, charge.limit, 0))),
-    )
-    return Command(
-        tuple(charge.key for charge in charges),
-        (
-            "acquire",
-            call,
-            math.ceil(lifetime_s * 1_000),
-            *(argument for charge in charges for argument in (charge.metric, charge.limit, charge.amount)),
-        ),
-        undo if slots else None,
-    )
+    undo = _command("release", call, "", slots) if slots else None
+    lifetime_ms = math.ceil(lifetime_s * 1_000)
+    return _command("acquire", call, str(lifetime_ms), [(charge, charge.amount) for charge in charges], undo)
 
 
-def _release(pace: Pace, changes: Sequence[tuple[Charge, int]], undo: Command | None) -> Command:
-    """A release. Its undo gives only the slots back: a correction that may have happened is not made twice."""
-    return Command(
-        tuple(charge.key for charge, _ in changes),
-        (
-            "release",
-            str(pace.call_id),
-            pace.slot_expires_ms,
-            *(argument for charge, change in changes for argument in (charge.metric, charge.limit, change)),
-        ),
-        undo if undo is not None and undo.keys else None,
-    )
+def _release(pace: Pace, changes: Sequence[tuple[Charge, int]]) -> Command:
+    call, expiry = str(pace.call_id), str(pace.slot_expires_ms)
+    slots = [change for change in changes if change[0].metric is Metric.CONCURRENT]
+    # Unknown whether it happened: the slots again, but not a correction, which must not be made twice.
+    undo = _command("release", call, expiry, slots) if slots else None
+    return _command("release", call, expiry, changes, undo)
 
 
-def _read(answer: str) -> Decision:
-    admitted, now_ms, *levels = (int(number) for number in answer.split())
-    return Decision(admitted=admitted == 1, now_ms=now_ms, levels=tuple(levels))
+def _command(
+    action: str, call: str, third: str, changes: Sequence[tuple[Charge, int]], undo: Command | None = None
+) -> Command:
+    amounts = " ".join(f"{charge.metric} {charge.limit} {amount}" for charge, amount in changes)
+    return Command(tuple(charge.key for charge, _ in changes), (action, call, third, amounts), undo)
 
 
 def _ignore(_: bool) -> None:

@@ -150,8 +150,8 @@ def never_passes(charges: Sequence[Charge]) -> RateLimited | None:
     for charge in charges:
         if charge.amount > charge.limit:
             message = (
-                f"This call can never pass: it holds up to {charge.amount:,} tokens, and {_name(charge)} is limited "
-                f"to {charge.limit:,} tokens per minute. Lower max_tokens, shorten the prompt, or have the limit raised."
+                f"This call can never pass: it needs up to {charge.amount:,} tokens, and {_name(charge)} may use "
+                f"{charge.limit:,} tokens per minute. Lower max_tokens, shorten the prompt, or have the limit raised."
             )
             return RateLimited(message, details=_details(charge, charge.limit, None), should_retry=False)
     return None

@@ -34,36 +34,42 @@ SELECT count(*) AS holds, coalesce(sum(amount_nano), 0)::bigint AS nano,
 FROM holds
 """
 
-# A window may hold what a top-up allowed while it was active, and what was there when a limit was lowered.
+# Written so that its cost does not hang on statistics, which a young database has not: MATERIALIZED keeps
+# each step from being run again for every budget. What is above a window's limit is not yet overshoot: a
+# window may hold what a top-up allowed while it was active, and what was there when its limit was lowered.
 _BUDGETS = """
-WITH live AS (
-    SELECT w.* FROM budgets b CROSS JOIN LATERAL (
-        SELECT * FROM windows
+WITH recent AS MATERIALIZED (
+    SELECT * FROM windows WHERE id > (SELECT coalesce(max(id), 0) FROM windows) - $1
+), open AS MATERIALIZED (
+    SELECT b.id AS budget_id, w.* FROM budgets b LEFT JOIN LATERAL (
+        SELECT starts_at, ends_at, limit_nano, grandfathered_nano, posted_nano, pending_nano FROM windows
         WHERE budget_id = b.id AND subject = coalesce(b.per_value, '') AND starts_at <= now()
-        ORDER BY starts_at DESC LIMIT 1) w
-    WHERE b.archived_at IS NULL AND (b.per IS NULL OR b.per_value IS NOT NULL) AND w.ends_at > now()
+        ORDER BY starts_at DESC LIMIT 1) w ON w.ends_at > now()
+    WHERE b.archived_at IS NULL AND (b.per IS NULL OR b.per_value IS NOT NULL)
     UNION ALL
-    SELECT w.* FROM windows w JOIN budgets b ON b.id = w.budget_id
+    SELECT b.id, w.starts_at, w.ends_at, w.limit_nano, w.grandfathered_nano, w.posted_nano, w.pending_nano
+    FROM budgets b LEFT JOIN recent w ON w.budget_id = b.id AND w.starts_at <= now() AND w.ends_at > now()
     WHERE b.archived_at IS NULL AND b.per IS NOT NULL AND b.per_value IS NULL
-      AND w.id > (SELECT coalesce(max(id), 0) FROM windows) - $1 AND w.starts_at <= now() AND w.ends_at > now()
-), figures AS (
-    SELECT b.id, b.name, b.scope, b.window_kind,
-           coalesce(w.limit_nano, b.limit_nano) + t.active AS limit_nano,
-           coalesce(w.posted_nano, 0) AS posted_nano, coalesce(w.pending_nano, 0) AS pending_nano,
-           greatest(0, coalesce(w.posted_nano + w.pending_nano
-                                - greatest(w.limit_nano + t.ever, w.grandfathered_nano), 0)) AS overshoot_nano
-    FROM budgets b LEFT JOIN live w ON w.budget_id = b.id
-    CROSS JOIN LATERAL (
-        SELECT coalesce(sum(amount_nano) FILTER (WHERE ends_at > now()), 0) AS active,
-               coalesce(sum(amount_nano) FILTER (WHERE w.starts_at IS NULL OR ends_at > w.starts_at), 0) AS ever
-        FROM top_ups WHERE budget_id = b.id AND starts_at <= now()) t
-    WHERE b.archived_at IS NULL
-), tightest AS (
-    SELECT DISTINCT ON (id) *, (posted_nano + pending_nano)::numeric / limit_nano AS used,
-           sum(overshoot_nano) OVER () AS all_overshoot_nano
-    FROM figures ORDER BY id, overshoot_nano DESC, (posted_nano + pending_nano)::numeric / limit_nano DESC
+), judged AS (
+    SELECT budget_id, limit_nano, coalesce(posted_nano, 0) AS posted_nano, coalesce(pending_nano, 0) AS pending_nano,
+           CASE WHEN posted_nano + pending_nano > greatest(limit_nano, grandfathered_nano) THEN greatest(0,
+               posted_nano + pending_nano - greatest(grandfathered_nano, limit_nano + (
+                   SELECT coalesce(sum(amount_nano), 0) FROM top_ups t
+                   WHERE t.budget_id = open.budget_id AND t.starts_at <= now() AND t.ends_at > open.starts_at)))
+           ELSE 0 END AS overshoot_nano
+    FROM open
+), tightest AS MATERIALIZED (
+    SELECT DISTINCT ON (budget_id) *, sum(overshoot_nano) OVER () AS all_overshoot_nano
+    FROM judged ORDER BY budget_id, overshoot_nano DESC, posted_nano + pending_nano DESC
+), limited AS (
+    SELECT b.name, b.scope, b.window_kind, t.posted_nano, t.pending_nano, t.overshoot_nano, t.all_overshoot_nano, b.id,
+           coalesce(t.limit_nano, b.limit_nano) + (
+               SELECT coalesce(sum(amount_nano), 0) FROM top_ups u
+               WHERE u.budget_id = b.id AND u.starts_at <= now() AND u.ends_at > now()) AS limit_nano
+    FROM tightest t JOIN budgets b ON b.id = t.budget_id
 )
-SELECT *, count(*) OVER () AS budgets FROM tightest ORDER BY overshoot_nano DESC, used DESC, id LIMIT $2
+SELECT *, count(*) OVER () AS budgets FROM limited
+ORDER BY overshoot_nano DESC, (posted_nano + pending_nano)::numeric / limit_nano DESC, id LIMIT $2
 """
 
 
@@ -120,7 +126,7 @@ class DatabaseGauges:
                 rows = await pool.fetch(_BUDGETS, _NEWEST_WINDOWS, MAX_BUDGETS)
         except (OSError, TimeoutError, PostgresError, InterfaceError) as error:
             if self._snapshot is not None or self._read_at < 0:
-                _logger.warning("/metrics is without budgets: the database did not answer (%s)", error or "timeout")
+                _logger.warning("/metrics is without budgets: the database did not answer (%s)", str(error) or "timed out")
             return None
         return _Snapshot(
             holds=holds["holds"],

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import os
 import re
-import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -122,10 +121,9 @@ class Metrics:
             "Money posted by this stack's processes, in nano-dollars; exact up to 2^53 in one series.",
             *(*_WHO, *where),
         )
-        self.overshoot_calls = self._counter("hold_overshoot_calls", "Attempts that cost more than was held.", *where)
-        self.overshoot_nano = self._counter(
-            "hold_overshoot_nano_dollars", "Cost above what was held, in nano-dollars.", *where
-        )
+        # Without labels, so that they are there from the start: an alert on their first step needs a 0 before it.
+        self.overshoot_calls = self._counter("hold_overshoot_calls", "Attempts that cost more than was held.")
+        self.overshoot_nano = self._counter("hold_overshoot_nano_dollars", "Cost above what was held, in nano-dollars.")
         self.compared = self._counter(
             "price_compared_calls", "Attempts that both Treasurer and LiteLLM priced.", *where
         )
@@ -213,8 +211,8 @@ class Metrics:
         if call.cost_nano > 0:
             children.spend.inc(call.cost_nano)
         if call.cost_nano > call.held_nano:
-            self.overshoot_calls.labels(*where).inc()
-            self.overshoot_nano.labels(*where).inc(call.cost_nano - call.held_nano)
+            self.overshoot_calls.inc()
+            self.overshoot_nano.inc(call.cost_nano - call.held_nano)
         measured = call.usage_source in (UsageSource.PROVIDER, UsageSource.WITNESS)
         if call.proxy_cost_nano is None or call.state is not LedgerState.POSTED or not measured:
             return  # an estimate has no price of LiteLLM's to agree with
@@ -242,13 +240,18 @@ class Metrics:
         if self._directory is None:
             return generate_latest(_Joined(self.registry, more))
         _forget_dead(self._directory)
-        summed = MultiProcessCollector(None, str(self._directory))
-        for _ in range(3):  # a process that starts makes its file before it fills it: look again
-            try:
-                return generate_latest(_Joined(summed, more))
-            except (struct.error, FileNotFoundError):
-                continue
-        return generate_latest(_Joined(summed, more))
+        return generate_latest(_Joined(_Processes(self._directory), more))
+
+
+class _Processes(Collector):
+    """The sum over every process's file. A file is empty until its process has made room in it."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def collect(self) -> Iterable[Metric]:
+        files = [str(file) for file in self._directory.glob("*.db") if file.stat().st_size > 0]
+        return MultiProcessCollector.merge(files)
 
 
 class _Joined(Collector):

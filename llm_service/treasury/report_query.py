@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from functools import cache
 from zoneinfo import ZoneInfo, available_timezones
@@ -209,7 +209,7 @@ def _moment(name: str, value: str | None, zone: ZoneInfo, now: datetime) -> date
             return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         moment = datetime.fromisoformat(f"{value}-01" if _MONTH.fullmatch(value) else value)
         moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)
-        moment.astimezone(zone)  # the year 1 has no moment before it
+        moment.astimezone(UTC).astimezone(zone)  # the calendar ends: not before the year 1, not after 9999
     except (ValueError, OverflowError) as error:
         hint = " In a URL, write + as %2B." if re.search(r":[0-9]{2} [0-9]{2}:?[0-9]{2}$", value) else ""
         raise InvalidRequest(

@@ -1,0 +1,61 @@
+"""The gateway: FastAPI for everything that is not hot, behind a bare layer for what is."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from gateway import errors
+from gateway.composition import Runtime, open_service
+from gateway.routes import admin, health, models, reports
+from gateway.routes.openai import App, HotRoutes
+from gateway.settings import Settings
+
+
+def create_app(settings: Settings) -> App:
+    """The whole gateway as an ASGI app."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with open_service(settings) as runtime:
+            app.state.runtime = runtime
+            yield
+
+    app = FastAPI(
+        title="Treasurer",
+        description="The LLM gateway that cannot overspend.",
+        version="1",
+        lifespan=lifespan,
+    )
+    errors.install(app)
+    for module in (models, health, admin, reports):
+        app.include_router(module.router)
+    app.openapi = lambda: _described(app)
+
+    def runtime() -> Runtime:
+        return app.state.runtime
+
+    return HotRoutes(app, runtime)
+
+
+def _described(app: FastAPI) -> dict[str, Any]:
+    """FastAPI's own description, and the two hot routes that FastAPI does not see."""
+    if not app.openapi_schema:
+        schema = FastAPI.openapi(app)
+        anything = {"type": "object", "additionalProperties": True}
+        for path, name in (("/v1/chat/completions", "chat completion"), ("/v1/embeddings", "embedding")):
+            schema["paths"][path] = {
+                "post": {
+                    "tags": ["openai"],
+                    "summary": f"OpenAI's {name} request, governed",
+                    "requestBody": {"required": True, "content": {"application/json": {"schema": anything}}},
+                    "responses": {
+                        "200": {"description": "OpenAI's answer", "content": {"application/json": {"schema": anything}}},
+                        "4XX": {"description": "OpenAI's error object", "content": {"application/json": {"schema": anything}}},
+                    },
+                }
+            }
+    return app.openapi_schema or {}

@@ -1,0 +1,182 @@
+"""Where the parts are put together: settings in, a running LLM service out. The only composition root.
+
+What must hold: opening waits for nothing that may be away (Postgres, Redis, LiteLLM Proxy): a gateway
+that starts during an outage starts, says which part is missing, and serves when it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+
+from gateway.cli.common import running_state
+from gateway.settings import Settings
+from llm_service.admission import Admission
+from llm_service.catalog import Catalog
+from llm_service.errors import TreasurerError
+from llm_service.grants import for_service, sign
+from llm_service.guards.lane import connect
+from llm_service.guards.limits import RateLimiter
+from llm_service.idempotency import Idempotency
+from llm_service.principals import Principals
+from llm_service.pricing import cost
+from llm_service.proxy import ProxyUpstream
+from llm_service.service import LLMService
+from llm_service.settlement import Settler
+from llm_service.telemetry import Telemetry
+from llm_service.tokens import TokenCounter
+from llm_service.treasury.refusal_log import RefusalLog
+from llm_service.treasury.sweep import Price, Sweeper
+from llm_service.treasury.treasury import Treasury
+from llm_service.types import CallContext, Principal, Usage
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """The parts that routes and commands use."""
+
+    settings: Settings
+    service: LLMService
+    principals: Principals
+    pool: asyncpg.Pool
+    telemetry: Telemetry
+    limiter: RateLimiter
+    catalog: Catalog
+    treasury: Treasury
+
+
+@dataclass(frozen=True, slots=True)
+class _Addresses:
+    database_url: str
+    redis_url: str
+    proxy_url: str
+    grant_secret: str
+
+
+def _addresses(settings: Settings) -> _Addresses:
+    """Where everything is: as the settings say; what they leave out, as the running stack says.
+
+    Raises:
+        NotRunning: something is left out and no stack runs.
+    """
+    secret = settings.grant_secret.get_secret_value() if settings.grant_secret is not None else None
+    given = (settings.database_url, settings.redis_url, settings.proxy_url, secret)
+    if any(value is None for value in given):
+        state = running_state(settings)
+        found = (state.database_url, state.redis_url, state.proxy_url, state.grant_secret)
+        return _Addresses(*(value if value is not None else other for value, other in zip(given, found, strict=True)))
+    return _Addresses(*(value for value in given if value is not None))
+
+
+@asynccontextmanager
+async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
+    """The service and its parts, for the time of the context.
+
+    Raises:
+        NotRunning: no addresses are set and no stack runs.
+    """
+    where = _addresses(settings)
+    lifetime_s = settings.call_timeout_s + settings.hold_margin_s
+    async with AsyncExitStack() as stack:
+        pool = await stack.enter_async_context(
+            asyncpg.create_pool(where.database_url, min_size=0, max_size=8, timeout=settings.connect_timeout_s)
+        )
+        telemetry = _telemetry(settings, pool)
+        stack.push_async_callback(telemetry.close)
+        redis = connect(where.redis_url)
+        stack.push_async_callback(redis.aclose)
+        limiter = RateLimiter(redis, on_degraded=lambda away: telemetry.degraded("redis", away))
+        stack.push_async_callback(limiter.close)
+        proxy = await stack.enter_async_context(
+            ProxyUpstream(where.proxy_url, connect_s=settings.connect_timeout_s, total_s=settings.call_timeout_s)
+        )
+        treasury = Treasury(where.database_url, observe=telemetry.group)
+        stack.push_async_callback(treasury.close)
+        catalog = _catalog(proxy, where.grant_secret, telemetry)
+        principals = Principals(
+            pool, admin_key=settings.admin_key.get_secret_value() if settings.admin_key is not None else None
+        )
+        sweeper = Sweeper(
+            pool, treasury, _price_by(catalog), interval_s=settings.sweep_interval_s, observe=telemetry.sweep
+        )
+        stack.push_async_callback(sweeper.close)
+        refusals = RefusalLog(pool)
+        stack.push_async_callback(refusals.flush)
+        idempotency = Idempotency(pool, ttl_s=settings.idempotency_ttl_s, wait_s=settings.call_timeout_s)
+        counter = TokenCounter(proxy, where.grant_secret)
+
+        def refused(principal: Principal, context: CallContext, model: str, error: TreasurerError) -> None:
+            telemetry.refused(principal, model, error)
+            refusals.add(principal, context, model if model in catalog.models else "(unknown)", error.code)
+
+        service = LLMService(
+            admission=Admission(
+                catalog=catalog,
+                principals=principals,
+                limiter=limiter,
+                treasury=treasury,
+                count_tokens=counter.request,
+                refused=refused,
+                lifetime_s=lifetime_s,
+                busy_wait_s=settings.busy_wait_s,
+            ),
+            settler=Settler(
+                treasury=treasury,
+                limiter=limiter,
+                sweeper=sweeper,
+                count_tokens=counter.request,
+                count_text=counter.text,
+                record=telemetry.record,
+                lifetime_s=lifetime_s,
+            ),
+            upstream=proxy,
+            idempotency=idempotency,
+            grant_secret=where.grant_secret,
+            parent=lambda: telemetry.parent(None),
+            proxy_enforces_limits=settings.proxy_enforces_limits,
+        )
+        for work in (sweeper.run(), refusals.run(), idempotency.run()):
+            task = asyncio.create_task(work)
+            stack.push_async_callback(_stop, task)
+        stack.push_async_callback(service.close)
+        yield Runtime(settings, service, principals, pool, telemetry, limiter, catalog, treasury)
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _telemetry(settings: Settings, pool: asyncpg.Pool) -> Telemetry:
+    secret = settings.langfuse_secret_key
+    return Telemetry.create(
+        pool=pool,
+        otlp_endpoint=settings.otlp_endpoint,
+        langfuse_host=settings.langfuse_host,
+        langfuse_public_key=settings.langfuse_public_key,
+        langfuse_secret_key=secret.get_secret_value() if secret is not None else None,
+    )
+
+
+def _catalog(proxy: ProxyUpstream, grant_secret: str, telemetry: Telemetry) -> Catalog:
+    path = "/model/info"
+
+    async def read() -> list[dict[str, object]]:
+        answer = await proxy.get(path, sign(grant_secret, for_service(path)))
+        entries: list[dict[str, object]] = answer["data"]
+        telemetry.catalogue({str(entry["model_name"]) for entry in entries})
+        return entries
+
+    return Catalog(read)
+
+
+def _price_by(catalog: Catalog) -> Price:
+    def price(model: str, deployment: str | None, usage: Usage) -> int | None:
+        known = catalog.models.get(model)
+        return None if known is None or known.unpriced is not None else cost(known.rates_of(deployment), usage)
+
+    return price

@@ -1,0 +1,226 @@
+"""The admin API, `/admin/v1`: organisations, teams, agents, keys, budgets, limits.
+
+What must hold: only administrators pass; a body is read after that, up to 64 KiB; every change goes through
+`llm_service.administration`, which the command line uses too. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import asyncpg
+from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from gateway.auth import administrator, scheme
+from llm_service.administration import budgets, keys, limits, people
+from llm_service.administration.inputs import MAX_ID
+from llm_service.errors import BodyTooLarge, InvalidRequest
+from llm_service.types import Scope
+
+_MAX_BODY_BYTES = 64 * 1024
+_T = TypeVar("_T")
+
+
+class Listing(BaseModel, Generic[_T]):
+    """A list, in the shape that OpenAI gives its lists."""
+
+    object: Literal["list"] = "list"
+    data: list[_T]
+
+
+class _AdminRoute(APIRoute):
+    """A route for administrators: it reads no body before it knows who asks, and no more than can be needed."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            await administrator(request)
+            body = bytearray()
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > _MAX_BODY_BYTES:
+                    raise BodyTooLarge(f"A request to the admin API has at most {_MAX_BODY_BYTES // 1024} KiB.")
+            message = {"type": "http.request", "body": bytes(body), "more_body": False}
+
+            async def receive() -> dict[str, Any]:
+                return message
+
+            return await handle(Request(request.scope, receive))
+
+        return bounded
+
+
+def _pool(request: Request) -> asyncpg.Pool:
+    return request.app.state.runtime.pool
+
+
+Pool = Annotated[asyncpg.Pool, Depends(_pool)]
+Id = Annotated[int, Path(ge=1, le=MAX_ID)]
+
+router = APIRouter(prefix="/admin/v1", tags=["admin"], route_class=_AdminRoute, dependencies=[Depends(scheme)])
+
+
+@router.get("/organisations")
+async def list_organisations(pool: Pool) -> Listing[people.Organisation]:
+    """All organisations."""
+    return Listing(data=await people.list_organisations(pool))
+
+
+@router.post("/organisations", status_code=201)
+async def create_organisation(pool: Pool, new: people.NewOrganisation) -> people.Organisation:
+    """Create an organisation."""
+    return await people.create_organisation(pool, new)
+
+
+@router.get("/teams")
+async def list_teams(pool: Pool) -> Listing[people.Team]:
+    """All teams."""
+    return Listing(data=await people.list_teams(pool))
+
+
+@router.post("/teams", status_code=201)
+async def create_team(pool: Pool, new: people.NewTeam) -> people.Team:
+    """Create a team in an organisation."""
+    return await people.create_team(pool, new)
+
+
+@router.get("/agents")
+async def list_agents(pool: Pool, team: str | None = None) -> Listing[people.Agent]:
+    """All agents, or those of one team."""
+    return Listing(data=await people.list_agents(pool, team=team))
+
+
+@router.post("/agents", status_code=201)
+async def create_agent(pool: Pool, new: people.NewAgent) -> people.Agent:
+    """Create an agent in a team, with a first budget if one is given."""
+    return await people.create_agent(pool, new)
+
+
+@router.patch("/agents/{name}")
+async def change_agent(pool: Pool, name: str, new: people.AgentTerms) -> people.Agent:
+    """Set what is given, leave the rest."""
+    return await people.change_agent(pool, name, new)
+
+
+Pausable = Literal["organisations", "teams", "agents"]
+_PAUSABLE: dict[str, Scope] = {"organisations": Scope.ORGANISATION, "teams": Scope.TEAM, "agents": Scope.AGENT}
+
+
+class Pause(BaseModel):
+    """Whether a scope is paused now."""
+
+    scope: str
+    name: str
+    paused: bool
+
+
+@router.post("/{kind}/{name}/pause")
+async def pause(pool: Pool, kind: Pausable, name: str) -> Pause:
+    """Stop every new call of an organisation, team or agent, in under a second."""
+    await people.pause(pool, _PAUSABLE[kind], name)
+    return Pause(scope=_PAUSABLE[kind], name=name, paused=True)
+
+
+@router.post("/{kind}/{name}/resume")
+async def resume(pool: Pool, kind: Pausable, name: str) -> Pause:
+    """Undo a pause."""
+    await people.resume(pool, _PAUSABLE[kind], name)
+    return Pause(scope=_PAUSABLE[kind], name=name, paused=False)
+
+
+@router.get("/keys")
+async def list_keys(pool: Pool, agent: str | None = None) -> Listing[keys.Key]:
+    """All keys, or those of one agent, without their secrets."""
+    return Listing(data=await keys.list_keys(pool, agent=agent))
+
+
+@router.post("/keys", status_code=201)
+async def create_key(pool: Pool, new: keys.NewKey, response: Response) -> keys.IssuedKey:
+    """Create a key. Its secret is in this answer and never again."""
+    response.headers["cache-control"] = "no-store"
+    return await keys.create_key(pool, new)
+
+
+@router.post("/keys/{key_id}/rotate", status_code=201)
+async def rotate_key(
+    pool: Pool, key_id: Id, response: Response, change: keys.RotateKey | None = None
+) -> keys.IssuedKey:
+    """Give a key a new secret; the old one goes on working for the overlap (24 hours)."""
+    response.headers["cache-control"] = "no-store"
+    return await keys.rotate_key(pool, str(key_id), change or keys.RotateKey())
+
+
+@router.delete("/keys/{key_id}")
+async def revoke_key(pool: Pool, key_id: Id) -> Listing[keys.Key]:
+    """End a secret, everywhere, in under a second."""
+    return Listing(data=await keys.revoke_key(pool, str(key_id)))
+
+
+@router.get("/budgets")
+async def list_budgets(
+    pool: Pool,
+    organisation: str | None = None,
+    team: str | None = None,
+    agent: str | None = None,
+    key: str | None = None,
+) -> Listing[budgets.BudgetState]:
+    """All budgets with their current windows, or those of one organisation, team, agent or key."""
+    given = {"organisation": organisation, "team": team, "agent": agent, "key": key}
+    named = [(scope, subject) for scope, subject in given.items() if subject is not None]
+    if len(named) > 1:
+        raise InvalidRequest("Name at most one of organisation, team, agent and key.")
+    scope, subject = named[0] if named else (None, None)
+    return Listing(data=await budgets.list_budgets(pool, scope=scope, subject=subject))
+
+
+@router.post("/budgets", status_code=201)
+async def create_budget(pool: Pool, new: budgets.NewBudget) -> budgets.BudgetState:
+    """Create a budget; it governs every call from now on."""
+    return await budgets.create_budget(pool, new)
+
+
+# A budget's name may hold a slash: the longer address comes first.
+@router.post("/budgets/{name:path}/top-ups", status_code=201)
+async def top_up(pool: Pool, name: str, new: budgets.NewTopUp) -> budgets.TopUp:
+    """Add money to a budget for a time."""
+    return await budgets.top_up(pool, name, new)
+
+
+@router.get("/budgets/{name:path}")
+async def show_budget(pool: Pool, name: str) -> budgets.BudgetDetail:
+    """One budget with its live windows and top-ups."""
+    return await budgets.show_budget(pool, name)
+
+
+@router.patch("/budgets/{name:path}")
+async def change_budget(pool: Pool, name: str, new: budgets.ChangeBudget) -> budgets.BudgetState:
+    """Raise or lower a limit, at once."""
+    return await budgets.change_budget(pool, name, new)
+
+
+@router.delete("/budgets/{name:path}")
+async def archive_budget(pool: Pool, name: str) -> budgets.BudgetState:
+    """End a budget. What it recorded remains."""
+    return await budgets.archive_budget(pool, name)
+
+
+@router.get("/limits")
+async def list_limits(pool: Pool) -> Listing[limits.Limit]:
+    """All rate limits."""
+    return Listing(data=await limits.list_limits(pool))
+
+
+@router.put("/limits")
+async def set_limit(pool: Pool, new: limits.SetLimit) -> limits.Limit:
+    """Set a rate limit, in place of the one that the same subject and model had."""
+    return await limits.set_limit(pool, new)
+
+
+@router.delete("/limits/{limit_id}")
+async def remove_limit(pool: Pool, limit_id: Id) -> limits.Limit:
+    """Remove a rate limit."""
+    return await limits.remove_limit(pool, limit_id)

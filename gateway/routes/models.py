@@ -1,0 +1,63 @@
+"""GET /v1/models: what a key may use, in OpenAI's form, with prices in Treasurer's own field."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from gateway.auth import bearer_secret
+from gateway.composition import Runtime
+from llm_service.catalog import Model
+from llm_service.errors import UnknownModel
+from llm_service.types import Principal
+
+router = APIRouter(tags=["models"])
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The models that the key may use."""
+    runtime, principal = await _caller(request)
+    if not runtime.catalog.models:
+        await runtime.catalog.refresh()
+    data = [_shown(model) for model in runtime.catalog.models.values() if _usable(principal, model)]
+    return {"object": "list", "data": data}
+
+
+@router.get("/v1/models/{name:path}")
+async def model(request: Request, name: str) -> dict[str, Any]:
+    """One model."""
+    runtime, principal = await _caller(request)
+    if not runtime.catalog.models:
+        await runtime.catalog.refresh()
+    found = runtime.catalog.models.get(name)
+    if found is None or not _usable(principal, found):
+        raise UnknownModel(f"The model {name[:200]!r} does not exist, or this key may not use it.", param="model")
+    return _shown(found)
+
+
+async def _caller(request: Request) -> tuple[Runtime, Principal]:
+    runtime: Runtime = request.app.state.runtime
+    return runtime, await runtime.principals.by_secret(bearer_secret(request.headers.get("authorization")))
+
+
+def _usable(principal: Principal, model: Model) -> bool:
+    return model.unpriced is None and principal.may_use(model.name)
+
+
+def _shown(model: Model) -> dict[str, Any]:
+    rates = model.rates_of(None).default[0]
+    return {
+        "id": model.name,
+        "object": "model",
+        "created": 0,
+        "owned_by": model.provider,
+        "treasurer": {
+            "mode": model.mode,
+            "max_input_tokens": model.max_input_tokens,
+            "max_output_tokens": model.max_output_tokens,
+            "capabilities": sorted(model.capabilities),
+            "nano_dollars_per_million_tokens": {"input": rates.input, "output": rates.output, "cached": rates.cache_read},
+        },
+    }

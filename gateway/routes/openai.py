@@ -1,0 +1,220 @@
+"""The hot routes, as a bare ASGI layer before FastAPI: OpenAI's chat completions and embeddings.
+
+What must hold: the body is read once and parsed once (by the service); a stream's events go out as they
+come in; a caller who leaves cancels what was started for it; every error has OpenAI's shape.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
+from typing import Any, TypeVar
+
+import orjson
+
+from gateway.auth import bearer_secret
+from gateway.composition import Runtime
+from llm_service.errors import BodyTooLarge, InvalidRequest, NotAuthenticated, TreasurerError
+from llm_service.service import StreamingAnswer
+from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
+
+log = logging.getLogger(__name__)
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+_T = TypeVar("_T")
+
+_MAX_TAGS = 32
+_MAX_VALUE = 128
+
+
+class _CallerLeft(Exception):
+    """There is nobody to answer any more."""
+
+
+class HotRoutes:
+    """Serves POST /v1/chat/completions and /v1/embeddings; hands everything else to the app behind it."""
+
+    def __init__(self, app: App, runtime: Callable[[], Runtime]) -> None:
+        self._app = app
+        self._runtime = runtime
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in _ROUTES:
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._serve(scope, receive, send)
+        except _CallerLeft:
+            return
+        except TreasurerError as error:
+            await _send_error(send, error)
+        except Exception:
+            log.exception("%s failed", scope["path"])
+            await _send_error(send, TreasurerError("Treasurer failed; the cause is in its log."))
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        runtime = self._runtime()
+        headers = _headers(scope)
+        principal = await runtime.principals.by_secret(bearer_secret(headers.get("authorization")))
+        context = read_context(headers)
+        body = await _read(receive, headers, runtime.settings.max_body_bytes)
+        parent = runtime.telemetry.parent(headers.get("traceparent"))
+        work = _ROUTES[scope["path"]](runtime, body, principal, context, parent)
+        answer = await _unless_left(work, receive)
+        if isinstance(answer, StreamingAnswer):
+            await _unless_left(_stream(answer, send), receive)
+        else:
+            await _send_whole(send, answer.status, answer.headers, answer.body)
+
+
+async def _chat(
+    runtime: Runtime, body: bytes, principal: Principal, context: CallContext, parent: object
+) -> Answer | StreamingAnswer:
+    if wants_stream(body):
+        return await runtime.service.stream(body, principal, context, parent)
+    return await runtime.service.complete(body, principal, context, parent)
+
+
+async def _embed(
+    runtime: Runtime, body: bytes, principal: Principal, context: CallContext, parent: object
+) -> Answer | StreamingAnswer:
+    return await runtime.service.embed(body, principal, context, parent)
+
+
+_ROUTES = {"/v1/chat/completions": _chat, "/v1/embeddings": _embed}
+
+
+def wants_stream(body: bytes) -> bool:
+    """Whether a chat request asks for a stream. A text that merely looks so is parsed to be sure."""
+    if b'"stream"' not in body:
+        return False
+    try:
+        data: object = orjson.loads(body)
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(data, dict) and data.get("stream") is True  # pyright: ignore[reportUnknownMemberType]
+
+
+def read_context(headers: Mapping[str, str]) -> CallContext:
+    """Attribution from the x-treasurer-… headers and Idempotency-Key.
+
+    Raises:
+        InvalidRequest: a value is too long, or not printable.
+    """
+    given = {name: _value(headers, f"x-treasurer-{name}") for name in ("run", "user", "session", "tags")}
+    key = _value(headers, "idempotency-key", most=255)
+    if key is None and not any(given.values()):
+        return NO_CONTEXT
+    tags = tuple(dict.fromkeys(tag for part in (given["tags"] or "").split(",") if (tag := part.strip())))
+    if len(tags) > _MAX_TAGS:
+        raise InvalidRequest(f"x-treasurer-tags has more than {_MAX_TAGS} tags.", param="x-treasurer-tags")
+    return CallContext(given["run"], given["user"], given["session"], tags, key)
+
+
+def _value(headers: Mapping[str, str], name: str, most: int = _MAX_VALUE) -> str | None:
+    value = headers.get(name, "").strip()
+    if not value:
+        return None
+    if name == "x-treasurer-tags":
+        most *= _MAX_TAGS
+    if len(value) > most or not value.isprintable():
+        raise InvalidRequest(f"The header {name} must be at most {most} printable characters.", param=name)
+    return value
+
+
+def _headers(scope: Scope) -> dict[str, str]:
+    headers: dict[str, str] = {}
+    for name, value in scope["headers"]:
+        text = value.decode("utf-8", "replace")
+        known = name.decode("latin-1").lower()
+        if known in headers and known == "authorization":
+            raise NotAuthenticated("Send one Authorization header, not several.")
+        headers[known] = text
+    return headers
+
+
+async def _read(receive: Receive, headers: Mapping[str, str], most: int) -> bytes:
+    too_large = BodyTooLarge(f"The body is larger than {most} bytes, the most that this gateway takes.")
+    length = headers.get("content-length", "")
+    if length.isdigit() and int(length) > most:
+        raise too_large
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body"):
+        if message["type"] == "http.disconnect":
+            raise _CallerLeft
+        return body
+    parts, size = [body], len(body)
+    while message.get("more_body"):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _CallerLeft
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > most:
+            raise too_large
+    return b"".join(parts)
+
+
+async def _unless_left(work: Coroutine[Any, Any, _T], receive: Receive) -> _T:
+    """The result of the work; cancels it when the caller leaves first.
+
+    Raises:
+        _CallerLeft: it did.
+    """
+    task = asyncio.create_task(work)
+    left = asyncio.create_task(_left(receive))
+    try:
+        await asyncio.wait((task, left), return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            task.cancel()
+            await asyncio.wait((task,))
+            if task.cancelled():
+                raise _CallerLeft
+        return task.result()
+    finally:
+        left.cancel()
+        if not task.done():
+            task.cancel()
+
+
+async def _left(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _stream(answer: StreamingAnswer, send: Send) -> None:
+    try:
+        await send({"type": "http.response.start", "status": answer.status, "headers": _encode(answer.headers)})
+        try:
+            async for events in answer:
+                await send({"type": "http.response.body", "body": events, "more_body": True})
+        except TreasurerError as error:
+            event = b"data: " + orjson.dumps(error.as_openai()) + b"\n\n"
+            await send({"type": "http.response.body", "body": event, "more_body": True})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+    finally:
+        await asyncio.shield(answer.aclose())
+
+
+async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
+    encoded = _encode(headers)
+    encoded.append((b"content-length", str(len(body)).encode()))
+    await send({"type": "http.response.start", "status": status, "headers": encoded})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_error(send: Send, error: TreasurerError) -> None:
+    headers = {"content-type": "application/json"} | error.headers()
+    if isinstance(error, NotAuthenticated):
+        headers["www-authenticate"] = "Bearer"
+    await _send_whole(send, error.status, headers, orjson.dumps(error.as_openai()))
+
+
+def _encode(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    return [(name.encode("latin-1"), value.encode("utf-8")) for name, value in headers.items()]

@@ -1,0 +1,76 @@
+"""GET /reports/costs: who spent what, for administrators.
+
+What must hold: the key is checked before a parameter is read; a wrong parameter is a 400 that names it
+and what is allowed. What is summed, and how, is decided in `llm_service.treasury.reports`.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+import asyncpg
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import JSONResponse
+
+from gateway.auth import administrator
+from llm_service.errors import InvalidRequest
+from llm_service.money import format_decimal
+from llm_service.treasury.report_formats import report_as_csv, report_as_json
+from llm_service.treasury.report_query import FILTERS, MAX_PROPERTIES, MAX_ROWS, NONE, Order, Property, parse_query
+from llm_service.treasury.reports import cost_report
+
+router = APIRouter(tags=["reports"], dependencies=[Depends(administrator)])
+
+_FORMATS = ("json", "csv")
+
+
+def _parameter(name: str, description: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"in": "query", "name": name, "required": False, "description": description, "schema": schema}
+
+
+# Read by `parse_query`, which the command line shares, and not by FastAPI: so described by hand.
+_PARAMETERS = [
+    _parameter(
+        "group_by",
+        f"1 to {MAX_PROPERTIES} properties, separated by commas. Default: agent.",
+        {"type": "array", "items": {"type": "string", "enum": list(Property)}, "maxItems": MAX_PROPERTIES},
+    ),
+    _parameter("from", "The first moment: 2026-11, 2026-11-30, 2026-11-30T14:00+01:00, 7d …", {"type": "string"}),
+    _parameter("to", "The moment after the last; written like from.", {"type": "string"}),
+    _parameter("time_zone", "Where hours, days and months are cut. Default: UTC.", {"type": "string"}),
+    *(
+        _parameter(name, f"Only calls of this {name}; {NONE} for none. May be repeated.", {"type": "string"})
+        for name in FILTERS
+    ),
+    _parameter("order", "Default: time, then cost.", {"type": "string", "enum": list(Order)}),
+    _parameter("limit", "Rows at most. Default: 1000.", {"type": "integer", "minimum": 1, "maximum": MAX_ROWS}),
+    _parameter("format", "Default: json.", {"type": "string", "enum": list(_FORMATS)}),
+]
+
+
+@router.get("/reports/costs", openapi_extra={"parameters": _PARAMETERS})
+async def costs(request: Request) -> Response:
+    """Cost, tokens, calls, errors, refusals and latency, by any properties of a call.
+
+    As CSV the rows are the body; the total and the notes are in the headers `x-treasurer-total-cost`
+    (dollars) and `x-treasurer-report-note`.
+    """
+    parameters: dict[str, list[str]] = {}
+    for name, value in request.query_params.multi_items():
+        parameters.setdefault(name, []).append(value)
+    form = parameters.pop("format", ["json"])
+    if len(form) != 1 or form[0] not in _FORMATS:
+        raise InvalidRequest(f"format: {', '.join(form)!r} is not one of: {', '.join(_FORMATS)}.", param="format")
+    query = parse_query(parameters, now=datetime.now(UTC))
+    pool: asyncpg.Pool = request.app.state.runtime.pool
+    report = await cost_report(pool, query)
+    if form == ["json"]:
+        return JSONResponse(report_as_json(report))
+    headers = {
+        "content-disposition": 'attachment; filename="costs.csv"',
+        "x-treasurer-total-cost": format_decimal(report.total.cost_nano),
+    }
+    if report.notes:
+        headers["x-treasurer-report-note"] = " ".join(report.notes)
+    return Response(report_as_csv(report), media_type="text/csv", headers=headers)
