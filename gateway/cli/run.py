@@ -1,0 +1,164 @@
+"""`treasurer run`: run an agent once, from here, against the running stack.
+
+What must hold: `--budget` is a limit in the treasury, for all calls of this run together, not advice to
+the agent. What the run has cost is said also when it failed. What a model or a feed wrote is printed as
+text: it cannot colour, clear or otherwise command a terminal.
+"""
+
+from __future__ import annotations
+
+import json as json_
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, cast
+
+import typer
+from rich.console import Console, Group
+from rich.live import Live
+from rich.padding import Padding
+from rich.spinner import Spinner
+from rich.text import Text
+
+from gateway.cli.common import fail, run_async
+from gateway.settings import Settings, load_settings
+from llm_service.errors import BudgetExhausted, TreasurerError
+from llm_service.money import MoneyError, format_decimal, format_dollars, parse_dollars
+
+if TYPE_CHECKING:
+    from agents.catalog.digest import Digest
+    from agents.executor import Run, RunRequest, RunResult
+    from agents.tools.feeds import FeedDeps
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    run = typer.Typer(no_args_is_help=True, help="Run an agent once.")
+    run.command("digest")(digest)
+    app.add_typer(run, name="run")
+
+
+def digest(
+    feed: Annotated[
+        list[str] | None, typer.Option(help="an http(s) address or a file, RSS or Atom; repeatable; none: the samples")
+    ] = None,
+    budget: Annotated[str | None, typer.Option(help="the most that this run may cost, in dollars: 0.05")] = None,
+    model: Annotated[str | None, typer.Option(help="the model to ask; none: the agent's own")] = None,
+    stories: Annotated[int, typer.Option(help="how many stories at most", min=1, max=20)] = 5,
+    focus: Annotated[str | None, typer.Option(help="what the reader cares about")] = None,
+    user: Annotated[str | None, typer.Option(help="whom the run is for, in reports")] = None,
+    session: Annotated[str | None, typer.Option(help="the session it belongs to, in reports")] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="a tag for reports; repeatable")] = None,
+    json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Read news feeds and print a digest."""
+    # Here, as everything of agents: PydanticAI takes a second to import, and `--help` does not wait for it.
+    from agents.executor import RunRequest
+
+    wanted: dict[str, object] = {"stories": stories, "focus": focus}
+    if feed:
+        wanted["feeds"] = tuple(feed)
+    request = RunRequest(
+        "digest", wanted, model, _amount(budget), user=user, session=session, tags=tuple(dict.fromkeys(tag or ()))
+    )
+    run_async(_digest(load_settings(), request, json=json))
+
+
+async def _digest(settings: Settings, request: RunRequest, *, json: bool) -> None:
+    from agents.services.feeds import FeedError
+
+    async with _ready(settings, request) as run:
+        deps, spinner = cast("FeedDeps", run.task.deps), Spinner("dots")
+        show = partial(_progress, spinner, run, deps)
+        try:
+            with Live(get_renderable=show, console=Console(stderr=True), transient=True):
+                result = await run.execute()
+        except FeedError as error:
+            fail(f"{error}.{_spent(run)}")
+    for error in deps.failed.values():
+        Console(stderr=True).print(Text.assemble(("left out: ", "yellow"), _plain(str(error))))
+    if json:
+        print(json_.dumps(_as_json(result), indent=2, ensure_ascii=False))
+    else:
+        Console(soft_wrap=False).print(_page(cast("Digest", result.output), result, request.budget_nano))
+
+
+@asynccontextmanager
+async def _ready(settings: Settings, request: RunRequest) -> AsyncIterator[Run]:
+    """A run against the running stack; what goes wrong in it is said with what it has cost."""
+    from pydantic_ai.exceptions import AgentRunError
+
+    from agents.executor import AgentExecutor
+    from agents.run_budgets import RunBudgets
+    from agents.services import Services
+    from agents.services.feeds import FeedReader
+    from gateway.composition import open_service
+
+    os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")
+    services = Services(FeedReader(allow_files=True, allow_private=settings.feeds_allow_private))
+    async with open_service(settings) as runtime:
+        executor = AgentExecutor(runtime.service, runtime.principals, RunBudgets(runtime.pool), services)
+        run = executor.prepare(request)
+        try:
+            yield run
+        except BudgetExhausted as error:
+            fail(f"{error.message}{_spent(run)} Give the run more with --budget, or ask a cheaper --model.")
+        except TreasurerError as error:
+            fail(f"{error.message}{_spent(run)}")
+        except AgentRunError as error:
+            fail(f"Agent {request.agent!r} came to no answer: {_plain(str(error))}.{_spent(run)}")
+
+
+def _amount(budget: str | None) -> int | None:
+    if budget is None:
+        return None
+    limit_nano = parse_dollars(budget)
+    if limit_nano == 0:
+        raise MoneyError("a budget of $0 affords no call; give more, or leave --budget out")
+    return limit_nano
+
+
+def _progress(spinner: Spinner, run: Run, deps: FeedDeps) -> Spinner:
+    doing = "reading the feeds" if len(deps.read) + len(deps.failed) < len(deps.sources) else "writing the digest"
+    spinner.update(text=f"{doing} … {_calls(run.tally.calls)}, {format_dollars(run.tally.cost_nano)}")
+    return spinner
+
+
+def _spent(run: Run) -> str:
+    of = f" of {format_dollars(run.budget_nano)}" if run.budget_nano is not None else ""
+    return f" Run {run.id} made {_calls(run.tally.calls)} for {format_dollars(run.tally.cost_nano)}{of}."
+
+
+def _calls(count: int) -> str:
+    return "1 call" if count == 1 else f"{count} calls"
+
+
+def _as_json(result: RunResult) -> dict[str, object]:
+    return {
+        "run": result.run_id,
+        "output": result.output.model_dump(mode="json"),
+        "cost": format_decimal(result.cost_nano),
+        "cost_nano": result.cost_nano,
+        "calls": result.calls,
+        "input_tokens": result.usage.input_tokens,
+        "output_tokens": result.usage.output_tokens,
+    }
+
+
+def _page(digest: Digest, result: RunResult, budget_nano: int | None) -> Group:
+    lines: list[Text | Padding] = [Text(_plain(digest.title), style="bold"), Text(_plain(digest.summary)), Text()]
+    for number, item in enumerate(digest.items, 1):
+        source = " · ".join(_plain(part) for part in (item.source, item.url) if part)
+        lines.append(Text(f"{number}. {_plain(item.headline)}", style="bold"))
+        lines.append(Padding(Text(_plain(item.why_it_matters)), (0, 0, 0, 3)))
+        lines.append(Padding(Text(source, style="dim", overflow="fold"), (0, 0, 1, 3)))
+    of = f" of {format_dollars(budget_nano)}" if budget_nano is not None else ""
+    tokens = f"{result.usage.total_tokens:,} tokens"
+    cost = f"{format_dollars(result.cost_nano)}{of}"
+    lines.append(Text(" · ".join((cost, _calls(result.calls), tokens, f"run {result.run_id}")), style="green"))
+    return Group(*lines)
+
+
+def _plain(text: str) -> str:
+    return "".join(char if char.isprintable() else " " for char in text)

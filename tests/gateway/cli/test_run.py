@@ -1,0 +1,148 @@
+"""`treasurer run digest` on a service that is a fake: what it prints, and what it exits with."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from types import ModuleType, SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pydantic_ai.models import override_allow_model_requests
+from typer.testing import CliRunner, Result
+
+import agents.run_budgets
+from gateway.cli import build
+from llm_service.errors import BudgetExhausted, TreasurerError
+from llm_service.types import Answer, CallContext, Principal
+
+ITEM = {
+    "headline": "Prices fall\x1b[2J",
+    "source": "The Ledger",
+    "url": "https://ledger.example/2026/token-prices",
+    "why_it_matters": "Small models [bold]lead[/bold].",
+}
+
+
+@dataclass
+class Service:
+    refuse: TreasurerError | None = None
+    calls: list[CallContext] = field(default_factory=list[CallContext])
+
+    async def complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer:
+        self.calls.append(context)
+        if self.refuse is not None and len(self.calls) > 1:
+            raise self.refuse
+        tools = json.loads(body)["tools"]
+        feeds = tools[0]["function"]["parameters"]["properties"]["feed"]["enum"]
+        digest = {"title": "Today", "summary": "Quiet.", "items": [ITEM]}
+        reads = (
+            [("read_feed", {"feed": feed}) for feed in feeds] if len(self.calls) == 1 else [("final_result", digest)]
+        )
+        tool_calls = [
+            {"id": str(number), "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+            for number, (name, arguments) in enumerate(reads)
+        ]
+        message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": tool_calls}
+        answer = {
+            "id": "1",
+            "object": "chat.completion",
+            "created": 1,
+            "model": "m",
+            "choices": [{"index": 0, "finish_reason": "tool_calls", "message": message}],
+            "usage": {"prompt_tokens": 1000, "completion_tokens": 20, "total_tokens": 1020},
+        }
+        return Answer(200, json.dumps(answer).encode(), {}, uuid4(), 162_000)
+
+
+class Budgets:
+    """Takes the place of the treasury's."""
+
+    made: list[int]
+
+    def __init__(self, pool: object) -> None:
+        Budgets.made = []
+
+    async def register(self, agent: str) -> None:
+        pass
+
+    @asynccontextmanager
+    async def limited(self, agent: str, run: str, limit_nano: int) -> AsyncIterator[None]:
+        Budgets.made.append(limit_nano)
+        yield
+
+
+class Principals:
+    async def by_agent(self, name: str) -> Principal:
+        return Principal(1, "default", 1, "default", 7, name, None, None, epoch=1)
+
+
+@pytest.fixture
+def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
+    service = Service()
+
+    @asynccontextmanager
+    async def open_service(settings: object) -> AsyncIterator[SimpleNamespace]:
+        yield SimpleNamespace(service=service, principals=Principals(), pool=None)
+
+    composition = ModuleType("gateway.composition")
+    composition.open_service = open_service  # pyright: ignore[reportAttributeAccessIssue]
+    monkeypatch.setitem(sys.modules, "gateway.composition", composition)
+    monkeypatch.setattr(agents.run_budgets, "RunBudgets", Budgets)
+    with override_allow_model_requests(True):
+        yield service
+
+
+def treasurer(*arguments: str) -> Result:
+    return CliRunner(env={"COLUMNS": "200"}).invoke(build(), ["run", "digest", *arguments])
+
+
+def test_a_digest_is_printed_with_what_it_cost(service: Service) -> None:
+    result = treasurer("--budget", "0.05", "--tag", "a", "--tag", "b", "--session", "s")
+    assert result.exit_code == 0, result.output
+    assert "1. Prices fall" in result.stdout
+    assert "Small models [bold]lead[/bold]." in result.stdout
+    assert "\x1b[2J" not in result.output
+    run = service.calls[0].run
+    assert f"$0.000324 of $0.05 · 2 calls · 2,040 tokens · run {run}" in result.stdout
+    assert service.calls == [CallContext(run=run, session="s", tags=("a", "b"))] * 2
+    assert Budgets.made == [50_000_000]
+
+
+def test_json_is_for_programs(service: Service) -> None:
+    shown = json.loads(treasurer("--json").stdout)
+    assert shown["cost"] == "0.000324000"
+    assert (shown["cost_nano"], shown["calls"], shown["run"]) == (324_000, 2, service.calls[0].run)
+    assert shown["output"]["items"][0]["url"] == ITEM["url"]
+    assert Budgets.made == []
+
+
+def test_an_exhausted_budget_is_said_with_what_was_spent(service: Service) -> None:
+    service.refuse = BudgetExhausted("Budget 'digest run 1' has nothing left.")
+    result = treasurer("--budget", "0.0002")
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "Budget 'digest run 1' has nothing left." in result.stderr
+    assert "made 1 call for $0.000162 of $0.0002. Give the run more with --budget" in result.stderr
+
+
+def test_a_feed_that_cannot_be_read_is_left_out_and_said(service: Service) -> None:
+    result = treasurer("--feed", "/nowhere/feed.xml", "--feed", "sample:news.xml")
+    assert result.exit_code == 0
+    assert "left out: feed /nowhere/feed.xml cannot be read: No such file or directory" in result.stderr
+
+    service.calls.clear()
+    result = treasurer("--feed", "/nowhere/feed.xml")
+    assert result.exit_code == 1
+    assert "made 1 call for $0.000162" in result.stderr
+
+
+@pytest.mark.parametrize("budget", ["0", "-1", "much", "0.0000000001"])
+def test_a_wrong_amount_spends_nothing(service: Service, budget: str) -> None:
+    result = treasurer("--budget", budget)
+    assert result.exit_code != 0
+    assert service.calls == []
