@@ -116,7 +116,7 @@ class Provider:
             else:
                 await whole(exchange, job, wire.answer(reply), wire.request_id_header)
         finally:
-            job.book("cut", 0)  # this program is being stopped; without effect if it is booked
+            job.book("cut", 0)  # this program is being stopped: without effect if it is booked already
 
     async def _embeddings(self, exchange: Exchange, face: str) -> None:
         body = await exchange.object()

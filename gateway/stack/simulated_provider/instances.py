@@ -101,6 +101,9 @@ class _Maker:
     def _any_of(self, schema: Json, name: str, depth: int) -> Any:
         around = {key: value for key, value in schema.items() if key != name}
         options = list(cast("list[Json]", schema[name]))
+        kinds = [option.get("type") for option in options]
+        if "number" in kinds:  # a Decimal's schema: the text beside the number would have to be digits
+            options = [option for option in options if option != {"type": "string"}]
         self._random.shuffle(options)
         if depth >= _SPARSE:  # what ends soonest first
             options.sort(key=lambda option: self._weight(self._resolved(option)))

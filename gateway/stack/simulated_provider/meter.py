@@ -88,6 +88,11 @@ class Meter:
         if self._file is not None:
             self._file.truncate(0)
 
+    def close(self) -> None:
+        """Close the file, if there is one."""
+        if self._file is not None:
+            self._file.close()
+
     def invoice(self, since: int = 0, *, lines: bool = False) -> dict[str, Any]:
         """The invoice of the lines after sequence number `since`."""
         # Sequence numbers have no gaps, so the lines after `since` are a slice.

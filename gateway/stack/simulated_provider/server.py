@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import socket
 from pathlib import Path
@@ -23,6 +24,15 @@ class _Protocol(HttpToolsProtocol):
         self.scope[TRANSPORT] = self.transport  # type: ignore[typeddict-unknown-key]  # pyright: ignore  # no ASGI key
 
 
+class _Server(uvicorn.Server):
+    """uvicorn's server; when stopped it lets the requests it has cancelled book what they did."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=1)
+
+
 def serve(
     *,
     host: str,
@@ -39,7 +49,8 @@ def serve(
         OSError: the address is taken, or a file cannot be read.
         ValueError: a price map is not one.
     """
-    provider = Provider(Meter(PriceList.load(prices, overrides), meter), seed=seed, models=models)
+    book = Meter(PriceList.load(prices, overrides), meter)
+    provider = Provider(book, seed=seed, models=models)
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)  # the meter's lines live for ever: do not walk them often
     listener = socket.create_server((host, port), backlog=2048)
@@ -49,7 +60,7 @@ def serve(
         http=_Protocol,
         ws="none",
         lifespan="off",
-        log_level="error",
+        log_level="critical",
         access_log=False,
         server_header=False,
         date_header=False,
@@ -57,4 +68,7 @@ def serve(
         timeout_graceful_shutdown=1,
     )
     print(f"simulated provider on http://{host}:{listener.getsockname()[1]}", flush=True)
-    uvicorn.Server(config).run(sockets=[listener])
+    try:
+        _Server(config).run(sockets=[listener])
+    finally:
+        book.close()

@@ -186,6 +186,9 @@ async def stream(exchange: Exchange, job: Job, wire: Wire, reply: Reply) -> None
         shown = job.reasoning + sender.sent if sender.sent else job.generated(clock() - began)
         job.book("client_left", shown)
         return
+    except asyncio.CancelledError:  # this program is being stopped
+        job.book("cut", job.reasoning + sender.sent)
+        raise
     if not finished:
         job.book("cut", job.reasoning + sender.sent)
         await exchange.drop()
