@@ -126,7 +126,9 @@ class DatabaseGauges:
                 rows = await pool.fetch(_BUDGETS, _NEWEST_WINDOWS, MAX_BUDGETS)
         except (OSError, TimeoutError, PostgresError, InterfaceError) as error:
             if self._snapshot is not None or self._read_at < 0:
-                _logger.warning("/metrics is without budgets: the database did not answer (%s)", str(error) or "timed out")
+                _logger.warning(
+                    "/metrics is without budgets: the database did not answer (%s)", str(error) or "timed out"
+                )
             return None
         return _Snapshot(
             holds=holds["holds"],

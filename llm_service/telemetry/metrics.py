@@ -18,6 +18,7 @@ import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import cast
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
@@ -31,8 +32,9 @@ from llm_service.telemetry.record import CallRecord
 from llm_service.types import LedgerState, Principal, UsageSource
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-#: Distinct (organisation, team, agent, model, provider) before all the rest is counted as `other`.
-MAX_COMBINATIONS = 2_000
+#: Distinct (organisation, team, agent, model, provider) before all the rest is counted as `other`. A scrape
+#: at this bound costs 0.2 to 0.35 s of CPU, in a thread of the process that is asked.
+MAX_COMBINATIONS = 1_000
 _MAX_CACHED = 20_000
 
 _LATENCY_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 320)
@@ -251,7 +253,7 @@ class _Processes(Collector):
 
     def collect(self) -> Iterable[Metric]:
         files = [str(file) for file in self._directory.glob("*.db") if file.stat().st_size > 0]
-        return MultiProcessCollector.merge(files)
+        return cast("Iterable[Metric]", MultiProcessCollector.merge(files))
 
 
 class _Joined(Collector):

@@ -29,6 +29,8 @@ class Telemetry:
         self.metrics = metrics
         self._gauges = gauges
         self._traces = traces
+        self._rendering = asyncio.Lock()
+        self._rendered, self._rendered_at = b"", float("-inf")
 
     @classmethod
     def create(
@@ -113,9 +115,17 @@ class Telemetry:
         return None if self._traces is None else self._traces.parent(traceparent)
 
     async def render(self) -> bytes:
-        """All metrics, of all processes, for Prometheus (`CONTENT_TYPE`); the database's gauges once."""
-        more = await self._gauges.families()
-        return await asyncio.to_thread(self.metrics.render, more)
+        """All metrics, of all processes, for Prometheus (`CONTENT_TYPE`); the database's gauges once.
+
+        CPU in a thread. Scrapes that wait for each other share one text, so that many cost as one.
+        """
+        asked_at = time.monotonic()
+        async with self._rendering:
+            if self._rendered_at < asked_at:  # else one was begun while this waited: it is as good
+                self._rendered_at = time.monotonic()
+                more = await self._gauges.families()
+                self._rendered = await asyncio.to_thread(self.metrics.render, more)
+            return self._rendered
 
     async def close(self) -> None:
         """Export what waits, for at most two seconds."""
