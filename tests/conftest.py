@@ -6,7 +6,9 @@ import asyncio
 import itertools
 import os
 import secrets
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -18,6 +20,7 @@ import pytest
 import redis
 
 from gateway.migrations import migrate
+from gateway.stack import watchdog
 from gateway.stack.ports import free_port
 from gateway.stack.postgres import EmbeddedPostgres, create_database, embedded_postgres
 from gateway.stack.redis import EmbeddedRedis
@@ -64,6 +67,21 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 @pytest.fixture(scope="session")
+def stop_with_us() -> Iterator[Callable[[int], None]]:
+    """Names a process group that must not outlive this session, even if it is killed."""
+    command = [sys.executable, "-I", "-S", watchdog.__file__]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, cwd="/", text=True, start_new_session=True) as process:
+        assert process.stdin is not None
+        lines = process.stdin
+
+        def name(group: int) -> None:
+            lines.write(f"+ {group} {signal.SIGINT.value}\n")
+            lines.flush()
+
+        yield name
+
+
+@pytest.fixture(scope="session")
 def service_dir() -> Iterator[Path]:
     """A folder for servers' data that any account may walk into: as root, PostgreSQL runs as another one."""
     with tempfile.TemporaryDirectory(prefix="treasurer-tests-") as directory:
@@ -72,7 +90,7 @@ def service_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def postgres(service_dir: Path) -> Iterator[EmbeddedPostgres]:
+def postgres(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[EmbeddedPostgres]:
     """One embedded PostgreSQL a session, without fsync (tests kill processes, not machines)."""
     tuning = {"fsync": "off", "full_page_writes": "off"}
     server = embedded_postgres(service_dir, free_port(), secrets.token_urlsafe(16), tuning)
@@ -86,13 +104,15 @@ def postgres(service_dir: Path) -> Iterator[EmbeddedPostgres]:
             stderr=out,
             cwd=server.data,
             env=server.environ(),
+            start_new_session=True,
             **server.identity,
         )
+    stop_with_us(process.pid)
     try:
         _wait(server.ready, process, log)
         yield server
     finally:
-        process.send_signal(2)  # fast shutdown: does not wait for clients
+        process.send_signal(signal.SIGINT)  # fast shutdown: does not wait for clients
         _stop(process)
 
 
@@ -148,13 +168,16 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
 
 
 @pytest.fixture(scope="session")
-def redis_server(service_dir: Path) -> Iterator[EmbeddedRedis]:
+def redis_server(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[EmbeddedRedis]:
     """One embedded Redis a session."""
     server = EmbeddedRedis(service_dir / "redis", free_port(), secrets.token_urlsafe(16))
     server.prepare()
     log = server.directory / "redis.log"
     with log.open("wb") as out:
-        process = subprocess.Popen(server.command(), stdin=subprocess.DEVNULL, stdout=out, stderr=out)
+        process = subprocess.Popen(
+            server.command(), stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+        )
+    stop_with_us(process.pid)
     try:
         _wait(server.ready, process, log)
         yield server

@@ -29,7 +29,6 @@ _COLOUR = {
     PartState.STOPPED: "dim",
     PartState.WAITING: "dim",
 }
-_PATIENCE = {"litellm-proxy": "takes 15 to 30 s", "postgres": "making its data folder on the first start"}
 
 
 def duration(seconds: float) -> str:
@@ -124,7 +123,7 @@ class Board:
                 str(part.pid or ""),
                 str(part.restarts or ""),
                 duration(time.monotonic() - part.since),
-                Text(self._remark(part), style="red" if part.state is PartState.DOWN else "dim"),
+                Text(part.detail, style="red" if part.state is PartState.DOWN else "dim"),
             )
         shown: list[RenderableType] = [table]
         words = provider_words(self._plan.state.real, self._plan.state.simulated) if self._plan is not None else None
@@ -146,15 +145,11 @@ class Board:
         self._gateway_url = None
         self._line("Stopping …")
 
-    def _remark(self, part: PartStatus) -> str:
-        if part.state in {PartState.STARTING, PartState.PREPARING} and not part.detail:
-            return _PATIENCE.get(part.name, "")
-        return part.detail
-
     def _sentence(self, part: PartStatus) -> str:
         pid = f" (process {part.pid})" if part.pid else ""
-        remark = self._remark(part)
-        return f"{part.name:<18} {part.state.value:<9} {part.address}{pid}" + (f": {remark}" if remark else "")
+        return f"{part.name:<18} {part.state.value:<9} {part.address}{pid}" + (
+            f": {part.detail}" if part.detail else ""
+        )
 
     def _line(self, text: str) -> None:
         if self._live is None:

@@ -70,6 +70,7 @@ class Part:
     environ: Mapping[str, str] = field(default_factory=dict[str, str])
     after: tuple[str, ...] = ()
     prepare: Callable[[], None] | None = None  # blocking; before each start
+    patience: str = ""  # why it may take long
     once_ready: Callable[[], Awaitable[None]] | None = None  # before it counts as ready the first time
     once_detail: str = ""
     on_exit: Callable[[int], None] | None = None
@@ -143,12 +144,12 @@ class SupervisedPart:
         if process is None or process.returncode is not None:
             return
         self._show(PartState.STOPPING)
-        with contextlib.suppress(ProcessLookupError):
-            process.send_signal(self.part.gentle)
+        # The whole group: a uvicorn that waits for a worker to finish importing hears no signal of its own.
+        self._signal_group(process.pid, self.part.gentle)
         try:
             await asyncio.wait_for(process.wait(), self.part.stop_timeout_s)
         except TimeoutError:
-            self._kill_group(process.pid)
+            self._signal_group(process.pid, signal.SIGKILL)
             await process.wait()
         self._end()
         self._show(PartState.STOPPED)
@@ -156,7 +157,7 @@ class SupervisedPart:
     async def _start(self) -> str | None:
         """Start and wait until ready: None, or why it is not."""
         if self.part.prepare is not None:
-            self._show(PartState.PREPARING)
+            self._show(PartState.PREPARING, self.part.patience)
             try:
                 await asyncio.to_thread(self.part.prepare)
             except (OSError, PostgresError) as error:
@@ -166,7 +167,7 @@ class SupervisedPart:
                 self._process = await self._spawn(self.part.command)
             except OSError as error:
                 return f"cannot be run: {error}"
-        self._show(PartState.STARTING)
+        self._show(PartState.STARTING, self.part.patience)
         deadline = time.monotonic() + self.part.start_timeout_s
         while not await self.part.ready():
             if self._process is not None and self._process.returncode is not None:
@@ -202,15 +203,15 @@ class SupervisedPart:
         process, self._process = self._process, None
         if process is None:
             return
-        self._kill_group(process.pid)
+        self._signal_group(process.pid, signal.SIGKILL)
         self._guard.remove(process.pid)
         if self.part.on_exit is not None:
             self.part.on_exit(process.pid)
 
     @staticmethod
-    def _kill_group(group: int) -> None:
+    def _signal_group(group: int, number: signal.Signals) -> None:
         with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(group, signal.SIGKILL)
+            os.killpg(group, number)
 
     def _show(self, state: PartState, detail: str = "", *, restarts: int | None = None) -> None:
         self.status = replace(

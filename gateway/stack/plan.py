@@ -232,6 +232,7 @@ def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
         command=server.command(),
         environ=server.environ(),
         prepare=server.prepare,
+        patience="" if (server.data / "PG_VERSION").exists() else "making its data folder, the first time",
         once_ready=bring_up_to_date,
         once_detail="migrating the database",
         identity=server.identity,
@@ -305,6 +306,7 @@ def _proxy_part(site: _Site) -> Part:
         command=command,
         environ={**inherited, **environ},
         prepare=prepare,
+        patience="imports LiteLLM: 10 to 30 s",
         directory=folder,
         start_timeout_s=180,
         stop_timeout_s=8,
@@ -332,9 +334,9 @@ def _gateway_part(site: _Site, number: int) -> Part:
         ready=lambda: http_ok(f"http://127.0.0.1:{port}/readyz"),
         command=[sys.executable, "-m", "gateway.serve"],
         environ={**site.environ, **environ},
-        after=("postgres", "redis", "litellm-proxy"),
+        after=("postgres", "redis"),
         on_exit=lambda pid: mark_process_dead(pid, str(site.metrics)),
-        start_timeout_s=60,
+        start_timeout_s=240,  # it is ready when the proxy is
         stop_timeout_s=12,
     )
 
