@@ -54,13 +54,12 @@ class _Call:
         self.who, self.model, self.provider = labels[:3], labels[3], labels[4]
         bounded = metrics.bounded
         status = bounded("status", str(call.status))
-        outcome = "ok" if call.error_code is None and call.status < 400 else "error"
         self.calls = metrics.calls.labels(*labels, call.operation, call.state.value, status)
         self.spend = metrics.spend.labels(*labels)
-        self.latency = metrics.latency.labels(self.model, self.provider, call.operation, outcome)
+        self.latency = metrics.latency.labels(self.model, self.provider, call.operation, call.outcome)
         self.first_token = metrics.first_token.labels(self.model, self.provider) if call.stream else None
         self.error = None
-        if outcome == "error":
+        if call.outcome == "error":
             code = bounded("code", call.error_code)
             self.error = metrics.upstream_errors.labels(self.model, self.provider, status, code)
         self.tokens: dict[str, Counter] = {}
@@ -113,7 +112,12 @@ class Metrics:
             "time_to_first_token_seconds", "Streams: until the first token.", _FIRST_TOKEN_BUCKETS, "model", "provider"
         )
         self.upstream_errors = self._counter(
-            "upstream_errors", "Attempts that ended in an error.", "model", "provider", "status", "code"
+            "upstream_errors",
+            "Attempts that ended in an error; callers that left are none.",
+            "model",
+            "provider",
+            "status",
+            "code",
         )
 
     def _define_money(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Literal
 from uuid import UUID
 
 from llm_service.types import CallContext, LedgerState, Principal, Usage, UsageSource
@@ -35,3 +36,10 @@ class CallRecord:
     latency_ms: int
     first_token_ms: int | None
     parent: object | None = None
+
+    @property
+    def outcome(self) -> Literal["ok", "error", "left"]:
+        """Whose doing the end was: a caller that left is no fault of the provider's."""
+        if self.error_code == "client_left":
+            return "left"
+        return "ok" if self.error_code is None and self.status < 400 else "error"

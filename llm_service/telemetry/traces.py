@@ -244,8 +244,8 @@ class Traces:
             attributes=attributes(call),
             start_time=start_ns,
         )
-        if call.error_code is not None:
-            span.set_status(Status(StatusCode.ERROR, clean(call.error_code)))
+        if call.outcome == "error":
+            span.set_status(Status(StatusCode.ERROR, clean(call.error_code or str(call.status))))
         span.end(start_ns + call.latency_ms * 1_000_000)
 
     async def close(self, timeout_s: float) -> None:

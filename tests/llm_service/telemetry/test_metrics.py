@@ -73,6 +73,15 @@ async def test_a_failed_attempt_counts_as_an_error_and_costs_nothing(make_record
     assert value(text, "treasurer_latency_seconds_count", outcome="error") == 1
 
 
+async def test_a_caller_that_left_is_no_error_of_the_provider(make_record: MakeRecord):
+    telemetry = Telemetry.create()
+    telemetry.record(make_record(status=499, error_code="client_left"))
+    text = await telemetry.render()
+    assert value(text, "treasurer_upstream_errors_total") == 0
+    assert value(text, "treasurer_latency_seconds_count", outcome="left") == 1
+    assert value(text, "treasurer_spend_nano_dollars_total") == 1_234
+
+
 async def test_i1_cost_above_the_hold_moves_the_overshoot_counters(make_record: MakeRecord):
     telemetry = Telemetry.create()
     before = await telemetry.render()
