@@ -1,0 +1,106 @@
+# Treasurer. `make` prints what there is. Needs Python >= 3.11 and make, nothing else.
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+# The versions that the lock files were tried with come first.
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python3.14 python; do \
+	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+
+UV      := .venv-tools/bin/uv
+BIN     := .venv/bin
+ARGS    ?=
+STAMPS  := .stamps
+
+# An environment is made again when the content of its lock file changes, not its date.
+digest = $(shell cat $(1) | cksum | tr ' ' '-')
+TOOLS_STAMP := $(STAMPS)/tools-$(call digest,requirements/bootstrap.txt)
+APP_STAMP   := $(STAMPS)/app-$(call digest,requirements/app.txt pyproject.toml)
+DEV_STAMP   := $(STAMPS)/dev-$(call digest,requirements/dev.txt pyproject.toml)
+PROXY_STAMP := $(STAMPS)/proxy-$(call digest,requirements/proxy.txt)
+# Whichever of the two the environment was filled from last: `make up` after `make test` takes nothing away.
+READY_STAMP := $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(APP_STAMP))
+
+.PHONY: help setup setup-dev demo up test check format bench lock clean python
+
+help: ## print this
+	@echo "Treasurer: the LLM gateway that cannot overspend."
+	@echo
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@echo
+	@echo "More commands: .venv/bin/treasurer --help"
+
+setup: $(READY_STAMP) $(PROXY_STAMP) ## install what is needed (the other commands do it by themselves)
+
+setup-dev: $(DEV_STAMP) $(PROXY_STAMP)
+
+demo: setup ## show Treasurer at work: start, spend, be refused, report, stop
+	@$(BIN)/treasurer demo $(ARGS)
+
+up: setup ## start everything and stay until Ctrl-C
+	@$(BIN)/treasurer up $(ARGS)
+
+test: setup-dev ## run the tests, the quick ones first (ARGS=… goes to pytest)
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: setup-dev ## format, lint, types, import rules
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/lint-imports
+	@$(BIN)/basedpyright
+
+format: setup-dev ## put the code into its format
+	@$(BIN)/ruff check --fix-only .
+	@$(BIN)/ruff format .
+
+bench: setup-dev ## measure, against the alternatives
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+lock: $(TOOLS_STAMP) ## resolve the lock files anew (ARGS=--upgrade for newer versions)
+	@$(UV) pip compile -q $(LOCK) $(ARGS) requirements/bootstrap.in -o requirements/bootstrap.txt
+	@$(UV) pip compile -q $(LOCK) $(ARGS) pyproject.toml requirements/app.in --group dev -o requirements/dev.txt
+	@$(UV) pip compile -q $(LOCK) $(ARGS) pyproject.toml requirements/app.in -c requirements/dev.txt -o requirements/app.txt
+	@$(UV) pip compile -q $(LOCK) $(ARGS) requirements/proxy.in -o requirements/proxy.txt
+LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url
+
+clean: ## remove environments and caches (the data in .treasurer stays)
+	rm -rf .venv .venv-proxy .venv-tools .stamps .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
+
+python:
+	@test -n "$(PYTHON)" || { echo "Treasurer needs Python 3.11 or newer, and there is none on the PATH." >&2; \
+		echo "Install one, or name it: make PYTHON=/path/to/python3.11 …" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "Treasurer needs Python 3.11 or newer; $(PYTHON) is older." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+		echo "$(PYTHON) has no venv module. On Debian or Ubuntu: apt install python3-venv" >&2; exit 1; }
+
+$(TOOLS_STAMP): | python
+	@echo "Installing uv …"
+	@$(PYTHON) -m venv --clear .venv-tools
+	@.venv-tools/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	@mkdir -p $(STAMPS) && rm -f $(STAMPS)/tools-* && touch $@
+
+$(APP_STAMP): $(TOOLS_STAMP)
+	$(call fill_app,requirements/app.txt)
+	@rm -f $(STAMPS)/app-* $(STAMPS)/dev-* && touch $@
+
+$(DEV_STAMP): $(TOOLS_STAMP)
+	$(call fill_app,requirements/dev.txt)
+	@rm -f $(STAMPS)/app-* $(STAMPS)/dev-* && touch $@ $(APP_STAMP)
+
+$(PROXY_STAMP): $(TOOLS_STAMP)
+	@echo "Installing LiteLLM Proxy into an environment of its own (.venv-proxy) …"
+	@test -x .venv-proxy/bin/python || $(UV) venv -q --python $(PYTHON) .venv-proxy
+	@$(UV) pip sync --python .venv-proxy/bin/python --require-hashes requirements/proxy.txt
+	@echo "Compiling it to byte code: it starts and runs faster …"
+	@.venv-proxy/bin/python -m compileall -q -j 0 .venv-proxy/lib || true
+	@rm -f $(STAMPS)/proxy-* && touch $@
+
+define fill_app
+@echo "Installing Treasurer (.venv) …"
+@test -x .venv/bin/python || $(UV) venv -q --python $(PYTHON) .venv
+@$(UV) pip sync --python .venv/bin/python --require-hashes $(1)
+@$(UV) pip install -q --python .venv/bin/python --no-deps --no-build-isolation -e .
+endef
