@@ -242,7 +242,7 @@ async def change_budget(pool: asyncpg.Pool, name: str, new: ChangeBudget) -> Bud
             f"""UPDATE windows w SET limit_nano = $2, grandfathered_nano = CASE
                     WHEN w.posted_nano + w.pending_nano > $2 + {_active_top_ups("$1")}
                     THEN w.posted_nano + w.pending_nano ELSE 0 END
-                WHERE w.budget_id = $1 AND w.ends_at > now()""",
+                WHERE w.budget_id = $1 AND w.ends_at > now()""",  # noqa: S608 (a constant of this module)
             budget["id"],
             new.limit,
         )

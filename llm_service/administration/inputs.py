@@ -204,10 +204,17 @@ class Target(Input):
         return None
 
 
+def _describe_dollars(schema: dict[str, Any]) -> None:
+    fields = schema["properties"]
+    for name in [name for name in fields if name.endswith("_nano")]:
+        dollars = name.removesuffix("_nano")
+        fields[dollars] = {"type": ["string", "null"], "title": dollars.title(), "description": "Dollars."}
+
+
 class View(BaseModel):
     """An answer. Each amount `x_nano` is also given as `x`, a decimal number of dollars as text."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, json_schema_extra=_describe_dollars)
 
     @classmethod
     def of(cls, row: Record | None, **more: object) -> Self:
@@ -216,7 +223,7 @@ class View(BaseModel):
         return cls.model_validate({**row, **more})
 
     @model_serializer(mode="wrap")
-    def _with_dollars(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _with_dollars(self, handler: SerializerFunctionWrapHandler):  # a return type would hide the fields' schema
         shown: dict[str, Any] = {}
         for name, value in handler(self).items():
             if name.endswith("_nano"):

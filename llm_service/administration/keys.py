@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Self
+from typing import TYPE_CHECKING, Self
 
 import asyncpg
 from pydantic import Field, model_validator
@@ -35,7 +35,7 @@ class NewKey(Input):
     agent: Name | None = None
     admin: bool = False
     name: Name = "default"
-    models: Annotated[list[ModelPattern], Field(default_factory=list, max_length=100)]
+    models: list[ModelPattern] = Field(default_factory=list[ModelPattern], max_length=100)
     expires: When | None = None
 
     @model_validator(mode="after")
