@@ -38,13 +38,23 @@ def _requests(budgets: list[int], epoch: int) -> Callable[[], HoldRequest]:
     def make() -> HoldRequest:
         other = budgets[1 + next(numbers) % OTHERS]
         return HoldRequest(
-            new_call_id(), 0, principal, NO_CONTEXT, "gpt-4o-mini", 2_500_000, 10_000, 330.0, ((budgets[0], ""), (other, ""))
+            new_call_id(),
+            0,
+            principal,
+            NO_CONTEXT,
+            "gpt-4o-mini",
+            2_500_000,
+            10_000,
+            330.0,
+            ((budgets[0], ""), (other, "")),
         )
 
     return make
 
 
-async def _drive(ask: Callable[[HoldRequest], Awaitable[object]], make: Callable[[], HoldRequest], callers: int, seconds: float) -> tuple[float, float]:
+async def _drive(
+    ask: Callable[[HoldRequest], Awaitable[object]], make: Callable[[], HoldRequest], callers: int, seconds: float
+) -> tuple[float, float]:
     """Calls a second and the median latency in milliseconds of `callers` that ask without a pause."""
     latencies: list[float] = []
     end = time.perf_counter() + seconds
@@ -59,7 +69,9 @@ async def _drive(ask: Callable[[HoldRequest], Awaitable[object]], make: Callable
     return len(latencies) / (time.perf_counter() - began), statistics.median(latencies) * 1000
 
 
-async def measure(database_url: str, *, seconds: float = 3.0, callers: tuple[int, ...] = (1, 16, 64)) -> list[dict[str, float]]:
+async def measure(
+    database_url: str, *, seconds: float = 3.0, callers: tuple[int, ...] = (1, 16, 64)
+) -> list[dict[str, float]]:
     """One row for each number of callers: grouped and alone, calls a second and p50 milliseconds."""
     setup = await asyncpg.connect(database_url)
     budgets = [row["id"] for row in await setup.fetch(BUDGETS, str(UUID(int=time.time_ns())))]
@@ -93,10 +105,19 @@ async def measure(database_url: str, *, seconds: float = 3.0, callers: tuple[int
         while not lanes.empty():
             await lanes.get_nowait().close()
         rows.append(
-            {"callers": count, "grouped_per_s": rate, "grouped_p50_ms": p50, "alone_per_s": alone_rate, "alone_p50_ms": alone_p50}
+            {
+                "callers": count,
+                "grouped_per_s": rate,
+                "grouped_p50_ms": p50,
+                "alone_per_s": alone_rate,
+                "alone_p50_ms": alone_p50,
+            }
         )
     # The holds are not evidence of spending: leave the ledger and the windows as they were.
-    await setup.execute("DELETE FROM holds WHERE agent_id = 1 AND model = 'gpt-4o-mini' AND window_ids && (SELECT array_agg(id) FROM windows WHERE budget_id = ANY($1))", budgets)
+    await setup.execute(
+        "DELETE FROM holds WHERE agent_id = 1 AND model = 'gpt-4o-mini' AND window_ids && (SELECT array_agg(id) FROM windows WHERE budget_id = ANY($1))",
+        budgets,
+    )
     await setup.execute("UPDATE windows SET pending_nano = 0 WHERE budget_id = ANY($1)", budgets)
     await setup.close()
     return rows

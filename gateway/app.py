@@ -53,8 +53,14 @@ def _described(app: FastAPI) -> dict[str, Any]:
                     "summary": f"OpenAI's {name} request, governed",
                     "requestBody": {"required": True, "content": {"application/json": {"schema": anything}}},
                     "responses": {
-                        "200": {"description": "OpenAI's answer", "content": {"application/json": {"schema": anything}}},
-                        "4XX": {"description": "OpenAI's error object", "content": {"application/json": {"schema": anything}}},
+                        "200": {
+                            "description": "OpenAI's answer",
+                            "content": {"application/json": {"schema": anything}},
+                        },
+                        "4XX": {
+                            "description": "OpenAI's error object",
+                            "content": {"application/json": {"schema": anything}},
+                        },
                     },
                 }
             }

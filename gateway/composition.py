@@ -22,8 +22,8 @@ from llm_service.grants import for_service, sign
 from llm_service.guards.lane import connect
 from llm_service.guards.limits import RateLimiter
 from llm_service.idempotency import Idempotency
-from llm_service.principals import Principals
 from llm_service.pricing import cost
+from llm_service.principals import Principals
 from llm_service.proxy import ProxyUpstream
 from llm_service.service import LLMService
 from llm_service.settlement import Settler

@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
-from llm_service.bounds import Plan, counted_bound, output_within, plan
+from llm_service.bounds import Plan, counted_bound, counting_may_help, output_within, plan
 from llm_service.call import Call
 from llm_service.catalog import Catalog, Model
 from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError
@@ -27,8 +27,8 @@ from llm_service.types import CallContext, Hold, HoldRequest, Principal
 
 log = logging.getLogger(__name__)
 
-#: Counts a request's input with the model's tokenizer, as far as it is known: (tokens, is its own family's).
-CountTokens = Callable[[Model, ParsedRequest], Awaitable[tuple[int, bool]]]
+#: Counts the tokens of a request's text with the model's tokenizer, as far as it is known.
+CountTokens = Callable[[Model, ParsedRequest], Awaitable[int]]
 
 
 class Renewal(Protocol):
@@ -94,7 +94,7 @@ class Admission:
             outcome = await self._ask(call)
             if isinstance(outcome, Hold):
                 return outcome
-            if not call.plan.counted and await self._count(call):
+            if outcome.final and await self._count(call, outcome.limit_nano - outcome.posted_nano):
                 continue
             left_s = deadline - time.monotonic()
             if outcome.final or left_s <= 0:
@@ -126,16 +126,17 @@ class Admission:
                 call.principal = await self._principals.renew(principal)
                 check_allowed(call.principal, call.request.model)
 
-    async def _count(self, call: Call) -> bool:
-        """The bytes of the input were too many: count its tokens, and whether that helps."""
+    async def _count(self, call: Call, left_nano: int) -> bool:
+        """The bytes of the input were too many: count its tokens, where that can help, and whether it did."""
+        if call.plan.counted or not counting_may_help(call.model, call.request, call.principal, left_nano):
+            return False
         try:
-            count, native = await self._count_tokens(call.model, call.request)
+            counted = counted_bound(call.request, await self._count_tokens(call.model, call.request))
         except (ProxyUnavailable, UpstreamError) as error:
             log.warning("the input of call %s could not be counted: %s", call.call_id, error)
             return False
-        counted = counted_bound(call.request, count, native=native)
-        before, call.plan = call.plan, plan(call.model, call.request, call.principal, counted_input=counted)
-        return call.plan.floor_nano < before.floor_nano
+        call.plan = plan(call.model, call.request, call.principal, counted_input=counted)
+        return call.plan.floor_nano <= left_nano
 
 
 _MODES = {"chat": "chat", "embeddings": "embedding"}

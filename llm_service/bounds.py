@@ -70,11 +70,16 @@ def output_within(model: Model, request: ParsedRequest, plan: Plan, held_nano: i
     return max(1, min(plan.output_tokens, (total - request.extra_output) // request.choices))
 
 
-def counted_bound(request: ParsedRequest, count: int, *, native: bool) -> int:
-    """A bound of the input from a tokenizer's count of it.
+def counted_bound(request: ParsedRequest, count: int) -> int:
+    """A bound of the input from a tokenizer's count of it: half as much again, and never above the bound by bytes.
 
-    `native` says that the tokenizer is of the model's own family. The margin covers what differs
-    between versions of a family (a tenth), or between families (a half, seen between OpenAI's and others').
+    The tokenizer is LiteLLM's for the model, which for most providers is OpenAI's: others were seen to
+    make up to a third more of the same text.
     """
-    margin = count // 10 if native else count // 2
-    return min(request.input_bound, count + margin + request.allowance)
+    return min(request.input_bound, count + count // 2 + request.allowance)
+
+
+def counting_may_help(model: Model, request: ParsedRequest, principal: Principal, left_nano: int) -> bool:
+    """Whether a tokenizer's count could make a call fit that its bytes do not: at best eight bytes are a token."""
+    best = request.text_bytes // 8
+    return plan(model, request, principal, counted_input=counted_bound(request, best)).floor_nano <= left_nano

@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
 from llm_service.pricing import FREE, Rates, RatesError, read_rates
@@ -135,7 +135,7 @@ def read_models(entries: Sequence[Mapping[str, Any]]) -> dict[str, Model]:
 
 
 def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
-    infos: list[Mapping[str, Any]] = [entry.get("model_info") or {} for entry in entries]
+    infos: list[Mapping[str, Any]] = [cast("Mapping[str, Any]", entry.get("model_info") or {}) for entry in entries]
     rates: dict[str, Rates] = {}
     unpriced = None
     for info in infos:
@@ -146,7 +146,8 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
     inputs = [int(info["max_input_tokens"]) for info in infos if info.get("max_input_tokens")]
     outputs = [int(info["max_output_tokens"]) for info in infos if info.get("max_output_tokens")]
     providers = {str(info["id"]): str(info.get("litellm_provider") or "unknown") for info in infos}
-    underlying = str((entries[0].get("litellm_params") or {}).get("model") or name)
+    parameters = cast("Mapping[str, Any]", entries[0].get("litellm_params") or {})
+    underlying = str(parameters.get("model") or name)
     return Model(
         name=name,
         mode=str(infos[0].get("mode") or "chat"),

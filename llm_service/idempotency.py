@@ -90,7 +90,9 @@ class Idempotency:
         """
         if not key.isprintable() or len(key) > _MAX_KEY:
             raise IdempotencyConflict(
-                f"An Idempotency-Key is at most {_MAX_KEY} printable characters.", status=400, code="invalid_idempotency_key"
+                f"An Idempotency-Key is at most {_MAX_KEY} printable characters.",
+                status=400,
+                code="invalid_idempotency_key",
             )
         digest = sha256(operation.encode() + b"\0" + body).digest()
         deadline = time.monotonic() + self._wait_s

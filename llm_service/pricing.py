@@ -119,7 +119,9 @@ def _read_tiers(info: Mapping[str, Any], suffix: str) -> tuple[TokenRates, ...]:
         )
 
     tiers = [tier(0, "", None)]
-    for thousands in sorted(int(match.group(1)) for name in info if info[name] is not None and (match := _LONG.match(name))):
+    for thousands in sorted(
+        int(match.group(1)) for name in info if info[name] is not None and (match := _LONG.match(name))
+    ):
         tiers.append(tier(thousands * 1000, f"_above_{thousands}k_tokens", tiers[-1]))
     return tuple(tiers)
 
@@ -172,7 +174,9 @@ def affordable_output(
 
 def _reachable(rates: Rates, input_tokens: int, service_tier: str | None) -> list[TokenRates]:
     families = (rates.default, rates.flex, rates.priority) if service_tier is not None else (rates.default,)
-    return [tier for family in families for tier in family if tier.above_tokens == 0 or tier.above_tokens < input_tokens]
+    return [
+        tier for family in families for tier in family if tier.above_tokens == 0 or tier.above_tokens < input_tokens
+    ]
 
 
 def _tier_for(tiers: tuple[TokenRates, ...], input_tokens: int) -> TokenRates:

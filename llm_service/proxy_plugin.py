@@ -21,7 +21,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,17 +41,27 @@ _log = logging.getLogger("treasurer.proxy_plugin")
 _CLAIM = "treasurer"  # where a grant's call id and attempt travel in the metadata of LiteLLM's key
 _ENDED = "treasurer_stream_ended"  # set on a call whose stream did not end by itself: its witness is written
 
-#: Fields of a body that steer LiteLLM instead of the model: to another model, another price, another address,
-#: or past the limit that was held for. LiteLLM's own parameters are refused with these.
+#: Fields of a body that steer LiteLLM, or a provider past LiteLLM, to what was not held for: another model, another
+#: address, more output than `max_tokens` (Gemini obeys `max_output_tokens` over it, and `candidateCount` multiplies).
+#: LiteLLM's own parameters are refused with these. The service lets none of them through; this is the second lock.
 _STEERING = frozenset(
     {
         "additional_drop_params",
+        "best_of",
+        "candidateCount",
+        "candidate_count",
         "content_policy_fallbacks",
         "context_window_fallbacks",
         "drop_params",
         "extra_body",
         "extra_headers",
         "extra_query",
+        "generationConfig",
+        "generation_config",
+        "maxOutputTokens",
+        "max_new_tokens",
+        "max_output_tokens",
+        "max_tokens_to_sample",
         "mock_testing_content_policy_fallbacks",
         "mock_testing_context_fallbacks",
         "mock_testing_fallbacks",
@@ -201,7 +211,11 @@ class WitnessLogger(CustomLogger):
             raise
 
     def _record_cut(
-        self, outcome: Literal["failure", "cancelled"], data: Mapping[str, Any], chunks: list[Any], error: Exception | None
+        self,
+        outcome: Literal["failure", "cancelled"],
+        data: Mapping[str, Any],
+        chunks: list[Any],
+        error: Exception | None,
     ) -> None:
         call = data.get("litellm_logging_obj")
         details: dict[str, Any] = getattr(call, "model_call_details", {})
@@ -256,7 +270,7 @@ def _witness(
         status=status,
         error=None if error is None else type(error).__name__,
         started_at=_utc(started_at),
-        ended_at=_utc(ended_at) or datetime.now(timezone.utc),
+        ended_at=_utc(ended_at) or datetime.now(UTC),
     )
 
 
@@ -323,7 +337,7 @@ def _estimate(call: Any, details: Mapping[str, Any], chunks: list[Any], messages
 
 def _utc(moment: Any) -> datetime | None:
     """LiteLLM's times are naive and local."""
-    return moment.astimezone(timezone.utc) if isinstance(moment, datetime) else None
+    return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
 
 witness_logger = WitnessLogger(

@@ -23,12 +23,15 @@ MAX_TOKENS_CEILING = 10_000_000
 MAX_CHOICES = 128
 
 _COMMON = frozenset({"model", "user", "safety_identifier"})
-_CHAT = _COMMON | frozenset(
-    "messages stream stream_options max_tokens max_completion_tokens n temperature top_p top_k min_p stop seed "
-    "frequency_penalty presence_penalty repetition_penalty logit_bias logprobs top_logprobs tools tool_choice "
-    "parallel_tool_calls functions function_call response_format reasoning_effort thinking verbosity prediction "
-    "service_tier metadata store modalities prompt_cache_key prompt_cache_retention".split()
-)
+# fmt: off
+_CHAT = _COMMON | {
+    "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "temperature", "top_p", "top_k",
+    "min_p", "stop", "seed", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "logprobs",
+    "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format",
+    "reasoning_effort", "thinking", "verbosity", "prediction", "service_tier", "metadata", "store", "modalities",
+    "prompt_cache_key", "prompt_cache_retention",
+}
+# fmt: on
 _EMBEDDINGS = _COMMON | frozenset({"input", "encoding_format", "dimensions"})
 
 # Allowances, in tokens, for what providers add around the caller's text. The largest published are
@@ -108,14 +111,11 @@ def parse_chat(body: bytes) -> ParsedRequest:
     if tools:
         allowance += _WITH_TOOLS + _PER_TOOL * tools
     prediction = data.get("prediction")
-    options = data.get("stream_options")
-    if options is not None and not isinstance(options, dict):
-        raise _invalid("stream_options", "'stream_options' must be an object.")
     return ParsedRequest(
         data=data,
         model=model,
         stream=stream,
-        wants_usage=bool(options and cast("dict[str, Any]", options).get("include_usage")),
+        wants_usage=_wants_usage(data),
         choices=choices or 1,
         max_tokens=_max_tokens(data),
         input_bound=text_bytes + allowance,
@@ -138,7 +138,7 @@ def parse_embeddings(body: bytes) -> ParsedRequest:
     _refuse_unknown(data, _EMBEDDINGS)
     given = data.get("input")
     items = cast("list[object]", given) if isinstance(given, list) else [given]
-    if not items or len(items) > 2048 and not isinstance(items[0], int):
+    if not items or (len(items) > 2048 and not isinstance(items[0], int)):
         raise _invalid("input", "'input' must hold between 1 and 2048 items.")
     tokens = 0
     if all(type(item) is int for item in items):
@@ -150,7 +150,9 @@ def parse_embeddings(body: bytes) -> ParsedRequest:
             elif isinstance(item, list) and item and all(type(token) is int for token in cast("list[object]", item)):
                 tokens += len(cast("list[object]", item)) + _PER_MESSAGE
             else:
-                raise _invalid("input", "'input' must be a non-empty string, or an array of strings or of token arrays.")
+                raise _invalid(
+                    "input", "'input' must be a non-empty string, or an array of strings or of token arrays."
+                )
     _count(data, "dimensions", 1, 100_000)
     if data.get("encoding_format") not in (None, "float", "base64"):
         raise _invalid("encoding_format", "'encoding_format' must be 'float' or 'base64'.")
@@ -213,6 +215,15 @@ def _count(data: dict[str, Any], name: str, least: int, most: int) -> int | None
     return value
 
 
+def _wants_usage(data: dict[str, Any]) -> bool:
+    options: object = data.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict):
+        raise _invalid("stream_options", "'stream_options' must be an object.")
+    return cast("dict[str, Any]", options).get("include_usage") is True
+
+
 def _max_tokens(data: dict[str, Any]) -> int | None:
     given = [_count(data, name, 1, MAX_TOKENS_CEILING) for name in ("max_tokens", "max_completion_tokens")]
     named = [value for value in given if value is not None]
@@ -238,7 +249,9 @@ def _tools(data: dict[str, Any]) -> int:
             if not isinstance(tool, dict):
                 raise _invalid(name, f"Each of '{name}' must be an object.")
             if name == "tools" and cast("dict[str, Any]", tool).get("type") not in ("function", "custom"):
-                raise _unpriced(name, "Only tools of type 'function' or 'custom' can be priced; hosted tools bill apart")
+                raise _unpriced(
+                    name, "Only tools of type 'function' or 'custom' can be priced; hosted tools bill apart"
+                )
             count += 1
     return count
 

@@ -129,7 +129,13 @@ class LLMService:
     # -- what both have in common
 
     def _call(
-        self, operation: str, path: str, request: ParsedRequest, principal: Principal, context: CallContext, parent: object
+        self,
+        operation: str,
+        path: str,
+        request: ParsedRequest,
+        principal: Principal,
+        context: CallContext,
+        parent: object,
     ) -> Call:
         if context.user is None and request.user is not None:
             context = replace(context, user=request.user)
@@ -214,7 +220,9 @@ class LLMService:
         if not task.cancelled():
             task.exception()  # whoever waits for it has it; when nobody does any more, it is settled all the same
 
-    def settle_stream(self, call: Call, claim: Claim | None, ending: Ending, scanner: EventScanner) -> asyncio.Task[int]:
+    def settle_stream(
+        self, call: Call, claim: Claim | None, ending: Ending, scanner: EventScanner
+    ) -> asyncio.Task[int]:
         """Settle a stream that has ended, and keep it for its idempotency key, off the caller's path."""
         return self._in_background(self._end_stream(call, claim, ending, scanner))
 

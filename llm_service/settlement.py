@@ -16,11 +16,12 @@ import orjson
 from llm_service import pricing
 from llm_service.bounds import counted_bound
 from llm_service.call import Call, Ending
-from llm_service.catalog import Catalog, Model
+from llm_service.catalog import Model
 from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError
 from llm_service.guards.limits import RateLimiter
 from llm_service.money import nano_from_reported_dollars
 from llm_service.requests import ParsedRequest
+from llm_service.sse import GENERATED, objects
 from llm_service.telemetry.record import CallRecord
 from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
@@ -34,7 +35,7 @@ _IN_FLIGHT_TOKENS = 16
 
 
 class Settler:
-    """Settles calls. `count_text(model, request, text)` counts the tokens of the input (text None) or of a text."""
+    """Settles calls. `count_tokens` and `count_text` count the tokens of a request's input, and of a text."""
 
     def __init__(
         self,
@@ -42,8 +43,8 @@ class Settler:
         treasury: Treasury,
         limiter: RateLimiter,
         sweeper: Sweeper,
-        count_tokens: Callable[[Model, ParsedRequest], Awaitable[tuple[int, bool]]],
-        count_text: Callable[[Model, str], Awaitable[tuple[int, bool]]],
+        count_tokens: Callable[[Model, ParsedRequest], Awaitable[int]],
+        count_text: Callable[[Model, str], Awaitable[int]],
         record: Callable[[CallRecord], None],
         lifetime_s: float,
     ) -> None:
@@ -72,7 +73,9 @@ class Settler:
 
     def unanswered(self, call: Call, error: TreasurerError) -> None:
         """It may have been bought. Its hold stays until a witness tells, or until it expires."""
-        log.warning("call %s may have been served without an answer (%s): looking for its witness", call.call_id, error.code)
+        log.warning(
+            "call %s may have been served without an answer (%s): looking for its witness", call.call_id, error.code
+        )
         self._sweeper.watch(call.call_id, call.attempt, self._lifetime_s)
         self._limiter.release(call.pace, None)
 
@@ -130,14 +133,16 @@ class Settler:
         input_tokens, output_tokens = call.plan.input_tokens, len(text.encode())
         most_output = call.output_tokens * call.request.choices + call.request.extra_output
         try:
-            count, native = await self._count_tokens(call.model, call.request)
-            media = call.plan.input_tokens - call.request.input_bound if not call.plan.counted else 0
-            input_tokens = min(input_tokens, counted_bound(call.request, count, native=native) + max(0, media))
+            if not call.request.media:
+                counted = counted_bound(call.request, await self._count_tokens(call.model, call.request))
+                input_tokens = min(input_tokens, counted)
             if text:
-                count, native = await self._count_text(call.model, text)
-                output_tokens = min(output_tokens, count + (count // 10 if native else count // 2) + _IN_FLIGHT_TOKENS)
+                count = await self._count_text(call.model, text)
+                output_tokens = min(output_tokens, count + count // 2 + _IN_FLIGHT_TOKENS)
         except (ProxyUnavailable, UpstreamError) as error:
-            log.warning("call %s is settled by its size in bytes; its tokens could not be counted: %s", call.call_id, error)
+            log.warning(
+                "call %s is settled by its size in bytes; its tokens could not be counted: %s", call.call_id, error
+            )
         usage = Usage(input_tokens=input_tokens, output_tokens=min(output_tokens, most_output))
         return Ending(
             ending.state, ending.status, usage, UsageSource.ESTIMATED, ending.deployment, ending.proxy_cost_nano,
@@ -163,7 +168,7 @@ def answer_ending(
         tier: object = content.get("service_tier")
         service_tier = tier if isinstance(tier, str) else None
         reported = headers.get("x-litellm-response-cost")
-        proxy_cost_nano = nano_from_reported_dollars(reported) if _is_number(reported) else None
+        proxy_cost_nano = _cost(reported)
     known = read_usage(usage)
     return Ending(
         LedgerState.POSTED,
@@ -180,11 +185,11 @@ def answer_ending(
 def generated_text(body: bytes) -> str:
     """The text that a whole answer carries: contents, refusals, reasoning and tool calls of every choice."""
     parts: list[str] = []
-    for choice in _object(body).get("choices") or []:
-        message: dict[str, Any] = choice.get("message") or {}
-        parts += [message[name] for name in ("content", "reasoning_content", "refusal") if isinstance(message.get(name), str)]
-        if message.get("tool_calls"):
-            parts.append(orjson.dumps(message["tool_calls"]).decode())
+    for choice in objects(_object(body).get("choices")):
+        for message in objects([choice.get("message")]):
+            parts += [message[name] for name in GENERATED if isinstance(message.get(name), str)]
+            if message.get("tool_calls"):
+                parts.append(orjson.dumps(message["tool_calls"]).decode())
     return "".join(parts)
 
 
@@ -196,8 +201,10 @@ def _object(body: bytes) -> dict[str, Any]:
     return cast("dict[str, Any]", content) if isinstance(content, dict) else {}
 
 
-def _is_number(value: str | None) -> bool:
+def _cost(reported: str | None) -> int | None:
+    if reported is None:
+        return None
     try:
-        return value is not None and float(value) >= 0
-    except ValueError:
-        return False
+        return nano_from_reported_dollars(reported)
+    except ArithmeticError:
+        return None

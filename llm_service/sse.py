@@ -7,11 +7,14 @@ The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import orjson
 
 _END = b"\n\n"
+#: The fields of a message, or of a part of one, that hold generated text.
+GENERATED = ("content", "reasoning_content", "refusal")
 _KEEP_BYTES = 8 * 1024 * 1024
 
 
@@ -97,14 +100,18 @@ def _json(event: bytes) -> dict[str, Any] | None:
     return cast("dict[str, Any]", data) if isinstance(data, dict) else None
 
 
-def _generated(data: dict[str, Any]) -> list[str]:
-    parts: list[str] = []
-    for choice in data.get("choices") or []:
-        delta: dict[str, Any] = choice.get("delta") or {}
-        for name in ("content", "reasoning_content", "refusal"):
-            if isinstance(delta.get(name), str) and delta[name]:
-                parts.append(delta[name])
-        for call in delta.get("tool_calls") or []:
-            function: dict[str, Any] = call.get("function") or {}
-            parts.extend(function[name] for name in ("name", "arguments") if isinstance(function.get(name), str) and function[name])
-    return parts
+def objects(value: object) -> Iterator[dict[str, Any]]:
+    """The objects of a list; nothing where it is no list."""
+    if isinstance(value, list):
+        for item in cast("list[object]", value):
+            if isinstance(item, dict):
+                yield cast("dict[str, Any]", item)
+
+
+def _generated(data: dict[str, Any]) -> Iterator[str]:
+    for choice in objects(data.get("choices")):
+        for delta in objects([choice.get("delta")]):
+            yield from (delta[name] for name in GENERATED if isinstance(delta.get(name), str) and delta[name])
+            for call in objects(delta.get("tool_calls")):
+                for function in objects([call.get("function")]):
+                    yield from (function[name] for name in ("name", "arguments") if isinstance(function.get(name), str))

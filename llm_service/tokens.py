@@ -21,17 +21,17 @@ _MEDIA_PARTS = frozenset({"image_url", "input_image", "file", "input_file", "inp
 
 
 class TokenCounter:
-    """Counts texts; says whether the tokenizer is of the model's own family (LiteLLM ships OpenAI's)."""
+    """Counts texts."""
 
     def __init__(self, proxy: ProxyUpstream, grant_secret: str) -> None:
         self._proxy = proxy
         self._grant_secret = grant_secret
 
-    async def request(self, model: Model, request: ParsedRequest) -> tuple[int, bool]:
+    async def request(self, model: Model, request: ParsedRequest) -> int:
         """The tokens of a request's text. Raises ProxyUnavailable or UpstreamError."""
         return await self.text(model, "\n".join(texts(request.data)))
 
-    async def text(self, model: Model, text: str) -> tuple[int, bool]:
+    async def text(self, model: Model, text: str) -> int:
         """The tokens of a text. Raises ProxyUnavailable or UpstreamError."""
         body = orjson.dumps({"model": model.name, "prompt": text})
         grant = sign(self._grant_secret, for_service(_PATH, model=model.name, body=body))
@@ -39,7 +39,7 @@ class TokenCounter:
         count: object = cast("dict[str, Any]", answer).get("total_tokens") if isinstance(answer, dict) else None
         if type(count) is not int or count < 0:
             raise UpstreamError("The proxy's token counter gave no count.")
-        return count, model.provider == "openai"
+        return count
 
 
 def texts(data: dict[str, Any]) -> Iterator[str]:

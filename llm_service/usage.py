@@ -36,9 +36,7 @@ def read_usage(report: object) -> Usage | None:
         cached_tokens=cached,
         cache_write_tokens=written,
         output_tokens=output_tokens,
-        reasoning_tokens=min(
-            _tokens(_details(fields, "completion_tokens_details"), "reasoning_tokens"), output_tokens
-        ),
+        reasoning_tokens=min(_tokens(_details(fields, "completion_tokens_details"), "reasoning_tokens"), output_tokens),
         cache_write_1h_tokens=min(
             _tokens(_details(prompt, "cache_creation_token_details"), "ephemeral_1h_input_tokens"), written
         ),

@@ -58,5 +58,3 @@ async def _proxy(runtime: Runtime) -> str:
 
 def _redis(runtime: Runtime) -> str:
     return "away: limits are kept in each process, budgets are exact" if runtime.limiter.degraded else "ok"
-
-

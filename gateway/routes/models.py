@@ -58,6 +58,10 @@ def _shown(model: Model) -> dict[str, Any]:
             "max_input_tokens": model.max_input_tokens,
             "max_output_tokens": model.max_output_tokens,
             "capabilities": sorted(model.capabilities),
-            "nano_dollars_per_million_tokens": {"input": rates.input, "output": rates.output, "cached": rates.cache_read},
+            "nano_dollars_per_million_tokens": {
+                "input": rates.input,
+                "output": rates.output,
+                "cached": rates.cache_read,
+            },
         },
     }

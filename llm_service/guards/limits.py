@@ -8,8 +8,9 @@ What must hold:
   and no call waits for longer than `timeout_s` for it. Slots taken on one side are given back there.
 
 Redis Cluster: one script may touch keys of one hash slot only, and a call's limits range from its key
-to its model, so all keys carry one hash tag. In a cluster one shard then keeps all rate limits (some
-50,000 calls a second); the other shards do not help. The client here speaks to that shard, not to a cluster.
+to its model, so all keys carry one hash tag. In a cluster one shard then keeps all rate limits, and the
+others do not help: measured, a call with its release is 30 µs of Redis' one core with one rule of
+three limits, 70 µs with four rules of eight, so 14,000 to 30,000 calls a second. The client here is for one server.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from llm_service.guards.pace import UNIT, Charge, Clock, Decision, Metric, Pace, bucket_level, passes
+from llm_service.guards.pace import UNIT, Charge, Decision, Metric, Pace, bucket_level, passes
 
 #: Between two clearings of what has expired, so that memory follows the subjects in use.
 _CLEAR_EVERY_MS = UNIT
@@ -24,7 +24,7 @@ def _monotonic_ms() -> int:
 class LocalLimits:
     """Buckets and slots in memory. Not for several threads."""
 
-    def __init__(self, now_ms: Clock = _monotonic_ms) -> None:
+    def __init__(self, now_ms: Callable[[], int] = _monotonic_ms) -> None:
         self._now_ms = now_ms
         self._buckets: dict[str, tuple[int, int, int]] = {}  # key → used, at, limit
         self._slots: dict[str, dict[str, int]] = {}  # key → call → expiry

@@ -21,7 +21,7 @@ most one more limit: the debt is waited off in a minute at most.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from fnmatch import fnmatchcase
@@ -223,6 +223,3 @@ class Pace:
                 if change:
                     changes.append((charge, change))
         return changes
-
-
-Clock = Callable[[], int]

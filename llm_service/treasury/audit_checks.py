@@ -317,7 +317,8 @@ _NEGATIVE = Rule(
         UNION ALL
         SELECT 'call ' || call_id || ' attempt ' || attempt || ': corrected to ' || sum(cost_nano) || ' nano-dollars'
         FROM ledger GROUP BY call_id, attempt
-        HAVING bool_or(state = 'adjusted') AND bool_and(cost_nano >= 0 OR state = 'adjusted') AND sum(cost_nano) < 0
+        HAVING bool_or(state = 'adjusted') AND min(cost_nano) FILTER (WHERE state <> 'adjusted') >= 0
+           AND sum(cost_nano) < 0
         UNION ALL
         SELECT 'the witness of call ' || call_id || ' attempt ' || attempt || ': cost ' || coalesce(cost_nano, 0)
             || ' nano-dollars, tokens ' || concat_ws(' ', {_TOKENS})

@@ -21,12 +21,12 @@ AWAY = (
     TimeoutError,
     asyncpg.InterfaceError,
     asyncpg.PostgresConnectionError,
-    asyncpg.exceptions.OperatorInterventionError,
-    asyncpg.exceptions.InsufficientResourcesError,
-    asyncpg.exceptions.InvalidAuthorizationSpecificationError,
-    asyncpg.exceptions.PostgresSystemError,
-    asyncpg.exceptions.QueryCanceledError,
-    asyncpg.exceptions.InvalidCatalogNameError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.InvalidAuthorizationSpecificationError,
+    asyncpg.PostgresSystemError,
+    asyncpg.QueryCanceledError,
+    asyncpg.InvalidCatalogNameError,
 )
 
 
@@ -38,7 +38,7 @@ class Connection:
         self._name = name
         self._timeout_s = timeout_s
         self._retry_s = retry_s
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connection: asyncpg.Connection | None = None
         self._not_before = 0.0
 
     async def fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
@@ -59,7 +59,7 @@ class Connection:
                 raise away(error) from error
         raise AssertionError("unreachable")
 
-    async def _open(self) -> asyncpg.Connection[asyncpg.Record]:
+    async def _open(self) -> asyncpg.Connection:
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
         if time.monotonic() < self._not_before:

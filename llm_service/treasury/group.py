@@ -85,7 +85,7 @@ class Group(Generic[Item, Result]):
             return await self._run(items)
         except TreasurerError as error:
             return [error] * len(items)
-        except Exception as error:  # raised where the item is awaited
+        except Exception as error:  # noqa: BLE001  # raised where the item is awaited
             if len(items) == 1:
                 return [error]
             # One item that the database will not take must not fail its neighbours.

@@ -76,7 +76,9 @@ def settlement_for(hold: OrphanHold, price: Price) -> Settlement | None:
     if answers:
         last = answers[-1]
         costs = [price(hold.model, witness.deployment, witness.usage) for witness in answers]
-        known = [cost if cost is not None else (witness.cost_nano or 0) for cost, witness in zip(costs, answers, strict=True)]
+        known = [
+            cost if cost is not None else (witness.cost_nano or 0) for cost, witness in zip(costs, answers, strict=True)
+        ]
         reported = [witness.cost_nano for witness in answers if witness.cost_nano is not None]
         return Settlement(
             hold.call_id,
@@ -150,7 +152,9 @@ class Sweeper:
             TreasuryUnavailable: Postgres is away.
         """
         rows = await self._fetch(_EXPIRED, limit)
-        settlements = [settlement for row in rows if (settlement := settlement_for(_orphan(row), self._price)) is not None]
+        settlements = [
+            settlement for row in rows if (settlement := settlement_for(_orphan(row), self._price)) is not None
+        ]
         await asyncio.gather(*(self._treasury.settle_soon(settlement) for settlement in settlements))
         if settlements:
             witnessed = sum(s.usage_source is UsageSource.WITNESS for s in settlements)

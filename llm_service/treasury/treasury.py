@@ -78,7 +78,7 @@ class Treasury:
         self._admitting = Connection(database_url, name="admission")
         self._settling = Connection(database_url, name="settlement")
         self._retry_s = retry_s
-        tell = observe or (lambda kind, size, seconds: None)
+        tell = observe or _tell_nobody
         self._admissions: Group[HoldRequest, Hold | Denial] = Group(
             self._admit_group,
             observe=lambda size, seconds: tell("admit", size, seconds),
@@ -156,6 +156,10 @@ class Treasury:
             self.settle_soon(void(request))
 
 
+def _tell_nobody(_kind: str, _size: int, _seconds: float) -> None:
+    return
+
+
 def void(request: HoldRequest) -> Settlement:
     """The settlement of an attempt for which nothing was sent."""
     return Settlement(request.call_id, request.attempt, LedgerState.VOIDED, 0, error_code="not_sent")
@@ -179,7 +183,7 @@ def _numbers(values: Iterable[int | float | None]) -> str:
 
 
 def _uuids(values: Iterable[UUID]) -> str:
-    return "{" + ",".join(["%032x" % value.int for value in values]) + "}"
+    return "{" + ",".join([f"{value.int:032x}" for value in values]) + "}"
 
 
 def _admission_arrays(group: Sequence[HoldRequest]) -> tuple[object, ...]:
