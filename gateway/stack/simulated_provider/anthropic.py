@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import orjson
 
@@ -15,6 +16,18 @@ from gateway.stack.simulated_provider.wire import Event, Reply, image_tokens, jo
 
 _STOPS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}  # else a tool's name
+_NOTES = {
+    "minimum number of items": "minItems",
+    "maximum number of items": "maxItems",
+    "minimum value": "minimum",
+    "maximum value": "maximum",
+    "exclusive minimum value": "exclusiveMinimum",
+    "exclusive maximum value": "exclusiveMaximum",
+    "minimum length": "minLength",
+    "maximum length": "maxLength",
+    "must be a multiple of": "multipleOf",
+}
+_NOTE = re.compile(rf"\b({'|'.join(sorted([*_NOTES, *_NOTES.values()], key=len, reverse=True))}):? (-?\d+(?:\.\d+)?)")
 _KINDS = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -68,7 +81,7 @@ def read(face: str, body: Json, *, limited: bool = True) -> Ask:
         tools=tools,
         tool_choice=_TOOL_CHOICES.get(kind) or str(choice.get("name")),
         parallel=not choice.get("disable_parallel_tool_use"),
-        schema=schema,
+        schema=_heeding_notes(schema),
         after_tool=after_tool,
         include_usage=True,
     )
@@ -114,6 +127,23 @@ def _schema(body: Json) -> Json | None:
     if wanted is None:
         return None
     return expect(expect(wanted, dict, "output_format").get("schema"), dict, "output_format.schema")
+
+
+def _heeding_notes(value: Any) -> Any:
+    """The schema with the bounds that its descriptions tell of.
+
+    Anthropic's schemas know no bounds, so its SDK and LiteLLM move them into descriptions, where a model reads them.
+    """
+    if isinstance(value, list):
+        return [_heeding_notes(item) for item in cast("list[Any]", value)]
+    if not isinstance(value, dict):
+        return value
+    schema: Json = {name: _heeding_notes(item) for name, item in cast("Json", value).items()}
+    description: Any = schema.get("description")
+    if isinstance(description, str):
+        for words, number in cast("list[tuple[str, str]]", _NOTE.findall(description)):
+            schema.setdefault(_NOTES.get(words.lower(), words), orjson.loads(number))
+    return schema
 
 
 class MessagesWire:

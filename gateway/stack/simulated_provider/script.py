@@ -50,7 +50,7 @@ class Knobs:
     error: dict[str, Any] | None = None  # the error's whole body
     hang_s: float = 0  # silence before the headers, or in a stream after `hang_after_tokens`
     hang_after_tokens: int | None = None
-    cut_after_tokens: int | None = None  # closes the connection in mid-answer, billed until there
+    cut_after_tokens: int | None = None  # closes the connection after the event that holds this token
     cut_before_headers: bool = False  # closes it without an answer; bills nothing unless `billed` says so
     slow_body_s: float = 0  # an answer that is not streamed drips out over this time
     usage: Literal["missing", "zero"] | dict[str, int] | None = None  # what is reported

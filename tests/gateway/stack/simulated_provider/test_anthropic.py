@@ -1,5 +1,6 @@
 """Anthropic's own SDK against the simulated provider."""
 
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -81,6 +82,22 @@ async def test_tools(client: anthropic.AsyncAnthropic, streamed: bool) -> None:
     history: Any = [*HELLO, {"role": "assistant", "content": made.content}, {"role": "user", "content": [result]}]
     after = await client.messages.create(model="claude-sim", messages=history, max_tokens=50, tools=[TOOL])
     assert after.content[0].type == "text"
+
+
+@pytest.mark.parametrize(
+    "note", ["Note: minimum number of items: 4, maximum number of items: 4.", "Four.\n\n{minItems: 4, maxItems: 4}"]
+)
+async def test_a_schema_is_answered_and_bounds_in_its_descriptions_too(
+    client: anthropic.AsyncAnthropic, note: str
+) -> None:
+    number = {"type": "integer", "description": "Note: exclusive minimum value: 6, maximum value: 7."}
+    array = {"type": "array", "items": number, "description": note}
+    schema = {"type": "object", "properties": {"items": array}, "required": ["items"], "additionalProperties": False}
+    wanted: Any = {"format": {"type": "json_schema", "schema": schema}}
+    made: Any = await client.messages.create(
+        model="claude-sim", messages=HELLO, max_tokens=90, extra_body={"output_config": wanted}
+    )
+    assert json.loads(made.content[0].text) == {"items": [7, 7, 7, 7]}
 
 
 async def test_cached_and_written_tokens(client: anthropic.AsyncAnthropic, provider: Running) -> None:

@@ -197,9 +197,9 @@ def test_a_connection_cut_before_the_headers_costs_nothing(provider: Running, st
 def test_a_cut_in_mid_answer_is_billed_until_there(provider: Running, stream: bool, cut: int, generated: int) -> None:
     provider.script(rule(cut_after_tokens=cut, output_tokens=20))
     parts: list[bytes] = []
-    with provider.http.stream("POST", "/openai/v1/chat/completions", json={**BODY, "stream": stream}) as answer:
-        with pytest.raises(httpx2.RemoteProtocolError):
-            parts.extend(answer.iter_bytes())
+    post = provider.http.stream("POST", "/openai/v1/chat/completions", json={**BODY, "stream": stream})
+    with post as answer, pytest.raises(httpx2.RemoteProtocolError):
+        parts.extend(answer.iter_bytes())
     got = b"".join(parts)
     if stream:
         assert got.count(b'"delta":{"content":') == generated
