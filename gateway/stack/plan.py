@@ -262,6 +262,7 @@ def _redis_part(site: _Site, server: EmbeddedRedis | None) -> Part:
 def _provider_part(site: _Site) -> Part:
     port = site.ports.provider
     arguments = ["--port", str(port), "--prices", str(_price_map(_proxy_python(site.settings)))]
+    arguments += ["--meter", str(site.data_dir / "simulated-invoice.jsonl")]  # a restart forgets no bill
     return Part(
         name="simulated-provider",
         address=f"127.0.0.1:{port}",
@@ -309,7 +310,7 @@ def _proxy_part(site: _Site) -> Part:
         patience="imports LiteLLM: 10 to 30 s",
         directory=folder,
         start_timeout_s=180,
-        stop_timeout_s=8,
+        stop_timeout_s=4,  # its workers need one second; LiteLLM lingers ten more at its exit, doing nothing
     )
 
 

@@ -1,0 +1,23 @@
+"""Starts the simulated provider in a container, with the map of prices that LiteLLM itself has."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+
+def main() -> None:
+    """Never returns: the process becomes the simulated provider."""
+    litellm = find_spec("litellm")  # found, not imported
+    if litellm is None or litellm.origin is None:
+        sys.exit("LiteLLM is not installed here: there is no map of prices.")
+    prices = Path(litellm.origin).parent / "model_prices_and_context_window_backup.json"
+    program = [sys.executable, "-m", "gateway.stack.simulated_provider"]
+    arguments = ["--host", "0.0.0.0", "--port", "4001", "--prices", str(prices)]  # noqa: S104 (compose's network)
+    os.execv(sys.executable, program + arguments)  # noqa: S606 (no shell is the point)
+
+
+if __name__ == "__main__":
+    main()
