@@ -37,7 +37,8 @@ async def snapshot(pool: asyncpg.Pool, *, timeout_s: float) -> AsyncIterator[asy
             try:
                 async with connection.transaction(isolation="repeatable_read", readonly=True):
                     await connection.execute(
-                        "SELECT set_config('statement_timeout', $1, true), set_config('work_mem', $2, true), set_config('jit', 'off', true)",
+                        "SELECT set_config('statement_timeout', $1, true), set_config('work_mem', $2, true), "
+                        "set_config('jit', 'off', true)",
                         str(int(timeout_s * 1000)),
                         _WORK_MEM,
                     )

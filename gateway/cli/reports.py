@@ -1,0 +1,206 @@
+"""`treasurer report` and `treasurer audit`: who spent what, and whether the books are right.
+
+What must hold: money is printed exactly, and never cut to fit a terminal. What callers named themselves
+(runs, users, tags) cannot steer the terminal that it is printed on.
+"""
+
+from __future__ import annotations
+
+import json as json_
+import sys
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gateway.cli.common import ExitCode, fail, open_pool, run_async
+from gateway.settings import load_settings
+from llm_service.errors import InvalidRequest
+from llm_service.money import format_dollars
+from llm_service.treasury.audit import AuditReport, audit
+from llm_service.treasury.report_formats import report_as_csv, report_as_json
+from llm_service.treasury.report_query import FILTERS, NONE, ReportQuery, parse_query
+from llm_service.treasury.reports import CostReport, Figures, cost_report
+
+_FORMATS = ("table", "csv", "json")
+#: A sweep that has begun may take so long until it has settled a hold.
+_SWEEP_TAKES_S = 5.0
+
+_Values = list[str] | None
+_BY = "Up to 4 of organisation, team, agent, key, model, provider, run, user, session, tag, hour, day, month."
+_FROM = "The first moment: 2026-11, 2026-11-30, 2026-11-30T14:00, 7d, today …"
+
+
+def register(app: typer.Typer) -> None:
+    """Add these commands to the command line."""
+    app.command("report")(report)
+    app.command("audit")(audit_command)
+
+
+def report(
+    by: Annotated[_Values, typer.Option("--by", metavar="PROPERTY[,…]", help=f"{_BY} Default: agent.")] = None,
+    start: Annotated[str | None, typer.Option("--from", metavar="TIME", help=_FROM)] = None,
+    end: Annotated[str | None, typer.Option("--to", metavar="TIME", help="The moment after the last.")] = None,
+    time_zone: Annotated[str | None, typer.Option("--time-zone", help="Such as Europe/Paris. Default: UTC.")] = None,
+    organisation: Annotated[
+        _Values, typer.Option(help="Only this organisation. Repeatable, as are all of these.")
+    ] = None,
+    team: Annotated[_Values, typer.Option(help="Only this team.")] = None,
+    agent: Annotated[_Values, typer.Option(help="Only this agent.")] = None,
+    key: Annotated[_Values, typer.Option(help="Only this key.")] = None,
+    model: Annotated[_Values, typer.Option(help="Only this model.")] = None,
+    provider: Annotated[_Values, typer.Option(help="Only this provider.")] = None,
+    run: Annotated[_Values, typer.Option(help="Only this run.")] = None,
+    user: Annotated[_Values, typer.Option(help="Only this user.")] = None,
+    session: Annotated[_Values, typer.Option(help="Only this session.")] = None,
+    tag: Annotated[_Values, typer.Option(help="Only this tag.")] = None,
+    order: Annotated[
+        str | None, typer.Option(help="cost, calls, tokens, refusals, errors, latency or group. Default: time, cost.")
+    ] = None,
+    limit: Annotated[str | None, typer.Option(help="Rows at most. Default: 1000.")] = None,
+    form: Annotated[str, typer.Option("--format", help="table, csv or json.")] = "table",
+    json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+) -> None:
+    """Cost, tokens, calls, errors, refusals and latency, by any properties of a call."""
+    if form not in _FORMATS:
+        fail(f"--format: {form!r} is not one of: {', '.join(_FORMATS)}.", ExitCode.USAGE)
+    filters = (organisation, team, agent, key, model, provider, run, user, session, tag)
+    single = {"from": start, "to": end, "time_zone": time_zone, "order": order, "limit": limit}
+    parameters = {name: [value] for name, value in single.items() if value is not None}
+    parameters |= {str(prop): values for prop, values in zip(FILTERS, filters, strict=True) if values}
+    parameters |= {"group_by": by} if by else {}
+    try:
+        query = parse_query(parameters, now=datetime.now(UTC))
+    except InvalidRequest as error:
+        fail(error.message, ExitCode.USAGE)
+    made = run_async(_report(query))
+    if json or form == "json":
+        print(json_.dumps(report_as_json(made), indent=2, ensure_ascii=False))
+    elif form == "csv":
+        sys.stdout.write(report_as_csv(made))
+        for note in made.notes:
+            print(note, file=sys.stderr)
+    else:
+        print_report(made, Console())
+
+
+async def _report(query: ReportQuery) -> CostReport:
+    with Console(stderr=True).status("Adding up the ledger …"):
+        async with open_pool() as pool:
+            return await cost_report(pool, query)
+
+
+def audit_command(
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+    sweep_grace_s: Annotated[
+        float | None,
+        typer.Option("--sweep-grace", metavar="SECONDS", help="How long an expired hold may wait for the sweeper."),
+    ] = None,
+) -> None:
+    """Recompute the books and name each difference. Exit code 4 when there is one."""
+    grace_s = load_settings().sweep_interval_s + _SWEEP_TAKES_S if sweep_grace_s is None else sweep_grace_s
+    made = run_async(_audit(grace_s))
+    if json:
+        print(json_.dumps({**asdict(made), "at": made.at.isoformat()}, indent=2, ensure_ascii=False))
+    else:
+        print_audit(made, Console())
+    if not made.ok:
+        raise typer.Exit(ExitCode.AUDIT_DIFFERENCE)
+
+
+async def _audit(grace_s: float) -> AuditReport:
+    with Console(stderr=True).status("Recomputing the books …"):
+        async with open_pool() as pool:
+            return await audit(pool, sweep_grace_s=grace_s)
+
+
+# ------------------------------------------------------------------ for people
+
+
+def print_report(made: CostReport, console: Console) -> None:
+    """Print a report as a table, with its total and its notes."""
+    query = made.query
+    if made.rows:
+        console.print(Text(f"Costs by {', '.join(query.group_by)}, {query.period()}", style="italic"), soft_wrap=True)
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=True)
+        for place, prop in enumerate(query.group_by):
+            table.add_column(str(prop), footer="total" if place == 0 else "", overflow="fold")
+        columns = _columns([row.figures for row in made.rows], made.total)
+        for heading, values in columns.items():
+            table.add_column(heading, footer=values[-1], justify="right", no_wrap=True)
+        for number, row in enumerate(made.rows):
+            group = [Text(NONE, style="dim") if value is None else Text(printable(value)) for value in row.group]
+            table.add_row(*group, *(values[number] for values in columns.values()))
+        measured = Console(width=10_000).measure(table)
+        console.width = max(console.width, measured.minimum if console.is_terminal else measured.maximum)
+        console.print(table)
+    for note in made.notes:
+        console.print(Text(note, style="dim"), soft_wrap=True)
+
+
+def _columns(rows: list[Figures], total: Figures) -> dict[str, list[str]]:
+    """Columns of figures, the total last. Kinds of tokens, errors and refusals that never occur are left out."""
+    every = [*rows, total]
+    # As many decimals as the finest amount needs: exact, and the points are under each other.
+    places = max(len(format_dollars(figures.cost_nano).partition(".")[2]) for figures in every)
+    columns = {
+        "cost": [format_dollars(figures.cost_nano, places=places) for figures in every],
+        "calls": [f"{figures.calls:,}" for figures in every],
+        "tokens in": [f"{figures.input_tokens:,}" for figures in every],
+        "out": [f"{figures.output_tokens:,}" for figures in every],
+    }
+    if total.cached_tokens:
+        columns["cached"] = [f"{figures.cached_tokens:,}" for figures in every]
+    if total.cache_write_tokens:
+        columns["cache writes"] = [f"{figures.cache_write_tokens:,}" for figures in every]
+    if total.reasoning_tokens:
+        columns["reasoning"] = [f"{figures.reasoning_tokens:,}" for figures in every]
+    if total.refusals:
+        columns["refused"] = [f"{figures.refusals:,}" for figures in every]
+    if total.errors:
+        columns["errors"] = [f"{figures.errors:,}" for figures in every]
+    if total.latency_avg_ms is not None:
+        columns["avg ms"] = [_milliseconds(figures.latency_avg_ms) for figures in every]
+        columns["p50"] = [_milliseconds(figures.latency_p50_ms) for figures in every]
+        columns["p95"] = [_milliseconds(figures.latency_p95_ms) for figures in every]
+    return columns
+
+
+def _milliseconds(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"
+
+
+def print_audit(made: AuditReport, console: Console) -> None:
+    """Print a line for each check, its differences under it, and the verdict."""
+    wide = max(len(check.name) for check in made.checks)
+    for check in made.checks:
+        mark = Text("✓", style="green") if check.ok else Text("✗", style="bold red")
+        counts = f"{check.examined:,} examined" + ("" if check.ok else f", {check.found:,} different")
+        line = Text.assemble(
+            mark, f" {check.invariant}  {check.name:<{wide}}  ", (counts, "dim" if check.ok else "red")
+        )
+        console.print(line, soft_wrap=True)
+        if not check.ok:
+            console.print(Text(f"      must hold: {check.holds}"), soft_wrap=True)
+        for difference in check.differences:
+            console.print(Text(f"      {printable(difference)}", style="red"), soft_wrap=True)
+        if check.found > len(check.differences):
+            console.print(Text(f"      … and {check.found - len(check.differences):,} more", style="red"))
+        if check.note is not None:
+            console.print(Text(f"      note: {check.note}", style="yellow"), soft_wrap=True)
+    wrong = [check.name for check in made.checks if not check.ok]
+    if wrong:
+        verdict = Text(f"The books are wrong: {', '.join(wrong)}.", style="bold red")
+    else:
+        verdict = Text(f"The books are right, as of {made.at:%Y-%m-%d %H:%M:%S} UTC.", style="bold green")
+    console.print(verdict, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Escape what would move the cursor, change colours or turn the direction of writing."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

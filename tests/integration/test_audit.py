@@ -1,0 +1,511 @@
+"""The audit against the real database: each check finds the very difference that was planted, and no other."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import asyncpg
+import pytest
+
+from llm_service.errors import InvalidRequest
+from llm_service.treasury.audit import MAX_NAMED, AuditReport, Check, audit
+from llm_service.treasury.audit_checks import RULES
+from llm_service.treasury.treasury import Treasury
+from llm_service.types import CallContext, Hold, HoldRequest, LedgerState, Principal, Settlement
+
+GRACE_S = 10
+CALL, HELD = uuid.uuid4(), uuid.uuid4()
+
+
+@dataclass
+class Books:
+    """A small, right set of books: one settled call (600 of 1,000 held) and one held (300) in one window of 10,000."""
+
+    pool: asyncpg.Pool
+    agent: int
+    budget: int
+    window: int
+
+    async def audit(self) -> AuditReport:
+        return await audit(self.pool, sweep_grace_s=GRACE_S)
+
+    async def differences(self, *expected: str) -> list[Check]:
+        """The checks that failed; exactly those that were expected."""
+        made = await self.audit()
+        failed = [check for check in made.checks if not check.ok]
+        assert [check.name for check in failed] == list(expected), failed
+        assert made.ok is (not expected)
+        return failed
+
+    async def tamper(self, *statements: str) -> None:
+        """Change what nothing may change: triggers and foreign keys are off, constraints must be dropped."""
+        async with self.pool.acquire() as connection, connection.transaction():
+            await connection.execute("SET LOCAL session_replication_role = replica")
+            for statement in statements:
+                await connection.execute(statement)
+
+    async def entry(self, **columns: object) -> None:
+        row: dict[str, object] = {
+            "call_id": uuid.uuid4(),
+            "attempt": 1,
+            "state": "posted",
+            "organisation_id": 1,
+            "team_id": 1,
+            "agent_id": self.agent,
+            "model": "gpt",
+            "window_ids": [],
+            "held_nano": 1000,
+            "cost_nano": 0,
+            "usage_source": "provider",
+            **columns,
+        }
+        await _insert(self.pool, "ledger", row, "started_at")
+
+    async def witness(self, call: uuid.UUID, **columns: object) -> None:
+        row: dict[str, object] = {
+            "id": uuid.uuid4(),
+            "call_id": call,
+            "attempt": 1,
+            "outcome": "success",
+            "model": "gpt",
+            "cost_nano": 600,
+            **columns,
+        }
+        await _insert(self.pool, "witnesses", row, "ended_at")
+
+
+async def _insert(pool: asyncpg.Pool, table: str, row: dict[str, object], now: str) -> None:
+    places = ", ".join(f"${n}" for n in range(1, len(row) + 1))
+    await pool.execute(f"INSERT INTO {table} ({', '.join(row)}, {now}) VALUES ({places}, now())", *row.values())
+
+
+@pytest.fixture
+async def books(pool: asyncpg.Pool) -> Books:
+    agent = await pool.fetchval("INSERT INTO agents (team_id, name) SELECT min(id), 'alice' FROM teams RETURNING id")
+    budget = await pool.fetchval(
+        "INSERT INTO budgets (name, scope, scope_id, window_kind, time_zone, limit_nano) "
+        "VALUES ('daily', 'agent', $1, 'day', 'Europe/Paris', 10000) RETURNING id",
+        agent,
+    )
+    window = await pool.fetchval(
+        """INSERT INTO windows (budget_id, starts_at, ends_at, limit_nano, posted_nano, pending_nano)
+           SELECT $1, date_trunc('day', now(), 'Europe/Paris'),
+               (date_trunc('day', now() AT TIME ZONE 'Europe/Paris') + interval '1 day') AT TIME ZONE 'Europe/Paris',
+               10000, 600, 300 RETURNING id""",
+        budget,
+    )
+    books = Books(pool, agent, budget, window)
+    await books.entry(call_id=CALL, window_ids=[window], cost_nano=600)
+    await pool.execute(
+        """INSERT INTO holds (call_id, attempt, organisation_id, team_id, agent_id, model, amount_nano, window_ids,
+               started_at, expires_at)
+           VALUES ($1, 1, 1, 1, $2, 'gpt', 300, ARRAY[$3::bigint], now(), now() + interval '1 minute')""",
+        HELD,
+        agent,
+        window,
+    )
+    await books.witness(CALL)
+    await books.witness(HELD, outcome="failure", cost_nano=None)
+    return books
+
+
+async def test_a_new_database_is_right(pool: asyncpg.Pool) -> None:
+    made = await audit(pool, sweep_grace_s=0)
+    assert made.ok
+    assert all(check.ok and not check.differences and check.note is None for check in made.checks)
+
+
+async def test_right_books_are_right_and_every_check_examined_something(books: Books) -> None:
+    await books.pool.execute(
+        "INSERT INTO idempotency (agent_id, key, body_digest, call_id, expires_at) VALUES ($1, 'k', '', $2, now())",
+        books.agent,
+        CALL,
+    )
+    await books.entry(call_id=CALL, state="adjusted", held_nano=0, cost_nano=-100, window_ids=[books.window])
+    await books.pool.execute("UPDATE windows SET posted_nano = 500")
+    made = await books.audit()
+    assert made.ok, made
+    assert [check.name for check in made.checks if check.examined == 0] == []
+    assert [check.name for check in made.checks] == [rule.name for rule in RULES]
+    assert {check.invariant for check in made.checks} == {"I1", "I2", "I3", "I4", "I7"}
+
+
+async def test_i1_a_window_over_its_limit(books: Books) -> None:
+    await books.tamper("UPDATE windows SET limit_nano = 899", "UPDATE budgets SET limit_nano = 899")
+    (check,) = await books.differences("spend_within_limits")
+    assert check.invariant == "I1"
+    assert "window " + str(books.window) + " of budget 'daily'" in check.differences[0]
+    assert (
+        "$0.0000006 posted and $0.0000003 pending are more than the $0.000000899 allowed, by $0.000000001"
+        in (check.differences[0])
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "right"),
+    [
+        ("UPDATE windows SET grandfathered_nano = 900", True),
+        ("UPDATE windows SET grandfathered_nano = 899", False),
+        ("INSERT INTO top_ups (budget_id, amount_nano) SELECT id, 400 FROM budgets", True),
+        ("INSERT INTO top_ups (budget_id, amount_nano) SELECT id, 399 FROM budgets", False),
+        # over before the window began, or not begun when it ends
+        (
+            "INSERT INTO top_ups (budget_id, amount_nano, starts_at, ends_at) SELECT budget_id, 400, "
+            "starts_at - interval '1 h', starts_at FROM windows",
+            False,
+        ),
+        (
+            "INSERT INTO top_ups (budget_id, amount_nano, starts_at, ends_at) SELECT budget_id, 400, ends_at, "
+            "ends_at + interval '1 h' FROM windows",
+            False,
+        ),
+        (
+            "INSERT INTO top_ups (budget_id, amount_nano, starts_at, ends_at) SELECT budget_id, 400, "
+            "starts_at - interval '1 h', starts_at + interval '1 s' FROM windows",
+            True,
+        ),
+    ],
+)
+async def test_i1_top_ups_and_lowered_limits_are_allowed_for(books: Books, change: str, right: bool) -> None:
+    await books.tamper("UPDATE windows SET limit_nano = 500", "UPDATE budgets SET limit_nano = 500", change)
+    await books.differences(*([] if right else ["spend_within_limits"]))
+
+
+async def test_i1_an_attempt_that_cost_more_than_was_held(books: Books) -> None:
+    await books.entry(call_id=CALL, state="adjusted", held_nano=0, cost_nano=401, window_ids=[books.window])
+    await books.pool.execute("UPDATE windows SET posted_nano = posted_nano + 401")
+    (check,) = await books.differences("cost_within_hold")
+    assert check.differences == (
+        f"call {CALL} attempt 1 (gpt) cost $0.000001001 and held $0.000001: overshoot $0.000000001",
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE windows SET starts_at = starts_at + interval '1 hour'",
+        "UPDATE windows SET ends_at = ends_at - interval '1 s'",
+        "UPDATE budgets SET time_zone = 'Asia/Kolkata'",
+        "UPDATE budgets SET window_kind = 'hour'",
+        "UPDATE budgets SET window_kind = 'total'",
+    ],
+)
+async def test_i1_windows_that_are_not_one_period(books: Books, change: str) -> None:
+    # the entry moves with its window, so that only the bounds are wrong
+    await books.tamper(change, "UPDATE ledger SET started_at = (SELECT starts_at FROM windows)")
+    (check,) = await books.differences("window_bounds")
+    assert f"window {books.window} of budget 'daily'" in check.differences[0]
+
+
+@pytest.mark.parametrize("zone", ["Europe/Paris", "America/Sao_Paulo", "Australia/Sydney", "Asia/Kathmandu", "UTC"])
+@pytest.mark.parametrize("kind", ["minute", "hour", "day", "week", "month", "total"])
+async def test_i1_windows_as_admission_opens_them_are_right(pool: asyncpg.Pool, kind: str, zone: str) -> None:
+    budget = await pool.fetchval(
+        "INSERT INTO budgets (name, scope, scope_id, window_kind, time_zone, limit_nano) "
+        "VALUES ('b', 'agent', 1, $1, $2, 1) RETURNING id",
+        kind,
+        zone,
+    )
+    # around both changes of clocks, here and on the other half of the earth (and where midnight was skipped)
+    autumn, spring = ("2026-10-25 00:30Z", "2026-10-25 01:30Z", "2026-04-04 15:40Z"), ("2026-03-29 00:59:59Z",)
+    for moment in ("2018-11-04 03:30Z", "2026-10-03 15:40Z", *spring, *autumn):
+        await pool.execute(
+            """INSERT INTO windows (budget_id, starts_at, ends_at, limit_nano)
+               SELECT $1, w.starts_at, w.ends_at, 1 FROM treasury_window_v1($2, $3, $4::text::timestamptz) AS w
+               ON CONFLICT DO NOTHING""",
+            budget,
+            kind,
+            zone,
+            moment,
+        )
+    made = await audit(pool, sweep_grace_s=0)
+    assert made.ok, [check for check in made.checks if not check.ok]
+
+
+async def test_i1_overlapping_windows_of_one_budget_and_subject(books: Books) -> None:
+    overlapping = (
+        "INSERT INTO windows (budget_id, subject, starts_at, ends_at, limit_nano) "
+        "SELECT budget_id, '{}', starts_at + interval '1 h', ends_at + interval '1 h', limit_nano FROM windows LIMIT 1"
+    )
+    await books.tamper(overlapping.format("another subject"))
+    await books.differences("window_bounds")
+    await books.tamper(overlapping.format(""))
+    _, check = await books.differences("window_bounds", "windows_do_not_overlap")
+    assert check.found == 1
+    assert "begins before an earlier one ends" in check.differences[0]
+
+
+async def test_i1_a_live_window_whose_limit_is_not_its_budget_s(books: Books) -> None:
+    await books.tamper("UPDATE budgets SET limit_nano = 9000")
+    (check,) = await books.differences("live_windows_have_the_limit")
+    assert "has a limit of $0.00001; its budget's is $0.000009" in check.differences[0]
+    await books.tamper("UPDATE budgets SET archived_at = now()")
+    await books.differences()
+
+
+async def test_i4_a_posted_balance_that_the_ledger_does_not_have(books: Books) -> None:
+    await books.tamper("UPDATE windows SET posted_nano = 599")
+    (check,) = await books.differences("posted_is_the_ledger")
+    assert check.differences[0].endswith(
+        "says $0.000000599 posted; the ledger has $0.0000006 (difference -$0.000000001)"
+    )
+
+
+async def test_i4_an_entry_that_no_longer_is_in_the_ledger(books: Books) -> None:
+    await books.tamper(f"DELETE FROM ledger WHERE call_id = '{CALL}'")
+    witnessed, posted = await books.differences("witnesses_are_accounted_for", "posted_is_the_ledger")
+    assert "neither a hold nor the ledger has it" in witnessed.differences[0]
+    assert "the ledger has $0.00" in posted.differences[0]
+
+
+async def test_i2_a_pending_balance_that_no_hold_has(books: Books) -> None:
+    await books.tamper("DELETE FROM holds")
+    (check,) = await books.differences("pending_is_the_holds")
+    assert "says $0.0000003 pending; the holds have $0.00 (difference $0.0000003)" in check.differences[0]
+
+
+async def test_i2_an_attempt_that_is_held_and_ended(books: Books) -> None:
+    await books.tamper(f"UPDATE holds SET call_id = '{CALL}'")
+    (check,) = await books.differences("one_end")
+    assert check.differences == (
+        f"call {CALL} attempt 1 is still held (300 nano-dollars), and the ledger has it as posted",
+    )
+
+
+async def test_i2_an_attempt_with_two_ends(books: Books) -> None:
+    await books.tamper("DROP INDEX ledger_one_end")
+    await books.entry(call_id=CALL, state="voided")
+    (check,) = await books.differences("one_end")
+    assert check.differences == (f"call {CALL} attempt 1 has 2 ends in the ledger: posted, voided",)
+
+
+async def test_i2_a_hold_that_nobody_swept(books: Books) -> None:
+    await books.tamper("UPDATE holds SET expires_at = now() - interval '9 s'")
+    await books.differences()
+    await books.tamper("UPDATE holds SET expires_at = now() - interval '100 s'")
+    (check,) = await books.differences("holds_end_in_time")
+    assert f"call {HELD} attempt 1 holds $0.0000003 and expired 100 s ago" in check.differences[0]
+
+
+async def test_i2_a_correction_of_nothing(books: Books) -> None:
+    call = uuid.uuid4()
+    await books.entry(call_id=call, state="adjusted", cost_nano=-5)
+    (check,) = await books.differences("corrections_have_an_end")
+    assert check.differences == (f"call {call} attempt 1 was adjusted by -$0.000000005 and has no end",)
+
+
+@pytest.mark.parametrize("state", ["voided", "expired"])
+async def test_i2_a_served_call_that_ended_as_free(books: Books, state: str) -> None:
+    call = uuid.uuid4()
+    await books.entry(call_id=call, state=state)
+    await books.witness(call)
+    await books.differences()  # the next sweep may still correct it
+    await books.tamper("UPDATE witnesses SET written_at = now() - interval '1 min'")
+    (check,) = await books.differences("served_calls_are_posted")
+    assert check.differences == (
+        f"call {call} attempt 1 (gpt) is {state} at no cost; the proxy's witness says it was served for $0.0000006",
+    )
+    await books.entry(call_id=call, state="adjusted", cost_nano=600)
+    await books.differences()
+
+
+async def test_i3_a_served_call_without_a_hold(books: Books) -> None:
+    call = uuid.uuid4()
+    await books.witness(call, outcome="failure")
+    await books.differences()
+    await books.witness(call)
+    (check,) = await books.differences("witnesses_are_accounted_for")
+    assert check.invariant == "I3"
+    assert check.differences == (
+        f"call {call} attempt 1 (gpt): the proxy's witness says success, cost $0.0000006; "
+        "neither a hold nor the ledger has it",
+    )
+
+
+async def test_i4_entries_and_holds_that_name_no_window(books: Books) -> None:
+    await books.entry(call_id=(call := uuid.uuid4()), window_ids=[404], cost_nano=7)
+    await books.tamper("UPDATE holds SET window_ids = window_ids || 405::bigint")
+    (check,) = await books.differences("named_windows_exist")
+    assert set(check.differences) == {
+        f"call {call} attempt 1 (ledger, $0.000000007) names window 404, which does not exist",
+        f"call {HELD} attempt 1 (holds, $0.0000003) names window 405, which does not exist",
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "UPDATE ledger SET agent_id = agent_id + 1",
+        "UPDATE ledger SET started_at = started_at - interval '1 day'",
+        "UPDATE budgets SET scope = 'key'",
+        "UPDATE windows SET subject = 'someone'",
+        "UPDATE budgets SET per = 'run'; UPDATE ledger SET run_id = 'r'",
+        "UPDATE budgets SET per = 'tag'; UPDATE ledger SET tags = '{a,b}'",
+    ],
+)
+async def test_i4_an_entry_in_a_window_where_it_does_not_belong(books: Books, change: str) -> None:
+    await books.tamper(*change.split("; "))
+    (check,) = await books.differences("entries_are_in_their_windows")
+    assert f"call {CALL} attempt 1" in check.differences[0]
+
+
+@pytest.mark.parametrize("per", ["run", "user", "session", "tag"])
+@pytest.mark.parametrize("value", ["", "b"])
+async def test_i4_an_entry_in_the_window_of_its_subject_is_right(books: Books, per: str, value: str) -> None:
+    column = "tags" if per == "tag" else f"{per}_id"
+    written = ("'{a,b}'" if value else "'{}'") if per == "tag" else ("'b'" if value else "NULL")
+    await books.tamper(
+        f"UPDATE budgets SET per = '{per}'",
+        f"UPDATE windows SET subject = '{value}'",
+        f"UPDATE ledger SET {column} = {written}",
+    )
+    await books.differences()
+
+
+@pytest.mark.parametrize(
+    ("table", "constraint", "change", "says", "also"),
+    [
+        ("windows", "windows_pending_nano_check", "pending_nano = -1", "pending -1", ["pending_is_the_holds"]),
+        ("windows", None, "grandfathered_nano = -2", "grandfathered -2", []),
+        ("holds", "holds_amount_nano_check", "amount_nano = -3", "-3 nano-dollars", ["pending_is_the_holds"]),
+        ("ledger", "ledger_check", "cost_nano = -4", "cost -4", ["posted_is_the_ledger"]),
+        ("ledger", None, "cached_tokens = -5", "tokens 0 -5 0 0 0", []),
+        ("witnesses", None, "cost_nano = -6", "cost -6", []),
+        ("witnesses", None, "output_tokens = -7", "0 0 0 -7 0", []),
+    ],
+)
+async def test_i4_negative_numbers(
+    books: Books, table: str, constraint: str | None, change: str, says: str, also: list[str]
+) -> None:
+    drop = [f"ALTER TABLE {table} DROP CONSTRAINT {constraint}"] if constraint else []
+    await books.tamper(*drop, f"UPDATE {table} SET {change}")
+    *_, check = await books.differences(*also, "no_negative_numbers")
+    assert any(says in difference for difference in check.differences)
+
+
+async def test_i4_a_correction_below_nothing(books: Books) -> None:
+    call = uuid.uuid4()
+    await books.entry(call_id=call, cost_nano=5)
+    await books.entry(call_id=call, state="adjusted", cost_nano=-6)
+    (check,) = await books.differences("no_negative_numbers")
+    assert check.differences == (f"call {call} attempt 1: corrected to -1 nano-dollars",)
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["ALTER TABLE ledger DISABLE TRIGGER ledger_immutable", "DROP TRIGGER ledger_not_truncated ON ledger"],
+)
+async def test_i4_a_ledger_that_is_no_longer_guarded(books: Books, change: str) -> None:
+    await books.pool.execute(change)
+    (check,) = await books.differences("ledger_is_guarded")
+    assert change.split()[-1 if "DISABLE" in change else 2] in check.differences[0]
+
+
+async def test_i4_another_price_than_litellm_s_is_a_note_and_no_failure(books: Books) -> None:
+    await books.entry(cost_nano=100, proxy_cost_nano=150)
+    await books.entry(cost_nano=100, proxy_cost_nano=100)
+    await books.entry(call_id=(call := uuid.uuid4()), cost_nano=50)
+    await books.witness(call, cost_nano=10)
+    await books.witness(call, outcome="failure", cost_nano=99)
+    made = await books.audit()
+    assert made.ok
+    assert [check.note for check in made.checks if check.name == "prices_agree"] == [
+        "2 of 4 posted attempts are priced differently by LiteLLM: Treasurer's sum to $0.00000015, "
+        "LiteLLM's to $0.00000016"
+    ]
+
+
+async def test_i7_one_call_under_two_keys(books: Books) -> None:
+    for key in ("k1", "k2"):
+        await books.pool.execute(
+            "INSERT INTO idempotency (agent_id, key, body_digest, call_id, expires_at) VALUES ($1, $2, '', $3, now())",
+            books.agent,
+            key,
+            CALL,
+        )
+    (check,) = await books.differences("one_key_one_call")
+    assert check.differences == (f"call {CALL} answers 2 idempotency keys",)
+
+
+async def test_many_differences_are_all_counted_and_the_first_named(books: Books) -> None:
+    await books.tamper(
+        "INSERT INTO ledger (call_id, attempt, state, organisation_id, team_id, agent_id, model, window_ids, "
+        "held_nano, cost_nano, usage_source, started_at) "
+        "SELECT gen_random_uuid(), 1, 'posted', 1, 1, 1, 'm', '{}', 0, n, 'none', "
+        f"now() FROM generate_series(1, {MAX_NAMED + 50}) AS n"
+    )
+    (check,) = await books.differences("cost_within_hold")
+    assert (check.found, len(check.differences)) == (MAX_NAMED + 50, MAX_NAMED)
+
+
+@pytest.mark.parametrize("grace", [-1, float("nan"), float("inf")])
+async def test_a_grace_that_is_no_time_is_refused(pool: asyncpg.Pool, grace: float) -> None:
+    with pytest.raises(InvalidRequest, match="sweep_grace_s"):
+        await audit(pool, sweep_grace_s=grace)
+
+
+@asynccontextmanager
+async def _traffic(books: Books, database_url: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
+    """Callers that admit and settle as fast as they can, until left; yields how many calls were settled."""
+    treasury = Treasury(database_url)
+    epoch = await books.pool.fetchval("SELECT value FROM epoch")
+    principal = Principal(1, "default", 1, "default", books.agent, "alice", None, None, epoch)
+    settled = 0
+    stop = asyncio.Event()
+
+    async def caller() -> None:
+        nonlocal settled
+        while not stop.is_set():
+            call = uuid.uuid4()
+            line = ((books.budget, ""),)
+            held = await treasury.admit(HoldRequest(call, 1, principal, CallContext(run="r"), "gpt", 50, 10, 60, line))
+            if isinstance(held, Hold):
+                await treasury.settle_soon(Settlement(call, 1, LedgerState.POSTED, 3))
+                settled += 1
+
+    callers = [asyncio.create_task(caller()) for _ in range(8)]
+
+    async def count() -> int:
+        return settled
+
+    try:
+        yield count
+    finally:
+        stop.set()
+        await asyncio.gather(*callers)
+        await treasury.close()
+
+
+async def test_i1_to_i4_the_books_are_right_at_every_instant_under_load(books: Books, database_url: str) -> None:
+    await books.tamper("UPDATE windows SET limit_nano = 1000000", "UPDATE budgets SET limit_nano = 1000000")
+    async with _traffic(books, database_url) as settled:
+        held = 0
+        for _ in range(15):
+            await asyncio.sleep(0.02)
+            made = await books.audit()
+            assert made.ok, [check for check in made.checks if not check.ok]
+            held += next(check.examined for check in made.checks if check.name == "holds_end_in_time") - 1
+        assert await settled() > 100
+        assert held > 0  # some audits saw calls in flight
+    await books.differences()
+
+
+async def test_a_hundred_thousand_entries_are_audited_in_seconds(books: Books) -> None:
+    await books.tamper(
+        """INSERT INTO ledger (call_id, attempt, state, organisation_id, team_id, agent_id, model, window_ids,
+               held_nano, cost_nano, proxy_cost_nano, usage_source, started_at)
+           SELECT gen_random_uuid(), 1, 'posted', 1, 1, l.agent_id, 'm', l.window_ids, 9, n % 9, n % 9, 'provider',
+               l.started_at FROM ledger l, generate_series(1, 100000) AS n""",
+        "INSERT INTO witnesses (id, call_id, attempt, outcome, model, cost_nano, ended_at) "
+        "SELECT gen_random_uuid(), call_id, 1, 'success', 'm', cost_nano, now() FROM ledger WHERE model = 'm'",
+        "UPDATE budgets SET limit_nano = 1000000000",
+        "UPDATE windows SET limit_nano = 1000000000, posted_nano = (SELECT sum(cost_nano) FROM ledger)",
+    )
+    began = time.monotonic()
+    await books.differences()
+    assert time.monotonic() - began < 30
