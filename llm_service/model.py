@@ -193,6 +193,7 @@ def governed_profile(model_name: str) -> ModelProfile:
         openai_chat_supports_multiple_system_messages=is_openai,
         openai_supports_strict_tool_definition=is_openai,
         openai_chat_supports_max_completion_tokens=is_openai,
+        openai_chat_streaming_requires_finish_reason=True,  # LiteLLM always gives one: without it, it was cut
     )
     return merge_profile(openai_model_profile(name), ours)
 
@@ -269,17 +270,45 @@ class _InProcessTransport(httpx2.AsyncBaseTransport):
 
 
 class _Events(httpx2.AsyncByteStream):
-    """A streamed answer's bytes. Closing it, which cancellation and an early break do too, closes the upstream."""
+    """A streamed answer's bytes. Closing it, which cancellation and an early break do too, closes the upstream.
+
+    PydanticAI may close a stream from one task while another waits for its next event. An async
+    generator cannot be closed while it runs, so that wait is interrupted first, as `asyncio.timeout` does.
+    """
 
     def __init__(self, answer: StreamedAnswer, call: _Call) -> None:
         self._answer = answer
         self._call = call
+        self._reader: asyncio.Task[Any] | None = None
+        self._interrupted: asyncio.Future[None] | None = None
+        self._closed = False
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        async for chunk in self._answer:
+        chunks = aiter(self._answer)
+        while True:
+            self._reader = reader = asyncio.current_task()
+            try:
+                chunk = await anext(chunks)
+            except StopAsyncIteration:
+                if self._closed:
+                    raise httpx2.StreamClosed from None  # as over a socket: PydanticAI tells a cut from an end by it
+                return
+            except asyncio.CancelledError:
+                if self._interrupted is not None and reader is not None and reader.uncancel() == 0:
+                    raise httpx2.StreamClosed from None
+                raise
+            finally:
+                self._reader = None
+                if self._interrupted is not None and not self._interrupted.done():
+                    self._interrupted.set_result(None)
             yield chunk
 
     async def aclose(self) -> None:
+        self._closed = True
+        if self._reader is not None and self._interrupted is None:
+            self._interrupted = asyncio.get_running_loop().create_future()
+            self._reader.cancel()
+            await self._interrupted
         try:
             await self._answer.aclose()
         finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import AsyncIterable, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator
 from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, cast
@@ -14,9 +14,10 @@ from uuid import UUID, uuid4
 import pytest
 from pydantic import BaseModel
 from pydantic_ai import Agent, NativeOutput, RunContext, ToolOutput, UsageLimitExceeded, UsageLimits
-from pydantic_ai.exceptions import ModelHTTPError, ModelTimeoutError
+from pydantic_ai.exceptions import ModelAPIError, ModelHTTPError, ModelTimeoutError
 from pydantic_ai.models import override_allow_model_requests
 from pydantic_ai.models.fallback import FallbackModel
+from pydantic_ai.result import StreamedRunResult
 from pydantic_ai.settings import ModelSettings
 
 from llm_service.errors import (
@@ -88,7 +89,10 @@ class Streamed:
     pause_s: float = 0
     cut: TreasurerError | None = None
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    def __post_init__(self) -> None:
+        self._events = self._forward()
+
+    async def _forward(self) -> AsyncGenerator[bytes]:
         for chunk in self.chunks:
             await asyncio.sleep(self.pause_s)
             yield chunk
@@ -96,7 +100,11 @@ class Streamed:
             raise self.cut
         self.cost_nano = COST_NANO
 
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._events
+
     async def aclose(self) -> None:
+        await self._events.aclose()
         self.closed += 1
         self.cost_nano = COST_NANO
 
@@ -279,6 +287,35 @@ async def test_cancelling_closes_the_upstream_stream() -> None:
     with contextlib.suppress(asyncio.CancelledError):
         await task
     assert streamed.closed >= 1
+
+
+async def test_another_task_may_cancel_the_stream_while_it_is_waited_for() -> None:
+    streamed = Streamed(events("one ", "two ", "three "), pause_s=0.2)
+    model = governed(streamed)
+    started = asyncio.Event()
+    result: StreamedRunResult[None, str] | None = None
+
+    async def consume() -> str:
+        nonlocal result
+        async with Agent(model).run_stream("Hello") as result:
+            async for _ in result.stream_text(debounce_by=None):
+                started.set()
+            return result.response.state
+
+    task = asyncio.create_task(consume())
+    await asyncio.wait_for(started.wait(), 5)
+    assert result is not None
+    await asyncio.wait_for(result.cancel(), 5)
+    assert await asyncio.wait_for(task, 5) == "interrupted"
+    assert streamed.closed == 1
+    assert result.usage.cost == Decimal("0.001234567")
+    assert model.tally.cost_nano == COST_NANO
+
+
+async def test_a_stream_that_ends_without_a_finish_reason_was_cut() -> None:
+    model = governed(Streamed(events("Good ")[:1]))
+    with pytest.raises(ModelAPIError, match="finish_reason"):
+        await Agent(model).run("Hello", event_stream_handler=ignore_events)
 
 
 async def test_leaving_a_stream_early_closes_the_upstream_and_counts_what_it_cost() -> None:
