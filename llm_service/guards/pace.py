@@ -219,7 +219,7 @@ class Pace:
             if charge.metric is Metric.CONCURRENT:
                 changes.append((charge, 0))
             elif charge.metric is Metric.TOKENS and tokens is not None:
-                change = min(max(0, tokens), 2 * charge.limit) - charge.amount
+                change = min(max(0, tokens) - charge.amount, 2 * charge.limit)  # more would only be cut off
                 if change:
                     changes.append((charge, change))
         return changes
