@@ -1,0 +1,243 @@
+"""`treasurer demo`: starts everything in a folder of its own, lets agents spend, and shows who spent what.
+
+What must hold: everything shown is what happened: calls through the gateway with the official SDK, the
+real LiteLLM Proxy, and at the end the ledger beside the provider's own invoice. It exits 0 only if
+the two agree, the budget held, and the audit found the books right.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import tempfile
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import typer
+from rich.console import Console
+from rich.panel import Panel
+from rich.rule import Rule
+from rich.text import Text
+
+from gateway.cli.common import fail, run_async
+from gateway.settings import Settings, load_settings
+from llm_service.money import format_dollars
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from gateway.stack.state import StackState
+
+_RUNAWAY_CALLERS = 24
+_PROMPTS = (
+    "Summarise this week's support tickets in two sentences.",
+    "请用一句话总结本周的客户反馈。",
+    "def total(xs):\n    return sum(x.price for x in xs)\n\nFind the bug, if any.",
+    "🚀 Launch plan: list the three biggest risks.",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Actor:
+    """An agent of the demo. `limit` in dollars, for a day; `calls` is what it wants to make."""
+
+    name: str
+    team: str
+    model: str
+    limit: str
+    calls: int
+
+
+_ACTORS = (
+    _Actor("support", "service", "gpt-4o-mini", "0.05", 6),
+    _Actor("research", "labs", "claude-haiku-4-5", "0.25", 4),
+    _Actor("analyst", "labs", "gemini-2.5-flash", "0.10", 3),
+)
+_RUNAWAY = _Actor("runaway", "labs", "gpt-4o", "0.02", 0)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(demo)
+
+
+def demo() -> None:
+    """Show Treasurer at work: agents spend, one is refused, the report agrees with the provider's bill."""
+    folder = Path(tempfile.mkdtemp(prefix="treasurer-demo-"))
+    folder.chmod(0o755)  # as root, PostgreSQL runs under another account and has to reach its data
+    # Another database, Redis or proxy of the operator's is no place for a demo.
+    own = {"database_url": None, "redis_url": None, "proxy_url": None}
+    settings = load_settings(data_dir=folder / "data", port=0).model_copy(update=own)
+    try:
+        run_async(_demo(settings))
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+async def _demo(settings: Settings) -> None:
+    from gateway.stack.board import Board
+    from gateway.stack.litellm import ConfigError
+    from gateway.stack.part import PartFailed
+    from gateway.stack.plan import PlanError
+    from gateway.stack.postgres import PostgresError
+    from gateway.stack.supervisor import running_stack
+
+    console = Console()
+    console.print(Rule("Treasurer: starting everything (the first start takes half a minute)"))
+    board = Board(console)
+    try:
+        with board:
+            manager = running_stack(settings, board.progress, board.plan)
+            state = await manager.__aenter__()
+            board.ready(state)
+        try:
+            await _scenario(settings, state, console)
+        finally:
+            console.print("Stopping …", style="dim")
+            await manager.__aexit__(None, None, None)
+    except (ConfigError, PartFailed, PlanError, PostgresError) as error:
+        fail(str(error))
+
+
+async def _scenario(settings: Settings, state: StackState, console: Console) -> None:
+    import asyncpg
+
+    if state.provider_url is None or state.real:
+        fail("The demo only spends with the simulated provider: unset the providers' keys (OPENAI_API_KEY …) and try again.")
+    async with asyncpg.create_pool(state.database_url, min_size=1, max_size=4) as pool:
+        keys = await _set_up(pool, console)
+        console.print(Rule("1. Agents spend"))
+        await asyncio.gather(*(_work(state, actor, keys[actor.name], console) for actor in _ACTORS))
+        await _digest(settings, console)
+        console.print(Rule("2. One agent runs away, with 24 callers at once"))
+        await _run_away(state, keys[_RUNAWAY.name], pool, console)
+        console.print(Rule("3. Who spent what"))
+        ok = await _account(state, pool, console)
+    if not ok:
+        fail("The demo found a difference that must not be; see above.")
+    console.print(Text("Everything agrees. Try it yourself: make up", style="bold green"))
+
+
+async def _set_up(pool: asyncpg.Pool, console: Console) -> dict[str, str]:
+    from llm_service.administration.budgets import NewBudget, create_budget
+    from llm_service.administration.inputs import read_input
+    from llm_service.administration.keys import NewKey, create_key
+    from llm_service.administration.people import NewAgent, NewTeam, create_agent, create_team
+
+    for team in sorted({actor.team for actor in (*_ACTORS, _RUNAWAY)}):
+        await create_team(pool, read_input(NewTeam, {"name": team}))
+    keys: dict[str, str] = {}
+    for actor in (*_ACTORS, _RUNAWAY):
+        await create_agent(pool, read_input(NewAgent, {"name": actor.name, "team": actor.team}))
+        window = "total" if actor is _RUNAWAY else "day"
+        budget = {"agent": actor.name, "limit": actor.limit, "window": window}
+        await create_budget(pool, read_input(NewBudget, budget))
+        keys[actor.name] = (await create_key(pool, read_input(NewKey, {"agent": actor.name}))).secret
+        period = "in total" if window == "total" else "a day"
+        console.print(f"  agent [bold]{actor.name}[/] of team {actor.team}: ${actor.limit} {period}, for {actor.model}")
+    return keys
+
+
+async def _work(state: StackState, actor: _Actor, key: str, console: Console) -> None:
+    """Some calls, half of them streamed, as any OpenAI client makes them."""
+    from openai import AsyncOpenAI
+
+    async with AsyncOpenAI(api_key=key, base_url=f"{state.gateway_url}/v1", max_retries=2) as client:
+        for number in range(actor.calls):
+            prompt = _PROMPTS[number % len(_PROMPTS)]
+            messages = [{"role": "user", "content": prompt}]
+            headers = {"x-treasurer-run": f"{actor.name}-demo", "x-treasurer-tags": "demo"}
+            if number % 2:
+                stream = await client.chat.completions.create(
+                    model=actor.model, messages=messages, max_tokens=200, stream=True, extra_headers=headers  # type: ignore[arg-type]
+                )  # fmt: skip
+                async for _ in stream:
+                    pass
+            else:
+                await client.chat.completions.create(
+                    model=actor.model, messages=messages, max_tokens=200, extra_headers=headers  # type: ignore[arg-type]
+                )  # fmt: skip
+    console.print(f"  {actor.name}: {actor.calls} answers from {actor.model}")
+
+
+async def _digest(settings: Settings, console: Console) -> None:
+    """The first agent: a news digest by PydanticAI, through the same governed call, in process."""
+    from agents.executor import AgentExecutor, RunRequest
+    from agents.run_budgets import RunBudgets
+    from agents.services import Services
+    from agents.services.feeds import FeedReader
+    from gateway.composition import open_service
+
+    async with open_service(settings) as runtime:
+        services = Services(FeedReader(allow_files=False, allow_private=False))
+        executor = AgentExecutor(runtime.service, runtime.principals, RunBudgets(runtime.pool), services)
+        result = await executor.prepare(RunRequest("digest", {"stories": 3}, None, 50_000_000, tags=("demo",))).execute()
+    console.print(
+        f"  digest: a news digest of {len(result.output.items)} stories from the sample feeds, "
+        f"{result.calls} calls for {format_dollars(result.cost_nano)} of $0.05"
+    )
+
+
+async def _run_away(state: StackState, key: str, pool: asyncpg.Pool, console: Console) -> None:
+    from openai import APIStatusError, AsyncOpenAI
+
+    served = busy = 0
+    refusal = ""
+
+    async def caller(client: AsyncOpenAI, number: int) -> None:
+        nonlocal served, busy, refusal
+        while True:
+            try:
+                await client.chat.completions.create(
+                    model=_RUNAWAY.model,
+                    messages=[{"role": "user", "content": f"{_PROMPTS[number % len(_PROMPTS)]} ({number})"}],
+                    max_tokens=40 + number,
+                )
+                served += 1
+            except APIStatusError as error:
+                if error.code == "insufficient_quota":
+                    refusal = str(error.body["message"]) if isinstance(error.body, dict) else error.message  # pyright: ignore[reportUnknownArgumentType]
+                    return
+                busy += 1
+                await asyncio.sleep(0.2)
+
+    async with AsyncOpenAI(api_key=key, base_url=f"{state.gateway_url}/v1", max_retries=0) as client:
+        await asyncio.gather(*(caller(client, number) for number in range(_RUNAWAY_CALLERS)))
+    row = await pool.fetchrow(
+        "SELECT w.posted_nano, w.limit_nano FROM windows w JOIN budgets b ON b.id = w.budget_id WHERE b.name LIKE 'agent runaway%'"
+    )
+    assert row is not None
+    used = format_dollars(row["posted_nano"])
+    console.print(f"  {served} calls were served, {busy} had to come again, then every caller was refused.")
+    console.print(f"  It used {used} of {format_dollars(row['limit_nano'])}: {100 * row['posted_nano'] / row['limit_nano']:.2f} %.")
+    console.print(Panel(Text(refusal), title="429 insufficient_quota", border_style="red"))
+
+
+async def _account(state: StackState, pool: asyncpg.Pool, console: Console) -> bool:
+    import aiohttp
+
+    from gateway.cli.reports import print_audit, print_report
+    from llm_service.treasury.audit import audit
+    from llm_service.treasury.report_query import parse_query
+    from llm_service.treasury.reports import cost_report
+
+    for _ in range(100):  # settlements are off the callers' path; wait for the last ones
+        if await pool.fetchval("SELECT count(*) FROM holds") == 0:
+            break
+        await asyncio.sleep(0.1)
+    for by in (["team", "agent"], ["model"]):
+        made = await cost_report(pool, parse_query({"group_by": by, "order": ["cost"]}, now=datetime.now(UTC)))
+        print_report(made, console)
+    ledger = int(await pool.fetchval("SELECT coalesce(sum(cost_nano), 0)::bigint FROM ledger"))
+    async with aiohttp.ClientSession() as session, session.get(f"{state.provider_url}/_sim/invoice") as response:
+        invoice = int((await response.json())["total_nano"])
+    over = int(await pool.fetchval("SELECT count(*) FROM windows WHERE posted_nano > limit_nano"))
+    agrees = ledger == invoice
+    console.print(f"  Treasurer's ledger:        {format_dollars(ledger)}")
+    console.print(f"  the provider's own bill:   {format_dollars(invoice)}")
+    console.print(Text("  They agree to the nano-dollar." if agrees else "  THEY DIFFER.", style="green" if agrees else "bold red"))
+    books = await audit(pool, sweep_grace_s=10)
+    print_audit(books, console)
+    return agrees and books.ok and over == 0
