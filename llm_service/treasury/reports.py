@@ -34,7 +34,7 @@ class Figures:
     """What is summed. Nano-dollars, tokens, milliseconds.
 
     An *attempt* is one request for money; a *call* has one for each model of its chain that was tried.
-    Errors are attempts that ended in one. Latencies are of attempts, None when there was none to time.
+    Errors are attempts that ended in one (a caller that left is none). Latencies are of attempts, None when there was none to time.
     """
 
     cost_nano: int = 0
@@ -145,7 +145,8 @@ _EACH_TAG = """
     LEFT JOIN LATERAL (SELECT DISTINCT t AS value FROM unnest({row}.tags) AS t) AS tag ON true"""
 
 _LEDGER_FIGURES = """l.call_id, l.cost_nano, CASE WHEN l.state <> 'adjusted' THEN 1 ELSE 0 END AS attempts,
-        CASE WHEN l.state <> 'adjusted' AND (l.error_code IS NOT NULL OR l.status >= 400) THEN 1 ELSE 0 END AS errors,
+        CASE WHEN l.state <> 'adjusted' AND (l.error_code IS NOT NULL OR l.status >= 400)
+              AND l.error_code IS DISTINCT FROM 'client_left' THEN 1 ELSE 0 END AS errors,
         0::bigint AS refusals, l.input_tokens, l.cached_tokens, l.cache_write_tokens, l.output_tokens,
         l.reasoning_tokens, CASE WHEN l.state <> 'adjusted' THEN l.latency_ms END AS latency_ms"""
 _REFUSAL_FIGURES = "NULL::uuid, 0, 0, 0, r.count, 0, 0, 0, 0, 0, NULL::integer"

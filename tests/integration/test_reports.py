@@ -172,11 +172,12 @@ async def test_figures_are_those_of_the_entries(pool: asyncpg.Pool, books: Books
         )
     await books.entry("alice", 0, state="voided", error_code="upstream_error", status=502)
     await books.entry("alice", 0, state="voided", status=429)
+    await books.entry("alice", 0, error_code="client_left", status=499)
     await books.refusal("alice", 12)
     await books.refusal("alice", 3, reason="rate_limit_exceeded")
     figures = (await report(pool)).rows[0].figures
     assert figures.cost_nano == sum(range(1, 102))
-    assert (figures.calls, figures.attempts, figures.errors, figures.refusals) == (103, 103, 2, 15)
+    assert (figures.calls, figures.attempts, figures.errors, figures.refusals) == (104, 104, 2, 15)
     assert (figures.input_tokens, figures.cached_tokens, figures.cache_write_tokens) == (1010, 404, 303)
     assert (figures.output_tokens, figures.reasoning_tokens) == (505, 202)
     assert (figures.latency_avg_ms, figures.latency_p50_ms, figures.latency_p95_ms) == (51, 51, 96)
