@@ -11,12 +11,14 @@ A grant is good for one request: `UsedGrants` remembers each by its `jti` until 
 from __future__ import annotations
 
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from errno import ENOSPC
 from hashlib import sha256
 from pathlib import Path
+from secrets import token_hex
+from typing import cast
 from uuid import UUID, uuid4
 
 import jwt
@@ -157,45 +159,77 @@ def verify(secret: str, token: str, *, path: str, model: str | None, body: bytes
 
 
 class UsedGrants:
-    """Grants that were used, as empty files: `<directory>/<minute of expiry>/<jti>`.
+    """Grants that were used, in files that all of the proxy's workers share and that outlive them.
 
-    Creating a file exclusively is atomic between processes and outlives them, so a replay is refused
-    by every worker of the proxy and after its restart, without any server. Proxies on several machines
-    need a directory that they share. A minute's folder goes when its grants have expired anyhow.
+    One file for each minute of expiry, `<directory>/<minute>.used`, that is only appended to. Whoever's line
+    is the first to name a grant has used it: the order of lines in the file decides between processes,
+    without locks or a server (an append to a local file is one step; to a network file system it is not).
+    A file each, created exclusively, would do the same at a hundred times the cost.
+    A minute's file goes when its grants have expired anyhow.
     """
 
     def __init__(self, directory: Path) -> None:
         self._directory: Path = directory
-        self._minutes: set[int] = set()
+        self._minutes: dict[int, _Minute] = {}
 
     def use(self, grant: Grant) -> bool:
         """Whether this is the grant's first use. Raises OSError when that cannot be remembered."""
-        minute = grant.expires_at // 60
-        folder = self._directory / str(minute)
-        if minute not in self._minutes:
-            folder.mkdir(parents=True, exist_ok=True)
-            self._minutes.add(minute)
+        number = grant.expires_at // 60
+        minute = self._minutes.get(number)
+        if minute is None:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            minute = self._minutes[number] = _Minute(self._directory / f"{number}.used")
             self.forget(time.time())
-        try:
-            os.close(os.open(folder / grant.jti, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
-        except FileExistsError:
-            return False
-        return True
+        return minute.enter(grant.jti)
 
     def forget(self, now: float) -> None:
-        """Remove the folders of minutes whose grants have all expired. `now` in Unix seconds."""
+        """Remove the files of minutes whose grants have all expired. `now` in Unix seconds."""
         oldest = int(now - CLOCK_SKEW_S) // 60
-        self._minutes = {minute for minute in self._minutes if minute >= oldest}
-        for folder in self._directory.iterdir():
-            if folder.name.isdigit() and int(folder.name) < oldest:
-                shutil.rmtree(folder, ignore_errors=True)  # another worker may be removing it as well
+        for number in [number for number in self._minutes if number < oldest]:
+            self._minutes.pop(number).close()
+        for file in self._directory.glob("*.used"):
+            if file.stem.isdigit() and int(file.stem) < oldest:
+                file.unlink(missing_ok=True)  # another worker may be removing it as well
+
+
+class _Minute:
+    """The file of one minute, as far as this process has read it."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: int = os.open(path, os.O_CREAT | os.O_APPEND | os.O_RDWR | os.O_CLOEXEC, 0o600)
+        self._read_to: int = 0
+        self._names: set[str] = set()
+        self._us: str = f"{os.getpid()}-{token_hex(4)}"
+
+    def enter(self, name: str) -> bool:
+        """Append a line, read on to the end, and see whose line was the first to name it."""
+        if name in self._names:
+            return False
+        line = f"{name} {self._us}\n".encode()
+        if os.write(self._file, line) != len(line):
+            raise OSError(ENOSPC, os.strerror(ENOSPC))
+        first: str | None = None
+        while block := os.pread(self._file, 1 << 16, self._read_to):
+            whole = block[: block.rfind(b"\n") + 1]  # what follows is a line that another process is writing
+            if not whole:
+                break
+            self._read_to += len(whole)
+            for entry in whole.decode().splitlines():
+                used, _, by = entry.partition(" ")
+                if used == name and first is None:
+                    first = by
+                self._names.add(used)
+        return first == self._us
+
+    def close(self) -> None:
+        os.close(self._file)
 
 
 def _parse(claims: Mapping[str, object]) -> Grant:
     """Claims as a grant: every type checked, because what follows makes a file name and database rows of them."""
     call_id, _, attempt = _text(claims, "jti").rpartition(".")
     tags = claims.get("tags")
-    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in tags):  # pyright: ignore[reportUnknownVariableType]  # JSON
+    if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in cast("list[object]", tags)):
         raise _malformed("tags")
     try:
         return Grant(
@@ -211,7 +245,7 @@ def _parse(claims: Mapping[str, object]) -> Grant:
             digest=_text(claims, "digest"),
             issued_at=_number("iat", claims.get("iat")),
             expires_at=_number("exp", claims.get("exp")),
-            tags=tuple(str(tag) for tag in tags),  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]  # checked above
+            tags=tuple(cast("list[str]", tags)),
             run=_optional_text(claims, "run"),
             user=_optional_text(claims, "user"),
             session=_optional_text(claims, "session"),
@@ -226,7 +260,7 @@ def _limits(value: object) -> GrantLimits | None:
         return None
     if not isinstance(value, Mapping):
         raise _malformed("limits")
-    limits: Mapping[str, object] = {str(name): limit for name, limit in value.items()}  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]  # JSON
+    limits = cast("Mapping[str, object]", value)  # JSON: its names are text
     return GrantLimits(
         rpm=_optional_number(limits, "rpm"),
         tpm=_optional_number(limits, "tpm"),

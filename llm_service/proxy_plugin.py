@@ -238,7 +238,7 @@ class WitnessLogger(CustomLogger):
             witness = _witness(outcome, call, usage, cost, started_at, ended_at, error)
             if witness is not None:
                 self._writer.add(witness)
-        except Exception as fault:
+        except Exception as fault:  # noqa: BLE001 (whatever LiteLLM hands over, its caller gets the answer)
             _log.exception("A witness could not be recorded: %s", type(fault).__name__)
 
 
@@ -330,7 +330,7 @@ def _estimate(call: Any, details: Mapping[str, Any], chunks: list[Any], messages
         built.model = details["model"]  # the chunks carry the name that the caller asked for, which has no price
         built._hidden_params.pop("response_cost", None)  # computed without the deployment's own prices
         return built.usage, call.response_cost_calculator(result=built)
-    except Exception as fault:
+    except Exception as fault:  # noqa: BLE001 (LiteLLM's own counting may fail in any way)
         _log.warning("What a cut stream cost could not be estimated: %s", type(fault).__name__)
         return None, None
 

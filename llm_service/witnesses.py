@@ -18,7 +18,7 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -33,30 +33,22 @@ _log = logging.getLogger("treasurer.witnesses")
 Outcome = Literal["success", "failure", "cancelled"]
 _INT32_MAX = 2**31 - 1
 
-_COLUMNS = {
-    "id": "uuid",
-    "call_id": "uuid",
-    "attempt": "smallint",
-    "outcome": "text",
-    "model": "text",
-    "provider": "text",
-    "deployment": "text",
-    "cost_nano": "bigint",
-    "input_tokens": "integer",
-    "cached_tokens": "integer",
-    "cache_write_tokens": "integer",
-    "output_tokens": "integer",
-    "reasoning_tokens": "integer",
-    "status": "smallint",
-    "error": "text",
-    "started_at": "timestamptz",
-    "ended_at": "timestamptz",
-}
-_INSERT = (
-    f"INSERT INTO witnesses ({', '.join(_COLUMNS)}) SELECT {', '.join(_COLUMNS)} "
-    f"FROM jsonb_to_recordset($1::jsonb) AS w({', '.join(f'{name} {kind}' for name, kind in _COLUMNS.items())}) "
-    "ON CONFLICT (id) DO NOTHING"
-)
+_INSERT = """
+    INSERT INTO witnesses (
+        id, call_id, attempt, outcome, model, provider, deployment, cost_nano, input_tokens, cached_tokens,
+        cache_write_tokens, output_tokens, reasoning_tokens, status, error, started_at, ended_at
+    )
+    SELECT
+        id, call_id, attempt, outcome, model, provider, deployment, cost_nano, input_tokens, cached_tokens,
+        cache_write_tokens, output_tokens, reasoning_tokens, status, error, started_at, ended_at
+    FROM jsonb_to_recordset($1::jsonb) AS line (
+        id uuid, call_id uuid, attempt smallint, outcome text, model text, provider text, deployment text,
+        cost_nano bigint, input_tokens integer, cached_tokens integer, cache_write_tokens integer,
+        output_tokens integer, reasoning_tokens integer, status smallint, error text,
+        started_at timestamptz, ended_at timestamptz
+    )
+    ON CONFLICT (id) DO NOTHING
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,14 +75,27 @@ class Witness:
 
     def line(self) -> str:
         """As one line of JSON, in the columns of the table and within their ranges."""
-        row: dict[str, object] = asdict(self)
-        del row["usage"]
-        row.update({name: min(tokens, _INT32_MAX) for name, tokens in asdict(self.usage).items()})
-        for name in ("started_at", "ended_at"):
-            moment = row[name]
-            row[name] = moment.isoformat() if isinstance(moment, datetime) else None
-        # Postgres has no NUL in text.
-        return json.dumps(row, default=str).replace("\\u0000", "")
+        usage = self.usage
+        row = {
+            "id": str(self.id),
+            "call_id": str(self.call_id),
+            "attempt": self.attempt,
+            "outcome": self.outcome,
+            "model": self.model,
+            "provider": self.provider,
+            "deployment": self.deployment,
+            "cost_nano": self.cost_nano,
+            "input_tokens": min(usage.input_tokens, _INT32_MAX),
+            "cached_tokens": min(usage.cached_tokens, _INT32_MAX),
+            "cache_write_tokens": min(usage.cache_write_tokens, _INT32_MAX),
+            "output_tokens": min(usage.output_tokens, _INT32_MAX),
+            "reasoning_tokens": min(usage.reasoning_tokens, _INT32_MAX),
+            "status": self.status,
+            "error": self.error,
+            "started_at": None if self.started_at is None else self.started_at.isoformat(),
+            "ended_at": self.ended_at.isoformat(),
+        }
+        return json.dumps(row).replace("\\u0000", "")  # Postgres has no NUL in text
 
 
 class WitnessWriter:
@@ -111,9 +116,10 @@ class WitnessWriter:
         self._waiting: list[str] = []
         self._arrived: asyncio.Event = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
-        self._connection: asyncpg.Connection[asyncpg.Record] | None = None
+        self._connection: asyncpg.Connection | None = None
         self._connect_at: float = 0.0
         self._pause_s: float = 0.0
+        self._stopped: bool = False
 
     def start(self) -> None:
         """Start the background task in the running loop, if it is not running yet."""
@@ -123,8 +129,9 @@ class WitnessWriter:
     def add(self, witness: Witness) -> None:
         """Take a witness. Does not wait; what does not fit in memory goes to the spool."""
         self._waiting.append(witness.line())
-        if len(self._waiting) >= self._most_waiting:
+        if self._stopped or len(self._waiting) >= self._most_waiting:
             self._to_spool(self._take(len(self._waiting)))
+            return
         self._arrived.set()
         self.start()
 
@@ -134,6 +141,8 @@ class WitnessWriter:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
+        self._stopped = True
+        self._to_spool(self._take(len(self._waiting)))  # of a task that was cancelled before it ran
 
     async def _run(self) -> None:
         try:
@@ -145,7 +154,8 @@ class WitnessWriter:
                     await asyncio.sleep(self._flush_s if self._pause_s == 0 else max(1.0, self._flush_s))
                 self._arrived.clear()
                 await self._deliver()
-        finally:  # the worker is shutting down
+        finally:  # the worker is shutting down: what comes from now on goes to the spool
+            self._stopped = True
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._deliver(), timeout=2)
             self._to_spool(self._take(len(self._waiting)))
@@ -162,7 +172,7 @@ class WitnessWriter:
         if connection is not None:
             await self._replay(connection)
 
-    async def _connected(self) -> asyncpg.Connection[asyncpg.Record] | None:
+    async def _connected(self) -> asyncpg.Connection | None:
         """The connection; None while Postgres is away, asked for again after a pause that grows to five seconds."""
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
@@ -184,7 +194,7 @@ class WitnessWriter:
         self._pause_s = min(5.0, max(0.2, self._pause_s * 2))
         self._connect_at = time.monotonic() + self._pause_s
 
-    async def _write(self, connection: asyncpg.Connection[asyncpg.Record], lines: Sequence[str]) -> bool:
+    async def _write(self, connection: asyncpg.Connection, lines: Sequence[str]) -> bool:
         """Whether Postgres has taken these lines, or refused them for good (then they are set aside)."""
         try:
             await connection.execute(_INSERT, f"[{','.join(lines)}]")
@@ -203,7 +213,7 @@ class WitnessWriter:
             raise
         return True
 
-    async def _replay(self, connection: asyncpg.Connection[asyncpg.Record]) -> None:
+    async def _replay(self, connection: asyncpg.Connection) -> None:
         for file in sorted(self._spool.glob("*.jsonl")) if self._spool.is_dir() else ():
             try:
                 lines = file.read_text("utf-8").splitlines()

@@ -65,17 +65,34 @@ def effective_config(config: dict[str, Any], environ: Mapping[str, str], provide
             effective.extend([deployment] if deployment in real else [])
         elif provider_url is not None:
             effective.append(_simulated(deployment, provider_url.rstrip("/")))
-    without = {key: value for key, value in config.items() if key != "model_list"}
+    rest = copy.deepcopy({key: value for key, value in config.items() if key != "model_list"})
     unserved = [name for name in names if not has_keys[name]]
     return EffectiveConfig(
-        config={
-            **copy.deepcopy({key: value for key, value in config.items() if key != "model_list"}),
-            "model_list": effective,
-        },
+        config={**_without_idle_retries(rest, effective), "model_list": effective},
         real=[name for name in names if has_keys[name]],
         simulated=unserved if provider_url is not None else [],
         left_out=unserved if provider_url is None else [],
     )
+
+
+def own_prices(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The prices that simulated deployments name themselves, by their provider's name of the model.
+
+    In the format of LiteLLM's map, for the simulated provider's `--price-overrides`: its invoice then knows
+    what LiteLLM's map does not.
+    """
+    prices: dict[str, dict[str, Any]] = {}
+    for deployment in cast("list[dict[str, Any]]", config.get("model_list") or []):
+        parameters = cast("dict[str, Any]", deployment["litellm_params"])
+        information = cast("dict[str, Any]", deployment.get("model_info") or {})
+        named = {
+            key: value
+            for key, value in {**information, **parameters}.items()
+            if "_cost_per_" in key or "_token_cost" in key
+        }
+        if named and information.get("treasurer_simulated") is True:
+            prices[str(parameters["model"]).partition("/")[2]] = named
+    return prices
 
 
 def proxy_command(

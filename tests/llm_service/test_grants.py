@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import time
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
-from uuid import UUID
+from pathlib import Path
+from uuid import UUID, uuid4
 
 import jwt
 import pytest
@@ -14,6 +17,7 @@ from llm_service.grants import (
     Grant,
     GrantError,
     GrantLimits,
+    UsedGrants,
     digest_of,
     for_service,
     sign,
@@ -164,3 +168,54 @@ def test_a_grant_that_lacks_a_claim_is_refused(name: str) -> None:
 def test_a_malformed_claim_is_refused(name: str, value: object) -> None:
     with pytest.raises(GrantError):
         check(jwt.encode(claims(**{name: value}), SECRET, algorithm="HS256"))
+
+
+def test_i3_a_grant_is_used_once(tmp_path: Path) -> None:
+    used, first, second = UsedGrants(tmp_path / "grants"), grant(), grant(attempt=2)
+    assert used.use(first)
+    assert not used.use(first)
+    assert used.use(second)
+
+
+def test_i3_a_use_is_remembered_by_other_processes_and_after_a_restart(tmp_path: Path) -> None:
+    here, there = UsedGrants(tmp_path), UsedGrants(tmp_path)
+    assert here.use(grant())
+    assert not there.use(grant())
+    assert there.use(grant(attempt=2))
+    assert not here.use(grant(attempt=2))
+    assert not UsedGrants(tmp_path).use(grant())
+
+
+def _use_all(directory: Path, call_ids: list[UUID], expires_at: int) -> int:
+    used = UsedGrants(directory)
+    return sum(used.use(grant(call_id=call_id, expires_at=expires_at)) for call_id in call_ids)
+
+
+def test_i3_of_processes_at_the_same_time_one_uses_a_grant(tmp_path: Path) -> None:
+    call_ids = [uuid4() for _ in range(500)]
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("spawn")) as processes:
+        expires_at = int(time.time()) + 60
+        uses = [processes.submit(_use_all, tmp_path, call_ids, expires_at) for _ in range(4)]
+        assert sum(use.result() for use in uses) == len(call_ids)
+
+
+def test_what_another_process_is_still_writing_is_no_use(tmp_path: Path) -> None:
+    signed = grant()
+    (tmp_path / f"{signed.expires_at // 60}.used").write_text("half a li")
+    assert not UsedGrants(tmp_path).use(signed), "the line is not to be told from the half of another: refused"
+    assert UsedGrants(tmp_path).use(grant(attempt=2))
+
+
+def test_the_files_of_expired_grants_are_removed(tmp_path: Path) -> None:
+    used, signed = UsedGrants(tmp_path), grant()
+    assert used.use(signed)
+    used.forget(signed.expires_at + CLOCK_SKEW_S)
+    assert len(list(tmp_path.iterdir())) == 1, "as long as it could still be verified"
+    used.forget(signed.expires_at + CLOCK_SKEW_S + 60)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_use_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError):
+        UsedGrants(tmp_path / "file").use(grant())
