@@ -1,0 +1,85 @@
+"""`make bench`: everything in one run, on this machine, each figure beside what it is compared with.
+
+Bounded in time and count, loopback only. `make bench ARGS=flags` also shows what each setting of
+LiteLLM Proxy is worth (it starts the proxy once for each, so it takes some minutes).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+import uvloop
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import admission, governed
+from gateway.settings import load_settings
+from gateway.stack.supervisor import running_stack
+
+
+async def main(sections: set[str]) -> None:
+    """Run the sections; without a name: admission, governed and memory."""
+    console = Console()
+    folder = Path(tempfile.mkdtemp(prefix="treasurer-bench-"))
+    folder.chmod(0o755)
+    own = {"database_url": None, "redis_url": None, "proxy_url": None}
+    settings = load_settings(data_dir=folder / "data", port=0, gateways=1, proxy_workers=1).model_copy(update=own)
+    try:
+        with console.status("starting the stack …"):
+            manager = running_stack(settings)
+            state = await manager.__aenter__()
+        try:
+            if not sections or "admission" in sections:
+                with console.status("grouped admission against one transaction each …"):
+                    rows = await admission.measure(state.database_url)
+                _show_admission(console, rows)
+            if not sections or "governed" in sections:
+                with console.status("a governed call against the same call straight to LiteLLM Proxy …"):
+                    _show_governed(console, await governed.measure(state, settings))
+            _show_memory(console, governed.memory(state))
+            if "flags" in sections:
+                await governed.flags(state, settings, console)
+        finally:
+            await manager.__aexit__(None, None, None)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _show_admission(console: Console, rows: list[dict[str, float]]) -> None:
+    table = Table(title="Admission on one hot budget and 100 others, fsync on")
+    for heading in ("callers", "grouped /s", "p50 ms", "one transaction each /s", "p50 ms", "ratio"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            f"{row['callers']:.0f}", f"{row['grouped_per_s']:,.0f}", f"{row['grouped_p50_ms']:.1f}",
+            f"{row['alone_per_s']:,.0f}", f"{row['alone_p50_ms']:.1f}", f"{row['grouped_per_s'] / row['alone_per_s']:.1f}",
+        )  # fmt: skip
+    console.print(table)
+
+
+def _show_governed(console: Console, rows: list[governed.Lane]) -> None:
+    table = Table(title="One LiteLLM Proxy worker, alternating rounds; medians over the rounds")
+    for heading in ("callers", "lane", "calls/s", "p50 ms", "p95 ms", "calls/s against straight", "p50 more, ms"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        ratio = f"{row.rate_ratio:.3f}" if row.rate_ratio is not None else ""
+        more = f"{row.p50_more_ms:+.2f}" if row.p50_more_ms is not None else ""
+        table.add_row(str(row.callers), row.name, f"{row.rate:.1f}", f"{row.p50_ms:.1f}", f"{row.p95_ms:.1f}", ratio, more)
+    console.print(table)
+
+
+def _show_memory(console: Console, rows: dict[str, float]) -> None:
+    table = Table(title="Memory (proportional set size, with children)")
+    table.add_column("part")
+    table.add_column("MiB", justify="right")
+    for name, mib in rows.items():
+        table.add_row(name, f"{mib:.0f}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(set(sys.argv[1:])))

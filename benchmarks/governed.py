@@ -1,0 +1,222 @@
+"""A governed call against the same call straight to LiteLLM Proxy, with the same provider behind both.
+
+"Straight" is a LiteLLM Proxy of its own as its users run it: the same environment, settings and model,
+a master key, and nothing of ours loaded. The two lanes take turns, round by round, so that a
+machine whose speed drifts slows both; the ratio is taken round by round.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import statistics
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import asyncpg
+import psutil
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from gateway.settings import Settings
+from gateway.stack.litellm import effective_config, proxy_command
+from gateway.stack.plan import _proxy_python as proxy_python
+from gateway.stack.ports import free_port
+from gateway.stack.state import StackState
+from llm_service.administration.budgets import NewBudget, create_budget
+from llm_service.administration.inputs import read_input
+from llm_service.administration.keys import NewKey, create_key
+from llm_service.administration.people import NewAgent, create_agent
+
+MODEL = "gpt-4o-mini"
+BODY: dict[str, Any] = {
+    "model": MODEL,
+    "messages": [{"role": "user", "content": "Say something short about the weather in Lisbon, please."}],
+    "max_tokens": 40,
+}
+ROUNDS = 5
+ROUND_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Lane:
+    """Medians over the rounds. `rate_ratio` and `p50_more_ms` compare with the straight lane, round by round."""
+
+    callers: int
+    name: str
+    rate: float
+    p50_ms: float
+    p95_ms: float
+    rate_ratio: float | None = None
+    p50_more_ms: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Round:
+    rate: float
+    p50_ms: float
+    p95_ms: float
+
+
+async def measure(state: StackState, settings: Settings, callers: tuple[int, ...] = (1, 16)) -> list[Lane]:
+    """Both lanes at each number of callers."""
+    key = await _agent_key(state)
+    lanes: list[Lane] = []
+    async with straight_proxy(state, settings) as (url, master_key), aiohttp.ClientSession() as session:
+        targets = {"straight": (url, master_key), "governed": (state.gateway_url, key)}
+        for name in targets:
+            await _round(session, *targets[name], 4, 3.0)  # warm
+        for count in callers:
+            rounds: dict[str, list[_Round]] = {name: [] for name in targets}
+            for _ in range(ROUNDS):
+                for name, (base, secret) in targets.items():
+                    rounds[name].append(await _round(session, base, secret, count, ROUND_S))
+            lanes += _lanes(count, rounds)
+    return lanes
+
+
+def _lanes(count: int, rounds: Mapping[str, list[_Round]]) -> list[Lane]:
+    pairs = list(zip(rounds["governed"], rounds["straight"], strict=True))
+    ratio = statistics.median(ours.rate / theirs.rate for ours, theirs in pairs)
+    more = statistics.median(ours.p50_ms - theirs.p50_ms for ours, theirs in pairs)
+    return [
+        Lane(
+            count,
+            name,
+            statistics.median(r.rate for r in rounds[name]),
+            statistics.median(r.p50_ms for r in rounds[name]),
+            statistics.median(r.p95_ms for r in rounds[name]),
+            ratio if name == "governed" else None,
+            more if name == "governed" else None,
+        )
+        for name in ("straight", "governed")
+    ]
+
+
+async def _round(session: aiohttp.ClientSession, base: str, secret: str, callers: int, seconds: float) -> _Round:
+    latencies: list[float] = []
+    headers = {"Authorization": f"Bearer {secret}"}
+    began = time.perf_counter()
+    end = began + seconds
+
+    async def caller() -> None:
+        while (started := time.perf_counter()) < end:
+            async with session.post(f"{base}/v1/chat/completions", json=BODY, headers=headers) as response:
+                answer = await response.read()
+                if response.status != 200:
+                    raise RuntimeError(f"{base} answered {response.status}: {answer[:300]!r}")
+            latencies.append((time.perf_counter() - started) * 1000)
+
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    ordered = sorted(latencies)
+    rate = len(latencies) / (time.perf_counter() - began)
+    return _Round(rate, statistics.median(ordered), ordered[int(len(ordered) * 0.95)])
+
+
+async def _agent_key(state: StackState) -> str:
+    async with asyncpg.create_pool(state.database_url, min_size=1, max_size=2) as pool:
+        await create_agent(pool, read_input(NewAgent, {"name": "bench"}))
+        await create_budget(pool, read_input(NewBudget, {"agent": "bench", "limit": "1000", "window": "day"}))
+        return (await create_key(pool, read_input(NewKey, {"agent": "bench"}))).secret
+
+
+@contextlib.asynccontextmanager
+async def straight_proxy(
+    state: StackState, settings: Settings, change: Callable[[dict[str, str]], None] = lambda environ: None
+) -> AsyncIterator[tuple[str, str]]:
+    """A LiteLLM Proxy without our plugin: its address and its master key. `change` edits its environment."""
+    config = yaml.safe_load(settings.litellm_config.read_text())
+    plain = effective_config(config, {}, state.provider_url).config
+    plain["litellm_settings"].pop("callbacks", None)
+    plain["general_settings"].pop("custom_auth", None)
+    folder = state.data_dir / "straight"
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(plain))
+    port = free_port()
+    python = proxy_python(settings)
+    command, extra = proxy_command(python=python, config_path=folder / "config.yaml", port=port, workers=1)
+    master_key = state.proxy_master_key
+    environ = {name: os.environ[name] for name in ("PATH", "HOME", "LANG") if name in os.environ}
+    environ |= extra | {"LITELLM_MASTER_KEY": master_key}
+    change(environ)
+    with (folder / "log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *command, env=environ, stdout=log, stderr=log, cwd=folder, start_new_session=True
+        )
+    try:
+        await _alive(f"http://127.0.0.1:{port}/health/liveliness", process, folder / "log")
+        yield f"http://127.0.0.1:{port}", master_key
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+
+
+async def _alive(url: str, process: asyncio.subprocess.Process, log: Path) -> None:
+    async with aiohttp.ClientSession() as session:
+        for _ in range(600):
+            if process.returncode is not None:
+                raise RuntimeError(f"LiteLLM Proxy did not start:\n{log.read_text()[-2000:]}")
+            try:
+                async with session.get(url) as response:
+                    if response.status == 200:
+                        return
+            except aiohttp.ClientError:
+                pass
+            await asyncio.sleep(0.2)
+    raise RuntimeError("LiteLLM Proxy did not answer within two minutes")
+
+
+def memory(state: StackState) -> dict[str, float]:
+    """MiB of each part with its children; memory that processes share is counted once between them."""
+    sizes: dict[str, float] = {}
+    for name, pid in state.pids.items():
+        process = psutil.Process(pid)
+        family = [process, *process.children(recursive=True)]
+        sizes[name] = sum(_pss(member) for member in family) / 2**20
+    return sizes
+
+
+def _pss(process: psutil.Process) -> int:
+    try:
+        full = process.memory_full_info()
+    except psutil.Error:
+        return 0
+    return int(getattr(full, "pss", full.rss))
+
+
+async def flags(state: StackState, settings: Settings, console: Console) -> None:
+    """What each setting of LiteLLM Proxy is worth: all of them, and all but one, in turn."""
+    plain_start = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": str(state.data_dir / "no-bytecode")}
+    variants: dict[str, Callable[[dict[str, str]], None]] = {
+        "all": lambda environ: None,
+        "not byte-compiled": lambda environ: environ.update(plain_start),
+        "without EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER": _without("EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER"),
+        "without PYTHON_GC_THRESHOLD": _without("PYTHON_GC_THRESHOLD"),
+        "without LITELLM_MODE": _without("LITELLM_MODE"),
+        "without LITELLM_LOG": _without("LITELLM_LOG"),
+    }
+    table = Table(title="LiteLLM Proxy, one worker, straight, 16 callers")
+    for heading in ("settings", "calls/s", "p50 ms"):
+        table.add_column(heading, justify="right" if heading != "settings" else "left")
+    for name, change in variants.items():
+        with console.status(f"LiteLLM Proxy: {name} …"):
+            async with straight_proxy(state, settings, change) as (url, key), aiohttp.ClientSession() as session:
+                await _round(session, url, key, 4, 2.0)
+                result = await _round(session, url, key, 16, ROUND_S)
+        table.add_row(name, f"{result.rate:.1f}", f"{result.p50_ms:.1f}")
+    console.print(table)
+
+
+def _without(variable: str) -> Callable[[dict[str, str]], None]:
+    def change(environ: dict[str, str]) -> None:
+        environ.pop(variable, None)
+
+    return change
