@@ -9,12 +9,14 @@ only inside a price per token (`pricing.py`), where they are rounded once, up.
 from __future__ import annotations
 
 import re
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, Context, Decimal, Inexact, InvalidOperation
 
 NANO_PER_DOLLAR = 1_000_000_000
 #: The largest amount that may be named: a billion dollars. Sums of these still fit in 64 bits.
 MAX_NANO = 1_000_000_000 * NANO_PER_DOLLAR
 
+#: Multiplies without rounding in silence: what does not fit is `Inexact`.
+_EXACT = Context(prec=60, traps=[Inexact, InvalidOperation])
 _DOLLARS = re.compile(r"^\$?\s*([0-9][0-9_,]*(?:\.[0-9]+)?|\.[0-9]+)$")
 
 
@@ -28,27 +30,31 @@ def parse_dollars(value: str | int | float | Decimal) -> int:
     Raises:
         MoneyError: not a number, negative, finer than a nano-dollar, or above `MAX_NANO`.
     """
+    # Python refuses to print an integer of thousands of digits.
+    shown = repr(value) if not isinstance(value, int) or value.bit_length() < 256 else "a number of that size"
     try:
         if isinstance(value, str):
             match = _DOLLARS.match(value.strip())
             if match is None:
-                raise MoneyError(f"{value!r} is not an amount in dollars; write it like 0.05 or $12.50")
+                raise MoneyError(f"{shown} is not an amount in dollars; write it like 0.05 or $12.50")
             dollars = Decimal(match.group(1).replace(",", "").replace("_", ""))
         elif isinstance(value, bool):
-            raise MoneyError(f"{value!r} is not an amount in dollars")
+            raise MoneyError(f"{shown} is not an amount in dollars")
         else:
             dollars = Decimal(repr(value)) if isinstance(value, float) else Decimal(value)
         if not dollars.is_finite():
-            raise MoneyError(f"{value!r} is not a finite amount in dollars")
+            raise MoneyError(f"{shown} is not a finite amount in dollars")
         if dollars < 0:
-            raise MoneyError(f"{value!r} is negative; an amount of money is zero or more")
-        if dollars * NANO_PER_DOLLAR > MAX_NANO:
-            raise MoneyError(f"{value!r} is more than {format_dollars(MAX_NANO)}, the most that may be named")
-        nano = dollars * NANO_PER_DOLLAR
+            raise MoneyError(f"{shown} is negative; an amount of money is zero or more")
+        if dollars > MAX_NANO // NANO_PER_DOLLAR:
+            raise MoneyError(f"{shown} is more than {format_dollars(MAX_NANO)}, the most that may be named")
+        nano = _EXACT.multiply(dollars, Decimal(NANO_PER_DOLLAR))
+    except Inexact:
+        nano = None
     except InvalidOperation as error:
-        raise MoneyError(f"{value!r} is not an amount in dollars") from error
-    if nano != nano.to_integral_value():
-        raise MoneyError(f"{value!r} is finer than a nano-dollar (9 decimals)")
+        raise MoneyError(f"{shown} is not an amount in dollars") from error
+    if nano is None or nano != nano.to_integral_value():
+        raise MoneyError(f"{shown} is finer than a nano-dollar (9 decimals)")
     return int(nano)
 
 
