@@ -24,6 +24,7 @@ from gateway.stack import watchdog
 from gateway.stack.ports import free_port
 from gateway.stack.postgres import EmbeddedPostgres, create_database, embedded_postgres
 from gateway.stack.redis import EmbeddedRedis
+from gateway.stack.state import StackState
 
 pydantic_ai.models.ALLOW_MODEL_REQUESTS = False  # a test that would reach a real provider fails instead
 
@@ -191,3 +192,36 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
     with redis.Redis.from_url(redis_server.url) as client:
         client.execute_command("FLUSHALL")
     return redis_server.url
+
+
+@pytest.fixture(scope="session")
+def stack(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[StackState]:
+    """The whole real stack, all providers simulated: two gateways, LiteLLM Proxy with one worker, and the rest."""
+    data_dir = service_dir / "stack"
+    log = service_dir / "stack.log"
+    arguments = ["--data-dir", str(data_dir), "--port", "0", "--gateways", "2", "--proxy-workers", "1"]
+    environ = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_API_BASE"))}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway.cli", "up", *arguments],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=environ,
+            cwd=Path(__file__).parent.parent,
+            start_new_session=True,
+        )
+    stop_with_us(process.pid)
+    try:
+        while (state := StackState.read(data_dir)) is None:
+            if process.poll() is not None:
+                pytest.fail(f"the stack did not start:\n{log.read_text(errors='replace')[-4000:]}")
+            time.sleep(0.2)
+        yield state
+    finally:
+        process.send_signal(signal.SIGINT)
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            process.kill()  # its watchdog stops the rest
+            process.wait()

@@ -70,7 +70,8 @@ class Part:
     environ: Mapping[str, str] = field(default_factory=dict[str, str])
     after: tuple[str, ...] = ()
     prepare: Callable[[], None] | None = None  # blocking; before each start
-    patience: str = ""  # why it may take long
+    prepare_detail: str = ""  # what takes long, for people
+    start_detail: str = ""
     once_ready: Callable[[], Awaitable[None]] | None = None  # before it counts as ready the first time
     once_detail: str = ""
     on_exit: Callable[[int], None] | None = None
@@ -157,7 +158,7 @@ class SupervisedPart:
     async def _start(self) -> str | None:
         """Start and wait until ready: None, or why it is not."""
         if self.part.prepare is not None:
-            self._show(PartState.PREPARING, self.part.patience)
+            self._show(PartState.PREPARING, self.part.prepare_detail)
             try:
                 await asyncio.to_thread(self.part.prepare)
             except (OSError, PostgresError) as error:
@@ -167,7 +168,7 @@ class SupervisedPart:
                 self._process = await self._spawn(self.part.command)
             except OSError as error:
                 return f"cannot be run: {error}"
-        self._show(PartState.STARTING, self.part.patience)
+        self._show(PartState.STARTING, self.part.start_detail)
         deadline = time.monotonic() + self.part.start_timeout_s
         while not await self.part.ready():
             if self._process is not None and self._process.returncode is not None:

@@ -232,7 +232,7 @@ def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
         command=server.command(),
         environ=server.environ(),
         prepare=server.prepare,
-        patience="" if (server.data / "PG_VERSION").exists() else "making its data folder, the first time",
+        prepare_detail="" if (server.data / "PG_VERSION").exists() else "making its data folder, the first time",
         once_ready=bring_up_to_date,
         once_detail="migrating the database",
         identity=server.identity,
@@ -307,7 +307,7 @@ def _proxy_part(site: _Site) -> Part:
         command=command,
         environ={**inherited, **environ},
         prepare=prepare,
-        patience="imports LiteLLM: 10 to 30 s",
+        start_detail="imports LiteLLM: 10 to 30 s",
         directory=folder,
         start_timeout_s=180,
         stop_timeout_s=4,  # its workers need one second; LiteLLM lingers ten more at its exit, doing nothing
