@@ -72,10 +72,13 @@ class RatesError(ValueError):
 
 
 def _femto(value: Any) -> int:
-    dollars = Decimal(repr(value)) if isinstance(value, float) else Decimal(str(value))
-    if not dollars.is_finite() or dollars < 0:
-        raise RatesError(f"{value!r} is not a price")
-    return int((dollars * _FEMTO_PER_DOLLAR).to_integral_value(rounding=ROUND_CEILING))
+    try:
+        dollars = Decimal(repr(value)) if isinstance(value, float) else Decimal(str(value))
+        if dollars.is_finite() and dollars >= 0:
+            return int((dollars * _FEMTO_PER_DOLLAR).to_integral_value(rounding=ROUND_CEILING))
+    except ArithmeticError:
+        pass  # not a number, or none that is anyone's price
+    raise RatesError(f"{value!r} is not a price")
 
 
 def read_rates(info: Mapping[str, Any]) -> Rates:
