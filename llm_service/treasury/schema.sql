@@ -149,6 +149,7 @@ CREATE TABLE ledger (
 );
 CREATE UNIQUE INDEX ledger_one_end ON ledger (call_id, attempt) WHERE state <> 'adjusted';
 CREATE INDEX ledger_started ON ledger USING brin (started_at);
+CREATE INDEX ledger_expired ON ledger (settled_at) WHERE state = 'expired';
 CREATE INDEX ledger_agent ON ledger (agent_id, started_at);
 
 CREATE FUNCTION ledger_is_immutable() RETURNS trigger LANGUAGE plpgsql AS $$

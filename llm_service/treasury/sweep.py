@@ -25,16 +25,27 @@ from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, Usag
 
 log = logging.getLogger(__name__)
 
-_WITNESSES = """
-SELECT h.call_id, h.attempt, h.model, h.amount_nano, a.expiry_policy, h.expires_at < clock_timestamp() AS expired,
+_FOUND = """
        (SELECT json_agg(w)::text FROM (
             SELECT outcome, provider, deployment, cost_nano, input_tokens, cached_tokens, cache_write_tokens,
                    output_tokens, reasoning_tokens, status
             FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt ORDER BY w.ended_at
         ) w) AS witnesses
-FROM holds h JOIN agents a ON a.id = h.agent_id
 """
+_WITNESSES = f"""
+SELECT h.call_id, h.attempt, h.model, h.amount_nano, a.expiry_policy, h.expires_at < clock_timestamp() AS expired, {_FOUND}
+FROM holds h JOIN agents a ON a.id = h.agent_id
+"""  # noqa: S608  # of constants
 _EXPIRED = _WITNESSES + " WHERE h.expires_at < clock_timestamp() ORDER BY h.expires_at LIMIT $1"
+# A witness that came after its hold had expired (the proxy's spool, when Postgres was away for long).
+_LATE = f"""
+SELECT h.call_id, h.attempt, h.model, h.held_nano AS amount_nano, 'post' AS expiry_policy, false AS expired, {_FOUND}
+FROM ledger h
+WHERE h.state = 'expired' AND h.settled_at > clock_timestamp() - interval '30 days'
+  AND NOT EXISTS (SELECT FROM ledger l WHERE l.call_id = h.call_id AND l.attempt = h.attempt AND l.state = 'adjusted')
+  AND EXISTS (SELECT FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt AND w.outcome <> 'failure')
+LIMIT $1
+"""  # noqa: S608  # of constants
 _ONE = _WITNESSES + " WHERE h.call_id = $1 AND h.attempt = $2"
 
 #: (model, deployment, usage) → nano-dollars, or None when the catalogue does not know the model any more.
@@ -146,12 +157,12 @@ class Sweeper:
             await asyncio.sleep(self._interval_s)
 
     async def sweep(self, limit: int = 500) -> int:
-        """Settle up to `limit` expired holds, oldest first; how many.
+        """Settle up to `limit` expired holds, oldest first, and correct ended ones by late witnesses; how many.
 
         Raises:
             TreasuryUnavailable: Postgres is away.
         """
-        rows = await self._fetch(_EXPIRED, limit)
+        rows = [*await self._fetch(_EXPIRED, limit), *await self._fetch(_LATE, limit)]
         settlements = [
             settlement for row in rows if (settlement := settlement_for(_orphan(row), self._price)) is not None
         ]

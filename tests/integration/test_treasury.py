@@ -166,6 +166,19 @@ async def test_i1_i4_groups_decide_as_one_by_one(
     await books_are_right(pool)
 
 
+@pytest.mark.parametrize("at", ["2026-04-04T14:45:00+00:00", "2026-04-04T15:15:00+00:00", "2026-10-03T15:15:00+00:00"])
+async def test_hours_follow_one_another_where_clocks_move_by_half_an_hour(pool: asyncpg.Pool, at: str) -> None:
+    moment = datetime.fromisoformat(at)
+    row = await pool.fetchrow("SELECT * FROM treasury_window_v1('hour', 'Australia/Lord_Howe', $1)", moment)
+    following = await pool.fetchrow(
+        "SELECT * FROM treasury_window_v1('hour', 'Australia/Lord_Howe', $1)", moment + timedelta(minutes=30)
+    )
+    assert row is not None
+    assert following is not None
+    assert row["starts_at"] <= moment < row["ends_at"]
+    assert following["starts_at"] in (row["starts_at"], row["ends_at"])
+
+
 ZONES = [
     "UTC",
     "Europe/Berlin",
@@ -474,6 +487,18 @@ async def test_i2_the_truth_that_comes_late_is_an_adjustment(pool: asyncpg.Pool,
     assert await window(pool, number) == (25, 0)
     rows = await pool.fetch("SELECT state, cost_nano FROM ledger ORDER BY cost_nano")
     assert [tuple(row) for row in rows] == [("adjusted", -35), ("expired", 60)]
+    await books_are_right(pool)
+
+
+async def test_i2_a_witness_that_comes_late_is_an_adjustment(pool: asyncpg.Pool, treasury: Treasury) -> None:
+    who = await principal(pool)
+    number = await budget(pool, who, 100)
+    hold = await expired_hold(pool, treasury, who, number)
+    assert await sweeper(pool, treasury).sweep() == 1
+    await witness(pool, hold, "success", 27, (7, 10))
+    assert await sweeper(pool, treasury).sweep() == 1
+    assert await sweeper(pool, treasury).sweep() == 0
+    assert await window(pool, number) == (27, 0)
     await books_are_right(pool)
 
 

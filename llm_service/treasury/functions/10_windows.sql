@@ -10,8 +10,9 @@ BEGIN
         ends_at := 'infinity';
     ELSIF p_kind IN ('minute', 'hour') THEN
         -- Of fixed length, so on the time line and not on the wall clock: the hour that clocks repeat
-        -- is two windows. The zone matters where its offset is not a whole hour.
-        starts_at := date_trunc(p_kind, p_at, p_zone);
+        -- is two windows. Counted from a midnight of the zone, which matters where its offset is not a
+        -- whole hour.
+        starts_at := date_bin(('1 ' || p_kind)::interval, p_at, timestamp '2026-01-01 00:00' AT TIME ZONE p_zone);
         ends_at := starts_at + ('1 ' || p_kind)::interval;
     ELSE
         starts_at := date_trunc(p_kind, p_at, p_zone);

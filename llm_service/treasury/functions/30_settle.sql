@@ -2,9 +2,9 @@
 -- give back what was held and take what it cost. One transaction; idempotent by (call_id, attempt):
 -- whoever takes the hold's row away writes its end, and nobody else.
 --
--- An attempt whose hold is gone already was ended by somebody. If that was the sweeper, going by less
--- than the provider's own figures, and the truth that arrives late differs, the difference is written
--- as an adjustment. Everything else about it changes nothing.
+-- An attempt whose hold is gone already was ended by somebody. If that was the sweeper, without any
+-- figures or by a witness, and better ones arrive late, the difference is written as an adjustment,
+-- once. Everything else about it changes nothing.
 --
 -- result: settled | adjusted | already (ended before, nothing changed) | unknown (never held)
 CREATE OR REPLACE FUNCTION treasury_settle_v1(
@@ -71,8 +71,9 @@ BEGIN
                s.error_code, s.latency_ms, s.first_token_ms, l.started_at
         FROM s JOIN ledger l ON l.call_id = s.call_id AND l.attempt = s.attempt
         WHERE v_held < cardinality(p_call_id)
-          AND l.state IN ('expired', 'posted') AND l.usage_source IN ('hold', 'witness', 'none')
-          AND s.usage_source IN ('provider', 'estimated') AND s.cost_nano <> l.cost_nano
+          AND ((l.state = 'expired' AND s.usage_source IN ('provider', 'estimated', 'witness'))
+               OR (l.state = 'posted' AND l.usage_source = 'witness' AND s.usage_source = 'provider'
+                   AND s.cost_nano <> l.cost_nano))
         ON CONFLICT DO NOTHING
         RETURNING *
     ), delta AS (
