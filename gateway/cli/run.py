@@ -81,7 +81,10 @@ async def _digest(settings: Settings, request: RunRequest, *, json: bool) -> Non
     if json:
         print(json_.dumps(_as_json(result), indent=2, ensure_ascii=False))
     else:
-        Console(soft_wrap=False).print(_page(cast("Digest", result.output), result, request.budget_nano))
+        console = Console()
+        if not console.is_terminal:  # into a file or a pipe: no line is cut to a guessed width
+            console.width = 10_000
+        console.print(_page(cast("Digest", result.output), result, request.budget_nano))
 
 
 @asynccontextmanager
@@ -151,8 +154,8 @@ def _page(digest: Digest, result: RunResult, budget_nano: int | None) -> Group:
     for number, item in enumerate(digest.items, 1):
         source = " · ".join(_plain(part) for part in (item.source, item.url) if part)
         lines.append(Text(f"{number}. {_plain(item.headline)}", style="bold"))
-        lines.append(Padding(Text(_plain(item.why_it_matters)), (0, 0, 0, 3)))
-        lines.append(Padding(Text(source, style="dim", overflow="fold"), (0, 0, 1, 3)))
+        lines.append(Padding(Text(_plain(item.why_it_matters)), (0, 0, 0, 3), expand=False))
+        lines.append(Padding(Text(source, style="dim", overflow="fold"), (0, 0, 1, 3), expand=False))
     of = f" of {format_dollars(budget_nano)}" if budget_nano is not None else ""
     tokens = f"{result.usage.total_tokens:,} tokens"
     cost = f"{format_dollars(result.cost_nano)}{of}"

@@ -1,0 +1,173 @@
+"""The first agent and GovernedModel on the real stack: what a run costs is what the ledger has, to the nano-dollar."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from decimal import Decimal
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from pydantic import BaseModel
+from pydantic_ai import Agent, NativeOutput
+from pydantic_ai.models import override_allow_model_requests
+from pydantic_ai.settings import ModelSettings
+
+from agents.run_budgets import RunBudgets
+from gateway.composition import Runtime, open_service
+from gateway.settings import load_settings
+from gateway.stack.state import StackState
+from llm_service.administration.people import pause, resume
+from llm_service.errors import BudgetBusy, BudgetExhausted, Paused, UnknownModel
+from llm_service.model import GovernedModel
+from llm_service.money import format_decimal
+from llm_service.types import CallContext, Principal, Scope
+
+MODELS = ["gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash", "local/qwen3-8b"]
+
+
+@pytest.fixture
+async def runtime(stack: StackState) -> AsyncIterator[Runtime]:
+    """The service in this process, as `treasurer run` has it."""
+    with override_allow_model_requests(True):
+        async with open_service(load_settings(data_dir=stack.data_dir)) as runtime:
+            await RunBudgets(runtime.pool).register("digest")
+            yield runtime
+
+
+def governed(runtime: Runtime, run: str, model: str = "gpt-4o-mini") -> GovernedModel:
+    async def principal() -> Principal:
+        return await runtime.principals.by_agent("digest")
+
+    return GovernedModel(model, service=runtime.service, principal=principal, context=CallContext(run=run))
+
+
+async def ledger_nano(runtime: Runtime, run: str, calls: int) -> int:
+    """What the ledger has of a run once all of its calls are settled, which happens off the caller's path."""
+    for _ in range(100):
+        row = await runtime.pool.fetchrow(
+            "SELECT count(*) AS calls, sum(cost_nano)::bigint AS cost_nano FROM ledger"
+            " WHERE run_id = $1 AND state <> 'adjusted'",
+            run,
+        )
+        assert row is not None
+        if row["calls"] >= calls:
+            assert row["calls"] == calls
+            return row["cost_nano"]
+        await asyncio.sleep(0.05)
+    raise AssertionError(f"run {run} has fewer than {calls} entries in the ledger after 5 s")
+
+
+def treasurer(stack: StackState, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("TREASURER_")}
+    return subprocess.run(
+        [sys.executable, "-m", "gateway.cli", "run", "digest", *arguments],
+        capture_output=True,
+        text=True,
+        timeout=100,
+        env=environ | {"TREASURER_DATA_DIR": str(stack.data_dir)},
+        cwd=Path(__file__).parent.parent.parent,
+        check=False,
+    )
+
+
+async def test_the_command_runs_within_its_budget_and_says_what_the_ledger_says(
+    stack: StackState, runtime: Runtime
+) -> None:
+    finished = await asyncio.to_thread(
+        treasurer, stack, "--budget", "0.05", "--json", "--tag", "morning", "--session", "s1", "--user", "ana"
+    )
+    assert finished.returncode == 0, finished.stderr
+    shown = json.loads(finished.stdout)
+    assert set(shown["output"]) == {"title", "summary", "items"}
+    assert shown["cost_nano"] == await ledger_nano(runtime, shown["run"], shown["calls"]) > 0
+    assert shown["cost"] == format_decimal(shown["cost_nano"])
+    rows = await runtime.pool.fetch("SELECT tags, session_id, user_id FROM ledger WHERE run_id = $1", shown["run"])
+    assert {(tuple(row["tags"]), row["session_id"], row["user_id"]) for row in rows} == {(("morning",), "s1", "ana")}
+    budget = await runtime.pool.fetchrow("SELECT * FROM budgets WHERE per_value = $1", shown["run"])
+    assert budget is not None
+    assert (budget["limit_nano"], budget["archived_at"] is None) == (50_000_000, False)
+
+
+async def test_a_budget_that_is_too_small_stops_the_run_and_is_not_passed(stack: StackState, runtime: Runtime) -> None:
+    finished = await asyncio.to_thread(treasurer, stack, "--budget", "0.0004")
+    assert finished.returncode == 1
+    assert finished.stdout == ""
+    assert "has used up budget" in finished.stderr
+    assert "Give the run more with --budget" in finished.stderr
+    spent = await runtime.pool.fetchval(
+        """SELECT coalesce(max(w.posted_nano + w.pending_nano), 0) FROM windows w JOIN budgets b ON b.id = w.budget_id
+           WHERE b.limit_nano = 400000 AND b.per = 'run'"""
+    )
+    assert spent <= 400_000
+
+
+class City(BaseModel):
+    name: str
+    people: int
+
+
+@pytest.mark.parametrize("name", MODELS)
+async def test_every_kind_of_request_is_governed_on_every_provider(runtime: Runtime, name: str) -> None:
+    run = str(uuid4())
+    model = governed(runtime, run, name)
+    settings = ModelSettings(max_tokens=200)
+    costs: list[Decimal | None] = []
+    async with Agent(model).run_stream("Tell me of the sea.", model_settings=settings) as streamed:
+        assert await streamed.get_output()
+    costs.append(streamed.usage.cost)
+    by_tool = await Agent(model, output_type=City).run("Which city?", model_settings=settings)
+    costs.append(by_tool.usage.cost)
+    native = await Agent(model, output_type=NativeOutput(City)).run("Which city?", model_settings=settings)
+    costs.append(native.usage.cost)
+
+    assert model.tally.calls == 3
+    assert model.tally.cost_nano == await ledger_nano(runtime, run, 3)
+    assert sum(cost or 0 for cost in costs) == Decimal(format_decimal(model.tally.cost_nano))
+
+
+async def test_a_stream_that_is_left_early_is_closed_and_paid_for(runtime: Runtime) -> None:
+    run = str(uuid4())
+    model = governed(runtime, run)
+    async with Agent(model).run_stream("Tell me of the sea.", model_settings=ModelSettings(max_tokens=900)) as streamed:
+        async for _ in streamed.stream_text(debounce_by=None):
+            break
+    assert await ledger_nano(runtime, run, 1) > 0
+    assert streamed.usage.cost == Decimal(format_decimal(model.tally.cost_nano)) > 0
+    assert await runtime.pool.fetchval("SELECT error_code FROM ledger WHERE run_id = $1", run) == "client_left"
+
+
+async def test_many_agents_at_once_on_one_run_budget_never_pass_it(runtime: Runtime) -> None:
+    run, limit_nano = str(uuid4()), 1_000_000
+    model = governed(runtime, run)
+
+    async def ask(number: int) -> str:
+        try:
+            await Agent(model).run(f"Story {number} 故事 🚀", model_settings=ModelSettings(max_tokens=300))
+        except (BudgetExhausted, BudgetBusy) as refusal:
+            return type(refusal).__name__
+        return "answered"
+
+    async with RunBudgets(runtime.pool).limited("digest", run, limit_nano):
+        said = await asyncio.gather(*(ask(number) for number in range(60)))
+    answered = said.count("answered")
+    assert answered > 0
+    assert set(said) - {"answered"}
+    assert model.tally.calls == answered
+    assert await ledger_nano(runtime, run, answered) == model.tally.cost_nano <= limit_nano
+
+
+async def test_refusals_reach_the_agent_by_type(runtime: Runtime) -> None:
+    with pytest.raises(UnknownModel):
+        await Agent(governed(runtime, "r", "nope")).run("Hello")
+    await pause(runtime.pool, Scope.AGENT, "digest")
+    try:
+        with pytest.raises(Paused):
+            await Agent(governed(runtime, "r")).run("Hello")
+    finally:
+        await resume(runtime.pool, Scope.AGENT, "digest")
