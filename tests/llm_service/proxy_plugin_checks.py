@@ -1,0 +1,274 @@
+"""Run by LiteLLM Proxy's own Python (see test_proxy_plugin.py): the plugin against LiteLLM's real classes.
+
+Prints one JSON object: the name of each check, and null or what went wrong. No pytest here.
+"""
+# ruff: noqa: E402, PT017 (the environment comes before the plugin, and there is no pytest here)
+# pyright: basic, reportMissingImports=false, reportPrivateUsage=false
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+SECRET = "a-secret-of-the-tests-that-has-32-characters"
+FOLDER = Path(tempfile.mkdtemp(prefix="treasurer-plugin-"))
+os.environ.update(
+    LITELLM_LOCAL_MODEL_COST_MAP="True",
+    TREASURER_GRANT_SECRET=SECRET,
+    TREASURER_GRANT_DIR=str(FOLDER / "grants"),
+    TREASURER_SPOOL_DIR=str(FOLDER / "spool"),
+)
+
+from litellm.proxy._types import ProxyException
+from litellm.types.utils import Usage as LiteLLMUsage
+from starlette.requests import Request
+
+from llm_service import proxy_plugin as plugin
+from llm_service.grants import Grant, GrantLimits, UsedGrants, digest_of, for_service, sign
+from llm_service.witnesses import Witness
+
+CHAT = "/v1/chat/completions"
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps({"model": "gpt-4o", "messages": [{"role": "user", "content": "hi"}], **fields}).encode()
+
+
+def granted(content: bytes, path: str = CHAT, **changes: Any) -> str:
+    now = int(time.time())
+    fields: dict[str, Any] = {
+        "call_id": uuid4(), "attempt": 3, "agent_id": 7, "agent": "digest", "team": "research",
+        "organisation": "default", "key_id": 1, "model": "gpt-4o", "path": path, "digest": digest_of(content),
+        "issued_at": now, "expires_at": now + 60, "tags": ("news",), "user": "bob", "limits": GrantLimits(rpm=5),
+        **changes,
+    }  # fmt: skip
+    return sign(SECRET, Grant(**fields))
+
+
+async def ask(token: str, content: bytes, path: str = CHAT, method: str = "POST") -> Any:
+    """As LiteLLM asks: the body is read from the wire once, and its parsed form is kept on the request."""
+    sent = False
+
+    async def receive() -> dict[str, Any]:
+        nonlocal sent
+        assert not sent, "the body was read from the wire twice"
+        sent = True
+        return {"type": "http.request", "body": content, "more_body": False}
+
+    headers = [(b"content-type", b"application/json")]
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    return await plugin.custom_auth(Request(scope, receive), token)
+
+
+async def refused(status: int, words: str, token: str, content: bytes, path: str = CHAT) -> None:
+    try:
+        await ask(token, content, path)
+    except ProxyException as error:
+        assert error.code == str(status), error.code
+        assert words in error.message, error.message
+        assert not token or token not in error.message, "the message repeats the token"
+    else:
+        raise AssertionError("it was let in")
+
+
+async def check_a_grant_opens_its_request_once() -> None:
+    content = body()
+    token = granted(content)
+    identity = await ask(token, content)
+    assert (identity.key_alias, identity.team_id, identity.org_id) == ("digest", "research", "default")
+    assert identity.metadata["treasurer"]["attempt"] == 3
+    assert identity.metadata["tags"] == ["news"]
+    assert identity.rpm_limit is None, "the service has enforced the limits already"
+    await refused(401, "used before", token, content)
+
+
+async def check_what_is_no_grant_is_refused() -> None:
+    for token in ("", "sk-tr-stolen", "sk-" + "m" * 40):
+        await refused(401, "not a grant", token, body())
+
+
+async def check_other_requests_are_refused() -> None:
+    await refused(401, "another body", granted(body()), body(n=2))
+    await refused(401, "another model", granted(body(), model="gpt-4o-mini"), body())
+    await refused(401, "another path", granted(body()), body(), "/v1/embeddings")
+    for path in ("/v1/models", "/health", "/key/generate", "/v1/responses", "/chat/completions"):
+        await refused(401, "no grant opens this path", granted(body(), path), body(), path)
+
+
+async def check_a_body_that_steers_litellm_is_refused() -> None:
+    for field in ("fallbacks", "api_base", "extra_body", "num_retries", "max_output_tokens", "mock_response", "no-log"):
+        content = body(**{field: "x"})
+        await refused(400, field, granted(content), content)
+    content = body(metadata={"a": "b"}, tools=[], service_tier="auto", reasoning_effort="low")
+    await ask(granted(content), content)
+
+
+async def check_reads_may_be_repeated() -> None:
+    token = sign(SECRET, for_service("/model/info"))
+    for _ in range(2):
+        await ask(token, b"", "/model/info", "GET")
+    content = body()
+    await ask(
+        sign(SECRET, for_service("/utils/token_counter", model="gpt-4o", body=content)), content, "/utils/token_counter"
+    )
+
+
+async def check_limits_are_litellm_s_only_when_asked() -> None:
+    plugin._enforces_limits = True
+    try:
+        content = body()
+        assert (await ask(granted(content), content)).rpm_limit == 5
+    finally:
+        plugin._enforces_limits = False
+
+
+async def check_a_use_that_cannot_be_remembered_is_refused() -> None:
+    used, plugin._used = plugin._used, UsedGrants(Path("/dev/null/grants"))
+    try:
+        await refused(503, "TREASURER_GRANT_DIR", granted(body()), body())
+    finally:
+        plugin._used = used
+
+
+class Kept:
+    """A writer that keeps what it gets."""
+
+    def __init__(self) -> None:
+        self.witnesses: list[Witness] = []
+
+    def add(self, witness: Witness) -> None:
+        self.witnesses.append(witness)
+
+
+METADATA = {
+    "user_api_key_metadata": {"treasurer": {"call_id": str(uuid4()), "attempt": 3}},
+    "model_group": "gpt-4o",
+    "model_info": {"id": "openai-gpt-4o"},
+}
+USAGE = LiteLLMUsage(
+    prompt_tokens=100,
+    completion_tokens=20,
+    prompt_tokens_details={"cached_tokens": 40},
+    completion_tokens_details={"reasoning_tokens": 5},
+)
+
+
+def event(**fields: Any) -> dict[str, Any]:
+    return {
+        "model": "gpt-4o", "custom_llm_provider": "openai", "litellm_params": {"metadata": METADATA}, **fields,
+    }  # fmt: skip
+
+
+async def succeed(kwargs: Any, response: Any) -> list[Witness]:
+    kept = Kept()
+    await plugin.WitnessLogger(kept).async_log_success_event(kwargs, response, None, None)  # type: ignore[arg-type]
+    return kept.witnesses
+
+
+async def check_a_success_is_witnessed() -> None:
+    (witness,) = await succeed(event(response_cost=0.00040000000000000002), SimpleNamespace(usage=USAGE))
+    assert (witness.outcome, witness.model, witness.provider, witness.status) == ("success", "gpt-4o", "openai", 200)
+    assert (witness.deployment, witness.attempt, witness.cost_nano) == ("openai-gpt-4o", 3, 400_000)
+    used = witness.usage
+    assert (used.input_tokens, used.cached_tokens, used.output_tokens, used.reasoning_tokens) == (100, 40, 20, 5)
+
+
+async def check_a_price_that_litellm_lacks_is_unknown_and_not_zero() -> None:
+    (witness,) = await succeed(event(), SimpleNamespace(usage=USAGE))
+    assert witness.cost_nano is None
+
+
+async def check_what_carries_no_grant_is_not_witnessed() -> None:
+    assert await succeed(event(litellm_params={"metadata": {}}), SimpleNamespace(usage=USAGE)) == []
+
+
+async def check_an_event_of_an_unknown_shape_fails_nobody() -> None:
+    for kwargs in (event(litellm_params={"metadata": {**METADATA, "model_info": 5}}), {"litellm_params": 7}):
+        assert await succeed(kwargs, None) == []
+
+
+async def check_a_writer_that_fails_fails_nobody() -> None:
+    broken = SimpleNamespace(add=lambda witness: 1 / 0)
+    await plugin.WitnessLogger(broken).async_log_success_event(  # type: ignore[arg-type]
+        event(), SimpleNamespace(usage=USAGE), None, None
+    )
+
+
+async def check_each_failed_attempt_is_witnessed() -> None:
+    kept = Kept()
+    logger = plugin.WitnessLogger(kept)  # type: ignore[arg-type]
+    error = RuntimeError("Incorrect API key sk-secret; the prompt was …")
+    error.status_code = 429  # type: ignore[attr-defined]
+    for deployment in ("a", "b"):
+        request = {"model": "openai/gpt-4o", "metadata": {**METADATA, "model_info": {"id": deployment}}}
+        await logger.async_post_call_failure_deployment_hook(request, error, None)
+    assert [(w.outcome, w.deployment, w.status) for w in kept.witnesses] == [
+        ("failure", "a", 429),
+        ("failure", "b", 429),
+    ]
+    assert {w.error for w in kept.witnesses} == {"RuntimeError"}, "a provider's message may hold a secret or a prompt"
+
+
+async def stream(items: list[Any], error: Exception | None = None) -> Any:
+    for item in items:
+        yield item
+    if error is not None:
+        raise error
+
+
+async def check_a_stream_that_ends_is_left_to_its_success() -> None:
+    kept = Kept()
+    hook = plugin.WitnessLogger(kept).async_post_call_streaming_iterator_hook  # type: ignore[arg-type]
+    assert [chunk async for chunk in hook(None, stream([1, 2]), {})] == [1, 2]
+    assert kept.witnesses == []
+
+
+async def check_a_stream_that_its_caller_left_is_witnessed_once() -> None:
+    kept = Kept()
+    logger = plugin.WitnessLogger(kept)  # type: ignore[arg-type]
+    details = event(messages=[])
+    call = SimpleNamespace(model_call_details=details, start_time=None)
+    chunks = logger.async_post_call_streaming_iterator_hook(None, stream([object()] * 9), {"litellm_logging_obj": call})
+    await chunks.__anext__()
+    await chunks.aclose()
+    assert [(w.outcome, w.status, w.cost_nano) for w in kept.witnesses] == [("cancelled", 499, None)]
+    await logger.async_log_success_event(details, SimpleNamespace(usage=USAGE), None, None)
+    assert len(kept.witnesses) == 1, "LiteLLM's own event for the same end"
+
+
+async def check_a_stream_that_breaks_is_witnessed_and_breaks() -> None:
+    kept = Kept()
+    call = SimpleNamespace(model_call_details=event(), start_time=None)
+    hook = plugin.WitnessLogger(kept).async_post_call_streaming_iterator_hook  # type: ignore[arg-type]
+    try:
+        async for _ in hook(None, stream([], ValueError("cut")), {"litellm_logging_obj": call}):
+            pass
+    except ValueError:
+        assert [(w.outcome, w.error) for w in kept.witnesses] == [("failure", "ValueError")]
+    else:
+        raise AssertionError("the error was swallowed")
+
+
+def main() -> None:
+    results: dict[str, str | None] = {}
+    for name, check in list(globals().items()):
+        if name.startswith("check_"):
+            try:
+                asyncio.run(check())
+                results[name] = None
+            except BaseException:  # noqa: BLE001 (each is reported)
+                results[name] = traceback.format_exc()
+    sys.stdout.write("\n" + json.dumps(results) + "\n")
+
+
+if __name__ == "__main__":
+    main()
