@@ -195,7 +195,7 @@ async def test_i2_a_caller_who_leaves_a_stream_leaves_a_witness(stack: StackStat
 
 
 async def test_i2_a_stream_that_is_cut_leaves_a_witness_of_what_came(stack: StackState, caller: Caller) -> None:
-    body = chat("gpt-4.1-mini", script={"output_tokens": 40, "cut_after_tokens": 10}, stream=True)
+    body = chat("gpt-4.1-mini", script={"output_tokens": 40, "tokens_per_s": 40, "cut_after_tokens": 10}, stream=True)
     call_id, status, text = await caller.call(body)
     assert status == 200
     assert '"error"' in text
