@@ -108,18 +108,29 @@ def _read_tiers(info: Mapping[str, Any], suffix: str) -> tuple[TokenRates, ...]:
     def tier(above_tokens: int, mark: str, below: TokenRates | None) -> TokenRates:
         input_rate = price(f"input_cost_per_token{mark}", below.input if below else 0)
         output_rate = price(f"output_cost_per_token{mark}", below.output if below else 0)
-        write = price(f"cache_creation_input_token_cost{mark}", below.cache_write if below else input_rate)
+
+        def cached(name: str, below_rate: int, otherwise: int) -> int:
+            # A price that only shorter prompts have stays; one that nothing names is this tier's own stand-in.
+            named_below = below is not None and price(name, -1) != -1
+            return price(f"{name}{mark}", below_rate if named_below else otherwise)
+
+        write = cached("cache_creation_input_token_cost", below.cache_write if below else 0, input_rate)
+        write_1h = "cache_creation_input_token_cost_above_1hr"
         return TokenRates(
             above_tokens=above_tokens,
             input=input_rate,
             output=output_rate,
-            cache_read=price(f"cache_read_input_token_cost{mark}", below.cache_read if below else input_rate),
+            cache_read=cached("cache_read_input_token_cost", below.cache_read if below else 0, input_rate),
             cache_write=write,
-            cache_write_1h=price(
-                f"cache_creation_input_token_cost_above_1hr{mark}", below.cache_write_1h if below else write
-            ),
-            reasoning=output_rate if mark else price("output_cost_per_reasoning_token", output_rate),
+            cache_write_1h=cached(write_1h, below.cache_write_1h if below else 0, write),
+            reasoning=output_rate if mark else reasoning(output_rate),
         )
+
+    def reasoning(output_rate: int) -> int:
+        name = "output_cost_per_reasoning_token"
+        if info.get(name + suffix) is None and info.get(f"output_cost_per_token{suffix}") is not None and suffix:
+            return output_rate  # the service tier has a price for output, which is not the default tier's for reasoning
+        return price(name, output_rate)
 
     tiers = [tier(0, "", None)]
     for thousands in sorted(
