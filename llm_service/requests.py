@@ -21,6 +21,8 @@ from llm_service.errors import InvalidRequest
 
 MAX_TOKENS_CEILING = 10_000_000
 MAX_CHOICES = 128
+#: orjson reads deeper bodies than it writes (254); a body that was read must be one that can be sent.
+_MAX_DEPTH = 200
 
 _COMMON = frozenset({"model", "user", "safety_identifier"})
 # fmt: off
@@ -40,6 +42,9 @@ _PER_REQUEST = 16
 _PER_MESSAGE = 8
 _WITH_TOOLS = 600
 _PER_TOOL = 32
+#: Parts of a content that are text, by every provider. LiteLLM passes some others on (`document`, `video_url` …) whose
+#: few bytes become many tokens.
+_TEXT_PARTS = frozenset({"text", "refusal", "thinking", "redacted_thinking"})
 _MEDIA = {"image_url": "image_url", "input_image": "image_url", "file": "file", "input_file": "file"}
 
 
@@ -85,7 +90,23 @@ def parse_body(body: bytes) -> dict[str, Any]:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
     if not isinstance(data, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
+    if body.count(b"[") + body.count(b"{") > _MAX_DEPTH and _depth(cast("object", data)) > _MAX_DEPTH:
+        raise InvalidRequest("The body is nested too deeply.", code="invalid_json")
     return cast("dict[str, Any]", data)
+
+
+def _depth(value: object) -> int:
+    """How deep lists and objects are nested, level by level: without recursion."""
+    depth, level = 0, [value]
+    while level:
+        inner: list[object] = []
+        for item in level:
+            if isinstance(item, dict):
+                inner.extend(cast("dict[str, object]", item).values())
+            elif isinstance(item, list):
+                inner.extend(cast("list[object]", item))
+        depth, level = depth + 1, inner
+    return depth
 
 
 def parse_chat(body: bytes) -> ParsedRequest:
@@ -108,6 +129,8 @@ def parse_chat(body: bytes) -> ParsedRequest:
     text = [data[name] for name in ("messages", "tools", "functions", "response_format") if data.get(name) is not None]
     text_bytes = len(orjson.dumps(text)) - media_bytes
     allowance = _PER_REQUEST + _PER_MESSAGE * len(cast("list[object]", messages))
+    if data.get("response_format") is not None:
+        tools += 1  # for Anthropic LiteLLM makes a tool of it
     if tools:
         allowance += _WITH_TOOLS + _PER_TOOL * tools
     prediction = data.get("prediction")
@@ -248,10 +271,17 @@ def _tools(data: dict[str, Any]) -> int:
         for tool in cast("list[object]", tools):
             if not isinstance(tool, dict):
                 raise _invalid(name, f"Each of '{name}' must be an object.")
-            if name == "tools" and cast("dict[str, Any]", tool).get("type") not in ("function", "custom"):
+            fields = cast("dict[str, Any]", tool)
+            kind: object = fields.get("type")
+            if name == "tools" and kind not in ("function", "custom"):
                 raise _unpriced(
                     name, "Only tools of type 'function' or 'custom' can be priced; hosted tools bill apart"
                 )
+            # Without its definition LiteLLM would look for a hosted tool among the other fields.
+            if name == "tools" and not isinstance(fields.get(str(kind)), dict):
+                raise _invalid(name, f"A tool of type {kind!r} must have an object {kind!r}.")
+            if name == "functions" and not isinstance(fields.get("name"), str):
+                raise _invalid(name, "Each of 'functions' must have a 'name'.")
             count += 1
     return count
 
@@ -266,6 +296,9 @@ def _scan_messages(messages: list[object]) -> tuple[tuple[str, ...], int]:
         fields = cast("dict[str, Any]", message)
         if not isinstance(fields.get("role"), str):
             raise _invalid("messages", "Each of 'messages' must have a 'role'.")
+        for name in ("audio", "images"):
+            if fields.get(name) is not None:
+                raise _unpriced("messages", f"A message's '{name}' cannot be bounded and priced")
         content: object = fields.get("content")
         if content is None or isinstance(content, str):
             continue
@@ -286,9 +319,11 @@ def _media_part(part: object) -> tuple[str | None, int]:
     kind: object = fields.get("type")
     if kind in ("input_audio", "audio"):
         raise _unpriced("messages", "Audio input cannot be bounded and priced yet")
+    if isinstance(kind, str) and kind in _TEXT_PARTS:
+        return None, 0
     name = _MEDIA.get(kind) if isinstance(kind, str) else None
     if name is None:
-        return None, 0
+        raise _unpriced("messages", f"A part of type {str(kind)[:64]!r} cannot be bounded and priced")
     payload: object = fields.get(name)
     if name == "file":
         return "file", len(orjson.dumps(payload))
