@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 import orjson
@@ -30,6 +31,8 @@ from llm_service.usage import read_usage, reported_cost
 
 log = logging.getLogger(__name__)
 
+#: How long a cut stream's hold waits for the proxy's record of it before it is estimated, in seconds.
+WITNESS_WAIT_S = 5.0
 #: Events that a provider may have sent on when a stream was cut, in tokens.
 _IN_FLIGHT_TOKENS = 16
 
@@ -59,7 +62,7 @@ class Settler:
     async def settle(self, call: Call, ending: Ending, answer: Callable[[], object]) -> int:
         """Post what a call cost, in nano-dollars. `answer` gives what was generated, where it must be estimated."""
         if ending.usage_source is UsageSource.NONE and ending.state is LedgerState.POSTED:
-            ending = await self._estimated(call, ending, answer())
+            ending = await self._witnessed(call, ending) or await self._estimated(call, ending, answer())
         rates = call.model.rates_of(ending.deployment)
         cost_nano = pricing.cost(rates, ending.usage, ending.service_tier)
         if ending.usage_source is UsageSource.ESTIMATED:
@@ -125,6 +128,21 @@ class Settler:
                 first_token_ms=call.first_token_ms,
                 parent=call.parent,
             )
+        )
+
+    async def _witnessed(self, call: Call, ending: Ending) -> Ending | None:
+        """A stream that was given up or cut: the proxy has seen at least as much of it as we have."""
+        if ending.error_code is None:
+            return None
+        found = await self._sweeper.witnessed(call.call_id, call.attempt, WITNESS_WAIT_S)
+        if found is None:
+            return None
+        return replace(
+            ending,
+            usage=found.usage,
+            usage_source=UsageSource.WITNESS,
+            deployment=found.deployment or ending.deployment,
+            proxy_cost_nano=found.proxy_cost_nano,
         )
 
     async def _estimated(self, call: Call, ending: Ending, answer: object) -> Ending:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from uuid import UUID
 
@@ -173,6 +173,24 @@ class Sweeper:
             if self._observe is not None:
                 self._observe(len(settlements), witnessed)
         return len(settlements)
+
+    async def witnessed(self, call_id: UUID, attempt: int, wait_s: float) -> Settlement | None:
+        """How a hold would be settled by its witness: what the proxy saw of an answer that was given up.
+
+        Waits up to `wait_s` for the witness. None when there is none by then, or Postgres is away.
+        """
+        deadline = asyncio.get_running_loop().time() + wait_s
+        pause_s = 0.1
+        while True:
+            try:
+                rows = await self._fetch(_ONE, call_id, attempt)
+            except TreasuryUnavailable:
+                return None
+            settlement = settlement_for(replace(_orphan(rows[0]), expired=False), self._price) if rows else None
+            if settlement is not None or not rows or asyncio.get_running_loop().time() > deadline:
+                return settlement
+            await asyncio.sleep(pause_s)
+            pause_s *= 1.5
 
     def watch(self, call_id: UUID, attempt: int, lifetime_s: float) -> None:
         """Settle one hold from its witness as soon as there is one, and until its lifetime ends."""
