@@ -38,7 +38,9 @@ class EventScanner:
 
     def feed(self, chunk: bytes) -> bytes:
         """Take what has arrived; give back what may be forwarded now."""
-        self._tail += chunk.replace(b"\r\n", b"\n") if b"\r" in chunk else chunk
+        self._tail += chunk
+        if b"\r" in self._tail:  # also where a chunk ends between the two
+            self._tail = self._tail.replace(b"\r\n", b"\n")
         cut = self._tail.rfind(_END)
         if cut < 0:
             return b""
