@@ -1,0 +1,97 @@
+"""A report that cannot be true is not believed; any report at all is read without an error."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_service.types import Usage
+from llm_service.usage import read_usage, reported_cost
+
+NUMBERS = st.one_of(st.integers(-10, 10**12), st.floats(), st.booleans(), st.none(), st.text(max_size=3))
+DETAILS = st.one_of(
+    NUMBERS,
+    st.dictionaries(
+        st.sampled_from(["cached_tokens", "cache_creation_tokens", "cache_write_tokens", "reasoning_tokens",
+                         "cache_creation_token_details"]),
+        st.one_of(NUMBERS, st.dictionaries(st.just("ephemeral_1h_input_tokens"), NUMBERS)),
+    ),
+)  # fmt: skip
+REPORTS = st.one_of(
+    NUMBERS,
+    st.lists(NUMBERS),
+    st.dictionaries(
+        st.sampled_from(["prompt_tokens", "completion_tokens", "total_tokens", "prompt_tokens_details",
+                         "completion_tokens_details", "cache_read_input_tokens", "cache_creation_input_tokens", "cost"]),
+        DETAILS,
+    ),
+)  # fmt: skip
+
+
+@given(REPORTS)
+@settings(max_examples=400, deadline=None)
+def test_a_part_is_never_more_than_its_whole(report: object) -> None:
+    usage = read_usage(report)
+    if usage is None:
+        return
+    assert usage.input_tokens + usage.output_tokens > 0
+    assert min(usage.cached_tokens, usage.cache_write_tokens, usage.reasoning_tokens, usage.cache_write_1h_tokens) >= 0
+    assert usage.cached_tokens + usage.cache_write_tokens <= usage.input_tokens <= 2_000_000_000
+    assert usage.cache_write_1h_tokens <= usage.cache_write_tokens
+    assert usage.reasoning_tokens <= usage.output_tokens <= 2_000_000_000
+
+
+@given(REPORTS)
+@settings(max_examples=100, deadline=None)
+def test_a_reported_cost_is_a_whole_number_or_nothing(report: object) -> None:
+    reported = reported_cost(report)
+    assert reported is None or (type(reported) is int and reported >= 0)
+
+
+@pytest.mark.parametrize(
+    "report",
+    [None, {}, [], "x", 1, {"prompt_tokens": 0, "completion_tokens": 0}, {"total_tokens": 9}, {"prompt_tokens": None},
+     {"prompt_tokens": "12", "completion_tokens": 3.5}, {"prompt_tokens": True}, {"prompt_tokens": -5}, {"prompt_tokens": 10**12}],
+)  # fmt: skip
+def test_an_empty_report_is_none(report: object) -> None:
+    assert read_usage(report) is None
+
+
+OPENAI = {
+    "prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150,
+    "prompt_tokens_details": {"cached_tokens": 40, "audio_tokens": 0},
+    "completion_tokens_details": {"reasoning_tokens": 30},
+}  # fmt: skip
+ANTHROPIC = {
+    "prompt_tokens": 100, "completion_tokens": 5, "cache_read_input_tokens": 60, "cache_creation_input_tokens": 30,
+    "prompt_tokens_details": {
+        "cached_tokens": 60, "cache_creation_tokens": 30,
+        "cache_creation_token_details": {"ephemeral_5m_input_tokens": 10, "ephemeral_1h_input_tokens": 20},
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("report", "usage"),
+    [
+        (OPENAI, Usage(100, 40, 0, 50, 30, 0)),
+        (ANTHROPIC, Usage(100, 60, 30, 5, 0, 20)),
+        ({"prompt_tokens": 10, "completion_tokens": 0}, Usage(10)),
+        ({"prompt_tokens": 10, "prompt_tokens_details": None, "completion_tokens_details": 3}, Usage(10)),
+        ({"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 99}}, Usage(10, 10)),
+    ],
+)
+def test_the_forms_of_providers(report: dict[str, Any], usage: Usage) -> None:
+    assert read_usage(report) == usage
+
+
+@pytest.mark.parametrize(
+    ("report", "nano"),
+    [(None, None), ({}, None), ({"cost": None}, None), ({"cost": True}, None), ({"cost": "1"}, None), ({"cost": 0}, 0),
+     ({"cost": 0.000123}, 123_000), ({"cost": 1}, 10**9), ({"cost": float("nan")}, 0), ({"cost": -1}, 0)],
+)  # fmt: skip
+def test_the_proxys_cost(report: object, nano: int | None) -> None:
+    assert reported_cost(report) == nano
