@@ -37,7 +37,7 @@ def main() -> None:
     )
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
     os.chdir(_EFFECTIVE.parent)
-    os.execve(command[0], command, {**inherited, **environ})  # noqa: S606 (no shell is the point)
+    os.execve(command[0], command, {**inherited, **environ})
 
 
 if __name__ == "__main__":

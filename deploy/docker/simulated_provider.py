@@ -16,7 +16,7 @@ def main() -> None:
     prices = Path(litellm.origin).parent / "model_prices_and_context_window_backup.json"
     program = [sys.executable, "-m", "gateway.stack.simulated_provider"]
     arguments = ["--host", "0.0.0.0", "--port", "4001", "--prices", str(prices)]  # noqa: S104 (compose's network)
-    os.execv(sys.executable, program + arguments)  # noqa: S606 (no shell is the point)
+    os.execv(sys.executable, program + arguments)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,7 @@ from gateway.stack.secret_files import StackSecrets, stack_secrets
 from gateway.stack.state import StackState
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
+_EXTERNAL_S = 15.0
 _PRICES = "litellm/model_prices_and_context_window_backup.json"
 
 
@@ -224,6 +225,7 @@ def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
             ready=answers,
             once_ready=bring_up_to_date,
             once_detail="migrating the database",
+            start_timeout_s=_EXTERNAL_S,
         )
     return Part(
         name="postgres",
@@ -248,7 +250,7 @@ def _redis_part(site: _Site, server: EmbeddedRedis | None) -> Part:
         return await redis_answers(site.redis_url)
 
     if server is None:
-        return Part(name="redis", address=without_password(site.redis_url), ready=answers)
+        return Part(name="redis", address=without_password(site.redis_url), ready=answers, start_timeout_s=_EXTERNAL_S)
     return Part(
         name="redis",
         address=f"127.0.0.1:{server.port}",
@@ -276,7 +278,12 @@ def _provider_part(site: _Site) -> Part:
 def _proxy_part(site: _Site) -> Part:
     url = f"{site.proxy_url}/health/liveliness"
     if site.effective is None:
-        return Part(name="litellm-proxy", address=without_password(site.proxy_url), ready=lambda: http_ok(url))
+        return Part(
+            name="litellm-proxy",
+            address=without_password(site.proxy_url),
+            ready=lambda: http_ok(url),
+            start_timeout_s=_EXTERNAL_S,
+        )
     folder = site.data_dir / "litellm"
     config, effective = folder / "config.yaml", site.effective.config
 

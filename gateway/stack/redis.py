@@ -51,7 +51,7 @@ class EmbeddedRedis:
             "bind": "127.0.0.1",
             "port": self.port,
             "requirepass": self.password,
-            "dir": f'"{self.directory.resolve()}"',
+            "dir": '"' + re.sub(r'(["\\])', r"\\\1", str(self.directory.resolve())) + '"',
             "save": '""',
             "appendonly": "no",
             "daemonize": "no",
@@ -63,7 +63,9 @@ class EmbeddedRedis:
 
     def command(self) -> list[str]:
         """The server as a foreground process."""
-        return [str(redis_server()), str((self.directory / "redis.conf").resolve())]
+        file = str((self.directory / "redis.conf").resolve())
+        # Redis takes the name for a pattern; one that matches nothing would start it without our settings.
+        return [str(redis_server()), re.sub(r"([*?\[\\])", r"\\\1", file)]
 
     async def ready(self) -> bool:
         """Whether the server answers."""
