@@ -87,7 +87,7 @@ class EventScanner:
             self.service_tier = data["service_tier"]
         if isinstance(data.get("usage"), dict):
             self.usage = cast("dict[str, Any]", data["usage"])
-            return not (self._hide_usage and not choices)
+            return not self._hide_usage or any(map(_says_something, objects(choices)))
         return True
 
 
@@ -108,6 +108,11 @@ def objects(value: object) -> Iterator[dict[str, Any]]:
         for item in cast("list[object]", value):
             if isinstance(item, dict):
                 yield cast("dict[str, Any]", item)
+
+
+def _says_something(choice: dict[str, Any]) -> bool:
+    """Whether a choice is more than LiteLLM's frame around a report of usage (OpenAI's has no choice at all)."""
+    return bool(choice.get("delta") or choice.get("finish_reason"))
 
 
 def _generated(data: dict[str, Any]) -> Iterator[str]:

@@ -1,7 +1,7 @@
 """What a provider reports about a call, as LiteLLM translates it to OpenAI's form. Pure.
 
-What must hold: a report that cannot be true is not believed. A usage without any token, for an
-answer that has content, is as good as none; a part never counts more than its whole.
+What must hold: a report that cannot be true is not believed. A usage without any token of input is as
+good as none (LiteLLM may have counted the output itself then); a part never counts more than its whole.
 https://platform.openai.com/docs/api-reference/chat/object#chat/object-usage
 """
 
@@ -21,7 +21,7 @@ def read_usage(report: object) -> Usage | None:
     fields = cast("dict[str, Any]", report)
     input_tokens = _tokens(fields, "prompt_tokens")
     output_tokens = _tokens(fields, "completion_tokens")
-    if input_tokens == 0 and output_tokens == 0:
+    if input_tokens == 0:
         return None
     prompt = _details(fields, "prompt_tokens_details")
     cached = min(max(_tokens(prompt, "cached_tokens"), _tokens(fields, "cache_read_input_tokens")), input_tokens)
