@@ -285,11 +285,13 @@ class StreamingAnswer:
                 events = scanner.feed(chunk)
                 if scanner.started and call.first_token_ms is None:
                     call.first_token_ms = call.elapsed_ms()
-                if scanner.finished and self._claim is not None:
+                if scanner.finished and scanner.error is None and self._claim is not None:
                     self._end(None, 200)  # kept before its end is told, so that a repetition finds it
                     await self.settled()
                 if events:
                     yield events
+                if self._settling is not None:
+                    return  # the upstream is closed: reading on would look like a cut
             complete = scanner.finished and scanner.error is None
             error_code, status = (None, 200) if complete else ("upstream_cut", 502)
         except Unanswered as lost:
