@@ -15,7 +15,7 @@ from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from typing import Protocol
 
-from llm_service.bounds import Plan, counted_bound, counting_may_help, output_within, plan
+from llm_service.bounds import Plan, TextCount, counted_bound, counting_may_help, output_within, plan
 from llm_service.call import Call
 from llm_service.catalog import Catalog, Model
 from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError
@@ -27,8 +27,8 @@ from llm_service.types import CallContext, Hold, HoldRequest, Principal
 
 log = logging.getLogger(__name__)
 
-#: Counts the tokens of a request's text with the model's tokenizer, as far as it is known.
-CountTokens = Callable[[Model, ParsedRequest], Awaitable[int]]
+#: Counts a request's text with the model's tokenizer, as far as it is known.
+CountTokens = Callable[[Model, ParsedRequest], Awaitable[TextCount]]
 
 
 class Renewal(Protocol):

@@ -70,16 +70,29 @@ def output_within(model: Model, request: ParsedRequest, plan: Plan, held_nano: i
     return max(1, min(plan.output_tokens, (total - request.extra_output) // request.choices))
 
 
-def counted_bound(request: ParsedRequest, count: int) -> int:
-    """A bound of the input from a tokenizer's count of it: half as much again, and never above the bound by bytes.
+@dataclass(frozen=True, slots=True)
+class TextCount:
+    """A tokenizer's count of the ASCII part of a text, and the bytes of the rest."""
 
-    The tokenizer is LiteLLM's for the model, which for most providers is OpenAI's: others were seen to
-    make up to a third more of the same text.
-    """
-    return min(request.input_bound, count + count // 2 + request.allowance)
+    ascii_tokens: int
+    other_bytes: int
+
+    @property
+    def bound(self) -> int:
+        """The most tokens that a model's tokenizer is taken to make of it.
+
+        Half as much again for ASCII: others' tokenizers were seen to make up to a third more than the one
+        that counted. The rest by its bytes: in other scripts and emoji tokenizers differ several times over.
+        """
+        return self.ascii_tokens + self.ascii_tokens // 2 + self.other_bytes
+
+
+def counted_bound(request: ParsedRequest, count: TextCount) -> int:
+    """A bound of the input from a count of its text; never above the bound by bytes alone."""
+    return min(request.input_bound, count.bound + request.allowance)
 
 
 def counting_may_help(model: Model, request: ParsedRequest, principal: Principal, left_nano: int) -> bool:
     """Whether a tokenizer's count could make a call fit that its bytes do not: at best eight bytes are a token."""
-    best = request.text_bytes // 8
-    return plan(model, request, principal, counted_input=counted_bound(request, best)).floor_nano <= left_nano
+    best = counted_bound(request, TextCount(request.text_bytes // 8, 0))
+    return plan(model, request, principal, counted_input=best).floor_nano <= left_nano

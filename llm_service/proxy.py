@@ -71,7 +71,7 @@ class ProxyUpstream:
     async def __aenter__(self) -> ProxyUpstream:
         self._session = aiohttp.ClientSession(
             self._url,
-            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=4, ttl_dns_cache=60),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=30, ttl_dns_cache=60),
             timeout=aiohttp.ClientTimeout(total=self._total_s, sock_connect=self._connect_s, sock_read=self._total_s),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=True,
@@ -135,16 +135,21 @@ class ProxyUpstream:
         headers = {"Authorization": f"Bearer {grant}", "Content-Type": "application/json"}
         for last in (False, True):
             try:
-                return await self._live().post(path, data=body, headers=headers, timeout=timeout)
+                response = await self._live().post(path, data=body, headers=headers, timeout=timeout)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 raise _away(error) from error
             except aiohttp.ServerDisconnectedError as error:
-                # A kept connection that the proxy closed while it was idle: nothing was read from it,
-                # and the grant can be used once only, so sending it again cannot be served twice.
+                # Mostly a kept connection that the proxy closed while it was idle. The grant can be used
+                # once only, so sending it again cannot be served twice; if it is refused, it was served.
                 if last:
                     raise Unanswered(_lost(error)) from error
+                continue
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise Unanswered(_lost(error)) from error
+            if last and response.status == 401:
+                response.release()
+                raise Unanswered(_lost(ConnectionError("the first sending was served, and its answer lost")))
+            return response
         raise AssertionError("unreachable")
 
     def _live(self) -> aiohttp.ClientSession:
@@ -196,6 +201,21 @@ def _lost(error: BaseException) -> TreasurerError:
     )
 
 
+def surely_free(status: int, headers: Mapping[str, str]) -> bool:
+    """Whether an error answer of the proxy means that nothing can have been billed.
+
+    LiteLLM passes the provider's own headers on (`llm_provider-…`) when the provider itself refused; an
+    answer that it had begun to use names its deployment too. Its own refusals (bad request, not granted,
+    cooldown) come before anything is sent. What is left are broken connections, time-outs and
+    answers that it could not read: the provider may have billed those. Seen with LiteLLM 1.106.
+    """
+    if "x-litellm-model-id" in headers:
+        return False
+    if status >= 500 or status in (408, 422):
+        return status != 422 and any(name.lower().startswith("llm_provider-") for name in headers)
+    return True
+
+
 def upstream_error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
     """The proxy's error answer as ours, with the provider's status, message, code and Retry-After.
 
@@ -215,7 +235,8 @@ def upstream_error(status: int, headers: Mapping[str, str], body: bytes) -> Upst
             code, kind, param = (str(error[name]) if error.get(name) else None for name in ("code", "type", "param"))
     mapped = 502 if status in (401, 403) else status
     retry_after: float | None = None
-    if (given := headers.get("Retry-After")) is not None and given.replace(".", "", 1).isdigit():
+    given = headers.get("Retry-After") or headers.get("llm_provider-retry-after")
+    if given is not None and given.replace(".", "", 1).isdigit():
         retry_after = float(given)
     error_code = code if code and not code.isdigit() and code != "None" else f"upstream_{mapped}"
     result = UpstreamError(message, status=mapped, code=error_code, param=param, retry_after=retry_after)

@@ -168,6 +168,19 @@ def _identity(grant: Grant) -> UserAPIKeyAuth:
     )
 
 
+#: Of httpx, aiohttp and the OpenAI SDK: an error status of the provider's, or no connection to it.
+_FREE_CAUSES = frozenset(
+    {
+        "HTTPStatusError",
+        "APIStatusError",
+        "ConnectError",
+        "ConnectTimeout",
+        "ClientConnectorError",
+        "ConnectionRefusedError",
+    }
+)
+
+
 class WitnessLogger(CustomLogger):
     """Turns LiteLLM's events into witnesses. Each hook is one kind of end of one attempt.
 
@@ -192,7 +205,8 @@ class WitnessLogger(CustomLogger):
     ) -> None:
         """One attempt at one deployment failed before it answered; the router may try another."""
         started = getattr(request_data.get("litellm_logging_obj"), "start_time", None)
-        self._record("failure", request_data, None, None, started, None, exception)
+        cost = 0 if surely_free(exception) else None
+        self._record("failure", request_data, None, cost, started, None, exception)
 
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
@@ -272,6 +286,21 @@ def _witness(
         started_at=_utc(started_at),
         ended_at=_utc(ended_at) or datetime.now(UTC),
     )
+
+
+def surely_free(error: BaseException) -> bool:
+    """Whether a failed attempt cannot have been billed: the provider answered with an error, or was not reached.
+
+    Anything else may have been served: a connection that broke, a time-out, an answer that LiteLLM could
+    not read (Anthropic's and Google's without usage). LiteLLM's own exceptions look alike for all of
+    these; the causes that they were raised from do not.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if type(seen).__name__ in _FREE_CAUSES:
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False
 
 
 def _metadata(call: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -26,7 +26,7 @@ from llm_service.call import CHAT_PATH, EMBEDDINGS_PATH, Call, Ending
 from llm_service.errors import InvalidRequest, ProxyUnavailable, TreasurerError
 from llm_service.grants import Grant, GrantLimits, digest_of, sign
 from llm_service.idempotency import Claim, Idempotency, Replay
-from llm_service.proxy import Unanswered, Upstream, UpstreamAnswer, UpstreamStream, upstream_error
+from llm_service.proxy import Unanswered, Upstream, UpstreamAnswer, UpstreamStream, surely_free, upstream_error
 from llm_service.requests import ParsedRequest, parse_chat, parse_embeddings
 from llm_service.settlement import Settler, answer_ending
 from llm_service.sse import EventScanner
@@ -171,10 +171,13 @@ class LLMService:
             raise
 
     def _settle_refused(self, call: Call, upstream: UpstreamAnswer) -> TreasurerError:
-        """The provider's (or the proxy's) refusal: nothing was bought."""
+        """An error answer: nothing was bought, or the witness tells."""
         error = upstream_error(upstream.status, upstream.headers, upstream.body)
-        call.owed = False
-        self._settler.void(call, error)
+        if surely_free(upstream.status, upstream.headers):
+            call.owed = False
+            self._settler.void(call, error)
+        else:
+            self._settler.unanswered(call, error, answered=True)
         return error
 
     async def _refuse_upstream(self, call: Call, upstream: UpstreamStream) -> None:
@@ -335,9 +338,10 @@ def _governed_body(call: Call) -> bytes:
     """The caller's body with what governance must set: the bound of the output, and a report of the usage."""
     data = call.request.data
     if call.operation == "chat":
-        named = [name for name in ("max_tokens", "max_completion_tokens") if data.get(name) is not None]
-        for name in named or ["max_tokens"]:
-            data[name] = call.output_tokens
+        # Exactly one of the two: given both, some providers obey the one and some the other.
+        name = "max_completion_tokens" if data.get("max_completion_tokens") is not None else "max_tokens"
+        data.pop("max_tokens", None)
+        data[name] = call.output_tokens
         if call.request.stream:
             data["stream_options"] = (data.get("stream_options") or {}) | {"include_usage": True}
     data["model"] = call.model.name

@@ -15,7 +15,7 @@ from typing import Any, cast
 import orjson
 
 from llm_service import pricing
-from llm_service.bounds import counted_bound
+from llm_service.bounds import TextCount, counted_bound
 from llm_service.call import Call, Ending
 from llm_service.catalog import Model
 from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError
@@ -46,8 +46,8 @@ class Settler:
         treasury: Treasury,
         limiter: RateLimiter,
         sweeper: Sweeper,
-        count_tokens: Callable[[Model, ParsedRequest], Awaitable[int]],
-        count_text: Callable[[Model, str], Awaitable[int]],
+        count_tokens: Callable[[Model, ParsedRequest], Awaitable[TextCount]],
+        count_text: Callable[[Model, str], Awaitable[TextCount]],
         record: Callable[[CallRecord], None],
         lifetime_s: float,
     ) -> None:
@@ -74,12 +74,15 @@ class Settler:
         """Nothing was bought: the whole hold goes back."""
         self._finish(call, Ending(LedgerState.VOIDED, error.status, error_code=error.code), 0)
 
-    def unanswered(self, call: Call, error: TreasurerError) -> None:
-        """It may have been bought. Its hold stays until a witness tells, or until it expires."""
+    def unanswered(self, call: Call, error: TreasurerError, *, answered: bool = False) -> None:
+        """It may have been bought. Its hold stays until a witness tells, or until it expires.
+
+        `answered`: the proxy has answered, with an error that does not tell.
+        """
         log.warning(
             "call %s may have been served without an answer (%s): looking for its witness", call.call_id, error.code
         )
-        self._sweeper.watch(call.call_id, call.attempt, self._lifetime_s)
+        self._sweeper.watch(call.call_id, call.attempt, self._lifetime_s, answered=answered)
         self._limiter.release(call.pace, None)
 
     def _finish(self, call: Call, ending: Ending, cost_nano: int) -> None:
@@ -156,7 +159,7 @@ class Settler:
                 input_tokens = min(input_tokens, counted)
             if text:
                 count = await self._count_text(call.model, text)
-                output_tokens = min(output_tokens, count + count // 2 + _IN_FLIGHT_TOKENS)
+                output_tokens = min(output_tokens, count.bound + _IN_FLIGHT_TOKENS)
         except (ProxyUnavailable, UpstreamError) as error:
             log.warning(
                 "call %s is settled by its size in bytes; its tokens could not be counted: %s", call.call_id, error

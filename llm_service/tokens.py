@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import orjson
 
+from llm_service.bounds import TextCount
 from llm_service.catalog import Model
 from llm_service.errors import UpstreamError
 from llm_service.grants import for_service, sign
@@ -27,19 +28,21 @@ class TokenCounter:
         self._proxy = proxy
         self._grant_secret = grant_secret
 
-    async def request(self, model: Model, request: ParsedRequest) -> int:
-        """The tokens of a request's text. Raises ProxyUnavailable or UpstreamError."""
+    async def request(self, model: Model, request: ParsedRequest) -> TextCount:
+        """Count a request's text. Raises ProxyUnavailable or UpstreamError."""
         return await self.text(model, "\n".join(texts(request.data)))
 
-    async def text(self, model: Model, text: str) -> int:
-        """The tokens of a text. Raises ProxyUnavailable or UpstreamError."""
-        body = orjson.dumps({"model": model.name, "prompt": text})
+    async def text(self, model: Model, text: str) -> TextCount:
+        """Count a text: the tokens of its ASCII part. Raises ProxyUnavailable or UpstreamError."""
+        plain = text.encode("ascii", "ignore").decode()
+        other_bytes = len(text.encode()) - len(plain)
+        body = orjson.dumps({"model": model.name, "prompt": plain})
         grant = sign(self._grant_secret, for_service(_PATH, model=model.name, body=body))
         answer = await self._proxy.ask(_PATH, body, grant)
         count: object = cast("dict[str, Any]", answer).get("total_tokens") if isinstance(answer, dict) else None
         if type(count) is not int or count < 0:
             raise UpstreamError("The proxy's token counter gave no count.")
-        return count
+        return TextCount(count, other_bytes)
 
 
 def texts(data: dict[str, Any]) -> Iterator[str]:

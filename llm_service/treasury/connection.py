@@ -1,8 +1,9 @@
 """One connection to Postgres that comes back by itself.
 
-What must hold: a statement that fails because Postgres is away says `TreasuryUnavailable`, soon;
-the next one connects again, and while Postgres stays away connecting is tried at most every
-`retry_s`, so that an outage costs neither time nor processor. One statement at a time.
+What must hold: a statement that fails because Postgres is away says `TreasuryUnavailable`, soon
+(`NotSent` where it certainly did not reach Postgres); the next one connects again, and while Postgres
+stays away connecting is tried at most every `retry_s`, so that an outage costs neither time nor
+processor. One statement at a time.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ AWAY = (
 )
 
 
+class NotSent(TreasuryUnavailable):
+    """Postgres could not be reached: the statement had no effect, and will have none."""
+
+
 class Connection:
     """A lazily opened asyncpg connection with one retry for statements that lost a deadlock."""
 
@@ -45,11 +50,12 @@ class Connection:
         """Run one statement as one transaction.
 
         Raises:
+            NotSent: Postgres could not be reached.
             TreasuryUnavailable: Postgres is away. Whether the statement took effect is not known.
         """
         for last in (False, False, True):
+            connection = await self._connected()
             try:
-                connection = await self._open()
                 return await connection.fetch(statement, *arguments, timeout=self._timeout_s)
             except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
                 if last:
@@ -58,6 +64,13 @@ class Connection:
                 await self.close()
                 raise away(error) from error
         raise AssertionError("unreachable")
+
+    async def _connected(self) -> asyncpg.Connection:
+        try:
+            return await self._open()
+        except AWAY as error:
+            await self.close()
+            raise away(error, NotSent) from error
 
     async def _open(self) -> asyncpg.Connection:
         if self._connection is not None and not self._connection.is_closed():
@@ -89,9 +102,9 @@ class Connection:
             connection.terminate()
 
 
-def away(error: BaseException) -> TreasuryUnavailable:
+def away(error: BaseException, kind: type[TreasuryUnavailable] = TreasuryUnavailable) -> TreasuryUnavailable:
     """The error for callers when Postgres is away: nothing was spent, come back in a moment."""
-    return TreasuryUnavailable(
+    return kind(
         "The treasury's database is away, so no new call can start: money is never spent without a hold on disk. "
         "Nothing was spent. Try again in a moment.",
         retry_after=1,

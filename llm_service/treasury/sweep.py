@@ -39,11 +39,12 @@ FROM holds h JOIN agents a ON a.id = h.agent_id
 _EXPIRED = _WITNESSES + " WHERE h.expires_at < clock_timestamp() ORDER BY h.expires_at LIMIT $1"
 # A witness that came after its hold had expired (the proxy's spool, when Postgres was away for long).
 _LATE = f"""
-SELECT h.call_id, h.attempt, h.model, h.held_nano AS amount_nano, 'post' AS expiry_policy, false AS expired, {_FOUND}
+SELECT h.call_id, h.attempt, h.model, h.held_nano AS amount_nano, 'post' AS expiry_policy, true AS expired, {_FOUND}
 FROM ledger h
 WHERE h.state = 'expired' AND h.settled_at > clock_timestamp() - interval '30 days'
   AND NOT EXISTS (SELECT FROM ledger l WHERE l.call_id = h.call_id AND l.attempt = h.attempt AND l.state = 'adjusted')
-  AND EXISTS (SELECT FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt AND w.outcome <> 'failure')
+  AND EXISTS (SELECT FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt
+               AND (w.outcome = 'success' OR w.cost_nano IS NOT NULL))
 LIMIT $1
 """  # noqa: S608  # of constants
 _ONE = _WITNESSES + " WHERE h.call_id = $1 AND h.attempt = $2"
@@ -77,32 +78,27 @@ class OrphanHold:
     witnesses: tuple[Witness, ...]
 
 
-def settlement_for(hold: OrphanHold, price: Price) -> Settlement | None:
-    """How a hold ends: posted from its witnesses; if there is none and it has expired, by policy. Pure.
+def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) -> Settlement | None:
+    """How a hold ends: by its witnesses; if they prove nothing and it has expired, by policy. Pure.
 
-    Witnesses of answers (whole or cut) are added up: a router's retry may have been billed twice.
-    A witness of a failure alone proves nothing: another attempt may have been under way.
+    Witnesses of answers, whole or cut, are added up: a router's retry may have been billed twice. A
+    failure proves that nothing was bought only if it names a cost of zero, and no other attempt can be
+    under way: the hold has expired, or the proxy has `answered` its caller.
     """
-    answers = [witness for witness in hold.witnesses if witness.outcome in ("success", "cancelled")]
-    if answers:
-        last = answers[-1]
-        costs = [price(hold.model, witness.deployment, witness.usage) for witness in answers]
-        known = [
-            cost if cost is not None else (witness.cost_nano or 0) for cost, witness in zip(costs, answers, strict=True)
-        ]
-        reported = [witness.cost_nano for witness in answers if witness.cost_nano is not None]
+    proof = [witness for witness in hold.witnesses if witness.outcome == "success" or witness.cost_nano is not None]
+    if any(witness.outcome != "failure" or witness.cost_nano for witness in proof):
+        return _posted(hold, proof, price)
+    if proof and len(proof) == len(hold.witnesses) and (hold.expired or answered):
         return Settlement(
             hold.call_id,
             hold.attempt,
-            LedgerState.POSTED,
-            sum(known),
-            usage=_sum([witness.usage for witness in answers]),
+            LedgerState.VOIDED,
+            0,
             usage_source=UsageSource.WITNESS,
-            proxy_cost_nano=sum(reported) if reported else None,
-            provider=last.provider,
-            deployment=last.deployment,
-            status=last.status,
-            error_code="owner_lost",
+            provider=proof[-1].provider,
+            deployment=proof[-1].deployment,
+            status=proof[-1].status,
+            error_code="upstream_error",
         )
     if not hold.expired:
         return None
@@ -114,6 +110,28 @@ def settlement_for(hold: OrphanHold, price: Price) -> Settlement | None:
         hold.amount_nano if posts else 0,
         usage_source=UsageSource.HOLD if posts else UsageSource.NONE,
         error_code="expired",
+    )
+
+
+def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlement:
+    costs: list[int] = []
+    for witness in proof:
+        ours = price(hold.model, witness.deployment, witness.usage) if witness.usage != Usage() else None
+        costs.append(ours if ours is not None else witness.cost_nano or 0)
+    reported = [witness.cost_nano for witness in proof if witness.cost_nano is not None]
+    last = proof[-1]
+    return Settlement(
+        hold.call_id,
+        hold.attempt,
+        LedgerState.POSTED,
+        sum(costs),
+        usage=_sum([witness.usage for witness in proof]),
+        usage_source=UsageSource.WITNESS,
+        proxy_cost_nano=sum(reported) if reported else None,
+        provider=last.provider,
+        deployment=last.deployment,
+        status=last.status,
+        error_code="owner_lost",
     )
 
 
@@ -192,9 +210,12 @@ class Sweeper:
             await asyncio.sleep(pause_s)
             pause_s *= 1.5
 
-    def watch(self, call_id: UUID, attempt: int, lifetime_s: float) -> None:
-        """Settle one hold from its witness as soon as there is one, and until its lifetime ends."""
-        task = asyncio.create_task(self._watch(call_id, attempt, lifetime_s))
+    def watch(self, call_id: UUID, attempt: int, lifetime_s: float, *, answered: bool = False) -> None:
+        """Settle one hold from its witness as soon as there is one, and until its lifetime ends.
+
+        `answered`: the proxy has answered, with an error that does not tell whether anything was billed.
+        """
+        task = asyncio.create_task(self._watch(call_id, attempt, lifetime_s, answered))
         self._watches.add(task)
         task.add_done_callback(self._watches.discard)
 
@@ -204,7 +225,7 @@ class Sweeper:
             task.cancel()
         await asyncio.gather(*self._watches, return_exceptions=True)
 
-    async def _watch(self, call_id: UUID, attempt: int, lifetime_s: float) -> None:
+    async def _watch(self, call_id: UUID, attempt: int, lifetime_s: float, answered: bool) -> None:
         pause_s, waited_s = 0.5, 0.0
         while waited_s < lifetime_s:
             await asyncio.sleep(pause_s)
@@ -216,7 +237,7 @@ class Sweeper:
                 continue
             if not rows:
                 return
-            settlement = settlement_for(_orphan(rows[0]), self._price)
+            settlement = settlement_for(_orphan(rows[0]), self._price, answered=answered)
             if settlement is not None:
                 await self._treasury.settle_soon(settlement)
                 return

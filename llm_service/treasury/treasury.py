@@ -22,7 +22,7 @@ import asyncpg
 import orjson
 
 from llm_service.errors import TreasuryUnavailable
-from llm_service.treasury.connection import Connection
+from llm_service.treasury.connection import Connection, NotSent
 from llm_service.treasury.group import Group
 from llm_service.types import NO_CONTEXT, CallContext, Hold, HoldRequest, LedgerState, Principal, Settlement
 
@@ -96,10 +96,18 @@ class Treasury:
             StaleEpoch: `request.principal` is of an older configuration.
             TreasuryUnavailable: Postgres is away; a hold that may have been written is voided when it is back.
         """
+        decision = self._admissions.submit(request)
         try:
-            return await self._admissions.submit(request)
+            return await decision
+        except NotSent:
+            raise
         except TreasuryUnavailable:
             self.settle_soon(void(request))
+            raise
+        except asyncio.CancelledError:
+            # Decided, but its caller left before it heard. A decision that is still to come: see _void_unwanted.
+            if not decision.cancelled():
+                self._void_unwanted(request, decision.exception() or decision.result())
             raise
 
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[str]:
@@ -140,6 +148,8 @@ class Treasury:
 
     async def _settle_group(self, group: Sequence[Settlement]) -> list[str | Exception]:
         once = {(item.call_id, item.attempt): item for item in reversed(group)}
+        # Others for an attempt that is in this group already (the sweeper's, and then its owner's) come after it.
+        again = [item for item in group if once[item.call_id, item.attempt] != item]
         while True:
             try:
                 rows = await self._settling.fetch(_SETTLE, *_settlement_arrays(list(once.values())))
@@ -149,10 +159,11 @@ class Treasury:
         freed, self._freed = self._freed, asyncio.Event()
         freed.set()
         results = {(row["call_id"], row["attempt"]): str(row["result"]) for row in rows}
-        return [results[item.call_id, item.attempt] for item in group]
+        later = iter(await self._settle_group(again) if again else [])
+        return [results[key] if once[key := (item.call_id, item.attempt)] == item else next(later) for item in group]
 
-    def _void_unwanted(self, request: HoldRequest, result: Hold | Denial | Exception) -> None:
-        if isinstance(result, Hold | TreasuryUnavailable):
+    def _void_unwanted(self, request: HoldRequest, result: Hold | Denial | BaseException) -> None:
+        if isinstance(result, Hold) or (isinstance(result, TreasuryUnavailable) and not isinstance(result, NotSent)):
             self.settle_soon(void(request))
 
 

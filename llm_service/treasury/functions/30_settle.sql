@@ -70,7 +70,7 @@ BEGIN
                s.output_tokens - l.output_tokens, s.reasoning_tokens - l.reasoning_tokens, s.usage_source, s.status,
                s.error_code, s.latency_ms, s.first_token_ms, l.started_at
         FROM s JOIN ledger l ON l.call_id = s.call_id AND l.attempt = s.attempt
-        WHERE v_held < cardinality(p_call_id)
+        WHERE (SELECT count(*) FROM gone) < cardinality(p_call_id)  -- not v_held: some may have ended since
           AND ((l.state = 'expired' AND s.usage_source IN ('provider', 'estimated', 'witness'))
                OR (l.state = 'posted' AND l.usage_source = 'witness' AND s.usage_source = 'provider'
                    AND s.cost_nano <> l.cost_nano))
