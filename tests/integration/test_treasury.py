@@ -539,6 +539,5 @@ async def test_i6_without_postgres_no_call_is_admitted() -> None:
         await away.admit(request(Principal(1, "o", 1, "t", 1, "a", None, None, 1), 5))
     assert caught.value.status == 503
     assert caught.value.retry_after == 1
-    with pytest.raises(TimeoutError):  # its void waits for Postgres to come back
-        await asyncio.wait_for(away.drain(), 0.3)
+    await asyncio.wait_for(away.drain(), 0.3)  # it was not sent, so that there is nothing to void
     await away.close(timeout_s=0.1)

@@ -1,0 +1,131 @@
+"""The treasury at its edges: callers who leave in the last moment, two who settle at once, outages that last."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from llm_service.errors import TreasuryUnavailable
+from llm_service.ids import new_call_id
+from llm_service.treasury.audit import audit
+from llm_service.treasury.treasury import Treasury
+from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Principal, Settlement, Usage, UsageSource
+
+numbers = itertools.count()
+
+
+@pytest.fixture
+async def treasury(database_url: str) -> AsyncIterator[Treasury]:
+    treasury = Treasury(database_url, retry_s=0.05)
+    yield treasury
+    await treasury.close()
+
+
+async def principal(pool: asyncpg.Pool) -> Principal:
+    name = f"agent {next(numbers)}"
+    agent_id = await pool.fetchval("INSERT INTO agents (team_id, name) SELECT id, $1 FROM teams RETURNING id", name)
+    epoch = await pool.fetchval("SELECT value FROM epoch")
+    return Principal(1, "default", 1, "default", agent_id, name, None, None, epoch)
+
+
+async def budget(pool: asyncpg.Pool, who: Principal, limit_nano: int) -> int:
+    return await pool.fetchval(
+        "INSERT INTO budgets (name, scope, scope_id, window_kind, limit_nano) VALUES ($1, 'agent', $2, 'total', $3) "
+        "RETURNING id",
+        f"budget {next(numbers)}", who.agent_id, limit_nano,
+    )  # fmt: skip
+
+
+def request(who: Principal, amount: int, *budgets: int) -> HoldRequest:
+    lines = tuple((number, "") for number in budgets)
+    return HoldRequest(new_call_id(), 0, who, NO_CONTEXT, "gpt-4o-mini", amount, amount, 60, lines)
+
+
+def post(hold: Hold, cost: int) -> Settlement:
+    return Settlement(
+        hold.call_id, hold.attempt, LedgerState.POSTED, cost, usage=Usage(1, 0, 0, 1), usage_source=UsageSource.PROVIDER
+    )
+
+
+def expire(hold: Hold) -> Settlement:
+    """As the sweeper ends a hold without a witness."""
+    return Settlement(hold.call_id, hold.attempt, LedgerState.EXPIRED, hold.amount_nano, usage_source=UsageSource.HOLD)
+
+
+async def spent(pool: asyncpg.Pool, number: int) -> tuple[int, int]:
+    row = await pool.fetchrow("SELECT posted_nano, pending_nano FROM windows WHERE budget_id = $1", number)
+    assert row is not None
+    return row["posted_nano"], row["pending_nano"]
+
+
+async def books_are_right(pool: asyncpg.Pool) -> None:
+    report = await audit(pool, sweep_grace_s=5)
+    assert report.ok, [check for check in report.checks if not check.ok]
+
+
+async def test_i2_a_caller_who_leaves_as_the_hold_is_made_holds_nothing(pool: asyncpg.Pool, database_url: str) -> None:
+    """Cancelled after the group has run and before the task has woken: nobody else knows of the hold."""
+    tasks: list[asyncio.Task[object]] = []
+
+    def leave(kind: str, _size: int, _seconds: float) -> None:
+        if kind == "admit":
+            for task in tasks:
+                task.cancel()
+
+    treasury = Treasury(database_url, observe=leave)
+    who = await principal(pool)
+    number = await budget(pool, who, 100)
+    tasks.append(asyncio.create_task(treasury.admit(request(who, 60, number))))
+    with pytest.raises(asyncio.CancelledError):
+        await tasks[0]
+    await treasury.drain()
+    assert await spent(pool, number) == (0, 0)
+    await treasury.close()
+    await books_are_right(pool)
+
+
+async def test_i2_an_owner_that_settles_while_the_sweeper_does_is_heard(
+    pool: asyncpg.Pool, treasury: Treasury, database_url: str
+) -> None:
+    """Both saw the hold; the sweeper was first. The owner's figures are the truth, and become an adjustment."""
+    who = await principal(pool)
+    number = await budget(pool, who, 100)
+    hold = await treasury.admit(request(who, 60, number))
+    assert isinstance(hold, Hold)
+    sweeping = Treasury(database_url)
+    async with pool.acquire() as blocker, blocker.transaction():
+        await blocker.execute("SELECT 1 FROM windows WHERE budget_id = $1 FOR UPDATE", number)
+        swept = sweeping.settle_soon(expire(hold))
+        await asyncio.sleep(0.3)  # waits for the window's row
+        settled = treasury.settle_soon(post(hold, 25))
+        await asyncio.sleep(0.3)  # waits behind it
+    assert (await swept, await settled) == ("settled", "adjusted")
+    assert await spent(pool, number) == (25, 0)
+    await sweeping.close()
+    await books_are_right(pool)
+
+
+async def test_i2_the_owner_is_heard_in_the_same_group_as_the_sweeper(pool: asyncpg.Pool, treasury: Treasury) -> None:
+    who = await principal(pool)
+    number = await budget(pool, who, 100)
+    hold = await treasury.admit(request(who, 60, number))
+    assert isinstance(hold, Hold)
+    results = await asyncio.gather(treasury.settle_soon(expire(hold)), treasury.settle_soon(post(hold, 25)))
+    assert results == ["settled", "adjusted"]
+    assert await spent(pool, number) == (25, 0)
+    await books_are_right(pool)
+
+
+async def test_i6_refusals_while_postgres_is_away_leave_nothing_to_settle() -> None:
+    """What was never sent to Postgres needs no void: an outage must not fill the memory."""
+    treasury = Treasury("postgresql://nobody@127.0.0.1:1/nothing")
+    who = Principal(1, "o", 1, "t", 1, "a", None, None, 1)
+    for _ in range(20):
+        with pytest.raises(TreasuryUnavailable):
+            await treasury.admit(request(who, 1))
+    assert treasury.unsettled == 0
+    await treasury.close(timeout_s=0.1)
