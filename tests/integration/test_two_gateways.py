@@ -1,0 +1,114 @@
+"""200 callers through two gateway processes on one small budget, with the provider's own invoice as judge."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import random
+from collections import Counter
+from typing import Any
+
+import aiohttp
+import asyncpg
+import pytest
+from openai import APIStatusError, AsyncOpenAI
+
+from gateway.stack.state import StackState
+from llm_service.administration.budgets import NewBudget, create_budget
+from llm_service.administration.inputs import read_input
+from llm_service.administration.keys import NewKey, create_key
+from llm_service.administration.people import NewAgent, create_agent
+from llm_service.treasury.audit import audit
+
+CALLERS = 200
+LIMIT_NANO = 20_000_000
+PROMPTS = (
+    "Tell me about the weather in Berlin today, please. " * 6,
+    "请用中文告诉我今天的天气怎么样,还有明天的天气。" * 8,
+    "😀🚀🔥💰👩‍👩‍👧‍👦🏳️‍🌈" * 12,
+    "def f(x):\n    return {k: v for k, v in x.items() if v is not None}\n" * 5,
+    base64.b64encode(random.Random(7).randbytes(400)).decode(),
+    "مرحبا بالعالم، كيف حالك اليوم؟ " * 8,
+)
+
+
+async def invoice_nano(state: StackState) -> int:
+    async with aiohttp.ClientSession() as session, session.get(f"{state.provider_url}/_sim/invoice") as response:
+        return int((await response.json())["total_nano"])
+
+
+async def odd_lines(state: StackState) -> list[Any]:
+    """The lines of the invoice that are not of a whole answer."""
+    async with (
+        aiohttp.ClientSession() as session,
+        session.get(f"{state.provider_url}/_sim/invoice?lines=1") as response,
+    ):
+        return [line for line in (await response.json())["lines"] if line["state"] != "complete"]
+
+
+async def call(client: AsyncOpenAI, number: int, turn: int) -> None:
+    """Every second one leaves max_tokens out; every fourth one streams; every third one is another model."""
+    wanted: dict[str, Any] = {} if number % 2 else {"max_tokens": 20 + number % 60}
+    arguments: dict[str, Any] = {
+        "model": "gpt-4o-mini" if number % 3 else "claude-haiku-4-5",
+        "messages": [{"role": "user", "content": f"{PROMPTS[number % len(PROMPTS)]} {number}.{turn}"}],
+        **wanted,
+    }
+    if number % 4 == 0:
+        async for _ in await client.chat.completions.create(stream=True, **arguments):
+            pass
+    else:
+        await client.chat.completions.create(**arguments)
+
+
+async def caller(client: AsyncOpenAI, number: int, outcomes: Counter[str]) -> None:
+    """Calls until the budget is exhausted. Bounded in turns, so that the test ends whatever happens."""
+    for turn in range(60):
+        try:
+            await call(client, number, turn)
+            outcomes["served"] += 1
+        except APIStatusError as error:
+            final = error.response.headers["x-should-retry"] == "false"
+            outcomes[f"{error.code}{' for good' if final else ''}"] += 1
+            if error.code != "budget_busy":
+                return
+            await asyncio.sleep(0.3 * float(error.response.headers["retry-after"]))
+
+
+@pytest.mark.timeout(300)
+async def test_i1_200_callers_through_two_gateways_on_one_budget(stack: StackState) -> None:
+    async with asyncpg.create_pool(stack.database_url, min_size=1, max_size=2) as pool:
+        await create_agent(pool, read_input(NewAgent, {"name": "crowd"}))
+        await create_budget(pool, read_input(NewBudget, {"agent": "crowd", "limit": "0.02", "window": "total"}))
+        key = (await create_key(pool, read_input(NewKey, {"agent": "crowd"}))).secret
+        billed_before = await invoice_nano(stack)
+        assert len(stack.gateway_urls) == 2
+
+        outcomes: Counter[str] = Counter()
+        clients = [
+            AsyncOpenAI(api_key=key, base_url=f"{url}/v1", max_retries=0, timeout=120) for url in stack.gateway_urls
+        ]
+        await asyncio.gather(*(caller(clients[number % 2], number, outcomes) for number in range(CALLERS)))
+        for client in clients:
+            await client.close()
+        while await pool.fetchval(
+            "SELECT count(*) FROM holds h JOIN agents a ON a.id = h.agent_id WHERE a.name = 'crowd'"
+        ):
+            await asyncio.sleep(0.1)
+
+        billed = await invoice_nano(stack) - billed_before
+        posted = int(
+            await pool.fetchval(
+                "SELECT sum(l.cost_nano)::bigint FROM ledger l JOIN agents a ON a.id = l.agent_id WHERE a.name = 'crowd'"
+            )
+        )
+        assert outcomes["insufficient_quota for good"] == CALLERS, outcomes
+        over = await pool.fetch(
+            "SELECT model, input_tokens, output_tokens, held_nano, cost_nano FROM ledger WHERE cost_nano > held_nano"
+        )
+        assert over == []
+        assert billed <= LIMIT_NANO, await odd_lines(stack)
+        assert posted == billed, await odd_lines(stack)
+        assert billed > 0.95 * LIMIT_NANO, (billed, outcomes)
+        report = await audit(pool, sweep_grace_s=10)
+        assert report.ok, [check for check in report.checks if not check.ok]
