@@ -70,6 +70,7 @@ class Board:
         self._notices: deque[str] = deque(maxlen=5)
         self._plan: Plan | None = None
         self._gateway_url: str | None = None
+        self._doing = "starting"
         self._spinner = Spinner("dots")
         self._live: Live | None = None
         if console.is_terminal:
@@ -136,13 +137,13 @@ class Board:
             )
             shown.append(line)
         else:
-            self._spinner.update(text="starting …")
+            self._spinner.update(text=f"{self._doing} …")
             shown.append(self._spinner)
         return Group(*shown)
 
     def stopping(self) -> None:
         """The end has begun."""
-        self._gateway_url = None
+        self._gateway_url, self._doing = None, "stopping"
         self._line("Stopping …")
 
     def _sentence(self, part: PartStatus) -> str:

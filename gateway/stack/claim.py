@@ -68,9 +68,11 @@ def claim(data_dir: Path) -> Iterator[Claim]:
         children = data_dir / "children"
         stop_groups(_left_behind(children))
         children.unlink(missing_ok=True)
-        yield Claim(children)
-        StackState.remove(data_dir)
-        children.unlink(missing_ok=True)
+        try:
+            yield Claim(children)
+        finally:
+            StackState.remove(data_dir)
+            children.unlink(missing_ok=True)
     finally:
         os.close(handle)
 

@@ -201,26 +201,31 @@ def _usable_binaries(binaries: Path, identity: Identity) -> Path:
     """The binaries themselves if the account may run them, else a copy that it may run."""
     if _runs(binaries, identity):
         return binaries
-    install = binaries.parent
-    version = hashlib.sha256(str((install, (binaries / "postgres").stat().st_mtime_ns)).encode()).hexdigest()[:12]
+    package = binaries.parent.parent
+    version = hashlib.sha256(str((package, (binaries / "postgres").stat().st_mtime_ns)).encode()).hexdigest()[:12]
     copy = _SHARED / f"postgresql-{version}"
-    if not _runs(copy / "bin", identity):
+    copied = copy / package.name / binaries.relative_to(package)
+    if not _runs(copied, identity):
         _open_folder(_SHARED)
+        shutil.rmtree(copy, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(dir=_SHARED))
-        shutil.copytree(install, partial / "install", symlinks=True)
+        # The libraries of a repaired wheel are beside its package, and are found by their place relative to it.
+        for source in (binaries.parent, *package.parent.glob(f"{package.name}.libs")):
+            shutil.copytree(source, partial / source.relative_to(package.parent), symlinks=True)
         for path in (partial, *partial.rglob("*")):
             if not path.is_symlink():
-                path.chmod(0o755 if path.is_dir() or os.access(path, os.X_OK) else 0o644)
-        shutil.rmtree(copy, ignore_errors=True)
-        (partial / "install").rename(copy)
-        partial.rmdir()
-    return copy / "bin"
+                path.chmod(0o755 if path.is_dir() or path.stat().st_mode & 0o100 else 0o644)
+        partial.rename(copy)
+    return copied
 
 
 def _runs(binaries: Path, identity: Identity) -> bool:
     try:
-        command = [str(binaries / "postgres"), "--version"]
-        return subprocess.run(command, capture_output=True, cwd="/", check=False, **identity).returncode == 0
+        commands = [[str(binaries / program), "--version"] for program in ("postgres", "initdb")]
+        return all(
+            subprocess.run(command, capture_output=True, cwd="/", check=False, **identity).returncode == 0
+            for command in commands
+        )
     except OSError:
         return False
 
