@@ -13,6 +13,7 @@ What must hold:
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -23,7 +24,7 @@ import orjson
 
 from llm_service.admission import Admission
 from llm_service.call import CHAT_PATH, EMBEDDINGS_PATH, Call, Ending
-from llm_service.errors import InvalidRequest, ProxyUnavailable, TreasurerError
+from llm_service.errors import InvalidRequest, ProxyUnavailable, TreasurerError, TreasuryUnavailable
 from llm_service.grants import Grant, GrantLimits, digest_of, sign
 from llm_service.idempotency import Claim, Idempotency, Replay
 from llm_service.proxy import Unanswered, Upstream, UpstreamAnswer, UpstreamStream, surely_free, upstream_error
@@ -31,6 +32,8 @@ from llm_service.requests import ParsedRequest, parse_chat, parse_embeddings
 from llm_service.settlement import Settler, answer_ending
 from llm_service.sse import EventScanner
 from llm_service.types import Answer, CallContext, LedgerState, Principal
+
+log = logging.getLogger(__name__)
 
 Response = TypeVar("Response")
 Result = TypeVar("Result")
@@ -123,7 +126,7 @@ class LLMService:
         cost_nano = await self._settler.settle(call, ending, lambda: upstream.body)
         headers = {"content-type": "application/json"} | call.headers(cost_nano)
         if claim is not None:
-            await self._idempotency.finish(claim, upstream.status, headers, upstream.body)
+            await self._keep(claim, upstream.status, headers, upstream.body)
         return Answer(upstream.status, upstream.body, headers, call.call_id, cost_nano)
 
     # -- what both have in common
@@ -150,7 +153,17 @@ class LLMService:
     async def _release(self, call: Call, claim: Claim | None) -> None:
         """Give an idempotency key back after a call that cost nothing."""
         if claim is not None and not call.owed:
-            await asyncio.shield(self._idempotency.release(claim))
+            try:
+                await asyncio.shield(self._idempotency.release(claim))
+            except TreasuryUnavailable as error:  # whoever comes next with the key finds that it cost nothing
+                log.warning("the idempotency key of call %s was not given back: %s", call.call_id, error)
+
+    async def _keep(self, claim: Claim, status: int, headers: dict[str, str], body: bytes) -> None:
+        """Keep an answer for its repetitions. It is paid for: its caller gets it, kept or not."""
+        try:
+            await self._idempotency.finish(claim, status, headers, body)
+        except TreasuryUnavailable as error:
+            log.warning("the answer of call %s was not kept for its idempotency key: %s", claim.call_id, error)
 
     async def _send(self, call: Call, send: Callable[[str, bytes, str], Awaitable[Response]]) -> Response:
         """Send the request with its grant, and settle or hand over what cannot be answered."""
@@ -235,7 +248,7 @@ class LLMService:
         kept = scanner.forwarded()
         if claim is not None and scanner.finished and kept is not None:
             headers = {"content-type": "text/event-stream"} | call.headers(cost_nano)
-            await self._idempotency.finish(claim, 200, headers, kept)
+            await self._keep(claim, 200, headers, kept)
         return cost_nano
 
 
