@@ -2,8 +2,8 @@
 
 What must hold: LiteLLM serves nothing without a valid grant, used once (invariant I3), except its
 own health routes; every attempt at a deployment leaves a witness, whether it succeeded, failed, was
-retried by the router or was left by its caller in mid-stream (I2); and a fault in here never takes
-a served answer away: only the check of grants may refuse.
+retried by the router or was left by its caller in mid-stream (I2); one attempt is one request to a
+provider (I1); and a fault in here never takes a served answer away: only the check of grants may refuse.
 
 `config/litellm.yaml` names `custom_auth` and `witness_logger`. Runs in LiteLLM's environment, so it
 imports only the standard library, LiteLLM, asyncpg, PyJWT and modules of ours that need no more.
@@ -33,6 +33,7 @@ from litellm.types.utils import is_litellm_owned_kwarg
 
 from llm_service.grants import CALL_PATHS, READ_PATHS, Grant, GrantError, UsedGrants, verify
 from llm_service.money import nano_from_reported_dollars
+from llm_service.single_sending import send_once
 from llm_service.types import Usage
 from llm_service.witnesses import Outcome, Witness, WitnessWriter
 
@@ -173,9 +174,12 @@ _FREE_CAUSES = frozenset(
     {
         "HTTPStatusError",
         "APIStatusError",
-        "ConnectError",
+        # Not httpx's ConnectError: LiteLLM's transport calls a connection that was reset in mid-answer one, too.
         "ConnectTimeout",
         "ClientConnectorError",
+        "ClientConnectorDNSError",
+        "ClientConnectorCertificateError",
+        "ClientConnectorSSLError",
         "ConnectionRefusedError",
     }
 )
@@ -369,6 +373,7 @@ def _utc(moment: Any) -> datetime | None:
     return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
 
+send_once()
 witness_logger = WitnessLogger(
     WitnessWriter(os.environ.get("TREASURER_DATABASE_URL"), _folder("TREASURER_SPOOL_DIR", ".treasurer/spool"))
 )
