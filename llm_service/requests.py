@@ -164,7 +164,7 @@ def parse_embeddings(body: bytes) -> ParsedRequest:
     if not items or (len(items) > 2048 and not isinstance(items[0], int)):
         raise _invalid("input", "'input' must hold between 1 and 2048 items.")
     tokens = 0
-    if all(type(item) is int for item in items):
+    if isinstance(given, list) and all(type(item) is int for item in items):
         tokens = len(items) + _PER_MESSAGE
     else:
         for item in items:

@@ -122,7 +122,7 @@ def _value(headers: Mapping[str, str], name: str, most: int = _MAX_VALUE) -> str
         return None
     if name == "x-treasurer-tags":
         most *= _MAX_TAGS
-    if len(value) > most or not value.isprintable():
+    if len(value) > most or not value.isprintable() or "\ufffd" in value:  # what was no UTF-8
         raise InvalidRequest(f"The header {name} must be at most {most} printable characters.", param=name)
     return value
 
