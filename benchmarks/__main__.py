@@ -12,7 +12,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import uvloop
 from rich.console import Console
 from rich.table import Table
 
@@ -35,7 +34,7 @@ async def main(sections: set[str]) -> None:
         try:
             if not sections or "admission" in sections:
                 with console.status("grouped admission against one transaction each …"):
-                    rows = await admission.measure(state.database_url)
+                    rows = await admission.measure_apart(state.database_url)
                 _show_admission(console, rows)
             if not sections or "governed" in sections:
                 with console.status("a governed call against the same call straight to LiteLLM Proxy …"):
@@ -68,7 +67,9 @@ def _show_governed(console: Console, rows: list[governed.Lane]) -> None:
     for row in rows:
         ratio = f"{row.rate_ratio:.3f}" if row.rate_ratio is not None else ""
         more = f"{row.p50_more_ms:+.2f}" if row.p50_more_ms is not None else ""
-        table.add_row(str(row.callers), row.name, f"{row.rate:.1f}", f"{row.p50_ms:.1f}", f"{row.p95_ms:.1f}", ratio, more)
+        table.add_row(
+            str(row.callers), row.name, f"{row.rate:.1f}", f"{row.p50_ms:.1f}", f"{row.p95_ms:.1f}", ratio, more
+        )
     console.print(table)
 
 
@@ -82,4 +83,4 @@ def _show_memory(console: Console, rows: dict[str, float]) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(set(sys.argv[1:])))
+    asyncio.run(main(set(sys.argv[1:])))

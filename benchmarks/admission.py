@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import itertools
 import statistics
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 import asyncpg
+import orjson
+import uvloop
 
 from llm_service.ids import new_call_id
 from llm_service.treasury.connection import Connection
@@ -69,41 +72,53 @@ async def _drive(
     return len(latencies) / (time.perf_counter() - began), statistics.median(latencies) * 1000
 
 
+async def _grouped_lane(
+    database_url: str, make: Callable[[], HoldRequest], callers: int, seconds: float
+) -> tuple[float, float]:
+    treasury = Treasury(database_url)
+
+    async def ask(request: HoldRequest) -> None:
+        assert isinstance(await treasury.admit(request), Hold)
+
+    await _drive(ask, make, callers, 0.5)
+    figures = await _drive(ask, make, callers, seconds)
+    await treasury.close()
+    return figures
+
+
+async def _alone_lane(
+    database_url: str, make: Callable[[], HoldRequest], callers: int, seconds: float
+) -> tuple[float, float]:
+    lanes: asyncio.Queue[Connection] = asyncio.Queue()
+    for number in range(callers):
+        lanes.put_nowait(Connection(database_url, name=f"bench {number}", timeout_s=30))
+
+    async def ask(request: HoldRequest) -> None:
+        lane = await lanes.get()
+        try:
+            [row] = await lane.fetch(_ADMIT, *_admission_arrays([request]))
+            assert row["verdict"] == "admitted"
+        finally:
+            lanes.put_nowait(lane)
+
+    await _drive(ask, make, callers, 0.5)
+    figures = await _drive(ask, make, callers, seconds)
+    while not lanes.empty():
+        await lanes.get_nowait().close()
+    return figures
+
+
 async def measure(
     database_url: str, *, seconds: float = 3.0, callers: tuple[int, ...] = (1, 16, 64)
 ) -> list[dict[str, float]]:
     """One row for each number of callers: grouped and alone, calls a second and p50 milliseconds."""
     setup = await asyncpg.connect(database_url)
     budgets = [row["id"] for row in await setup.fetch(BUDGETS, str(UUID(int=time.time_ns())))]
-    epoch = await setup.fetchval("SELECT value FROM epoch")
-    make = _requests(budgets, epoch)
+    make = _requests(budgets, await setup.fetchval("SELECT value FROM epoch"))
     rows: list[dict[str, float]] = []
     for count in callers:
-        treasury = Treasury(database_url)
-
-        async def grouped(request: HoldRequest) -> None:
-            assert isinstance(await treasury.admit(request), Hold)
-
-        await _drive(grouped, make, count, 0.5)
-        rate, p50 = await _drive(grouped, make, count, seconds)
-        await treasury.close()
-
-        lanes: asyncio.Queue[Connection] = asyncio.Queue()
-        for n in range(min(count, 64)):
-            lanes.put_nowait(Connection(database_url, name=f"bench {n}", timeout_s=30))
-
-        async def alone(request: HoldRequest) -> None:
-            lane = await lanes.get()
-            try:
-                [row] = await lane.fetch(_ADMIT, *_admission_arrays([request]))
-                assert row["verdict"] == "admitted"
-            finally:
-                lanes.put_nowait(lane)
-
-        await _drive(alone, make, count, 0.5)
-        alone_rate, alone_p50 = await _drive(alone, make, count, seconds)
-        while not lanes.empty():
-            await lanes.get_nowait().close()
+        rate, p50 = await _grouped_lane(database_url, make, count, seconds)
+        alone_rate, alone_p50 = await _alone_lane(database_url, make, count, seconds)
         rows.append(
             {
                 "callers": count,
@@ -113,11 +128,20 @@ async def measure(
                 "alone_p50_ms": alone_p50,
             }
         )
-    # The holds are not evidence of spending: leave the ledger and the windows as they were.
-    await setup.execute(
-        "DELETE FROM holds WHERE agent_id = 1 AND model = 'gpt-4o-mini' AND window_ids && (SELECT array_agg(id) FROM windows WHERE budget_id = ANY($1))",
-        budgets,
-    )
-    await setup.execute("UPDATE windows SET pending_nano = 0 WHERE budget_id = ANY($1)", budgets)
     await setup.close()
     return rows
+
+
+async def measure_apart(database_url: str) -> list[dict[str, float]]:
+    """`measure`, in a process of its own, on the event loop that the gateway uses (uvloop)."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "benchmarks.admission", database_url, stdout=asyncio.subprocess.PIPE
+    )
+    output, _ = await process.communicate()
+    if process.returncode != 0:
+        raise RuntimeError("the admission bench failed")
+    return orjson.loads(output)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(orjson.dumps(uvloop.run(measure(sys.argv[1]))).decode())
