@@ -7,7 +7,8 @@ name, as OpenAI does, because LiteLLM would obey some of them (`api_base`, `fall
 
 `input_bound` is an upper bound of the tokens that the text can become: no byte-level tokenizer makes
 more tokens than there are UTF-8 bytes, plus an allowance for what a provider wraps around messages
-and tools. Images and files are counted apart, because their bound depends on the model.
+and tools, and for what makes the text longer on its way: references within schemas that LiteLLM
+replaces by what they name, and compatibility characters that tokenizers spell out. Images and files are counted apart, because their bound depends on the model.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any, cast
 import orjson
 
 from llm_service.errors import InvalidRequest
+from llm_service.growth import spelled_out_bytes, unfolded_bytes
 
 MAX_TOKENS_CEILING = 10_000_000
 MAX_CHOICES = 128
@@ -127,8 +129,11 @@ def parse_chat(body: bytes) -> ParsedRequest:
     tools = _tools(data)
     _refuse_unpriced(data)
     text = [data[name] for name in ("messages", "tools", "functions", "response_format") if data.get(name) is not None]
-    text_bytes = len(orjson.dumps(text)) - media_bytes
-    allowance = _PER_REQUEST + _PER_MESSAGE * len(cast("list[object]", messages))
+    written = orjson.dumps(text)
+    text_bytes = len(written) - media_bytes
+    allowance = _PER_REQUEST + _PER_MESSAGE * len(cast("list[object]", messages)) + spelled_out_bytes(written)
+    if b'"$ref"' in written:
+        allowance += unfolded_bytes(text[1:])
     if data.get("response_format") is not None:
         tools += 1  # for Anthropic LiteLLM makes a tool of it
     if tools:
@@ -169,7 +174,8 @@ def parse_embeddings(body: bytes) -> ParsedRequest:
     else:
         for item in items:
             if isinstance(item, str) and item:
-                tokens += len(item.encode()) + _PER_MESSAGE
+                written = item.encode()
+                tokens += len(written) + spelled_out_bytes(written) + _PER_MESSAGE
             elif isinstance(item, list) and item and all(type(token) is int for token in cast("list[object]", item)):
                 tokens += len(cast("list[object]", item)) + _PER_MESSAGE
             else:

@@ -1,0 +1,84 @@
+"""What makes a request's text longer between the caller and the model, so that its bytes alone do not bound it. Pure.
+
+What must hold (I1): whatever LiteLLM or a tokenizer makes of a text is no longer than its bytes and these.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterator, Mapping
+from typing import cast
+
+import orjson
+
+from llm_service.errors import InvalidRequest
+
+#: The most references of schemas that are followed to see how long the schemas become.
+_MAX_REFERENCES = 10_000
+
+
+def spelled_out_bytes(text: bytes) -> int:
+    """The bytes that a text grows by where a tokenizer writes it in Unicode's form NFKC first, as Anthropic's did.
+
+    One character of three bytes can become eighteen characters (U+FDFA).
+    """
+    return 0 if text.isascii() else max(0, len(unicodedata.normalize("NFKC", text.decode()).encode()) - len(text))
+
+
+def unfolded_bytes(schemas: object) -> int:
+    """The bytes that schemas grow by where every reference is replaced by a copy of what it names.
+
+    LiteLLM does that for Google's and, in part, for Anthropic's models: with nested references a schema of one
+    kilobyte becomes megabytes. As LiteLLM does: a name is the last part of its reference, and one that is
+    being replaced already is left alone. What is defined more than once counts with all of its definitions.
+
+    Raises:
+        InvalidRequest: that is too much to follow.
+    """
+    named: dict[str, tuple[int, tuple[str, ...]]] = {}
+    for name, schema in _definitions(schemas):
+        size, names = named.get(name, (0, ()))
+        named[name] = (size + len(orjson.dumps(schema)), names + tuple(_references(schema)))
+    total, followed = 0, 0
+    waiting = [(name, frozenset[str]()) for name in _references(schemas)]
+    while waiting:
+        name, within = waiting.pop()
+        if name not in named or name in within:
+            continue
+        size, names = named[name]
+        total += size
+        followed += 1 + len(names)
+        if followed > _MAX_REFERENCES:
+            raise InvalidRequest(
+                f"The schemas have more than {_MAX_REFERENCES} references, counted where they are used.", param="tools"
+            )
+        waiting.extend((inner, within | {name}) for inner in names)
+    return total
+
+
+def _objects(value: object) -> Iterator[Mapping[str, object]]:
+    """Every object in a JSON value."""
+    waiting = [value]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, dict):
+            fields = cast("dict[str, object]", item)
+            yield fields
+            waiting.extend(fields.values())
+        elif isinstance(item, list):
+            waiting.extend(cast("list[object]", item))
+
+
+def _definitions(schemas: object) -> Iterator[tuple[str, object]]:
+    for fields in _objects(schemas):
+        for place in ("$defs", "definitions", "schemas"):
+            definitions = fields.get(place)
+            if isinstance(definitions, dict):
+                yield from cast("dict[str, object]", definitions).items()
+
+
+def _references(schema: object) -> Iterator[str]:
+    for fields in _objects(schema):
+        reference = fields.get("$ref")
+        if isinstance(reference, str):
+            yield reference.rpartition("/")[2]
