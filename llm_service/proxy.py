@@ -8,6 +8,7 @@ reached a provider (`Unanswered`), because the first costs nothing and the secon
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,6 +18,8 @@ import aiohttp
 import orjson
 
 from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError, UpstreamTimeout
+
+_SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
 class Unanswered(Exception):
@@ -128,7 +131,10 @@ class ProxyUpstream:
             raise _away(error) from error
         if response.status != 200:
             raise upstream_error(response.status, response.headers, content)
-        return orjson.loads(content)
+        try:
+            return orjson.loads(content)
+        except orjson.JSONDecodeError as error:
+            raise UpstreamError(f"LiteLLM Proxy's page {path} is not JSON.") from error
 
     async def _post(self, path: str, body: bytes, grant: str, read_s: float) -> aiohttp.ClientResponse:
         timeout = aiohttp.ClientTimeout(total=self._total_s, sock_connect=self._connect_s, sock_read=read_s)
@@ -137,6 +143,8 @@ class ProxyUpstream:
             try:
                 response = await self._live().post(path, data=body, headers=headers, timeout=timeout)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
+                if last:  # it was there for the first sending, and may have died over it
+                    raise Unanswered(_lost(error)) from error
                 raise _away(error) from error
             except aiohttp.ServerDisconnectedError as error:
                 # Mostly a kept connection that the proxy closed while it was idle. The grant can be used
@@ -236,7 +244,7 @@ def upstream_error(status: int, headers: Mapping[str, str], body: bytes) -> Upst
     mapped = 502 if status in (401, 403) else status
     retry_after: float | None = None
     given = headers.get("Retry-After") or headers.get("llm_provider-retry-after")
-    if given is not None and given.replace(".", "", 1).isdigit():
+    if given is not None and _SECONDS.fullmatch(given):
         retry_after = float(given)
     error_code = code if code and not code.isdigit() and code != "None" else f"upstream_{mapped}"
     result = UpstreamError(message, status=mapped, code=error_code, param=param, retry_after=retry_after)
