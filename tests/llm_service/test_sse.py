@@ -106,6 +106,14 @@ def test_a_usage_that_comes_with_a_choice_is_not_hidden() -> None:
     assert scanner.usage is not None
 
 
+def test_litellms_empty_choice_around_a_usage_is_hidden_with_it() -> None:
+    frame = (
+        event({"choices": [{"index": 0, "delta": {}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}) + b"\n\n"
+    )
+    assert scan(frame, [], hide=True)[0] == b""
+    assert scan(frame, [], hide=False)[0] == frame
+
+
 def test_text_that_speaks_of_usage_and_done_is_only_text() -> None:
     said = delta('"usage" "error" [DONE] data: [DONE]')
     forwarded, scanner = scan(said + b"\n\n", [], hide=True)

@@ -1,0 +1,257 @@
+"""What stands in for Postgres, Redis, the sweeper and LiteLLM Proxy where the core is tested alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+from uuid import UUID
+
+from llm_service.bounds import TextCount
+from llm_service.catalog import Model
+from llm_service.errors import TreasurerError
+from llm_service.guards.limits import RateLimiter
+from llm_service.guards.pace import Pace
+from llm_service.idempotency import Claim, Idempotency, Replay
+from llm_service.proxy import UpstreamAnswer, UpstreamStream
+from llm_service.requests import ParsedRequest
+from llm_service.telemetry.record import CallRecord
+from llm_service.treasury.sweep import Sweeper
+from llm_service.treasury.treasury import Denial, Treasury
+from llm_service.types import (
+    Budget,
+    CallContext,
+    Hold,
+    HoldRequest,
+    Principal,
+    RateLimit,
+    Scope,
+    Settlement,
+    WindowKind,
+)
+
+DAILY = Budget(3, "daily", Scope.AGENT, 7, WindowKind.DAY)
+PRINCIPAL = Principal(1, "acme", 2, "research", 7, "digest", 9, "laptop", 1, budgets=(DAILY,))
+PRICED = {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "litellm_provider": "openai", "mode": "chat"}
+#: `m` and `e` (an embedding) cost a thousand nano-dollars a token of input; `m` two thousand of output.
+ENTRIES: list[dict[str, Any]] = [
+    {"model_name": "m", "litellm_params": {"model": "openai/m"}, "model_info": PRICED | {"id": "d1"}},
+    {
+        "model_name": "e",
+        "litellm_params": {"model": "openai/e"},
+        "model_info": PRICED | {"id": "d2", "mode": "embedding"},
+    },
+]
+
+
+class FakeTreasury:
+    """One budget in memory, by the rules of the real one; or the `outcomes` that a test has scripted."""
+
+    def __init__(self, limit_nano: int | None = None) -> None:
+        self.limit_nano = limit_nano
+        self.posted_nano = 0
+        self.pending: dict[UUID, int] = {}
+        self.asked: list[HoldRequest] = []
+        self.settled: list[Settlement] = []
+        self.outcomes: list[Hold | Denial | Exception] = []
+        self.waits = 0
+
+    async def admit(self, request: HoldRequest) -> Hold | Denial:
+        self.asked.append(request)
+        await asyncio.sleep(0)
+        if self.outcomes:
+            outcome = self.outcomes.pop(0)
+            if isinstance(outcome, Exception):
+                raise outcome
+            return outcome
+        if self.limit_nano is None:
+            return Hold(request.call_id, request.attempt, request.amount_nano, None, None)
+        pending = sum(self.pending.values())
+        left = self.limit_nano - self.posted_nano - pending
+        if request.floor_nano > left:
+            final = request.floor_nano > self.limit_nano - self.posted_nano
+            return Denial(final, DAILY.id, "", self.limit_nano, self.posted_nano, pending, None)
+        granted = min(request.amount_nano, left)
+        self.pending[request.call_id] = granted
+        return Hold(request.call_id, request.attempt, granted, DAILY.id, left - granted)
+
+    def settle_soon(self, settlement: Settlement) -> asyncio.Future[str]:
+        self.settled.append(settlement)
+        self.pending.pop(settlement.call_id, None)
+        self.posted_nano += settlement.cost_nano
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        future.set_result("settled")
+        return future
+
+    async def freed(self, timeout_s: float) -> None:
+        self.waits += 1
+        await asyncio.sleep(min(timeout_s, 0.01))
+
+    def real(self) -> Treasury:
+        return cast("Treasury", self)
+
+
+class FakeLimiter:
+    """Lets everything pass, or raises `error`. `taken` is what calls hold, `released` what they gave back."""
+
+    def __init__(self) -> None:
+        self.error: TreasurerError | None = None
+        self.taken: list[tuple[str, int, float]] = []
+        self.limits: list[Sequence[RateLimit]] = []
+        self.released: list[int | None] = []
+
+    async def acquire(
+        self, call_id: UUID, limits: Sequence[RateLimit], model: str, tokens: int, lifetime_s: float
+    ) -> Pace:
+        if self.error is not None:
+            raise self.error
+        self.limits.append(limits)
+        self.taken.append((model, tokens, lifetime_s))
+        return Pace(call_id, (), (), 0, True)
+
+    def release(self, pace: Pace, tokens: int | None) -> None:
+        assert not pace.released, "given back twice"
+        pace.released = True
+        self.released.append(tokens)
+
+    def real(self) -> RateLimiter:
+        return cast("RateLimiter", self)
+
+
+class FakeSweeper:
+    """Remembers what it was asked to watch; knows the witness that a test gives it."""
+
+    def __init__(self) -> None:
+        self.watched: list[tuple[UUID, int, float, bool]] = []
+        self.looked: list[tuple[UUID, int]] = []
+        self.witness: Settlement | None = None
+
+    def watch(self, call_id: UUID, attempt: int, lifetime_s: float, *, answered: bool = False) -> None:
+        self.watched.append((call_id, attempt, lifetime_s, answered))
+
+    async def witnessed(self, call_id: UUID, attempt: int, wait_s: float) -> Settlement | None:
+        self.looked.append((call_id, attempt))
+        return self.witness
+
+    def real(self) -> Sweeper:
+        return cast("Sweeper", self)
+
+
+class FakeCounter:
+    """A tokenizer that makes a token of four characters, or fails with `error`."""
+
+    def __init__(self) -> None:
+        self.error: TreasurerError | None = None
+        self.asked = 0
+
+    async def request(self, model: Model, request: ParsedRequest) -> TextCount:
+        return await self.text(model, "x" * request.text_bytes)
+
+    async def text(self, model: Model, text: str) -> TextCount:
+        self.asked += 1
+        if self.error is not None:
+            raise self.error
+        return TextCount(-(-len(text) // 4), 0)
+
+
+class FakeIdempotency:
+    """Keys in memory: one call for each, and what it answered."""
+
+    def __init__(self) -> None:
+        self.rows: dict[tuple[int, str], Replay | None] = {}
+        self.released: list[str] = []
+        self.error: TreasurerError | None = None
+
+    async def claim(self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Claim | Replay:
+        known = self.rows.get((agent_id, key))
+        if known is not None:
+            return known
+        assert (agent_id, key) not in self.rows, "a second call was made for the key"
+        self.rows[agent_id, key] = None
+        return Claim(agent_id, key, call_id)
+
+    async def finish(self, claim: Claim, status: int, headers: dict[str, str], body: bytes) -> None:
+        if self.error is not None:
+            raise self.error
+        self.rows[claim.agent_id, claim.key] = Replay(claim.call_id, status, headers, body)
+
+    async def release(self, claim: Claim) -> None:
+        if self.error is not None:
+            raise self.error
+        del self.rows[claim.agent_id, claim.key]
+        self.released.append(claim.key)
+
+    def real(self) -> Idempotency:
+        return cast("Idempotency", self)
+
+
+class FakeStream:
+    """A stream that says what a test wants: bytes, or an exception to raise. `gate` holds the rest back."""
+
+    def __init__(
+        self, parts: Sequence[bytes | Exception], status: int = 200, headers: Mapping[str, str] | None = None
+    ) -> None:
+        self.status = status
+        self.headers: Mapping[str, str] = {"x-litellm-model-id": "d1"} if headers is None else headers
+        self.closed = 0
+        self._parts = list(parts)
+
+    async def chunks(self) -> AsyncIterator[bytes]:
+        for part in self._parts:
+            await asyncio.sleep(0)
+            if isinstance(part, Exception):
+                raise part
+            yield part
+
+    async def read(self) -> bytes:
+        return b"".join([part async for part in self.chunks()])
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@dataclass
+class FakeUpstream:
+    """Answers with what a test has scripted. `sent` is (path, body, grant) of each request."""
+
+    answer: UpstreamAnswer | Exception | None = None
+    stream: FakeStream | Exception | None = None
+    sent: list[tuple[str, bytes, str]] = field(default_factory=list[tuple[str, bytes, str]])
+    gate: asyncio.Event | None = None
+
+    async def send(self, path: str, body: bytes, grant: str) -> UpstreamAnswer:
+        self.sent.append((path, body, grant))
+        if self.gate is not None:
+            await self.gate.wait()
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        assert self.answer is not None
+        return self.answer
+
+    async def open(self, path: str, body: bytes, grant: str) -> UpstreamStream:
+        self.sent.append((path, body, grant))
+        if self.gate is not None:
+            await self.gate.wait()
+        if isinstance(self.stream, Exception):
+            raise self.stream
+        assert self.stream is not None
+        return self.stream
+
+
+@dataclass
+class Refusals:
+    """Who was refused, as admission told."""
+
+    told: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+
+    def __call__(self, principal: Principal, context: CallContext, model: str, error: TreasurerError) -> None:
+        self.told.append((model, error.code))
+
+
+Records = list[CallRecord]
+
+
+def chat_body(**fields: Any) -> bytes:
+    return json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello there"}]} | fields).encode()

@@ -1,0 +1,546 @@
+"""The governed call over fakes: real admission and settlement, no Postgres, no Redis, no proxy."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_service.admission import Admission
+from llm_service.catalog import Catalog
+from llm_service.errors import (
+    BudgetExhausted,
+    InvalidRequest,
+    ProxyUnavailable,
+    TreasurerError,
+    TreasuryUnavailable,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from llm_service.grants import GrantLimits, verify
+from llm_service.proxy import Unanswered, UpstreamAnswer
+from llm_service.service import LLMService, StreamingAnswer
+from llm_service.settlement import Settler
+from llm_service.types import NO_CONTEXT, CallContext, LedgerState, Principal, RateLimit, Scope, Settlement, UsageSource
+from tests.llm_service.fakes import (
+    ENTRIES,
+    PRINCIPAL,
+    FakeCounter,
+    FakeIdempotency,
+    FakeLimiter,
+    FakeStream,
+    FakeSweeper,
+    FakeTreasury,
+    FakeUpstream,
+    Records,
+    Refusals,
+    chat_body,
+)
+
+SECRET = "s" * 32
+KEYED = CallContext(idempotency_key="k1")
+USAGE = {"prompt_tokens": 9, "completion_tokens": 12}
+COST = 9 * 1_000 + 12 * 2_000
+BODY = json.dumps({"choices": [{"message": {"content": "Hi"}}], "usage": USAGE}).encode()
+ANSWER = UpstreamAnswer(200, {"x-litellm-model-id": "d1", "x-litellm-response-cost": "0.000033"}, BODY)
+
+
+def data(content: Any) -> bytes:
+    return b"data: " + json.dumps(content).encode() + b"\n\n"
+
+
+def said(text: str) -> bytes:
+    return data({"choices": [{"delta": {"content": text}}]})
+
+
+REPORT, DONE = data({"choices": [], "usage": USAGE}), b"data: [DONE]\n\n"
+EVENTS = [said("Hi"), said(" there"), REPORT, DONE]
+
+
+class Parts:
+    def __init__(self, limit_nano: int | None = 10**9, *, proxy_enforces_limits: bool = False) -> None:
+        self.treasury, self.limiter, self.sweeper = FakeTreasury(limit_nano), FakeLimiter(), FakeSweeper()
+        self.counter, self.idempotency, self.upstream = FakeCounter(), FakeIdempotency(), FakeUpstream(ANSWER)
+        self.records, self.refused = Records(), Refusals()
+
+        async def read() -> list[dict[str, Any]]:
+            return ENTRIES
+
+        self.service = LLMService(
+            admission=Admission(
+                catalog=Catalog(read), principals=self, limiter=self.limiter.real(), treasury=self.treasury.real(),
+                count_tokens=self.counter.request, refused=self.refused, lifetime_s=330, busy_wait_s=0,
+            ),
+            settler=Settler(
+                treasury=self.treasury.real(), limiter=self.limiter.real(), sweeper=self.sweeper.real(),
+                count_tokens=self.counter.request, count_text=self.counter.text, record=self.records.append,
+                lifetime_s=330,
+            ),
+            upstream=self.upstream, idempotency=self.idempotency.real(), grant_secret=SECRET, parent=lambda: "parent",
+            proxy_enforces_limits=proxy_enforces_limits,
+        )  # fmt: skip
+
+    async def renew(self, principal: Principal) -> Principal:
+        return principal
+
+    @property
+    def sent(self) -> dict[str, Any]:
+        ((_, body, _),) = self.upstream.sent
+        return json.loads(body)
+
+    @property
+    def settled(self) -> Settlement:
+        (only,) = self.treasury.settled
+        return only
+
+    def nothing_is_held(self) -> None:
+        assert self.treasury.pending == {}
+        assert len(self.limiter.released) == len(self.limiter.taken)
+
+    async def stream(
+        self, *parts: bytes | Exception, context: CallContext = NO_CONTEXT, **fields: Any
+    ) -> StreamingAnswer:
+        self.upstream.stream = FakeStream(parts)
+        return await self.service.stream(chat_body(stream=True, **fields), PRINCIPAL, context)
+
+    @property
+    def upstream_stream(self) -> FakeStream:
+        assert isinstance(self.upstream.stream, FakeStream)
+        return self.upstream.stream
+
+
+@pytest.fixture
+def parts() -> Parts:
+    return Parts()
+
+
+async def collect(answer: StreamingAnswer) -> bytes:
+    return b"".join([events async for events in answer])
+
+
+async def until(true: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if true():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it did not happen")
+
+
+# -- whole answers
+
+
+async def test_a_governed_call(parts: Parts) -> None:
+    answer = await parts.service.complete(chat_body(max_tokens=50, temperature=0.5), PRINCIPAL, NO_CONTEXT)
+    assert (answer.status, answer.body, answer.cost_nano) == (200, BODY, COST)
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["x-treasurer-call-id"] == str(answer.call_id) == str(parts.settled.call_id)
+    assert answer.headers["x-treasurer-cost"] == "0.000033000"
+    assert answer.headers["x-treasurer-budget-left"] == f"{(10**9 - COST) / 10**9:.9f}"
+    assert answer.headers["x-treasurer-budget"] == "daily"
+    assert "x-treasurer-max-tokens" not in answer.headers
+    assert parts.sent == json.loads(chat_body(max_tokens=50, temperature=0.5))
+    assert (parts.settled.state, parts.settled.usage_source) == (LedgerState.POSTED, UsageSource.PROVIDER)
+    assert parts.settled.proxy_cost_nano == 33_000
+    assert parts.records[0].parent == "parent"
+    parts.nothing_is_held()
+
+
+async def test_i3_what_is_sent_carries_a_grant_for_exactly_itself(parts: Parts) -> None:
+    context = CallContext("r1", "ann", "s1", ("a", "b"))
+    answer = await parts.service.complete(chat_body(), PRINCIPAL, context)
+    ((path, body, token),) = parts.upstream.sent
+    grant = verify(SECRET, token, path=path, model="m", body=body)
+    assert (grant.call_id, grant.attempt, grant.agent_id, grant.key_id) == (answer.call_id, 0, 7, 9)
+    assert (grant.agent, grant.team, grant.organisation) == ("digest", "research", "acme")
+    assert (grant.run, grant.user, grant.session, grant.tags) == ("r1", "ann", "s1", ("a", "b"))
+    assert 0 < grant.expires_at - grant.issued_at <= 60
+    assert grant.limits is None
+
+
+async def test_the_proxy_is_told_the_tightest_limits_where_it_enforces_them() -> None:
+    parts = Parts(proxy_enforces_limits=True)
+    limits = (
+        RateLimit(1, Scope.AGENT, "agent:7", requests_per_minute=60, concurrent=4),
+        RateLimit(2, Scope.TEAM, "team:2", requests_per_minute=30, tokens_per_minute=1000),
+    )
+    await parts.service.complete(chat_body(), replace(PRINCIPAL, limits=limits), NO_CONTEXT)
+    ((path, body, token),) = parts.upstream.sent
+    assert verify(SECRET, token, path=path, model="m", body=body).limits == GrantLimits(30, 1000, 4)
+
+
+async def test_an_answer_without_max_tokens_gets_the_agents_default_and_is_told(parts: Parts) -> None:
+    answer = await parts.service.complete(chat_body(), PRINCIPAL, NO_CONTEXT)
+    assert parts.sent["max_tokens"] == 4096
+    assert answer.headers["x-treasurer-max-tokens"] == "default:4096"
+
+
+async def test_i1_an_answer_is_clamped_to_what_the_budget_affords() -> None:
+    parts = Parts(limit_nano=400_000)
+    answer = await parts.service.complete(chat_body(max_completion_tokens=4000), PRINCIPAL, NO_CONTEXT)
+    most = parts.sent["max_completion_tokens"]
+    assert 16 <= most <= 200
+    assert "max_tokens" not in parts.sent
+    assert answer.headers["x-treasurer-max-tokens"] == f"clamped:{most}"
+
+
+@given(
+    st.integers(1, 2_000_000), st.integers(1, 4),
+    st.sampled_from([{}, {"max_tokens": 300}, {"max_completion_tokens": 300}, {"max_tokens": 900, "max_completion_tokens": 300}]),
+)  # fmt: skip
+@settings(max_examples=60, deadline=None)
+async def test_i1_the_dearest_answer_to_what_is_sent_is_within_the_hold(
+    limit_nano: int, n: int, most: dict[str, int]
+) -> None:
+    parts = Parts(limit_nano)
+    body = chat_body(n=n, **most)
+    try:
+        await parts.service.complete(body, PRINCIPAL, NO_CONTEXT)
+    except BudgetExhausted:
+        assert parts.upstream.sent == []
+        return
+    allowed = [parts.sent[name] for name in ("max_tokens", "max_completion_tokens") if parts.sent.get(name) is not None]
+    assert allowed
+    text = len("Hello there") + len("user")
+    assert text * 1_000 + max(allowed) * n * 2_000 <= min(limit_nano, parts.records[0].held_nano)
+
+
+async def test_an_embedding(parts: Parts) -> None:
+    parts.upstream.answer = UpstreamAnswer(200, {}, b'{"data": [], "usage": {"prompt_tokens": 2, "total_tokens": 2}}')
+    answer = await parts.service.embed(b'{"model": "e", "input": "Hi"}', PRINCIPAL, NO_CONTEXT)
+    assert answer.cost_nano == 2_000
+    assert parts.sent == {"model": "e", "input": "Hi"}
+    assert parts.upstream.sent[0][0] == "/v1/embeddings"
+    assert "x-treasurer-max-tokens" not in answer.headers
+
+
+async def test_the_user_of_the_body_is_the_calls_unless_a_header_names_one(parts: Parts) -> None:
+    await parts.service.complete(chat_body(user="ann"), PRINCIPAL, NO_CONTEXT)
+    await parts.service.complete(chat_body(user="ann"), PRINCIPAL, CallContext(user="bob"))
+    assert [asked.context.user for asked in parts.treasury.asked] == ["ann", "bob"]
+
+
+@pytest.mark.parametrize("body", [b"{", b"{}", chat_body(n=0), chat_body(stream=True), chat_body(api_base="x")])
+async def test_a_bad_request_costs_and_sends_nothing(parts: Parts, body: bytes) -> None:
+    with pytest.raises(InvalidRequest):
+        await parts.service.complete(body, PRINCIPAL, KEYED)
+    assert parts.upstream.sent == []
+    assert parts.treasury.asked == []
+    assert parts.idempotency.rows == {}
+
+
+async def test_a_stream_has_to_be_asked_for(parts: Parts) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        await parts.service.stream(chat_body(), PRINCIPAL, NO_CONTEXT)
+    assert refused.value.param == "stream"
+
+
+async def test_i1_a_refused_call_sends_nothing_and_gives_its_key_back() -> None:
+    parts = Parts(limit_nano=10)
+    for ask in (parts.service.complete(chat_body(), PRINCIPAL, KEYED), parts.stream(*EVENTS, context=KEYED)):
+        with pytest.raises(BudgetExhausted):
+            await ask
+    assert parts.upstream.sent == []
+    assert parts.treasury.settled == []
+    assert parts.idempotency.released == ["k1", "k1"]
+    parts.nothing_is_held()
+
+
+# -- what goes wrong on the way
+
+
+async def test_i2_what_was_not_sent_is_voided(parts: Parts) -> None:
+    parts.upstream.answer = ProxyUnavailable("away", retry_after=2)
+    with pytest.raises(ProxyUnavailable):
+        await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
+    assert (parts.settled.state, parts.settled.cost_nano) == (LedgerState.VOIDED, 0)
+    assert parts.idempotency.released == ["k1"]
+    parts.nothing_is_held()
+
+
+async def test_i2_what_may_have_been_served_keeps_its_hold_and_its_key(parts: Parts) -> None:
+    parts.upstream.answer = Unanswered(UpstreamTimeout("no answer in time"))
+    with pytest.raises(UpstreamTimeout):
+        await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
+    assert parts.treasury.settled == []
+    assert len(parts.treasury.pending) == 1
+    ((call_id, attempt, lifetime_s, answered),) = parts.sweeper.watched
+    assert ({call_id}, attempt, lifetime_s, answered) == (set(parts.treasury.pending), 0, 330, False)
+    assert parts.idempotency.released == []
+    assert parts.limiter.released == [None]
+
+
+REFUSED = json.dumps({"error": {"message": "Too many", "type": "rate_limit_error", "code": "slow"}}).encode()
+
+
+async def test_a_providers_refusal_is_passed_on_and_voided(parts: Parts) -> None:
+    parts.upstream.answer = UpstreamAnswer(429, {"Retry-After": "7"}, REFUSED)
+    with pytest.raises(UpstreamError) as refused:
+        await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
+    error = refused.value
+    assert (error.status, error.code, error.type, error.retry_after) == (429, "slow", "rate_limit_error", 7)
+    assert (parts.settled.state, parts.settled.status, parts.settled.error_code) == (LedgerState.VOIDED, 429, "slow")
+    assert parts.idempotency.released == ["k1"]
+    parts.nothing_is_held()
+
+
+async def test_i1_an_error_that_may_have_been_billed_is_left_to_the_witness(parts: Parts) -> None:
+    parts.upstream.answer = UpstreamAnswer(500, {}, b"{}")
+    with pytest.raises(UpstreamError):
+        await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
+    assert parts.treasury.settled == []
+    assert [watch[3] for watch in parts.sweeper.watched] == [True]
+    assert parts.idempotency.released == []
+
+
+async def test_a_caller_who_leaves_pays_for_the_answer_that_was_under_way(parts: Parts) -> None:
+    parts.upstream.gate = asyncio.Event()
+    task = asyncio.create_task(parts.service.complete(chat_body(), PRINCIPAL, KEYED))
+    await until(lambda: parts.upstream.sent)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert parts.treasury.settled == []
+    assert parts.idempotency.released == []
+    closing = asyncio.create_task(parts.service.close())
+    await asyncio.sleep(0)
+    assert not closing.done()
+    parts.upstream.gate.set()
+    await closing
+    assert parts.settled.cost_nano == COST
+    repeated = await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
+    assert (repeated.body, repeated.cost_nano) == (BODY, 0)
+    parts.nothing_is_held()
+
+
+async def test_a_caller_who_leaves_before_anything_was_sent_pays_nothing(parts: Parts) -> None:
+    hold = asyncio.Event()
+    admit = parts.treasury.admit
+
+    async def slow(request: Any) -> Any:
+        await hold.wait()
+        return await admit(request)
+
+    parts.treasury.admit = slow
+    task = asyncio.create_task(parts.service.complete(chat_body(), PRINCIPAL, KEYED))
+    await until(lambda: parts.limiter.taken)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert parts.upstream.sent == []
+    assert parts.idempotency.released == ["k1"]
+    parts.nothing_is_held()
+
+
+async def test_the_first_of_two_calls_with_one_key_is_the_call(parts: Parts) -> None:
+    first = await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
+    second = await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
+    assert (second.body, second.call_id, second.status) == (first.body, first.call_id, 200)
+    assert second.headers == first.headers | {"x-treasurer-replayed": "true"}
+    assert second.cost_nano == 0
+    assert len(parts.upstream.sent) == len(parts.treasury.settled) == 1
+
+
+async def test_an_answer_that_cannot_be_kept_is_given_all_the_same(parts: Parts) -> None:
+    """It is paid for: a Postgres that goes away now must not take it from its caller."""
+    parts.idempotency.error = TreasuryUnavailable("away")
+    answer = await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
+    assert answer.body == BODY
+    stream = await parts.stream(*EVENTS, context=CallContext(idempotency_key="k2"))
+    assert (await collect(stream)).endswith(DONE)
+    assert stream.cost_nano == COST
+
+
+async def test_the_reason_of_a_refusal_is_told_though_its_key_cannot_be_given_back() -> None:
+    parts = Parts(limit_nano=10)
+    parts.idempotency.error = TreasuryUnavailable("away")
+    with pytest.raises(BudgetExhausted):
+        await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
+
+
+# -- streams
+
+
+async def test_a_stream_is_forwarded_and_its_usage_posted(parts: Parts) -> None:
+    answer = await parts.stream(*EVENTS, max_tokens=50)
+    assert (answer.status, answer.cost_nano) == (200, None)
+    assert answer.headers["content-type"] == "text/event-stream"
+    assert "x-treasurer-cost" not in answer.headers
+    assert answer.headers["x-treasurer-call-id"] == str(answer.call_id)
+    assert await collect(answer) == b"".join([said("Hi"), said(" there"), DONE])
+    assert answer.cost_nano == parts.settled.cost_nano == COST
+    assert (parts.settled.status, parts.settled.error_code) == (200, None)
+    assert parts.settled.first_token_ms is not None
+    assert parts.sent["stream_options"] == {"include_usage": True}
+    assert parts.records[0].stream
+    await answer.aclose()
+    assert len(parts.treasury.settled) == 1
+    assert parts.upstream_stream.closed >= 1
+    parts.nothing_is_held()
+
+
+async def test_who_asks_for_the_usage_gets_it_and_keeps_other_options(parts: Parts) -> None:
+    answer = await parts.stream(*EVENTS, stream_options={"include_usage": True, "x": 1})
+    assert await collect(answer) == b"".join(EVENTS)
+    assert parts.sent["stream_options"] == {"include_usage": True, "x": 1}
+
+
+@given(st.lists(st.integers(1, 300), max_size=8))
+@settings(max_examples=40, deadline=None)
+async def test_however_it_is_chunked(cuts: list[int]) -> None:
+    parts, whole = Parts(), b"".join(EVENTS)
+    edges = [0, *sorted(cut % len(whole) for cut in cuts), len(whole)]
+    answer = await parts.stream(*[whole[edges[i] : edges[i + 1]] for i in range(len(edges) - 1)])
+    assert await collect(answer) == whole.replace(REPORT, b"")
+    assert answer.cost_nano == COST
+
+
+async def test_a_caller_who_leaves_a_stream_cancels_it_and_pays_for_what_was_got(parts: Parts) -> None:
+    answer = await parts.stream(*EVENTS)
+    events = answer.__aiter__()
+    assert await anext(events) == said("Hi")
+    await answer.aclose()
+    assert parts.upstream_stream.closed >= 1
+    assert (parts.settled.state, parts.settled.error_code, parts.settled.status) == (
+        LedgerState.POSTED,
+        "client_left",
+        499,
+    )
+    assert parts.settled.usage_source is UsageSource.ESTIMATED
+    assert answer.cost_nano is not None
+    assert 0 < answer.cost_nano == parts.settled.cost_nano
+    parts.nothing_is_held()
+
+
+async def test_a_stream_that_is_never_read_is_settled_when_it_is_closed(parts: Parts) -> None:
+    answer = await parts.stream(*EVENTS)
+    await answer.aclose()
+    assert parts.settled.error_code == "client_left"
+    assert answer.cost_nano is not None
+    parts.nothing_is_held()
+
+
+async def test_a_reader_that_is_cancelled_settles_the_stream(parts: Parts) -> None:
+    answer = await parts.stream(said("Hi"), *[said("x")] * 10_000)
+    got: list[bytes] = []
+
+    async def read() -> None:
+        try:
+            async for events in answer:
+                got.append(events)  # what came before the end is what matters
+        finally:
+            await asyncio.shield(answer.aclose())
+
+    task = asyncio.create_task(read())
+    await until(lambda: got)
+    task.cancel()
+    await asyncio.wait([task])
+    await parts.service.close()
+    assert parts.settled.error_code == "client_left"
+    parts.nothing_is_held()
+
+
+@pytest.mark.parametrize("end", [[Unanswered(UpstreamError("broke"))], []])
+async def test_i2_a_stream_that_is_cut_is_posted_by_what_came(parts: Parts, end: list[Exception]) -> None:
+    answer = await parts.stream(said("Hi"), said("x" * 400), *end)
+    if end:
+        with pytest.raises(UpstreamError):
+            await collect(answer)
+    else:
+        await collect(answer)
+    await answer.aclose()
+    settled = parts.settled
+    assert settled.status == 502
+    assert settled.error_code in ("upstream_error", "upstream_cut")
+    assert settled.usage.output_tokens >= 100
+    assert answer.cost_nano == settled.cost_nano
+    parts.nothing_is_held()
+
+
+async def test_an_error_before_the_first_token_is_voided(parts: Parts) -> None:
+    error = data({"error": {"message": "overloaded"}})
+    answer = await parts.stream(error, context=KEYED)
+    assert await collect(answer) == error
+    await answer.aclose()
+    assert (parts.settled.state, parts.settled.cost_nano, answer.cost_nano) == (LedgerState.VOIDED, 0, 0)
+    assert parts.idempotency.released == ["k1"]
+
+
+async def test_an_error_after_the_first_token_is_paid_for(parts: Parts) -> None:
+    answer = await parts.stream(said("Hi"), data({"error": {"message": "broke"}}), DONE)
+    await collect(answer)
+    assert (parts.settled.state, parts.settled.error_code) == (LedgerState.POSTED, "upstream_cut")
+
+
+async def test_a_stream_that_the_provider_refuses(parts: Parts) -> None:
+    parts.upstream.stream = FakeStream([REFUSED], 429, {"Retry-After": "7"})
+    with pytest.raises(UpstreamError) as refused:
+        await parts.service.stream(chat_body(stream=True), PRINCIPAL, KEYED)
+    assert (refused.value.status, refused.value.code) == (429, "slow")
+    assert parts.settled.state is LedgerState.VOIDED
+    assert parts.upstream_stream.closed
+    assert parts.idempotency.released == ["k1"]
+    parts.nothing_is_held()
+
+
+async def test_i2_a_caller_who_leaves_before_the_stream_opened_keeps_the_hold(parts: Parts) -> None:
+    parts.upstream.gate, parts.upstream.stream = asyncio.Event(), FakeStream(EVENTS)
+    task = asyncio.create_task(parts.service.stream(chat_body(stream=True), PRINCIPAL, KEYED))
+    await until(lambda: parts.upstream.sent)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert parts.treasury.settled == []
+    assert len(parts.sweeper.watched) == 1
+    assert parts.idempotency.released == []
+
+
+async def test_i7_a_stream_is_repeated_from_what_was_kept(parts: Parts) -> None:
+    first = await parts.stream(*EVENTS, context=KEYED)
+    kept_before_its_end = False
+    forwarded: list[bytes] = []
+    async for events in first:
+        if DONE in events:
+            kept_before_its_end = parts.idempotency.rows[PRINCIPAL.agent_id, "k1"] is not None
+        forwarded.append(events)
+    assert kept_before_its_end
+    again = await parts.service.stream(chat_body(stream=True), PRINCIPAL, KEYED)
+    assert await collect(again) == b"".join(forwarded)
+    assert (again.call_id, again.cost_nano) == (first.call_id, 0)
+    assert again.headers["x-treasurer-replayed"] == "true"
+    assert again.headers["content-type"] == "text/event-stream"
+    await again.aclose()
+    assert len(parts.upstream.sent) == len(parts.treasury.settled) == 1
+
+
+async def test_i7_a_stream_that_was_left_has_spent_its_key_and_has_no_answer(parts: Parts) -> None:
+    answer = await parts.stream(*EVENTS, context=KEYED)
+    await anext(answer.__aiter__())
+    await answer.aclose()
+    assert parts.idempotency.rows == {(PRINCIPAL.agent_id, "k1"): None}
+    assert parts.idempotency.released == []
+
+
+# -- many at once
+
+
+async def test_i1_callers_at_once_never_spend_more_than_the_limit() -> None:
+    parts = Parts(limit_nano=3_000_000)
+
+    async def one(ask: Callable[..., Awaitable[Any]]) -> object:
+        try:
+            return await ask(chat_body(max_tokens=200), PRINCIPAL, NO_CONTEXT)
+        except TreasurerError as error:
+            return error.code
+
+    results = await asyncio.gather(*(one(parts.service.complete) for _ in range(60)))
+    assert parts.treasury.posted_nano <= 3_000_000
+    assert parts.treasury.pending == {}
+    served = sum(not isinstance(result, str) for result in results)
+    assert served == len(parts.treasury.settled) >= 3
+    assert {result for result in results if isinstance(result, str)} <= {"budget_busy", "insufficient_quota"}
