@@ -236,7 +236,10 @@ _RIGHT_WINDOWS = Rule(
         JOIN windows w ON w.id = named.id JOIN budgets b ON b.id = w.budget_id
         WHERE l.started_at < w.starts_at OR l.started_at >= w.ends_at
            OR b.scope_id IS DISTINCT FROM CASE b.scope WHEN 'organisation' THEN l.organisation_id
-                WHEN 'team' THEN l.team_id WHEN 'agent' THEN l.agent_id ELSE l.key_id END
+                WHEN 'team' THEN l.team_id WHEN 'agent' THEN l.agent_id
+                ELSE (SELECT min(first.id) FROM api_keys k JOIN api_keys first
+                          ON first.name = k.name AND first.agent_id IS NOT DISTINCT FROM k.agent_id
+                      WHERE k.id = l.key_id) END -- where principals.py hangs a rotated key's budgets
            OR NOT CASE b.per WHEN 'run' THEN w.subject = coalesce(l.run_id, '')
                 WHEN 'user' THEN w.subject = coalesce(l.user_id, '')
                 WHEN 'session' THEN w.subject = coalesce(l.session_id, '')
