@@ -1,0 +1,212 @@
+"""A caller of the whole stack: an agent of its own with a key and a budget, and the two books to compare.
+
+What a test says of money rests on two witnesses that know nothing of each other: the ledger in Postgres, and
+the invoice of the simulated provider. `Caller.agrees` compares them to the nano-dollar.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import Any, cast
+from uuid import UUID, uuid4
+
+import aiohttp
+import asyncpg
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+
+from gateway.stack.state import StackState
+from llm_service.treasury.audit import audit
+
+#: Nano-dollars a token of the house's own server: config/litellm.yaml names them, and the provider's map does not.
+HOUSE_RATES = {"llama-3.3-70b": (100, 400)}
+#: The machine may be busy: how long to wait for what happens off the caller's path.
+PATIENCE_S = 20.0
+
+
+@dataclass(frozen=True)
+class Answered:
+    """What one response of a gateway said in its head."""
+
+    status: int
+    headers: dict[str, str]
+
+    @property
+    def call_id(self) -> UUID:
+        return UUID(self.headers["x-treasurer-call-id"])
+
+    @property
+    def cost_nano(self) -> int:
+        return nano(self.headers["x-treasurer-cost"])
+
+    @property
+    def left_nano(self) -> int:
+        return nano(self.headers["x-treasurer-budget-left"])
+
+
+@dataclass
+class Caller:
+    """One agent. `responses` are the heads of all that the gateways answered to its SDK clients, in order."""
+
+    stack: StackState
+    pool: asyncpg.Pool
+    http: aiohttp.ClientSession
+    open: AsyncExitStack
+    agent: str
+    agent_id: int
+    secret: str
+    since: int
+    responses: list[Answered] = field(default_factory=list[Answered])
+
+    def client(self, url: str | None = None, *, secret: str | None = None, max_retries: int = 0) -> AsyncOpenAI:
+        """An official client for one of the gateways (the shared address unless one is named). Closed with the caller."""
+
+        async def note(response: Any) -> None:
+            self.responses.append(Answered(response.status_code, dict(response.headers)))
+
+        client = AsyncOpenAI(
+            api_key=secret or self.secret,
+            base_url=f"{url or self.stack.gateway_url}/v1",
+            max_retries=max_retries,
+            timeout=60,
+            http_client=DefaultAsyncHttpxClient(event_hooks={"response": [note]}),
+        )
+        self.open.push_async_callback(client.close)
+        return client
+
+    @property
+    def last(self) -> Answered:
+        return self.responses[-1]
+
+    async def admin(self, method: str, path: str, body: object = None, *, url: str | None = None) -> dict[str, Any]:
+        """Ask the admin API; anything but success is a failure of the test."""
+        headers = {"Authorization": f"Bearer {self.stack.admin_key}"}
+        address = f"{url or self.stack.gateway_url}/admin/v1/{path}"
+        async with self.http.request(method, address, json=body, headers=headers) as response:
+            content = await response.json()
+            assert response.status in (200, 201), content
+            return cast("dict[str, Any]", content)
+
+    async def budget(self, limit: str, **terms: object) -> dict[str, Any]:
+        """A further budget, on this agent unless `team`, `organisation` or `key` is named."""
+        owner = {} if terms.keys() & {"team", "organisation", "key"} else {"agent": self.agent}
+        return await self.admin("POST", "budgets", {"limit": limit, **owner, **terms})
+
+    async def invoice(self) -> list[dict[str, Any]]:
+        """The provider's invoice lines since this caller began; its own prices, or the house's."""
+        address = f"{self.stack.provider_url}/_sim/invoice?lines=1&since={self.since}"
+        async with self.http.get(address) as response:
+            lines: list[dict[str, Any]] = (await response.json())["lines"]
+        for line in lines:
+            if line["face"] == "local" and line["model"] in HOUSE_RATES:
+                rates = HOUSE_RATES[line["model"]]
+                line["cost_nano"] = line["input_tokens"] * rates[0] + line["output_tokens"] * rates[1]
+        return lines
+
+    async def billed_nano(self) -> int:
+        return sum(line["cost_nano"] for line in await self.invoice())
+
+    async def ledger(self) -> list[asyncpg.Record]:
+        """Every entry of this agent, oldest first, once none of its calls is held any more."""
+        await self.settled()
+        return await self.pool.fetch("SELECT * FROM ledger WHERE agent_id = $1 ORDER BY started_at", self.agent_id)
+
+    async def posted_nano(self) -> int:
+        return sum(entry["cost_nano"] for entry in await self.ledger())
+
+    async def held(self) -> int:
+        """How many holds this agent has now."""
+        return await self.pool.fetchval("SELECT count(*) FROM holds WHERE agent_id = $1", self.agent_id)
+
+    async def settled(self, patience_s: float = PATIENCE_S) -> None:
+        """Wait until no call of this agent is held: settlement is off the caller's path."""
+        deadline = time.monotonic() + patience_s
+        while await self.held():
+            assert time.monotonic() < deadline, f"holds are left after {patience_s:g} s"
+            await asyncio.sleep(0.05)
+
+    async def agrees(self, calls: int) -> list[asyncpg.Record]:
+        """So many calls were posted, for exactly what the provider's invoice says, and the audit finds no fault."""
+        entries = await self.ledger()
+        lines = await self.invoice()
+        found = ([entry["state"] for entry in entries], len(lines), await self.faults())
+        assert found == (["posted"] * calls, calls, []), found
+        posted, billed = (sum(row["cost_nano"] for row in rows) for rows in (entries, lines))
+        assert posted == billed, f"{posted} nano-dollars are posted, {billed} are billed"
+        return entries
+
+    async def faults(self) -> list[str]:
+        """What the audit says against this agent's calls and budgets (other tests plant faults of their own)."""
+        ids = await self.pool.fetch(
+            "SELECT call_id::text AS name FROM ledger WHERE agent_id = $1"
+            " UNION SELECT call_id::text FROM holds WHERE agent_id = $1"
+            " UNION SELECT name FROM budgets WHERE scope = 'agent' AND scope_id = $1",
+            self.agent_id,
+        )
+        names = {row["name"] for row in ids}
+        names |= {answer.headers[key] for answer in self.responses for key in _NAMES if key in answer.headers}
+        report = await audit(self.pool, sweep_grace_s=30)
+        said = [difference for check in report.checks for difference in check.differences]
+        return [difference for difference in said if any(name in difference for name in names)]
+
+    async def witness(self, call_id: UUID) -> asyncpg.Record:
+        """The proxy's own record of a call, which comes in its own time."""
+        deadline = time.monotonic() + PATIENCE_S
+        while (row := await self.pool.fetchrow("SELECT * FROM witnesses WHERE call_id = $1", call_id)) is None:
+            assert time.monotonic() < deadline, f"no witness of call {call_id} came"
+            await asyncio.sleep(0.05)
+        return row
+
+    async def counts(self) -> dict[str, int]:
+        """How many rows each table has that a call could write to, and how long the provider's invoice is."""
+        row = await self.pool.fetchrow(f"SELECT {', '.join(f'(SELECT count(*) FROM {name}) AS {name}' for name in _WRITTEN)}")
+        assert row is not None
+        return {**dict(row), "invoice": len(await self.invoice())}
+
+
+_NAMES = ("x-treasurer-call-id", "x-treasurer-budget")
+_WRITTEN = ("holds", "ledger", "witnesses", "windows", "idempotency")
+
+
+@asynccontextmanager
+async def open_caller(stack: StackState, budget: str | None = "1", **terms: object) -> AsyncIterator[Caller]:
+    """A new agent with one key, and a budget in dollars (`terms` are further fields of it)."""
+    async with AsyncExitStack() as things:
+        # LiteLLM and uvicorn close idle connections; this client must not meet one that has just been closed.
+        http = await things.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(force_close=True), timeout=aiohttp.ClientTimeout(60))
+        )
+        pool = await things.enter_async_context(asyncpg.create_pool(stack.database_url, min_size=1, max_size=4))
+        async with http.get(f"{stack.provider_url}/_sim/invoice") as response:
+            since = (await response.json())["last_seq"]
+        name = f"caller-{uuid4().hex[:12]}"
+        caller = Caller(stack, pool, http, things, name, 0, "", since)
+        agent: dict[str, object] = {"name": name}
+        if budget is not None:
+            agent["budget"] = {"limit": budget, **terms}
+        caller.agent_id = (await caller.admin("POST", "agents", agent))["id"]
+        caller.secret = (await caller.admin("POST", "keys", {"agent": name}))["secret"]
+        yield caller
+
+
+def nano(dollars: str) -> int:
+    """Nano-dollars of an amount that a header or the admin API gives as text."""
+    return int(Decimal(dollars) * 1_000_000_000)
+
+
+def said(text: str = "Tell me of money.", script: dict[str, Any] | None = None) -> list[Any]:
+    """One user's message that no other is like; `script` tells the simulated provider what to do with it."""
+    if script and "times" in script:
+        script = {**script, "latency_s": uuid4().int % 10**9 / 10**12}  # the provider counts by the marker's text: each its own
+    marker = f" [[sim: {json.dumps(script)}]]" if script else ""
+    return [{"role": "user", "content": f"{text} {uuid4().hex}{marker}"}]
+
+
+def text_of(chunks: Sequence[Any]) -> str:
+    """What a stream's chunks say together."""
+    return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)
