@@ -82,7 +82,10 @@ class Group(Generic[Item, Result]):
 
     async def _results(self, items: Sequence[Item]) -> Sequence[Result | Exception]:
         try:
-            return await self._run(items)
+            results = await self._run(items)
+            if len(results) != len(items):
+                raise RuntimeError(f"{len(results)} results for {len(items)} items")
+            return results
         except TreasurerError as error:
             return [error] * len(items)
         except Exception as error:  # noqa: BLE001  # raised where the item is awaited
