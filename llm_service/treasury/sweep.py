@@ -44,7 +44,7 @@ FROM ledger h
 WHERE h.state = 'expired' AND h.settled_at > clock_timestamp() - interval '30 days'
   AND NOT EXISTS (SELECT FROM ledger l WHERE l.call_id = h.call_id AND l.attempt = h.attempt AND l.state = 'adjusted')
   AND EXISTS (SELECT FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt
-               AND (w.outcome = 'success' OR w.cost_nano IS NOT NULL))
+              HAVING bool_or(w.input_tokens > 0) OR bool_and(w.outcome = 'failure' AND w.cost_nano IS NOT DISTINCT FROM 0))
 LIMIT $1
 """  # noqa: S608  # of constants
 _ONE = _WITNESSES + " WHERE h.call_id = $1 AND h.attempt = $2"
@@ -81,13 +81,15 @@ class OrphanHold:
 def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) -> Settlement | None:
     """How a hold ends: by its witnesses; if they prove nothing and it has expired, by policy. Pure.
 
-    Witnesses of answers, whole or cut, are added up: a router's retry may have been billed twice. A
+    Witnesses of answers, whole or cut, are added up: a router's retry may have been billed twice. One
+    without a token of input proves nothing: its usage was left out, or nothing had come when it was cut. A
     failure proves that nothing was bought only if it names a cost of zero, and no other attempt can be
     under way: the hold has expired, or the proxy has `answered` its caller.
     """
-    proof = [witness for witness in hold.witnesses if witness.outcome == "success" or witness.cost_nano is not None]
-    if any(witness.outcome != "failure" or witness.cost_nano for witness in proof):
+    proof = [witness for witness in hold.witnesses if witness.usage.input_tokens > 0]
+    if proof:
         return _posted(hold, proof, price)
+    proof = [witness for witness in hold.witnesses if witness.outcome == "failure" and witness.cost_nano == 0]
     if proof and len(proof) == len(hold.witnesses) and (hold.expired or answered):
         return Settlement(
             hold.call_id,
@@ -116,8 +118,9 @@ def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) ->
 def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlement:
     costs: list[int] = []
     for witness in proof:
-        ours = price(hold.model, witness.deployment, witness.usage) if witness.usage != Usage() else None
-        costs.append(ours if ours is not None else witness.cost_nano or 0)
+        ours = price(hold.model, witness.deployment, witness.usage)
+        known = ours if ours is not None else witness.cost_nano
+        costs.append(known if known is not None else hold.amount_nano)
     reported = [witness.cost_nano for witness in proof if witness.cost_nano is not None]
     last = proof[-1]
     return Settlement(
@@ -172,6 +175,8 @@ class Sweeper:
                     pass
             except TreasuryUnavailable as error:
                 log.warning("the sweep was put off: %s", error)
+            except Exception:
+                log.exception("a sweep failed; the next one will try again")
             await asyncio.sleep(self._interval_s)
 
     async def sweep(self, limit: int = 500) -> int:
@@ -181,10 +186,10 @@ class Sweeper:
             TreasuryUnavailable: Postgres is away.
         """
         rows = [*await self._fetch(_EXPIRED, limit), *await self._fetch(_LATE, limit)]
-        settlements = [
-            settlement for row in rows if (settlement := settlement_for(_orphan(row), self._price)) is not None
-        ]
-        await asyncio.gather(*(self._treasury.settle_soon(settlement) for settlement in settlements))
+        found = [settlement for row in rows if (settlement := settlement_for(_orphan(row), self._price)) is not None]
+        # One that Postgres does not take (its error is logged) must not keep the others from their end.
+        results = await asyncio.gather(*map(self._treasury.settle_soon, found), return_exceptions=True)
+        settlements = [one for one, result in zip(found, results, strict=True) if result in ("settled", "adjusted")]
         if settlements:
             witnessed = sum(s.usage_source is UsageSource.WITNESS for s in settlements)
             log.warning("swept %d expired holds, %d of them settled from a witness", len(settlements), witnessed)

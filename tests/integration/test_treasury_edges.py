@@ -12,6 +12,7 @@ import pytest
 from llm_service.errors import TreasuryUnavailable
 from llm_service.ids import new_call_id
 from llm_service.treasury.audit import audit
+from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Principal, Settlement, Usage, UsageSource
 
@@ -129,3 +130,85 @@ async def test_i6_refusals_while_postgres_is_away_leave_nothing_to_settle() -> N
             await treasury.admit(request(who, 1))
     assert treasury.unsettled == 0
     await treasury.close(timeout_s=0.1)
+
+
+# -- the sweeper
+
+
+async def witness(
+    pool: asyncpg.Pool, hold: Hold, outcome: str, cost_nano: int | None, input_tokens: int = 0, output_tokens: int = 0
+) -> None:
+    await pool.execute(
+        "INSERT INTO witnesses (id, call_id, attempt, outcome, model, cost_nano, input_tokens, output_tokens, ended_at) "
+        "VALUES (gen_random_uuid(), $1, $2, $3, 'gpt-4o-mini', $4, $5, $6, now())",
+        hold.call_id, hold.attempt, outcome, cost_nano, input_tokens, output_tokens,
+    )  # fmt: skip
+
+
+async def held(pool: asyncpg.Pool, treasury: Treasury, *, expired: bool = True) -> tuple[Hold, int]:
+    who = await principal(pool)
+    number = await budget(pool, who, 100)
+    hold = await treasury.admit(request(who, 60, number))
+    assert isinstance(hold, Hold)
+    if expired:
+        await pool.execute("UPDATE holds SET expires_at = now() - interval '1 s' WHERE call_id = $1", hold.call_id)
+    return hold, number
+
+
+@pytest.mark.parametrize(("outcome", "cost_nano"), [("success", None), ("success", 0), ("cancelled", None)])
+async def test_i1_a_witness_without_usage_is_no_proof_that_nothing_was_bought(
+    pool: asyncpg.Pool, treasury: Treasury, outcome: str, cost_nano: int | None
+) -> None:
+    """A provider that left usage out, and a stream that was left before its first chunk: both bill the input."""
+    hold, number = await held(pool, treasury)
+    await witness(pool, hold, outcome, cost_nano)
+    sweeper = Sweeper(pool, treasury, lambda _m, _d, usage: usage.input_tokens)
+    assert await sweeper.sweep() == 1
+    assert await spent(pool, number) == (60, 0)
+    assert await sweeper.sweep() == 0  # it has ended: nothing is left to find, sweep after sweep
+    await books_are_right(pool)
+
+
+async def test_i1_an_answer_that_nobody_can_price_costs_its_hold(pool: asyncpg.Pool, treasury: Treasury) -> None:
+    hold, number = await held(pool, treasury)
+    await witness(pool, hold, "success", None, 12, 3)
+    assert await Sweeper(pool, treasury, lambda _m, _d, _u: None).sweep() == 1
+    assert await spent(pool, number) == (60, 0)
+
+
+async def test_i2_failures_of_which_one_may_have_been_billed_are_swept_once(
+    pool: asyncpg.Pool, treasury: Treasury
+) -> None:
+    hold, number = await held(pool, treasury)
+    await witness(pool, hold, "failure", 0)
+    await witness(pool, hold, "failure", None)
+    sweeper = Sweeper(pool, treasury, lambda _m, _d, _u: 0)
+    assert [await sweeper.sweep() for _ in range(3)] == [1, 0, 0]
+    assert await spent(pool, number) == (60, 0)
+
+
+async def test_i2_a_late_witness_that_nothing_was_bought_gives_the_hold_back(
+    pool: asyncpg.Pool, treasury: Treasury
+) -> None:
+    hold, number = await held(pool, treasury)
+    sweeper = Sweeper(pool, treasury, lambda _m, _d, _u: 0)
+    assert await sweeper.sweep() == 1
+    await witness(pool, hold, "failure", 0)
+    assert [await sweeper.sweep() for _ in range(2)] == [1, 0]
+    assert await spent(pool, number) == (0, 0)
+    await books_are_right(pool)
+
+
+async def test_i2_one_hold_that_cannot_be_settled_does_not_stop_the_sweeper(
+    pool: asyncpg.Pool, treasury: Treasury
+) -> None:
+    bad, _ = await held(pool, treasury)
+    await witness(pool, bad, "success", 0, 2_000_000_000, 1)
+    await witness(pool, bad, "success", 0, 2_000_000_000, 1)  # together more than the ledger's column takes
+    _, number = await held(pool, treasury)
+    sweeper = Sweeper(pool, treasury, lambda _m, _d, _u: 1, interval_s=0.05)
+    running = asyncio.create_task(sweeper.run())
+    await asyncio.sleep(0.5)
+    assert not running.done()
+    running.cancel()
+    assert await spent(pool, number) == (60, 0)
