@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import asyncpg
 
+from gateway.auditing import audit_regularly
 from gateway.cli.common import running_state
 from gateway.settings import Settings
 from llm_service.admission import Admission
@@ -139,7 +140,14 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             parent=lambda: telemetry.parent(None),
             proxy_enforces_limits=settings.proxy_enforces_limits,
         )
-        for work in (sweeper.run(), refusals.run(), idempotency.run()):
+        chores = [sweeper.run(), refusals.run(), idempotency.run()]
+        if settings.audit_interval_s:
+            chores.append(
+                audit_regularly(
+                    pool, telemetry, interval_s=settings.audit_interval_s, sweep_interval_s=settings.sweep_interval_s
+                )
+            )
+        for work in chores:
             task = asyncio.create_task(work)
             stack.push_async_callback(_stop, task)
         stack.push_async_callback(service.close)

@@ -44,6 +44,7 @@ class Settings(BaseSettings):
     connect_timeout_s: float = Field(default=5, gt=0)
     hold_margin_s: float = Field(default=30, gt=0, description="a hold outlives its call's timeout by this")
     sweep_interval_s: float = Field(default=5, gt=0)
+    audit_interval_s: float = Field(default=300, ge=0, description="how often the gateways audit the books; 0: never")
     busy_wait_s: float = Field(default=2, ge=0, description="how long a call waits for held money before it is refused")
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     idempotency_ttl_s: float = Field(default=86_400, gt=0)

@@ -22,6 +22,7 @@ from uuid import UUID
 
 import orjson
 
+from llm_service import logs
 from llm_service.admission import Admission
 from llm_service.call import CHAT_PATH, EMBEDDINGS_PATH, Call, Ending
 from llm_service.errors import InvalidRequest, ProxyUnavailable, TreasurerError, TreasuryUnavailable
@@ -88,7 +89,7 @@ class LLMService:
         if isinstance(claim, Replay):
             return StreamingAnswer.replayed(claim)
         try:
-            await self._admission.admit(call)
+            await self._admit(call, claim)
             upstream = await self._send(call, self._upstream.open)
             if upstream.status != 200:
                 await self._refuse_upstream(call, upstream)
@@ -110,7 +111,7 @@ class LLMService:
             cost_nano = 0  # it was paid for by the call that it repeats
             return Answer(claim.status, claim.body, _replayed(claim), claim.call_id, cost_nano)
         try:
-            await self._admission.admit(call)
+            await self._admit(call, claim)
             # A caller who leaves now has a whole answer under way, which the provider bills whole.
             # It is waited for, so that its true cost is posted.
             return await asyncio.shield(self._in_background(self._answer(call, claim)))
@@ -142,13 +143,26 @@ class LLMService:
     ) -> Call:
         if context.user is None and request.user is not None:
             context = replace(context, user=request.user)
-        return Call(operation, path, request, principal, context, parent if parent is not None else self._parent())
+        call = Call(operation, path, request, principal, context, parent if parent is not None else self._parent())
+        logs.bind(call.call_id)
+        return call
 
     async def _claim(self, call: Call, body: bytes) -> Claim | Replay | None:
         key = call.context.idempotency_key
         if key is None:
             return None
         return await self._idempotency.claim(call.principal.agent_id, key, call.operation, body, call.call_id)
+
+    async def _admit(self, call: Call, claim: Claim | None) -> None:
+        """A hold, for a call whose idempotency key is its own. Raises TreasurerErrors; nothing is held then."""
+        await self._admission.admit(call)
+        if claim is not None:
+            try:
+                await self._idempotency.confirm(claim)
+            except (TreasurerError, asyncio.CancelledError) as error:
+                left = TreasurerError("the caller left", code="client_left")
+                self._settler.void(call, error if isinstance(error, TreasurerError) else left)
+                raise
 
     async def _release(self, call: Call, claim: Claim | None) -> None:
         """Give an idempotency key back after a call that cost nothing."""
@@ -198,6 +212,9 @@ class LLMService:
             body = await upstream.read()
         except Unanswered:
             body = b""
+        except asyncio.CancelledError:
+            self._settle_refused(call, UpstreamAnswer(upstream.status, upstream.headers, b""))
+            raise
         finally:
             upstream.close()
         raise self._settle_refused(call, UpstreamAnswer(upstream.status, upstream.headers, body))

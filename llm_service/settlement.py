@@ -33,6 +33,8 @@ log = logging.getLogger(__name__)
 
 #: How long a cut stream's hold waits for the proxy's record of it before it is estimated, in seconds.
 WITNESS_WAIT_S = 5.0
+#: The status of the witness of a stream whose caller left.
+_LEFT = 499
 #: Events that a provider may have sent on when a stream was cut, in tokens.
 _IN_FLIGHT_TOKENS = 16
 
@@ -62,7 +64,7 @@ class Settler:
     async def settle(self, call: Call, ending: Ending, answer: Callable[[], object]) -> int:
         """Post what a call cost, in nano-dollars. `answer` gives what was generated, where it must be estimated."""
         if ending.usage_source is UsageSource.NONE and ending.state is LedgerState.POSTED:
-            ending = await self._witnessed(call, ending) or await self._estimated(call, ending, answer())
+            ending = await self._unreported(call, ending, answer)
         rates = call.model.rates_of(ending.deployment)
         cost_nano = pricing.cost(rates, ending.usage, ending.service_tier)
         if ending.usage_source is UsageSource.ESTIMATED:
@@ -106,6 +108,19 @@ class Settler:
             )
         )
         self._limiter.release(call.pace, ending.usage.input_tokens + ending.usage.output_tokens)
+        log.info(
+            "call %s %s",
+            call.call_id,
+            ending.state.value,
+            extra={
+                "agent": call.principal.agent,
+                "model": call.model.name,
+                "cost_nano": cost_nano,
+                "status": ending.status,
+                "error": ending.error_code,
+                "latency_ms": latency_ms,
+            },
+        )
         self._record(
             CallRecord(
                 call_id=call.call_id,
@@ -133,25 +148,33 @@ class Settler:
             )
         )
 
-    async def _witnessed(self, call: Call, ending: Ending) -> Ending | None:
-        """A stream that was given up or cut: the proxy has seen at least as much of it as we have."""
-        if ending.error_code is None:
-            return None
-        found = await self._sweeper.witnessed(call.call_id, call.attempt, WITNESS_WAIT_S)
+    async def _unreported(self, call: Call, ending: Ending, answer: Callable[[], object]) -> Ending:
+        """What the provider did not say: from the proxy's witness, for a stream that was given up or cut; else estimated.
+
+        Of a stream that was left, LiteLLM too only counts what it saw, with a tokenizer that need not be the
+        provider's: an estimate with its margin, and not below that count.
+        """
+        found = None
+        if ending.error_code is not None:
+            found = await self._sweeper.witnessed(call.call_id, call.attempt, WITNESS_WAIT_S)
         if found is None:
-            return None
-        return replace(
-            ending,
-            usage=found.usage,
-            usage_source=UsageSource.WITNESS,
-            deployment=found.deployment or ending.deployment,
-            proxy_cost_nano=found.proxy_cost_nano,
+            return await self._estimated(call, ending, answer())
+        ending = replace(
+            ending, deployment=found.deployment or ending.deployment, proxy_cost_nano=found.proxy_cost_nano
         )
+        if found.status != _LEFT:
+            return replace(ending, usage=found.usage, usage_source=UsageSource.WITNESS)
+        ending = await self._estimated(call, ending, answer())
+        input_tokens = max(ending.usage.input_tokens, found.usage.input_tokens)
+        output_tokens = max(ending.usage.output_tokens, found.usage.output_tokens)
+        return replace(ending, usage=Usage(input_tokens=input_tokens, output_tokens=output_tokens))
 
     async def _estimated(self, call: Call, ending: Ending, answer: object) -> Ending:
         """The provider did not say: count what went in and what came out, with a margin, within the hold."""
         text = generated_text(answer) if isinstance(answer, bytes) else cast("tuple[str, int]", answer)[0]
         input_tokens, output_tokens = call.plan.input_tokens, len(text.encode())
+        if ending.error_code is not None and not text:
+            output_tokens = _IN_FLIGHT_TOKENS
         most_output = call.output_tokens * call.request.choices + call.request.extra_output
         try:
             if not call.request.media:
