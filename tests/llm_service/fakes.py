@@ -163,6 +163,7 @@ class FakeIdempotency:
         self.rows: dict[tuple[int, str], Replay | None] = {}
         self.released: list[str] = []
         self.error: TreasurerError | None = None
+        self.taken_over: TreasurerError | None = None
 
     async def claim(self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Claim | Replay:
         known = self.rows.get((agent_id, key))
@@ -171,6 +172,10 @@ class FakeIdempotency:
         assert (agent_id, key) not in self.rows, "a second call was made for the key"
         self.rows[agent_id, key] = None
         return Claim(agent_id, key, call_id)
+
+    async def confirm(self, claim: Claim) -> None:
+        if self.taken_over is not None:
+            raise self.taken_over
 
     async def finish(self, claim: Claim, status: int, headers: dict[str, str], body: bytes) -> None:
         if self.error is not None:

@@ -1,0 +1,138 @@
+"""How a hold ends whose owner is gone: by its witnesses, else by the agent's policy (I1, I2). Pure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_service.ids import new_call_id
+from llm_service.treasury.sweep import OrphanHold, Witness, settlement_for
+from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
+
+CALL = new_call_id()
+HELD = 1_000_000
+
+
+def witness(outcome: str = "success", cost: int | None = 500, tokens: int = 10, **fields: Any) -> Witness:
+    usage = Usage(tokens, output_tokens=tokens)
+    return Witness(
+        outcome,
+        fields.get("provider", "openai"),
+        fields.get("deployment", "d1"),
+        cost,
+        usage,
+        fields.get("status", 200),
+    )
+
+
+def hold(*witnesses: Witness, expired: bool = True, policy: ExpiryPolicy = ExpiryPolicy.POST) -> OrphanHold:
+    return OrphanHold(CALL, 2, "m", HELD, policy, expired, witnesses)
+
+
+def price(model: str, deployment: str | None, usage: Usage) -> int | None:
+    assert model == "m"
+    return None if deployment == "gone" else (usage.input_tokens + usage.output_tokens) * 100
+
+
+def settle(orphan: OrphanHold, *, answered: bool = False) -> Settlement:
+    settled = settlement_for(orphan, price, answered=answered)
+    assert settled is not None
+    assert (settled.call_id, settled.attempt) == (CALL, 2)
+    return settled
+
+
+@pytest.mark.parametrize("outcome", ["success", "cancelled"])
+@pytest.mark.parametrize("expired", [True, False])
+@pytest.mark.parametrize("policy", list(ExpiryPolicy))
+def test_a_witness_of_an_answer_is_posted_at_our_price(outcome: str, expired: bool, policy: ExpiryPolicy) -> None:
+    settled = settle(hold(witness(outcome), expired=expired, policy=policy))
+    assert (settled.state, settled.cost_nano, settled.usage_source) == (LedgerState.POSTED, 2_000, UsageSource.WITNESS)
+    assert settled.usage == Usage(10, output_tokens=10)
+    assert (settled.proxy_cost_nano, settled.provider, settled.deployment, settled.status) == (500, "openai", "d1", 200)
+    assert settled.error_code == "owner_lost"
+
+
+def test_a_model_that_the_catalogue_has_lost_is_posted_at_the_proxys_price() -> None:
+    assert settle(hold(witness(deployment="gone"))).cost_nano == 500
+
+
+def test_i1_an_answer_that_nobody_can_price_costs_the_whole_hold() -> None:
+    assert settle(hold(witness(deployment="gone", cost=None))).cost_nano == HELD
+
+
+def test_answers_of_a_routers_retries_are_added_up() -> None:
+    settled = settle(
+        hold(witness("cancelled", 300, 5), witness(cost=None, tokens=7, provider="azure", deployment="d2"))
+    )
+    assert settled.cost_nano == 1_000 + 1_400
+    assert settled.usage == Usage(12, output_tokens=12)
+    assert (settled.proxy_cost_nano, settled.provider, settled.deployment) == (300, "azure", "d2")
+
+
+@pytest.mark.parametrize("policy", list(ExpiryPolicy))
+def test_without_a_witness_a_hold_waits_until_it_expires_and_then_the_policy_decides(policy: ExpiryPolicy) -> None:
+    assert settlement_for(hold(expired=False, policy=policy), price) is None
+    settled = settle(hold(policy=policy))
+    posts = policy is ExpiryPolicy.POST
+    assert (settled.state, settled.cost_nano) == (LedgerState.EXPIRED, HELD if posts else 0)
+    assert settled.usage_source is (UsageSource.HOLD if posts else UsageSource.NONE)
+    assert (settled.usage, settled.error_code) == (Usage(), "expired")
+
+
+FREE_FAILURE = witness("failure", 0, 0, status=429)
+
+
+@pytest.mark.parametrize(("expired", "answered"), [(True, False), (False, True), (True, True)])
+def test_failures_that_cost_nothing_void_the_hold(expired: bool, answered: bool) -> None:
+    settled = settle(hold(FREE_FAILURE, FREE_FAILURE, expired=expired), answered=answered)
+    assert (settled.state, settled.cost_nano, settled.status) == (LedgerState.VOIDED, 0, 429)
+
+
+def test_i1_a_failure_proves_nothing_while_another_attempt_may_be_under_way() -> None:
+    assert settlement_for(hold(FREE_FAILURE, expired=False), price) is None
+
+
+@pytest.mark.parametrize(
+    "other", [witness("failure", None, 0), witness("cancelled", None, 0), witness("success", 0, 0)]
+)
+def test_i1_one_free_failure_beside_something_unknown_proves_nothing(other: Witness) -> None:
+    for witnesses in ((FREE_FAILURE, other), (other, FREE_FAILURE), (other,)):
+        assert settlement_for(hold(*witnesses, expired=False), price, answered=True) is None
+        assert settle(hold(*witnesses)).cost_nano == HELD
+
+
+def test_a_failure_before_an_answer_costs_nothing_more() -> None:
+    settled = settle(hold(FREE_FAILURE, witness()))
+    assert (settled.state, settled.cost_nano) == (LedgerState.POSTED, 2_000)
+
+
+WITNESSES = st.builds(
+    lambda outcome, cost, tokens, deployment: witness(outcome, cost, tokens, deployment=deployment),
+    st.sampled_from(["success", "cancelled", "failure"]),
+    st.one_of(st.none(), st.integers(0, 10**6)),
+    st.integers(0, 50),
+    st.sampled_from(["d1", "gone", None]),
+)
+
+
+@given(st.lists(WITNESSES, max_size=4), st.booleans(), st.booleans(), st.sampled_from(ExpiryPolicy))
+@settings(max_examples=300, deadline=None)
+def test_i2_an_expired_hold_always_ends_and_never_below_what_was_proved(
+    witnesses: list[Witness], expired: bool, answered: bool, policy: ExpiryPolicy
+) -> None:
+    settled = settlement_for(hold(*witnesses, expired=expired, policy=policy), price, answered=answered)
+    if settled is None:
+        assert not expired
+        return
+    assert settled.cost_nano >= 0
+    used = [witness.usage.input_tokens + witness.usage.output_tokens for witness in witnesses]
+    known = sum(tokens * 100 for tokens, each in zip(used, witnesses, strict=True) if each.deployment != "gone")
+    assert settled.cost_nano >= known or settled.state is LedgerState.EXPIRED
+    if settled.state is LedgerState.VOIDED:
+        assert all(witness.outcome == "failure" and witness.cost_nano == 0 for witness in witnesses)
+    if settled.state is LedgerState.EXPIRED:
+        assert expired
+        assert settled.cost_nano == (HELD if policy is ExpiryPolicy.POST else 0)
