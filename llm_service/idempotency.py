@@ -3,6 +3,8 @@
 What must hold: for one agent and one key there is one call. Whoever writes the row first makes it;
 the others wait for its answer and get the same bytes, from whichever process. The same key with
 another body is a named conflict. A call that cost nothing (refused, or not sent) gives its key back.
+A maker that is slow may lose its key to another until it has a hold: so it sends nothing before it has
+made sure (`confirm`) that the key is still its own.
 A call whose maker died is never bought again in silence: if it may have cost money, its key says so.
 
 The draft standard: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header
@@ -14,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any
 from uuid import UUID
@@ -39,7 +41,8 @@ RETURNING call_id
 """
 _LOOK = """
 SELECT i.body_digest, i.call_id, i.state, i.status, i.headers::text AS headers, i.body,
-       i.created_at < now() - interval '15 seconds' AS old,
+       greatest(i.created_at, (SELECT max(l.settled_at) FROM ledger l WHERE l.call_id = i.call_id))
+           < now() - interval '15 seconds' AS old,
        EXISTS (SELECT FROM holds h WHERE h.call_id = i.call_id) AS held,
        (SELECT count(*) FROM ledger l WHERE l.call_id = i.call_id) AS entries,
        (SELECT coalesce(sum(l.cost_nano), 0)::bigint FROM ledger l WHERE l.call_id = i.call_id) AS cost_nano
@@ -50,8 +53,16 @@ UPDATE idempotency SET state = 'finished', status = $4, headers = $5::jsonb, bod
 WHERE agent_id = $1 AND key = $2 AND call_id = $3
 """
 _RELEASE = "DELETE FROM idempotency WHERE agent_id = $1 AND key = $2 AND call_id = $3 AND state = 'started'"
+# Decided on the row as it is then: its maker may have confirmed it since it was looked at.
+_ABANDON = _RELEASE + " AND created_at < now() - interval '15 seconds'"
+_CONFIRM = """
+UPDATE idempotency SET created_at = now()
+WHERE agent_id = $1 AND key = $2 AND call_id = $3 AND state = 'started' RETURNING call_id
+"""
 _FORGET = "DELETE FROM idempotency WHERE ctid IN (SELECT ctid FROM idempotency WHERE expires_at < now() LIMIT 1000)"
 _MAX_KEY = 255
+#: A key without a hold is its maker's for 15 seconds by the database's clock; less than this needs no look.
+_SURELY_OURS_S = 7.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +72,7 @@ class Claim:
     agent_id: int
     key: str
     call_id: UUID
+    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +110,9 @@ class Idempotency:
         deadline = time.monotonic() + self._wait_s
         pause_s = 0.02
         while True:
+            claim = Claim(agent_id, key, call_id)
             if await self._fetch(_CLAIM, agent_id, key, digest, call_id, self._ttl_s):
-                return Claim(agent_id, key, call_id)
+                return claim
             rows = await self._fetch(_LOOK, agent_id, key)
             if rows:
                 replay = await self._look(rows[0], Claim(agent_id, key, rows[0]["call_id"]), digest)
@@ -113,6 +126,22 @@ class Idempotency:
                 )
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 1.5, 0.5)
+
+    async def confirm(self, claim: Claim) -> None:
+        """Make sure, with the hold on disk and before anything is sent, that the key is still this call's.
+
+        Raises:
+            IdempotencyConflict: another call has taken it over meanwhile.
+            TreasuryUnavailable: Postgres is away.
+        """
+        if time.monotonic() - claim.since < _SURELY_OURS_S:
+            return
+        if not await self._fetch(_CONFIRM, claim.agent_id, claim.key, claim.call_id):
+            raise IdempotencyConflict(
+                f"Another call with Idempotency-Key {claim.key!r} began while this one waited. Ask again with the same key.",
+                retry_after=1,
+                code="idempotency_in_progress",
+            )
 
     async def finish(self, claim: Claim, status: int, headers: dict[str, str], body: bytes) -> None:
         """Keep the answer. Raises TreasuryUnavailable."""
@@ -144,7 +173,8 @@ class Idempotency:
         if row["held"] or not row["old"]:
             return None
         if row["entries"] == 0 or row["cost_nano"] == 0:
-            await self.release(earlier)  # its maker died before it cost anything
+            # Its maker died before it cost anything.
+            await self._fetch(_ABANDON, earlier.agent_id, earlier.key, earlier.call_id)
             return None
         raise IdempotencyConflict(
             f"The call with Idempotency-Key {earlier.key!r} ended without its answer being kept (its process died). It "

@@ -166,7 +166,7 @@ class CallContext:
     def values(self, dimension: Dimension) -> tuple[str, ...]:
         """The values of a dimension on this call: none, one, or for tags any number."""
         if dimension is Dimension.TAG:
-            return self.tags
+            return tuple(dict.fromkeys(self.tags))  # a tag named twice is one: a window takes a call once
         value = {Dimension.RUN: self.run, Dimension.USER: self.user, Dimension.SESSION: self.session}[dimension]
         return () if value is None else (value,)
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import asyncpg
 import pytest
 
-from llm_service.errors import TreasuryUnavailable
+from llm_service.errors import IdempotencyConflict, TreasuryUnavailable
+from llm_service.idempotency import Claim, Idempotency, Replay
 from llm_service.ids import new_call_id
 from llm_service.treasury.audit import audit
 from llm_service.treasury.sweep import Sweeper
@@ -212,3 +214,47 @@ async def test_i2_one_hold_that_cannot_be_settled_does_not_stop_the_sweeper(
     assert not running.done()
     running.cancel()
     assert await spent(pool, number) == (60, 0)
+
+
+# -- I7
+
+
+async def claimed(pool: asyncpg.Pool, keys: Idempotency, agent_id: int) -> Claim:
+    """A key whose maker has been slow for longer than it is its own without a hold."""
+    claim = await keys.claim(agent_id, "k", "chat", b"{}", new_call_id())
+    assert isinstance(claim, Claim)
+    await pool.execute("UPDATE idempotency SET created_at = now() - interval '16 seconds'")
+    return replace(claim, since=claim.since - 16)
+
+
+async def test_i7_a_slow_maker_that_lost_its_key_is_told_before_it_sends(pool: asyncpg.Pool) -> None:
+    keys, who = Idempotency(pool), await principal(pool)
+    slow = await claimed(pool, keys, who.agent_id)
+    other = await keys.claim(who.agent_id, "k", "chat", b"{}", new_call_id())
+    assert isinstance(other, Claim)
+    with pytest.raises(IdempotencyConflict, match="Another call"):
+        await keys.confirm(slow)
+    await keys.confirm(other)
+
+
+async def test_i7_a_slow_maker_that_has_confirmed_keeps_its_key(pool: asyncpg.Pool) -> None:
+    keys, who = Idempotency(pool, wait_s=0.2), await principal(pool)
+    slow = await claimed(pool, keys, who.agent_id)
+    await keys.confirm(slow)
+    with pytest.raises(IdempotencyConflict, match="under way"):
+        await keys.claim(who.agent_id, "k", "chat", b"{}", new_call_id())
+
+
+async def test_i7_an_answer_that_is_just_being_kept_is_waited_for(pool: asyncpg.Pool, treasury: Treasury) -> None:
+    """A long call was settled a moment before its answer is kept: it is not lost."""
+    keys, who = Idempotency(pool), await principal(pool)
+    first = await claimed(pool, keys, who.agent_id)
+    hold = await treasury.admit(replace(request(who, 60), call_id=first.call_id))
+    assert isinstance(hold, Hold)
+    await treasury.settle_soon(post(hold, 25))
+    waiting = asyncio.create_task(keys.claim(who.agent_id, "k", "chat", b"{}", new_call_id()))
+    await asyncio.sleep(0.2)
+    await keys.finish(first, 200, {}, b"answer")
+    replay = await waiting
+    assert isinstance(replay, Replay)
+    assert replay.body == b"answer"

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from llm_service.errors import InvalidRequest
+from llm_service.errors import IdempotencyConflict, InvalidRequest
 from llm_service.requests import parse_chat, parse_embeddings
+from llm_service.types import NO_CONTEXT, Budget, CallContext, Dimension, LedgerState, Scope, WindowKind
+from tests.llm_service.fakes import PRINCIPAL, FakeStream, chat_body
+from tests.llm_service.test_service import KEYED, Parts, until
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -74,3 +79,40 @@ def test_i1_compatibility_characters_count_as_they_are_spelled_out() -> None:
     assert parse_chat(chat(messages=[{"role": "user", "content": one * 100}])).input_bound > 3_300
     assert parse_embeddings(json.dumps({"model": "m", "input": one * 100}).encode()).input_bound > 3_300
     assert parse_embeddings(json.dumps({"model": "m", "input": "中" * 100}).encode()).input_bound < 320
+
+
+async def test_i1_a_tag_that_is_named_twice_takes_its_window_once() -> None:
+    parts = Parts()
+    by_tag = Budget(5, "by tag", Scope.AGENT, 7, WindowKind.DAY, per=Dimension.TAG)
+    await parts.service.complete(chat_body(), replace(PRINCIPAL, budgets=(by_tag,)), CallContext(tags=("a", "b", "a")))
+    assert parts.treasury.asked[0].lines == ((5, "a"), (5, "b"))
+
+
+# -- callers who leave, and keys that are lost
+
+
+async def test_i2_a_caller_who_leaves_while_a_refusal_is_read_holds_nothing() -> None:
+    parts = Parts()
+    parts.upstream.stream = FakeStream([b" "] * 100_000, status=429, headers={})
+    task = asyncio.create_task(parts.service.stream(chat_body(stream=True), PRINCIPAL, NO_CONTEXT))
+    await until(lambda: parts.upstream.sent)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert parts.settled.state is LedgerState.VOIDED
+    assert parts.upstream_stream.closed == 1
+    parts.nothing_is_held()
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+async def test_i7_nothing_is_sent_for_a_key_that_another_call_has_taken_over(streamed: bool) -> None:
+    parts = Parts()
+    parts.idempotency.taken_over = IdempotencyConflict("taken over", code="idempotency_in_progress")
+    send = parts.service.stream if streamed else parts.service.complete
+    with pytest.raises(IdempotencyConflict):
+        await send(chat_body(stream=streamed), PRINCIPAL, KEYED)
+    assert parts.upstream.sent == []
+    assert parts.settled.state is LedgerState.VOIDED
+    parts.nothing_is_held()
