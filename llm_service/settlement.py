@@ -33,10 +33,12 @@ log = logging.getLogger(__name__)
 
 #: How long a cut stream's hold waits for the proxy's record of it before it is estimated, in seconds.
 WITNESS_WAIT_S = 5.0
-#: The status of the witness of a stream whose caller left.
-_LEFT = 499
-#: Events that a provider may have sent on when a stream was cut, in tokens.
-_IN_FLIGHT_TOKENS = 16
+#: The status of the witness of a stream that the proxy saw to its end, with the provider's own report.
+_WHOLE = 200
+#: What a provider adds around a text that was counted (the frame of a tool call …), in tokens.
+_MARGIN_TOKENS = 16
+#: What a provider may have generated beyond what was seen when a stream was cut, in tokens.
+_IN_FLIGHT_TOKENS = 32
 
 
 class Settler:
@@ -151,8 +153,8 @@ class Settler:
     async def _unreported(self, call: Call, ending: Ending, answer: Callable[[], object]) -> Ending:
         """What the provider did not say: from the proxy's witness, for a stream that was given up or cut; else estimated.
 
-        Of a stream that was left, LiteLLM too only counts what it saw, with a tokenizer that need not be the
-        provider's: an estimate with its margin, and not below that count.
+        Of a stream that did not end by itself LiteLLM too only counts what it saw, with a tokenizer that need not
+        be the provider's: an estimate with its margin, and not below that count.
         """
         found = None
         if ending.error_code is not None:
@@ -162,7 +164,7 @@ class Settler:
         ending = replace(
             ending, deployment=found.deployment or ending.deployment, proxy_cost_nano=found.proxy_cost_nano
         )
-        if found.status != _LEFT:
+        if found.status == _WHOLE:
             return replace(ending, usage=found.usage, usage_source=UsageSource.WITNESS)
         ending = await self._estimated(call, ending, answer())
         input_tokens = max(ending.usage.input_tokens, found.usage.input_tokens)
@@ -173,8 +175,6 @@ class Settler:
         """The provider did not say: count what went in and what came out, with a margin, within the hold."""
         text = generated_text(answer) if isinstance(answer, bytes) else cast("tuple[str, int]", answer)[0]
         input_tokens, output_tokens = call.plan.input_tokens, len(text.encode())
-        if ending.error_code is not None and not text:
-            output_tokens = _IN_FLIGHT_TOKENS
         most_output = call.output_tokens * call.request.choices + call.request.extra_output
         try:
             if not call.request.media:
@@ -182,11 +182,13 @@ class Settler:
                 input_tokens = min(input_tokens, counted)
             if text:
                 count = await self._count_text(call.model, text)
-                output_tokens = min(output_tokens, count.bound + _IN_FLIGHT_TOKENS)
+                output_tokens = min(output_tokens, count.bound + _MARGIN_TOKENS)
         except (ProxyUnavailable, UpstreamError) as error:
             log.warning(
                 "call %s is settled by its size in bytes; its tokens could not be counted: %s", call.call_id, error
             )
+        if ending.error_code is not None:
+            output_tokens += _IN_FLIGHT_TOKENS
         usage = Usage(input_tokens=input_tokens, output_tokens=min(output_tokens, most_output))
         return Ending(
             ending.state, ending.status, usage, UsageSource.ESTIMATED, ending.deployment, ending.proxy_cost_nano,

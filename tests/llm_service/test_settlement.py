@@ -141,12 +141,35 @@ CUT = Ending(LedgerState.POSTED, 499, deployment="d1", error_code="client_left")
 async def test_a_stream_that_was_given_up_is_settled_by_what_the_proxy_saw(parts: Parts) -> None:
     call, usage = admitted(), Usage(20, output_tokens=30)
     parts.sweeper.witness = Settlement(
-        call.call_id, 0, LedgerState.POSTED, 1, usage, UsageSource.WITNESS, 77, deployment="d1"
+        call.call_id, 0, LedgerState.POSTED, 1, usage, UsageSource.WITNESS, 77, deployment="d1", status=200
     )
     assert await parts.settler.settle(call, CUT, never) == 80_000
     settled = parts.settled
     assert (settled.usage, settled.usage_source, settled.proxy_cost_nano) == (usage, UsageSource.WITNESS, 77)
     assert (settled.status, settled.error_code) == (499, "client_left")
+
+
+@pytest.mark.parametrize(
+    ("seen", "output_tokens"), [(Usage(20, output_tokens=3), 20), (Usage(20, output_tokens=900), 900)]
+)
+async def test_what_the_proxy_counted_itself_is_only_a_least(parts: Parts, seen: Usage, output_tokens: int) -> None:
+    """LiteLLM counts a stream that did not end by itself with a tokenizer of its own, and knows nothing of what was in flight."""
+    call = admitted(max_tokens=1000)
+    parts.sweeper.witness = Settlement(
+        call.call_id, 0, LedgerState.POSTED, 1, seen, UsageSource.WITNESS, 77, deployment="d1", status=499
+    )
+    await parts.settler.settle(call, CUT, lambda: ("some words", 2))
+    settled = parts.settled
+    assert settled.usage_source is UsageSource.ESTIMATED
+    assert settled.usage.output_tokens >= output_tokens
+    assert settled.usage.input_tokens > 20
+    assert settled.proxy_cost_nano == 77
+
+
+async def test_what_was_in_flight_when_nothing_was_seen_is_counted(parts: Parts) -> None:
+    call = admitted(max_tokens=1000)
+    await parts.settler.settle(call, CUT, lambda: ("", 0))
+    assert parts.settled.usage.output_tokens >= 16
 
 
 async def test_a_stream_that_nobody_else_saw_is_estimated(parts: Parts) -> None:
