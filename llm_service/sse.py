@@ -21,7 +21,8 @@ _KEEP_BYTES = 8 * 1024 * 1024
 class EventScanner:
     """Feeds on the chunks of one answer.
 
-    `usage` is the provider's last report, `error` the error event that ended the stream, `finished`
+    `usage` is the provider's last report, if nothing was generated after it (some report with every event,
+    and a stream may be cut); `error` the error event that ended the stream, `finished`
     says that the stream came to its own end. `started` is set with the first event that carries a choice.
     """
 
@@ -45,7 +46,8 @@ class EventScanner:
         if cut < 0:
             return b""
         whole, self._tail = self._tail[: cut + 2], self._tail[cut + 2 :]
-        if b'"usage"' not in whole and b"[DONE]" not in whole and b'"error"' not in whole:
+        plain = b'"usage"' not in whole and b"[DONE]" not in whole and b'"error"' not in whole
+        if plain and self.usage is None:
             self.started = self.started or b'"choices"' in whole
             self._keep(whole)
             return whole
@@ -85,6 +87,8 @@ class EventScanner:
             self.error = cast("dict[str, Any]", data["error"])
         if isinstance(data.get("service_tier"), str):
             self.service_tier = data["service_tier"]
+        if self.usage is not None and any(_generated(data)):
+            self.usage = None
         if isinstance(data.get("usage"), dict):
             self.usage = cast("dict[str, Any]", data["usage"])
             return not self._hide_usage or any(map(_says_something, objects(choices)))

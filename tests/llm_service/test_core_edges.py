@@ -11,9 +11,10 @@ import pytest
 
 from llm_service.errors import IdempotencyConflict, InvalidRequest
 from llm_service.requests import parse_chat, parse_embeddings
+from llm_service.sse import EventScanner
 from llm_service.types import NO_CONTEXT, Budget, CallContext, Dimension, LedgerState, Scope, WindowKind
 from tests.llm_service.fakes import PRINCIPAL, FakeStream, chat_body
-from tests.llm_service.test_service import KEYED, Parts, until
+from tests.llm_service.test_service import DONE, KEYED, REPORT, USAGE, Parts, data, said, until
 
 HI = [{"role": "user", "content": "Hi"}]
 
@@ -116,3 +117,21 @@ async def test_i7_nothing_is_sent_for_a_key_that_another_call_has_taken_over(str
     assert parts.upstream.sent == []
     assert parts.settled.state is LedgerState.VOIDED
     parts.nothing_is_held()
+
+
+# -- I1: what a provider reports of an answer
+
+
+@pytest.mark.parametrize("cut", [True, False])
+def test_i1_a_report_in_mid_stream_does_not_count_for_what_came_after_it(cut: bool) -> None:
+    scanner = EventScanner(hide_usage=True)
+    early = {"choices": [{"delta": {"content": "a"}}], "usage": {"prompt_tokens": 9, "completion_tokens": 1}}
+    scanner.feed(data(early))
+    assert scanner.usage is not None
+    scanner.feed(data({"choices": [{"delta": {}, "finish_reason": None}]}))
+    assert scanner.usage is not None
+    scanner.feed(said("b" * 1000))
+    assert scanner.usage is None
+    if not cut:
+        scanner.feed(REPORT + DONE)
+        assert (scanner.usage, scanner.finished) == (USAGE, True)

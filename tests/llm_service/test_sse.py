@@ -76,7 +76,7 @@ def test_only_the_usage_that_was_not_asked_for_is_left_out(events: list[bytes], 
     kept = [item for item in events if not item.startswith(b'data: {"choices": [], "usage": {')]
     hidden, scanner = scan(stream, cuts, hide=True)
     assert hidden == b"".join(item + b"\n\n" for item in kept)
-    assert (scanner.usage is not None) == (len(kept) < len(events))
+    assert scanner.usage is None or len(kept) < len(events)  # not one that more text came after
 
 
 def test_an_event_is_forwarded_as_soon_as_it_is_whole() -> None:
