@@ -21,7 +21,7 @@ import uvloop
 
 from llm_service.ids import new_call_id
 from llm_service.treasury.connection import Connection
-from llm_service.treasury.treasury import _ADMIT, Treasury, _admission_arrays
+from llm_service.treasury.treasury import ADMIT, Treasury, admission_arrays
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, Principal
 
 OTHERS = 100
@@ -96,7 +96,7 @@ async def _alone_lane(
     async def ask(request: HoldRequest) -> None:
         lane = await lanes.get()
         try:
-            [row] = await lane.fetch(_ADMIT, *_admission_arrays([request]))
+            [row] = await lane.fetch(ADMIT, *admission_arrays([request]))
             assert row["verdict"] == "admitted"
         finally:
             lanes.put_nowait(lane)

@@ -27,7 +27,7 @@ from rich.table import Table
 
 from gateway.settings import Settings
 from gateway.stack.litellm import effective_config, proxy_command
-from gateway.stack.plan import _proxy_python as proxy_python
+from gateway.stack.plan import proxy_python
 from gateway.stack.ports import free_port
 from gateway.stack.state import StackState
 from llm_service.administration.budgets import NewBudget, create_budget

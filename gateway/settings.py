@@ -38,7 +38,9 @@ class Settings(BaseSettings):
 
     grant_secret: SecretStr | None = Field(default=None, min_length=32, description="signs grants; none: made and kept")
     proxy_master_key: SecretStr | None = Field(default=None, description="LiteLLM's master key; none: made and kept")
-    admin_key: SecretStr | None = Field(default=None, min_length=16, description="an administrator's key, fixed from outside")
+    admin_key: SecretStr | None = Field(
+        default=None, min_length=16, description="an administrator's key, fixed from outside"
+    )
 
     call_timeout_s: float = Field(default=300, gt=0, le=3600, description="the longest that one call may take")
     connect_timeout_s: float = Field(default=5, gt=0)

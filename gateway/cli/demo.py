@@ -13,7 +13,7 @@ import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import typer
 from rich.console import Console
@@ -105,7 +105,9 @@ async def _scenario(settings: Settings, state: StackState, console: Console) -> 
     import asyncpg
 
     if state.provider_url is None or state.real:
-        fail("The demo only spends with the simulated provider: unset the providers' keys (OPENAI_API_KEY …) and try again.")
+        fail(
+            "The demo only spends with the simulated provider: unset the providers' keys (OPENAI_API_KEY …) and try again."
+        )
     async with asyncpg.create_pool(state.database_url, min_size=1, max_size=4) as pool:
         keys = await _set_up(pool, console)
         console.print(Rule("1. Agents spend"))
@@ -144,26 +146,28 @@ async def _work(state: StackState, actor: _Actor, key: str, console: Console) ->
     """Some calls, half of them streamed, as any OpenAI client makes them."""
     from openai import AsyncOpenAI
 
-    async with AsyncOpenAI(api_key=key, base_url=f"{state.gateway_url}/v1", max_retries=2) as client:
+    headers = {"x-treasurer-run": f"{actor.name}-demo", "x-treasurer-tags": "demo"}
+    async with AsyncOpenAI(
+        api_key=key, base_url=f"{state.gateway_url}/v1", max_retries=2, default_headers=headers
+    ) as client:
         for number in range(actor.calls):
             prompt = _PROMPTS[number % len(_PROMPTS)]
-            messages = [{"role": "user", "content": prompt}]
-            headers = {"x-treasurer-run": f"{actor.name}-demo", "x-treasurer-tags": "demo"}
             if number % 2:
                 stream = await client.chat.completions.create(
-                    model=actor.model, messages=messages, max_tokens=200, stream=True, extra_headers=headers  # type: ignore[arg-type]
-                )  # fmt: skip
+                    model=actor.model, messages=[{"role": "user", "content": prompt}], max_tokens=200, stream=True
+                )
                 async for _ in stream:
                     pass
             else:
                 await client.chat.completions.create(
-                    model=actor.model, messages=messages, max_tokens=200, extra_headers=headers  # type: ignore[arg-type]
-                )  # fmt: skip
+                    model=actor.model, messages=[{"role": "user", "content": prompt}], max_tokens=200
+                )
     console.print(f"  {actor.name}: {actor.calls} answers from {actor.model}")
 
 
 async def _digest(settings: Settings, console: Console) -> None:
     """The first agent: a news digest by PydanticAI, through the same governed call, in process."""
+    from agents.catalog.digest import Digest
     from agents.executor import AgentExecutor, RunRequest
     from agents.run_budgets import RunBudgets
     from agents.services import Services
@@ -173,9 +177,11 @@ async def _digest(settings: Settings, console: Console) -> None:
     async with open_service(settings) as runtime:
         services = Services(FeedReader(allow_files=False, allow_private=False))
         executor = AgentExecutor(runtime.service, runtime.principals, RunBudgets(runtime.pool), services)
-        result = await executor.prepare(RunRequest("digest", {"stories": 3}, None, 50_000_000, tags=("demo",))).execute()
+        result = await executor.prepare(
+            RunRequest("digest", {"stories": 3}, None, 50_000_000, tags=("demo",))
+        ).execute()
     console.print(
-        f"  digest: a news digest of {len(result.output.items)} stories from the sample feeds, "
+        f"  digest: a news digest of {len(cast('Digest', result.output).items)} stories from the sample feeds, "
         f"{result.calls} calls for {format_dollars(result.cost_nano)} of $0.05"
     )
 
@@ -211,7 +217,9 @@ async def _run_away(state: StackState, key: str, pool: asyncpg.Pool, console: Co
     assert row is not None
     used = format_dollars(row["posted_nano"])
     console.print(f"  {served} calls were served, {busy} had to come again, then every caller was refused.")
-    console.print(f"  It used {used} of {format_dollars(row['limit_nano'])}: {100 * row['posted_nano'] / row['limit_nano']:.2f} %.")
+    console.print(
+        f"  It used {used} of {format_dollars(row['limit_nano'])}: {100 * row['posted_nano'] / row['limit_nano']:.2f} %."
+    )
     console.print(Panel(Text(refusal), title="429 insufficient_quota", border_style="red"))
 
 
@@ -237,7 +245,11 @@ async def _account(state: StackState, pool: asyncpg.Pool, console: Console) -> b
     agrees = ledger == invoice
     console.print(f"  Treasurer's ledger:        {format_dollars(ledger)}")
     console.print(f"  the provider's own bill:   {format_dollars(invoice)}")
-    console.print(Text("  They agree to the nano-dollar." if agrees else "  THEY DIFFER.", style="green" if agrees else "bold red"))
+    console.print(
+        Text(
+            "  They agree to the nano-dollar." if agrees else "  THEY DIFFER.", style="green" if agrees else "bold red"
+        )
+    )
     books = await audit(pool, sweep_grace_s=10)
     print_audit(books, console)
     return agrees and books.ok and over == 0

@@ -7,6 +7,7 @@ needs in its environment and no other's.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -25,7 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.migrations import migrate
 from gateway.settings import Settings, SettingsError
-from gateway.stack.litellm import NOT_INHERITED, EffectiveConfig, effective_config, proxy_command
+from gateway.stack.litellm import NOT_INHERITED, EffectiveConfig, effective_config, own_prices, proxy_command
 from gateway.stack.part import Part
 from gateway.stack.ports import free_ports, is_free
 from gateway.stack.postgres import EmbeddedPostgres, embedded_postgres, postgres_answers
@@ -263,14 +264,21 @@ def _redis_part(site: _Site, server: EmbeddedRedis | None) -> Part:
 
 def _provider_part(site: _Site) -> Part:
     port = site.ports.provider
-    arguments = ["--port", str(port), "--prices", str(_price_map(_proxy_python(site.settings)))]
+    arguments = ["--port", str(port), "--prices", str(_price_map(proxy_python(site.settings)))]
     arguments += ["--meter", str(site.data_dir / "simulated-invoice.jsonl")]  # a restart forgets no bill
+    own, effective = site.data_dir / "simulated-prices.json", site.effective
+    arguments += ["--price-overrides", str(own)]
+
+    def prepare() -> None:
+        own.write_text(json.dumps(own_prices(effective.config) if effective is not None else {}), encoding="utf-8")
+
     return Part(
         name="simulated-provider",
         address=f"127.0.0.1:{port}",
         ready=lambda: http_ok(f"http://127.0.0.1:{port}/_sim/health"),
         command=[sys.executable, "-m", "gateway.stack.simulated_provider", *arguments],
         environ=_plain_environ(site),
+        prepare=prepare,
         directory=_ROOT,
     )
 
@@ -292,7 +300,7 @@ def _proxy_part(site: _Site) -> Part:
         config.write_text(yaml.safe_dump(effective, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     command, extra = proxy_command(
-        python=_proxy_python(site.settings),
+        python=proxy_python(site.settings),
         config_path=config,
         port=site.ports.proxy,
         workers=site.settings.proxy_workers,
@@ -359,7 +367,7 @@ def _plain_environ(site: _Site) -> dict[str, str]:
     return {name: site.environ[name] for name in kept if name in site.environ}
 
 
-def _proxy_python(settings: Settings) -> Path:
+def proxy_python(settings: Settings) -> Path:
     python = settings.proxy_python or _ROOT / ".venv-proxy" / "bin" / "python"
     if not python.exists():
         raise PlanError(

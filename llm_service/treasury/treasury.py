@@ -29,7 +29,7 @@ from llm_service.types import NO_CONTEXT, CallContext, Hold, HoldRequest, Ledger
 log = logging.getLogger(__name__)
 
 # Arrays of numbers travel as text, which PostgreSQL reads faster than the driver encodes them.
-_ADMIT = (
+ADMIT = (
     "SELECT * FROM treasury_admit_v1($1::text::uuid[],$2::text::smallint[],$3::text::integer[],$4::text::bigint[],"
     "$5::text::bigint[],$6::text::bigint[],$7::text::bigint[],$8::text::bigint[],$9::text[],$10::text[],"
     "$11::text::bigint[],$12::text::bigint[],$13::text::float8[],$14::text::integer[],$15::text::integer[],"
@@ -143,7 +143,7 @@ class Treasury:
         await self._settling.close()
 
     async def _admit_group(self, group: Sequence[HoldRequest]) -> list[Hold | Denial | Exception]:
-        rows = await self._admitting.fetch(_ADMIT, *_admission_arrays(group))
+        rows = await self._admitting.fetch(ADMIT, *admission_arrays(group))
         return [_decision(request, row) for request, row in zip(group, rows, strict=True)]
 
     async def _settle_group(self, group: Sequence[Settlement]) -> list[str | Exception]:
@@ -197,7 +197,7 @@ def _uuids(values: Iterable[UUID]) -> str:
     return "{" + ",".join([f"{value.int:032x}" for value in values]) + "}"
 
 
-def _admission_arrays(group: Sequence[HoldRequest]) -> tuple[object, ...]:
+def admission_arrays(group: Sequence[HoldRequest]) -> tuple[object, ...]:
     windows: dict[tuple[int, str], int] = {}
     principals: dict[int, tuple[int, Principal]] = {}
     which: list[int] = []

@@ -247,7 +247,7 @@ async def own_redis(directory: Path) -> AsyncIterator[tuple[EmbeddedRedis, list[
 
 
 async def start(server: EmbeddedRedis) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(  # noqa: ASYNC220 (starting is quick, and its end is waited for elsewhere)
+    process = subprocess.Popen(
         server.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     deadline = time.monotonic() + 10
