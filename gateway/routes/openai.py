@@ -30,6 +30,7 @@ _T = TypeVar("_T")
 
 _MAX_TAGS = 32
 _MAX_VALUE = 128
+_FAILED = "Treasurer failed; the cause is in its log."
 
 
 class _CallerLeft(Exception):
@@ -55,7 +56,7 @@ class HotRoutes:
             await _send_error(send, error)
         except Exception:
             log.exception("%s failed", scope["path"])
-            await _send_error(send, TreasurerError("Treasurer failed; the cause is in its log."))
+            await _send_error(send, TreasurerError(_FAILED))
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         runtime = self._runtime()
@@ -111,8 +112,11 @@ def read_context(headers: Mapping[str, str]) -> CallContext:
     if key is None and not any(given.values()):
         return NO_CONTEXT
     tags = tuple(dict.fromkeys(tag for part in (given["tags"] or "").split(",") if (tag := part.strip())))
-    if len(tags) > _MAX_TAGS:
-        raise InvalidRequest(f"x-treasurer-tags has more than {_MAX_TAGS} tags.", param="x-treasurer-tags")
+    if len(tags) > _MAX_TAGS or any(len(tag) > _MAX_VALUE for tag in tags):
+        raise InvalidRequest(
+            f"x-treasurer-tags takes at most {_MAX_TAGS} tags of at most {_MAX_VALUE} characters.",
+            param="x-treasurer-tags",
+        )
     return CallContext(given["run"], given["user"], given["session"], tags, key)
 
 
@@ -141,16 +145,11 @@ def _headers(scope: Scope) -> dict[str, str]:
 async def _read(receive: Receive, headers: Mapping[str, str], most: int) -> bytes:
     too_large = BodyTooLarge(f"The body is larger than {most} bytes, the most that this gateway takes.")
     length = headers.get("content-length", "")
-    if length.isdigit() and int(length) > most:
+    if length.isdecimal() and int(length) > most:
         raise too_large
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        if message["type"] == "http.disconnect":
-            raise _CallerLeft
-        return body
-    parts, size = [body], len(body)
-    while message.get("more_body"):
+    parts: list[bytes] = []
+    size, more = 0, True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise _CallerLeft
@@ -158,7 +157,8 @@ async def _read(receive: Receive, headers: Mapping[str, str], most: int) -> byte
         size += len(parts[-1])
         if size > most:
             raise too_large
-    return b"".join(parts)
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def _unless_left(work: Coroutine[Any, Any, _T], receive: Receive) -> _T:
@@ -195,11 +195,20 @@ async def _stream(answer: StreamingAnswer, send: Send) -> None:
             async for events in answer:
                 await send({"type": "http.response.body", "body": events, "more_body": True})
         except TreasurerError as error:
-            event = b"data: " + orjson.dumps(error.as_openai()) + b"\n\n"
-            await send({"type": "http.response.body", "body": event, "more_body": True})
+            await _send_event(send, error)
+        except OSError:
+            raise  # of the caller's connection: there is nobody to tell
+        except Exception:
+            log.exception("a stream failed")
+            await _send_event(send, TreasurerError(_FAILED))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
     finally:
         await asyncio.shield(answer.aclose())
+
+
+async def _send_event(send: Send, error: TreasurerError) -> None:
+    event = b"data: " + orjson.dumps(error.as_openai()) + b"\n\n"
+    await send({"type": "http.response.body", "body": event, "more_body": True})
 
 
 async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
