@@ -19,7 +19,7 @@ _ROOT = Path(__file__).resolve().parent.parent
 class Settings(BaseSettings):
     """Every setting of Treasurer. Times end in `_s` (seconds), sizes in `_bytes`."""
 
-    model_config = SettingsConfigDict(env_prefix="TREASURER_", env_file=".env", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="TREASURER_", env_file=".env", extra="ignore", allow_inf_nan=False)
 
     data_dir: Path = Field(default=Path(".treasurer"), description="where the embedded stack keeps its data")
     host: str = Field(default="127.0.0.1", description="address that the gateway listens on")
