@@ -1,0 +1,451 @@
+"""The hot routes as bare ASGI: what is read, what is refused, and what a caller who leaves cancels."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gateway.composition import Runtime
+from gateway.routes.openai import HotRoutes, read_context, wants_stream
+from llm_service.errors import (
+    BudgetBusy,
+    BudgetExhausted,
+    InvalidRequest,
+    NotAuthenticated,
+    TreasurerError,
+    UpstreamError,
+)
+from llm_service.ids import new_call_id
+from llm_service.service import StreamingAnswer
+from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
+
+PRINCIPAL = Principal(1, "o", 1, "t", 7, "a", 1, "k", 1)
+CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
+KEY = (b"authorization", b"Bearer sk-tr-good")
+STREAM = b'{"stream": true}'
+
+
+class Stream(StreamingAnswer):
+    """Says what a test wants; remembers that it was closed."""
+
+    def __init__(self, *parts: bytes | Exception, gate: asyncio.Event | None = None) -> None:
+        self.status, self.call_id, self.cost_nano = 200, new_call_id(), None
+        self.headers = {"content-type": "text/event-stream", "x-treasurer-call-id": "c"}
+        self.parts, self.gate, self.closed = parts, gate, 0
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self._said()
+
+    async def _said(self) -> AsyncIterator[bytes]:
+        for part in self.parts:
+            if isinstance(part, Exception):
+                raise part
+            yield part
+        if self.gate is not None:
+            await self.gate.wait()
+
+    async def aclose(self) -> None:
+        await asyncio.sleep(0)
+        self.closed += 1
+
+
+class Service:
+    """Remembers its calls; answers, raises, or waits at its gate."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, bytes, CallContext, object]] = []
+        self.error: Exception | None = None
+        self.gate: asyncio.Event | None = None
+        self.cancelled = 0
+        self.stream_answer = Stream(b"data: 1\n\n", b"data: [DONE]\n\n")
+
+    async def _call(self, kind: str, body: bytes, principal: Principal, context: CallContext, parent: object) -> Answer:
+        assert principal is PRINCIPAL
+        self.calls.append((kind, body, context, parent))
+        try:
+            if self.gate is not None:
+                await self.gate.wait()
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        if self.error is not None:
+            raise self.error
+        return Answer(
+            200, b'{"ok":1}', {"content-type": "application/json", "x-treasurer-cost": "0.1"}, new_call_id(), 1
+        )
+
+    async def complete(self, body: bytes, *rest: Any) -> Answer:
+        return await self._call("complete", body, *rest)
+
+    async def embed(self, body: bytes, *rest: Any) -> Answer:
+        return await self._call("embed", body, *rest)
+
+    async def stream(self, body: bytes, *rest: Any) -> StreamingAnswer:
+        await self._call("stream", body, *rest)
+        return self.stream_answer
+
+
+class Client:
+    """One ASGI request. `send` may fail as a closed connection's does."""
+
+    def __init__(self, *messages: dict[str, Any], stay: bool = True) -> None:
+        self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        for message in messages:
+            self.incoming.put_nowait(message)
+        if not stay:
+            self.leave()
+        self.sent: list[dict[str, Any]] = []
+
+    def leave(self) -> None:
+        self.incoming.put_nowait({"type": "http.disconnect"})
+
+    async def receive(self) -> dict[str, Any]:
+        message = await self.incoming.get()
+        if message["type"] == "http.disconnect":
+            self.leave()  # a server says so as often as it is asked
+        return message
+
+    async def send(self, message: Any) -> None:
+        await asyncio.sleep(0)
+        self.sent.append(message)
+
+    @property
+    def status(self) -> int:
+        (start,) = [message for message in self.sent if message["type"] == "http.response.start"]
+        return start["status"]
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {name.decode(): value.decode() for name, value in self.sent[0]["headers"]}
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(message.get("body", b"") for message in self.sent[1:])
+
+    @property
+    def error(self) -> dict[str, Any]:
+        return json.loads(self.body)["error"]
+
+
+def body(content: bytes = b"{}", *, more: bool = False) -> dict[str, Any]:
+    return {"type": "http.request", "body": content, "more_body": more}
+
+
+class Gateway:
+    def __init__(self) -> None:
+        self.service, self.behind = Service(), list[str]()
+
+        async def by_secret(secret: str) -> Principal:
+            if secret != "sk-tr-good":
+                raise NotAuthenticated("This key is unknown.")
+            return PRINCIPAL
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            self.behind.append(scope.get("path", scope["type"]))
+
+        runtime = SimpleNamespace(
+            service=self.service, principals=SimpleNamespace(by_secret=by_secret),
+            settings=SimpleNamespace(max_body_bytes=100), telemetry=SimpleNamespace(parent=lambda traceparent: traceparent),
+        )  # fmt: skip
+        self.routes = HotRoutes(app, lambda: cast("Runtime", runtime))
+
+    async def ask(
+        self, client: Client, path: str = CHAT, headers: Sequence[tuple[bytes, bytes]] = (KEY,), method: str = "POST"
+    ) -> Client:
+        scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+        await asyncio.wait_for(self.routes(scope, client.receive, client.send), 5)
+        return client
+
+
+@pytest.fixture
+def gateway() -> Gateway:
+    return Gateway()
+
+
+async def until(true: Callable[[], object]) -> None:
+    for _ in range(1000):
+        if true():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it did not happen")
+
+
+# -- answers
+
+
+@pytest.mark.parametrize(("path", "kind"), [(CHAT, "complete"), (EMBEDDINGS, "embed")])
+async def test_a_whole_answer(gateway: Gateway, path: str, kind: str) -> None:
+    headers = [KEY, (b"traceparent", b"00-1"), (b"X-Treasurer-Run", b"r1")]
+    client = await gateway.ask(Client(body(b'{"a":1}')), path, headers)
+    assert gateway.service.calls == [(kind, b'{"a":1}', CallContext(run="r1"), "00-1")]
+    assert (client.status, client.body) == (200, b'{"ok":1}')
+    assert client.headers == {"content-type": "application/json", "x-treasurer-cost": "0.1", "content-length": "8"}
+
+
+async def test_a_stream(gateway: Gateway) -> None:
+    client = await gateway.ask(Client(body(STREAM)))
+    assert [call[0] for call in gateway.service.calls] == ["stream"]
+    assert client.headers == gateway.service.stream_answer.headers
+    assert [message["body"] for message in client.sent[1:]] == [b"data: 1\n\n", b"data: [DONE]\n\n", b""]
+    assert [message["more_body"] for message in client.sent[1:]] == [True, True, False]
+    assert gateway.service.stream_answer.closed == 1
+
+
+async def test_a_body_in_pieces_is_read_whole(gateway: Gateway) -> None:
+    await gateway.ask(Client(body(b'{"a"', more=True), body(b":", more=True), body(b"1}")))
+    assert gateway.service.calls[0][1] == b'{"a":1}'
+
+
+@pytest.mark.parametrize(
+    ("path", "method"),
+    [("/v1/models", "POST"), (CHAT, "GET"), (CHAT + "/", "POST"), ("/", "GET"), (EMBEDDINGS, "OPTIONS")],
+)
+async def test_everything_else_is_the_apps(gateway: Gateway, path: str, method: str) -> None:
+    await gateway.ask(Client(), path, method=method)
+    assert gateway.behind == [path]
+    assert gateway.service.calls == []
+
+
+async def test_what_is_no_request_is_the_apps(gateway: Gateway) -> None:
+    client = Client()
+    await gateway.routes({"type": "lifespan"}, client.receive, client.send)
+    assert gateway.behind == ["lifespan"]
+
+
+# -- who may not
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [[], [(b"authorization", b"")], [(b"authorization", b"Bearer ")], [(b"authorization", b"Basic sk-tr-good")],
+     [(b"authorization", b"sk-tr-good")], [(b"authorization", b"Bearer sk-tr-bad")], [(b"authorization", b"Bearer \xff\xfe")],
+     [KEY, KEY], [KEY, (b"Authorization", b"Bearer sk-tr-bad")], [(b"x-api-key", b"sk-tr-good")]],
+)  # fmt: skip
+async def test_without_one_good_key_nobody_is_served(gateway: Gateway, headers: list[tuple[bytes, bytes]]) -> None:
+    client = await gateway.ask(Client(body()), headers=headers)
+    assert client.status == 401
+    assert client.headers["www-authenticate"] == "Bearer"
+    assert client.headers["content-type"] == "application/json"
+    assert client.error["type"] == "authentication_error"
+    assert b"sk-tr-" not in client.body.replace("sk-tr-…".encode(), b"")
+    assert gateway.service.calls == []
+
+
+# -- what is too much
+
+
+@pytest.mark.parametrize(
+    ("length", "messages"),
+    [
+        (b"101", [body(b"x")]),
+        (b"99999999999999999999", [body(b"x")]),
+        (None, [body(b"x" * 101)]),
+        (None, [body(b"x" * 60, more=True), body(b"x" * 60)]),
+        (None, [body(b"x" * 101, more=True), body(b"")]),
+        (b"5", [body(b"x" * 101)]),
+    ],
+)
+async def test_a_body_that_is_too_large(gateway: Gateway, length: bytes | None, messages: list[dict[str, Any]]) -> None:
+    headers = [KEY] if length is None else [KEY, (b"content-length", length)]
+    client = await gateway.ask(Client(*messages), headers=headers)
+    assert (client.status, client.error["code"]) == (413, "request_too_large")
+    assert "100 bytes" in client.error["message"]
+    assert gateway.service.calls == []
+
+
+async def test_a_body_as_large_as_may_be(gateway: Gateway) -> None:
+    for messages in ([body(b"x" * 100)], [body(b"x" * 50, more=True), body(b"x" * 50)]):
+        await gateway.ask(Client(*messages), headers=[KEY, (b"content-length", b"100")])
+    assert [len(call[1]) for call in gateway.service.calls] == [100, 100]
+
+
+@pytest.mark.parametrize("length", [b"", b"abc", b"-5", b"\xc2\xb2", b"1e9"])
+async def test_a_content_length_that_is_none_is_not_trusted(gateway: Gateway, length: bytes) -> None:
+    client = await gateway.ask(Client(body()), headers=[KEY, (b"content-length", length)])
+    assert client.status == 200
+
+
+# -- errors
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "headers"),
+    [
+        (InvalidRequest("m", param="n"), 400, {}),
+        (BudgetExhausted("m"), 429, {"x-should-retry": "false"}),
+        (BudgetBusy("m", retry_after=2), 429, {"x-should-retry": "true", "retry-after": "2"}),
+        (UpstreamError("m", status=418), 418, {}),
+    ],
+)
+@pytest.mark.parametrize("sent", [b"{}", STREAM])
+async def test_an_error_has_openais_shape(
+    gateway: Gateway, error: TreasurerError, status: int, headers: dict[str, str], sent: bytes
+) -> None:
+    gateway.service.error = error
+    client = await gateway.ask(Client(body(sent)))
+    assert client.status == status
+    assert json.loads(client.body) == error.as_openai()
+    shown = client.headers
+    assert shown.pop("content-length") == str(len(client.body))
+    assert shown == {"content-type": "application/json"} | headers
+
+
+async def test_a_bug_is_a_500_without_its_text(gateway: Gateway) -> None:
+    gateway.service.error = RuntimeError("secret detail")
+    client = await gateway.ask(Client(body()))
+    assert (client.status, client.error["code"]) == (500, "internal_error")
+    assert b"secret" not in client.body
+
+
+@pytest.mark.parametrize("sent", [b"", b"{", b'{"stream": tru', b'"stream"', b"\xff"])
+async def test_bad_json_reaches_the_service_which_says_so(gateway: Gateway, sent: bytes) -> None:
+    gateway.service.error = InvalidRequest("bad", code="invalid_json")
+    client = await gateway.ask(Client(body(sent)))
+    assert (client.status, client.error["code"]) == (400, "invalid_json")
+
+
+async def test_an_error_in_mid_stream_is_an_event(gateway: Gateway) -> None:
+    error = UpstreamError("The connection broke.")
+    gateway.service.stream_answer = Stream(b"data: 1\n\n", error)
+    client = await gateway.ask(Client(body(STREAM)))
+    assert client.status == 200
+    event = b"data: " + json.dumps(error.as_openai(), separators=(",", ":")).encode() + b"\n\n"
+    assert client.body == b"data: 1\n\n" + event
+    assert client.sent[-1]["more_body"] is False
+    assert gateway.service.stream_answer.closed == 1
+
+
+async def test_a_bug_in_mid_stream_is_an_event_without_its_text(gateway: Gateway) -> None:
+    gateway.service.stream_answer = Stream(b"data: 1\n\n", RuntimeError("secret detail"))
+    client = await gateway.ask(Client(body(STREAM)))
+    assert client.status == 200
+    assert b'"internal_error"' in client.body
+    assert b"secret" not in client.body
+    assert gateway.service.stream_answer.closed == 1
+
+
+# -- callers who leave
+
+
+async def test_a_caller_who_leaves_cancels_the_call(gateway: Gateway) -> None:
+    gateway.service.gate = asyncio.Event()
+    client = Client(body())
+    asking = asyncio.create_task(gateway.ask(client))
+    await until(lambda: gateway.service.calls)
+    client.leave()
+    await asking
+    assert gateway.service.cancelled == 1
+    assert client.sent == []
+
+
+async def test_a_caller_who_leaves_a_stream_closes_it(gateway: Gateway) -> None:
+    gateway.service.stream_answer = Stream(b"data: 1\n\n", gate=asyncio.Event())
+    client = Client(body(STREAM))
+    asking = asyncio.create_task(gateway.ask(client))
+    await until(lambda: len(client.sent) == 2)
+    client.leave()
+    await asking
+    assert gateway.service.stream_answer.closed == 1
+    assert [message["type"] for message in client.sent] == ["http.response.start", "http.response.body"]
+
+
+async def test_a_caller_who_is_gone_as_the_stream_opens_closes_it(gateway: Gateway) -> None:
+    gateway.service.stream_answer = Stream(b"data: 1\n\n", gate=asyncio.Event())
+    client = Client(body(STREAM), stay=False)
+    await gateway.ask(client)
+    assert gateway.service.stream_answer.closed == len(gateway.service.calls) - gateway.service.cancelled
+
+
+@pytest.mark.parametrize("messages", [[], [body(b'{"a"', more=True)]])
+async def test_a_caller_who_leaves_before_the_body_was_whole(gateway: Gateway, messages: list[dict[str, Any]]) -> None:
+    client = await gateway.ask(Client(*messages, stay=False))
+    assert client.sent == []
+    assert gateway.service.calls == []
+
+
+async def test_a_connection_that_breaks_while_sending_closes_the_stream(gateway: Gateway) -> None:
+    client = Client(body(STREAM))
+
+    async def broken(message: Any) -> None:
+        raise OSError("gone")
+
+    client.send = broken
+    with pytest.raises(OSError, match="gone"):
+        await gateway.ask(client)
+    assert gateway.service.stream_answer.closed == 1
+
+
+async def test_a_server_that_stops_closes_the_stream(gateway: Gateway) -> None:
+    gateway.service.stream_answer = Stream(b"data: 1\n\n", gate=asyncio.Event())
+    client = Client(body(STREAM))
+    asking = asyncio.create_task(gateway.ask(client))
+    await until(lambda: len(client.sent) == 2)
+    asking.cancel()
+    await asyncio.wait([asking])
+    await until(lambda: gateway.service.stream_answer.closed)
+
+
+# -- what a request says of itself
+
+
+@pytest.mark.parametrize(
+    ("sent", "stream"),
+    [(b'{"stream": true}', True), (b'{"stream":true,"a":"\\"stream\\": false"}', True), (b'{"stream": false}', False),
+     (b'{"stream": 1}', False), (b'{"stream": "true"}', False), (b'{"a": {"stream": true}}', False),
+     (b'{"a": "\\"stream\\": true"}', False), (b'["stream", true]', False), (b'"stream"', False), (b'{"stream": true', False),
+     (b"", False), (b"{}", False)],
+)  # fmt: skip
+def test_whether_a_stream_is_asked_for(sent: bytes, stream: bool) -> None:
+    assert wants_stream(sent) is stream
+
+
+@given(st.binary(max_size=50))
+def test_any_bytes_are_a_stream_or_not(sent: bytes) -> None:
+    assert wants_stream(b'{"stream"' + sent) in (True, False)
+
+
+def test_a_request_that_says_nothing() -> None:
+    assert read_context({}) is NO_CONTEXT
+    assert read_context({"x-treasurer-run": " ", "x-treasurer-tags": "", "idempotency-key": ""}) is NO_CONTEXT
+
+
+def test_a_request_that_says_everything() -> None:
+    headers = {"x-treasurer-run": " r1 ", "x-treasurer-user": "Änne 文", "x-treasurer-session": "s",
+               "x-treasurer-tags": "b, a,,b ,c", "idempotency-key": "k" * 255}  # fmt: skip
+    assert read_context(headers) == CallContext("r1", "Änne 文", "s", ("b", "a", "c"), "k" * 255)
+    assert read_context({"x-treasurer-tags": " , ,"}).tags == ()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [{"x-treasurer-run": "r" * 129}, {"x-treasurer-user": "a\tb"}, {"x-treasurer-session": "a\0"}, {"idempotency-key": "k" * 256},
+     {"x-treasurer-tags": ",".join(str(n) for n in range(33))}, {"x-treasurer-tags": "t" * 129},
+     {"x-treasurer-tags": "ok," + "t" * 129}, {"x-treasurer-user": "\ufffd"}],
+    ids=lambda value: next(iter(value)),
+)  # fmt: skip
+def test_a_header_that_says_too_much_is_named(headers: dict[str, str]) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        read_context(headers)
+    assert (refused.value.status, refused.value.param) == (400, next(iter(headers)))
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["x-treasurer-run", "x-treasurer-user", "x-treasurer-tags", "idempotency-key"]),
+        st.text(max_size=200),
+    )
+)
+@settings(max_examples=100, deadline=None)
+def test_any_headers_are_a_context_or_a_400(headers: dict[str, str]) -> None:
+    with contextlib.suppress(InvalidRequest):
+        context = read_context(headers)
+        values = [context.run, context.user, context.session, *context.tags]
+        assert all(value is None or 0 < len(value) <= 128 for value in values)
