@@ -52,6 +52,11 @@ class Model:
             return self.rates[deployment]
         return max(self.rates.values(), key=lambda r: (r.default[-1].dearest_output, r.default[-1].dearest_input))
 
+    @property
+    def has_dearer_tiers(self) -> bool:
+        """Whether OpenAI may serve it in another service tier than its default, at another price."""
+        return set(self.deployments.values()) == {"openai"} and any(r.priority or r.flex for r in self.rates.values())
+
     def media_tokens(self, media: Sequence[str]) -> int | None:
         """The most tokens that these images and files can become. None when nothing bounds them."""
         if not media:

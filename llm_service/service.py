@@ -372,6 +372,8 @@ def _governed_body(call: Call) -> bytes:
         name = "max_completion_tokens" if data.get("max_completion_tokens") is not None else "max_tokens"
         data.pop("max_tokens", None)
         data[name] = call.output_tokens
+        if data.get("service_tier") is None and call.model.has_dearer_tiers:
+            data["service_tier"] = "default"  # left out it means what the provider's project is set to: another price
         if call.request.stream:
             data["stream_options"] = (data.get("stream_options") or {}) | {"include_usage": True}
     data["model"] = call.model.name

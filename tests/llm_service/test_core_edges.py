@@ -13,7 +13,7 @@ from llm_service.errors import IdempotencyConflict, InvalidRequest
 from llm_service.requests import parse_chat, parse_embeddings
 from llm_service.sse import EventScanner
 from llm_service.types import NO_CONTEXT, Budget, CallContext, Dimension, LedgerState, Scope, WindowKind
-from tests.llm_service.fakes import PRINCIPAL, FakeStream, chat_body
+from tests.llm_service.fakes import ENTRIES, PRINCIPAL, FakeStream, chat_body
 from tests.llm_service.test_service import DONE, KEYED, REPORT, USAGE, Parts, data, said, until
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -135,3 +135,20 @@ def test_i1_a_report_in_mid_stream_does_not_count_for_what_came_after_it(cut: bo
     if not cut:
         scanner.feed(REPORT + DONE)
         assert (scanner.usage, scanner.finished) == (USAGE, True)
+
+
+@pytest.mark.parametrize(("provider", "asked", "sent"), [
+    ("openai", {}, "default"), ("openai", {"service_tier": None}, "default"), ("openai", {"service_tier": "auto"}, "auto"),
+    ("gemini", {}, None),
+])  # fmt: skip
+async def test_i1_a_tier_that_nobody_named_is_not_the_provider_s_to_choose(
+    monkeypatch: pytest.MonkeyPatch, provider: str, asked: dict[str, Any], sent: str | None
+) -> None:
+    """A project at OpenAI may be set to `priority`: twice the price that was held for."""
+    priced = ENTRIES[0]["model_info"] | {
+        "litellm_provider": provider, "input_cost_per_token_priority": 2e-06, "output_cost_per_token_priority": 4e-06
+    }  # fmt: skip
+    monkeypatch.setattr("tests.llm_service.test_service.ENTRIES", [ENTRIES[0] | {"model_info": priced}])
+    parts = Parts()
+    await parts.service.complete(chat_body(**asked), PRINCIPAL, NO_CONTEXT)
+    assert parts.sent.get("service_tier") == sent
