@@ -353,6 +353,7 @@ class StreamingAnswer:
             service_tier=self._scanner.service_tier,
             error_code=error_code,
             status=status,
+            text=lambda: self._scanner.text()[0],
         )
 
 

@@ -205,8 +205,13 @@ def answer_ending(
     service_tier: str | None = None,
     error_code: str | None = None,
     status: int = 200,
+    text: Callable[[], str] = str,
 ) -> Ending:
-    """What an answer says of itself: a whole one by its body and headers, a stream by what was scanned."""
+    """What an answer says of itself: a whole one by its body and headers, a stream by what was scanned.
+
+    `text` gives what a stream generated, where that has to be looked at. A report of no output at all is not
+    believed of an answer that carries some.
+    """
     proxy_cost_nano = reported_cost(usage)
     if body is not None:
         content = _object(body)
@@ -216,6 +221,8 @@ def answer_ending(
         reported = headers.get("x-litellm-response-cost")
         proxy_cost_nano = _cost(reported)
     known = read_usage(usage)
+    if known is not None and known.output_tokens == 0 and (text() if body is None else generated_text(body)):
+        known = None  # the answer itself says otherwise
     return Ending(
         LedgerState.POSTED,
         status,

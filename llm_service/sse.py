@@ -124,5 +124,7 @@ def _generated(data: dict[str, Any]) -> Iterator[str]:
         for delta in objects([choice.get("delta")]):
             yield from (delta[name] for name in GENERATED if isinstance(delta.get(name), str) and delta[name])
             for call in objects(delta.get("tool_calls")):
+                # Not generated, but about as long as what a model writes around a call's name and arguments.
+                yield from (call[name] for name in ("id",) if isinstance(call.get(name), str))
                 for function in objects([call.get("function")]):
                     yield from (function[name] for name in ("name", "arguments") if isinstance(function.get(name), str))

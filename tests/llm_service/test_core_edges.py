@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 from llm_service.errors import IdempotencyConflict, InvalidRequest
+from llm_service.proxy import UpstreamAnswer
 from llm_service.requests import parse_chat, parse_embeddings
 from llm_service.sse import EventScanner
-from llm_service.types import NO_CONTEXT, Budget, CallContext, Dimension, LedgerState, Scope, WindowKind
+from llm_service.types import NO_CONTEXT, Budget, CallContext, Dimension, LedgerState, Scope, UsageSource, WindowKind
 from tests.llm_service.fakes import ENTRIES, PRINCIPAL, FakeStream, chat_body
 from tests.llm_service.test_service import DONE, KEYED, REPORT, USAGE, Parts, data, said, until
 
@@ -152,3 +153,30 @@ async def test_i1_a_tier_that_nobody_named_is_not_the_provider_s_to_choose(
     parts = Parts()
     await parts.service.complete(chat_body(**asked), PRINCIPAL, NO_CONTEXT)
     assert parts.sent.get("service_tier") == sent
+
+
+async def test_i1_a_report_of_no_output_is_not_believed_of_an_answer_that_has_some() -> None:
+    report = {"prompt_tokens": 9, "completion_tokens": 0}
+    parts = Parts()
+    body = json.dumps({"choices": [{"message": {"content": "word " * 500}}], "usage": report}).encode()
+    parts.upstream.answer = UpstreamAnswer(200, {"x-litellm-model-id": "d1"}, body)
+    await parts.service.complete(chat_body(max_tokens=1000), PRINCIPAL, NO_CONTEXT)
+    assert parts.settled.usage_source is UsageSource.ESTIMATED
+    assert parts.settled.usage.output_tokens > 500
+    parts = Parts()
+    stream = await parts.stream(said("word " * 500), data({"choices": [], "usage": report}), DONE, max_tokens=1000)
+    assert [events async for events in stream]
+    assert parts.settled.usage.output_tokens > 500
+
+
+async def test_i1_calls_of_tools_in_a_cut_stream_count_for_more_than_their_names() -> None:
+    """A model writes some ten tokens around each: forty calls without arguments are not eighty tokens."""
+    calls = [
+        {"index": n, "id": f"call_{n:024}", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+        for n in range(40)
+    ]
+    parts = Parts()
+    stream = await parts.stream(*(data({"choices": [{"delta": {"tool_calls": [call]}}]}) for call in calls))
+    assert [events async for events in stream]
+    assert parts.settled.usage_source is UsageSource.ESTIMATED
+    assert parts.settled.usage.output_tokens > 40 * 10
