@@ -86,7 +86,7 @@ def test_i4_a_cost_is_the_exact_price_rounded_up_once(data: st.DataObject, rates
 
 
 @given(st.data(), st.lists(RATES, min_size=1, max_size=3), TOKENS, TOKENS, st.sampled_from(ASKED_TIERS))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_i1_no_usage_within_the_bounded_tokens_costs_more_than_the_bound(
     data: st.DataObject, tables: list[Rates], most_input: int, most_output: int, asked: str | None
 ) -> None:
@@ -97,8 +97,19 @@ def test_i1_no_usage_within_the_bounded_tokens_costs_more_than_the_bound(
     assert cost(serving, usage, answered) <= bound(tables, most_input, most_output, asked)
 
 
+@pytest.mark.parametrize(("input_tokens", "reached"), [(99, False), (100, False), (101, True), (102, True)])
+def test_i1_a_long_prompts_tier_is_bounded_from_its_first_token_on(input_tokens: int, reached: bool) -> None:
+    rates = Rates((TokenRates(0, *[10**6] * 6), TokenRates(100, *[10**7] * 6)))
+    each = 10 if reached else 1
+    assert (
+        bound([rates], input_tokens, 1)
+        == cost(rates, Usage(input_tokens, output_tokens=1))
+        == (input_tokens + 1) * each
+    )
+
+
 @given(st.lists(RATES, min_size=1, max_size=3), TOKENS, TOKENS, TOKENS, TOKENS, st.sampled_from(ASKED_TIERS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_more_tokens_are_never_bounded_lower(
     tables: list[Rates], input_tokens: int, more_input: int, output_tokens: int, more_output: int, asked: str | None
 ) -> None:
@@ -120,7 +131,7 @@ def test_within_one_tier_more_tokens_never_cost_less(
 @given(
     st.lists(RATES, min_size=1, max_size=3), TOKENS, st.integers(0, 10**13), st.sampled_from(ASKED_TIERS)
 )  # fmt: skip
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_i1_affordable_output_is_the_largest_whose_bound_fits(
     tables: list[Rates], input_tokens: int, amount_nano: int, asked: str | None
 ) -> None:
@@ -204,7 +215,15 @@ PRICES_GIVEN = st.decimals("0", "0.01", places=13, allow_nan=False)
 @given(
     st.fixed_dictionaries(
         {"input_cost_per_token": PRICES_GIVEN, "output_cost_per_token": PRICES_GIVEN},
-        optional=dict.fromkeys(("cache_read_input_token_cost", "cache_creation_input_token_cost", "cache_creation_input_token_cost_above_1hr", "output_cost_per_reasoning_token"), PRICES_GIVEN),
+        optional=dict.fromkeys(
+            (
+                "cache_read_input_token_cost",
+                "cache_creation_input_token_cost",
+                "cache_creation_input_token_cost_above_1hr",
+                "output_cost_per_reasoning_token",
+            ),
+            PRICES_GIVEN,
+        ),
     ),
     st.sampled_from((float, str, Decimal)),
 )

@@ -125,6 +125,12 @@ async def test_i1_an_estimate_is_never_above_the_hold(text: str, most: int, choi
         assert parts.settled.usage.output_tokens >= min(most * choices, len(text) // 4)
 
 
+async def test_i1_an_estimate_at_a_dearer_price_than_was_held_for_stays_within_the_hold(parts: Parts) -> None:
+    call = admitted()
+    call.hold = Hold(call.call_id, 0, 5_000, 3, 10**9)
+    assert await parts.settler.settle(call, MISSING, lambda: ("x" * 1_000, 1)) == parts.settled.cost_nano == 5_000
+
+
 async def test_images_are_estimated_at_their_bound(parts: Parts) -> None:
     call = admitted()
     call.request = parse_chat(

@@ -82,6 +82,7 @@ ANTHROPIC = {
         ({"prompt_tokens": 10, "completion_tokens": 0}, Usage(10)),
         ({"prompt_tokens": 10, "prompt_tokens_details": None, "completion_tokens_details": 3}, Usage(10)),
         ({"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 99}}, Usage(10, 10)),
+        ({"prompt_tokens": 10, "cache_read_input_tokens": 8, "cache_creation_input_tokens": 9}, Usage(10, 8, 2)),
     ],
 )
 def test_the_forms_of_providers(report: dict[str, Any], usage: Usage) -> None:
