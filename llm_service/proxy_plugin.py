@@ -20,7 +20,7 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +40,7 @@ from llm_service.witnesses import Outcome, Witness, WitnessWriter
 _log = logging.getLogger("treasurer.proxy_plugin")
 
 _CLAIM = "treasurer"  # where a grant's call id and attempt travel in the metadata of LiteLLM's key
-_ENDED = "treasurer_stream_ended"  # set on a call whose stream did not end by itself: its witness is written
+_ENDED = "treasurer_witnessed"  # set on a stream that did not end by itself, and on a failure: its witness is written
 
 #: Fields of a body that steer LiteLLM, or a provider past LiteLLM, to what was not held for: another model, another
 #: address, more output than `max_tokens` (Gemini obeys `max_output_tokens` over it, and `candidateCount` multiplies).
@@ -211,6 +211,18 @@ class WitnessLogger(CustomLogger):
         started = getattr(request_data.get("litellm_logging_obj"), "start_time", None)
         cost = 0 if surely_free(exception) else None
         self._record("failure", request_data, None, cost, started, None, exception)
+        for cause in _causes(exception):
+            with contextlib.suppress(AttributeError):
+                setattr(cause, _ENDED, True)
+
+    async def async_post_call_failure_hook(
+        self, request_data: Any, original_exception: Exception, user_api_key_dict: Any, traceback_str: str | None = None
+    ) -> None:
+        """A request failed. Some providers (Google) are asked for a stream only when its first chunk is: after the
+        hook above, and before the one below."""
+        told = any(getattr(cause, _ENDED, False) for cause in _causes(original_exception))
+        if not told and surely_free(original_exception):
+            self._record("failure", request_data, None, 0, None, None, original_exception)
 
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
@@ -220,7 +232,8 @@ class WitnessLogger(CustomLogger):
         try:
             async for chunk in response:
                 chunks.append(chunk)
-                yield chunk
+                if not _is_own_count(chunk, response):
+                    yield chunk
         except (GeneratorExit, asyncio.CancelledError):
             self._record_cut("cancelled", request_data, chunks, None)
             raise
@@ -299,12 +312,26 @@ def surely_free(error: BaseException) -> bool:
     not read (Anthropic's and Google's without usage). LiteLLM's own exceptions look alike for all of
     these; the causes that they were raised from do not.
     """
+    return any(type(cause).__name__ in _FREE_CAUSES for cause in _causes(error))
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it was raised from, one after the other."""
     seen: BaseException | None = error
     while seen is not None:
-        if type(seen).__name__ in _FREE_CAUSES:
-            return True
+        yield seen
         seen = seen.__cause__ or seen.__context__
-    return False
+
+
+def _is_own_count(chunk: Any, response: Any) -> bool:
+    """Whether a chunk tells a usage that no provider reported: LiteLLM then counts the stream itself, as it thinks.
+
+    Whoever reads that as a report would charge too little; without it, the service estimates with a margin.
+    """
+    received = getattr(response, "chunks", None)
+    if getattr(chunk, "usage", None) is None or not isinstance(received, list):
+        return False
+    return all(getattr(each, "usage", None) is None for each in received)
 
 
 def _metadata(call: Mapping[str, Any]) -> Mapping[str, Any]:
