@@ -23,7 +23,6 @@ from llm_service.grants import for_service, sign
 from llm_service.guards.lane import connect
 from llm_service.guards.limits import RateLimiter
 from llm_service.idempotency import Idempotency
-from llm_service.pricing import cost
 from llm_service.principals import Principals
 from llm_service.proxy import ProxyUpstream
 from llm_service.service import LLMService
@@ -185,6 +184,6 @@ def _catalog(proxy: ProxyUpstream, grant_secret: str, telemetry: Telemetry) -> C
 def _price_by(catalog: Catalog) -> Price:
     def price(model: str, deployment: str | None, usage: Usage) -> int | None:
         known = catalog.models.get(model)
-        return None if known is None or known.unpriced is not None else cost(known.rates_of(deployment), usage)
+        return None if known is None or known.unpriced is not None else known.cost(deployment, usage)
 
     return price

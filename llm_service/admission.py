@@ -97,6 +97,8 @@ class Admission:
             if outcome.final and await self._count(call, outcome.limit_nano - outcome.posted_nano):
                 continue
             left_s = deadline - time.monotonic()
+            if left_s <= 0 and await self._count(call, outcome.left_nano):
+                continue
             if outcome.final or left_s <= 0:
                 raise refusal(call.principal, outcome, call.plan.floor_nano, datetime.now(UTC))
             await self._treasury.freed(min(left_s, 0.25))

@@ -38,6 +38,10 @@ def plan(model: Model, request: ParsedRequest, principal: Principal, *, counted_
     Raises:
         InvalidRequest: images or files that nothing bounds.
     """
+    if request.token_ids and model.provider not in ("openai", "azure"):
+        raise InvalidRequest(
+            f"{model.name!r} does not read OpenAI's token numbers; send text.", param="input", code="not_priced"
+        )
     media_tokens = model.media_tokens(request.media)
     if media_tokens is None:
         raise InvalidRequest(

@@ -49,6 +49,15 @@ class Call:
         """Milliseconds since the call came in."""
         return int((time.perf_counter() - self.started) * 1000)
 
+    @property
+    def reasons_unseen(self) -> bool:
+        """Whether the provider bills tokens that a stream does not show as they are made."""
+        if "reasoning" not in self.model.capabilities:
+            return False
+        data = self.request.data
+        # Claude reasons only when it is asked to; the others unless they are told not to.
+        return self.model.provider != "anthropic" or bool(data.get("thinking") or data.get("reasoning_effort"))
+
     def headers(self, cost_nano: int | None) -> dict[str, str]:
         """What Treasurer tells the caller. Without a cost (a stream) `left` counts the whole hold as spent."""
         headers = {"x-treasurer-call-id": str(self.call_id)}

@@ -15,7 +15,8 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
-from llm_service.pricing import FREE, Rates, RatesError, read_rates
+from llm_service.pricing import FREE, Rates, RatesError, cost, read_rates
+from llm_service.types import Usage
 
 log = logging.getLogger(__name__)
 
@@ -46,16 +47,11 @@ class Model:
     unpriced: str | None = None  # why it cannot be served
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
 
-    def rates_of(self, deployment: str | None) -> Rates:
-        """The rates of the deployment that answered; of the dearest one when it is not known."""
-        if deployment is not None and deployment in self.rates:
-            return self.rates[deployment]
-        return max(self.rates.values(), key=lambda r: (r.default[-1].dearest_output, r.default[-1].dearest_input))
-
-    @property
-    def has_dearer_tiers(self) -> bool:
-        """Whether OpenAI may serve it in another service tier than its default, at another price."""
-        return set(self.deployments.values()) == {"openai"} and any(r.priority or r.flex for r in self.rates.values())
+    def cost(self, deployment: str | None, usage: Usage, service_tier: str | None = None) -> int:
+        """What a usage costs at the deployment that answered, in nano-dollars; at the dearest when it is not known."""
+        known = self.rates.get(deployment or "")
+        rates = [known] if known is not None else self.rates.values()
+        return max(cost(rate, usage, service_tier) for rate in rates)
 
     def media_tokens(self, media: Sequence[str]) -> int | None:
         """The most tokens that these images and files can become. None when nothing bounds them."""
@@ -170,6 +166,8 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
 
 
 def _priced(info: Mapping[str, Any]) -> Rates:
+    if info.get("input_cost_per_request") or info.get("output_cost_per_request"):
+        raise RatesError("it costs something for each request, which cannot be priced yet")
     rates = read_rates(info)
     if rates.default[0].dearest_input == 0 and rates.default[0].dearest_output == 0:
         # LiteLLM reports 0 for a model that its map does not know.

@@ -72,6 +72,7 @@ class ParsedRequest:
     media: tuple[str, ...] = ()
     service_tier: str | None = None
     user: str | None = None
+    token_ids: bool = False  # the input is given as numbers of OpenAI's tokenizers
 
 
 def _invalid(param: str, message: str) -> InvalidRequest:
@@ -168,16 +169,16 @@ def parse_embeddings(body: bytes) -> ParsedRequest:
     items = cast("list[object]", given) if isinstance(given, list) else [given]
     if not items or (len(items) > 2048 and not isinstance(items[0], int)):
         raise _invalid("input", "'input' must hold between 1 and 2048 items.")
-    tokens = 0
+    tokens, token_ids = 0, False
     if isinstance(given, list) and all(type(item) is int for item in items):
-        tokens = len(items) + _PER_MESSAGE
+        tokens, token_ids = len(items) + _PER_MESSAGE, True
     else:
         for item in items:
             if isinstance(item, str) and item:
                 written = item.encode()
                 tokens += len(written) + spelled_out_bytes(written) + _PER_MESSAGE
             elif isinstance(item, list) and item and all(type(token) is int for token in cast("list[object]", item)):
-                tokens += len(cast("list[object]", item)) + _PER_MESSAGE
+                tokens, token_ids = tokens + len(cast("list[object]", item)) + _PER_MESSAGE, True
             else:
                 raise _invalid(
                     "input", "'input' must be a non-empty string, or an array of strings or of token arrays."
@@ -186,7 +187,13 @@ def parse_embeddings(body: bytes) -> ParsedRequest:
     if data.get("encoding_format") not in (None, "float", "base64"):
         raise _invalid("encoding_format", "'encoding_format' must be 'float' or 'base64'.")
     return ParsedRequest(
-        data=data, model=_model(data), max_tokens=0, input_bound=tokens, text_bytes=tokens, user=_text(data, "user")
+        data=data,
+        model=_model(data),
+        max_tokens=0,
+        input_bound=tokens,
+        text_bytes=tokens,
+        token_ids=token_ids,
+        user=_text(data, "user"),
     )
 
 

@@ -259,6 +259,23 @@ class LLMService:
         """Settle a stream that has ended, and keep it for its idempotency key, off the caller's path."""
         return self._in_background(self._end_stream(call, claim, ending, scanner))
 
+    def drain_stream(
+        self, call: Call, claim: Claim | None, upstream: UpstreamStream, scanner: EventScanner
+    ) -> asyncio.Task[int]:
+        """Read a stream that its caller has left to its end: what a model reasons unseen can only be told there."""
+        return self._in_background(self._drain(call, claim, upstream, scanner))
+
+    async def _drain(self, call: Call, claim: Claim | None, upstream: UpstreamStream, scanner: EventScanner) -> int:
+        try:
+            async for chunk in upstream.chunks():
+                scanner.feed(chunk)
+        except Unanswered as lost:
+            log.warning("call %s was left by its caller and then cut: %s", call.call_id, lost.error.code)
+        finally:
+            upstream.close()
+        ending = _stream_ending(call, upstream, scanner, "client_left", 499)
+        return await self._end_stream(call, claim, ending, scanner)
+
     async def _end_stream(self, call: Call, claim: Claim | None, ending: Ending, scanner: EventScanner) -> int:
         cost_nano = await self._settler.settle(call, ending, scanner.text)
         await self._release(call, claim)
@@ -299,11 +316,17 @@ class StreamingAnswer:
         return self._events
 
     async def aclose(self) -> None:
-        """Give the stream up: the upstream call is cancelled, and what was got is paid for."""
+        """Give the stream up: the upstream call is cancelled, and what was got is paid for.
+
+        Waits a moment for the cost; it stays None where it will be known only later.
+        """
         await self._events.aclose()
         if self.cost_nano is None:
             self._end("client_left", 499)
-        await self.settled()
+        if self._settling is not None:
+            await asyncio.wait((self._settling,), timeout=1)
+            if self._settling.done():
+                await self.settled()
 
     async def settled(self) -> None:
         """Wait until the cost is known."""
@@ -337,24 +360,30 @@ class StreamingAnswer:
     def _end(self, error_code: str | None, status: int) -> None:
         if self._settling is not None:
             return
+        if error_code == "client_left" and self._call.reasons_unseen:
+            self._settling = self._service.drain_stream(self._call, self._claim, self._upstream, self._scanner)
+            return
         self._upstream.close()
-        ending = self._ending(error_code, status)
+        ending = _stream_ending(self._call, self._upstream, self._scanner, error_code, status)
         self._settling = self._service.settle_stream(self._call, self._claim, ending, self._scanner)
 
-    def _ending(self, error_code: str | None, status: int) -> Ending:
-        if self._scanner.error is not None and not self._scanner.started and self._scanner.usage is None:
-            self._call.owed = False  # refused by the provider before it began
-            return Ending(LedgerState.VOIDED, 502, error_code=error_code)
-        return answer_ending(
-            self._call,
-            self._upstream.headers,
-            None,
-            usage=self._scanner.usage,
-            service_tier=self._scanner.service_tier,
-            error_code=error_code,
-            status=status,
-            text=lambda: self._scanner.text()[0],
-        )
+
+def _stream_ending(
+    call: Call, upstream: UpstreamStream, scanner: EventScanner, error_code: str | None, status: int
+) -> Ending:
+    if scanner.error is not None and not scanner.started and scanner.usage is None:
+        call.owed = False  # refused by the provider before it began
+        return Ending(LedgerState.VOIDED, 502, error_code=error_code)
+    return answer_ending(
+        call,
+        upstream.headers,
+        None,
+        usage=scanner.usage,
+        service_tier=scanner.service_tier,
+        error_code=error_code,
+        status=status,
+        text=lambda: scanner.text()[0],
+    )
 
 
 async def _once(body: bytes) -> AsyncGenerator[bytes]:

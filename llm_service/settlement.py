@@ -14,7 +14,6 @@ from typing import Any, cast
 
 import orjson
 
-from llm_service import pricing
 from llm_service.bounds import TextCount, counted_bound
 from llm_service.call import Call, Ending
 from llm_service.catalog import Model
@@ -67,8 +66,7 @@ class Settler:
         """Post what a call cost, in nano-dollars. `answer` gives what was generated, where it must be estimated."""
         if ending.usage_source is UsageSource.NONE and ending.state is LedgerState.POSTED:
             ending = await self._unreported(call, ending, answer)
-        rates = call.model.rates_of(ending.deployment)
-        cost_nano = pricing.cost(rates, ending.usage, ending.service_tier)
+        cost_nano = call.model.cost(ending.deployment, ending.usage, ending.service_tier)
         if ending.usage_source is UsageSource.ESTIMATED:
             cost_nano = min(cost_nano, call.hold.amount_nano)
         self._finish(call, ending, cost_nano)

@@ -47,7 +47,8 @@ def _usable(principal: Principal, model: Model) -> bool:
 
 
 def _shown(model: Model) -> dict[str, Any]:
-    rates = model.rates_of(None).default[0]
+    dearest = max(model.rates.values(), key=lambda rates: rates.default[0].output)
+    rates = dearest.default[0]
     return {
         "id": model.name,
         "object": "model",

@@ -13,6 +13,7 @@ from llm_service import catalog as module
 from llm_service.catalog import Catalog, read_models
 from llm_service.errors import InvalidRequest, ProxyUnavailable, UnknownModel, UnpricedModel
 from llm_service.pricing import FREE
+from llm_service.types import Usage
 
 PRICED = {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "litellm_provider": "openai", "mode": "chat"}
 
@@ -31,9 +32,9 @@ def test_a_model_over_its_deployments() -> None:
     assert model.deployments == {"d1": "openai", "d2": "azure"}
     assert (model.max_input_tokens, model.max_output_tokens) == (2000, 50)  # the most that can come; what all take
     assert model.capabilities == {"vision"}
-    assert model.rates_of("d1").default[0].input == 10**9
-    assert model.rates_of("d2").default[0].input == 5 * 10**9
-    assert model.rates_of(None) == model.rates_of("gone") == model.rates["d2"]
+    assert model.cost("d1", Usage(input_tokens=10)) == 10_000
+    assert model.cost("d2", Usage(input_tokens=10)) == 50_000
+    assert model.cost(None, Usage(input_tokens=10)) == model.cost("gone", Usage(input_tokens=10)) == 50_000
 
 
 def test_an_unknown_input_limit_of_one_deployment_is_unknown_for_all() -> None:
