@@ -47,6 +47,11 @@ class Model:
     unpriced: str | None = None  # why it cannot be served
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
 
+    @property
+    def has_dearer_tiers(self) -> bool:
+        """Whether OpenAI may serve it in another service tier than its default, at another price."""
+        return set(self.deployments.values()) == {"openai"} and any(r.priority or r.flex for r in self.rates.values())
+
     def cost(self, deployment: str | None, usage: Usage, service_tier: str | None = None) -> int:
         """What a usage costs at the deployment that answered, in nano-dollars; at the dearest when it is not known."""
         known = self.rates.get(deployment or "")

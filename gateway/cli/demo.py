@@ -72,8 +72,10 @@ def demo() -> None:
     settings = load_settings(data_dir=folder / "data", port=0).model_copy(update=own)
     try:
         run_async(_demo(settings))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    except BaseException:
+        Console(stderr=True).print(f"What happened is in the logs in {folder / 'data' / 'logs'}")
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 async def _demo(settings: Settings) -> None:
