@@ -37,17 +37,22 @@ SELECT h.call_id, h.attempt, h.model, h.amount_nano, a.expiry_policy, h.expires_
 FROM holds h JOIN agents a ON a.id = h.agent_id
 """  # noqa: S608  # of constants
 _EXPIRED = _WITNESSES + " WHERE h.expires_at < clock_timestamp() ORDER BY h.expires_at LIMIT $1"
-# A witness that came after its hold had expired (the proxy's spool, when Postgres was away for long).
+# A witness that came after its hold had expired (the proxy's spool, when Postgres was away for long). What was posted
+# then is corrected by what a provider reported, or refused; not by what LiteLLM counted of a stream that was cut.
 _LATE = f"""
 SELECT h.call_id, h.attempt, h.model, h.held_nano AS amount_nano, 'post' AS expiry_policy, true AS expired, {_FOUND}
 FROM ledger h
 WHERE h.state = 'expired' AND h.settled_at > clock_timestamp() - interval '30 days'
   AND NOT EXISTS (SELECT FROM ledger l WHERE l.call_id = h.call_id AND l.attempt = h.attempt AND l.state = 'adjusted')
   AND EXISTS (SELECT FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt
-              HAVING bool_or(w.input_tokens > 0) OR bool_and(w.outcome = 'failure' AND w.cost_nano IS NOT DISTINCT FROM 0))
+              HAVING bool_or(w.input_tokens > 0 AND w.outcome = 'success') OR bool_and(w.outcome = 'failure' AND w.cost_nano IS NOT DISTINCT FROM 0))
 LIMIT $1
 """  # noqa: S608  # of constants
 _ONE = _WITNESSES + " WHERE h.call_id = $1 AND h.attempt = $2"
+
+#: What a provider adds around the messages, and what it may have generated beyond what was seen of a cut stream.
+_MARGIN_TOKENS = 16
+_IN_FLIGHT_TOKENS = 32
 
 #: (model, deployment, usage) → nano-dollars, or None when the catalogue does not know the model any more.
 Price = Callable[[str, str | None, Usage], int | None]
@@ -81,7 +86,7 @@ class OrphanHold:
 def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) -> Settlement | None:
     """How a hold ends: by its witnesses; if they prove nothing and it has expired, by policy. Pure.
 
-    Witnesses of answers, whole or cut, are added up: a router's retry may have been billed twice. One
+    Witnesses of answers, whole or cut (with a margin), are added up: a router's retry may have been billed twice. One
     without a token of input proves nothing: its usage was left out, or nothing had come when it was cut. A
     failure proves that nothing was bought only if it names a cost of zero, and no other attempt can be
     under way: the hold has expired, or the proxy has `answered` its caller.
@@ -118,9 +123,11 @@ def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) ->
 def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlement:
     costs: list[int] = []
     for witness in proof:
-        ours = price(hold.model, witness.deployment, witness.usage)
+        ours = price(hold.model, witness.deployment, _used(witness))
         known = ours if ours is not None else witness.cost_nano
-        costs.append(known if known is not None else hold.amount_nano)
+        if known is None or (witness.outcome != "success" and known > hold.amount_nano):
+            known = hold.amount_nano
+        costs.append(known)
     reported = [witness.cost_nano for witness in proof if witness.cost_nano is not None]
     last = proof[-1]
     return Settlement(
@@ -128,13 +135,27 @@ def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlem
         hold.attempt,
         LedgerState.POSTED,
         sum(costs),
-        usage=_sum([witness.usage for witness in proof]),
+        usage=_sum([_used(witness) for witness in proof]),
         usage_source=UsageSource.WITNESS,
         proxy_cost_nano=sum(reported) if reported else None,
         provider=last.provider,
         deployment=last.deployment,
         status=last.status,
         error_code="owner_lost",
+    )
+
+
+def _used(witness: Witness) -> Usage:
+    """What the provider reported; of an attempt that did not end by itself, what LiteLLM counted, with a margin.
+
+    LiteLLM counts with a tokenizer that need not be the provider's, and only what had reached it.
+    """
+    used = witness.usage
+    if witness.outcome == "success":
+        return used
+    return Usage(
+        input_tokens=used.input_tokens + used.input_tokens // 2 + _MARGIN_TOKENS,
+        output_tokens=used.output_tokens + used.output_tokens // 2 + _IN_FLIGHT_TOKENS,
     )
 
 

@@ -44,15 +44,24 @@ def settle(orphan: OrphanHold, *, answered: bool = False) -> Settlement:
     return settled
 
 
-@pytest.mark.parametrize("outcome", ["success", "cancelled"])
 @pytest.mark.parametrize("expired", [True, False])
 @pytest.mark.parametrize("policy", list(ExpiryPolicy))
-def test_a_witness_of_an_answer_is_posted_at_our_price(outcome: str, expired: bool, policy: ExpiryPolicy) -> None:
-    settled = settle(hold(witness(outcome), expired=expired, policy=policy))
+def test_a_witness_of_an_answer_is_posted_at_our_price(expired: bool, policy: ExpiryPolicy) -> None:
+    settled = settle(hold(witness(), expired=expired, policy=policy))
     assert (settled.state, settled.cost_nano, settled.usage_source) == (LedgerState.POSTED, 2_000, UsageSource.WITNESS)
     assert settled.usage == Usage(10, output_tokens=10)
     assert (settled.proxy_cost_nano, settled.provider, settled.deployment, settled.status) == (500, "openai", "d1", 200)
     assert settled.error_code == "owner_lost"
+
+
+@pytest.mark.parametrize("outcome", ["cancelled", "failure"])
+def test_what_litellm_counted_of_a_cut_stream_is_posted_with_a_margin_within_the_hold(outcome: str) -> None:
+    settled = settle(hold(witness(outcome, tokens=100), expired=False))
+    assert settled.state is LedgerState.POSTED
+    assert 150 <= settled.usage.input_tokens <= 200
+    assert 150 < settled.usage.output_tokens <= 200
+    assert settled.cost_nano == (settled.usage.input_tokens + settled.usage.output_tokens) * 100
+    assert settle(hold(witness(outcome, tokens=4_000))).cost_nano == HELD  # 1,200,000 with its margin
 
 
 def test_a_model_that_the_catalogue_has_lost_is_posted_at_the_proxys_price() -> None:
@@ -65,7 +74,7 @@ def test_i1_an_answer_that_nobody_can_price_costs_the_whole_hold() -> None:
 
 def test_answers_of_a_routers_retries_are_added_up() -> None:
     settled = settle(
-        hold(witness("cancelled", 300, 5), witness(cost=None, tokens=7, provider="azure", deployment="d2"))
+        hold(witness("success", 300, 5), witness(cost=None, tokens=7, provider="azure", deployment="d2"))
     )
     assert settled.cost_nano == 1_000 + 1_400
     assert settled.usage == Usage(12, output_tokens=12)
