@@ -7,6 +7,7 @@ come in; a caller who leaves cancels what was started for it; every error has Op
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from typing import Any, TypeVar
@@ -146,6 +147,8 @@ async def _read(receive: Receive, headers: Mapping[str, str], most: int) -> byte
     too_large = BodyTooLarge(f"The body is larger than {most} bytes, the most that this gateway takes.")
     length = headers.get("content-length", "")
     if length.isdecimal() and int(length) > most:
+        if "expect" not in headers:  # who asks first has not begun to send
+            await _hear_out(receive)
         raise too_large
     parts: list[bytes] = []
     size, more = 0, True
@@ -156,9 +159,23 @@ async def _read(receive: Receive, headers: Mapping[str, str], most: int) -> byte
         parts.append(message.get("body", b""))
         size += len(parts[-1])
         if size > most:
+            await _hear_out(receive)
             raise too_large
         more = message.get("more_body", False)
     return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+async def _hear_out(receive: Receive) -> None:
+    """Take and forget what a caller still sends: a connection that is closed before loses the answer too.
+
+    For a while: not from who pauses for a second, nor for longer than ten.
+    """
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(10):
+            more = True
+            while more:
+                message = await asyncio.wait_for(receive(), 1)
+                more = message.get("more_body", False)
 
 
 async def _unless_left(work: Coroutine[Any, Any, _T], receive: Receive) -> _T:
