@@ -178,7 +178,7 @@ async def test_i2_a_failure_is_witnessed_and_not_retried(stack: StackState, call
     call_id, status, _ = await caller.call(chat("gpt-4.1-mini", script={"status": 500}))
     assert status == 500
     (witness,) = await witnesses(stack, call_id)
-    assert (witness["outcome"], witness["status"], witness["cost_nano"]) == ("failure", 500, None)
+    assert (witness["outcome"], witness["status"], witness["cost_nano"]) == ("failure", 500, 0)
 
 
 async def test_i2_a_caller_who_leaves_a_stream_leaves_a_witness(stack: StackState, caller: Caller) -> None:
