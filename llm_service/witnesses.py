@@ -6,14 +6,13 @@ take goes to disk at once (the *spool*), as JSON lines, and is replayed when Pos
 worker; each witness has an id of its own, so that a line that is sent twice counts once. What is
 only in memory is never older than a flush.
 
-Runs inside LiteLLM Proxy: standard library and asyncpg only.
+Runs inside LiteLLM Proxy: standard library, asyncpg and orjson only.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import time
@@ -25,6 +24,7 @@ from typing import Literal
 from uuid import UUID, uuid4
 
 import asyncpg
+import orjson
 
 from llm_service.types import Usage
 
@@ -95,7 +95,7 @@ class Witness:
             "started_at": None if self.started_at is None else self.started_at.isoformat(),
             "ended_at": self.ended_at.isoformat(),
         }
-        return json.dumps(row).replace("\\u0000", "")  # Postgres has no NUL in text
+        return orjson.dumps(row).decode().replace("\\u0000", "")  # Postgres has no NUL in text
 
 
 class WitnessWriter:
