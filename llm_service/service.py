@@ -360,6 +360,9 @@ class StreamingAnswer:
     def _end(self, error_code: str | None, status: int) -> None:
         if self._settling is not None:
             return
+        if error_code == "client_left" and (self._scanner.finished or self._scanner.error is not None):
+            # Who leaves when all is told has not left: the stream's own end counts.
+            error_code, status = (None, 200) if self._scanner.error is None else ("upstream_cut", 502)
         if error_code == "client_left" and self._call.reasons_unseen:
             self._settling = self._service.drain_stream(self._call, self._claim, self._upstream, self._scanner)
             return
