@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 
 import aiohttp
 import asyncpg
-from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from openai import APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
 
 from gateway.stack.state import StackState
 from llm_service.treasury.audit import audit
@@ -78,6 +78,16 @@ class Caller:
         )
         self.open.push_async_callback(client.close)
         return client
+
+    async def call(self, url: str | None = None, *, secret: str | None = None, **request: Any) -> Any:
+        """One small call, without the SDK's retries."""
+        defaults: dict[str, Any] = {"model": "gpt-4o-mini", "messages": said(), "max_tokens": 20}
+        return await self.client(url, secret=secret).chat.completions.create(**{**defaults, **request})
+
+    @property
+    def first_budget(self) -> str:
+        """The address of the budget that the agent was made with, if it is for all time."""
+        return f"budgets/agent {self.agent}: total"
 
     @property
     def last(self) -> Answered:
@@ -164,7 +174,9 @@ class Caller:
 
     async def counts(self) -> dict[str, int]:
         """How many rows each table has that a call could write to, and how long the provider's invoice is."""
-        row = await self.pool.fetchrow(f"SELECT {', '.join(f'(SELECT count(*) FROM {name}) AS {name}' for name in _WRITTEN)}")
+        row = await self.pool.fetchrow(
+            f"SELECT {', '.join(f'(SELECT count(*) FROM {name}) AS {name}' for name in _WRITTEN)}"
+        )
         assert row is not None
         return {**dict(row), "invoice": len(await self.invoice())}
 
@@ -202,9 +214,17 @@ def nano(dollars: str) -> int:
 def said(text: str = "Tell me of money.", script: dict[str, Any] | None = None) -> list[Any]:
     """One user's message that no other is like; `script` tells the simulated provider what to do with it."""
     if script and "times" in script:
-        script = {**script, "latency_s": uuid4().int % 10**9 / 10**12}  # the provider counts by the marker's text: each its own
+        script = {
+            **script,
+            "latency_s": uuid4().int % 10**9 / 10**12,
+        }  # the provider counts by the marker's text: each its own
     marker = f" [[sim: {json.dumps(script)}]]" if script else ""
     return [{"role": "user", "content": f"{text} {uuid4().hex}{marker}"}]
+
+
+def details(error: APIStatusError) -> dict[str, Any]:
+    """Treasurer's part of an error."""
+    return error.response.json()["error"]["treasurer"]
 
 
 def text_of(chunks: Sequence[Any]) -> str:

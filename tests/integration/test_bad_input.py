@@ -44,6 +44,11 @@ def chat(name: str, *, status: int = 400, param: str | None = "", code: str = "i
     return Bad(name, {"model": "gpt-4o-mini", "messages": HELLO, **fields}, status, wrong, code)
 
 
+def given(name: str, fields: dict[str, Any], code: str = "invalid_request") -> Bad:
+    """As `chat`, for fields that are values of a table."""
+    return Bad(name, {"model": "gpt-4o-mini", "messages": HELLO, **fields}, param=next(iter(fields)), code=code)
+
+
 def embed(name: str, *, param: str, code: str = "invalid_request", **fields: Any) -> Bad:
     body = {"model": "text-embedding-3-small", "input": "x", **fields}
     return Bad(name, body, 400, param, code, path=EMBEDDINGS)
@@ -87,7 +92,7 @@ FIELDS = [
     chat("a content that is a number", messages=[{"role": "user", "content": 5}]),
     chat("a part that is text", messages=[{"role": "user", "content": ["hello"]}]),
     *[
-        chat(f"{name} {value!r}", **{name: value})
+        given(f"{name} {value!r}", {name: value})
         for name in ("max_tokens", "max_completion_tokens")
         for value in (-1, 0, 10_000_001, 2**63, 1.5, "100", True, [1])
     ],
@@ -103,7 +108,7 @@ FIELDS = [
 ]
 STEERING = [
     *[
-        chat(f"steering by {name}", **{name: value}, code=UNKNOWN)
+        given(f"steering by {name}", {name: value}, UNKNOWN)
         for name, value in {
             "api_base": "http://127.0.0.1:1", "base_url": "http://127.0.0.1:1", "api_key": "sk-x", "api_version": "1",
             "fallbacks": ["gpt-4o"], "context_window_fallbacks": [{}], "input_cost_per_token": 0, "output_cost_per_token": 0,
@@ -118,7 +123,14 @@ STEERING = [
 UNPRICED = [
     *[
         chat(f"the hosted tool {kind}", tools=[{"type": kind}], code="not_priced")
-        for kind in ("web_search", "web_search_preview", "code_interpreter", "file_search", "computer_use_preview", "mcp")
+        for kind in (
+            "web_search",
+            "web_search_preview",
+            "code_interpreter",
+            "file_search",
+            "computer_use_preview",
+            "mcp",
+        )
     ],
     chat("audio out", modalities=["text", "audio"], code="not_priced"),
     chat("audio settings", audio={"voice": "alloy", "format": "wav"}, code=UNKNOWN),
@@ -185,7 +197,11 @@ async def refused(caller: Caller, bad: Bad, secret: str | None = None) -> dict[s
     return error
 
 
-@pytest.mark.parametrize("group", [RAW, FIELDS, STEERING, UNPRICED, EMBEDDED, HEADERS], ids=["raw", "fields", "steering", "unpriced", "embeddings", "headers"])
+@pytest.mark.parametrize(
+    "group",
+    [RAW, FIELDS, STEERING, UNPRICED, EMBEDDED, HEADERS],
+    ids=["raw", "fields", "steering", "unpriced", "embeddings", "headers"],
+)
 async def test_bad_input_is_a_named_4xx_and_nothing_is_written(caller: Caller, group: list[Bad]) -> None:
     before = await caller.counts()
     for bad in group:
@@ -266,7 +282,13 @@ async def test_a_key_opens_only_its_own_side(caller: Caller) -> None:
     with pytest.raises(openai.PermissionDeniedError):
         await caller.client(secret=caller.stack.admin_key).embeddings.create(model="text-embedding-3-small", input="x")
     headers = {"Authorization": f"Bearer {caller.secret}"}
-    for method, path in (("GET", "agents"), ("POST", "agents"), ("POST", "keys"), ("PATCH", "budgets/x"), ("DELETE", "keys/1")):
+    for method, path in (
+        ("GET", "agents"),
+        ("POST", "agents"),
+        ("POST", "keys"),
+        ("PATCH", "budgets/x"),
+        ("DELETE", "keys/1"),
+    ):
         address = f"{caller.stack.gateway_url}/admin/v1/{path}"
         async with caller.http.request(method, address, headers=headers, json={"name": "x"}) as response:
             assert response.status == 403, path
@@ -296,7 +318,7 @@ async def raw(caller: Caller, request: bytes) -> bytes:
     try:
         writer.write(request)
         await writer.drain()
-        return await asyncio.wait_for(reader.read(65536), 10)
+        return await asyncio.wait_for(reader.read(65536), 20)
     finally:
         writer.close()
         with contextlib.suppress(ConnectionResetError):  # the gateway may have closed it with bytes unread

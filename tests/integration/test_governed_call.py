@@ -27,9 +27,7 @@ MODELS = (
 #: One of each wire format and price.
 KINDS = ("gpt-4.1-mini", "claude-haiku-4-5", "gemini-2.5-flash", "local/llama-3.3-70b")
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
-PIXEL = (
-    "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
-)
+PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 WEATHER: Any = {
     "type": "function",
     "function": {
@@ -54,7 +52,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 async def ask(caller: Caller, streamed: bool, **request: Any) -> list[Any]:
     """The whole answer, or the chunks of a stream, read to its end."""
     request = {"max_tokens": 300, "messages": said(), **request}
-    answer = await caller.client().chat.completions.create(stream=streamed, **request)
+    answer: Any = await caller.client().chat.completions.create(stream=streamed, **request)
     return [chunk async for chunk in answer] if streamed else [answer]
 
 
@@ -69,7 +67,10 @@ async def test_i4_every_model_is_charged_as_its_provider_bills(caller: Caller, m
     assert (entry["usage_source"], entry["status"], entry["error_code"]) == ("provider", 200, None)
     assert (entry["cost_nano"] > 0) is (model != "local/qwen3-8b")
     assert entry["cost_nano"] <= entry["held_nano"]
-    assert entry["proxy_cost_nano"] in (None, entry["cost_nano"])  # LiteLLM prices it the same; it has no price for what is free
+    assert entry["proxy_cost_nano"] in (
+        None,
+        entry["cost_nano"],
+    )  # LiteLLM prices it the same; it has no price for what is free
     assert caller.last.call_id == entry["call_id"]
     assert caller.last.headers["x-treasurer-budget"] == f"agent {caller.agent}: total"
     if streamed:
@@ -242,7 +243,9 @@ async def test_max_tokens_is_defaulted_and_said(caller: Caller) -> None:
 @pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
 @STREAMED
 async def test_i1_max_tokens_is_clamped_to_what_is_left_and_said(stack: StackState, name: str, streamed: bool) -> None:
-    async with open_caller(stack, budget="0.001") as caller:  # 1,000,000 nano-dollars; an output token of gpt-4o is 10,000
+    async with open_caller(
+        stack, budget="0.001"
+    ) as caller:  # 1,000,000 nano-dollars; an output token of gpt-4o is 10,000
         messages = said(script={"output_tokens": 5000})
         await ask(caller, streamed, model="gpt-4o", messages=messages, **{"max_tokens": None, name: 4000})
         said_, _, tokens = caller.last.headers["x-treasurer-max-tokens"].partition(":")

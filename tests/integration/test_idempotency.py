@@ -13,8 +13,7 @@ import openai
 import pytest
 
 from gateway.stack.state import StackState
-from tests.integration.caller import Caller, open_caller, said
-
+from tests.integration.caller import Caller, details, open_caller, said
 
 
 @pytest.fixture
@@ -117,13 +116,17 @@ async def test_i7_another_body_is_a_named_conflict(caller: Caller) -> None:
     client = caller.client(caller.stack.gateway_urls[1], max_retries=3)
     before = len(caller.responses)
     with pytest.raises(openai.ConflictError) as raised:
-        await client.chat.completions.create(model="gpt-4o-mini", messages=said(), extra_headers={"Idempotency-Key": key})
+        await client.chat.completions.create(
+            model="gpt-4o-mini", messages=said(), extra_headers={"Idempotency-Key": key}
+        )
     assert raised.value.code == "idempotency_conflict"
-    assert error_of(raised.value)["treasurer"]["call_id"] == head["x-treasurer-call-id"]
+    assert details(raised.value)["call_id"] == head["x-treasurer-call-id"]
     assert len(caller.responses) == before + 1  # told once: the SDK does not retry
     # the same input for another operation is another body too
     with pytest.raises(openai.ConflictError):
-        await client.embeddings.create(model="text-embedding-3-small", input="x", extra_headers={"Idempotency-Key": key})
+        await client.embeddings.create(
+            model="text-embedding-3-small", input="x", extra_headers={"Idempotency-Key": key}
+        )
     await caller.agrees(1)
 
 
@@ -173,8 +176,8 @@ async def plant(caller: Caller, body: bytes, key: str, *, state: str | None, age
     if state is not None:
         await caller.pool.execute(
             "INSERT INTO ledger (call_id, attempt, state, organisation_id, team_id, agent_id, model, window_ids,"
-            " held_nano, cost_nano, usage_source, started_at) VALUES ($1, 0, $2, 1, 1, $3, 'gpt-4o-mini', '{}',"
-            " 5000, $4, 'hold', now() - interval '1 minute')",
+            " held_nano, cost_nano, usage_source, started_at, settled_at) VALUES ($1, 0, $2, 1, 1, $3, 'gpt-4o-mini',"
+            " '{}', 5000, $4, 'hold', now() - interval '1 minute', now() - interval '1 minute')",
             *(call_id, state, caller.agent_id, 0 if state == "voided" else 5000),
         )
     return call_id
@@ -224,10 +227,3 @@ async def test_i7_a_key_that_is_none_is_refused(caller: Caller, key: str) -> Non
     assert status == 400
     assert json.loads(content)["error"]["param"] == "idempotency-key"
     assert await caller.invoice() == []
-
-
-def error_of(error: openai.APIStatusError) -> dict[str, Any]:
-    """The error object of a response, Treasurer's own details included."""
-    return error.response.json()["error"]
-
-

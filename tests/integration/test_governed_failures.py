@@ -1,0 +1,301 @@
+"""Governed calls that go wrong: providers that refuse, lie, cut or hang, and callers that leave.
+
+What must hold (I2): one end in the ledger for each call, no hold left, an audit without a fault. What a provider
+refused costs nothing. Where it says nothing true of its usage, the ledger is not below its invoice; where no
+answer came, the hold stays until a witness tells, or expires and is posted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import openai
+import pytest
+
+from gateway.stack.ports import free_port
+from gateway.stack.probe import http_ok
+from gateway.stack.state import StackState
+from tests.integration.caller import PATIENCE_S, Caller, open_caller, said
+
+STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+KINDS = pytest.mark.parametrize(
+    "model", ["gpt-4.1-mini", "claude-haiku-5-5", "gemini-2.5-flash", "local/llama-3.3-70b"]
+)
+#: LiteLLM takes a deployment that failed too often out for this long (router_settings.cooldown_time).
+COOLDOWN_S = 5.5
+#: The hasty gateway gives a call this long, and a hold one second more.
+HASTE_S = 2.0
+
+
+@pytest.fixture
+async def caller(stack: StackState) -> AsyncIterator[Caller]:
+    """An agent with a dollar."""
+    async with open_caller(stack) as caller:
+        yield caller
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cooled_down(stack: StackState) -> Iterator[None]:
+    """Leave LiteLLM's deployments as they were: failures take them out for a while."""
+    yield
+    time.sleep(COOLDOWN_S)
+
+
+@pytest.fixture(scope="module")
+def hasty(stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path) -> Iterator[str]:
+    """One more gateway process on the same stack, whose calls time out soon; its address."""
+    port = free_port()
+    environ = {
+        "TREASURER_DATA_DIR": str(stack.data_dir),
+        "TREASURER_PORT": str(port),
+        "TREASURER_CALL_TIMEOUT_S": str(HASTE_S),
+        "TREASURER_HOLD_MARGIN_S": "1",
+        "TREASURER_SWEEP_INTERVAL_S": "0.5",
+    }
+    log = service_dir / "hasty-gateway.log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "gateway.serve"],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            env=os.environ | environ,
+            cwd=Path(__file__).parent.parent.parent,
+            start_new_session=True,
+        )
+    stop_with_us(process.pid)
+    try:
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        while not asyncio.run(http_ok(f"{url}/readyz")):
+            if process.poll() is not None or time.monotonic() > deadline:
+                pytest.fail(f"the hasty gateway did not start:\n{log.read_text(errors='replace')[-2000:]}")
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+async def ask(caller: Caller, model: str, streamed: bool, script: dict[str, Any], url: str | None = None) -> int:
+    """Ask, and read to the end: how many chunks came (of a whole answer: one)."""
+    answer: Any = await caller.client(url).chat.completions.create(
+        model=model, messages=said(script=script), max_tokens=300, stream=streamed
+    )
+    return len([chunk async for chunk in answer]) if streamed else 1
+
+
+async def one_end(caller: Caller) -> asyncpg.Record:
+    """The one entry of the one call, when nothing is held any more and the audit finds no fault."""
+    (entry,) = await caller.ledger()
+    assert await caller.faults() == []
+    return entry
+
+
+async def not_below_the_bill(caller: Caller) -> asyncpg.Record:
+    """As `one_end`, and the ledger has at least what the provider bills, and within the hold."""
+    entry = await one_end(caller)
+    assert await caller.billed_nano() <= entry["cost_nano"] <= entry["held_nano"]
+    return entry
+
+
+@STREAMED
+@KINDS
+@pytest.mark.parametrize("usage", ["missing", "zero"])
+async def test_i2_a_usage_that_is_not_told_is_estimated_not_below_the_bill(
+    caller: Caller, model: str, usage: str, streamed: bool
+) -> None:
+    if usage == "missing" and not streamed and model in ("claude-haiku-5-5", "gemini-2.5-flash"):
+        pytest.skip("LiteLLM cannot read such an answer: it is lost, as below")
+    await ask(caller, model, streamed, {"usage": usage})
+    entry = await not_below_the_bill(caller)
+    assert (entry["state"], entry["usage_source"], entry["status"]) == ("posted", "estimated", 200)
+
+
+@STREAMED
+@KINDS
+async def test_a_usage_that_is_too_high_is_posted_as_reported(caller: Caller, model: str, streamed: bool) -> None:
+    await ask(caller, model, streamed, {"usage": {"completion_tokens": 299}, "output_tokens": 20})
+    entry = await not_below_the_bill(caller)
+    assert (entry["usage_source"], entry["output_tokens"]) == ("provider", 299)
+    assert await caller.billed_nano() < entry["cost_nano"]
+
+
+async def test_i1_a_usage_above_the_hold_is_posted_and_the_audit_names_it(caller: Caller) -> None:
+    """No hold is above what a provider may say. The truth is posted; the gauge and the audit show the overshoot."""
+    await ask(
+        caller, "gpt-4.1-mini", False, {"usage": {"completion_tokens": 5000}, "billed": {"completion_tokens": 5000}}
+    )
+    (entry,) = await caller.ledger()
+    assert entry["output_tokens"] == 5000
+    assert entry["cost_nano"] == await caller.billed_nano() > entry["held_nano"]
+    (fault,) = await caller.faults()
+    assert "overshoot" in fault
+
+
+@pytest.mark.parametrize(
+    ("model", "streamed", "script", "status"),
+    [
+        ("gpt-5-mini", False, {"status": 429, "retry_after": 7}, 429),
+        ("gpt-5-mini", True, {"status": 429, "retry_after": 7}, 429),
+        ("claude-sonnet-5-5", False, {"status": 500}, 500),
+        ("claude-sonnet-5-5", True, {"status": 503, "retry_after": 3}, 503),
+        ("gemini-2.5-pro", False, {"status": 429, "retry_after": 7}, 429),
+        ("gemini-2.5-pro", True, {"status": 500}, 500),
+        ("gpt-4o", False, {"status": 400}, 400),
+        ("gpt-4o", True, {"status": 400}, 400),
+        ("local/qwen3-8b", True, {"status": 401}, 502),  # the operator's key is not the caller's fault
+    ],
+    ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
+)
+async def test_what_a_provider_refuses_costs_nothing(
+    caller: Caller, model: str, streamed: bool, script: dict[str, Any], status: int
+) -> None:
+    with pytest.raises(openai.APIStatusError) as raised:
+        await ask(caller, model, streamed, script)
+    error = raised.value
+    assert error.status_code == status
+    assert error.response.headers.get("retry-after") == (
+        str(script["retry_after"]) if "retry_after" in script else None
+    )
+    assert "Simulated error" in error.message
+    entry = await one_end(caller)
+    assert (entry["state"], entry["cost_nano"]) == ("voided", 0)
+    assert await caller.invoice() == []
+    (budget,) = (await caller.admin("GET", f"budgets?agent={caller.agent}"))["data"]
+    assert (budget["posted_nano"], budget["pending_nano"]) == (0, 0)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+async def test_another_deployment_is_tried_and_billed_once(caller: Caller, streamed: bool) -> None:
+    """gpt-4o-mini has two: what the first refuses, the second serves, under the same hold."""
+    await ask(caller, "gpt-4o-mini", streamed, {"status": 503, "times": 1})
+    entry = (await caller.agrees(1))[0]
+    assert entry["deployment"] in ("openai-gpt-4o-mini-a", "openai-gpt-4o-mini-b")
+
+
+@KINDS
+async def test_i2_a_stream_that_the_provider_cuts_is_posted_once(caller: Caller, model: str) -> None:
+    script = {"cut_after_tokens": 40, "output_tokens": 200, "tokens_per_s": 100}
+    with pytest.raises(openai.APIError):
+        await ask(caller, model, True, script)
+    entry = await not_below_the_bill(caller)
+    assert (entry["state"], entry["status"], entry["error_code"]) == ("posted", 502, "upstream_cut")
+    (line,) = await caller.invoice()
+    assert (line["state"], line["output_tokens"] >= 40) == ("cut", True)
+    assert entry["cost_nano"] < entry["held_nano"]  # an estimate, not the whole hold
+
+
+async def leave(caller: Caller, model: str, after: int, script: dict[str, Any]) -> None:
+    """Ask for a stream, and leave in the middle of it."""
+    stream: Any = await caller.client().chat.completions.create(
+        model=model, messages=said(script=script), max_tokens=600, stream=True
+    )
+    chunks = aiter(stream)
+    for _ in range(after):
+        await anext(chunks)
+    await stream.close()
+
+
+@pytest.mark.parametrize("model", ["gpt-4.1-mini", "claude-haiku-5-5", "local/llama-3.3-70b"])
+@pytest.mark.parametrize("after", [1, 8])
+async def test_i2_a_caller_that_leaves_a_stream_pays_for_what_it_got(caller: Caller, model: str, after: int) -> None:
+    await leave(caller, model, after, {"tokens_per_s": 25, "output_tokens": 500})
+    entry = await not_below_the_bill(caller)
+    assert (entry["state"], entry["status"], entry["error_code"]) == ("posted", 499, "client_left")
+    (line,) = await caller.invoice()
+    assert line["state"] == "client_left"  # the provider was told: it does not go on generating
+    assert line["output_tokens"] < 400
+    assert entry["cost_nano"] < entry["held_nano"] // 2
+    assert (await caller.witness(entry["call_id"]))["outcome"] == "cancelled"
+
+
+@pytest.mark.parametrize("model", ["gpt-5-mini", "gemini-2.5-flash"])
+async def test_i2_what_a_model_thought_unseen_is_paid_by_who_leaves(caller: Caller, model: str) -> None:
+    """Only the end of the stream tells how much that was, so it is read to its end: the ledger is the bill."""
+    await leave(caller, model, 1, {"tokens_per_s": 100, "reasoning_tokens": 60, "output_tokens": 40})
+    (entry,) = await caller.agrees(1)
+    assert (entry["reasoning_tokens"], entry["usage_source"]) == (60, "provider")
+
+
+async def test_i2_a_caller_that_leaves_before_the_first_token_pays_for_its_input(caller: Caller) -> None:
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(ask(caller, "gpt-4.1-mini", True, {"first_token_s": 30}), 1.0)
+    entry = await not_below_the_bill(caller)
+    assert entry["cost_nano"] > 0
+    assert len(await caller.invoice()) == 1
+
+
+@pytest.mark.parametrize("model", ["gpt-4.1-mini", "claude-haiku-5-5", "gemini-2.5-flash"])
+async def test_i2_a_caller_that_leaves_a_whole_answer_pays_its_true_cost(caller: Caller, model: str) -> None:
+    """The provider bills it whole, so it is waited for."""
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(ask(caller, model, False, {"first_token_s": 1.0}), 0.4)
+    assert await caller.held() == 1
+    (entry,) = await caller.agrees(1)
+    assert (entry["usage_source"], entry["status"]) == ("provider", 200)
+
+
+async def test_i2_many_that_leave_leave_nothing_behind(caller: Caller) -> None:
+    script = {"tokens_per_s": 25, "output_tokens": 200}
+    await asyncio.gather(*(leave(caller, "gpt-4.1-mini", number % 4 + 1, script) for number in range(12)))
+    entries = await caller.ledger()
+    assert [entry["state"] for entry in entries] == ["posted"] * 12
+    assert len(await caller.invoice()) == 12
+    assert await caller.faults() == []
+    assert sum(entry["cost_nano"] for entry in entries) >= await caller.billed_nano()
+
+
+LOST: tuple[tuple[str, bool, dict[str, Any]], ...] = (
+    ("gpt-4.1-mini", False, {"cut_before_headers": True, "billed": "full"}),
+    ("claude-haiku-5-5", False, {"cut_after_tokens": 10}),
+    ("claude-haiku-5-5", False, {"usage": "missing"}),
+    ("gemini-2.5-flash", False, {"usage": "missing"}),
+    ("gemini-2.5-flash", True, {"cut_before_headers": True, "billed": "full"}),
+    ("local/llama-3.3-70b", True, {"cut_before_headers": True, "billed": "full"}),
+)
+
+
+async def test_i2_answers_that_were_billed_and_lost_are_not_free(caller: Caller, hasty: str) -> None:
+    """LiteLLM answers with an error of its own. Whether the provider had served it, nobody can tell: the hold is posted."""
+    answers = await asyncio.gather(*(ask(caller, *each, hasty) for each in LOST), return_exceptions=True)
+    assert all(isinstance(answer, openai.APIStatusError) for answer in answers), answers
+    assert len(await caller.invoice()) == len(LOST)
+    entries = await caller.ledger()
+    assert [(entry["state"], entry["usage_source"]) for entry in entries] == [("expired", "hold")] * len(LOST)
+    assert all(entry["cost_nano"] == entry["held_nano"] for entry in entries)
+    assert await caller.posted_nano() >= await caller.billed_nano()
+    assert await caller.faults() == []
+
+
+async def test_i2_a_provider_that_hangs_is_given_up(caller: Caller, hasty: str) -> None:
+    """The holds expire and are posted. A whole answer that comes after all corrects the ledger, by the proxy's witness."""
+    hang: dict[str, Any] = {"hang_s": HASTE_S + 2.5}
+    calls = [(False, hang), (True, hang), (True, {**hang, "hang_after_tokens": 5, "output_tokens": 50})]
+    began = time.monotonic()
+    errors = await asyncio.gather(
+        *(ask(caller, "gpt-4.1-mini", streamed, script, hasty) for streamed, script in calls), return_exceptions=True
+    )
+    assert time.monotonic() - began >= HASTE_S
+    assert [error.code for error in errors if isinstance(error, openai.APIError)] == ["upstream_timeout"] * 3, errors
+    deadline = time.monotonic() + PATIENCE_S
+    while {entry["state"] for entry in await caller.ledger()} != {"expired", "posted", "adjusted"}:
+        assert time.monotonic() < deadline, "the witness of the whole answer did not correct the ledger"
+        await asyncio.sleep(0.2)
+    entries = await caller.ledger()
+    corrected = [entry["call_id"] for entry in entries if entry["state"] == "adjusted"]
+    assert len(corrected) == 1
+    paid = sum(entry["cost_nano"] for entry in entries if entry["call_id"] == corrected[0])
+    while len(lines := await caller.invoice()) < 3:
+        assert time.monotonic() < deadline, "the provider has not ended all three"
+        await asyncio.sleep(0.2)
+    assert paid in [line["cost_nano"] for line in lines if line["state"] == "complete"]
+    assert await caller.posted_nano() >= await caller.billed_nano()
+    assert await caller.faults() == []
