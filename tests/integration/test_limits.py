@@ -247,9 +247,7 @@ async def own_redis(directory: Path) -> AsyncIterator[tuple[EmbeddedRedis, list[
 
 
 async def start(server: EmbeddedRedis) -> subprocess.Popen[bytes]:
-    process = subprocess.Popen(
-        server.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(server.command(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 10
     while not await server.ready():
         assert time.monotonic() < deadline

@@ -73,9 +73,7 @@ def test_i1_an_answer_that_nobody_can_price_costs_the_whole_hold() -> None:
 
 
 def test_answers_of_a_routers_retries_are_added_up() -> None:
-    settled = settle(
-        hold(witness("success", 300, 5), witness(cost=None, tokens=7, provider="azure", deployment="d2"))
-    )
+    settled = settle(hold(witness("success", 300, 5), witness(cost=None, tokens=7, provider="azure", deployment="d2")))
     assert settled.cost_nano == 1_000 + 1_400
     assert settled.usage == Usage(12, output_tokens=12)
     assert (settled.proxy_cost_nano, settled.provider, settled.deployment) == (300, "azure", "d2")
