@@ -26,9 +26,8 @@ from gateway.stack.state import StackState
 from tests.integration.caller import PATIENCE_S, Caller, open_caller, said
 
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
-KINDS = pytest.mark.parametrize(
-    "model", ["gpt-4.1-mini", "claude-haiku-5-5", "gemini-2.5-flash", "local/llama-3.3-70b"]
-)
+#: One of each wire format and price.
+KINDS = ("gpt-4.1-mini", "claude-haiku-5-5", "gemini-2.5-flash", "local/llama-3.3-70b")
 #: LiteLLM takes a deployment that failed too often out for this long (router_settings.cooldown_time).
 COOLDOWN_S = 5.5
 #: The hasty gateway gives a call this long, and a hold one second more.
@@ -106,21 +105,27 @@ async def not_below_the_bill(caller: Caller) -> asyncpg.Record:
     return entry
 
 
-@STREAMED
-@KINDS
-@pytest.mark.parametrize("usage", ["missing", "zero"])
+#: LiteLLM cannot read whole answers of Anthropic and Google without usage: those are lost, see below.
+UNTOLD = [
+    (usage, model, streamed)
+    for usage in ("missing", "zero")
+    for model in KINDS
+    for streamed in (False, True)
+    if usage == "zero" or streamed or model in ("gpt-4.1-mini", "local/llama-3.3-70b")
+]
+
+
+@pytest.mark.parametrize(("usage", "model", "streamed"), UNTOLD)
 async def test_i2_a_usage_that_is_not_told_is_estimated_not_below_the_bill(
-    caller: Caller, model: str, usage: str, streamed: bool
+    caller: Caller, usage: str, model: str, streamed: bool
 ) -> None:
-    if usage == "missing" and not streamed and model in ("claude-haiku-5-5", "gemini-2.5-flash"):
-        pytest.skip("LiteLLM cannot read such an answer: it is lost, as below")
     await ask(caller, model, streamed, {"usage": usage})
     entry = await not_below_the_bill(caller)
     assert (entry["state"], entry["usage_source"], entry["status"]) == ("posted", "estimated", 200)
 
 
 @STREAMED
-@KINDS
+@pytest.mark.parametrize("model", KINDS)
 async def test_a_usage_that_is_too_high_is_posted_as_reported(caller: Caller, model: str, streamed: bool) -> None:
     await ask(caller, model, streamed, {"usage": {"completion_tokens": 299}, "output_tokens": 20})
     entry = await not_below_the_bill(caller)
@@ -181,7 +186,7 @@ async def test_another_deployment_is_tried_and_billed_once(caller: Caller, strea
     assert entry["deployment"] in ("openai-gpt-4o-mini-a", "openai-gpt-4o-mini-b")
 
 
-@KINDS
+@pytest.mark.parametrize("model", KINDS)
 async def test_i2_a_stream_that_the_provider_cuts_is_posted_once(caller: Caller, model: str) -> None:
     script = {"cut_after_tokens": 40, "output_tokens": 200, "tokens_per_s": 100}
     with pytest.raises(openai.APIError):
