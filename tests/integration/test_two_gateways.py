@@ -103,13 +103,15 @@ async def test_i1_200_callers_through_two_gateways_on_one_budget(stack: StackSta
             )
         )
         assert outcomes["insufficient_quota for good"] == CALLERS, outcomes
-        over = await pool.fetch(
-            "SELECT model, input_tokens, output_tokens, held_nano, cost_nano FROM ledger WHERE cost_nano > held_nano"
+        entries = await pool.fetch(
+            "SELECT call_id::text, held_nano, cost_nano FROM ledger l JOIN agents a ON a.id = l.agent_id WHERE a.name = 'crowd'"
         )
-        assert over == []
+        assert [entry for entry in entries if entry["cost_nano"] > entry["held_nano"]] == []
         assert billed <= LIMIT_NANO, await odd_lines(stack)
         assert posted == billed, await odd_lines(stack)
         assert billed > 0.95 * LIMIT_NANO, (billed, outcomes)
-        # Other tests send requests of their own straight to this stack's proxy, with grants but without holds.
+        # What other tests on this stack do wrong on purpose is not looked at.
+        names = {entry["call_id"] for entry in entries} | {"'agent crowd: total'"}
         report = await audit(pool, sweep_grace_s=10)
-        assert [check for check in report.checks if not check.ok and check.name != "witnesses_are_accounted_for"] == []
+        said = [difference for check in report.checks for difference in check.differences]
+        assert [difference for difference in said if any(name in difference for name in names)] == []
