@@ -17,7 +17,7 @@ import orjson
 from gateway.auth import bearer_secret
 from gateway.composition import Runtime
 from llm_service.errors import BodyTooLarge, InvalidRequest, NotAuthenticated, TreasurerError
-from llm_service.service import StreamingAnswer
+from llm_service.streaming import StreamingAnswer
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 
 log = logging.getLogger(__name__)

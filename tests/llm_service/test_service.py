@@ -25,8 +25,9 @@ from llm_service.errors import (
 )
 from llm_service.grants import GrantLimits, verify
 from llm_service.proxy import Unanswered, UpstreamAnswer
-from llm_service.service import LLMService, StreamingAnswer
+from llm_service.service import LLMService
 from llm_service.settlement import Settler
+from llm_service.streaming import StreamingAnswer
 from llm_service.types import NO_CONTEXT, CallContext, LedgerState, Principal, RateLimit, Scope, Settlement, UsageSource
 from tests.llm_service.fakes import (
     ENTRIES,

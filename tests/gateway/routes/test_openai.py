@@ -24,7 +24,7 @@ from llm_service.errors import (
     UpstreamError,
 )
 from llm_service.ids import new_call_id
-from llm_service.service import StreamingAnswer
+from llm_service.streaming import StreamingAnswer
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 
 PRINCIPAL = Principal(1, "o", 1, "t", 7, "a", 1, "k", 1)
