@@ -24,7 +24,7 @@ class Group(Generic[Item, Result]):
     `run` returns one result (or an exception, for that item alone) for each item, in order. If it
     raises a `TreasurerError`, every item of the group gets it; after another error each item is
     tried alone. `observe(size, seconds)` is told of each group. An item whose future was cancelled
-    before its group ran is left out; `abandoned(item, result)` is told of one that was cancelled since.
+    before its group ran is left out; the first of a group waits `gather_s` for others to come along; `abandoned(item, result)` is told of one that was cancelled since.
     """
 
     def __init__(
@@ -32,11 +32,13 @@ class Group(Generic[Item, Result]):
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
         max_size: int = 256,
+        gather_s: float = 0.0,
         observe: Callable[[int, float], None] | None = None,
         abandoned: Callable[[Item, Result | Exception], None] | None = None,
     ) -> None:
         self._run = run
         self._max_size = max_size
+        self._gather_s = gather_s
         self._observe = observe
         self._abandoned = abandoned
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -60,6 +62,8 @@ class Group(Generic[Item, Result]):
 
     async def _work(self) -> None:
         try:
+            if self._gather_s:
+                await asyncio.sleep(self._gather_s)
             while self._waiting:
                 group = [pair for pair in self._waiting[: self._max_size] if not pair[1].cancelled()]
                 del self._waiting[: self._max_size]

@@ -43,6 +43,10 @@ _SETTLE = (
 )
 
 
+#: Settlement is off the caller's path: a moment later it meets others, and no longer the next call's admission.
+_SETTLE_GATHER_S = 0.005
+
+
 class StaleEpoch(Exception):
     """The configuration changed since the principal was read: read it again and ask again."""
 
@@ -85,7 +89,7 @@ class Treasury:
             abandoned=self._void_unwanted,
         )
         self._settlements: Group[Settlement, str] = Group(
-            self._settle_group, observe=lambda size, seconds: tell("settle", size, seconds)
+            self._settle_group, gather_s=_SETTLE_GATHER_S, observe=lambda size, seconds: tell("settle", size, seconds)
         )
         self._freed = asyncio.Event()
 
