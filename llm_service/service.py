@@ -5,8 +5,8 @@
 
 What must hold:
   I1/I3  nothing is sent without a hold on disk that covers whatever it can cost, and a grant that names it
-  I2     what was sent is settled from the provider's usage; where that is missing, from an estimate that
-         does not fall short; where no answer came, by whoever finds the proxy's witness
+  I2     what was sent is settled from the provider's usage; where that is missing, from an estimate with
+         a margin; where no answer came, by whoever finds the proxy's witness
   I7     the same idempotency key with the same body is the same call
 """
 

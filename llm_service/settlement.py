@@ -1,8 +1,8 @@
 """How a call is settled: from what is known of its end to one ledger entry, telemetry, and pace given back.
 
 What must hold (I2): each attempt is settled once. What the provider reports is posted as it is. An
-answer whose usage is missing or zero is estimated with a margin, never above what was held: it can be
-too much, not too little. What may have been served without an answer is left to the witness.
+answer whose usage is missing or zero is estimated with a margin, never above what was held. Of a stream
+that was cut this is no bound: what the provider had generated and nobody had read is not seen. What may have been served without an answer is left to the witness.
 """
 
 from __future__ import annotations
