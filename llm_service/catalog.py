@@ -46,6 +46,7 @@ class Model:
     underlying: str = ""
     unpriced: str | None = None  # why it cannot be served
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
+    quality: int | None = None  # 0 to 100, as config/litellm.yaml says (model_info: treasurer_quality)
 
     @property
     def has_dearer_tiers(self) -> bool:
@@ -167,7 +168,14 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
         underlying=underlying,
         unpriced=unpriced,
         deployments=providers,
+        quality=_quality(infos),
     )
+
+
+def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:
+    """The least that is said of any of its deployments."""
+    said = [info["treasurer_quality"] for info in infos if isinstance(info.get("treasurer_quality"), int)]
+    return min(said, default=None)
 
 
 def _priced(info: Mapping[str, Any]) -> Rates:

@@ -104,6 +104,82 @@ class Budget:
         return values or ("",)
 
 
+class Condition(StrEnum):
+    """Why a chain goes on from one model to the next."""
+
+    ERROR = "error"  # the provider or the proxy failed: 5xx, a broken connection, an unreadable answer
+    TIMEOUT = "timeout"
+    RATE_LIMIT = "rate_limit"  # the provider's 429
+    BREAKER_OPEN = "breaker_open"
+    CONTEXT_TOO_LONG = "context_too_long"
+    CONTENT_FILTER = "content_filter"
+    NEAR_LIMIT = "near_limit"  # a budget's share for this model is used up, or all of it
+
+
+class OnLeave(StrEnum):
+    """What becomes of a stream whose caller has left."""
+
+    FINISH = "finish"  # read to its end: exact
+    CANCEL = "cancel"  # given up: cheaper where providers stop, and an estimate
+
+
+@dataclass(frozen=True, slots=True)
+class Fallback:
+    """A model that may stand in for another, and after what."""
+
+    model: str
+    on: frozenset[Condition] = frozenset(Condition) - {Condition.NEAR_LIMIT, Condition.CONTENT_FILTER}
+
+
+@dataclass(frozen=True, slots=True)
+class Downgrade:
+    """From `at_share` (basis points of a budget's limit, 1 to 10,000) the first of `models` that is good enough serves.
+
+    Good enough: its `treasurer_quality` in config/litellm.yaml is at least `min_quality` (0 to 100).
+    """
+
+    at_share: int
+    models: tuple[str, ...]
+    min_quality: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds. None: the service's own setting. `total_s` is of one attempt, and never above the service's."""
+
+    connect_s: float | None = None
+    first_token_s: float | None = None
+    silence_s: float | None = None
+    total_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """How calls for the models that fit `model_pattern` are served: the chain, its bounds and its patience.
+
+    `retries` are more attempts at the same model; `max_attempts` counts all of a call's. No attempt begins
+    `max_elapsed_s` seconds after the call came in, nor where its hold and what the earlier ones cost, or may
+    have, pass `max_cost_nano`. `queue_s` is how long a call may wait for held money, for its budget's
+    pace or for a rate limit; None: for held money as long as the service's setting says, else not at all.
+    """
+
+    id: int = 0
+    model_pattern: str = "*"
+    fallbacks: tuple[Fallback, ...] = ()
+    retries: int = 0
+    max_attempts: int = 4
+    max_elapsed_s: float = 60.0
+    max_cost_nano: int | None = None
+    downgrade: Downgrade | None = None
+    timeouts: Timeouts = Timeouts()
+    queue_s: float | None = None
+    on_leave: OnLeave = OnLeave.FINISH
+
+
+#: One attempt at the model that was asked for.
+NO_ROUTE = Route(max_attempts=1)
+
+
 @dataclass(frozen=True, slots=True)
 class RateLimit:
     """Pace, not money: how often, how many tokens, how many at once. `None` is no limit.
@@ -147,6 +223,11 @@ class Principal:
     floor_tokens: int = 16
     budgets: tuple[Budget, ...] = ()
     limits: tuple[RateLimit, ...] = ()
+    routes: tuple[Route, ...] = ()  # the agent's, its team's, its organisation's: the first that fits counts
+
+    def route(self, model: str) -> Route:
+        """How calls for this model are served."""
+        return next((route for route in self.routes if fnmatchcase(model, route.model_pattern)), NO_ROUTE)
 
     def may_use(self, model: str) -> bool:
         """Whether the key's list of models allows this one (shell-style patterns, `*` and `?`)."""
@@ -205,6 +286,8 @@ class HoldRequest:
     floor_nano: int
     lifetime_s: float
     lines: tuple[tuple[int, str], ...]  # (budget id, window subject): every window that must have room
+    requested_model: str | None = None  # what the caller asked for, where another model serves
+    max_share: int = 10_000  # basis points of each limit that may be used for this model; less: near its limit
 
 
 @dataclass(frozen=True, slots=True)
