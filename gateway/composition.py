@@ -32,7 +32,7 @@ from llm_service.tokens import TokenCounter
 from llm_service.treasury.refusal_log import RefusalLog
 from llm_service.treasury.sweep import Price, Sweeper
 from llm_service.treasury.treasury import Treasury
-from llm_service.types import CallContext, Principal, Usage
+from llm_service.types import CallContext, Principal, Timeouts, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,12 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
         limiter = RateLimiter(redis, on_degraded=lambda away: telemetry.degraded("redis", away))
         stack.push_async_callback(limiter.close)
         proxy = await stack.enter_async_context(
-            ProxyUpstream(where.proxy_url, connect_s=settings.connect_timeout_s, total_s=settings.call_timeout_s)
+            ProxyUpstream(
+                where.proxy_url,
+                connect_s=settings.connect_timeout_s,
+                total_s=settings.call_timeout_s,
+                silence_s=settings.silence_timeout_s,
+            )
         )
         treasury = Treasury(where.database_url, observe=telemetry.group)
         stack.push_async_callback(treasury.close)
@@ -138,6 +143,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             grant_secret=where.grant_secret,
             parent=lambda: telemetry.parent(None),
             proxy_enforces_limits=settings.proxy_enforces_limits,
+            timeouts=Timeouts(first_token_s=settings.first_token_timeout_s),
+            fell_back=lambda call, reason, model: telemetry.fell_back(call.candidate.model, model, reason),
         )
         chores = [sweeper.run(), refusals.run(), idempotency.run()]
         if settings.audit_interval_s:

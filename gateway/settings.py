@@ -44,6 +44,12 @@ class Settings(BaseSettings):
 
     call_timeout_s: float = Field(default=300, gt=0, le=3600, description="the longest that one call may take")
     connect_timeout_s: float = Field(default=5, gt=0)
+    first_token_timeout_s: float | None = Field(
+        default=None, gt=0, le=3600, description="how long a stream may take to its first token; none: call_timeout_s"
+    )
+    silence_timeout_s: float = Field(
+        default=120, gt=0, le=3600, description="the longest silence between two events of a stream"
+    )
     hold_margin_s: float = Field(default=30, gt=0, description="a hold outlives its call's timeout by this")
     sweep_interval_s: float = Field(default=5, gt=0)
     audit_interval_s: float = Field(default=300, ge=0, description="how often the gateways audit the books; 0: never")

@@ -4,26 +4,31 @@ What must hold: when `admit` returns, a hold that covers the call is on disk; wh
 of it is held, in Redis or in Postgres.
 
 Exhausted and busy are different answers. Exhausted is final for the window and is said at once. Busy
-means that calls in flight hold the rest: the call waits up to `busy_wait_s` for them to settle.
+means that calls in flight hold the rest: the call waits up to `busy_wait_s` for them to settle, or for as long
+as its route says (`queue_s`); then also for its budget's pace and for its rate limits.
 """
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Protocol
 
 from llm_service.bounds import Plan, TextCount, counted_bound, counting_may_help, output_within, plan
 from llm_service.call import Call
 from llm_service.catalog import Catalog, Model
-from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError
+from llm_service.errors import CostLimited, ProxyUnavailable, RateLimited, TreasurerError, UpstreamError
 from llm_service.guards.limits import RateLimiter
+from llm_service.guards.pace import Pace
+from llm_service.money import format_decimal, format_dollars
 from llm_service.refusals import check_allowed, refusal
 from llm_service.requests import ParsedRequest
-from llm_service.treasury.treasury import Denial, StaleEpoch, Treasury
-from llm_service.types import CallContext, Hold, HoldRequest, Principal
+from llm_service.routing import Candidate, chain_of
+from llm_service.treasury.treasury import Denial, DenialKind, StaleEpoch, Treasury
+from llm_service.types import CallContext, Hold, HoldRequest, Principal, Route
 
 log = logging.getLogger(__name__)
 
@@ -38,7 +43,7 @@ class Renewal(Protocol):
 
 
 class Admission:
-    """Admits calls, or says why not. `refused(call, error)` is told of each that was not."""
+    """Admits attempts, or says why not. `refused(principal, context, model, error)` is told of calls that ended there."""
 
     def __init__(
         self,
@@ -61,35 +66,69 @@ class Admission:
         self._lifetime_s = lifetime_s
         self._busy_wait_s = busy_wait_s
 
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """The catalogue, as it was last read."""
+        return self._catalog.models
+
+    async def chain(self, call: Call) -> tuple[Route, tuple[Candidate, ...]]:
+        """The call's route, and the models that may serve it; the first is the one that was asked for.
+
+        Raises:
+            TreasurerError: the caller may not use it, or it does not exist.
+        """
+        name, principal = call.request.model, call.principal
+        check_allowed(principal, name)
+        mode = _MODES[call.operation]
+        await self._catalog.get(name, mode=mode)
+        route = principal.route(name)
+        return route, chain_of(route, name, self._catalog.models, principal.may_use, mode)
+
+    async def model(self, call: Call) -> Model:
+        """The model of this attempt. Raises TreasurerErrors."""
+        return await self._catalog.get(call.candidate.model, mode=_MODES[call.operation])
+
+    def refused(self, call: Call, error: TreasurerError) -> None:
+        """Tell that a call was refused for good, and nothing was sent for it."""
+        self._refused(call.principal, call.context, call.request.model, error)
+
     async def admit(self, call: Call) -> None:
-        """Fill in the call's model, plan, pace and hold.
+        """Fill in the call's plan, pace and hold; its model is known.
 
         Raises:
             TreasurerError: why not. Nothing is held then.
         """
+        check_allowed(call.principal, call.request.model)
+        call.plan = plan(call.model, call.request, call.principal)
+        queue_s = call.journey.route.queue_s
+        deadline = time.monotonic() + (queue_s or 0)
+        call.pace = await self._keep_pace(call, deadline)
         try:
-            check_allowed(call.principal, call.request.model)
-            call.model = await self._catalog.get(call.request.model, mode=_MODES[call.operation])
-            call.plan = plan(call.model, call.request, call.principal)
-            call.pace = await self._limiter.acquire(
-                call.call_id,
-                call.principal.limits,
-                call.model.name,
-                _estimated_tokens(call.request, call.plan),
-                self._lifetime_s,
+            call.hold = await self._hold(
+                call, deadline if queue_s is not None else time.monotonic() + self._busy_wait_s
             )
-            try:
-                call.hold = await self._hold(call)
-            except BaseException:
-                self._limiter.release(call.pace, 0)
-                raise
-        except TreasurerError as error:
-            self._refused(call.principal, call.context, call.request.model, error)
+        except BaseException:
+            self._limiter.release(call.pace, 0)
             raise
         call.output_tokens = output_within(call.model, call.request, call.plan, call.hold.amount_nano)
 
-    async def _hold(self, call: Call) -> Hold:
-        deadline = time.monotonic() + self._busy_wait_s
+    async def _keep_pace(self, call: Call, deadline: float) -> Pace:
+        while True:
+            try:
+                return await self._limiter.acquire(
+                    call.call_id,
+                    call.principal.limits,
+                    call.model.name,
+                    _estimated_tokens(call.request, call.plan),
+                    self._lifetime_s,
+                )
+            except RateLimited as error:
+                wait_s = error.retry_after
+                if not error.should_retry or wait_s is None or time.monotonic() + wait_s > deadline:
+                    raise
+                await asyncio.sleep(wait_s)
+
+    async def _hold(self, call: Call, deadline: float) -> Hold:
         while True:
             outcome = await self._ask(call)
             if isinstance(outcome, Hold):
@@ -97,30 +136,34 @@ class Admission:
             if outcome.final and await self._count(call, outcome.limit_nano - outcome.posted_nano):
                 continue
             left_s = deadline - time.monotonic()
-            if left_s <= 0 and await self._count(call, outcome.left_nano):
+            wait_s = _worth_waiting(outcome, left_s)
+            if wait_s is None and await self._count(call, outcome.left_nano):
                 continue
-            if outcome.final or left_s <= 0:
+            if wait_s is None:
                 raise refusal(call.principal, outcome, call.plan.floor_nano, datetime.now(UTC))
-            await self._treasury.freed(min(left_s, 0.25))
+            await self._treasury.freed(wait_s)
 
     async def _ask(self, call: Call) -> Hold | Denial:
         """Ask the treasury, with the principal as it is now."""
         while True:
             principal = call.principal
+            amount_nano = _within_cost_limit(call)
             request = HoldRequest(
                 call_id=call.call_id,
                 attempt=call.attempt,
                 principal=principal,
                 context=call.context,
                 model=call.model.name,
-                amount_nano=call.plan.amount_nano,
-                floor_nano=call.plan.floor_nano,
+                amount_nano=amount_nano,
+                floor_nano=min(call.plan.floor_nano, amount_nano),
                 lifetime_s=self._lifetime_s,
                 lines=tuple(
                     (budget.id, subject)
                     for budget in principal.budgets
                     for subject in budget.subjects(call.model.name, call.context)
                 ),
+                requested_model=None if call.model.name == call.request.model else call.request.model,
+                max_share=call.candidate.max_share,
             )
             try:
                 return await self._treasury.admit(request)
@@ -139,6 +182,38 @@ class Admission:
             return False
         call.plan = plan(call.model, call.request, call.principal, counted_input=counted)
         return call.plan.floor_nano <= left_nano
+
+
+def _worth_waiting(denial: Denial, left_s: float) -> float | None:
+    """How long to wait before asking again, in seconds; None: it cannot help, or not in time."""
+    if denial.kind is DenialKind.BUSY and left_s > 0:
+        return min(left_s, 0.25)
+    if denial.kind is DenialKind.PACED and denial.resumes_at is not None:
+        wait_s = (denial.resumes_at - datetime.now(UTC)).total_seconds()
+        if wait_s <= left_s:
+            return min(max(wait_s, 0.01), 1.0)  # not in one piece: what settles lower may let it through before
+    return None
+
+
+def _within_cost_limit(call: Call) -> int:
+    """What may be held for this attempt, of what the route lets all of a call's attempts cost.
+
+    Raises:
+        CostLimited: it is less than the attempt's floor.
+    """
+    most = call.journey.route.max_cost_nano
+    if most is None:
+        return call.plan.amount_nano
+    left_nano = most - sum(call.journey.spent_nano.values())
+    if left_nano < call.plan.floor_nano:
+        raise CostLimited(
+            f"This call needs at least {format_dollars(call.plan.floor_nano)} of {call.model.name!r}, and its route lets "
+            f"it cost at most {format_dollars(most)}"
+            + (f", of which {format_dollars(most - left_nano)} is spent or held" if left_nano < most else "")
+            + f". Ask for less, or have an administrator raise the route's limit for agent {call.principal.agent!r}.",
+            details={"agent": call.principal.agent, "max_cost": format_decimal(most)},
+        )
+    return min(call.plan.amount_nano, left_nano)
 
 
 _MODES = {"chat": "chat", "embeddings": "embedding"}

@@ -1,6 +1,7 @@
-"""One call on its way: what it asked for, what was held for it, and how it ended.
+"""One attempt of a call on its way: what was asked for, what was held for it, and how it ended.
 
 `Call` is filled in as `service.py` goes from top to bottom; `Ending` is what settlement needs to know.
+A call that fails over is several of these, one after the other, which share its `Journey`.
 """
 
 from __future__ import annotations
@@ -12,19 +13,39 @@ from uuid import UUID
 
 from llm_service.bounds import Plan
 from llm_service.catalog import Model
+from llm_service.errors import TreasurerError
 from llm_service.guards.pace import Pace
+from llm_service.guards.passage import FREE, Passage
 from llm_service.ids import new_call_id
 from llm_service.money import format_decimal
 from llm_service.requests import ParsedRequest
-from llm_service.types import CallContext, Hold, LedgerState, Principal, Usage, UsageSource
+from llm_service.routing import Candidate
+from llm_service.types import NO_ROUTE, CallContext, Hold, LedgerState, Principal, Route, Usage, UsageSource
 
 CHAT_PATH = "/v1/chat/completions"
 EMBEDDINGS_PATH = "/v1/embeddings"
 
 
 @dataclass(slots=True)
+class Journey:
+    """What the attempts of one call have in common. Nano-dollars, by the attempt's number."""
+
+    route: Route = NO_ROUTE
+    chain: tuple[Candidate, ...] = ()
+    began: float = field(default_factory=time.perf_counter)
+    #: What each attempt that was sent has cost, or may have.
+    spent_nano: dict[int, int] = field(default_factory=dict[int, int])
+    failures: list[tuple[str, TreasurerError]] = field(default_factory=list[tuple[str, TreasurerError]])
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the call came in."""
+        return time.perf_counter() - self.began
+
+
+@dataclass(slots=True)
 class Call:
-    """A request of a principal. The fields below the line are set when it is admitted."""
+    """A request of a principal, in one of its attempts. The fields below the line are set when it is admitted."""
 
     operation: str
     path: str
@@ -37,7 +58,12 @@ class Call:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started: float = field(default_factory=time.perf_counter)
     first_token_ms: int | None = None
-    owed: bool = False  # something was sent, or may have been: its idempotency key is spent
+    first_by: float | None = None  # when a stream's first token must have come, by time.perf_counter
+    journey: Journey = field(default_factory=Journey)
+    place: int = 0  # in the chain
+    tries_here: int = 1  # attempts at this place, with this one
+    superseded: bool = False  # another attempt has taken its place
+    passage: Passage = FREE
     # -- admitted
     model: Model = field(init=False)
     plan: Plan = field(init=False)
@@ -45,18 +71,48 @@ class Call:
     hold: Hold = field(init=False)
     output_tokens: int = field(init=False, default=0)
 
-    def elapsed_ms(self) -> int:
-        """Milliseconds since the call came in."""
-        return int((time.perf_counter() - self.started) * 1000)
+    def following(self, place: int) -> Call:
+        """The call's next attempt, at a place in its chain."""
+        self.superseded = True
+        return Call(
+            self.operation,
+            self.path,
+            self.request,
+            self.principal,
+            self.context,
+            self.parent,
+            call_id=self.call_id,
+            attempt=self.attempt + 1,
+            journey=self.journey,
+            place=place,
+            tries_here=self.tries_here + 1 if place == self.place else 1,
+        )
 
     @property
-    def reasons_unseen(self) -> bool:
-        """Whether the provider bills tokens that a stream does not show as they are made."""
-        if "reasoning" not in self.model.capabilities:
-            return False
-        data = self.request.data
-        # Claude reasons only when it is asked to; the others unless they are told not to.
-        return self.model.provider != "anthropic" or bool(data.get("thinking") or data.get("reasoning_effort"))
+    def candidate(self) -> Candidate:
+        """The model of this attempt, and under which conditions."""
+        return self.journey.chain[self.place]
+
+    @property
+    def owed(self) -> bool:
+        """Whether any attempt of the call has cost something, or may have: its idempotency key is spent."""
+        return bool(self.journey.spent_nano)
+
+    def sent(self) -> None:
+        """The attempt leaves: from now on it may cost what is held for it."""
+        self.journey.spent_nano[self.attempt] = self.hold.amount_nano
+
+    def cost(self, cost_nano: int) -> None:
+        """What the attempt has cost is known."""
+        self.journey.spent_nano[self.attempt] = cost_nano
+
+    def free(self) -> None:
+        """The attempt has cost nothing."""
+        self.journey.spent_nano.pop(self.attempt, None)
+
+    def elapsed_ms(self) -> int:
+        """Milliseconds since the attempt began."""
+        return int((time.perf_counter() - self.started) * 1000)
 
     def headers(self, cost_nano: int | None) -> dict[str, str]:
         """What Treasurer tells the caller. Without a cost (a stream) `left` counts the whole hold as spent."""
@@ -71,10 +127,14 @@ class Call:
             name = next((budget.name for budget in self.principal.budgets if budget.id == tightest), None)
             if name is not None:
                 headers["x-treasurer-budget"] = name
-        if self.output_tokens < self.plan.output_tokens:
+        asked = self.request.max_tokens if self.request.max_tokens is not None else self.plan.output_tokens
+        if self.operation == "chat" and self.output_tokens < asked:
             headers["x-treasurer-max-tokens"] = f"clamped:{self.output_tokens}"
         elif self.plan.defaulted and self.operation == "chat":
             headers["x-treasurer-max-tokens"] = f"default:{self.output_tokens}"
+        if self.attempt:
+            headers["x-treasurer-model"] = self.model.name
+            headers["x-treasurer-attempts"] = str(self.attempt + 1)
         return headers | self.pace.headers()
 
 

@@ -59,6 +59,10 @@ class Model:
         rates = [known] if known is not None else self.rates.values()
         return max(cost(rate, usage, service_tier) for rate in rates)
 
+    def retried_by_proxy(self, status: int) -> bool:
+        """Whether LiteLLM's router has tried another deployment by itself after this status (config/litellm.yaml)."""
+        return len(self.rates) > 1 and status in (429, 503)
+
     def media_tokens(self, media: Sequence[str]) -> int | None:
         """The most tokens that these images and files can become. None when nothing bounds them."""
         if not media:

@@ -15,6 +15,7 @@
     ├── Refused                   429  governance said no; nothing was sent upstream
     │   ├── BudgetExhausted       429  final for this window: x-should-retry false
     │   ├── BudgetBusy            429  calls in flight hold the rest: Retry-After
+    │   ├── CostLimited           429  the route's limit for one call: x-should-retry false
     │   └── RateLimited           429  pace: Retry-After
     ├── Unavailable               503  a part of Treasurer is away; nothing was spent
     │   ├── TreasuryUnavailable   503  Postgres
@@ -150,6 +151,13 @@ class BudgetExhausted(Refused):
 class BudgetBusy(Refused):
     code = "budget_busy"
     should_retry = True
+
+
+class CostLimited(Refused):
+    """The route's limit for one call, over all of its attempts."""
+
+    code = "call_cost_limit"
+    should_retry = False
 
 
 class RateLimited(Refused):

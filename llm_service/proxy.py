@@ -18,6 +18,7 @@ import aiohttp
 import orjson
 
 from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError, UpstreamTimeout
+from llm_service.types import NO_TIMEOUTS, Timeouts
 
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
@@ -53,15 +54,16 @@ class UpstreamStream(Protocol):
 class Upstream(Protocol):
     """Who answers a granted request."""
 
-    async def send(self, path: str, body: bytes, grant: str) -> UpstreamAnswer: ...
-    async def open(self, path: str, body: bytes, grant: str) -> UpstreamStream: ...
+    async def send(self, path: str, body: bytes, grant: str, timeouts: Timeouts) -> UpstreamAnswer: ...
+    async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts) -> UpstreamStream: ...
 
 
 class ProxyUpstream:
     """LiteLLM Proxy over HTTP. One session, kept connections, no retries of its own.
 
     Times are seconds: `connect_s` to reach it, `total_s` for a whole call, `silence_s` between two
-    reads of a stream.
+    reads of a stream. A call's own `connect_s` and `silence_s` go before them; how long anybody waits for a whole
+    answer or for a first token is the service's to say: what was sent goes on.
     """
 
     def __init__(self, url: str, *, connect_s: float = 5.0, total_s: float = 300.0, silence_s: float = 120.0) -> None:
@@ -88,14 +90,14 @@ class ProxyUpstream:
         if self._session is not None:
             await self._session.close()
 
-    async def send(self, path: str, body: bytes, grant: str) -> UpstreamAnswer:
+    async def send(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamAnswer:
         """Ask for a whole answer.
 
         Raises:
             ProxyUnavailable: it was not sent.
             Unanswered: it may have been served.
         """
-        response = await self._post(path, body, grant, self._total_s)
+        response = await self._post(path, body, grant, timeouts.connect_s)
         try:
             return UpstreamAnswer(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -103,9 +105,10 @@ class ProxyUpstream:
         finally:
             response.release()
 
-    async def open(self, path: str, body: bytes, grant: str) -> UpstreamStream:
+    async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamStream:
         """Ask for a stream. Raises as `send` does."""
-        return _Stream(await self._post(path, body, grant, self._silence_s))
+        response = await self._post(path, body, grant, timeouts.connect_s)
+        return _Stream(response, timeouts.silence_s or self._silence_s)
 
     async def get(self, path: str, grant: str) -> Any:
         """Read JSON from one of the proxy's own pages.
@@ -136,8 +139,8 @@ class ProxyUpstream:
         except orjson.JSONDecodeError as error:
             raise UpstreamError(f"LiteLLM Proxy's page {path} is not JSON.") from error
 
-    async def _post(self, path: str, body: bytes, grant: str, read_s: float) -> aiohttp.ClientResponse:
-        timeout = aiohttp.ClientTimeout(total=self._total_s, sock_connect=self._connect_s, sock_read=read_s)
+    async def _post(self, path: str, body: bytes, grant: str, connect_s: float | None) -> aiohttp.ClientResponse:
+        timeout = aiohttp.ClientTimeout(total=self._total_s, sock_connect=connect_s or self._connect_s)
         headers = {"Authorization": f"Bearer {grant}", "Content-Type": "application/json"}
         for last in (False, True):
             try:
@@ -167,14 +170,20 @@ class ProxyUpstream:
 
 
 class _Stream:
-    def __init__(self, response: aiohttp.ClientResponse) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, silence_s: float) -> None:
         self._response = response
+        self._silence_s = silence_s
         self.status = response.status
         self.headers: Mapping[str, str] = response.headers
 
     async def chunks(self) -> AsyncIterator[bytes]:
+        content = self._response.content
         try:
-            async for chunk in self._response.content.iter_any():
+            while True:
+                async with asyncio.timeout(self._silence_s):
+                    chunk = await content.readany()
+                if not chunk:
+                    return
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise Unanswered(_lost(error)) from error
@@ -212,11 +221,14 @@ def _lost(error: BaseException) -> TreasurerError:
 def surely_free(status: int, headers: Mapping[str, str]) -> bool:
     """Whether an error answer of the proxy means that nothing can have been billed.
 
-    LiteLLM passes the provider's own headers on (`llm_provider-…`) when the provider itself refused; an
+    Our plugin says so, where it was asked. Where not: LiteLLM passes the provider's own headers on (`llm_provider-…`) when the provider itself refused; an
     answer that it had begun to use names its deployment too. Its own refusals (bad request, not granted,
     cooldown) come before anything is sent. What is left are broken connections, time-outs and
     answers that it could not read: the provider may have billed those. Seen with LiteLLM 1.106.
     """
+    told = headers.get("x-treasurer-free")
+    if told is not None:
+        return told == "1"
     if "x-litellm-model-id" in headers:
         return False
     if status >= 500 or status in (408, 422):
@@ -230,22 +242,29 @@ def upstream_error(status: int, headers: Mapping[str, str], body: bytes) -> Upst
     The proxy's 401 and 403 speak of our grant or of the operator's provider key, never of the caller's
     own key, so they become 502.
     """
-    message, code, kind, param = "The provider answered with an error.", None, None, None
     try:
         content: object = orjson.loads(body)
     except orjson.JSONDecodeError:
         content = None
-    if isinstance(content, dict):
-        fields: object = cast("dict[str, object]", content).get("error")
-        if isinstance(fields, dict):
-            error = cast("dict[str, object]", fields)
-            message = str(error.get("message") or message)[:2000]
-            code, kind, param = (str(error[name]) if error.get(name) else None for name in ("code", "type", "param"))
-    mapped = 502 if status in (401, 403) else status
+    fields: object = cast("dict[str, object]", content).get("error") if isinstance(content, dict) else None
     retry_after: float | None = None
     given = headers.get("Retry-After") or headers.get("llm_provider-retry-after")
     if given is not None and _SECONDS.fullmatch(given):
         retry_after = float(given)
+    return _error(status, cast("dict[str, object]", fields) if isinstance(fields, dict) else {}, retry_after)
+
+
+def event_error(fields: Mapping[str, object]) -> UpstreamError:
+    """The error event of a stream as ours; its code is a status where LiteLLM knew one."""
+    code = str(fields.get("code") or "")
+    status = int(code) if code.isdecimal() and 400 <= int(code[:4]) <= 599 else 502
+    return _error(status, fields, None)
+
+
+def _error(status: int, error: Mapping[str, object], retry_after: float | None) -> UpstreamError:
+    message = str(error.get("message") or "The provider answered with an error.")[:2000]
+    code, kind, param = (str(error[name]) if error.get(name) else None for name in ("code", "type", "param"))
+    mapped = 502 if status in (401, 403) else status
     error_code = code if code and not code.isdigit() and code != "None" else f"upstream_{mapped}"
     result = UpstreamError(message, status=mapped, code=error_code, param=param, retry_after=retry_after)
     if kind and kind != "None" and mapped == status:

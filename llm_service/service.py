@@ -1,50 +1,50 @@
 """The governed call. Read `LLMService.complete` top-down and you know the product.
 
-    parse → who and what is allowed → bound its cost → pace (Redis) → hold (Postgres) → send with a
-    grant → read the usage → settle, off the caller's path
+    parse → the chain of models that may serve it → for each attempt: what is allowed → bound its cost → pace
+    (Redis) → hold (Postgres) → send with a grant → read the usage → settle, off the caller's path
 
 What must hold:
   I1/I3  nothing is sent without a hold on disk that covers whatever it can cost, and a grant that names it
   I2     what was sent is settled from the provider's usage; where that is missing, from an estimate with
          a margin; where no answer came, by whoever finds the proxy's witness
   I7     the same idempotency key with the same body is the same call
+An attempt that was sent goes on to its end, whoever waits for it no longer: only its end tells what it cost.
+A call goes on to its chain's next model until something of an answer has gone to its caller, never after.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import orjson
-
-from llm_service import logs
+from llm_service import logs, routing
 from llm_service.admission import Admission
 from llm_service.call import CHAT_PATH, EMBEDDINGS_PATH, Call, Ending
-from llm_service.errors import InvalidRequest, ProxyUnavailable, TreasurerError, TreasuryUnavailable
-from llm_service.grants import Grant, GrantLimits, digest_of, sign
+from llm_service.errors import InvalidRequest, TreasurerError, TreasuryUnavailable, UpstreamError, UpstreamTimeout
+from llm_service.guards.passage import NO_BREAKERS, BreakerGate
 from llm_service.idempotency import Claim, Idempotency, Replay
-from llm_service.proxy import Unanswered, Upstream, UpstreamAnswer, UpstreamStream, surely_free, upstream_error
+from llm_service.proxy import Unanswered, Upstream, UpstreamStream, event_error
 from llm_service.requests import ParsedRequest, parse_chat, parse_embeddings
-from llm_service.settlement import Settler, answer_ending
+from llm_service.sending import Sender
+from llm_service.settlement import Settler, answer_ending, is_filtered
 from llm_service.sse import EventScanner
 from llm_service.streaming import StreamingAnswer, replayed_headers, stream_ending
-from llm_service.types import Answer, CallContext, Principal
+from llm_service.types import NO_TIMEOUTS, Answer, CallContext, Condition, OnLeave, Principal, Timeouts
 
 log = logging.getLogger(__name__)
 
-Response = TypeVar("Response")
 Result = TypeVar("Result")
-
-#: A grant is for a request that leaves now; LiteLLM reads it as soon as a worker is free.
-GRANT_LIFETIME_S = 60
 
 
 class LLMService:
-    """Every way to a model. One for each process; give it up with `close`."""
+    """Every way to a model. One for each process; give it up with `close`.
+
+    `timeouts` are the defaults of what a route leaves out. `fell_back(call, reason, model)` is told when a call
+    goes on to another model, or tries again.
+    """
 
     def __init__(
         self,
@@ -56,14 +56,23 @@ class LLMService:
         grant_secret: str,
         parent: Callable[[], object | None] = lambda: None,
         proxy_enforces_limits: bool = False,
+        breakers: BreakerGate = NO_BREAKERS,
+        timeouts: Timeouts = NO_TIMEOUTS,
+        fell_back: Callable[[Call, str, str], None] = lambda _call, _reason, _model: None,
     ) -> None:
         self._admission = admission
         self._settler = settler
-        self._upstream = upstream
+        self._sender = Sender(
+            upstream=upstream,
+            settler=settler,
+            grant_secret=grant_secret,
+            proxy_enforces_limits=proxy_enforces_limits,
+        )
         self._idempotency = idempotency
-        self._grant_secret = grant_secret
         self._parent = parent
-        self._proxy_enforces_limits = proxy_enforces_limits
+        self._breakers = breakers
+        self._timeouts = timeouts
+        self._fell_back = fell_back
         self._background: set[asyncio.Task[Any]] = set()
 
     async def complete(self, body: bytes, principal: Principal, context: CallContext, parent: object = None) -> Answer:
@@ -81,54 +90,173 @@ class LLMService:
     async def stream(
         self, body: bytes, principal: Principal, context: CallContext, parent: object = None
     ) -> StreamingAnswer:
-        """A streamed chat completion: server-sent events as bytes. Raises TreasurerErrors before the first one."""
+        """A streamed chat completion: server-sent events as bytes. Raises TreasurerErrors before the first token."""
         call = self._call("chat", CHAT_PATH, parse_chat(body), principal, context, parent)
         if not call.request.stream:
             raise InvalidRequest("'stream' must be true here.", param="stream")
         claim = await self._claim(call, body)
         if isinstance(claim, Replay):
             return StreamingAnswer.replayed(claim)
-        try:
-            await self._admit(call, claim)
-            upstream = await self._send(call, self._upstream.open)
-            if upstream.status != 200:
-                await self._refuse_upstream(call, upstream)
-        except BaseException:
-            await self._release(call, claim)
-            raise
-        return StreamingAnswer(self, call, upstream, claim)
+        return await self._serve(call, claim, self._begin_stream)
 
     async def close(self) -> None:
         """Wait for calls whose callers have left."""
         while self._background:
             await asyncio.wait(self._background)
 
-    # -- a whole answer
-
     async def _whole(self, call: Call, body: bytes) -> Answer:
         claim = await self._claim(call, body)
         if isinstance(claim, Replay):
             cost_nano = 0  # it was paid for by the call that it repeats
             return Answer(claim.status, claim.body, replayed_headers(claim), claim.call_id, cost_nano)
+        return await self._serve(call, claim, self._answer_within)
+
+    # -- the chain
+
+    async def _serve(
+        self, call: Call, claim: Claim | None, attempt: Callable[[Call, Claim | None], Awaitable[Result]]
+    ) -> Result:
+        """Make an attempt; while it fails in a way that the route has an answer to, make the next one."""
+        admitted = False
         try:
-            await self._admit(call, claim)
-            # A caller who leaves now has a whole answer under way, which the provider bills whole.
-            # It is waited for, so that its true cost is posted.
-            return await asyncio.shield(self._in_background(self._answer(call, claim)))
+            call.journey.route, call.journey.chain = await self._admission.chain(call)
+            while True:
+                try:
+                    admitted = False
+                    await self._admit(call, claim)
+                    admitted = True
+                    return await attempt(call, claim)
+                except TreasurerError as error:
+                    following = self._following(call, error)
+                    if following is None:
+                        raise self._told(call, error) from error
+                    call = following
+        except TreasurerError as error:
+            if not admitted and not call.owed:
+                self._admission.refused(call, error)
+            await self._release(call, claim)
+            raise
         except BaseException:
             await self._release(call, claim)
             raise
 
+    def _following(self, call: Call, error: TreasurerError) -> Call | None:
+        """The next attempt after this error; None where the chain ends."""
+        journey = call.journey
+        reason = routing.condition_of(error)
+        if reason is None and journey.failures:  # a stand-in that cannot take this request: as if it were not there
+            reason = routing.condition_of(journey.failures[-1][1])
+        else:
+            journey.failures.append((call.candidate.model, error))
+        place = None if reason is None else self._next_place(call, reason, error.status)
+        if reason is None or place is None:
+            return None
+        following = call.following(place)
+        log.info(
+            "call %s goes on with %s after %s", call.call_id, following.candidate.model, error.code,
+            extra={"agent": call.principal.agent, "model": call.candidate.model, "reason": reason.value},
+        )  # fmt: skip
+        self._fell_back(call, reason.value, following.candidate.model)
+        return following
+
+    def _next_place(self, call: Call, reason: Condition, status: int) -> int | None:
+        journey = call.journey
+        if len(journey.chain) == 1 and not journey.route.retries:
+            return None
+        progress = routing.Progress(
+            call.attempt + 1, journey.elapsed_s, sum(journey.spent_nano.values()), call.tries_here
+        )
+        models = self._admission.models
+        here = models.get(call.candidate.model)
+
+        def blocked(name: str) -> bool:
+            return self._breakers.blocked(models[name]) is not None
+
+        return routing.next_after(
+            journey.chain,
+            call.place,
+            reason,
+            journey.route,
+            progress,
+            blocked,
+            here is not None and here.retried_by_proxy(status),
+        )
+
+    def _told(self, call: Call, last: TreasurerError) -> TreasurerError:
+        """What the caller hears of a chain that has ended: its last failure that was not a stand-in's own refusal."""
+        failures = call.journey.failures
+        if not failures or call.attempt == 0:
+            return last
+        error = failures[-1][1]
+        error.details = error.details | {
+            "attempts": [{"model": model, "status": failed.status, "code": failed.code} for model, failed in failures]
+        }
+        return error
+
+    # -- one attempt
+
+    async def _answer_within(self, call: Call, claim: Claim | None) -> Answer:
+        """A whole answer, waited for as long as the route says. It is paid for to its end, waited for or not."""
+        work = self._in_background(self._answer(call, claim))
+        await asyncio.wait((work,), timeout=call.journey.route.timeouts.total_s)
+        if not work.done():
+            raise self._slow(call, "an answer", call.journey.route.timeouts.total_s)
+        return work.result()
+
     async def _answer(self, call: Call, claim: Claim | None) -> Answer:
-        upstream = await self._send(call, self._upstream.send)
-        if upstream.status != 200:
-            raise self._settle_refused(call, upstream)
+        upstream = await self._sender.whole(call)
+        call.passage.succeeded()
         ending = answer_ending(call, upstream.headers, upstream.body)
+        if call.superseded:
+            ending = replace(ending, error_code="superseded")
         cost_nano = await self._settler.settle(call, ending, lambda: upstream.body)
+        call.cost(cost_nano)
+        if is_filtered(upstream.body) and self._next_place(call, Condition.CONTENT_FILTER, 400) is not None:
+            raise UpstreamError(
+                f"The content filter of {call.model.name!r} withheld its answer.", status=400, code="content_filter"
+            )
         headers = {"content-type": "application/json"} | call.headers(cost_nano)
-        if claim is not None:
+        if claim is not None and not call.superseded:
             await self._keep(claim, upstream.status, headers, upstream.body)
         return Answer(upstream.status, upstream.body, headers, call.call_id, cost_nano)
+
+    async def _begin_stream(self, call: Call, claim: Claim | None) -> StreamingAnswer:
+        """A stream whose first token has come, within what the route says."""
+        first_s = call.journey.route.timeouts.first_token_s or self._timeouts.first_token_s
+        opening = self._in_background(self._sender.stream(call))
+        try:
+            await asyncio.wait((opening,), timeout=first_s)
+        except asyncio.CancelledError:
+            self._abandon(call, claim, opening)
+            raise
+        if not opening.done():
+            self._abandon(call, claim, opening)
+            raise self._slow(call, "a first token", first_s)
+        answer = StreamingAnswer(self, call, opening.result(), claim)
+        left_s = None if first_s is None else max(0.0, first_s - call.elapsed_ms() / 1000)
+        if not await answer.begin(left_s):
+            raise self._slow(call, "a first token", first_s)
+        return answer
+
+    def _slow(self, call: Call, what: str, waited_s: float | None) -> UpstreamTimeout:
+        call.passage.failed()
+        return UpstreamTimeout(
+            f"{call.model.name!r} did not give {what} within {waited_s:g} s. It goes on unheard to its end, and what "
+            "that costs is posted.",
+            details={"model": call.model.name, "timeout_s": waited_s},
+        )
+
+    def _abandon(self, call: Call, claim: Claim | None, opening: asyncio.Task[UpstreamStream]) -> None:
+        """Nobody waits any more for a stream that has not been opened yet."""
+        if call.journey.route.on_leave is OnLeave.CANCEL:
+            opening.cancel()
+            return
+
+        async def finish() -> None:
+            upstream = await opening
+            await self._drain(call, claim, upstream, EventScanner(hide_usage=not call.request.wants_usage))
+
+        self._in_background(finish())
 
     # -- what both have in common
 
@@ -154,15 +282,24 @@ class LLMService:
         return await self._idempotency.claim(call.principal.agent_id, key, call.operation, body, call.call_id)
 
     async def _admit(self, call: Call, claim: Claim | None) -> None:
-        """A hold, for a call whose idempotency key is its own. Raises TreasurerErrors; nothing is held then."""
-        await self._admission.admit(call)
-        if claim is not None:
-            try:
-                await self._idempotency.confirm(claim)
-            except (TreasurerError, asyncio.CancelledError) as error:
-                left = TreasurerError("the caller left", code="client_left")
-                self._settler.void(call, error if isinstance(error, TreasurerError) else left)
-                raise
+        """Leave from the breakers, and a hold, for a call whose idempotency key is its own.
+
+        Raises TreasurerErrors; nothing is held then.
+        """
+        call.model = await self._admission.model(call)
+        call.passage = await self._breakers.enter(call.model)
+        try:
+            await self._admission.admit(call)
+            if claim is not None:
+                try:
+                    await self._idempotency.confirm(claim)
+                except (TreasurerError, asyncio.CancelledError) as error:
+                    left = TreasurerError("the caller left", code="client_left")
+                    self._settler.void(call, error if isinstance(error, TreasurerError) else left)
+                    raise
+        except BaseException:
+            call.passage.neutral()
+            raise
 
     async def _release(self, call: Call, claim: Claim | None) -> None:
         """Give an idempotency key back after a call that cost nothing."""
@@ -179,69 +316,6 @@ class LLMService:
         except TreasuryUnavailable as error:
             log.warning("the answer of call %s was not kept for its idempotency key: %s", claim.call_id, error)
 
-    async def _send(self, call: Call, send: Callable[[str, bytes, str], Awaitable[Response]]) -> Response:
-        """Send the request with its grant, and settle or hand over what cannot be answered."""
-        body = _governed_body(call)
-        grant = sign(self._grant_secret, self._grant(call, body))
-        call.owed = True
-        try:
-            return await send(call.path, body, grant)
-        except ProxyUnavailable as error:
-            call.owed = False
-            self._settler.void(call, error)
-            raise
-        except Unanswered as lost:
-            self._settler.unanswered(call, lost.error)
-            raise lost.error from lost
-        except asyncio.CancelledError:
-            self._settler.unanswered(call, TreasurerError("the caller left", code="client_left"))
-            raise
-
-    def _settle_refused(self, call: Call, upstream: UpstreamAnswer) -> TreasurerError:
-        """An error answer: nothing was bought, or the witness tells."""
-        error = upstream_error(upstream.status, upstream.headers, upstream.body)
-        if surely_free(upstream.status, upstream.headers):
-            call.owed = False
-            self._settler.void(call, error)
-        else:
-            self._settler.unanswered(call, error, answered=True)
-        return error
-
-    async def _refuse_upstream(self, call: Call, upstream: UpstreamStream) -> None:
-        try:
-            body = await upstream.read()
-        except Unanswered:
-            body = b""
-        except asyncio.CancelledError:
-            self._settle_refused(call, UpstreamAnswer(upstream.status, upstream.headers, b""))
-            raise
-        finally:
-            upstream.close()
-        raise self._settle_refused(call, UpstreamAnswer(upstream.status, upstream.headers, body))
-
-    def _grant(self, call: Call, body: bytes) -> Grant:
-        now = int(time.time())
-        principal, context = call.principal, call.context
-        return Grant(
-            call_id=call.call_id,
-            attempt=call.attempt,
-            agent_id=principal.agent_id,
-            agent=principal.agent,
-            team=principal.team,
-            organisation=principal.organisation,
-            key_id=principal.key_id,
-            model=call.model.name,
-            path=call.path,
-            digest=digest_of(body),
-            issued_at=now,
-            expires_at=now + GRANT_LIFETIME_S,
-            tags=context.tags,
-            run=context.run,
-            user=context.user,
-            session=context.session,
-            limits=_tightest(call) if self._proxy_enforces_limits else None,
-        )
-
     def _in_background(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
         task = asyncio.create_task(work)
         self._background.add(task)
@@ -253,58 +327,48 @@ class LLMService:
         if not task.cancelled():
             task.exception()  # whoever waits for it has it; when nobody does any more, it is settled all the same
 
+    # -- the end of a stream
+
     def settle_stream(
         self, call: Call, claim: Claim | None, ending: Ending, scanner: EventScanner
-    ) -> asyncio.Task[int]:
+    ) -> asyncio.Task[int | None]:
         """Settle a stream that has ended, and keep it for its idempotency key, off the caller's path."""
         return self._in_background(self._end_stream(call, claim, ending, scanner))
 
     def drain_stream(
         self, call: Call, claim: Claim | None, upstream: UpstreamStream, scanner: EventScanner
-    ) -> asyncio.Task[int]:
-        """Read a stream that its caller has left to its end: what a model reasons unseen can only be told there."""
+    ) -> asyncio.Task[int | None]:
+        """Read a stream that its caller has left to its end: only that tells what it cost."""
         return self._in_background(self._drain(call, claim, upstream, scanner))
 
-    async def _drain(self, call: Call, claim: Claim | None, upstream: UpstreamStream, scanner: EventScanner) -> int:
+    def lose_stream(self, call: Call, error: TreasurerError, *, answered: bool = False) -> None:
+        """The connection to the proxy broke in mid-stream, or it told an error before the first token: its witness tells."""
+        self._settler.unanswered(call, error, answered=answered)
+
+    async def _drain(
+        self, call: Call, claim: Claim | None, upstream: UpstreamStream, scanner: EventScanner
+    ) -> int | None:
         try:
             async for chunk in upstream.chunks():
                 scanner.feed(chunk)
         except Unanswered as lost:
-            log.warning("call %s was left by its caller and then cut: %s", call.call_id, lost.error.code)
+            if not scanner.finished:
+                self.lose_stream(call, lost.error)
+                return None
         finally:
             upstream.close()
-        ending = stream_ending(call, upstream, scanner, "client_left", 499)
+        code, status = ("superseded", 504) if call.superseded else ("client_left", 499)
+        if scanner.error is not None and not scanner.begun:
+            self.lose_stream(call, event_error(scanner.error), answered=True)
+            return None
+        ending = stream_ending(call, upstream, scanner, code, status)
         return await self._end_stream(call, claim, ending, scanner)
 
-    async def _end_stream(self, call: Call, claim: Claim | None, ending: Ending, scanner: EventScanner) -> int:
+    async def _end_stream(self, call: Call, claim: Claim | None, ending: Ending, scanner: EventScanner) -> int | None:
         cost_nano = await self._settler.settle(call, ending, scanner.text)
-        await self._release(call, claim)
+        call.cost(cost_nano)
         kept = scanner.forwarded()
-        if claim is not None and scanner.finished and kept is not None:
+        if claim is not None and scanner.finished and kept is not None and not call.superseded:
             headers = {"content-type": "text/event-stream"} | call.headers(cost_nano)
             await self._keep(claim, 200, headers, kept)
         return cost_nano
-
-
-def _governed_body(call: Call) -> bytes:
-    """The caller's body with what governance must set: the bound of the output, and a report of the usage."""
-    data = call.request.data
-    if call.operation == "chat":
-        # Exactly one of the two: given both, some providers obey the one and some the other.
-        name = "max_completion_tokens" if data.get("max_completion_tokens") is not None else "max_tokens"
-        data.pop("max_tokens", None)
-        data[name] = call.output_tokens
-        if data.get("service_tier") is None and call.model.has_dearer_tiers:
-            data["service_tier"] = "default"  # left out it means what the provider's project is set to: another price
-        if call.request.stream:
-            data["stream_options"] = (data.get("stream_options") or {}) | {"include_usage": True}
-    data["model"] = call.model.name
-    return orjson.dumps(data)
-
-
-def _tightest(call: Call) -> GrantLimits | None:
-    limits = call.principal.limits
-    rpm = [limit.requests_per_minute for limit in limits if limit.requests_per_minute is not None]
-    tpm = [limit.tokens_per_minute for limit in limits if limit.tokens_per_minute is not None]
-    parallel = [limit.concurrent for limit in limits if limit.concurrent is not None]
-    return GrantLimits(min(rpm, default=None), min(tpm, default=None), min(parallel, default=None))

@@ -233,6 +233,14 @@ def answer_ending(
     )
 
 
+def is_filtered(body: bytes) -> bool:
+    """Whether a provider's content filter withheld every choice of a whole answer."""
+    if b'"content_filter"' not in body:
+        return False
+    choices = list(objects(_object(body).get("choices")))
+    return bool(choices) and all(choice.get("finish_reason") == "content_filter" for choice in choices)
+
+
 def generated_text(body: bytes) -> str:
     """The text that a whole answer carries: contents, refusals, reasoning and tool calls of every choice."""
     parts: list[str] = []

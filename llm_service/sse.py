@@ -23,7 +23,8 @@ class EventScanner:
 
     `usage` is the provider's last report, if nothing was generated after it (some report with every event,
     and a stream may be cut); `error` the error event that ended the stream, `finished`
-    says that the stream came to its own end. `started` is set with the first event that carries a choice.
+    says that the stream came to its own end. `begun` is set with the first event that carries something
+    generated, or a choice's end.
     """
 
     def __init__(self, *, hide_usage: bool) -> None:
@@ -35,7 +36,7 @@ class EventScanner:
         self.service_tier: str | None = None
         self.error: dict[str, Any] | None = None
         self.finished = False
-        self.started = False
+        self.begun = False
 
     def feed(self, chunk: bytes) -> bytes:
         """Take what has arrived; give back what may be forwarded now."""
@@ -47,8 +48,7 @@ class EventScanner:
             return b""
         whole, self._tail = self._tail[: cut + 2], self._tail[cut + 2 :]
         plain = b'"usage"' not in whole and b"[DONE]" not in whole and b'"error"' not in whole
-        if plain and self.usage is None:
-            self.started = self.started or b'"choices"' in whole
+        if plain and self.begun and self.usage is None:
             self._keep(whole)
             return whole
         forwarded = b"".join(event + _END for event in whole.split(_END) if event and self._scan(event))
@@ -82,7 +82,7 @@ class EventScanner:
         if data is None:
             return True
         choices = data.get("choices")
-        self.started = self.started or bool(choices)
+        self.begun = self.begun or any(map(_begins, objects(choices)))
         if isinstance(data.get("error"), dict):
             self.error = cast("dict[str, Any]", data["error"])
         if isinstance(data.get("service_tier"), str):
@@ -117,6 +117,15 @@ def objects(value: object) -> Iterator[dict[str, Any]]:
 def _says_something(choice: dict[str, Any]) -> bool:
     """Whether a choice is more than LiteLLM's frame around a report of usage (OpenAI's has no choice at all)."""
     return bool(choice.get("delta") or choice.get("finish_reason"))
+
+
+def _begins(choice: dict[str, Any]) -> bool:
+    """Whether a choice is more than the frame that comes before the first token."""
+    delta: object = choice.get("delta")
+    if not isinstance(delta, dict):
+        return bool(choice.get("finish_reason"))
+    said = cast("dict[str, Any]", delta)
+    return bool(choice.get("finish_reason")) or any(value for name, value in said.items() if name != "role")
 
 
 def _generated(data: dict[str, Any]) -> Iterator[str]:

@@ -1,22 +1,26 @@
 """A streamed answer: events as they come, and what becomes of the call however they end.
 
-What must hold (I2): a stream is settled once, by its own end if it had one, else by what was got of it;
-also when nobody ever reads it. For an idempotency key it is kept before its end is told.
+What must hold (I2): a stream is settled once, by its own end if it had one, also when nobody ever reads it.
+A stream that its caller leaves is read to its end, because only that tells what it cost; where the route says
+cancel it is given up, and what was got of it is estimated. For an idempotency key it is kept before its end
+is told. Until the first token nothing goes to the caller: the call may still go on elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Protocol
 from uuid import UUID
 
 from llm_service.call import Call, Ending
+from llm_service.errors import TreasurerError
 from llm_service.idempotency import Claim, Replay
-from llm_service.proxy import Unanswered, UpstreamStream
+from llm_service.proxy import Unanswered, UpstreamStream, event_error
 from llm_service.settlement import answer_ending
 from llm_service.sse import EventScanner
-from llm_service.types import LedgerState
+from llm_service.types import OnLeave
 
 
 class StreamOwner(Protocol):
@@ -24,14 +28,18 @@ class StreamOwner(Protocol):
 
     def settle_stream(
         self, call: Call, claim: Claim | None, ending: Ending, scanner: EventScanner
-    ) -> asyncio.Task[int]: ...
+    ) -> asyncio.Task[int | None]: ...
     def drain_stream(
         self, call: Call, claim: Claim | None, upstream: UpstreamStream, scanner: EventScanner
-    ) -> asyncio.Task[int]: ...
+    ) -> asyncio.Task[int | None]: ...
+    def lose_stream(self, call: Call, error: TreasurerError, *, answered: bool = False) -> None: ...
 
 
 class StreamingAnswer:
-    """Server-sent events as they come. Iterate it once, to its end or until `aclose`; then `cost_nano` is known."""
+    """Server-sent events as they come. Iterate it once, to its end or until `aclose`; then `cost_nano` is known.
+
+    It stays None where only the proxy's witness can tell it, later.
+    """
 
     def __init__(self, service: StreamOwner, call: Call, upstream: UpstreamStream, claim: Claim | None) -> None:
         self.status: int = 200
@@ -43,7 +51,9 @@ class StreamingAnswer:
         self._call = call
         self._upstream = upstream
         self._claim = claim
-        self._settling: asyncio.Task[int] | None = None
+        self._ended = False
+        self._settling: asyncio.Task[int | None] | None = None
+        self._first: bytes = b""
         self._events = self._forward()
 
     @classmethod
@@ -53,21 +63,39 @@ class StreamingAnswer:
         answer.status, answer.call_id, answer.headers = replay.status, replay.call_id, replayed_headers(replay)
         answer.cost_nano = 0
         answer._settling = None
-        answer._events = _once(replay.body)
+        answer._ended = True
+        answer._first = replay.body
+        answer._events = _nothing()
         return answer
 
+    async def begin(self, within_s: float | None) -> bool:
+        """Wait for the first token; whether it came in time. Nothing has gone to the caller before.
+
+        Raises:
+            TreasurerError: the stream broke before. It is settled, or watched.
+        """
+        self._call.first_by = None if within_s is None else time.perf_counter() + within_s
+        try:
+            async with asyncio.timeout(within_s):
+                self._first = await anext(self._events, b"")
+        except TimeoutError:
+            return False
+        return True
+
     def __aiter__(self) -> AsyncIterator[bytes]:
-        return self._events
+        return self
+
+    async def __anext__(self) -> bytes:
+        if self._first:
+            first, self._first = self._first, b""
+            return first
+        return await anext(self._events)
 
     async def aclose(self) -> None:
-        """Give the stream up: the upstream call is cancelled, and what was got is paid for.
-
-        Waits a moment for the cost; it stays None where it will be known only later.
-        """
+        """Give the stream up. Waits a moment for the cost; it stays None where it will be known only later."""
         await self._events.aclose()
-        if self.cost_nano is None:
-            self._end("client_left", 499)
-        if self._settling is not None:
+        self._end("client_left", 499)
+        if self._settling is not None and self.cost_nano is None:
             await asyncio.wait((self._settling,), timeout=1)
             if self._settling.done():
                 await self.settled()
@@ -80,48 +108,77 @@ class StreamingAnswer:
     async def _forward(self) -> AsyncGenerator[bytes]:
         scanner, call = self._scanner, self._call
         error_code, status = "client_left", 499
+        held = b""  # what comes before the first token
         try:
             async for chunk in self._upstream.chunks():
-                events = scanner.feed(chunk)
-                if scanner.started and call.first_token_ms is None:
+                held += scanner.feed(chunk)
+                if not scanner.begun and not scanner.finished:
+                    if scanner.error is not None:
+                        raise self._refused()
+                    continue
+                if call.first_token_ms is None:
                     call.first_token_ms = call.elapsed_ms()
                 if scanner.finished and scanner.error is None and self._claim is not None:
                     self._end(None, 200)  # kept before its end is told, so that a repetition finds it
                     await self.settled()
-                if events:
+                if held:
+                    events, held = held, b""
                     yield events
-                if self._settling is not None:
+                if self._ended:
                     return  # the upstream is closed: reading on would look like a cut
             complete = scanner.finished and scanner.error is None
             error_code, status = (None, 200) if complete else ("upstream_cut", 502)
         except Unanswered as lost:
-            error_code, status = lost.error.code, lost.error.status
-            raise lost.error from lost
+            if not scanner.finished:
+                self._lose(lost.error)
+                raise lost.error from lost
+            error_code, status = (None, 200) if scanner.error is None else ("upstream_cut", 502)
         finally:
             self._end(error_code, status)
         await self.settled()
 
+    def _refused(self) -> TreasurerError:
+        """The provider told an error in place of a first token. Whether it billed the input, the witness tells."""
+        assert self._scanner.error is not None
+        error = event_error(self._scanner.error)
+        self._lose(error, answered=True)
+        return error
+
+    def _lose(self, error: TreasurerError, *, answered: bool = False) -> None:
+        self._ended = True
+        self._upstream.close()
+        if error.status >= 500:
+            self._call.passage.failed()
+        else:
+            self._call.passage.neutral()
+        self._service.lose_stream(self._call, error, answered=answered)
+
     def _end(self, error_code: str | None, status: int) -> None:
-        if self._settling is not None:
+        if self._ended:
             return
-        if error_code == "client_left" and (self._scanner.finished or self._scanner.error is not None):
+        self._ended = True
+        call, scanner = self._call, self._scanner
+        if error_code == "client_left" and (scanner.finished or scanner.error is not None):
             # Who leaves when all is told has not left: the stream's own end counts.
-            error_code, status = (None, 200) if self._scanner.error is None else ("upstream_cut", 502)
-        if error_code == "client_left" and self._call.reasons_unseen:
-            self._settling = self._service.drain_stream(self._call, self._claim, self._upstream, self._scanner)
+            error_code, status = (None, 200) if scanner.error is None else ("upstream_cut", 502)
+        if error_code is None:
+            call.passage.succeeded()
+        elif error_code != "client_left":
+            call.passage.failed()
+        elif call.first_by is None or time.perf_counter() < call.first_by or scanner.begun:
+            call.passage.neutral()  # else it was given up for being slow, which whoever gave it up tells
+        if error_code == "client_left" and call.journey.route.on_leave is OnLeave.FINISH:
+            self._settling = self._service.drain_stream(call, self._claim, self._upstream, scanner)
             return
         self._upstream.close()
-        ending = stream_ending(self._call, self._upstream, self._scanner, error_code, status)
-        self._settling = self._service.settle_stream(self._call, self._claim, ending, self._scanner)
+        ending = stream_ending(call, self._upstream, scanner, error_code, status)
+        self._settling = self._service.settle_stream(call, self._claim, ending, scanner)
 
 
 def stream_ending(
     call: Call, upstream: UpstreamStream, scanner: EventScanner, error_code: str | None, status: int
 ) -> Ending:
-    """How a stream ended, by what was scanned of it. An error before it began means that nothing was bought."""
-    if scanner.error is not None and not scanner.started and scanner.usage is None:
-        call.owed = False  # refused by the provider before it began
-        return Ending(LedgerState.VOIDED, 502, error_code=error_code)
+    """How a stream ended, by what was scanned of it."""
     return answer_ending(
         call,
         upstream.headers,
@@ -134,8 +191,9 @@ def stream_ending(
     )
 
 
-async def _once(body: bytes) -> AsyncGenerator[bytes]:
-    yield body
+async def _nothing() -> AsyncGenerator[bytes]:
+    return
+    yield b""
 
 
 def replayed_headers(replay: Replay) -> dict[str, str]:

@@ -153,6 +153,10 @@ class Timeouts:
     total_s: float | None = None
 
 
+#: The service's own settings.
+NO_TIMEOUTS = Timeouts()
+
+
 @dataclass(frozen=True, slots=True)
 class Route:
     """How calls for the models that fit `model_pattern` are served: the chain, its bounds and its patience.
@@ -171,7 +175,7 @@ class Route:
     max_elapsed_s: float = 60.0
     max_cost_nano: int | None = None
     downgrade: Downgrade | None = None
-    timeouts: Timeouts = Timeouts()
+    timeouts: Timeouts = NO_TIMEOUTS
     queue_s: float | None = None
     on_leave: OnLeave = OnLeave.FINISH
 

@@ -102,6 +102,13 @@ class Metrics:
         self.refusals = self._counter(
             "refusals", "Calls that governance refused; nothing was sent upstream.", *_WHO, "model", "reason"
         )
+        self.fallbacks = self._counter(
+            "fallbacks",
+            "Attempts made after another one failed, at the same model or another.",
+            "model",
+            "to",
+            "reason",
+        )
         self.latency = self._histogram(
             "latency_seconds",
             "From sending an attempt upstream to the end of its answer.",

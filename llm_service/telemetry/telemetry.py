@@ -72,6 +72,10 @@ class Telemetry:
         """Count a refusal by its error's code. `model` may be anything a caller wrote."""
         self._safely(lambda: self.metrics.refused(principal, model, error.code))
 
+    def fell_back(self, model: str, to: str, reason: str) -> None:
+        """A call goes on with another attempt. The models are of the catalogue."""
+        self._safely(lambda: self.metrics.fallbacks.labels(model, to, reason).inc())
+
     def group(self, kind: str, size: int, seconds: float) -> None:
         """One grouped statement: `kind` is "admit" or "settle"."""
 

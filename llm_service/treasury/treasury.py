@@ -16,6 +16,7 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from uuid import UUID
 
 import asyncpg
@@ -51,6 +52,15 @@ class StaleEpoch(Exception):
     """The configuration changed since the principal was read: read it again and ask again."""
 
 
+class DenialKind(StrEnum):
+    """Why there is no room."""
+
+    EXHAUSTED = "exhausted"
+    BUSY = "busy"
+    NEAR_LIMIT = "near_limit"
+    PACED = "paced"
+
+
 @dataclass(frozen=True, slots=True)
 class Denial:
     """No hold was made. Nano-dollars; the window is the one that had no room.
@@ -66,6 +76,12 @@ class Denial:
     posted_nano: int
     pending_nano: int
     resets_at: datetime | None
+    resumes_at: datetime | None = None
+
+    @property
+    def kind(self) -> DenialKind:
+        """Why there is no room."""
+        return DenialKind.EXHAUSTED if self.final else DenialKind.BUSY
 
     @property
     def left_nano(self) -> int:

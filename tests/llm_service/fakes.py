@@ -21,6 +21,7 @@ from llm_service.telemetry.record import CallRecord
 from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Denial, Treasury
 from llm_service.types import (
+    NO_TIMEOUTS,
     Budget,
     CallContext,
     Hold,
@@ -29,6 +30,7 @@ from llm_service.types import (
     RateLimit,
     Scope,
     Settlement,
+    Timeouts,
     WindowKind,
 )
 
@@ -204,8 +206,9 @@ class FakeStream:
         self._parts = list(parts)
 
     async def chunks(self) -> AsyncIterator[bytes]:
-        for part in self._parts:
+        while self._parts:
             await asyncio.sleep(0)
+            part = self._parts.pop(0)
             if isinstance(part, Exception):
                 raise part
             yield part
@@ -226,7 +229,7 @@ class FakeUpstream:
     sent: list[tuple[str, bytes, str]] = field(default_factory=list[tuple[str, bytes, str]])
     gate: asyncio.Event | None = None
 
-    async def send(self, path: str, body: bytes, grant: str) -> UpstreamAnswer:
+    async def send(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamAnswer:
         self.sent.append((path, body, grant))
         if self.gate is not None:
             await self.gate.wait()
@@ -235,7 +238,7 @@ class FakeUpstream:
         assert self.answer is not None
         return self.answer
 
-    async def open(self, path: str, body: bytes, grant: str) -> UpstreamStream:
+    async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamStream:
         self.sent.append((path, body, grant))
         if self.gate is not None:
             await self.gate.wait()

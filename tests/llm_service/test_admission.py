@@ -64,9 +64,19 @@ class Parts:
             busy_wait_s=busy_wait_s,
         )  # fmt: skip
 
+    async def admit(self, call: Call) -> None:
+        """As the service does it for a call's first attempt."""
+        try:
+            call.journey.route, call.journey.chain = await self.admission.chain(call)
+            call.model = await self.admission.model(call)
+            await self.admission.admit(call)
+        except TreasurerError as error:
+            self.admission.refused(call, error)
+            raise
+
     async def refusal(self, call: Call) -> TreasurerError:
         with pytest.raises(TreasurerError) as refused:
-            await self.admission.admit(call)
+            await self.admit(call)
         assert self.refused.told == [(call.request.model, refused.value.code)]
         assert self.treasury.pending == {}
         assert len(self.limiter.released) == len(self.limiter.taken)
@@ -80,7 +90,7 @@ def chat(principal: Principal = PRINCIPAL, context: CallContext | None = None, *
 
 async def test_an_admitted_call_has_all_it_needs() -> None:
     parts, call = Parts(10**9), chat(max_tokens=100)
-    await parts.admission.admit(call)
+    await parts.admit(call)
     assert call.model.name == "m"
     assert call.hold.amount_nano == call.plan.amount_nano
     assert call.output_tokens == 100
@@ -101,13 +111,13 @@ async def test_every_window_that_applies_is_asked_and_no_other() -> None:
         Budget(6, "claude", Scope.TEAM, 2, WindowKind.DAY, model_pattern="claude-*"),
     )
     parts, context = Parts(), CallContext(run="y", tags=("a", "b"))
-    await parts.admission.admit(chat(replace(PRINCIPAL, budgets=budgets), context))
+    await parts.admit(chat(replace(PRINCIPAL, budgets=budgets), context))
     assert parts.treasury.asked[0].lines == ((3, ""), (4, "a"), (4, "b"))
 
 
 async def test_i1_a_call_is_clamped_to_what_the_budget_affords() -> None:
     parts, call = Parts(400_000), chat(max_tokens=4000)
-    await parts.admission.admit(call)
+    await parts.admit(call)
     assert call.hold.amount_nano == 400_000
     assert 16 <= call.output_tokens < 4000
     assert call.plan.input_tokens * 1_000 + call.output_tokens * 2_000 <= 400_000
@@ -142,7 +152,7 @@ async def test_pace_is_refused_before_money_is_held() -> None:
 
 async def test_the_agents_limits_are_what_is_asked_of_pace() -> None:
     parts, limit = Parts(), RateLimit(1, Scope.AGENT, "agent:7", requests_per_minute=5)
-    await parts.admission.admit(chat(replace(PRINCIPAL, limits=(limit,))))
+    await parts.admit(chat(replace(PRINCIPAL, limits=(limit,))))
     assert parts.limiter.limits == [(limit,)]
 
 
@@ -156,7 +166,7 @@ async def test_an_error_that_nobody_expected_gives_the_pace_back_too() -> None:
     parts = Parts()
     parts.treasury.outcomes = [RuntimeError("a bug")]
     with pytest.raises(RuntimeError):
-        await parts.admission.admit(chat())
+        await parts.admit(chat())
     assert parts.limiter.released == [0]
     assert parts.refused.told == []
 
@@ -164,7 +174,7 @@ async def test_an_error_that_nobody_expected_gives_the_pace_back_too() -> None:
 async def test_a_caller_who_leaves_while_waiting_gives_the_pace_back() -> None:
     parts = Parts(10**9, busy_wait_s=60)
     parts.treasury.pending[chat().call_id] = 10**9
-    task = asyncio.create_task(parts.admission.admit(chat()))
+    task = asyncio.create_task(parts.admit(chat()))
     while not parts.treasury.waits:
         await asyncio.sleep(0)
     task.cancel()
@@ -185,7 +195,7 @@ async def test_busy_is_said_after_waiting_for_what_is_in_flight() -> None:
     other = chat().call_id
     parts.treasury.pending[other] = 10**9
     with pytest.raises(BudgetBusy) as refused:
-        await parts.admission.admit(chat())
+        await parts.admit(chat())
     assert refused.value.retry_after is not None
     assert parts.treasury.waits >= 1
     assert parts.treasury.pending == {other: 10**9}
@@ -195,7 +205,7 @@ async def test_busy_passes_when_a_call_in_flight_settles() -> None:
     parts = Parts(10**9, busy_wait_s=60)
     other = chat().call_id
     parts.treasury.pending[other] = 10**9
-    task = asyncio.create_task(parts.admission.admit(call := chat(max_tokens=10)))
+    task = asyncio.create_task(parts.admit(call := chat(max_tokens=10)))
     while not parts.treasury.waits:
         await asyncio.sleep(0)
     del parts.treasury.pending[other]
@@ -209,7 +219,7 @@ async def test_a_principal_of_an_older_configuration_is_read_again() -> None:
     newer = replace(PRINCIPAL, epoch=2, budgets=(replace(DAILY, id=8),))
     parts.principals.newest = newer
     parts.treasury.outcomes = [StaleEpoch()]
-    await parts.admission.admit(call)
+    await parts.admit(call)
     assert call.principal is newer
     assert [asked.lines for asked in parts.treasury.asked] == [((3, ""),), ((8, ""),)]
 
@@ -227,7 +237,7 @@ LONG: dict[str, Any] = {"messages": [{"role": "user", "content": "word " * 4_000
 
 async def test_the_input_is_counted_where_its_bytes_do_not_fit() -> None:
     parts, call = Parts(12_000_000), chat(**LONG)  # bytes: 20 million nano-dollars; a quarter and half: 7.5
-    await parts.admission.admit(call)
+    await parts.admit(call)
     assert parts.counter.asked == 1
     assert call.plan.counted
     assert call.hold.amount_nano == call.plan.amount_nano <= 12_000_000
@@ -236,7 +246,7 @@ async def test_the_input_is_counted_where_its_bytes_do_not_fit() -> None:
 
 async def test_it_is_not_counted_where_the_bytes_fit() -> None:
     parts = Parts(10**9)
-    await parts.admission.admit(chat(**LONG))
+    await parts.admit(chat(**LONG))
     assert parts.counter.asked == 0
 
 
@@ -268,9 +278,7 @@ async def test_a_denial_is_told_with_the_windows_figures() -> None:
 
 async def test_i1_callers_at_once_never_hold_more_than_the_limit() -> None:
     parts = Parts(3_000_000, busy_wait_s=0.02)
-    results = await asyncio.gather(
-        *(parts.admission.admit(chat(max_tokens=500)) for _ in range(20)), return_exceptions=True
-    )
+    results = await asyncio.gather(*(parts.admit(chat(max_tokens=500)) for _ in range(20)), return_exceptions=True)
     assert sum(parts.treasury.pending.values()) <= 3_000_000
     assert all(result is None or isinstance(result, BudgetBusy) for result in results)
     assert sum(result is None for result in results) == len(parts.treasury.pending) >= 2

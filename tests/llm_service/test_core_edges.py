@@ -103,6 +103,7 @@ async def test_i2_a_caller_who_leaves_while_a_refusal_is_read_holds_nothing() ->
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+    await parts.service.close()
     assert parts.settled.state is LedgerState.VOIDED
     assert parts.upstream_stream.closed == 1
     parts.nothing_is_held()

@@ -28,7 +28,18 @@ from llm_service.proxy import Unanswered, UpstreamAnswer
 from llm_service.service import LLMService
 from llm_service.settlement import Settler
 from llm_service.streaming import StreamingAnswer
-from llm_service.types import NO_CONTEXT, CallContext, LedgerState, Principal, RateLimit, Scope, Settlement, UsageSource
+from llm_service.types import (
+    NO_CONTEXT,
+    CallContext,
+    LedgerState,
+    OnLeave,
+    Principal,
+    RateLimit,
+    Route,
+    Scope,
+    Settlement,
+    UsageSource,
+)
 from tests.llm_service.fakes import (
     ENTRIES,
     PRINCIPAL,
@@ -401,10 +412,10 @@ async def test_however_it_is_chunked(cuts: list[int]) -> None:
     assert answer.cost_nano == COST
 
 
-async def test_a_caller_who_leaves_a_stream_cancels_it_and_pays_for_what_was_got(parts: Parts) -> None:
+async def test_a_stream_that_its_caller_leaves_is_read_to_its_end(parts: Parts) -> None:
+    """Only its end tells what it cost."""
     answer = await parts.stream(*EVENTS)
-    events = answer.__aiter__()
-    assert await anext(events) == said("Hi")
+    assert await anext(answer) == said("Hi")
     await answer.aclose()
     assert parts.upstream_stream.closed >= 1
     assert (parts.settled.state, parts.settled.error_code, parts.settled.status) == (
@@ -412,6 +423,16 @@ async def test_a_caller_who_leaves_a_stream_cancels_it_and_pays_for_what_was_got
         "client_left",
         499,
     )
+    assert parts.settled.usage_source is UsageSource.PROVIDER
+    assert answer.cost_nano == parts.settled.cost_nano == COST
+    parts.nothing_is_held()
+
+
+async def test_where_the_route_says_cancel_it_is_given_up_and_estimated(parts: Parts) -> None:
+    principal = replace(PRINCIPAL, routes=(Route(on_leave=OnLeave.CANCEL),))
+    parts.upstream.stream = FakeStream(EVENTS)
+    answer = await parts.service.stream(chat_body(stream=True), principal, NO_CONTEXT)
+    await answer.aclose()
     assert parts.settled.usage_source is UsageSource.ESTIMATED
     assert answer.cost_nano is not None
     assert 0 < answer.cost_nano == parts.settled.cost_nano
@@ -446,30 +467,35 @@ async def test_a_reader_that_is_cancelled_settles_the_stream(parts: Parts) -> No
     parts.nothing_is_held()
 
 
-@pytest.mark.parametrize("end", [[Unanswered(UpstreamError("broke"))], []])
-async def test_i2_a_stream_that_is_cut_is_posted_by_what_came(parts: Parts, end: list[Exception]) -> None:
-    answer = await parts.stream(said("Hi"), said("x" * 400), *end)
-    if end:
-        with pytest.raises(UpstreamError):
-            await collect(answer)
-    else:
-        await collect(answer)
-    await answer.aclose()
+async def test_i2_a_stream_that_its_provider_cuts_is_posted_by_what_came(parts: Parts) -> None:
+    answer = await parts.stream(said("Hi"), said("x" * 400))
+    await collect(answer)
     settled = parts.settled
-    assert settled.status == 502
-    assert settled.error_code in ("upstream_error", "upstream_cut")
+    assert (settled.status, settled.error_code) == (502, "upstream_cut")
     assert settled.usage.output_tokens >= 100
     assert answer.cost_nano == settled.cost_nano
     parts.nothing_is_held()
 
 
-async def test_an_error_before_the_first_token_is_voided(parts: Parts) -> None:
-    error = data({"error": {"message": "overloaded"}})
-    answer = await parts.stream(error, context=KEYED)
-    assert await collect(answer) == error
+async def test_i2_a_stream_whose_connection_breaks_is_left_to_the_witness(parts: Parts) -> None:
+    """The proxy reads it to its end: what had come says too little."""
+    answer = await parts.stream(said("Hi"), Unanswered(UpstreamError("broke")))
+    with pytest.raises(UpstreamError):
+        await collect(answer)
     await answer.aclose()
-    assert (parts.settled.state, parts.settled.cost_nano, answer.cost_nano) == (LedgerState.VOIDED, 0, 0)
-    assert parts.idempotency.released == ["k1"]
+    assert parts.treasury.settled == []
+    assert len(parts.sweeper.watched) == 1
+    assert answer.cost_nano is None
+
+
+async def test_an_error_before_the_first_token_is_raised_and_left_to_the_witness(parts: Parts) -> None:
+    with pytest.raises(UpstreamError) as error:
+        await parts.stream(data({"error": {"message": "overloaded", "code": "529"}}), context=KEYED)
+    assert (error.value.status, error.value.message) == (529, "overloaded")
+    ((call_id, attempt, _, answered),) = parts.sweeper.watched
+    assert (attempt, answered) == (0, True)
+    assert call_id in parts.treasury.pending
+    assert parts.idempotency.released == []
 
 
 async def test_an_error_after_the_first_token_is_paid_for(parts: Parts) -> None:
@@ -489,7 +515,7 @@ async def test_a_stream_that_the_provider_refuses(parts: Parts) -> None:
     parts.nothing_is_held()
 
 
-async def test_i2_a_caller_who_leaves_before_the_stream_opened_keeps_the_hold(parts: Parts) -> None:
+async def test_i2_a_stream_that_is_left_before_it_opened_is_read_to_its_end(parts: Parts) -> None:
     parts.upstream.gate, parts.upstream.stream = asyncio.Event(), FakeStream(EVENTS)
     task = asyncio.create_task(parts.service.stream(chat_body(stream=True), PRINCIPAL, KEYED))
     await until(lambda: parts.upstream.sent)
@@ -497,7 +523,9 @@ async def test_i2_a_caller_who_leaves_before_the_stream_opened_keeps_the_hold(pa
     await asyncio.wait([task])
     assert task.cancelled()
     assert parts.treasury.settled == []
-    assert len(parts.sweeper.watched) == 1
+    parts.upstream.gate.set()
+    await parts.service.close()
+    assert (parts.settled.cost_nano, parts.settled.error_code) == (COST, "client_left")
     assert parts.idempotency.released == []
 
 
@@ -519,12 +547,14 @@ async def test_i7_a_stream_is_repeated_from_what_was_kept(parts: Parts) -> None:
     assert len(parts.upstream.sent) == len(parts.treasury.settled) == 1
 
 
-async def test_i7_a_stream_that_was_left_has_spent_its_key_and_has_no_answer(parts: Parts) -> None:
+async def test_i7_the_answer_of_a_stream_that_was_left_is_kept_for_its_key(parts: Parts) -> None:
     answer = await parts.stream(*EVENTS, context=KEYED)
-    await anext(answer.__aiter__())
+    await anext(answer)
     await answer.aclose()
-    assert parts.idempotency.rows == {(PRINCIPAL.agent_id, "k1"): None}
+    again = await parts.service.stream(chat_body(stream=True), PRINCIPAL, KEYED)
+    assert await collect(again) == b"".join([said("Hi"), said(" there"), DONE])
     assert parts.idempotency.released == []
+    assert len(parts.upstream.sent) == 1
 
 
 # -- many at once

@@ -82,9 +82,9 @@ def test_only_the_usage_that_was_not_asked_for_is_left_out(events: list[bytes], 
 def test_an_event_is_forwarded_as_soon_as_it_is_whole() -> None:
     scanner = EventScanner(hide_usage=True)
     assert scanner.feed(delta("a") + b"\n") == b""
-    assert not scanner.started
+    assert not scanner.begun
     assert scanner.feed(b"\n" + delta("b")[:5]) == delta("a") + b"\n\n"
-    assert scanner.started
+    assert scanner.begun
     assert scanner.feed(delta("b")[5:] + b"\n\n") == delta("b") + b"\n\n"
 
 
@@ -125,7 +125,7 @@ def test_an_error_event_is_forwarded_and_remembered() -> None:
     forwarded, scanner = scan(event({"error": {"message": "m"}}) + b"\n\n", [], hide=True)
     assert forwarded == event({"error": {"message": "m"}}) + b"\n\n"
     assert scanner.error == {"message": "m"}
-    assert not scanner.started
+    assert not scanner.begun
     assert not scanner.finished
 
 
