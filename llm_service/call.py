@@ -20,10 +20,31 @@ from llm_service.ids import new_call_id
 from llm_service.money import format_decimal
 from llm_service.requests import ParsedRequest
 from llm_service.routing import Candidate
-from llm_service.types import NO_ROUTE, CallContext, Hold, LedgerState, Principal, Route, Usage, UsageSource
+from llm_service.types import NO_ROUTE, CallContext, Hold, LedgerState, OnLeave, Principal, Route, Usage, UsageSource
 
 CHAT_PATH = "/v1/chat/completions"
 EMBEDDINGS_PATH = "/v1/embeddings"
+
+
+#: Providers, by LiteLLM's names, that generate and bill a whole answer though its reader has left:
+#: https://openrouter.ai/docs/api-reference/streaming#stream-cancellation
+_GO_ON = frozenset(
+    {
+        "ai21",
+        "bedrock",
+        "bedrock_converse",
+        "featherless_ai",
+        "gemini",
+        "groq",
+        "huggingface",
+        "minimax",
+        "mistral",
+        "perplexity",
+        "replicate",
+        "sambanova",
+        "vertex_ai",
+    }
+)
 
 
 @dataclass(slots=True)
@@ -113,6 +134,24 @@ class Call:
     def elapsed_ms(self) -> int:
         """Milliseconds since the attempt began."""
         return int((time.perf_counter() - self.started) * 1000)
+
+    @property
+    def finishes(self) -> bool:
+        """Whether a stream is read to its end though its caller has left: nothing else tells what it cost."""
+        return (
+            self.journey.route.on_leave is OnLeave.FINISH
+            or self._reasons_unseen
+            or not _GO_ON.isdisjoint({self.model.provider, *self.model.deployments.values()})
+        )
+
+    @property
+    def _reasons_unseen(self) -> bool:
+        """Whether the provider bills tokens that a stream does not show as they are made."""
+        if "reasoning" not in self.model.capabilities:
+            return False
+        data = self.request.data
+        # Claude reasons only when it is asked to; the others unless they are told not to.
+        return self.model.provider != "anthropic" or bool(data.get("thinking") or data.get("reasoning_effort"))
 
     def headers(self, cost_nano: int | None) -> dict[str, str]:
         """What Treasurer tells the caller. Without a cost (a stream) `left` counts the whole hold as spent."""

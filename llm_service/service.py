@@ -8,7 +8,7 @@ What must hold:
   I2     what was sent is settled from the provider's usage; where that is missing, from an estimate with
          a margin; where no answer came, by whoever finds the proxy's witness
   I7     the same idempotency key with the same body is the same call
-An attempt that was sent goes on to its end, whoever waits for it no longer: only its end tells what it cost.
+A whole answer that was asked for goes on to its end, whoever waits for it no longer: it is billed whole.
 A call goes on to its chain's next model until something of an answer has gone to its caller, never after.
 """
 
@@ -32,7 +32,7 @@ from llm_service.sending import Sender
 from llm_service.settlement import Settler, answer_ending, is_filtered
 from llm_service.sse import EventScanner
 from llm_service.streaming import StreamingAnswer, replayed_headers, stream_ending
-from llm_service.types import NO_TIMEOUTS, Answer, CallContext, Condition, OnLeave, Principal, Timeouts
+from llm_service.types import NO_TIMEOUTS, Answer, CallContext, Condition, Principal, Timeouts
 
 log = logging.getLogger(__name__)
 
@@ -248,7 +248,7 @@ class LLMService:
 
     def _abandon(self, call: Call, claim: Claim | None, opening: asyncio.Task[UpstreamStream]) -> None:
         """Nobody waits any more for a stream that has not been opened yet."""
-        if call.journey.route.on_leave is OnLeave.CANCEL:
+        if not call.finishes:
             opening.cancel()
             return
 

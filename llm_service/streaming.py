@@ -1,8 +1,8 @@
 """A streamed answer: events as they come, and what becomes of the call however they end.
 
 What must hold (I2): a stream is settled once, by its own end if it had one, also when nobody ever reads it.
-A stream that its caller leaves is read to its end, because only that tells what it cost; where the route says
-cancel it is given up, and what was got of it is estimated. For an idempotency key it is kept before its end
+A stream that its caller leaves is given up, and what was got of it is paid for; where the provider would bill
+all of it even so, or the route wants it exact, it is read to its end. For an idempotency key it is kept before its end
 is told. Until the first token nothing goes to the caller: the call may still go on elsewhere.
 """
 
@@ -20,7 +20,6 @@ from llm_service.idempotency import Claim, Replay
 from llm_service.proxy import Unanswered, UpstreamStream, event_error
 from llm_service.settlement import answer_ending
 from llm_service.sse import EventScanner
-from llm_service.types import OnLeave
 
 
 class StreamOwner(Protocol):
@@ -167,7 +166,7 @@ class StreamingAnswer:
             call.passage.failed()
         elif call.first_by is None or time.perf_counter() < call.first_by or scanner.begun:
             call.passage.neutral()  # else it was given up for being slow, which whoever gave it up tells
-        if error_code == "client_left" and call.journey.route.on_leave is OnLeave.FINISH:
+        if error_code == "client_left" and call.finishes:
             self._settling = self._service.drain_stream(call, self._claim, self._upstream, scanner)
             return
         self._upstream.close()

@@ -117,10 +117,14 @@ class Condition(StrEnum):
 
 
 class OnLeave(StrEnum):
-    """What becomes of a stream whose caller has left."""
+    """What becomes of a stream whose caller has left.
 
-    FINISH = "finish"  # read to its end: exact
-    CANCEL = "cancel"  # given up: cheaper where providers stop, and an estimate
+    `CANCEL` gives it up: the provider stops, and what was got is paid for, which only an estimate tells. Where a
+    provider goes on and bills all the same it is read to its end even so. `FINISH` always does: dearer, and exact.
+    """
+
+    CANCEL = "cancel"
+    FINISH = "finish"
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +181,7 @@ class Route:
     downgrade: Downgrade | None = None
     timeouts: Timeouts = NO_TIMEOUTS
     queue_s: float | None = None
-    on_leave: OnLeave = OnLeave.FINISH
+    on_leave: OnLeave = OnLeave.CANCEL
 
 
 #: One attempt at the model that was asked for.

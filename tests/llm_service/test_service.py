@@ -73,6 +73,7 @@ def said(text: str) -> bytes:
 
 REPORT, DONE = data({"choices": [], "usage": USAGE}), b"data: [DONE]\n\n"
 EVENTS = [said("Hi"), said(" there"), REPORT, DONE]
+FINISHING = replace(PRINCIPAL, routes=(Route(on_leave=OnLeave.FINISH),))
 
 
 class Parts:
@@ -412,9 +413,9 @@ async def test_however_it_is_chunked(cuts: list[int]) -> None:
     assert answer.cost_nano == COST
 
 
-async def test_a_stream_that_its_caller_leaves_is_read_to_its_end(parts: Parts) -> None:
-    """Only its end tells what it cost."""
-    answer = await parts.stream(*EVENTS)
+async def test_where_the_route_says_finish_a_stream_that_is_left_is_read_to_its_end(parts: Parts) -> None:
+    parts.upstream.stream = FakeStream(EVENTS)
+    answer = await parts.service.stream(chat_body(stream=True), FINISHING, NO_CONTEXT)
     assert await anext(answer) == said("Hi")
     await answer.aclose()
     assert parts.upstream_stream.closed >= 1
@@ -428,11 +429,10 @@ async def test_a_stream_that_its_caller_leaves_is_read_to_its_end(parts: Parts) 
     parts.nothing_is_held()
 
 
-async def test_where_the_route_says_cancel_it_is_given_up_and_estimated(parts: Parts) -> None:
-    principal = replace(PRINCIPAL, routes=(Route(on_leave=OnLeave.CANCEL),))
-    parts.upstream.stream = FakeStream(EVENTS)
-    answer = await parts.service.stream(chat_body(stream=True), principal, NO_CONTEXT)
+async def test_a_stream_that_its_caller_leaves_is_given_up_and_estimated(parts: Parts) -> None:
+    answer = await parts.stream(*EVENTS)
     await answer.aclose()
+    assert parts.upstream_stream.closed >= 1
     assert parts.settled.usage_source is UsageSource.ESTIMATED
     assert answer.cost_nano is not None
     assert 0 < answer.cost_nano == parts.settled.cost_nano
@@ -517,7 +517,7 @@ async def test_a_stream_that_the_provider_refuses(parts: Parts) -> None:
 
 async def test_i2_a_stream_that_is_left_before_it_opened_is_read_to_its_end(parts: Parts) -> None:
     parts.upstream.gate, parts.upstream.stream = asyncio.Event(), FakeStream(EVENTS)
-    task = asyncio.create_task(parts.service.stream(chat_body(stream=True), PRINCIPAL, KEYED))
+    task = asyncio.create_task(parts.service.stream(chat_body(stream=True), FINISHING, KEYED))
     await until(lambda: parts.upstream.sent)
     task.cancel()
     await asyncio.wait([task])
@@ -526,6 +526,19 @@ async def test_i2_a_stream_that_is_left_before_it_opened_is_read_to_its_end(part
     parts.upstream.gate.set()
     await parts.service.close()
     assert (parts.settled.cost_nano, parts.settled.error_code) == (COST, "client_left")
+    assert parts.idempotency.released == []
+
+
+async def test_i2_a_caller_who_leaves_before_the_stream_opened_keeps_the_hold(parts: Parts) -> None:
+    parts.upstream.gate, parts.upstream.stream = asyncio.Event(), FakeStream(EVENTS)
+    task = asyncio.create_task(parts.service.stream(chat_body(stream=True), PRINCIPAL, KEYED))
+    await until(lambda: parts.upstream.sent)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    await parts.service.close()
+    assert parts.treasury.settled == []
+    assert len(parts.sweeper.watched) == 1
     assert parts.idempotency.released == []
 
 
@@ -547,8 +560,17 @@ async def test_i7_a_stream_is_repeated_from_what_was_kept(parts: Parts) -> None:
     assert len(parts.upstream.sent) == len(parts.treasury.settled) == 1
 
 
-async def test_i7_the_answer_of_a_stream_that_was_left_is_kept_for_its_key(parts: Parts) -> None:
+async def test_i7_a_stream_that_was_left_has_spent_its_key_and_has_no_answer(parts: Parts) -> None:
     answer = await parts.stream(*EVENTS, context=KEYED)
+    await anext(answer)
+    await answer.aclose()
+    assert parts.idempotency.rows == {(PRINCIPAL.agent_id, "k1"): None}
+    assert parts.idempotency.released == []
+
+
+async def test_i7_the_answer_of_a_stream_that_was_finished_is_kept_for_its_key(parts: Parts) -> None:
+    parts.upstream.stream = FakeStream(EVENTS)
+    answer = await parts.service.stream(chat_body(stream=True), FINISHING, KEYED)
     await anext(answer)
     await answer.aclose()
     again = await parts.service.stream(chat_body(stream=True), PRINCIPAL, KEYED)
