@@ -14,12 +14,15 @@
     │   └── Paused                403  agent, team or organisation
     ├── Refused                   429  governance said no; nothing was sent upstream
     │   ├── BudgetExhausted       429  final for this window: x-should-retry false
+    │   ├── NearLimit             429  the model is served only up to a share of the budget
+    │   ├── BudgetPaced           429  the budget's curve lets it through later: Retry-After
     │   ├── BudgetBusy            429  calls in flight hold the rest: Retry-After
     │   ├── CostLimited           429  the route's limit for one call: x-should-retry false
     │   └── RateLimited           429  pace: Retry-After
     ├── Unavailable               503  a part of Treasurer is away; nothing was spent
     │   ├── TreasuryUnavailable   503  Postgres
-    │   └── ProxyUnavailable      503  LiteLLM Proxy
+    │   ├── ProxyUnavailable      503  LiteLLM Proxy
+    │   └── BreakerOpen           503  a model, a provider or the proxy failed too often: Retry-After
     └── UpstreamError             as the provider said, else 502
         └── UpstreamTimeout       504
 
@@ -148,6 +151,16 @@ class BudgetExhausted(Refused):
     should_retry = False
 
 
+class NearLimit(Refused):
+    code = "budget_near_limit"
+    should_retry = False
+
+
+class BudgetPaced(Refused):
+    code = "budget_paced"
+    should_retry = True
+
+
 class BudgetBusy(Refused):
     code = "budget_busy"
     should_retry = True
@@ -199,6 +212,10 @@ class TreasuryUnavailable(Unavailable):
 
 class ProxyUnavailable(Unavailable):
     code = "proxy_unavailable"
+
+
+class BreakerOpen(Unavailable):
+    code = "breaker_open"
 
 
 class UpstreamError(TreasurerError):
