@@ -24,6 +24,7 @@ import orjson
 
 from llm_service.administration.keys import hash_secret
 from llm_service.errors import NotAuthenticated, NotFound, NotPermitted
+from llm_service.routing import read_route
 from llm_service.treasury.connection import AWAY, away
 from llm_service.types import Budget, Dimension, Principal, RateLimit, Scope, WindowKind
 
@@ -60,7 +61,12 @@ SELECT e.value AS epoch, w.hash, w.agent_name, w.key_id, w.key, w.models, w.expi
        (SELECT json_agg(json_build_array(l.id, l.scope, l.scope_id, l.requests_per_minute, l.tokens_per_minute,
                                          l.concurrent, l.model_pattern) ORDER BY l.id)::text
         FROM rate_limits l WHERE l.scope = 'model' OR (l.scope, l.scope_id) IN
-            (('organisation', o.id), ('team', t.id), ('agent', a.id), ('key', w.first_id))) AS limits
+            (('organisation', o.id), ('team', t.id), ('agent', a.id), ('key', w.first_id))) AS limits,
+       (SELECT json_agg(json_build_array(r.id, r.model_pattern, r.policy)
+                        ORDER BY array_position('{agent,team,organisation}', r.scope), r.model_pattern ~ '[*?[]',
+                                 length(r.model_pattern) DESC, r.id)::text
+        FROM routes r WHERE (r.scope, r.scope_id) IN
+            (('organisation', o.id), ('team', t.id), ('agent', a.id))) AS routes
 FROM epoch e
 LEFT JOIN wanted w ON true
 LEFT JOIN agents a ON a.id = w.agent_id
@@ -321,6 +327,7 @@ def _read(row: Record, now: float) -> _Found:
             floor_tokens=row["floor_tokens"],
             budgets=tuple(_budget(fields) for fields in orjson.loads(row["budgets"] or "[]")),
             limits=tuple(_limit(fields, names) for fields in orjson.loads(row["limits"] or "[]")),
+            routes=tuple(read_route(*fields) for fields in orjson.loads(row["routes"] or "[]")),
         )
     ends_at = None if left_s is None else now + left_s
     return _Found(principal, row["key"], row["revoked_at"], row["expires_at"], ends_at)

@@ -1,4 +1,4 @@
-"""The admin API, `/admin/v1`: organisations, teams, agents, keys, budgets, limits.
+"""The admin API, `/admin/v1`: organisations, teams, agents, keys, budgets, limits, routes.
 
 What must hold: only administrators pass; a body is read after that, up to 64 KiB; every change goes through
 `llm_service.administration`, which the command line uses too. Nothing is decided here.
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from gateway.auth import administrator, scheme
 from llm_service.administration import budgets, keys, limits, people
+from llm_service.administration import routes as serving
 from llm_service.administration.inputs import MAX_ID
 from llm_service.errors import BodyTooLarge, InvalidRequest
 from llm_service.types import Scope
@@ -224,3 +225,21 @@ async def set_limit(pool: Pool, new: limits.SetLimit) -> limits.Limit:
 async def remove_limit(pool: Pool, limit_id: Id) -> limits.Limit:
     """Remove a rate limit."""
     return await limits.remove_limit(pool, limit_id)
+
+
+@router.get("/routes")
+async def list_routes(pool: Pool) -> Listing[serving.Route]:
+    """All routes."""
+    return Listing(data=await serving.list_routes(pool))
+
+
+@router.put("/routes")
+async def set_route(pool: Pool, new: serving.SetRoute) -> serving.Route:
+    """Set how calls for a model are served, in place of the route that the same subject and model had."""
+    return await serving.set_route(pool, new)
+
+
+@router.delete("/routes/{route_id}")
+async def remove_route(pool: Pool, route_id: Id) -> serving.Route:
+    """Remove a route."""
+    return await serving.remove_route(pool, route_id)

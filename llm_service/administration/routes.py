@@ -1,0 +1,162 @@
+"""Routes: set, remove, list. How calls for a model are served: fallbacks, retries, downgrades, timeouts, patience.
+
+What must hold: one route for each subject and model pattern; setting it again replaces it whole. What is kept is
+the policy as it was given, without defaults, so that a default that changes later changes it too.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self, cast
+
+import asyncpg
+import orjson
+from pydantic import Field, model_validator
+
+from llm_service.administration.changes import change, read, scope_id, scope_name
+from llm_service.administration.inputs import MAX_ID, Amount, Input, ModelPattern, Name, View
+from llm_service.errors import NotFound
+from llm_service.types import Condition, OnLeave, Scope
+
+Seconds = Annotated[float, Field(ge=0.05, le=3600)]
+
+
+class FallbackTerms(Input):
+    """A model that may stand in, and after which failures; left out: all but near_limit and content_filter."""
+
+    model: ModelPattern
+    on: Annotated[list[Annotated[Condition, Field(strict=False)]], Field(min_length=1)] | None = None
+
+
+class DowngradeTerms(Input):
+    """From `at_percent` of any of the budgets that apply, the first of `models` that is good enough serves."""
+
+    at_percent: Annotated[float, Field(ge=0.01, le=99.99)]
+    models: Annotated[list[ModelPattern], Field(min_length=1, max_length=10)]
+    min_quality: Annotated[int, Field(ge=0, le=100)] = 0
+
+
+class TimeoutTerms(Input):
+    """Seconds. What is left out is as the gateway's settings say."""
+
+    connect_s: Seconds | None = None
+    first_token_s: Seconds | None = None
+    silence_s: Seconds | None = None
+    total_s: Seconds | None = None
+
+
+class RouteTerms(Input):
+    """A policy. `max_cost` in dollars, for all attempts of a call together."""
+
+    fallbacks: Annotated[list[FallbackTerms], Field(max_length=10)] | None = None
+    retries: Annotated[int, Field(ge=0, le=5)] | None = None
+    max_attempts: Annotated[int, Field(ge=1, le=10)] | None = None
+    max_elapsed_s: Annotated[float, Field(ge=0.1, le=600)] | None = None
+    max_cost: Amount | None = None
+    downgrade: DowngradeTerms | None = None
+    timeouts: TimeoutTerms | None = None
+    queue_s: Annotated[float, Field(ge=0, le=300)] | None = None
+    on_leave: Annotated[OnLeave, Field(strict=False)] | None = None
+
+    def policy(self) -> dict[str, Any]:
+        """As `routing.read_route` reads it."""
+        given = self.model_dump(mode="json", exclude_none=True)
+        if "max_cost" in given:
+            given["max_cost_nano"] = given.pop("max_cost")
+        if self.downgrade is not None:
+            given["downgrade"]["at_share"] = round(given["downgrade"].pop("at_percent") * 100)
+        return given
+
+
+class SetRoute(RouteTerms):
+    """A route of an organisation, team or agent, for the models that fit `model`."""
+
+    organisation: Name | None = None
+    team: Name | None = None
+    agent: Name | None = None
+    model: ModelPattern
+
+    @model_validator(mode="after")
+    def _sound(self) -> Self:
+        if sum(name is not None for name in (self.organisation, self.team, self.agent)) != 1:
+            raise ValueError("name exactly one of organisation, team and agent")
+        if not self.terms().policy():
+            raise ValueError("a route says something: fallbacks, retries, a downgrade, timeouts, queue_s or on_leave")
+        names = [fallback.model for fallback in self.fallbacks or ()]
+        cheaper = self.downgrade.models if self.downgrade else []
+        for listed, what in ((names, "fallbacks"), (cheaper, "downgrade.models")):
+            if len(set(listed)) != len(listed):
+                raise ValueError(f"{what} names a model twice")
+            if self.model in listed:
+                raise ValueError(f"{what} names {self.model!r} itself; to try it again, set retries")
+            if any(sign in name for name in listed for sign in "*?["):
+                raise ValueError(f"{what} names models, not patterns")
+        return self
+
+    def target(self) -> tuple[Scope, str]:
+        """The scope and the name that was given."""
+        for scope in (Scope.ORGANISATION, Scope.TEAM):
+            if (name := getattr(self, scope.value)) is not None:
+                return scope, name
+        return Scope.AGENT, cast("str", self.agent)
+
+    def terms(self) -> RouteTerms:
+        """The policy alone."""
+        return RouteTerms.model_construct(**{name: getattr(self, name) for name in RouteTerms.model_fields})
+
+
+class Route(View):
+    """A route and its policy; what the policy leaves out is at its default."""
+
+    id: int
+    scope: str
+    subject: str
+    model: str
+    policy: dict[str, Any]
+
+    @classmethod
+    def read(cls, row: Any) -> Self:
+        """The view of a row, whose policy is text."""
+        assert row is not None
+        return cls.model_validate({**row, "policy": orjson.loads(row["policy"])})
+
+
+_ROUTES = f"""
+    SELECT r.id, r.scope, {scope_name("r")} AS subject, r.model_pattern AS model, r.policy::text AS policy FROM routes r
+"""  # noqa: S608
+
+
+async def set_route(pool: asyncpg.Pool, new: SetRoute) -> Route:
+    """Set a route, in place of the one that the same subject and model pattern had.
+
+    Raises:
+        NotFound: what it is for does not exist.
+    """
+    scope, name = new.target()
+    async with change(pool) as connection:
+        owner = await scope_id(connection, scope, name)
+        route_id = await connection.fetchval(
+            """INSERT INTO routes (scope, scope_id, model_pattern, policy) VALUES ($1, $2, $3, $4::text::jsonb)
+               ON CONFLICT (scope, scope_id, model_pattern) DO UPDATE SET policy = excluded.policy RETURNING id""",
+            scope.value,
+            owner,
+            new.model,
+            orjson.dumps(new.terms().policy()).decode(),
+        )
+        return Route.read(await connection.fetchrow(f"{_ROUTES} WHERE r.id = $1", route_id))
+
+
+async def remove_route(pool: asyncpg.Pool, route_id: int) -> Route:
+    """Remove a route by its id. Raises NotFound."""
+    async with change(pool) as connection:
+        found = route_id if 0 < route_id <= MAX_ID else 0
+        row = await connection.fetchrow(f"{_ROUTES} WHERE r.id = $1 FOR UPDATE OF r", found)
+        if row is None:
+            raise NotFound(f"There is no route {route_id}. See which there are: treasurer route list.", param="id")
+        await connection.execute("DELETE FROM routes WHERE id = $1", found)
+        return Route.read(row)
+
+
+async def list_routes(pool: asyncpg.Pool) -> list[Route]:
+    """All routes, by scope, subject and model pattern."""
+    rows = await read(pool, f"{_ROUTES} ORDER BY r.scope, subject, model")
+    return [Route.read(row) for row in rows]

@@ -1,0 +1,158 @@
+"""Failover on the real stack: another model is another attempt with a hold of its own; the invoice is the judge."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import openai
+import pytest
+
+from gateway.stack.state import StackState
+from tests.integration.caller import Caller, open_caller, said, text_of
+
+STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+FIRST, SECOND = "gpt-4.1-mini", "claude-haiku-5-5"
+
+
+@pytest.fixture
+async def caller(stack: StackState) -> AsyncIterator[Caller]:
+    """An agent with a dollar, whose calls for one model fall back to another provider's."""
+    async with open_caller(stack) as caller:
+        await route(caller, fallbacks=[{"model": SECOND}])
+        yield caller
+
+
+async def route(caller: Caller, model: str = FIRST, **policy: Any) -> None:
+    await caller.admin("PUT", "routes", {"agent": caller.agent, "model": model, **policy})
+
+
+async def ask(caller: Caller, streamed: bool, script: dict[str, Any], model: str = FIRST) -> str:
+    answer: Any = await caller.client().chat.completions.create(
+        model=model, messages=said(script=script), max_tokens=60, stream=streamed
+    )
+    if not streamed:
+        return answer.choices[0].message.content
+    return text_of([chunk async for chunk in answer])
+
+
+async def attempts(caller: Caller) -> list[tuple[int, str, str]]:
+    return [(row["attempt"], row["model"], row["state"]) for row in await caller.ledger()]
+
+
+@STREAMED
+@pytest.mark.parametrize("status", [500, 502, 503, 529, 429])
+async def test_another_model_serves_what_the_first_refused(caller: Caller, streamed: bool, status: int) -> None:
+    assert await ask(caller, streamed, {"status": status, "times": 1})
+    headers = caller.last.headers
+    assert (headers["x-treasurer-model"], headers["x-treasurer-attempts"]) == (SECOND, "2")
+    assert await attempts(caller) == [(0, FIRST, "voided"), (1, SECOND, "posted")]
+    (line,) = await caller.invoice()
+    assert line["cost_nano"] == await caller.posted_nano()
+    assert await caller.faults() == []
+
+
+async def test_embeddings_fall_back(caller: Caller) -> None:
+    await route(caller, "text-embedding-3-small", fallbacks=[{"model": "text-embedding-3-large"}])
+    text = said(script={"status": 500, "times": 1})[0]["content"]
+    await caller.client().embeddings.create(model="text-embedding-3-small", input=text)
+    assert await attempts(caller) == [
+        (0, "text-embedding-3-small", "voided"), (1, "text-embedding-3-large", "posted"),
+    ]  # fmt: skip
+    assert await caller.posted_nano() == await caller.billed_nano() > 0
+
+
+@STREAMED
+async def test_the_callers_own_error_ends_the_call(caller: Caller, streamed: bool) -> None:
+    with pytest.raises(openai.BadRequestError):
+        await ask(caller, streamed, {"status": 400, "times": 1})
+    assert await attempts(caller) == [(0, FIRST, "voided")]
+
+
+async def test_a_request_that_is_too_long_goes_to_a_longer_model(caller: Caller) -> None:
+    too_long = {"error": {"message": "This model's maximum context length is 8192 tokens.", "type": "invalid_request_error", "code": "context_length_exceeded"}}  # fmt: skip
+    await ask(caller, False, {"status": 400, "error": too_long, "times": 1})
+    assert await attempts(caller) == [(0, FIRST, "voided"), (1, SECOND, "posted")]
+
+
+@STREAMED
+async def test_the_same_model_again_and_then_the_last_error_with_all_attempts(caller: Caller, streamed: bool) -> None:
+    await route(caller, fallbacks=[{"model": SECOND}], retries=1)
+    with pytest.raises(openai.APIStatusError) as raised:
+        await ask(caller, streamed, {"status": 500})
+    told = raised.value.response.json()["error"]
+    assert [each["model"] for each in told["treasurer"]["attempts"]] == [FIRST, FIRST, SECOND]
+    assert [state for _, _, state in await attempts(caller)] == ["voided"] * 3
+    assert await caller.invoice() == []
+
+
+async def test_attempts_are_bounded(caller: Caller) -> None:
+    await route(caller, fallbacks=[{"model": SECOND}], retries=3, max_attempts=2)
+    with pytest.raises(openai.APIStatusError):
+        await ask(caller, False, {"status": 500})
+    assert await attempts(caller) == [(0, FIRST, "voided"), (1, FIRST, "voided")]
+
+
+async def test_money_bounds_a_call_with_all_its_attempts(caller: Caller) -> None:
+    """The first attempt may have been billed, so its hold counts: nothing is left for a second one."""
+    await route(caller, fallbacks=[{"model": SECOND}], max_cost="0.0002")
+    lost = {"cut_before_headers": True, "billed": "full", "times": 1}
+    with pytest.raises(openai.APIStatusError):
+        await ask(caller, False, lost)
+    assert await caller.held() == 1
+    assert len(await caller.invoice()) == 1
+
+
+async def test_a_stream_that_breaks_before_its_first_token_goes_on_elsewhere(caller: Caller) -> None:
+    assert await ask(caller, True, {"cut_after_tokens": 0, "first_token_s": 0.1, "times": 1})
+    assert caller.last.headers["x-treasurer-model"] == SECOND
+
+
+async def test_a_stream_that_breaks_after_its_first_token_does_not(caller: Caller) -> None:
+    with pytest.raises(openai.APIError):
+        await ask(caller, True, {"cut_after_tokens": 20, "tokens_per_s": 100, "times": 1})
+    assert await attempts(caller) == [(0, FIRST, "posted")]
+    assert "x-treasurer-model" not in caller.last.headers
+    assert await caller.billed_nano() <= await caller.posted_nano()
+
+
+async def test_a_first_token_that_does_not_come_in_time(caller: Caller) -> None:
+    await route(caller, fallbacks=[{"model": SECOND}], timeouts={"first_token_s": 1.0}, on_leave="finish")
+    assert await ask(caller, True, {"first_token_s": 4, "times": 1})
+    assert caller.last.headers["x-treasurer-model"] == SECOND
+    # The slow one is read to its end, and posted for what it truly cost.
+    states = await attempts(caller)
+    assert sorted(states) == [(0, FIRST, "posted"), (1, SECOND, "posted")]
+    assert await caller.posted_nano() == await caller.billed_nano()
+    assert len(await caller.invoice()) == 2
+
+
+async def test_a_whole_answer_that_does_not_come_in_time(caller: Caller) -> None:
+    await route(caller, fallbacks=[{"model": SECOND}], timeouts={"total_s": 1.0})
+    assert await ask(caller, False, {"latency_s": 3, "times": 1})
+    assert caller.last.headers["x-treasurer-model"] == SECOND
+    assert sorted(await attempts(caller)) == [(0, FIRST, "posted"), (1, SECOND, "posted")]
+    assert await caller.posted_nano() == await caller.billed_nano()
+
+
+async def test_i7_a_call_that_failed_over_is_repeated_as_it_was_answered(caller: Caller) -> None:
+    message = said(script={"status": 500, "times": 1})
+    answers = [
+        await caller.client().chat.completions.create(
+            model=FIRST, messages=message, max_tokens=40, extra_headers={"idempotency-key": "k"}
+        )
+        for _ in range(2)
+    ]
+    assert answers[0] == answers[1]
+    assert len(await caller.invoice()) == 1
+    assert await attempts(caller) == [(0, FIRST, "voided"), (1, SECOND, "posted")]
+
+
+async def test_many_at_once_while_a_provider_fails(caller: Caller) -> None:
+    answers = await asyncio.gather(*(ask(caller, n % 2 == 0, {"status": 503, "times": 1}) for n in range(20)))
+    assert all(answers)
+    ledger = await caller.ledger()
+    assert sum(row["state"] == "posted" for row in ledger) == len(await caller.invoice()) == 20
+    assert await caller.posted_nano() == await caller.billed_nano()
+    assert await caller.faults() == []
