@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-from llm_service.errors import BudgetBusy, BudgetExhausted, ModelNotAllowed, Paused, Refused
+from llm_service.errors import BudgetBusy, BudgetExhausted, BudgetPaced, ModelNotAllowed, NearLimit, Paused, Refused
 from llm_service.money import format_decimal, format_dollars
-from llm_service.treasury.treasury import Denial
+from llm_service.treasury.treasury import Denial, DenialKind
 from llm_service.types import Budget, Principal, WindowKind
 
 _PERIOD = {kind: f"a {kind.value}" for kind in WindowKind} | {WindowKind.TOTAL: "in total", WindowKind.HOUR: "an hour"}
@@ -56,6 +56,25 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
             f"{format_dollars(needed_nano)}. {_resets(denial)}Ask for less, or have an administrator raise or top up the budget.",
             details=details,
         )
+    if denial.kind is DenialKind.NEAR_LIMIT:
+        return NearLimit(
+            f"This model is served to agent {principal.agent!r} only up to a share of {what}, and no cheaper one could "
+            f"serve this call: {format_dollars(denial.posted_nano)} is spent, {format_dollars(denial.pending_nano)} is "
+            f"held, {format_dollars(denial.left_nano)} is left. {_resets(denial)}Ask for a cheaper model, or have an "
+            "administrator change the route (treasurer route list).",
+            details=details,
+        )
+    if denial.kind is DenialKind.PACED and denial.resumes_at is not None:
+        wait_s = max(0.0, (denial.resumes_at - now).total_seconds())
+        error = BudgetPaced(
+            f"Agent {principal.agent!r} is ahead of the pace of {what}: {format_dollars(denial.posted_nano)} is spent, and "
+            f"this call, which needs at least {format_dollars(needed_nano)}, is let through from "
+            f"{denial.resumes_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC.",
+            retry_after=min(max(wait_s, 1.0), 3600.0),
+            details=details | {"resumes_at": denial.resumes_at.astimezone(UTC).isoformat()},
+        )
+        error.should_retry = wait_s <= 60
+        return error
     until_reset = (denial.resets_at - now).total_seconds() if denial.resets_at is not None else 2.0
     return BudgetBusy(
         f"Calls in flight hold what is left of {what} for agent {principal.agent!r}: {format_dollars(denial.posted_nano)} "

@@ -105,6 +105,7 @@ class Settler:
                 error_code=ending.error_code,
                 latency_ms=latency_ms,
                 first_token_ms=call.first_token_ms,
+                service_tier=ending.service_tier,
             )
         )
         self._limiter.release(call.pace, ending.usage.input_tokens + ending.usage.output_tokens)

@@ -327,6 +327,7 @@ class Settlement:
     error_code: str | None = None
     latency_ms: int | None = None
     first_token_ms: int | None = None
+    service_tier: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

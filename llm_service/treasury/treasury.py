@@ -31,16 +31,16 @@ log = logging.getLogger(__name__)
 
 # Arrays of numbers travel as text, which PostgreSQL reads faster than the driver encodes them.
 ADMIT = (
-    "SELECT * FROM treasury_admit_v1($1::text::uuid[],$2::text::smallint[],$3::text::integer[],$4::text::bigint[],"
+    "SELECT * FROM treasury_admit_v2($1::text::uuid[],$2::text::smallint[],$3::text::integer[],$4::text::bigint[],"
     "$5::text::bigint[],$6::text::bigint[],$7::text::bigint[],$8::text::bigint[],$9::text[],$10::text[],"
     "$11::text::bigint[],$12::text::bigint[],$13::text::float8[],$14::text::integer[],$15::text::integer[],"
-    "$16::text::bigint[],$17::text[])"
+    "$16::text::bigint[],$17::text[],$18::text::integer[],$19::text[])"
 )
 _SETTLE = (
-    "SELECT * FROM treasury_settle_v1($1::text::uuid[],$2::text::smallint[],$3::text::text[],$4::text::bigint[],"
+    "SELECT * FROM treasury_settle_v2($1::text::uuid[],$2::text::smallint[],$3::text::text[],$4::text::bigint[],"
     "$5::text::bigint[],$6::text::integer[],$7::text::integer[],$8::text::integer[],$9::text::integer[],"
     "$10::text::integer[],$11::text::text[],$12::text[],$13::text[],$14::text::smallint[],$15::text[],"
-    "$16::text::integer[],$17::text::integer[])"
+    "$16::text::integer[],$17::text::integer[],$18::text[],$19::text::integer[])"
 )
 
 
@@ -65,11 +65,12 @@ class DenialKind(StrEnum):
 class Denial:
     """No hold was made. Nano-dollars; the window is the one that had no room.
 
-    `final` is true when what is posted leaves less than the call's floor: waiting cannot help
-    before `resets_at`. Otherwise holds in flight have the rest.
+    Exhausted: what is posted leaves less than the call's floor, and waiting cannot help before `resets_at`. Busy:
+    holds in flight have the rest. Near its limit: this model is served only up to a share of it. Paced: the
+    budget's curve lets it through later.
     """
 
-    final: bool
+    kind: DenialKind
     budget_id: int
     subject: str
     limit_nano: int
@@ -79,9 +80,9 @@ class Denial:
     resumes_at: datetime | None = None
 
     @property
-    def kind(self) -> DenialKind:
-        """Why there is no room."""
-        return DenialKind.EXHAUSTED if self.final else DenialKind.BUSY
+    def final(self) -> bool:
+        """Whether waiting cannot help before the window ends."""
+        return self.kind is DenialKind.EXHAUSTED
 
     @property
     def left_nano(self) -> int:
@@ -247,6 +248,8 @@ def admission_arrays(group: Sequence[HoldRequest]) -> tuple[object, ...]:
         _numbers(line_window),
         _numbers([budget_id for budget_id, _ in windows]),
         [subject for _, subject in windows],
+        _numbers([r.max_share for r in group]),
+        [r.requested_model for r in group],
     )
 
 
@@ -269,14 +272,16 @@ def _settlement_arrays(group: Sequence[Settlement]) -> tuple[object, ...]:
         [s.error_code for s in group],
         _numbers([s.latency_ms for s in group]),
         _numbers([s.first_token_ms for s in group]),
+        [s.service_tier for s in group],
+        _numbers([s.usage.cache_write_1h_tokens for s in group]),
     )
 
 
 def _decision(request: HoldRequest, row: asyncpg.Record) -> Hold | Denial | Exception:
-    verdict, granted, budget_id, subject, left, limit, posted, pending, resets_at = row
+    verdict, granted, budget_id, subject, left, limit, posted, pending, resets_at, resumes_at = row
     if verdict == "admitted":
         return Hold(request.call_id, request.attempt, granted, budget_id, left)
     if verdict == "stale":
         return StaleEpoch()
     resets = resets_at if isinstance(resets_at, datetime) and resets_at.year < 9999 else None
-    return Denial(verdict == "exhausted", budget_id, subject, limit, posted, pending, resets)
+    return Denial(DenialKind(verdict), budget_id, subject, limit, posted, pending, resets, resumes_at)

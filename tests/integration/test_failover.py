@@ -82,8 +82,8 @@ async def test_the_same_model_again_and_then_the_last_error_with_all_attempts(ca
     with pytest.raises(openai.APIStatusError) as raised:
         await ask(caller, streamed, {"status": 500})
     told = raised.value.response.json()["error"]
-    assert [each["model"] for each in told["treasurer"]["attempts"]] == [FIRST, FIRST, SECOND]
-    assert [state for _, _, state in await attempts(caller)] == ["voided"] * 3
+    assert [each["model"] for each in told["treasurer"]["attempts"]] == [FIRST, FIRST, SECOND, SECOND]
+    assert [state for _, _, state in await attempts(caller)] == ["voided"] * 4
     assert await caller.invoice() == []
 
 
@@ -130,7 +130,7 @@ async def test_a_first_token_that_does_not_come_in_time(caller: Caller) -> None:
 
 async def test_a_whole_answer_that_does_not_come_in_time(caller: Caller) -> None:
     await route(caller, fallbacks=[{"model": SECOND}], timeouts={"total_s": 1.0})
-    assert await ask(caller, False, {"latency_s": 3, "times": 1})
+    assert await ask(caller, False, {"hang_s": 3, "times": 1})
     assert caller.last.headers["x-treasurer-model"] == SECOND
     assert sorted(await attempts(caller)) == [(0, FIRST, "posted"), (1, SECOND, "posted")]
     assert await caller.posted_nano() == await caller.billed_nano()

@@ -19,7 +19,7 @@ from llm_service.proxy import UpstreamAnswer, UpstreamStream
 from llm_service.requests import ParsedRequest
 from llm_service.telemetry.record import CallRecord
 from llm_service.treasury.sweep import Sweeper
-from llm_service.treasury.treasury import Denial, Treasury
+from llm_service.treasury.treasury import Denial, DenialKind, Treasury
 from llm_service.types import (
     NO_TIMEOUTS,
     Budget,
@@ -74,7 +74,15 @@ class FakeTreasury:
         left = self.limit_nano - self.posted_nano - pending
         if request.floor_nano > left:
             final = request.floor_nano > self.limit_nano - self.posted_nano
-            return Denial(final, DAILY.id, "", self.limit_nano, self.posted_nano, pending, None)
+            return Denial(
+                DenialKind.EXHAUSTED if final else DenialKind.BUSY,
+                DAILY.id,
+                "",
+                self.limit_nano,
+                self.posted_nano,
+                pending,
+                None,
+            )
         granted = min(request.amount_nano, left)
         self.pending[request.call_id] = granted
         return Hold(request.call_id, request.attempt, granted, DAILY.id, left - granted)

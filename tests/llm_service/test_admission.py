@@ -24,7 +24,7 @@ from llm_service.errors import (
     UnknownModel,
 )
 from llm_service.requests import parse_chat, parse_embeddings
-from llm_service.treasury.treasury import Denial, StaleEpoch
+from llm_service.treasury.treasury import Denial, DenialKind, StaleEpoch
 from llm_service.types import Budget, CallContext, Dimension, Principal, RateLimit, Scope, WindowKind
 from tests.llm_service.fakes import (
     DAILY,
@@ -270,7 +270,7 @@ async def test_without_a_tokenizer_the_bytes_decide() -> None:
 
 async def test_a_denial_is_told_with_the_windows_figures() -> None:
     parts = Parts(busy_wait_s=0)
-    parts.treasury.outcomes = [Denial(False, DAILY.id, "", 1_000, 100, 900, None)]
+    parts.treasury.outcomes = [Denial(DenialKind.BUSY, DAILY.id, "", 1_000, 100, 900, None)]
     error = await parts.refusal(chat())
     assert isinstance(error, BudgetBusy)
     assert error.details["budget"] == "daily"

@@ -10,7 +10,7 @@ import pytest
 from llm_service.errors import BudgetBusy, BudgetExhausted, ModelNotAllowed, Paused
 from llm_service.money import NANO_PER_DOLLAR as DOLLAR
 from llm_service.refusals import check_allowed, refusal
-from llm_service.treasury.treasury import Denial
+from llm_service.treasury.treasury import Denial, DenialKind
 from llm_service.types import Budget, Dimension, Principal, Scope, WindowKind
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
@@ -23,7 +23,15 @@ def principal(**fields: object) -> Principal:
 
 
 def denial(*, final: bool, budget_id: int = 3, subject: str = "", resets_at: datetime | None = NOW) -> Denial:
-    return Denial(final, budget_id, subject, 1 * DOLLAR, DOLLAR * 3 // 4, DOLLAR // 5, resets_at)
+    return Denial(
+        DenialKind.EXHAUSTED if final else DenialKind.BUSY,
+        budget_id,
+        subject,
+        1 * DOLLAR,
+        DOLLAR * 3 // 4,
+        DOLLAR // 5,
+        resets_at,
+    )
 
 
 def test_whoever_is_not_paused_and_may_use_the_model_may_go_on() -> None:
@@ -99,6 +107,6 @@ def test_a_budget_that_is_not_the_principals_any_more_is_named_by_its_number(fin
 
 
 def test_spent_above_a_lowered_limit_leaves_nothing() -> None:
-    over = Denial(True, 3, "", DOLLAR, 2 * DOLLAR, 0, None)
+    over = Denial(DenialKind.EXHAUSTED, 3, "", DOLLAR, 2 * DOLLAR, 0, None)
     assert over.left_nano == 0
     assert "$0.00 is left" in refusal(principal(), over, 1, NOW).message

@@ -32,7 +32,11 @@ C = Condition
 def catalog(**fields: dict[str, object]) -> dict[str, Model]:
     return read_models(
         [
-            {"model_name": name, "litellm_params": {"model": f"openai/{name}"}, "model_info": PRICED | {"id": name} | more}
+            {
+                "model_name": name,
+                "litellm_params": {"model": f"openai/{name}"},
+                "model_info": PRICED | {"id": name} | more,
+            }
             for name, more in fields.items()
         ]
     )
@@ -103,8 +107,11 @@ def test_what_kind_of_failure_an_error_is(error: TreasurerError, condition: Cond
     assert condition_of(error) is condition
 
 
+START = Progress(1, 0, 0, 1)
+
+
 def after(
-    route: Route, reason: Condition, index: int = 0, *, progress: Progress = Progress(1, 0, 0, 1), blocked: str = "",
+    route: Route, reason: Condition, index: int = 0, *, progress: Progress = START, blocked: str = "",
     proxy: bool = False,
 ) -> int | None:  # fmt: skip
     return next_after(chain(route), index, reason, route, progress, lambda name: name in blocked, proxy)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from alembic import op
+
+import llm_service.treasury
+from gateway.migrations.script import run_script
+
 revision = "0002"
 down_revision = "0001"
 branch_labels = None
 depends_on = None
 
+_TREASURY = Path(llm_service.treasury.__file__).parent
+
 
 def upgrade() -> None:
-    """Nothing yet."""
+    """Add the columns and the second version of the functions; the first goes on for gateways that still use it."""
+    for name in ("changes/0002_pacing.sql", "functions/21_admit_v2.sql", "functions/31_settle_v2.sql"):
+        run_script(op.get_bind(), (_TREASURY / name).read_text(encoding="utf-8"))
