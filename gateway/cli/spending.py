@@ -28,6 +28,12 @@ limits = typer.Typer(no_args_is_help=True, help="Rate limits: how fast.")
 _Budget = Annotated[str, typer.Argument(metavar="NAME", help="The budget's name.")]
 _Dollars = Annotated[str, typer.Option("--limit", help="Dollars, such as 0.05 or 12.50.")]
 _Model = Annotated[str | None, typer.Option("--model", help="Only for this model or pattern, such as claude-*.")]
+_Pace = Annotated[
+    str | None,
+    typer.Option(
+        "--pace", help="No faster than: linear, linear+10% (a head start), or time:share points; none takes it away."
+    ),
+]
 _COLUMNS = {
     "name": "budget",
     "window": "window",
@@ -51,6 +57,7 @@ def create_budget(
     per: Annotated[str | None, typer.Option("--per", help="A window for each: run, user, session or tag.")] = None,
     value: Annotated[str | None, typer.Option("--value", help="Only for this run, user, session or tag.")] = None,
     model: _Model = None,
+    pace: _Pace = None,
     name: Annotated[str | None, typer.Option("--name", help="Default: such as 'agent news: day'.")] = None,
     json: AsJson = False,
 ) -> None:
@@ -67,6 +74,7 @@ def create_budget(
         per=per,
         per_value=value,
         model=model,
+        pace=pace,
         name=name,
     )
     made = administer(lambda pool: treasury.create_budget(pool, new))
@@ -119,9 +127,14 @@ def show_budget(name: _Budget, json: AsJson = False) -> None:
 
 
 @budgets.command("set")
-def change_budget(name: _Budget, limit: _Dollars, json: AsJson = False) -> None:
-    """Raise or lower a budget's limit, at once."""
-    new = checked(treasury.ChangeBudget, limit=limit)
+def change_budget(
+    name: _Budget,
+    limit: Annotated[str | None, typer.Option("--limit", help="Dollars, such as 0.05 or 12.50.")] = None,
+    pace: _Pace = None,
+    json: AsJson = False,
+) -> None:
+    """Change a budget's limit or pace, at once."""
+    new = checked(treasury.ChangeBudget, limit=limit, pace=pace)
     changed = administer(lambda pool: treasury.change_budget(pool, name, new))
     _say(changed, json)
 
@@ -169,6 +182,8 @@ def sentence(budget: treasury.BudgetState) -> str:
         text += f" on {budget.model}"
     if budget.top_up_nano:
         text += f" and {dollars(budget.top_up_nano)} more for now"
+    if budget.pace is not None and budget.paced_nano is not None:
+        text += f", {budget.pace} (so far {dollars(budget.paced_nano)})"
     text += f"; {dollars(budget.left_nano)} left"
     if budget.windows > 1:
         text += f" in the tightest of {budget.windows} windows"

@@ -9,10 +9,10 @@ invariant I1 speaks of what is admitted from then on.
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import asyncpg
-from pydantic import model_validator
+from pydantic import AfterValidator, WithJsonSchema, field_validator, model_validator
 
 from llm_service.administration.changes import change, insert, read, scope_id, scope_name, searchable
 from llm_service.administration.inputs import (
@@ -30,11 +30,19 @@ from llm_service.administration.inputs import (
 )
 from llm_service.errors import InvalidRequest, NotFound
 from llm_service.money import MAX_NANO, format_dollars
+from llm_service.pacing import parse_pace, read_pace
 from llm_service.types import Scope
 
 if TYPE_CHECKING:
     from asyncpg import Record
 
+
+def _pace(value: str) -> str:
+    return str(parse_pace(value))
+
+
+Pace = Annotated[str, AfterValidator(_pace), WithJsonSchema({"type": "string", "examples": ["linear+10%"]})]
+PaceOrNone = Annotated[str, AfterValidator(lambda value: value if value == "none" else _pace(value))]
 Period = Literal["minute", "hour", "day", "week", "month", "total", "run"]
 
 
@@ -47,10 +55,13 @@ class Terms(Input):
     per: Literal["run", "user", "session", "tag"] | None = None
     per_value: DimensionValue | None = None
     model: ModelPattern | None = None
+    pace: Pace | None = None
     name: BudgetName | None = None
 
     @model_validator(mode="after")
     def _split(self) -> Self:
+        if self.pace is not None and self.kind == "total":
+            raise ValueError("a pace needs a window that ends: minute, hour, day, week or month")
         if self.window == "run" and self.per not in (None, "run"):
             raise ValueError("window 'run' is a budget for each run; leave per out, or choose another window")
         if self.per_value is not None and self.dimension is None:
@@ -80,9 +91,16 @@ class NewBudget(Target, Terms):
 
 
 class ChangeBudget(Input):
-    """A new limit, at once and in the middle of a window."""
+    """A new limit or pace, at once and in the middle of a window. Pace "none": no curve."""
 
-    limit: Amount
+    limit: Amount | None = None
+    pace: PaceOrNone | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.limit is None and self.pace is None:
+            raise ValueError("give limit, pace, or both")
+        return self
 
 
 class NewTopUp(Input):
@@ -143,6 +161,14 @@ class BudgetState(View):
     starts_at: datetime | None
     resets_at: datetime | None
     created_at: datetime
+    pace: str | None = None
+    #: What the pace lets through by now, of a limit and its top-ups.
+    paced_nano: int | None = None
+
+    @field_validator("pace", mode="before")
+    @classmethod
+    def _as_written(cls, value: object) -> object:
+        return str(read_pace(value)) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]  # integers, by the table
 
 
 class BudgetDetail(BudgetState):
@@ -166,7 +192,8 @@ _STATE = f"""
            live.posted AS posted_nano, live.pending AS pending_nano, live.count AS windows,
            greatest(b.limit_nano + extra.nano - live.most, 0) AS left_nano,
            CASE WHEN isfinite(period.starts_at) THEN period.starts_at END AS starts_at,
-           CASE WHEN isfinite(period.ends_at) THEN period.ends_at END AS resets_at
+           CASE WHEN isfinite(period.ends_at) THEN period.ends_at END AS resets_at, b.pace,
+           treasury_paced_v1(b.limit_nano + extra.nano, b.pace, period.starts_at, period.ends_at, now()) AS paced_nano
     FROM budgets b
     CROSS JOIN LATERAL treasury_window_v1(b.window_kind, b.time_zone, now()) AS period
     CROSS JOIN LATERAL (SELECT {_active_top_ups("b.id")} AS nano) AS extra
@@ -210,8 +237,8 @@ async def add_budget(
         connection,
         f"a budget {name!r}",
         """INSERT INTO budgets
-               (name, scope, scope_id, per, per_value, model_pattern, window_kind, time_zone, limit_nano)
-           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9) RETURNING id""",
+               (name, scope, scope_id, per, per_value, model_pattern, window_kind, time_zone, limit_nano, pace)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING id""",
         name,
         scope.value,
         owner,
@@ -221,30 +248,40 @@ async def add_budget(
         terms.kind,
         terms.time_zone,
         terms.limit,
+        parse_pace(terms.pace).flat() if terms.pace is not None else None,
     )
     return await _state(connection, row["id"])
 
 
 async def change_budget(pool: asyncpg.Pool, name: str, new: ChangeBudget) -> BudgetState:
-    """Raise or lower a limit at once, in the middle of a window. What is held already stays held.
+    """Change a limit or a pace at once, in the middle of a window. What is held already stays held.
 
     Raises:
-        NotFound: there is no budget of this name.
+        NotFound: there is no budget of this name. InvalidRequest: a pace for a budget whose window never ends.
     """
     async with change(pool) as connection:
         budget = await _lock(connection, name)
-        await connection.execute("UPDATE budgets SET limit_nano = $2 WHERE id = $1", budget["id"], new.limit)
+        if new.pace not in (None, "none") and budget["window_kind"] == "total":
+            raise InvalidRequest(f"Budget {name!r} has no end, so it has no pace.", param="pace")
+        limit_nano: int = new.limit if new.limit is not None else budget["limit_nano"]
+        pace: list[int] | None = budget["pace"]
+        if new.pace is not None:
+            pace = None if new.pace == "none" else parse_pace(new.pace).flat()
+        await connection.execute(
+            "UPDATE budgets SET limit_nano = $2, pace = $3 WHERE id = $1", budget["id"], limit_nano, pace
+        )
         # As admission does: windows are locked in the order of their ids, and only then read.
         await connection.execute(
             "SELECT id FROM windows WHERE budget_id = $1 AND ends_at > now() ORDER BY id FOR UPDATE", budget["id"]
         )
         await connection.execute(
-            f"""UPDATE windows w SET limit_nano = $2, grandfathered_nano = CASE
+            f"""UPDATE windows w SET limit_nano = $2, pace = $3, grandfathered_nano = CASE
                     WHEN w.posted_nano + w.pending_nano > $2 + {_active_top_ups("$1")}
                     THEN w.posted_nano + w.pending_nano ELSE 0 END
                 WHERE w.budget_id = $1 AND w.ends_at > now()""",  # noqa: S608 (a constant of this module)
             budget["id"],
-            new.limit,
+            limit_nano,
+            pace,
         )
         return await _state(connection, budget["id"])
 
@@ -345,7 +382,8 @@ async def show_budget(pool: asyncpg.Pool, name: str) -> BudgetDetail:
 
 async def _lock(connection: asyncpg.Connection, name: str) -> Record:
     row = await connection.fetchrow(
-        "SELECT id FROM budgets WHERE name = $1 AND archived_at IS NULL FOR UPDATE", searchable(name)
+        "SELECT id, limit_nano, pace, window_kind FROM budgets WHERE name = $1 AND archived_at IS NULL FOR UPDATE",
+        searchable(name),
     )
     if row is None:
         raise _no_budget(name)

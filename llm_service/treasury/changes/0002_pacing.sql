@@ -28,6 +28,9 @@ DECLARE
     v_gone  numeric := extract(epoch FROM p_at - p_starts) * 1000000;
     t0 integer; s0 integer; t1 integer; s1 integer;
 BEGIN
+    IF p_pace IS NULL THEN
+        RETURN NULL;
+    END IF;
     FOR i IN 1..cardinality(p_pace) - 3 BY 2 LOOP
         t0 := p_pace[i]; s0 := p_pace[i + 1]; t1 := p_pace[i + 2]; s1 := p_pace[i + 3];
         IF v_gone * 10000 < t1 * v_total THEN
