@@ -156,3 +156,29 @@ async def test_many_at_once_while_a_provider_fails(caller: Caller) -> None:
     assert sum(row["state"] == "posted" for row in ledger) == len(await caller.invoice()) == 20
     assert await caller.posted_nano() == await caller.billed_nano()
     assert await caller.faults() == []
+
+
+async def test_near_a_budgets_limit_a_cheaper_model_serves(stack: StackState) -> None:
+    """Each dear call holds what it may cost; the share is a bound, and what is left buys cheaper ones."""
+    async with open_caller(stack, "0.01") as caller:
+        downgrade = {"at_percent": 50, "models": ["gpt-4.1-mini"]}
+        await route(caller, "gpt-4o", downgrade=downgrade)
+        for _ in range(12):
+            await ask(caller, False, {"output_tokens": 60}, "gpt-4o")
+        ledger = await caller.ledger()
+        dear = [row for row in ledger if row["model"] == "gpt-4o"]
+        cheap = [row for row in ledger if row["model"] == "gpt-4.1-mini"]
+        assert dear
+        assert cheap
+        assert sum(row["cost_nano"] for row in dear) <= 5_000_000
+        assert {row["requested_model"] for row in cheap} == {"gpt-4o"}
+        assert {row["attempt"] for row in cheap} == {1}  # the dear model was asked first, and had no room
+        assert await caller.posted_nano() == await caller.billed_nano()
+        assert await caller.faults() == []
+
+
+async def test_a_paced_call_waits_as_long_as_its_route_says(stack: StackState) -> None:
+    async with open_caller(stack, "0.000001", window="minute", pace="linear") as caller:
+        with pytest.raises(openai.RateLimitError) as refused:
+            await ask(caller, False, {"output_tokens": 1})
+        assert refused.value.code in ("budget_paced", "insufficient_quota")
