@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import asyncpg
+from redis.asyncio import Redis
 
 from gateway.auditing import audit_regularly
 from gateway.cli.common import running_state
@@ -20,8 +21,11 @@ from llm_service.admission import Admission
 from llm_service.catalog import Catalog
 from llm_service.errors import TreasurerError
 from llm_service.grants import for_service, sign
+from llm_service.guards.breaker import BreakerRules
+from llm_service.guards.breakers import Breakers
 from llm_service.guards.lane import connect
 from llm_service.guards.limits import RateLimiter
+from llm_service.guards.passage import NO_BREAKERS
 from llm_service.idempotency import Idempotency
 from llm_service.principals import Principals
 from llm_service.proxy import ProxyUpstream
@@ -47,6 +51,7 @@ class Runtime:
     limiter: RateLimiter
     catalog: Catalog
     treasury: Treasury
+    breakers: Breakers
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +96,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
         stack.push_async_callback(redis.aclose)
         limiter = RateLimiter(redis, on_degraded=lambda away: telemetry.degraded("redis", away))
         stack.push_async_callback(limiter.close)
+        breakers = _breakers(settings, redis, telemetry)
+        stack.push_async_callback(breakers.close)
         proxy = await stack.enter_async_context(
             ProxyUpstream(
                 where.proxy_url,
@@ -143,10 +150,11 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             grant_secret=where.grant_secret,
             parent=lambda: telemetry.parent(None),
             proxy_enforces_limits=settings.proxy_enforces_limits,
+            breakers=breakers if settings.breaker_failures else NO_BREAKERS,
             timeouts=Timeouts(first_token_s=settings.first_token_timeout_s),
             fell_back=lambda call, reason, model: telemetry.fell_back(call.candidate.model, model, reason),
         )
-        chores = [sweeper.run(), refusals.run(), idempotency.run()]
+        chores = [sweeper.run(), refusals.run(), idempotency.run(), breakers.run()]
         if settings.audit_interval_s:
             chores.append(
                 audit_regularly(
@@ -157,7 +165,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             task = asyncio.create_task(work)
             stack.push_async_callback(_stop, task)
         stack.push_async_callback(service.close)
-        yield Runtime(settings, service, principals, pool, telemetry, limiter, catalog, treasury)
+        yield Runtime(settings, service, principals, pool, telemetry, limiter, catalog, treasury, breakers)
 
 
 async def _stop(task: asyncio.Task[None]) -> None:
@@ -176,6 +184,24 @@ def _telemetry(settings: Settings, pool: asyncpg.Pool) -> Telemetry:
     )
 
 
+def _breakers(settings: Settings, redis: Redis, telemetry: Telemetry) -> Breakers:
+    rules = BreakerRules(
+        failures=max(1, settings.breaker_failures),
+        window_s=settings.breaker_window_s,
+        rate_percent=settings.breaker_rate_percent,
+        min_calls=settings.breaker_min_calls,
+        open_s=settings.breaker_open_s,
+        probe_s=min(60.0, settings.call_timeout_s),
+    )
+    return Breakers(
+        redis,
+        rules,
+        on_change=telemetry.breaker,
+        on_refused=telemetry.breaker_refused,
+        on_degraded=lambda away: telemetry.degraded("breakers", away),
+    )
+
+
 def _catalog(proxy: ProxyUpstream, grant_secret: str, telemetry: Telemetry) -> Catalog:
     path = "/model/info"
 
@@ -189,8 +215,8 @@ def _catalog(proxy: ProxyUpstream, grant_secret: str, telemetry: Telemetry) -> C
 
 
 def _price_by(catalog: Catalog) -> Price:
-    def price(model: str, deployment: str | None, usage: Usage) -> int | None:
+    def price(model: str, deployment: str | None, usage: Usage, service_tier: str | None) -> int | None:
         known = catalog.models.get(model)
-        return None if known is None or known.unpriced is not None else known.cost(deployment, usage)
+        return None if known is None or known.unpriced is not None else known.cost(deployment, usage, service_tier)
 
     return price

@@ -51,6 +51,13 @@ class Settings(BaseSettings):
         default=120, gt=0, le=3600, description="the longest silence between two events of a stream"
     )
     hold_margin_s: float = Field(default=30, gt=0, description="a hold outlives its call's timeout by this")
+    breaker_failures: int = Field(
+        default=5, ge=0, le=1000, description="failures in a row that open a breaker; 0: none"
+    )
+    breaker_window_s: float = Field(default=30, gt=0, le=3600, description="the window of a breaker's failure rate")
+    breaker_rate_percent: int = Field(default=50, ge=1, le=100, description="the share of failures that opens it")
+    breaker_min_calls: int = Field(default=20, ge=1, le=10_000, description="of at least so many calls in the window")
+    breaker_open_s: float = Field(default=10, gt=0, le=3600, description="how long it stays open; longer each time")
     sweep_interval_s: float = Field(default=5, gt=0)
     audit_interval_s: float = Field(default=300, ge=0, description="how often the gateways audit the books; 0: never")
     busy_wait_s: float = Field(default=2, ge=0, description="how long a call waits for held money before it is refused")

@@ -73,6 +73,8 @@ class Grant:
     user: str | None = None
     session: str | None = None
     limits: GrantLimits | None = None
+    #: Whether the proxy reads a stream to its end though the service has left it: nothing else tells what it cost.
+    finishes: bool = False
 
     @property
     def jti(self) -> str:
@@ -115,6 +117,8 @@ def sign(secret: str, grant: Grant) -> str:
         "iat": grant.issued_at,
         "exp": grant.expires_at,
     }
+    if grant.finishes:
+        claims["finishes"] = True
     if grant.limits is not None:
         claims["limits"] = {"rpm": grant.limits.rpm, "tpm": grant.limits.tpm, "parallel": grant.limits.parallel}
     return jwt.encode(claims, secret, algorithm=_ALGORITHM)  # pyright: ignore[reportUnknownMemberType]  # PyJWT's key type
@@ -250,6 +254,7 @@ def _parse(claims: Mapping[str, object]) -> Grant:
             user=_optional_text(claims, "user"),
             session=_optional_text(claims, "session"),
             limits=_limits(claims.get("limits")),
+            finishes=claims.get("finishes") is True,
         )
     except ValueError:
         raise _malformed("jti") from None

@@ -2,8 +2,8 @@
 
 What must hold: LiteLLM serves nothing without a valid grant, used once (invariant I3), except its
 own health routes; every attempt at a deployment leaves a witness, whether it succeeded, failed, was
-retried by the router or was left by its caller in mid-stream (I2); one attempt is one request to a
-provider (I1); and a fault in here never takes a served answer away: only the check of grants may refuse.
+retried by the router or was left by its caller in mid-stream (I2); an error answer says whether anything can
+have been billed (`x-treasurer-free`); one attempt is one request to a provider (I1); and a fault in here never takes a served answer away: only the check of grants may refuse.
 
 `config/litellm.yaml` names `custom_auth` and `witness_logger`. Runs in LiteLLM's environment, so it
 imports only the standard library, LiteLLM, asyncpg, PyJWT and modules of ours that need no more.
@@ -33,6 +33,7 @@ from litellm.types.utils import is_litellm_owned_kwarg
 
 from llm_service.grants import CALL_PATHS, READ_PATHS, Grant, GrantError, UsedGrants, verify
 from llm_service.money import nano_from_reported_dollars
+from llm_service.reading_on import ReadOn
 from llm_service.single_sending import send_once
 from llm_service.types import Usage
 from llm_service.witnesses import Outcome, Witness, WitnessWriter
@@ -40,6 +41,13 @@ from llm_service.witnesses import Outcome, Witness, WitnessWriter
 _log = logging.getLogger("treasurer.proxy_plugin")
 
 _CLAIM = "treasurer"  # where a grant's call id and attempt travel in the metadata of LiteLLM's key
+_COUNTED = "treasurer_counted"  # set on a stream whose provider reported no usage: what LiteLLM tells is its own count
+_FREE = "treasurer_free"  # set on a request that failed: "1" if nothing can have been billed
+#: How long a stream is read on after the service has left it, in seconds: one that was generated faster than it was
+#: read ends within that, and tells what it cost. Then the provider is told to stop; or, where it bills to the end anyway …
+_LINGER_S = 2.0
+_MOST_FAILED = 10_000
+_FINISH_S = 300.0
 _ENDED = "treasurer_witnessed"  # set on a stream that did not end by itself, and on a failure: its witness is written
 
 #: Fields of a body that steer LiteLLM, or a provider past LiteLLM, to what was not held for: another model, another
@@ -157,7 +165,7 @@ def _identity(grant: Grant) -> UserAPIKeyAuth:
         org_id=grant.organisation,
         end_user_id=grant.user,
         metadata={
-            _CLAIM: {"call_id": str(grant.call_id), "attempt": grant.attempt},
+            _CLAIM: {"call_id": str(grant.call_id), "attempt": grant.attempt, "finishes": grant.finishes},
             "agent": grant.agent,
             "run": grant.run,
             "session": grant.session,
@@ -196,11 +204,13 @@ class WitnessLogger(CustomLogger):
     def __init__(self, writer: WitnessWriter) -> None:
         super().__init__()
         self._writer: WitnessWriter = writer
+        self._failed: dict[str, bool] = {}  # by grant: whether all of its attempts that failed were free
 
     async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
-        """An answer was served whole (a stream: to its end)."""
+        """An answer was served whole (a stream: to its end). LiteLLM may tell it twice, if the reader had left."""
         if kwargs.get(_ENDED):
             return
+        kwargs[_ENDED] = True
         usage = getattr(response_obj, "usage", None)
         self._record("success", kwargs, usage, kwargs.get("response_cost"), start_time, end_time)
 
@@ -209,7 +219,9 @@ class WitnessLogger(CustomLogger):
     ) -> None:
         """One attempt at one deployment failed before it answered; the router may try another."""
         started = getattr(request_data.get("litellm_logging_obj"), "start_time", None)
-        cost = 0 if surely_free(exception) else None
+        free = surely_free(exception) or _details(request_data).get("api_call_start_time") is None
+        self._remember(_metadata(request_data).get("user_api_key_metadata"), free)
+        cost = 0 if free else None
         self._record("failure", request_data, None, cost, started, None, exception)
         for cause in _causes(exception):
             with contextlib.suppress(AttributeError):
@@ -220,26 +232,48 @@ class WitnessLogger(CustomLogger):
     ) -> None:
         """A request failed. Some providers (Google) are asked for a stream only when its first chunk is: after the
         hook above, and before the one below."""
+        free = self._failed.pop(_name(getattr(user_api_key_dict, "metadata", None)), None)
+        if free is None:  # no attempt failed: LiteLLM refused it before (a cooldown), or a stream broke late
+            free = surely_free(original_exception) or not request_data.get("stream")
+        request_data[_FREE] = "1" if free else "0"
         told = any(getattr(cause, _ENDED, False) for cause in _causes(original_exception))
         if not told and surely_free(original_exception):
             self._record("failure", request_data, None, 0, None, None, original_exception)
 
+    async def async_post_call_response_headers_hook(
+        self, data: Any, user_api_key_dict: Any, response: Any, request_headers: Any = None
+    ) -> dict[str, str] | None:
+        """An error answer says whether anything can have been billed."""
+        free = data.get(_FREE) if response is None else None
+        return None if free is None else {"x-treasurer-free": free}
+
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
-        """Pass a stream through; if it breaks or its caller leaves, record what had been served."""
-        chunks: list[Any] = []
+        """Pass a stream through; if it breaks, or its reader leaves and it does not end soon, record what came."""
+        claim: Mapping[str, Any] = (getattr(user_api_key_dict, "metadata", None) or {}).get(_CLAIM) or {}
+        stream = ReadOn(response)
         try:
-            async for chunk in response:
-                chunks.append(chunk)
-                if not _is_own_count(chunk, response):
+            async for chunk in stream.chunks():
+                if _is_own_count(chunk, response):
+                    _details(request_data)[_COUNTED] = True
+                else:
                     yield chunk
         except (GeneratorExit, asyncio.CancelledError):
-            self._record_cut("cancelled", request_data, chunks, None)
+            if not await stream.finish(_FINISH_S if claim.get("finishes") else _LINGER_S):
+                self._record_cut("cancelled", request_data, stream.seen, None)
+            elif stream.error is not None:
+                self._record_cut("failure", request_data, stream.seen, stream.error)
             raise
         except Exception as error:
-            self._record_cut("failure", request_data, chunks, error)
+            self._record_cut("failure", request_data, stream.seen, error)
             raise
+
+    def _remember(self, metadata: Any, free: bool) -> None:
+        name = _name(metadata)
+        self._failed[name] = free and self._failed.get(name, True)
+        if len(self._failed) > _MOST_FAILED:  # of requests that another deployment served after all
+            del self._failed[next(iter(self._failed))]
 
     def _record_cut(
         self,
@@ -249,7 +283,7 @@ class WitnessLogger(CustomLogger):
         error: Exception | None,
     ) -> None:
         call = data.get("litellm_logging_obj")
-        details: dict[str, Any] = getattr(call, "model_call_details", {})
+        details = _details(data)
         details[_ENDED] = True
         usage, cost = _estimate(call, details, chunks, data.get("messages"))
         self._record(outcome, details or data, usage, cost, getattr(call, "start_time", None), None, error)
@@ -298,6 +332,8 @@ def _witness(
         deployment=information.get("id"),
         cost_nano=None if cost is None else nano_from_reported_dollars(cost),
         usage=_usage(usage),
+        service_tier=_service_tier(call),
+        counted=outcome != "success" or bool(call.get(_COUNTED)),
         status=status,
         error=None if error is None else type(error).__name__,
         started_at=_utc(started_at),
@@ -321,6 +357,17 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
     while seen is not None:
         yield seen
         seen = seen.__cause__ or seen.__context__
+
+
+def _name(metadata: Any) -> str:
+    """The name of a request's grant, from the metadata of its key."""
+    claim: Mapping[str, Any] = (metadata or {}).get(_CLAIM) or {}
+    return f"{claim.get('call_id')}.{claim.get('attempt')}"
+
+
+def _details(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What LiteLLM keeps of a call while it is under way."""
+    return getattr(request.get("litellm_logging_obj"), "model_call_details", {})
 
 
 def _is_own_count(chunk: Any, response: Any) -> bool:
@@ -371,7 +418,23 @@ def _usage(usage: Any) -> Usage:
         cache_write_tokens=_tokens(prompt, "cache_creation_tokens") or _tokens(usage, "cache_creation_input_tokens"),
         output_tokens=_tokens(usage, "completion_tokens"),
         reasoning_tokens=_tokens(completion, "reasoning_tokens"),
+        cache_write_1h_tokens=_tokens(
+            getattr(prompt, "cache_creation_token_details", None), "ephemeral_1h_input_tokens"
+        ),
     )
+
+
+def _service_tier(call: Mapping[str, Any]) -> str | None:
+    """The tier in which a provider says that it served, where LiteLLM has kept it."""
+    for source in (
+        call.get("complete_streaming_response"),
+        call.get("async_complete_streaming_response"),
+        call.get("original_response"),
+    ):
+        tier = getattr(source, "service_tier", None)
+        if isinstance(tier, str):
+            return tier
+    return None
 
 
 def _tokens(source: Any, name: str) -> int:

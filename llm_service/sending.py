@@ -121,6 +121,7 @@ class Sender:
             user=context.user,
             session=context.session,
             limits=_tightest(call) if self._proxy_enforces_limits else None,
+            finishes=call.request.stream and call.finishes,
         )
 
 

@@ -32,8 +32,6 @@ log = logging.getLogger(__name__)
 
 #: How long a cut stream's hold waits for the proxy's record of it before it is estimated, in seconds.
 WITNESS_WAIT_S = 5.0
-#: The status of the witness of a stream that the proxy saw to its end, with the provider's own report.
-_WHOLE = 200
 #: What a provider adds around a text that was counted (the frame of a tool call …), in tokens.
 _MARGIN_TOKENS = 16
 #: What a provider may have generated beyond what was seen when a stream was cut, in tokens.
@@ -161,9 +159,12 @@ class Settler:
         if found is None:
             return await self._estimated(call, ending, answer())
         ending = replace(
-            ending, deployment=found.deployment or ending.deployment, proxy_cost_nano=found.proxy_cost_nano
+            ending,
+            deployment=found.deployment or ending.deployment,
+            proxy_cost_nano=found.proxy_cost_nano,
+            service_tier=found.service_tier or ending.service_tier,
         )
-        if found.status == _WHOLE:
+        if found.error_code == "owner_lost":  # the provider's own report
             return replace(ending, usage=found.usage, usage_source=UsageSource.WITNESS)
         ending = await self._estimated(call, ending, answer())
         input_tokens = max(ending.usage.input_tokens, found.usage.input_tokens)

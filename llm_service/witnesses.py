@@ -36,16 +36,18 @@ _INT32_MAX = 2**31 - 1
 _INSERT = """
     INSERT INTO witnesses (
         id, call_id, attempt, outcome, model, provider, deployment, cost_nano, input_tokens, cached_tokens,
-        cache_write_tokens, output_tokens, reasoning_tokens, status, error, started_at, ended_at
+        cache_write_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, service_tier, counted, status, error,
+        started_at, ended_at
     )
     SELECT
         id, call_id, attempt, outcome, model, provider, deployment, cost_nano, input_tokens, cached_tokens,
-        cache_write_tokens, output_tokens, reasoning_tokens, status, error, started_at, ended_at
+        cache_write_tokens, coalesce(cache_write_1h_tokens, 0), output_tokens, reasoning_tokens, service_tier,
+        coalesce(counted, outcome <> 'success'), status, error, started_at, ended_at
     FROM jsonb_to_recordset($1::jsonb) AS line (
         id uuid, call_id uuid, attempt smallint, outcome text, model text, provider text, deployment text,
         cost_nano bigint, input_tokens integer, cached_tokens integer, cache_write_tokens integer,
-        output_tokens integer, reasoning_tokens integer, status smallint, error text,
-        started_at timestamptz, ended_at timestamptz
+        cache_write_1h_tokens integer, output_tokens integer, reasoning_tokens integer, service_tier text,
+        counted boolean, status smallint, error text, started_at timestamptz, ended_at timestamptz
     )
     ON CONFLICT (id) DO NOTHING
 """
@@ -56,7 +58,7 @@ class Witness:
     """One attempt at one deployment. `cost_nano` is LiteLLM's price, None when it has none to give.
 
     A success has the usage that the provider reported; a failure or a cancellation in mid-stream has an
-    estimate of what had been served by then.
+    estimate of what had been served by then. `counted`: the usage is LiteLLM's own count, and not a report.
     """
 
     call_id: UUID
@@ -71,6 +73,8 @@ class Witness:
     error: str | None
     started_at: datetime | None
     ended_at: datetime
+    service_tier: str | None = None
+    counted: bool = False
     id: UUID = field(default_factory=uuid4)
 
     def line(self) -> str:
@@ -88,7 +92,10 @@ class Witness:
             "input_tokens": min(usage.input_tokens, _INT32_MAX),
             "cached_tokens": min(usage.cached_tokens, _INT32_MAX),
             "cache_write_tokens": min(usage.cache_write_tokens, _INT32_MAX),
+            "cache_write_1h_tokens": min(usage.cache_write_1h_tokens, _INT32_MAX),
             "output_tokens": min(usage.output_tokens, _INT32_MAX),
+            "service_tier": self.service_tier,
+            "counted": self.counted,
             "reasoning_tokens": min(usage.reasoning_tokens, _INT32_MAX),
             "status": self.status,
             "error": self.error,

@@ -109,6 +109,11 @@ class Metrics:
             "to",
             "reason",
         )
+        self.breaker_state = self._gauge(
+            "breaker_state", "Circuit breakers: 0 closed, 1 half-open, 2 open.", "breaker", mode="mostrecent"
+        )
+        self.breaker_transitions = self._counter("breaker_transitions", "States that breakers took.", "breaker", "to")
+        self.breaker_refusals = self._counter("breaker_refusals", "Attempts that a breaker kept out.", "breaker")
         self.latency = self._histogram(
             "latency_seconds",
             "From sending an attempt upstream to the end of its answer.",

@@ -76,6 +76,19 @@ class Telemetry:
         """A call goes on with another attempt. The models are of the catalogue."""
         self._safely(lambda: self.metrics.fallbacks.labels(model, to, reason).inc())
 
+    def breaker(self, name: str, state: str) -> None:
+        """A circuit breaker has taken a state: closed, half-open or open."""
+
+        def observe() -> None:
+            self.metrics.breaker_state.labels(name).set({"closed": 0, "half-open": 1}.get(state, 2))
+            self.metrics.breaker_transitions.labels(name, state).inc()
+
+        self._safely(observe)
+
+    def breaker_refused(self, name: str) -> None:
+        """A circuit breaker kept an attempt out."""
+        self._safely(lambda: self.metrics.breaker_refusals.labels(name).inc())
+
     def group(self, kind: str, size: int, seconds: float) -> None:
         """One grouped statement: `kind` is "admit" or "settle"."""
 

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 _FOUND = """
        (SELECT json_agg(w)::text FROM (
             SELECT outcome, provider, deployment, cost_nano, input_tokens, cached_tokens, cache_write_tokens,
-                   output_tokens, reasoning_tokens, status
+                   cache_write_1h_tokens, output_tokens, reasoning_tokens, service_tier, counted, status
             FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt ORDER BY w.ended_at
         ) w) AS witnesses
 """
@@ -39,13 +39,16 @@ FROM holds h JOIN agents a ON a.id = h.agent_id
 _EXPIRED = _WITNESSES + " WHERE h.expires_at < clock_timestamp() ORDER BY h.expires_at LIMIT $1"
 # A witness that came after its hold had expired (the proxy's spool, when Postgres was away for long). What was posted
 # then is corrected by what a provider reported, or refused; not by what LiteLLM counted of a stream that was cut.
+# So is an attempt that was thought to have cost nothing, and was served.
 _LATE = f"""
 SELECT h.call_id, h.attempt, h.model, h.held_nano AS amount_nano, 'post' AS expiry_policy, true AS expired, {_FOUND}
 FROM ledger h
-WHERE h.state = 'expired' AND h.settled_at > clock_timestamp() - interval '30 days'
+WHERE (h.state = 'expired' AND h.settled_at > clock_timestamp() - interval '30 days'
+       OR h.state = 'voided' AND h.settled_at > clock_timestamp() - interval '1 hour')
   AND NOT EXISTS (SELECT FROM ledger l WHERE l.call_id = h.call_id AND l.attempt = h.attempt AND l.state = 'adjusted')
   AND EXISTS (SELECT FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt
-              HAVING bool_or(w.input_tokens > 0 AND w.outcome = 'success') OR bool_and(w.outcome = 'failure' AND w.cost_nano IS NOT DISTINCT FROM 0))
+              HAVING bool_or(w.input_tokens > 0 AND w.outcome = 'success' AND NOT w.counted)
+                  OR h.state = 'expired' AND bool_and(w.outcome = 'failure' AND w.cost_nano IS NOT DISTINCT FROM 0))
 LIMIT $1
 """  # noqa: S608  # of constants
 _ONE = _WITNESSES + " WHERE h.call_id = $1 AND h.attempt = $2"
@@ -54,8 +57,8 @@ _ONE = _WITNESSES + " WHERE h.call_id = $1 AND h.attempt = $2"
 _MARGIN_TOKENS = 16
 _IN_FLIGHT_TOKENS = 32
 
-#: (model, deployment, usage) → nano-dollars, or None when the catalogue does not know the model any more.
-Price = Callable[[str, str | None, Usage], int | None]
+#: (model, deployment, usage, service tier) → nano-dollars, or None when the catalogue does not know the model any more.
+Price = Callable[[str, str | None, Usage, str | None], int | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +71,13 @@ class Witness:
     cost_nano: int | None
     usage: Usage
     status: int | None
+    service_tier: str | None = None
+    counted: bool = False
+
+    @property
+    def exact(self) -> bool:
+        """Whether the usage is the provider's report of a whole answer."""
+        return self.outcome == "success" and not self.counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +133,9 @@ def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) ->
 def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlement:
     costs: list[int] = []
     for witness in proof:
-        ours = price(hold.model, witness.deployment, _used(witness))
+        ours = price(hold.model, witness.deployment, _used(witness), witness.service_tier)
         known = ours if ours is not None else witness.cost_nano
-        if known is None or (witness.outcome != "success" and known > hold.amount_nano):
+        if known is None or (not witness.exact and known > hold.amount_nano):
             known = hold.amount_nano
         costs.append(known)
     reported = [witness.cost_nano for witness in proof if witness.cost_nano is not None]
@@ -141,7 +151,8 @@ def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlem
         provider=last.provider,
         deployment=last.deployment,
         status=last.status,
-        error_code="owner_lost",
+        error_code="owner_lost" if all(witness.exact for witness in proof) else "owner_lost_estimated",
+        service_tier=last.service_tier,
     )
 
 
@@ -151,7 +162,7 @@ def _used(witness: Witness) -> Usage:
     LiteLLM counts with a tokenizer that need not be the provider's, and only what had reached it.
     """
     used = witness.usage
-    if witness.outcome == "success":
+    if witness.exact:
         return used
     return Usage(
         input_tokens=used.input_tokens + used.input_tokens // 2 + _MARGIN_TOKENS,
@@ -166,6 +177,7 @@ def _sum(usages: Sequence[Usage]) -> Usage:
         cache_write_tokens=sum(u.cache_write_tokens for u in usages),
         output_tokens=sum(u.output_tokens for u in usages),
         reasoning_tokens=sum(u.reasoning_tokens for u in usages),
+        cache_write_1h_tokens=sum(u.cache_write_1h_tokens for u in usages),
     )
 
 
@@ -288,8 +300,11 @@ def _orphan(row: asyncpg.Record) -> OrphanHold:
                 fields["cache_write_tokens"],
                 fields["output_tokens"],
                 fields["reasoning_tokens"],
+                fields["cache_write_1h_tokens"],
             ),
             status=fields["status"],
+            service_tier=fields["service_tier"],
+            counted=fields["counted"],
         )
         for fields in orjson.loads(row["witnesses"] or "[]")
     ]

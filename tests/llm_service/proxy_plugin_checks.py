@@ -232,17 +232,81 @@ async def check_a_stream_that_ends_is_left_to_its_success() -> None:
     assert kept.witnesses == []
 
 
-async def check_a_stream_that_its_caller_left_is_witnessed_once() -> None:
-    kept = Kept()
+async def endless(items: int) -> Any:
+    for item in range(items):
+        yield item
+    await asyncio.sleep(3600)
+
+
+async def left(source: Any, *, finishes: bool = False) -> tuple[Kept, Any, dict[str, Any]]:
+    """A stream whose reader leaves after its first chunk."""
+    kept, details = Kept(), event(messages=[])
     logger = plugin.WitnessLogger(kept)  # type: ignore[arg-type]
-    details = event(messages=[])
     call = SimpleNamespace(model_call_details=details, start_time=None)
-    chunks = logger.async_post_call_streaming_iterator_hook(None, stream([object()] * 9), {"litellm_logging_obj": call})
+    key = SimpleNamespace(metadata={"treasurer": {"finishes": finishes}})
+    chunks = logger.async_post_call_streaming_iterator_hook(key, source, {"litellm_logging_obj": call})
     await chunks.__anext__()
     await chunks.aclose()
-    assert [(w.outcome, w.status, w.cost_nano) for w in kept.witnesses] == [("cancelled", 499, None)]
+    return kept, logger, details
+
+
+async def check_a_stream_that_its_caller_left_and_that_ends_soon_is_left_to_its_success() -> None:
+    kept, logger, details = await left(stream([object()] * 500))
+    assert kept.witnesses == []
+    for _ in range(2):  # LiteLLM tells its own end, and then that the reader had left
+        await logger.async_log_success_event(details, SimpleNamespace(usage=USAGE), None, None)
+    assert [w.outcome for w in kept.witnesses] == ["success"]
+
+
+async def check_a_stream_that_its_caller_left_and_that_goes_on_is_given_up_and_witnessed_once() -> None:
+    plugin._LINGER_S = 0.05
+    kept, logger, details = await left(endless(3))
+    assert [(w.outcome, w.status, w.cost_nano, w.counted) for w in kept.witnesses] == [("cancelled", 499, None, True)]
     await logger.async_log_success_event(details, SimpleNamespace(usage=USAGE), None, None)
     assert len(kept.witnesses) == 1, "LiteLLM's own event for the same end"
+
+
+async def check_a_stream_that_must_be_finished_is_read_to_its_end() -> None:
+    plugin._LINGER_S = 0.01
+
+    async def slow() -> Any:
+        for item in range(4):
+            await asyncio.sleep(0.05)
+            yield item
+
+    kept, _, _ = await left(slow(), finishes=True)
+    assert kept.witnesses == []
+
+
+async def check_a_stream_that_breaks_when_its_caller_has_left_is_witnessed() -> None:
+    kept, _, _ = await left(stream([object()] * 3, ValueError("cut")))
+    assert [(w.outcome, w.error) for w in kept.witnesses] == [("failure", "ValueError")]
+
+
+async def check_an_error_says_whether_anything_can_have_been_billed() -> None:
+    logger = plugin.WitnessLogger(Kept())  # type: ignore[arg-type]
+    refused, garbage = type("HTTPStatusError", (Exception,), {})("500"), ValueError("garbage")
+    key = SimpleNamespace(metadata=METADATA["user_api_key_metadata"])
+
+    async def told(attempts: list[tuple[bool, Exception]], last: Exception, **request: Any) -> str:
+        for sent, error in attempts:
+            details = {"api_call_start_time": 1} if sent else {}
+            call = SimpleNamespace(model_call_details=details, start_time=None)
+            failed = {"model": "openai/gpt-4o", "metadata": METADATA, "litellm_logging_obj": call}
+            await logger.async_post_call_failure_deployment_hook(failed, error, None)
+        await logger.async_post_call_failure_hook(request, last, key)
+        headers = await logger.async_post_call_response_headers_hook(request, None, None)
+        assert headers is not None
+        assert await logger.async_post_call_response_headers_hook(request, None, object()) is None
+        return headers["x-treasurer-free"]
+
+    assert await told([(True, refused)], refused) == "1"
+    assert await told([(True, garbage)], garbage) == "0"
+    assert await told([(False, garbage)], garbage) == "1", "a parameter that LiteLLM refuses"
+    assert await told([(True, garbage), (True, refused)], refused) == "0", "the first deployment may have billed"
+    assert await told([], garbage) == "1", "a cooldown"
+    assert await told([], garbage, stream=True) == "0"
+    assert await told([], refused, stream=True) == "1"
 
 
 async def check_a_stream_that_breaks_is_witnessed_and_breaks() -> None:

@@ -87,6 +87,7 @@ def row(number: int, **columns: Any) -> dict[str, Any]:
         "paused": None,
         "budgets": None,
         "limits": None,
+        "routes": None,
         **columns,
     }
 

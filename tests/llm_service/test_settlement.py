@@ -147,8 +147,9 @@ CUT = Ending(LedgerState.POSTED, 499, deployment="d1", error_code="client_left")
 async def test_a_stream_that_was_given_up_is_settled_by_what_the_proxy_saw(parts: Parts) -> None:
     call, usage = admitted(), Usage(20, output_tokens=30)
     parts.sweeper.witness = Settlement(
-        call.call_id, 0, LedgerState.POSTED, 1, usage, UsageSource.WITNESS, 77, deployment="d1", status=200
-    )
+        call.call_id, 0, LedgerState.POSTED, 1, usage, UsageSource.WITNESS, 77, deployment="d1", status=200,
+        error_code="owner_lost",
+    )  # fmt: skip
     assert await parts.settler.settle(call, CUT, never) == 80_000
     settled = parts.settled
     assert (settled.usage, settled.usage_source, settled.proxy_cost_nano) == (usage, UsageSource.WITNESS, 77)

@@ -8,6 +8,8 @@ ALTER TABLE witnesses ADD COLUMN service_tier text,
     ADD COLUMN cache_write_1h_tokens integer NOT NULL DEFAULT 0,
     ADD COLUMN counted boolean NOT NULL DEFAULT false;         -- LiteLLM's own count, not the provider's report
 
+CREATE INDEX ledger_voided ON ledger (settled_at) WHERE state = 'voided';  -- what a late witness may correct
+
 -- Points of a piecewise linear curve, flattened: {time, share, …} in basis points of the window's time and limit.
 ALTER TABLE budgets ADD COLUMN pace integer[];
 ALTER TABLE windows ADD COLUMN pace integer[];                 -- the budget's, copied like its limit

@@ -32,7 +32,7 @@ def hold(*witnesses: Witness, expired: bool = True, policy: ExpiryPolicy = Expir
     return OrphanHold(CALL, 2, "m", HELD, policy, expired, witnesses)
 
 
-def price(model: str, deployment: str | None, usage: Usage) -> int | None:
+def price(model: str, deployment: str | None, usage: Usage, service_tier: str | None) -> int | None:
     assert model == "m"
     return None if deployment == "gone" else (usage.input_tokens + usage.output_tokens) * 100
 
