@@ -7,6 +7,7 @@ What must hold: only administrators pass; a body is read after that, up to 64 Ki
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import asyncpg
@@ -19,6 +20,7 @@ from llm_service.administration import budgets, keys, limits, people
 from llm_service.administration import routes as serving
 from llm_service.administration.inputs import MAX_ID
 from llm_service.errors import BodyTooLarge, InvalidRequest
+from llm_service.guards.breakers import PROXY, Breakers
 from llm_service.types import Scope
 
 _MAX_BODY_BYTES = 64 * 1024
@@ -243,3 +245,31 @@ async def set_route(pool: Pool, new: serving.SetRoute) -> serving.Route:
 async def remove_route(pool: Pool, route_id: Id) -> serving.Route:
     """Remove a route."""
     return await serving.remove_route(pool, route_id)
+
+
+class BreakerState(BaseModel):
+    """A circuit breaker, as this process sees it. `retry_s`: when a probe may pass; None: now."""
+
+    name: str
+    state: str
+    since: datetime
+    why: str
+    retry_s: float | None
+
+
+@router.get("/breakers")
+async def list_breakers(request: Request) -> Listing[BreakerState]:
+    """The circuit breakers that were ever needed. A name is model:…, provider:… or proxy."""
+    breakers: Breakers = request.app.state.runtime.breakers
+    await breakers.sync()
+    return Listing(data=[BreakerState.model_validate(row) for row in breakers.states()])
+
+
+@router.post("/breakers/{name:path}/{state}")
+async def force_breaker(request: Request, name: str, state: Literal["open", "close"]) -> BreakerState:
+    """Open a breaker by hand (maintenance), or close it, in every process."""
+    breakers: Breakers = request.app.state.runtime.breakers
+    if name != PROXY and not (name.startswith(("model:", "provider:")) and len(name) <= 200 and name.isprintable()):
+        raise InvalidRequest("A breaker is named model:NAME, provider:NAME or proxy.", param="name")
+    await breakers.force(name, opened=state == "open")
+    return next(BreakerState.model_validate(row) for row in breakers.states() if row["name"] == name)

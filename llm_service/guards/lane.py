@@ -209,7 +209,7 @@ class Lane:
                 self.post(command)
             if future is not None and not future.done():
                 future.set_exception(Away(str(error)))
-        _log.warning("Redis is away (%s: %s): rate limits are kept in this process", type(error).__name__, error)
+        _log.warning("Redis is away (%s: %s): what is shared through it is kept here", type(error).__name__, error)
         self._prober = _start(self._probe())
         self._on_away(True)
 
@@ -225,7 +225,7 @@ class Lane:
             except Exception as error:  # noqa: BLE001 (whatever it is, Redis is not back)
                 _log.debug("Redis is still away: %s", error)
         self.away = False
-        _log.warning("Redis is back: rate limits are shared again")
+        _log.warning("Redis is back: it is shared again")
         if self._waiting:
             self._worker = _start(self._work())
         self._on_away(False)
