@@ -22,12 +22,12 @@ PROXY_STAMP := $(STAMPS)/proxy-$(call digest,requirements/proxy.txt)
 # Whichever of the two the environment was filled from last: `make up` after `make test` takes nothing away.
 READY_STAMP := $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(APP_STAMP))
 
-.PHONY: help setup setup-dev demo up test check format bench lock clean python
+.PHONY: help setup setup-dev demo up test check format bench overspend lock clean python
 
 help: ## print this
 	@echo "Treasurer: the LLM gateway that cannot overspend."
 	@echo
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "More commands: .venv/bin/treasurer --help"
 
@@ -56,6 +56,9 @@ format: setup-dev ## put the code into its format
 
 bench: setup-dev ## measure, against the alternatives
 	@$(BIN)/python -m benchmarks $(ARGS)
+
+overspend: setup ## drive a gateway through what gateways get wrong (ARGS="--adapter litellm": another one)
+	@$(BIN)/python -m benchmarks.overspend $(ARGS)
 
 lock: $(TOOLS_STAMP) ## resolve the lock files anew (ARGS=--upgrade for newer versions)
 	@$(UV) pip compile -q $(LOCK) $(ARGS) requirements/bootstrap.in -o requirements/bootstrap.txt

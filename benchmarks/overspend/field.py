@@ -1,0 +1,162 @@
+"""Where a scenario is played: one account of the gateway with its budget, and callers who use it.
+
+What must hold: all that is random comes from the seed and the scenario's name; every call is noted; every loop
+is bounded in calls and in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import time
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from random import Random
+from typing import Any
+
+from benchmarks.overspend.adapter import Account, Adapter, Window
+from benchmarks.overspend.calls import Ask, Caller, Leave, Made
+from benchmarks.overspend.provider import Provider, count_tokens
+from gateway.stack.simulated_provider.prices import Tokens
+
+MODEL = "gpt-4o-mini"
+_WORDS = ("river", "stone", "cloud", "bread", "paper", "light", "winter", "garden", "letter", "market", "silver")
+#: The longest that a caller waits when a gateway tells it to come again.
+_MOST_WAIT_S = 3.0
+
+
+class Field:
+    """A scenario's hands. `made` has every call so far, in the order in which they ended."""
+
+    def __init__(self, name: str, adapter: Adapter, provider: Provider, seed: int) -> None:
+        self.made: list[Made] = []
+        self.limit_nano = 0
+        self.window: Window = "total"
+        self.account: Account | None = None
+        self.random = Random(f"{seed}/{name}")
+        self._adapter = adapter
+        self._provider = provider
+        self._lengths: set[int] = set()
+        self._numbers = itertools.count()
+        self._callers: list[Caller] = []
+
+    @property
+    def instances(self) -> int:
+        return len(self._adapter.urls)
+
+    async def fund(self, limit_nano: int, window: Window = "total") -> None:
+        """The budget: a new agent, a key and a limit. Once a scenario, before its first call."""
+        self.limit_nano, self.window = limit_nano, window
+        self.account = await self._adapter.account(limit_nano, window)
+        self._callers = [Caller(url, self.account.key) for url in self._adapter.urls]
+
+    async def close(self) -> None:
+        for caller in self._callers:
+            await caller.close()
+
+    def chat(
+        self,
+        text: str = "",
+        *,
+        model: str = MODEL,
+        output: int = 100,
+        max_tokens: int | None = -1,
+        reasoning: int = 0,
+        n: int = 1,
+        stream: bool = False,
+        leave: Leave | None = None,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float = 30.0,
+        script: Mapping[str, Any] | None = None,
+    ) -> Ask:
+        """A chat call whose answer has `output` tokens (`reasoning` more are thought before). `max_tokens`: so many
+        unless given, None: left out. `script` tells the provider what to do besides."""
+        script = script or {}
+        knobs = {"output_tokens": output, **({"reasoning_tokens": reasoning} if reasoning else {}), **script}
+        body: dict[str, Any] = {}
+        most = output + reasoning if max_tokens == -1 else max_tokens
+        if most is not None:
+            body["max_completion_tokens" if model.startswith("gpt-5") else "max_tokens"] = most
+        if n > 1:
+            body["n"] = n
+        if stream:
+            body["stream"] = True
+        text, length = self._text(text, knobs, chat=True)
+        used = Tokens(
+            input=length,
+            cached=script.get("cached_tokens", 0),
+            cache_write=script.get("cache_write_tokens", 0),
+            cache_write_1h=script.get("cache_write_1h_tokens", 0),
+            output=(output + reasoning) * n,
+            reasoning=reasoning * n,
+        )
+        fails = bool(script.keys() & {"status", "cut_after_tokens", "cut_before_headers"}) and "times" not in script
+        cost = self._provider.cost_nano(model, used)
+        return Ask(model, text, length, body, cost, headers or {}, False, leave, timeout_s, fails)
+
+    def embed(self, text: str, *, model: str = "text-embedding-3-small") -> Ask:
+        """An embedding of one text."""
+        text, length = self._text(text, {}, chat=False)
+        cost = self._provider.cost_nano(model, Tokens(input=length))
+        return Ask(model, text, length, {}, cost, embeddings=True)
+
+    def _text(self, text: str, knobs: Mapping[str, Any], *, chat: bool) -> tuple[str, int]:
+        """The text with its marker, lengthened until no other call of this scenario has as many tokens."""
+        if knobs.get("times"):  # the provider counts such markers by their text
+            knobs = {**knobs, "latency_s": knobs.get("latency_s", 0) + next(self._numbers) / 10**6}
+        words = " ".join(self.random.choices(_WORDS, k=8))
+        marker = f" [[sim: {json.dumps(knobs)}]]" if knobs else ""
+        text = f"{text or 'Tell me of'} {words}.{marker}"
+        length = count_tokens(text, chat=chat)
+        while length in self._lengths:
+            text += " go"
+            length += 1
+        assert length == count_tokens(text, chat=chat)
+        self._lengths.add(length)
+        return text, length
+
+    async def once(self, ask: Ask, instance: int = 0) -> Made:
+        """Make a call at one of the gateway's instances."""
+        made = await self._callers[instance % len(self._callers)].make(ask)
+        self.made.append(made)
+        return made
+
+    async def patiently(self, ask: Ask, instance: int = 0, *, tries: int = 3, retry_failures: bool = False) -> Made:
+        """As well-behaved clients do: come again when asked to, unless the gateway says that it is of no use."""
+        for attempt in range(tries):
+            made = await self.once(ask, instance)
+            again = made.end == "refused" or (retry_failures and made.end == "failed")
+            if not again or made.final or attempt == tries - 1:
+                return made
+            await asyncio.sleep(min(made.retry_after_s if made.retry_after_s is not None else 0.5, _MOST_WAIT_S))
+        raise AssertionError("tries is above zero")
+
+    async def together(self, asks: Iterable[Ask], *, instances: int = 1) -> list[Made]:
+        """All at once, spread over the instances, each once."""
+        return await asyncio.gather(*(self.once(ask, number % instances) for number, ask in enumerate(asks)))
+
+    async def by(self, callers: int, asks: Iterable[Ask], *, tries: int = 3, seconds: float = 20) -> None:
+        """So many callers take the calls one after the other, until none is left or the time is over."""
+        waiting = iter(asks)
+        deadline = time.monotonic() + seconds
+
+        async def caller() -> None:
+            for ask in waiting:
+                if time.monotonic() > deadline:
+                    return
+                await self.patiently(ask, tries=tries)
+
+        await asyncio.gather(*(caller() for _ in range(callers)))
+
+    async def kill_and_restart(self) -> None:
+        """Kill the gateway, and wait until it serves again."""
+        await self._adapter.kill_and_restart()
+        await self.close()
+        assert self.account is not None
+        self._callers = [Caller(url, self.account.key) for url in self._adapter.urls]
+
+    async def until(self, seconds: float, work: Callable[[], Awaitable[object]]) -> None:
+        """Do the work again and again for so long."""
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline:
+            await work()

@@ -1,0 +1,83 @@
+"""The processes that this program starts: each in a group of its own, ended with it whatever ends it.
+
+What must hold: nothing that was started here is running when the block is left, and if this program is killed, a
+watchdog ends what it left.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+from asyncio.subprocess import Process
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+from gateway.stack.guard import Guard
+
+
+class Processes:
+    """Starts and ends processes, by their id."""
+
+    def __init__(self) -> None:
+        self._guard = Guard(lambda _: None)
+        self._running: dict[int, tuple[Process, signal.Signals]] = {}
+
+    async def __aenter__(self) -> Processes:
+        await self._guard.__aenter__()
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        for process, _ in reversed(list(self._running.values())):
+            await self.end(process)
+        await self._guard.__aexit__(kind, error, trace)
+
+    async def start(
+        self,
+        command: Sequence[str],
+        *,
+        log: Path,
+        cwd: Path,
+        environ: Mapping[str, str] | None = None,
+        gentle: signal.Signals = signal.SIGTERM,
+    ) -> Process:
+        """Start a process whose output goes to the end of `log`; `gentle` asks it to end."""
+        with log.open("ab") as out:
+            process = await asyncio.create_subprocess_exec(
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=None if environ is None else dict(environ),
+                cwd=cwd,
+                start_new_session=True,
+            )
+        self._running[process.pid] = (process, gentle)
+        self._guard.add(process.pid, gentle)
+        return process
+
+    async def end(self, process: Process, patience_s: float = 15) -> None:
+        """Ask the process to end, wait so long, and kill what is left of its group."""
+        _, gentle = self._running.pop(process.pid, (process, signal.SIGTERM))
+        if process.returncode is None:
+            _signal(process.pid, gentle)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), patience_s)
+        await self._gone(process)
+
+    async def kill(self, process: Process) -> None:
+        """`kill -9` the process and its group."""
+        self._running.pop(process.pid, None)
+        await self._gone(process)
+
+    async def _gone(self, process: Process) -> None:
+        _signal(process.pid, signal.SIGKILL)
+        await process.wait()
+        self._guard.remove(process.pid)
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)

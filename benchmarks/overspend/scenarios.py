@@ -1,0 +1,308 @@
+"""What gateways get wrong, one scenario each. What each shows is its docstring, and is printed by `--list`.
+
+A scenario funds an account, uses it in its own way, and gives back how a later call of the same kind looks: with
+it the runner finds out whether what is left of the budget can still be spent. Limits are multiples of what the
+provider bills for a whole answer, so that they mean the same at any gateway and any price.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from uuid import UUID
+
+from benchmarks.overspend.calls import Ask, Leave
+from benchmarks.overspend.field import Field
+
+Later = Callable[[], Ask]
+Script = dict[str, Any]
+Play = Callable[[Field], Awaitable[Later]]
+
+JAPANESE = "東京の天気は今日とても良いですが、明日は雨が降るかもしれません。予算を超えないように注意してください。"
+EMOJI = "😀🚀🔥💰👩‍👩‍👧‍👦🏳️‍🌈🧑🏽‍🚀🎉🍣🗾🤖💸"
+ARABIC = "الطقس في القاهرة اليوم جميل جدا ولكن ربما تمطر غدا فلا تنفق أكثر مما لديك من المال. "
+MINUTE_S = 60
+BEFORE_BOUNDARY_S = 6.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A name for `--scenario`, a title for the table, and what is done. `drain_s`: how long a call that its caller
+    left may go on at the provider."""
+
+    name: str
+    title: str
+    play: Play
+    drain_s: float = 0.3
+    replicas: int = 1
+    quick: bool = False
+    at_boundary: bool = False  # it waits for the end of a minute
+
+    @property
+    def shows(self) -> str:
+        return " ".join((self.play.__doc__ or "").split())
+
+
+async def burst(field: Field) -> Later:
+    """64 callers at once on a budget with room for 27 calls: a budget that is read before and written after the call
+    is overspent by all that are in between."""
+    return await _burst(field, instances=1)
+
+
+async def replicas(field: Field) -> Later:
+    """The same burst, spread over two instances of the gateway: a budget that each keeps for itself is spent twice."""
+    return await _burst(field, instances=field.instances)
+
+
+async def _burst(field: Field, instances: int) -> Later:
+    def ask() -> Ask:
+        return field.chat(output=100, script={"latency_s": 0.6})
+
+    first = ask()
+    await field.fund(first.cost_nano * 27 + first.cost_nano // 2)
+    await field.together([first, *(ask() for _ in range(63))], instances=instances)
+    return ask
+
+
+async def dense_scripts(field: Field) -> Later:
+    """Long prompts in Japanese, emoji and Arabic: characters divided by four are a half or less of their tokens."""
+    texts = [JAPANESE * 40, EMOJI * 120, ARABIC * 25]
+
+    def ask() -> Ask:
+        return field.chat(field.random.choice(texts), output=8, script={"latency_s": 0.3})
+
+    asks = [ask() for _ in range(32)]
+    await field.fund(sum(made.cost_nano for made in asks) // 3)
+    await field.by(16, asks, tries=1)
+    return ask
+
+
+async def no_max_tokens(field: Field) -> Later:
+    """Callers that leave max_tokens out, with answers of 60 to 900 tokens: what is assumed of such a call is too little,
+    or so much that a small budget admits nothing."""
+
+    def ask() -> Ask:
+        return field.chat(output=field.random.choice([60, 300, 900]), max_tokens=None, script={"latency_s": 0.3})
+
+    asks = [ask() for _ in range(40)]
+    await field.fund(sum(made.cost_nano for made in asks) // 3)
+    await field.by(16, asks, tries=2)
+    return lambda: field.chat(output=60, max_tokens=None)
+
+
+async def left_early(field: Field) -> Later:
+    """Streams that their callers leave after the first words: what was generated is billed, and no usage was seen."""
+    return await _left(field, Leave(chunks=2))
+
+
+async def left_midway(field: Field) -> Later:
+    """Streams that their callers leave in the middle."""
+    return await _left(field, Leave(chunks=20))
+
+
+async def left_before_first_token(field: Field) -> Later:
+    """Streams that their callers leave before the first token: the input is billed all the same."""
+    return await _left(field, Leave(after_s=0.5))
+
+
+async def _left(field: Field, leave: Leave) -> Later:
+    def ask(leave: Leave | None = leave) -> Ask:
+        slow = 1.2 if leave is not None and leave.after_s is not None else 0.1
+        pace = {"first_token_s": slow, "tokens_per_s": 200.0, "chunk_tokens": 4}
+        return field.chat("Tell me a long story of " * 20, output=160, stream=True, leave=leave, script=pace)
+
+    asks = [ask() for _ in range(56)]
+    await field.fund(asks[0].cost_nano * 14)
+    await field.by(14, asks, tries=2, seconds=15)
+    return lambda: ask(None)
+
+
+async def same_idempotency_key(field: Field) -> Later:
+    """A client that sends each call three times with one idempotency key, twice at once and once after: it is one
+    purchase."""
+    keys = [{"Idempotency-Key": str(UUID(int=field.random.getrandbits(128)))} for _ in range(8)]
+    asks = [field.chat(script={"latency_s": 0.4}, headers=key) for key in keys]
+    await field.fund(sum(ask.cost_nano for ask in asks) * 4)
+
+    async def thrice(ask: Ask) -> None:
+        await asyncio.gather(field.once(ask), field.once(ask))
+        await field.once(ask)
+
+    await asyncio.gather(*(thrice(ask) for ask in asks))
+    return field.chat
+
+
+async def impatient_retries(field: Field) -> Later:
+    """A client that gives up after half a second and sends the call again, without a key: each is a purchase, and those
+    that nobody waited for must be in the books."""
+    asks = [field.chat(script={"latency_s": 1.0}, timeout_s=0.5) for _ in range(16)]
+    await field.fund(asks[0].cost_nano * 20)
+
+    async def thrice(ask: Ask) -> None:
+        for _ in range(3):
+            if (await field.once(ask)).end == "refused":
+                return
+
+    await asyncio.gather(*(thrice(ask) for ask in asks))
+    return field.chat
+
+
+async def provider_fails_first(field: Field) -> Later:
+    """A provider that answers 500, 503 or 429 first and then serves; callers come again. Money of the failed attempts
+    must come back."""
+    statuses = [500, 503, 429]
+    asks = [field.chat(script={"status": statuses[number % 3], "times": 1, "retry_after": 0.2}) for number in range(24)]
+    await field.fund(asks[0].cost_nano * 12)
+
+    async def again(ask: Ask) -> None:
+        for _ in range(3):
+            made = await field.patiently(ask, retry_failures=True)
+            if made.end == "answered" or made.final:
+                return
+
+    await asyncio.gather(*(again(ask) for ask in asks))
+    return field.chat
+
+
+async def provider_down(field: Field) -> Later:
+    """A provider that answers with nothing but errors, 60 of them, unbilled. No money is spent, and all of it must be there
+    afterwards."""
+    return await _faulty(field, [{"status": 500}, {"status": 429}, {"status": 503}], 60)
+
+
+async def billed_errors(field: Field) -> Later:
+    """A provider that answers 500 after the work was done, and bills it. Nobody can tell such an answer from one that is
+    free: who gives the money back for one, gives it back for both."""
+    return await _faulty(field, [{"status": 500, "billed": "full"}], 32)
+
+
+async def broken_connections(field: Field) -> Later:
+    """Connections that break before the answer, of calls that the provider did and bills: whoever cannot know must not
+    assume that it was free."""
+    return await _faulty(field, [{"cut_before_headers": True, "billed": "full"}], 32)
+
+
+async def _faulty(field: Field, faults: Sequence[Script], calls: int) -> Later:
+    scripts = [{"latency_s": 0.2, **faults[number % len(faults)]} for number in range(calls)]
+    asks = [field.chat(script=script) for script in scripts]
+    await field.fund(asks[0].cost_nano * 10)
+    await field.by(8, asks, tries=1)
+    return field.chat
+
+
+async def cut_streams(field: Field) -> Later:
+    """A provider that cuts its streams in the middle and bills what it has sent: no usage was reported."""
+
+    def ask(script: Script) -> Ask:
+        return field.chat("Tell me a long story of " * 20, output=160, stream=True, script=script)
+
+    asks = [ask({"cut_after_tokens": 80, "tokens_per_s": 400.0, "chunk_tokens": 4}) for _ in range(48)]
+    await field.fund(asks[0].cost_nano * 10)
+    await field.by(12, asks, tries=2, seconds=15)
+    return lambda: ask({"chunk_tokens": 4})
+
+
+async def slow_provider(field: Field) -> Later:
+    """A provider that hangs for longer than callers wait: it works on, and bills the whole."""
+    asks = [field.chat(timeout_s=1.0, script={"hang_s": 2.5}) for _ in range(24)]
+    await field.fund(asks[0].cost_nano * 10)
+    await field.by(12, asks, tries=1)
+    return field.chat
+
+
+async def killed(field: Field) -> Later:
+    """kill -9 of the gateway with 20 calls in flight, half of them streams, and a restart: what the dead process had
+    begun was billed."""
+    asks = [field.chat(script={"latency_s": 1.5}) for _ in range(10)]
+    slow = {"first_token_s": 0.3, "tokens_per_s": 50.0, "chunk_tokens": 4}
+    asks += [field.chat(stream=True, script=slow) for _ in range(10)]
+    await field.fund(asks[0].cost_nano * 36)
+    flying = asyncio.create_task(field.together(asks))
+    await asyncio.sleep(1.0)
+    await field.kill_and_restart()
+    await flying
+    await field.by(16, [field.chat(script={"latency_s": 0.3}) for _ in range(40)], tries=2)
+    return field.chat
+
+
+async def window_boundary(field: Field) -> Later:
+    """A budget of one minute, spent to its end before the minute is over and after the next has begun: no minute's bill
+    is above the limit."""
+    await asyncio.sleep((MINUTE_S - BEFORE_BOUNDARY_S - time.time()) % MINUTE_S)
+    first = field.chat(script={"latency_s": 0.8})
+    await field.fund(first.cost_nano * 20, "minute")
+
+    async def once() -> None:
+        made = await field.once(field.chat(script={"latency_s": 0.8}))
+        if made.end == "refused":
+            await asyncio.sleep(0.25)
+
+    await asyncio.gather(*(field.until(BEFORE_BOUNDARY_S + 5, once) for _ in range(8)))
+    return field.chat
+
+
+async def dear_tokens(field: Field) -> Later:
+    """Tokens that are billed otherwise than the rest: read from a cache, written to it for minutes and for an hour, and
+    thought before the answer."""
+    text = "The contract says that nobody spends more than the budget. " * 60
+
+    def ask(number: int) -> Ask:
+        if number % 3 == 0:
+            return field.chat(text, output=20, script={"cached_tokens": 600, "latency_s": 0.2})
+        if number % 3 == 1:
+            written = {"cache_write_tokens": 700, "cache_write_1h_tokens": 300 * (number % 2), "latency_s": 0.2}
+            return field.chat(text, model="claude-haiku-4-5", output=20, script=written)
+        return field.chat("Think.", model="gpt-5-mini", output=20, reasoning=400, script={"latency_s": 0.2})
+
+    asks = [ask(number) for number in range(42)]
+    await field.fund(sum(made.cost_nano for made in asks) // 3)
+    await field.by(14, asks, tries=2)
+    return field.chat
+
+
+async def embeddings(field: Field) -> Later:
+    """Embeddings of long texts in dense scripts: no max_tokens, no output, and prices of a few nano-dollars."""
+    texts = [JAPANESE * 20, ARABIC * 12, "The weather is fine. " * 100]
+    asks = [field.embed(field.random.choice(texts)) for _ in range(48)]
+    await field.fund(sum(made.cost_nano for made in asks) // 3)
+    await field.by(24, asks, tries=1)
+    return lambda: field.embed("Short.")
+
+
+async def several_choices(field: Field) -> Later:
+    """Calls with n = 4: each choice has max_tokens of its own."""
+
+    def ask() -> Ask:
+        return field.chat(output=60, n=4, script={"latency_s": 0.3})
+
+    asks = [ask() for _ in range(40)]
+    await field.fund(asks[0].cost_nano * 12)
+    await field.by(20, asks, tries=1)
+    return ask
+
+
+SCENARIOS = (
+    Scenario("burst", "burst: 64 callers, room for 27", burst, quick=True),
+    Scenario("replicas", "the same burst on two instances", replicas, replicas=2, quick=True),
+    Scenario("dense-scripts", "long prompts in dense scripts", dense_scripts),
+    Scenario("no-max-tokens", "no max_tokens", no_max_tokens),
+    Scenario("left-early", "streams left after two chunks", left_early, drain_s=1.2),
+    Scenario("left-midway", "streams left in the middle", left_midway, drain_s=1.2),
+    Scenario("left-before-first-token", "streams left before the first token", left_before_first_token, drain_s=2.2),
+    Scenario("same-idempotency-key", "retries with the same key", same_idempotency_key, quick=True),
+    Scenario("impatient-retries", "retries without a key", impatient_retries, drain_s=1.2),
+    Scenario("provider-fails-first", "provider fails, then serves", provider_fails_first, drain_s=0.5),
+    Scenario("provider-down", "provider errs, unbilled", provider_down),
+    Scenario("billed-errors", "provider errs, and bills", billed_errors),
+    Scenario("broken-connections", "connections break, billed", broken_connections),
+    Scenario("cut-streams", "provider cuts streams", cut_streams),
+    Scenario("slow-provider", "provider hangs, callers leave", slow_provider, drain_s=2.7),
+    Scenario("dear-tokens", "cached, cache-write, reasoning", dear_tokens),
+    Scenario("embeddings", "embeddings", embeddings, quick=True),
+    Scenario("several-choices", "n = 4", several_choices),
+    Scenario("window-boundary", "window roll-over", window_boundary, drain_s=1.0, at_boundary=True),
+    Scenario("killed", "kill -9 in mid-flight, restart", killed, drain_s=2.5),
+)
