@@ -34,6 +34,7 @@ from llm_service.settlement import Settler
 from llm_service.telemetry import Telemetry
 from llm_service.tokens import TokenCounter
 from llm_service.treasury.refusal_log import RefusalLog
+from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.sweep import Price, Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Principal, Timeouts, Usage
@@ -106,7 +107,11 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
                 silence_s=settings.silence_timeout_s,
             )
         )
-        treasury = Treasury(where.database_url, observe=telemetry.group)
+        treasury = Treasury(
+            where.database_url,
+            observe=telemetry.group,
+            spool=SettlementSpool(settings.spool_dir or settings.data_dir / "settlements"),
+        )
         stack.push_async_callback(treasury.close)
         catalog = _catalog(proxy, where.grant_secret, telemetry)
         principals = Principals(
@@ -154,7 +159,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             timeouts=Timeouts(first_token_s=settings.first_token_timeout_s),
             fell_back=lambda call, reason, model: telemetry.fell_back(call.candidate.model, model, reason),
         )
-        chores = [sweeper.run(), refusals.run(), idempotency.run(), breakers.run()]
+        chores = [sweeper.run(), refusals.run(), idempotency.run(), breakers.run(), treasury.run()]
         if settings.audit_interval_s:
             chores.append(
                 audit_regularly(

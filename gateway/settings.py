@@ -62,6 +62,9 @@ class Settings(BaseSettings):
     audit_interval_s: float = Field(default=300, ge=0, description="how often the gateways audit the books; 0: never")
     busy_wait_s: float = Field(default=2, ge=0, description="how long a call waits for held money before it is refused")
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
+    spool_dir: Path | None = Field(
+        default=None, description="settlements while Postgres is away; none: settlements in data_dir"
+    )
     idempotency_ttl_s: float = Field(default=86_400, gt=0)
 
     feeds_allow_private: bool = Field(default=False, description="agents may read feeds within a private network")

@@ -4,7 +4,8 @@ What must hold:
   I1  a hold is in Postgres, in every window that applies, before `admit` returns it
   I2  a hold that was perhaps written but not returned (its answer was lost, its caller left) is
       voided: nothing was sent for it
-  settlements are retried until Postgres has them; they are idempotent by (call_id, attempt)
+  settlements are retried until Postgres has them, and are on disk while it is away (spool.py); they are
+      idempotent by (call_id, attempt)
 
 The SQL that decides is in `functions/`; this module turns values into arrays and back.
 """
@@ -25,6 +26,7 @@ import orjson
 from llm_service.errors import TreasuryUnavailable
 from llm_service.treasury.connection import Connection, NotSent
 from llm_service.treasury.group import Group
+from llm_service.treasury.spool import SettlementSpool
 from llm_service.types import NO_CONTEXT, CallContext, Hold, HoldRequest, LedgerState, Principal, Settlement
 
 log = logging.getLogger(__name__)
@@ -94,7 +96,12 @@ class Treasury:
     """Admission and settlement over two connections of their own, so that neither waits for the other."""
 
     def __init__(
-        self, database_url: str, *, observe: Callable[[str, int, float], None] | None = None, retry_s: float = 0.5
+        self,
+        database_url: str,
+        *,
+        observe: Callable[[str, int, float], None] | None = None,
+        retry_s: float = 0.5,
+        spool: SettlementSpool | None = None,
     ) -> None:
         self._admitting = Connection(database_url, name="admission")
         self._settling = Connection(database_url, name="settlement")
@@ -109,6 +116,9 @@ class Treasury:
             self._settle_group, gather_s=_SETTLE_GATHER_S, observe=lambda size, seconds: tell("settle", size, seconds)
         )
         self._freed = asyncio.Event()
+        self._spool = spool
+        self._unsettled: dict[asyncio.Future[str], Settlement] = {}
+        self._away = False
 
     async def admit(self, request: HoldRequest) -> Hold | Denial:
         """Set money aside for one attempt, in every window of `request.lines`, or in none.
@@ -134,8 +144,51 @@ class Treasury:
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[str]:
         """Queue a settlement, off the caller's path. The future gives the result, once Postgres has it."""
         future = self._settlements.submit(settlement)
-        future.add_done_callback(_log_failure)
+        self._unsettled[future] = settlement
+        future.add_done_callback(self._settled)
+        if self._away and self._spool is not None:
+            self._spool.add([settlement])
         return future
+
+    def _settled(self, future: asyncio.Future[str]) -> None:
+        del self._unsettled[future]
+        _log_failure(future)
+        if not self._unsettled and self._spool is not None:
+            self._spool.clear()
+
+    def _went_away(self) -> None:
+        """Postgres does not take what it is given: from now on it goes to disk, too."""
+        if not self._away and self._spool is not None:
+            self._away = True
+            self._spool.add(list(self._unsettled.values()))
+
+    async def recover(self) -> int:
+        """Settle what processes that died while Postgres was away have left on disk; how many.
+
+        Raises:
+            TreasuryUnavailable: Postgres is away again.
+        """
+        count = 0
+        for path in self._spool.orphans() if self._spool is not None else ():
+            assert self._spool is not None
+            with self._spool.orphan(path) as left:
+                if left is None:
+                    continue
+                results = await asyncio.gather(*map(self.settle_soon, left), return_exceptions=True)
+                refused = [result for result in results if isinstance(result, BaseException)]
+                path.rename(path.with_suffix(".refused")) if refused else path.unlink()
+                count += len(left)
+                log.warning("settled %d calls that a process had left in %s", len(left) - len(refused), path.name)
+        return count
+
+    async def run(self, *, interval_s: float = 5.0) -> None:
+        """Recover what others left, for ever."""
+        while True:
+            try:
+                await self.recover()
+            except OSError as error:
+                log.warning("the spool could not be read: %s", error)
+            await asyncio.sleep(interval_s)
 
     async def freed(self, timeout_s: float) -> None:
         """Wait until a settlement of this process has given money back, or the time has passed."""
@@ -147,8 +200,8 @@ class Treasury:
 
     @property
     def unsettled(self) -> int:
-        """Settlements that wait for the next group."""
-        return len(self._settlements)
+        """Settlements that Postgres does not have yet."""
+        return len(self._unsettled)
 
     async def drain(self) -> None:
         """Wait until every settlement that was queued is in Postgres."""
@@ -159,7 +212,11 @@ class Treasury:
         try:
             await asyncio.wait_for(self.drain(), timeout_s)
         except TimeoutError:
-            log.warning("closing with %d settlements not written; the sweeper will settle them", self.unsettled)
+            kept = self._spool is not None and (self._away or self._spool.add(list(self._unsettled.values())))
+            who = "whoever comes next settles them from the spool" if kept else "the sweeper will settle them"
+            log.warning("closing with %d settlements not written; %s", self.unsettled, who)
+        if self._spool is not None:
+            self._spool.close()
         await self._admitting.close()
         await self._settling.close()
 
@@ -176,7 +233,9 @@ class Treasury:
                 rows = await self._settling.fetch(_SETTLE, *_settlement_arrays(list(once.values())))
                 break
             except TreasuryUnavailable:
+                self._went_away()
                 await asyncio.sleep(self._retry_s)
+        self._away = False
         freed, self._freed = self._freed, asyncio.Event()
         freed.set()
         results = {(row["call_id"], row["attempt"]): str(row["result"]) for row in rows}

@@ -164,7 +164,7 @@ async def test_i1_a_witness_without_usage_is_no_proof_that_nothing_was_bought(
     """A provider that left usage out, and a stream that was left before its first chunk: both bill the input."""
     hold, number = await held(pool, treasury)
     await witness(pool, hold, outcome, cost_nano)
-    sweeper = Sweeper(pool, treasury, lambda _m, _d, usage: usage.input_tokens)
+    sweeper = Sweeper(pool, treasury, lambda _m, _d, usage, _t: usage.input_tokens)
     assert await sweeper.sweep() == 1
     assert await spent(pool, number) == (60, 0)
     assert await sweeper.sweep() == 0  # it has ended: nothing is left to find, sweep after sweep
@@ -174,7 +174,7 @@ async def test_i1_a_witness_without_usage_is_no_proof_that_nothing_was_bought(
 async def test_i1_an_answer_that_nobody_can_price_costs_its_hold(pool: asyncpg.Pool, treasury: Treasury) -> None:
     hold, number = await held(pool, treasury)
     await witness(pool, hold, "success", None, 12, 3)
-    assert await Sweeper(pool, treasury, lambda _m, _d, _u: None).sweep() == 1
+    assert await Sweeper(pool, treasury, lambda _m, _d, _u, _t: None).sweep() == 1
     assert await spent(pool, number) == (60, 0)
 
 
@@ -184,7 +184,7 @@ async def test_i2_failures_of_which_one_may_have_been_billed_are_swept_once(
     hold, number = await held(pool, treasury)
     await witness(pool, hold, "failure", 0)
     await witness(pool, hold, "failure", None)
-    sweeper = Sweeper(pool, treasury, lambda _m, _d, _u: 0)
+    sweeper = Sweeper(pool, treasury, lambda _m, _d, _u, _t: 0)
     assert [await sweeper.sweep() for _ in range(3)] == [1, 0, 0]
     assert await spent(pool, number) == (60, 0)
 
@@ -193,7 +193,7 @@ async def test_i2_a_late_witness_that_nothing_was_bought_gives_the_hold_back(
     pool: asyncpg.Pool, treasury: Treasury
 ) -> None:
     hold, number = await held(pool, treasury)
-    sweeper = Sweeper(pool, treasury, lambda _m, _d, _u: 0)
+    sweeper = Sweeper(pool, treasury, lambda _m, _d, _u, _t: 0)
     assert await sweeper.sweep() == 1
     await witness(pool, hold, "failure", 0)
     assert [await sweeper.sweep() for _ in range(2)] == [1, 0]
@@ -208,7 +208,7 @@ async def test_i2_one_hold_that_cannot_be_settled_does_not_stop_the_sweeper(
     await witness(pool, bad, "success", 0, 2_000_000_000, 1)
     await witness(pool, bad, "success", 0, 2_000_000_000, 1)  # together more than the ledger's column takes
     _, number = await held(pool, treasury)
-    sweeper = Sweeper(pool, treasury, lambda _m, _d, _u: 1, interval_s=0.05)
+    sweeper = Sweeper(pool, treasury, lambda _m, _d, _u, _t: 1, interval_s=0.05)
     running = asyncio.create_task(sweeper.run())
     await asyncio.sleep(0.5)
     assert not running.done()

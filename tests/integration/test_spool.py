@@ -1,0 +1,116 @@
+"""Postgres goes away with settlements under way: they are on disk, and in the ledger when it is back. A crash too."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from llm_service.administration import people
+from llm_service.administration.inputs import read_input
+from llm_service.errors import TreasuryUnavailable
+from llm_service.principals import Principals
+from llm_service.treasury.connection import Connection
+from llm_service.treasury.spool import SettlementSpool
+from llm_service.treasury.treasury import Treasury
+from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, UsageSource
+
+
+class Wire:
+    """Cuts a treasury from Postgres."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cut = False
+        real = Connection.fetch
+
+        async def fetch(connection: Connection, statement: str, *arguments: object) -> list[asyncpg.Record]:
+            if self.cut:
+                raise TreasuryUnavailable("away")
+            return await real(connection, statement, *arguments)
+
+        monkeypatch.setattr(Connection, "fetch", fetch)
+
+
+@pytest.fixture
+def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
+    return Wire(monkeypatch)
+
+
+async def hold(pool: asyncpg.Pool, treasury: Treasury, calls: int = 3) -> list[Hold]:
+    await people.create_agent(
+        pool, read_input(people.NewAgent, {"name": "news", "team": "default", "budget": {"limit": "1"}})
+    )
+    who = await Principals(pool).by_agent("news")
+    line = ((who.budgets[0].id, ""),)
+    requests = [HoldRequest(uuid4(), 0, who, NO_CONTEXT, "m", 1000, 10, 60, line) for _ in range(calls)]
+    holds = await asyncio.gather(*map(treasury.admit, requests))
+    assert all(isinstance(each, Hold) for each in holds)
+    return [each for each in holds if isinstance(each, Hold)]
+
+
+def posted(hold: Hold, cost_nano: int) -> Settlement:
+    return Settlement(hold.call_id, 0, LedgerState.POSTED, cost_nano, usage_source=UsageSource.PROVIDER)
+
+
+async def until_spooled(spool: SettlementSpool, count: int) -> None:
+    for _ in range(500):
+        if len(spool) == count:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError(f"{len(spool)} of {count} are on disk")
+
+
+async def test_what_waits_for_postgres_is_on_disk_until_it_is_back(
+    pool: asyncpg.Pool, database_url: str, tmp_path: Path, wire: Wire
+) -> None:
+    spool = SettlementSpool(tmp_path)
+    treasury = Treasury(database_url, retry_s=0.02, spool=spool)
+    holds = await hold(pool, treasury)
+    wire.cut = True
+    futures = [treasury.settle_soon(posted(each, 100 + n)) for n, each in enumerate(holds[:2])]
+    await until_spooled(spool, 2)
+    futures.append(treasury.settle_soon(posted(holds[2], 102)))  # it is known to be away: at once
+    assert len(spool) == 3
+    assert not any(future.done() for future in futures)
+    wire.cut = False
+    assert await asyncio.gather(*futures) == ["settled"] * 3
+    assert (len(spool), list(tmp_path.iterdir())) == (0, [])
+    assert await pool.fetchval("SELECT sum(cost_nano)::bigint FROM ledger") == 303
+    await treasury.close()
+
+
+async def test_i2_after_a_crash_another_process_posts_the_exact_amounts_once(
+    pool: asyncpg.Pool, database_url: str, tmp_path: Path, wire: Wire
+) -> None:
+    spool = SettlementSpool(tmp_path)
+    treasury = Treasury(database_url, retry_s=0.02, spool=spool)
+    holds = await hold(pool, treasury)
+    wire.cut = True
+    for number, each in enumerate(holds):
+        treasury.settle_soon(posted(each, 100 + number))
+    await until_spooled(spool, 3)
+    wire_of_the_living = Treasury(database_url, spool=SettlementSpool(tmp_path))
+    await treasury.close(timeout_s=0.1)  # its journal is nobody's now, as after a kill -9
+    wire.cut = False
+    others = [wire_of_the_living, Treasury(database_url, spool=SettlementSpool(tmp_path))]
+    assert sum(await asyncio.gather(*(other.recover() for other in others))) == 3
+    assert await others[0].recover() == 0
+    rows = await pool.fetch("SELECT cost_nano, usage_source FROM ledger ORDER BY cost_nano")
+    assert [tuple(row) for row in rows] == [(100, "provider"), (101, "provider"), (102, "provider")]
+    assert await pool.fetchval("SELECT count(*) FROM holds") == 0
+    assert list(tmp_path.iterdir()) == []
+    for other in others:
+        await other.close()
+
+
+async def test_what_postgres_refuses_is_set_aside(pool: asyncpg.Pool, database_url: str, tmp_path: Path) -> None:
+    left = SettlementSpool(tmp_path)
+    left.add([Settlement(uuid4(), 0, LedgerState.POSTED, 7, provider="\0")])
+    left.close()
+    treasury = Treasury(database_url, spool=SettlementSpool(tmp_path))
+    assert await treasury.recover() == 1
+    assert [path.suffix for path in tmp_path.iterdir()] == [".refused"]
+    await treasury.close()
