@@ -426,7 +426,7 @@ RATES = read_rates({"input_cost_per_token": 1e-9, "output_cost_per_token": 2e-9}
 
 
 def sweeper(pool: asyncpg.Pool, treasury: Treasury) -> Sweeper:
-    return Sweeper(pool, treasury, lambda model, deployment, usage: price_of(RATES, usage))
+    return Sweeper(pool, treasury, lambda model, deployment, usage, tier: price_of(RATES, usage))
 
 
 async def witness(pool: asyncpg.Pool, hold: Hold, outcome: str, cost_nano: int | None, tokens: tuple[int, int]) -> None:
