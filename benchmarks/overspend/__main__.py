@@ -58,6 +58,7 @@ async def run(
             adapter = ADAPTERS[name](processes)
             url = await start_provider(processes, folder, seed)
             provider = Provider(url, PriceList.load(price_map()), http)
+            versions = adapter.versions()  # of what is about to be started: others may be at work in the tree
             with console.status(f"starting {adapter.name} …") as status:
                 try:
                     await adapter.start(url, folder, REPLICAS)
@@ -75,7 +76,7 @@ async def run(
             about = {
                 "gateway": adapter.name,
                 "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-                **adapter.versions(),
+                **versions,
                 "seed": str(seed),
                 "CPUs": str(os.cpu_count()),
                 "took": f"{time.monotonic() - began:.0f} s",

@@ -155,11 +155,13 @@ class Treasurer:
 
 def _commit() -> str:
     """Of the code that is tested, if it comes from a repository."""
-    command = ["git", "-C", str(ROOT), "describe", "--always", "--dirty=, with changes", "--exclude=*"]
+    git = ["git", "-C", str(ROOT)]
     try:
-        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        same = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", "llm_service", "gateway", "config"], check=False)
+    except (OSError, subprocess.CalledProcessError):
         return "unknown"
+    return head.stdout.strip() + (", with changes" if same.returncode else "")
 
 
 def _config(provider_url: str) -> dict[str, object]:
