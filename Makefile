@@ -22,7 +22,7 @@ PROXY_STAMP := $(STAMPS)/proxy-$(call digest,requirements/proxy.txt)
 # Whichever of the two the environment was filled from last: `make up` after `make test` takes nothing away.
 READY_STAMP := $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(APP_STAMP))
 
-.PHONY: help setup setup-dev demo up test check format bench overspend lock clean python
+.PHONY: help setup setup-dev demo up test check format bench overspend chaos lock clean python
 
 help: ## print this
 	@echo "Treasurer: the LLM gateway that cannot overspend."
@@ -59,6 +59,9 @@ bench: setup-dev ## measure, against the alternatives
 
 overspend: setup ## drive a gateway through what gateways get wrong (ARGS="--adapter litellm": another one)
 	@$(BIN)/python -m benchmarks.overspend $(ARGS)
+
+chaos: setup-dev ## kill, pause and cut everything in turn, under load; five minutes (ARGS="--seed 1 --only Redis")
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lock: $(TOOLS_STAMP) ## resolve the lock files anew (ARGS=--upgrade for newer versions)
 	@$(UV) pip compile -q $(LOCK) $(ARGS) requirements/bootstrap.in -o requirements/bootstrap.txt

@@ -209,7 +209,7 @@ class LLMService:
         ending = answer_ending(call, upstream.headers, upstream.body)
         if call.superseded:
             ending = replace(ending, error_code="superseded")
-        cost_nano = await self._settler.settle(call, ending, lambda: upstream.body)
+        cost_nano = await self._settler.settle(call, ending, lambda: upstream.body) or 0
         call.cost(cost_nano)
         if is_filtered(upstream.body) and self._next_place(call, Condition.CONTENT_FILTER, 400) is not None:
             raise UpstreamError(
@@ -366,6 +366,8 @@ class LLMService:
 
     async def _end_stream(self, call: Call, claim: Claim | None, ending: Ending, scanner: EventScanner) -> int | None:
         cost_nano = await self._settler.settle(call, ending, scanner.text)
+        if cost_nano is None:
+            return None
         call.cost(cost_nano)
         kept = scanner.forwarded()
         if claim is not None and scanner.finished and kept is not None and not call.superseded:

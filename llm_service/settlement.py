@@ -32,6 +32,8 @@ log = logging.getLogger(__name__)
 
 #: How long a cut stream's hold waits for the proxy's record of it before it is estimated, in seconds.
 WITNESS_WAIT_S = 5.0
+#: Ends of which the proxy has seen more than the service.
+_READ_ON = ("client_left", "superseded")
 #: What a provider adds around a text that was counted (the frame of a tool call …), in tokens.
 _MARGIN_TOKENS = 16
 #: What a provider may have generated beyond what was seen when a stream was cut, in tokens.
@@ -60,10 +62,17 @@ class Settler:
         self._record = record
         self._lifetime_s = lifetime_s
 
-    async def settle(self, call: Call, ending: Ending, answer: Callable[[], object]) -> int:
-        """Post what a call cost, in nano-dollars. `answer` gives what was generated, where it must be estimated."""
+    async def settle(self, call: Call, ending: Ending, answer: Callable[[], object]) -> int | None:
+        """Post what a call cost, in nano-dollars. `answer` gives what was generated, where it must be estimated.
+
+        None: nobody can tell yet, and the hold waits for the proxy's witness.
+        """
         if ending.usage_source is UsageSource.NONE and ending.state is LedgerState.POSTED:
-            ending = await self._unreported(call, ending, answer)
+            told = await self._unreported(call, ending, answer)
+            if told is None:
+                self.unanswered(call, TreasurerError("the stream was left", code=ending.error_code))
+                return None
+            ending = told
         cost_nano = call.model.cost(ending.deployment, ending.usage, ending.service_tier)
         if ending.usage_source is UsageSource.ESTIMATED:
             cost_nano = min(cost_nano, call.hold.amount_nano)
@@ -147,17 +156,18 @@ class Settler:
             )
         )
 
-    async def _unreported(self, call: Call, ending: Ending, answer: Callable[[], object]) -> Ending:
+    async def _unreported(self, call: Call, ending: Ending, answer: Callable[[], object]) -> Ending | None:
         """What the provider did not say: from the proxy's witness, for a stream that was given up or cut; else estimated.
 
         Of a stream that did not end by itself LiteLLM too only counts what it saw, with a tokenizer that need not
-        be the provider's: an estimate with its margin, and not below that count.
+        be the provider's: an estimate with its margin, and not below that count. What was left here was read on
+        there (proxy_plugin.py), so without a witness what was seen says too little: None.
         """
         found = None
         if ending.error_code is not None:
             found = await self._sweeper.witnessed(call.call_id, call.attempt, WITNESS_WAIT_S)
         if found is None:
-            return await self._estimated(call, ending, answer())
+            return None if ending.error_code in _READ_ON else await self._estimated(call, ending, answer())
         ending = replace(
             ending,
             deployment=found.deployment or ending.deployment,

@@ -1,23 +1,32 @@
 """One circuit breaker: pybreaker's state machine over a storage that answers from memory. No I/O.
 
-What must hold: while it is open nothing passes; when its time is over one probe at a time does, and decides: a
-success closes it, a failure opens it again for longer. It opens after `failures` in a row, or when too large a
-share of the calls in a window of time fails. What is neutral (a cancellation, the caller's own error) changes
-nothing but gives its probe back.
+What must hold:
+- While it is open nothing passes. When its time is over one probe at a time does, and decides: a success closes
+  it, a failure opens it again for longer. A probe that is not heard of is given up after `probe_s`, and what it
+  says after another has begun counts for nothing.
+- It opens after `failures` in a row, or when too large a share of the calls of a window of time fails.
+- What is neutral (a cancellation, the caller's own error) changes nothing but gives its probe back.
+- Telling it how a call went never raises, whatever has become of it meanwhile: pybreaker raises when it is told of
+  a call while it is open, so it is told only when it is closed, or half-open and by its probe.
 """
 
 from __future__ import annotations
 
 import contextlib
 import random
-from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pybreaker
 
+from llm_service.guards.failure_rate import FailureRate, share_too_large
+
 CLOSED, OPEN, HALF_OPEN = pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN
+
+#: While another call probes, ask again after this: how long a probe takes is not known, and most take a second.
+ASK_AGAIN_S = 1.0
+_MOST_DOUBLINGS = 20  # a float has room for a thousand; no outage needs more
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +34,7 @@ class BreakerRules:
     """When a breaker opens, and for how long. Times in seconds.
 
     `failures` in a row; or, of at least `min_calls` within `window_s`, `rate_percent` that failed. It is open for
-    `open_s`, twice as long after each probe that fails, up to `most_open_s`.
+    `open_s`, twice as long after each probe that fails, up to `most_open_s` (or `open_s`, if that is more).
     """
 
     failures: int = 5
@@ -34,17 +43,26 @@ class BreakerRules:
     min_calls: int = 20
     open_s: float = 10.0
     most_open_s: float = 120.0
-    probe_s: float = 60.0  # a probe whose owner died is given back after this
+    probe_s: float = 60.0
+
+    def open_for(self, tries: int) -> float:
+        """How long it is open after it was opened `tries` times in a row."""
+        longer = self.open_s * 2.0 ** min(max(tries - 1, 0), _MOST_DOUBLINGS)
+        return min(longer, max(self.most_open_s, self.open_s))
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A state that a breaker has taken, for the other processes. `open_s` is what is left of its time."""
+    """A state that a breaker has taken, for the other processes: open or closed; a probe is its owner's affair.
+
+    `open_s` is what is left of its time; `age_s` is how long ago it was taken.
+    """
 
     state: str
     open_s: float
     why: str
     tries: int
+    age_s: float = 0.0
 
 
 class _Memory(pybreaker.CircuitBreakerStorage):
@@ -99,22 +117,28 @@ class _Failure(Exception):
 
 
 class Breaker(pybreaker.CircuitBreakerListener):
-    """A named breaker. `changed(breaker)` hears of each state that it takes by itself; `clock` is monotonic."""
+    """A named breaker. `changed(breaker)` hears of each state that it takes by itself; `clock` is monotonic.
+
+    A call is known as the probe by a token of its own; None: an ordinary call.
+    """
 
     def __init__(
         self, name: str, rules: BreakerRules, *, clock: Callable[[], float], changed: Callable[[Breaker], None]
     ) -> None:
         self.name = name
         self.why = ""
-        self.since: datetime = datetime.now(UTC)
+        self.since = 0.0  # by `clock`
         self.tries = 0  # times that it was opened in a row
         self._rules = rules
         self._clock = clock
         self._changed = changed
         self._adopting = False
+        self._because = ""
         self._until = 0.0
+        self._held_s: float | None = None
+        self._probe: str | None = None
         self._probe_until = 0.0
-        self._window: deque[tuple[float, bool]] = deque(maxlen=10_000)
+        self._rate = FailureRate(rules.window_s)
         self._memory = _Memory(name)
         self._machine = pybreaker.CircuitBreaker(
             fail_max=rules.failures,
@@ -132,72 +156,104 @@ class Breaker(pybreaker.CircuitBreakerListener):
 
     def wait_s(self) -> float | None:
         """How long nothing passes yet; None: a call, or a probe, may."""
-        now = self._clock()
         if self.state == CLOSED:
             return None
-        left_s = max(self._until - now if self.state == OPEN else 0.0, self._probe_until - now)
-        return left_s if left_s > 0 else None
+        now = self._clock()
+        if self._until > now:
+            return self._until - now
+        if self._probe_until > now:
+            return min(self._probe_until - now, ASK_AGAIN_S)
+        return None
 
-    def begin_probe(self) -> bool:
-        """Take the probe that `wait_s` has offered; False: none is needed, it is closed."""
-        if self.state == CLOSED:
-            return False
+    # -- the probe
+
+    def reserve(self, token: str) -> None:
+        """Take the probe that `wait_s` has offered, as far as this process goes."""
+        self._probe = token
         self._probe_until = self._clock() + self._rules.probe_s
+
+    def begin_probe(self, token: str) -> bool:
+        """The reserved probe goes out. False: it was closed, or opened again, meanwhile."""
+        if self._probe != token:
+            return False
         if self.state == OPEN:
             self._machine.half_open()
         return True
 
-    def end_probe(self) -> None:
-        """The probe is over, or was somebody else's."""
-        self._probe_until = 0.0
+    def give_back(self, token: str, *, ask_again_s: float = 0.0) -> None:
+        """This probe is over, or never began. Only its own is given back, not that of one who came after it."""
+        if self._probe == token:
+            self._probe = None
+            self._probe_until = self._clock() + ask_again_s
 
-    def wait_for_others_probe(self) -> None:
-        """Another process is probing: ask again in a second."""
-        self._probe_until = self._clock() + 1.0
+    def counts(self, token: str | None) -> bool:
+        """Whether the outcome of this call says something: one that began before it opened does not."""
+        return self.state == CLOSED or (self.state == HALF_OPEN and token is not None and self._probe == token)
 
-    def succeeded(self, *, probe: bool) -> None:
+    # -- how calls went
+
+    def succeeded(self, token: str | None = None) -> None:
         """A call went well."""
-        self._note(failed=False)
-        if probe or self.state == CLOSED:
-            self._machine.call(_nothing)
+        if not self.counts(token):
+            return
+        if self.state == CLOSED:
+            self._rate.add(self._clock(), failed=False)
+            if not self._memory.counter:
+                return  # pybreaker would count from nought again: no need to ask it, for nearly every call there is
+        self._machine.call(_nothing)
 
-    def failed(self, *, probe: bool) -> None:
-        """A call failed. What began before it opened says nothing new."""
-        self._note(failed=True)
-        if probe or self.state == CLOSED:
-            self.why = "a probe failed" if probe else f"{self._rules.failures} calls failed in a row"
-            with contextlib.suppress(_Failure):
-                self._machine.call(_fail)
-        if self.state == CLOSED and (share := self._failing()) is not None:
-            self.why = f"{share} % of the calls of {self._rules.window_s:g} s failed"
+    def failed(self, token: str | None = None) -> None:
+        """A call failed."""
+        if not self.counts(token):
+            return
+        probed = self.state != CLOSED
+        self._because = "a probe failed" if probed else f"{self._rules.failures} calls failed in a row"
+        if not probed:
+            self._rate.add(self._clock(), failed=True)
+        with contextlib.suppress(_Failure):
+            self._machine.call(_fail)
+        if self.state != CLOSED:
+            return
+        rules = self._rules
+        failures, calls = self._rate.counts(self._clock())
+        share = share_too_large(failures, calls, min_calls=rules.min_calls, rate_percent=rules.rate_percent)
+        if share is not None:
+            self._because = f"{share} % of the last {calls} calls within {rules.window_s:g} s failed"
             self._machine.open()
 
-    def force(self, *, opened: bool) -> None:
-        """Open or close it by hand."""
-        self.why = "by hand"
-        self._probe_until = 0.0
+    # -- from outside
+
+    def force(self, *, opened: bool, seconds: float) -> None:
+        """Open it by hand for so long, or close it."""
+        self._because = "by hand"
         if opened:
+            self._held_s = seconds
             self._machine.open()
         else:
             self._machine.close()
 
     def adopt(self, change: Change) -> None:
         """Take over a state that another process has told."""
-        self._adopting = True
+        self._adopting, self._because = True, change.why
         try:
-            self.why, self.tries = change.why, change.tries
-            self._until = self._clock() + change.open_s
-            if change.state == OPEN and self.state != OPEN:
+            if change.state == CLOSED:
+                if self.state != CLOSED:
+                    self._machine.close()
+            elif self.state != OPEN:
                 self._machine.open()
-                self._until = self._clock() + change.open_s
-            elif change.state == CLOSED and self.state != CLOSED:
-                self._machine.close()
         finally:
             self._adopting = False
+        now = self._clock()
+        self.why, self.tries, self.since = change.why, change.tries, now - change.age_s
+        self._until = now + change.open_s
+        if change.open_s > 0:
+            self._probe = None
 
     def change(self) -> Change:
         """The state as it is told to other processes."""
-        return Change(self.state, max(0.0, self._until - self._clock()), self.why, self.tries)
+        now = self._clock()
+        told = CLOSED if self.state == CLOSED else OPEN
+        return Change(told, max(0.0, self._until - now), self.why, self.tries, now - self.since)
 
     def state_change(
         self,
@@ -207,36 +263,24 @@ class Breaker(pybreaker.CircuitBreakerListener):
     ) -> None:
         """pybreaker's listener. It is told before the storage is, which those who hear of it here look at."""
         self._memory.state = new_state.name
-        self.since = datetime.now(UTC)
-        self._probe_until = self._probe_until if new_state.name == HALF_OPEN else 0.0
+        now = self._clock()
+        if new_state.name == HALF_OPEN:
+            self._changed(self)
+            return
+        self.since, self.why = now, self._because
+        self._probe, self._probe_until = None, 0.0
         if new_state.name == CLOSED:
-            self.tries = 0
-            self._window.clear()
-            self._memory.reset_counter()  # close() by hand leaves it
-        elif new_state.name == OPEN and not self._adopting:
-            self.tries += 1
-            longer = min(self._rules.open_s * 2 ** (self.tries - 1), self._rules.most_open_s)
-            self._until = self._clock() + longer * random.uniform(0.9, 1.1)  # noqa: S311 (so that processes differ)
+            self.tries, self._until = 0, 0.0
+            self._rate.clear()
+            if old_state is not None and old_state.name == HALF_OPEN and not self._adopting and self.why != "by hand":
+                self.why = "a probe succeeded"
+        else:
+            self.tries += not self._adopting
+            held_s, self._held_s = self._held_s, None
+            jitter = random.uniform(0.9, 1.1)  # noqa: S311 (so that processes differ)
+            self._until = now + (self._rules.open_for(self.tries) * jitter if held_s is None else held_s)
         if not self._adopting:
             self._changed(self)
-
-    def _note(self, *, failed: bool) -> None:
-        self._window.append((self._clock(), failed))
-
-    def _failing(self) -> int | None:
-        """The share of failures in the window, in per cent, if it is too large."""
-        since = self._clock() - self._rules.window_s
-        while self._window and self._window[0][0] < since:
-            self._window.popleft()
-        failures = sum(failed for _, failed in self._window)
-        return share_too_large(failures, len(self._window), self._rules)
-
-
-def share_too_large(failures: int, calls: int, rules: BreakerRules) -> int | None:
-    """The share of calls that failed, in per cent rounded down, if it opens a breaker by these rules. Pure."""
-    if calls < rules.min_calls or failures * 100 < calls * rules.rate_percent:
-        return None
-    return failures * 100 // calls
 
 
 def _nothing() -> None:

@@ -26,11 +26,14 @@ from llm_service.types import (
     CallContext,
     Hold,
     HoldRequest,
+    LedgerState,
     Principal,
     RateLimit,
     Scope,
     Settlement,
     Timeouts,
+    Usage,
+    UsageSource,
     WindowKind,
 )
 
@@ -128,6 +131,13 @@ class FakeLimiter:
 
     def real(self) -> RateLimiter:
         return cast("RateLimiter", self)
+
+
+#: What the proxy wrote of a stream that was given up: its own count.
+COUNTED = Settlement(
+    UUID(int=0), 0, LedgerState.POSTED, 1, Usage(1, output_tokens=1), UsageSource.WITNESS, 77, status=499,
+    error_code="owner_lost_estimated",
+)  # fmt: skip
 
 
 class FakeSweeper:

@@ -41,6 +41,7 @@ from llm_service.types import (
     UsageSource,
 )
 from tests.llm_service.fakes import (
+    COUNTED,
     ENTRIES,
     PRINCIPAL,
     FakeCounter,
@@ -430,6 +431,7 @@ async def test_where_the_route_says_finish_a_stream_that_is_left_is_read_to_its_
 
 
 async def test_a_stream_that_its_caller_leaves_is_given_up_and_estimated(parts: Parts) -> None:
+    parts.sweeper.witness = COUNTED
     answer = await parts.stream(*EVENTS)
     await answer.aclose()
     assert parts.upstream_stream.closed >= 1
@@ -439,7 +441,16 @@ async def test_a_stream_that_its_caller_leaves_is_given_up_and_estimated(parts: 
     parts.nothing_is_held()
 
 
+async def test_i2_a_stream_that_was_left_and_that_the_proxy_says_nothing_of_keeps_its_hold(parts: Parts) -> None:
+    answer = await parts.stream(*EVENTS)
+    await answer.aclose()
+    assert parts.treasury.settled == []
+    assert len(parts.sweeper.watched) == 1
+    assert answer.cost_nano is None
+
+
 async def test_a_stream_that_is_never_read_is_settled_when_it_is_closed(parts: Parts) -> None:
+    parts.sweeper.witness = COUNTED
     answer = await parts.stream(*EVENTS)
     await answer.aclose()
     assert parts.settled.error_code == "client_left"
@@ -448,6 +459,7 @@ async def test_a_stream_that_is_never_read_is_settled_when_it_is_closed(parts: P
 
 
 async def test_a_reader_that_is_cancelled_settles_the_stream(parts: Parts) -> None:
+    parts.sweeper.witness = COUNTED
     answer = await parts.stream(said("Hi"), *[said("x")] * 10_000)
     got: list[bytes] = []
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from llm_service.requests import parse_chat
 from llm_service.settlement import Settler, answer_ending, generated_text
 from llm_service.types import NO_CONTEXT, Hold, LedgerState, Settlement, Usage, UsageSource
 from tests.llm_service.fakes import (
+    COUNTED,
     ENTRIES,
     PRINCIPAL,
     FakeCounter,
@@ -175,14 +177,22 @@ async def test_what_the_proxy_counted_itself_is_only_a_least(parts: Parts, seen:
 
 async def test_what_was_in_flight_when_nothing_was_seen_is_counted(parts: Parts) -> None:
     call = admitted(max_tokens=1000)
+    parts.sweeper.witness = COUNTED
     await parts.settler.settle(call, CUT, lambda: ("", 0))
     assert parts.settled.usage.output_tokens >= 16
 
 
-async def test_a_stream_that_nobody_else_saw_is_estimated(parts: Parts) -> None:
+async def test_i2_a_stream_that_was_left_and_that_nobody_else_saw_waits_for_its_witness(parts: Parts) -> None:
+    """The proxy reads on: what was seen here says too little."""
     call = admitted()
-    await parts.settler.settle(call, CUT, lambda: ("some words", 2))
+    assert await parts.settler.settle(call, CUT, lambda: ("some words", 2)) is None
     assert parts.sweeper.looked == [(call.call_id, 0)]
+    assert parts.treasury.settled == []
+    assert [(watched[0], watched[3]) for watched in parts.sweeper.watched] == [(call.call_id, False)]
+
+
+async def test_a_stream_that_its_provider_cut_and_that_nobody_else_saw_is_estimated(parts: Parts) -> None:
+    await parts.settler.settle(admitted(), replace(CUT, error_code="upstream_cut"), lambda: ("some words", 2))
     assert parts.settled.usage_source is UsageSource.ESTIMATED
     assert parts.settled.usage.output_tokens >= 2
 

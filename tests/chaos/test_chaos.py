@@ -1,0 +1,35 @@
+"""The short chaos: the few disturbances that happen most, each judged by the invoice. The whole: `make chaos`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from tests.chaos.__main__ import disturb
+from tests.chaos.disturbances import DISTURBANCES
+from tests.chaos.field import Field, Stack
+
+
+@pytest.mark.timeout(280)
+async def test_the_books_are_right_after_each_disturbance(
+    service_dir: Path, stop_with_us: Callable[[int], None]
+) -> None:
+    stack = Stack(service_dir / "chaos")
+    stack.start()
+    assert stack.process is not None
+    stop_with_us(stack.process.pid)
+    try:
+        state = await stack.ready()
+        async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
+            field = Field(stack, state, http, seed=7)
+            await field.agents()
+            for disturbance in DISTURBANCES:
+                if disturbance.short:
+                    outcome = await disturb(field, disturbance)
+                    assert outcome.faults == [], outcome
+                    assert outcome.ledger_nano > 0
+    finally:
+        stack.stop()
