@@ -93,7 +93,9 @@ class Sender:
             call.passage.failed()
         else:
             call.passage.neutral()
-        if surely_free(upstream.status, upstream.headers):
+        if upstream.status >= 500 and call.journey.route.bills_errors:
+            self._settler.post_hold(call, error)
+        elif surely_free(upstream.status, upstream.headers):
             call.free()
             self._settler.void(call, error)
         else:

@@ -83,6 +83,11 @@ class Settler:
         """Nothing was bought: the whole hold goes back."""
         self._finish(call, Ending(LedgerState.VOIDED, error.status, error_code=error.code), 0)
 
+    def post_hold(self, call: Call, error: TreasurerError) -> None:
+        """It may have been bought, and nobody will ever tell: all that was held is spent."""
+        ending = Ending(LedgerState.POSTED, error.status, usage_source=UsageSource.HOLD, error_code=error.code)
+        self._finish(call, ending, call.hold.amount_nano)
+
     def unanswered(self, call: Call, error: TreasurerError, *, answered: bool = False) -> None:
         """It may have been bought. Its hold stays until a witness tells, or until it expires.
 

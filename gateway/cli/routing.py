@@ -63,6 +63,10 @@ def set_route(
         str | None,
         typer.Option("--on-leave", help="A stream that its caller leaves: cancel or finish. Default: cancel."),
     ] = None,
+    bills_errors: Annotated[
+        bool | None,
+        typer.Option("--bills-errors/--no-bills-errors", help="The provider bills its own errors (5xx), too."),
+    ] = None,
     json: AsJson = False,
 ) -> None:
     """Set a route, in place of the one that the same subject and model had."""
@@ -84,6 +88,7 @@ def set_route(
         timeouts=given or None,
         queue_s=queue,
         on_leave=on_leave,
+        bills_errors=bills_errors,
     )
     made = administer(lambda pool: serving.set_route(pool, new))
     _routes([made], json)
@@ -131,6 +136,8 @@ def describe(policy: dict[str, Any]) -> str:
     parts += [f"{name} {value:g}" for name, value in policy.get("timeouts", {}).items()]
     if "on_leave" in policy:
         parts.append(f"{policy['on_leave']} what callers leave")
+    if policy.get("bills_errors"):
+        parts.append("errors are billed")
     return "; ".join(parts)
 
 

@@ -56,6 +56,7 @@ class RouteTerms(Input):
     timeouts: TimeoutTerms | None = None
     queue_s: Annotated[float, Field(ge=0, le=300)] | None = None
     on_leave: Annotated[OnLeave, Field(strict=False)] | None = None
+    bills_errors: bool | None = None
 
     def policy(self) -> dict[str, Any]:
         """As `routing.read_route` reads it."""

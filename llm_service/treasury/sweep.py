@@ -1,6 +1,7 @@
 """The sweeper: settles holds whose owner is gone, from the proxy's witness, else by the agent's policy.
 
-What must hold (I2): every hold ends within its lifetime plus one sweep, whatever crashed. Two
+What must hold (I2): every hold ends within its lifetime plus one sweep, whatever crashed; where the proxy has seen
+the answer's end, within seconds: an owner that has not settled by then is gone, or does no harm later. Two
 sweepers at once, or a sweeper and a late owner, do no harm: settlement is idempotent by attempt.
 What must hold (I1): without a witness of an answer the whole hold is posted, unless the agent's
 policy says void: what a provider may bill is never given out again.
@@ -12,6 +13,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
@@ -37,6 +39,14 @@ SELECT h.call_id, h.attempt, h.model, h.amount_nano, a.expiry_policy, h.expires_
 FROM holds h JOIN agents a ON a.id = h.agent_id
 """  # noqa: S608  # of constants
 _EXPIRED = _WITNESSES + " WHERE h.expires_at < clock_timestamp() ORDER BY h.expires_at LIMIT $1"
+# The proxy saw the answer's end and its cost, and nobody has settled it since: its owner has died, or is stuck.
+_ABANDONED = (
+    _WITNESSES
+    + """ WHERE h.expires_at >= clock_timestamp() AND h.started_at < clock_timestamp() - $2::interval AND EXISTS (
+        SELECT FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt AND w.outcome = 'success'
+            AND NOT w.counted AND w.input_tokens > 0 AND w.written_at < clock_timestamp() - $2::interval)
+      ORDER BY h.started_at LIMIT $1"""
+)
 # A witness that came after its hold had expired (the proxy's spool, when Postgres was away for long). What was posted
 # then is corrected by what a provider reported, or refused; not by what LiteLLM counted of a stream that was cut.
 # So is an attempt that was thought to have cost nothing, and was served.
@@ -53,6 +63,8 @@ LIMIT $1
 """  # noqa: S608  # of constants
 _ONE = _WITNESSES + " WHERE h.call_id = $1 AND h.attempt = $2"
 
+#: An owner settles within milliseconds of the answer's end.
+_ABANDONED_AFTER = timedelta(seconds=10)
 #: What a provider adds around the messages, and what it may have generated beyond what was seen of a cut stream.
 _MARGIN_TOKENS = 16
 _IN_FLIGHT_TOKENS = 32
@@ -213,12 +225,17 @@ class Sweeper:
             await asyncio.sleep(self._interval_s)
 
     async def sweep(self, limit: int = 500) -> int:
-        """Settle up to `limit` expired holds, oldest first, and correct ended ones by late witnesses; how many.
+        """Settle up to `limit` expired holds, oldest first, and those whose answer's end and cost the proxy has seen
+        long ago; correct ended ones by late witnesses; how many.
 
         Raises:
             TreasuryUnavailable: Postgres is away.
         """
-        rows = [*await self._fetch(_EXPIRED, limit), *await self._fetch(_LATE, limit)]
+        rows = [
+            *await self._fetch(_EXPIRED, limit),
+            *await self._fetch(_ABANDONED, limit, _ABANDONED_AFTER),
+            *await self._fetch(_LATE, limit),
+        ]
         found = [settlement for row in rows if (settlement := settlement_for(_orphan(row), self._price)) is not None]
         # One that Postgres does not take (its error is logged) must not keep the others from their end.
         results = await asyncio.gather(*map(self._treasury.settle_soon, found), return_exceptions=True)

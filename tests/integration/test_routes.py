@@ -28,6 +28,7 @@ WHOLE: dict[str, Any] = {
     "timeouts": {"first_token_s": 2.0, "total_s": 60.0},
     "queue_s": 3.0,
     "on_leave": "finish",
+    "bills_errors": True,
 }
 
 
@@ -57,6 +58,7 @@ async def test_a_route_is_read_with_its_principal_as_it_was_set(pool: asyncpg.Po
         timeouts=Timeouts(first_token_s=2, total_s=60),
         queue_s=3,
         on_leave=OnLeave.FINISH,
+        bills_errors=True,
     )
     await routes.remove_route(pool, made.id)
     assert (await principals.by_secret(secret)).route("a") is NO_ROUTE

@@ -377,6 +377,17 @@ async def test_the_reason_of_a_refusal_is_told_though_its_key_cannot_be_given_ba
         await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
 
 
+async def test_where_errors_are_billed_the_whole_hold_is_posted(parts: Parts) -> None:
+    parts.upstream.answer = UpstreamAnswer(500, {"x-treasurer-free": "1"}, b"{}")
+    principal = replace(PRINCIPAL, routes=(Route(bills_errors=True),))
+    with pytest.raises(UpstreamError):
+        await parts.service.complete(chat_body(), principal, KEYED)
+    assert (parts.settled.state, parts.settled.usage_source) == (LedgerState.POSTED, UsageSource.HOLD)
+    assert parts.settled.cost_nano == parts.records[0].held_nano > 0
+    assert parts.idempotency.released == []
+    parts.nothing_is_held()
+
+
 # -- streams
 
 
