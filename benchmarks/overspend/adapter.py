@@ -59,8 +59,11 @@ class Adapter(Protocol):
         """What is tested, for the report."""
         ...
 
-    async def account(self, limit_nano: int, window: Window = "total") -> Account:
+    async def account(self, limit_nano: int, window: Window = "total", *, errors_are_billed: bool = False) -> Account:
         """A new agent that has spent nothing, with a budget of so much.
+
+        `errors_are_billed`: its operator knows that this provider bills what it answers with an error. A gateway
+        that can be told so is told.
 
         Raises:
             Unsupported: there are no budgets for such a window.

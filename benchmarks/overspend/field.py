@@ -44,10 +44,10 @@ class Field:
     def instances(self) -> int:
         return len(self._adapter.urls)
 
-    async def fund(self, limit_nano: int, window: Window = "total") -> None:
+    async def fund(self, limit_nano: int, window: Window = "total", *, errors_are_billed: bool = False) -> None:
         """The budget: a new agent, a key and a limit. Once a scenario, before its first call."""
         self.limit_nano, self.window = limit_nano, window
-        self.account = await self._adapter.account(limit_nano, window)
+        self.account = await self._adapter.account(limit_nano, window, errors_are_billed=errors_are_billed)
         self._callers = [Caller(url, self.account.key) for url in self._adapter.urls]
 
     async def close(self) -> None:

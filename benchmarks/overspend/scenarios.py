@@ -174,9 +174,9 @@ async def provider_down(field: Field) -> Later:
 
 
 async def billed_errors(field: Field) -> Later:
-    """A provider that answers 500 after the work was done, and bills it. Nobody can tell such an answer from one that is
-    free: who gives the money back for one, gives it back for both."""
-    return await _faulty(field, [{"status": 500, "billed": "full"}], 32)
+    """A provider that answers 500 after the work was done, and bills it, as its customer knows and has told the gateway
+    where it can be told. Who gives the money back for such an answer all the same overspends."""
+    return await _faulty(field, [{"status": 500, "billed": "full"}], 32, errors_are_billed=True)
 
 
 async def broken_connections(field: Field) -> Later:
@@ -185,10 +185,10 @@ async def broken_connections(field: Field) -> Later:
     return await _faulty(field, [{"cut_before_headers": True, "billed": "full"}], 32)
 
 
-async def _faulty(field: Field, faults: Sequence[Script], calls: int) -> Later:
+async def _faulty(field: Field, faults: Sequence[Script], calls: int, *, errors_are_billed: bool = False) -> Later:
     scripts = [{"latency_s": 0.2, **faults[number % len(faults)]} for number in range(calls)]
     asks = [field.chat(script=script) for script in scripts]
-    await field.fund(asks[0].cost_nano * 10)
+    await field.fund(asks[0].cost_nano * 10, errors_are_billed=errors_are_billed)
     await field.by(8, asks, tries=1)
     return field.chat
 

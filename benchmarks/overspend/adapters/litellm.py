@@ -67,7 +67,7 @@ class LiteLLM:
         self._instances = [_Instance(port) for port in free_ports(replicas)]
         await self._start_all()
 
-    async def account(self, limit_nano: int, window: Window = "total") -> Account:
+    async def account(self, limit_nano: int, window: Window = "total", *, errors_are_billed: bool = False) -> Account:
         if window != "total":
             raise Unsupported("LiteLLM resets budgets from its database")
         name = secrets.token_hex(8)

@@ -28,7 +28,7 @@ class Nothing:
     async def start(self, provider_url: str, folder: Path, replicas: int) -> None:
         self._url = f"{provider_url}/openai/v1"
 
-    async def account(self, limit_nano: int, window: Window = "total") -> Account:
+    async def account(self, limit_nano: int, window: Window = "total", *, errors_are_billed: bool = False) -> Account:
         return Account("nobody", f"sk-{uuid4().hex}")
 
     async def books(self, account: Account) -> Books | None:

@@ -99,10 +99,12 @@ class Treasurer:
             await asyncio.sleep(0.2)
         self._state = state
 
-    async def account(self, limit_nano: int, window: Window = "total") -> Account:
+    async def account(self, limit_nano: int, window: Window = "total", *, errors_are_billed: bool = False) -> Account:
         name = f"overspend-{uuid4().hex[:12]}"
         limit = str(Decimal(limit_nano).scaleb(-9))
         await self._admin("agents", {"name": name, "budget": {"limit": limit, "window": window}})
+        if errors_are_billed:
+            await self._admin("routes", {"agent": name, "model": "*", "bills_errors": True}, method="PUT")
         return Account(name, (await self._admin("keys", {"agent": name}))["secret"])
 
     async def books(self, account: Account) -> Books | None:
@@ -141,14 +143,14 @@ class Treasurer:
         if self._process is not None:
             await self._processes.end(self._process, 40)
 
-    async def _admin(self, path: str, body: dict[str, object]) -> dict[str, str]:
+    async def _admin(self, path: str, body: dict[str, object], *, method: str = "POST") -> dict[str, str]:
         headers = {"Authorization": f"Bearer {self.state.admin_key}"}
         async with (
             aiohttp.ClientSession() as http,
-            http.post(f"{self.state.gateway_url}/admin/v1/{path}", json=body, headers=headers) as response,
+            http.request(method, f"{self.state.gateway_url}/admin/v1/{path}", json=body, headers=headers) as response,
         ):
             answer = await response.json()
-            if response.status != 201:
+            if response.status not in (200, 201):
                 raise RuntimeError(f"the admin API refused {path}: {answer}")
             return answer
 
