@@ -11,6 +11,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
@@ -21,7 +22,7 @@ from gateway.stack.supervisor import running_stack
 
 
 async def main(sections: set[str]) -> None:
-    """Run the sections; without a name: admission, governed and memory."""
+    """Run the sections; without a name: admission, growth, governed, streams and memory."""
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="treasurer-bench-"))
     folder.chmod(0o755)
@@ -36,9 +37,15 @@ async def main(sections: set[str]) -> None:
                 with console.status("grouped admission against one transaction each …"):
                     rows = await admission.measure_apart(state.database_url)
                 _show_admission(console, rows)
+            if not sections or "growth" in sections:
+                with console.status("more budgets on a call, more windows in the treasury …"):
+                    _show_growth(console, await admission.measure_apart(state.database_url, "benchmarks.growth"))
             if not sections or "governed" in sections:
                 with console.status("a governed call against the same call straight to LiteLLM Proxy …"):
                     _show_governed(console, await governed.measure(state, settings))
+            if not sections or "streams" in sections:
+                with console.status("a governed stream against the same stream straight from LiteLLM Proxy …"):
+                    _show_streams(console, await governed.streams(state, settings))
             _show_memory(console, governed.memory(state))
             if "flags" in sections:
                 await governed.flags(state, settings, console)
@@ -70,6 +77,33 @@ def _show_governed(console: Console, rows: list[governed.Lane]) -> None:
         table.add_row(
             str(row.callers), row.name, f"{row.rate:.1f}", f"{row.p50_ms:.1f}", f"{row.p95_ms:.1f}", ratio, more
         )
+    console.print(table)
+
+
+def _show_growth(console: Console, rows: list[dict[str, Any]]) -> None:
+    table = Table(title="Admission, 16 callers: what more budgets and windows cost")
+    for heading in ("case", "calls/s", "p50 ms", "calls/s against one budget"):
+        table.add_column(heading, justify="left" if heading == "case" else "right")
+    for row in rows:
+        table.add_row(row["case"], f"{row['per_s']:,.0f}", f"{row['p50_ms']:.2f}", f"{row['ratio']:.2f}")
+    console.print(table)
+
+
+def _show_streams(console: Console, rows: list[governed.StreamLane]) -> None:
+    table = Table(title="Streams of 200 one-token events, one LiteLLM Proxy worker; medians over alternating rounds")
+    for heading in (
+        "callers",
+        "lane",
+        "first token ms",
+        "tokens/s",
+        "first token more, ms",
+        "tokens/s against straight",
+    ):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        more = f"{row.first_more_ms:+.2f}" if row.first_more_ms is not None else ""
+        ratio = f"{row.rate_ratio:.3f}" if row.rate_ratio is not None else ""
+        table.add_row(str(row.callers), row.name, f"{row.first_ms:.1f}", f"{row.tokens_per_s:.0f}", more, ratio)
     console.print(table)
 
 

@@ -13,6 +13,7 @@ import statistics
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -55,7 +56,7 @@ def _requests(budgets: list[int], epoch: int) -> Callable[[], HoldRequest]:
     return make
 
 
-async def _drive(
+async def drive(
     ask: Callable[[HoldRequest], Awaitable[object]], make: Callable[[], HoldRequest], callers: int, seconds: float
 ) -> tuple[float, float]:
     """Calls a second and the median latency in milliseconds of `callers` that ask without a pause."""
@@ -80,8 +81,8 @@ async def _grouped_lane(
     async def ask(request: HoldRequest) -> None:
         assert isinstance(await treasury.admit(request), Hold)
 
-    await _drive(ask, make, callers, 0.5)
-    figures = await _drive(ask, make, callers, seconds)
+    await drive(ask, make, callers, 0.5)
+    figures = await drive(ask, make, callers, seconds)
     await treasury.close()
     return figures
 
@@ -101,8 +102,8 @@ async def _alone_lane(
         finally:
             lanes.put_nowait(lane)
 
-    await _drive(ask, make, callers, 0.5)
-    figures = await _drive(ask, make, callers, seconds)
+    await drive(ask, make, callers, 0.5)
+    figures = await drive(ask, make, callers, seconds)
     while not lanes.empty():
         await lanes.get_nowait().close()
     return figures
@@ -132,14 +133,14 @@ async def measure(
     return rows
 
 
-async def measure_apart(database_url: str) -> list[dict[str, float]]:
-    """`measure`, in a process of its own, on the event loop that the gateway uses (uvloop)."""
+async def measure_apart(database_url: str, module: str = "benchmarks.admission") -> list[dict[str, Any]]:
+    """A module's `measure`, in a process of its own, on the event loop that the gateway uses (uvloop)."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.admission", database_url, stdout=asyncio.subprocess.PIPE
+        sys.executable, "-m", module, database_url, stdout=asyncio.subprocess.PIPE
     )
     output, _ = await process.communicate()
     if process.returncode != 0:
-        raise RuntimeError("the admission bench failed")
+        raise RuntimeError(f"{module} failed")
     return orjson.loads(output)
 
 

@@ -120,11 +120,82 @@ async def _round(session: aiohttp.ClientSession, base: str, secret: str, callers
     return _Round(rate, statistics.median(ordered), ordered[int(len(ordered) * 0.95)])
 
 
-async def _agent_key(state: StackState) -> str:
+@dataclass(frozen=True, slots=True)
+class StreamLane:
+    """Streams of 200 tokens, an event each: medians over the rounds, and the ratios to the straight lane's rounds."""
+
+    callers: int
+    name: str
+    first_ms: float
+    tokens_per_s: float
+    first_more_ms: float | None = None
+    rate_ratio: float | None = None
+
+
+async def streams(state: StackState, settings: Settings, callers: tuple[int, ...] = (1, 8)) -> list[StreamLane]:
+    """Time to the first token and tokens a second of a stream, governed and straight, in turns."""
+    key = await _agent_key(state, "bench-streams")
+    lanes: list[StreamLane] = []
+    async with straight_proxy(state, settings) as (url, master_key), aiohttp.ClientSession() as session:
+        targets = {"straight": (url, master_key), "governed": (state.gateway_url, key)}
+        for name in targets:
+            await _stream_round(session, *targets[name], 2, 1)  # warm
+        for count in callers:
+            rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in targets}
+            for _ in range(ROUNDS):
+                for name, (base, secret) in targets.items():
+                    rounds[name].append(await _stream_round(session, base, secret, count, 4))
+            pairs = list(zip(rounds["governed"], rounds["straight"], strict=True))
+            more = statistics.median(ours[0] - theirs[0] for ours, theirs in pairs)
+            ratio = statistics.median(ours[1] / theirs[1] for ours, theirs in pairs)
+            for name in targets:
+                first = statistics.median(first for first, _ in rounds[name])
+                rate = statistics.median(rate for _, rate in rounds[name])
+                ours = name == "governed"
+                lanes.append(StreamLane(count, name, first, rate, more if ours else None, ratio if ours else None))
+    return lanes
+
+
+async def _stream_round(
+    session: aiohttp.ClientSession, base: str, secret: str, callers: int, each: int
+) -> tuple[float, float]:
+    """The median time to the first token in milliseconds, and all callers' tokens a second."""
+    firsts: list[float] = []
+    tokens = 0
+    script = '[[sim: {"output_tokens": 200, "chunk_tokens": 1}]]'
+    body = {
+        "model": MODEL,
+        "stream": True,
+        "max_tokens": 200,
+        "messages": [{"role": "user", "content": f"Go on. {script}"}],
+    }
+
+    async def caller() -> None:
+        nonlocal tokens
+        for _ in range(each):
+            started = time.perf_counter()
+            headers = {"Authorization": f"Bearer {secret}"}
+            async with session.post(f"{base}/v1/chat/completions", json=body, headers=headers) as response:
+                if response.status != 200:
+                    raise RuntimeError(f"{base} answered {response.status}: {(await response.read())[:300]!r}")
+                first = None
+                async for line in response.content:
+                    if b'"content":"' in line or b'"content": "' in line:
+                        tokens += 1
+                        first = first or time.perf_counter()
+            assert first is not None, "a stream without a token"
+            firsts.append((first - started) * 1000)
+
+    began = time.perf_counter()
+    await asyncio.gather(*(caller() for _ in range(callers)))
+    return statistics.median(firsts), tokens / (time.perf_counter() - began)
+
+
+async def _agent_key(state: StackState, agent: str = "bench") -> str:
     async with asyncpg.create_pool(state.database_url, min_size=1, max_size=2) as pool:
-        await create_agent(pool, read_input(NewAgent, {"name": "bench"}))
-        await create_budget(pool, read_input(NewBudget, {"agent": "bench", "limit": "1000", "window": "day"}))
-        return (await create_key(pool, read_input(NewKey, {"agent": "bench"}))).secret
+        await create_agent(pool, read_input(NewAgent, {"name": agent}))
+        await create_budget(pool, read_input(NewBudget, {"agent": agent, "limit": "1000", "window": "day"}))
+        return (await create_key(pool, read_input(NewKey, {"agent": agent}))).secret
 
 
 @contextlib.asynccontextmanager
