@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli import routing, spending
+from gateway.cli import breaking, routing, spending
 from gateway.cli.administer import AsJson, OfAgent, OfTeam, TimeZone, Window, administer, checked
 from gateway.cli.common import ExitCode, emit, fail
 from llm_service.administration import keys, people
@@ -42,6 +42,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(spending.budgets, name="budget")
     app.add_typer(spending.limits, name="limit")
     app.add_typer(routing.routes, name="route")
+    app.add_typer(breaking.breakers, name="breaker")
     app.command("pause")(pause)
     app.command("resume")(resume)
 

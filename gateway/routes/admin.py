@@ -7,20 +7,22 @@ What must hold: only administrators pass; a body is read after that, up to 64 Ki
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
+from dataclasses import asdict
 from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 import asyncpg
-from fastapi import APIRouter, Depends, Path, Request, Response
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 
 from gateway.auth import administrator, scheme
-from llm_service.administration import budgets, keys, limits, people
+from gateway.composition import Runtime
+from llm_service.administration import budgets, change_log, keys, limits, people
 from llm_service.administration import routes as serving
-from llm_service.administration.inputs import MAX_ID
-from llm_service.errors import BodyTooLarge, InvalidRequest
-from llm_service.guards.breakers import PROXY, Breakers
+from llm_service.administration.inputs import MAX_ID, parse_duration, parse_moment
+from llm_service.errors import BodyTooLarge, InvalidRequest, NotFound
+from llm_service.guards.breakers import HELD_S, MOST_HELD_S, Breakers, names_of
 from llm_service.types import Scope
 
 _MAX_BODY_BYTES = 64 * 1024
@@ -250,11 +252,19 @@ async def remove_route(pool: Pool, route_id: Id) -> serving.Route:
 class BreakerState(BaseModel):
     """A circuit breaker, as this process sees it. `retry_s`: when a probe may pass; None: now."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     name: str
     state: str
     since: datetime
     why: str
     retry_s: float | None
+
+
+class ForcedBreaker(BreakerState):
+    """A breaker that was changed by hand. `everywhere`: whether Redis was there to tell the other processes."""
+
+    everywhere: bool
 
 
 @router.get("/breakers")
@@ -265,11 +275,46 @@ async def list_breakers(request: Request) -> Listing[BreakerState]:
     return Listing(data=[BreakerState.model_validate(row) for row in breakers.states()])
 
 
+HeldS = Annotated[float, Query(gt=0, le=MOST_HELD_S, description="How long it stays open, if nobody closes it.")]
+
+
 @router.post("/breakers/{name:path}/{state}")
-async def force_breaker(request: Request, name: str, state: Literal["open", "close"]) -> BreakerState:
+async def force_breaker(
+    request: Request, name: str, state: Literal["open", "close"], seconds: HeldS = HELD_S
+) -> ForcedBreaker:
     """Open a breaker by hand (maintenance), or close it, in every process."""
-    breakers: Breakers = request.app.state.runtime.breakers
-    if name != PROXY and not (name.startswith(("model:", "provider:")) and len(name) <= 200 and name.isprintable()):
-        raise InvalidRequest("A breaker is named model:NAME, provider:NAME or proxy.", param="name")
-    await breakers.force(name, opened=state == "open")
-    return next(BreakerState.model_validate(row) for row in breakers.states() if row["name"] == name)
+    runtime: Runtime = request.app.state.runtime
+    if not runtime.settings.breaker_failures:
+        raise InvalidRequest("Breakers are off here (TREASURER_BREAKER_FAILURES is 0).")
+    if not runtime.catalog.models:
+        await runtime.catalog.refresh()
+    known = {each for model in runtime.catalog.models.values() for each in names_of(model)}
+    if name not in known:
+        raise NotFound(
+            f"There is no breaker {name[:200]!r}: it is proxy, or model:NAME or provider:NAME of the catalogue.",
+            param="name",
+        )
+    everywhere = await runtime.breakers.force(name, opened=state == "open", seconds=seconds)
+    [found] = [each for each in runtime.breakers.states() if each.name == name]
+    return ForcedBreaker.model_validate({**asdict(found), "everywhere": everywhere})
+
+
+@router.get("/changes")
+async def list_changes(
+    pool: Pool,
+    kind: str | None = None,
+    since: str | None = None,
+    before_id: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
+    limit: Annotated[int, Query(ge=1, le=change_log.MOST)] = 100,
+) -> Listing[change_log.Change]:
+    """The log of changes of configuration, the newest first. `since`: a time, or how long ago (30d)."""
+    moment = None
+    if since is not None:
+        try:
+            moment = parse_duration(since)
+        except ValueError:
+            try:
+                moment = parse_moment(since)
+            except ValueError as error:
+                raise InvalidRequest(f"since: {error}; or how long ago, such as 30d", param="since") from None
+    return Listing(data=await change_log.list_changes(pool, kind=kind, since=moment, before_id=before_id, limit=limit))

@@ -16,7 +16,7 @@ import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime
 
 import pybreaker
 
@@ -127,7 +127,7 @@ class Breaker(pybreaker.CircuitBreakerListener):
     ) -> None:
         self.name = name
         self.why = ""
-        self.since = 0.0  # by `clock`
+        self.since = clock()
         self.tries = 0  # times that it was opened in a row
         self._rules = rules
         self._clock = clock
@@ -200,6 +200,7 @@ class Breaker(pybreaker.CircuitBreakerListener):
             self._rate.add(self._clock(), failed=False)
             if not self._memory.counter:
                 return  # pybreaker would count from nought again: no need to ask it, for nearly every call there is
+        self._because = "a probe succeeded"
         self._machine.call(_nothing)
 
     def failed(self, token: str | None = None) -> None:
@@ -229,6 +230,7 @@ class Breaker(pybreaker.CircuitBreakerListener):
         if opened:
             self._held_s = seconds
             self._machine.open()
+            self._held_s = None
         else:
             self._machine.close()
 
@@ -239,15 +241,15 @@ class Breaker(pybreaker.CircuitBreakerListener):
             if change.state == CLOSED:
                 if self.state != CLOSED:
                     self._machine.close()
-            elif self.state != OPEN:
-                self._machine.open()
+            elif self.state == CLOSED or change.open_s > 0:  # one whose time is over does not stop a probe of ours
+                if self.state != OPEN:
+                    self._machine.open()
+                self._probe = None
         finally:
             self._adopting = False
         now = self._clock()
         self.why, self.tries, self.since = change.why, change.tries, now - change.age_s
         self._until = now + change.open_s
-        if change.open_s > 0:
-            self._probe = None
 
     def change(self) -> Change:
         """The state as it is told to other processes."""
@@ -272,13 +274,12 @@ class Breaker(pybreaker.CircuitBreakerListener):
         if new_state.name == CLOSED:
             self.tries, self._until = 0, 0.0
             self._rate.clear()
-            if old_state is not None and old_state.name == HALF_OPEN and not self._adopting and self.why != "by hand":
-                self.why = "a probe succeeded"
-        else:
-            self.tries += not self._adopting
-            held_s, self._held_s = self._held_s, None
+        elif self._held_s is not None:
+            self._until = now + self._held_s
+        elif not self._adopting:
+            self.tries += 1
             jitter = random.uniform(0.9, 1.1)  # noqa: S311 (so that processes differ)
-            self._until = now + (self._rules.open_for(self.tries) * jitter if held_s is None else held_s)
+            self._until = now + self._rules.open_for(self.tries) * jitter
         if not self._adopting:
             self._changed(self)
 

@@ -1,8 +1,13 @@
 """Circuit breakers for each model, each provider and LiteLLM Proxy, shared by all processes through Redis.
 
-What must hold: asking never waits for anything but, for a probe, one bounded round trip; the state is this
-process's own memory, and what changes is told to the others, and heard from them, by a task of its own (`run`).
-One probe at a time over all processes. Without Redis each process goes on with its own (I6).
+What must hold:
+- Asking never waits for anything but, for a probe, one bounded round trip; the state is this process's own memory.
+  What changes is told to the others, and heard from them, by a task of its own (`run`).
+- One probe at a time over all processes, by a lock in Redis that ends with its lifetime: who dies while it probes
+  keeps nobody out for longer. What a probe has found is told in the same step that gives it back.
+- Without Redis each process goes on with its own (I6). When it is back, states merge: open wins while its time
+  lasts (`breakers.lua`).
+- A breaker is only made for a model of the catalogue, and for its provider.
 """
 
 from __future__ import annotations
@@ -12,7 +17,8 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable, Mapping
-from datetime import datetime
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
 from uuid import uuid4
@@ -22,7 +28,7 @@ from redis.asyncio import Redis
 
 from llm_service.catalog import Model
 from llm_service.errors import BreakerOpen
-from llm_service.guards.breaker import CLOSED, HALF_OPEN, Breaker, BreakerRules, Change
+from llm_service.guards.breaker import ASK_AGAIN_S, CLOSED, HALF_OPEN, Breaker, BreakerRules, Change
 from llm_service.guards.lane import Away, Command, Lane
 from llm_service.guards.passage import Passage
 
@@ -30,12 +36,32 @@ log = logging.getLogger(__name__)
 
 _SCRIPT = Path(__file__).with_name("breakers.lua")
 PROXY = "proxy"
+#: How long one that is opened by hand stays open, if not said otherwise; and the longest: as long as Redis keeps it.
+HELD_S, MOST_HELD_S = 3_600.0, 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class BreakerStatus:
+    """A breaker, for people. `retry_s`: when a probe may pass; None: now."""
+
+    name: str
+    state: str
+    since: datetime
+    why: str
+    retry_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    token: str
+    shared: bool  # whether Redis holds its lock
 
 
 class Breakers:
     """All breakers of this process. Belongs to one event loop; `None` for Redis keeps them in this process.
 
-    `on_change(name, state)` hears of each transition, `on_refused(name)` of each call that was kept out.
+    `on_change(name, state, own)` hears of each state that one takes, `own`: by what happened here, and not told by
+    another process; `on_refused(name)` of each call that was kept out; `on_degraded` of Redis' leaving and return.
     """
 
     def __init__(
@@ -47,7 +73,7 @@ class Breakers:
         sync_s: float = 1.0,
         timeout_s: float = 0.25,
         clock: Callable[[], float] = time.monotonic,
-        on_change: Callable[[str, str], None] = lambda _name, _state: None,
+        on_change: Callable[[str, str, bool], None] = lambda _name, _state, _own: None,
         on_refused: Callable[[str], None] = lambda _name: None,
         on_degraded: Callable[[bool], None] = lambda _away: None,
     ) -> None:
@@ -57,13 +83,18 @@ class Breakers:
         self._clock = clock
         self._on_change = on_change
         self._on_refused = on_refused
+        self._owner = uuid4().hex
         self._known: dict[str, Breaker] = {}
-        self._versions: dict[str, int] = {}
+        self._seen: dict[str, str] = {}  # the version of each in Redis that was last taken over, or told
         self._untold: set[str] = set()
+        self._forced: set[str] = set()  # of the untold, those that were changed by hand
+        self._given_back: dict[str, str] = {}  # token of a lock that Redis holds → breaker
         self._wake = asyncio.Event()
         self._lane: Lane | None = None
         if redis is not None:
             self._lane = Lane(redis, _SCRIPT, probe_key=f"{prefix}:alive", timeout_s=timeout_s, on_away=on_degraded)
+
+    # -- for calls
 
     def blocked(self, model: Model) -> BreakerOpen | None:
         """Why an attempt at this model would be kept out now. Takes nothing."""
@@ -71,7 +102,7 @@ class Breakers:
             breaker = self._known.get(name)
             wait_s = None if breaker is None else breaker.wait_s()
             if breaker is not None and wait_s is not None:
-                return _refusal(breaker, model, wait_s)
+                return self._refusal(breaker, model, wait_s)
         return None
 
     async def enter(self, model: Model) -> Passage:
@@ -81,131 +112,188 @@ class Breakers:
             BreakerOpen: one of the model's breakers is open, or another call is its probe.
         """
         names = names_of(model)
-        if all((known := self._known.get(name)) is None or known.state == CLOSED for name in names):
-            return _Passage(self, names, {})
-        probes: dict[str, str] = {}
-        for name in names:
-            breaker = self._breaker(name)
-            wait_s = breaker.wait_s()
-            if wait_s is None and breaker.begin_probe():
-                token = uuid4().hex
-                if await self._take(name, token):
-                    probes[name] = token
-                else:
-                    breaker.wait_for_others_probe()
-                    wait_s = 1.0
-            if wait_s is not None:
-                self._free(probes)
-                self._on_refused(name)
-                raise _refusal(breaker, model, wait_s)
+        probes: dict[str, _Probe] = {}
+        if all(self._breaker(name).state == CLOSED for name in names):
+            return _Passage(self, names, probes)
+        try:
+            for name in names:
+                wait_s = await self._pass(name, probes)
+                if wait_s is not None:
+                    self._on_refused(name)
+                    raise self._refusal(self._breaker(name), model, wait_s)
+        except BaseException:
+            self._give_back(probes)
+            raise
         return _Passage(self, names, probes)
 
-    def states(self) -> list[dict[str, Any]]:
-        """All breakers that were ever needed, for people."""
+    def settle(self, names: tuple[str, ...], probes: Mapping[str, _Probe], outcome: bool | None, part: str) -> None:
+        """What an attempt says of its breakers; None: nothing."""
+        if outcome is not None:
+            *wider, model = (self._breaker(name) for name in names)
+            # A model that has just opened is not asked again: what is still under way to it says nothing new of
+            # its provider either, whose other models may be well.
+            stale = part != PROXY and not outcome and not model.counts(_token(probes, model.name))
+            for breaker in (*wider, model):
+                if part == PROXY and breaker.name != PROXY:
+                    continue
+                well = outcome or (part != PROXY and breaker.name == PROXY)  # it was reached, whatever the model did
+                if well:
+                    breaker.succeeded(_token(probes, breaker.name))
+                elif not stale:
+                    breaker.failed(_token(probes, breaker.name))
+        self._give_back(probes)
+
+    async def _pass(self, name: str, probes: dict[str, _Probe]) -> float | None:
+        """Pass one breaker, as its probe if it needs one; or how long to wait."""
+        breaker = self._breaker(name)
+        wait_s = breaker.wait_s()
+        if wait_s is not None or breaker.state == CLOSED:
+            return wait_s
+        token = uuid4().hex
+        probes[name] = _Probe(token, shared=False)  # whatever happens from here on, it is given back
+        breaker.reserve(token)
+        taken = await self._lock(name, token)
+        if taken is False:
+            breaker.give_back(token, ask_again_s=ASK_AGAIN_S)
+            return ASK_AGAIN_S
+        probes[name] = _Probe(token, shared=taken is True)
+        return None if breaker.begin_probe(token) else breaker.wait_s()
+
+    async def _lock(self, name: str, token: str) -> bool | None:
+        """Whether Redis gives this process the one probe; None: there is no Redis to ask."""
+        if self._lane is None:
+            return None
+        keys = (self._prefix, self._lock_key(name))
+        lifetime_ms = str(int(self._rules.probe_s * 1000))
+        try:
+            answer = await self._lane.run(
+                Command(keys, ("probe", token, lifetime_ms), undo=Command(keys, ("free", token)))
+            )
+        except Away:
+            return None
+        return answer == "1"
+
+    def _give_back(self, probes: Mapping[str, _Probe]) -> None:
+        for name, probe in probes.items():
+            self._breaker(name).give_back(probe.token)
+            if probe.shared:
+                self._given_back[probe.token] = name
+                self._wake.set()
+
+    # -- for people
+
+    def states(self) -> list[BreakerStatus]:
+        """All breakers that were ever needed."""
+        mono, now = self._clock(), datetime.now(UTC)
         return [
-            {"name": each.name, "state": each.state, "since": each.since, "why": each.why, "retry_s": each.wait_s()}
+            BreakerStatus(each.name, each.state, now - timedelta(seconds=mono - each.since), each.why, each.wait_s())
             for each in sorted(self._known.values(), key=lambda each: each.name)
         ]
 
-    async def force(self, name: str, *, opened: bool) -> None:
-        """Open or close one by hand, everywhere."""
-        self._breaker(name).force(opened=opened)
-        await self.sync()
+    async def force(self, name: str, *, opened: bool, seconds: float = HELD_S) -> bool:
+        """Open one by hand for so long, or close it, everywhere. False: Redis is away, and it is so here alone."""
+        self._breaker(name).force(opened=opened, seconds=min(seconds, MOST_HELD_S))
+        self._forced.add(name)
+        return await self.sync()
+
+    # -- for the other processes
 
     async def run(self) -> None:
         """Tell and hear changes, for ever."""
         while True:
-            await self.sync()
+            self._wake.clear()
+            try:
+                await self.sync()
+            except Exception:
+                log.exception("the breakers were not shared; the next time will try again")
+                await asyncio.sleep(self._sync_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._sync_s)
-            self._wake.clear()
 
-    async def sync(self) -> None:
-        """Tell what has changed here, and take over what has changed elsewhere. Redis away: nothing."""
+    async def sync(self) -> bool:
+        """Tell what has changed here, and take over what has changed elsewhere. False: Redis is away."""
         if self._lane is None:
-            return
+            return True
         untold, self._untold = self._untold, set()
-        arguments = ["sync"]
-        for name in sorted(untold):
-            change = self._known[name].change()
-            arguments += [name, change.state, str(int(change.open_s * 1000)), change.why, str(change.tries)]
+        forced, self._forced = self._forced, set()
+        given_back, self._given_back = self._given_back, {}
         try:
-            answer = orjson.loads(await self._lane.run(Command((self._prefix,), tuple(arguments))))
-        except Away:
-            self._untold |= untold  # an open breaker is told when Redis is back; a later state replaces it
-            return
-        self._merge(answer["now_ms"], dict(answer["states"] or {}), untold)
+            answer = orjson.loads(await self._lane.run(self._telling(untold, forced, given_back)))
+            self._merge(answer["now_ms"], answer["states"])
+        except BaseException as error:  # a task that is stopped, too: what is not told now is told later
+            self._untold |= untold
+            self._forced |= forced
+            self._given_back = given_back | self._given_back
+            if isinstance(error, Away):
+                return False
+            raise
+        return True
 
     async def close(self) -> None:
         """Finish what is under way."""
         if self._lane is not None:
             await self._lane.close()
 
-    def settle(self, names: tuple[str, ...], probes: dict[str, str], outcome: bool | None, part: str) -> None:
-        """What an attempt says of its breakers; None: nothing."""
-        for name in names:
-            probe = name in probes
-            if outcome is None or (part == PROXY and name != PROXY):
-                continue
-            if outcome or (part != PROXY and name == PROXY):  # the proxy was reached, whatever the model did
-                if probe or name in self._known:
-                    self._breaker(name).succeeded(probe=probe)
-            else:
-                self._breaker(name).failed(probe=probe)
-        self._free(probes)
+    def _telling(self, untold: set[str], forced: set[str], given_back: Mapping[str, str]) -> Command:
+        arguments = ["sync", self._owner, str(len(untold))]
+        for name in sorted(untold):
+            change = self._known[name].change()
+            seen = "*" if name in forced else self._seen.get(name, "")
+            open_ms, age_ms = str(int(change.open_s * 1000)), str(int(change.age_s * 1000))
+            arguments += [name, change.state, open_ms, change.why, str(change.tries), age_ms, seen]
+        locks = tuple(self._lock_key(name) for name in given_back.values())
+        return Command((self._prefix, *locks), (*arguments, *given_back))
 
-    def _merge(self, now_ms: int, states: Mapping[str, Any], told: set[str]) -> None:
+    def _merge(self, now_ms: int, states: Mapping[str, Any]) -> None:
         for name, fields in states.items():
-            if fields["version"] <= self._versions.get(name, 0):
-                continue
-            self._versions[name] = fields["version"]
-            if name in told or name in self._untold:
+            if name in self._untold or fields["version"] == self._seen.get(name):
+                continue  # what has changed here since is told first, as based on what was seen before
+            self._seen[name] = fields["version"]
+            if fields["owner"] == self._owner:
                 continue
             open_s = max(0.0, (fields["until_ms"] - now_ms) / 1000)
+            age_s = max(0.0, (now_ms - fields["at_ms"]) / 1000)
             breaker = self._breaker(name)
             before = breaker.state
-            breaker.adopt(Change(fields["state"], open_s, fields["why"], fields["tries"]))
+            breaker.adopt(Change(fields["state"], open_s, fields["why"], int(fields["tries"]), age_s))
             if breaker.state != before:
-                self._on_change(name, breaker.state)
-        if len(states) < len(self._versions):  # Redis was flushed: what is open here is open
-            gone = self._versions.keys() - states.keys()
-            self._untold |= {name for name in gone if self._known[name].state != CLOSED}
-            for name in gone:
-                del self._versions[name]
+                log.info("breaker %s is %s, says another process: %s", name, breaker.state, breaker.why)
+                self._on_change(name, breaker.state, False)
+        for name in self._seen.keys() - states.keys():  # Redis was flushed: what is open here is open
+            del self._seen[name]
+            if self._breaker(name).state != CLOSED:
+                self._untold.add(name)
 
-    async def _take(self, name: str, token: str) -> bool:
-        if self._lane is None:
-            return True
-        lifetime_ms = str(int(self._rules.probe_s * 1000))
-        keys = (self._prefix, f"{self._prefix}:probe:{name}")
-        try:
-            taken = await self._lane.run(Command(keys, ("probe", token, lifetime_ms), Command(keys, ("free", token))))
-        except Away:
-            return True
-        return taken == "1"
-
-    def _free(self, probes: dict[str, str]) -> None:
-        for name, token in probes.items():
-            self._breaker(name).end_probe()
-            if self._lane is not None:
-                self._lane.post(Command((self._prefix, f"{self._prefix}:probe:{name}"), ("free", token)))
+    def _lock_key(self, name: str) -> str:
+        return f"{self._prefix}:probe:{name}"
 
     def _breaker(self, name: str) -> Breaker:
         breaker = self._known.get(name)
         if breaker is None:
-            breaker = self._known[name] = Breaker(name, self._rules, clock=self._clock, changed=self._changed)
+            rules = rules_of(name, self._rules)
+            breaker = self._known[name] = Breaker(name, rules, clock=self._clock, changed=self._changed)
         return breaker
 
     def _changed(self, breaker: Breaker) -> None:
-        log.warning("breaker %s is %s%s", breaker.name, breaker.state, f": {breaker.why}" if breaker.why else "")
-        self._on_change(breaker.name, breaker.state)
+        log.warning("breaker %s is %s: %s", breaker.name, breaker.state, breaker.why)
+        self._on_change(breaker.name, breaker.state, True)
         if breaker.state != HALF_OPEN:  # that is for whoever probes; the others go on waiting
             self._untold.add(breaker.name)
             self._wake.set()
 
+    def _refusal(self, breaker: Breaker, model: Model, wait_s: float) -> BreakerOpen:
+        since = datetime.now(UTC) - timedelta(seconds=self._clock() - breaker.since)
+        return BreakerOpen(
+            f"{model.name!r} is not asked at the moment: the breaker {breaker.name!r} has been {breaker.state} since "
+            f"{since:%H:%M:%S} UTC ({breaker.why or 'it failed'}). Nothing was sent or spent. Try again in "
+            f"{max(1, round(wait_s))} s, or have an administrator give it a route with fallbacks (treasurer route set).",
+            retry_after=max(wait_s, 1.0),
+            details={"breaker": breaker.name, "state": breaker.state, "model": model.name},
+        )
+
 
 class _Passage:
-    def __init__(self, owner: Breakers, names: tuple[str, ...], probes: dict[str, str]) -> None:
+    def __init__(self, owner: Breakers, names: tuple[str, ...], probes: Mapping[str, _Probe]) -> None:
         self._owner: Breakers | None = owner
         self._names = names
         self._probes = probes
@@ -226,18 +314,29 @@ class _Passage:
 
 
 def names_of(model: Model) -> tuple[str, ...]:
-    """The breakers that an attempt at a model passes. Whose deployments are of several providers has none for them."""
+    """The breakers that an attempt at a model passes, the model's last.
+
+    A model whose deployments are of several providers has none for them: which one failed is not known.
+    """
     providers = set(model.deployments.values()) or {model.provider}
     provider = (f"provider:{next(iter(providers))}",) if len(providers) == 1 else ()
     return (PROXY, *provider, f"model:{model.name}")
 
 
-def _refusal(breaker: Breaker, model: Model, wait_s: float) -> BreakerOpen:
-    since: datetime = breaker.since
-    return BreakerOpen(
-        f"{model.name!r} is not asked at the moment: the breaker {breaker.name!r} has been {breaker.state} since "
-        f"{since:%H:%M:%S} UTC ({breaker.why or 'it failed'}). Nothing was sent or spent. Try again in "
-        f"{max(1, round(wait_s))} s, or have an administrator give it a route with fallbacks (treasurer route set).",
-        retry_after=max(wait_s, 1.0),
-        details={"breaker": breaker.name, "state": breaker.state, "model": model.name},
-    )
+def rules_of(name: str, rules: BreakerRules) -> BreakerRules:
+    """The rules of one breaker.
+
+    A provider's takes twice as many failures as a model's: one model that is down opens its own and then fails no
+    more, so that its siblings, which may stand in for it, are still asked. The proxy is ours, restarts within
+    seconds, and refuses a connection for nothing: it is probed soon.
+    """
+    if name == PROXY:
+        return replace(rules, open_s=min(rules.open_s, 1.0), most_open_s=min(rules.most_open_s, 5.0))
+    if name.startswith("provider:"):
+        return replace(rules, failures=2 * rules.failures, min_calls=2 * rules.min_calls)
+    return rules
+
+
+def _token(probes: Mapping[str, _Probe], name: str) -> str | None:
+    probe = probes.get(name)
+    return None if probe is None else probe.token

@@ -110,7 +110,7 @@ class Metrics:
             "reason",
         )
         self.breaker_state = self._gauge(
-            "breaker_state", "Circuit breakers: 0 closed, 1 half-open, 2 open.", "breaker", mode="mostrecent"
+            "breaker_state", "Circuit breakers: 0 closed, 1 half-open, 2 open; the worst of live processes.", "breaker"
         )
         self.breaker_transitions = self._counter("breaker_transitions", "States that breakers took.", "breaker", "to")
         self.breaker_refusals = self._counter("breaker_refusals", "Attempts that a breaker kept out.", "breaker")

@@ -76,12 +76,13 @@ class Telemetry:
         """A call goes on with another attempt. The models are of the catalogue."""
         self._safely(lambda: self.metrics.fallbacks.labels(model, to, reason).inc())
 
-    def breaker(self, name: str, state: str) -> None:
-        """A circuit breaker has taken a state: closed, half-open or open."""
+    def breaker(self, name: str, state: str, own: bool) -> None:
+        """A circuit breaker has taken a state: closed, half-open or open. Counted where it happened (`own`)."""
 
         def observe() -> None:
             self.metrics.breaker_state.labels(name).set({"closed": 0, "half-open": 1}.get(state, 2))
-            self.metrics.breaker_transitions.labels(name, state).inc()
+            if own:
+                self.metrics.breaker_transitions.labels(name, state).inc()
 
         self._safely(observe)
 

@@ -1,0 +1,55 @@
+"""The share of calls that failed lately: what pybreaker, which counts failures in a row, does not know. Pure.
+
+What must hold: memory and time do not grow with the number of calls. A window slides by tenths of itself, so it
+holds between nine tenths and the whole of its time.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+
+_BUCKETS = 10
+
+
+class FailureRate:
+    """Calls and failures of the last `window_s`. Times are of any one clock that does not go back."""
+
+    def __init__(self, window_s: float) -> None:
+        self._bucket_s = window_s / _BUCKETS
+        self._buckets: deque[list[int]] = deque()  # [which tenth, calls, failures], oldest first
+        self._calls = self._failures = 0
+
+    def add(self, now: float, *, failed: bool) -> None:
+        """Count a call that has ended."""
+        tenth = self._slide(now)
+        if not self._buckets or self._buckets[-1][0] != tenth:
+            self._buckets.append([tenth, 0, 0])
+        self._buckets[-1][1] += 1
+        self._buckets[-1][2] += failed
+        self._calls += 1
+        self._failures += failed
+
+    def counts(self, now: float) -> tuple[int, int]:
+        """(failures, calls) of the window."""
+        self._slide(now)
+        return self._failures, self._calls
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._buckets.clear()
+        self._calls = self._failures = 0
+
+    def _slide(self, now: float) -> int:
+        tenth = int(now / self._bucket_s)
+        while self._buckets and self._buckets[0][0] <= tenth - _BUCKETS:
+            _, calls, failures = self._buckets.popleft()
+            self._calls -= calls
+            self._failures -= failures
+        return tenth
+
+
+def share_too_large(failures: int, calls: int, *, min_calls: int, rate_percent: int) -> int | None:
+    """The share of calls that failed, in per cent rounded down, if it opens a breaker by these rules."""
+    if calls < min_calls or failures * 100 < calls * rate_percent:
+        return None
+    return failures * 100 // calls
