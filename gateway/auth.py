@@ -12,6 +12,7 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
+from llm_service.administration.changes import ACTOR
 from llm_service.errors import NotAuthenticated
 from llm_service.principals import Principals
 
@@ -34,10 +35,10 @@ def bearer_secret(authorization: str | None) -> str:
 async def administrator(
     request: Request, _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)] = None
 ) -> None:
-    """FastAPI dependency: let administrators through.
+    """FastAPI dependency: let administrators through; what they change is logged under their key's name.
 
     Raises:
         NotAuthenticated: no key, or an unknown, expired or revoked one. NotPermitted: an agent's key.
     """
     principals: Principals = request.app.state.runtime.principals
-    await principals.administrator(bearer_secret(request.headers.get("authorization")))
+    ACTOR.set(await principals.administrator(bearer_secret(request.headers.get("authorization"))))

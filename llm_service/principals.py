@@ -131,21 +131,22 @@ class Principals:
             raise NotFound(f"There is no agent {name[:200]!r}. Create it: treasurer agent create NAME.", param="agent")
         return found.principal
 
-    async def administrator(self, secret: str) -> None:
-        """Check that a secret is an administrator's: the fixed one from the settings, or one from Postgres.
+    async def administrator(self, secret: str) -> str:
+        """Check that a secret is an administrator's, the fixed one from the settings or one from Postgres; its name.
 
         Raises:
             NotAuthenticated: unknown, expired or revoked. NotPermitted: an agent's key.
             TreasuryUnavailable: Postgres is away.
         """
         if self._is_fixed_admin(secret):
-            return
+            return "the fixed administrator's key"
         found = await self._live_key(secret)
         if found.principal is not None:
             raise NotPermitted(
                 f"Key {found.key!r} belongs to agent {found.principal.agent!r}; this needs an administrator's key "
                 "(treasurer key create --admin)."
             )
+        return f"key {found.key}"
 
     async def reload(self) -> None:
         """Admission said that the epoch has moved: look again, and forget what is older.

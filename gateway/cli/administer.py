@@ -5,12 +5,15 @@ What must hold: a mistake in what was typed is found before the database is aske
 
 from __future__ import annotations
 
+import getpass
+import os
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
 from gateway.cli.common import ExitCode, fail, open_pool, run_async
+from llm_service.administration.changes import ACTOR
 from llm_service.administration.inputs import Input, read_input
 from llm_service.errors import InvalidRequest
 from llm_service.money import format_dollars
@@ -44,10 +47,19 @@ def administer(action: Callable[[asyncpg.Pool], Awaitable[_T]]) -> _T:
     """Run one administrative function on the running stack's database."""
 
     async def run() -> _T:
+        ACTOR.set(f"cli {_person()}")
         async with open_pool() as pool:
             return await action(pool)
 
     return run_async(run())
+
+
+def _person() -> str:
+    """Who sits at the command line, as the system knows them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 def dollars(nano: int) -> str:

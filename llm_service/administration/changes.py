@@ -3,13 +3,15 @@
 What must hold: a change and its raise of the epoch are one transaction, so that no process goes on
 with older rules for longer than it takes to look; a change that fails leaves the epoch alone. The
 epoch's row is locked first: changes are one after the other, so a check such as "is this name
-taken" cannot be overtaken, and two changes never deadlock. Admission only reads that row.
+taken" cannot be overtaken, and two changes never deadlock. Admission only reads that row. Who makes a change is told
+to Postgres with it, whose triggers keep the log (`change_log.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from typing import TYPE_CHECKING
 
 import asyncpg
@@ -22,6 +24,8 @@ from llm_service.types import Scope
 if TYPE_CHECKING:
     from asyncpg import Record
 
+#: Who makes the changes of this task: "key ops (7)", "cli ann". Empty: the log names the database's user.
+ACTOR: ContextVar[str] = ContextVar("actor", default="")
 _ACQUIRE_S = 5.0
 _TABLES = {Scope.ORGANISATION: "organisations", Scope.TEAM: "teams", Scope.AGENT: "agents"}
 
@@ -36,6 +40,7 @@ async def change(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     try:
         async with pool.acquire(timeout=_ACQUIRE_S) as connection, connection.transaction():
             await connection.execute("SET LOCAL lock_timeout = '10s'; UPDATE epoch SET value = value + 1")
+            await connection.execute("SELECT set_config('treasurer.actor', $1, true)", ACTOR.get())
             yield connection
     except (*AWAY, asyncpg.LockNotAvailableError) as error:
         raise away(error) from error

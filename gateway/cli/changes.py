@@ -1,0 +1,58 @@
+"""`treasurer changes`: who changed which configuration, when, from what to what."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from gateway.cli.administer import AsJson, administer
+from gateway.cli.common import ExitCode, emit, fail
+from llm_service.administration import change_log
+from llm_service.administration.inputs import parse_duration
+
+_UNTOLD = {"id", "created_at"}
+
+
+def register(app: typer.Typer) -> None:
+    """Add this command to the command line."""
+    app.command("changes")(changes)
+
+
+def changes(
+    kind: Annotated[str | None, typer.Option("--kind", help=f"One of {', '.join(change_log.KINDS)}.")] = None,
+    since: Annotated[str, typer.Option("--since", help="How long ago at most, such as 24h or 30d.")] = "30d",
+    limit: Annotated[int, typer.Option("--limit", help="The newest so many.")] = 100,
+    json: AsJson = False,
+) -> None:
+    """The log of changes: who, what, before, after; the newest first."""
+    try:
+        period = parse_duration(since)
+    except ValueError as error:
+        fail(f"--since: {error}", ExitCode.USAGE)
+    found = administer(lambda pool: change_log.list_changes(pool, kind=kind, since=period, limit=limit))
+    if json:
+        emit([row.model_dump(mode="json") for row in found], json=True)
+        return
+    rows = [
+        {
+            "at": f"{row.at:%Y-%m-%d %H:%M:%S}",
+            "who": row.actor,
+            "what": f"{row.kind} {row.object} {row.action}",
+            "fields": _fields(row),
+        }
+        for row in found
+    ]
+    emit(rows, empty="Nothing was changed.")
+
+
+def _fields(change: change_log.Change) -> str:
+    told = {name: both for name, both in change.fields.items() if name not in _UNTOLD}
+    if change.action == "changed":
+        return ", ".join(f"{name}: {_value(old)} → {_value(new)}" for name, (old, new) in told.items())
+    side = 0 if change.action == "removed" else 1
+    return ", ".join(f"{name}: {_value(both[side])}" for name, both in told.items() if both[side] not in (None, [], ""))
+
+
+def _value(value: Any) -> str:
+    return "none" if value is None else str(value)

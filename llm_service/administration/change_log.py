@@ -1,0 +1,70 @@
+"""The log of changes of configuration: who, what, before, after. Triggers write it (changes/0004_change_log.sql)."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import asyncpg
+import orjson
+
+from llm_service.administration.changes import read
+from llm_service.administration.inputs import View
+from llm_service.errors import InvalidRequest
+
+KINDS = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "routes")
+MOST = 1000
+
+
+class Change(View):
+    """One row that was created, changed or removed. `before` and `after` are the whole row, without a key's hash."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    kind: str
+    object: int
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+
+    @property
+    def fields(self) -> dict[str, tuple[Any, Any]]:
+        """What differs: field → before, after."""
+        old, new = self.before or {}, self.after or {}
+        return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
+
+
+async def list_changes(
+    pool: asyncpg.Pool,
+    *,
+    kind: str | None = None,
+    since: datetime | timedelta | None = None,
+    before_id: int | None = None,
+    limit: int = 100,
+) -> list[Change]:
+    """The newest changes first; of one kind, since a time (or for so long), and older than `before_id`.
+
+    Raises:
+        InvalidRequest: there is no such kind.
+    """
+    if kind is not None and kind not in KINDS:
+        raise InvalidRequest(f"There are no changes of {kind[:100]!r}; there are {', '.join(KINDS)}.", param="kind")
+    rows = await read(
+        pool,
+        """SELECT id, at, actor, action, kind, object, before::text AS before, after::text AS after FROM changes
+           WHERE ($1::text IS NULL OR kind = $1) AND ($2::timestamptz IS NULL OR at >= $2)
+             AND ($3::interval IS NULL OR at >= now() - $3) AND ($4::bigint IS NULL OR id < $4)
+           ORDER BY id DESC LIMIT $5""",
+        kind,
+        since if isinstance(since, datetime) else None,
+        since if isinstance(since, timedelta) else None,
+        before_id,
+        max(1, min(limit, MOST)),
+    )
+    return [
+        Change.model_validate(
+            {**row, **{side: orjson.loads(row[side]) if row[side] else None for side in ("before", "after")}}
+        )
+        for row in rows
+    ]

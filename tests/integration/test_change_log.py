@@ -1,0 +1,115 @@
+"""The log of changes: one row for each, with who, before and after; whatever way it was made; and never a secret."""
+
+from __future__ import annotations
+
+import json
+
+import asyncpg
+import httpx2
+import pytest
+
+from llm_service.administration import budgets, change_log, keys, limits, people, routes
+from llm_service.administration.inputs import read_input
+from llm_service.errors import InvalidRequest
+from tests.integration.test_admin_api import api
+from tests.integration.test_admin_cli import Treasurer, treasurer
+
+__all__ = ["api", "treasurer"]  # fixtures
+
+
+async def told(pool: asyncpg.Pool) -> list[tuple[str, str]]:
+    """(action, kind), the oldest first; without what the migrations made."""
+    rows = await change_log.list_changes(pool, limit=1000)
+    return [(row.action, row.kind) for row in reversed(rows)]
+
+
+async def test_every_kind_of_change_is_one_row(pool: asyncpg.Pool) -> None:
+    await people.create_organisation(pool, people.NewOrganisation(name="acme"))
+    await people.create_team(pool, people.NewTeam(name="research", organisation="acme"))
+    await people.create_agent(pool, people.NewAgent(name="news", team="research"))
+    key = await keys.create_key(pool, keys.NewKey(agent="news"))
+    await budgets.create_budget(pool, read_input(budgets.NewBudget, {"agent": "news", "limit": "5", "window": "day"}))
+    await budgets.change_budget(pool, "agent news: day", read_input(budgets.ChangeBudget, {"limit": "6"}))
+    await budgets.top_up(pool, "agent news: day", read_input(budgets.NewTopUp, {"amount": "1"}))
+    limit = await limits.set_limit(pool, read_input(limits.SetLimit, {"agent": "news", "requests_per_minute": 5}))
+    await limits.remove_limit(pool, limit.id)
+    route = await routes.set_route(pool, read_input(routes.SetRoute, {"agent": "news", "model": "a", "retries": 1}))
+    await routes.set_route(pool, read_input(routes.SetRoute, {"agent": "news", "model": "a", "retries": 2}))
+    await routes.remove_route(pool, route.id)
+    await people.pause(pool, people.Scope.AGENT, "news")
+    await people.pause(pool, people.Scope.AGENT, "news")  # it is paused already
+    await people.resume(pool, people.Scope.AGENT, "news")
+    await keys.revoke_key(pool, str(key.id))
+    await budgets.archive_budget(pool, "agent news: day")
+    assert [row for row in await told(pool) if row != ("created", "")] == [
+        ("created", "organisations"), ("created", "teams"), ("created", "agents"), ("created", "api_keys"),
+        ("created", "budgets"), ("changed", "budgets"), ("created", "top_ups"),
+        ("created", "rate_limits"), ("removed", "rate_limits"),
+        ("created", "routes"), ("changed", "routes"), ("removed", "routes"),
+        ("changed", "agents"), ("changed", "agents"), ("changed", "api_keys"), ("changed", "budgets"),
+    ]  # fmt: skip
+
+
+async def test_what_it_says_of_a_change(pool: asyncpg.Pool) -> None:
+    await people.create_agent(
+        pool, read_input(people.NewAgent, {"name": "news", "team": "default", "budget": {"limit": "5"}})
+    )
+    await budgets.change_budget(pool, "agent news: total", read_input(budgets.ChangeBudget, {"limit": "6"}))
+    (change, *_) = await change_log.list_changes(pool, kind="budgets")
+    assert change.fields == {"limit_nano": (5_000_000_000, 6_000_000_000)}
+    assert change.before is not None
+    assert change.before["name"] == "agent news: total"
+    assert change.actor.startswith("database user")  # nobody said who
+
+
+async def test_a_change_that_fails_leaves_nothing(pool: asyncpg.Pool) -> None:
+    before = await told(pool)
+    with pytest.raises(Exception, match="no team"):
+        await people.create_agent(pool, people.NewAgent(name="news", team="nowhere"))
+    assert await told(pool) == before
+
+
+async def test_no_secret_is_in_it(pool: asyncpg.Pool) -> None:
+    await people.create_agent(pool, people.NewAgent(name="news", team="default"))
+    key = await keys.create_key(pool, keys.NewKey(agent="news"))
+    digest = (await pool.fetchval("SELECT encode(hash, 'hex') FROM api_keys WHERE id = $1", key.id)).encode()
+    everything = json.dumps([dict(row) for row in await pool.fetch("SELECT * FROM changes")], default=str).encode()
+    assert key.secret.encode() not in everything
+    assert digest not in everything
+    assert b'"hash"' not in everything
+
+
+async def test_it_is_immutable_and_sees_what_is_done_in_sql(pool: asyncpg.Pool) -> None:
+    await pool.execute("UPDATE organisations SET paused_at = now()")
+    assert (await told(pool))[-1] == ("changed", "organisations")
+    for statement in ("UPDATE changes SET actor = 'nobody'", "DELETE FROM changes", "TRUNCATE changes"):
+        with pytest.raises(asyncpg.RaiseError, match="immutable"):
+            await pool.execute(statement)
+
+
+async def test_by_rest_under_the_keys_name(api: httpx2.AsyncClient, pool: asyncpg.Pool) -> None:
+    await api.post("/agents", json={"name": "news", "team": "default"})
+    issued = await keys.create_key(pool, keys.NewKey(name="ops", admin=True))
+    headers = {"authorization": f"Bearer {issued.secret}"}
+    await api.post("/agents/news/pause", headers=headers)
+    listed = (await api.get("/changes", params={"kind": "agents", "since": "1h"})).json()["data"]
+    assert [(row["actor"], row["action"]) for row in listed] == [
+        ("key ops", "changed"), ("the fixed administrator's key", "created"),
+    ]  # fmt: skip
+    older = await api.get("/changes", params={"kind": "agents", "before_id": listed[0]["id"], "limit": 1})
+    assert [row["id"] for row in older.json()["data"]] == [listed[1]["id"]]
+    for bad in ({"kind": "rain"}, {"since": "yesterday"}, {"limit": 0}, {"before_id": 2**70}):
+        assert (await api.get("/changes", params=bad)).status_code in (400, 422), bad
+    with pytest.raises(InvalidRequest):
+        await change_log.list_changes(pool, kind="rain")
+
+
+async def test_by_the_command_line(treasurer: Treasurer) -> None:
+    await treasurer("agent", "create", "news", "--team", "default", "--budget", "5")
+    await treasurer("budget", "set", "agent news: total", "--limit", "6")
+    listed = await treasurer("changes", "--kind", "budgets")
+    assert listed.code == 0, listed.err
+    assert "limit_nano: 5000000000 → 6000000000" in " ".join(listed.out.split())
+    rows = (await treasurer("changes", "--kind", "budgets", "--json")).rows
+    assert rows[0]["actor"].startswith("cli ")
+    assert (await treasurer("changes", "--since", "soon")).code == 2
