@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import sys
 
@@ -9,7 +10,11 @@ import uvicorn
 
 from gateway.app import create_app
 from gateway.settings import Settings, SettingsError, load_settings
+from gateway.stack.ports import listen
 from llm_service import logs
+
+#: How long a connection that was just made may take to send its request, when the process is to end.
+_JUST_COME_S = 0.5
 
 
 def main() -> None:
@@ -32,25 +37,31 @@ def main() -> None:
         timeout_graceful_shutdown=10,
         h11_max_incomplete_event_size=64 * 1024,
     )
-    uvicorn.Server(config).run(sockets=_sockets(settings))
+    _Server(config).run(sockets=_sockets(settings))
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's, which at its end hears out who has just come in."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, wait a moment for the requests of those that there are, then finish and close."""
+        for server in self.servers:
+            server.close()
+        await asyncio.sleep(_JUST_COME_S)
+        await super().shutdown(sockets)
 
 
 def _sockets(settings: Settings) -> list[socket.socket]:
-    """The shared port, and the process's own on the loopback interface where one is named."""
-    addresses = [(settings.host, settings.port)]
-    if settings.direct_port is not None:
-        addresses.append(("127.0.0.1", settings.direct_port))
-    return [_listening(host, port) for host, port in addresses]
+    """The shared port, and the process's own on the loopback interface where one is named.
 
-
-def _listening(host: str, port: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    listener.bind((host, port))
-    listener.listen(2048)
-    return listener
+    A supervisor that listens itself hands its socket over: connections then wait for another gateway
+    when this one ends, and none is reset.
+    """
+    if settings.listen_fd is not None:
+        shared = socket.socket(fileno=settings.listen_fd)
+    else:
+        shared = listen(settings.host, settings.port)
+    return [shared] if settings.direct_port is None else [shared, listen("127.0.0.1", settings.direct_port)]
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ class Settings(BaseSettings):
     data_dir: Path = Field(default=Path(".treasurer"), description="where the embedded stack keeps its data")
     host: str = Field(default="127.0.0.1", description="address that the gateway listens on")
     port: int = Field(default=4100, ge=0, le=65535, description="gateway port; another free one if taken; 0: any")
+    listen_fd: int | None = Field(default=None, ge=3, description="a listening socket that was handed over; none: own")
     gateways: int = Field(default=1, ge=1, le=64, description="gateway processes, sharing the port")
     direct_port: int | None = Field(default=None, ge=0, le=65535, description="a second, loopback port of one process")
     proxy_workers: int = Field(default=min(2, os.cpu_count() or 1), ge=1, le=64, description="LiteLLM Proxy workers")

@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import socket
 import time
 from asyncio.subprocess import Process
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -77,6 +78,7 @@ class Part:
     on_exit: Callable[[int], None] | None = None
     identity: Identity = field(default_factory=Identity)
     directory: Path | None = None
+    listens: tuple[str, int] | None = None  # the supervisor listens there for it, and hands the socket over
     gentle: signal.Signals = signal.SIGTERM
     start_timeout_s: float = 30.0
     stop_timeout_s: float = 5.0
@@ -105,6 +107,7 @@ class SupervisedPart:
         self.part = part
         self.log = log
         self.ready = asyncio.Event()
+        self.listener: socket.socket | None = None
         self.status = PartStatus(part.name, part.address, since=time.monotonic(), external=part.command is None)
         self._guard = guard
         self._claim = claim
@@ -183,13 +186,18 @@ class SupervisedPart:
         return None
 
     async def _spawn(self, command: Sequence[str]) -> Process:
+        environ, handed = dict(self.part.environ), tuple[int, ...]()
+        if self.listener is not None:
+            handed = (self.listener.fileno(),)
+            environ["TREASURER_LISTEN_FD"] = str(self.listener.fileno())
         with open_log(self.log) as out:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env=dict(self.part.environ),
+                env=environ,
+                pass_fds=handed,
                 cwd=self.part.directory,
                 start_new_session=True,  # its own group: Ctrl-C reaches us alone, and we stop it in order
                 **self.part.identity,

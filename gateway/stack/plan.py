@@ -349,6 +349,7 @@ def _gateway_part(site: _Site, number: int) -> Part:
         address=site.gateway_url,
         ready=lambda: http_ok(f"http://127.0.0.1:{port}/readyz"),
         command=[sys.executable, "-m", "gateway.serve"],
+        listens=(site.settings.host, site.ports.gateway),
         environ={**site.environ, **environ},
         after=("postgres", "redis"),
         on_exit=lambda pid: mark_process_dead(pid, str(site.metrics)),

@@ -1,4 +1,4 @@
-"""Free TCP ports."""
+"""TCP ports: free ones, and listening on one."""
 
 from __future__ import annotations
 
@@ -32,3 +32,14 @@ def is_free(host: str, port: int) -> bool:
         except OSError:
             return False
         return True
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; another process may listen there, too (SO_REUSEPORT)."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((host, port))
+    listener.listen(2048)
+    return listener

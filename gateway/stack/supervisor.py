@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
@@ -17,6 +18,7 @@ from gateway.stack.guard import Guard
 from gateway.stack.logs import bound
 from gateway.stack.part import PartState, PartStatus, SupervisedPart
 from gateway.stack.plan import Plan, make_plan
+from gateway.stack.ports import listen
 from gateway.stack.state import StackState
 
 #: What is said while a stack runs: a part's change, or a sentence.
@@ -68,10 +70,18 @@ class _Stack:
             for part in plan.parts
         }
         self._tasks: list[asyncio.Task[None]] = []
+        # Shared by the gateways, and kept open while one or all of them are started again: callers wait, and none is reset.
+        self._listeners: dict[tuple[str, int], socket.socket] = {}
         for part in self._parts.values():
             on_progress(part.status)
 
     async def start(self) -> None:
+        for part in self._parts.values():
+            address = part.part.listens
+            if address is not None:
+                if address not in self._listeners:
+                    self._listeners[address] = listen(*address)
+                part.listener = self._listeners[address]
         self._tasks = [asyncio.create_task(self._run(part)) for part in self._parts.values()]
         all_ready = asyncio.create_task(self._all_ready(self._parts))
         try:
@@ -94,6 +104,8 @@ class _Stack:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for layer in _layers(self._parts):
             await asyncio.gather(*(self._parts[name].stop() for name in layer))
+        for listener in self._listeners.values():
+            listener.close()
 
     async def _run(self, part: SupervisedPart) -> None:
         await self._all_ready(part.part.after)
