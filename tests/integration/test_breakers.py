@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import pytest
 import redis as sync_redis
-from redis.asyncio import Redis
+from redis.connection import parse_url
 
 from llm_service.catalog import Model, read_models
 from llm_service.errors import BreakerOpen
@@ -17,30 +19,42 @@ from llm_service.guards.breakers import Breakers, names_of
 from llm_service.guards.lane import connect
 from llm_service.guards.passage import Passage
 from tests.llm_service.fakes import ENTRIES, PRICED
+from tests.llm_service.guards.test_breaker import Clock
 
-RULES = BreakerRules(failures=2, open_s=0.3, probe_s=5)
+#: Long enough that none ends before a test moves its clock, or Redis lets a probe's lock go.
+RULES = BreakerRules(failures=2, open_s=60.0, probe_s=60.0)
+SHORT = BreakerRules(failures=2, open_s=0.05, probe_s=60.0)
 MODEL = read_models(ENTRIES)["m"]
 OTHER = read_models([{"model_name": "o", "model_info": PRICED | {"id": "o"}}])["o"]
 
 
 @asynccontextmanager
 async def breakers(
-    redis: Redis | None, rules: BreakerRules = RULES, on_degraded: Callable[[bool], None] = lambda _away: None
+    url: str,
+    rules: BreakerRules = RULES,
+    *,
+    clock: Callable[[], float] = time.monotonic,
+    on_degraded: Callable[[bool], None] = lambda _away: None,
 ) -> AsyncIterator[Breakers]:
-    made = Breakers(redis, rules, on_degraded=on_degraded)
+    client = connect(url)
+    made = Breakers(client, rules, clock=clock, on_degraded=on_degraded)
     try:
         yield made
     finally:
         await made.close()
+        await client.aclose()
 
 
 @pytest.fixture
-async def pair(redis_url: str) -> AsyncIterator[tuple[Breakers, Breakers]]:
-    clients = connect(redis_url), connect(redis_url)
-    async with breakers(clients[0]) as one, breakers(clients[1]) as two:
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def pair(redis_url: str, clock: Clock) -> AsyncIterator[tuple[Breakers, Breakers]]:
+    """Two processes on one Redis; their own clock moves when a test moves it."""
+    async with breakers(redis_url, clock=clock) as one, breakers(redis_url, clock=clock) as two:
         yield one, two
-    for client in clients:
-        await client.aclose()
 
 
 async def fail(one: Breakers, times: int = 2, model: Model = MODEL) -> None:
@@ -53,6 +67,63 @@ async def enter(one: Breakers) -> Passage | BreakerOpen:
         return await one.enter(MODEL)
     except BreakerOpen as error:
         return error
+
+
+@asynccontextmanager
+async def cable(redis_url: str) -> AsyncIterator[tuple[str, Callable[[bool], None]]]:
+    """A way to Redis that can be cut: connections end, and new ones are dropped, until it is mended."""
+    target = parse_url(redis_url)
+    under_way: set[asyncio.StreamWriter] = set()
+    pumps: set[asyncio.Task[None]] = set()
+    is_cut = False
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        except OSError:
+            return
+        finally:
+            writer.close()
+
+    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if is_cut:
+            writer.close()
+            return
+        if "path" in target:
+            inner, out = await asyncio.open_unix_connection(target["path"])
+        else:
+            inner, out = await asyncio.open_connection(target["host"], target["port"])
+        under_way.update((writer, out))
+        for work in (pump(reader, out), pump(inner, writer)):
+            task = asyncio.create_task(work)
+            pumps.add(task)
+            task.add_done_callback(pumps.discard)
+
+    def cut(off: bool) -> None:
+        nonlocal is_cut
+        is_cut = off
+        for writer in under_way if off else ():
+            writer.transport.abort()
+
+    server = await asyncio.start_server(connected, "127.0.0.1", 0)
+    host, port = server.sockets[0].getsockname()
+    secret = f":{target['password']}@" if target.get("password") else ""
+    try:
+        yield f"redis://{secret}{host}:{port}/0", cut
+    finally:
+        cut(True)
+        server.close()
+        await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def until_it(true: Callable[[], Awaitable[bool]]) -> None:
+    for _ in range(500):
+        if await true():
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not happen")
 
 
 async def until(true: Callable[[], object], *every: Breakers) -> None:
@@ -96,12 +167,14 @@ def state_of(one: Breakers, name: str) -> str:
 
 
 async def test_one_probe_over_all_processes_and_its_success_closes_it_everywhere(
-    pair: tuple[Breakers, Breakers],
+    pair: tuple[Breakers, Breakers], clock: Clock
 ) -> None:
     one, two = pair
     await fail(one)
-    await until(lambda: two.blocked(MODEL) is not None, one, two)
-    await asyncio.sleep(0.4)
+    await one.sync()
+    await two.sync()
+    assert two.blocked(MODEL) is not None
+    clock.now += 100
     answers = await asyncio.gather(*(enter(each) for each in (one, two) for _ in range(5)))
     (probe,) = [answer for answer in answers if not isinstance(answer, BreakerOpen)]
     probe.succeeded()
@@ -109,14 +182,19 @@ async def test_one_probe_over_all_processes_and_its_success_closes_it_everywhere
     (await one.enter(MODEL)).succeeded()
 
 
-async def test_a_neutral_probe_is_given_back(pair: tuple[Breakers, Breakers]) -> None:
-    one, _ = pair
+async def test_a_neutral_probe_is_given_back(pair: tuple[Breakers, Breakers], clock: Clock) -> None:
+    one, two = pair
     await fail(one)
-    await asyncio.sleep(0.4)
-    (await one.enter(MODEL)).neutral()
     await one.sync()
-    (await one.enter(MODEL)).succeeded()
-    assert one.blocked(MODEL) is None
+    await two.sync()
+    clock.now += 100
+    probe = await one.enter(MODEL)
+    assert isinstance(await enter(two), BreakerOpen)
+    probe.neutral()
+    await one.sync()
+    clock.now += 1  # after which the other asks again
+    (await two.enter(MODEL)).succeeded()
+    assert state_of(two, "model:m") == CLOSED
 
 
 async def test_a_proxy_that_is_not_reached_says_nothing_about_the_model(pair: tuple[Breakers, Breakers]) -> None:
@@ -138,18 +216,116 @@ async def test_by_hand_everywhere(pair: tuple[Breakers, Breakers]) -> None:
     assert one.blocked(MODEL) is None
 
 
-async def test_i6_without_redis_it_goes_on_in_the_process_and_tells_when_it_is_back(redis_url: str) -> None:
-    away = connect("redis://127.0.0.1:1/0")
-    async with breakers(away) as alone:
+async def test_a_probe_whose_process_dies_keeps_nobody_out_for_longer_than_its_lifetime(redis_url: str) -> None:
+    rules = replace(SHORT, probe_s=0.6)
+    async with breakers(redis_url, rules) as one, breakers(redis_url, rules) as two:
+        await fail(one)
+        await one.sync()
+        await two.sync()
+        await until(lambda: one.blocked(MODEL) is None)
+        probe = await one.enter(MODEL)  # and is never heard of again
+        passed: list[Passage] = []
+
+        async def goes_on() -> bool:
+            answer = await enter(two)
+            if not isinstance(answer, BreakerOpen):
+                passed.append(answer)
+            return bool(passed)
+
+        await until_it(goes_on)
+        probe.neutral()  # from the grave: it gives nothing of the other's back
+        await one.sync()
+        assert isinstance(await enter(one), BreakerOpen)
+        passed[0].succeeded()
+        await until(lambda: {row.state for each in (one, two) for row in each.states()} == {CLOSED}, one, two)
+
+
+async def test_what_a_probe_finds_is_told_in_the_step_that_gives_it_back(
+    pair: tuple[Breakers, Breakers], clock: Clock
+) -> None:
+    one, two = pair
+    await fail(one)
+    await one.sync()
+    await two.sync()
+    clock.now += 100
+    (await one.enter(MODEL)).failed()
+    refused = await enter(two)  # has not heard of it yet: the lock is still there
+    assert isinstance(refused, BreakerOpen)
+    await one.sync()
+    await two.sync()
+    assert two.blocked(MODEL) is not None
+    assert next(row.why for row in two.states() if row.name == "model:m") == "a probe failed"
+
+
+async def test_i6_without_redis_it_goes_on_in_the_process_and_merges_when_it_is_back(
+    redis_url: str, pair: tuple[Breakers, Breakers], clock: Clock
+) -> None:
+    """A gateway is cut from Redis and then is not; open wins while its time lasts."""
+    _, steady = pair
+    degraded: list[bool] = []
+    async with cable(redis_url) as (url, cut), breakers(url, clock=clock, on_degraded=degraded.append) as alone:
+        await fail(alone, model=OTHER)
+        assert await alone.sync()
+        await steady.sync()
+        cut(True)
+        assert not await alone.sync()
+        assert degraded == [True]
+        await steady.force("model:m", opened=True, seconds=600)
+        # It goes on by itself: probes, closes, opens.
+        assert alone.blocked(OTHER) is not None
+        clock.now += 100
+        (await alone.enter(OTHER)).succeeded()
+        assert state_of(alone, "model:o") == CLOSED
         await fail(alone)
+        await steady.force("model:o", opened=True, seconds=600)
+        cut(False)
+        await until(lambda: degraded == [True, False], alone)
         await alone.sync()
+        await steady.sync()
+        # Closed by a probe while it was alone; opened by hand elsewhere meanwhile: open wins.
+        assert (state_of(alone, "model:o"), state_of(steady, "model:o")) == (OPEN, OPEN)
+        # Opened here for a minute, and elsewhere for ten: the longer one, in both.
+        [row] = [row for row in alone.states() if row.name == "model:m"]
+        assert row.why == "by hand"
+        assert row.retry_s is not None
+        assert row.retry_s > 100
+
+
+async def test_a_probe_that_succeeds_closes_what_another_process_opened_before(redis_url: str) -> None:
+    """Closed wins once the time of what is open is over, though its change was based on an older one."""
+    async with breakers(redis_url, SHORT) as one, breakers(redis_url, SHORT) as two:
+        await fail(two, model=OTHER)
+        await two.sync()
+        await fail(one, model=OTHER)  # it has not heard of the other's
+        await until(lambda: one.blocked(OTHER) is None)
+        await asyncio.sleep(0.2)  # Redis' clock must have passed it, too
+        (await one.enter(OTHER)).succeeded()
+        await one.sync()
+        await two.sync()
+        assert (state_of(one, "model:o"), state_of(two, "model:o")) == (CLOSED, CLOSED)
+
+
+async def test_a_new_process_hears_what_is_open_and_since_when(redis_url: str, pair: tuple[Breakers, Breakers]) -> None:
+    one, _ = pair
+    await one.force("model:m", opened=True, seconds=60)
+    async with breakers(redis_url) as late:
+        await late.sync()
+        [row] = [row for row in late.states() if row.name == "model:m"]
+        assert (row.state, row.why) == (OPEN, "by hand")
+        [same] = [row for row in one.states() if row.name == "model:m"]
+        assert abs((row.since - same.since).total_seconds()) < 60
+
+
+async def test_a_redis_that_was_never_there() -> None:
+    clock = Clock()
+    async with breakers("redis://127.0.0.1:1/0", clock=clock) as alone:
+        await fail(alone)
+        assert not await alone.sync()
+        assert not await alone.force("model:o", opened=True)
         assert alone.blocked(MODEL) is not None
-        await asyncio.sleep(0.4)
-        probe = await enter(alone)
-        assert not isinstance(probe, BreakerOpen)
-        probe.succeeded()
+        clock.now += 100
+        (await alone.enter(MODEL)).succeeded()
         assert alone.blocked(MODEL) is None
-    await away.aclose()
 
 
 async def test_a_flush_takes_nothing_that_is_open(pair: tuple[Breakers, Breakers], redis_url: str) -> None:
@@ -170,13 +346,13 @@ def client_has(url: str) -> list[bytes]:
 
 async def test_a_redis_that_does_not_answer_keeps_nobody_waiting(redis_url: str) -> None:
     """The loop goes on while a probe is asked for, and the call is let through after a moment."""
-    client = connect(redis_url)
-    async with breakers(client) as one:
+    clock = Clock()
+    async with breakers(redis_url, clock=clock) as one:
         await fail(one)
         await one.sync()
-        await asyncio.sleep(0.4)
+        clock.now += 100
         with sync_redis.Redis.from_url(redis_url) as other:
-            other.execute_command("CLIENT", "PAUSE", "3000", "ALL")
+            other.execute_command("CLIENT", "PAUSE", "1000", "ALL")
         ticks = 0
 
         async def tick() -> None:
@@ -189,8 +365,6 @@ async def test_a_redis_that_does_not_answer_keeps_nobody_waiting(redis_url: str)
         probe = await enter(one)
         ticking.cancel()
         assert not isinstance(probe, BreakerOpen)
-        assert ticks > 20
-        with sync_redis.Redis.from_url(redis_url) as other:
-            other.execute_command("CLIENT", "UNPAUSE")
+        assert ticks > 1  # a loop that waits for Redis itself runs nothing else meanwhile
         probe.succeeded()
-    await client.aclose()
+        assert one.blocked(MODEL) is None

@@ -163,6 +163,18 @@ async def test_groups_sweeps_audits_and_degraded_parts():
     assert value(await telemetry.render(), "treasurer_degraded", part="redis") == 0
 
 
+async def test_breakers():
+    telemetry = Telemetry.create()
+    for state, own, shown in (("open", True, 2), ("half-open", True, 1), ("open", False, 2), ("closed", True, 0)):
+        telemetry.breaker("model:m", state, own)
+        assert value(await telemetry.render(), "treasurer_breaker_state", breaker="model:m") == shown
+    telemetry.breaker_refused("model:m")
+    text = await telemetry.render()
+    assert value(text, "treasurer_breaker_transitions_total", breaker="model:m", to="open") == 1
+    assert value(text, "treasurer_breaker_transitions_total", breaker="model:m", to="closed") == 1
+    assert value(text, "treasurer_breaker_refusals_total", breaker="model:m") == 1
+
+
 async def test_recording_never_raises_and_says_that_it_failed(
     make_record: MakeRecord, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ):

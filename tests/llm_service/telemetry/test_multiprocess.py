@@ -18,6 +18,7 @@ telemetry.metrics.spend.labels("acme", "research", "digest", "gpt", "openai").in
 telemetry.group("admit", size, 0.01)
 telemetry.degraded("redis", True)
 telemetry.audited(size)
+telemetry.breaker("model:m", "open" if size == 3 else "closed", size == 3)
 print("ready", flush=True)
 sys.stdin.readline()
 """
@@ -81,6 +82,11 @@ def test_processes_are_summed_and_the_dead_keep_their_counts(tmp_path: Path):
         assert float(seen['treasurer_group_size_bucket{kind="admit",le="4.0"}']) == 1
         assert float(seen['treasurer_degraded{part="redis"}']) == 1
         assert float(seen["treasurer_audit_differences"]) == 40  # the last one's, not the sum
+        assert float(seen['treasurer_breaker_state{breaker="model:m"}']) == 2  # the worst, not the last one's
+        assert float(seen['treasurer_breaker_transitions_total{breaker="model:m",to="open"}']) == 1
+        assert (
+            'treasurer_breaker_transitions_total{breaker="model:m",to="closed"}' not in seen
+        )  # another's: not counted
         assert float(seen["treasurer_holds_pending"]) == 4  # the database's: once, not once a process
     finally:
         first.kill()
@@ -91,6 +97,7 @@ def test_processes_are_summed_and_the_dead_keep_their_counts(tmp_path: Path):
     after = _render(folder)
     assert float(after[spend]) == 43
     assert 'treasurer_degraded{part="redis"}' not in after
+    assert 'treasurer_breaker_state{breaker="model:m"}' not in after
     assert not list(folder.glob(f"gauge_live*_{first.pid}.db"))
 
 
