@@ -27,7 +27,7 @@ def list_breakers(json: AsJson = False) -> None:
         emit(rows, json=True)
         return
     shown = [row | {"since": row["since"][:19].replace("T", " "), "retry_s": _seconds(row["retry_s"])} for row in rows]
-    columns = {"name": "breaker", "state": "state", "since": "since (UTC)", "why": "why", "retry_s": "closed to all, s"}
+    columns = {"name": "breaker", "state": "state", "since": "since (UTC)", "why": "why", "retry_s": "next try in, s"}
     emit(shown, columns=columns, empty="No call has passed a breaker yet.")
 
 

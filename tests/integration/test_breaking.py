@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
@@ -14,11 +15,13 @@ from typing import Any
 import openai
 import pytest
 
+from gateway.cli import main
 from gateway.stack.ports import free_port
 from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
 from tests.integration.caller import PATIENCE_S, Caller, open_caller, said
 
+Capture = pytest.CaptureFixture[str]
 MODEL, OTHER = "claude-sonnet-5-5", "gpt-4.1-mini"
 
 
@@ -117,6 +120,66 @@ async def test_calls_go_on_elsewhere_while_a_breaker_is_open(caller: Caller, bre
     await caller.admin("POST", f"breakers/model:{MODEL}/close", url=url)
     assert await ask(caller, url) == ""
     assert "x-treasurer-model" not in caller.last.headers
+
+
+async def asked(caller: Caller, method: str, url: str) -> tuple[int, str]:
+    headers = {"Authorization": f"Bearer {caller.stack.admin_key}"}
+    async with caller.http.request(method, url, headers=headers) as response:
+        return response.status, (await response.json())["error"]["message"]
+
+
+async def test_only_breakers_of_the_catalogue_are_set_by_hand(caller: Caller, breaking: list[str]) -> None:
+    before = await states(caller, breaking[0])
+    for name in ("model:gpt-4oo", "provider:nobody", "gpt-4o", "proxyy", "model:%00", "x" * 3_000):
+        status, message = await asked(caller, "POST", f"{breaking[0]}/admin/v1/breakers/{name}/open")
+        assert (status, "There is no breaker" in message) == (404, True)
+    for seconds in ("0", "-1", "1e9", "nan", "inf"):
+        url = f"{breaking[0]}/admin/v1/breakers/proxy/open?seconds={seconds}"
+        assert (await asked(caller, "POST", url))[0] in (400, 422)
+    assert await states(caller, breaking[0]) == before
+    # The stack's own gateways have none in these tests, and say so.
+    status, message = await asked(caller, "POST", f"{caller.stack.gateway_url}/admin/v1/breakers/proxy/open")
+    assert (status, "TREASURER_BREAKER_FAILURES is 0" in message) == (400, True)
+
+
+async def test_the_command_line(
+    caller: Caller, breaking: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    monkeypatch.setenv("TREASURER_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("COLUMNS", "200")
+
+    async def treasurer(*arguments: str) -> tuple[int, str]:
+        monkeypatch.setattr("sys.argv", ["treasurer", "breaker", *arguments])
+        code = 0
+        try:
+            await asyncio.to_thread(main)
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capsys.readouterr()
+        return code, out + err
+
+    assert (await treasurer("list"))[0] == 3  # no stack runs here
+    at = caller.stack.model_copy(update={"data_dir": tmp_path, "gateway_url": breaking[0]})
+    at.write()
+    code, told = await treasurer("open", f"model:{MODEL}", "--for", "600")
+    assert (code, told) == (
+        0,
+        f"model:{MODEL} is open: no call passes for 600 s, or until `treasurer breaker reset model:{MODEL}`.\n",
+    )
+    assert await ask(caller, breaking[0]) == "breaker_open"
+    assert int(caller.last.headers["retry-after"]) > 500
+    code, table = await treasurer("list")
+    [line] = [line for line in table.splitlines() if f"model:{MODEL} " in line]
+    assert (code, "open" in line, "by hand" in line) == (0, True, True)
+    rows = {row["name"]: row for row in json.loads((await treasurer("list", "--json"))[1])}
+    assert rows[f"model:{MODEL}"]["state"] == "open"
+    code, told = await treasurer("open", "model:slip")
+    assert (code, "There is no breaker 'model:slip'" in told) == (1, True)
+    assert (await treasurer("reset", f"model:{MODEL}")) == (0, f"model:{MODEL} is closed.\n")
+    assert await ask(caller, breaking[0]) == ""
+    at.model_copy(update={"gateway_url": "http://127.0.0.1:1"}).write()
+    code, told = await treasurer("list")
+    assert (code, "does not answer" in told) == (3, True)
 
 
 async def test_the_callers_own_errors_open_nothing(caller: Caller, breaking: list[str]) -> None:
