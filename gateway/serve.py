@@ -9,6 +9,7 @@ import sys
 import uvicorn
 
 from gateway.app import create_app
+from gateway.protocol import PatientProtocol
 from gateway.settings import Settings, SettingsError, load_settings
 from gateway.stack.ports import listen
 from llm_service import logs
@@ -27,7 +28,7 @@ def main() -> None:
     config = uvicorn.Config(
         create_app(settings),
         loop="uvloop",
-        http="httptools",
+        http=PatientProtocol,
         lifespan="on",
         access_log=False,
         log_config=None,

@@ -63,6 +63,7 @@ class Settings(BaseSettings):
     audit_interval_s: float = Field(default=300, ge=0, description="how often the gateways audit the books; 0: never")
     busy_wait_s: float = Field(default=2, ge=0, description="how long a call waits for held money before it is refused")
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
+    body_timeout_s: float = Field(default=60, gt=0, le=3600, description="how long a request's body may take to arrive")
     spool_dir: Path | None = Field(
         default=None, description="settlements while Postgres is away; none: settlements in data_dir"
     )

@@ -5,6 +5,7 @@
     │   ├── UnknownModel          404
     │   ├── UnpricedModel         400  no price: an operator gives one or marks the model free
     │   ├── BodyTooLarge          413
+    │   ├── RequestTimeout        408  its body did not arrive in time; the connection is closed
     │   ├── NotFound              404  an administrative object that does not exist
     │   ├── Conflict              409  it exists already, or is in use
     │   └── IdempotencyConflict   409  the same key with another body, or its answer is gone
@@ -100,6 +101,17 @@ class UnpricedModel(InvalidRequest):
 class BodyTooLarge(InvalidRequest):
     status = 413
     code = "request_too_large"
+
+
+class RequestTimeout(InvalidRequest):
+    """The request did not arrive in time: what is left of it is not waited for."""
+
+    status = 408
+    code = "request_timeout"
+
+    def headers(self) -> dict[str, str]:
+        """The root's headers, and the end of the connection."""
+        return super().headers() | {"connection": "close"}
 
 
 class NotFound(InvalidRequest):

@@ -6,6 +6,7 @@ What must hold: only administrators pass; a body is read after that, up to 64 Ki
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from datetime import datetime
@@ -21,11 +22,12 @@ from gateway.composition import Runtime
 from llm_service.administration import budgets, change_log, keys, limits, people
 from llm_service.administration import routes as serving
 from llm_service.administration.inputs import MAX_ID, parse_duration, parse_moment
-from llm_service.errors import BodyTooLarge, InvalidRequest, NotFound
+from llm_service.errors import BodyTooLarge, InvalidRequest, NotFound, RequestTimeout
 from llm_service.guards.breakers import HELD_S, MOST_HELD_S, Breakers, names_of
 from llm_service.types import Scope
 
 _MAX_BODY_BYTES = 64 * 1024
+_BODY_S = 60
 _T = TypeVar("_T")
 
 
@@ -45,10 +47,14 @@ class _AdminRoute(APIRoute):
         async def bounded(request: Request) -> Response:
             await administrator(request)
             body = bytearray()
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > _MAX_BODY_BYTES:
-                    raise BodyTooLarge(f"A request to the admin API has at most {_MAX_BODY_BYTES // 1024} KiB.")
+            try:
+                async with asyncio.timeout(_BODY_S):
+                    async for chunk in request.stream():
+                        body += chunk
+                        if len(body) > _MAX_BODY_BYTES:
+                            raise BodyTooLarge(f"A request to the admin API has at most {_MAX_BODY_BYTES // 1024} KiB.")
+            except TimeoutError:
+                raise RequestTimeout(f"The request's body did not arrive within {_BODY_S} s.") from None
             message = {"type": "http.request", "body": bytes(body), "more_body": False}
 
             async def receive() -> dict[str, Any]:

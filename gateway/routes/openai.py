@@ -16,7 +16,7 @@ import orjson
 
 from gateway.auth import bearer_secret
 from gateway.composition import Runtime
-from llm_service.errors import BodyTooLarge, InvalidRequest, NotAuthenticated, TreasurerError
+from llm_service.errors import BodyTooLarge, InvalidRequest, NotAuthenticated, RequestTimeout, TreasurerError
 from llm_service.streaming import StreamingAnswer
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 
@@ -64,7 +64,12 @@ class HotRoutes:
         headers = _headers(scope)
         principal = await runtime.principals.by_secret(bearer_secret(headers.get("authorization")))
         context = read_context(headers)
-        body = await _read(receive, headers, runtime.settings.max_body_bytes)
+        patience_s = runtime.settings.body_timeout_s
+        try:
+            async with asyncio.timeout(patience_s):
+                body = await _read(receive, headers, runtime.settings.max_body_bytes)
+        except TimeoutError:
+            raise RequestTimeout(f"The request's body did not arrive within {patience_s:g} s.") from None
         parent = runtime.telemetry.parent(headers.get("traceparent"))
         work = _ROUTES[scope["path"]](runtime, body, principal, context, parent)
         answer = await _unless_left(work, receive)

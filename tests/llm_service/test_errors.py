@@ -66,6 +66,7 @@ def test_codes_and_types() -> None:
         "BudgetBusy": (429, "rate_limit_error", "budget_busy", True),
         "BudgetPaced": (429, "rate_limit_error", "budget_paced", True),
         "CostLimited": (429, "rate_limit_error", "call_cost_limit", False),
+        "RequestTimeout": (408, "invalid_request_error", "request_timeout", None),
         "NearLimit": (429, "rate_limit_error", "budget_near_limit", False),
         "RateLimited": (429, "rate_limit_error", "rate_limit_exceeded", True),
         "Unavailable": (503, "service_unavailable_error", "unavailable", None),

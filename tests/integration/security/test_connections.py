@@ -1,0 +1,156 @@
+"""Connections that are slow, silent, half open or not what they say: the gateway answers the others meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+from gateway.stack.ports import free_port
+from gateway.stack.probe import http_ok
+from gateway.stack.state import StackState
+from tests.integration.caller import Caller, open_caller
+
+ROOT = Path(__file__).parent.parent.parent.parent
+
+
+@pytest.fixture
+async def caller(stack: StackState) -> AsyncIterator[Caller]:
+    async with open_caller(stack) as caller:
+        yield caller
+
+
+@pytest.fixture(scope="module")
+def impatient(stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path) -> Iterator[str]:
+    """One more gateway, which waits a second for heads and bodies; its address."""
+    port = free_port()
+    environ = {
+        "TREASURER_DATA_DIR": str(stack.data_dir),
+        "TREASURER_PORT": str(port),
+        "TREASURER_BODY_TIMEOUT_S": "1",
+    }
+    program = "import gateway.protocol as p; p.HEAD_S = 1.0; from gateway.serve import main; main()"
+    with (service_dir / "impatient-gateway.log").open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            env=os.environ | environ, cwd=ROOT, start_new_session=True,
+        )  # fmt: skip
+    stop_with_us(process.pid)
+    try:
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        while not asyncio.run(http_ok(f"{url}/readyz")):
+            assert process.poll() is None, "it did not start"
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+async def say(url: str, *parts: bytes, pause_s: float = 0.3) -> bytes:
+    """All that the gateway answers to these bytes, until it closes the connection."""
+    parts_of_url = urlsplit(url)
+    reader, writer = await asyncio.open_connection(parts_of_url.hostname, parts_of_url.port)
+    try:
+        for part in parts:
+            writer.write(part)
+            await writer.drain()
+            await asyncio.sleep(pause_s)
+        return await asyncio.wait_for(reader.read(), 15)
+    except ConnectionError:
+        return b""
+    finally:
+        writer.close()
+
+
+def head(caller: Caller, *more: str, path: str = "/v1/chat/completions") -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: x", f"Authorization: Bearer {caller.secret}", *more, "", ""]
+    return "\r\n".join(lines).encode()
+
+
+async def test_who_says_nothing_is_let_go(impatient: str) -> None:
+    assert await say(impatient) == b""
+
+
+async def test_who_drips_headers_is_let_go(impatient: str) -> None:
+    dripped = [b"POST /v1/chat/completions HTTP/1.1\r\n", *(b"x-%d: y\r\n" % n for n in range(8))]
+    assert await say(impatient, *dripped) == b""
+
+
+async def test_who_drips_a_body_is_told_and_let_go(caller: Caller, impatient: str) -> None:
+    answer = await say(impatient, head(caller, "Content-Length: 1000"), b"{", b'"model"')
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert b"request_timeout" in answer
+    assert await caller.held() == 0
+
+
+async def test_a_chunked_body_without_an_end_is_bounded(caller: Caller, impatient: str) -> None:
+    chunk = b"10000\r\n" + b"x" * 0x10000 + b"\r\n"
+    answer = await say(impatient, head(caller, "Transfer-Encoding: chunked"), *[chunk] * 3)
+    assert answer.startswith(b"HTTP/1.1 4")
+
+
+async def test_many_silent_connections_keep_nobody_out(caller: Caller, impatient: str) -> None:
+    parts = urlsplit(impatient)
+    silent = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(200)]
+    try:
+        assert (await caller.call(impatient)).choices
+    finally:
+        for _, writer in silent:
+            writer.close()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("Content-Length: 5", "Transfer-Encoding: chunked"),
+        ("Content-Length: 5", "Content-Length: 50"),
+        ("Transfer-Encoding: chunked, identity", "Content-Length: 2"),
+    ],
+)
+async def test_a_request_of_two_lengths_smuggles_nothing(caller: Caller, impatient: str, more: tuple[str, ...]) -> None:
+    """What comes after the first length is no second request."""
+    hidden = b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+    answer = await say(impatient, head(caller, *more) + hidden)
+    assert answer.count(b"HTTP/1.1 2") == 0
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["//v1/chat/completions", "/v1/../admin/v1/agents", "/admin/v1/agents/%2e%2e/keys", "/v1/chat/completions/..;/x"],
+)
+async def test_a_path_is_taken_as_it_is(caller: Caller, impatient: str, path: str) -> None:
+    answer = await say(impatient, head(caller, "Content-Length: 2", "Connection: close", path=path) + b"{}")
+    assert answer.split(b" ")[1] in (b"400", b"401", b"403", b"404", b"405")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "X-Forwarded-Host: evil",
+        "X-Forwarded-For: 127.0.0.1",
+        "X-Original-URL: /admin/v1/agents",
+        "X-Http-Method-Override: GET",
+    ],
+)
+async def test_headers_of_proxies_open_nothing(impatient: str, header: str) -> None:
+    lines = ["GET /admin/v1/agents HTTP/1.1", "Host: evil.example", header, "Connection: close", "", ""]
+    answer = await say(impatient, "\r\n".join(lines).encode())
+    assert answer.startswith(b"HTTP/1.1 401")
+    assert b"evil" not in answer
+
+
+async def test_a_compressed_body_is_not_unpacked(caller: Caller, impatient: str) -> None:
+    answer = await say(
+        impatient,
+        head(caller, "Content-Encoding: gzip", "Content-Length: 4", "Connection: close") + b"\x1f\x8b\x08\x00",
+    )
+    assert answer.startswith(b"HTTP/1.1 400")
