@@ -214,6 +214,10 @@ async def test_by_hand_everywhere(pair: tuple[Breakers, Breakers]) -> None:
     await two.force("model:m", opened=False)
     await one.sync()
     assert one.blocked(MODEL) is None
+    await one.force("model:m", opened=True)
+    await two.force("model:m", opened=False)  # it has not heard of the other's, and is the last that was said
+    await one.sync()
+    assert one.blocked(MODEL) is None
 
 
 async def test_a_probe_whose_process_dies_keeps_nobody_out_for_longer_than_its_lifetime(redis_url: str) -> None:
@@ -289,6 +293,40 @@ async def test_i6_without_redis_it_goes_on_in_the_process_and_merges_when_it_is_
         assert row.why == "by hand"
         assert row.retry_s is not None
         assert row.retry_s > 100
+
+
+async def test_of_two_that_open_it_at_once_the_longer_counts(
+    redis_url: str, pair: tuple[Breakers, Breakers], clock: Clock
+) -> None:
+    one, _ = pair
+    async with breakers(redis_url, replace(RULES, open_s=30.0), clock=clock) as shorter:
+        for first, second in ((shorter, one), (one, shorter)):
+            await fail(first)
+            await fail(second)
+            await first.sync()
+            await second.sync()
+            await first.sync()
+            for each in (shorter, one):
+                [row] = [row for row in each.states() if row.name == "model:m"]
+                assert row.retry_s is not None
+                assert row.retry_s > 50
+            await one.force("model:m", opened=False)
+            await shorter.sync()
+
+
+async def test_a_probe_is_believed_though_the_answer_to_what_was_told_before_is_lost(
+    pair: tuple[Breakers, Breakers], clock: Clock
+) -> None:
+    one, two = pair
+    await fail(one)
+    await one.sync()
+    one._seen.clear()  # as after a timeout
+    await two.sync()
+    clock.now += 100
+    (await one.enter(MODEL)).succeeded()
+    await one.sync()
+    await two.sync()
+    assert (state_of(one, "model:m"), state_of(two, "model:m")) == (CLOSED, CLOSED)
 
 
 async def test_a_probe_that_succeeds_closes_what_another_process_opened_before(redis_url: str) -> None:

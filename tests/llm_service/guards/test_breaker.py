@@ -126,6 +126,15 @@ def test_what_is_older_than_the_window_is_forgotten() -> None:
     assert breaker.state == CLOSED
 
 
+def test_what_failed_before_it_was_closed_is_forgotten() -> None:
+    breaker, _, _ = opened()
+    breaker.force(opened=False, seconds=0)
+    breaker.succeeded()
+    breaker.succeeded()
+    breaker.failed()
+    assert breaker.state == CLOSED  # one of three, and not four of six
+
+
 def test_calls_that_began_before_it_opened_say_nothing() -> None:
     breaker, _, heard = opened()
     breaker.failed()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from typing import Any
+from unittest.mock import ANY
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -228,6 +230,23 @@ async def test_what_was_not_told_is_told_later() -> None:
     assert await breakers.sync()
     told = [[each for each in command.arguments if each.startswith("model:")] for command in (*stuck.sent, *lane.sent)]
     assert told == [["model:m"], ["model:m"], []]
+
+
+async def test_what_changes_here_while_others_are_heard_is_told_as_based_on_what_was_known_before() -> None:
+    breakers, _, _ = made()
+    there = {"state": "closed", "until_ms": 0, "at_ms": 0, "why": "there", "tries": 0, "owner": "two", "version": "v1"}
+
+    class Meanwhile(AnsweringLane):
+        async def run(self, command: Command) -> str:
+            if not self.sent:
+                await fail(breakers)
+            return await super().run(command)
+
+    lane = through(breakers, Meanwhile(orjson.dumps({"now_ms": 0, "states": {"model:m": there}}).decode()))
+    await breakers.sync()
+    assert states(breakers) == {"model:m": OPEN}
+    await breakers.sync()
+    assert lane.sent[1].arguments[3:] == ("model:m", OPEN, ANY, "2 calls failed in a row", "1", "0", "")
 
 
 async def test_sharing_goes_on_after_an_answer_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
