@@ -1,0 +1,196 @@
+"""What a changed policy would have done to a period of the ledger: refused, downgraded, saved.
+
+The replay is pure: posted calls in the order in which they began, and a policy, in; sums out. What it assumes is said
+with its result: a call would have had the same tokens; its cost counts when it begins (holds are not replayed, so
+calls at the same time are taken one after the other); a call that was refused then stays refused.
+
+What must hold: the policy as it was refuses nothing and costs what the ledger says; a lower limit never costs more.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import asyncpg
+
+from llm_service.errors import NotFound
+from llm_service.pacing import Curve
+from llm_service.treasury.connection import AWAY, away
+from llm_service.types import Usage
+
+#: (model, usage) → nano-dollars; None: the catalogue has no such model.
+PriceOf = Callable[[str, Usage], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PastWindow:
+    """A window that a call fell into."""
+
+    id: int
+    budget: str
+    limit_nano: int
+    starts_at: datetime
+    ends_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class PastCall:
+    """One attempt that was posted."""
+
+    started_at: datetime
+    agent: str
+    model: str
+    requested_model: str
+    cost_nano: int
+    usage: Usage
+    windows: tuple[PastWindow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is to be different. Limits in nano-dollars and curves by budget; `downgrades`: model → (cheaper, share).
+
+    A share is in basis points of each limit that the call falls under.
+    """
+
+    limits: Mapping[str, int] = field(default_factory=dict[str, int])
+    paces: Mapping[str, Curve] = field(default_factory=dict[str, Curve])
+    downgrades: Mapping[str, tuple[str, int]] = field(default_factory=dict[str, tuple[str, int]])
+
+
+@dataclass(slots=True)
+class Replayed:
+    """Sums, in nano-dollars. `by_budget` counts refusals by the budget that refused."""
+
+    calls: int = 0
+    spent_nano: int = 0
+    would_spend_nano: int = 0
+    refused: int = 0
+    refused_nano: int = 0
+    downgraded: int = 0
+    downgraded_saved_nano: int = 0
+    by_budget: dict[str, int] = field(default_factory=dict[str, int])
+    by_agent: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def saved_nano(self) -> int:
+        """What would not have been spent."""
+        return self.spent_nano - self.would_spend_nano
+
+
+def replay(calls: Sequence[PastCall], policy: Policy, price: PriceOf) -> Replayed:
+    """Go through the calls, the earliest first, under another policy. Pure."""
+    result = Replayed()
+    spent: dict[int, int] = defaultdict(int)
+    for call in sorted(calls, key=lambda call: call.started_at):
+        result.calls += 1
+        result.spent_nano += call.cost_nano
+        cost_nano = call.cost_nano
+        cheaper = _downgrade(call, policy, spent, price)
+        if cheaper is not None and cheaper < cost_nano:
+            cost_nano = cheaper
+        refusing = next((w for w in call.windows if _room(w, call.started_at, policy, spent) < cost_nano), None)
+        if refusing is not None:
+            result.refused += 1
+            result.refused_nano += call.cost_nano
+            result.by_budget[refusing.budget] = result.by_budget.get(refusing.budget, 0) + 1
+            result.by_agent[call.agent] = result.by_agent.get(call.agent, 0) + 1
+            continue
+        if cost_nano < call.cost_nano:
+            result.downgraded += 1
+            result.downgraded_saved_nano += call.cost_nano - cost_nano
+        result.would_spend_nano += cost_nano
+        for window in call.windows:
+            spent[window.id] += cost_nano
+    return result
+
+
+def _room(window: PastWindow, at: datetime, policy: Policy, spent: Mapping[int, int]) -> float:
+    """What the window has left for a call; without end where the policy leaves its budget as it was."""
+    limit_nano = policy.limits.get(window.budget)
+    curve = policy.paces.get(window.budget)
+    if limit_nano is None and curve is None:
+        return float("inf")
+    most = limit_nano if limit_nano is not None else window.limit_nano
+    if curve is not None:
+        most = curve.allowed(most, window.starts_at, window.ends_at, at)
+    return most - spent.get(window.id, 0)
+
+
+def _downgrade(call: PastCall, policy: Policy, spent: Mapping[int, int], price: PriceOf) -> int | None:
+    """What the call would have cost at the cheaper model, if a budget's share for its own was used up."""
+    named = policy.downgrades.get(call.requested_model)
+    if named is None or call.model != call.requested_model:
+        return None
+    cheaper, share = named
+    for window in call.windows:
+        limit_nano = policy.limits.get(window.budget, window.limit_nano)
+        if spent.get(window.id, 0) + call.cost_nano > limit_nano * share // 10_000:
+            return price(cheaper, call.usage)
+    return None
+
+
+_CALLS = """
+SELECT l.started_at, a.name AS agent, l.model, coalesce(l.requested_model, l.model) AS requested_model,
+       l.cost_nano + coalesce((SELECT sum(c.cost_nano) FROM ledger c WHERE c.call_id = l.call_id AND c.attempt = l.attempt
+                               AND c.state = 'adjusted'), 0)::bigint AS cost_nano,
+       l.input_tokens, l.cached_tokens, l.cache_write_tokens, l.output_tokens, l.reasoning_tokens,
+       l.cache_write_1h_tokens, l.window_ids
+FROM ledger l JOIN agents a ON a.id = l.agent_id
+WHERE l.state <> 'adjusted' AND l.cost_nano > 0 AND l.started_at >= $1 AND l.started_at < $2
+ORDER BY l.started_at LIMIT $3
+"""
+_WINDOWS = """
+SELECT w.id, b.name AS budget, w.limit_nano, w.starts_at, w.ends_at
+FROM windows w JOIN budgets b ON b.id = w.budget_id WHERE w.id = ANY ($1::bigint[])
+"""
+_KNOWN = "SELECT DISTINCT name FROM budgets WHERE name = ANY ($1::text[])"
+#: More calls than this are not read at once.
+MOST_CALLS = 1_000_000
+
+
+async def read_calls(
+    pool: asyncpg.Pool, since: datetime, until: datetime, *, budgets: Sequence[str] = ()
+) -> list[PastCall]:
+    """The posted calls of a period, with their windows. `budgets` must exist.
+
+    Raises:
+        NotFound: a budget does not exist. TreasuryUnavailable: Postgres is away.
+    """
+    try:
+        known = {row["name"] for row in await pool.fetch(_KNOWN, list(budgets), timeout=30)}
+        rows = await pool.fetch(_CALLS, since, until, MOST_CALLS, timeout=120)
+        ids = {number for row in rows for number in row["window_ids"]}
+        windows = {
+            row["id"]: PastWindow(row["id"], row["budget"], row["limit_nano"], row["starts_at"], row["ends_at"])
+            for row in await pool.fetch(_WINDOWS, list(ids), timeout=60)
+        }
+    except AWAY as error:
+        raise away(error) from error
+    missing = sorted(set(budgets) - known)
+    if missing:
+        raise NotFound(
+            f"There is no budget {missing[0]!r}. See which there are: treasurer budget list.", param="budget"
+        )
+    return [
+        PastCall(
+            row["started_at"],
+            row["agent"],
+            row["model"],
+            row["requested_model"],
+            row["cost_nano"],
+            Usage(
+                row["input_tokens"],
+                row["cached_tokens"],
+                row["cache_write_tokens"],
+                row["output_tokens"],
+                row["reasoning_tokens"],
+                row["cache_write_1h_tokens"],
+            ),
+            tuple(windows[number] for number in row["window_ids"] if number in windows),
+        )
+        for row in rows
+    ]
