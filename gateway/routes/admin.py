@@ -7,6 +7,7 @@ What must hold: only administrators pass; a body is read after that, up to 64 Ki
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Coroutine
 from dataclasses import asdict
 from datetime import datetime
@@ -21,10 +22,13 @@ from gateway.auth import administrator, scheme
 from gateway.composition import Runtime
 from llm_service.administration import budgets, change_log, keys, limits, people
 from llm_service.administration import routes as serving
+from llm_service.administration.changes import ACTOR
 from llm_service.administration.inputs import MAX_ID, parse_duration, parse_moment
 from llm_service.errors import BodyTooLarge, InvalidRequest, NotFound, RequestTimeout
 from llm_service.guards.breakers import HELD_S, MOST_HELD_S, Breakers, names_of
 from llm_service.types import Scope
+
+log = logging.getLogger(__name__)
 
 _MAX_BODY_BYTES = 64 * 1024
 _BODY_S = 60
@@ -300,6 +304,8 @@ async def force_breaker(
             f"There is no breaker {name[:200]!r}: it is proxy, or model:NAME or provider:NAME of the catalogue.",
             param="name",
         )
+    # Not configuration, and so not in the log of changes: it ends by itself. Callers are not told who it was.
+    log.warning("breaker %s is set by hand (%s) by %s", name, state, ACTOR.get())
     everywhere = await runtime.breakers.force(name, opened=state == "open", seconds=seconds)
     [found] = [each for each in runtime.breakers.states() if each.name == name]
     return ForcedBreaker.model_validate({**asdict(found), "everywhere": everywhere})

@@ -143,7 +143,12 @@ async def test_only_breakers_of_the_catalogue_are_set_by_hand(caller: Caller, br
 
 
 async def test_the_command_line(
-    caller: Caller, breaking: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+    caller: Caller,
+    breaking: list[str],
+    service_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
 ) -> None:
     monkeypatch.setenv("TREASURER_DATA_DIR", str(tmp_path))
     monkeypatch.setenv("COLUMNS", "200")
@@ -176,6 +181,8 @@ async def test_the_command_line(
     code, told = await treasurer("open", "model:slip")
     assert (code, "There is no breaker 'model:slip'" in told) == (1, True)
     assert (await treasurer("reset", f"model:{MODEL}")) == (0, f"model:{MODEL} is closed.\n")
+    written = (service_dir / "breaking-gateway-0.log").read_text()
+    assert f"breaker model:{MODEL} is set by hand (close) by the fixed administrator's key" in written
     assert await ask(caller, breaking[0]) == ""
     at.model_copy(update={"gateway_url": "http://127.0.0.1:1"}).write()
     code, told = await treasurer("list")
