@@ -1,0 +1,284 @@
+"""The treasury against a model of it, by Hypothesis: any order of admissions, ends, crashes, sweeps and changes.
+
+The model is a dictionary and a few sums. After every step Postgres must have the model's sums to the nano-dollar, and
+every admission must have been decided as the model decides it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+from uuid import UUID
+
+import asyncpg
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from gateway.stack.postgres import EmbeddedPostgres, create_database
+from llm_service.administration import budgets, people
+from llm_service.administration.inputs import read_input
+from llm_service.ids import new_call_id
+from llm_service.principals import Principals
+from llm_service.treasury.audit import audit
+from llm_service.treasury.sweep import Sweeper
+from llm_service.treasury.treasury import Denial, DenialKind, Treasury
+from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
+
+_T = TypeVar("_T")
+_numbers = itertools.count(1)
+amounts = st.integers(1, 400)
+
+
+@dataclass
+class World:
+    """Postgres, and the loop that speaks to it."""
+
+    loop: asyncio.AbstractEventLoop
+    pool: asyncpg.Pool
+    url: str
+
+    def do(self, work: Coroutine[Any, Any, _T]) -> _T:
+        return self.loop.run_until_complete(work)
+
+
+@dataclass
+class Attempt:
+    """What the model knows of an attempt. `state`: held, posted, voided, expired or witnessed."""
+
+    amount: int
+    state: str = "held"
+    cost: int = 0
+    adjusted: bool = False
+    witnessed: int | None = None
+    expired: bool = False
+
+
+@dataclass
+class Model:
+    limit: int = 1_000
+    attempts: dict[UUID, Attempt] = field(default_factory=dict[UUID, Attempt])
+
+    @property
+    def pending(self) -> int:
+        return sum(each.amount for each in self.attempts.values() if each.state == "held")
+
+    @property
+    def posted(self) -> int:
+        return sum(each.cost for each in self.attempts.values() if each.state != "held")
+
+    def decide(self, amount: int, floor: int) -> tuple[str, int]:
+        if self.limit - self.posted < floor:
+            return "exhausted", 0
+        left = self.limit - self.posted - self.pending
+        return ("busy", 0) if left < floor else ("admitted", min(amount, left))
+
+
+WORLD: list[World] = []
+
+
+class TreasuryMachine(RuleBasedStateMachine):
+    """Rules are what callers, crashes, sweepers and administrators do."""
+
+    @initialize()
+    def begin(self) -> None:
+        (self.world,) = WORLD
+        self.name = f"agent-{next(_numbers)}"
+        self.model = Model()
+        new = {"name": self.name, "team": "default", "budget": {"limit": "0.000001"}}
+        self.world.do(people.create_agent(self.world.pool, read_input(people.NewAgent, new)))
+        self.treasury = Treasury(self.world.url, retry_s=0.01)
+        self.renew()
+
+    def renew(self) -> None:
+        self.who = self.world.do(Principals(self.world.pool).by_agent(self.name))
+
+    def request(self, amount: int, floor: int) -> HoldRequest:
+        line = ((self.who.budgets[0].id, ""),)
+        return HoldRequest(new_call_id(), 0, self.who, NO_CONTEXT, "m", amount, min(amount, floor), 600, line)
+
+    def of_state(self, *states: str) -> list[UUID]:
+        return [call_id for call_id, each in self.model.attempts.items() if each.state in states]
+
+    def settle(self, call_id: UUID, state: LedgerState, cost: int, source: UsageSource = UsageSource.PROVIDER) -> str:
+        settlement = Settlement(call_id, 0, state, cost, Usage(1, output_tokens=1), source)
+
+        async def run() -> str:
+            return await self.treasury.settle_soon(settlement)
+
+        return self.world.do(run())
+
+    @rule(asked=st.lists(st.tuples(amounts, st.integers(1, 100)), min_size=1, max_size=4))
+    def callers_ask_at_once(self, asked: list[tuple[int, int]]) -> None:
+        requests = [self.request(*each) for each in asked]
+
+        async def admit() -> list[Hold | Denial]:
+            return list(await asyncio.gather(*map(self.treasury.admit, requests)))
+
+        for request, answer in zip(requests, self.world.do(admit()), strict=True):
+            verdict, granted = self.model.decide(request.amount_nano, request.floor_nano)
+            if isinstance(answer, Hold):
+                assert (verdict, granted) == ("admitted", answer.amount_nano)
+                self.model.attempts[request.call_id] = Attempt(granted)
+            else:
+                assert verdict == {DenialKind.EXHAUSTED: "exhausted", DenialKind.BUSY: "busy"}[answer.kind]
+
+    @precondition(lambda self: self.of_state("held"))
+    @rule(data=st.data(), posts=st.booleans())
+    def an_owner_settles(self, data: st.DataObject, posts: bool) -> None:
+        call_id = data.draw(st.sampled_from(self.of_state("held")))
+        attempt = self.model.attempts[call_id]
+        cost = data.draw(st.integers(0, attempt.amount)) if posts else 0
+        assert self.settle(call_id, LedgerState.POSTED if posts else LedgerState.VOIDED, cost) == "settled"
+        attempt.state, attempt.cost = ("posted" if posts else "voided"), cost
+
+    @precondition(lambda self: self.of_state("posted", "voided"))
+    @rule(data=st.data(), cost=amounts)
+    def what_has_ended_is_settled_again(self, data: st.DataObject, cost: int) -> None:
+        call_id = data.draw(st.sampled_from(self.of_state("posted", "voided")))
+        assert self.settle(call_id, LedgerState.POSTED, cost) == "already"
+
+    @rule(cost=amounts)
+    def what_was_never_held_is_settled(self, cost: int) -> None:
+        """The void of an admission whose answer was lost, and which had never been written."""
+        assert self.settle(new_call_id(), LedgerState.VOIDED, 0) == "unknown"
+
+    @precondition(lambda self: self.of_state("held"))
+    @rule(data=st.data())
+    def an_owner_dies(self, data: st.DataObject) -> None:
+        """Nobody settles it; its lifetime passes."""
+        call_id = data.draw(st.sampled_from(self.of_state("held")))
+        self.model.attempts[call_id].expired = True
+        statement = "UPDATE holds SET expires_at = now() - interval '1 second' WHERE call_id = $1"
+        self.world.do(self.world.pool.execute(statement, call_id))
+
+    @precondition(lambda self: self.of_state("held", "expired"))
+    @rule(data=st.data())
+    def a_witness_comes(self, data: st.DataObject) -> None:
+        call_id = data.draw(st.sampled_from(self.of_state("held", "expired")))
+        attempt = self.model.attempts[call_id]
+        if attempt.witnessed is not None:
+            return
+        attempt.witnessed = data.draw(st.integers(1, attempt.amount))
+        self.world.do(
+            self.world.pool.execute(
+                "INSERT INTO witnesses (id, call_id, attempt, outcome, model, cost_nano, input_tokens, ended_at) "
+                "VALUES ($1, $2, 0, 'success', 'm', $3::integer, $3::integer, now())",
+                new_call_id(), call_id, attempt.witnessed,
+            )
+        )  # fmt: skip
+
+    @rule(sweepers=st.integers(1, 3))
+    def sweepers_sweep(self, sweepers: int) -> None:
+        """However many: each hold ends once."""
+        every = [
+            Sweeper(self.world.pool, self.treasury, lambda _m, _d, usage, _t: usage.input_tokens)
+            for _ in range(sweepers)
+        ]
+
+        async def sweep() -> None:
+            await asyncio.gather(*(each.sweep() for each in every))
+
+        self.world.do(sweep())
+        for attempt in self.model.attempts.values():
+            if attempt.state == "held" and attempt.expired:
+                attempt.state = "expired" if attempt.witnessed is None else "witnessed"
+                attempt.cost = attempt.amount if attempt.witnessed is None else attempt.witnessed
+            elif attempt.state == "expired" and attempt.witnessed is not None and not attempt.adjusted:
+                attempt.cost, attempt.adjusted = attempt.witnessed, True
+
+    @precondition(lambda self: self.of_state("expired", "witnessed"))
+    @rule(data=st.data())
+    def an_owner_comes_late(self, data: st.DataObject) -> None:
+        """It was stopped for longer than its hold lived, and knows the provider's report: an adjustment, once."""
+        call_id = data.draw(st.sampled_from(self.of_state("expired", "witnessed")))
+        attempt = self.model.attempts[call_id]
+        cost = data.draw(st.integers(0, attempt.amount))
+        corrects = not attempt.adjusted and (attempt.state == "expired" or cost != attempt.cost)
+        assert self.settle(call_id, LedgerState.POSTED, cost) == ("adjusted" if corrects else "already")
+        if corrects:
+            attempt.cost, attempt.adjusted = cost, True
+
+    @rule(limit=st.integers(1, 2_000))
+    def an_administrator_changes_the_limit(self, limit: int) -> None:
+        change = read_input(budgets.ChangeBudget, {"limit": f"{limit / 10**9:.9f}"})
+        self.world.do(budgets.change_budget(self.world.pool, self.who.budgets[0].name, change))
+        self.model.limit = limit
+        self.renew()
+
+    @rule()
+    def the_process_is_started_again(self) -> None:
+        self.world.do(self.treasury.close())
+        self.treasury = Treasury(self.world.url, retry_s=0.01)
+
+    @invariant()
+    def the_books_are_the_models(self) -> None:
+        if not hasattr(self, "who"):
+            return
+        row = self.world.do(
+            self.world.pool.fetchrow(
+                "SELECT coalesce(sum(posted_nano), 0)::bigint AS posted, coalesce(sum(pending_nano), 0)::bigint AS pending "
+                "FROM windows WHERE budget_id = $1",
+                self.who.budgets[0].id,
+            )
+        )
+        assert row is not None
+        assert (row["posted"], row["pending"]) == (self.model.posted, self.model.pending)
+
+    def teardown(self) -> None:
+        if not hasattr(self, "who"):
+            return
+        self.world.do(self.treasury.close())
+        entries = self.world.do(
+            self.world.pool.fetch(
+                "SELECT call_id, count(*) FILTER (WHERE state <> 'adjusted') AS ends, sum(cost_nano)::bigint AS cost "
+                "FROM ledger l JOIN agents a ON a.id = l.agent_id WHERE a.name = $1 GROUP BY call_id",
+                self.name,
+            )
+        )
+        assert {row["call_id"]: (row["ends"], row["cost"]) for row in entries} == {
+            call_id: (1, each.cost) for call_id, each in self.model.attempts.items() if each.state != "held"
+        }
+        report = self.world.do(audit(self.world.pool, sweep_grace_s=10_000))
+        assert [difference for check in report.checks for difference in check.differences] == []
+
+
+@pytest.fixture
+def world(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator[World]:
+    loop = asyncio.new_event_loop()
+    name = f"model_{next(_numbers)}"
+
+    async def open_pool() -> asyncpg.Pool:
+        await create_database(postgres.url("postgres"), name, template=migrated_template)
+        return await asyncpg.create_pool(postgres.url(name), min_size=1, max_size=4)
+
+    try:
+        pool = loop.run_until_complete(open_pool())
+        WORLD.append(World(loop, pool, postgres.url(name)))
+        yield WORLD[0]
+        loop.run_until_complete(pool.close())
+    finally:
+        WORLD.clear()
+        loop.close()
+
+
+@pytest.mark.usefixtures("world")
+def test_the_treasury_is_its_model_whatever_happens() -> None:
+    run_state_machine_as_test(
+        TreasuryMachine,
+        settings=settings(
+            max_examples=30, stateful_step_count=25, deadline=None, database=None, derandomize=True,
+            suppress_health_check=list(HealthCheck),
+        ),
+    )  # fmt: skip
