@@ -121,6 +121,7 @@ async def test_i1_an_estimate_is_never_above_the_hold(text: str, most: int, choi
     parts, call = Parts(), admitted(max_tokens=most, n=choices)
     parts.counter.error = None if countable else ProxyUnavailable("away")
     cost = await parts.settler.settle(call, MISSING, lambda: (text.encode("utf-8", "replace").decode(), 1))
+    assert cost is not None
     assert 0 < cost <= call.hold.amount_nano
     assert parts.settled.usage.output_tokens <= most * choices
     if text.strip():
