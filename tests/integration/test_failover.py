@@ -182,3 +182,28 @@ async def test_a_paced_call_waits_as_long_as_its_route_says(stack: StackState) -
         with pytest.raises(openai.RateLimitError) as refused:
             await ask(caller, False, {"output_tokens": 1})
         assert refused.value.code in ("budget_paced", "insufficient_quota")
+
+
+@STREAMED
+async def test_a_fallback_after_a_billed_failure_pays_for_both(caller: Caller, streamed: bool) -> None:
+    """The operator has said that errors are billed: the first attempt's whole hold is spent, and never less than the bill."""
+    await route(caller, fallbacks=[{"model": SECOND}], bills_errors=True)
+    assert await ask(caller, streamed, {"status": 500, "billed": "full", "times": 1})
+    first, second = await caller.ledger()
+    assert (first["state"], first["usage_source"], first["cost_nano"]) == ("posted", "hold", first["held_nano"])
+    assert (second["state"], second["usage_source"]) == ("posted", "provider")
+    lines = await caller.invoice()
+    assert len(lines) == 2
+    assert second["cost_nano"] in [line["cost_nano"] for line in lines]
+    assert first["cost_nano"] >= await caller.billed_nano() - second["cost_nano"] > 0
+    assert await caller.faults() == []
+
+
+async def test_a_retry_that_consumed_tokens_is_an_attempt_with_a_cost(caller: Caller) -> None:
+    """A connection that broke after the work was done: what it cost stays held while the retry serves the call."""
+    await route(caller, retries=1)
+    assert await ask(caller, False, {"cut_before_headers": True, "billed": "full", "times": 1})
+    assert await caller.held() == 1
+    assert len(await caller.invoice()) == 2
+    (budget,) = (await caller.admin("GET", f"budgets?agent={caller.agent}"))["data"]
+    assert budget["posted_nano"] + budget["pending_nano"] >= await caller.billed_nano()

@@ -279,6 +279,6 @@ def test_the_treasury_is_its_model_whatever_happens() -> None:
         TreasuryMachine,
         settings=settings(
             max_examples=30, stateful_step_count=25, deadline=None, database=None, derandomize=True,
-            suppress_health_check=list(HealthCheck),
+            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         ),
     )  # fmt: skip
