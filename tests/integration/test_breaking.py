@@ -69,8 +69,14 @@ def breaking(stack: StackState, stop_with_us: Callable[[int], None], service_dir
 
 
 @pytest.fixture
-async def caller(stack: StackState) -> AsyncIterator[Caller]:
+async def caller(stack: StackState, breaking: list[str]) -> AsyncIterator[Caller]:
+    """A caller, once both processes have heard that every breaker is closed that the test before has left."""
     async with open_caller(stack) as caller:
+        deadline = time.monotonic() + PATIENCE_S
+        for url in breaking:
+            while set((await states(caller, url)).values()) - {"closed"}:
+                assert time.monotonic() < deadline, await states(caller, url)
+                await asyncio.sleep(0.1)
         yield caller
 
 

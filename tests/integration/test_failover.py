@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -10,7 +11,7 @@ import openai
 import pytest
 
 from gateway.stack.state import StackState
-from tests.integration.caller import Caller, open_caller, said, text_of
+from tests.integration.caller import PATIENCE_S, Caller, open_caller, said, text_of
 
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 FIRST, SECOND = "gpt-4.1-mini", "claude-haiku-5-5"
@@ -203,6 +204,10 @@ async def test_a_retry_that_consumed_tokens_is_an_attempt_with_a_cost(caller: Ca
     """A connection that broke after the work was done: what it cost stays held while the retry serves the call."""
     await route(caller, retries=1)
     assert await ask(caller, False, {"cut_before_headers": True, "billed": "full", "times": 1})
+    deadline = time.monotonic() + PATIENCE_S
+    while await caller.held() > 1:  # the retry's is settled off its caller's path
+        assert time.monotonic() < deadline, "the retry is not settled"
+        await asyncio.sleep(0.05)
     assert await caller.held() == 1
     assert len(await caller.invoice()) == 2
     (budget,) = (await caller.admin("GET", f"budgets?agent={caller.agent}"))["data"]
