@@ -12,6 +12,7 @@ call is then settled by the proxy's witness). Fields of a newer version are igno
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import logging
 import os
@@ -35,41 +36,75 @@ class SettlementSpool:
         self._folder = folder
         self._path = folder / f"{os.getpid()}-{secrets.token_hex(4)}.jsonl"
         self._file: BinaryIO | None = None
-        self._lines = 0
+        self._lines: list[bytes] = []
+        self._written = 0
 
     def __len__(self) -> int:
         """Settlements in this process's journal."""
-        return self._lines
+        return self._written
 
     def add(self, settlements: Sequence[Settlement]) -> bool:
-        """Keep settlements on disk. False: it does not take them (said in the log); they are in memory only."""
-        if not settlements:
+        """Keep settlements on disk, and those that an earlier `add` could not.
+
+        False: it does not take them (said in the log, once); they are in memory only, until a later `add` can.
+        """
+        waited = self._written < len(self._lines)
+        self._lines += [orjson.dumps(settlement) + b"\n" for settlement in settlements]
+        if not self._lines:
             return True
         try:
-            if self._file is None:
-                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                # Unbuffered: a whole write reaches the file or fails, nothing waits in between.
-                self._file = open(os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "ab", buffering=0)  # noqa: SIM115, PTH123  # it stays open
-                fcntl.flock(self._file, fcntl.LOCK_EX)
-            self._file.write(b"".join(orjson.dumps(settlement) + b"\n" for settlement in settlements))
-            os.fsync(self._file.fileno())
+            self._write(self._journal())
         except OSError as error:
-            log.error(
-                "%d settlements are not on disk: %s cannot be written (%s)", len(settlements), self._folder, error
-            )
+            if not waited or settlements:
+                log.error(
+                    "%d settlements are not on disk: %s cannot be written (%s)",
+                    len(self._lines) - self._written, self._folder, error,
+                )  # fmt: skip
             return False
-        self._lines += len(settlements)
         return True
 
     def clear(self) -> None:
         """Postgres has everything that this process had to settle."""
+        self._lines, self._written = [], 0
         if self._file is None:
             return
-        self._lines = 0
         with contextlib.suppress(OSError):
             self._path.unlink(missing_ok=True)
-        self._file.close()
-        self._file = None
+        self.close()
+
+    def _journal(self) -> BinaryIO:
+        """This process's journal, locked and in its place: begun anew where it was taken away.
+
+        A hand may have cleared the folder; a neighbour may have taken a journal that was not locked yet for a dead
+        process's.
+        """
+        for _ in range(3):
+            if self._file is None:
+                self._written = 0
+                self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                # Unbuffered: what was written has reached the file, nothing waits in between.
+                self._file = open(os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "ab", buffering=0)  # noqa: SIM115, PTH123  # it stays open
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+            if os.fstat(self._file.fileno()).st_nlink:
+                return self._file
+            self.close()
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    def _write(self, file: BinaryIO) -> None:
+        lines = self._lines[self._written :]
+        if not lines:
+            return
+        content = memoryview(b"".join(lines))
+        length = os.fstat(file.fileno()).st_size
+        try:
+            while content:  # a disk that fills up takes a part, and fails at the next
+                content = content[file.write(content) :]
+            os.fsync(file.fileno())
+        except OSError:
+            with contextlib.suppress(OSError):
+                file.truncate(length)  # or the next line would begin in the middle of a torn one
+            raise
+        self._written += len(lines)
 
     def close(self) -> None:
         """Let go of the journal: what is in it is anybody's."""

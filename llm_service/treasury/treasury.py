@@ -158,9 +158,9 @@ class Treasury:
 
     def _went_away(self) -> None:
         """Postgres does not take what it is given: from now on it goes to disk, too."""
-        if not self._away and self._spool is not None:
+        if self._spool is not None:
+            self._spool.add([] if self._away else list(self._unsettled.values()))
             self._away = True
-            self._spool.add(list(self._unsettled.values()))
 
     async def recover(self) -> int:
         """Settle what processes that died while Postgres was away have left on disk; how many.
@@ -212,7 +212,7 @@ class Treasury:
         try:
             await asyncio.wait_for(self.drain(), timeout_s)
         except TimeoutError:
-            kept = self._spool is not None and (self._away or self._spool.add(list(self._unsettled.values())))
+            kept = self._spool is not None and self._spool.add([] if self._away else list(self._unsettled.values()))
             who = "whoever comes next settles them from the spool" if kept else "the sweeper will settle them"
             log.warning("closing with %d settlements not written; %s", self.unsettled, who)
         if self._spool is not None:

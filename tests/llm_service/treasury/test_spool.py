@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
+import resource
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -75,10 +80,84 @@ def test_what_postgres_has_is_not_kept(tmp_path: Path) -> None:
     spool.close()
 
 
-def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_folder_that_cannot_be_written_is_said_and_tried_again(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").touch()
-    assert not SettlementSpool(tmp_path / "file" / "x").add([one()])
+    spool, kept = SettlementSpool(tmp_path / "file" / "x"), [one(1), one(2)]
+    assert not spool.add(kept[:1])
+    assert not spool.add([])
+    assert caplog.text.count("not on disk") == 1
+    (tmp_path / "file").unlink()
+    assert spool.add(kept[1:])
+    assert journal(tmp_path / "file" / "x") == kept
+    spool.close()
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Files may grow to so many bytes: as on a full disk, a write stops in the middle."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def journal(folder: Path) -> list[Settlement]:
+    (path,) = folder.iterdir()
+    return read_lines(path.read_bytes())
+
+
+def test_a_disk_that_fills_up_tears_no_line_and_what_it_did_not_take_follows(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    spool, kept = SettlementSpool(tmp_path), [one(1), one(2), one(3)]
+    assert spool.add(kept[:1])
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    with room_for(len(whole) + 40):
+        assert not spool.add(kept[1:2])
     assert "not on disk" in caplog.text
+    assert (len(spool), path.read_bytes()) == (1, whole)
+    assert spool.add(kept[2:])
+    assert (len(spool), journal(tmp_path)) == (3, kept)
+    spool.close()
+
+
+def test_a_journal_that_was_taken_away_is_written_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "spool"
+    spool, kept = SettlementSpool(folder), [one(1), one(2)]
+    assert spool.add(kept[:1])
+    shutil.rmtree(folder)
+    assert spool.add([])
+    assert journal(folder) == kept[:1]
+    shutil.rmtree(folder)
+    assert spool.add(kept[1:])
+    assert journal(folder) == kept
+    spool.close()
+
+
+def test_a_journal_that_a_neighbour_takes_before_it_is_locked_is_begun_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    neighbour = SettlementSpool(tmp_path)
+    real, taken = fcntl.flock, list[Path]()
+
+    def flock(file: int, how: int) -> None:
+        if not taken:  # between our opening and our lock
+            taken.extend(neighbour.orphans())
+            with neighbour.orphan(taken[0]) as left:
+                assert left == []
+                taken[0].unlink()
+        real(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", flock)
+    spool, kept = SettlementSpool(tmp_path), one()
+    assert spool.add([kept])
+    assert journal(tmp_path) == [kept]
+    spool.close()
 
 
 def test_a_process_that_is_killed_leaves_its_journal_to_others(tmp_path: Path) -> None:
