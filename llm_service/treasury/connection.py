@@ -16,7 +16,8 @@ import asyncpg
 
 from llm_service.errors import TreasuryUnavailable
 
-#: What asyncpg raises when the server is gone, going, starting, full, or does not answer in time.
+#: What asyncpg raises when the server is gone, going, starting, full, closed to us, a standby that takes no writes, or
+#: does not answer in time.
 AWAY = (
     OSError,
     TimeoutError,
@@ -28,6 +29,8 @@ AWAY = (
     asyncpg.PostgresSystemError,
     asyncpg.QueryCanceledError,
     asyncpg.InvalidCatalogNameError,
+    asyncpg.ObjectNotInPrerequisiteStateError,  # of a database that accepts no connections
+    asyncpg.ReadOnlySQLTransactionError,
 )
 
 

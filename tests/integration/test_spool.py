@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from gateway.stack.postgres import EmbeddedPostgres
 from llm_service.administration import people
 from llm_service.administration.inputs import read_input
 from llm_service.errors import TreasuryUnavailable
@@ -79,6 +81,49 @@ async def test_what_waits_for_postgres_is_on_disk_until_it_is_back(
     assert await asyncio.gather(*futures) == ["settled"] * 3
     assert (len(spool), list(tmp_path.iterdir())) == (0, [])
     assert await pool.fetchval("SELECT sum(cost_nano)::bigint FROM ledger") == 303
+    await treasury.close()
+
+
+async def test_a_disk_that_takes_nothing_at_first_has_it_all_later(
+    pool: asyncpg.Pool, database_url: str, tmp_path: Path, wire: Wire
+) -> None:
+    (tmp_path / "full").touch()
+    spool = SettlementSpool(tmp_path / "full")
+    treasury = Treasury(database_url, retry_s=0.02, spool=spool)
+    holds = await hold(pool, treasury)
+    wire.cut = True
+    futures = [treasury.settle_soon(posted(each, 7)) for each in holds]
+    await asyncio.sleep(0.1)
+    assert len(spool) == 0
+    (tmp_path / "full").unlink()
+    await until_spooled(spool, 3)
+    wire.cut = False
+    assert await asyncio.gather(*futures) == ["settled"] * 3
+    await treasury.close()
+
+
+@pytest.mark.parametrize("closed", ["ALLOW_CONNECTIONS false", "SET default_transaction_read_only = on"])
+async def test_a_database_that_is_closed_or_takes_no_writes_is_away_and_nothing_is_lost(
+    pool: asyncpg.Pool, database_url: str, postgres: EmbeddedPostgres, tmp_path: Path, closed: str
+) -> None:
+    spool = SettlementSpool(tmp_path)
+    treasury = Treasury(database_url, retry_s=0.02, spool=spool)
+    holds = await hold(pool, treasury, 2)
+    who = await Principals(pool).by_agent("news")
+    name = urlsplit(database_url).path.lstrip("/")
+    other = await asyncpg.connect(postgres.url("postgres"))
+    try:
+        await other.execute(f'ALTER DATABASE "{name}" {closed}')
+        await other.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = $1", name)
+        futures = [treasury.settle_soon(posted(each, 7)) for each in holds]
+        await until_spooled(spool, 2)
+        with pytest.raises(TreasuryUnavailable):
+            await treasury.admit(HoldRequest(uuid4(), 0, who, NO_CONTEXT, "m", 1, 1, 60, ()))
+    finally:
+        await other.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+        await other.execute(f'ALTER DATABASE "{name}" RESET ALL')
+        await other.close()
+    assert await asyncio.gather(*futures) == ["settled"] * 2
     await treasury.close()
 
 
