@@ -229,6 +229,8 @@ def surely_free(status: int, headers: Mapping[str, str]) -> bool:
     told = headers.get("x-treasurer-free")
     if told is not None:
         return told == "1"
+    if "x-treasurer-refused" in headers:  # our plugin let nothing through
+        return True
     if "x-litellm-model-id" in headers:
         return False
     if status >= 500 or status in (408, 422):

@@ -92,7 +92,8 @@ _used = UsedGrants(_folder("TREASURER_GRANT_DIR", ".treasurer/grants"))
 
 
 def _refusal(message: str, *, status: int, kind: str, code: str) -> ProxyException:
-    return ProxyException(message=message, type=kind, param=None, code=status, openai_code=code)
+    told = {"x-treasurer-refused": code}  # for the service: it was us, and no model
+    return ProxyException(message=message, type=kind, param=None, code=status, openai_code=code, headers=told)
 
 
 def _not_granted(reason: str) -> ProxyException:

@@ -94,6 +94,8 @@ async def test_i3_a_replay_is_refused(caller: Caller) -> None:
     answers = await asyncio.gather(*(caller.send(body, token) for _ in range(8)))
     assert sorted(status for status, _ in answers) == [200] + [401] * 7
     assert all("used before" in text for status, text in answers if status == 401)
+    async with caller.open(body, token) as response:
+        assert response.headers["x-treasurer-refused"] == "invalid_grant"
 
 
 async def test_i3_a_grant_opens_no_other_request(caller: Caller) -> None:

@@ -367,6 +367,7 @@ def test_any_error_answer_can_be_shown(status: int, headers: dict[str, str], sen
         (500, {}, False),
         (502, {}, False),
         (503, {}, False),
+        (503, {"x-treasurer-refused": "grants_unavailable"}, True),
         (504, {}, False),
         (408, {}, False),
         (422, {}, False),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.admission import Admission
-from llm_service.catalog import Catalog
+from llm_service.catalog import Catalog, Model
 from llm_service.errors import (
     BudgetExhausted,
     InvalidRequest,
@@ -24,6 +25,7 @@ from llm_service.errors import (
     UpstreamTimeout,
 )
 from llm_service.grants import GrantLimits, verify
+from llm_service.guards.passage import NO_BREAKERS, BreakerGate
 from llm_service.proxy import Unanswered, UpstreamAnswer
 from llm_service.service import LLMService
 from llm_service.settlement import Settler
@@ -78,7 +80,13 @@ FINISHING = replace(PRINCIPAL, routes=(Route(on_leave=OnLeave.FINISH),))
 
 
 class Parts:
-    def __init__(self, limit_nano: int | None = 10**9, *, proxy_enforces_limits: bool = False) -> None:
+    def __init__(
+        self,
+        limit_nano: int | None = 10**9,
+        *,
+        proxy_enforces_limits: bool = False,
+        breakers: BreakerGate = NO_BREAKERS,
+    ) -> None:
         self.treasury, self.limiter, self.sweeper = FakeTreasury(limit_nano), FakeLimiter(), FakeSweeper()
         self.counter, self.idempotency, self.upstream = FakeCounter(), FakeIdempotency(), FakeUpstream(ANSWER)
         self.records, self.refused = Records(), Refusals()
@@ -97,7 +105,7 @@ class Parts:
                 lifetime_s=330,
             ),
             upstream=self.upstream, idempotency=self.idempotency.real(), grant_secret=SECRET, parent=lambda: "parent",
-            proxy_enforces_limits=proxy_enforces_limits,
+            proxy_enforces_limits=proxy_enforces_limits, breakers=breakers,
         )  # fmt: skip
 
     async def renew(self, principal: Principal) -> Principal:
@@ -301,6 +309,48 @@ async def test_a_providers_refusal_is_passed_on_and_voided(parts: Parts) -> None
     assert (parts.settled.state, parts.settled.status, parts.settled.error_code) == (LedgerState.VOIDED, 429, "slow")
     assert parts.idempotency.released == ["k1"]
     parts.nothing_is_held()
+
+
+class Gate:
+    """Lets everything pass, and keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def blocked(self, model: Model) -> None:
+        return
+
+    async def enter(self, model: Model) -> Gate:
+        return self
+
+    def succeeded(self) -> None:
+        self.told.append("succeeded")
+
+    def failed(self, part: str = "model") -> None:
+        self.told.append(f"{part} failed")
+
+    def neutral(self) -> None:
+        self.told.append("neutral")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "told"),
+    [
+        (200, {}, "succeeded"),
+        (500, {}, "model failed"),
+        (401, {}, "model failed"),  # the operator's key at the provider
+        (429, {}, "neutral"),
+        (401, {"x-treasurer-refused": "invalid_grant"}, "neutral"),  # a clock that is wrong, for one
+        (503, {"x-treasurer-refused": "grants_unavailable"}, "neutral"),
+    ],
+)
+async def test_a_models_breaker_is_told_of_the_model(status: int, headers: dict[str, str], told: str) -> None:
+    gate = Gate()
+    parts = Parts(breakers=gate)
+    parts.upstream.answer = UpstreamAnswer(status, headers, BODY if status == 200 else b"{}")
+    with contextlib.suppress(UpstreamError):
+        await parts.service.complete(chat_body(), PRINCIPAL, NO_CONTEXT)
+    assert gate.told == [told]
 
 
 async def test_i1_an_error_that_may_have_been_billed_is_left_to_the_witness(parts: Parts) -> None:
