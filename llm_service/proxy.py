@@ -242,13 +242,19 @@ def upstream_error(status: int, headers: Mapping[str, str], body: bytes) -> Upst
     """The proxy's error answer as ours, with the provider's status, message, code and Retry-After.
 
     The proxy's 401 and 403 speak of our grant or of the operator's provider key, never of the caller's
-    own key, so they become 502.
+    own key, so they become 502. A 500 over a request that LiteLLM could not read, and so sent to nobody (our plugin
+    says which), is the caller's mistake: a 400, of which no breaker and no route makes a failure of the model.
     """
+    unreadable = status == 500 and headers.get("x-treasurer-unreadable") == "1"
+    if unreadable:
+        status = 400
     try:
         content: object = orjson.loads(body)
     except orjson.JSONDecodeError:
         content = None
     fields: object = cast("dict[str, object]", content).get("error") if isinstance(content, dict) else None
+    if unreadable and isinstance(fields, dict):
+        fields = cast("dict[str, object]", fields) | {"type": "invalid_request_error", "code": None}
     retry_after: float | None = None
     given = headers.get("Retry-After") or headers.get("llm_provider-retry-after")
     if given is not None and _SECONDS.fullmatch(given):

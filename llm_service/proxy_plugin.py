@@ -48,6 +48,7 @@ _FREE = "treasurer_free"  # set on a request that failed: "1" if nothing can hav
 _LINGER_S = 2.0
 _MOST_FAILED = 10_000
 _FINISH_S = 300.0
+_UNREADABLE = "treasurer_unreadable"  # set on a request that LiteLLM could not put into any provider's words
 _ENDED = "treasurer_witnessed"  # set on a stream that did not end by itself, and on a failure: its witness is written
 
 #: Fields of a body that steer LiteLLM, or a provider past LiteLLM, to what was not held for: another model, another
@@ -80,6 +81,8 @@ _STEERING = frozenset(
     }
 )
 _HARMLESS = frozenset({"metadata", "tags"})
+#: Headers that steer LiteLLM (`x-litellm-num-retries`), or that it passes on to a provider (`anthropic-beta`).
+_STEERING_HEADERS = ("x-litellm-", "litellm-", "anthropic-", "openai-", "x-mcp-")
 
 
 def _folder(name: str, fallback: str) -> Path:
@@ -115,6 +118,7 @@ async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
     path = str(request.scope.get("path", ""))
     if path not in CALL_PATHS and path not in READ_PATHS:
         raise _not_granted("no grant opens this path")
+    _check_surroundings(request)
     if len(_secret) < 32:
         raise _refusal(
             "TREASURER_GRANT_SECRET is not set, so that no grant can be checked",
@@ -130,6 +134,17 @@ async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
         _check_steering(fields)
         _use_once(grant)
     return _identity(grant)
+
+
+def _check_surroundings(request: Any) -> None:
+    """A grant names a path and a body, and LiteLLM reads more than these: `?model=` goes before the body's model."""
+    if request.scope.get("query_string"):
+        raise _not_granted("a granted request has no query")
+    if steering := sorted(name for name in request.headers if name.lower().startswith(_STEERING_HEADERS)):
+        raise _not_granted(f"a granted request has no header {steering[0][:40]}")
+    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if kind != "application/json":
+        raise _not_granted("a granted request is JSON")
 
 
 def _check_steering(fields: Mapping[str, Any]) -> None:
@@ -205,7 +220,8 @@ class WitnessLogger(CustomLogger):
     def __init__(self, writer: WitnessWriter) -> None:
         super().__init__()
         self._writer: WitnessWriter = writer
-        self._failed: dict[str, bool] = {}  # by grant: whether all of its attempts that failed were free
+        #: By grant: whether all of its attempts that failed were free, and whether all were unreadable.
+        self._failed: dict[str, tuple[bool, bool]] = {}
 
     async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
         """An answer was served whole (a stream: to its end). LiteLLM may tell it twice, if the reader had left."""
@@ -220,8 +236,9 @@ class WitnessLogger(CustomLogger):
     ) -> None:
         """One attempt at one deployment failed before it answered; the router may try another."""
         started = getattr(request_data.get("litellm_logging_obj"), "start_time", None)
-        free = surely_free(exception) or _details(request_data).get("api_call_start_time") is None
-        self._remember(_metadata(request_data).get("user_api_key_metadata"), free)
+        sent = _details(request_data).get("api_call_start_time") is not None
+        free = surely_free(exception) or not sent
+        self._remember(_metadata(request_data).get("user_api_key_metadata"), free, not sent and unreadable(exception))
         cost = 0 if free else None
         self._record("failure", request_data, None, cost, started, None, exception)
         for cause in _causes(exception):
@@ -233,10 +250,11 @@ class WitnessLogger(CustomLogger):
     ) -> None:
         """A request failed. Some providers (Google) are asked for a stream only when its first chunk is: after the
         hook above, and before the one below."""
-        free = self._failed.pop(_name(getattr(user_api_key_dict, "metadata", None)), None)
+        free, unread = self._failed.pop(_name(getattr(user_api_key_dict, "metadata", None)), (None, False))
         if free is None:  # no attempt failed: LiteLLM refused it before (a cooldown), or a stream broke late
             free = surely_free(original_exception) or not request_data.get("stream")
         request_data[_FREE] = "1" if free else "0"
+        request_data[_UNREADABLE] = "1" if unread else "0"
         told = any(getattr(cause, _ENDED, False) for cause in _causes(original_exception))
         if not told and surely_free(original_exception):
             self._record("failure", request_data, None, 0, None, None, original_exception)
@@ -244,9 +262,9 @@ class WitnessLogger(CustomLogger):
     async def async_post_call_response_headers_hook(
         self, data: Any, user_api_key_dict: Any, response: Any, request_headers: Any = None
     ) -> dict[str, str] | None:
-        """An error answer says whether anything can have been billed."""
+        """An error answer says whether anything can have been billed, and whether the request itself was at fault."""
         free = data.get(_FREE) if response is None else None
-        return None if free is None else {"x-treasurer-free": free}
+        return None if free is None else {"x-treasurer-free": free, "x-treasurer-unreadable": data[_UNREADABLE]}
 
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
@@ -270,9 +288,10 @@ class WitnessLogger(CustomLogger):
             self._record_cut("failure", request_data, stream.seen, error)
             raise
 
-    def _remember(self, metadata: Any, free: bool) -> None:
+    def _remember(self, metadata: Any, free: bool, unread: bool) -> None:
         name = _name(metadata)
-        self._failed[name] = free and self._failed.get(name, True)
+        all_free, all_unread = self._failed.get(name, (True, True))
+        self._failed[name] = free and all_free, unread and all_unread
         if len(self._failed) > _MOST_FAILED:  # of requests that another deployment served after all
             del self._failed[next(iter(self._failed))]
 
@@ -350,6 +369,19 @@ def surely_free(error: BaseException) -> bool:
     these; the causes that they were raised from do not.
     """
     return any(type(cause).__name__ in _FREE_CAUSES for cause in _causes(error))
+
+
+def unreadable(error: BaseException) -> bool:
+    """Whether LiteLLM stumbled over a request that it had not sent: over its caller's mistake, which it calls a 500.
+
+    Told by what it was raised from: Python's own errors and LiteLLM's. A network's, a file's or a cloud's
+    credentials' are the operator's to mend.
+    """
+    return getattr(error, "status_code", None) == 500 and all(
+        type(cause).__module__.partition(".")[0] in ("builtins", "json", "litellm", "pydantic_core")
+        and not isinstance(cause, OSError | TimeoutError | MemoryError | RecursionError)
+        for cause in _causes(error)
+    )
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:

@@ -94,7 +94,7 @@ class Sender:
             call.passage.failed()
         else:
             call.passage.neutral()
-        if upstream.status >= 500 and call.journey.route.bills_errors:
+        if min(upstream.status, error.status) >= 500 and call.journey.route.bills_errors:
             self._settler.post_hold(call, error)
         elif surely_free(upstream.status, upstream.headers):
             call.free()

@@ -89,6 +89,14 @@ async def ask(caller: Caller, url: str, script: dict[str, Any] | None = None) ->
     return ""
 
 
+async def heard(caller: Caller, url: str) -> None:
+    """Wait until a process has heard that an earlier test, by way of the other process, closed what it had opened."""
+    deadline = time.monotonic() + PATIENCE_S
+    while (await states(caller, url)).get(f"model:{MODEL}", "closed") != "closed":
+        assert time.monotonic() < deadline, "it has not heard"
+        await asyncio.sleep(0.05)
+
+
 async def states(caller: Caller, url: str) -> dict[str, str]:
     return {row["name"]: row["state"] for row in (await caller.admin("GET", "breakers", url=url))["data"]}
 
@@ -196,6 +204,29 @@ async def test_the_command_line(
 
 
 async def test_the_callers_own_errors_open_nothing(caller: Caller, breaking: list[str]) -> None:
+    await heard(caller, breaking[1])
     for _ in range(6):
         assert await ask(caller, breaking[1], {"status": 400}) not in ("breaker_open", "")
     assert await ask(caller, breaking[1]) == ""
+
+
+async def test_bodies_that_nobody_can_read_open_no_breaker(caller: Caller, breaking: list[str]) -> None:
+    """One agent's mistakes, which LiteLLM calls its own (500), must not keep the others from a model."""
+    url = breaking[1]
+    await heard(caller, url)
+    client = caller.client(url)
+    bodies: list[tuple[list[Any], dict[str, Any]]] = [
+        (said(), {"response_format": "no object"}),
+        ([*said(), {"role": "assistant", "tool_calls": 5}], {}),
+        ([{"role": "user", "content": [{"type": "refusal", "refusal": "x"}]}], {}),
+    ]
+    for stream in (False, True):
+        for messages, more in bodies:
+            with pytest.raises(openai.BadRequestError) as raised:
+                await client.chat.completions.create(
+                    model=MODEL, messages=messages, max_tokens=20, extra_body=more | {"stream": stream}
+                )
+            assert (raised.value.code, raised.value.type) == ("upstream_400", "invalid_request_error")
+    assert await ask(caller, url) == ""
+    assert [entry["state"] for entry in await caller.ledger()] == ["voided"] * 6 + ["posted"]
+    assert len(await caller.invoice()) == 1

@@ -54,7 +54,9 @@ def granted(content: bytes, path: str = CHAT, **changes: Any) -> str:
     return sign(SECRET, Grant(**fields))
 
 
-async def ask(token: str, content: bytes, path: str = CHAT, method: str = "POST") -> Any:
+async def ask(
+    token: str, content: bytes, path: str = CHAT, method: str = "POST", query: bytes = b"", **more: str
+) -> Any:
     """As LiteLLM asks: the body is read from the wire once, and its parsed form is kept on the request."""
     sent = False
 
@@ -64,14 +66,17 @@ async def ask(token: str, content: bytes, path: str = CHAT, method: str = "POST"
         sent = True
         return {"type": "http.request", "body": content, "more_body": False}
 
-    headers = [(b"content-type", b"application/json")]
-    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    given = {"content-type": "application/json", **{name.replace("_", "-"): value for name, value in more.items()}}
+    headers = [(name.encode(), value.encode()) for name, value in given.items()]
+    scope = {"type": "http", "method": method, "path": path, "query_string": query, "headers": headers}
     return await plugin.custom_auth(Request(scope, receive), token)
 
 
-async def refused(status: int, words: str, token: str, content: bytes, path: str = CHAT) -> None:
+async def refused(
+    status: int, words: str, token: str, content: bytes, path: str = CHAT, query: bytes = b"", **headers: str
+) -> None:
     try:
-        await ask(token, content, path)
+        await ask(token, content, path, query=query, **headers)
     except ProxyException as error:
         assert error.code == str(status), error.code
         assert words in error.message, error.message
@@ -110,6 +115,18 @@ async def check_a_body_that_steers_litellm_is_refused() -> None:
         await refused(400, field, granted(content), content)
     content = body(metadata={"a": "b"}, tools=[], service_tier="auto", reasoning_effort="low")
     await ask(granted(content), content)
+
+
+async def check_what_steers_litellm_beside_the_body_is_refused() -> None:
+    """LiteLLM takes a model from the query before the body's, and retries, timeouts and more from headers."""
+    content = body()
+    token = granted(content)
+    await refused(401, "query", token, content, query=b"model=gpt-4o-audio-preview")
+    await refused(401, "x-litellm-num-retries", token, content, x_litellm_num_retries="3")
+    await refused(401, "x-litellm-timeout", token, content, x_litellm_timeout="3")
+    await refused(401, "anthropic-beta", token, content, anthropic_beta="context-1m")
+    await refused(401, "JSON", token, content, content_type="application/x-www-form-urlencoded")
+    await ask(token, content, content_type="application/json; charset=utf-8")
 
 
 async def check_reads_may_be_repeated() -> None:
@@ -307,6 +324,28 @@ async def check_an_error_says_whether_anything_can_have_been_billed() -> None:
     assert await told([], garbage) == "1", "a cooldown"
     assert await told([], garbage, stream=True) == "0"
     assert await told([], refused, stream=True) == "1"
+
+
+async def check_an_error_says_whether_the_request_was_at_fault() -> None:
+    logger = plugin.WitnessLogger(Kept())  # type: ignore[arg-type]
+    key = SimpleNamespace(metadata=METADATA["user_api_key_metadata"])
+
+    async def told(cause: BaseException, *, sent: bool = False, status: int = 500) -> str:
+        call = SimpleNamespace(model_call_details={"api_call_start_time": 1} if sent else {}, start_time=None)
+        error = RuntimeError("litellm's own")
+        error.status_code, error.__cause__ = status, cause  # type: ignore[attr-defined]
+        request: dict[str, Any] = {}
+        failed = {"model": "openai/gpt-4o", "metadata": METADATA, "litellm_logging_obj": call}
+        await logger.async_post_call_failure_deployment_hook(failed, error, None)
+        await logger.async_post_call_failure_hook(request, error, key)
+        return (await logger.async_post_call_response_headers_hook(request, None, None))["x-treasurer-unreadable"]  # type: ignore[index]
+
+    assert await told(KeyError("name")) == "1"
+    assert await told(ValueError("Unsupported response_format type")) == "1"
+    assert await told(KeyError("name"), sent=True) == "0", "over an answer"
+    assert await told(KeyError("name"), status=429) == "0"
+    assert await told(ConnectionError("no token")) == "0", "the operator's"
+    assert await told(type("TransportError", (Exception,), {"__module__": "google.auth.exceptions"})("x")) == "0"
 
 
 async def check_a_stream_that_breaks_is_witnessed_and_breaks() -> None:

@@ -333,6 +333,22 @@ def test_the_proxys_error_as_ours(status: int, sent: bytes, expected: tuple[int,
 
 
 @pytest.mark.parametrize(
+    ("status", "said", "expected"),
+    [
+        (500, "1", (400, "upstream_400", "invalid_request_error")),
+        (500, "0", (500, "upstream_500", "internal_server_error")),
+        (503, "1", (503, "upstream_503", "internal_server_error")),
+    ],
+)
+def test_a_request_that_litellm_could_not_read_is_its_callers_mistake(
+    status: int, said: str, expected: tuple[int, str, str]
+) -> None:
+    sent = body(message="'name'", type="internal_server_error", code=str(status))
+    error = upstream_error(status, CIMultiDict({"x-treasurer-unreadable": said}), sent)
+    assert (error.status, error.code, error.type) == expected
+
+
+@pytest.mark.parametrize(
     ("given_as", "seconds"),
     [("7", 7), ("1.5", 1.5), ("", None), ("soon", None), ("-1", None), ("²", None), (".", None), ("1.2.3", None),
      ("9" * 400, None), ("Wed, 21 Oct 2026 07:28:00 GMT", None)],
