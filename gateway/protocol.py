@@ -1,7 +1,9 @@
-"""Uvicorn's HTTP protocol, which does not wait for ever for a request's head.
+"""Uvicorn's HTTP protocol, which does not wait for ever for a request's head, nor takes an endless one.
 
 What must hold: a connection that says nothing, or drips its headers, is closed after `HEAD_S`, so that nobody keeps
-the gateway's connections by doing nothing. A request's body has a time of its own, where it is read.
+the gateway's connections by doing nothing. What comes beside bodies is bounded before anybody's key is looked at: the
+parser keeps a line until it ends, however long it is. A request's body has a time and a bound of its own, where it is
+read.
 """
 
 from __future__ import annotations
@@ -9,32 +11,67 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from llm_service.errors import InvalidRequest
 
 #: Seconds from the connection, or from a request's first byte, to the end of its headers.
 HEAD_S = 20.0
+#: The most that a request's address and headers may be. (Node's is 16 KiB, Apache's 8 KiB a line.)
+MOST_HEAD_BYTES = 64 * 1024
+#: Beside a body in chunks come their lengths: five bytes for a chunk of one.
+_BESIDE_A_BYTE = 8
 
 
 class PatientProtocol(HttpToolsProtocol):
-    """Closes connections whose request's head does not come in time."""
+    """Closes connections whose request's head does not come in time, or does not end."""
 
     _head_timer: asyncio.TimerHandle | None = None
+    _head_complete: bool = False
+    _beside_bytes: int = 0  # of this request, without its body
+    _body_bytes: int = 0
 
     def connection_made(self, transport: Any) -> None:
         """A caller has come: its first request is awaited."""
         super().connection_made(transport)
         self._await_head()
 
+    def data_received(self, data: bytes) -> None:
+        """Bytes of requests, wherever they were cut."""
+        self._beside_bytes += len(data)
+        super().data_received(data)
+        if self._beside_bytes > MOST_HEAD_BYTES + _BESIDE_A_BYTE * self._body_bytes:
+            self._too_long()
+
     def on_message_begin(self) -> None:
         """The first byte of a request on a connection that was kept."""
         super().on_message_begin()
+        self._head_complete = False
         if self._head_timer is None:
             self._await_head()
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """A header. What comes after a body in chunks is none: nothing reads it, and it must not look like one."""
+        if not self._head_complete:
+            super().on_header(name, value)
+
     def on_headers_complete(self) -> None:
         """The head is there."""
+        self._head_complete = True
         self._head_came()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A part of a request's body."""
+        self._beside_bytes -= len(body)
+        self._body_bytes += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """A request has come whole."""
+        self._beside_bytes = self._body_bytes = 0
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller has left."""
@@ -52,3 +89,25 @@ class PatientProtocol(HttpToolsProtocol):
     def _too_slow(self) -> None:
         if not self.transport.is_closing():
             self.transport.close()
+
+    def _too_long(self) -> None:
+        if self.transport.is_closing():
+            return
+        answering = self.cycle and not self.cycle.response_complete  # an earlier request, on the same connection
+        if not self._head_complete and not answering:
+            self.transport.write(_TOO_LONG)
+        self.transport.close()
+
+
+def _too_long_answer() -> bytes:
+    most = f"{MOST_HEAD_BYTES // 1024} KiB"
+    error = InvalidRequest(f"A request's address and headers may be at most {most}.", code="headers_too_large")
+    body = orjson.dumps(error.as_openai())
+    head = (
+        "HTTP/1.1 431 Request Header Fields Too Large\r\n"
+        f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+_TOO_LONG = _too_long_answer()

@@ -98,6 +98,29 @@ async def test_a_chunked_body_without_an_end_is_bounded(caller: Caller, impatien
     assert answer.startswith(b"HTTP/1.1 4")
 
 
+@pytest.mark.parametrize(
+    "endless", [b"GET /" + b"a" * 70_000, b"GET / HTTP/1.1\r\nx: " + b"a" * 70_000, b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 12_000]
+)  # fmt: skip
+async def test_a_head_without_an_end_is_bounded(impatient: str, endless: bytes) -> None:
+    """The parser keeps what it has not read to its end: nobody without a key may fill the gateway's memory."""
+    answer = await say(impatient, endless)
+    assert answer.startswith(b"HTTP/1.1 431")
+    assert b"headers_too_large" in answer
+
+
+@pytest.mark.parametrize("endless", [b"0\r\nx: " + b"a" * 70_000, b"2;x=" + b"a" * 70_000])
+async def test_what_comes_beside_a_body_is_bounded(caller: Caller, impatient: str, endless: bytes) -> None:
+    assert await say(impatient, head(caller, "Transfer-Encoding: chunked") + b"2\r\n{}\r\n" + endless) == b""
+
+
+async def test_a_body_in_small_chunks_comes_whole(caller: Caller, impatient: str) -> None:
+    body = b'{"messages": [], "model": "' + b"x" * 30_000 + b'"}'
+    chunks = b"".join(b"1\r\n%c\r\n" % byte for byte in body) + b"0\r\nx-trailer: y\r\n\r\n"
+    answer = await say(impatient, head(caller, "Transfer-Encoding: chunked", "Connection: close") + chunks)
+    assert answer.startswith(b"HTTP/1.1 400")
+    assert b"at most 200 printable characters" in answer
+
+
 async def test_many_silent_connections_keep_nobody_out(caller: Caller, impatient: str) -> None:
     parts = urlsplit(impatient)
     silent = [await asyncio.open_connection(parts.hostname, parts.port) for _ in range(200)]
