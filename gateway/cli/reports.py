@@ -182,7 +182,7 @@ def print_audit(made: AuditReport, console: Console) -> None:
         mark = Text("✓", style="green") if check.ok else Text("✗", style="bold red")
         counts = f"{check.examined:,} examined" + ("" if check.ok else f", {check.found:,} different")
         line = Text.assemble(
-            mark, f" {check.invariant}  {check.name:<{wide}}  ", (counts, "dim" if check.ok else "red")
+            mark, f" {check.invariant:<3}  {check.name:<{wide}}  ", (counts, "dim" if check.ok else "red")
         )
         console.print(line, soft_wrap=True)
         if not check.ok:

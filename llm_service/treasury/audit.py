@@ -15,7 +15,8 @@ from datetime import datetime
 import asyncpg
 
 from llm_service.errors import InvalidRequest
-from llm_service.treasury.audit_checks import RULES, Rule
+from llm_service.treasury.audit_checks import RULES
+from llm_service.treasury.audit_rule import Rule
 from llm_service.treasury.snapshot import snapshot
 
 #: Of each check, so many differences are named; the rest is counted.

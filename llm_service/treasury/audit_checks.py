@@ -9,35 +9,13 @@ I5 and I6 leave no trace in data: tests show them. I7 is a line here as far as d
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
 from decimal import Decimal
 
 import asyncpg
 
 from llm_service.money import format_dollars
-
-
-@dataclass(frozen=True, slots=True)
-class Note:
-    """Something worth knowing that is no failure: one row, and how to say it (None: nothing to say)."""
-
-    sql: str
-    say: Callable[[asyncpg.Record | None], str | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Rule:
-    """`examines` is a table (with a condition) to count; `with_grace`: $1 is a number of seconds."""
-
-    name: str
-    invariant: str
-    holds: str
-    examines: str
-    differences: str
-    say: Callable[[asyncpg.Record], str]
-    with_grace: bool = False
-    note: Note | None = None
+from llm_service.treasury.audit_configuration import AS_LOGGED, GUARDED
+from llm_service.treasury.audit_rule import Note, Rule
 
 
 def _money(value: int | Decimal | None) -> str:
@@ -390,5 +368,5 @@ RULES: tuple[Rule, ...] = (
     *(_WITHIN_LIMITS, _WITHIN_HOLDS, _BOUNDS, _OVERLAP, _LIMITS),
     *(_PENDING, _ONE_END, _IN_TIME, _CORRECTIONS, _SERVED_IS_POSTED, _WITNESSED),
     *(_POSTED, _NAMED_WINDOWS, _RIGHT_WINDOWS, _NEGATIVE, _GUARDED, _PRICES),
-    _IDEMPOTENT,
+    *(_IDEMPOTENT, GUARDED, AS_LOGGED),
 )

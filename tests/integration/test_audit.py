@@ -15,6 +15,7 @@ import pytest
 from llm_service.errors import InvalidRequest
 from llm_service.treasury.audit import MAX_NAMED, AuditReport, Check, audit
 from llm_service.treasury.audit_checks import RULES
+from llm_service.treasury.audit_configuration import LOGGED
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Hold, HoldRequest, LedgerState, Principal, Settlement
 
@@ -43,10 +44,14 @@ class Books:
         return failed
 
     async def tamper(self, *statements: str) -> None:
-        """Change what nothing may change: triggers and foreign keys are off, constraints must be dropped."""
+        """Change what nothing may change: triggers and foreign keys are off, constraints must be dropped.
+
+        But a budget is changed, and topped up, in the open, so that the log of changes is no difference of its own.
+        """
         async with self.pool.acquire() as connection, connection.transaction():
-            await connection.execute("SET LOCAL session_replication_role = replica")
             for statement in statements:
+                role = "origin" if statement.startswith(("UPDATE budgets", "INSERT INTO top_ups")) else "replica"
+                await connection.execute(f"SET LOCAL session_replication_role = {role}")
                 await connection.execute(statement)
 
     async def entry(self, **columns: object) -> None:
@@ -132,7 +137,7 @@ async def test_right_books_are_right_and_every_check_examined_something(books: B
     assert made.ok, made
     assert [check.name for check in made.checks if check.examined == 0] == []
     assert [check.name for check in made.checks] == [rule.name for rule in RULES]
-    assert {check.invariant for check in made.checks} == {"I1", "I2", "I3", "I4", "I7"}
+    assert {check.invariant for check in made.checks} == {"I1", "I2", "I3", "I4", "I7", "log"}
 
 
 async def test_i1_a_window_over_its_limit(books: Books) -> None:
@@ -404,6 +409,61 @@ async def test_i4_a_ledger_that_is_no_longer_guarded(books: Books, change: str) 
     await books.pool.execute(change)
     (check,) = await books.differences("ledger_is_guarded")
     assert change.split()[-1 if "DISABLE" in change else 2] in check.differences[0]
+
+
+async def test_a_change_log_that_is_no_longer_written(books: Books) -> None:
+    for number, table in enumerate([*LOGGED, "changes"], start=1):
+        trigger = "changes_immutable" if table == "changes" else "log_change"
+        drop, disable = f"DROP TRIGGER {trigger} ON {table}", f"ALTER TABLE {table} DISABLE TRIGGER {trigger}"
+        await books.pool.execute(drop if number % 2 else disable)
+        (check,) = await books.differences("changes_are_logged")
+        assert check.found == number
+        assert check.differences[-1].startswith(f"the trigger {trigger} on {table} is missing, off or another")
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ("DROP TRIGGER log_change ON teams; CREATE TRIGGER log_change AFTER INSERT ON teams FOR EACH ROW EXECUTE FUNCTION log_change()", 1),
+        ("CREATE OR REPLACE FUNCTION log_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", 8),
+        ("CREATE OR REPLACE FUNCTION changes_are_immutable() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", 1),
+    ],
+)  # fmt: skip
+async def test_a_change_log_whose_triggers_do_something_else(books: Books, change: str, found: int) -> None:
+    await books.pool.execute(change)
+    (check,) = await books.differences("changes_are_logged")
+    assert check.found == found
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("UPDATE agents SET floor_tokens = 17", "of agents is not what the log says"),
+        ("UPDATE agents SET paused_at = now() WHERE name = 'alice'", "of agents is not what the log says"),
+        ("INSERT INTO teams (organisation_id, name, created_at) VALUES (1, 'x', clock_timestamp())", "of teams was made, and the log does not"),
+        ("DELETE FROM top_ups", "of top_ups is gone, and the log does not say so"),
+        ("TRUNCATE top_ups", "of top_ups is gone, and the log does not say so"),
+        ("DELETE FROM changes WHERE kind = 'top_ups'", "of top_ups was made, and the log does not say so"),
+    ],
+)  # fmt: skip
+async def test_configuration_that_was_changed_behind_the_logs_back(books: Books, change: str, says: str) -> None:
+    top_up = "INSERT INTO top_ups (budget_id, amount_nano) VALUES ($1, 5)"
+    await books.pool.execute(top_up, books.budget)
+    await books.pool.execute("INSERT INTO api_keys (agent_id, name, hash, hint, models) VALUES ($1, 'k', '', '', '{a,b}')", books.agent)  # fmt: skip
+    await books.differences()
+    await books.tamper(change)
+    (check,) = await books.differences("configuration_is_as_logged")
+    assert [says in difference for difference in check.differences] == [True]
+
+
+async def test_a_row_is_as_logged_from_any_time_zone_and_with_columns_that_came_later(books: Books) -> None:
+    async with books.pool.acquire() as connection:
+        await connection.execute("SET TIME ZONE 'Asia/Kolkata'")
+        await connection.execute("UPDATE agents SET paused_at = now(), floor_tokens = 3")
+        await connection.execute("INSERT INTO top_ups (budget_id, amount_nano) VALUES ($1, 5)", books.budget)
+        await connection.execute("RESET TIME ZONE")
+    await books.pool.execute("ALTER TABLE agents ADD COLUMN colour text NOT NULL DEFAULT 'red'")
+    await books.differences()
 
 
 async def test_i4_another_price_than_litellm_s_is_a_note_and_no_failure(books: Books) -> None:

@@ -11,6 +11,7 @@ import pytest
 from llm_service.administration import budgets, change_log, keys, limits, people, routes
 from llm_service.administration.inputs import read_input
 from llm_service.errors import InvalidRequest
+from llm_service.treasury.audit_configuration import LOGGED
 from tests.integration.test_admin_api import api
 from tests.integration.test_admin_cli import Treasurer, treasurer
 
@@ -60,6 +61,14 @@ async def test_what_it_says_of_a_change(pool: asyncpg.Pool) -> None:
     assert change.before is not None
     assert change.before["name"] == "agent news: total"
     assert change.actor.startswith("database user")  # nobody said who
+
+
+async def test_every_table_of_configuration_is_logged_and_audited(pool: asyncpg.Pool) -> None:
+    """A table that a migration adds is one of these, or it has a trigger and a line in the audit."""
+    others = "epoch windows holds ledger witnesses refusals idempotency changes alembic_version".split()
+    tables = {row["tablename"] for row in await pool.fetch("SELECT * FROM pg_tables WHERE schemaname = 'public'")}
+    assert tables - set(others) == set(LOGGED)
+    assert set(change_log.KINDS) >= set(LOGGED)
 
 
 async def test_a_change_that_fails_leaves_nothing(pool: asyncpg.Pool) -> None:
