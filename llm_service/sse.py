@@ -24,14 +24,15 @@ class EventScanner:
     `usage` is the provider's last report, if nothing was generated after it (some report with every event,
     and a stream may be cut); `error` the error event that ended the stream, `finished`
     says that the stream came to its own end. `begun` is set with the first event that carries something
-    generated, or a choice's end.
+    generated, or a choice's end. `size`: how many bytes were forwarded.
     """
 
     def __init__(self, *, hide_usage: bool) -> None:
         self._hide_usage = hide_usage
         self._tail = b""
         self._kept: list[bytes] = []
-        self._kept_bytes = 0
+        self._said: list[str] = []  # what was generated, of an answer that is too long to keep
+        self.size = 0
         self.usage: dict[str, Any] | None = None
         self.service_tier: str | None = None
         self.error: dict[str, Any] | None = None
@@ -57,21 +58,19 @@ class EventScanner:
 
     def text(self) -> tuple[str, int]:
         """What was generated, as far as it was seen: the text, and the number of events that carried some."""
-        parts: list[str] = []
-        for event in b"".join(self._kept).split(_END):
-            data = _json(event)
-            if data is not None:
-                parts.extend(_generated(data))
+        parts = [*self._said, *_texts(self._kept)]
         return "".join(parts), len(parts)
 
     def forwarded(self) -> bytes | None:
         """All that was forwarded, for an idempotent repetition. None when it was too long to keep."""
-        return b"".join(self._kept) if self._kept_bytes <= _KEEP_BYTES else None
+        return b"".join(self._kept) if self.size <= _KEEP_BYTES else None
 
     def _keep(self, event: bytes) -> None:
-        self._kept_bytes += len(event)
-        if self._kept_bytes <= _KEEP_BYTES:
-            self._kept.append(event)
+        self.size += len(event)
+        self._kept.append(event)
+        if self.size > _KEEP_BYTES:  # it will not be repeated; what it says still counts, where nobody reports it
+            self._said += _texts(self._kept)
+            self._kept.clear()
 
     def _scan(self, event: bytes) -> bool:
         """Note what an event says; whether it is to be forwarded."""
@@ -128,11 +127,19 @@ def _begins(choice: dict[str, Any]) -> bool:
     return bool(choice.get("finish_reason")) or any(value for name, value in said.items() if name != "role")
 
 
+def _texts(events: list[bytes]) -> Iterator[str]:
+    for event in b"".join(events).split(_END):
+        data = _json(event)
+        if data is not None:
+            yield from _generated(data)
+
+
 def _generated(data: dict[str, Any]) -> Iterator[str]:
     for choice in objects(data.get("choices")):
         for delta in objects([choice.get("delta")]):
             yield from (delta[name] for name in GENERATED if isinstance(delta.get(name), str) and delta[name])
-            for call in objects(delta.get("tool_calls")):
+            older: dict[str, Any] = {"function": delta.get("function_call")}
+            for call in [older, *objects(delta.get("tool_calls"))]:
                 # Not generated, but about as long as what a model writes around a call's name and arguments.
                 yield from (call[name] for name in ("id",) if isinstance(call.get(name), str))
                 for function in objects([call.get("function")]):

@@ -146,6 +146,8 @@ def test_the_text_of_every_choice_with_its_reasoning_and_tool_calls() -> None:
     ]
     _, scanner = scan(b"".join(item + b"\n\n" for item in [*stream, usage(), DONE]), [7, 50], hide=True)
     text, parts = scanner.text()
+    _, older = scan(delta(None, function_call={"name": "look", "arguments": "{}"}) + b"\n\n", [], hide=True)
+    assert older.text() == ("look{}", 2)
     assert text == 'Hihmyolook{"a":1}no'
     assert parts == 7
 
@@ -155,6 +157,7 @@ def test_an_answer_that_is_too_long_to_keep_is_still_forwarded() -> None:
     long = delta("x" * 1024 * 1024) + b"\n\n"
     assert all(scanner.feed(long) == long for _ in range(9))
     assert scanner.forwarded() is None
+    assert scanner.text() == ("x" * 9 * 1024 * 1024, 9)  # whoever must estimate it counts all of it
     assert scanner.feed(usage() + b"\n\n") == b""
     assert scanner.usage is not None
 
