@@ -140,13 +140,13 @@ class Call:
         """Whether a stream is read to its end though its caller has left: nothing else tells what it cost."""
         return (
             self.journey.route.on_leave is OnLeave.FINISH
-            or self._reasons_unseen
+            or self.reasons_unseen
             or not _GO_ON.isdisjoint({self.model.provider, *self.model.deployments.values()})
         )
 
     @property
-    def _reasons_unseen(self) -> bool:
-        """Whether the provider bills tokens that a stream does not show as they are made."""
+    def reasons_unseen(self) -> bool:
+        """Whether the provider bills tokens that an answer does not show."""
         if "reasoning" not in self.model.capabilities:
             return False
         data = self.request.data

@@ -75,6 +75,8 @@ class Grant:
     limits: GrantLimits | None = None
     #: Whether the proxy reads a stream to its end though the service has left it: nothing else tells what it cost.
     finishes: bool = False
+    #: Whether the proxy asks one deployment only: where errors are billed, the hold covers no second one.
+    once: bool = False
 
     @property
     def jti(self) -> str:
@@ -119,6 +121,8 @@ def sign(secret: str, grant: Grant) -> str:
     }
     if grant.finishes:
         claims["finishes"] = True
+    if grant.once:
+        claims["once"] = True
     if grant.limits is not None:
         claims["limits"] = {"rpm": grant.limits.rpm, "tpm": grant.limits.tpm, "parallel": grant.limits.parallel}
     return jwt.encode(claims, secret, algorithm=_ALGORITHM)  # pyright: ignore[reportUnknownMemberType]  # PyJWT's key type
@@ -255,6 +259,7 @@ def _parse(claims: Mapping[str, object]) -> Grant:
             session=_optional_text(claims, "session"),
             limits=_limits(claims.get("limits")),
             finishes=claims.get("finishes") is True,
+            once=claims.get("once") is True,
         )
     except ValueError:
         raise _malformed("jti") from None

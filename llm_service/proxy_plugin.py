@@ -36,6 +36,7 @@ from llm_service.money import nano_from_reported_dollars
 from llm_service.reading_on import ReadOn
 from llm_service.single_sending import send_once
 from llm_service.types import Usage
+from llm_service.usage import contradicts_itself
 from llm_service.witnesses import Outcome, Witness, WitnessWriter
 
 _log = logging.getLogger("treasurer.proxy_plugin")
@@ -181,7 +182,12 @@ def _identity(grant: Grant) -> UserAPIKeyAuth:
         org_id=grant.organisation,
         end_user_id=grant.user,
         metadata={
-            _CLAIM: {"call_id": str(grant.call_id), "attempt": grant.attempt, "finishes": grant.finishes},
+            _CLAIM: {
+                "call_id": str(grant.call_id),
+                "attempt": grant.attempt,
+                "finishes": grant.finishes,
+                "once": grant.once,
+            },
             "agent": grant.agent,
             "run": grant.run,
             "session": grant.session,
@@ -222,6 +228,12 @@ class WitnessLogger(CustomLogger):
         self._writer: WitnessWriter = writer
         #: By grant: whether all of its attempts that failed were free, and whether all were unreadable.
         self._failed: dict[str, tuple[bool, bool]] = {}
+
+    async def async_pre_call_hook(self, user_api_key_dict: Any, cache: Any, data: Any, call_type: Any) -> None:
+        """Where errors are billed, one deployment is asked: a second one would be a second purchase on one hold."""
+        claim: Mapping[str, Any] = (getattr(user_api_key_dict, "metadata", None) or {}).get(_CLAIM) or {}
+        if claim.get("once"):
+            data["num_retries"] = 0
 
     async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
         """An answer was served whole (a stream: to its end). LiteLLM may tell it twice, if the reader had left."""
@@ -343,6 +355,9 @@ def _witness(
         return None
     information: Mapping[str, Any] = metadata.get("model_info") or call.get("model_info") or {}
     status = _status(outcome, error)
+    counted = outcome != "success" or bool(call.get(_COUNTED))
+    if counted and usage is not None and claim.get("finishes"):
+        usage, cost = None, None  # much of it may be unseen: what was counted would pass for what it cost
     return Witness(
         call_id=claim["call_id"],
         attempt=int(claim["attempt"]),
@@ -353,7 +368,7 @@ def _witness(
         cost_nano=None if cost is None else nano_from_reported_dollars(cost),
         usage=_usage(usage),
         service_tier=_service_tier(call),
-        counted=outcome != "success" or bool(call.get(_COUNTED)),
+        counted=counted,
         status=status,
         error=None if error is None else type(error).__name__,
         started_at=_utc(started_at),
@@ -445,7 +460,7 @@ def _usage(usage: Any) -> Usage:
         return Usage()
     prompt = getattr(usage, "prompt_tokens_details", None)
     completion = getattr(usage, "completion_tokens_details", None)
-    return Usage(
+    told = Usage(
         input_tokens=_tokens(usage, "prompt_tokens"),
         cached_tokens=_tokens(prompt, "cached_tokens"),
         cache_write_tokens=_tokens(prompt, "cache_creation_tokens") or _tokens(usage, "cache_creation_input_tokens"),
@@ -455,6 +470,7 @@ def _usage(usage: Any) -> Usage:
             getattr(prompt, "cache_creation_token_details", None), "ephemeral_1h_input_tokens"
         ),
     )
+    return Usage() if contradicts_itself(told) else told
 
 
 def _service_tier(call: Mapping[str, Any]) -> str | None:

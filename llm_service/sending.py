@@ -125,6 +125,7 @@ class Sender:
             session=context.session,
             limits=_tightest(call) if self._proxy_enforces_limits else None,
             finishes=call.request.stream and call.finishes,
+            once=call.journey.route.bills_errors,
         )
 
 

@@ -179,7 +179,7 @@ class LLMService:
             journey.route,
             progress,
             blocked,
-            here is not None and here.retried_by_proxy(status),
+            here is not None and here.retried_by_proxy(status) and not journey.route.bills_errors,
         )
 
     def _told(self, call: Call, last: TreasurerError) -> TreasurerError:

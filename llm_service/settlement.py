@@ -2,7 +2,9 @@
 
 What must hold (I2): each attempt is settled once. What the provider reports is posted as it is. An
 answer whose usage is missing or zero is estimated with a margin, never above what was held. Of a stream
-that was cut this is no bound: what the provider had generated and nobody had read is not seen. What may have been served without an answer is left to the witness.
+that was cut this is no bound: what the provider had generated and nobody had read is not seen. Of what a model
+thought unseen nobody knows anything: all of the output that was held for is posted then. What may have been served
+without an answer is left to the witness.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from llm_service.telemetry.record import CallRecord
 from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import LedgerState, Settlement, Usage, UsageSource
-from llm_service.usage import read_usage, reported_cost
+from llm_service.usage import LONGEST_TOKEN, read_usage, reported_cost, says_too_little
 
 log = logging.getLogger(__name__)
 
@@ -34,6 +36,10 @@ log = logging.getLogger(__name__)
 WITNESS_WAIT_S = 5.0
 #: Ends of which the proxy has seen more than the service.
 _READ_ON = ("client_left", "superseded")
+#: The fields of a message that hold a tool's call: today's form, and the older one.
+_CALLS = ("tool_calls", "function_call")
+#: A stream with less than so many bytes for each token that is reported is not looked at: most have an event for each.
+_BYTES_AN_EVENT = 1000
 #: What a provider adds around a text that was counted (the frame of a tool call …), in tokens.
 _MARGIN_TOKENS = 16
 #: What a provider may have generated beyond what was seen when a stream was cut, in tokens.
@@ -73,6 +79,8 @@ class Settler:
                 self.unanswered(call, TreasurerError("the stream was left", code=ending.error_code))
                 return None
             ending = told
+        if ending.usage_source is UsageSource.ESTIMATED:
+            ending = _at_its_dearest(call, ending)
         cost_nano = call.model.cost(ending.deployment, ending.usage, ending.service_tier)
         if ending.usage_source is UsageSource.ESTIMATED:
             cost_nano = min(cost_nano, call.hold.amount_nano)
@@ -166,13 +174,16 @@ class Settler:
 
         Of a stream that did not end by itself LiteLLM too only counts what it saw, with a tokenizer that need not
         be the provider's: an estimate with its margin, and not below that count. What was left here was read on
-        there (proxy_plugin.py), so without a witness what was seen says too little: None.
+        there (proxy_plugin.py), so without a witness what was seen says too little: None. What was read to its
+        end here (a whole answer, a stream that is finished whoever listens) nobody has seen more of.
         """
         found = None
-        if ending.error_code is not None:
+        seen_all = call.finishes or not call.request.stream
+        if ending.error_code is not None and not seen_all:
             found = await self._sweeper.witnessed(call.call_id, call.attempt, WITNESS_WAIT_S)
         if found is None:
-            return None if ending.error_code in _READ_ON else await self._estimated(call, ending, answer())
+            left = ending.error_code in _READ_ON and not seen_all
+            return None if left else await self._estimated(call, ending, answer())
         ending = replace(
             ending,
             deployment=found.deployment or ending.deployment,
@@ -195,14 +206,16 @@ class Settler:
             if not call.request.media:
                 counted = counted_bound(call.request, await self._count_tokens(call.model, call.request))
                 input_tokens = min(input_tokens, counted)
-            if text:
+            if text and not call.reasons_unseen:
                 count = await self._count_text(call.model, text)
                 output_tokens = min(output_tokens, count.bound + _MARGIN_TOKENS)
         except (ProxyUnavailable, UpstreamError) as error:
             log.warning(
                 "call %s is settled by its size in bytes; its tokens could not be counted: %s", call.call_id, error
             )
-        if ending.error_code is not None:
+        if call.reasons_unseen:
+            output_tokens = most_output
+        elif ending.error_code is not None:
             output_tokens += _IN_FLIGHT_TOKENS
         usage = Usage(input_tokens=input_tokens, output_tokens=min(output_tokens, most_output))
         return Ending(
@@ -221,23 +234,27 @@ def answer_ending(
     error_code: str | None = None,
     status: int = 200,
     text: Callable[[], str] = str,
+    size: int = 0,
 ) -> Ending:
     """What an answer says of itself: a whole one by its body and headers, a stream by what was scanned.
 
-    `text` gives what a stream generated, where that has to be looked at. A report of no output at all is not
-    believed of an answer that carries some.
+    `text` gives what a stream of `size` bytes generated, where that has to be looked at: a report of no output, or of
+    far too little, is not believed of an answer that carries more.
     """
     proxy_cost_nano = reported_cost(usage)
     if body is not None:
-        content = _object(body)
+        content, size = _object(body), len(body)
         usage = content.get("usage")
         tier: object = content.get("service_tier")
         service_tier = tier if isinstance(tier, str) else None
         reported = headers.get("x-litellm-response-cost")
         proxy_cost_nano = _cost(reported)
     known = read_usage(usage)
-    if known is not None and known.output_tokens == 0 and (text() if body is None else generated_text(body)):
-        known = None  # the answer itself says otherwise
+    if known is not None:
+        least = known.output_tokens * (LONGEST_TOKEN if body is not None else _BYTES_AN_EVENT)
+        if size > least or not least:
+            said = text() if body is None else generated_text(body)
+            known = None if says_too_little(known.output_tokens, said) else known  # the answer itself says otherwise
     return Ending(
         LedgerState.POSTED,
         status,
@@ -248,6 +265,16 @@ def answer_ending(
         service_tier=service_tier,
         error_code=error_code,
     )
+
+
+def _at_its_dearest(call: Call, ending: Ending) -> Ending:
+    """Nobody has said how the input was cached, nor in which tier it was served: as was asked for, and as it costs most."""
+    tier = ending.service_tier or call.request.service_tier
+    if b'"cache_control"' not in orjson.dumps(call.request.data):  # Anthropic's writes cost more than input
+        return replace(ending, service_tier=tier)
+    written = ending.usage.input_tokens
+    usage = replace(ending.usage, cache_write_tokens=written, cache_write_1h_tokens=written)
+    return replace(ending, usage=usage, service_tier=tier)
 
 
 def is_filtered(body: bytes) -> bool:
@@ -264,8 +291,7 @@ def generated_text(body: bytes) -> str:
     for choice in objects(_object(body).get("choices")):
         for message in objects([choice.get("message")]):
             parts += [message[name] for name in GENERATED if isinstance(message.get(name), str)]
-            if message.get("tool_calls"):
-                parts.append(orjson.dumps(message["tool_calls"]).decode())
+            parts += [orjson.dumps(message[name]).decode() for name in _CALLS if message.get(name)]
     return "".join(parts)
 
 

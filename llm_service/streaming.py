@@ -187,6 +187,7 @@ def stream_ending(
         error_code=error_code,
         status=status,
         text=lambda: scanner.text()[0],
+        size=scanner.size,
     )
 
 

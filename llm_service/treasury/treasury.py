@@ -273,6 +273,11 @@ def _numbers(values: Iterable[int | float | None]) -> str:
     return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
 
 
+def _told(text: str | None) -> str | None:
+    """A provider's own word, as Postgres takes it: without NUL, and no longer than a word is."""
+    return None if text is None else text.replace("\0", "")[:200]
+
+
 def _uuids(values: Iterable[UUID]) -> str:
     return "{" + ",".join([f"{value.int:032x}" for value in values]) + "}"
 
@@ -328,10 +333,10 @@ def _settlement_arrays(group: Sequence[Settlement]) -> tuple[object, ...]:
         [s.provider for s in group],
         [s.deployment for s in group],
         _numbers([s.status for s in group]),
-        [s.error_code for s in group],
+        [_told(s.error_code) for s in group],
         _numbers([s.latency_ms for s in group]),
         _numbers([s.first_token_ms for s in group]),
-        [s.service_tier for s in group],
+        [_told(s.service_tier) for s in group],
         _numbers([s.usage.cache_write_1h_tokens for s in group]),
     )
 

@@ -200,6 +200,19 @@ async def test_a_fallback_after_a_billed_failure_pays_for_both(caller: Caller, s
     assert await caller.faults() == []
 
 
+@STREAMED
+async def test_where_errors_are_billed_another_deployment_is_another_purchase(caller: Caller, streamed: bool) -> None:
+    """Two deployments: LiteLLM does not go on to the second one under a hold that the first has spent; the service does."""
+    await route(caller, "gpt-4o-mini", retries=1, bills_errors=True)
+    assert await ask(caller, streamed, {"status": 503, "billed": "full", "times": 1}, "gpt-4o-mini")
+    first, second = await caller.ledger()
+    assert (first["state"], first["usage_source"]) == ("posted", "hold")
+    assert (second["attempt"], second["usage_source"]) == (1, "provider")
+    assert len(await caller.invoice()) == 2
+    assert await caller.billed_nano() <= await caller.posted_nano()
+    assert await caller.faults() == []
+
+
 async def test_a_retry_that_consumed_tokens_is_an_attempt_with_a_cost(caller: Caller) -> None:
     """A connection that broke after the work was done: what it cost stays held while the retry serves the call."""
     await route(caller, retries=1)

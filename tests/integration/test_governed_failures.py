@@ -124,6 +124,96 @@ async def test_i2_a_usage_that_is_not_told_is_estimated_not_below_the_bill(
     assert (entry["state"], entry["usage_source"], entry["status"]) == ("posted", "estimated", 200)
 
 
+@pytest.mark.parametrize(
+    ("model", "streamed", "script"),
+    [
+        ("gpt-5-mini", False, {"usage": "missing"}),
+        ("gpt-5-mini", True, {"usage": "zero"}),
+        ("gemini-2.5-flash", False, {"usage": "zero"}),
+        ("gemini-2.5-flash", True, {"usage": "missing"}),
+        ("gpt-5-mini", True, {"cut_after_tokens": 10, "tokens_per_s": 300}),
+        ("gemini-2.5-flash", True, {"cut_after_tokens": 10, "tokens_per_s": 300}),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else None,
+)
+async def test_i2_what_a_model_thought_unseen_is_not_below_the_bill(
+    caller: Caller, model: str, streamed: bool, script: dict[str, Any]
+) -> None:
+    """Nobody but the provider counts it: where it does not tell, all of the output that was held for is spent."""
+    script = {"reasoning_tokens": 200, "output_tokens": 40, **script}
+    await asyncio.gather(ask(caller, model, streamed, script), return_exceptions=True)
+    entry = await not_below_the_bill(caller)
+    assert (entry["usage_source"], entry["output_tokens"]) == ("estimated", 300)
+
+
+@STREAMED
+async def test_i2_an_input_that_was_written_to_a_cache_is_not_below_the_bill(caller: Caller, streamed: bool) -> None:
+    """Writing for an hour costs twice what input costs; the provider does not say that it did."""
+    script = {"usage": "missing" if streamed else "zero", "cache_write_1h_tokens": 5000, "output_tokens": 5}
+    (message,) = said("Think about caches and their costs. " * 100, script)
+    part: Any = {"type": "text", "text": message["content"], "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    answer: Any = await caller.client().chat.completions.create(
+        model="claude-haiku-4-5", messages=[{"role": "user", "content": [part]}], max_tokens=20, stream=streamed
+    )
+    if streamed:
+        assert len([chunk async for chunk in answer]) > 2
+    entry = await not_below_the_bill(caller)
+    assert entry["usage_source"] == "estimated"
+
+
+#: What a provider says of an answer of 200 tokens, and bills as it is.
+CONTRADICTIONS = ({"completion_tokens": 1}, {"cached_tokens": 9999})
+
+
+@pytest.mark.parametrize("usage", CONTRADICTIONS, ids=lambda value: "-".join(value))
+async def test_i2_a_usage_that_contradicts_itself_or_its_answer_is_not_believed(
+    caller: Caller, usage: dict[str, int]
+) -> None:
+    script = {"usage": usage, "output_tokens": 200}
+    await asyncio.gather(*(ask(caller, model, streamed, script) for model in KINDS for streamed in (False, True)))
+    entries = await caller.ledger()
+    assert {entry["usage_source"] for entry in entries} == {"estimated"}
+    assert all(entry["cost_nano"] <= entry["held_nano"] for entry in entries)
+    for model in KINDS:  # the bill's lines are not the calls', so each model's together
+        billed = sum(line["cost_nano"] for line in await caller.invoice() if line["model"] == model.rpartition("/")[2])
+        assert 0 < billed <= sum(entry["cost_nano"] for entry in entries if entry["model"] == model)
+    assert await caller.faults() == []
+
+
+@pytest.mark.parametrize(
+    ("streamed", "script"),
+    [
+        (False, {"usage": "missing"}),
+        (True, {"usage": "missing"}),
+        (True, {"cut_after_tokens": 90, "output_tokens": 60, "tokens_per_s": 300}),
+    ],
+    ids=lambda value: "-".join(map(str, value)) if isinstance(value, dict) else None,
+)
+async def test_i2_all_choices_are_estimated_not_below_the_bill(
+    caller: Caller, streamed: bool, script: dict[str, Any]
+) -> None:
+    request = caller.client().chat.completions.create(
+        model="gpt-4.1-mini", messages=said(script=script), max_tokens=300, n=3, stream=streamed
+    )
+
+    async def read() -> int:
+        answer: Any = await request
+        return len([chunk async for chunk in answer]) if streamed else 1
+
+    await asyncio.gather(read(), return_exceptions=True)
+    entry = await not_below_the_bill(caller)
+    assert entry["usage_source"] == "estimated"
+    assert entry["cost_nano"] < entry["held_nano"]
+
+
+@pytest.mark.parametrize("usage", ["missing", "zero"])
+async def test_i2_embeddings_without_usage_are_estimated_not_below_the_bill(caller: Caller, usage: str) -> None:
+    text = said(script={"usage": usage})[0]["content"]
+    await caller.client().embeddings.create(model="text-embedding-3-small", input=[text, "日本語"])
+    entry = await not_below_the_bill(caller)
+    assert (entry["usage_source"], entry["output_tokens"]) == ("estimated", 0)
+
+
 @STREAMED
 @pytest.mark.parametrize("model", KINDS)
 async def test_a_usage_that_is_too_high_is_posted_as_reported(caller: Caller, model: str, streamed: bool) -> None:
@@ -222,6 +312,20 @@ async def test_i2_a_caller_that_leaves_a_stream_pays_for_what_it_got(caller: Cal
     assert (await caller.witness(entry["call_id"]))["outcome"] == "cancelled"
 
 
+@pytest.mark.parametrize("model", [*KINDS, "gpt-5-mini"])
+async def test_i2_a_caller_that_leaves_after_the_last_token_pays_what_is_billed(caller: Caller, model: str) -> None:
+    """All is generated, and the usage is still to come."""
+    stream: Any = await caller.client().chat.completions.create(
+        model=model, messages=said(script={"output_tokens": 60}), max_tokens=300, stream=True
+    )
+    async for chunk in stream:
+        if chunk.choices[0].finish_reason:
+            await stream.close()
+            break
+    (entry,) = await caller.agrees(1)
+    assert (entry["usage_source"] in ("provider", "witness"), entry["output_tokens"]) == (True, 60)
+
+
 @pytest.mark.parametrize("model", ["gpt-5-mini", "gemini-2.5-flash"])
 async def test_i2_what_a_model_thought_unseen_is_paid_by_who_leaves(caller: Caller, model: str) -> None:
     """Only the end of the stream tells how much that was, so it is read to its end: the ledger is the bill."""
@@ -277,6 +381,22 @@ async def test_i2_answers_that_were_billed_and_lost_are_not_free(caller: Caller,
     assert [(entry["state"], entry["usage_source"]) for entry in entries] == [("expired", "hold")] * len(LOST)
     assert all(entry["cost_nano"] == entry["held_nano"] for entry in entries)
     assert await caller.posted_nano() >= await caller.billed_nano()
+    assert await caller.faults() == []
+
+
+async def test_i2_a_retry_that_consumed_tokens_is_paid_twice(caller: Caller, hasty: str) -> None:
+    """Each first attempt was served and its answer lost; each second one has a hold, and a cost, of its own."""
+    await caller.admin("PUT", "routes", {"agent": caller.agent, "model": "*", "retries": 1})
+    lost: dict[str, Any] = {"cut_before_headers": True, "billed": "full", "times": 1}
+    await asyncio.gather(*(ask(caller, "gpt-4.1-mini", streamed, lost, hasty) for streamed in (False, True)))
+    entries = await caller.ledger()
+    ends = sorted((entry["attempt"], entry["state"], entry["usage_source"]) for entry in entries)
+    assert ends == [(0, "expired", "hold")] * 2 + [(1, "posted", "provider")] * 2
+    lines = await caller.invoice()
+    assert len(lines) == 4
+    again = {entry["cost_nano"] for entry in entries if entry["attempt"] == 1}
+    assert again <= {line["cost_nano"] for line in lines}
+    assert await caller.billed_nano() <= await caller.posted_nano()
     assert await caller.faults() == []
 
 

@@ -199,6 +199,31 @@ async def check_a_success_is_witnessed() -> None:
     assert (used.input_tokens, used.cached_tokens, used.output_tokens, used.reasoning_tokens) == (100, 40, 20, 5)
 
 
+async def check_a_usage_that_contradicts_itself_proves_nothing() -> None:
+    odd = LiteLLMUsage(prompt_tokens=10, completion_tokens=20, prompt_tokens_details={"cached_tokens": 40})
+    (witness,) = await succeed(event(response_cost=0.1), SimpleNamespace(usage=odd))
+    assert (witness.outcome, witness.usage.input_tokens, witness.usage.output_tokens) == ("success", 0, 0)
+
+
+async def check_litellm_s_own_count_says_nothing_of_what_may_be_unseen() -> None:
+    """The service reads such a stream to its end; so does the plugin. What only LiteLLM counted is no proof."""
+    claim = {**METADATA["user_api_key_metadata"]["treasurer"], "finishes": True}
+    metadata = {**METADATA, "user_api_key_metadata": {"treasurer": claim}}
+    for counted in (True, False):
+        kwargs = event(response_cost=0.1, litellm_params={"metadata": metadata}, treasurer_counted=counted)
+        (witness,) = await succeed(kwargs, SimpleNamespace(usage=USAGE))
+        assert (witness.usage.input_tokens, witness.cost_nano) == ((0, None) if counted else (100, 100_000_000))
+
+
+async def check_where_errors_are_billed_one_deployment_is_asked() -> None:
+    logger = plugin.WitnessLogger(Kept())  # type: ignore[arg-type]
+    content = body()
+    for once, retries in ((True, 0), (False, None)):
+        data: dict[str, Any] = {}
+        await logger.async_pre_call_hook(await ask(granted(content, once=once), content), None, data, "acompletion")
+        assert data.get("num_retries") == retries
+
+
 async def check_a_price_that_litellm_lacks_is_unknown_and_not_zero() -> None:
     (witness,) = await succeed(event(), SimpleNamespace(usage=USAGE))
     assert witness.cost_nano is None

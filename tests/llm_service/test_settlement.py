@@ -148,7 +148,7 @@ CUT = Ending(LedgerState.POSTED, 499, deployment="d1", error_code="client_left")
 
 
 async def test_a_stream_that_was_given_up_is_settled_by_what_the_proxy_saw(parts: Parts) -> None:
-    call, usage = admitted(), Usage(20, output_tokens=30)
+    call, usage = admitted(stream=True), Usage(20, output_tokens=30)
     parts.sweeper.witness = Settlement(
         call.call_id, 0, LedgerState.POSTED, 1, usage, UsageSource.WITNESS, 77, deployment="d1", status=200,
         error_code="owner_lost",
@@ -164,7 +164,7 @@ async def test_a_stream_that_was_given_up_is_settled_by_what_the_proxy_saw(parts
 )
 async def test_what_the_proxy_counted_itself_is_only_a_least(parts: Parts, seen: Usage, output_tokens: int) -> None:
     """LiteLLM counts a stream that did not end by itself with a tokenizer of its own, and knows nothing of what was in flight."""
-    call = admitted(max_tokens=1000)
+    call = admitted(stream=True, max_tokens=1000)
     parts.sweeper.witness = Settlement(
         call.call_id, 0, LedgerState.POSTED, 1, seen, UsageSource.WITNESS, 77, deployment="d1", status=499
     )
@@ -177,7 +177,7 @@ async def test_what_the_proxy_counted_itself_is_only_a_least(parts: Parts, seen:
 
 
 async def test_what_was_in_flight_when_nothing_was_seen_is_counted(parts: Parts) -> None:
-    call = admitted(max_tokens=1000)
+    call = admitted(stream=True, max_tokens=1000)
     parts.sweeper.witness = COUNTED
     await parts.settler.settle(call, CUT, lambda: ("", 0))
     assert parts.settled.usage.output_tokens >= 16
@@ -185,7 +185,7 @@ async def test_what_was_in_flight_when_nothing_was_seen_is_counted(parts: Parts)
 
 async def test_i2_a_stream_that_was_left_and_that_nobody_else_saw_waits_for_its_witness(parts: Parts) -> None:
     """The proxy reads on: what was seen here says too little."""
-    call = admitted()
+    call = admitted(stream=True)
     assert await parts.settler.settle(call, CUT, lambda: ("some words", 2)) is None
     assert parts.sweeper.looked == [(call.call_id, 0)]
     assert parts.treasury.settled == []
@@ -196,6 +196,43 @@ async def test_a_stream_that_its_provider_cut_and_that_nobody_else_saw_is_estima
     await parts.settler.settle(admitted(), replace(CUT, error_code="upstream_cut"), lambda: ("some words", 2))
     assert parts.settled.usage_source is UsageSource.ESTIMATED
     assert parts.settled.usage.output_tokens >= 2
+
+
+@pytest.mark.parametrize("error_code", [None, "upstream_cut", "client_left"])
+async def test_i2_what_a_model_thought_unseen_is_not_below_what_it_may_have_thought(
+    parts: Parts, error_code: str | None
+) -> None:
+    """Nobody counts it but the provider. A stream of such a model is read to its end here, so no witness knows more."""
+    call = admitted(max_tokens=1000, n=2, stream=True)
+    call.model = replace(call.model, capabilities=frozenset({"reasoning"}))
+    parts.counter.error = ProxyUnavailable("away") if error_code is None else None
+    await parts.settler.settle(call, replace(CUT, error_code=error_code), lambda: ("some words", 2))
+    assert parts.settled.usage.output_tokens == 2000
+    assert parts.settled.usage_source is UsageSource.ESTIMATED
+    assert parts.sweeper.looked == []
+
+
+async def test_an_answer_that_nobody_waited_for_any_more_is_estimated_from_all_of_it(parts: Parts) -> None:
+    await parts.settler.settle(admitted(), replace(MISSING, error_code="superseded"), lambda: b"{}")
+    assert parts.settled.usage_source is UsageSource.ESTIMATED
+    assert parts.sweeper.looked == []
+
+
+async def test_i2_an_input_that_may_have_been_written_to_a_cache_is_estimated_at_that_price(parts: Parts) -> None:
+    text = {"type": "text", "text": "word " * 500, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+    call = admitted(messages=[{"role": "user", "content": [text]}])
+    await parts.settler.settle(call, MISSING, lambda: ("", 0))
+    used = parts.settled.usage
+    assert used.cache_write_1h_tokens == used.cache_write_tokens == used.input_tokens > 500
+
+
+@pytest.mark.parametrize(("told", "tier"), [(None, "priority"), ("flex", "flex")])
+async def test_an_estimate_is_of_the_tier_that_was_told_or_else_asked_for(
+    parts: Parts, told: str | None, tier: str
+) -> None:
+    call = admitted(service_tier="priority")
+    await parts.settler.settle(call, replace(MISSING, service_tier=told), lambda: ("", 0))
+    assert parts.settled.service_tier == tier
 
 
 async def test_nothing_was_bought_and_everything_goes_back(parts: Parts) -> None:
@@ -243,6 +280,27 @@ def test_the_proxys_cost_header(cost: str, nano: int | None) -> None:
     assert answer_ending(admitted(), {"x-litellm-response-cost": cost}, b"{}").proxy_cost_nano == nano
 
 
+@pytest.mark.parametrize("reported", [0, 1, 3])
+def test_a_report_of_less_than_the_answer_shows_is_not_believed(reported: int) -> None:
+    """No token is longer than 128 bytes."""
+    said = "word " * 100
+    usage = {"prompt_tokens": 5, "completion_tokens": reported}
+    body = json.dumps({"usage": usage, "choices": [{"message": {"content": said}}]}).encode()
+    assert answer_ending(admitted(), HEADERS, body).usage_source is UsageSource.NONE
+    stream = answer_ending(admitted(), HEADERS, None, usage=usage, text=lambda: said, size=20_000)
+    assert stream.usage_source is UsageSource.NONE
+
+
+@pytest.mark.parametrize("reported", [4, 100])
+def test_a_report_that_may_be_true_is_believed(reported: int) -> None:
+    said = "word " * 100
+    usage = {"prompt_tokens": 5, "completion_tokens": reported}
+    body = json.dumps({"usage": usage, "choices": [{"message": {"content": said}}]}).encode()
+    assert answer_ending(admitted(), HEADERS, body).usage == Usage(5, output_tokens=reported)
+    stream = answer_ending(admitted(), HEADERS, None, usage=usage, text=lambda: said, size=20_000)
+    assert stream.usage == Usage(5, output_tokens=reported)
+
+
 def test_a_stream_is_known_by_what_was_scanned() -> None:
     usage = {"prompt_tokens": 5, "completion_tokens": 7, "cost": 0.5}
     ending = answer_ending(
@@ -259,6 +317,7 @@ def test_a_stream_is_known_by_what_was_scanned() -> None:
         ({"choices": [{"message": {"content": "a"}}, {"message": {"content": "b", "reasoning_content": "c"}}]}, "abc"),
         ({"choices": [{"message": {"content": None, "refusal": "no"}}]}, "no"),
         ({"choices": [{"message": {"tool_calls": [{"f": 1}]}}]}, '[{"f":1}]'),
+        ({"choices": [{"message": {"function_call": {"name": "f"}}}]}, '{"name":"f"}'),
         ({"choices": [{"message": None}, {"message": "x"}, None, 3, {}]}, ""),
         ({"choices": None}, ""),
         ({"data": [{"embedding": [0.1]}]}, ""),

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.types import Usage
-from llm_service.usage import read_usage, reported_cost
+from llm_service.usage import read_usage, reported_cost, says_too_little
 
 NUMBERS = st.one_of(st.integers(-10, 10**12), st.floats(), st.booleans(), st.none(), st.text(max_size=3))
 DETAILS = st.one_of(
@@ -60,6 +60,35 @@ def test_an_empty_report_is_none(report: object) -> None:
     assert read_usage(report) is None
 
 
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"prompt_tokens_details": {"cached_tokens": 99}},
+        {"cache_read_input_tokens": 8, "cache_creation_input_tokens": 9},
+        {"prompt_tokens_details": {"cache_creation_tokens": 11}},
+        {"completion_tokens_details": {"reasoning_tokens": 6}},
+    ],
+)
+def test_parts_that_are_more_than_their_whole_are_not_believed(parts: dict[str, Any]) -> None:
+    """Charged as cached, what was not would be too cheap; and what a provider bills beside the whole would be left out."""
+    assert read_usage({"prompt_tokens": 10, "completion_tokens": 5} | parts) is None
+
+
+@pytest.mark.parametrize(
+    ("tokens", "text", "too_little"),
+    [
+        (0, "", False),
+        (0, "a", True),
+        (1, " " * 128, False),
+        (1, " " * 129, True),
+        (1, "字" * 43, True),
+        (2, "字" * 43, False),
+    ],
+)
+def test_a_text_is_not_fewer_tokens_than_its_bytes_allow(tokens: int, text: str, too_little: bool) -> None:
+    assert says_too_little(tokens, text) is too_little
+
+
 OPENAI = {
     "prompt_tokens": 100, "completion_tokens": 50, "total_tokens": 150,
     "prompt_tokens_details": {"cached_tokens": 40, "audio_tokens": 0},
@@ -81,8 +110,6 @@ ANTHROPIC = {
         (ANTHROPIC, Usage(100, 60, 30, 5, 0, 20)),
         ({"prompt_tokens": 10, "completion_tokens": 0}, Usage(10)),
         ({"prompt_tokens": 10, "prompt_tokens_details": None, "completion_tokens_details": 3}, Usage(10)),
-        ({"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 99}}, Usage(10, 10)),
-        ({"prompt_tokens": 10, "cache_read_input_tokens": 8, "cache_creation_input_tokens": 9}, Usage(10, 8, 2)),
     ],
 )
 def test_the_forms_of_providers(report: dict[str, Any], usage: Usage) -> None:
