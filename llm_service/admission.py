@@ -101,11 +101,11 @@ class Admission:
         check_allowed(call.principal, call.request.model)
         call.plan = plan(call.model, call.request, call.principal)
         queue_s = call.journey.route.queue_s
-        deadline = time.monotonic() + (queue_s or 0)
+        deadline = time.monotonic() + _patience_s(call, queue_s or 0)
         call.pace = await self._keep_pace(call, deadline)
         try:
             call.hold = await self._hold(
-                call, deadline if queue_s is not None else time.monotonic() + self._busy_wait_s
+                call, deadline if queue_s is not None else time.monotonic() + _patience_s(call, self._busy_wait_s)
             )
         except BaseException:
             self._limiter.release(call.pace, 0)
@@ -193,6 +193,12 @@ def _worth_waiting(denial: Denial, left_s: float) -> float | None:
         if wait_s <= left_s:
             return min(max(wait_s, 0.01), 1.0)  # not in one piece: what settles lower may let it through before
     return None
+
+
+def _patience_s(call: Call, wait_s: float) -> float:
+    """How long an attempt may wait: one after the first, not past the time by which its route lets it begin."""
+    journey = call.journey
+    return min(wait_s, max(0.0, journey.route.max_elapsed_s - journey.elapsed_s)) if call.attempt else wait_s
 
 
 def _within_cost_limit(call: Call) -> int:

@@ -84,6 +84,7 @@ class Call:
     place: int = 0  # in the chain
     tries_here: int = 1  # attempts at this place, with this one
     superseded: bool = False  # another attempt has taken its place
+    late: bool = False  # it was given up for being too slow
     passage: Passage = FREE
     # -- admitted
     model: Model = field(init=False)
@@ -134,6 +135,13 @@ class Call:
     def elapsed_ms(self) -> int:
         """Milliseconds since the attempt began."""
         return int((time.perf_counter() - self.started) * 1000)
+
+    @property
+    def left_as(self) -> tuple[str, int]:
+        """How an attempt that nobody waits for any more is booked: its error code and its status."""
+        if self.superseded:
+            return "superseded", 504
+        return ("upstream_timeout", 504) if self.late else ("client_left", 499)
 
     @property
     def finishes(self) -> bool:

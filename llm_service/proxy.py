@@ -62,8 +62,8 @@ class ProxyUpstream:
     """LiteLLM Proxy over HTTP. One session, kept connections, no retries of its own.
 
     Times are seconds: `connect_s` to reach it, `total_s` for a whole call, `silence_s` between two
-    reads of a stream. A call's own `connect_s` and `silence_s` go before them; how long anybody waits for a whole
-    answer or for a first token is the service's to say: what was sent goes on.
+    reads of a stream. A call's own `connect_s` and `silence_s` go before them, and a stream's `total_s`; how long
+    anybody waits for a whole answer or for a first token is the service's to say: what was sent goes on.
     """
 
     def __init__(self, url: str, *, connect_s: float = 5.0, total_s: float = 300.0, silence_s: float = 120.0) -> None:
@@ -97,7 +97,7 @@ class ProxyUpstream:
             ProxyUnavailable: it was not sent.
             Unanswered: it may have been served.
         """
-        response = await self._post(path, body, grant, timeouts.connect_s)
+        response = await self._post(path, body, grant, timeouts.connect_s, None)
         try:
             return UpstreamAnswer(response.status, response.headers, await response.read())
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
@@ -107,7 +107,7 @@ class ProxyUpstream:
 
     async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamStream:
         """Ask for a stream. Raises as `send` does."""
-        response = await self._post(path, body, grant, timeouts.connect_s)
+        response = await self._post(path, body, grant, timeouts.connect_s, timeouts.total_s)
         return _Stream(response, timeouts.silence_s or self._silence_s)
 
     async def get(self, path: str, grant: str) -> Any:
@@ -139,8 +139,11 @@ class ProxyUpstream:
         except orjson.JSONDecodeError as error:
             raise UpstreamError(f"LiteLLM Proxy's page {path} is not JSON.") from error
 
-    async def _post(self, path: str, body: bytes, grant: str, connect_s: float | None) -> aiohttp.ClientResponse:
-        timeout = aiohttp.ClientTimeout(total=self._total_s, sock_connect=connect_s or self._connect_s)
+    async def _post(
+        self, path: str, body: bytes, grant: str, connect_s: float | None, total_s: float | None
+    ) -> aiohttp.ClientResponse:
+        total_s = min(total_s or self._total_s, self._total_s)
+        timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=connect_s or self._connect_s)
         headers = {"Authorization": f"Bearer {grant}", "Content-Type": "application/json"}
         for last in (False, True):
             try:

@@ -144,11 +144,14 @@ class LLMService:
         """The next attempt after this error; None where the chain ends."""
         journey = call.journey
         reason = routing.condition_of(error)
-        if reason is None and journey.failures:  # a stand-in that cannot take this request: as if it were not there
-            reason = routing.condition_of(journey.failures[-1][1])
+        place = None if reason is None else self._next_place(call, reason, error.status)
+        before = routing.condition_of(journey.failures[-1][1]) if journey.failures else None
+        own = reason is None or (reason is Condition.NEAR_LIMIT and before is not Condition.NEAR_LIMIT)
+        if place is None and before is not None and own:
+            # A stand-in that cannot take this request, or has no budget for it: as if it were not there.
+            reason, place = before, self._next_place(call, before, error.status, again=False)
         else:
             journey.failures.append((call.candidate.model, error))
-        place = None if reason is None else self._next_place(call, reason, error.status)
         if reason is None or place is None:
             return None
         following = call.following(place)
@@ -159,7 +162,7 @@ class LLMService:
         self._fell_back(call, reason.value, following.candidate.model)
         return following
 
-    def _next_place(self, call: Call, reason: Condition, status: int) -> int | None:
+    def _next_place(self, call: Call, reason: Condition, status: int, *, again: bool = True) -> int | None:
         journey = call.journey
         if len(journey.chain) == 1 and not journey.route.retries:
             return None
@@ -179,7 +182,7 @@ class LLMService:
             journey.route,
             progress,
             blocked,
-            here is not None and here.retried_by_proxy(status) and not journey.route.bills_errors,
+            not again or (here is not None and here.retried_by_proxy(status) and not journey.route.bills_errors),
         )
 
     def _told(self, call: Call, last: TreasurerError) -> TreasurerError:
@@ -207,14 +210,13 @@ class LLMService:
         upstream = await self._sender.whole(call)
         call.passage.succeeded()
         ending = answer_ending(call, upstream.headers, upstream.body)
-        if call.superseded:
-            ending = replace(ending, error_code="superseded")
+        if call.superseded or call.late:
+            error_code, status = call.left_as
+            ending = replace(ending, error_code=error_code, status=status)
         cost_nano = await self._settler.settle(call, ending, lambda: upstream.body) or 0
         call.cost(cost_nano)
-        if is_filtered(upstream.body) and self._next_place(call, Condition.CONTENT_FILTER, 400) is not None:
-            raise UpstreamError(
-                f"The content filter of {call.model.name!r} withheld its answer.", status=400, code="content_filter"
-            )
+        if self._is_withheld(call, is_filtered(upstream.body)):
+            raise _withheld(call)
         headers = {"content-type": "application/json"} | call.headers(cost_nano)
         if claim is not None and not call.superseded:
             await self._keep(claim, upstream.status, headers, upstream.body)
@@ -236,13 +238,25 @@ class LLMService:
         left_s = None if first_s is None else max(0.0, first_s - call.elapsed_ms() / 1000)
         if not await answer.begin(left_s):
             raise self._slow(call, "a first token", first_s)
+        if self._is_withheld(call, answer.withheld):
+            async for _ in answer:  # its end, which is near, tells what it cost
+                pass
+            raise _withheld(call)
         return answer
 
+    def _is_withheld(self, call: Call, filtered: bool) -> bool:
+        """Whether the whole answer was withheld by a content filter, and another model may stand in."""
+        alone = not call.request.stream or call.request.choices == 1
+        return filtered and alone and self._next_place(call, Condition.CONTENT_FILTER, 400) is not None
+
     def _slow(self, call: Call, what: str, waited_s: float | None) -> UpstreamTimeout:
+        call.late = True
         call.passage.failed()
+        goes_on = not call.request.stream or call.finishes
         return UpstreamTimeout(
-            f"{call.model.name!r} did not give {what} within {waited_s:g} s. It goes on unheard to its end, and what "
-            "that costs is posted.",
+            f"{call.model.name!r} did not give {what} within {waited_s:g} s. "
+            + ("It goes on unheard to its end, and what that costs" if goes_on else "It was given up, and what it cost")
+            + " is posted.",
             details={"model": call.model.name, "timeout_s": waited_s},
         )
 
@@ -357,7 +371,7 @@ class LLMService:
                 return None
         finally:
             upstream.close()
-        code, status = ("superseded", 504) if call.superseded else ("client_left", 499)
+        code, status = call.left_as
         if scanner.error is not None and not scanner.begun:
             self.lose_stream(call, event_error(scanner.error), answered=True)
             return None
@@ -370,7 +384,14 @@ class LLMService:
             return None
         call.cost(cost_nano)
         kept = scanner.forwarded()
-        if claim is not None and scanner.finished and kept is not None and not call.superseded:
+        elsewhere = call.superseded or self._is_withheld(call, scanner.withheld)
+        if claim is not None and scanner.finished and kept is not None and not elsewhere:
             headers = {"content-type": "text/event-stream"} | call.headers(cost_nano)
             await self._keep(claim, 200, headers, kept)
         return cost_nano
+
+
+def _withheld(call: Call) -> UpstreamError:
+    return UpstreamError(
+        f"The content filter of {call.model.name!r} withheld its answer.", status=400, code="content_filter"
+    )

@@ -35,7 +35,7 @@ log = logging.getLogger(__name__)
 #: How long a cut stream's hold waits for the proxy's record of it before it is estimated, in seconds.
 WITNESS_WAIT_S = 5.0
 #: Ends of which the proxy has seen more than the service.
-_READ_ON = ("client_left", "superseded")
+_READ_ON = ("client_left", "superseded", "upstream_timeout")
 #: The fields of a message that hold a tool's call: today's form, and the older one.
 _CALLS = ("tool_calls", "function_call")
 #: A stream with less than so many bytes for each token that is reported is not looked at: most have an event for each.

@@ -24,7 +24,8 @@ class EventScanner:
     `usage` is the provider's last report, if nothing was generated after it (some report with every event,
     and a stream may be cut); `error` the error event that ended the stream, `finished`
     says that the stream came to its own end. `begun` is set with the first event that carries something
-    generated, or a choice's end. `size`: how many bytes were forwarded.
+    generated, or a choice's end; `withheld` if that is a content filter's, of all there is. `size`: how many bytes
+    were forwarded.
     """
 
     def __init__(self, *, hide_usage: bool) -> None:
@@ -38,6 +39,7 @@ class EventScanner:
         self.error: dict[str, Any] | None = None
         self.finished = False
         self.begun = False
+        self.withheld = False
 
     def feed(self, chunk: bytes) -> bytes:
         """Take what has arrived; give back what may be forwarded now."""
@@ -81,7 +83,11 @@ class EventScanner:
         if data is None:
             return True
         choices = data.get("choices")
-        self.begun = self.begun or any(map(_begins, objects(choices)))
+        if not self.begun and any(map(_begins, objects(choices))):
+            self.begun = True
+            self.withheld = not any(_generated(data)) and all(
+                choice.get("finish_reason") == "content_filter" for choice in objects(choices)
+            )
         if isinstance(data.get("error"), dict):
             self.error = cast("dict[str, Any]", data["error"])
         if isinstance(data.get("service_tier"), str):

@@ -15,7 +15,7 @@ from typing import Protocol
 from uuid import UUID
 
 from llm_service.call import Call, Ending
-from llm_service.errors import TreasurerError
+from llm_service.errors import TreasurerError, UpstreamError
 from llm_service.idempotency import Claim, Replay
 from llm_service.proxy import Unanswered, UpstreamStream, event_error
 from llm_service.settlement import answer_ending
@@ -81,6 +81,11 @@ class StreamingAnswer:
             return False
         return True
 
+    @property
+    def withheld(self) -> bool:
+        """Whether a content filter has ended it before anything was generated."""
+        return self._scanner.withheld
+
     def __aiter__(self) -> AsyncIterator[bytes]:
         return self
 
@@ -127,6 +132,8 @@ class StreamingAnswer:
                     return  # the upstream is closed: reading on would look like a cut
             complete = scanner.finished and scanner.error is None
             error_code, status = (None, 200) if complete else ("upstream_cut", 502)
+            if not scanner.begun and not scanner.finished:
+                raise UpstreamError("The stream ended before its first token.", code="upstream_cut")
         except Unanswered as lost:
             if not scanner.finished:
                 self._lose(lost.error)
@@ -160,13 +167,18 @@ class StreamingAnswer:
         if error_code == "client_left" and (scanner.finished or scanner.error is not None):
             # Who leaves when all is told has not left: the stream's own end counts.
             error_code, status = (None, 200) if scanner.error is None else ("upstream_cut", 502)
+        left = error_code == "client_left"
+        if left:
+            # Nobody has left a stream whose first token did not come in time: it was given up.
+            call.late = not scanner.begun and call.first_by is not None and time.perf_counter() >= call.first_by
+            error_code, status = call.left_as
         if error_code is None:
             call.passage.succeeded()
-        elif error_code != "client_left":
+        elif left and not call.late:
+            call.passage.neutral()
+        else:
             call.passage.failed()
-        elif call.first_by is None or time.perf_counter() < call.first_by or scanner.begun:
-            call.passage.neutral()  # else it was given up for being slow, which whoever gave it up tells
-        if error_code == "client_left" and call.finishes:
+        if left and call.finishes:
             self._settling = self._service.drain_stream(call, self._claim, self._upstream, scanner)
             return
         self._upstream.close()

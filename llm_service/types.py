@@ -149,7 +149,7 @@ class Downgrade:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds. None: the service's own setting. `total_s` is of one attempt, and never above the service's."""
+    """Seconds. None: the service's own setting. `total_s` is of one attempt, to its end, and never above the service's."""
 
     connect_s: float | None = None
     first_token_s: float | None = None

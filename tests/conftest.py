@@ -18,6 +18,7 @@ import asyncpg
 import pydantic_ai.models
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from gateway.migrations import migrate
 from gateway.stack import watchdog
@@ -27,6 +28,10 @@ from gateway.stack.redis import EmbeddedRedis
 from gateway.stack.state import StackState
 
 pydantic_ai.models.ALLOW_MODEL_REQUESTS = False  # a test that would reach a real provider fails instead
+
+# Hypothesis' own limits of time would be assertions about how busy the machine is.
+settings.register_profile("treasurer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("treasurer")
 
 _TIER = {"integration": pytest.mark.integration, "chaos": pytest.mark.chaos, "evals": pytest.mark.evals}
 _TEMPLATE = "template_treasurer"

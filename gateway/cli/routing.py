@@ -55,7 +55,7 @@ def set_route(
         float | None, typer.Option("--first-token", help="Seconds to a stream's first token.")
     ] = None,
     silence: Annotated[float | None, typer.Option("--silence", help="Seconds between two events of a stream.")] = None,
-    total: Annotated[float | None, typer.Option("--total", help="Seconds to a whole answer, of one attempt.")] = None,
+    total: Annotated[float | None, typer.Option("--total", help="Seconds to an answer's end, of one attempt.")] = None,
     queue: Annotated[
         float | None, typer.Option("--queue", help="Seconds that a call may wait for held money, pace or a rate limit.")
     ] = None,

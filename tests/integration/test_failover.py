@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -129,6 +128,37 @@ async def test_a_first_token_that_does_not_come_in_time(caller: Caller) -> None:
     assert len(await caller.invoice()) == 2
 
 
+async def test_a_stream_that_is_given_up_for_its_first_token_is_told_and_booked_so(caller: Caller) -> None:
+    await route(caller, timeouts={"first_token_s": 1.0})
+    with pytest.raises(openai.APIStatusError) as told:
+        await ask(caller, True, {"first_token_s": 3})
+    assert (told.value.status_code, told.value.code) == (504, "upstream_timeout")
+    (row,) = await caller.ledger()
+    assert (row["state"], row["status"], row["error_code"]) == ("posted", 504, "upstream_timeout")
+    assert await caller.billed_nano() <= row["cost_nano"]
+
+
+@pytest.mark.parametrize("on_leave", ["cancel", "finish"])
+async def test_a_stream_that_takes_too_long_in_all_is_ended_with_an_error(caller: Caller, on_leave: str) -> None:
+    await route(caller, fallbacks=[{"model": SECOND}], timeouts={"total_s": 1.5}, on_leave=on_leave)
+    with pytest.raises(openai.APIError, match="did not answer in time"):
+        await ask(caller, True, {"tokens_per_s": 15})
+    assert "x-treasurer-model" not in caller.last.headers  # its first token had gone to the caller
+    (row,) = await caller.ledger()
+    assert (row["model"], row["state"], row["usage_source"]) == (FIRST, "posted", "witness")
+    billed = await caller.billed_nano()
+    assert billed == row["cost_nano"] if on_leave == "finish" else 0 < billed <= row["cost_nano"]
+    assert await caller.faults() == []
+
+
+async def test_a_stream_whose_time_is_over_before_its_first_token_goes_on_elsewhere(caller: Caller) -> None:
+    await route(caller, fallbacks=[{"model": SECOND}], timeouts={"total_s": 1.0})
+    assert await ask(caller, True, {"first_token_s": 3, "times": 1})
+    assert caller.last.headers["x-treasurer-model"] == SECOND
+    assert sorted(await attempts(caller)) == [(0, FIRST, "posted"), (1, SECOND, "posted")]
+    assert await caller.billed_nano() <= await caller.posted_nano()
+
+
 async def test_a_whole_answer_that_does_not_come_in_time(caller: Caller) -> None:
     await route(caller, fallbacks=[{"model": SECOND}], timeouts={"total_s": 1.0})
     assert await ask(caller, False, {"hang_s": 3, "times": 1})
@@ -217,10 +247,9 @@ async def test_a_retry_that_consumed_tokens_is_an_attempt_with_a_cost(caller: Ca
     """A connection that broke after the work was done: what it cost stays held while the retry serves the call."""
     await route(caller, retries=1)
     assert await ask(caller, False, {"cut_before_headers": True, "billed": "full", "times": 1})
-    deadline = time.monotonic() + PATIENCE_S
-    while await caller.held() > 1:  # the retry's is settled off its caller's path
-        assert time.monotonic() < deadline, "the retry is not settled"
-        await asyncio.sleep(0.05)
+    async with asyncio.timeout(PATIENCE_S):
+        while await caller.held() > 1:  # the retry's own is settled off its caller's path
+            await asyncio.sleep(0.05)
     assert await caller.held() == 1
     assert len(await caller.invoice()) == 2
     (budget,) = (await caller.admin("GET", f"budgets?agent={caller.agent}"))["data"]

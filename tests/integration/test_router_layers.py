@@ -20,6 +20,7 @@ from tests.integration.caller import Caller, open_caller, said
 COOLDOWN_S = 5.5
 #: Two deployments; all others have one.
 BALANCED = "gpt-4o-mini"
+STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 
 
 @pytest.fixture
@@ -54,6 +55,7 @@ async def asked(caller: Caller, model: str, do: dict[str, Any], *, streamed: boo
     return rule["matched"]
 
 
+@STREAMED
 @pytest.mark.parametrize(
     ("model", "do"),
     [
@@ -69,8 +71,18 @@ async def asked(caller: Caller, model: str, do: dict[str, Any], *, streamed: boo
     ],
     ids=str,
 )
-async def test_without_a_route_a_failure_is_asked_for_once(caller: Caller, model: str, do: dict[str, Any]) -> None:
-    assert await asked(caller, model, do) == 1
+async def test_without_a_route_a_failure_is_asked_for_once(
+    caller: Caller, model: str, do: dict[str, Any], streamed: bool
+) -> None:
+    assert await asked(caller, model, do, streamed=streamed) == 1
+
+
+@pytest.mark.parametrize("model", ["gpt-4o", "claude-haiku-4-5", "gemini-2.5-flash", "local/llama-3.3-70b"])
+async def test_a_stream_that_breaks_is_asked_for_once_before_its_first_token_and_after(
+    caller: Caller, model: str
+) -> None:
+    assert await asked(caller, model, {"cut_after_tokens": 0}, streamed=True) == 1
+    assert await asked(caller, model, {"cut_after_tokens": 8}, streamed=True) == 1
 
 
 async def test_embeddings_are_asked_for_once(caller: Caller) -> None:
@@ -81,13 +93,14 @@ async def test_embeddings_are_asked_for_once(caller: Caller) -> None:
         assert [rule["matched"] for rule in (await response.json())["rules"]] == [1]
 
 
-async def test_no_error_is_retried_in_both_layers(caller: Caller) -> None:
+@STREAMED
+async def test_no_error_is_retried_in_both_layers(caller: Caller, streamed: bool) -> None:
     """A route with two retries: after LiteLLM's own try of the other deployment there is none; else three tries."""
     await caller.admin("PUT", "routes", {"agent": caller.agent, "model": "*", "retries": 2})
     await asyncio.sleep(COOLDOWN_S)
-    assert await asked(caller, BALANCED, {"status": 503}) == 2
+    assert await asked(caller, BALANCED, {"status": 503}, streamed=streamed) == 2
     await asyncio.sleep(COOLDOWN_S)
-    assert await asked(caller, BALANCED, {"status": 500}) == 3
+    assert await asked(caller, BALANCED, {"status": 500}, streamed=streamed) == 3
     assert {(row["attempt"], row["state"]) for row in await caller.ledger()} == {
         (0, "voided"),
         (1, "voided"),

@@ -16,6 +16,7 @@ from multidict import CIMultiDict
 
 from llm_service.errors import ProxyUnavailable, UpstreamError, UpstreamTimeout
 from llm_service.proxy import ProxyUpstream, Unanswered, surely_free, upstream_error
+from llm_service.types import Timeouts
 
 PATH = "/v1/chat/completions"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -53,6 +54,10 @@ async def listening(connected: Connected) -> AsyncIterator[tuple[asyncio.Server,
         finally:
             server.close()
             await server.wait_closed()
+
+
+async def collect(chunks: AsyncIterator[bytes]) -> list[bytes]:
+    return [chunk async for chunk in chunks]
 
 
 async def read_request(reader: asyncio.StreamReader) -> bytes:
@@ -108,6 +113,33 @@ async def test_a_stream_comes_as_it_is_sent() -> None:
         assert await anext(chunks) == b"data: 1\n\n"  # before the rest is there
         go_on.set()
         assert [chunk async for chunk in chunks] == [b"data: 2\n\n"]
+
+
+async def test_a_streams_whole_time_is_bounded_though_it_is_never_silent() -> None:
+    async def drip(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        while True:
+            await response.write(b"data: 1\n\n")
+            await asyncio.sleep(0.01)
+
+    async with serving(drip) as upstream:
+        answer = await upstream.open(PATH, b"{}", "g", Timeouts(silence_s=5, total_s=0.2))
+        chunks = answer.chunks()
+        assert await anext(chunks)
+        with pytest.raises(Unanswered) as late:
+            await collect(chunks)
+        answer.close()
+    assert isinstance(late.value.error, UpstreamTimeout)
+
+
+async def test_a_whole_answer_is_waited_for_to_its_end_whoever_has_given_it_up() -> None:
+    async def slow(request: web.Request) -> web.Response:
+        await asyncio.sleep(0.3)
+        return web.Response(body=b"{}")
+
+    async with serving(slow) as upstream:
+        assert (await upstream.send(PATH, b"{}", "g", Timeouts(total_s=0.05))).status == 200
 
 
 # -- not sent

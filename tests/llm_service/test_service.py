@@ -86,13 +86,19 @@ class Parts:
         *,
         proxy_enforces_limits: bool = False,
         breakers: BreakerGate = NO_BREAKERS,
+        entries: list[dict[str, Any]] = ENTRIES,
+        upstream: FakeUpstream | None = None,
     ) -> None:
         self.treasury, self.limiter, self.sweeper = FakeTreasury(limit_nano), FakeLimiter(), FakeSweeper()
-        self.counter, self.idempotency, self.upstream = FakeCounter(), FakeIdempotency(), FakeUpstream(ANSWER)
+        self.counter, self.idempotency, self.upstream = (
+            FakeCounter(),
+            FakeIdempotency(),
+            upstream or FakeUpstream(ANSWER),
+        )
         self.records, self.refused = Records(), Refusals()
 
         async def read() -> list[dict[str, Any]]:
-            return ENTRIES
+            return entries
 
         self.service = LLMService(
             admission=Admission(
