@@ -144,14 +144,13 @@ def test_i1_a_report_in_mid_stream_does_not_count_for_what_came_after_it(cut: bo
     ("gemini", {}, None),
 ])  # fmt: skip
 async def test_i1_a_tier_that_nobody_named_is_not_the_provider_s_to_choose(
-    monkeypatch: pytest.MonkeyPatch, provider: str, asked: dict[str, Any], sent: str | None
+    provider: str, asked: dict[str, Any], sent: str | None
 ) -> None:
     """A project at OpenAI may be set to `priority`: twice the price that was held for."""
     priced = ENTRIES[0]["model_info"] | {
         "litellm_provider": provider, "input_cost_per_token_priority": 2e-06, "output_cost_per_token_priority": 4e-06
     }  # fmt: skip
-    monkeypatch.setattr("tests.llm_service.test_service.ENTRIES", [ENTRIES[0] | {"model_info": priced}])
-    parts = Parts()
+    parts = Parts(entries=[ENTRIES[0] | {"model_info": priced}])
     await parts.service.complete(chat_body(**asked), PRINCIPAL, NO_CONTEXT)
     assert parts.sent.get("service_tier") == sent
 
