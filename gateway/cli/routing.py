@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.administer import AsJson, OfAgent, OfOrganisation, OfTeam, administer, checked
-from gateway.cli.common import emit
+from gateway.cli.common import NotRunning, emit, running_state
 from llm_service.administration import routes as serving
 from llm_service.money import format_dollars
 
@@ -92,6 +92,7 @@ def set_route(
     )
     made = administer(lambda pool: serving.set_route(pool, new))
     _routes([made], json)
+    _tell_unknown([model, *(each.model for each in new.fallbacks or ()), *(downgrade or ())])
 
 
 @routes.command("list")
@@ -108,6 +109,18 @@ def remove_route(route_id: Annotated[int, typer.Argument(metavar="ID")], json: A
         emit([gone.model_dump()], json=True)
         return
     typer.echo(f"Route {gone.id} ({gone.scope} {gone.subject}, {gone.model}) is removed.")
+
+
+def _tell_unknown(names: list[str]) -> None:
+    """A slip in a model's name, or in a condition, would otherwise be found out when the model is needed."""
+    try:
+        state = running_state()
+    except NotRunning:
+        return  # models may be named before there are any
+    known = {*state.real, *state.simulated}
+    for name in names:
+        if name not in known and not any(sign in name for sign in "*?["):
+            typer.echo(f"note: the running stack has no model {name!r} yet; chains pass it over.", err=True)
 
 
 def _fallback(text: str) -> dict[str, Any]:

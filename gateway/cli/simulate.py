@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import Annotated
 
 import typer
@@ -19,8 +21,9 @@ from llm_service.types import Usage
 
 _ASSUMED = (
     "Assumed: the same tokens from any model; calls one after the other, in the order in which they began; what was "
-    "refused then stays refused."
+    "refused then stays refused; what was spent before the period is spent; top-ups come on top of another limit."
 )
+_PERCENT = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,2})?)%?")
 
 
 def register(app: typer.Typer) -> None:
@@ -49,10 +52,13 @@ def simulate(
         begins = until - parse_duration(since)
     except ValueError as error:
         fail(f"--since: {error}", ExitCode.USAGE)
-    budgets = [*policy.limits, *policy.paces]
-    calls = administer(lambda pool: read_calls(pool, begins, until, budgets=budgets))
+    calls = administer(lambda pool: read_calls(pool, begins, until, limited=policy.limits, paced=policy.paces))
     models = {cheaper for cheaper, _ in policy.downgrades.values()}
     result = replay(calls, policy, _prices(models) if models else _no_price)
+    asked = {call.requested_model for call in calls}
+    for model in policy.downgrades:
+        if model not in asked:
+            typer.echo(f"Nothing that was paid for in the last {since} asked for {model!r}.", err=True)
     if json:
         emit([_fields(result)], json=True)
         return
@@ -70,7 +76,8 @@ def _policy(limits: list[str], paces: list[str], downgrades: list[str]) -> Polic
             curves[budget] = parse_pace(value)
         for model, value in map(_pair, downgrades):
             name, at, percent = value.partition("@")
-            share = round(float(percent.rstrip("%")) * 100) if at else 8_000
+            number = _PERCENT.fullmatch(percent) if at else None
+            share = int(Decimal(number[1]) * 100) if number else 0 if at else 8_000
             if not name or not 0 < share < 10_000:
                 raise ValueError("a downgrade is MODEL=CHEAPER@PERCENT, of more than 0 and less than 100")
             cheaper[model] = (name, share)

@@ -2,7 +2,8 @@
 
 The replay is pure: posted calls in the order in which they began, and a policy, in; sums out. What it assumes is said
 with its result: a call would have had the same tokens; its cost counts when it begins (holds are not replayed, so
-calls at the same time are taken one after the other); a call that was refused then stays refused.
+calls at the same time are taken one after the other); a call that was refused then stays refused; the policy changes
+when the period begins, so what a window had spent before is spent; top-ups come on top of another limit, too.
 
 What must hold: the policy as it was refuses nothing and costs what the ledger says; a lower limit never costs more.
 """
@@ -10,16 +11,16 @@ What must hold: the policy as it was refuses nothing and costs what the ledger s
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
 import asyncpg
 
-from llm_service.errors import NotFound
+from llm_service.errors import InvalidRequest, NotFound
 from llm_service.pacing import Curve
 from llm_service.treasury.connection import AWAY, away
-from llm_service.types import Usage
+from llm_service.types import Usage, WindowKind
 
 #: (model, usage) → nano-dollars; None: the catalogue has no such model.
 PriceOf = Callable[[str, Usage], int | None]
@@ -27,13 +28,33 @@ PriceOf = Callable[[str, Usage], int | None]
 
 @dataclass(frozen=True, slots=True)
 class PastWindow:
-    """A window that a call fell into."""
+    """A window that a call fell into. `before_nano` was spent in it before the period began.
+
+    `top_ups` are amounts with the times between which they counted.
+    """
 
     id: int
     budget: str
     limit_nano: int
     starts_at: datetime
     ends_at: datetime
+    before_nano: int = 0
+    top_ups: tuple[tuple[int, datetime, datetime], ...] = ()
+
+    def limit(self, at: datetime, policy: Policy) -> int:
+        """What may be spent in it in all, by the top-ups of that time."""
+        topped_up = sum(amount for amount, since, until in self.top_ups if since <= at < until)
+        return policy.limits.get(self.budget, self.limit_nano) + topped_up
+
+    def left(self, at: datetime, policy: Policy, spent: Mapping[int, int]) -> int | None:
+        """What it has left for a call; None where the policy leaves its budget as it was."""
+        curve = policy.paces.get(self.budget)
+        if curve is None and self.budget not in policy.limits:
+            return None
+        most = self.limit(at, policy)
+        if curve is not None:
+            most = curve.allowed(most, self.starts_at, self.ends_at, at)
+        return most - self.before_nano - spent.get(self.id, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +113,8 @@ def replay(calls: Sequence[PastCall], policy: Policy, price: PriceOf) -> Replaye
         cheaper = _downgrade(call, policy, spent, price)
         if cheaper is not None and cheaper < cost_nano:
             cost_nano = cheaper
-        refusing = next((w for w in call.windows if _room(w, call.started_at, policy, spent) < cost_nano), None)
+        left = ((window, window.left(call.started_at, policy, spent)) for window in call.windows)
+        refusing = next((window for window, nano in left if nano is not None and nano < cost_nano), None)
         if refusing is not None:
             result.refused += 1
             result.refused_nano += call.cost_nano
@@ -108,18 +130,6 @@ def replay(calls: Sequence[PastCall], policy: Policy, price: PriceOf) -> Replaye
     return result
 
 
-def _room(window: PastWindow, at: datetime, policy: Policy, spent: Mapping[int, int]) -> float:
-    """What the window has left for a call; without end where the policy leaves its budget as it was."""
-    limit_nano = policy.limits.get(window.budget)
-    curve = policy.paces.get(window.budget)
-    if limit_nano is None and curve is None:
-        return float("inf")
-    most = limit_nano if limit_nano is not None else window.limit_nano
-    if curve is not None:
-        most = curve.allowed(most, window.starts_at, window.ends_at, at)
-    return most - spent.get(window.id, 0)
-
-
 def _downgrade(call: PastCall, policy: Policy, spent: Mapping[int, int], price: PriceOf) -> int | None:
     """What the call would have cost at the cheaper model, if a budget's share for its own was used up."""
     named = policy.downgrades.get(call.requested_model)
@@ -127,8 +137,8 @@ def _downgrade(call: PastCall, policy: Policy, spent: Mapping[int, int], price: 
         return None
     cheaper, share = named
     for window in call.windows:
-        limit_nano = policy.limits.get(window.budget, window.limit_nano)
-        if spent.get(window.id, 0) + call.cost_nano > limit_nano * share // 10_000:
+        limit_nano = window.limit(call.started_at, policy)
+        if window.before_nano + spent.get(window.id, 0) + call.cost_nano > limit_nano * share // 10_000:
             return price(cheaper, call.usage)
     return None
 
@@ -143,38 +153,48 @@ FROM ledger l JOIN agents a ON a.id = l.agent_id
 WHERE l.state <> 'adjusted' AND l.cost_nano > 0 AND l.started_at >= $1 AND l.started_at < $2
 ORDER BY l.started_at LIMIT $3
 """
-_WINDOWS = """
-SELECT w.id, b.name AS budget, w.limit_nano, w.starts_at, w.ends_at
+# Python has no infinite times.
+_TIMES = """greatest({0}.starts_at, '1970-01-01 00:00:00+00') AS starts_at, least({0}.ends_at, '9999-01-01 00:00:00+00') AS ends_at"""
+_WINDOWS = f"""
+SELECT w.id, b.name AS budget, w.budget_id, w.limit_nano, w.posted_nano, {_TIMES.format("w")}
 FROM windows w JOIN budgets b ON b.id = w.budget_id WHERE w.id = ANY ($1::bigint[])
-"""
-_KNOWN = "SELECT DISTINCT name FROM budgets WHERE name = ANY ($1::text[])"
+"""  # noqa: S608  # of constants
+_TOP_UPS = f"""
+SELECT u.budget_id, u.amount_nano, {_TIMES.format("u")} FROM top_ups u WHERE u.budget_id = ANY ($1::bigint[])
+"""  # noqa: S608  # of constants
+_KNOWN = "SELECT name, window_kind FROM budgets WHERE name = ANY ($1::text[])"
 #: More calls than this are not read at once.
 MOST_CALLS = 1_000_000
 
 
 async def read_calls(
-    pool: asyncpg.Pool, since: datetime, until: datetime, *, budgets: Sequence[str] = ()
+    pool: asyncpg.Pool, since: datetime, until: datetime, *, limited: Iterable[str] = (), paced: Iterable[str] = ()
 ) -> list[PastCall]:
-    """The posted calls of a period, with their windows. `budgets` must exist.
+    """The posted calls of a period that ends now, with their windows. Budgets that are `limited` or `paced` must exist.
 
     Raises:
-        NotFound: a budget does not exist. TreasuryUnavailable: Postgres is away.
+        NotFound: a budget does not exist. InvalidRequest: there are too many calls, or no end to be paced towards.
+        TreasuryUnavailable: Postgres is away.
     """
     try:
-        known = {row["name"] for row in await pool.fetch(_KNOWN, list(budgets), timeout=30)}
-        rows = await pool.fetch(_CALLS, since, until, MOST_CALLS, timeout=120)
-        ids = {number for row in rows for number in row["window_ids"]}
-        windows = {
-            row["id"]: PastWindow(row["id"], row["budget"], row["limit_nano"], row["starts_at"], row["ends_at"])
-            for row in await pool.fetch(_WINDOWS, list(ids), timeout=60)
-        }
+        async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
+            known = await connection.fetch(_KNOWN, list({*limited, *paced}), timeout=30)
+            rows = await connection.fetch(_CALLS, since, until, MOST_CALLS + 1, timeout=120)
+            ids = {number for row in rows for number in row["window_ids"]}
+            found = await connection.fetch(_WINDOWS, list(ids), timeout=60)
+            top_ups = await connection.fetch(_TOP_UPS, [row["budget_id"] for row in found], timeout=60)
     except AWAY as error:
         raise away(error) from error
-    missing = sorted(set(budgets) - known)
-    if missing:
-        raise NotFound(
-            f"There is no budget {missing[0]!r}. See which there are: treasurer budget list.", param="budget"
-        )
+    kinds: dict[str, str] = {row["name"]: row["window_kind"] for row in known}
+    for name in (*limited, *paced):
+        if name not in kinds:
+            raise NotFound(f"There is no budget {name!r}. See which there are: treasurer budget list.", param="budget")
+    for name in paced:
+        if kinds[name] == WindowKind.TOTAL:
+            raise InvalidRequest(f"The window of {name!r} has no end, so that it cannot be paced.", param="pace")
+    if len(rows) > MOST_CALLS:
+        raise InvalidRequest(f"The period has more than {MOST_CALLS:,} calls: choose a shorter one.", param="since")
+    windows = _windows(rows, found, top_ups)
     return [
         PastCall(
             row["started_at"],
@@ -194,3 +214,27 @@ async def read_calls(
         )
         for row in rows
     ]
+
+
+def _windows(
+    calls: Sequence[asyncpg.Record], found: Sequence[asyncpg.Record], top_ups: Sequence[asyncpg.Record]
+) -> dict[int, PastWindow]:
+    within: dict[int, int] = defaultdict(int)
+    for call in calls:
+        for number in call["window_ids"]:
+            within[number] += call["cost_nano"]
+    added: dict[int, list[tuple[int, datetime, datetime]]] = defaultdict(list)
+    for row in top_ups:
+        added[row["budget_id"]].append((row["amount_nano"], row["starts_at"], row["ends_at"]))
+    return {
+        row["id"]: PastWindow(
+            row["id"],
+            row["budget"],
+            row["limit_nano"],
+            row["starts_at"],
+            row["ends_at"],
+            row["posted_nano"] - within[row["id"]],
+            tuple(added[row["budget_id"]]),
+        )
+        for row in found
+    }

@@ -190,9 +190,12 @@ async def test_many_at_once_while_a_provider_fails(caller: Caller) -> None:
 
 
 async def test_near_a_budgets_limit_a_cheaper_model_serves(stack: StackState) -> None:
-    """Each dear call holds what it may cost; the share is a bound, and what is left buys cheaper ones."""
+    """Each dear call holds what it may cost; the share is a bound, and what is left buys cheaper ones.
+
+    The first of the cheaper ones is not good enough.
+    """
     async with open_caller(stack, "0.01") as caller:
-        downgrade = {"at_percent": 50, "models": ["gpt-4.1-mini"]}
+        downgrade = {"at_percent": 50, "models": ["local/qwen3-8b", "gpt-4.1-mini"], "min_quality": 50}
         await route(caller, "gpt-4o", downgrade=downgrade)
         for _ in range(12):
             await ask(caller, False, {"output_tokens": 60}, "gpt-4o")

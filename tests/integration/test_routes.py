@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -160,3 +161,17 @@ async def test_by_the_command_line(treasurer: Treasurer, pool: asyncpg.Pool) -> 
     assert (wrong.code, "says something" in wrong.err) == (2, True)
     assert (await treasurer("route", "remove", str(row["id"]))).code == 0
     assert "There are no routes" in (await treasurer("route", "list")).out
+
+
+async def test_a_slip_in_a_models_name_is_told(
+    treasurer: Treasurer, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The route is set all the same: models may come later. A condition that does not exist is read as a name, too."""
+    await an_agent(pool)
+    running = SimpleNamespace(real=["gpt-4o"], simulated=["claude-haiku-5-5"])
+    monkeypatch.setattr("gateway.cli.routing.running_state", lambda: running)
+    sound = ("route", "set", "--agent", "news", "--model", "gpt-*", "--fallback", "claude-haiku-5-5:error")
+    assert (await treasurer(*sound)).err == ""
+    slips = await treasurer(*sound, "--fallback", "gpt-4o:eror", "--downgrade", "gpt-4", "--json")
+    assert slips.code == 0
+    assert [line.split("'")[1] for line in slips.err.splitlines()] == ["gpt-4o:eror", "gpt-4"]

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime, timedelta
+
 import asyncpg
 
-from llm_service.administration import people
+from llm_service.administration import budgets, people
 from llm_service.administration.inputs import read_input
 from llm_service.ids import new_call_id
 from llm_service.principals import Principals
+from llm_service.treasury.simulate import Policy, read_calls, replay
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
 from tests.integration.test_admin_cli import Treasurer, treasurer
@@ -15,9 +18,12 @@ from tests.integration.test_admin_cli import Treasurer, treasurer
 __all__ = ["treasurer"]  # a fixture
 
 
-async def spend(pool: asyncpg.Pool, database_url: str, costs: list[int]) -> None:
+async def an_agent(pool: asyncpg.Pool) -> None:
     new = {"name": "news", "team": "default", "budget": {"limit": "1", "window": "month"}}
     await people.create_agent(pool, read_input(people.NewAgent, new))
+
+
+async def spend(pool: asyncpg.Pool, database_url: str, costs: list[int]) -> None:
     who = await Principals(pool).by_agent("news")
     treasury = Treasury(database_url)
     for cost in costs:
@@ -32,6 +38,7 @@ async def spend(pool: asyncpg.Pool, database_url: str, costs: list[int]) -> None
 
 
 async def test_a_lower_limit(treasurer: Treasurer, pool: asyncpg.Pool, database_url: str) -> None:
+    await an_agent(pool)
     await spend(pool, database_url, [200_000_000] * 4)
     ran = await treasurer("simulate", "--limit", "agent news: month=0.50")
     assert ran.code == 0, ran.err
@@ -40,13 +47,38 @@ async def test_a_lower_limit(treasurer: Treasurer, pool: asyncpg.Pool, database_
     assert "2 by budget 'agent news: month'" in ran.out
     (row,) = (await treasurer("simulate", "--limit", "agent news: month=5", "--json")).rows
     assert (row["refused"], row["saved_nano"], row["spent_nano"]) == (0, 0, 800_000_000)
+    await budgets.create_budget(pool, read_input(budgets.NewBudget, {"agent": "news", "limit": "9", "window": "total"}))
+    await spend(pool, database_url, [1])
+    endless = await treasurer("simulate", "--pace", "agent news: total=linear")
+    assert (endless.code, "has no end" in endless.err) == (1, True)
     (row,) = (await treasurer("simulate", "--pace", "agent news: month=0%:25%,99.99%:25%,100%:100%", "--json")).rows
     assert row["refused"] == 3
+
+
+async def test_a_period_that_begins_within_a_window(pool: asyncpg.Pool, database_url: str) -> None:
+    """The policy changes when the period begins: what its windows had spent by then is spent."""
+    await an_agent(pool)
+    await spend(pool, database_url, [200_000_000] * 4)
+    began = await pool.fetchval("SELECT clock_timestamp()")
+    await spend(pool, database_url, [50_000_000] * 2)
+    calls = await read_calls(pool, began, datetime.now(UTC) + timedelta(minutes=1))
+    assert [(call.cost_nano, call.windows[0].before_nano) for call in calls] == [(50_000_000, 800_000_000)] * 2
+    name = calls[0].windows[0].budget
+
+    def refused(limit_nano: int) -> int:
+        return replay(calls, Policy(limits={name: limit_nano}), lambda _model, _usage: None).refused
+
+    assert [refused(limit) for limit in (849_999_999, 850_000_000, 900_000_000)] == [2, 1, 0]
+    await budgets.top_up(pool, name, read_input(budgets.NewTopUp, {"amount": "0.05"}))
+    await spend(pool, database_url, [50_000_000])
+    calls = await read_calls(pool, began, datetime.now(UTC) + timedelta(minutes=1))
+    assert (len(calls), refused(850_000_000)) == (3, 1)  # the top-up began after the second
 
 
 async def test_what_is_typed_wrong(treasurer: Treasurer) -> None:
     for arguments in (
         [], ["--limit", "x"], ["--limit", "b=much"], ["--pace", "b=slow"], ["--downgrade", "a=b@100"],
+        ["--downgrade", "a=b@inf"], ["--downgrade", "a=b@nan"], ["--downgrade", "a=b@"], ["--downgrade", "a=@50"],
         ["--limit", "b=1", "--since", "long"],
     ):  # fmt: skip
         assert (await treasurer("simulate", *arguments)).code == 2, arguments

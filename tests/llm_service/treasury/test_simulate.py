@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from hypothesis import given
@@ -60,6 +61,24 @@ def test_a_downgrade_saves_from_its_share_on() -> None:
     result = replay(past, Policy(downgrades={"dear": ("cheap", 5_000)}), half)
     assert (result.downgraded, result.refused) == (5, 0)
     assert result.saved_nano == result.downgraded_saved_nano == 250
+
+
+def test_what_was_spent_before_the_period_is_spent() -> None:
+    window = replace(WINDOW, before_nano=450)
+    past = [replace(call(day, 100), windows=(window,)) for day in (1, 2, 3)]
+    assert replay(past, Policy(limits={"b": 600}), half).refused == 2
+    assert replay(past, Policy(limits={"b": 500}), half).refused == 3
+    assert replay(past, Policy(downgrades={"dear": ("cheap", 6_000)}), half).downgraded == 2
+    assert replay(past, Policy(paces={"b": parse_pace("linear")}), half).refused == 3
+    assert replay(past, Policy(), half).refused == 0
+
+
+def test_a_top_up_counts_while_it_lasts() -> None:
+    window = replace(WINDOW, top_ups=((100, START + timedelta(days=1), START + timedelta(days=5)),))
+    past = [replace(call(day, 100), windows=(window,)) for day in (0, 1, 2, 6)]
+    assert replay(past, Policy(limits={"b": 100}), half).refused == 2  # the third, and the fourth
+    assert replay(past, Policy(limits={"b": 200}), half).refused == 1
+    assert replay(past, Policy(downgrades={"dear": ("cheap", 1_000)}), half).downgraded == 3
 
 
 def test_what_was_downgraded_already_stays_as_it_was() -> None:
