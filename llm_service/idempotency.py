@@ -45,7 +45,12 @@ SELECT i.body_digest, i.call_id, i.state, i.status, i.headers::text AS headers, 
            < now() - interval '15 seconds' AS old,
        EXISTS (SELECT FROM holds h WHERE h.call_id = i.call_id) AS held,
        (SELECT count(*) FROM ledger l WHERE l.call_id = i.call_id) AS entries,
-       (SELECT coalesce(sum(l.cost_nano), 0)::bigint FROM ledger l WHERE l.call_id = i.call_id) AS cost_nano
+       (SELECT coalesce(sum(l.cost_nano), 0)::bigint FROM ledger l WHERE l.call_id = i.call_id) AS cost_nano,
+       -- Nobody knows: its hold expired without a witness, and was given back by the agent's policy.
+       (SELECT coalesce(sum(l.held_nano), 0)::bigint FROM ledger l
+        WHERE l.call_id = i.call_id AND l.state = 'expired' AND l.usage_source = 'none' AND NOT EXISTS (
+            SELECT FROM ledger a WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted')
+       ) AS unknown_nano
 FROM idempotency i WHERE i.agent_id = $1 AND i.key = $2
 """
 _FINISH = """
@@ -172,13 +177,18 @@ class Idempotency:
             return Replay(row["call_id"], row["status"], orjson.loads(row["headers"]), row["body"])
         if row["held"] or not row["old"]:
             return None
-        if row["entries"] == 0 or row["cost_nano"] == 0:
+        if row["entries"] == 0 or row["cost_nano"] + row["unknown_nano"] == 0:
             # Its maker died before it cost anything.
             await self._fetch(_ABANDON, earlier.agent_id, earlier.key, earlier.call_id)
             return None
+        cost = f"It cost {format_dollars(row['cost_nano'])}"
+        if row["unknown_nano"]:
+            cost += (
+                f", and its provider may have billed up to {format_dollars(row['unknown_nano'])} that nobody has seen"
+            )
         raise IdempotencyConflict(
-            f"The call with Idempotency-Key {earlier.key!r} ended without its answer being kept (its process died). It "
-            f"cost {format_dollars(row['cost_nano'])}. It is not bought again by itself: use a new key to do so.",
+            f"The call with Idempotency-Key {earlier.key!r} ended without its answer being kept (its process died, or its "
+            f"stream was cut, left or too long). {cost}. It is not bought again by itself: use a new key to do so.",
             code="idempotency_answer_lost",
             details={"call_id": str(earlier.call_id), "cost_nano": row["cost_nano"]},
         )

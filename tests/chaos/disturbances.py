@@ -240,10 +240,15 @@ setattr(owner, method, killed)
 """
 
 
+def killed(where: str, when: str) -> str:
+    """The program of a gateway that kills itself at a method, before or after its work."""
+    return _KILLED.format(where=where, when=when)
+
+
 def kill_between_steps(steps: tuple[tuple[str, str], ...]) -> Callable[[Field], Awaitable[None]]:
     async def run(field: Field) -> None:
         for where, when in steps:
-            async with one_more_gateway(field.state, _KILLED.format(where=where, when=when)) as (url, process):
+            async with one_more_gateway(field.state, killed(where, when)) as (url, process):
                 kinds = ("keyed", "stream") if "Stream" in where or "open" in where else ("keyed", "keyed")
                 for kind in reversed(kinds):
                     field.calls[await field.call(random.Random(2), field.keys[0], url, kind)] += 1

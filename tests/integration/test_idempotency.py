@@ -9,10 +9,13 @@ from collections.abc import AsyncIterator, Iterable
 from typing import Any
 from uuid import UUID, uuid4
 
+import aiohttp
 import openai
 import pytest
 
 from gateway.stack.state import StackState
+from tests.chaos.disturbances import killed
+from tests.chaos.field import one_more_gateway
 from tests.integration.caller import Caller, details, open_caller, said
 
 
@@ -164,21 +167,23 @@ async def test_i7_after_a_provider_s_error_the_key_is_free(caller: Caller, strea
     assert await caller.posted_nano() == await caller.billed_nano()
 
 
-async def plant(caller: Caller, body: bytes, key: str, *, state: str | None, age_s: int = 60) -> UUID:
+async def plant(
+    caller: Caller, body: bytes, key: str, *, state: str | None, cost_nano: int = 5000, source: str = "hold"
+) -> UUID:
     """A call whose maker died: its key is taken, and it ended (or not) in the ledger without an answer being kept."""
     call_id = uuid4()
     digest = hashlib.sha256(b"chat\0" + body).digest()
     await caller.pool.execute(
         "INSERT INTO idempotency (agent_id, key, body_digest, call_id, created_at, expires_at)"
         " VALUES ($1, $2, $3, $4, now() - make_interval(secs => $5), now() + interval '1 day')",
-        *(caller.agent_id, key, digest, call_id, age_s),
+        *(caller.agent_id, key, digest, call_id, 60),
     )
     if state is not None:
         await caller.pool.execute(
             "INSERT INTO ledger (call_id, attempt, state, organisation_id, team_id, agent_id, model, window_ids,"
             " held_nano, cost_nano, usage_source, started_at, settled_at) VALUES ($1, 0, $2, 1, 1, $3, 'gpt-4o-mini',"
-            " '{}', 5000, $4, 'hold', now() - interval '1 minute', now() - interval '1 minute')",
-            *(call_id, state, caller.agent_id, 0 if state == "voided" else 5000),
+            " '{}', 5000, $4, $5, now() - interval '1 minute', now() - interval '1 minute')",
+            *(call_id, state, caller.agent_id, 0 if state == "voided" else cost_nano, source),
         )
     return call_id
 
@@ -199,6 +204,50 @@ async def test_i7_an_answer_lost_with_its_process_is_said_and_not_bought_again(c
     assert answer["error"]["code"] == "idempotency_answer_lost"
     assert answer["error"]["treasurer"] == {"call_id": str(call_id), "cost_nano": 5000}
     assert await caller.invoice() == []
+
+
+async def test_i7_a_call_of_which_nobody_knows_is_not_bought_again_in_silence(caller: Caller) -> None:
+    """The agent's policy gives an expired hold back; the provider may have billed the call all the same."""
+    body, key = json.dumps(request()).encode(), uuid4().hex
+    await plant(caller, body, key, state="expired", cost_nano=0, source="none")
+    status, _, answer = await send_bytes(caller, body, key)
+    assert (status, answer["error"]["code"]) == (409, "idempotency_answer_lost")
+    assert "may have billed up to $0.000005" in answer["error"]["message"]
+    assert await caller.invoice() == []
+
+
+async def test_i7_after_a_crash_one_purchase_and_no_stuck_key(caller: Caller) -> None:
+    """kill -9 while calls are under way, and just after an answer was kept. Whoever comes again gets the answer, or
+    hears that it is lost and what it cost; nothing is bought twice."""
+    slow = {"first_token_s": 1.5, "output_tokens": 20}
+    bodies = [
+        request(script=slow),
+        request(model="gpt-4.1-mini", stream=True, script={"tokens_per_s": 20, "output_tokens": 45}),
+        request(model="gemini-2.5-flash", stream=True, script=slow),
+    ]
+    kept, url = request(), caller.stack.gateway_urls
+    async with one_more_gateway(caller.stack, killed("llm_service.idempotency:Idempotency.finish", "after")) as (
+        one,
+        _,
+    ):
+        calls = [send(caller, body, f"key {n}", one) for n, body in enumerate([*bodies, kept])]
+        ends = await asyncio.gather(*calls, return_exceptions=True)  # the last one's end is the others' too
+    assert all(isinstance(end, aiohttp.ClientError) for end in ends), ends
+    status, head, _ = await send(caller, kept, "key 3", url[0])
+    assert (status, head["x-treasurer-replayed"]) == (200, "true")
+    again = [send(caller, body, f"key {n}", url[side]) for n, body in enumerate(bodies) for side in (0, 1)]
+    answers = await asyncio.gather(*again)
+    assert [status for status, _, _ in answers] == [409] * 6
+    told = [json.loads(content)["error"] for _, _, content in answers]
+    assert {error["code"] for error in told} == {"idempotency_answer_lost"}
+    entries = {str(entry["call_id"]): entry["cost_nano"] for entry in await caller.ledger()}
+    assert len(entries) == len(await caller.invoice()) == 4
+    for error in told:
+        assert entries[error["treasurer"]["call_id"]] == error["treasurer"]["cost_nano"] > 0
+    assert await caller.billed_nano() <= sum(entries.values())
+    status, head, _ = await send(caller, bodies[0], "another key")
+    assert (status, replayed([head])) == (200, 0)
+    assert await caller.faults() == []
 
 
 @pytest.mark.parametrize("state", ["voided", None])

@@ -58,7 +58,7 @@ class Pool:
 def row(**fields: Any) -> dict[str, Any]:
     plain = {
         "body_digest": DIGEST, "call_id": EARLIER, "state": "started", "status": None, "headers": None, "body": None,
-        "old": False, "held": False, "entries": 0, "cost_nano": 0,
+        "old": False, "held": False, "entries": 0, "cost_nano": 0, "unknown_nano": 0,
     }  # fmt: skip
     return plain | fields
 
