@@ -110,7 +110,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
         treasury = Treasury(
             where.database_url,
             observe=telemetry.group,
-            spool=SettlementSpool(settings.spool_dir or settings.data_dir / "settlements"),
+            # A folder of its own: LiteLLM Proxy's witnesses may be spooled beside it, by the same variable's name.
+            spool=SettlementSpool((settings.spool_dir or settings.data_dir) / "settlements"),
         )
         stack.push_async_callback(treasury.close)
         catalog = _catalog(proxy, where.grant_secret, telemetry)

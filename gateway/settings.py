@@ -65,7 +65,8 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     body_timeout_s: float = Field(default=60, gt=0, le=3600, description="how long a request's body may take to arrive")
     spool_dir: Path | None = Field(
-        default=None, description="settlements while Postgres is away; none: settlements in data_dir"
+        default=None,
+        description="its folder settlements keeps them while Postgres is away; none: data_dir has that folder",
     )
     idempotency_ttl_s: float = Field(default=86_400, gt=0)
 

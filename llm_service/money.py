@@ -87,10 +87,13 @@ def format_decimal(nano: int) -> str:
 def nano_from_reported_dollars(value: float | int | str) -> int:
     """Read a cost in dollars that another program computed in floating point, rounded up to a nano-dollar.
 
-    A relative error of 10⁻¹² is taken off first, so that 0.1 + 0.2 does not become one nano-dollar more.
+    A relative error of 10⁻¹² is taken off first, so that 0.1 + 0.2 does not become one nano-dollar more. What is
+    beyond `MAX_NANO` is that: a mistake of others, which must not keep an entry out of the ledger.
     """
     dollars = Decimal(str(value))
     if not dollars.is_finite() or dollars <= 0:
         return 0
+    if dollars >= MAX_NANO // NANO_PER_DOLLAR:
+        return MAX_NANO
     nano = dollars * NANO_PER_DOLLAR * (1 - Decimal("1e-12"))
     return int(nano.to_integral_value(rounding=ROUND_CEILING))

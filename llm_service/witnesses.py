@@ -226,10 +226,17 @@ class WitnessWriter:
                 lines = file.read_text("utf-8").splitlines()
             except FileNotFoundError:  # another worker has replayed it
                 continue
+            except (OSError, UnicodeDecodeError) as error:
+                # It must not keep the others, nor what comes from now on, from their table.
+                _log.error("%s cannot be replayed (%s) and is set aside", file, type(error).__name__)
+                with contextlib.suppress(OSError):
+                    file.rename(file.with_suffix(".unreadable"))
+                continue
             for start in range(0, len(lines), self._batch):
                 if not await self._write(connection, lines[start : start + self._batch]):
                     return
-            file.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                file.unlink(missing_ok=True)
 
     def _take(self, most: int) -> list[str]:
         taken, self._waiting = self._waiting[:most], self._waiting[most:]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from urllib.parse import urlsplit
 from uuid import uuid4
@@ -18,7 +20,8 @@ from llm_service.principals import Principals
 from llm_service.treasury.connection import Connection
 from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.treasury import Treasury
-from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, UsageSource
+from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
+from llm_service.witnesses import Witness, WitnessWriter
 
 
 class Wire:
@@ -51,6 +54,13 @@ async def hold(pool: asyncpg.Pool, treasury: Treasury, calls: int = 3) -> list[H
     holds = await asyncio.gather(*map(treasury.admit, requests))
     assert all(isinstance(each, Hold) for each in holds)
     return [each for each in holds if isinstance(each, Hold)]
+
+
+def witness() -> Witness:
+    return Witness(
+        call_id=uuid4(), attempt=0, outcome="success", model="m", provider=None, deployment=None, cost_nano=1,
+        usage=Usage(1), status=200, error=None, started_at=None, ended_at=datetime.now(UTC),
+    )  # fmt: skip
 
 
 def posted(hold: Hold, cost_nano: int) -> Settlement:
@@ -149,6 +159,37 @@ async def test_i2_after_a_crash_another_process_posts_the_exact_amounts_once(
     assert list(tmp_path.iterdir()) == []
     for other in others:
         await other.close()
+
+
+async def test_i2_a_file_that_cannot_be_read_keeps_no_witness_from_its_table(
+    pool: asyncpg.Pool, database_url: str, tmp_path: Path
+) -> None:
+    """What a broken disk or another account has left in the spool. Before and after it, witnesses arrive."""
+    (tmp_path / "1-1.jsonl").write_bytes(b"\xff\xfe\n")
+    (tmp_path / "2-1.jsonl").mkdir()
+    (tmp_path / "3-1.jsonl").write_text(witness().line() + "\n", "utf-8")
+    writer = WitnessWriter(database_url, tmp_path, flush_s=0.01)
+    for count in (2, 3):
+        writer.add(witness())
+        async with asyncio.timeout(10):
+            while await pool.fetchval("SELECT count(*) FROM witnesses") < count:
+                await asyncio.sleep(0.02)
+    await writer.close()
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".unreadable", ".unreadable"]
+
+
+async def test_what_a_provider_says_is_settled_though_postgres_has_no_such_text(
+    pool: asyncpg.Pool, database_url: str, tmp_path: Path
+) -> None:
+    spool = SettlementSpool(tmp_path)
+    treasury = Treasury(database_url, spool=spool)
+    first, second, _ = await hold(pool, treasury)
+    odd = replace(posted(first, 100), service_tier="fl\0ex", error_code="x" * 10_000)
+    assert await asyncio.gather(treasury.settle_soon(odd), treasury.settle_soon(posted(second, 101))) == ["settled"] * 2
+    row = await pool.fetchrow("SELECT service_tier, length(error_code) FROM ledger WHERE cost_nano = 100")
+    assert row is not None
+    assert tuple(row) == ("flex", 200)
+    await treasury.close()
 
 
 async def test_what_postgres_refuses_is_set_aside(pool: asyncpg.Pool, database_url: str, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from llm_service.call import CHAT_PATH, Call, Ending
 from llm_service.catalog import read_models
 from llm_service.errors import ProxyUnavailable, UpstreamError
 from llm_service.guards.pace import Pace
+from llm_service.money import MAX_NANO
 from llm_service.requests import parse_chat
 from llm_service.settlement import Settler, answer_ending, generated_text
 from llm_service.types import NO_CONTEXT, Hold, LedgerState, Settlement, Usage, UsageSource
@@ -274,7 +275,8 @@ def test_an_answer_that_says_nothing(body: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cost", "nano"), [("0.000001", 1_000), ("1e-6", 1_000), ("None", None), ("", None), ("nan", 0), ("1e999999", None)]
+    ("cost", "nano"),
+    [("0.000001", 1_000), ("1e-6", 1_000), ("None", None), ("", None), ("nan", 0), ("1e999999", MAX_NANO)],
 )
 def test_the_proxys_cost_header(cost: str, nano: int | None) -> None:
     assert answer_ending(admitted(), {"x-litellm-response-cost": cost}, b"{}").proxy_cost_nano == nano
