@@ -21,6 +21,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncGenerator, Iterator, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -358,6 +359,11 @@ def _witness(
     counted = outcome != "success" or bool(call.get(_COUNTED))
     if counted and usage is not None and claim.get("finishes"):
         usage, cost = None, None  # much of it may be unseen: what was counted would pass for what it cost
+    used, tier = _usage(usage), _service_tier(call)
+    if counted:  # nobody has told how the input was cached, nor perhaps the tier: at the dearest, and as was asked for
+        tier = tier or (call.get("optional_params") or {}).get("service_tier")
+        if "cache_control" in repr(call.get("messages")):
+            used = replace(used, cache_write_tokens=used.input_tokens, cache_write_1h_tokens=used.input_tokens)
     return Witness(
         call_id=claim["call_id"],
         attempt=int(claim["attempt"]),
@@ -366,8 +372,8 @@ def _witness(
         provider=_provider(call, parameters),
         deployment=information.get("id"),
         cost_nano=None if cost is None else nano_from_reported_dollars(cost),
-        usage=_usage(usage),
-        service_tier=_service_tier(call),
+        usage=used,
+        service_tier=tier,
         counted=counted,
         status=status,
         error=None if error is None else type(error).__name__,

@@ -176,9 +176,13 @@ def _used(witness: Witness) -> Usage:
     used = witness.usage
     if witness.exact:
         return used
+    input_tokens = used.input_tokens + used.input_tokens // 2 + _MARGIN_TOKENS
+    written = input_tokens if used.cache_write_1h_tokens else 0  # it may have been: see proxy_plugin.py
     return Usage(
-        input_tokens=used.input_tokens + used.input_tokens // 2 + _MARGIN_TOKENS,
+        input_tokens=input_tokens,
         output_tokens=used.output_tokens + used.output_tokens // 2 + _IN_FLIGHT_TOKENS,
+        cache_write_tokens=written,
+        cache_write_1h_tokens=written,
     )
 
 

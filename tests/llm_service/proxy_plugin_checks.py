@@ -215,6 +215,16 @@ async def check_litellm_s_own_count_says_nothing_of_what_may_be_unseen() -> None
         assert (witness.usage.input_tokens, witness.cost_nano) == ((0, None) if counted else (100, 100_000_000))
 
 
+async def check_what_litellm_counted_is_taken_for_the_dearest_that_was_asked_for() -> None:
+    part = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
+    asked = {"messages": [{"role": "user", "content": [part]}], "optional_params": {"service_tier": "priority"}}
+    for counted in (True, False):
+        kwargs = event(response_cost=0.1, treasurer_counted=counted, **asked)
+        (witness,) = await succeed(kwargs, SimpleNamespace(usage=USAGE))
+        told = (witness.usage.cache_write_1h_tokens, witness.service_tier)
+        assert told == ((100, "priority") if counted else (0, None)), told
+
+
 async def check_where_errors_are_billed_one_deployment_is_asked() -> None:
     logger = plugin.WitnessLogger(Kept())  # type: ignore[arg-type]
     content = body()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -62,6 +63,12 @@ def test_what_litellm_counted_of_a_cut_stream_is_posted_with_a_margin_within_the
     assert 150 < settled.usage.output_tokens <= 200
     assert settled.cost_nano == (settled.usage.input_tokens + settled.usage.output_tokens) * 100
     assert settle(hold(witness(outcome, tokens=4_000))).cost_nano == HELD  # 1,200,000 with its margin
+
+
+def test_a_counted_input_that_may_have_been_written_to_a_cache_is_posted_as_written() -> None:
+    counted = replace(witness("cancelled"), usage=Usage(100, 0, 100, 10, 0, 100))
+    used = settle(hold(counted)).usage
+    assert used.cache_write_1h_tokens == used.cache_write_tokens == used.input_tokens > 150
 
 
 def test_a_model_that_the_catalogue_has_lost_is_posted_at_the_proxys_price() -> None:
