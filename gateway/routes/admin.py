@@ -24,7 +24,7 @@ from llm_service.administration import budgets, change_log, keys, limits, people
 from llm_service.administration import routes as serving
 from llm_service.administration.changes import ACTOR
 from llm_service.administration.inputs import MAX_ID, parse_duration, parse_moment
-from llm_service.errors import BodyTooLarge, InvalidRequest, NotFound, RequestTimeout
+from llm_service.errors import BodyTooLarge, InvalidRequest, NotFound, RequestTimeout, TreasuryUnavailable
 from llm_service.guards.breakers import HELD_S, MOST_HELD_S, Breakers, names_of
 from llm_service.types import Scope
 
@@ -304,10 +304,16 @@ async def force_breaker(
             f"There is no breaker {name[:200]!r}: it is proxy, or model:NAME or provider:NAME of the catalogue.",
             param="name",
         )
-    # Not configuration, and so not in the log of changes: it ends by itself. Callers are not told who it was.
+    # Callers are not told who it was.
     log.warning("breaker %s is set by hand (%s) by %s", name, state, ACTOR.get())
+    before = next((each.state for each in runtime.breakers.states() if each.name == name), "closed")
     everywhere = await runtime.breakers.force(name, opened=state == "open", seconds=seconds)
     [found] = [each for each in runtime.breakers.states() if each.name == name]
+    after = {"name": name, "state": found.state} | ({"seconds": seconds} if state == "open" else {})
+    try:
+        await change_log.note_breaker(runtime.pool, {"name": name, "state": before}, after)
+    except TreasuryUnavailable:  # a breaker is for trouble, and Postgres may be part of it
+        log.error("that breaker %s was set by hand (%s) by %s is in no log but this one", name, state, ACTOR.get())
     return ForcedBreaker.model_validate({**asdict(found), "everywhere": everywhere})
 
 

@@ -1,4 +1,7 @@
-"""The log of changes of configuration: who, what, before, after. Triggers write it (changes/0004_change_log.sql)."""
+"""The log of changes: who, what, before, after. Of configuration triggers write it (changes/0004_change_log.sql).
+
+A breaker that is set by hand is in no table, so it is noted here by whoever sets it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,11 @@ from typing import Any
 import asyncpg
 import orjson
 
-from llm_service.administration.changes import read
+from llm_service.administration.changes import ACTOR, read
 from llm_service.administration.inputs import View
 from llm_service.errors import InvalidRequest
 
-KINDS = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "routes")
+KINDS = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "routes", "breakers")
 MOST = 1000
 
 
@@ -33,6 +36,22 @@ class Change(View):
         """What differs: field → before, after."""
         old, new = self.before or {}, self.after or {}
         return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
+
+
+async def note_breaker(pool: asyncpg.Pool, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Log that a breaker was set by hand. It has no row, and so no id.
+
+    Raises:
+        TreasuryUnavailable: Postgres is away.
+    """
+    await read(
+        pool,
+        """INSERT INTO changes (actor, action, kind, object, before, after)
+           VALUES ($1, 'changed', 'breakers', 0, $2, $3)""",
+        ACTOR.get(),
+        orjson.dumps(before).decode(),
+        orjson.dumps(after).decode(),
+    )
 
 
 async def list_changes(

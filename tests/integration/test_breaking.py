@@ -195,6 +195,13 @@ async def test_the_command_line(
     code, told = await treasurer("open", "model:slip")
     assert (code, "There is no breaker 'model:slip'" in told) == (1, True)
     assert (await treasurer("reset", f"model:{MODEL}")) == (0, f"model:{MODEL} is closed.\n")
+    (closed, opened, *_) = (await caller.admin("GET", "changes?kind=breakers"))["data"]
+    assert (opened["actor"], opened["before"]["state"], opened["after"]) == (
+        "the fixed administrator's key",
+        "closed",
+        {"name": f"model:{MODEL}", "state": "open", "seconds": 600},
+    )
+    assert (closed["before"]["state"], closed["after"]) == ("open", {"name": f"model:{MODEL}", "state": "closed"})
     written = (service_dir / "breaking-gateway-0.log").read_text()
     assert f"breaker model:{MODEL} is set by hand (close) by the fixed administrator's key" in written
     assert await ask(caller, breaking[0]) == ""
