@@ -34,6 +34,7 @@ from litellm.types.utils import is_litellm_owned_kwarg
 
 from llm_service.grants import CALL_PATHS, READ_PATHS, Grant, GrantError, UsedGrants, verify
 from llm_service.money import nano_from_reported_dollars
+from llm_service.proxy_logs import QuietLogs
 from llm_service.reading_on import ReadOn
 from llm_service.single_sending import send_once
 from llm_service.types import Usage
@@ -93,6 +94,7 @@ def _folder(name: str, fallback: str) -> Path:
 
 _secret = os.environ.get("TREASURER_GRANT_SECRET", "")
 _enforces_limits = os.environ.get("TREASURER_PROXY_ENFORCES_LIMITS", "0") == "1"
+_quiet = QuietLogs()
 _used = UsedGrants(_folder("TREASURER_GRANT_DIR", ".treasurer/grants"))
 
 
@@ -117,6 +119,7 @@ async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
         ProxyException: 401 without a valid grant or for its second use, 400 for a body that steers LiteLLM,
             503 when a use cannot be remembered.
     """
+    _quiet.begin()
     path = str(request.scope.get("path", ""))
     if path not in CALL_PATHS and path not in READ_PATHS:
         raise _not_granted("no grant opens this path")
