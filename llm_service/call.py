@@ -79,7 +79,6 @@ class Call:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started: float = field(default_factory=time.perf_counter)
     first_token_ms: int | None = None
-    first_by: float | None = None  # when a stream's first token must have come, by time.perf_counter
     journey: Journey = field(default_factory=Journey)
     place: int = 0  # in the chain
     tries_here: int = 1  # attempts at this place, with this one

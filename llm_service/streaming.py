@@ -9,13 +9,12 @@ is told. Until the first token nothing goes to the caller: the call may still go
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Protocol
 from uuid import UUID
 
 from llm_service.call import Call, Ending
-from llm_service.errors import TreasurerError, UpstreamError
+from llm_service.errors import TreasurerError, UpstreamError, UpstreamTimeout
 from llm_service.idempotency import Claim, Replay
 from llm_service.proxy import Unanswered, UpstreamStream, event_error
 from llm_service.settlement import answer_ending
@@ -53,6 +52,7 @@ class StreamingAnswer:
         self._ended = False
         self._settling: asyncio.Task[int | None] | None = None
         self._first: bytes = b""
+        self._beginning: asyncio.Timeout | None = None
         self._events = self._forward()
 
     @classmethod
@@ -73,9 +73,9 @@ class StreamingAnswer:
         Raises:
             TreasurerError: the stream broke before. It is settled, or watched.
         """
-        self._call.first_by = None if within_s is None else time.perf_counter() + within_s
+        self._beginning = asyncio.timeout(within_s)
         try:
-            async with asyncio.timeout(within_s):
+            async with self._beginning:
                 self._first = await anext(self._events, b"")
         except TimeoutError:
             return False
@@ -136,7 +136,11 @@ class StreamingAnswer:
                 raise UpstreamError("The stream ended before its first token.", code="upstream_cut")
         except Unanswered as lost:
             if not scanner.finished:
-                self._lose(lost.error)
+                if scanner.begun and isinstance(lost.error, UpstreamTimeout):
+                    call.late = True
+                    self._end("client_left", 499)  # given up: it costs what was got of it
+                else:
+                    self._lose(lost.error)
                 raise lost.error from lost
             error_code, status = (None, 200) if scanner.error is None else ("upstream_cut", 502)
         finally:
@@ -170,7 +174,7 @@ class StreamingAnswer:
         left = error_code == "client_left"
         if left:
             # Nobody has left a stream whose first token did not come in time: it was given up.
-            call.late = not scanner.begun and call.first_by is not None and time.perf_counter() >= call.first_by
+            call.late = call.late or (self._beginning is not None and self._beginning.expired())
             error_code, status = call.left_as
         if error_code is None:
             call.passage.succeeded()

@@ -28,9 +28,11 @@ async def route(caller: Caller, model: str = FIRST, **policy: Any) -> None:
     await caller.admin("PUT", "routes", {"agent": caller.agent, "model": model, **policy})
 
 
-async def ask(caller: Caller, streamed: bool, script: dict[str, Any], model: str = FIRST) -> str:
+async def ask(
+    caller: Caller, streamed: bool, script: dict[str, Any], model: str = FIRST, *, max_tokens: int = 60
+) -> str:
     answer: Any = await caller.client().chat.completions.create(
-        model=model, messages=said(script=script), max_tokens=60, stream=streamed
+        model=model, messages=said(script=script), max_tokens=max_tokens, stream=streamed
     )
     if not streamed:
         return answer.choices[0].message.content
@@ -142,12 +144,26 @@ async def test_a_stream_that_is_given_up_for_its_first_token_is_told_and_booked_
 async def test_a_stream_that_takes_too_long_in_all_is_ended_with_an_error(caller: Caller, on_leave: str) -> None:
     await route(caller, fallbacks=[{"model": SECOND}], timeouts={"total_s": 1.5}, on_leave=on_leave)
     with pytest.raises(openai.APIError, match="did not answer in time"):
-        await ask(caller, True, {"tokens_per_s": 15})
+        await ask(caller, True, {"tokens_per_s": 15, "output_tokens": 60})
     assert "x-treasurer-model" not in caller.last.headers  # its first token had gone to the caller
     (row,) = await caller.ledger()
-    assert (row["model"], row["state"], row["usage_source"]) == (FIRST, "posted", "witness")
+    source = "witness" if on_leave == "finish" else "estimated"
+    assert (row["model"], row["state"], row["usage_source"]) == (FIRST, "posted", source)
     billed = await caller.billed_nano()
     assert billed == row["cost_nano"] if on_leave == "finish" else 0 < billed <= row["cost_nano"]
+    assert await caller.faults() == []
+
+
+async def test_a_stream_that_falls_silent_costs_what_was_got_of_it(caller: Caller) -> None:
+    """Not all that was held, though its end was never seen: the proxy tells what it saw, after it was left."""
+    await route(caller, fallbacks=[{"model": SECOND}], timeouts={"silence_s": 1.0})
+    script = {"hang_after_tokens": 10, "hang_s": 8, "output_tokens": 600}
+    with pytest.raises(openai.APIError, match="did not answer in time"):
+        await ask(caller, True, script, max_tokens=2000)
+    (row,) = await caller.ledger()
+    assert (row["state"], row["status"], row["error_code"]) == ("posted", 504, "upstream_timeout")
+    assert row["usage_source"] == "estimated"
+    assert 0 < await caller.billed_nano() <= row["cost_nano"] < row["held_nano"] / 5
     assert await caller.faults() == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -177,6 +178,28 @@ async def test_it_is_used_within_its_context(nobody: str) -> None:
 async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
     await read_request(reader)
     writer.close()
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+async def test_a_connection_that_does_not_come_about_in_time_was_not_sent(streamed: bool) -> None:
+    """The call's own bound goes before the upstream's. Nobody accepts here, and the queue is full."""
+    with socket.socket() as full:
+        full.bind(("127.0.0.1", 0))
+        full.listen(0)
+        address = full.getsockname()
+        waiting = [socket.socket() for _ in range(4)]
+        for each in waiting:
+            each.setblocking(False)
+            each.connect_ex(address)
+        try:
+            async with ProxyUpstream(f"http://127.0.0.1:{address[1]}", connect_s=60) as upstream:
+                ask = upstream.open if streamed else upstream.send
+                with pytest.raises(ProxyUnavailable) as away:
+                    await ask(PATH, b"{}", "g", Timeouts(connect_s=0.2))
+        finally:
+            for each in waiting:
+                each.close()
+    assert away.value.details["cause"] == "ConnectionTimeoutError"
 
 
 async def test_a_connection_that_ends_without_an_answer_may_have_been_served() -> None:
