@@ -144,9 +144,11 @@ class Call:
 
     @property
     def finishes(self) -> bool:
-        """Whether a stream is read to its end though its caller has left: nothing else tells what it cost."""
+        """Whether a stream is read to its end though its caller has left: nothing else tells what it cost; and who
+        has a key for it may come again (I7)."""
         return (
             self.journey.route.on_leave is OnLeave.FINISH
+            or self.context.idempotency_key is not None
             or self.reasons_unseen
             or not _GO_ON.isdisjoint({self.model.provider, *self.model.deployments.values()})
         )

@@ -38,7 +38,7 @@ from llm_service.proxy_logs import QuietLogs
 from llm_service.reading_on import ReadOn
 from llm_service.single_sending import send_once
 from llm_service.types import Usage
-from llm_service.usage import contradicts_itself
+from llm_service.usage import contradicts_itself, says_too_little
 from llm_service.witnesses import Outcome, Witness, WitnessWriter
 
 _log = logging.getLogger("treasurer.proxy_plugin")
@@ -245,6 +245,8 @@ class WitnessLogger(CustomLogger):
             return
         kwargs[_ENDED] = True
         usage = getattr(response_obj, "usage", None)
+        if says_too_little(_tokens(usage, "completion_tokens"), _said(response_obj)):
+            usage = None  # the answer itself says otherwise: it proves nothing
         self._record("success", kwargs, usage, kwargs.get("response_cost"), start_time, end_time)
 
     async def async_post_call_failure_deployment_hook(
@@ -480,6 +482,13 @@ def _usage(usage: Any) -> Usage:
         ),
     )
     return Usage() if contradicts_itself(told) else told
+
+
+def _said(response: Any) -> str:
+    """The text of a whole answer's choices."""
+    messages = [getattr(choice, "message", None) for choice in getattr(response, "choices", None) or ()]
+    said = [getattr(message, name, None) for message in messages for name in ("content", "reasoning_content")]
+    return "".join(text for text in said if isinstance(text, str))
 
 
 def _service_tier(call: Mapping[str, Any]) -> str | None:

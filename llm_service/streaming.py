@@ -1,9 +1,9 @@
 """A streamed answer: events as they come, and what becomes of the call however they end.
 
 What must hold (I2): a stream is settled once, by its own end if it had one, also when nobody ever reads it.
-A stream that its caller leaves is given up, and what was got of it is paid for; where the provider would bill
-all of it even so, or the route wants it exact, it is read to its end. For an idempotency key it is kept before its end
-is told. Until the first token nothing goes to the caller: the call may still go on elsewhere.
+A stream that its caller leaves, or that is too slow, is given up, and what was got of it is paid for; where the provider
+would bill all of it even so, the route wants it exact, or an idempotency key wants it kept (before its end is told), it is
+read to its end. Until the first token nothing goes to the caller: the call may still go on elsewhere.
 """
 
 from __future__ import annotations

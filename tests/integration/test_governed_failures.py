@@ -23,6 +23,8 @@ import pytest
 from gateway.stack.ports import free_port
 from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
+from tests.chaos.disturbances import killed
+from tests.chaos.field import one_more_gateway
 from tests.integration.caller import PATIENCE_S, Caller, open_caller, said
 
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
@@ -178,6 +180,18 @@ async def test_i2_a_usage_that_contradicts_itself_or_its_answer_is_not_believed(
         billed = sum(line["cost_nano"] for line in await caller.invoice() if line["model"] == model.rpartition("/")[2])
         assert 0 < billed <= sum(entry["cost_nano"] for entry in entries if entry["model"] == model)
     assert await caller.faults() == []
+
+
+async def test_i2_a_usage_that_is_not_believed_proves_nothing_after_a_crash_either(caller: Caller) -> None:
+    """What the gateway cannot believe the sweeper must not believe of the proxy's witness: the whole hold is spent."""
+    async with one_more_gateway(caller.stack, killed("llm_service.settlement:Settler.settle", "before")) as (url, _):
+        script = {"usage": {"completion_tokens": 1}, "output_tokens": 250}
+        calls = [ask(caller, "gpt-4.1-mini", streamed, script, url) for streamed in (False, True)]
+        await asyncio.gather(*calls, return_exceptions=True)
+    await caller.settled(60)
+    entries = await caller.ledger()
+    assert [(entry["state"], entry["cost_nano"] - entry["held_nano"]) for entry in entries] == [("expired", 0)] * 2
+    assert 0 < await caller.billed_nano() <= await caller.posted_nano()
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,18 @@ async def test_i7_twenty_at_once_are_one_call(caller: Caller, streamed: bool) ->
     await caller.agrees(1)
 
 
+async def test_i7_twenty_at_once_whose_maker_fails_are_one_purchase(caller: Caller) -> None:
+    """What failed cost nothing: another one of them makes the call, and the rest get its answer."""
+    body, key = request(script={"status": 400, "times": 1, "first_token_s": 0.2}), uuid4().hex
+    urls = caller.stack.gateway_urls
+    answers = await asyncio.gather(*(send(caller, body, key, urls[number % 2]) for number in range(20)))
+    assert sorted(status for status, _, _ in answers) == [200] * 19 + [400]
+    assert len({content for status, _, content in answers if status == 200}) == 1
+    assert replayed(head for _, head, _ in answers) == 18
+    assert [entry["state"] for entry in await caller.ledger()].count("posted") == len(await caller.invoice()) == 1
+    assert await caller.posted_nano() == await caller.billed_nano()
+
+
 async def test_i7_embeddings_too(caller: Caller) -> None:
     headers = {"Idempotency-Key": uuid4().hex}
     client = caller.client()
@@ -267,6 +279,19 @@ async def test_i7_a_caller_that_left_finds_its_answer(caller: Caller) -> None:
         await asyncio.wait_for(send(caller, body, key), 0.5)
     status, head, _ = await send(caller, body, key, caller.stack.gateway_urls[1])
     assert (status, head["x-treasurer-replayed"]) == (200, "true")
+    await caller.agrees(1)
+
+
+async def test_i7_a_stream_that_its_caller_left_is_read_to_its_end_and_told_again(caller: Caller) -> None:
+    body = request(stream=True, script={"tokens_per_s": 30, "output_tokens": 45})
+    headers = {"Authorization": f"Bearer {caller.secret}", "Idempotency-Key": "left"}
+    address = f"{caller.stack.gateway_url}/v1/chat/completions"
+    async with caller.http.post(address, json=body, headers=headers) as response:
+        first = await response.content.readany()
+    status, head, whole = await send(caller, body, "left", caller.stack.gateway_urls[1])
+    assert (status, head["x-treasurer-replayed"]) == (200, "true")
+    assert whole.startswith(first)
+    assert whole.endswith(b"data: [DONE]\n\n")
     await caller.agrees(1)
 
 

@@ -205,6 +205,14 @@ async def check_a_usage_that_contradicts_itself_proves_nothing() -> None:
     assert (witness.outcome, witness.usage.input_tokens, witness.usage.output_tokens) == ("success", 0, 0)
 
 
+async def check_a_usage_that_contradicts_its_answer_proves_nothing() -> None:
+    for said, output_tokens in (("x" * 2560, 20), ("x" * 2561, 0)):
+        choices = [SimpleNamespace(message=SimpleNamespace(content=said))]
+        (witness,) = await succeed(event(response_cost=0.1), SimpleNamespace(usage=USAGE, choices=choices))
+        assert witness.usage.output_tokens == output_tokens
+        assert witness.usage.input_tokens == (100 if output_tokens else 0)
+
+
 async def check_litellm_s_own_count_says_nothing_of_what_may_be_unseen() -> None:
     """The service reads such a stream to its end; so does the plugin. What only LiteLLM counted is no proof."""
     claim = {**METADATA["user_api_key_metadata"]["treasurer"], "finishes": True}

@@ -594,9 +594,12 @@ async def test_a_stream_that_the_provider_refuses(parts: Parts) -> None:
     parts.nothing_is_held()
 
 
-async def test_i2_a_stream_that_is_left_before_it_opened_is_read_to_its_end(parts: Parts) -> None:
+@pytest.mark.parametrize(("principal", "context"), [(FINISHING, NO_CONTEXT), (PRINCIPAL, KEYED)])
+async def test_i2_a_stream_that_is_left_before_it_opened_is_read_to_its_end(
+    parts: Parts, principal: Principal, context: CallContext
+) -> None:
     parts.upstream.gate, parts.upstream.stream = asyncio.Event(), FakeStream(EVENTS)
-    task = asyncio.create_task(parts.service.stream(chat_body(stream=True), FINISHING, KEYED))
+    task = asyncio.create_task(parts.service.stream(chat_body(stream=True), principal, context))
     await until(lambda: parts.upstream.sent)
     task.cancel()
     await asyncio.wait([task])
@@ -606,11 +609,13 @@ async def test_i2_a_stream_that_is_left_before_it_opened_is_read_to_its_end(part
     await parts.service.close()
     assert (parts.settled.cost_nano, parts.settled.error_code) == (COST, "client_left")
     assert parts.idempotency.released == []
+    kept = parts.idempotency.rows.get((PRINCIPAL.agent_id, "k1"))
+    assert kept is None if context is NO_CONTEXT else kept is not None and kept.body.endswith(DONE)
 
 
 async def test_i2_a_caller_who_leaves_before_the_stream_opened_keeps_the_hold(parts: Parts) -> None:
     parts.upstream.gate, parts.upstream.stream = asyncio.Event(), FakeStream(EVENTS)
-    task = asyncio.create_task(parts.service.stream(chat_body(stream=True), PRINCIPAL, KEYED))
+    task = asyncio.create_task(parts.service.stream(chat_body(stream=True), PRINCIPAL, NO_CONTEXT))
     await until(lambda: parts.upstream.sent)
     task.cancel()
     await asyncio.wait([task])
@@ -618,7 +623,6 @@ async def test_i2_a_caller_who_leaves_before_the_stream_opened_keeps_the_hold(pa
     await parts.service.close()
     assert parts.treasury.settled == []
     assert len(parts.sweeper.watched) == 1
-    assert parts.idempotency.released == []
 
 
 async def test_i7_a_stream_is_repeated_from_what_was_kept(parts: Parts) -> None:
@@ -639,17 +643,8 @@ async def test_i7_a_stream_is_repeated_from_what_was_kept(parts: Parts) -> None:
     assert len(parts.upstream.sent) == len(parts.treasury.settled) == 1
 
 
-async def test_i7_a_stream_that_was_left_has_spent_its_key_and_has_no_answer(parts: Parts) -> None:
+async def test_i7_a_stream_that_was_left_is_kept_for_its_key(parts: Parts) -> None:
     answer = await parts.stream(*EVENTS, context=KEYED)
-    await anext(answer)
-    await answer.aclose()
-    assert parts.idempotency.rows == {(PRINCIPAL.agent_id, "k1"): None}
-    assert parts.idempotency.released == []
-
-
-async def test_i7_the_answer_of_a_stream_that_was_finished_is_kept_for_its_key(parts: Parts) -> None:
-    parts.upstream.stream = FakeStream(EVENTS)
-    answer = await parts.service.stream(chat_body(stream=True), FINISHING, KEYED)
     await anext(answer)
     await answer.aclose()
     again = await parts.service.stream(chat_body(stream=True), PRINCIPAL, KEYED)
