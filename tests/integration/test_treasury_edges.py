@@ -201,6 +201,20 @@ async def test_i2_a_late_witness_that_nothing_was_bought_gives_the_hold_back(
     await books_are_right(pool)
 
 
+async def test_i2_an_owner_that_was_stopped_knows_better_than_half_of_the_witnesses(
+    pool: asyncpg.Pool, treasury: Treasury
+) -> None:
+    """One deployment refused, and its witness came; the second one answered, and its witness never did."""
+    hold, number = await held(pool, treasury)
+    await witness(pool, hold, "failure", 0)
+    assert await Sweeper(pool, treasury, lambda _m, _d, _u, _t: 0).sweep() == 1
+    assert await spent(pool, number) == (0, 0)
+    assert await treasury.settle_soon(post(hold, 25)) == "adjusted"
+    assert await treasury.settle_soon(post(hold, 26)) == "already"
+    assert await spent(pool, number) == (25, 0)
+    await books_are_right(pool)
+
+
 async def test_i2_one_hold_that_cannot_be_settled_does_not_stop_the_sweeper(
     pool: asyncpg.Pool, treasury: Treasury
 ) -> None:

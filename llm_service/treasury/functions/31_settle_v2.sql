@@ -4,7 +4,9 @@
 --
 -- An attempt whose hold is gone already was ended by somebody. If that was the sweeper, without any
 -- figures or by a witness, and better ones arrive late, the difference is written as an adjustment,
--- once; so is what a witness proves of an attempt that was thought to have cost nothing. Everything else about it changes nothing.
+-- once; so is what a witness proves of an attempt that was thought to have cost nothing, and what its owner knows of one
+-- that the sweeper thought so (one deployment's failure was witnessed, another's answer not). Everything else about it
+-- changes nothing.
 --
 -- result: settled | adjusted | already (ended before, nothing changed) | unknown (never held)
 CREATE OR REPLACE FUNCTION treasury_settle_v2(
@@ -75,7 +77,8 @@ BEGIN
           AND ((l.state = 'expired' AND s.usage_source IN ('provider', 'estimated', 'witness'))
                OR (l.state = 'posted' AND l.usage_source = 'witness' AND s.usage_source = 'provider'
                    AND s.cost_nano <> l.cost_nano)
-               OR (l.state = 'voided' AND s.usage_source = 'witness' AND s.cost_nano > 0))
+               OR (l.state = 'voided' AND s.cost_nano > 0
+                   AND (s.usage_source = 'witness' OR l.usage_source = 'witness' AND s.state = 'posted')))
         ON CONFLICT DO NOTHING
         RETURNING *
     ), delta AS (
