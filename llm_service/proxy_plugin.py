@@ -20,31 +20,39 @@ import asyncio
 import contextlib
 import logging
 import os
-from collections.abc import AsyncGenerator, Iterator, Mapping
-from dataclasses import replace
-from datetime import UTC, datetime
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import litellm
 from litellm.integrations.custom_logger import CustomLogger
 from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 from litellm.proxy.common_utils.http_parsing_utils import read_request_body
 from litellm.types.utils import is_litellm_owned_kwarg
 
 from llm_service.grants import CALL_PATHS, READ_PATHS, Grant, GrantError, UsedGrants, verify
-from llm_service.money import nano_from_reported_dollars
+from llm_service.litellm_events import (
+    CLAIM,
+    COUNTED,
+    causes,
+    details_of,
+    estimate,
+    grant_name,
+    is_own_count,
+    metadata_of,
+    said_in,
+    surely_free,
+    tokens_in,
+    unreadable,
+    witness_of,
+)
 from llm_service.proxy_logs import QuietLogs
 from llm_service.reading_on import ReadOn
 from llm_service.single_sending import send_once
-from llm_service.types import Usage
-from llm_service.usage import contradicts_itself, says_too_little
-from llm_service.witnesses import Outcome, Witness, WitnessWriter
+from llm_service.usage import says_too_little
+from llm_service.witnesses import Outcome, WitnessWriter
 
 _log = logging.getLogger("treasurer.proxy_plugin")
 
-_CLAIM = "treasurer"  # where a grant's call id and attempt travel in the metadata of LiteLLM's key
-_COUNTED = "treasurer_counted"  # set on a stream whose provider reported no usage: what LiteLLM tells is its own count
 _FREE = "treasurer_free"  # set on a request that failed: "1" if nothing can have been billed
 #: How long a stream is read on after the service has left it, in seconds: one that was generated faster than it was
 #: read ends within that, and tells what it cost. Then the provider is told to stop; or, where it bills to the end anyway …
@@ -186,7 +194,7 @@ def _identity(grant: Grant) -> UserAPIKeyAuth:
         org_id=grant.organisation,
         end_user_id=grant.user,
         metadata={
-            _CLAIM: {
+            CLAIM: {
                 "call_id": str(grant.call_id),
                 "attempt": grant.attempt,
                 "finishes": grant.finishes,
@@ -201,22 +209,6 @@ def _identity(grant: Grant) -> UserAPIKeyAuth:
         tpm_limit=limits.tpm if limits else None,
         max_parallel_requests=limits.parallel if limits else None,
     )
-
-
-#: Of httpx, aiohttp and the OpenAI SDK: an error status of the provider's, or no connection to it.
-_FREE_CAUSES = frozenset(
-    {
-        "HTTPStatusError",
-        "APIStatusError",
-        # Not httpx's ConnectError: LiteLLM's transport calls a connection that was reset in mid-answer one, too.
-        "ConnectTimeout",
-        "ClientConnectorError",
-        "ClientConnectorDNSError",
-        "ClientConnectorCertificateError",
-        "ClientConnectorSSLError",
-        "ConnectionRefusedError",
-    }
-)
 
 
 class WitnessLogger(CustomLogger):
@@ -235,7 +227,7 @@ class WitnessLogger(CustomLogger):
 
     async def async_pre_call_hook(self, user_api_key_dict: Any, cache: Any, data: Any, call_type: Any) -> None:
         """Where errors are billed, one deployment is asked: a second one would be a second purchase on one hold."""
-        claim: Mapping[str, Any] = (getattr(user_api_key_dict, "metadata", None) or {}).get(_CLAIM) or {}
+        claim: Mapping[str, Any] = (getattr(user_api_key_dict, "metadata", None) or {}).get(CLAIM) or {}
         if claim.get("once"):
             data["num_retries"] = 0
 
@@ -245,7 +237,7 @@ class WitnessLogger(CustomLogger):
             return
         kwargs[_ENDED] = True
         usage = getattr(response_obj, "usage", None)
-        if says_too_little(_tokens(usage, "completion_tokens"), _said(response_obj)):
+        if says_too_little(tokens_in(usage, "completion_tokens"), said_in(response_obj)):
             usage = None  # the answer itself says otherwise: it proves nothing
         self._record("success", kwargs, usage, kwargs.get("response_cost"), start_time, end_time)
 
@@ -254,12 +246,12 @@ class WitnessLogger(CustomLogger):
     ) -> None:
         """One attempt at one deployment failed before it answered; the router may try another."""
         started = getattr(request_data.get("litellm_logging_obj"), "start_time", None)
-        sent = _details(request_data).get("api_call_start_time") is not None
+        sent = details_of(request_data).get("api_call_start_time") is not None
         free = surely_free(exception) or not sent
-        self._remember(_metadata(request_data).get("user_api_key_metadata"), free, not sent and unreadable(exception))
+        self._remember(metadata_of(request_data).get("user_api_key_metadata"), free, not sent and unreadable(exception))
         cost = 0 if free else None
         self._record("failure", request_data, None, cost, started, None, exception)
-        for cause in _causes(exception):
+        for cause in causes(exception):
             with contextlib.suppress(AttributeError):
                 setattr(cause, _ENDED, True)
 
@@ -268,12 +260,12 @@ class WitnessLogger(CustomLogger):
     ) -> None:
         """A request failed. Some providers (Google) are asked for a stream only when its first chunk is: after the
         hook above, and before the one below."""
-        free, unread = self._failed.pop(_name(getattr(user_api_key_dict, "metadata", None)), (None, False))
+        free, unread = self._failed.pop(grant_name(getattr(user_api_key_dict, "metadata", None)), (None, False))
         if free is None:  # no attempt failed: LiteLLM refused it before (a cooldown), or a stream broke late
             free = surely_free(original_exception) or not request_data.get("stream")
         request_data[_FREE] = "1" if free else "0"
         request_data[_UNREADABLE] = "1" if unread else "0"
-        told = any(getattr(cause, _ENDED, False) for cause in _causes(original_exception))
+        told = any(getattr(cause, _ENDED, False) for cause in causes(original_exception))
         if not told and surely_free(original_exception):
             self._record("failure", request_data, None, 0, None, None, original_exception)
 
@@ -288,12 +280,12 @@ class WitnessLogger(CustomLogger):
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
         """Pass a stream through; if it breaks, or its reader leaves and it does not end soon, record what came."""
-        claim: Mapping[str, Any] = (getattr(user_api_key_dict, "metadata", None) or {}).get(_CLAIM) or {}
+        claim: Mapping[str, Any] = (getattr(user_api_key_dict, "metadata", None) or {}).get(CLAIM) or {}
         stream = ReadOn(response)
         try:
             async for chunk in stream.chunks():
-                if _is_own_count(chunk, response):
-                    _details(request_data)[_COUNTED] = True
+                if is_own_count(chunk, response):
+                    details_of(request_data)[COUNTED] = True
                 else:
                     yield chunk
         except (GeneratorExit, asyncio.CancelledError):
@@ -307,7 +299,7 @@ class WitnessLogger(CustomLogger):
             raise
 
     def _remember(self, metadata: Any, free: bool, unread: bool) -> None:
-        name = _name(metadata)
+        name = grant_name(metadata)
         all_free, all_unread = self._failed.get(name, (True, True))
         self._failed[name] = free and all_free, unread and all_unread
         if len(self._failed) > _MOST_FAILED:  # of requests that another deployment served after all
@@ -321,9 +313,9 @@ class WitnessLogger(CustomLogger):
         error: Exception | None,
     ) -> None:
         call = data.get("litellm_logging_obj")
-        details = _details(data)
+        details = details_of(data)
         details[_ENDED] = True
-        usage, cost = _estimate(call, details, chunks, data.get("messages"))
+        usage, cost = estimate(call, details, chunks, data.get("messages"))
         self._record(outcome, details or data, usage, cost, getattr(call, "start_time", None), None, error)
 
     def _record(
@@ -338,196 +330,11 @@ class WitnessLogger(CustomLogger):
     ) -> None:
         """Hand a witness over. Whatever is wrong with an event must not reach LiteLLM's caller."""
         try:
-            witness = _witness(outcome, call, usage, cost, started_at, ended_at, error)
+            witness = witness_of(outcome, call, usage, cost, started_at, ended_at, error)
             if witness is not None:
                 self._writer.add(witness)
         except Exception as fault:  # noqa: BLE001 (whatever LiteLLM hands over, its caller gets the answer)
             _log.exception("A witness could not be recorded: %s", type(fault).__name__)
-
-
-def _witness(
-    outcome: Outcome,
-    call: Mapping[str, Any],
-    usage: Any,
-    cost: Any,
-    started_at: Any,
-    ended_at: Any,
-    error: Exception | None,
-) -> Witness | None:
-    parameters: Mapping[str, Any] = call.get("litellm_params") or {}
-    metadata = _metadata(call) or _metadata(parameters)
-    claim = (metadata.get("user_api_key_metadata") or {}).get(_CLAIM)
-    if not claim:  # a read of the service's own, or LiteLLM's health check
-        return None
-    information: Mapping[str, Any] = metadata.get("model_info") or call.get("model_info") or {}
-    status = _status(outcome, error)
-    counted = outcome != "success" or bool(call.get(_COUNTED))
-    if counted and usage is not None and claim.get("finishes"):
-        usage, cost = None, None  # much of it may be unseen: what was counted would pass for what it cost
-    used, tier = _usage(usage), _service_tier(call)
-    if counted:  # nobody has told how the input was cached, nor perhaps the tier: at the dearest, and as was asked for
-        tier = tier or (call.get("optional_params") or {}).get("service_tier")
-        if "cache_control" in repr(call.get("messages")):
-            used = replace(used, cache_write_tokens=used.input_tokens, cache_write_1h_tokens=used.input_tokens)
-    return Witness(
-        call_id=claim["call_id"],
-        attempt=int(claim["attempt"]),
-        outcome=outcome,
-        model=str(metadata.get("model_group") or call.get("model") or ""),
-        provider=_provider(call, parameters),
-        deployment=information.get("id"),
-        cost_nano=None if cost is None else nano_from_reported_dollars(cost),
-        usage=used,
-        service_tier=tier,
-        counted=counted,
-        status=status,
-        error=None if error is None else type(error).__name__,
-        started_at=_utc(started_at),
-        ended_at=_utc(ended_at) or datetime.now(UTC),
-    )
-
-
-def surely_free(error: BaseException) -> bool:
-    """Whether a failed attempt cannot have been billed: the provider answered with an error, or was not reached.
-
-    Anything else may have been served: a connection that broke, a time-out, an answer that LiteLLM could
-    not read (Anthropic's and Google's without usage). LiteLLM's own exceptions look alike for all of
-    these; the causes that they were raised from do not.
-    """
-    return any(type(cause).__name__ in _FREE_CAUSES for cause in _causes(error))
-
-
-def unreadable(error: BaseException) -> bool:
-    """Whether LiteLLM stumbled over a request that it had not sent: over its caller's mistake, which it calls a 500.
-
-    Told by what it was raised from: Python's own errors and LiteLLM's. A network's, a file's or a cloud's
-    credentials' are the operator's to mend.
-    """
-    return getattr(error, "status_code", None) == 500 and all(
-        type(cause).__module__.partition(".")[0] in ("builtins", "json", "litellm", "pydantic_core")
-        and not isinstance(cause, OSError | TimeoutError | MemoryError | RecursionError)
-        for cause in _causes(error)
-    )
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what it was raised from, one after the other."""
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or seen.__context__
-
-
-def _name(metadata: Any) -> str:
-    """The name of a request's grant, from the metadata of its key."""
-    claim: Mapping[str, Any] = (metadata or {}).get(_CLAIM) or {}
-    return f"{claim.get('call_id')}.{claim.get('attempt')}"
-
-
-def _details(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What LiteLLM keeps of a call while it is under way."""
-    return getattr(request.get("litellm_logging_obj"), "model_call_details", {})
-
-
-def _is_own_count(chunk: Any, response: Any) -> bool:
-    """Whether a chunk tells a usage that no provider reported: LiteLLM then counts the stream itself, as it thinks.
-
-    Whoever reads that as a report would charge too little; without it, the service estimates with a margin.
-    """
-    received = getattr(response, "chunks", None)
-    if getattr(chunk, "usage", None) is None or not isinstance(received, list):
-        return False
-    return all(getattr(each, "usage", None) is None for each in received)
-
-
-def _metadata(call: Mapping[str, Any]) -> Mapping[str, Any]:
-    for name in ("litellm_metadata", "metadata"):
-        found = call.get(name)
-        if isinstance(found, Mapping) and "user_api_key_metadata" in found:
-            return found
-    return {}
-
-
-def _provider(call: Mapping[str, Any], parameters: Mapping[str, Any]) -> str | None:
-    named = call.get("custom_llm_provider") or parameters.get("custom_llm_provider")
-    if named:
-        return str(named)
-    provider, slash, _ = str(call.get("model", "")).partition("/")
-    return provider if slash else None
-
-
-def _status(outcome: Outcome, error: Exception | None) -> int | None:
-    if outcome == "cancelled":
-        return 499
-    if error is None:
-        return 200
-    status = getattr(error, "status_code", None)
-    return status if isinstance(status, int) and 100 <= status <= 599 else None
-
-
-def _usage(usage: Any) -> Usage:
-    """LiteLLM's usage in our terms. It has translated every provider to OpenAI's convention, more or less."""
-    if usage is None:
-        return Usage()
-    prompt = getattr(usage, "prompt_tokens_details", None)
-    completion = getattr(usage, "completion_tokens_details", None)
-    told = Usage(
-        input_tokens=_tokens(usage, "prompt_tokens"),
-        cached_tokens=_tokens(prompt, "cached_tokens"),
-        cache_write_tokens=_tokens(prompt, "cache_creation_tokens") or _tokens(usage, "cache_creation_input_tokens"),
-        output_tokens=_tokens(usage, "completion_tokens"),
-        reasoning_tokens=_tokens(completion, "reasoning_tokens"),
-        cache_write_1h_tokens=_tokens(
-            getattr(prompt, "cache_creation_token_details", None), "ephemeral_1h_input_tokens"
-        ),
-    )
-    return Usage() if contradicts_itself(told) else told
-
-
-def _said(response: Any) -> str:
-    """The text of a whole answer's choices."""
-    messages = [getattr(choice, "message", None) for choice in getattr(response, "choices", None) or ()]
-    said = [getattr(message, name, None) for message in messages for name in ("content", "reasoning_content")]
-    return "".join(text for text in said if isinstance(text, str))
-
-
-def _service_tier(call: Mapping[str, Any]) -> str | None:
-    """The tier in which a provider says that it served, where LiteLLM has kept it."""
-    for source in (
-        call.get("complete_streaming_response"),
-        call.get("async_complete_streaming_response"),
-        call.get("original_response"),
-    ):
-        tier = getattr(source, "service_tier", None)
-        if isinstance(tier, str):
-            return tier
-    return None
-
-
-def _tokens(source: Any, name: str) -> int:
-    value = getattr(source, name, None)
-    return max(0, int(value)) if isinstance(value, int | float) else 0
-
-
-def _estimate(call: Any, details: Mapping[str, Any], chunks: list[Any], messages: Any) -> tuple[Any, float | None]:
-    """Usage and dollars of a stream that was cut, as LiteLLM counts what had come. None: nothing is known."""
-    if not chunks:
-        return None, None
-    try:
-        built = litellm.stream_chunk_builder(chunks=chunks, messages=messages)
-        if built is None:
-            return None, None
-        built.model = details["model"]  # the chunks carry the name that the caller asked for, which has no price
-        built._hidden_params.pop("response_cost", None)  # computed without the deployment's own prices
-        return built.usage, call.response_cost_calculator(result=built)
-    except Exception as fault:  # noqa: BLE001 (LiteLLM's own counting may fail in any way)
-        _log.warning("What a cut stream cost could not be estimated: %s", type(fault).__name__)
-        return None, None
-
-
-def _utc(moment: Any) -> datetime | None:
-    """LiteLLM's times are naive and local."""
-    return moment.astimezone(UTC) if isinstance(moment, datetime) else None
 
 
 send_once()

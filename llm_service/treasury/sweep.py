@@ -177,7 +177,7 @@ def _used(witness: Witness) -> Usage:
     if witness.exact:
         return used
     input_tokens = used.input_tokens + used.input_tokens // 2 + _MARGIN_TOKENS
-    written = input_tokens if used.cache_write_1h_tokens else 0  # it may have been: see proxy_plugin.py
+    written = input_tokens if used.cache_write_1h_tokens else 0  # it may have been: see litellm_events.py
     return Usage(
         input_tokens=input_tokens,
         output_tokens=used.output_tokens + used.output_tokens // 2 + _IN_FLIGHT_TOKENS,

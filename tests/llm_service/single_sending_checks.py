@@ -25,7 +25,8 @@ import litellm
 from litellm import Router
 from litellm.integrations.custom_logger import CustomLogger
 
-from llm_service.proxy_plugin import surely_free
+import llm_service.proxy_plugin  # noqa: F401 (takes the retries out, as in the proxy)
+from llm_service.litellm_events import surely_free
 
 ANSWERS = {
     "anthropic": b'{"id":"m","type":"message","role":"assistant","model":"c","content":[],"stop_reason":"end_turn"}',
