@@ -29,6 +29,9 @@ def create_app(settings: Settings) -> App:
         description="The LLM gateway that cannot overspend.",
         version="1",
         lifespan=lifespan,
+        redirect_slashes=False,  # to where a forged Host says
+        docs_url=None,  # pages that run what a third party serves, and ask for an administrator's key
+        redoc_url=None,
     )
     errors.install(app)
     for module in (models, health, admin, reports):

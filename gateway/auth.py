@@ -19,6 +19,8 @@ from llm_service.principals import Principals
 #: Alone, this only documents the key in the API's description.
 scheme = HTTPBearer(auto_error=False, description="An administrator's key (treasurer key create --admin)")
 
+SEVERAL = "Send one Authorization header, not several."
+
 
 def bearer_secret(authorization: str | None) -> str:
     """The secret in an Authorization header.
@@ -32,6 +34,18 @@ def bearer_secret(authorization: str | None) -> str:
     return secret.strip()
 
 
+def secret_of(request: Request) -> str:
+    """The secret that a request carries.
+
+    Raises:
+        NotAuthenticated: none, or several: which of them counts would be a matter of who reads.
+    """
+    given = request.headers.getlist("authorization")
+    if len(given) > 1:
+        raise NotAuthenticated(SEVERAL)
+    return bearer_secret(given[0] if given else None)
+
+
 async def administrator(
     request: Request, _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)] = None
 ) -> None:
@@ -41,4 +55,4 @@ async def administrator(
         NotAuthenticated: no key, or an unknown, expired or revoked one. NotPermitted: an agent's key.
     """
     principals: Principals = request.app.state.runtime.principals
-    ACTOR.set(await principals.administrator(bearer_secret(request.headers.get("authorization"))))
+    ACTOR.set(await principals.administrator(secret_of(request)))

@@ -42,7 +42,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._beside_bytes += len(data)
         super().data_received(data)
         if self._beside_bytes > MOST_HEAD_BYTES + _BESIDE_A_BYTE * self._body_bytes:
-            self._too_long()
+            self._refuse(_TOO_LONG)
 
     def on_message_begin(self) -> None:
         """The first byte of a request on a connection that was kept."""
@@ -58,9 +58,9 @@ class PatientProtocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         """The head is there."""
-        self._head_complete = True
         self._head_came()
-        super().on_headers_complete()
+        super().on_headers_complete()  # raises at an address that is none
+        self._head_complete = True
 
     def on_body(self, body: bytes) -> None:
         """A part of a request's body."""
@@ -71,7 +71,12 @@ class PatientProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         """A request has come whole."""
         self._beside_bytes = self._body_bytes = 0
+        self._head_complete = False
         super().on_message_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """What was no HTTP."""
+        self._refuse(_NO_HTTP)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """The caller has left."""
@@ -90,24 +95,32 @@ class PatientProtocol(HttpToolsProtocol):
         if not self.transport.is_closing():
             self.transport.close()
 
-    def _too_long(self) -> None:
+    def _refuse(self, answer: bytes) -> None:
+        """Close the connection, with this answer if it can be read as one."""
         if self.transport.is_closing():
             return
-        answering = self.cycle and not self.cycle.response_complete  # an earlier request, on the same connection
-        if not self._head_complete and not answering:
-            self.transport.write(_TOO_LONG)
+        if self._head_complete:  # its body is at fault
+            readable = self.cycle.more_body and not self.cycle.response_started
+        else:  # an earlier request, on the same connection, may still be answered
+            readable = not self.cycle or self.cycle.response_complete
+        if readable:
+            self.transport.write(answer)
         self.transport.close()
 
 
-def _too_long_answer() -> bytes:
-    most = f"{MOST_HEAD_BYTES // 1024} KiB"
-    error = InvalidRequest(f"A request's address and headers may be at most {most}.", code="headers_too_large")
+def _answer(status: str, error: InvalidRequest) -> bytes:
     body = orjson.dumps(error.as_openai())
     head = (
-        "HTTP/1.1 431 Request Header Fields Too Large\r\n"
+        f"HTTP/1.1 {status}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"
     )
     return head.encode() + body
 
 
-_TOO_LONG = _too_long_answer()
+_NO_HTTP = _answer("400 Bad Request", InvalidRequest("This is not HTTP.", code="invalid_http"))
+_TOO_LONG = _answer(
+    "431 Request Header Fields Too Large",
+    InvalidRequest(
+        f"A request's address and headers may be at most {MOST_HEAD_BYTES // 1024} KiB.", code="headers_too_large"
+    ),
+)

@@ -273,7 +273,8 @@ def event_error(fields: Mapping[str, object]) -> UpstreamError:
 
 
 def _error(status: int, error: Mapping[str, object], retry_after: float | None) -> UpstreamError:
-    message = str(error.get("message") or "The provider answered with an error.")[:2000]
+    message = str(error.get("message") or "The provider answered with an error.")
+    message = message.partition("\nTraceback (most recent call last):")[0][:2000]  # LiteLLM adds its own
     code, kind, param = (str(error[name]) if error.get(name) else None for name in ("code", "type", "param"))
     mapped = 502 if status in (401, 403) else status
     error_code = code if code and not code.isdigit() and code != "None" else f"upstream_{mapped}"

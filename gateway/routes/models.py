@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from gateway.auth import bearer_secret
+from gateway.auth import secret_of
 from gateway.composition import Runtime
 from llm_service.catalog import Model
 from llm_service.errors import UnknownModel
@@ -39,7 +39,7 @@ async def model(request: Request, name: str) -> dict[str, Any]:
 
 async def _caller(request: Request) -> tuple[Runtime, Principal]:
     runtime: Runtime = request.app.state.runtime
-    return runtime, await runtime.principals.by_secret(bearer_secret(request.headers.get("authorization")))
+    return runtime, await runtime.principals.by_secret(secret_of(request))
 
 
 def _usable(principal: Principal, model: Model) -> bool:

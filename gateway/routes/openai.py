@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import orjson
 
-from gateway.auth import bearer_secret
+from gateway.auth import SEVERAL, bearer_secret
 from gateway.composition import Runtime
 from llm_service.errors import BodyTooLarge, InvalidRequest, NotAuthenticated, RequestTimeout, TreasurerError
 from llm_service.streaming import StreamingAnswer
@@ -143,7 +143,7 @@ def _headers(scope: Scope) -> dict[str, str]:
         text = value.decode("utf-8", "replace")
         known = name.decode("latin-1").lower()
         if known in headers and known == "authorization":
-            raise NotAuthenticated("Send one Authorization header, not several.")
+            raise NotAuthenticated(SEVERAL)
         headers[known] = text
     return headers
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from hashlib import sha256
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -267,6 +270,24 @@ async def test_the_fixed_administrators_key_needs_no_database(database: FakePool
     with pytest.raises(NotAuthenticated):
         await principals.administrator(ADMIN + "x")
     assert database.statements == []
+
+
+async def test_secrets_are_hashed_before_anything_is_compared(
+    database: FakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So there is nothing to time: what a guess shares with a key, its hash does not."""
+    compared: list[tuple[bytes, bytes]] = []
+
+    def compare(one: bytes, other: bytes) -> bool:
+        compared.append((one, other))
+        return hmac.compare_digest(one, other)
+
+    monkeypatch.setattr("llm_service.principals.hmac", SimpleNamespace(compare_digest=compare))
+    guess, principals = secret_of(12), principals_of(database)
+    with pytest.raises(NotAuthenticated):
+        await principals.by_secret(guess)
+    assert compared == [(sha256(guess.encode()).digest(), sha256(ADMIN.encode()).digest())]
+    assert [arguments[0] for arguments in database.statements if arguments] == [[sha256(guess.encode()).digest()]]
 
 
 async def test_an_agents_key_is_no_administrators(database: FakePool) -> None:

@@ -379,6 +379,7 @@ def body(**error: Any) -> bytes:
         (500, body(message="m", type="None", code="None"), (500, "upstream_500", "upstream_error", "m")),
         (503, b"<html>", (503, "upstream_503", "upstream_error", "The provider answered with an error.")),
         (503, b'{"error": "text"}', (503, "upstream_503", "upstream_error", "The provider answered with an error.")),
+        (400, body(message="bad\nTraceback (most recent call last):\n  File …", type="None"), (400, "upstream_400", "upstream_error", "bad")),
         (418, b"[]", (418, "upstream_418", "upstream_error", "The provider answered with an error.")),
     ],
 )  # fmt: skip

@@ -104,7 +104,8 @@ def _tools(body: Json) -> tuple[list[Tool], int]:
     used = 0
     for index, group in enumerate(objects(body.get("tools"), "tools")):
         for function in objects(_either(group, "functionDeclarations"), f"tools[{index}].functionDeclarations"):
-            schema: Json = _either(function, "parametersJsonSchema") or function.get("parameters") or {}
+            given: Any = _either(function, "parametersJsonSchema") or function.get("parameters") or {}
+            schema: Json = expect(given, dict, "function.parameters")
             tools.append(Tool(expect(function.get("name"), str, "function.name"), {**schema, "type": "object"}))
             used += tokens.count(orjson.dumps(function).decode())
     return tools, used

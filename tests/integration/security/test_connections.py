@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -16,7 +18,7 @@ import pytest
 from gateway.stack.ports import free_port
 from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
-from tests.integration.caller import Caller, open_caller
+from tests.integration.caller import Caller, open_caller, said
 
 ROOT = Path(__file__).parent.parent.parent.parent
 
@@ -110,7 +112,8 @@ async def test_a_head_without_an_end_is_bounded(impatient: str, endless: bytes) 
 
 @pytest.mark.parametrize("endless", [b"0\r\nx: " + b"a" * 70_000, b"2;x=" + b"a" * 70_000])
 async def test_what_comes_beside_a_body_is_bounded(caller: Caller, impatient: str, endless: bytes) -> None:
-    assert await say(impatient, head(caller, "Transfer-Encoding: chunked") + b"2\r\n{}\r\n" + endless) == b""
+    answer = await say(impatient, head(caller, "Transfer-Encoding: chunked") + b"2\r\n{}\r\n" + endless)
+    assert not answer or answer.startswith(b"HTTP/1.1 431")
 
 
 async def test_a_body_in_small_chunks_comes_whole(caller: Caller, impatient: str) -> None:
@@ -169,6 +172,77 @@ async def test_headers_of_proxies_open_nothing(impatient: str, header: str) -> N
     answer = await say(impatient, "\r\n".join(lines).encode())
     assert answer.startswith(b"HTTP/1.1 401")
     assert b"evil" not in answer
+
+
+@pytest.mark.parametrize(
+    "path", ["/admin/v1/agents", "/admin/v1/agents/", "/reports/costs/", "/healthz/", "/v1/models/"]
+)
+async def test_a_forged_host_leads_nobody_astray(caller: Caller, path: str) -> None:
+    """No answer repeats the Host: a redirect to where it says would take a key along."""
+    lines = [f"GET {path} HTTP/1.1", "Host: evil.example", f"Authorization: Bearer {caller.stack.admin_key}"]
+    answer = await say(caller.stack.gateway_url, "\r\n".join([*lines, "Connection: close", "", ""]).encode())
+    assert answer.split(b" ")[1] in (b"200", b"403", b"404")
+    assert b"evil" not in answer
+
+
+@pytest.mark.parametrize("path", ["/docs", "/redoc"])
+async def test_there_is_no_page_that_runs_a_third_partys_code(impatient: str, path: str) -> None:
+    answer = await say(impatient, f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+    assert answer.startswith(b"HTTP/1.1 404")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GARBAGE\r\n\r\n",
+        b"FOO / HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+        b"CONNECT evil.example:443 HTTP/1.1\r\nHost: evil.example:443\r\n\r\n",
+        b"GET / HTTP/1.1\r\nx: a\0b\r\n\r\n",
+    ],
+)
+async def test_what_is_no_http_is_told_so_as_any_error_is(impatient: str, request_: bytes) -> None:
+    for before in (
+        [],
+        [b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"],
+    ):  # at once, and behind a request that was answered
+        answer = await say(impatient, *before, request_)
+        answers = re.findall(rb"HTTP/1.1 (\d+)", answer)
+        assert answers == [b"200"] * len(before) + [b"400"]
+        assert json.loads(answer.rpartition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
+
+
+async def test_garbage_behind_a_call_is_no_answer_to_it(caller: Caller, impatient: str) -> None:
+    """Requests may follow each other without waiting; what is wrong with the second is not said in place of the first."""
+    body = json.dumps({"model": "gpt-4o-mini", "messages": said(script={"latency_s": 1}), "max_tokens": 5}).encode()
+    answer = await say(impatient, head(caller, f"Content-Length: {len(body)}") + body + b"GARBAGE\r\n\r\n")
+    assert b"invalid_http" not in answer
+    await caller.settled()
+
+
+@pytest.mark.parametrize("whole", [False, True])
+async def test_who_half_closes_is_let_go_and_leaves_no_hold(caller: Caller, impatient: str, whole: bool) -> None:
+    body = json.dumps({"model": "gpt-4o-mini", "messages": said(), "max_tokens": 5}).encode()
+    parts = urlsplit(impatient)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write(head(caller, f"Content-Length: {len(body)}") + (body if whole else body[:10]))
+    writer.write_eof()
+    assert not await asyncio.wait_for(reader.read(), 15) or whole
+    writer.close()
+    await caller.settled()
+    entries = await caller.ledger()
+    assert sum(entry["cost_nano"] for entry in entries) >= await caller.billed_nano()
+    assert whole or entries == []
+
+
+async def test_a_web_socket_is_not_opened(impatient: str) -> None:
+    lines = ["GET /v1/chat/completions HTTP/1.1", "Host: x", "Upgrade: websocket", "Connection: Upgrade"]
+    lines += ["Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "", ""]
+    parts = urlsplit(impatient)
+    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+    writer.write("\r\n".join(lines).encode())
+    assert (await asyncio.wait_for(reader.readline(), 15)).startswith(b"HTTP/1.1 404")
+    writer.close()
 
 
 async def test_a_compressed_body_is_not_unpacked(caller: Caller, impatient: str) -> None:

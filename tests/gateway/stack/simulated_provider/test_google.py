@@ -67,4 +67,6 @@ def test_errors_have_its_shape(provider: Running) -> None:
     assert answer.json()["error"]["status"] == "RESOURCE_EXHAUSTED"
     assert generate(provider, contents=[]).json()["error"]["status"] == "INVALID_ARGUMENT"
     assert generate(provider, "streamGenerateContent").status_code == 400
+    odd = [{"functionDeclarations": [{"name": "f", "parameters": "x"}]}]
+    assert generate(provider, tools=odd).json()["error"]["status"] == "INVALID_ARGUMENT"
     assert generate(provider, "countTokens").json() == {"totalTokens": INPUT}
