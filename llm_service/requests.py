@@ -13,6 +13,7 @@ replaces by what they name, and compatibility characters that tokenizers spell o
 
 from __future__ import annotations
 
+import gc
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -25,6 +26,9 @@ MAX_TOKENS_CEILING = 10_000_000
 MAX_CHOICES = 128
 #: orjson reads deeper bodies than it writes (254); a body that was read must be one that can be sent.
 _MAX_DEPTH = 200
+#: LiteLLM walks through them several times, while everybody else waits: a million take it ten seconds.
+_MAX_PARTS = 250_000
+_LARGE_BYTES = 1 << 20
 
 _COMMON = frozenset({"model", "user", "safety_identifier"})
 # fmt: off
@@ -86,30 +90,43 @@ def parse_body(body: bytes) -> dict[str, Any]:
         InvalidRequest: not UTF-8, not JSON, or not an object.
     """
     try:
-        data: object = orjson.loads(body)
+        data = _read(body)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
     except RecursionError:
         raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
     if not isinstance(data, dict):
         raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
-    if body.count(b"[") + body.count(b"{") > _MAX_DEPTH and _depth(cast("object", data)) > _MAX_DEPTH:
-        raise InvalidRequest("The body is nested too deeply.", code="invalid_json")
+    if body.count(b"[") + body.count(b"{") > _MAX_DEPTH:
+        _check_shape(cast("object", data))
     return cast("dict[str, Any]", data)
 
 
-def _depth(value: object) -> int:
-    """How deep lists and objects are nested, level by level: without recursion."""
-    depth, level = 0, [value]
+def _read(body: bytes) -> object:
+    if len(body) < _LARGE_BYTES:
+        return orjson.loads(body)
+    gc.disable()  # it would look through all that was read so far, again and again
+    try:
+        return orjson.loads(body)
+    finally:
+        gc.enable()
+
+
+def _check_shape(value: object) -> None:
+    """That lists and objects are not nested too deeply, nor too many: level by level, without recursion."""
+    depth, total, level = 0, 0, [value]
     while level:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise InvalidRequest("The body is nested too deeply.", code="invalid_json")
         inner: list[object] = []
         for item in level:
-            if isinstance(item, dict):
-                inner.extend(cast("dict[str, object]", item).values())
-            elif isinstance(item, list):
-                inner.extend(cast("list[object]", item))
-        depth, level = depth + 1, inner
-    return depth
+            values = cast("dict[str, object]", item).values() if isinstance(item, dict) else cast("list[object]", item)
+            inner.extend(each for each in values if isinstance(each, dict | list))
+        total += len(inner)
+        if total > _MAX_PARTS:
+            raise InvalidRequest(f"The body has more than {_MAX_PARTS} lists and objects.", code="invalid_json")
+        level = inner
 
 
 def parse_chat(body: bytes) -> ParsedRequest:

@@ -69,6 +69,7 @@ RAW = [
     Bad("null", b"null", code="invalid_json"),
     Bad("nested a thousand deep", b'{"model": "gpt-4o-mini", "messages": ' + b"[" * 1000 + b"]" * 1000 + b"}", code="invalid_json"),
     Bad("nested a million deep", b"[" * 1_000_000, code="invalid_json"),
+    Bad("a million lists", b'{"model": "gpt-4o-mini", "messages": [], "metadata": {"a": [' + b"[]," * 1_000_000 + b"[]]}}", code="invalid_json"),
     Bad("NaN", b'{"model": "gpt-4o-mini", "messages": [], "temperature": NaN}', code="invalid_json"),
     Bad("a number of 400 digits", b'{"model": "gpt-4o-mini", "max_tokens": 1' + b"0" * 400 + b"}", code="invalid_json"),
     Bad("20 MB", b'{"model": "gpt-4o-mini", "x": "' + b"x" * 20_000_000 + b'"}', status=413, code="request_too_large"),
