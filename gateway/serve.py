@@ -12,7 +12,7 @@ from gateway.app import create_app
 from gateway.protocol import PatientProtocol
 from gateway.settings import Settings, SettingsError, load_settings
 from gateway.stack.ports import listen
-from llm_service import logs
+from llm_service import core_dumps, logs
 
 #: How long a connection that was just made may take to send its request, when the process is to end.
 _JUST_COME_S = 0.5
@@ -20,6 +20,7 @@ _JUST_COME_S = 0.5
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT; calls under way are finished first."""
+    core_dumps.forbid()
     try:
         settings = load_settings()
     except SettingsError as error:

@@ -29,6 +29,7 @@ from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 from litellm.proxy.common_utils.http_parsing_utils import read_request_body
 from litellm.types.utils import is_litellm_owned_kwarg
 
+from llm_service import core_dumps
 from llm_service.grants import CALL_PATHS, READ_PATHS, Grant, GrantError, UsedGrants, verify
 from llm_service.litellm_events import (
     CLAIM,
@@ -337,6 +338,7 @@ class WitnessLogger(CustomLogger):
             _log.exception("A witness could not be recorded: %s", type(fault).__name__)
 
 
+core_dumps.forbid()
 send_once()
 witness_logger = WitnessLogger(
     WitnessWriter(os.environ.get("TREASURER_DATABASE_URL"), _folder("TREASURER_SPOOL_DIR", ".treasurer/spool"))

@@ -12,6 +12,7 @@ from pathlib import Path
 import yaml
 
 from gateway.stack.litellm import NOT_INHERITED, ConfigError, effective_config, proxy_command
+from llm_service import core_dumps
 
 _CONFIG = Path(os.environ.get("TREASURER_LITELLM_CONFIG", "/app/config/litellm.yaml"))
 _EFFECTIVE = Path("/tmp/litellm/config.yaml")  # noqa: S108 (the container's own)
@@ -19,6 +20,7 @@ _EFFECTIVE = Path("/tmp/litellm/config.yaml")  # noqa: S108 (the container's own
 
 def main() -> None:
     """Never returns: the process becomes LiteLLM Proxy."""
+    core_dumps.forbid()
     try:
         config = yaml.safe_load(_CONFIG.read_text(encoding="utf-8"))
         effective = effective_config(config, os.environ, os.environ.get("TREASURER_SIMULATED_URL") or None)

@@ -20,6 +20,7 @@ from gateway.stack.part import PartState, PartStatus, SupervisedPart
 from gateway.stack.plan import Plan, make_plan
 from gateway.stack.ports import listen
 from gateway.stack.state import StackState
+from llm_service import core_dumps
 
 #: What is said while a stack runs: a part's change, or a sentence.
 Progress = PartStatus | str
@@ -44,6 +45,7 @@ async def running_stack(
         PlanError, SettingsError, PostgresError, ConfigError: something is missing.
         PartFailed: a part did not start; the message has the last lines of its log.
     """
+    core_dumps.forbid()  # everything that is started inherits it
     with claim(settings.data_dir.resolve()) as ours:
         plan = await asyncio.to_thread(make_plan, settings)
         on_plan(plan)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import resource
 import sys
 import tempfile
 import time
@@ -94,6 +95,10 @@ async def check_a_grant_opens_its_request_once() -> None:
     assert identity.metadata["tags"] == ["news"]
     assert identity.rpm_limit is None, "the service has enforced the limits already"
     await refused(401, "used before", token, content)
+
+
+async def check_a_crash_leaves_no_dump() -> None:
+    assert max(resource.getrlimit(resource.RLIMIT_CORE)) <= 1
 
 
 async def check_what_is_no_grant_is_refused() -> None:

@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
-import subprocess
-import sys
-import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
-from gateway.stack.ports import free_port
-from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
 from tests.integration.caller import Caller, open_caller, said
-
-ROOT = Path(__file__).parent.parent.parent.parent
+from tests.integration.gateways import another_gateway
 
 
 @pytest.fixture
@@ -32,29 +25,10 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 @pytest.fixture(scope="module")
 def impatient(stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path) -> Iterator[str]:
     """One more gateway, which waits a second for heads and bodies; its address."""
-    port = free_port()
-    environ = {
-        "TREASURER_DATA_DIR": str(stack.data_dir),
-        "TREASURER_PORT": str(port),
-        "TREASURER_BODY_TIMEOUT_S": "1",
-    }
     program = "import gateway.protocol as p; p.HEAD_S = 1.0; from gateway.serve import main; main()"
-    with (service_dir / "impatient-gateway.log").open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-c", program], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-            env=os.environ | environ, cwd=ROOT, start_new_session=True,
-        )  # fmt: skip
-    stop_with_us(process.pid)
-    try:
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
-        while not asyncio.run(http_ok(f"{url}/readyz")):
-            assert process.poll() is None, "it did not start"
-            assert time.monotonic() < deadline
-            time.sleep(0.2)
+    log = service_dir / "impatient-gateway.log"
+    with another_gateway(stack, stop_with_us, log, {"TREASURER_BODY_TIMEOUT_S": "1"}, program) as (url, _):
         yield url
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 async def say(url: str, *parts: bytes, pause_s: float = 0.3) -> bytes:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import io
+import base64
 import json
 import os
+import re
 import stat
-from collections.abc import AsyncIterator
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 import openai
@@ -17,26 +21,80 @@ import psutil
 import pytest
 import redis.asyncio
 
+from gateway.stack.postgres import embedded_postgres
 from gateway.stack.state import StackState
 from tests.integration.caller import Caller, open_caller, said
+from tests.integration.gateways import another_gateway
+from tests.llm_service.telemetry.test_traces import Collector
 
 PROMPT = f"the-planted-prompt-{uuid4().hex}"
 ANSWER = f"the-planted-answer-{uuid4().hex}"
+LANGFUSE = f"sk-lf-{uuid4().hex}"
+
+#: Under the data folder: what must hold a secret, for those who come after.
+HOLDERS = {
+    "stack.json", "redis/redis.conf", "secrets/admin_key", "secrets/grant_secret", "secrets/postgres_password",
+    "secrets/proxy_master_key", "secrets/redis_password",
+}  # fmt: skip
+_READ: Mapping[bytes, tuple[object, ...]] = {
+    b"string": ("GET",), b"hash": ("HGETALL",), b"list": ("LRANGE", 0, -1), b"set": ("SMEMBERS",),
+    b"zset": ("ZRANGE", 0, -1), b"stream": ("XRANGE", "-", "+"),
+}  # fmt: skip
+
+#: A gateway in which GET /v1/models fails, with a key in a local variable and in the error's message.
+BROKEN = """
+from gateway.routes import models
+async def caller(request):
+    given = request.headers["authorization"]
+    raise RuntimeError(f"the planted fault met {given}")
+models._caller = caller
+from gateway.serve import main
+main()
+"""
+
+
+@dataclass(frozen=True)
+class Traced:
+    """A further gateway that exports its traces, and what came of them."""
+
+    url: str
+    pid: int
+    log: Path
+    collector: Collector
+
+
+@pytest.fixture(scope="module")
+def traced(stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path) -> Iterator[Traced]:
+    collector, log = Collector(), service_dir / "traced-gateway.log"
+    environ = {
+        "TREASURER_OTLP_ENDPOINT": f"{collector.url}/v1/traces",
+        "TREASURER_LANGFUSE_HOST": collector.url,
+        "TREASURER_LANGFUSE_PUBLIC_KEY": "pk-lf-planted",
+        "TREASURER_LANGFUSE_SECRET_KEY": LANGFUSE,
+        "TREASURER_LOG_LEVEL": "debug",
+        "TREASURER_BREAKER_FAILURES": "0",
+    }
+    try:
+        with another_gateway(stack, stop_with_us, log, environ, BROKEN) as (url, pid):
+            yield Traced(url, pid, log, collector)
+    finally:
+        collector.stop()
 
 
 @pytest.fixture
 async def caller(stack: StackState) -> AsyncIterator[Caller]:
     async with open_caller(stack, "0.01") as caller:
+        await caller.admin("PUT", "limits", {"agent": caller.agent, "requests_per_minute": 60})  # keys in Redis
         yield caller
 
 
-async def use(caller: Caller) -> dict[str, str]:
-    """Calls of every kind of end, with a planted prompt; the error bodies."""
+async def use(caller: Caller, url: str) -> str:
+    """Calls of every kind of end, with a planted prompt; all that was told of those that failed."""
     told: list[str] = []
     for script in ({"text": ANSWER}, {"status": 500}, {"status": 400}, {"cut_before_headers": True}):
         for streamed in (False, True):
             try:
-                answer: Any = await caller.client().chat.completions.create(
+                answer: Any = await caller.client(url).chat.completions.create(
                     model="gpt-4.1-mini", messages=said(PROMPT, script), max_tokens=30, stream=streamed
                 )
                 if streamed:
@@ -46,80 +104,163 @@ async def use(caller: Caller) -> dict[str, str]:
                 told.append(str(error) + json.dumps(getattr(error, "body", None), default=str))
     for secret in (caller.secret[:-1] + "x", "sk-tr-short", caller.stack.admin_key):
         with pytest.raises(openai.APIError) as raised:
-            await caller.call(secret=secret)
+            await caller.call(url, secret=secret)
         told.append(str(raised.value))
-    return {"errors": "\n".join(told)}
+    # The answer of a call that may be repeated is kept, and nothing that was asked.
+    keyed = {"Idempotency-Key": uuid4().hex}
+    await caller.call(url, messages=said(PROMPT, {"text": "kept"}), extra_headers=keyed)
+    return "\n".join(told)
 
 
-async def everything(caller: Caller) -> dict[str, bytes]:
+async def everything(caller: Caller, traced: Traced) -> dict[str, bytes]:
     """Every place, by name."""
     stack = caller.stack
-    places: dict[str, bytes] = {}
-    for file in sorted((stack.data_dir / "logs").glob("*")):
-        places[f"log {file.name}"] = file.read_bytes()
-    async with caller.http.get(f"{stack.gateway_url}/metrics") as response:
-        places["metrics"] = await response.read()
-    words: list[str] = []
-    for process in psutil.process_iter():
-        try:
-            words += process.cmdline()
-        except psutil.Error:
-            continue
-    places["process list"] = "\n".join(words).encode()
-    tables = await caller.pool.fetch(
-        "SELECT format('%I.%I', schemaname, tablename) AS name FROM pg_tables WHERE schemaname = 'public'"
-    )
-    for table in tables:
-        dump = io.BytesIO()
-        async with caller.pool.acquire() as connection:
-            raw: Any = connection
-            await raw.copy_from_query(f"SELECT * FROM {table['name']}", output=dump)
-        places[f"table {table['name']}"] = dump.getvalue()
-    async with redis.asyncio.Redis.from_url(stack.redis_url) as client:
-        keys = [key async for key in client.scan_iter()]
-        places["redis"] = b"\n".join([*keys, *[await client.dump(key) or b"" for key in keys]])
+    places = {f"file {name}": path.read_bytes() for name, path in files(stack.data_dir) if name not in HOLDERS}
+    places["log of the traced gateway"] = traced.log.read_bytes()
+    places["traces"] = b"".join(request.SerializeToString() for _, _, request in traced.collector.requests)
+    for url in (*stack.gateway_urls, traced.url):
+        async with caller.http.get(f"{url}/metrics") as response:
+            places[f"metrics of {url}"] = await response.read()
+    places["process list"] = "\n".join(word for process in processes() for word in process.cmdline()).encode()
+    places["a dump of the database"] = await asyncio.to_thread(dump_of, stack)
+    places["statements under way"] = str(await caller.pool.fetch("SELECT query FROM pg_stat_activity")).encode()
+    places["Redis"] = await content_of_redis(stack)
     return places
 
 
-async def test_no_secret_and_no_prompt_is_anywhere(caller: Caller) -> None:
-    errors = await use(caller)
-    await asyncio.sleep(1)  # logs and witnesses come in their own time
-    places = await everything(caller) | {name: text.encode() for name, text in errors.items()}
-    assert any(name.startswith("log gateway") for name in places)
-    assert {"table public.ledger", "table public.api_keys", "table public.witnesses"} <= places.keys()
-    assert len(places["table public.ledger"]) > 100
+def files(folder: Path) -> Iterator[tuple[str, Path]]:
+    for at, _, names in os.walk(folder, followlinks=True):
+        for name in names:
+            path = Path(at, name)
+            if path.is_file():  # and not gone meanwhile
+                yield path.relative_to(folder).as_posix(), path
+
+
+def processes() -> Iterator[psutil.Process]:
+    for process in psutil.process_iter():
+        try:
+            process.cmdline()
+            process.environ()
+        except psutil.Error:
+            continue
+        yield process
+
+
+def dump_of(stack: StackState) -> bytes:
+    """All databases and roles as `pg_dumpall` writes them."""
+    url = urlsplit(stack.database_url)
+    command = [str(embedded_postgres(stack.data_dir, 0, "").binaries / "pg_dumpall"), "--no-password"]
+    command += ["-h", str(url.hostname), "-p", str(url.port), "-U", str(url.username), "-l", url.path.strip("/")]
+    run = subprocess.run(command, env={"PGPASSWORD": str(url.password)}, capture_output=True, check=False)
+    assert run.returncode == 0, run.stderr.decode()
+    return run.stdout
+
+
+async def content_of_redis(stack: StackState) -> bytes:
+    async with redis.asyncio.Redis.from_url(stack.redis_url) as client:
+        raw: Any = client
+        found: list[object] = [await raw.execute_command("SLOWLOG", "GET", 100), await raw.client_list()]
+        async for key in raw.scan_iter():
+            kind: bytes = await raw.type(key)
+            if kind != b"none":  # expired meanwhile
+                command, *arguments = _READ[kind]
+                found += [key, await raw.execute_command(command, key, *arguments)]
+        return repr(found).encode()
+
+
+def forms(secret: str) -> set[bytes]:
+    """A secret as it is, and as other formats write it."""
+    plain = secret.encode()
+    encoded = {plain, plain.hex().encode(), quote(secret, safe="").encode()}
+    for before in range(3):  # base64 depends on what comes before it
+        text = base64.b64encode(b"\0" * before + plain)
+        encoded.add(text[(before * 8 + 5) // 6 : (before + len(plain)) * 8 // 6])
+    return encoded
+
+
+def planted(caller: Caller) -> dict[str, str]:
     stack = caller.stack
-    planted = {
+    return {
         "an agent's key": caller.secret,
         "the administrator's key": stack.admin_key,
         "the grants' secret": stack.grant_secret,
         "LiteLLM's master key": stack.proxy_master_key,
-        "Postgres' password": stack.database_url.split("@")[0].rsplit(":", 1)[1],
-        "Redis' password": stack.redis_url.split("@")[0].rsplit(":", 1)[1],
+        "Postgres' password": str(urlsplit(stack.database_url).password),
+        "Redis' password": str(urlsplit(stack.redis_url).password),
+        "Langfuse's key": LANGFUSE,
         "a prompt": PROMPT,
         "an answer": ANSWER,
     }
-    for what, secret in planted.items():
+
+
+async def test_no_secret_and_no_prompt_is_anywhere(caller: Caller, traced: Traced) -> None:
+    errors = [await use(caller, url) for url in (caller.stack.gateway_url, traced.url)]
+    errors.append(str([answer.headers for answer in caller.responses]))
+    await asyncio.sleep(2.5)  # logs, witnesses and traces come in their own time
+    places = await everything(caller, traced) | {"errors": "\n".join(errors).encode()}
+    # What is looked through is what there is to look through.
+    assert {"file logs/gateway-1.log", "file logs/litellm-proxy.log", "file logs/postgres.log"} <= places.keys()
+    assert any(name.startswith("file postgres/pg_wal/") for name in places)
+    for name in ("traces", "a dump of the database", "process list", "Redis", "log of the traced gateway"):
+        assert len(places[name]) > 500, name
+    assert caller.agent.encode() in places["traces"]
+    assert caller.agent.encode() in places["a dump of the database"]
+    assert f"agent:{caller.agent_id}".encode() in places["Redis"]
+    for what, secret in planted(caller).items():
         assert len(secret) >= 12, what
-        found = [name for name, content in places.items() if secret.encode() in content]
+        found = [name for name, content in places.items() if any(form in content for form in forms(secret))]
         assert found == [], f"{what} is in {found}"
 
 
+async def test_a_fault_logs_neither_the_key_in_its_message_nor_its_variables(caller: Caller, traced: Traced) -> None:
+    with pytest.raises(openai.InternalServerError) as raised:
+        await caller.client(traced.url).models.list()
+    assert "planted fault" not in str(raised.value)
+    log = traced.log.read_text()
+    assert "RuntimeError: the planted fault met Bearer sk-tr-[redacted]" in log
+    assert caller.secret not in log
+
+
+async def test_only_who_needs_a_secret_has_it_in_its_environment(caller: Caller, traced: Traced) -> None:
+    stack = StackState.read(caller.stack.data_dir)
+    assert stack is not None
+    parts: dict[int, str] = {}
+    for name, pid in stack.pids.items():
+        for process in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            parts[process.pid] = name.partition("-")[0]
+    need = {
+        "the administrator's key": {"gateway"},
+        "Redis' password": {"gateway"},
+        "the grants' secret": {"gateway", "litellm"},
+        "LiteLLM's master key": {"gateway", "litellm"},
+        "Postgres' password": {"gateway", "litellm"},
+    }
+    for what, secret in planted(caller).items():
+        have = {
+            parts.get(process.pid, process.name())
+            for process in processes()
+            if process.pid != traced.pid and any(secret in value for value in process.environ().values())
+        }
+        assert have == need.get(what, set()), what
+
+
 async def test_the_files_that_must_hold_a_secret_are_their_owners_alone(caller: Caller) -> None:
-    stack = caller.stack
-    secrets = [stack.admin_key, stack.grant_secret, stack.proxy_master_key]
-    holding: list[str] = []
-    for folder, _, names in os.walk(stack.data_dir):
-        if "postgres" in Path(folder).parts:
-            continue
-        for name in names:
-            path = os.path.join(folder, name)  # noqa: PTH118  # as os.walk gives it
-            try:
-                with open(path, "rb") as file:  # noqa: PTH123
-                    content = file.read()
-            except OSError:
-                continue
-            if any(secret.encode() in content for secret in secrets):
-                holding.append(name)
-                assert stat.S_IMODE(os.stat(path).st_mode) & 0o077 == 0, path  # noqa: PTH116
-    assert len(holding) >= 3
+    data_dir = caller.stack.data_dir
+    secrets = [secret.encode() for secret in planted(caller).values()]
+    holding = {name for name, path in files(data_dir) if any(secret in path.read_bytes() for secret in secrets)}
+    assert holding == HOLDERS
+    for name in HOLDERS:
+        assert stat.S_IMODE((data_dir / name).stat().st_mode) & 0o077 == 0, name
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="only Linux tells the limits of other processes")
+async def test_no_process_leaves_a_core_dump(caller: Caller, traced: Traced) -> None:
+    """Neither what the supervisor starts, nor a gateway that was started without it."""
+    stack = StackState.read(caller.stack.data_dir)
+    assert stack is not None
+    supervisor = psutil.Process(stack.pid)
+    started = {process.pid for process in (supervisor, *supervisor.children(recursive=True))} | {traced.pid}
+    assert started > set(stack.pids.values())
+    for pid in started:
+        [limit] = re.findall(r"^Max core file size +(\w+ +\w+)", Path(f"/proc/{pid}/limits").read_text(), re.MULTILINE)
+        assert set(limit.split()) <= {"0", "1"}, pid

@@ -1,0 +1,47 @@
+"""One more gateway of a running stack, with settings of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from gateway.stack.ports import free_port
+from gateway.stack.probe import http_ok
+from gateway.stack.state import StackState
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@contextmanager
+def another_gateway(
+    stack: StackState,
+    stop_with_us: Callable[[int], None],
+    log: Path,
+    environ: Mapping[str, str],
+    program: str = "from gateway.serve import main; main()",
+) -> Iterator[tuple[str, int]]:
+    """Its address and its process; what it shares with the stack's own is found in the data folder."""
+    port = free_port()
+    given = {"TREASURER_DATA_DIR": str(stack.data_dir), "TREASURER_PORT": str(port), **environ}
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-c", program], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            env=os.environ | given, cwd=ROOT, start_new_session=True,
+        )  # fmt: skip
+    stop_with_us(process.pid)
+    try:
+        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
+        while not asyncio.run(http_ok(f"{url}/readyz")):
+            assert process.poll() is None, f"it did not start:\n{log.read_text(errors='replace')[-2000:]}"
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        yield url, process.pid
+    finally:
+        process.terminate()
+        process.wait(20)
