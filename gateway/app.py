@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
 
 from fastapi import FastAPI
 
 from gateway import errors
 from gateway.composition import Runtime, open_service
+from gateway.openapi import describe
 from gateway.routes import admin, health, models, reports
 from gateway.routes.openai import App, HotRoutes
 from gateway.settings import Settings
@@ -36,35 +36,9 @@ def create_app(settings: Settings) -> App:
     errors.install(app)
     for module in (models, health, admin, reports):
         app.include_router(module.router)
-    app.openapi = lambda: _described(app)
+    app.openapi = lambda: describe(app)
 
     def runtime() -> Runtime:
         return app.state.runtime
 
     return HotRoutes(app, runtime)
-
-
-def _described(app: FastAPI) -> dict[str, Any]:
-    """FastAPI's own description, and the two hot routes that FastAPI does not see."""
-    if not app.openapi_schema:
-        schema = FastAPI.openapi(app)
-        anything = {"type": "object", "additionalProperties": True}
-        for path, name in (("/v1/chat/completions", "chat completion"), ("/v1/embeddings", "embedding")):
-            schema["paths"][path] = {
-                "post": {
-                    "tags": ["openai"],
-                    "summary": f"OpenAI's {name} request, governed",
-                    "requestBody": {"required": True, "content": {"application/json": {"schema": anything}}},
-                    "responses": {
-                        "200": {
-                            "description": "OpenAI's answer",
-                            "content": {"application/json": {"schema": anything}},
-                        },
-                        "4XX": {
-                            "description": "OpenAI's error object",
-                            "content": {"application/json": {"schema": anything}},
-                        },
-                    },
-                }
-            }
-    return app.openapi_schema or {}

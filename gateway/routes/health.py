@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 
 from gateway.composition import Runtime
 from llm_service.errors import ProxyUnavailable, UpstreamError
@@ -20,7 +20,10 @@ async def alive() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/readyz")
+_STATE = {"content": {"application/json": {"schema": {"type": "object"}}}}
+
+
+@router.get("/readyz", responses={200: {**_STATE, "description": "ready"}, 503: {**_STATE, "description": "not ready"}})
 async def ready(request: Request) -> Response:
     """Whether calls can be served: 200, or 503 with the part that is missing."""
     runtime: Runtime = request.app.state.runtime
@@ -31,7 +34,7 @@ async def ready(request: Request) -> Response:
     return JSONResponse(status, 200 if not missing else 503)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus metrics, over all gateway processes of this machine."""
     runtime: Runtime = request.app.state.runtime

@@ -47,9 +47,13 @@ _PARAMETERS = [
     _parameter("limit", "Rows at most. Default: 1000.", {"type": "integer", "minimum": 1, "maximum": MAX_ROWS}),
     _parameter("format", "Default: json.", {"type": "string", "enum": list(_FORMATS)}),
 ]
+_FORMS: dict[str, Any] = {
+    "description": "The report, in the format that was asked for.",
+    "content": {"application/json": {"schema": {"type": "object"}}, "text/csv": {"schema": {"type": "string"}}},
+}
 
 
-@router.get("/reports/costs", openapi_extra={"parameters": _PARAMETERS})
+@router.get("/reports/costs", openapi_extra={"parameters": _PARAMETERS}, responses={200: _FORMS})
 async def costs(request: Request) -> Response:
     """Cost, tokens, calls, errors, refusals and latency, by any properties of a call.
 

@@ -151,9 +151,13 @@ def _key_reference(value: object) -> str:
     raise ValueError("a key is named by its id, or as agent/name (treasurer key list shows both)")
 
 
-Name = Annotated[str, AfterValidator(_name)]
-BudgetName = Annotated[str, AfterValidator(_budget_name)]
-ModelPattern = Annotated[str, AfterValidator(_pattern)]
+Name = Annotated[str, AfterValidator(_name), WithJsonSchema({"type": "string", "pattern": f"^{_NAME.pattern}$"})]
+BudgetName = Annotated[
+    str, AfterValidator(_budget_name), WithJsonSchema({"type": "string", "pattern": "^[A-Za-z0-9][ -~]{0,198}$"})
+]
+ModelPattern = Annotated[
+    str, AfterValidator(_pattern), WithJsonSchema({"type": "string", "pattern": f"^{_PATTERN.pattern}$"})
+]
 DimensionValue = Annotated[str, AfterValidator(_value)]
 TimeZone = Annotated[str, AfterValidator(_zone)]
 KeyReference = Annotated[str, BeforeValidator(_key_reference), WithJsonSchema({"type": "string"})]

@@ -86,9 +86,14 @@ def test_i3_a_forged_grant_is_refused() -> None:
         check(sign("another-secret-that-also-has-32-characters!", grant()))
 
 
-def test_i3_a_tampered_grant_is_refused() -> None:
+@pytest.mark.parametrize(
+    "changes",
+    [{"model": "gpt-4o"}, {"agent_id": 1}, {"agent": "other", "team": "other"}, {"key_id": 9}, {"expires_at": 2**33}],
+)
+def test_i3_a_tampered_grant_is_refused(changes: dict[str, object]) -> None:
+    """For another model, agent, team, key or time: what a grant says is signed."""
     head, _, tail = sign(SECRET, grant()).split(".")
-    _, payload, _ = sign("x" * 32, grant(model="gpt-4o")).split(".")
+    _, payload, _ = sign("x" * 32, grant(**changes)).split(".")
     with pytest.raises(GrantError, match="signature"):
         check(f"{head}.{payload}.{tail}")
 

@@ -1,44 +1,143 @@
-"""Schemathesis over the whole description of the API: whatever is sent, no 5xx."""
+"""Schemathesis over the whole description of the API: whatever is sent by whomever, the answer is one that it describes."""
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
 from typing import Any
 
+import pytest
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, settings
 from schemathesis.checks import not_a_server_error
+from schemathesis.generation import GenerationMode
+from schemathesis.specs.openapi.checks import (
+    content_type_conformance,
+    response_schema_conformance,
+    status_code_conformance,
+)
 
 from gateway.stack.state import StackState
+from tests.integration.caller import Caller, open_caller
 
 WITHIN = settings(
-    max_examples=8, derandomize=True, deadline=None, database=None, phases=[Phase.generate],
+    derandomize=True, deadline=None, database=None, phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )  # fmt: skip
+#: Far from the numbers that anything has.
+NOBODYS = 10**12
 
 
-def test_no_request_that_the_description_allows_or_forbids_is_a_5xx(stack: StackState) -> None:
-    schema = schemathesis.openapi.from_url(f"{stack.gateway_url}/openapi.json")
-    headers = {"Authorization": f"Bearer {stack.admin_key}"}
-    seen: set[tuple[str, str]] = set()
-    asked: list[str] = []
+@dataclass
+class Asked:
+    """What was sent by one of the callers, and the statuses that came back."""
+
+    who: str
+    headers: dict[str, str]
+    statuses: Counter[int] = field(default_factory=Counter[int])
+    operations: set[tuple[str, str]] = field(default_factory=set[tuple[str, str]])
+
+
+@pytest.fixture
+async def caller(stack: StackState) -> AsyncIterator[Caller]:
+    """An agent with a dollar. What is set for all others meanwhile is removed at the end."""
+    async with open_caller(stack) as caller:
+        before = {kind: await numbers(caller, kind) for kind in ("limits", "routes")}
+        yield caller
+        for kind, known in before.items():
+            for number in await numbers(caller, kind) - known:
+                await caller.admin("DELETE", f"{kind}/{number}")
+
+
+async def numbers(caller: Caller, kind: str) -> set[int]:
+    return {row["id"] for row in (await caller.admin("GET", kind))["data"]}
+
+
+def has_our_error_shape(_context: object, response: Any, _case: object) -> None:
+    """Every answer that is no success is OpenAI's error object, and tells nothing of what is inside."""
+    if response.status_code >= 400:
+        error = response.json()
+        assert error.keys() == {"error"}, error
+        assert {"message", "type", "param", "code"} <= error["error"].keys() <= {
+            "message", "type", "param", "code", "treasurer",
+        }, error  # fmt: skip
+        assert "Traceback" not in response.text
+
+
+CHECKS = [
+    not_a_server_error,
+    status_code_conformance,
+    content_type_conformance,
+    response_schema_conformance,
+    has_our_error_shape,
+]
+
+
+def send(asked: Asked, case: Any) -> None:
+    """Ask, and check the answer; what would pause, cut off or change what other tests use is sent for nobody's."""
+    given_ = dict(case.path_parameters or {})
+    if "breakers" in case.path or case.path.endswith("/pause"):
+        given_ |= {name: "nobody" for name in given_ if name == "name"}
+    for name, value in given_.items():
+        if name.endswith("_id") and str(value).isdecimal() and 0 < int(value) < NOBODYS:
+            given_[name] = int(value) + NOBODYS
+    case.path_parameters = given_
+    response = case.call(headers=asked.headers)
+    asked.statuses[response.status_code] += 1
+    asked.operations.add((case.method.upper(), case.operation.path))
+    case.validate_response(response, checks=CHECKS, headers=asked.headers)
+
+
+def sender(asked: Asked) -> Callable[[Any], None]:
+    """`send` for one of the callers, as Hypothesis takes a test."""
+
+    def ask(case: Any) -> None:
+        send(asked, case)
+
+    return ask
+
+
+def ask_everything(url: str, asked: Asked, only: str, examples: int) -> None:
+    """Every operation whose path begins so, with what the description allows and with what it forbids."""
+    schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     for result in schema.get_all_operations():
         operation: Any = result.ok()  # pyright: ignore[reportAttributeAccessIssue]  # a broken description fails here
-        name = (operation.method.upper(), operation.path)
-        seen.add(name)
+        if not operation.path.startswith(only):
+            continue
+        takes = [*operation.path_parameters, *operation.query, *operation.body]
+        for mode in GenerationMode.POSITIVE, *([GenerationMode.NEGATIVE] if takes else []):
+            test = given(case=operation.as_strategy(generation_mode=mode))(sender(asked))
+            settings(WITHIN, max_examples=examples if takes else 1)(test)()
 
-        def check(case: Any) -> None:
-            asked.append(case.path)
-            # Nobody's tests are to be paused, or cut off, by chance.
-            if "breakers" in case.path or case.path.endswith("/pause"):
-                case.path_parameters = (
-                    dict.fromkeys(case.path_parameters or {}, "nobody")
-                    | ({"kind": "agents"} if "kind" in (case.path_parameters or {}) else {})
-                    | ({"state": "close"} if "state" in (case.path_parameters or {}) else {})
-                )
-            case.call_and_validate(headers=headers, checks=[not_a_server_error])
 
-        given(case=operation.as_strategy())(WITHIN(check))()
-    assert ("POST", "/v1/chat/completions") in seen
-    assert ("PUT", "/admin/v1/routes") in seen
-    assert len(seen) >= 35
-    assert len(asked) >= 4 * len(seen)
+async def test_every_answer_to_an_administrator_is_described(caller: Caller) -> None:
+    url, asked = caller.stack.gateway_url, Asked("administrator", {"Authorization": f"Bearer {caller.stack.admin_key}"})
+    await asyncio.to_thread(ask_everything, url, asked, "/admin", 8)
+    await asyncio.to_thread(ask_everything, url, asked, "/reports", 40)
+    assert {("POST", "/admin/v1/agents"), ("PUT", "/admin/v1/routes"), ("GET", "/reports/costs")} <= asked.operations
+    assert len(asked.operations) >= 29
+    assert asked.statuses[200] > 20
+    assert asked.statuses[201] > 5
+    assert asked.statuses[400] > 100
+    assert 403 not in asked.statuses
+
+
+async def test_every_answer_to_an_agent_is_described(caller: Caller) -> None:
+    asked = Asked("agent", {"Authorization": f"Bearer {caller.secret}"})
+    await asyncio.to_thread(ask_everything, caller.stack.gateway_url, asked, "/v1", 40)
+    assert len(asked.operations) == 4
+    assert not asked.statuses.keys() - {200, 400, 401, 404}  # the key is among what is made wrong
+    assert await caller.invoice() == []  # nothing that is made up is a call that costs
+
+
+@pytest.mark.parametrize("key", [None, "sk-tr-" + "x" * 43])
+async def test_every_answer_to_a_stranger_is_described(caller: Caller, key: str | None) -> None:
+    asked = Asked("stranger", {} if key is None else {"Authorization": f"Bearer {key}"})
+    await asyncio.to_thread(ask_everything, caller.stack.gateway_url, asked, "/", 2)
+    closed = {each for each in asked.operations if each[1] not in ("/healthz", "/readyz", "/metrics")}
+    assert len(closed) >= 33
+    assert len(asked.operations) == len(closed) + 3
+    assert asked.statuses.keys() == {200, 401}
+    assert asked.statuses[200] == 3
