@@ -22,7 +22,10 @@ _TOKENS = ("input", "cached", "cache_write", "cache_write_1h", "output", "reason
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One request on the invoice. `at` is in seconds since the epoch, `cost_nano` in nano-dollars."""
+    """One request on the invoice. `at` is in seconds since the epoch, `cost_nano` in nano-dollars.
+
+    `mark` is what the request's script says of it.
+    """
 
     seq: int
     id: str
@@ -40,6 +43,7 @@ class Line:
     cost_nano: int
     priced: bool
     at: float
+    mark: str = ""
 
 
 class Meter:
@@ -55,7 +59,18 @@ class Meter:
             self._file = path.open("ab")
             self._file.truncate(length)
 
-    def book(self, *, id: str, face: str, operation: str, model: str, tier: str, state: State, tokens: Tokens) -> Line:
+    def book(
+        self,
+        *,
+        id: str,
+        face: str,
+        operation: str,
+        model: str,
+        tier: str,
+        state: State,
+        tokens: Tokens,
+        mark: str = "",
+    ) -> Line:
         """Bill one request. The line's sequence number is one more than the last."""
         rates = self._prices.rates(face, model)
         line = Line(
@@ -75,6 +90,7 @@ class Meter:
             cost_nano=rates.cost_nano(tokens, tier) if rates else 0,
             priced=rates is not None,
             at=round(time.time(), 6),
+            mark=mark,
         )
         self._lines.append(line)
         if self._file is not None:

@@ -59,6 +59,7 @@ class Knobs:
     cache_write_tokens: int = 0  # this much of the input was written to the cache
     cache_write_1h_tokens: int = 0  # this much of that for an hour
     reasoning_tokens: int = 0  # thought before the answer; output tokens that nobody sees
+    mark: str = ""  # what the line on the invoice is to carry: so that it names the caller's call
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -77,6 +78,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "cache_write_tokens": (int,),
     "cache_write_1h_tokens": (int,),
     "reasoning_tokens": (int,),
+    "mark": (str,),
 }
 _WORDS = {"usage": ("missing", "zero"), "billed": ("full", "none")}
 _NAMES = frozenset(field.name for field in fields(Knobs))

@@ -78,6 +78,7 @@ class Job:
                 tier=self.ask.tier,
                 state=state,
                 tokens=tokens,
+                mark=self.knobs.mark,
             )
 
     def refuse(self, state: State) -> None:

@@ -36,6 +36,15 @@ def test_an_invoice_adds_up_its_lines() -> None:
     assert [line["seq"] for line in invoice["lines"]] == [1, 2, 3]
 
 
+def test_an_invoice_of_before_lines_had_marks_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "meter.jsonl"
+    with closing(Meter(PRICES, path)) as before:
+        book(before)
+    path.write_bytes(path.read_bytes().replace(b',"mark":""', b""))
+    with closing(Meter(PRICES, path)) as now:
+        assert [line["mark"] for line in now.invoice(lines=True)["lines"]] == [""]
+
+
 def test_since_leaves_earlier_lines_out() -> None:
     meter = Meter(PRICES)
     for _ in range(4):

@@ -273,6 +273,21 @@ def test_chunks_may_hold_more_tokens(provider: Running) -> None:
     assert provider.chat(stream=True).text.count('"delta":{"content":') == 4
 
 
+def test_a_mark_is_on_the_invoice_of_every_face(provider: Running) -> None:
+    text = 'Hi [[sim: {"mark": "call-7"}]]'
+    provider.chat(text)
+    provider.chat(text, stream=True)
+    provider.http.post("/openai/v1/embeddings", json={"model": "embed-sim", "input": text})
+    ask = {"model": "gpt-sim", "max_tokens": 9, "messages": [{"role": "user", "content": text}]}
+    provider.http.post("/anthropic/v1/messages", json=ask)
+    provider.http.post(
+        "/google/v1beta/models/gpt-sim:generateContent",
+        json={"contents": [{"role": "user", "parts": [{"text": text}]}]},
+    )
+    provider.chat()
+    assert [line["mark"] for line in provider.lines()] == [*["call-7"] * 5, ""]
+
+
 def test_embeddings_obey_scripts(provider: Running) -> None:
     ask = {"model": "embed-sim", "input": 'Hi [[sim: {"status": 503}]]'}
     assert provider.http.post("/openai/v1/embeddings", json=ask).status_code == 503
