@@ -11,33 +11,42 @@ import random
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import aiohttp
 
-from tests.chaos.disturbances import DISTURBANCES, Disturbance, Skip
-from tests.chaos.field import HEAD, Field, Outcome, Stack
+from tests.chaos.disturbances import DISTURBANCES, Disturbance
+from tests.chaos.field import Field, Skip
+from tests.chaos.judge import HEAD, Judge, Outcome
+from tests.chaos.stack import Stack
 
 
-async def disturb(field: Field, disturbance: Disturbance) -> Outcome:
-    """Do it under load, and judge."""
-    field.errors.clear()
+async def disturb(field: Field, judge: Judge, disturbance: Disturbance) -> Outcome:
+    """Do it under load, which goes on until all is healthy again; and judge."""
+    outcome = Outcome(disturbance.name)
+    began = time.monotonic()
     try:
-        if disturbance.loaded:
-            async with field.load():
-                await asyncio.sleep(1)
-                await disturbance.run(field)
-        else:
+        await field.a_little_more()
+        async with field.load() if disturbance.loaded else nullcontext():
+            await asyncio.sleep(0.7)
             await disturbance.run(field)
+            outcome.healthy_s = await field.healthy()
     except Skip as reason:
-        return Outcome(disturbance.name, skipped=str(reason))
-    failed = field.calls["failed"]
-    why = field.errors.most_common(3)
-    outcome = await field.judge(disturbance.name)
-    if disturbance.spotless and failed:
-        outcome.faults.append(f"{failed} calls failed: {why}")
-    return outcome
+        outcome.skipped = str(reason)
+        return outcome
+    if outcome.healthy_s > disturbance.within_s:
+        outcome.faults.append(f"it was healthy after {outcome.healthy_s:.0f} s only")
+    outage_s = time.monotonic() - began if disturbance.unswept else 0
+    return await judge.judge(outcome, fails=disturbance.fails, outage_s=outage_s)
+
+
+async def last_judgement(field: Field, judge: Judge) -> Outcome:
+    """Every idempotency key of the run is used once more; then the whole invoice is compared with the whole ledger."""
+    await field.ask_again()
+    return await judge.judge_all(Outcome("every key again, and all in all"))
 
 
 async def run(data_dir: Path, chosen: Sequence[Disturbance], seed: int) -> list[Outcome]:
@@ -50,12 +59,16 @@ async def run(data_dir: Path, chosen: Sequence[Disturbance], seed: int) -> list[
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
             field = Field(stack, state, http, seed)
             await field.agents()
-            before = field.sizes()
+            async with field.load():  # what grows at first has grown before it is measured
+                await asyncio.sleep(2)
+            judge = Judge(field)
             print(HEAD, flush=True)
             for disturbance in chosen:
-                outcomes.append(await disturb(field, disturbance))
+                outcomes.append(await disturb(field, judge, disturbance))
                 print(outcomes[-1].row(), flush=True)
-            print(f"memory in MiB and logs in MiB: before {before}, after {field.sizes()}", flush=True)
+            outcomes.append(await last_judgement(field, judge))
+            print(outcomes[-1].row(), flush=True)
+            print(f"memory in MiB: before {judge.memory}, after {field.memory()}", flush=True)
     finally:
         await asyncio.to_thread(stack.stop)
     return outcomes

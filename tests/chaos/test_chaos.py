@@ -8,9 +8,11 @@ from pathlib import Path
 import aiohttp
 import pytest
 
-from tests.chaos.__main__ import disturb
+from tests.chaos.__main__ import disturb, last_judgement
 from tests.chaos.disturbances import DISTURBANCES
-from tests.chaos.field import Field, Stack
+from tests.chaos.field import Field
+from tests.chaos.judge import Judge
+from tests.chaos.stack import Stack
 
 
 @pytest.mark.timeout(280)
@@ -26,10 +28,13 @@ async def test_the_books_are_right_after_each_disturbance(
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
             field = Field(stack, state, http, seed=7)
             await field.agents()
+            judge = Judge(field)
             for disturbance in DISTURBANCES:
                 if disturbance.short:
-                    outcome = await disturb(field, disturbance)
+                    outcome = await disturb(field, judge, disturbance)
                     assert outcome.faults == [], outcome
                     assert outcome.ledger_nano > 0
+            outcome = await last_judgement(field, judge)
+            assert outcome.faults == [], outcome
     finally:
         stack.stop()

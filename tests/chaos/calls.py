@@ -1,0 +1,110 @@
+"""The calls that are made under disturbances: each has a mark of its own, by which both sides know it.
+
+The mark is in the caller's session (the ledger's side) and in the simulated provider's script (the invoice's side).
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+import aiohttp
+
+MODELS = ("gpt-4.1-mini", "gpt-4o-mini", "claude-haiku-5-5", "gemini-2.5-flash")
+EMBEDDING = "text-embedding-3-small"
+KINDS = ("whole", "whole", "stream", "stream", "left", "embeddings", "keyed", "keyed stream")
+#: What a caller sees whose gateway has died.
+DIED = ("ServerDisconnectedError", "ClientOSError", "ClientPayloadError", "ClientConnectorError", "cut")
+
+
+@dataclass
+class Asked:
+    """One call, which may be asked several times under one key. `outcome` is that of the last time."""
+
+    mark: str
+    kind: str
+    key: str
+    body: dict[str, Any]
+    outcome: str = "failed"
+    served: bool = False  # a caller had it whole
+    answers: set[bytes] = field(default_factory=set[bytes])
+    troubles: list[str] = field(default_factory=list[str])
+
+    @property
+    def path(self) -> str:
+        return "/v1/embeddings" if self.kind == "embeddings" else "/v1/chat/completions"
+
+    @property
+    def keyed(self) -> bool:
+        return self.kind.startswith("keyed")
+
+    @property
+    def headers(self) -> dict[str, str]:
+        known = {"Idempotency-Key": self.mark} if self.keyed else {}
+        return {"Authorization": f"Bearer {self.key}", "x-treasurer-session": self.mark, **known}
+
+    def has(self, outcome: str, trouble: str = "") -> str:
+        self.outcome = outcome
+        if trouble:
+            self.troubles.append(trouble)
+        return outcome
+
+
+def make(chance: random.Random, key: str, kind: str = "") -> Asked:
+    """A call of some kind. Kinds beside those of the load: "hanging" (it waits for its answer), "slow" (a stream)."""
+    kind = kind or chance.choice(KINDS)
+    mark = UUID(int=chance.getrandbits(128)).hex
+    script: dict[str, Any] = {
+        "output_tokens": chance.randint(5, 60), "first_token_s": chance.choice((0, 0, 0.1)), "mark": mark,
+    }  # fmt: skip
+    if kind == "hanging":
+        script["first_token_s"] = 6
+    if kind in ("stream", "left", "slow", "keyed stream"):
+        script["tokens_per_s"] = 20 if kind == "slow" else chance.choice((100, 300))
+    content = f"Tell me of chance. [[sim: {json.dumps(script)}]]"
+    if kind == "embeddings":
+        return Asked(mark, kind, key, {"model": EMBEDDING, "input": content})
+    body: dict[str, Any] = {
+        "model": chance.choice(MODELS), "max_tokens": 80, "messages": [{"role": "user", "content": content}],
+    }  # fmt: skip
+    if kind in ("stream", "left", "slow", "keyed stream"):
+        body["stream"] = True
+    return Asked(mark, kind, key, body)
+
+
+async def send(http: aiohttp.ClientSession, asked: Asked, url: str, within_s: float = 30) -> str:
+    """Ask once: ok, refused (429), failed (said in `troubles`), or left."""
+    patience = aiohttp.ClientTimeout(total=within_s)
+    try:
+        async with http.post(url + asked.path, json=asked.body, headers=asked.headers, timeout=patience) as response:
+            if response.status == 429:
+                return asked.has("refused")
+            if response.status != 200:
+                return asked.has("failed", f"{response.status} {_code(await response.read())}")
+            if asked.kind == "left":
+                await response.content.readany()
+                return asked.has("left")
+            return _heard(asked, await response.read())
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        return asked.has("failed", type(error).__name__)
+
+
+def _heard(asked: Asked, content: bytes) -> str:
+    if asked.body.get("stream") and not content.rstrip().endswith(b"data: [DONE]"):
+        last = content.rstrip().rpartition(b"data: ")[2]
+        code = _code(last)
+        return asked.has("failed", f"stream {code}" if code else "cut")
+    asked.served = True
+    if asked.keyed:
+        asked.answers.add(content)
+    return asked.has("ok")
+
+
+def _code(content: bytes) -> str:
+    try:
+        return str(json.loads(content)["error"]["code"])
+    except (ValueError, KeyError, TypeError):
+        return ""

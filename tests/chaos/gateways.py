@@ -1,0 +1,147 @@
+"""Disturbances that need a gateway of their own: one that dies at a step, has another clock, wire or version."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from urllib.parse import urlsplit, urlunsplit
+
+from tests.chaos.field import Field
+from tests.chaos.stack import LIFETIME_S, one_more_gateway
+
+_KINDS = ("whole", "stream", "embeddings", "keyed")
+
+#: Seconds by which a gateway's wall clock is wrong, one after the other; a grant is good for a minute.
+JUMPS_S = (0, 61, -61, 86_400, -3_600, 0)
+_STAY_S = 1.2
+_JUMPING = f"""
+import threading, time
+_real, _wrong = time.time, [0]
+time.time = lambda: _real() + _wrong[0]
+def _jump():
+    time.sleep(2)
+    while True:
+        for _wrong[0] in {JUMPS_S}:
+            time.sleep({_STAY_S})
+threading.Thread(target=_jump, daemon=True).start()
+"""
+
+
+async def clock_jumps(field: Field) -> None:
+    """A gateway's clock jumps to and fro under load: its grants are refused, or good; nothing is lost."""
+    async with one_more_gateway(field.state, _JUMPING) as (url, _), field.load(4, [url]):
+        await asyncio.sleep(_STAY_S * (len(JUMPS_S) + 1))
+
+
+async def new_beside_old(field: Field) -> None:
+    """A gateway of the version before serves beside those of today, from the same budgets."""
+    older = one_more_gateway(field.state, "import tests.chaos.older")
+    async with older as (url, _), field.load(6, [url, field.state.gateway_url]):
+        await asyncio.sleep(4)
+
+
+async def two_sweepers(field: Field) -> None:
+    """One gateway dies with many holds. The two that are left sweep them at once; one of them is stopped in it again and again."""
+    async with one_more_gateway(field.state) as (url, process):
+        chance = random.Random(field.random.random())
+        calls = [asyncio.create_task(field.call(chance, field.keys[0], url, "hanging")) for _ in range(40)]
+        await asyncio.sleep(2)
+        process.kill()
+        await asyncio.gather(*calls)
+    await asyncio.sleep(LIFETIME_S - 4)
+    for _ in range(12):
+        pid = field.pid("gateway-2")
+        os.kill(pid, signal.SIGSTOP)
+        await asyncio.sleep(chance.uniform(0.05, 0.4))
+        os.kill(pid, signal.SIGCONT)
+        await asyncio.sleep(chance.uniform(0.05, 0.4))
+
+
+async def cut_wire_to_postgres(field: Field) -> None:
+    """Statements arrive, and their answers are lost, now and then."""
+    parts = urlsplit(field.state.database_url)
+    chance = random.Random(field.random.random())
+
+    async def wire(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(parts.hostname, parts.port)
+
+        async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter, cuts: bool) -> None:
+            seen = 0
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    seen += 1
+                    if cuts and seen > 15 and chance.random() < 0.08:
+                        break  # the statement was carried there; its answer is not carried back
+                    target.write(data)
+                    await target.drain()
+            for each in (writer, back):
+                each.close()
+
+        await asyncio.gather(carry(reader, back, False), carry(there, writer, True))
+
+    server = await asyncio.start_server(wire, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    database_url = urlunsplit(parts._replace(netloc=f"{parts.netloc.rsplit(':', 1)[0]}:{port}"))
+    async with server, one_more_gateway(field.state, TREASURER_DATABASE_URL=database_url) as (url, _):
+        for _ in range(10):
+            await asyncio.gather(*(field.call(chance, field.keys[0], url, kind) for kind in _KINDS))
+        server.close()
+
+
+#: Where a gateway is killed: a method, and whether before or after it has done its work.
+STEPS = (
+    ("llm_service.idempotency:Idempotency.claim", "after"),
+    ("llm_service.guards.limits:RateLimiter.acquire", "after"),
+    ("llm_service.treasury.treasury:Treasury.admit", "after"),
+    ("llm_service.proxy:ProxyUpstream.send", "before"),
+    ("llm_service.proxy:ProxyUpstream.send", "after"),
+    ("llm_service.proxy:ProxyUpstream.open", "after"),
+    ("llm_service.streaming:StreamingAnswer.begin", "after"),
+    ("llm_service.settlement:Settler.settle", "before"),
+    ("llm_service.settlement:Settler.settle", "after"),
+    ("llm_service.treasury.treasury:Treasury._settle_group", "after"),
+    ("llm_service.idempotency:Idempotency.finish", "before"),
+    ("llm_service.idempotency:Idempotency.finish", "after"),
+)
+_KILLED = """
+import importlib, os, signal
+module, _, path = "{where}".partition(":")
+owner, _, method = path.partition(".")
+owner = getattr(importlib.import_module(module), owner)
+real = getattr(owner, method)
+async def killed(*arguments, **named):
+    if "{when}" == "before":
+        os.kill(os.getpid(), signal.SIGKILL)
+    result = await real(*arguments, **named)
+    os.kill(os.getpid(), signal.SIGKILL)
+setattr(owner, method, killed)
+"""
+
+
+def killed(where: str, when: str) -> str:
+    """The program of a gateway that kills itself at a method, before or after its work."""
+    return _KILLED.format(where=where, when=when)
+
+
+def kill_between_steps(steps: Sequence[tuple[str, str]]) -> Callable[[Field], Awaitable[None]]:
+    async def die(field: Field, chance: random.Random, where: str, when: str) -> None:
+        async with one_more_gateway(field.state, killed(where, when)) as (url, process):
+            kind = "stream" if "Stream" in where or "open" in where else "keyed"
+            await field.call(chance, field.keys[0], url, kind)
+            await asyncio.to_thread(process.wait, 5)  # it must have died there
+
+    async def run(field: Field) -> None:
+        two = asyncio.Semaphore(2)  # they start side by side; more at once are no quicker
+
+        async def one(where: str, when: str) -> None:
+            chance = random.Random(field.random.random())
+            async with two:
+                await die(field, chance, where, when)
+
+        await asyncio.gather(*(one(where, when) for where, when in steps))
+
+    return run

@@ -1,0 +1,100 @@
+"""A stack of its own, which may die and be started again on the same data; and one more gateway beside it.
+
+Lifetimes are short here (a hold lives ten seconds), so that what expires does so while one looks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from gateway.stack.ports import free_port
+from gateway.stack.probe import http_ok
+from gateway.stack.state import StackState
+
+ROOT = Path(__file__).parent.parent.parent
+CALL_S, MARGIN_S, SWEEP_S = 8.0, 2.0, 1.0
+LIFETIME_S = CALL_S + MARGIN_S
+_TIMES = {
+    "TREASURER_CALL_TIMEOUT_S": str(CALL_S),
+    "TREASURER_HOLD_MARGIN_S": str(MARGIN_S),
+    "TREASURER_SWEEP_INTERVAL_S": str(SWEEP_S),
+    "TREASURER_LOG_LEVEL": "warning",
+}
+
+
+@dataclass
+class Stack:
+    """A running `treasurer up`."""
+
+    data_dir: Path
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        environ = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_API_BASE"))}
+        arguments = ["--data-dir", str(self.data_dir), "--port", "0", "--gateways", "2", "--proxy-workers", "2"]
+        with self.data_dir.with_suffix(".log").open("ab") as out:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gateway.cli", "up", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=out,
+                env=environ | _TIMES,
+                cwd=ROOT,
+                start_new_session=True,
+            )
+
+    async def ready(self, within_s: float = 120) -> StackState:
+        assert self.process is not None
+        deadline = time.monotonic() + within_s
+        while (state := StackState.read(self.data_dir)) is None or state.pid != self.process.pid:
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the stack did not start: {self.said()}")
+            await asyncio.sleep(0.2)
+        return state
+
+    def said(self) -> str:
+        return self.data_dir.with_suffix(".log").read_text(errors="replace")[-2000:]
+
+    def stop(self) -> None:
+        if self.process is not None and self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(40)
+            except subprocess.TimeoutExpired:
+                self.process.kill()  # its watchdog stops the rest
+                self.process.wait()
+
+
+@asynccontextmanager
+async def one_more_gateway(
+    state: StackState, program: str = "", **environ: str
+) -> AsyncIterator[tuple[str, subprocess.Popen[bytes]]]:
+    """Another gateway process on the stack, which runs `program` first; its address."""
+    port = free_port()
+    given = {"TREASURER_DATA_DIR": str(state.data_dir), "TREASURER_PORT": str(port), **_TIMES, **environ}
+    command = [sys.executable, "-c", f"{program}\nfrom gateway.serve import main\nmain()"]
+    with (state.data_dir / "logs" / "one-more-gateway.log").open("ab") as out:
+        process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=os.environ | given, cwd=ROOT,
+            start_new_session=True,
+        )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        for _ in range(150):
+            if await http_ok(f"{url}/readyz") or process.poll() is not None:
+                break
+            await asyncio.sleep(0.2)
+        yield url, process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.wait()
