@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
@@ -132,6 +135,58 @@ async def test_i6_refusals_while_postgres_is_away_leave_nothing_to_settle() -> N
             await treasury.admit(request(who, 1))
     assert treasury.unsettled == 0
     await treasury.close(timeout_s=0.1)
+
+
+@asynccontextmanager
+async def slow_to_hang_up(database_url: str) -> AsyncIterator[str]:
+    """A wire to Postgres that carries all that Postgres says, and not (yet) that it has hung up."""
+    parts = urlsplit(database_url)
+    ends: list[asyncio.StreamWriter] = []
+
+    async def carry(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await source.read(65536):
+                target.write(data)
+
+    async def wire(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(parts.hostname, parts.port)
+        ends.extend((writer, back))
+        await asyncio.gather(carry(reader, back), carry(there, writer))
+
+    server = await asyncio.start_server(wire, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with server:
+        yield urlunsplit(parts._replace(netloc=f"{parts.netloc.rsplit(':', 1)[0]}:{port}"))
+        for end in ends:
+            end.close()
+        for end in ends:
+            with contextlib.suppress(OSError):
+                await end.wait_closed()
+
+
+async def test_i2_a_settlement_that_meets_postgres_last_word_is_tried_again(
+    pool: asyncpg.Pool, database_url: str
+) -> None:
+    """Postgres has said that it goes, and its connection is not closed yet: what comes then is not lost."""
+    async with slow_to_hang_up(database_url) as url:
+        treasury = Treasury(url, retry_s=0.05)
+        who = await principal(pool)
+        number = await budget(pool, who, 100)
+        holds = [await treasury.admit(request(who, 30, number)) for _ in range(2)]
+        first, second = (hold for hold in holds if isinstance(hold, Hold))
+        assert await treasury.settle_soon(post(first, 25)) == "settled"
+        await pool.execute(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
+            "AND application_name LIKE 'treasurer %'"
+        )
+        await asyncio.sleep(0.3)  # its last word has been carried
+        assert await treasury.settle_soon(post(second, 20)) == "settled"
+        with pytest.raises(TreasuryUnavailable):
+            await treasury.admit(request(who, 30, number))
+        await treasury.drain()  # the void of what may have been written
+        assert await spent(pool, number) == (45, 0)
+        await treasury.close()
+    await books_are_right(pool)
 
 
 # -- the sweeper
