@@ -122,7 +122,7 @@ def _check_shape(value: object) -> None:
         inner: list[object] = []
         for item in level:
             values = cast("dict[str, object]", item).values() if isinstance(item, dict) else cast("list[object]", item)
-            inner.extend(each for each in values if isinstance(each, dict | list))
+            inner.extend(cast("object", each) for each in values if isinstance(each, dict | list))
         total += len(inner)
         if total > _MAX_PARTS:
             raise InvalidRequest(f"The body has more than {_MAX_PARTS} lists and objects.", code="invalid_json")
