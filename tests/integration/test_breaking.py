@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -16,10 +13,9 @@ import openai
 import pytest
 
 from gateway.cli import main
-from gateway.stack.ports import free_port
-from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
 from tests.integration.caller import PATIENCE_S, Caller, open_caller, said
+from tests.integration.gateways import another_gateway
 
 Capture = pytest.CaptureFixture[str]
 MODEL, OTHER = "claude-sonnet-5-5", "gpt-4.1-mini"
@@ -28,44 +24,17 @@ MODEL, OTHER = "claude-sonnet-5-5", "gpt-4.1-mini"
 @pytest.fixture(scope="module")
 def breaking(stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path) -> Iterator[list[str]]:
     """Two more gateway processes on the same stack, with breakers; their addresses."""
-    urls: list[str] = []
-    processes: list[subprocess.Popen[bytes]] = []
-    for number in range(2):
-        port = free_port()
-        environ = {
-            "TREASURER_DATA_DIR": str(stack.data_dir),
-            "TREASURER_PORT": str(port),
-            "TREASURER_ADMIN_KEY": stack.admin_key,
-            "TREASURER_BREAKER_FAILURES": "3",
-            "TREASURER_BREAKER_OPEN_S": "1.5",
-        }
-        log = service_dir / f"breaking-gateway-{number}.log"
-        with log.open("wb") as out:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "gateway.serve"],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                env=os.environ | environ,
-                cwd=Path(__file__).parent.parent.parent,
-                start_new_session=True,
-            )
-        stop_with_us(process.pid)
-        processes.append(process)
-        urls.append(f"http://127.0.0.1:{port}")
-    try:
-        deadline = time.monotonic() + 60
-        for url, process in zip(urls, processes, strict=True):
-            while not asyncio.run(http_ok(f"{url}/readyz")):
-                if process.poll() is not None or time.monotonic() > deadline:
-                    pytest.fail(f"the gateway {url} did not start")
-                time.sleep(0.2)
-        yield urls
-    finally:
-        for process in processes:
-            process.terminate()
-        for process in processes:
-            process.wait(20)
+    environ = {
+        "TREASURER_ADMIN_KEY": stack.admin_key,
+        "TREASURER_BREAKER_FAILURES": "3",
+        "TREASURER_BREAKER_OPEN_S": "1.5",
+    }
+    one, other = (service_dir / f"breaking-gateway-{number}.log" for number in (1, 2))
+    with (
+        another_gateway(stack, stop_with_us, one, environ) as (url, _),
+        another_gateway(stack, stop_with_us, other, environ) as (other_url, _),
+    ):
+        yield [url, other_url]
 
 
 @pytest.fixture

@@ -8,9 +8,6 @@ answer came, the hold stays until a witness tells, or expires and is posted.
 from __future__ import annotations
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -20,12 +17,11 @@ import asyncpg
 import openai
 import pytest
 
-from gateway.stack.ports import free_port
-from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
-from tests.chaos.disturbances import killed
-from tests.chaos.field import one_more_gateway
+from tests.chaos.gateways import killed
+from tests.chaos.stack import one_more_gateway
 from tests.integration.caller import PATIENCE_S, Caller, open_caller, said
+from tests.integration.gateways import another_gateway
 
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 #: One of each wire format and price.
@@ -53,36 +49,13 @@ def cooled_down(stack: StackState) -> Iterator[None]:
 @pytest.fixture(scope="module")
 def hasty(stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path) -> Iterator[str]:
     """One more gateway process on the same stack, whose calls time out soon; its address."""
-    port = free_port()
     environ = {
-        "TREASURER_DATA_DIR": str(stack.data_dir),
-        "TREASURER_PORT": str(port),
         "TREASURER_CALL_TIMEOUT_S": str(HASTE_S),
         "TREASURER_HOLD_MARGIN_S": "1",
         "TREASURER_SWEEP_INTERVAL_S": "0.5",
     }
-    log = service_dir / "hasty-gateway.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "gateway.serve"],
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            env=os.environ | environ,
-            cwd=Path(__file__).parent.parent.parent,
-            start_new_session=True,
-        )
-    stop_with_us(process.pid)
-    try:
-        url, deadline = f"http://127.0.0.1:{port}", time.monotonic() + 60
-        while not asyncio.run(http_ok(f"{url}/readyz")):
-            if process.poll() is not None or time.monotonic() > deadline:
-                pytest.fail(f"the hasty gateway did not start:\n{log.read_text(errors='replace')[-2000:]}")
-            time.sleep(0.2)
+    with another_gateway(stack, stop_with_us, service_dir / "hasty-gateway.log", environ) as (url, _):
         yield url
-    finally:
-        process.terminate()
-        process.wait(20)
 
 
 async def ask(caller: Caller, model: str, streamed: bool, script: dict[str, Any], url: str | None = None) -> int:

@@ -14,8 +14,8 @@ import openai
 import pytest
 
 from gateway.stack.state import StackState
-from tests.chaos.disturbances import killed
-from tests.chaos.field import one_more_gateway
+from tests.chaos.gateways import killed
+from tests.chaos.stack import one_more_gateway
 from tests.integration.caller import Caller, details, open_caller, said
 
 
