@@ -29,7 +29,7 @@ def breaking(stack: StackState, stop_with_us: Callable[[int], None], service_dir
         "TREASURER_BREAKER_FAILURES": "3",
         "TREASURER_BREAKER_OPEN_S": "1.5",
     }
-    one, other = (service_dir / f"breaking-gateway-{number}.log" for number in (1, 2))
+    one, other = (service_dir / f"breaking-gateway-{number}.log" for number in (0, 1))
     with (
         another_gateway(stack, stop_with_us, one, environ) as (url, _),
         another_gateway(stack, stop_with_us, other, environ) as (other_url, _),
