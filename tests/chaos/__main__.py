@@ -12,13 +12,14 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
 
-from tests.chaos.disturbances import DISTURBANCES, Disturbance
+from tests.chaos.disturbances import DISTURBANCES, Disturbance, stopped
 from tests.chaos.field import Field, Skip
 from tests.chaos.judge import HEAD, Judge, Outcome
 from tests.chaos.stack import Stack
@@ -40,7 +41,34 @@ async def disturb(field: Field, judge: Judge, disturbance: Disturbance) -> Outco
     if outcome.healthy_s > disturbance.within_s:
         outcome.faults.append(f"it was healthy after {outcome.healthy_s:.0f} s only")
     outage_s = time.monotonic() - began if disturbance.unswept else 0
-    return await judge.judge(outcome, fails=disturbance.fails, outage_s=outage_s)
+    await judge.judge(outcome, fails=disturbance.fails, outage_s=outage_s)
+    outcome.took_s = time.monotonic() - began
+    return outcome
+
+
+async def enclose(field: Field, judge: Judge, long: Disturbance, others: list[Disturbance]) -> AsyncIterator[Outcome]:
+    """One that lasts: alone at first; then those of the others that have nothing to do with it fall into its time."""
+    until = time.monotonic() + long.lasts_s
+    async with stopped(field, long.stops):
+        yield await disturb(field, judge, long)
+        while time.monotonic() < until and (other := next((each for each in others if not each.alone), None)):
+            others.remove(other)
+            yield await disturb(field, judge, replace(other, name=f"  {other.name}"))
+        async with field.load():
+            await asyncio.sleep(max(0, until - time.monotonic()))
+    yield await disturb(field, judge, replace(long, name=f"  … {long.stops} goes on"))
+
+
+async def disturbed(field: Field, judge: Judge, chosen: Sequence[Disturbance]) -> AsyncIterator[Outcome]:
+    waiting = sorted(chosen, key=lambda each: not each.lasts_s)  # others fall into the time of one that lasts
+    while waiting:
+        disturbance = waiting.pop(0)
+        if disturbance.lasts_s:
+            async for outcome in enclose(field, judge, disturbance, waiting):
+                yield outcome
+        else:
+            yield await disturb(field, judge, disturbance)
+    yield await last_judgement(field, judge)
 
 
 async def last_judgement(field: Field, judge: Judge) -> Outcome:
@@ -63,11 +91,9 @@ async def run(data_dir: Path, chosen: Sequence[Disturbance], seed: int) -> list[
                 await asyncio.sleep(2)
             judge = Judge(field)
             print(HEAD, flush=True)
-            for disturbance in chosen:
-                outcomes.append(await disturb(field, judge, disturbance))
-                print(outcomes[-1].row(), flush=True)
-            outcomes.append(await last_judgement(field, judge))
-            print(outcomes[-1].row(), flush=True)
+            async for outcome in disturbed(field, judge, chosen):
+                outcomes.append(outcome)
+                print(outcome.row(), flush=True)
             print(f"memory in MiB: before {judge.memory}, after {field.memory()}", flush=True)
     finally:
         await asyncio.to_thread(stack.stop)
@@ -92,10 +118,10 @@ def main() -> int:
         raise
     wrong = [outcome for outcome in outcomes if outcome.faults]
     if wrong:
-        print(f"{len(wrong)} of {len(outcomes)} disturbances left something wrong; the logs are in {folder}")
+        print(f"{len(wrong)} of {len(outcomes)} judgements found something wrong; the logs are in {folder}")
         return 1
     shutil.rmtree(folder, ignore_errors=True)
-    print(f"{len(outcomes)} disturbances; the books are right after each.")
+    print(f"{len(outcomes)} times judged; the books are right after each.")
     return 0
 
 

@@ -16,6 +16,10 @@ import aiohttp
 MODELS = ("gpt-4.1-mini", "gpt-4o-mini", "claude-haiku-5-5", "gemini-2.5-flash")
 EMBEDDING = "text-embedding-3-small"
 KINDS = ("whole", "whole", "stream", "stream", "left", "embeddings", "keyed", "keyed stream")
+#: So long a failed call with an idempotency key is asked again: it may still be held, and is not bought again then.
+IMPATIENT_S = 3.0
+#: What a caller may be told who does ask again.
+AGAIN = ("409 idempotency_in_progress", "409 idempotency_answer_lost", f"no answer within {IMPATIENT_S:g} s")
 #: What a caller sees whose gateway has died.
 DIED = ("ServerDisconnectedError", "ClientOSError", "ClientPayloadError", "ClientConnectorError", "cut")
 
@@ -61,7 +65,7 @@ def make(chance: random.Random, key: str, kind: str = "") -> Asked:
         "output_tokens": chance.randint(5, 60), "first_token_s": chance.choice((0, 0, 0.1)), "mark": mark,
     }  # fmt: skip
     if kind == "hanging":
-        script["first_token_s"] = 6
+        script["first_token_s"] = 5
     if kind in ("stream", "left", "slow", "keyed stream"):
         script["tokens_per_s"] = 20 if kind == "slow" else chance.choice((100, 300))
     content = f"Tell me of chance. [[sim: {json.dumps(script)}]]"
@@ -88,7 +92,9 @@ async def send(http: aiohttp.ClientSession, asked: Asked, url: str, within_s: fl
                 await response.content.readany()
                 return asked.has("left")
             return _heard(asked, await response.read())
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+    except TimeoutError:
+        return asked.has("failed", f"no answer within {within_s:g} s")
+    except (aiohttp.ClientError, OSError) as error:
         return asked.has("failed", type(error).__name__)
 
 

@@ -18,13 +18,16 @@ import psutil
 import redis.asyncio
 
 from tests.chaos import disks, gateways
-from tests.chaos.calls import DIED
+from tests.chaos.calls import AGAIN, DIED
 from tests.chaos.field import Field, Skip
 from tests.chaos.stack import LIFETIME_S
 
-_POSTGRES = ("503 treasury_unavailable", "TimeoutError", "409 idempotency_*")
-_PROXY = ("503 proxy_unavailable", "503 breaker_open", "502 upstream_*", "504 upstream_timeout", "stream upstream_*")
-_GATEWAY = (*DIED, "409 idempotency_*", "TimeoutError")
+_POSTGRES = ("503 treasury_unavailable", *AGAIN)
+_PROXY = (
+    "503 proxy_unavailable", "503 breaker_open", "502 upstream_*", "504 upstream_timeout", "stream upstream_*", *AGAIN,
+)  # fmt: skip
+_PROVIDER = (*_PROXY, "500 upstream_500", "stream 500")  # in LiteLLM's words
+_GATEWAY = (*DIED, *AGAIN)
 _PROXY_S = 45.0  # it imports LiteLLM
 
 
@@ -33,6 +36,7 @@ class Disturbance:
     """`fails`: what callers may be told; nothing else may go wrong. `within_s`: healthy again by then.
 
     `short`: also in `make test`. `loaded`: under the common load. `unswept`: nobody can settle anything meanwhile.
+    `lasts_s`: the part that it `stops` stays so for so long, while others happen; not those that must be `alone`.
     """
 
     name: str
@@ -42,6 +46,9 @@ class Disturbance:
     short: bool = False
     loaded: bool = True
     unswept: bool = False
+    lasts_s: float = 0
+    stops: str = ""
+    alone: bool = False
 
 
 def kill(*parts: str, sign: signal.Signals = signal.SIGKILL, times: int = 1) -> Callable[[Field], Awaitable[None]]:
@@ -105,13 +112,6 @@ def pause(part: str, seconds: float) -> Callable[[Field], Awaitable[None]]:
     return run
 
 
-async def kill_postgres_while_redis_is_away(field: Field) -> None:
-    async with stopped(field, "redis"):
-        await asyncio.sleep(1)
-        os.kill(field.pid("postgres"), signal.SIGKILL)
-        await asyncio.sleep(3)
-
-
 async def flush_redis(field: Field) -> None:
     async with redis.asyncio.Redis.from_url(field.state.redis_url) as client:
         for _ in range(3):
@@ -156,28 +156,35 @@ DISTURBANCES = (
     Disturbance("nothing", nothing),
     Disturbance("kill -9 a gateway", kill("gateway-1"), _GATEWAY, short=True),
     Disturbance("kill -9 both gateways", kill("gateway-1", "gateway-2"), _GATEWAY, unswept=True),
-    Disturbance("kill -9 LiteLLM Proxy", kill("litellm-proxy"), _PROXY, _PROXY_S),
     Disturbance("kill -9 one of LiteLLM's workers", kill_a_worker, _PROXY),
     Disturbance("LiteLLM Proxy is paused", pause("litellm-proxy", 3), _PROXY),
-    Disturbance("callers leave while the proxy dies", leave_while_the_proxy_dies, _PROXY, _PROXY_S),
-    Disturbance("kill -9 the provider, thrice", kill("simulated-provider", times=3), _PROXY),
+    Disturbance("kill -9 LiteLLM Proxy, callers leave", leave_while_the_proxy_dies, _PROXY, _PROXY_S),
+    Disturbance("kill -9 the provider, thrice", kill("simulated-provider", times=3), _PROVIDER),
     Disturbance("kill -9 Postgres", kill("postgres"), _POSTGRES, short=True, unswept=True),
     Disturbance("stop Postgres", kill("postgres", sign=signal.SIGINT), _POSTGRES, unswept=True),
     Disturbance("Postgres refuses connections", disks.refuse_connections, _POSTGRES, unswept=True),
     Disturbance("no room on Postgres' disk", disks.full_disk_of_postgres, _POSTGRES, unswept=True),
-    Disturbance("no room for settlements", disks.no_room_for_settlements, (*_POSTGRES, *_GATEWAY), unswept=True),
-    Disturbance("kill -9 Redis", kill("redis"), short=True),
-    Disturbance("stop Redis", kill("redis", sign=signal.SIGTERM)),
-    Disturbance("Redis is flushed", flush_redis),
-    Disturbance("Redis is paused for 90 s", pause("redis", 90)),
-    Disturbance("Redis is slow", slow_redis),
-    Disturbance("kill -9 Postgres, Redis paused", kill_postgres_while_redis_is_away, _POSTGRES, unswept=True),
-    Disturbance("SIGSTOP beyond a hold's lifetime", pause("gateway-1", LIFETIME_S + 2), _GATEWAY),
+    Disturbance(
+        "no room for settlements",
+        disks.no_room_for_settlements,
+        (*_POSTGRES, *_GATEWAY, "503 upstream_503"),
+        unswept=True,
+    ),
+    Disturbance("kill -9 Redis", kill("redis"), short=True, alone=True),
+    Disturbance("stop Redis", kill("redis", sign=signal.SIGTERM), alone=True),
+    Disturbance("Redis is flushed", flush_redis, alone=True),
+    Disturbance("Redis is paused for 90 s", nothing, lasts_s=90, stops="redis"),
+    Disturbance("Redis is slow", slow_redis, alone=True),
+    Disturbance(
+        "SIGSTOP beyond a hold's lifetime", pause("gateway-1", LIFETIME_S + 2), (*_GATEWAY, "504 upstream_timeout")
+    ),
     Disturbance("two sweepers, one of them stopped", gateways.two_sweepers, _GATEWAY, loaded=False),
     Disturbance("a clock jumps", gateways.clock_jumps, ("502 upstream_502",), loaded=False),
     Disturbance("an admission's answer is lost", gateways.cut_wire_to_postgres, _POSTGRES, loaded=False),
-    Disturbance("kill -9 between each two steps", gateways.kill_between_steps(gateways.STEPS), _GATEWAY, loaded=False),
+    Disturbance("kill -9 between each two steps", gateways.kill_between_steps, _GATEWAY, loaded=False),
     Disturbance("a new version beside the old one", gateways.new_beside_old, loaded=False),
     Disturbance("a rolling restart", rolling_restart, short=True),
-    Disturbance("kill -9 the supervisor", kill_the_supervisor, (*_GATEWAY, *_PROXY, *_POSTGRES), unswept=True),
+    Disturbance(
+        "kill -9 the supervisor", kill_the_supervisor, (*_GATEWAY, *_PROXY, *_POSTGRES), unswept=True, alone=True
+    ),
 )

@@ -17,7 +17,7 @@ import psutil
 
 from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
-from tests.chaos.calls import MODELS, Asked, make, send
+from tests.chaos.calls import IMPATIENT_S, MODELS, Asked, make, send
 from tests.chaos.stack import Stack
 
 #: What the agent with little gets before each disturbance: enough for a few seconds.
@@ -88,8 +88,10 @@ class Field:
             stopping.set()
             await asyncio.gather(*tasks)
 
-    async def call(self, chance: random.Random, key: str, url: str | None = None, kind: str = "") -> str:
-        """One call. One with an idempotency key is asked twice at once now and then, and again when it failed."""
+    async def call(
+        self, chance: random.Random, key: str, url: str | None = None, kind: str = "", *, again: bool = True
+    ) -> str:
+        """One call. One with an idempotency key is asked twice at once now and then, and `again` when it failed."""
         asked = make(chance, key, kind)
         self.asked.append(asked)
         if not asked.keyed:
@@ -97,8 +99,8 @@ class Field:
         self.repeatable.append(asked)
         twice = chance.random() < 0.3
         await asyncio.gather(*(self.send(asked, url) for _ in range(1 + twice)))
-        if asked.outcome == "failed":
-            await self.send(asked, None, within_s=3)
+        if asked.outcome == "failed" and again:
+            await self.send(asked, None, within_s=IMPATIENT_S)
         return asked.outcome
 
     async def send(self, asked: Asked, url: str | None, within_s: float = 30) -> str:
@@ -114,7 +116,12 @@ class Field:
 
         async def again(asked: Asked) -> None:
             async with gate:
-                await self.send(asked, None)
+                for _ in range(10):  # a breaker may still be open
+                    asked.troubles.clear()
+                    await self.send(asked, None)
+                    if "503 breaker_open" not in asked.troubles:
+                        break
+                    await asyncio.sleep(3)
 
         self.asked += [asked for asked in self.repeatable if asked not in self.asked]
         await asyncio.gather(*map(again, self.repeatable))
@@ -143,13 +150,14 @@ class Field:
             await asyncio.sleep(0.2)
 
     def memory(self) -> dict[str, int]:
-        """MiB of each part, with its children."""
+        """MiB of each part, with its children; what they share (Postgres' buffers) is nobody's."""
         memory: dict[str, int] = {}
         for name in self.state.pids:
             with contextlib.suppress(psutil.Error):
                 process = psutil.Process(self.pid(name))
                 family = [process, *process.children(recursive=True)]
-                memory[name] = sum(each.memory_info().rss for each in family) // 2**20
+                infos = [each.memory_info() for each in family]
+                memory[name] = sum(info.rss - getattr(info, "shared", 0) for info in infos) // 2**20
         return memory
 
     def logged(self) -> int:

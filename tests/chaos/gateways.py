@@ -7,9 +7,11 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import Awaitable, Callable, Sequence
 from urllib.parse import urlsplit, urlunsplit
 
+import psutil
+
+from gateway.stack.probe import http_ok
 from tests.chaos.field import Field
 from tests.chaos.stack import LIFETIME_S, one_more_gateway
 
@@ -52,7 +54,7 @@ async def two_sweepers(field: Field) -> None:
         await asyncio.sleep(2)
         process.kill()
         await asyncio.gather(*calls)
-    await asyncio.sleep(LIFETIME_S - 4)
+    await asyncio.sleep(LIFETIME_S - 3)
     for _ in range(12):
         pid = field.pid("gateway-2")
         os.kill(pid, signal.SIGSTOP)
@@ -87,8 +89,8 @@ async def cut_wire_to_postgres(field: Field) -> None:
     port = server.sockets[0].getsockname()[1]
     database_url = urlunsplit(parts._replace(netloc=f"{parts.netloc.rsplit(':', 1)[0]}:{port}"))
     async with server, one_more_gateway(field.state, TREASURER_DATABASE_URL=database_url) as (url, _):
-        for _ in range(10):
-            await asyncio.gather(*(field.call(chance, field.keys[0], url, kind) for kind in _KINDS))
+        for _ in range(8):
+            await asyncio.gather(*(field.call(chance, field.keys[0], url, kind, again=False) for kind in _KINDS))
         server.close()
 
 
@@ -107,41 +109,47 @@ STEPS = (
     ("llm_service.idempotency:Idempotency.finish", "before"),
     ("llm_service.idempotency:Idempotency.finish", "after"),
 )
-_KILLED = """
+_DYING = f"""
 import importlib, os, signal
-module, _, path = "{where}".partition(":")
-owner, _, method = path.partition(".")
-owner = getattr(importlib.import_module(module), owner)
-real = getattr(owner, method)
-async def killed(*arguments, **named):
-    if "{when}" == "before":
+import gateway.serve  # once: each that dies is a fork of this process
+
+def dies(where, when):
+    module, _, path = where.partition(":")
+    owner, _, method = path.partition(".")
+    owner = getattr(importlib.import_module(module), owner)
+    real = getattr(owner, method)
+    async def killed(*arguments, **named):
+        if when == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = await real(*arguments, **named)
         os.kill(os.getpid(), signal.SIGKILL)
-    result = await real(*arguments, **named)
-    os.kill(os.getpid(), signal.SIGKILL)
-setattr(owner, method, killed)
+    setattr(owner, method, killed)
+
+for where, when in {STEPS}:
+    child = os.fork()
+    if not child:
+        dies(where, when)
+        break
+    os.waitpid(child, 0)
+else:
+    raise SystemExit
 """
 
 
-def killed(where: str, when: str) -> str:
-    """The program of a gateway that kills itself at a method, before or after its work."""
-    return _KILLED.format(where=where, when=when)
-
-
-def kill_between_steps(steps: Sequence[tuple[str, str]]) -> Callable[[Field], Awaitable[None]]:
-    async def die(field: Field, chance: random.Random, where: str, when: str) -> None:
-        async with one_more_gateway(field.state, killed(where, when)) as (url, process):
+async def kill_between_steps(field: Field) -> None:
+    """A gateway dies at each step of a call in turn."""
+    chance = random.Random(field.random.random())
+    async with one_more_gateway(field.state, _DYING) as (url, process):
+        for where, _ in STEPS:
+            await _until_ready(url)
+            (child,) = psutil.Process(process.pid).children()
             kind = "stream" if "Stream" in where or "open" in where else "keyed"
-            await field.call(chance, field.keys[0], url, kind)
-            await asyncio.to_thread(process.wait, 5)  # it must have died there
+            await field.call(chance, field.keys[0], url, kind, again=False)
+            gone, _ = await asyncio.to_thread(psutil.wait_procs, [child], 5)
+            assert gone, f"it did not die at {where}"
 
-    async def run(field: Field) -> None:
-        two = asyncio.Semaphore(2)  # they start side by side; more at once are no quicker
 
-        async def one(where: str, when: str) -> None:
-            chance = random.Random(field.random.random())
-            async with two:
-                await die(field, chance, where, when)
-
-        await asyncio.gather(*(one(where, when) for where, when in steps))
-
-    return run
+async def _until_ready(url: str) -> None:
+    async with asyncio.timeout(30):
+        while not await http_ok(f"{url}/readyz"):
+            await asyncio.sleep(0.05)

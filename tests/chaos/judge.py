@@ -41,6 +41,7 @@ class Outcome:
     name: str
     calls: Counter[str] = field(default_factory=Counter[str])
     troubles: Counter[str] = field(default_factory=Counter[str])
+    took_s: float = 0.0
     healthy_s: float = 0.0
     ledger_nano: int = 0
     invoice_nano: int = 0
@@ -58,13 +59,13 @@ class Outcome:
         sizes = f"{self.inexact:>8} {self.logged_bytes // 1024:>6} {self.memory_mib:>5}"
         told = "; ".join(self.faults) or "ok"
         why = ", ".join(f"{count} {trouble}" for trouble, count in self.troubles.most_common())
-        return f"{self.name:<36} {calls} {self.healthy_s:>8.1f} {money} {sizes}  {told}{f' ({why})' if why else ''}"
+        return f"{self.name:<36} {calls} {self.took_s:>5.0f} {self.healthy_s:>8.1f} {money} {sizes}  {told}{f' ({why})' if why else ''}"
 
 
 _CALLS = (("ok", 5), ("refused", 8), ("failed", 7), ("left", 5))
 HEAD = (
-    f"{'disturbance':<36} {''.join(f'{name:>{width}}' for name, width in _CALLS)} {'healthy':>8} {'ledger':>10} "
-    f"{'invoice':>10} {'over':>9} {'inexact':>8} {'logs':>6} {'mem':>5}\n{'':<36} {'':>25} {'after s':>8} {'$':>10} "
+    f"{'disturbance':<36} {''.join(f'{name:>{width}}' for name, width in _CALLS)} {'took':>5} {'healthy':>8} {'ledger':>10} "
+    f"{'invoice':>10} {'over':>9} {'inexact':>8} {'logs':>6} {'mem':>5}\n{'':<36} {'':>25} {'s':>5} {'after s':>8} {'$':>10} "
     f"{'$':>10} {'nano':>9} {'attempts':>8} {'KiB':>6} {'MiB':>5}"
 )
 
@@ -86,11 +87,9 @@ class Judge:
         self.field.asked = []
         async with self._database() as pool:
             await self._until_nothing_is_held(pool, outcome)
-            lines = await self._lines()
-            marks = {each.mark for each in asked} | {line["mark"] for line in lines}
-            attempts = await pool.fetch(_ATTEMPTS, list(marks))
-            outcome.faults += compare_calls(lines, attempts, LIFETIME_S + SWEEP_S + _GRACE_S + outage_s)
-            outcome.faults += compare_callers(asked, lines, attempts)
+            longest_s = LIFETIME_S + SWEEP_S + _GRACE_S + outage_s
+            faults, lines, attempts = await self._compared(pool, asked, longest_s)
+            outcome.faults += faults
             report = await audit(pool, sweep_grace_s=SWEEP_S + _GRACE_S)
             outcome.faults += [line for check in report.checks for line in check.differences]
         outcome.calls = Counter(each.outcome for each in asked)
@@ -126,14 +125,28 @@ class Judge:
                 outcome.faults.append(f"{held} holds are still there")
                 break
             await asyncio.sleep(0.3)
-        await asyncio.sleep(1.5)  # late witnesses correct what expired
 
-    async def _lines(self) -> list[dict[str, Any]]:
+    async def _compared(
+        self, pool: asyncpg.Pool, asked: Sequence[Asked], longest_s: float
+    ) -> tuple[list[str], list[dict[str, Any]], list[asyncpg.Record]]:
+        """The differences, if they last: a late witness may still correct what ended without it."""
+        patience = 4
+        while True:
+            lines, seen_seq = await self._lines()
+            marks = {each.mark for each in asked} | {line["mark"] for line in lines}
+            attempts = await pool.fetch(_ATTEMPTS, list(marks))
+            faults = compare_calls(lines, attempts, longest_s) + compare_callers(asked, lines, attempts)
+            patience -= 1
+            if not faults or not patience:
+                self.seen_seq = seen_seq
+                return faults, lines, attempts
+            await asyncio.sleep(1)
+
+    async def _lines(self) -> tuple[list[dict[str, Any]], int]:
         address = f"{self.field.state.provider_url}/_sim/invoice?lines=1&since={self.seen_seq}"
         async with self.field.http.get(address) as response:
             invoice = await response.json()
-        self.seen_seq = invoice["last_seq"]
-        return invoice["lines"]
+        return invoice["lines"], invoice["last_seq"]
 
     def _sizes(self, outcome: Outcome, calls: int) -> None:
         logged, memory = self.field.logged(), self.field.memory()

@@ -1,6 +1,6 @@
 """A stack of its own, which may die and be started again on the same data; and one more gateway beside it.
 
-Lifetimes are short here (a hold lives ten seconds), so that what expires does so while one looks.
+Lifetimes are short here (a hold lives eight seconds), so that what expires does so while one looks.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
 
 ROOT = Path(__file__).parent.parent.parent
-CALL_S, MARGIN_S, SWEEP_S = 8.0, 2.0, 1.0
+CALL_S, MARGIN_S, SWEEP_S = 6.0, 2.0, 1.0
 LIFETIME_S = CALL_S + MARGIN_S
 _TIMES = {
     "TREASURER_CALL_TIMEOUT_S": str(CALL_S),
