@@ -28,7 +28,8 @@ _PROXY = (
 )  # fmt: skip
 _PROVIDER = (*_PROXY, "500 upstream_500", "stream 500")  # in LiteLLM's words
 _GATEWAY = (*DIED, *AGAIN)
-_PROXY_S = 45.0  # it imports LiteLLM
+_LATE = (*_GATEWAY, "504 upstream_timeout", "stream upstream_timeout")
+_PROXY_S = 90.0  # it imports LiteLLM, and its breaker may be open a while longer
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,8 @@ STEPS = (
     ("llm_service.idempotency:Idempotency.finish", "before"),
     ("llm_service.idempotency:Idempotency.finish", "after"),
 )
-_DYING = f"""
+_KILLED = """
 import importlib, os, signal
-import gateway.serve  # once: each that dies is a fork of this process
 
 def dies(where, when):
     module, _, path = where.partition(":")
@@ -124,7 +123,17 @@ def dies(where, when):
         result = await real(*arguments, **named)
         os.kill(os.getpid(), signal.SIGKILL)
     setattr(owner, method, killed)
+"""
 
+
+def killed(where: str, when: str) -> str:
+    """The program of a gateway that kills itself at a method, before or after its work."""
+    return f"{_KILLED}\ndies({where!r}, {when!r})"
+
+
+_ONE_AFTER_THE_OTHER = f"""
+{_KILLED}
+import gateway.serve  # once: each that dies is a fork of this process
 for where, when in {STEPS}:
     child = os.fork()
     if not child:
@@ -139,7 +148,7 @@ else:
 async def kill_between_steps(field: Field) -> None:
     """A gateway dies at each step of a call in turn."""
     chance = random.Random(field.random.random())
-    async with one_more_gateway(field.state, _DYING) as (url, process):
+    async with one_more_gateway(field.state, _ONE_AFTER_THE_OTHER) as (url, process):
         for where, _ in STEPS:
             await _until_ready(url)
             (child,) = psutil.Process(process.pid).children()

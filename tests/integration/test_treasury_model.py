@@ -10,8 +10,7 @@ import asyncio
 import copy
 import itertools
 from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import dataclass
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -35,8 +34,9 @@ from llm_service.ids import new_call_id
 from llm_service.principals import Principals
 from llm_service.treasury.audit import audit
 from llm_service.treasury.sweep import Sweeper
-from llm_service.treasury.treasury import Denial, DenialKind, Treasury
+from llm_service.treasury.treasury import Denial, Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
+from tests.integration.treasury_model import Model, noon, told
 
 _T = TypeVar("_T")
 _numbers = itertools.count(1)
@@ -53,71 +53,6 @@ class World:
 
     def do(self, work: Coroutine[Any, Any, _T]) -> _T:
         return self.loop.run_until_complete(work)
-
-
-@dataclass
-class Attempt:
-    """What the model knows of an attempt. `state`: held, posted, voided, expired or witnessed. `day`: its window."""
-
-    amount: int
-    day: int
-    state: str = "held"
-    cost: int = 0
-    adjusted: bool = False
-    witnessed: int | None = None
-    expired: bool = False
-
-
-@dataclass
-class Model:
-    """A budget for each day. `days` are those of which there is a window."""
-
-    limit: int = 1_000
-    top_ups: list[int] = field(default_factory=list[int])
-    today: int = 0
-    days: set[int] = field(default_factory=set[int])
-    attempts: dict[UUID, Attempt] = field(default_factory=dict[UUID, Attempt])
-
-    def pending(self, day: int) -> int:
-        return sum(each.amount for each in self.attempts.values() if each.day == day and each.state == "held")
-
-    def posted(self, day: int) -> int:
-        return sum(each.cost for each in self.attempts.values() if each.day == day and each.state != "held")
-
-    @property
-    def unposted(self) -> int:
-        return self.limit + sum(self.top_ups) - self.posted(self.today)
-
-    @property
-    def left(self) -> int:
-        return self.unposted - self.pending(self.today)
-
-    def decide(self, request: HoldRequest) -> tuple[str, int]:
-        """What is to become of a request; it is remembered, if it is admitted."""
-        self.days.add(self.today)
-        amount, floor = request.amount_nano, request.floor_nano
-        if self.unposted < floor:
-            return "exhausted", 0
-        if self.left < floor:
-            return "busy", 0
-        granted = min(amount, self.left)
-        self.attempts[request.call_id] = Attempt(granted, self.today)
-        return "admitted", granted
-
-    def sums(self) -> list[tuple[int, int]]:
-        return [(self.posted(day), self.pending(day)) for day in sorted(self.days)]
-
-
-def told(answer: Hold | Denial) -> tuple[str, int]:
-    if isinstance(answer, Hold):
-        return "admitted", answer.amount_nano
-    return {DenialKind.EXHAUSTED: "exhausted", DenialKind.BUSY: "busy"}[answer.kind], 0
-
-
-def noon() -> str:
-    """A time zone in which it is about noon: no day ends while the test runs."""
-    east = 12 - datetime.now(UTC).hour
-    return f"Etc/GMT{-east:+d}"
 
 
 WORLD: list[World] = []
