@@ -57,7 +57,7 @@ class Asked:
         return outcome
 
 
-def make(chance: random.Random, key: str, kind: str = "") -> Asked:
+def make(chance: random.Random, key: str, kind: str = "", model: str = "") -> Asked:
     """A call of some kind. Kinds beside those of the load: "hanging" (it waits for its answer), "slow" (a stream)."""
     kind = kind or chance.choice(KINDS)
     mark = UUID(int=chance.getrandbits(128)).hex
@@ -72,7 +72,7 @@ def make(chance: random.Random, key: str, kind: str = "") -> Asked:
     if kind == "embeddings":
         return Asked(mark, kind, key, {"model": EMBEDDING, "input": content})
     body: dict[str, Any] = {
-        "model": chance.choice(MODELS), "max_tokens": 80, "messages": [{"role": "user", "content": content}],
+        "model": model or chance.choice(MODELS), "max_tokens": 80, "messages": [{"role": "user", "content": content}],
     }  # fmt: skip
     if kind in ("stream", "left", "slow", "keyed stream"):
         body["stream"] = True

@@ -160,7 +160,7 @@ DISTURBANCES = (
     Disturbance("kill -9 one of LiteLLM's workers", kill_a_worker, _PROXY),
     Disturbance("LiteLLM Proxy is paused", pause("litellm-proxy", 3), _PROXY),
     Disturbance("kill -9 LiteLLM Proxy, callers leave", leave_while_the_proxy_dies, _PROXY, _PROXY_S),
-    Disturbance("kill -9 the provider, thrice", kill("simulated-provider", times=3), _PROVIDER),
+    Disturbance("kill -9 the provider, thrice", kill("simulated-provider", times=3), _PROVIDER, 60),
     Disturbance("kill -9 Postgres", kill("postgres"), _POSTGRES, short=True, unswept=True),
     Disturbance("stop Postgres", kill("postgres", sign=signal.SIGINT), _POSTGRES, unswept=True),
     Disturbance("Postgres refuses connections", disks.refuse_connections, _POSTGRES, unswept=True),
@@ -186,6 +186,6 @@ DISTURBANCES = (
     Disturbance("a new version beside the old one", gateways.new_beside_old, loaded=False),
     Disturbance("a rolling restart", rolling_restart, short=True),
     Disturbance(
-        "kill -9 the supervisor", kill_the_supervisor, (*_GATEWAY, *_PROXY, *_POSTGRES), unswept=True, alone=True
+        "kill -9 the supervisor", kill_the_supervisor, (*_GATEWAY, *_PROVIDER, *_POSTGRES), unswept=True, alone=True
     ),
 )

@@ -17,7 +17,7 @@ import psutil
 
 from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
-from tests.chaos.calls import IMPATIENT_S, MODELS, Asked, make, send
+from tests.chaos.calls import EMBEDDING, IMPATIENT_S, MODELS, Asked, make, send
 from tests.chaos.stack import Stack
 
 #: What the agent with little gets before each disturbance: enough for a few seconds.
@@ -134,20 +134,27 @@ class Field:
 
     # -- health
 
-    async def healthy(self, within_s: float = 60) -> float:
-        """Seconds until every gateway is ready and a call is served."""
+    async def healthy(self, within_s: float = 120) -> float:
+        """Seconds until every gateway is ready and serves, and every model is served: no breaker is open any more."""
         began = time.monotonic()
         while True:
             ready = [await http_ok(f"{url}/readyz") for url in self.state.gateway_urls]
-            if all(ready) and all(
-                [await self.call(self.random, self.keys[0], url, "whole") == "ok" for url in self.state.gateway_urls]
-            ):
+            if all(ready) and await self._serve():
                 return time.monotonic() - began
             if time.monotonic() - began > within_s:
                 raise AssertionError(
                     f"not healthy within {within_s:g} s: {self.troubles().most_common(3)}; {self.stack.said()}"
                 )
             await asyncio.sleep(0.2)
+
+    async def _serve(self) -> bool:
+        for number, model in enumerate((*MODELS, EMBEDDING)):
+            url = self.state.gateway_urls[number % len(self.state.gateway_urls)]
+            asked = make(self.random, self.keys[0], "embeddings" if model == EMBEDDING else "whole", model)
+            self.asked.append(asked)
+            if await self.send(asked, url) != "ok":
+                return False
+        return True
 
     def memory(self) -> dict[str, int]:
         """MiB of each part, with its children; what they share (Postgres' buffers) is nobody's."""
