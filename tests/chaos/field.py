@@ -116,10 +116,10 @@ class Field:
 
         async def again(asked: Asked) -> None:
             async with gate:
-                for _ in range(10):  # a breaker may still be open
+                for _ in range(10):  # a breaker may still be open, or a call be under way by what is known of it
                     asked.troubles.clear()
                     await self.send(asked, None)
-                    if "503 breaker_open" not in asked.troubles:
+                    if not {"503 breaker_open", "409 idempotency_in_progress"} & set(asked.troubles):
                         break
                     await asyncio.sleep(3)
 
