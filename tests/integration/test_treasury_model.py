@@ -285,10 +285,10 @@ class TreasuryMachine(RuleBasedStateMachine):
                 f"UPDATE top_ups SET starts_at = starts_at - {day}, ends_at = ends_at - {day} WHERE budget_id = $1",
                 number,
             )
-            await connection.execute(
-                f"UPDATE windows SET starts_at = starts_at - {day}, ends_at = ends_at - {day} WHERE budget_id = $1",
-                number,
-            )
+            # Far off and back: one day's window would meet the next one's, whichever of them is moved first.
+            for far in ("- interval '9999 days'", f"+ interval '9999 days' - {day}"):
+                moved = f"UPDATE windows SET starts_at = starts_at {far}, ends_at = ends_at {far} WHERE budget_id = $1"
+                await connection.execute(moved, number)
             await connection.execute(f"UPDATE holds SET started_at = started_at - {day} WHERE agent_id = $1", agent)
             await connection.execute("SET LOCAL session_replication_role = replica")  # the ledger lets nobody else
             await connection.execute(f"UPDATE ledger SET started_at = started_at - {day} WHERE agent_id = $1", agent)
