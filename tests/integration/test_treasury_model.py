@@ -229,8 +229,8 @@ class TreasuryMachine(RuleBasedStateMachine):
             if attempt.state == "held" and attempt.expired:
                 attempt.state = "expired" if attempt.witnessed is None else "witnessed"
                 attempt.cost = attempt.amount if attempt.witnessed is None else attempt.witnessed
-            elif attempt.state == "expired" and attempt.witnessed is not None and not attempt.adjusted:
-                attempt.cost, attempt.adjusted = attempt.witnessed, True
+            elif attempt.state in ("expired", "voided") and attempt.witnessed is not None:
+                self.model.correct(attempt, attempt.witnessed)
 
     @precondition(lambda self: self.of_state("expired", "witnessed"))
     @rule(data=st.data())
@@ -242,7 +242,7 @@ class TreasuryMachine(RuleBasedStateMachine):
         corrects = not attempt.adjusted and (attempt.state == "expired" or cost != attempt.cost)
         assert self.settle(call_id, LedgerState.POSTED, cost) == ("adjusted" if corrects else "already")
         if corrects:
-            attempt.cost, attempt.adjusted = cost, True
+            self.model.correct(attempt, cost)
 
     @rule(data=st.data())
     def an_administrator_changes_the_limit(self, data: st.DataObject) -> None:
@@ -325,7 +325,15 @@ class TreasuryMachine(RuleBasedStateMachine):
             call_id: (1, each.cost) for call_id, each in self.model.attempts.items() if each.state != "held"
         }
         report = self.world.do(audit(self.world.pool, sweep_grace_s=10_000))
-        assert [difference for check in report.checks for difference in check.differences] == []
+        # Other examples' agents are in the same database: each answers for its own.
+        said = [difference for check in report.checks for difference in check.differences]
+        ours = [self.name + ":", *map(str, self.model.attempts)]
+        found = [difference for difference in said if any(name in difference for name in ours)]
+        if (
+            self.model.given_out_again
+        ):  # the truth came when others had the money: the audit may say so, and nothing else
+            found = [difference for difference in found if "are more than the" not in difference]
+        assert found == []
 
 
 @pytest.fixture
@@ -352,7 +360,7 @@ def test_the_treasury_is_its_model_whatever_happens() -> None:
     run_state_machine_as_test(
         TreasuryMachine,
         settings=settings(
-            max_examples=30, stateful_step_count=25, deadline=None, database=None, derandomize=True,
+            max_examples=40, stateful_step_count=25, deadline=None, database=None, derandomize=True,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
         ),
     )  # fmt: skip

@@ -32,6 +32,7 @@ class Model:
     today: int = 0
     days: set[int] = field(default_factory=set[int])
     attempts: dict[UUID, Attempt] = field(default_factory=dict[UUID, Attempt])
+    given_out_again: bool = False  # what a later truth has taken after all
 
     def pending(self, day: int) -> int:
         return sum(each.amount for each in self.attempts.values() if each.day == day and each.state == "held")
@@ -58,6 +59,12 @@ class Model:
         granted = min(amount, self.left)
         self.attempts[request.call_id] = Attempt(granted, self.today)
         return "admitted", granted
+
+    def correct(self, attempt: Attempt, cost: int) -> None:
+        """A better word came for an attempt that had ended: once."""
+        if not attempt.adjusted:
+            self.given_out_again |= cost > attempt.cost
+            attempt.cost, attempt.adjusted = cost, True
 
     def sums(self) -> list[tuple[int, int]]:
         return [(self.posted(day), self.pending(day)) for day in sorted(self.days)]
