@@ -176,9 +176,7 @@ DISTURBANCES = (
     Disturbance("Redis is flushed", flush_redis, alone=True),
     Disturbance("Redis is paused for 90 s", nothing, lasts_s=90, stops="redis"),
     Disturbance("Redis is slow", slow_redis, alone=True),
-    Disturbance(
-        "SIGSTOP beyond a hold's lifetime", pause("gateway-1", LIFETIME_S + 2), (*_GATEWAY, "504 upstream_timeout")
-    ),
+    Disturbance("SIGSTOP beyond a hold's lifetime", pause("gateway-1", LIFETIME_S + 2), _LATE),
     Disturbance("two sweepers, one of them stopped", gateways.two_sweepers, _GATEWAY, loaded=False),
     Disturbance("a clock jumps", gateways.clock_jumps, ("502 upstream_502",), loaded=False),
     Disturbance("an admission's answer is lost", gateways.cut_wire_to_postgres, _POSTGRES, loaded=False),
