@@ -1,7 +1,7 @@
 """A provider's stream, read by a task of its own, so that its reader may leave before it ends.
 
-What must hold: the reader gets every chunk in order and its end, or its error; while it reads, no more than a few
-chunks wait for it. When it leaves, the stream can still be read on for a time: only its end tells what it cost, and
+What must hold: the reader gets every chunk in order and its end, or its error; while it reads, no more than one
+chunk waits for it. When it leaves, the stream can still be read on for a time: only its end tells what it cost, and
 a provider that generates faster than it was read has billed more than was seen. Runs inside LiteLLM Proxy:
 standard library and anyio only.
 """
@@ -14,7 +14,9 @@ from typing import Any
 
 import anyio
 
-_WAITING = 64
+#: A provider that is quicker than LiteLLM never lets the reader's task rest: what is read before the first chunk is
+#: handed over is what the caller's first token waits for.
+_WAITING = 1
 
 
 class ReadOn:
