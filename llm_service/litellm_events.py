@@ -21,7 +21,7 @@ import litellm
 
 from llm_service.money import nano_from_reported_dollars
 from llm_service.types import Usage
-from llm_service.usage import contradicts_itself
+from llm_service.usage import contradicts_itself, says_too_little
 from llm_service.witnesses import Outcome, Witness
 
 _log = logging.getLogger("treasurer.proxy_plugin")
@@ -172,24 +172,25 @@ def _usage(usage: Any) -> Usage:
     prompt = getattr(usage, "prompt_tokens_details", None)
     completion = getattr(usage, "completion_tokens_details", None)
     told = Usage(
-        input_tokens=tokens_in(usage, "prompt_tokens"),
-        cached_tokens=tokens_in(prompt, "cached_tokens"),
-        cache_write_tokens=tokens_in(prompt, "cache_creation_tokens")
-        or tokens_in(usage, "cache_creation_input_tokens"),
-        output_tokens=tokens_in(usage, "completion_tokens"),
-        reasoning_tokens=tokens_in(completion, "reasoning_tokens"),
-        cache_write_1h_tokens=tokens_in(
+        input_tokens=_tokens(usage, "prompt_tokens"),
+        cached_tokens=_tokens(prompt, "cached_tokens"),
+        cache_write_tokens=_tokens(prompt, "cache_creation_tokens") or _tokens(usage, "cache_creation_input_tokens"),
+        output_tokens=_tokens(usage, "completion_tokens"),
+        reasoning_tokens=_tokens(completion, "reasoning_tokens"),
+        cache_write_1h_tokens=_tokens(
             getattr(prompt, "cache_creation_token_details", None), "ephemeral_1h_input_tokens"
         ),
     )
     return Usage() if contradicts_itself(told) else told
 
 
-def said_in(response: Any) -> str:
-    """The text of a whole answer's choices."""
-    messages = [getattr(choice, "message", None) for choice in getattr(response, "choices", None) or ()]
+def usage_of(response: Any) -> Any:
+    """The usage of an answer; None where the answer itself says otherwise: it proves nothing then."""
+    usage, choices = getattr(response, "usage", None), getattr(response, "choices", None)
+    messages = [getattr(choice, "message", None) for choice in choices] if isinstance(choices, list) else []
     said = [getattr(message, name, None) for message in messages for name in ("content", "reasoning_content")]
-    return "".join(text for text in said if isinstance(text, str))
+    text = "".join(part for part in said if isinstance(part, str))
+    return None if says_too_little(_tokens(usage, "completion_tokens"), text) else usage
 
 
 def _service_tier(call: Mapping[str, Any]) -> str | None:
@@ -205,7 +206,7 @@ def _service_tier(call: Mapping[str, Any]) -> str | None:
     return None
 
 
-def tokens_in(source: Any, name: str) -> int:
+def _tokens(source: Any, name: str) -> int:
     value = getattr(source, name, None)
     return max(0, int(value)) if isinstance(value, int | float) else 0
 

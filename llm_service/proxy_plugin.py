@@ -40,16 +40,14 @@ from llm_service.litellm_events import (
     grant_name,
     is_own_count,
     metadata_of,
-    said_in,
     surely_free,
-    tokens_in,
     unreadable,
+    usage_of,
     witness_of,
 )
 from llm_service.proxy_logs import QuietLogs
 from llm_service.reading_on import ReadOn
 from llm_service.single_sending import send_once
-from llm_service.usage import says_too_little
 from llm_service.witnesses import Outcome, WitnessWriter
 
 _log = logging.getLogger("treasurer.proxy_plugin")
@@ -237,10 +235,7 @@ class WitnessLogger(CustomLogger):
         if kwargs.get(_ENDED):
             return
         kwargs[_ENDED] = True
-        usage = getattr(response_obj, "usage", None)
-        if says_too_little(tokens_in(usage, "completion_tokens"), said_in(response_obj)):
-            usage = None  # the answer itself says otherwise: it proves nothing
-        self._record("success", kwargs, usage, kwargs.get("response_cost"), start_time, end_time)
+        self._record("success", kwargs, usage_of(response_obj), kwargs.get("response_cost"), start_time, end_time)
 
     async def async_post_call_failure_deployment_hook(
         self, request_data: Any, exception: Exception, call_type: Any, fallback_depth: int | None = None

@@ -57,7 +57,8 @@ def contradicts_itself(usage: Usage) -> bool:
 
 def says_too_little(output_tokens: int, text: str) -> bool:
     """Whether a text cannot be so few tokens: no vocabulary has longer ones."""
-    return len(text.encode()) > LONGEST_TOKEN * output_tokens
+    # Half of a character, as a model that was cut leaves it, is no UTF-8, and counts all the same.
+    return len(text.encode("utf-8", "surrogatepass")) > LONGEST_TOKEN * output_tokens
 
 
 def reported_cost(report: object) -> int | None:

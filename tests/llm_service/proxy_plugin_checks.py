@@ -211,7 +211,7 @@ async def check_a_usage_that_contradicts_itself_proves_nothing() -> None:
 
 
 async def check_a_usage_that_contradicts_its_answer_proves_nothing() -> None:
-    for said, output_tokens in (("x" * 2560, 20), ("x" * 2561, 0)):
+    for said, output_tokens in (("x" * 2560, 20), ("x" * 2561, 0), ("cut \ud83d", 20)):
         choices = [SimpleNamespace(message=SimpleNamespace(content=said))]
         (witness,) = await succeed(event(response_cost=0.1), SimpleNamespace(usage=USAGE, choices=choices))
         assert witness.usage.output_tokens == output_tokens
