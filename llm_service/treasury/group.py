@@ -24,7 +24,8 @@ class Group(Generic[Item, Result]):
     `run` returns one result (or an exception, for that item alone) for each item, in order. If it
     raises a `TreasurerError`, every item of the group gets it; after another error each item is
     tried alone. `observe(size, seconds)` is told of each group. An item whose future was cancelled
-    before its group ran is left out; the first of a group waits `gather_s` for others to come along; `abandoned(item, result)` is told of one that was cancelled since.
+    before its group ran is left out; `abandoned(item, result)` is told of one that was cancelled since.
+    The first of a group waits `gather_s` for others to come along.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class Group(Generic[Item, Result]):
         self._observe = observe
         self._abandoned = abandoned
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
+        self._running: list[tuple[Item, asyncio.Future[Result]]] = []
         self._worker: asyncio.Task[None] | None = None
 
     def submit(self, item: Item) -> asyncio.Future[Result]:
@@ -60,6 +62,17 @@ class Group(Generic[Item, Result]):
         while self._worker is not None:
             await asyncio.wait([self._worker])
 
+    async def stop(self, error: TreasurerError) -> None:
+        """Break off what is under way: what has no result yet gets `error`, though its statement may take effect."""
+        if (worker := self._worker) is None:
+            return
+        worker.cancel()
+        await asyncio.wait([worker])
+        unfinished, self._running, self._waiting = self._running + self._waiting, [], []
+        for _, future in unfinished:
+            if not future.done():
+                future.set_exception(error)
+
     async def _work(self) -> None:
         try:
             if self._gather_s:
@@ -69,6 +82,7 @@ class Group(Generic[Item, Result]):
                 del self._waiting[: self._max_size]
                 if not group:
                     continue
+                self._running = group
                 started = time.perf_counter()
                 results = await self._results([item for item, _ in group])
                 for (item, future), result in zip(group, results, strict=True):
@@ -79,6 +93,7 @@ class Group(Generic[Item, Result]):
                         future.set_exception(result)
                     else:
                         future.set_result(result)
+                self._running = []
                 if self._observe is not None:
                     self._observe(len(group), time.perf_counter() - started)
         finally:

@@ -142,7 +142,10 @@ class Treasury:
             raise
 
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[str]:
-        """Queue a settlement, off the caller's path. The future gives the result, once Postgres has it."""
+        """Queue a settlement, off the caller's path. The future gives the result, once Postgres has it.
+
+        It fails with what Postgres refuses it for, or with TreasuryUnavailable when the treasury was closed before.
+        """
         future = self._settlements.submit(settlement)
         self._unsettled[future] = settlement
         future.add_done_callback(self._settled)
@@ -151,6 +154,8 @@ class Treasury:
         return future
 
     def _settled(self, future: asyncio.Future[str]) -> None:
+        if not future.cancelled() and isinstance(future.exception(), TreasuryUnavailable):
+            return  # closed before Postgres had it: its journal is kept for whoever comes next
         del self._unsettled[future]
         _log_failure(future)
         if not self._unsettled and self._spool is not None:
@@ -166,7 +171,7 @@ class Treasury:
         """Settle what processes that died while Postgres was away have left on disk; how many.
 
         Raises:
-            TreasuryUnavailable: Postgres is away again.
+            TreasuryUnavailable: this treasury was closed meanwhile; the journal stays.
         """
         count = 0
         for path in self._spool.orphans() if self._spool is not None else ():
@@ -176,6 +181,9 @@ class Treasury:
                     continue
                 results = await asyncio.gather(*map(self.settle_soon, left), return_exceptions=True)
                 refused = [result for result in results if isinstance(result, BaseException)]
+                for error in refused:
+                    if isinstance(error, TreasuryUnavailable):
+                        raise error
                 path.rename(path.with_suffix(".refused")) if refused else path.unlink()
                 count += len(left)
                 log.warning("settled %d calls that a process had left in %s", len(left) - len(refused), path.name)
@@ -212,6 +220,8 @@ class Treasury:
         try:
             await asyncio.wait_for(self.drain(), timeout_s)
         except TimeoutError:
+            # Or the next attempt would take the journal back that is let go of here.
+            await self._settlements.stop(TreasuryUnavailable("The treasury was closed."))
             kept = self._spool is not None and self._spool.add([] if self._away else list(self._unsettled.values()))
             who = "whoever comes next settles them from the spool" if kept else "the sweeper will settle them"
             log.warning("closing with %d settlements not written; %s", self.unsettled, who)

@@ -149,6 +149,7 @@ async def test_i2_after_a_crash_another_process_posts_the_exact_amounts_once(
     await until_spooled(spool, 3)
     wire_of_the_living = Treasury(database_url, spool=SettlementSpool(tmp_path))
     await treasury.close(timeout_s=0.1)  # its journal is nobody's now, as after a kill -9
+    await asyncio.sleep(0.1)  # longer than its pause between attempts: it makes none, and leaves the journal alone
     wire.cut = False
     others = [wire_of_the_living, Treasury(database_url, spool=SettlementSpool(tmp_path))]
     assert sum(await asyncio.gather(*(other.recover() for other in others))) == 3
@@ -200,3 +201,19 @@ async def test_what_postgres_refuses_is_set_aside(pool: asyncpg.Pool, database_u
     assert await treasury.recover() == 1
     assert [path.suffix for path in tmp_path.iterdir()] == [".refused"]
     await treasury.close()
+
+
+async def test_i2_a_journal_stays_when_who_settles_it_is_closed_meanwhile(
+    pool: asyncpg.Pool, database_url: str, tmp_path: Path, wire: Wire
+) -> None:
+    left = SettlementSpool(tmp_path)
+    left.add([Settlement(uuid4(), 0, LedgerState.POSTED, 7)])
+    left.close()
+    heir = Treasury(database_url, retry_s=0.02, spool=SettlementSpool(tmp_path))
+    wire.cut = True
+    recovery = asyncio.create_task(heir.recover())
+    await asyncio.sleep(0.1)
+    await heir.close(timeout_s=0.1)
+    with pytest.raises(TreasuryUnavailable, match="closed"):
+        await recovery
+    assert [path.suffix for path in tmp_path.iterdir()] == [".jsonl"] * 2  # its own, too: told twice does no harm

@@ -207,3 +207,21 @@ async def test_a_statement_that_answers_for_too_few_or_too_many_fails_its_items(
     group: Group[int, int] = Group(run)
     with pytest.raises(RuntimeError):
         await asyncio.wait_for(group.submit(1), 1)
+
+
+async def test_what_is_broken_off_gets_the_error_and_the_next_one_runs() -> None:
+    run = Statement()
+    group: Group[int, int] = Group(run)
+    await group.stop(TreasuryUnavailable("closed"))  # of what does nothing: nothing
+    run.gate = asyncio.Event()
+    running = group.submit(1)
+    await asyncio.sleep(0)
+    waiting, left = group.submit(2), group.submit(3)
+    left.cancel()
+    await group.stop(TreasuryUnavailable("closed"))
+    results = await asyncio.gather(running, waiting, return_exceptions=True)
+    assert [str(result) for result in results] == ["closed", "closed"]
+    assert left.cancelled()
+    run.gate.set()
+    assert await group.submit(4) == 8
+    assert run.groups == [[1], [4]]
