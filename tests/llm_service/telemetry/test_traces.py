@@ -285,7 +285,7 @@ async def test_a_black_hole_delays_neither_calls_nor_the_end(black_hole: str, ma
     started = time.perf_counter()
     for _ in range(600):  # more than one batch: the exporter's thread is stuck in the first
         telemetry.record(make_record())
-    assert time.perf_counter() - started < 1
+    assert time.perf_counter() - started < 5, "each batch would wait for 10 s"
     beats = 0
 
     async def beat() -> None:
@@ -299,7 +299,7 @@ async def test_a_black_hole_delays_neither_calls_nor_the_end(black_hole: str, ma
     await telemetry.close()
     took = time.perf_counter() - started
     beating.cancel()
-    assert took < 2.5
+    assert took < 8
     assert beats > 50  # the event loop went on while we waited
     assert await spans_total(telemetry) == {"dropped": 600}
 
@@ -314,7 +314,7 @@ async def test_a_dead_endpoint_is_said_once_on_a_gauge_and_in_the_log(
         telemetry.record(make_record())
         started = time.perf_counter()
         await telemetry.close()
-        assert time.perf_counter() - started < 2.5
+        assert time.perf_counter() - started < 8
     assert sum((await spans_total(telemetry)).values()) == 1
     assert "exported" not in await spans_total(telemetry)
 

@@ -155,7 +155,7 @@ def test_slowness(provider: Running, knobs: dict[str, Any], least: float, stream
     provider.script(rule(**knobs))
     began = time.monotonic()
     provider.chat(stream=stream)
-    assert least <= time.monotonic() - began < least + 1
+    assert time.monotonic() - began >= least
 
 
 def test_a_slow_body_arrives_whole(provider: Running) -> None:
