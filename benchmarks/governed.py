@@ -1,8 +1,9 @@
 """A governed call against the same call straight to LiteLLM Proxy, with the same provider behind both.
 
 "Straight" is a LiteLLM Proxy of its own as its users run it: the same environment, settings and model,
-a master key, and nothing of ours loaded. The two lanes take turns, round by round, so that a
-machine whose speed drifts slows both; the ratio is taken round by round.
+a master key, and nothing of ours loaded, neither the plugin's work nor its shortcuts (litellm_shortcuts.py).
+The two lanes take turns, round by round, so that a machine whose speed drifts slows both; the ratio is taken
+round by round.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ from llm_service.litellm_events import (
     usage_of,
     witness_of,
 )
+from llm_service.litellm_shortcuts import take_shortcuts
 from llm_service.proxy_logs import QuietLogs
 from llm_service.reading_on import ReadOn
 from llm_service.single_sending import send_once
@@ -335,6 +336,7 @@ class WitnessLogger(CustomLogger):
 
 core_dumps.forbid()
 send_once()
+take_shortcuts()
 witness_logger = WitnessLogger(
     WitnessWriter(os.environ.get("TREASURER_DATABASE_URL"), _folder("TREASURER_SPOOL_DIR", ".treasurer/spool"))
 )

@@ -8,6 +8,7 @@ Prints one JSON object: the name of each check, and null or what went wrong. No 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import resource
@@ -29,10 +30,13 @@ os.environ.update(
     TREASURER_SPOOL_DIR=str(FOLDER / "spool"),
 )
 
+from litellm import Router
 from litellm.proxy._types import ProxyException
+from litellm.types.router import Deployment
 from litellm.types.utils import Usage as LiteLLMUsage
 from starlette.requests import Request
 
+from llm_service import litellm_shortcuts as shortcuts
 from llm_service import proxy_plugin as plugin
 from llm_service.grants import Grant, GrantLimits, UsedGrants, digest_of, for_service, sign
 from llm_service.witnesses import Witness
@@ -407,6 +411,68 @@ async def check_a_stream_that_breaks_is_witnessed_and_breaks() -> None:
         assert [(w.outcome, w.error) for w in kept.witnesses] == [("failure", "ValueError")]
     else:
         raise AssertionError("the error was swallowed")
+
+
+async def check_what_cannot_be_imported_is_not_tried_again() -> None:
+    module = "litellm.integrations.otel.logger"
+    try:
+        importlib.import_module("opentelemetry.sdk")
+    except ImportError:
+        assert sys.modules[module] is None
+        try:
+            importlib.import_module(module)
+        except ImportError:
+            return
+        raise AssertionError("it says that it could") from None
+    assert sys.modules[module] is not None, "where it can be imported it is left alone"
+
+
+async def check_a_deployment_with_limits_is_counted_and_one_without_is_looked_at_once() -> None:
+    def deployment(name: str, **limits: int) -> dict[str, Any]:
+        parameters = {"model": f"openai/{name}", "api_key": "x", **limits}
+        return {"model_name": name, "litellm_params": parameters, "model_info": {"id": name}}
+
+    router = Router(model_list=[deployment("gpt-4o"), deployment("gpt-4o-mini", tpm=1000)])
+    looked: list[str] = []
+    look = router.get_router_model_info
+
+    def looking(deployment: Any, received_model_name: str, *rest: Any) -> Any:
+        looked.append(received_model_name)
+        return look(deployment, received_model_name, *rest)
+
+    router.get_router_model_info = looking  # type: ignore[method-assign]
+
+    async def count(name: str, tokens: int = 5) -> str | None:
+        return await router._increment_deployment_usage(
+            deployment_id=name, deployment_name=f"openai/{name}", model_group=name, total_tokens=tokens,
+            rpm_increment=1, parent_otel_span=None,
+        )  # fmt: skip
+
+    for _ in range(3):
+        assert await count("gpt-4o") is None
+        assert await count("gpt-4o-mini") is not None
+    assert looked.count("gpt-4o") == 1
+    assert looked.count("gpt-4o-mini") == 3
+    key = await count("gpt-4o-mini")
+    assert router.cache.in_memory_cache.get_cache(key) == 20
+    router.upsert_deployment(Deployment(**deployment("gpt-4o", rpm=7)))
+    assert await count("gpt-4o") is not None, "it has a limit now"
+    assert await count("nobody") is None
+
+
+async def check_settings_of_teams_are_read_where_there_are_some() -> None:
+    read: list[str] = []
+
+    def load(_config: Any, team_id: str) -> dict[str, str]:
+        read.append(team_id)
+        return {"team_id": team_id}
+
+    quick = shortcuts._reading_where_there_are_teams(load)
+    teams = {"litellm_settings": {"default_team_settings": [{"team_id": "a"}]}}
+    assert quick(SimpleNamespace(config=teams), "a") == {"team_id": "a"}
+    for none in ({}, None, {"litellm_settings": None}, {"litellm_settings": {}}):
+        assert quick(SimpleNamespace(config=none), "a") == {}
+    assert read == ["a"]
 
 
 def main() -> None:
