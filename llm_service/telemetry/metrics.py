@@ -257,6 +257,7 @@ class Metrics:
         """The text that Prometheus reads: the sum over processes, then `more` once. CPU only; may take milliseconds."""
         if self._directory is None:
             return generate_latest(_Joined(self.registry, more))
+        self._directory.mkdir(parents=True, exist_ok=True)  # a hand may have cleared it: `more` is told nevertheless
         _forget_dead(self._directory)
         return generate_latest(_Joined(_Processes(self._directory), more))
 

@@ -24,7 +24,7 @@ sys.stdin.readline()
 """
 
 _RENDER = """
-import asyncio
+import asyncio, os, shutil, sys
 from llm_service.telemetry import Telemetry
 from llm_service.telemetry.gauges import DatabaseGauges
 from llm_service.telemetry.metrics import Metrics
@@ -34,6 +34,7 @@ class Pool:
         return [{"holds": 4, "nano": 40, "overdue": 0}] if "FROM holds" in query else []
 
 telemetry = Telemetry(Metrics(), DatabaseGauges(Pool()), None)
+shutil.rmtree(os.environ["PROMETHEUS_MULTIPROC_DIR"]) if sys.argv[1:] == ["cleared"] else None
 print(asyncio.run(telemetry.render()).decode())
 """
 
@@ -55,9 +56,9 @@ def _start(folder: Path, size: int) -> subprocess.Popen[str]:
     return process
 
 
-def _render(folder: Path) -> dict[str, str]:
+def _render(folder: Path, *arguments: str) -> dict[str, str]:
     done = subprocess.run(
-        [sys.executable, "-c", _RENDER], capture_output=True, text=True, check=True, env=_environ(folder)
+        [sys.executable, "-c", _RENDER, *arguments], capture_output=True, text=True, check=True, env=_environ(folder)
     )
     lines = [
         (line.rsplit(" ", 1)[0], line.rsplit(" ", 1)[1])
@@ -108,3 +109,7 @@ def test_a_process_that_died_before_it_filled_its_file_does_not_break_every_scra
         assert _render(tmp_path)['treasurer_group_size_count{kind="admit"}'] == "1.0"
     finally:
         process.communicate("\n")
+
+
+def test_what_the_database_knows_is_told_though_the_folder_was_cleared(tmp_path: Path):
+    assert float(_render(tmp_path / "metrics", "cleared")["treasurer_holds_pending"]) == 4
