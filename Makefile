@@ -41,8 +41,10 @@ demo: setup ## show Treasurer at work: start, spend, be refused, report, stop
 up: setup ## start everything and stay until Ctrl-C
 	@$(BIN)/treasurer up $(ARGS)
 
-test: setup-dev ## run the tests, the quick ones first (ARGS=… goes to pytest)
-	@$(BIN)/python -m pytest $(ARGS)
+test: setup-dev ## run the tests, the quick ones first (ARGS=… goes to pytest; ARGS="-n 0 …": in one process)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
+# A file at a time on each of two processes, in order: most of what a test does is to wait. Each has servers of its own.
+SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup-dev ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .
