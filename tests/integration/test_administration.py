@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
@@ -233,15 +232,12 @@ async def test_a_revoked_key_stops_everywhere_in_under_a_second(pool: asyncpg.Po
     for principals in everywhere:
         await principals.by_secret(issued.secret)
     await keys.revoke_key(pool, "news/default")
-    revoked_at = time.monotonic()
+    await asyncio.sleep(0.9)
     messages: list[str] = []
-    while len(messages) < len(everywhere):
-        assert time.monotonic() - revoked_at < 1
-        try:
-            await everywhere[len(messages)].by_secret(issued.secret)
-            await asyncio.sleep(0.01)
-        except NotAuthenticated as refused:
-            messages.append(refused.message)
+    for principals in everywhere:
+        with pytest.raises(NotAuthenticated) as refused:
+            await principals.by_secret(issued.secret)
+        messages.append(refused.value.message)
     assert all("was revoked" in message and issued.secret not in message for message in messages)
 
 
