@@ -46,8 +46,12 @@ class HotRoutes:
         self._runtime = runtime
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"] not in _ROUTES:
+        if scope["type"] != "http" or scope["path"] not in _ROUTES:
             await self._app(scope, receive, send)
+            return
+        if scope["method"] != "POST":
+            error = InvalidRequest(f"{scope['path']} takes POST, with a JSON object as its body.", status=405)
+            await _send_error(send, error, allow="POST")
             return
         try:
             await self._serve(scope, receive, send)
@@ -240,8 +244,8 @@ async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body:
     await send({"type": "http.response.body", "body": body})
 
 
-async def _send_error(send: Send, error: TreasurerError) -> None:
-    headers = {"content-type": "application/json"} | error.headers()
+async def _send_error(send: Send, error: TreasurerError, **more: str) -> None:
+    headers = {"content-type": "application/json"} | error.headers() | more
     if isinstance(error, NotAuthenticated):
         headers["www-authenticate"] = "Bearer"
     await _send_whole(send, error.status, headers, orjson.dumps(error.as_openai()))

@@ -206,12 +206,23 @@ async def test_a_body_in_pieces_is_read_whole(gateway: Gateway) -> None:
 
 @pytest.mark.parametrize(
     ("path", "method"),
-    [("/v1/models", "POST"), (CHAT, "GET"), (CHAT + "/", "POST"), ("/", "GET"), (EMBEDDINGS, "OPTIONS")],
+    [("/v1/models", "POST"), (CHAT + "/", "POST"), ("/", "GET"), ("/v1", "OPTIONS")],
 )
 async def test_everything_else_is_the_apps(gateway: Gateway, path: str, method: str) -> None:
     await gateway.ask(Client(), path, method=method)
     assert gateway.behind == [path]
     assert gateway.service.calls == []
+
+
+@pytest.mark.parametrize(
+    ("path", "method"), [(CHAT, "GET"), (CHAT, "PUT"), (EMBEDDINGS, "OPTIONS"), (EMBEDDINGS, "HEAD")]
+)
+async def test_another_method_is_told_which_one_it_takes(gateway: Gateway, path: str, method: str) -> None:
+    client = await gateway.ask(Client(), path, method=method)
+    assert (client.status, client.headers["allow"]) == (405, "POST")
+    assert client.error["type"] == "invalid_request_error"
+    assert f"{path} takes POST" in client.error["message"]
+    assert (gateway.behind, gateway.service.calls) == ([], [])
 
 
 async def test_what_is_no_request_is_the_apps(gateway: Gateway) -> None:
