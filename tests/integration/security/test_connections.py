@@ -215,7 +215,7 @@ async def test_a_web_socket_is_not_opened(impatient: str) -> None:
     parts = urlsplit(impatient)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     writer.write("\r\n".join(lines).encode())
-    assert (await asyncio.wait_for(reader.readline(), 15)).startswith(b"HTTP/1.1 404")
+    assert (await asyncio.wait_for(reader.readline(), 15)).startswith(b"HTTP/1.1 405")
     writer.close()
 
 
