@@ -137,15 +137,18 @@ class SettlementSpool:
 
 
 def read_lines(content: bytes) -> list[Settlement]:
-    """The settlements of a journal. A line that is no settlement is named in the log and left out."""
+    """The settlements of a journal. What is no settlement is left out, and said in the log, once."""
     found: list[Settlement] = []
+    wrong: list[str] = []
     for line in content.splitlines():
         try:
             found.append(_read(orjson.loads(line)))
         except (AttributeError, KeyError, TypeError, ValueError) as error:  # of what was read, not of reading
-            log.warning(
-                "a line of the spool is no settlement (%s): its call is left to the sweeper", type(error).__name__
-            )
+            wrong.append(type(error).__name__)
+    if wrong:
+        log.warning(
+            "%d lines of the spool are no settlements (%s): their calls are left to the sweeper", len(wrong), wrong[0]
+        )
     return found
 
 
