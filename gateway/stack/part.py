@@ -1,8 +1,9 @@
 """One supervised process: started, waited for, watched, started again, stopped.
 
-What must hold: a part is `ready` only while it answers as it should; one that ends is started again
-after a growing pause, for ever once the stack has been up, `_FIRST_TRIES` times while it starts; and
-when a part ends, nothing of its process group is left before the next start.
+What must hold: a part is `ready` only while it answers as it should; one that ends, or lives and has not
+answered for its patience, is started again after a growing pause, for ever once the stack has been up,
+`_FIRST_TRIES` times while it starts; and when a part ends, nothing of its process group is left before the
+next start.
 """
 
 from __future__ import annotations
@@ -82,6 +83,9 @@ class Part:
     gentle: signal.Signals = signal.SIGTERM
     start_timeout_s: float = 30.0
     stop_timeout_s: float = 5.0
+    answers: Callable[[], Awaitable[bool]] | None = None  # asked while it runs; None: only its end ends it
+    answers_every_s: float = 5.0
+    patience_s: float = 120.0  # without an answer, until it is started again
 
 
 def pause_s(failures: int) -> float:
@@ -131,7 +135,7 @@ class SupervisedPart:
                 if self.part.command is None:
                     return
                 assert self._process is not None
-                reason = describe_exit(await self._process.wait())
+                reason = await self._ended(self._process)
             self._end()
             failures = 1 if self._was_ready and time.monotonic() - started > _CALM_S else failures + 1
             if not self._was_ready and (failures >= _FIRST_TRIES or self.part.command is None):
@@ -148,6 +152,11 @@ class SupervisedPart:
         if process is None or process.returncode is not None:
             return
         self._show(PartState.STOPPING)
+        await self._bring_to_an_end(process)
+        self._end()
+        self._show(PartState.STOPPED)
+
+    async def _bring_to_an_end(self, process: Process) -> None:
         # The whole group: a uvicorn that waits for a worker to finish importing hears no signal of its own.
         self._signal_group(process.pid, self.part.gentle)
         try:
@@ -155,8 +164,20 @@ class SupervisedPart:
         except TimeoutError:
             self._signal_group(process.pid, signal.SIGKILL)
             await process.wait()
-        self._end()
-        self._show(PartState.STOPPED)
+
+    async def _ended(self, process: Process) -> str:
+        """Wait until the process ends by itself, or is ended because it answers no more; why."""
+        if self.part.answers is None:
+            return describe_exit(await process.wait())
+        answered = time.monotonic()
+        while True:
+            with contextlib.suppress(TimeoutError):
+                return describe_exit(await asyncio.wait_for(process.wait(), self.part.answers_every_s))
+            if await self.part.answers():
+                answered = time.monotonic()
+            elif time.monotonic() - answered > self.part.patience_s:
+                await self._bring_to_an_end(process)
+                return f"did not answer for {self.part.patience_s:g} s"
 
     async def _start(self) -> str | None:
         """Start and wait until ready: None, or why it is not."""

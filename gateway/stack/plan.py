@@ -242,6 +242,7 @@ def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
         directory=server.data,
         gentle=signal.SIGINT,  # fast shutdown: does not wait for clients to leave
         start_timeout_s=120,  # recovery after a crash
+        answers=server.answers,
         stop_timeout_s=15,
     )
 

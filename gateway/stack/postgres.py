@@ -30,6 +30,8 @@ _TUNING = {
     "max_connections": "200",
     "shared_buffers": "128MB",
     "max_wal_size": "1GB",
+    # Set aside at the start, or recovery after a crash needs files in /dev/shm: without room there it never ends.
+    "min_dynamic_shared_memory": "8MB",
     "wal_compression": "on",
     "log_min_messages": "warning",
     "logging_collector": "off",
@@ -113,9 +115,13 @@ class EmbeddedPostgres:
         """What the server sees of our environment: nothing that could be a provider's key."""
         return {name: os.environ[name] for name in ("PATH", "TZ", "TMPDIR") if name in os.environ} | {"LC_ALL": "C"}
 
+    async def answers(self) -> bool:
+        """Whether the server answers a query, about whatever database."""
+        return await postgres_answers(self.url("postgres"))
+
     async def ready(self) -> bool:
         """Whether the server answers a query, making our database on the first one."""
-        if not await postgres_answers(self.url("postgres")):
+        if not await self.answers():
             return False
         if not await postgres_answers(self.url()):
             await create_database(self.url("postgres"), _USER)
@@ -130,7 +136,7 @@ async def postgres_answers(url: str) -> bool:
             await connection.fetchval("SELECT 1", timeout=2)
         finally:
             connection.terminate()
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
         return False
     return True
 

@@ -102,6 +102,27 @@ async def test_what_a_dead_part_leaves_in_its_group_is_killed(guard: Guard, tmp_
     await watched.stop()
 
 
+async def test_a_part_that_lives_and_answers_no_more_is_started_again(guard: Guard, tmp_path: Path) -> None:
+    silent = True
+
+    async def answers() -> bool:
+        return not silent
+
+    part = python("import time; time.sleep(60)")
+    watched = Watched(replace(part, answers=answers, answers_every_s=0.02, patience_s=0.2), guard, tmp_path)
+    first = await watched.until(PartState.READY)
+    second = await watched.until(PartState.READY, times=2)
+    silent = False
+    assert second.pid != first.pid
+    assert first.pid is not None
+    await _gone(first.pid)
+    assert "did not answer for 0.2 s" in (await watched.until(PartState.DOWN)).detail
+    shown = len(watched.shown)
+    await asyncio.sleep(0.5)  # longer than its patience: it answers again
+    assert len(watched.shown) == shown
+    await watched.stop()
+
+
 async def test_a_part_that_never_starts_is_given_up_with_its_last_words(guard: Guard, tmp_path: Path) -> None:
     watched = Watched(python("print('no such option'); raise SystemExit(2)", ready=no), guard, tmp_path)
     with pytest.raises(PartFailed, match=r"(?s)exited with status 2.*no such option") as caught:
