@@ -17,9 +17,12 @@ from __future__ import annotations
 
 import functools
 import importlib
+import logging
 import sys
 from collections.abc import Callable
 from typing import Any
+
+_log = logging.getLogger("treasurer.proxy_plugin")
 
 
 def take_shortcuts() -> None:
@@ -35,6 +38,8 @@ def _fail_at_once(module: str) -> None:
         importlib.import_module(module)
     except ImportError:
         sys.modules[module] = None  # pyright: ignore[reportArgumentType]  # the import system's own sign for this
+    except Exception as fault:  # noqa: BLE001  # LiteLLM serves without it, and so must the plugin
+        _log.warning("%s cannot be imported (%s)", module, type(fault).__name__)
 
 
 def _replace(module: str, owner: str, name: str, shortcut: Callable[[Any], Any]) -> None:
@@ -66,8 +71,8 @@ def _counting_where_limited(count: Any) -> Any:
 
 
 def _reading_where_there_are_teams(load: Any) -> Any:
-    def load_team_config(self: Any, team_id: str) -> Any:
+    def load_team_config(self: Any, *arguments: Any, **named: Any) -> Any:
         settings = (getattr(self, "config", None) or {}).get("litellm_settings") or {}
-        return load(self, team_id) if settings.get("default_team_settings") is not None else {}
+        return load(self, *arguments, **named) if settings.get("default_team_settings") is not None else {}
 
     return load_team_config

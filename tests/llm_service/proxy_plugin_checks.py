@@ -427,6 +427,13 @@ async def check_what_cannot_be_imported_is_not_tried_again() -> None:
     assert sys.modules[module] is not None, "where it can be imported it is left alone"
 
 
+async def check_a_module_that_breaks_in_any_way_breaks_nothing_else() -> None:
+    (FOLDER / "breaks_when_read.py").write_text("raise RuntimeError('a wrong version of something')\n")
+    sys.path.insert(0, str(FOLDER))
+    shortcuts._fail_at_once("breaks_when_read")
+    assert "breaks_when_read" not in sys.modules, "LiteLLM may try it, as it did"
+
+
 async def check_a_deployment_with_limits_is_counted_and_one_without_is_looked_at_once() -> None:
     def deployment(name: str, **limits: int) -> dict[str, Any]:
         parameters = {"model": f"openai/{name}", "api_key": "x", **limits}
@@ -469,7 +476,7 @@ async def check_settings_of_teams_are_read_where_there_are_some() -> None:
 
     quick = shortcuts._reading_where_there_are_teams(load)
     teams = {"litellm_settings": {"default_team_settings": [{"team_id": "a"}]}}
-    assert quick(SimpleNamespace(config=teams), "a") == {"team_id": "a"}
+    assert quick(SimpleNamespace(config=teams), team_id="a") == {"team_id": "a"}
     for none in ({}, None, {"litellm_settings": None}, {"litellm_settings": {}}):
         assert quick(SimpleNamespace(config=none), "a") == {}
     assert read == ["a"]

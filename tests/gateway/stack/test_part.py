@@ -103,16 +103,13 @@ async def test_what_a_dead_part_leaves_in_its_group_is_killed(guard: Guard, tmp_
 
 
 async def test_a_part_that_lives_and_answers_no_more_is_started_again(guard: Guard, tmp_path: Path) -> None:
-    silent = True
-
     async def answers() -> bool:
-        return not silent
+        return [status.state for status in watched.shown].count(PartState.READY) > 1
 
     part = python("import time; time.sleep(60)")
     watched = Watched(replace(part, answers=answers, answers_every_s=0.02, patience_s=0.2), guard, tmp_path)
     first = await watched.until(PartState.READY)
     second = await watched.until(PartState.READY, times=2)
-    silent = False
     assert second.pid != first.pid
     assert first.pid is not None
     await _gone(first.pid)

@@ -55,7 +55,7 @@ async def test_i6_a_dead_redis_hangs_no_call() -> None:
         answers = await asyncio.gather(
             *(limiter.acquire(uuid4(), RULES, "m", 1, 30) for _ in range(200)), return_exceptions=True
         )
-        assert time.monotonic() - started < 15, "one by one they would wait for 50 s"
+        assert time.monotonic() - started < 10, "one by one they would wait for 20 s"
         assert sum(not isinstance(answer, BaseException) for answer in answers) == 2, "slots, in this process"
         assert limiter.degraded
         assert heard == [True]
@@ -63,7 +63,7 @@ async def test_i6_a_dead_redis_hangs_no_call() -> None:
         for _ in range(100):
             with pytest.raises(RateLimited):
                 await limiter.acquire(uuid4(), RULES, "m", 1, 30)
-        assert time.monotonic() - started < 10, "while it is away nobody waits for it: these would for 25 s"
+        assert time.monotonic() - started < 5, "while it is away nobody waits for it: these would for 10 s"
 
 
 async def test_i6_a_closed_port_costs_next_to_nothing() -> None:

@@ -285,7 +285,7 @@ async def test_a_black_hole_delays_neither_calls_nor_the_end(black_hole: str, ma
     started = time.perf_counter()
     for _ in range(600):  # more than one batch: the exporter's thread is stuck in the first
         telemetry.record(make_record())
-    assert time.perf_counter() - started < 5, "each batch would wait for 10 s"
+    assert time.perf_counter() - started < 4, "a batch would wait for 5 s"
     beats = 0
 
     async def beat() -> None:
