@@ -136,7 +136,7 @@ async def test_series_and_cost_stay_bounded_with_much_history(pool: asyncpg.Pool
     await scrape(telemetry)
     started = time.perf_counter()
     figures = await scrape(telemetry)
-    assert time.perf_counter() - started < 10
+    assert time.perf_counter() - started < 5
     assert figures["budgets"] == 700
     shown = [name for name in figures if name.startswith("budget_limit")]
     assert len(shown) == 500
