@@ -1,0 +1,22 @@
+"""To be written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import op
+
+import llm_service.treasury
+from gateway.migrations.script import run_script
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+_SQL = Path(llm_service.treasury.__file__).parent / "changes" / "0005_windows_and_rates.sql"
+
+
+def upgrade() -> None:
+    """To be written."""
+    run_script(op.get_bind(), _SQL.read_text(encoding="utf-8"))
