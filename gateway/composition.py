@@ -35,6 +35,7 @@ from llm_service.telemetry import Telemetry
 from llm_service.tokens import TokenCounter
 from llm_service.treasury.rate_cards import RateCards
 from llm_service.treasury.refusal_log import RefusalLog
+from llm_service.treasury.retention import retire_regularly
 from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.sweep import Price, Sweeper
 from llm_service.treasury.treasury import Treasury
@@ -111,6 +112,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
         treasury = Treasury(
             where.database_url,
             observe=telemetry.group,
+            most_new_subjects=settings.new_subjects_per_minute,
             # A folder of its own: LiteLLM Proxy's witnesses may be spooled beside it, by the same variable's name.
             spool=SettlementSpool((settings.spool_dir or settings.data_dir) / "settlements"),
         )
@@ -163,6 +165,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             fell_back=lambda call, reason, model: telemetry.fell_back(call.candidate.model, model, reason),
         )
         chores = [sweeper.run(), refusals.run(), idempotency.run(), breakers.run(), treasury.run()]
+        chores.append(retire_regularly(pool, older_than_s=settings.window_retention_s))
         if settings.audit_interval_s:
             chores.append(
                 audit_regularly(

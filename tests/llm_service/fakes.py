@@ -18,8 +18,8 @@ from llm_service.idempotency import Claim, Idempotency, Replay
 from llm_service.proxy import UpstreamAnswer, UpstreamStream
 from llm_service.requests import ParsedRequest
 from llm_service.telemetry.record import CallRecord
-from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.denial import Denial, DenialKind
+from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import (
     NO_TIMEOUTS,
@@ -282,3 +282,8 @@ Records = list[CallRecord]
 
 def chat_body(**fields: Any) -> bytes:
     return json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello there"}]} | fields).encode()
+
+
+async def one_rate_card(_model: object) -> int:
+    """As if every model had the same rates."""
+    return 1
