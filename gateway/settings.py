@@ -61,7 +61,7 @@ class Settings(BaseSettings):
     breaker_open_s: float = Field(default=10, gt=0, le=3600, description="how long it stays open; longer each time")
     sweep_interval_s: float = Field(default=5, gt=0)
     window_retention_s: float = Field(
-        default=172_800, ge=3600, description="how long a budget's window stays after its end; its sum stays for good"
+        default=172_800, ge=3600, description="how long windows shorter than a day stay after their end; sums stay"
     )
     new_subjects_per_minute: int = Field(
         default=10_000,

@@ -15,18 +15,24 @@ from llm_service.treasury.connection import AWAY
 
 log = logging.getLogger(__name__)
 
-_RETIRE = "SELECT treasury_retire_windows_v1(clock_timestamp() - make_interval(secs => $1), $2)"
+_RETIRE = """
+SELECT treasury_retire_windows_v1(
+    clock_timestamp() - make_interval(secs => $1), clock_timestamp() - make_interval(secs => $2), $3)
+"""
 _BATCH = 2_000
+#: Windows of a day or longer stay for so many seconds, which is 400 days: there are few of them, and `treasurer simulate`
+#: asks of the past year what another limit would have done.
+LONG_S = 400 * 86_400.0
 
 
-async def retire_windows(pool: asyncpg.Pool, *, older_than_s: float) -> int:
-    """Delete windows that ended more than `older_than_s` seconds ago; how many.
+async def retire_windows(pool: asyncpg.Pool, *, older_than_s: float, long_s: float = LONG_S) -> int:
+    """Delete windows that ended more than `older_than_s` seconds ago (of a day or longer: `long_s`); how many.
 
     Raises what asyncpg raises when Postgres is away: what was deleted until then is whole.
     """
     count = 0
     while True:
-        retired = await pool.fetchval(_RETIRE, older_than_s, _BATCH, timeout=30)
+        retired = await pool.fetchval(_RETIRE, older_than_s, long_s, _BATCH, timeout=30)
         count += retired
         if retired < _BATCH:
             return count

@@ -138,7 +138,7 @@ async def test_right_books_are_right_and_every_check_examined_something(books: B
         "SELECT $1, starts_at - interval '9 d', ends_at - interval '9 d' FROM windows RETURNING id",
         books.budget,
     )
-    assert await books.pool.fetchval("SELECT treasury_retire_windows_v1(now() - interval '1 d', 10)") == 1
+    assert await books.pool.fetchval("SELECT treasury_retire_windows_v1(now(), now() - interval '1 d', 10)") == 1
     assert await books.pool.fetchval("SELECT ids @> $1::bigint FROM retired_windows", ended)
     made = await books.audit()
     assert made.ok, made

@@ -48,6 +48,26 @@ async def spend(pool: asyncpg.Pool, treasury: Treasury, costs: dict[str, int | N
     return holds
 
 
+async def test_short_windows_go_before_long_ones(pool: asyncpg.Pool) -> None:
+    await pool.execute(
+        """WITH made AS (
+               INSERT INTO budgets (name, scope, scope_id, window_kind, limit_nano)
+               SELECT kind, 'agent', 1, kind, 5 FROM unnest('{minute,hour,day,week,month,total}'::text[]) AS kind RETURNING *
+           ) INSERT INTO windows (budget_id, starts_at, ends_at)
+           SELECT m.id, p.starts_at, p.ends_at FROM made m
+           CROSS JOIN LATERAL treasury_window_v1(m.window_kind, 'UTC', now() - interval '100 days') AS p"""
+    )
+
+    async def left() -> list[str]:
+        rows = await pool.fetch("SELECT b.name FROM windows w JOIN budgets b ON b.id = w.budget_id ORDER BY w.id")
+        return [row["name"] for row in rows]
+
+    assert await retire_windows(pool, older_than_s=2 * DAY_S) == 2
+    assert await left() == ["day", "week", "month", "total"]
+    assert await retire_windows(pool, older_than_s=2 * DAY_S, long_s=50 * DAY_S) == 3
+    assert await left() == ["total"]
+
+
 async def failed(pool: asyncpg.Pool) -> list[str]:
     report = await audit(pool, sweep_grace_s=DAY_S)
     return [f"{check.name}: {check.differences[:1]}" for check in report.checks if not check.ok]
@@ -57,9 +77,9 @@ async def test_windows_that_ended_and_hold_nothing_go_and_the_books_stay_right(
     pool: asyncpg.Pool, treasury: Treasury
 ) -> None:
     holds = await spend(pool, treasury, {"ann": 400, "ben": 500, "held": None})
-    assert await retire_windows(pool, older_than_s=0) == 0
-    assert await retire_windows(pool, older_than_s=TOMORROW) == 2
-    assert await retire_windows(pool, older_than_s=TOMORROW) == 0
+    assert await retire_windows(pool, older_than_s=0, long_s=0) == 0
+    assert await retire_windows(pool, older_than_s=0, long_s=TOMORROW) == 2
+    assert await retire_windows(pool, older_than_s=0, long_s=TOMORROW) == 0
     assert await pool.fetch("SELECT subject, pending_nano FROM windows") == [("held", 1_000)]
     assert await pool.fetch("SELECT count, posted_nano FROM retired_windows") == [(2, 900)]
     assert await failed(pool) == []
@@ -75,7 +95,7 @@ async def test_i4_retired_windows_that_say_another_sum_than_the_ledger_are_named
     pool: asyncpg.Pool, treasury: Treasury
 ) -> None:
     await spend(pool, treasury, {"ann": 400})
-    assert await retire_windows(pool, older_than_s=TOMORROW) == 1
+    assert await retire_windows(pool, older_than_s=0, long_s=TOMORROW) == 1
     await pool.execute("UPDATE retired_windows SET posted_nano = 399")
     (difference,) = await failed(pool)
     assert difference.startswith("retired_windows_are_the_ledger")
@@ -91,5 +111,5 @@ async def test_i1_a_window_that_was_over_its_limit_stays_for_the_audit(pool: asy
     over = Settlement(holds["ann"].call_id, 0, LedgerState.POSTED, 20_000, usage, UsageSource.PROVIDER)
     assert await treasury.settle_soon(over) == "adjusted"
     await pool.execute("UPDATE budgets SET limit_nano = 50000")
-    assert await retire_windows(pool, older_than_s=TOMORROW) == 0
+    assert await retire_windows(pool, older_than_s=0, long_s=TOMORROW) == 0
     assert any(difference.startswith("spend_within_limits") for difference in await failed(pool))
