@@ -22,6 +22,9 @@ from gateway.migrations import migrate
 from gateway.stack.ports import free_port
 from gateway.stack.postgres import EmbeddedPostgres, create_database, embedded_postgres
 from gateway.stack.state import StackState
+from llm_service.errors import IdempotencyConflict
+from llm_service.idempotency import Claim, Idempotency
+from llm_service.ids import new_call_id
 from llm_service.treasury.treasury import Denial
 from llm_service.types import Hold
 from tests.faketime import MovableClock, needs_faketime
@@ -183,6 +186,23 @@ async def test_i1_a_day_is_not_spent_twice_when_the_clock_goes_back_over_midnigh
         assert refused.final
     assert await house.posted_nano(agent) == 2000
     assert await house.books() == []
+
+
+async def test_i7_a_key_that_is_taken_over_because_the_clock_jumped_is_bought_once(
+    house: House, clock: MovableClock
+) -> None:
+    """Its maker has no hold yet when the clock jumps, so another call takes it for dead: only one of them may send."""
+    await house.agent("agent")
+    agent_id = await house.pool.fetchval("SELECT id FROM agents")
+    keys = Idempotency(house.pool)
+    first = await keys.claim(agent_id, "key", "chat", b"{}", new_call_id())
+    clock.move(HOURS_3)
+    second = await keys.claim(agent_id, "key", "chat", b"{}", new_call_id())
+    assert isinstance(first, Claim)
+    assert isinstance(second, Claim)
+    with pytest.raises(IdempotencyConflict, match="Another call"):
+        await keys.confirm(first)
+    await keys.confirm(second)
 
 
 # -- a gateway's clock
