@@ -188,6 +188,17 @@ async def test_i1_a_day_is_not_spent_twice_when_the_clock_goes_back_over_midnigh
     assert await house.books() == []
 
 
+async def test_a_change_that_was_made_while_the_clock_was_behind_alarms_nobody(
+    house: House, clock: MovableClock
+) -> None:
+    """What was there before the log began is not taken for what the log has missed."""
+    await house.agent("first", {"limit": "1"})
+    clock.move(-timedelta(days=30))
+    await house.agent("second", {"limit": "1"})
+    clock.move(timedelta(0))
+    assert await house.books() == []
+
+
 async def test_i7_a_key_that_is_taken_over_because_the_clock_jumped_is_bought_once(
     house: House, clock: MovableClock
 ) -> None:
