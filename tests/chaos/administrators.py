@@ -1,8 +1,8 @@
 """Administrators who change what governs calls, while calls are in flight under it.
 
 What must hold: no window passes the highest limit that its budget had (with the most that its top-ups gave at one
-time), by the administrators' own notes; callers are refused or served, and told nothing else; the change of one
-administrator is answered whatever the other does.
+time), by the administrators' own notes; every caller is served, or refused for a reason that the changes explain; a
+change of one administrator is answered, whatever the other changes meanwhile.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from tests.chaos.calls import AGAIN, MODELS, make
 from tests.chaos.field import Field
 
 AGENTS, CALLERS = 4, 24
-#: What a caller may be told: its agent is paused, or its key was rotated while it was asking; and what thirty callers
-#: on a machine that is busy are told, because a call has six seconds here.
-TOLD = (
+#: The errors that callers may get: their agent is paused, or their key was rotated while they were asking. And, because
+#: a call has only six seconds here, those that a busy machine gives to thirty callers.
+EXPLAINED = (
     *("403 paused", "401 invalid_api_key"),
     *("504 upstream_timeout", "stream upstream_timeout", "503 breaker_open", *AGAIN),
 )
-#: What an administrator may be told: the other one has archived, rotated or removed it a moment before.
+#: The statuses that an administrator may get: the other one has archived, rotated or removed the same thing just before.
 _CROSSED = (404, 409)
 _ADMIN_PAUSE_S = 0.15
 #: Dollars a minute for an agent: 24 callers spend it in a part of the minute.
@@ -76,11 +76,11 @@ class Office:
         status, content = await self.ground.ask_admin(method, path, body)
         self.changes += 1
         if status >= 300 and status not in _CROSSED:
-            self.ground.faults.append(f"an administrator was told {status} for {method} {path}: {content}")
+            self.ground.faults.append(f"an administrator got {status} for {method} {path}: {content}")
         return content if status < 300 else None
 
     async def set_up(self) -> None:
-        """Agents with a budget a minute and one for all minutes, and a team's budget above them."""
+        """Agents, each with a budget a minute and one an hour."""
         for _ in range(AGENTS):
             name = f"governed {next(_numbers)}"
             await self.ground.admin("POST", "agents", {"name": name})
@@ -109,7 +109,7 @@ class Office:
                 await self.ask("DELETE", f"routes/{route}")
 
 
-# -- what an administrator does
+# -- the changes of an administrator
 
 
 async def _change_limit(office: Office, agent: Governed, chance: random.Random) -> None:
@@ -176,8 +176,8 @@ async def _pace(office: Office, agent: Governed, chance: random.Random) -> None:
     await office.ask("PATCH", f"budgets/{agent.budgets[0]}", {"pace": pace})
 
 
-_Deed = Callable[[Office, Governed, random.Random], Awaitable[None]]
-DEEDS: Sequence[_Deed] = (
+_Change = Callable[[Office, Governed, random.Random], Awaitable[None]]
+CHANGES: Sequence[_Change] = (
     *(_change_limit, _change_limit, _change_limit, _top_up, _top_up),
     *(_archive, _pause, _rotate, _limit_rate, _route, _pace),
 )
@@ -185,7 +185,7 @@ DEEDS: Sequence[_Deed] = (
 
 async def _administrator(office: Office, chance: random.Random, ended: asyncio.Event) -> None:
     while not ended.is_set():
-        await chance.choice(DEEDS)(office, chance.choice(office.agents), chance)
+        await chance.choice(CHANGES)(office, chance.choice(office.agents), chance)
         await asyncio.sleep(chance.uniform(0, 2 * _ADMIN_PAUSE_S))
 
 

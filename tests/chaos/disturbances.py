@@ -18,7 +18,7 @@ import psutil
 import redis.asyncio
 
 from tests.chaos import clocks, crowds, disks, gateways
-from tests.chaos.administrators import TOLD, administrators
+from tests.chaos.administrators import EXPLAINED, administrators
 from tests.chaos.calls import AGAIN, DIED
 from tests.chaos.field import Field, Skip
 from tests.chaos.stack import LIFETIME_S
@@ -185,11 +185,11 @@ DISTURBANCES = (
     Disturbance("an admission's answer is lost", gateways.cut_wire_to_postgres, _POSTGRES, loaded=False),
     Disturbance("kill -9 between each two steps", gateways.kill_between_steps, _GATEWAY, loaded=False),
     Disturbance("a new version beside the old one", gateways.new_beside_old, loaded=False),
-    Disturbance("two administrators for 90 s", administrators(90), TOLD),
+    Disturbance("two administrators for 90 s", administrators(90), EXPLAINED),
     Disturbance("the database's clock jumps by 3 h", clocks.the_databases_clock_jumps, AGAIN, jumped_s=clocks.JUMPED_S),
     Disturbance("1,000 callers in a queue", crowds.a_thousand_in_a_queue, loaded=False),
     Disturbance("400 callers on one key", crowds.many_on_one_key, short=True),
-    Disturbance("43 changes a second", crowds.changes_without_an_end),
+    Disturbance("43 changes a second", crowds.many_changes_a_second),
     Disturbance("a rolling restart", rolling_restart, short=True),
     Disturbance(
         "kill -9 the supervisor", kill_the_supervisor, (*_GATEWAY, *_PROVIDER, *_POSTGRES), unswept=True, alone=True

@@ -9,7 +9,7 @@ import aiohttp
 import pytest
 
 from tests.chaos.__main__ import disturb, last_judgement
-from tests.chaos.administrators import TOLD, administrators
+from tests.chaos.administrators import EXPLAINED, administrators
 from tests.chaos.disturbances import DISTURBANCES, Disturbance
 from tests.chaos.field import Field
 from tests.chaos.judge import Judge
@@ -17,7 +17,7 @@ from tests.chaos.stack import Stack
 
 SHORT = (
     *(disturbance for disturbance in DISTURBANCES if disturbance.short),
-    Disturbance("two administrators for 20 s", administrators(20), TOLD),
+    Disturbance("two administrators for 20 s", administrators(20), EXPLAINED),
 )
 
 

@@ -87,7 +87,7 @@ async def test_the_clock_of_a_running_postgres_moves_in_every_process(house: Hou
     async with house.pool.acquire() as one, house.pool.acquire() as other:
         for offset in (timedelta(0), -HOURS_3, HOURS_3):
             clock.move(offset)
-            for connection in (one, other):  # each is served by a process of its own
+            for connection in (one, other):  # a process each serves them
                 assert about(await connection.fetchval("SELECT clock_timestamp()"), datetime.now(UTC) + offset)
         clock.move_to(datetime(2026, 11, 1, 4, 6, tzinfo=UTC))
         assert about(await shown(house.pool), datetime(2026, 11, 1, 4, 6, tzinfo=UTC))
@@ -137,7 +137,7 @@ async def test_i1_i2_no_limit_is_passed_and_nothing_is_lost_while_the_clock_jump
     assert await house.books() == []
     assert await house.pool.fetchval("SELECT count(*) FROM holds") == 0
     assert sum(house.posted.values()) == sum([await house.posted_nano(f"agent {number}") for number in range(4)]) > 0
-    # The clock was at three different hours: each has windows of its own.
+    # The clock was at three different hours: each has its own windows.
     assert await house.pool.fetchval("SELECT count(DISTINCT w.starts_at) FROM windows w JOIN budgets b"
                                      " ON b.id = w.budget_id WHERE b.window_kind = 'hour'") >= 3  # fmt: skip
 
