@@ -22,6 +22,8 @@ from gateway.migrations import migrate
 from gateway.stack.ports import free_port
 from gateway.stack.postgres import EmbeddedPostgres, create_database, embedded_postgres
 from gateway.stack.state import StackState
+from llm_service.administration.budgets import ChangeBudget, NewTopUp, change_budget, top_up
+from llm_service.administration.inputs import read_input
 from llm_service.errors import IdempotencyConflict
 from llm_service.idempotency import Claim, Idempotency
 from llm_service.ids import new_call_id
@@ -196,6 +198,35 @@ async def test_a_change_that_was_made_while_the_clock_was_behind_alarms_nobody(
     clock.move(-timedelta(days=30))
     await house.agent("second", {"limit": "1"})
     clock.move(timedelta(0))
+    assert await house.books() == []
+
+
+@pytest.mark.parametrize("cost_nano", [0, 600])
+async def test_i1_a_call_that_ended_before_it_began_by_the_clock_is_no_overspend(
+    house: House, clock: MovableClock, cost_nano: int
+) -> None:
+    """Its hold was made, the clock went back, and then it was settled: the audit has nothing to name."""
+    agent = await house.agent("agent", {"limit": "0.000001"})
+    await top_up(house.pool, "agent agent: total", read_input(NewTopUp, {"amount": "0.000001"}))
+    hold = await house.admit(agent, 600)
+    assert isinstance(hold, Hold)
+    clock.move(-HOURS_3)
+    await house.settle(hold, cost_nano)
+    clock.move(timedelta(0))
+    assert await house.over_a_limit() == []
+    assert await house.books() == []
+
+
+async def test_i1_a_limit_that_was_raised_before_the_clock_went_back_is_no_overspend(
+    house: House, clock: MovableClock
+) -> None:
+    """What is spent then was allowed, though by the clock the limit was raised hours later."""
+    agent = await house.agent("agent", {"limit": "0.000001"})
+    await change_budget(house.pool, "agent agent: total", read_input(ChangeBudget, {"limit": "0.000002"}))
+    clock.move(-HOURS_3)
+    assert isinstance(await house.spend(agent, 1500), Hold)
+    clock.move(timedelta(0))
+    assert await house.over_a_limit() == []
     assert await house.books() == []
 
 
