@@ -27,7 +27,7 @@ from llm_service.administration.inputs import read_input
 from llm_service.errors import IdempotencyConflict
 from llm_service.idempotency import Claim, Idempotency
 from llm_service.ids import new_call_id
-from llm_service.treasury.treasury import Denial
+from llm_service.treasury.denial import Denial
 from llm_service.types import Hold
 from tests.faketime import MovableClock, needs_faketime
 from tests.integration.agents_that_spend import House, open_house
