@@ -191,6 +191,68 @@ async def test_i1_a_day_is_not_spent_twice_when_the_clock_goes_back_over_midnigh
     assert await house.books() == []
 
 
+#: A moment between the two midnights of a place where clocks go back at 1 h to 0 h (by PostgreSQL, midnight is the later).
+REPEATED = [
+    pytest.param("America/Havana", datetime(2026, 11, 1, 4, 6, tzinfo=UTC), id="Havana"),
+    pytest.param("Atlantic/Azores", datetime(2026, 10, 25, 0, 6, tzinfo=UTC), id="Azores"),
+]
+
+
+@pytest.mark.parametrize(("zone", "moment"), REPEATED)
+async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_own_limit(
+    house: House, clock: MovableClock, zone: str, moment: datetime
+) -> None:
+    """Calls of one group: an agent whose day has two midnights, and innocent ones in UTC and elsewhere."""
+    day = {"limit": "0.001", "window": "day"}
+    there = await house.agent("there", {**day, "time_zone": zone})
+    innocents = [
+        await house.agent("in UTC", day),
+        await house.agent("with more", {**day, "limit": "0.004"}),
+        await house.agent("in Tokyo", {**day, "time_zone": "Asia/Tokyo"}),
+        await house.agent("in all", {"limit": "0.001"}, {**day, "limit": "0.002"}),
+    ]
+    alone = await house.agent("alone", {**day, "time_zone": zone})
+    before = await house.agent("before", {**day, "time_zone": zone})
+    limits = {there: 1_000_000, "with more": 4_000_000, **dict.fromkeys(("in UTC", "in Tokyo", "in all"), 1_000_000)}
+    clock.move_to(moment)
+
+    # In groups, in any order, and each with a call more than fits: all get what is theirs, and no more.
+    chance = random.Random(1)
+    for _ in range(45):
+        agents = chance.sample([there, *innocents], 5)
+        outcomes = dict(
+            zip(agents, await asyncio.gather(*(house.spend(agent, 100_000) for agent in agents)), strict=True)
+        )
+        for agent, outcome in outcomes.items():
+            fits = limits[agent] >= 100_000
+            limits[agent] -= 100_000 * fits
+            assert isinstance(outcome, Hold) is fits, (agent, outcome)
+    assert set(limits.values()) == {0}
+    assert await house.over_a_limit() == []
+    assert await house.books() == []
+
+    # Alone in its group, too; and for a subject that had its window open since the day before.
+    clock.move_to(moment - timedelta(minutes=30))
+    assert isinstance(await house.spend(before, 1_000_000), Hold)
+    clock.move_to(moment + timedelta(minutes=20))
+    assert isinstance(await house.spend(alone, 1_000_000), Hold)
+    for agent in (alone, before):
+        refused = await house.spend(agent, 1)
+        assert isinstance(refused, Denial)
+        assert refused.resets_at is not None
+        assert refused.resets_at > await shown(house.pool)
+
+    # The windows follow one another to the next day, whenever one looks.
+    for minutes in range(30, 26 * 60, 30):
+        clock.move_to(moment + timedelta(minutes=minutes))
+        await house.spend(there, 100_000)
+    clock.move_to(moment + timedelta(days=3))
+    for agent in (there, *innocents[:3], alone):
+        assert isinstance(await house.spend(agent, 1_000_000), Hold), agent
+    assert await house.over_a_limit() == []
+    assert await house.books() == []
+
+
 async def test_a_change_that_was_made_while_the_clock_was_behind_alarms_nobody(
     house: House, clock: MovableClock
 ) -> None:
