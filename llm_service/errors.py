@@ -23,6 +23,7 @@
     ├── Unavailable               503  a part of Treasurer is away; nothing was spent
     │   ├── TreasuryUnavailable   503  Postgres
     │   ├── ProxyUnavailable      503  LiteLLM Proxy
+    │   ├── ProxyBusy             503  LiteLLM Proxy has as many streams as it takes: Retry-After
     │   └── BreakerOpen           503  a model, a provider or the proxy failed too often: Retry-After
     └── UpstreamError             as the provider said, else 502
         └── UpstreamTimeout       504
@@ -224,6 +225,13 @@ class TreasuryUnavailable(Unavailable):
 
 class ProxyUnavailable(Unavailable):
     code = "proxy_unavailable"
+
+
+class ProxyBusy(Unavailable):
+    """Of a worker of the proxy: nothing was sent to a provider, and another model would be served by the same proxy."""
+
+    code = "proxy_busy"
+    should_retry = True
 
 
 class BreakerOpen(Unavailable):

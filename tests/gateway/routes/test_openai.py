@@ -153,7 +153,8 @@ class Gateway:
 
         runtime = SimpleNamespace(
             service=self.service, principals=SimpleNamespace(by_secret=by_secret),
-            settings=SimpleNamespace(max_body_bytes=100, body_timeout_s=10), telemetry=SimpleNamespace(parent=lambda traceparent: traceparent),
+            settings=SimpleNamespace(max_body_bytes=100, body_timeout_s=10, stalled_timeout_s=10),
+            telemetry=SimpleNamespace(parent=lambda traceparent: traceparent),
         )  # fmt: skip
         self.routes = HotRoutes(app, lambda: cast("Runtime", runtime))
 
