@@ -54,8 +54,8 @@ class _Folded:
 
     def __init__(self, chunk: Any) -> None:
         self._first = chunk
-        self._said: list[str] = []
-        self._thought: list[str] = []
+        self._said: list[str | None] = []
+        self._thought: list[str | None] = []
         self._arguments: list[str] = []
         self._count = 0
         self.usage: Any = None
@@ -65,8 +65,8 @@ class _Folded:
         delta = chunk.choices[0].delta
         self._count += 1
         self.usage = _usage(chunk)
-        self._said.append(getattr(delta, "content", None) or "")
-        self._thought.append(getattr(delta, "reasoning_content", None) or "")
+        self._said.append(getattr(delta, "content", None))
+        self._thought.append(getattr(delta, "reasoning_content", None))
         for call in getattr(delta, "tool_calls", None) or ():
             self._arguments.append(call.function.arguments or "")
 
@@ -80,15 +80,20 @@ class _Folded:
             call.function = call.function.model_copy(update={"arguments": "".join(self._arguments)})
             calls = [call]
         delta = Delta(
-            content="".join(self._said) if any(self._said) or not any(self._thought) else None,
+            content=_joined(self._said),
             role=getattr(choice.delta, "role", None),
-            reasoning_content="".join(self._thought) or None,
+            reasoning_content=_joined(self._thought),
             tool_calls=calls,
         )
         folded = self._first.model_copy(update={"choices": [StreamingChoices(index=choice.index, delta=delta)]})
         if self.usage is not None:
             folded.usage = self.usage
         return folded
+
+
+def _joined(parts: list[str | None]) -> str | None:
+    said = [part for part in parts if part is not None]
+    return "".join(said) if said else None
 
 
 def _usage(chunk: Any) -> Any:
