@@ -233,12 +233,22 @@ async def measure(callers: int, crowds: set[str], console: Console) -> list[Outc
 def show(console: Console, outcomes: list[Outcome], callers: int) -> None:
     """One table."""
     table = Table(title=f"{callers} streams of {_TOKENS:,} tokens, a fast provider, one LiteLLM Proxy worker")
-    headings = ("crowd", "bystander p50 ms", "p95 ms", "calls", "failed", "streams", "LiteLLM MiB before", "peak")
+    headings = (
+        "crowd",
+        "bystander p50 ms",
+        "p95 ms",
+        "longest",
+        "calls",
+        "failed",
+        "streams",
+        "LiteLLM MiB before",
+        "peak",
+    )
     for heading in (*headings, f"{_AFTER_S:g} s after", "billed $", "posted $", "settled after s", "still held"):
         table.add_column(heading, justify="left" if heading == "crowd" else "right")
     for row in outcomes:
         table.add_row(
-            row.name, f"{row.p50_ms:.0f}", f"{row.p95_ms:.0f}", str(len(row.latencies)), str(row.failed),
+            row.name, f"{row.p50_ms:.0f}", f"{row.p95_ms:.0f}", f"{max(row.latencies, default=0):.0f}", str(len(row.latencies)), str(row.failed),
             " ".join(f"{count}×{status}" for status, count in sorted(row.answers.items())),
             f"{row.before_mib:.0f}", f"{row.peak_mib:.0f}", f"{row.after_mib:.0f}",
             f"{row.billed_nano / 10**9:.4f}", f"{row.posted_nano / 10**9:.4f}", f"{row.settled_s:.0f}", str(row.unsettled),

@@ -30,7 +30,7 @@ class Settings(BaseSettings):
     proxy_workers: int = Field(default=min(2, os.cpu_count() or 1), ge=1, le=64, description="LiteLLM Proxy workers")
 
     streams_per_worker: int = Field(
-        default=100, ge=0, le=10_000, description="streams under way in each LiteLLM Proxy worker; 0: without a bound"
+        default=200, ge=0, le=10_000, description="streams under way in each LiteLLM Proxy worker; 0: without a bound"
     )
 
     database_url: str | None = Field(default=None, description="an external PostgreSQL; none: embedded")

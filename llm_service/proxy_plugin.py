@@ -32,12 +32,14 @@ from litellm.types.utils import is_litellm_owned_kwarg
 
 from llm_service import core_dumps
 from llm_service.chunk_folding import fold
+from llm_service.giving_back import GivingBack, give_back, settle_in
 from llm_service.grants import CALL_PATHS, READ_PATHS, Grant, GrantError, UsedGrants, verify
 from llm_service.litellm_events import (
     CLAIM,
     COUNTED,
     causes,
     details_of,
+    ended_by_litellm,
     estimate,
     grant_name,
     is_own_count,
@@ -112,7 +114,8 @@ _secret = os.environ.get("TREASURER_GRANT_SECRET", "")
 _enforces_limits = os.environ.get("TREASURER_PROXY_ENFORCES_LIMITS", "0") == "1"
 _quiet = QuietLogs()
 _used = UsedGrants(_folder("TREASURER_GRANT_DIR", ".treasurer/grants"))
-_places = StreamPlaces(int(os.environ.get("TREASURER_STREAMS_PER_WORKER") or 0))
+_giving_back = GivingBack(lambda: _places.taken, give_back)
+_places = StreamPlaces(int(os.environ.get("TREASURER_STREAMS_PER_WORKER") or 0), _giving_back.ended)
 _turnstile, _lateness = Turnstile(), Lateness()
 
 
@@ -320,10 +323,10 @@ class WitnessLogger(CustomLogger):
                 if ended is not LastRead.ENDED:
                     self._record_cut("cancelled", request_data, seen, None, unread=ended is LastRead.BEHIND)
                 elif stream.error is not None:
-                    self._record_cut("failure", request_data, seen, stream.error)
+                    self._record_broken(request_data, seen, stream.error)
                 raise
             except Exception as error:
-                self._record_cut("failure", request_data, seen, error)
+                self._record_broken(request_data, seen, error)
                 raise
 
     def _remember(self, metadata: Any, free: bool, unread: bool) -> None:
@@ -332,6 +335,10 @@ class WitnessLogger(CustomLogger):
         self._failed[name] = free and all_free, unread and all_unread
         if len(self._failed) > _MOST_FAILED:  # of requests that another deployment served after all
             del self._failed[next(iter(self._failed))]
+
+    def _record_broken(self, data: Mapping[str, Any], chunks: list[Any], error: Exception) -> None:
+        # Before its first chunk nobody knows whether there is anything to pay for: that is for the agent's policy.
+        self._record_cut("failure", data, chunks, error, unread=bool(chunks) and ended_by_litellm(error))
 
     def _record_cut(
         self,
@@ -373,6 +380,7 @@ class WitnessLogger(CustomLogger):
 core_dumps.forbid()
 send_once()
 take_shortcuts()
+settle_in()
 witness_logger = WitnessLogger(
     WitnessWriter(os.environ.get("TREASURER_DATABASE_URL"), _folder("TREASURER_SPOOL_DIR", ".treasurer/spool"))
 )

@@ -109,7 +109,7 @@ class ReadOn:
         while not self._waiting.empty():
             self._waiting.get_nowait()
         if self._task is None:
-            return LastRead.CAUGHT_UP  # nobody has asked for its first chunk
+            return LastRead.BEHIND  # nobody has asked for its first chunk
         ended = LastRead.BEHIND
         with anyio.CancelScope(shield=True), self._lateness:
             ended = await self._rounds(self._task, most_s, round_s)

@@ -8,15 +8,19 @@ Proxy: standard library only.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
 
 class StreamPlaces:
-    """Places for streams, by the name of the grant that a stream was asked for with. `most` 0: without a bound."""
+    """Places for streams, by the name of the grant that a stream was asked for with. `most` 0: without a bound.
 
-    def __init__(self, most: int) -> None:
+    `ended` is called when a place is free again.
+    """
+
+    def __init__(self, most: int, ended: Callable[[], None] = lambda: None) -> None:
         self.most = most
+        self._ended = ended
         self._users: dict[str, int] = {}
 
     @property
@@ -52,3 +56,4 @@ class StreamPlaces:
         self._users[name] -= 1
         if not self._users[name]:
             del self._users[name]
+            self._ended()

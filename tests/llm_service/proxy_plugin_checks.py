@@ -30,6 +30,7 @@ os.environ.update(
     TREASURER_SPOOL_DIR=str(FOLDER / "spool"),
 )
 
+import litellm
 from litellm import Router, stream_chunk_builder
 from litellm.proxy._types import ProxyException
 from litellm.types.router import Deployment
@@ -475,6 +476,31 @@ async def check_a_stream_that_must_be_finished_is_read_to_its_end() -> None:
 async def check_a_stream_that_breaks_when_its_caller_has_left_is_witnessed() -> None:
     kept, _, _ = await left(stream([object()] * 3, ValueError("cut")))
     assert [(w.outcome, w.error) for w in kept.witnesses] == [("failure", "ValueError")]
+
+
+async def check_i1_a_stream_that_litellm_ended_itself_is_witnessed_as_unread() -> None:
+    """It has read as far as it wanted to, or had the time to."""
+    ends: list[tuple[Exception, bool]] = [
+        (litellm.Timeout("too long", "gpt-4o", "openai"), True),
+        (litellm.InternalServerError("The model is repeating the same chunk = ha.", "openai", "gpt-4o"), True),
+        (TimeoutError(), True),
+        (ConnectionResetError("cut"), False),
+        (litellm.APIError(500, "overloaded", "openai", "gpt-4o"), False),
+    ]
+    for error, unread in ends:
+        kept, _, _ = await left(stream([object()] * 3, error))
+        assert [(w.outcome, w.unread) for w in kept.witnesses] == [("failure", unread)], error
+        kept = Kept()
+        call = SimpleNamespace(model_call_details=event(), start_time=None)
+        hook = plugin.WitnessLogger(kept).async_post_call_streaming_iterator_hook  # type: ignore[arg-type]
+        try:
+            async for _ in hook(None, stream([object()], error), {"litellm_logging_obj": call}):
+                pass
+        except type(error):
+            assert [(w.outcome, w.unread) for w in kept.witnesses] == [("failure", unread)], error
+    refused = type("ConnectTimeout", (Exception,), {})("nobody there")
+    kept, _, _ = await left(stream([object()], refused))
+    assert not kept.witnesses[0].unread, "nothing was sent"
 
 
 async def check_an_error_says_whether_anything_can_have_been_billed() -> None:
