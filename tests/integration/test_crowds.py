@@ -10,7 +10,7 @@ import asyncio
 import json
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,8 @@ async def test_a_stream_too_many_is_refused_at_once_and_no_place_is_lost(caller:
     await close(await fill())
     whole = await caller.call()  # what is no stream needs no place
     assert whole.choices
-    for script in ({"status": 400}, {"cut_after_tokens": 2}, {"status": 500}):
+    cut = {"cut_after_tokens": 10, "output_tokens": 60, "tokens_per_s": 200, "chunk_tokens": 1}
+    for script in ({"status": 400}, cut, {"status": 500}):
         for _ in range(3):
             await asyncio.gather(*(fail(script) for _ in range(12)))
     await asyncio.sleep(COOLDOWN_S)
@@ -103,27 +104,32 @@ async def test_a_stream_too_many_is_refused_at_once_and_no_place_is_lost(caller:
     assert await caller.faults() == []
 
 
+@pytest.fixture
+def impatient(stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path) -> Iterator[tuple[str, Path]]:
+    """One more gateway of the stack, which waits a second for a caller who takes nothing; its address and its log."""
+    environ, log = {"TREASURER_STALLED_TIMEOUT_S": "1"}, service_dir / "impatient-gateway.log"
+    with another_gateway(stack, stop_with_us, log, environ) as (url, _):
+        yield url, log
+
+
 async def test_i1_a_caller_that_takes_nothing_is_told_so_and_its_stream_is_ended(
-    stack: StackState, caller: Caller, stop_with_us: Callable[[int], None], service_dir: Path
+    caller: Caller, impatient: tuple[str, Path]
 ) -> None:
     """It holds neither memory without a bound nor a place in LiteLLM; what it had asked for is paid."""
-    tokens = 4000
-    with another_gateway(
-        stack, stop_with_us, service_dir / "stalled-gateway.log", {"TREASURER_STALLED_TIMEOUT_S": "1"}
-    ) as (url, _):
-        script = {"output_tokens": tokens, "chunk_tokens": 1}
-        body = {"model": MODEL, "stream": True, "max_tokens": tokens, "messages": said(script=script)}
-        with await asyncio.to_thread(ask_and_take_nothing, url, caller.secret, json.dumps(body).encode()) as connection:
-            deadline = time.monotonic() + CROWD_S
-            while await caller.held() == 0 and not await caller.invoice():
-                assert time.monotonic() < deadline
-                await asyncio.sleep(0.05)
-            await caller.settled(CROWD_S)
-            rest = await asyncio.to_thread(read_all, connection)
+    (url, log), tokens = impatient, 4000
+    script = {"output_tokens": tokens, "chunk_tokens": 1}
+    body = {"model": MODEL, "stream": True, "max_tokens": tokens, "messages": said(script=script)}
+    with await asyncio.to_thread(ask_and_take_nothing, url, caller.secret, json.dumps(body).encode()) as caught:
+        deadline = time.monotonic() + CROWD_S
+        while "has taken nothing" not in log.read_text(errors="replace"):
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.1)
+        rest = await asyncio.to_thread(read_all, caught)
     assert rest.startswith(b"HTTP/1.1 200")
     assert b"You took nothing of this answer for 1 s" in rest
     assert rest.endswith(b"0\r\n\r\n"), rest[-200:]
     assert len(rest) < 2_000_000
+    await caller.settled(CROWD_S)
     (entry,) = await caller.ledger()
     (line,) = await caller.invoice()
     assert (entry["error_code"], entry["status"]) == ("client_left", 499)
