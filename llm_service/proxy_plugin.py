@@ -32,7 +32,7 @@ from litellm.types.utils import is_litellm_owned_kwarg
 
 from llm_service import core_dumps
 from llm_service.chunk_folding import fold
-from llm_service.giving_back import GivingBack, give_back, settle_in
+from llm_service.giving_back import settle_in
 from llm_service.grants import CALL_PATHS, READ_PATHS, Grant, GrantError, UsedGrants, verify
 from llm_service.litellm_events import (
     CLAIM,
@@ -51,11 +51,10 @@ from llm_service.litellm_events import (
 )
 from llm_service.litellm_shortcuts import take_shortcuts
 from llm_service.proxy_logs import QuietLogs
-from llm_service.reading_on import LastRead, Lateness, ReadOn
+from llm_service.reading_on import LastRead
 from llm_service.single_sending import send_once
-from llm_service.stream_places import StreamPlaces
-from llm_service.turnstile import Turnstile
 from llm_service.witnesses import Outcome, WitnessWriter
+from llm_service.worker_streams import WorkerStreams
 
 _log = logging.getLogger("treasurer.proxy_plugin")
 
@@ -114,9 +113,7 @@ _secret = os.environ.get("TREASURER_GRANT_SECRET", "")
 _enforces_limits = os.environ.get("TREASURER_PROXY_ENFORCES_LIMITS", "0") == "1"
 _quiet = QuietLogs()
 _used = UsedGrants(_folder("TREASURER_GRANT_DIR", ".treasurer/grants"))
-_giving_back = GivingBack(lambda: _places.taken, give_back)
-_places = StreamPlaces(int(os.environ.get("TREASURER_STREAMS_PER_WORKER") or 0), _giving_back.ended)
-_turnstile, _lateness = Turnstile(), Lateness()
+_streams = WorkerStreams(int(os.environ.get("TREASURER_STREAMS_PER_WORKER") or 0))
 
 
 def _refusal(message: str, *, status: int, kind: str, code: str) -> ProxyException:
@@ -161,9 +158,9 @@ async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
     if path in CALL_PATHS:
         _check_steering(fields)
         _use_once(grant)
-        if fields.get("stream") and not _places.take(f"{grant.call_id}.{grant.attempt}"):
+        if fields.get("stream") and not await _streams.begin(f"{grant.call_id}.{grant.attempt}"):
             raise _refusal(
-                f"This worker has {_places.most} streams under way, the most that it takes (TREASURER_STREAMS_PER_WORKER)",
+                f"This worker has {_streams.most} streams under way, the most it takes (TREASURER_STREAMS_PER_WORKER)",
                 status=503, kind="service_unavailable_error", code="proxy_busy",
             )  # fmt: skip
     return _identity(grant)
@@ -251,6 +248,11 @@ class WitnessLogger(CustomLogger):
         if claim.get("once"):
             data["num_retries"] = 0
 
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Any) -> None:
+        """A provider is about to be asked."""
+        metadata = metadata_of(kwargs) or metadata_of(kwargs.get("litellm_params") or {})
+        _streams.asks_provider(grant_name(metadata.get("user_api_key_metadata")))
+
     async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
         """An answer was served whole (a stream: to its end). LiteLLM may tell it twice, if the reader had left."""
         if kwargs.get(_ENDED):
@@ -308,8 +310,8 @@ class WitnessLogger(CustomLogger):
             if isinstance(received, list):
                 fold(received)
 
-        stream = ReadOn(response, _turnstile, _lateness, saw)
-        with _places.kept(grant_name(metadata)):
+        stream = _streams.reading(response, saw)
+        with _streams.kept(grant_name(metadata)):
             try:
                 async for chunk in stream.chunks():
                     if is_own_count(chunk, response):

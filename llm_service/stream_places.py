@@ -15,10 +15,10 @@ from contextlib import contextmanager
 class StreamPlaces:
     """Places for streams, by the name of the grant that a stream was asked for with. `most` 0: without a bound.
 
-    `ended` is called when a place is free again.
+    `ended` is called with the name when a place is free again.
     """
 
-    def __init__(self, most: int, ended: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, most: int, ended: Callable[[str], None] = lambda _name: None) -> None:
         self.most = most
         self._ended = ended
         self._users: dict[str, int] = {}
@@ -56,4 +56,4 @@ class StreamPlaces:
         self._users[name] -= 1
         if not self._users[name]:
             del self._users[name]
-            self._ended()
+            self._ended(name)

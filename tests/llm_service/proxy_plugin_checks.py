@@ -41,11 +41,10 @@ from starlette.requests import Request
 from llm_service import chunk_folding
 from llm_service import litellm_shortcuts as shortcuts
 from llm_service import proxy_plugin as plugin
+from llm_service.beginnings import Beginnings
 from llm_service.grants import Grant, GrantLimits, UsedGrants, digest_of, for_service, sign
-from llm_service.reading_on import Lateness
-from llm_service.stream_places import StreamPlaces
-from llm_service.turnstile import Turnstile
 from llm_service.witnesses import Witness
+from llm_service.worker_streams import WorkerStreams
 
 CHAT = "/v1/chat/completions"
 
@@ -432,33 +431,57 @@ async def check_neither_the_plugin_nor_litellm_keeps_every_chunk() -> None:
 
 
 async def check_a_stream_too_many_is_refused_and_its_place_is_not_lost() -> None:
-    places, plugin._places = plugin._places, StreamPlaces(2)
+    plugin._streams = WorkerStreams(2)
 
     async def served(content: bytes, over: asyncio.Event) -> None:
         await ask(granted(content), content)
         await over.wait()
 
-    try:
-        content, over = body(stream=True), asyncio.Event()
-        requests = [asyncio.create_task(served(content, over)) for _ in range(2)]
-        while plugin._places.taken < 2:
-            await asyncio.sleep(0)
-        token = granted(content)
-        try:
-            await ask(token, content)
-        except ProxyException as error:
-            assert (error.code, error.headers) == ("503", {"x-treasurer-refused": "proxy_busy", "retry-after": "1"})
-        else:
-            raise AssertionError("it was let in")
-        await refused(401, "used before", token, content)
-        await ask(granted(body()), body())  # a whole answer needs no place
-        over.set()
-        await asyncio.gather(*requests)
+    content, over = body(stream=True), asyncio.Event()
+    requests = [asyncio.create_task(served(content, over)) for _ in range(2)]
+    while plugin._streams.under_way < 2:
         await asyncio.sleep(0)
-        assert plugin._places.taken == 0
-        await asyncio.create_task(served(content, over))
-    finally:
-        plugin._places = places
+    token = granted(content)
+    try:
+        await ask(token, content)
+    except ProxyException as error:
+        assert (error.code, error.headers) == ("503", {"x-treasurer-refused": "proxy_busy", "retry-after": "1"})
+    else:
+        raise AssertionError("it was let in")
+    await refused(401, "used before", token, content)
+    await ask(granted(body()), body())  # a whole answer needs no place
+    over.set()
+    await asyncio.gather(*requests)
+    await asyncio.sleep(0)
+    assert plugin._streams.under_way == 0
+    await asyncio.create_task(served(content, over))
+
+
+async def check_a_stream_that_asks_its_provider_lets_the_next_one_begin() -> None:
+    plugin._streams._beginnings = Beginnings(1, 3600)
+
+    async def served(over: asyncio.Event, **claim: Any) -> dict[str, Any]:
+        content = body(stream=True)
+        identity = await ask(granted(content, **claim), content)
+        waiting.discard(claim["call_id"])
+        await over.wait()
+        return identity.metadata
+
+    first, second, over = uuid4(), uuid4(), asyncio.Event()
+    waiting = {first, second}
+    requests = [asyncio.create_task(served(over, call_id=name)) for name in (first, second)]
+    while first in waiting:
+        await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert waiting == {second}
+    key = {"treasurer": {"call_id": str(first), "attempt": 3}}
+    asked = {"litellm_params": {"metadata": {"user_api_key_metadata": key}}}
+    plugin.WitnessLogger(Kept()).log_pre_api_call("gpt-4o", [], asked)  # type: ignore[arg-type]
+    while waiting:
+        await asyncio.sleep(0)
+    over.set()
+    await asyncio.gather(*requests)
 
 
 async def check_a_stream_that_must_be_finished_is_read_to_its_end() -> None:
@@ -637,7 +660,7 @@ def main() -> None:
     results: dict[str, str | None] = {}
     for name, check in list(globals().items()):
         if name.startswith("check_"):
-            plugin._turnstile, plugin._lateness = Turnstile(), Lateness()  # one for each event loop
+            plugin._streams = WorkerStreams()  # one for each event loop
             try:
                 asyncio.run(check())
                 results[name] = None
