@@ -14,7 +14,7 @@ from collections import deque
 #: At work at once: while one waits (for a file, another thread) the next one can go on.
 _AT_ONCE = 2
 #: The longest that a beginning holds others up, whatever has become of it.
-_LONGEST_S = 1.0
+_LONGEST_S = 0.2
 
 
 class Beginnings:
