@@ -132,11 +132,11 @@ async def left_by_a_crowd_paced(field: Field) -> Later:
 
 
 async def _crowd(field: Field, pace: Script) -> Later:
-    def ask(leave: Leave | None = None, output: int = 1000) -> Ask:
+    def ask(leave: Leave | None = None, output: int = 3000) -> Ask:
         return field.chat("Tell me a long story.", output=output, stream=True, leave=leave, script=pace)
 
     asks = [ask(Leave(after_s=field.random.uniform(0.8, 1.6))) for _ in range(24)]
-    await field.fund(asks[0].cost_nano * 10)
+    await field.fund(asks[0].cost_nano * 6)
     await field.together(asks)
     return lambda: ask(output=60)
 
