@@ -60,8 +60,8 @@ _log = logging.getLogger("treasurer.proxy_plugin")
 
 _FREE = "treasurer_free"  # set on a request that failed: "1" if nothing can have been billed
 #: How long a stream is read on after the service has left it, in seconds: one that was generated faster than it was
-#: read ends within that, and tells what it cost. A provider that generates slowly is told to stop, as soon as it is seen
-#: that all of its chunks were read; …
+#: read ends within that, and tells what it cost. A provider that generates slowly is stopped as soon as it is seen that
+#: all of its chunks were read; …
 _LINGER_S = 2.0
 #: … what is still behind then is read for so long;
 _BEHIND_S = 60.0

@@ -127,7 +127,7 @@ async def left_by_a_crowd(field: Field) -> Later:
 
 
 async def left_by_a_crowd_paced(field: Field) -> Later:
-    """The same, of a provider that generates 60 tokens a second and stops when it is told to."""
+    """The same, of a provider that generates 60 tokens a second and stops when its connection is closed."""
     return await _crowd(field, {"chunk_tokens": 1, "tokens_per_s": 60.0})
 
 

@@ -107,7 +107,7 @@ def impatient(stack: StackState, stop_with_us: Callable[[int], None], service_di
         yield url, log
 
 
-async def test_i1_a_caller_that_takes_nothing_is_told_so_and_its_stream_is_ended(
+async def test_i1_a_caller_that_takes_nothing_gets_an_error_and_its_stream_is_ended(
     caller: Caller, impatient: tuple[str, Path]
 ) -> None:
     """It holds neither memory without a bound nor a place in LiteLLM; what it had asked for is paid."""

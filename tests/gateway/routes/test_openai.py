@@ -404,7 +404,7 @@ async def test_a_connection_that_breaks_while_sending_closes_the_stream(gateway:
     assert gateway.service.stream_answer.closed == 1
 
 
-async def test_a_caller_who_takes_nothing_for_long_is_told_and_its_stream_closed(gateway: Gateway) -> None:
+async def test_a_caller_who_takes_nothing_for_long_gets_an_error_and_its_stream_is_closed(gateway: Gateway) -> None:
     told: list[bytes] = []
 
     class Stalled(Client):
