@@ -132,7 +132,7 @@ async def left_by_a_crowd_paced(field: Field) -> Later:
 
 
 async def _crowd(field: Field, pace: Script) -> Later:
-    def ask(leave: Leave | None = None, output: int = 3000) -> Ask:
+    def ask(leave: Leave | None = None, output: int = 2000) -> Ask:
         return field.chat("Tell me a long story.", output=output, stream=True, leave=leave, script=pace)
 
     asks = [ask(Leave(after_s=field.random.uniform(0.8, 1.6))) for _ in range(24)]
