@@ -26,6 +26,7 @@
     │   ├── BudgetLocked          503  another transaction in Postgres keeps a budget's window: Retry-After
     │   ├── BudgetUnusable        503  a budget has no window for this moment: an operator looks at the audit
     │   ├── ProxyUnavailable      503  LiteLLM Proxy
+    │   ├── ProxyBusy             503  LiteLLM Proxy has as many streams as it takes: Retry-After
     │   └── BreakerOpen           503  a model, a provider or the proxy failed too often: Retry-After
     └── UpstreamError             as the provider said, else 502
         └── UpstreamTimeout       504
@@ -242,6 +243,13 @@ class BudgetUnusable(Unavailable):
 
 class ProxyUnavailable(Unavailable):
     code = "proxy_unavailable"
+
+
+class ProxyBusy(Unavailable):
+    """Of a worker of the proxy: nothing was sent to a provider, and another model would be served by the same proxy."""
+
+    code = "proxy_busy"
+    should_retry = True
 
 
 class BreakerOpen(Unavailable):

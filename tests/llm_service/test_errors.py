@@ -74,6 +74,7 @@ def test_codes_and_types() -> None:
         "RateLimited": (429, "rate_limit_error", "rate_limit_exceeded", True),
         "Unavailable": (503, "service_unavailable_error", "unavailable", None),
         "TreasuryUnavailable": (503, "service_unavailable_error", "treasury_unavailable", None),
+        "ProxyBusy": (503, "service_unavailable_error", "proxy_busy", True),
         "ProxyUnavailable": (503, "service_unavailable_error", "proxy_unavailable", None),
         "UpstreamError": (502, "upstream_error", "upstream_error", None),
         "UpstreamTimeout": (504, "upstream_error", "upstream_timeout", None),
