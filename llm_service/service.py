@@ -7,7 +7,7 @@ What must hold:
   I1/I3  nothing is sent without a hold on disk that covers whatever it can cost, and a grant that names it
   I2     what was sent is settled from the provider's usage; where that is missing, from an estimate with
          a margin; where no answer came, by whoever finds the proxy's witness
-  I7     the same idempotency key with the same body is the same call
+  I7     the same idempotency key with the same body is the same call, for a caller who may make it
 A whole answer that was asked for goes on to its end, whoever waits for it no longer: it is billed whole.
 A call goes on to its chain's next model until something of an answer has gone to its caller, never after.
 """
@@ -23,7 +23,15 @@ from typing import Any, TypeVar
 from llm_service import logs, routing
 from llm_service.admission import Admission
 from llm_service.call import CHAT_PATH, EMBEDDINGS_PATH, Call, Ending
-from llm_service.errors import InvalidRequest, TreasurerError, TreasuryUnavailable, UpstreamError, UpstreamTimeout
+from llm_service.errors import (
+    InvalidRequest,
+    NotAuthenticated,
+    NotPermitted,
+    TreasurerError,
+    TreasuryUnavailable,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from llm_service.guards.passage import NO_BREAKERS, BreakerGate
 from llm_service.idempotency import Claim, Idempotency, Replay
 from llm_service.proxy import Unanswered, Upstream, UpstreamStream, event_error
@@ -290,10 +298,23 @@ class LLMService:
         return call
 
     async def _claim(self, call: Call, body: bytes) -> Claim | Replay | None:
+        """The call's claim to its idempotency key, or the answer that the key has; None: it has no key.
+
+        An answer is given again only to a caller who may make this call now.
+        """
         key = call.context.idempotency_key
         if key is None:
             return None
-        return await self._idempotency.claim(call.principal.agent_id, key, call.operation, body, call.call_id)
+        try:
+            self._admission.check(call)
+            claim = await self._idempotency.claim(call.principal.agent_id, key, call.operation, body, call.call_id)
+            if isinstance(claim, Replay):  # which may have been waited for: meanwhile the agent may have been paused
+                await self._admission.renew(call)
+                self._admission.check(call, claim.headers.get("x-treasurer-model"))
+        except (NotAuthenticated, NotPermitted) as error:
+            self._admission.refused(call, error)
+            raise
+        return claim
 
     async def _admit(self, call: Call, claim: Claim | None) -> None:
         """Leave from the breakers, and a hold, for a call whose idempotency key is its own.
