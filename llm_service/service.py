@@ -23,17 +23,9 @@ from typing import Any, TypeVar
 from llm_service import logs, routing
 from llm_service.admission import Admission
 from llm_service.call import CHAT_PATH, EMBEDDINGS_PATH, Call, Ending
-from llm_service.errors import (
-    InvalidRequest,
-    NotAuthenticated,
-    NotPermitted,
-    TreasurerError,
-    TreasuryUnavailable,
-    UpstreamError,
-    UpstreamTimeout,
-)
+from llm_service.errors import InvalidRequest, TreasurerError, TreasuryUnavailable, UpstreamError, UpstreamTimeout
 from llm_service.guards.passage import NO_BREAKERS, BreakerGate
-from llm_service.idempotency import Claim, Idempotency, Replay
+from llm_service.idempotency import Claim, Idempotency, Replay, claim_for
 from llm_service.proxy import Unanswered, Upstream, UpstreamStream, event_error
 from llm_service.requests import ParsedRequest, parse_chat, parse_embeddings
 from llm_service.sending import Sender
@@ -102,7 +94,7 @@ class LLMService:
         call = self._call("chat", CHAT_PATH, parse_chat(body), principal, context, parent)
         if not call.request.stream:
             raise InvalidRequest("'stream' must be true here.", param="stream")
-        claim = await self._claim(call, body)
+        claim = await claim_for(call, body, self._idempotency, self._admission)
         if isinstance(claim, Replay):
             return StreamingAnswer.replayed(claim)
         return await self._serve(call, claim, self._begin_stream)
@@ -113,7 +105,7 @@ class LLMService:
             await asyncio.wait(self._background)
 
     async def _whole(self, call: Call, body: bytes) -> Answer:
-        claim = await self._claim(call, body)
+        claim = await claim_for(call, body, self._idempotency, self._admission)
         if isinstance(claim, Replay):
             cost_nano = 0  # it was paid for by the call that it repeats
             return Answer(claim.status, claim.body, replayed_headers(claim), claim.call_id, cost_nano)
@@ -296,25 +288,6 @@ class LLMService:
         call = Call(operation, path, request, principal, context, parent if parent is not None else self._parent())
         logs.bind(call.call_id)
         return call
-
-    async def _claim(self, call: Call, body: bytes) -> Claim | Replay | None:
-        """The call's claim to its idempotency key, or the answer that the key has; None: it has no key.
-
-        An answer is given again only to a caller who may make this call now.
-        """
-        key = call.context.idempotency_key
-        if key is None:
-            return None
-        try:
-            self._admission.check(call)
-            claim = await self._idempotency.claim(call.principal.agent_id, key, call.operation, body, call.call_id)
-            if isinstance(claim, Replay):  # which may have been waited for: meanwhile the agent may have been paused
-                await self._admission.renew(call)
-                self._admission.check(call, claim.headers.get("x-treasurer-model"))
-        except (NotAuthenticated, NotPermitted) as error:
-            self._admission.refused(call, error)
-            raise
-        return claim
 
     async def _admit(self, call: Call, claim: Claim | None) -> None:
         """Leave from the breakers, and a hold, for a call whose idempotency key is its own.
