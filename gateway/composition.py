@@ -53,6 +53,7 @@ class Runtime:
     catalog: Catalog
     treasury: Treasury
     breakers: Breakers
+    proxy: ProxyUpstream
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,7 +172,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             task = asyncio.create_task(work)
             stack.push_async_callback(_stop, task)
         stack.push_async_callback(service.close)
-        yield Runtime(settings, service, principals, pool, telemetry, limiter, catalog, treasury, breakers)
+        yield Runtime(settings, service, principals, pool, telemetry, limiter, catalog, treasury, breakers, proxy)
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

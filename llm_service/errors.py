@@ -23,6 +23,7 @@
     ├── Unavailable               503  a part of Treasurer is away; nothing was spent
     │   ├── TreasuryUnavailable   503  Postgres
     │   ├── ProxyUnavailable      503  LiteLLM Proxy
+    │   │   └── ProxyClock        503  its clock and ours differ, so it refuses our grants
     │   └── BreakerOpen           503  a model, a provider or the proxy failed too often: Retry-After
     └── UpstreamError             as the provider said, else 502
         └── UpstreamTimeout       504
@@ -224,6 +225,10 @@ class TreasuryUnavailable(Unavailable):
 
 class ProxyUnavailable(Unavailable):
     code = "proxy_unavailable"
+
+
+class ProxyClock(ProxyUnavailable):
+    code = "proxy_clock"
 
 
 class BreakerOpen(Unavailable):
