@@ -161,7 +161,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             timeouts=Timeouts(first_token_s=settings.first_token_timeout_s),
             fell_back=lambda call, reason, model: telemetry.fell_back(call.candidate.model, model, reason),
         )
-        chores = [sweeper.run(), refusals.run(), idempotency.run(), breakers.run(), treasury.run()]
+        chores = [sweeper.run(), refusals.run(), idempotency.run(), breakers.run(), treasury.run(), limiter.run()]
         if settings.audit_interval_s:
             chores.append(
                 audit_regularly(
