@@ -22,7 +22,8 @@ import uvloop
 
 from llm_service.ids import new_call_id
 from llm_service.treasury.connection import Connection
-from llm_service.treasury.treasury import ADMIT, Treasury, admission_arrays
+from llm_service.treasury.statements import ADMIT, admission_arrays
+from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, Principal
 
 OTHERS = 100

@@ -33,6 +33,7 @@ from llm_service.service import LLMService
 from llm_service.settlement import Settler
 from llm_service.telemetry import Telemetry
 from llm_service.tokens import TokenCounter
+from llm_service.treasury.rate_cards import RateCards
 from llm_service.treasury.refusal_log import RefusalLog
 from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.sweep import Price, Sweeper
@@ -138,6 +139,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
                 principals=principals,
                 limiter=limiter,
                 treasury=treasury,
+                rate_card=RateCards(pool).id_of,
                 count_tokens=counter.request,
                 refused=refused,
                 lifetime_s=lifetime_s,

@@ -27,7 +27,8 @@ from llm_service.money import format_decimal, format_dollars
 from llm_service.refusals import check_allowed, check_live, refusal
 from llm_service.requests import ParsedRequest
 from llm_service.routing import Candidate, chain_of
-from llm_service.treasury.treasury import Denial, DenialKind, StaleEpoch, Treasury
+from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
+from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Hold, HoldRequest, Principal, Route
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,10 @@ class Renewal(Protocol):
 
 
 class Admission:
-    """Admits attempts, or says why not. `refused(principal, context, model, error)` is told of calls that ended there."""
+    """Admits attempts, or says why not. `refused(principal, context, model, error)` is told of calls that ended there.
+
+    `rate_card(model)` gives the id under which a model's rates are kept for whoever settles its holds.
+    """
 
     def __init__(
         self,
@@ -52,6 +56,7 @@ class Admission:
         principals: Renewal,
         limiter: RateLimiter,
         treasury: Treasury,
+        rate_card: Callable[[Model], Awaitable[int | None]],
         count_tokens: CountTokens,
         refused: Callable[[Principal, CallContext, str, TreasurerError], None],
         lifetime_s: float,
@@ -61,6 +66,7 @@ class Admission:
         self._principals = principals
         self._limiter = limiter
         self._treasury = treasury
+        self._rate_card = rate_card
         self._count_tokens = count_tokens
         self._refused = refused
         self._lifetime_s = lifetime_s
@@ -150,6 +156,8 @@ class Admission:
             outcome = await self._ask(call)
             if isinstance(outcome, Hold):
                 return outcome
+            if outcome.kind in _UNDECIDED:
+                raise refusal(call.principal, outcome, call.plan.floor_nano, datetime.now(UTC))
             if outcome.final and await self._count(call, outcome.limit_nano - outcome.posted_nano):
                 continue
             left_s = deadline - time.monotonic()
@@ -162,6 +170,7 @@ class Admission:
 
     async def _ask(self, call: Call) -> Hold | Denial:
         """Ask the treasury, with the principal as it is now."""
+        rate_card_id = await self._rate_card(call.model)
         while True:
             principal = call.principal
             check_live(principal, time.monotonic())  # its key may have expired while the call waited
@@ -182,6 +191,7 @@ class Admission:
                 ),
                 requested_model=None if call.model.name == call.request.model else call.request.model,
                 max_share=call.candidate.max_share,
+                rate_card_id=rate_card_id,
             )
             try:
                 return await self._treasury.admit(request)
@@ -239,6 +249,8 @@ def _within_cost_limit(call: Call) -> int:
     return min(call.plan.amount_nano, left_nano)
 
 
+#: The budget could not be asked: counting tokens, or waiting as for held money, cannot help.
+_UNDECIDED = frozenset({DenialKind.LOCKED, DenialKind.CROWDED, DenialKind.NO_WINDOW})
 _MODES = {"chat": "chat", "embeddings": "embedding"}
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
-from llm_service.pricing import FREE, Rates, RatesError, cost, read_rates
+from llm_service.pricing import FREE, Rates, RatesError, cost_at, dump_rates, read_rates
 from llm_service.types import Usage
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class Model:
     unpriced: str | None = None  # why it cannot be served
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
     quality: int | None = None  # 0 to 100, as config/litellm.yaml says (model_info: treasurer_quality)
+    rate_card: str = "{}"  # `rates` as text: what a hold is made with, and settled by whoever settles it
 
     @property
     def has_dearer_tiers(self) -> bool:
@@ -55,9 +56,7 @@ class Model:
 
     def cost(self, deployment: str | None, usage: Usage, service_tier: str | None = None) -> int:
         """What a usage costs at the deployment that answered, in nano-dollars; at the dearest when it is not known."""
-        known = self.rates.get(deployment or "")
-        rates = [known] if known is not None else self.rates.values()
-        return max(cost(rate, usage, service_tier) for rate in rates)
+        return cost_at(self.rates, deployment, usage, service_tier)
 
     def retried_by_proxy(self, status: int) -> bool:
         """Whether LiteLLM's router has tried another deployment by itself after this status (config/litellm.yaml)."""
@@ -173,6 +172,7 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
         unpriced=unpriced,
         deployments=providers,
         quality=_quality(infos),
+        rate_card=dump_rates(rates),
     )
 
 

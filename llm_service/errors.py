@@ -18,10 +18,13 @@
     │   ├── NearLimit             429  the model is served only up to a share of the budget
     │   ├── BudgetPaced           429  the budget's curve lets it through later: Retry-After
     │   ├── BudgetBusy            429  calls in flight hold the rest: Retry-After
+    │   ├── BudgetCrowded         429  too many new users, runs … of a budget in this minute: Retry-After
     │   ├── CostLimited           429  the route's limit for one call: x-should-retry false
     │   └── RateLimited           429  pace: Retry-After
     ├── Unavailable               503  a part of Treasurer is away; nothing was spent
     │   ├── TreasuryUnavailable   503  Postgres
+    │   ├── BudgetLocked          503  another transaction in Postgres keeps a budget's window: Retry-After
+    │   ├── BudgetUnusable        503  a budget has no window for this moment: an operator looks at the audit
     │   ├── ProxyUnavailable      503  LiteLLM Proxy
     │   │   └── ProxyClock        503  its clock and ours differ, so it refuses our grants
     │   └── BreakerOpen           503  a model, a provider or the proxy failed too often: Retry-After
@@ -179,6 +182,13 @@ class BudgetBusy(Refused):
     should_retry = True
 
 
+class BudgetCrowded(Refused):
+    """A budget that is split by user, run, session or tag has met too many new ones in this minute."""
+
+    code = "budget_crowded"
+    should_retry = True
+
+
 class CostLimited(Refused):
     """The route's limit for one call, over all of its attempts."""
 
@@ -221,6 +231,14 @@ class Unavailable(TreasurerError):
 
 class TreasuryUnavailable(Unavailable):
     code = "treasury_unavailable"
+
+
+class BudgetLocked(Unavailable):
+    code = "budget_locked"
+
+
+class BudgetUnusable(Unavailable):
+    code = "budget_unusable"
 
 
 class ProxyUnavailable(Unavailable):

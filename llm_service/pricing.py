@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any
+
+import orjson
 
 from llm_service.types import Usage
 
@@ -159,6 +161,42 @@ def cost(rates: Rates, usage: Usage, service_tier: str | None = None) -> int:
         + (usage.output_tokens - reasoning) * tier.output
         + reasoning * tier.reasoning
     )
+
+
+def cost_at(rates: Mapping[str, Rates], deployment: str | None, usage: Usage, service_tier: str | None = None) -> int:
+    """What a usage costs at the deployment that answered; at the dearest of all where that is not known."""
+    known = rates.get(deployment or "")
+    return max(cost(rate, usage, service_tier) for rate in ([known] if known is not None else rates.values()))
+
+
+def dump_rates(rates: Mapping[str, Rates]) -> str:
+    """The rates of a model's deployments as JSON: the same text for the same rates.
+
+    Each tier of prices is its seven numbers, in the order of `TokenRates`.
+    """
+    card = {
+        deployment: {
+            "default": _numbers(each.default),
+            "flex": _numbers(each.flex),
+            "priority": _numbers(each.priority),
+        }
+        for deployment, each in rates.items()
+    }
+    return orjson.dumps(card, option=orjson.OPT_SORT_KEYS).decode()
+
+
+def load_rates(card: str) -> dict[str, Rates]:
+    """What `dump_rates` wrote."""
+    return {
+        deployment: Rates(
+            *(tuple(TokenRates(*tier) for tier in each[name]) for name in ("default", "flex", "priority"))
+        )
+        for deployment, each in orjson.loads(card).items()
+    }
+
+
+def _numbers(tiers: tuple[TokenRates, ...]) -> list[tuple[int, ...]]:
+    return [astuple(tier) for tier in tiers]
 
 
 def bound(rates: Iterable[Rates], input_tokens: int, output_tokens: int, service_tier: str | None = None) -> int:

@@ -6,16 +6,19 @@ from datetime import UTC, datetime
 
 from llm_service.errors import (
     BudgetBusy,
+    BudgetCrowded,
     BudgetExhausted,
+    BudgetLocked,
     BudgetPaced,
+    BudgetUnusable,
     ModelNotAllowed,
     NearLimit,
     NotAuthenticated,
     Paused,
-    Refused,
+    TreasurerError,
 )
 from llm_service.money import format_decimal, format_dollars
-from llm_service.treasury.treasury import Denial, DenialKind
+from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.types import Budget, Principal, WindowKind
 
 _PERIOD = {kind: f"a {kind.value}" for kind in WindowKind} | {WindowKind.TOTAL: "in total", WindowKind.HOUR: "an hour"}
@@ -61,10 +64,12 @@ def check_allowed(principal: Principal, model: str, now: float) -> None:
         )
 
 
-def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetime) -> Refused:
+def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetime) -> TreasurerError:
     """The error for a call that a budget has no room for. `needed_nano` is the least that it would take."""
     budget = next((budget for budget in principal.budgets if budget.id == denial.budget_id), None)
     name = budget.name if budget is not None else str(denial.budget_id)
+    if denial.kind in (DenialKind.LOCKED, DenialKind.CROWDED, DenialKind.NO_WINDOW):
+        return _without_a_window(principal, denial, budget, name, now)
     details = {
         "agent": principal.agent,
         "budget": name,
@@ -110,6 +115,35 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
         f"is spent, {format_dollars(denial.pending_nano)} is held, {format_dollars(denial.left_nano)} is free, and this "
         f"call needs at least {format_dollars(needed_nano)}. Try again when they have settled.",
         retry_after=max(1.0, min(2.0, until_reset)),
+        details=details,
+    )
+
+
+def _without_a_window(
+    principal: Principal, denial: Denial, budget: Budget | None, name: str, now: datetime
+) -> TreasurerError:
+    """The error for a call whose budget could not be asked: nothing is known of what is left."""
+    details = {"agent": principal.agent, "budget": name, "subject": denial.subject or None}
+    if denial.kind is DenialKind.LOCKED:
+        return BudgetLocked(
+            f"Budget {name!r} of agent {principal.agent!r} is locked by another transaction in the treasury's database "
+            "(an open session? see pg_stat_activity). Nothing was spent. Try again in a moment.",
+            retry_after=1,
+            details=details,
+        )
+    if denial.kind is DenialKind.CROWDED:
+        dimension = budget.per.value if budget is not None and budget.per is not None else "subject"
+        return BudgetCrowded(
+            f"Budget {name!r} of agent {principal.agent!r} is kept for each {dimension}, and has met as many new ones in "
+            f"this minute as it takes; {denial.subject!r} would be one more. Nothing was spent. Try again in the next "
+            "minute.",
+            retry_after=60 - now.second,
+            details=details,
+        )
+    return BudgetUnusable(
+        f"Budget {name!r} of agent {principal.agent!r} has no window for this moment: it was changed or deleted by hand. "
+        "Nothing was spent. An administrator finds it with `treasurer audit`, and archives it or puts it right.",
+        retry_after=60,
         details=details,
     )
 

@@ -214,7 +214,7 @@ async def _run_away(state: StackState, key: str, pool: asyncpg.Pool, console: Co
     async with AsyncOpenAI(api_key=key, base_url=f"{state.gateway_url}/v1", max_retries=0) as client:
         await asyncio.gather(*(caller(client, number) for number in range(_RUNAWAY_CALLERS)))
     row = await pool.fetchrow(
-        "SELECT w.posted_nano, w.limit_nano FROM windows w JOIN budgets b ON b.id = w.budget_id WHERE b.name LIKE 'agent runaway%'"
+        "SELECT w.posted_nano, b.limit_nano FROM windows w JOIN budgets b ON b.id = w.budget_id WHERE b.name LIKE 'agent runaway%'"
     )
     assert row is not None
     used = format_dollars(row["posted_nano"])
@@ -243,7 +243,11 @@ async def _account(state: StackState, pool: asyncpg.Pool, console: Console) -> b
     ledger = int(await pool.fetchval("SELECT coalesce(sum(cost_nano), 0)::bigint FROM ledger"))
     async with aiohttp.ClientSession() as session, session.get(f"{state.provider_url}/_sim/invoice") as response:
         invoice = int((await response.json())["total_nano"])
-    over = int(await pool.fetchval("SELECT count(*) FROM windows WHERE posted_nano > limit_nano"))
+    over = int(
+        await pool.fetchval(
+            "SELECT count(*) FROM windows w JOIN budgets b ON b.id = w.budget_id WHERE w.posted_nano > b.limit_nano"
+        )
+    )
     agrees = ledger == invoice
     console.print(f"  Treasurer's ledger:        {format_dollars(ledger)}")
     console.print(f"  the provider's own bill:   {format_dollars(invoice)}")

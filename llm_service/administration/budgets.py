@@ -1,9 +1,10 @@
 """Budgets: create, change, top up, archive, show.
 
-What must hold: a limit is changed under the locks that admission takes (the budget's row, then its
-live windows by id), so that no call is admitted against the old limit after the change is done.
-What was already posted and held when a limit is lowered below it is recorded as grandfathered:
-invariant I1 speaks of what is admitted from then on.
+What must hold: a limit stands in one place, the budget's row, and admission reads it there, so a change costs the same
+however many windows are open. No call is admitted against the old limit after the change is done: its commit waits for
+the admissions that are under way (changes/0005_limits_that_hold.sql).
+What was already posted and held when a limit is lowered below it stays: invariant I1 speaks of what is admitted from
+then on, and the audit knows from the log of changes what the limit was before.
 """
 
 from __future__ import annotations
@@ -270,19 +271,6 @@ async def change_budget(pool: asyncpg.Pool, name: str, new: ChangeBudget) -> Bud
         await connection.execute(
             "UPDATE budgets SET limit_nano = $2, pace = $3 WHERE id = $1", budget["id"], limit_nano, pace
         )
-        # As admission does: windows are locked in the order of their ids, and only then read.
-        await connection.execute(
-            "SELECT id FROM windows WHERE budget_id = $1 AND ends_at > now() ORDER BY id FOR UPDATE", budget["id"]
-        )
-        await connection.execute(
-            f"""UPDATE windows w SET limit_nano = $2, pace = $3, grandfathered_nano = CASE
-                    WHEN w.posted_nano + w.pending_nano > $2 + {_active_top_ups("$1")}
-                    THEN w.posted_nano + w.pending_nano ELSE 0 END
-                WHERE w.budget_id = $1 AND w.ends_at > now()""",  # noqa: S608 (a constant of this module)
-            budget["id"],
-            limit_nano,
-            pace,
-        )
         return await _state(connection, budget["id"])
 
 
@@ -363,11 +351,11 @@ async def show_budget(pool: asyncpg.Pool, name: str) -> BudgetDetail:
         pool,
         """SELECT subject, CASE WHEN isfinite(starts_at) THEN starts_at END AS starts_at, posted_nano, pending_nano,
                   CASE WHEN isfinite(ends_at) THEN ends_at END AS resets_at,
-                  greatest(limit_nano + $2::bigint - posted_nano - pending_nano, 0) AS left_nano
+                  greatest($2::bigint - posted_nano - pending_nano, 0) AS left_nano
            FROM windows WHERE budget_id = $1 AND starts_at <= now() AND ends_at > now()
            ORDER BY left_nano, subject LIMIT 100""",
         budget["id"],
-        budget["top_up_nano"],
+        budget["limit_nano"] + budget["top_up_nano"],
     )
     top_ups = await read(
         pool,
@@ -382,7 +370,7 @@ async def show_budget(pool: asyncpg.Pool, name: str) -> BudgetDetail:
 
 async def _lock(connection: asyncpg.Connection, name: str) -> Record:
     row = await connection.fetchrow(
-        "SELECT id, limit_nano, pace, window_kind FROM budgets WHERE name = $1 AND archived_at IS NULL FOR UPDATE",
+        "SELECT id, limit_nano, pace, window_kind FROM budgets WHERE name = $1 AND archived_at IS NULL FOR NO KEY UPDATE",
         searchable(name),
     )
     if row is None:

@@ -9,50 +9,16 @@ I5 and I6 leave no trace in data: tests show them. I7 is a line here as far as d
 
 from __future__ import annotations
 
-from decimal import Decimal
-
 import asyncpg
 
-from llm_service.money import format_dollars
 from llm_service.treasury.audit_configuration import AS_LOGGED, GUARDED
-from llm_service.treasury.audit_rule import Note, Rule
-
-
-def _money(value: int | Decimal | None) -> str:
-    return "nothing" if value is None else format_dollars(int(value))
-
-
-def _window(row: asyncpg.Record) -> str:
-    subject = f" for {row['subject']!r}" if row["subject"] else ""
-    return f"window {row['id']} of budget {row['budget']!r}{subject} (from {row['starts']})"
+from llm_service.treasury.audit_limits import WITHIN_LIMITS
+from llm_service.treasury.audit_rule import WINDOW, WINDOWS, Note, Rule, format_money, format_window
 
 
 def _attempt(row: asyncpg.Record) -> str:
     return f"call {row['call_id']} attempt {row['attempt']}"
 
-
-_WINDOW = "w.id, b.name AS budget, w.subject, w.starts_at::text AS starts"
-_WINDOWS = "windows w LEFT JOIN budgets b ON b.id = w.budget_id"
-
-_WITHIN_LIMITS = Rule(
-    name="spend_within_limits",
-    invariant="I1",
-    holds="in every window, posted + pending is within the limit and its top-ups",
-    examines="windows",
-    differences=f"""
-        SELECT {_WINDOW}, w.posted_nano, w.pending_nano, a.allowed
-        FROM {_WINDOWS}
-        CROSS JOIN LATERAL (SELECT greatest(w.grandfathered_nano, w.limit_nano + (
-            SELECT coalesce(sum(t.amount_nano), 0) FROM top_ups t
-            WHERE t.budget_id = w.budget_id AND t.starts_at < w.ends_at AND t.ends_at > w.starts_at
-        )) AS allowed) AS a
-        WHERE w.posted_nano::numeric + w.pending_nano > w.limit_nano
-          AND w.posted_nano::numeric + w.pending_nano > a.allowed""",
-    say=lambda row: (
-        f"{_window(row)}: {_money(row['posted_nano'])} posted and {_money(row['pending_nano'])} pending are more than "
-        f"the {_money(row['allowed'])} allowed, by {_money(row['posted_nano'] + row['pending_nano'] - row['allowed'])}"
-    ),
-)
 
 _WITHIN_HOLDS = Rule(
     name="cost_within_hold",
@@ -65,8 +31,8 @@ _WITHIN_HOLDS = Rule(
         FROM ledger GROUP BY call_id, attempt
         HAVING sum(cost_nano) > max(held_nano) FILTER (WHERE state <> 'adjusted')""",
     say=lambda row: (
-        f"{_attempt(row)} ({row['model']}) cost {_money(row['cost'])} and held {_money(row['held'])}: "
-        f"overshoot {_money(row['cost'] - row['held'])}"
+        f"{_attempt(row)} ({row['model']}) cost {format_money(row['cost'])} and held {format_money(row['held'])}: "
+        f"overshoot {format_money(row['cost'] - row['held'])}"
     ),
 )
 
@@ -80,12 +46,33 @@ _POSTED = Rule(
             SELECT named.id, sum(l.cost_nano) AS nano
             FROM ledger l CROSS JOIN LATERAL unnest(l.window_ids) AS named (id) GROUP BY named.id
         )
-        SELECT {_WINDOW}, w.posted_nano AS says, coalesce(e.nano, 0) AS is
-        FROM {_WINDOWS} LEFT JOIN entries e ON e.id = w.id
+        SELECT {WINDOW}, w.posted_nano AS says, coalesce(e.nano, 0) AS is
+        FROM {WINDOWS} LEFT JOIN entries e ON e.id = w.id
         WHERE w.posted_nano <> coalesce(e.nano, 0)""",
     say=lambda row: (
-        f"{_window(row)} says {_money(row['says'])} posted; the ledger has {_money(row['is'])} "
-        f"(difference {_money(row['says'] - row['is'])})"
+        f"{format_window(row)} says {format_money(row['says'])} posted; the ledger has {format_money(row['is'])} "
+        f"(difference {format_money(row['says'] - row['is'])})"
+    ),
+)
+
+_RETIRED = Rule(
+    name="retired_windows_are_the_ledger",
+    invariant="I4",
+    holds="what the windows that were retired together had posted is the sum of the ledger entries that name them",
+    examines="retired_windows",
+    differences="""
+        WITH entries AS (
+            SELECT r.id, sum(l.cost_nano) AS nano
+            FROM ledger l CROSS JOIN LATERAL unnest(l.window_ids) AS named (id)
+            JOIN retired_windows r ON r.ids @> named.id
+            WHERE EXISTS (SELECT FROM retired_windows) GROUP BY r.id
+        )
+        SELECT r.id, r.count, b.name AS budget, r.posted_nano AS says, coalesce(e.nano, 0) AS is
+        FROM retired_windows r LEFT JOIN budgets b ON b.id = r.budget_id LEFT JOIN entries e ON e.id = r.id
+        WHERE r.posted_nano <> coalesce(e.nano, 0)""",
+    say=lambda row: (
+        f"{row['count']} retired windows of budget {row['budget']!r} (row {row['id']}) say {format_money(row['says'])} "
+        f"posted; the ledger has {format_money(row['is'])} (difference {format_money(row['says'] - row['is'])})"
     ),
 )
 
@@ -99,12 +86,12 @@ _PENDING = Rule(
             SELECT named.id, sum(h.amount_nano) AS nano
             FROM holds h CROSS JOIN LATERAL unnest(h.window_ids) AS named (id) GROUP BY named.id
         )
-        SELECT {_WINDOW}, w.pending_nano AS says, coalesce(e.nano, 0) AS is
-        FROM {_WINDOWS} LEFT JOIN held e ON e.id = w.id
+        SELECT {WINDOW}, w.pending_nano AS says, coalesce(e.nano, 0) AS is
+        FROM {WINDOWS} LEFT JOIN held e ON e.id = w.id
         WHERE w.pending_nano <> coalesce(e.nano, 0)""",
     say=lambda row: (
-        f"{_window(row)} says {_money(row['says'])} pending; the holds have {_money(row['is'])} "
-        f"(difference {_money(row['says'] - row['is'])})"
+        f"{format_window(row)} says {format_money(row['says'])} pending; the holds have {format_money(row['is'])} "
+        f"(difference {format_money(row['says'] - row['is'])})"
     ),
 )
 
@@ -133,7 +120,7 @@ _IN_TIME = Rule(
         SELECT call_id, attempt, amount_nano, extract(epoch FROM now() - expires_at)::bigint AS late_s
         FROM holds WHERE expires_at < now() - make_interval(secs => $1::float8)""",
     say=lambda row: (
-        f"{_attempt(row)} holds {_money(row['amount_nano'])} and expired {row['late_s']} s ago: does the sweeper run?"
+        f"{_attempt(row)} holds {format_money(row['amount_nano'])} and expired {row['late_s']} s ago: does the sweeper run?"
     ),
 )
 
@@ -146,7 +133,7 @@ _CORRECTIONS = Rule(
         SELECT a.call_id, a.attempt, a.cost_nano FROM ledger a
         WHERE a.state = 'adjusted' AND NOT EXISTS (
             SELECT FROM ledger l WHERE l.call_id = a.call_id AND l.attempt = a.attempt AND l.state <> 'adjusted')""",
-    say=lambda row: f"{_attempt(row)} was adjusted by {_money(row['cost_nano'])} and has no end",
+    say=lambda row: f"{_attempt(row)} was adjusted by {format_money(row['cost_nano'])} and has no end",
 )
 
 _WITNESSED = Rule(
@@ -161,7 +148,7 @@ _WITNESSED = Rule(
           AND NOT EXISTS (SELECT FROM holds h WHERE h.call_id = w.call_id AND h.attempt = w.attempt)""",
     say=lambda row: (
         f"{_attempt(row)} ({row['model']}): the proxy's witness says {row['outcome']}, "
-        f"cost {_money(row['cost_nano'])}; neither a hold nor the ledger has it"
+        f"cost {format_money(row['cost_nano'])}; neither a hold nor the ledger has it"
     ),
 )
 
@@ -181,14 +168,14 @@ _SERVED_IS_POSTED = Rule(
                           WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted')""",
     say=lambda row: (
         f"{_attempt(row)} ({row['model']}) is {row['state']} at no cost; the proxy's witness says it was served "
-        f"for {_money(row['cost_nano'])}"
+        f"for {format_money(row['cost_nano'])}"
     ),
 )
 
 _NAMED_WINDOWS = Rule(
     name="named_windows_exist",
     invariant="I4",
-    holds="every window that an entry or a hold names exists",
+    holds="every window that an entry or a hold names exists, or was retired",
     examines="(SELECT FROM ledger UNION ALL SELECT FROM holds) AS entries",
     differences="""
         SELECT e.source, e.call_id, e.attempt, e.nano, named.id AS missing
@@ -196,9 +183,10 @@ _NAMED_WINDOWS = Rule(
               UNION ALL SELECT 'holds', call_id, attempt, amount_nano, window_ids FROM holds) AS e
         CROSS JOIN LATERAL unnest(e.window_ids) AS named (id)
         LEFT JOIN windows w ON w.id = named.id
-        WHERE w.id IS NULL""",
+        WHERE w.id IS NULL AND NOT (
+            e.source = 'ledger' AND EXISTS (SELECT FROM retired_windows r WHERE r.ids @> named.id))""",
     say=lambda row: (
-        f"{_attempt(row)} ({row['source']}, {_money(row['nano'])}) names window {row['missing']}, which does not exist"
+        f"{_attempt(row)} ({row['source']}, {format_money(row['nano'])}) names window {row['missing']}, which does not exist"
     ),
 )
 
@@ -208,7 +196,7 @@ _RIGHT_WINDOWS = Rule(
     holds="an entry counts in windows of its own principal, subject and time",
     examines="ledger WHERE window_ids <> '{}'",
     differences=f"""
-        SELECT {_WINDOW}, l.call_id, l.attempt, l.cost_nano, b.scope, b.scope_id, l.started_at::text AS at
+        SELECT {WINDOW}, l.call_id, l.attempt, l.cost_nano, b.scope, b.scope_id, l.started_at::text AS at
         FROM ledger l
         CROSS JOIN LATERAL unnest(l.window_ids) AS named (id)
         JOIN windows w ON w.id = named.id JOIN budgets b ON b.id = w.budget_id
@@ -224,7 +212,7 @@ _RIGHT_WINDOWS = Rule(
                 WHEN 'tag' THEN w.subject = ANY (l.tags) OR (w.subject = '' AND l.tags = '{{}}')
                 ELSE w.subject = '' END""",
     say=lambda row: (
-        f"{_attempt(row)} ({_money(row['cost_nano'])}, started {row['at']}) counts in {_window(row)} "
+        f"{_attempt(row)} ({format_money(row['cost_nano'])}, started {row['at']}) counts in {format_window(row)} "
         f"of {row['scope']} {row['scope_id']}, where it does not belong"
     ),
 )
@@ -235,8 +223,8 @@ _BOUNDS = Rule(
     holds="a window is exactly one period of its budget, in the budget's time zone",
     examines="windows",
     differences=f"""
-        SELECT {_WINDOW}, w.ends_at::text AS ends, b.window_kind, b.time_zone
-        FROM {_WINDOWS}
+        SELECT {WINDOW}, w.ends_at::text AS ends, b.window_kind, b.time_zone
+        FROM {WINDOWS}
         WHERE b.id IS NULL OR w.ends_at <= w.starts_at OR CASE
             WHEN b.window_kind = 'total' THEN w.starts_at <> '-infinity' OR w.ends_at <> 'infinity'
             WHEN b.window_kind IN ('minute', 'hour') THEN
@@ -247,7 +235,9 @@ _BOUNDS = Rule(
                 OR w.ends_at <> (date_trunc(b.window_kind, w.starts_at AT TIME ZONE b.time_zone)
                                  + ('1 ' || b.window_kind)::interval) AT TIME ZONE b.time_zone
             END""",
-    say=lambda row: f"{_window(row)} ends {row['ends']}: that is not one {row['window_kind']} in {row['time_zone']}",
+    say=lambda row: (
+        f"{format_window(row)} ends {row['ends']}: that is not one {row['window_kind']} in {row['time_zone']}"
+    ),
 )
 
 _OVERLAP = Rule(
@@ -256,25 +246,12 @@ _OVERLAP = Rule(
     holds="a budget has one window at a time for each subject",
     examines="windows",
     differences=f"""
-        SELECT {_WINDOW}, w.ends_before::text AS before
+        SELECT {WINDOW}, w.ends_before::text AS before
         FROM (SELECT windows.*, max(ends_at) OVER (PARTITION BY budget_id, subject ORDER BY starts_at, id
                   ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS ends_before
               FROM windows) AS w LEFT JOIN budgets b ON b.id = w.budget_id
         WHERE w.starts_at < w.ends_before""",
-    say=lambda row: f"{_window(row)} begins before an earlier one ends ({row['before']})",
-)
-
-_LIMITS = Rule(
-    name="live_windows_have_the_limit",
-    invariant="I1",
-    holds="the limit of a live window is its budget's",
-    examines="windows WHERE starts_at <= now() AND now() < ends_at",
-    differences=f"""
-        SELECT {_WINDOW}, w.limit_nano, b.limit_nano AS budget_limit_nano FROM {_WINDOWS}
-        WHERE w.starts_at <= now() AND now() < w.ends_at AND b.archived_at IS NULL AND w.limit_nano <> b.limit_nano""",
-    say=lambda row: (
-        f"{_window(row)} has a limit of {_money(row['limit_nano'])}; its budget's is {_money(row['budget_limit_nano'])}"
-    ),
+    say=lambda row: f"{format_window(row)} begins before an earlier one ends ({row['before']})",
 )
 
 _TOKENS = "input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens"
@@ -335,7 +312,7 @@ def _prices(row: asyncpg.Record | None) -> str | None:
         return None
     return (
         f"{row['differ']} of {row['compared']} posted attempts are priced differently by LiteLLM: "
-        f"Treasurer's sum to {_money(row['ours'])}, LiteLLM's to {_money(row['theirs'])}"
+        f"Treasurer's sum to {format_money(row['ours'])}, LiteLLM's to {format_money(row['theirs'])}"
     )
 
 
@@ -365,8 +342,8 @@ _PRICES = Rule(
 )
 
 RULES: tuple[Rule, ...] = (
-    *(_WITHIN_LIMITS, _WITHIN_HOLDS, _BOUNDS, _OVERLAP, _LIMITS),
+    *(WITHIN_LIMITS, _WITHIN_HOLDS, _BOUNDS, _OVERLAP),
     *(_PENDING, _ONE_END, _IN_TIME, _CORRECTIONS, _SERVED_IS_POSTED, _WITNESSED),
-    *(_POSTED, _NAMED_WINDOWS, _RIGHT_WINDOWS, _NEGATIVE, _GUARDED, _PRICES),
+    *(_POSTED, _RETIRED, _NAMED_WINDOWS, _RIGHT_WINDOWS, _NEGATIVE, _GUARDED, _PRICES),
     *(_IDEMPOTENT, GUARDED, AS_LOGGED),
 )

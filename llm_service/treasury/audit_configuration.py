@@ -14,10 +14,12 @@ from llm_service.treasury.audit_rule import Rule
 LOGGED = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "routes")
 
 # pg_trigger.tgtype: for each row, after insert, update and delete; for each statement, before update, delete, truncate.
-_AFTER_EACH_ROW, _BEFORE_ANY = 1 + 4 + 8 + 16, 2 + 8 + 16 + 32
+_AFTER_EACH_ROW, _BEFORE_ANY, _BEFORE_EACH, _AFTER_UPDATE = 1 + 4 + 8 + 16, 2 + 8 + 16 + 32, 2 + 4 + 8 + 16 + 32, 1 + 16
 _WANTED = ", ".join(
     [
         *(f"('{table}', 'log_change', 'log_change', {_AFTER_EACH_ROW}, 'INSERT INTO changes')" for table in LOGGED),
+        *(f"('{table}', 'raise_epoch', 'raise_epoch', {_BEFORE_EACH}, 'UPDATE epoch')" for table in LOGGED),
+        f"('epoch', 'wait_for_admissions', 'wait_for_admissions', {_AFTER_UPDATE}, 'pg_advisory_xact_lock')",
         f"('changes', 'changes_immutable', 'changes_are_immutable', {_BEFORE_ANY}, 'RAISE EXCEPTION')",
     ]
 )
@@ -25,7 +27,7 @@ _WANTED = ", ".join(
 GUARDED = Rule(
     name="changes_are_logged",
     invariant="log",
-    holds="the database logs each change of configuration, and refuses to change the log",
+    holds="the database logs each change of configuration, raises the epoch for it, and refuses to change the log",
     examines=f"(VALUES {_WANTED}) AS triggers",
     differences=f"""
         SELECT wanted.of, wanted.name FROM (VALUES {_WANTED}) AS wanted (of, name, calls, kind, does)
@@ -35,7 +37,8 @@ GUARDED = Rule(
               AND t.tgtype = wanted.kind AND t.tgqual IS NULL AND t.tgattr = ''
               AND p.proname = wanted.calls AND strpos(p.prosrc, wanted.does) > 0)""",
     say=lambda row: (
-        f"the trigger {row['name']} on {row['of']} is missing, off or another: changes could have been made unseen"
+        f"the trigger {row['name']} on {row['of']} is missing, off or another: changes could have been made unseen, "
+        "or not be in force"
     ),
 )
 

@@ -4,8 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from decimal import Decimal
 
 import asyncpg
+
+from llm_service.money import format_dollars
+
+#: What a difference says of a window `w`, and where it is read from.
+WINDOW = "w.id, b.name AS budget, w.subject, w.starts_at::text AS starts"
+WINDOWS = "windows w LEFT JOIN budgets b ON b.id = w.budget_id"
+
+
+def format_money(value: int | Decimal | None) -> str:
+    """Nano-dollars for people."""
+    return "nothing" if value is None else format_dollars(int(value))
+
+
+def format_window(row: asyncpg.Record) -> str:
+    """The window of a row that has the columns of `WINDOW`."""
+    subject = f" for {row['subject']!r}" if row["subject"] else ""
+    return f"window {row['id']} of budget {row['budget']!r}{subject} (from {row['starts']})"
 
 
 @dataclass(frozen=True, slots=True)

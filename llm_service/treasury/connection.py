@@ -39,13 +39,20 @@ class NotSent(TreasuryUnavailable):
     """Postgres could not be reached: the statement had no effect, and will have none."""
 
 
+class LockTimeout(Exception):
+    """Another transaction has kept a lock for too long: the statement had no effect."""
+
+
 class Connection:
     """A lazily opened asyncpg connection with one retry for statements that lost a deadlock."""
 
-    def __init__(self, database_url: str, *, name: str, timeout_s: float = 5.0, retry_s: float = 0.25) -> None:
+    def __init__(
+        self, database_url: str, *, name: str, timeout_s: float = 5.0, retry_s: float = 0.25, lock_s: float = 0.25
+    ) -> None:
         self._url = database_url
         self._name = name
         self._timeout_s = timeout_s
+        self._lock_s = lock_s
         self._retry_s = retry_s
         self._connection: asyncpg.Connection | None = None
         self._not_before = 0.0
@@ -55,6 +62,7 @@ class Connection:
 
         Raises:
             NotSent: Postgres could not be reached.
+            LockTimeout: a lock that it needs was not free within `lock_s` seconds.
             TreasuryUnavailable: Postgres is away. Whether the statement took effect is not known.
         """
         for last in (False, False, True):
@@ -64,6 +72,8 @@ class Connection:
             except (asyncpg.DeadlockDetectedError, asyncpg.SerializationError):
                 if last:
                     raise
+            except asyncpg.LockNotAvailableError as error:
+                raise LockTimeout(str(error)) from error
             except AWAY as error:
                 await self.close()
                 raise away(error) from error
@@ -88,6 +98,7 @@ class Connection:
             server_settings={
                 "application_name": f"treasurer {self._name}",
                 "jit": "off",
+                "lock_timeout": str(int(self._lock_s * 1000)),
                 # The arrays differ each time, the right plan does not: planning anew costs more than deciding.
                 "plan_cache_mode": "force_generic_plan",
             },

@@ -156,7 +156,7 @@ ORDER BY l.started_at LIMIT $3
 # Python has no infinite times.
 _TIMES = """greatest({0}.starts_at, '1970-01-01 00:00:00+00') AS starts_at, least({0}.ends_at, '9999-01-01 00:00:00+00') AS ends_at"""
 _WINDOWS = f"""
-SELECT w.id, b.name AS budget, w.budget_id, w.limit_nano, w.posted_nano, {_TIMES.format("w")}
+SELECT w.id, b.name AS budget, w.budget_id, treasury_limit_at_v1(b.id, w.ends_at) AS limit_nano, w.posted_nano, {_TIMES.format("w")}
 FROM windows w JOIN budgets b ON b.id = w.budget_id WHERE w.id = ANY ($1::bigint[])
 """  # noqa: S608  # of constants
 _TOP_UPS = f"""

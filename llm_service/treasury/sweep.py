@@ -3,6 +3,7 @@
 What must hold (I2): every hold ends within its lifetime plus one sweep, whatever crashed; where the proxy has seen
 the answer's end, within seconds: an owner that has not settled by then is gone, or does no harm later. Two
 sweepers at once, or a sweeper and a late owner, do no harm: settlement is idempotent by attempt.
+What must hold (I2): a hold is settled at the rates that it was made with.
 What must hold (I1): without a witness of an answer the whole hold is posted, unless the agent's
 policy says void: what a provider may bill is never given out again.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -21,6 +22,7 @@ import asyncpg
 import orjson
 
 from llm_service.errors import TreasuryUnavailable
+from llm_service.pricing import Rates, cost_at, load_rates
 from llm_service.treasury.connection import AWAY, away
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
@@ -34,8 +36,10 @@ _FOUND = """
             FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt ORDER BY w.ended_at
         ) w) AS witnesses
 """
+_RATES = "(SELECT r.rates FROM rate_cards r WHERE r.id = h.rate_card_id) AS rates"
 _WITNESSES = f"""
-SELECT h.call_id, h.attempt, h.model, h.amount_nano, a.expiry_policy, h.expires_at < clock_timestamp() AS expired, {_FOUND}
+SELECT h.call_id, h.attempt, h.model, h.amount_nano, a.expiry_policy, h.expires_at < clock_timestamp() AS expired,
+       {_RATES}, {_FOUND}
 FROM holds h JOIN agents a ON a.id = h.agent_id
 """  # noqa: S608  # of constants
 _EXPIRED = _WITNESSES + " WHERE h.expires_at < clock_timestamp() ORDER BY h.expires_at LIMIT $1"
@@ -51,7 +55,8 @@ _ABANDONED = (
 # then is corrected by what a provider reported, or refused; not by what LiteLLM counted of a stream that was cut.
 # So is an attempt that was thought to have cost nothing, and was served.
 _LATE = f"""
-SELECT h.call_id, h.attempt, h.model, h.held_nano AS amount_nano, 'post' AS expiry_policy, true AS expired, {_FOUND}
+SELECT h.call_id, h.attempt, h.model, h.held_nano AS amount_nano, 'post' AS expiry_policy, true AS expired,
+       {_RATES}, {_FOUND}
 FROM ledger h
 WHERE (h.state = 'expired' AND h.settled_at > clock_timestamp() - interval '30 days'
        OR h.state = 'voided' AND h.settled_at > clock_timestamp() - interval '1 hour')
@@ -63,11 +68,15 @@ LIMIT $1
 """  # noqa: S608  # of constants
 _ONE = _WITNESSES + " WHERE h.call_id = $1 AND h.attempt = $2"
 
+_SETTLE_WAIT_S = 10.0
 #: An owner settles within milliseconds of the answer's end.
 _ABANDONED_AFTER = timedelta(seconds=10)
 #: What a provider adds around the messages, and what it may have generated beyond what was seen of a cut stream.
 _MARGIN_TOKENS = 16
 _IN_FLIGHT_TOKENS = 32
+
+#: So many times our own figure is more than prices of the same tokens are ever apart by their conditions.
+_FAR_ABOVE = 2
 
 #: (model, deployment, usage, service tier) → nano-dollars, or None when the catalogue does not know the model any more.
 Price = Callable[[str, str | None, Usage, str | None], int | None]
@@ -103,6 +112,7 @@ class OrphanHold:
     policy: ExpiryPolicy
     expired: bool
     witnesses: tuple[Witness, ...]
+    rates: Mapping[str, Rates] | None = None  # by deployment, as the hold was made with; None: of an older version
 
 
 def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) -> Settlement | None:
@@ -143,13 +153,7 @@ def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) ->
 
 
 def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlement:
-    costs: list[int] = []
-    for witness in proof:
-        ours = price(hold.model, witness.deployment, _used(witness), witness.service_tier)
-        known = ours if ours is not None else witness.cost_nano
-        if known is None or (not witness.exact and known > hold.amount_nano):
-            known = hold.amount_nano
-        costs.append(known)
+    costs = [_cost_of(hold, witness, price) for witness in proof]
     reported = [witness.cost_nano for witness in proof if witness.cost_nano is not None]
     last = proof[-1]
     return Settlement(
@@ -166,6 +170,26 @@ def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlem
         error_code="owner_lost" if all(witness.exact for witness in proof) else "owner_lost_estimated",
         service_tier=last.service_tier,
     )
+
+
+def _cost_of(hold: OrphanHold, witness: Witness, price: Price) -> int:
+    """What a witnessed answer cost: at the rates of its hold, whatever other rates this process knows.
+
+    Where LiteLLM names far more than that for a provider's whole report, the rates are not those that it was served
+    at, and the higher figure is posted.
+    """
+    used = _used(witness)
+    if hold.rates:
+        ours = cost_at(hold.rates, witness.deployment, used, witness.service_tier)
+    else:
+        ours = price(hold.model, witness.deployment, used, witness.service_tier)
+    theirs = witness.cost_nano
+    if ours is None:
+        ours = theirs if theirs is not None else hold.amount_nano
+    elif witness.exact and theirs is not None and theirs > _FAR_ABOVE * ours > 0:
+        log.warning("call %s: its witness names %d nano-dollars, its rates %d", hold.call_id, theirs, ours)
+        ours = theirs
+    return ours if witness.exact else min(ours, hold.amount_nano)
 
 
 def _used(witness: Witness) -> Usage:
@@ -242,8 +266,11 @@ class Sweeper:
         ]
         found = [settlement for row in rows if (settlement := settlement_for(_orphan(row), self._price)) is not None]
         # One that Postgres does not take (its error is logged) must not keep the others from their end.
-        results = await asyncio.gather(*map(self._treasury.settle_soon, found), return_exceptions=True)
-        settlements = [one for one, result in zip(found, results, strict=True) if result in ("settled", "adjusted")]
+        # Nor must one whose window somebody has locked: it goes on being tried while the next sweep looks.
+        written = [self._treasury.settle_soon(settlement) for settlement in found]
+        if written:
+            await asyncio.wait(written, timeout=_SETTLE_WAIT_S)
+        settlements = [one for one, done in zip(found, written, strict=True) if _changed(done)]
         if settlements:
             witnessed = sum(s.usage_source is UsageSource.WITNESS for s in settlements)
             log.warning("swept %d expired holds, %d of them settled from a witness", len(settlements), witnessed)
@@ -308,6 +335,10 @@ class Sweeper:
             raise away(error) from error
 
 
+def _changed(written: asyncio.Future[str]) -> bool:
+    return written.done() and written.exception() is None and written.result() in ("settled", "adjusted")
+
+
 def _orphan(row: asyncpg.Record) -> OrphanHold:
     witnesses = [
         Witness(
@@ -337,4 +368,5 @@ def _orphan(row: asyncpg.Record) -> OrphanHold:
         ExpiryPolicy(row["expiry_policy"]),
         row["expired"],
         tuple(witnesses),
+        None if row["rates"] is None else load_rates(row["rates"]),
     )

@@ -7,89 +7,42 @@ What must hold:
   settlements are retried until Postgres has them, and are on disk while it is away (spool.py); they are
       idempotent by (call_id, attempt)
 
-The SQL that decides is in `functions/`; this module turns values into arrays and back.
+The SQL that decides is in `functions/`; `statements.py` turns values into arrays and back.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
+import time
+from collections.abc import Callable, Sequence
 from uuid import UUID
 
 import asyncpg
-import orjson
 
 from llm_service.errors import TreasuryUnavailable
-from llm_service.treasury.connection import Connection, NotSent
+from llm_service.treasury.connection import Connection, LockTimeout, NotSent
+from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.treasury.group import Group
 from llm_service.treasury.spool import SettlementSpool
-from llm_service.types import NO_CONTEXT, CallContext, Hold, HoldRequest, LedgerState, Principal, Settlement
+from llm_service.treasury.statements import ADMIT, SETTLE, admission_arrays, decision, settlement_arrays
+from llm_service.types import Hold, HoldRequest, LedgerState, Settlement
 
 log = logging.getLogger(__name__)
 
-# Arrays of numbers travel as text, which PostgreSQL reads faster than the driver encodes them.
-ADMIT = (
-    "SELECT * FROM treasury_admit_v2($1::text::uuid[],$2::text::smallint[],$3::text::integer[],$4::text::bigint[],"
-    "$5::text::bigint[],$6::text::bigint[],$7::text::bigint[],$8::text::bigint[],$9::text[],$10::text[],"
-    "$11::text::bigint[],$12::text::bigint[],$13::text::float8[],$14::text::integer[],$15::text::integer[],"
-    "$16::text::bigint[],$17::text[],$18::text::integer[],$19::text[])"
-)
-_SETTLE = (
-    "SELECT * FROM treasury_settle_v2($1::text::uuid[],$2::text::smallint[],$3::text::text[],$4::text::bigint[],"
-    "$5::text::bigint[],$6::text::integer[],$7::text::integer[],$8::text::integer[],$9::text::integer[],"
-    "$10::text::integer[],$11::text::text[],$12::text[],$13::text[],$14::text::smallint[],$15::text[],"
-    "$16::text::integer[],$17::text::integer[],$18::text[],$19::text::integer[])"
-)
-
-
 #: Settlement is off the caller's path: a moment later it meets others, and no longer the next call's admission.
 _SETTLE_GATHER_S = 0.005
+#: How long a call waits for a window that another transaction has locked, and how often it asks, in seconds.
+_LOCKED_PATIENCE_S = 2.0
+_LOCKED_PAUSE_S = 0.05
+_SETTLE_AGAIN_S = 0.25
+_LOCK_TRIES = 8
+#: How long a window that was found locked is no longer waited for by groups, in seconds.
+_LOCKED_REMEMBERED_S = 1.0
 
 
-class StaleEpoch(Exception):
-    """The configuration changed since the principal was read: read it again and ask again."""
-
-
-class DenialKind(StrEnum):
-    """Why there is no room."""
-
-    EXHAUSTED = "exhausted"
-    BUSY = "busy"
-    NEAR_LIMIT = "near_limit"
-    PACED = "paced"
-
-
-@dataclass(frozen=True, slots=True)
-class Denial:
-    """No hold was made. Nano-dollars; the window is the one that had no room.
-
-    Exhausted: what is posted leaves less than the call's floor, and waiting cannot help before `resets_at`. Busy:
-    holds in flight have the rest. Near its limit: this model is served only up to a share of it. Paced: the
-    budget's curve lets it through later.
-    """
-
-    kind: DenialKind
-    budget_id: int
-    subject: str
-    limit_nano: int
-    posted_nano: int
-    pending_nano: int
-    resets_at: datetime | None
-    resumes_at: datetime | None = None
-
-    @property
-    def final(self) -> bool:
-        """Whether waiting cannot help before the window ends."""
-        return self.kind is DenialKind.EXHAUSTED
-
-    @property
-    def left_nano(self) -> int:
-        """What a call could still take, now."""
-        return max(0, self.limit_nano - self.posted_nano - self.pending_nano)
+class WindowLocked(Exception):
+    """Another transaction has locked a hold or a window of an attempt: it is settled a moment later."""
 
 
 class Treasury:
@@ -119,6 +72,8 @@ class Treasury:
         self._spool = spool
         self._unsettled: dict[asyncio.Future[str], Settlement] = {}
         self._away = False
+        self._closed = False
+        self._locked: dict[tuple[int, str], float] = {}
 
     async def admit(self, request: HoldRequest) -> Hold | Denial:
         """Set money aside for one attempt, in every window of `request.lines`, or in none.
@@ -127,6 +82,14 @@ class Treasury:
             StaleEpoch: `request.principal` is of an older configuration.
             TreasuryUnavailable: Postgres is away; a hold that may have been written is voided when it is back.
         """
+        deadline = time.monotonic() + _LOCKED_PATIENCE_S
+        while True:
+            decision = await self._decide(request)
+            if isinstance(decision, Hold) or decision.kind is not DenialKind.LOCKED or time.monotonic() > deadline:
+                return decision
+            await asyncio.sleep(_LOCKED_PAUSE_S)
+
+    async def _decide(self, request: HoldRequest) -> Hold | Denial:
         decision = self._admissions.submit(request)
         try:
             return await decision
@@ -146,20 +109,39 @@ class Treasury:
 
         It fails with what Postgres refuses it for, or with TreasuryUnavailable when the treasury was closed before.
         """
-        future = self._settlements.submit(settlement)
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._unsettled[future] = settlement
-        future.add_done_callback(self._settled)
         if self._away and self._spool is not None:
             self._spool.add([settlement])
+        self._settle(future, settlement)
         return future
 
-    def _settled(self, future: asyncio.Future[str]) -> None:
-        if not future.cancelled() and isinstance(future.exception(), TreasuryUnavailable):
-            return  # closed before Postgres had it: its journal is kept for whoever comes next
-        del self._unsettled[future]
-        _log_failure(future)
-        if not self._unsettled and self._spool is not None:
-            self._spool.clear()
+    def _settle(self, future: asyncio.Future[str], settlement: Settlement) -> None:
+        if self._closed:
+            self._settled(future, TreasuryUnavailable("The treasury was closed."))
+            return
+        written = self._settlements.submit(settlement)
+        written.add_done_callback(lambda done: self._settled(future, done.exception() or done.result()))
+
+    def _settled(self, future: asyncio.Future[str], result: str | BaseException) -> None:
+        settlement = self._unsettled[future]
+        if isinstance(result, WindowLocked):
+            asyncio.get_running_loop().call_later(_SETTLE_AGAIN_S, self._settle, future, settlement)
+            return
+        if not isinstance(result, TreasuryUnavailable):
+            del self._unsettled[future]
+            if not self._unsettled and self._spool is not None:
+                self._spool.clear()
+        # Else it was closed before Postgres had it: its journal is kept for whoever comes next.
+        if isinstance(result, BaseException):
+            _log_failure(result)
+        if future.done():
+            return
+        if isinstance(result, BaseException):
+            future.set_exception(result)
+            future.exception()  # nobody has to look at it
+        else:
+            future.set_result(result)
 
     def _went_away(self) -> None:
         """Postgres does not take what it is given: from now on it goes to disk, too."""
@@ -213,6 +195,8 @@ class Treasury:
 
     async def drain(self) -> None:
         """Wait until every settlement that was queued is in Postgres."""
+        while waiting := [future for future in self._unsettled if not future.done()]:
+            await asyncio.wait(waiting)
         await self._settlements.drain()
 
     async def close(self, *, timeout_s: float = 5.0) -> None:
@@ -220,6 +204,7 @@ class Treasury:
         try:
             await asyncio.wait_for(self.drain(), timeout_s)
         except TimeoutError:
+            self._closed = True
             # Or the next attempt would take the journal back that is let go of here.
             await self._settlements.stop(TreasuryUnavailable("The treasury was closed."))
             kept = self._spool is not None and self._spool.add([] if self._away else list(self._unsettled.values()))
@@ -231,8 +216,15 @@ class Treasury:
         await self._settling.close()
 
     async def _admit_group(self, group: Sequence[HoldRequest]) -> list[Hold | Denial | Exception]:
-        rows = await self._admitting.fetch(ADMIT, *admission_arrays(group))
-        return [_decision(request, row) for request, row in zip(group, rows, strict=True)]
+        now = time.monotonic()
+        self._locked = {line: until for line, until in self._locked.items() if until > now}
+        skip = any(line in self._locked for request in group for line in request.lines)
+        rows = await _within_locks(self._admitting, ADMIT, admission_arrays(group), skip)
+        decisions = [decision(request, row) for request, row in zip(group, rows, strict=True)]
+        for each in decisions:
+            if isinstance(each, Denial) and each.kind is DenialKind.LOCKED:
+                self._locked[each.budget_id, each.subject] = now + _LOCKED_REMEMBERED_S
+        return decisions
 
     async def _settle_group(self, group: Sequence[Settlement]) -> list[str | Exception]:
         once = {(item.call_id, item.attempt): item for item in reversed(group)}
@@ -240,7 +232,7 @@ class Treasury:
         again = [item for item in group if once[item.call_id, item.attempt] != item]
         while True:
             try:
-                rows = await self._settling.fetch(_SETTLE, *_settlement_arrays(list(once.values())))
+                rows = await _within_locks(self._settling, SETTLE, settlement_arrays(list(once.values())), False)
                 break
             except TreasuryUnavailable:
                 self._went_away()
@@ -248,7 +240,10 @@ class Treasury:
         self._away = False
         freed, self._freed = self._freed, asyncio.Event()
         freed.set()
-        results = {(row["call_id"], row["attempt"]): str(row["result"]) for row in rows}
+        results: dict[tuple[UUID, int], str | Exception] = {
+            (row["call_id"], row["attempt"]): WindowLocked() if row["result"] == "locked" else str(row["result"])
+            for row in rows
+        }
         later = iter(await self._settle_group(again) if again else [])
         return [results[key] if once[key := (item.call_id, item.attempt)] == item else next(later) for item in group]
 
@@ -266,96 +261,29 @@ def void(request: HoldRequest) -> Settlement:
     return Settlement(request.call_id, request.attempt, LedgerState.VOIDED, 0, error_code="not_sent")
 
 
-def _log_failure(done: asyncio.Future[str]) -> None:
-    if not done.cancelled() and (error := done.exception()) is not None:
-        log.error("a settlement failed; the sweeper will settle its hold when it expires", exc_info=error)
+async def _within_locks(
+    connection: Connection, statement: str, arguments: tuple[object, ...], skip_locked: bool
+) -> list[asyncpg.Record]:
+    """Run a group's statement, whose last argument says whether it waits for locked rows.
 
+    A lock that is kept for too long must not keep the whole group: what it is on is then left out. Waiting again is
+    for the rare locks that cannot be left out (a budget's row that somebody deletes by hand, a slow commit of a change).
 
-def _context_json(context: CallContext) -> str | None:
-    if context is NO_CONTEXT:
-        return None
-    fields = {"run": context.run, "user": context.user, "session": context.session, "tags": context.tags or None}
-    named = {name: value for name, value in fields.items() if value is not None}
-    return orjson.dumps(named).decode() if named else None
-
-
-def _numbers(values: Iterable[int | float | None]) -> str:
-    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
-
-
-def _told(text: str | None) -> str | None:
-    """A provider's own word, as Postgres takes it: without NUL, and no longer than a word is."""
-    return None if text is None else text.replace("\0", "")[:200]
-
-
-def _uuids(values: Iterable[UUID]) -> str:
-    return "{" + ",".join([f"{value.int:032x}" for value in values]) + "}"
-
-
-def admission_arrays(group: Sequence[HoldRequest]) -> tuple[object, ...]:
-    windows: dict[tuple[int, str], int] = {}
-    principals: dict[int, tuple[int, Principal]] = {}
-    which: list[int] = []
-    first_line, line_window = [1], list[int]()
-    for request in group:
-        principal = request.principal
-        which.append(principals.setdefault(id(principal), (len(principals) + 1, principal))[0])
-        for line in request.lines:
-            line_window.append(windows.setdefault(line, len(windows) + 1))
-        first_line.append(len(line_window) + 1)
-    who = [principal for _, principal in principals.values()]
-    return (
-        _uuids([r.call_id for r in group]),
-        _numbers([r.attempt for r in group]),
-        _numbers(which),
-        _numbers([p.epoch for p in who]),
-        _numbers([p.organisation_id for p in who]),
-        _numbers([p.team_id for p in who]),
-        _numbers([p.agent_id for p in who]),
-        _numbers([p.key_id for p in who]),
-        [r.model for r in group],
-        [_context_json(r.context) for r in group],
-        _numbers([r.amount_nano for r in group]),
-        _numbers([r.floor_nano for r in group]),
-        _numbers([r.lifetime_s for r in group]),
-        _numbers(first_line),
-        _numbers(line_window),
-        _numbers([budget_id for budget_id, _ in windows]),
-        [subject for _, subject in windows],
-        _numbers([r.max_share for r in group]),
-        [r.requested_model for r in group],
+    Raises:
+        TreasuryUnavailable: Postgres is away, or such a lock is still kept.
+    """
+    for _ in range(_LOCK_TRIES):
+        try:
+            return await connection.fetch(statement, *arguments, skip_locked)
+        except LockTimeout:
+            skip_locked = True
+    raise NotSent(
+        "Another transaction in the treasury's database keeps a lock that every call needs (an open session? "
+        "see pg_stat_activity). Nothing was spent. Try again in a moment.",
+        retry_after=1,
+        details={"part": "postgres", "cause": "lock"},
     )
 
 
-def _settlement_arrays(group: Sequence[Settlement]) -> tuple[object, ...]:
-    return (
-        _uuids([s.call_id for s in group]),
-        _numbers([s.attempt for s in group]),
-        "{" + ",".join([s.state for s in group]) + "}",
-        _numbers([s.cost_nano for s in group]),
-        _numbers([s.proxy_cost_nano for s in group]),
-        _numbers([s.usage.input_tokens for s in group]),
-        _numbers([s.usage.cached_tokens for s in group]),
-        _numbers([s.usage.cache_write_tokens for s in group]),
-        _numbers([s.usage.output_tokens for s in group]),
-        _numbers([s.usage.reasoning_tokens for s in group]),
-        "{" + ",".join([s.usage_source for s in group]) + "}",
-        [s.provider for s in group],
-        [s.deployment for s in group],
-        _numbers([s.status for s in group]),
-        [_told(s.error_code) for s in group],
-        _numbers([s.latency_ms for s in group]),
-        _numbers([s.first_token_ms for s in group]),
-        [_told(s.service_tier) for s in group],
-        _numbers([s.usage.cache_write_1h_tokens for s in group]),
-    )
-
-
-def _decision(request: HoldRequest, row: asyncpg.Record) -> Hold | Denial | Exception:
-    verdict, granted, budget_id, subject, left, limit, posted, pending, resets_at, resumes_at = row
-    if verdict == "admitted":
-        return Hold(request.call_id, request.attempt, granted, budget_id, left)
-    if verdict == "stale":
-        return StaleEpoch()
-    resets = resets_at if isinstance(resets_at, datetime) and resets_at.year < 9999 else None
-    return Denial(DenialKind(verdict), budget_id, subject, limit, posted, pending, resets, resumes_at)
+def _log_failure(error: BaseException) -> None:
+    log.error("a settlement failed; the sweeper will settle its hold when it expires", exc_info=error)

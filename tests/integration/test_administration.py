@@ -22,7 +22,8 @@ from llm_service.errors import (
 from llm_service.ids import new_call_id
 from llm_service.money import NANO_PER_DOLLAR
 from llm_service.principals import Principals
-from llm_service.treasury.treasury import StaleEpoch, Treasury
+from llm_service.treasury.denial import StaleEpoch
+from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Hold, HoldRequest, Principal, Scope
 
 TABLES = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "windows", "epoch")

@@ -18,7 +18,8 @@ from llm_service.administration.inputs import read_input
 from llm_service.errors import InvalidRequest
 from llm_service.pacing import Curve
 from llm_service.principals import Principals
-from llm_service.treasury.treasury import Denial, DenialKind, Treasury
+from llm_service.treasury.denial import Denial, DenialKind
+from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement
 
 points = st.lists(st.tuples(st.integers(1, 9_999), st.integers(0, 10_000)), max_size=5, unique_by=lambda p: p[0])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -21,7 +21,8 @@ from llm_service.pricing import cost as price_of
 from llm_service.pricing import read_rates
 from llm_service.treasury.audit import audit
 from llm_service.treasury.sweep import Sweeper
-from llm_service.treasury.treasury import Denial, StaleEpoch, Treasury
+from llm_service.treasury.denial import Denial, StaleEpoch
+from llm_service.treasury.treasury import Treasury
 from llm_service.types import (
     CallContext,
     Hold,
@@ -37,6 +38,7 @@ ON_ONE_DATABASE = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 numbers = itertools.count()
+newest_epoch = [0]  # the epoch after the latest budget of this test: every change raises it
 
 
 @pytest.fixture
@@ -50,18 +52,24 @@ async def principal(pool: asyncpg.Pool) -> Principal:
     """A new agent, at the newest epoch."""
     name = f"agent {next(numbers)}"
     agent_id = await pool.fetchval("INSERT INTO agents (team_id, name) SELECT id, $1 FROM teams RETURNING id", name)
-    epoch = await pool.fetchval("SELECT value FROM epoch")
-    return Principal(1, "default", 1, "default", agent_id, name, None, None, epoch)
+    await look_at_the_epoch(pool)
+    return Principal(1, "default", 1, "default", agent_id, name, None, None, newest_epoch[0])
+
+
+async def look_at_the_epoch(pool: asyncpg.Pool) -> None:
+    newest_epoch[0] = await pool.fetchval("SELECT value FROM epoch")
 
 
 async def budget(
     pool: asyncpg.Pool, who: Principal, limit_nano: int, window: str = "total", time_zone: str = "UTC"
 ) -> int:
-    return await pool.fetchval(
+    number = await pool.fetchval(
         "INSERT INTO budgets (name, scope, scope_id, window_kind, time_zone, limit_nano) "
         "VALUES ($1, 'agent', $2, $3, $4, $5) RETURNING id",
         f"budget {next(numbers)}", who.agent_id, window, time_zone, limit_nano,
     )  # fmt: skip
+    await look_at_the_epoch(pool)
+    return int(number)
 
 
 def request(
@@ -72,6 +80,7 @@ def request(
     lifetime_s: float = 60,
     call_id: UUID | None = None,
 ) -> HoldRequest:
+    who = replace(who, epoch=newest_epoch[0])
     return HoldRequest(
         call_id or new_call_id(), 0, who, CallContext(run="r1", tags=("a", "b")), "gpt-4o-mini", amount,
         amount if floor is None else floor, lifetime_s, tuple((number, "") for number in budgets),

@@ -13,7 +13,9 @@ from llm_service.ids import new_call_id
 from llm_service.principals import Principals
 from llm_service.treasury import treasury as module
 from llm_service.treasury.audit import audit
-from llm_service.treasury.treasury import Denial, Treasury, admission_arrays
+from llm_service.treasury.denial import Denial
+from llm_service.treasury.statements import admission_arrays
+from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Principal, Settlement
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from uuid import UUID
 
-from llm_service.treasury.treasury import Denial, DenialKind
+from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.types import Hold, HoldRequest
 
 

@@ -24,7 +24,7 @@ from llm_service.errors import (
     UnknownModel,
 )
 from llm_service.requests import parse_chat, parse_embeddings
-from llm_service.treasury.treasury import Denial, DenialKind, StaleEpoch
+from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
 from llm_service.types import Budget, CallContext, Dimension, Principal, RateLimit, Scope, WindowKind
 from tests.llm_service.fakes import (
     DAILY,

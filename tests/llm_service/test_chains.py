@@ -12,7 +12,7 @@ import pytest
 
 from llm_service.errors import TreasurerError, UpstreamError
 from llm_service.proxy import UpstreamAnswer
-from llm_service.treasury.treasury import Denial, DenialKind
+from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.types import (
     NO_CONTEXT,
     NO_TIMEOUTS,

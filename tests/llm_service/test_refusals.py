@@ -10,7 +10,7 @@ import pytest
 from llm_service.errors import BudgetBusy, BudgetExhausted, ModelNotAllowed, NotAuthenticated, Paused
 from llm_service.money import NANO_PER_DOLLAR as DOLLAR
 from llm_service.refusals import check_allowed, refusal
-from llm_service.treasury.treasury import Denial, DenialKind
+from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.types import Budget, Dimension, Principal, Scope, WindowKind
 
 NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)

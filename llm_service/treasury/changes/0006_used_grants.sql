@@ -1,1 +1,1 @@
--- To be written.
+SELECT 1; -- To be written.

@@ -1,0 +1,30 @@
+"""Limits that are not copied, an epoch that changes by hand raise, rates kept with holds, windows that go."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import op
+
+import llm_service.treasury
+from gateway.migrations.script import run_script
+
+revision = "0005"
+down_revision = "0004"
+branch_labels = None
+depends_on = None
+
+_TREASURY = Path(llm_service.treasury.__file__).parent
+_SQL = (
+    "changes/0005_limits_that_hold.sql",
+    "functions/11_windows_v2.sql",
+    "functions/22_admit_v3.sql",
+    "functions/32_settle_v3.sql",
+    "functions/40_retire_windows.sql",
+)
+
+
+def upgrade() -> None:
+    """Add the columns and the third version of the functions; the second ones call them, the first ones go."""
+    for name in _SQL:
+        run_script(op.get_bind(), (_TREASURY / name).read_text(encoding="utf-8"))
