@@ -28,7 +28,7 @@ import orjson
 from llm_service.call import Call
 from llm_service.errors import IdempotencyConflict, NotAuthenticated, NotPermitted, TreasurerError, TreasuryUnavailable
 from llm_service.money import format_dollars
-from llm_service.treasury.connection import AWAY, away
+from llm_service.treasury.pools import fetch
 
 log = logging.getLogger(__name__)
 
@@ -226,7 +226,4 @@ class Idempotency:
         )
 
     async def _fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
-        try:
-            return await self._pool.fetch(statement, *arguments, timeout=5)
-        except AWAY as error:
-            raise away(error) from error
+        return await fetch(self._pool, statement, *arguments)

@@ -26,7 +26,7 @@ from llm_service.administration.keys import hash_secret
 from llm_service.errors import NotAuthenticated, NotFound, NotPermitted
 from llm_service.refusals import key_expired
 from llm_service.routing import read_route
-from llm_service.treasury.connection import AWAY, away
+from llm_service.treasury.pools import fetch
 from llm_service.types import Budget, Dimension, Principal, RateLimit, Scope, WindowKind
 
 if TYPE_CHECKING:
@@ -274,11 +274,7 @@ class Principals:
                 self._known.popitem(last=False)
 
     async def _fetch(self, statement: str, *arguments: object) -> list[Record]:
-        try:
-            async with self._pool.acquire(timeout=_TIMEOUT_S) as connection:
-                return await connection.fetch(statement, *arguments, timeout=_TIMEOUT_S)
-        except AWAY as error:
-            raise away(error) from error
+        return await fetch(self._pool, statement, *arguments, timeout_s=_TIMEOUT_S)
 
 
 def _checked(found: _Found | None) -> _Found:

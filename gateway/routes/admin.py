@@ -70,7 +70,8 @@ class _AdminRoute(APIRoute):
 
 
 def _pool(request: Request) -> asyncpg.Pool:
-    return request.app.state.runtime.pool
+    runtime: Runtime = request.app.state.runtime
+    return runtime.pools.reading if request.method == "GET" else runtime.pools.changes
 
 
 Pool = Annotated[asyncpg.Pool, Depends(_pool)]
@@ -311,7 +312,7 @@ async def force_breaker(
     [found] = [each for each in runtime.breakers.states() if each.name == name]
     after = {"name": name, "state": found.state} | ({"seconds": seconds} if state == "open" else {})
     try:
-        await change_log.note_breaker(runtime.pool, {"name": name, "state": before}, after)
+        await change_log.note_breaker(runtime.pools.changes, {"name": name, "state": before}, after)
     except TreasuryUnavailable:  # a breaker is for trouble, and Postgres may be part of it
         log.error("that breaker %s was set by hand (%s) by %s is in no log but this one", name, state, ACTOR.get())
     return ForcedBreaker.model_validate({**asdict(found), "everywhere": everywhere})

@@ -11,10 +11,10 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from gateway.composition import Runtime
 from llm_service.clocks import difference, disagrees
-from llm_service.errors import ProxyUnavailable, UpstreamError
+from llm_service.errors import DatabaseBusy, ProxyUnavailable, TreasuryUnavailable, UpstreamError
 from llm_service.grants import CLOCK_SKEW_S
 from llm_service.sending import GRANT_LIFETIME_S
-from llm_service.treasury.connection import AWAY
+from llm_service.treasury.pools import fetch
 
 router = APIRouter(tags=["health"])
 
@@ -74,11 +74,14 @@ async def _postgres(runtime: Runtime) -> tuple[str, float | None]:
     """Whether it answers, and by how many seconds its clock is ahead of ours."""
     began = time.time()
     try:
-        now: datetime = await asyncio.wait_for(
-            runtime.pool.fetchval("SELECT clock_timestamp() FROM epoch", timeout=2), 3
-        )
-    except AWAY as error:
-        return f"away ({type(error).__name__})", None
+        async with asyncio.timeout(3):
+            rows = await fetch(runtime.pools.keys, "SELECT clock_timestamp() AS now FROM epoch", timeout_s=2)
+    except TimeoutError:
+        return "away (no answer within 3 s)", None
+    except TreasuryUnavailable as error:
+        word = "busy" if isinstance(error, DatabaseBusy) else "away"
+        return f"{word} ({error.details.get('cause')})", None
+    now: datetime = rows[0]["now"]
     return "ok", now.timestamp() - (began + time.time()) / 2
 
 

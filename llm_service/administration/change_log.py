@@ -14,6 +14,7 @@ import orjson
 from llm_service.administration.changes import ACTOR, read
 from llm_service.administration.inputs import View
 from llm_service.errors import InvalidRequest
+from llm_service.treasury.pools import fetch
 
 KINDS = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "routes", "breakers")
 MOST = 1000
@@ -44,7 +45,7 @@ async def note_breaker(pool: asyncpg.Pool, before: dict[str, Any], after: dict[s
     Raises:
         TreasuryUnavailable: Postgres is away.
     """
-    await read(
+    await fetch(
         pool,
         """INSERT INTO changes (actor, action, kind, object, before, after)
            VALUES ($1, 'changed', 'breakers', 0, $2, $3)""",

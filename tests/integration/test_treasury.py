@@ -20,8 +20,8 @@ from llm_service.ids import new_call_id
 from llm_service.pricing import cost as price_of
 from llm_service.pricing import read_rates
 from llm_service.treasury.audit import audit
-from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.denial import Denial, StaleEpoch
+from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import (
     CallContext,

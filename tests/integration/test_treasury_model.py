@@ -33,8 +33,8 @@ from llm_service.administration.inputs import read_input
 from llm_service.ids import new_call_id
 from llm_service.principals import Principals
 from llm_service.treasury.audit import audit
-from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.denial import Denial
+from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
 from tests.integration.treasury_model import Model, noon, told

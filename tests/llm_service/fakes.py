@@ -18,8 +18,8 @@ from llm_service.idempotency import Claim, Idempotency, Replay
 from llm_service.proxy import UpstreamAnswer, UpstreamStream
 from llm_service.requests import ParsedRequest
 from llm_service.telemetry.record import CallRecord
-from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.denial import Denial, DenialKind
+from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import (
     NO_TIMEOUTS,
