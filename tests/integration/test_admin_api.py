@@ -24,7 +24,9 @@ async def api(pool: asyncpg.Pool) -> AsyncIterator[httpx2.AsyncClient]:
     app = FastAPI()
     errors.install(app)
     app.include_router(admin.router)
-    app.state.runtime = SimpleNamespace(pool=pool, principals=Principals(pool, admin_key=ADMIN))
+    app.state.runtime = SimpleNamespace(
+        pools=SimpleNamespace(reading=pool, changes=pool), principals=Principals(pool, admin_key=ADMIN)
+    )
     transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx2.AsyncClient(
         transport=transport, base_url="http://gateway/admin/v1", headers={"authorization": f"Bearer {ADMIN}"}

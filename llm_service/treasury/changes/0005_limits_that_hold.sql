@@ -42,6 +42,8 @@ CREATE TABLE retired_windows (
 );
 CREATE INDEX retired_windows_ids ON retired_windows USING gist (ids);
 CREATE INDEX windows_ends ON windows (ends_at);
+-- The live windows of one budget, without those that have ended: lists look at the first few of them.
+CREATE INDEX windows_live ON windows (budget_id, ends_at);
 
 -- The audit asks what a budget's limit was at a moment: the log of changes knows.
 CREATE INDEX changes_object ON changes (kind, object, id);
