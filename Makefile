@@ -62,7 +62,7 @@ bench: setup-dev ## measure, against the alternatives
 overspend: setup ## drive a gateway through what gateways get wrong (ARGS="--adapter litellm": another one)
 	@$(BIN)/python -m benchmarks.overspend $(ARGS)
 
-chaos: setup-dev ## kill, pause and cut everything in turn, under load; five minutes (ARGS="--seed 1 --only Redis")
+chaos: setup-dev ## kill, pause and cut everything in turn, under load; eight minutes (ARGS="--seed 1 --only Redis")
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lock: $(TOOLS_STAMP) ## resolve the lock files anew (ARGS=--upgrade for newer versions)

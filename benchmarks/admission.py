@@ -98,7 +98,7 @@ async def _alone_lane(
     async def ask(request: HoldRequest) -> None:
         lane = await lanes.get()
         try:
-            [row] = await lane.fetch(ADMIT, *admission_arrays([request]))
+            [row] = await lane.fetch(ADMIT, *admission_arrays([request]), 10_000, False)
             assert row["verdict"] == "admitted"
         finally:
             lanes.put_nowait(lane)

@@ -35,6 +35,7 @@ from llm_service.telemetry import Telemetry
 from llm_service.tokens import TokenCounter
 from llm_service.treasury.rate_cards import RateCards
 from llm_service.treasury.refusal_log import RefusalLog
+from llm_service.treasury.retention import retire_regularly
 from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.sweep import Price, Sweeper
 from llm_service.treasury.treasury import Treasury
@@ -48,7 +49,7 @@ class Pools:
 
     `keys` is for whose key it is, which every call asks. `calls` is for what else calls need (idempotency keys, the
     sweeper, runs, refusals). `changes` is for administrators' changes, which wait for each other. `reading` is for
-    reports and lists, as many at a time as it has connections. `watching` is for the audit and for gauges.
+    reports and lists, as many at a time as it has connections. `watching` is for the audit, for gauges and for retiring windows.
     """
 
     keys: asyncpg.Pool
@@ -82,7 +83,7 @@ _POOLS = {
     "calls": (6, 30),
     "changes": (2, 30),
     "reading": (READING_AT_A_TIME, 70),
-    "watching": (2, 610),
+    "watching": (3, 610),
 }
 
 
@@ -156,6 +157,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
         treasury = Treasury(
             where.database_url,
             observe=telemetry.group,
+            most_new_subjects=settings.new_subjects_per_minute,
             # A folder of its own: LiteLLM Proxy's witnesses may be spooled beside it, by the same variable's name.
             spool=SettlementSpool((settings.spool_dir or settings.data_dir) / "settlements"),
         )
@@ -208,6 +210,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             fell_back=lambda call, reason, model: telemetry.fell_back(call.candidate.model, model, reason),
         )
         chores = [sweeper.run(), refusals.run(), idempotency.run(), breakers.run(), treasury.run(), limiter.run()]
+        chores.append(retire_regularly(pools.watching, older_than_s=settings.window_retention_s))
         if settings.audit_interval_s:
             chores.append(
                 audit_regularly(

@@ -60,6 +60,15 @@ class Settings(BaseSettings):
     breaker_min_calls: int = Field(default=20, ge=1, le=10_000, description="of at least so many calls in the window")
     breaker_open_s: float = Field(default=10, gt=0, le=3600, description="how long it stays open; longer each time")
     sweep_interval_s: float = Field(default=5, gt=0)
+    window_retention_s: float = Field(
+        default=172_800, ge=3600, description="how long windows shorter than a day stay after their end; sums stay"
+    )
+    new_subjects_per_minute: int = Field(
+        default=10_000,
+        ge=1,
+        le=1_000_000,
+        description="new users, runs, sessions or tags that one budget takes a minute",
+    )
     audit_interval_s: float = Field(default=300, ge=0, description="how often the gateways audit the books; 0: never")
     busy_wait_s: float = Field(default=2, ge=0, description="how long a call waits for held money before it is refused")
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)

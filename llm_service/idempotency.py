@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from hashlib import sha256
 from typing import Any, Protocol
 from uuid import UUID
@@ -61,15 +61,16 @@ WHERE agent_id = $1 AND key = $2 AND call_id = $3
 """
 _RELEASE = "DELETE FROM idempotency WHERE agent_id = $1 AND key = $2 AND call_id = $3 AND state = 'started'"
 # Decided on the row as it is then: its maker may have confirmed it since it was looked at.
-_ABANDON = _RELEASE + " AND created_at < now() - interval '15 seconds'"
+_ABANDON = (
+    _RELEASE
+    + " AND created_at < now() - interval '15 seconds' AND NOT EXISTS (SELECT FROM holds h WHERE h.call_id = $3)"
+)
 _CONFIRM = """
 UPDATE idempotency SET created_at = now()
 WHERE agent_id = $1 AND key = $2 AND call_id = $3 AND state = 'started' RETURNING call_id
 """
 _FORGET = "DELETE FROM idempotency WHERE ctid IN (SELECT ctid FROM idempotency WHERE expires_at < now() LIMIT 1000)"
 _MAX_KEY = 255
-#: A key without a hold is its maker's for 15 seconds by the database's clock; less than this needs no look.
-_SURELY_OURS_S = 7.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +80,6 @@ class Claim:
     agent_id: int
     key: str
     call_id: UUID
-    since: float = field(default_factory=time.monotonic)
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,12 +167,12 @@ class Idempotency:
     async def confirm(self, claim: Claim) -> None:
         """Make sure, with the hold on disk and before anything is sent, that the key is still this call's.
 
+        However soon that is: a key without a hold is its maker's for 15 seconds by the database's clock, which may jump.
+
         Raises:
             IdempotencyConflict: another call has taken it over meanwhile.
             TreasuryUnavailable: Postgres is away.
         """
-        if time.monotonic() - claim.since < _SURELY_OURS_S:
-            return
         if not await self._fetch(_CONFIRM, claim.agent_id, claim.key, claim.call_id):
             raise IdempotencyConflict(
                 f"Another call with Idempotency-Key {claim.key!r} began while this one waited. Ask again with the same key.",

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import asyncpg
@@ -26,6 +26,7 @@ from gateway.stack.ports import free_port
 from gateway.stack.postgres import EmbeddedPostgres, create_database, embedded_postgres
 from gateway.stack.redis import EmbeddedRedis
 from gateway.stack.state import StackState
+from tests.processes import running_postgres, stop, wait_until
 
 pydantic_ai.models.ALLOW_MODEL_REQUESTS = False  # a test that would reach a real provider fails instead
 
@@ -49,27 +50,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if folder in _TIER:
             item.add_marker(_TIER[folder])
     items.sort(key=lambda item: order.index(tiers[item]))
-
-
-def _wait(ready: Callable[[], Awaitable[bool]], process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not asyncio.run(_bool(ready)):
-        if process.poll() is not None or time.monotonic() > deadline:
-            pytest.fail(f"{process.args!r} did not start:\n{log.read_text(errors='replace')[-2000:]}")
-        time.sleep(0.1)
-
-
-async def _bool(ready: Callable[[], Awaitable[bool]]) -> bool:
-    return await ready()
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(10)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 @pytest.fixture(scope="session")
@@ -100,26 +80,8 @@ def postgres(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator
     """One embedded PostgreSQL a session, without fsync (tests kill processes, not machines)."""
     tuning = {"fsync": "off", "full_page_writes": "off"}
     server = embedded_postgres(service_dir, free_port(), secrets.token_urlsafe(16), tuning)
-    server.prepare()
-    log = service_dir / "postgres.log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(
-            server.command(),
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            cwd=server.data,
-            env=server.environ(),
-            start_new_session=True,
-            **server.identity,
-        )
-    stop_with_us(process.pid)
-    try:
-        _wait(server.ready, process, log)
-        yield server
-    finally:
-        process.send_signal(signal.SIGINT)  # fast shutdown: does not wait for clients
-        _stop(process)
+    with running_postgres(server, service_dir / "postgres.log", stop_with_us) as running:
+        yield running
 
 
 @pytest.fixture(scope="session")
@@ -185,10 +147,10 @@ def redis_server(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iter
         )
     stop_with_us(process.pid)
     try:
-        _wait(server.ready, process, log)
+        wait_until(server.ready, process, log)
         yield server
     finally:
-        _stop(process)
+        stop(process)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ _EACH = "\n        UNION ALL\n".join(
                     ELSE 'is not what the log says' END AS fault
         FROM (SELECT * FROM latest WHERE kind = '{table}') AS l FULL JOIN {table} AS t ON t.id = l.object
         WHERE CASE WHEN t.id IS NULL THEN l.action <> 'removed'
-                   WHEN l.object IS NULL THEN t.created_at > (SELECT min(at) FROM changes)
+                   WHEN l.object IS NULL THEN t.created_at > (SELECT at FROM changes ORDER BY id LIMIT 1)
                    ELSE l.action = 'removed' OR jsonb_populate_record(t, l.after) IS DISTINCT FROM t END"""
     for table in LOGGED
 )

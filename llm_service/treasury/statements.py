@@ -20,7 +20,7 @@ ADMIT = (
     "SELECT * FROM treasury_admit_v3($1::text::uuid[],$2::text::smallint[],$3::text::integer[],$4::text::bigint[],"
     "$5::text::bigint[],$6::text::bigint[],$7::text::bigint[],$8::text::bigint[],$9::text[],$10::text[],"
     "$11::text::bigint[],$12::text::bigint[],$13::text::float8[],$14::text::integer[],$15::text::integer[],"
-    "$16::text::bigint[],$17::text[],$18::text::integer[],$19::text[],$20::text::bigint[],$21::boolean)"
+    "$16::text::bigint[],$17::text[],$18::text::integer[],$19::text[],$20::text::bigint[],$21::integer,$22::boolean)"
 )
 SETTLE = (
     "SELECT * FROM treasury_settle_v3($1::text::uuid[],$2::text::smallint[],$3::text::text[],$4::text::bigint[],"

@@ -55,10 +55,12 @@ class Treasury:
         observe: Callable[[str, int, float], None] | None = None,
         retry_s: float = 0.5,
         spool: SettlementSpool | None = None,
+        most_new_subjects: int = 10_000,
     ) -> None:
         self._admitting = Connection(database_url, name="admission")
         self._settling = Connection(database_url, name="settlement")
         self._retry_s = retry_s
+        self._most_new_subjects = most_new_subjects
         tell = observe or _tell_nobody
         self._admissions: Group[HoldRequest, Hold | Denial] = Group(
             self._admit_group,
@@ -219,7 +221,8 @@ class Treasury:
         now = time.monotonic()
         self._locked = {line: until for line, until in self._locked.items() if until > now}
         skip = any(line in self._locked for request in group for line in request.lines)
-        rows = await _within_locks(self._admitting, ADMIT, admission_arrays(group), skip)
+        arguments = (*admission_arrays(group), self._most_new_subjects)
+        rows = await _within_locks(self._admitting, ADMIT, arguments, skip)
         decisions = [decision(request, row) for request, row in zip(group, rows, strict=True)]
         for each in decisions:
             if isinstance(each, Denial) and each.kind is DenialKind.LOCKED:

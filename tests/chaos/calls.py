@@ -57,12 +57,12 @@ class Asked:
         return outcome
 
 
-def make(chance: random.Random, key: str, kind: str = "", model: str = "") -> Asked:
-    """A call of some kind. Kinds beside those of the load: "hanging" (it waits for its answer), "slow" (a stream)."""
+def make(chance: random.Random, key: str, kind: str = "", model: str = "", output_tokens: int = 0) -> Asked:
+    """A call of some kind, whose answer has so many tokens (0: some). Kinds beside those of the load: "hanging" (it waits for its answer), "slow" (a stream)."""
     kind = kind or chance.choice(KINDS)
     mark = UUID(int=chance.getrandbits(128)).hex
     script: dict[str, Any] = {
-        "output_tokens": chance.randint(5, 60), "first_token_s": chance.choice((0, 0, 0.1)), "mark": mark,
+        "output_tokens": output_tokens or chance.randint(5, 60), "first_token_s": chance.choice((0, 0, 0.1)), "mark": mark,
     }  # fmt: skip
     if kind == "hanging":
         script["first_token_s"] = 5

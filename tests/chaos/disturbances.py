@@ -17,7 +17,8 @@ from dataclasses import dataclass
 import psutil
 import redis.asyncio
 
-from tests.chaos import disks, gateways
+from tests.chaos import clocks, crowds, disks, gateways
+from tests.chaos.administrators import EXPLAINED, administrators
 from tests.chaos.calls import AGAIN, DIED
 from tests.chaos.field import Field, Skip
 from tests.chaos.stack import LIFETIME_S
@@ -38,6 +39,7 @@ class Disturbance:
 
     `short`: also in `make test`. `loaded`: under the common load. `unswept`: nobody can settle anything meanwhile.
     `lasts_s`: the part that it `stops` stays so for so long, while others happen; not those that must be `alone`.
+    `jumped_s`: by so much the clock that holds are measured by was moved.
     """
 
     name: str
@@ -50,6 +52,7 @@ class Disturbance:
     lasts_s: float = 0
     stops: str = ""
     alone: bool = False
+    jumped_s: float = 0
 
 
 def kill(*parts: str, sign: signal.Signals = signal.SIGKILL, times: int = 1) -> Callable[[Field], Awaitable[None]]:
@@ -182,6 +185,11 @@ DISTURBANCES = (
     Disturbance("an admission's answer is lost", gateways.cut_wire_to_postgres, _POSTGRES, loaded=False),
     Disturbance("kill -9 between each two steps", gateways.kill_between_steps, _GATEWAY, loaded=False),
     Disturbance("a new version beside the old one", gateways.new_beside_old, loaded=False),
+    Disturbance("two administrators for 90 s", administrators(90), EXPLAINED),
+    Disturbance("the database's clock jumps by 3 h", clocks.the_databases_clock_jumps, AGAIN, jumped_s=clocks.JUMPED_S),
+    Disturbance("1,000 callers in a queue", crowds.a_thousand_in_a_queue, loaded=False),
+    Disturbance("400 callers on one key", crowds.many_on_one_key, short=True),
+    Disturbance("43 changes a second", crowds.many_changes_a_second),
     Disturbance("a rolling restart", rolling_restart, short=True),
     Disturbance(
         "kill -9 the supervisor", kill_the_supervisor, (*_GATEWAY, *_PROVIDER, *_POSTGRES), unswept=True, alone=True

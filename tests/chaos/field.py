@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import random
 import time
 from collections import Counter
@@ -37,6 +38,10 @@ class Field:
         self.keys: list[str] = []
         self.asked: list[Asked] = []  # since it was judged last
         self.repeatable: list[Asked] = []  # with an idempotency key, since the beginning
+        self.faults: list[str] = []  # what a disturbance itself has seen go wrong, and …
+        self.remarks: list[str] = []  # … what is worth knowing of it
+        self.jumped_s = 0.0  # by so much the clock that holds are measured by was moved, since the beginning
+        self._numbers = itertools.count(1)
 
     @property
     def data_dir(self) -> Path:
@@ -48,12 +53,22 @@ class Field:
         return (state or self.state).pids[part]
 
     async def admin(self, method: str, path: str, body: object) -> dict[str, Any]:
+        status, content = await self.ask_admin(method, path, body)
+        assert status < 300, content
+        return content
+
+    async def ask_admin(
+        self, method: str, path: str, body: object = None, url: str | None = None
+    ) -> tuple[int, dict[str, Any]]:
+        """The status and the answer of the admin API, whatever they are."""
         headers = {"Authorization": f"Bearer {self.state.admin_key}"}
-        address = f"{self.state.gateway_url}/admin/v1/{path}"
+        address = f"{url or self.state.gateway_url}/admin/v1/{path}"
         async with self.http.request(method, address, json=body, headers=headers) as response:
-            content = await response.json()
-            assert response.status < 300, content
-            return content
+            return response.status, await response.json()
+
+    def next_number(self) -> int:
+        """For names that nothing here has had before."""
+        return next(self._numbers)
 
     async def agents(self) -> None:
         """One agent with much, one with little that runs out, one with a route."""

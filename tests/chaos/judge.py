@@ -50,6 +50,7 @@ class Outcome:
     memory_mib: int = 0
     faults: list[str] = field(default_factory=list[str])
     skipped: str = ""
+    remarks: list[str] = field(default_factory=list[str])
 
     def row(self) -> str:
         if self.skipped:
@@ -59,7 +60,8 @@ class Outcome:
         sizes = f"{self.inexact:>8} {self.logged_bytes // 1024:>6} {self.memory_mib:>5}"
         told = "; ".join(self.faults) or "ok"
         why = ", ".join(f"{count} {trouble}" for trouble, count in self.troubles.most_common())
-        return f"{self.name:<36} {calls} {self.took_s:>5.0f} {self.healthy_s:>8.1f} {money} {sizes}  {told}{f' ({why})' if why else ''}"
+        more = "".join([f" ({why})" if why else "", *(f"; {remark}" for remark in self.remarks)])
+        return f"{self.name:<36} {calls} {self.took_s:>5.0f} {self.healthy_s:>8.1f} {money} {sizes}  {told}{more}"
 
 
 _CALLS = (("ok", 5), ("refused", 8), ("failed", 7), ("left", 5))
@@ -92,6 +94,9 @@ class Judge:
             outcome.faults += faults
             report = await audit(pool, sweep_grace_s=SWEEP_S + _GRACE_S)
             outcome.faults += [line for check in report.checks for line in check.differences]
+        outcome.faults += self.field.faults
+        outcome.remarks += self.field.remarks
+        self.field.faults, self.field.remarks = [], []
         outcome.calls = Counter(each.outcome for each in asked)
         outcome.troubles = Counter(trouble for each in asked for trouble in each.troubles)
         unexplained = {name: n for name, n in outcome.troubles.items() if not any(fnmatchcase(name, p) for p in fails)}
@@ -108,7 +113,7 @@ class Judge:
     async def judge_all(self, outcome: Outcome) -> Outcome:
         """The whole run's invoice against the whole ledger, with what came late."""
         self.seen_seq = 0
-        return await self.judge(outcome, fails=("409 idempotency_answer_lost",), outage_s=600)
+        return await self.judge(outcome, fails=("409 idempotency_answer_lost",), outage_s=600 + self.field.jumped_s)
 
     @asynccontextmanager
     async def _database(self) -> AsyncIterator[asyncpg.Pool]:

@@ -1,27 +1,38 @@
-"""Importing this makes a gateway speak to Postgres as the version before routes and pacing did."""
+"""How a gateway spoke to Postgres in the version before migration 0005: by the second version of both functions."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
+import asyncpg
+
 from llm_service.treasury import treasury as module
+from llm_service.treasury.connection import Connection
 
 
-def before(statement: str) -> str:
-    """The statement as it was: of the first version of its function, which takes two arrays less."""
-    older = re.sub(r",\$\d+[^,]*,\$\d+[^,]*\)$", ")", statement.replace("_v2(", "_v1("))
-    assert older.count("$") == statement.count("$") - 2, older
+def before(statement: str, fewer: int) -> str:
+    """The statement as it was: of the second version of its function, which takes fewer arguments."""
+    head, *arguments = statement.replace("_v3(", "_v2(").split("$")
+    older = "$".join([head, *arguments[:-fewer]]).rstrip(",") + ")"
+    assert older.count("$") == statement.count("$") - fewer, older
     return older
 
 
-def _without_two(arrays: Callable[[Any], tuple[object, ...]]) -> Callable[[Any], tuple[object, ...]]:
-    return lambda group: arrays(group)[:-2]
+def without_rates(arrays: Callable[[Any], tuple[object, ...]]) -> Callable[[Any], tuple[object, ...]]:
+    """The arrays of an admission as they were: holds had no rate card."""
+    return lambda group: arrays(group)[:-1]
 
 
-module.ADMIT, module._SETTLE = before(module.ADMIT), before(module._SETTLE)
-module.admission_arrays = _without_two(module.admission_arrays)
-module._settlement_arrays = _without_two(module._settlement_arrays)
-_decision = module._decision
-module._decision = lambda request, row: _decision(request, (*row, None))  # pyright: ignore[reportArgumentType]  # no pace then
+async def without_locks(
+    connection: Connection, statement: str, arguments: tuple[object, ...], _skip_locked: bool
+) -> list[asyncpg.Record]:
+    """Locks were waited for, and new subjects not counted."""
+    return await connection.fetch(statement, *arguments[: statement.count("$")])
+
+
+def speak_as_before() -> None:
+    """From now on, every treasury of this process."""
+    module.ADMIT, module.SETTLE = before(module.ADMIT, 3), before(module.SETTLE, 1)
+    module.admission_arrays = without_rates(module.admission_arrays)
+    module._within_locks = without_locks  # pyright: ignore[reportPrivateUsage]

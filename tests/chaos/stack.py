@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from pathlib import Path
 from gateway.stack.ports import free_port
 from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
+from tests.faketime import MovableClock
 
 ROOT = Path(__file__).parent.parent.parent
 CALL_S, MARGIN_S, SWEEP_S = 6.0, 2.0, 1.0
@@ -29,13 +30,21 @@ _TIMES = {
     "TREASURER_SWEEP_INTERVAL_S": str(SWEEP_S),
     "TREASURER_LOG_LEVEL": "warning",
 }
+_UNDER_A_CLOCK = """
+from gateway.stack.postgres import EmbeddedPostgres
+_environ = EmbeddedPostgres.environ
+EmbeddedPostgres.environ = lambda self: _environ(self) | {}
+from gateway.cli import main
+main()
+"""
 
 
 @dataclass
 class Stack:
-    """A running `treasurer up`."""
+    """A running `treasurer up`. With a `clock`, its Postgres runs by that one."""
 
     data_dir: Path
+    clock: MovableClock | None = None
     process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
@@ -43,7 +52,7 @@ class Stack:
         arguments = ["--data-dir", str(self.data_dir), "--port", "0", "--gateways", "2", "--proxy-workers", "2"]
         with self.data_dir.with_suffix(".log").open("ab") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gateway.cli", "up", *arguments],
+                [sys.executable, *self._program(), "up", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
@@ -51,6 +60,11 @@ class Stack:
                 cwd=ROOT,
                 start_new_session=True,
             )
+
+    def _program(self) -> Sequence[str]:
+        if self.clock is None:
+            return ("-m", "gateway.cli")
+        return ("-c", _UNDER_A_CLOCK.format(self.clock.environ()))
 
     async def ready(self, within_s: float = 120) -> StackState:
         assert self.process is not None

@@ -68,6 +68,9 @@ async def test_every_table_of_configuration_is_logged_and_audited(pool: asyncpg.
     others = [
         "epoch",
         "windows",
+        "window_openings",
+        "retired_windows",
+        "rate_cards",
         "holds",
         "ledger",
         "witnesses",

@@ -329,6 +329,7 @@ async def test_a_top_up_counts_while_it_is_active(pool: asyncpg.Pool, treasury: 
     await pool.execute(
         "INSERT INTO top_ups (budget_id, amount_nano, ends_at) VALUES ($1, 60, now() + interval '1 hour')", number
     )
+    await look_at_the_epoch(pool)
     assert isinstance(await treasury.admit(request(who, 150, number)), Hold)
     past = await budget(pool, who, 100)
     await pool.execute(

@@ -270,6 +270,7 @@ class TreasuryMachine(RuleBasedStateMachine):
         statement = "UPDATE top_ups SET ends_at = clock_timestamp() WHERE budget_id = $1 AND ends_at = 'infinity'"
         self.world.do(self.world.pool.execute(statement, self.who.budgets[0].id))
         self.model.top_ups.clear()
+        self.renew()
 
     @precondition(lambda self: self.model.days)
     @rule()
@@ -277,6 +278,7 @@ class TreasuryMachine(RuleBasedStateMachine):
         """All that was goes a day back; what is still held counts where it was held."""
         self.world.do(self.go_a_day_back())
         self.model.today += 1
+        self.renew()
 
     async def go_a_day_back(self) -> None:
         number, agent = self.who.budgets[0].id, self.who.agent_id

@@ -1,8 +1,9 @@
-"""An older gateway beside the new one: the first version of the functions goes on, on the new tables."""
+"""An older gateway beside the new one: its version of the functions goes on, on the new tables."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 import asyncpg
 import pytest
@@ -11,38 +12,26 @@ from llm_service.administration import people
 from llm_service.administration.inputs import read_input
 from llm_service.ids import new_call_id
 from llm_service.principals import Principals
-from llm_service.treasury import treasury as module
 from llm_service.treasury.audit import audit
 from llm_service.treasury.denial import Denial
-from llm_service.treasury.statements import admission_arrays
+from llm_service.treasury.statements import ADMIT, SETTLE, admission_arrays, decision, settlement_arrays
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Principal, Settlement
+from tests.chaos.older import before
 
 
 class OldTreasury(Treasury):
-    """As it was before routes and pacing: it asks for the first version of both functions."""
+    """As it was before migration 0005: it asks for the second version of both functions."""
 
-    async def _admit_group(self, group: object) -> list[Hold | Denial | Exception]:
-        statement = module.ADMIT.replace("admit_v2", "admit_v1").replace(",$18::text::integer[],$19::text[])", ")")
-        requests: list[HoldRequest] = list(group)  # pyright: ignore[reportArgumentType, reportUnknownVariableType]
-        rows = await self._admitting.fetch(statement, *admission_arrays(requests)[:-2])
-        assert all(row["verdict"] in ("admitted", "busy", "exhausted") for row in rows)
-        return [
-            Hold(request.call_id, 0, row["granted_nano"], row["budget_id"], row["left_nano"])
-            if row["verdict"] == "admitted"
-            else RuntimeError(row["verdict"])
-            for request, row in zip(requests, rows, strict=True)
-        ]
+    async def _admit_group(self, group: Sequence[HoldRequest]) -> list[Hold | Denial | Exception]:
+        rows = await self._admitting.fetch(before(ADMIT, 3), *admission_arrays(group)[:-1])
+        return [decision(request, row) for request, row in zip(group, rows, strict=True)]
 
 
 async def settle_as_before(pool: asyncpg.Pool, hold: Hold, cost: int) -> None:
-    result = await pool.fetchval(
-        "SELECT result FROM treasury_settle_v1(ARRAY[$1::uuid], '{0}', '{posted}', ARRAY[$2::bigint], '{NULL}', '{1}', '{0}',"
-        " '{0}', '{1}', '{0}', '{provider}', '{openai}', '{d1}', '{200}', '{NULL}', '{5}', '{NULL}')",
-        hold.call_id,
-        cost,
-    )
-    assert result == "settled"
+    settlement = Settlement(hold.call_id, 0, LedgerState.POSTED, cost)
+    (row,) = await pool.fetch(before(SETTLE, 1), *settlement_arrays([settlement]))
+    assert row["result"] == "settled"
 
 
 async def who_spends(pool: asyncpg.Pool) -> Principal:
@@ -70,7 +59,6 @@ async def test_both_versions_share_a_budget_and_the_books_are_right(
             await settle_as_before(pool, hold, 300)
         else:
             assert await new.settle_soon(Settlement(hold.call_id, 0, LedgerState.POSTED, 300)) == "settled"
-    assert await pool.fetchval("SELECT pace FROM windows") == [0, 9000, 10000, 10000]  # whoever opened it
     posted, pending = await pool.fetchrow("SELECT posted_nano, pending_nano FROM windows")  # pyright: ignore[reportGeneralTypeIssues]
     assert (posted, pending) == (300 * len(holds), 0)
     report = await audit(pool, sweep_grace_s=30)

@@ -35,6 +35,7 @@ from tests.llm_service.fakes import (
     FakeTreasury,
     Refusals,
     chat_body,
+    one_rate_card,
 )
 
 
@@ -60,7 +61,7 @@ class Parts:
 
         self.admission = Admission(
             catalog=Catalog(read), principals=self.principals, limiter=self.limiter.real(),
-            treasury=self.treasury.real(), count_tokens=self.counter.request, refused=self.refused, lifetime_s=330,
+            treasury=self.treasury.real(), count_tokens=self.counter.request, rate_card=one_rate_card, refused=self.refused, lifetime_s=330,
             busy_wait_s=busy_wait_s,
         )  # fmt: skip
 

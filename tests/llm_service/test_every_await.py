@@ -42,7 +42,16 @@ from llm_service.types import (
     Timeouts,
     Usage,
 )
-from tests.llm_service.fakes import ENTRIES, PRICED, PRINCIPAL, FakeCounter, FakeIdempotency, FakeLimiter, chat_body
+from tests.llm_service.fakes import (
+    ENTRIES,
+    PRICED,
+    PRINCIPAL,
+    FakeCounter,
+    FakeIdempotency,
+    FakeLimiter,
+    chat_body,
+    one_rate_card,
+)
 
 Attempt = tuple[UUID, int]
 USAGE = Usage(9, output_tokens=12)
@@ -110,7 +119,7 @@ class Process:
         self.service = LLMService(
             admission=Admission(
                 catalog=Catalog(read), principals=self, limiter=limiter.real(), treasury=treasury,
-                count_tokens=counter.request, refused=lambda *_: None, lifetime_s=330, busy_wait_s=0,
+                count_tokens=counter.request, rate_card=one_rate_card, refused=lambda *_: None, lifetime_s=330, busy_wait_s=0,
             ),
             settler=Settler(
                 treasury=treasury, limiter=limiter.real(), sweeper=sweeper, count_tokens=counter.request,

@@ -14,7 +14,18 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from llm_service.pricing import FREE, Rates, RatesError, TokenRates, affordable_output, bound, cost, read_rates
+from llm_service.pricing import (
+    FREE,
+    Rates,
+    RatesError,
+    TokenRates,
+    affordable_output,
+    bound,
+    cost,
+    dump_rates,
+    load_rates,
+    read_rates,
+)
 from llm_service.types import Usage
 
 ROOT = Path(__file__).parents[2]
@@ -350,3 +361,10 @@ def test_i1_the_bound_holds_for_every_model_of_litellms_map(data: st.DataObject)
     tier = data.draw(st.sampled_from(ANSWERED_TIERS))
     assert cost(rates, usage, tier) <= bound([rates], most_input, most_output, "auto")
     assert cost(rates, usage, tier) == ceil(exact_cost(expected_tier(rates, usage, tier), usage))
+
+
+@given(st.dictionaries(st.text(min_size=1, max_size=5), RATES, max_size=3))
+def test_rates_that_are_kept_are_read_again_as_they_were(rates: dict[str, Rates]) -> None:
+    card = dump_rates(rates)
+    assert load_rates(card) == rates
+    assert dump_rates(dict(reversed(rates.items()))) == card  # the same rates, the same text

@@ -56,6 +56,7 @@ from tests.llm_service.fakes import (
     Records,
     Refusals,
     chat_body,
+    one_rate_card,
 )
 
 SECRET = "s" * 32
@@ -103,7 +104,7 @@ class Parts:
         self.service = LLMService(
             admission=Admission(
                 catalog=Catalog(read), principals=self, limiter=self.limiter.real(), treasury=self.treasury.real(),
-                count_tokens=self.counter.request, refused=self.refused, lifetime_s=330, busy_wait_s=0,
+                count_tokens=self.counter.request, rate_card=one_rate_card, refused=self.refused, lifetime_s=330, busy_wait_s=0,
             ),
             settler=Settler(
                 treasury=self.treasury.real(), limiter=self.limiter.real(), sweeper=self.sweeper.real(),

@@ -41,9 +41,13 @@ CREATE TABLE retired_windows (
     retired_at  timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX retired_windows_ids ON retired_windows USING gist (ids);
-CREATE INDEX windows_ends ON windows (ends_at);
 -- The live windows of one budget, without those that have ended: lists look at the first few of them.
 CREATE INDEX windows_live ON windows (budget_id, ends_at);
+-- Infinite times cannot be subtracted before PostgreSQL 17.
+CREATE INDEX windows_short ON windows (ends_at)
+    WHERE CASE WHEN isfinite(ends_at) THEN ends_at - starts_at < interval '20 hours' ELSE false END;
+CREATE INDEX windows_long ON windows (ends_at)
+    WHERE NOT CASE WHEN isfinite(ends_at) THEN ends_at - starts_at < interval '20 hours' ELSE false END;
 
 -- The audit asks what a budget's limit was at a moment: the log of changes knows.
 CREATE INDEX changes_object ON changes (kind, object, id);

@@ -32,8 +32,8 @@ CREATE FUNCTION treasury_admit_v3(
     p_epoch bigint[], p_organisation bigint[], p_team bigint[], p_agent bigint[], p_key bigint[],
     p_model text[], p_context text[], p_amount bigint[], p_floor bigint[], p_lifetime_s float8[],
     p_first_line integer[], p_line_window integer[], p_budget bigint[], p_subject text[],
-    p_max_share integer[], p_requested text[], p_rate_card bigint[], p_skip_locked boolean DEFAULT false,
-    p_most_new integer DEFAULT 10000, p_now timestamptz DEFAULT NULL
+    p_max_share integer[], p_requested text[], p_rate_card bigint[], p_most_new integer DEFAULT 10000,
+    p_skip_locked boolean DEFAULT false, p_now timestamptz DEFAULT NULL
 ) RETURNS TABLE (
     verdict text, granted_nano bigint, budget_id bigint, subject text, left_nano bigint, limit_nano bigint,
     posted_nano bigint, pending_nano bigint, resets_at timestamptz, resumes_at timestamptz

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.ids import new_call_id
+from llm_service.pricing import FREE, Rates, TokenRates
 from llm_service.treasury.sweep import OrphanHold, Witness, settlement_for
 from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
 
@@ -150,3 +151,21 @@ def test_i2_an_expired_hold_always_ends_and_never_below_what_was_proved(
     if settled.state is LedgerState.EXPIRED:
         assert expired
         assert settled.cost_nano == (HELD if policy is ExpiryPolicy.POST else 0)
+
+
+CARD = {"d1": Rates((TokenRates(0, 50_000_000, 50_000_000, 0, 0, 0, 50_000_000),))}  # 50 nano-dollars a token
+
+
+def test_i2_a_hold_is_priced_at_the_rates_that_it_was_made_with() -> None:
+    assert settle(replace(hold(witness()), rates=CARD)).cost_nano == 1_000
+    assert settle(replace(hold(witness(deployment="another")), rates=CARD)).cost_nano == 1_000  # the dearest
+    assert settle(replace(hold(witness(deployment="gone")), rates={"gone": FREE})).cost_nano == 0
+
+
+def test_i1_a_witness_far_above_the_rates_is_posted_whatever_was_held() -> None:
+    assert settle(hold(witness(cost=4_001))).cost_nano == 4_001
+    assert settle(hold(witness(cost=2 * HELD))).cost_nano == 2 * HELD
+    assert settle(hold(witness(cost=4_000))).cost_nano == 2_000  # within what conditions of a price make
+    assert settle(replace(hold(witness(cost=4_000)), rates={"d1": FREE})).cost_nano == 0  # an operator marked it free
+    counted = replace(witness(cost=10**9), counted=True)
+    assert settle(hold(counted)).cost_nano < HELD  # LiteLLM's own count of a stream is no report

@@ -1,0 +1,72 @@
+"""Clocks that tests move: libfaketime (package `libfaketime`) laid under a child process.
+
+What must hold: every process that was started under a clock shows the same time, whenever it was started, and a
+move is seen by its very next look at the clock. So a clock is a file that holds an offset, replaced whole and read
+again at each look: an absolute time would begin anew in each process. Only the wall clock moves: what measures
+durations, and so every timeout, goes on as it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+_FOLDERS = (
+    "/usr/lib/x86_64-linux-gnu/faketime",
+    "/usr/lib/aarch64-linux-gnu/faketime",
+    "/usr/lib/faketime",
+    "/usr/lib64/faketime",
+    "/usr/local/lib/faketime",
+    "/opt/homebrew/lib/faketime",
+)
+MISSING = "libfaketime is not installed here (apt-get install libfaketime)"
+
+
+def find_library(*, threads: bool = False) -> Path | None:
+    """libfaketime, or the one for programs with threads; None where it is not installed."""
+    name = "libfaketimeMT.so.1" if threads else "libfaketime.so.1"
+    found = (Path(folder) / name for folder in _FOLDERS)
+    return next((path for path in found if path.exists()), None)
+
+
+needs_faketime = pytest.mark.skipif(find_library() is None or find_library(threads=True) is None, reason=MISSING)
+
+
+@dataclass(frozen=True)
+class MovableClock:
+    """The wall clock of the processes that are started with `environ`. It is right until it is moved."""
+
+    file: Path
+
+    def __post_init__(self) -> None:
+        self.move(timedelta(0))
+
+    def environ(self, *, threads: bool = False) -> dict[str, str]:
+        """What a child process needs in its environment; its account must be able to read the file.
+
+        Raises:
+            FileNotFoundError: libfaketime is not installed.
+        """
+        library = find_library(threads=threads)
+        if library is None:
+            raise FileNotFoundError(MISSING)
+        return {
+            "LD_PRELOAD": str(library),
+            "FAKETIME_TIMESTAMP_FILE": str(self.file),
+            "FAKETIME_NO_CACHE": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+        }
+
+    def move(self, offset: timedelta) -> None:
+        """Show the real time and so much more; a negative offset is a clock that is behind."""
+        fresh = self.file.with_name(f"{self.file.name}.new")
+        fresh.write_text(f"{offset.total_seconds():+.6f}\n")
+        fresh.chmod(0o644)
+        fresh.replace(self.file)
+
+    def move_to(self, moment: datetime) -> None:
+        """Show this moment now, and go on from there."""
+        self.move(moment - datetime.now(UTC))

@@ -1,0 +1,357 @@
+"""The treasury on a database whose clock is wrong, and jumps; and a gateway whose clock is an hour off.
+
+The clocks are moved by libfaketime. Where it is missing these tests are skipped, and say so.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import random
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import asyncpg
+import pytest
+from openai import APIStatusError
+
+from gateway.migrations import migrate
+from gateway.stack.ports import free_port
+from gateway.stack.postgres import EmbeddedPostgres, create_database, embedded_postgres
+from gateway.stack.state import StackState
+from llm_service.administration.budgets import ChangeBudget, NewTopUp, change_budget, top_up
+from llm_service.administration.inputs import read_input
+from llm_service.errors import IdempotencyConflict
+from llm_service.idempotency import Claim, Idempotency
+from llm_service.ids import new_call_id
+from llm_service.treasury.treasury import Denial
+from llm_service.types import Hold
+from tests.faketime import MovableClock, needs_faketime
+from tests.integration.agents_that_spend import House, open_house
+from tests.integration.caller import open_caller
+from tests.integration.gateways import another_gateway
+from tests.processes import running_postgres
+
+pytestmark = needs_faketime
+
+HOURS_3 = timedelta(hours=3)
+_numbers = itertools.count(1)
+
+
+@pytest.fixture(scope="module")
+def clock(service_dir: Path) -> MovableClock:
+    """The clock of this module's database server."""
+    return MovableClock(service_dir / "database.clock")
+
+
+@pytest.fixture(scope="module")
+def server(service_dir: Path, stop_with_us: Callable[[int], None], clock: MovableClock) -> Iterator[EmbeddedPostgres]:
+    """A PostgreSQL whose clock can be moved, and a migrated database in it to copy."""
+    tuning = {"fsync": "off", "full_page_writes": "off"}
+    made = embedded_postgres(service_dir / "clocks", free_port(), secrets.token_urlsafe(16), tuning)
+    log = service_dir / "postgres-with-a-clock.log"
+    with running_postgres(made, log, stop_with_us, clock.environ()) as running:
+
+        async def template() -> None:
+            await create_database(running.url("postgres"), "template_clocks")
+            await migrate(running.url("template_clocks"))
+
+        asyncio.run(template())
+        yield running
+
+
+@pytest.fixture
+async def house(server: EmbeddedPostgres, clock: MovableClock) -> AsyncIterator[House]:
+    """A treasury on a fresh database; the clock is right at first, and again afterwards."""
+    clock.move(timedelta(0))
+    name = f"clocks_{os.getpid()}_{next(_numbers)}"
+    await create_database(server.url("postgres"), name, template="template_clocks")
+    try:
+        async with open_house(server.url(name)) as house:
+            yield house
+    finally:
+        clock.move(timedelta(0))
+
+
+async def shown(pool: asyncpg.Pool) -> datetime:
+    return await pool.fetchval("SELECT clock_timestamp()")
+
+
+def about(moment: datetime, expected: datetime) -> bool:
+    """Within minutes: a clock that has not moved is hours away."""
+    return abs(moment - expected) < timedelta(minutes=5)
+
+
+async def test_the_clock_of_a_running_postgres_moves_in_every_process(house: House, clock: MovableClock) -> None:
+    async with house.pool.acquire() as one, house.pool.acquire() as other:
+        for offset in (timedelta(0), -HOURS_3, HOURS_3):
+            clock.move(offset)
+            for connection in (one, other):  # a process each serves them
+                assert about(await connection.fetchval("SELECT clock_timestamp()"), datetime.now(UTC) + offset)
+        clock.move_to(datetime(2026, 11, 1, 4, 6, tzinfo=UTC))
+        assert about(await shown(house.pool), datetime(2026, 11, 1, 4, 6, tzinfo=UTC))
+
+
+async def until_swept(house: House) -> int:
+    count = 0
+    while swept := await house.sweep():
+        count += swept
+    return count
+
+
+async def test_i1_i2_no_limit_is_passed_and_nothing_is_lost_while_the_clock_jumps(
+    house: House, clock: MovableClock
+) -> None:
+    """Behind by 3 h, then forward and back under 12 callers and a sweeper that takes what has expired by that clock."""
+    for number in range(4):
+        windows = [{"limit": "0.000004", "window": window} for window in ("minute", "hour", "day")]
+        await house.agent(f"agent {number}", {"limit": "0.00001"}, *windows)
+    clock.move(-HOURS_3)
+    stopping = asyncio.Event()
+    over: list[asyncpg.Record] = []
+
+    async def caller(number: int) -> None:
+        chance = random.Random(number)
+        while not stopping.is_set():
+            outcome = await house.admit(f"agent {number % 4}", 300, floor_nano=50)
+            await asyncio.sleep(chance.uniform(0, 0.03))
+            if isinstance(outcome, Hold):
+                await house.settle(outcome, chance.randint(0, outcome.amount_nano))
+
+    async def watch() -> None:
+        while not stopping.is_set():
+            await house.sweep()
+            over.extend(await house.over_a_limit())
+            await asyncio.sleep(0.02)
+
+    tasks = [asyncio.create_task(caller(number)) for number in range(12)] + [asyncio.create_task(watch())]
+    for offset in (-HOURS_3, timedelta(0), -HOURS_3, HOURS_3, timedelta(0)):
+        clock.move(offset)
+        await asyncio.sleep(1)
+    stopping.set()
+    await asyncio.gather(*tasks)
+    await house.treasury.drain()
+
+    assert over == []
+    assert await house.books() == []
+    assert await house.pool.fetchval("SELECT count(*) FROM holds") == 0
+    assert sum(house.posted.values()) == sum([await house.posted_nano(f"agent {number}") for number in range(4)]) > 0
+    # The clock was at three different hours: each has its own windows.
+    assert await house.pool.fetchval("SELECT count(DISTINCT w.starts_at) FROM windows w JOIN budgets b"
+                                     " ON b.id = w.budget_id WHERE b.window_kind = 'hour'") >= 3  # fmt: skip
+
+
+async def test_i2_holds_that_nobody_settles_end_by_the_clock_wherever_it_jumps(
+    house: House, clock: MovableClock
+) -> None:
+    agent = await house.agent("agent", {"limit": "1"})
+    clock.move(-HOURS_3)
+    early = await house.admit(agent, 100)
+    assert isinstance(early, Hold)
+    assert await until_swept(house) == 0
+    clock.move(timedelta(0))  # three hours have passed for the hold: its minute is over
+    late = await house.admit(agent, 100)
+    assert isinstance(late, Hold)
+    assert await until_swept(house) == 1
+    clock.move(-HOURS_3)  # the other has three hours and a minute now; it stays held, and is never given out again
+    assert await until_swept(house) == 0
+    assert await house.books() == []
+    assert await house.pool.fetchval("SELECT sum(pending_nano)::bigint FROM windows") == 100
+    clock.move(HOURS_3)
+    assert await until_swept(house) == 1
+    assert await house.pool.fetchval("SELECT count(*) FROM holds") == 0
+    assert await house.posted_nano(agent) == 200
+    assert await house.books() == []
+    # An owner that was only slow is heard still.
+    assert await house.settle(late, 40) == "adjusted"
+    assert await house.posted_nano(agent) == 140
+    assert await house.books() == []
+
+
+async def test_i1_a_day_is_not_spent_twice_when_the_clock_goes_back_over_midnight(
+    house: House, clock: MovableClock
+) -> None:
+    agent = await house.agent("agent", {"limit": "0.000001", "window": "day"})
+    midnight = datetime(2026, 6, 2, tzinfo=UTC)
+    clock.move_to(midnight - timedelta(hours=1))
+    assert isinstance(await house.spend(agent, 1000), Hold)
+    assert isinstance(await house.spend(agent, 1), Denial)
+    clock.move_to(midnight + timedelta(hours=1))
+    assert isinstance(await house.spend(agent, 1000), Hold)
+    for moment in (midnight - timedelta(hours=2), midnight + timedelta(hours=2), midnight - timedelta(hours=1)):
+        clock.move_to(moment)
+        refused = await house.spend(agent, 1)
+        assert isinstance(refused, Denial), moment
+        assert refused.final
+    assert await house.posted_nano(agent) == 2000
+    assert await house.books() == []
+
+
+#: A moment between the two midnights of a place where clocks go back at 1 h to 0 h (by PostgreSQL, midnight is the later).
+REPEATED = [
+    pytest.param("America/Havana", datetime(2026, 11, 1, 4, 6, tzinfo=UTC), id="Havana"),
+    pytest.param("Atlantic/Azores", datetime(2026, 10, 25, 0, 6, tzinfo=UTC), id="Azores"),
+]
+
+
+@pytest.mark.parametrize(("zone", "moment"), REPEATED)
+async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_own_limit(
+    house: House, clock: MovableClock, zone: str, moment: datetime
+) -> None:
+    """Calls of one group: an agent whose day has two midnights, and innocent ones in UTC and elsewhere."""
+    day = {"limit": "0.001", "window": "day"}
+    there = await house.agent("there", {**day, "time_zone": zone})
+    innocents = [
+        await house.agent("in UTC", day),
+        await house.agent("with more", {**day, "limit": "0.004"}),
+        await house.agent("in Tokyo", {**day, "time_zone": "Asia/Tokyo"}),
+        await house.agent("in all", {"limit": "0.001"}, {**day, "limit": "0.002"}),
+    ]
+    alone = await house.agent("alone", {**day, "time_zone": zone})
+    before = await house.agent("before", {**day, "time_zone": zone})
+    limits = {there: 1_000_000, "with more": 4_000_000, **dict.fromkeys(("in UTC", "in Tokyo", "in all"), 1_000_000)}
+    clock.move_to(moment)
+
+    # In groups, in any order, and each with a call more than fits: all get what is theirs, and no more.
+    chance = random.Random(1)
+    for _ in range(45):
+        agents = chance.sample([there, *innocents], 5)
+        outcomes = dict(
+            zip(agents, await asyncio.gather(*(house.spend(agent, 100_000) for agent in agents)), strict=True)
+        )
+        for agent, outcome in outcomes.items():
+            fits = limits[agent] >= 100_000
+            limits[agent] -= 100_000 * fits
+            assert isinstance(outcome, Hold) is fits, (agent, outcome)
+    assert set(limits.values()) == {0}
+    assert await house.over_a_limit() == []
+    assert await house.books() == []
+
+    # Alone in its group, too; and for a subject that had its window open since the day before.
+    clock.move_to(moment - timedelta(minutes=30))
+    assert isinstance(await house.spend(before, 1_000_000), Hold)
+    clock.move_to(moment + timedelta(minutes=20))
+    assert isinstance(await house.spend(alone, 1_000_000), Hold)
+    for agent in (alone, before):
+        refused = await house.spend(agent, 1)
+        assert isinstance(refused, Denial)
+        assert refused.resets_at is not None
+        assert refused.resets_at > await shown(house.pool)
+
+    # The windows follow one another to the next day, whenever one looks.
+    for minutes in range(30, 26 * 60, 30):
+        clock.move_to(moment + timedelta(minutes=minutes))
+        await house.spend(there, 100_000)
+    clock.move_to(moment + timedelta(days=3))
+    for agent in (there, *innocents[:3], alone):
+        assert isinstance(await house.spend(agent, 1_000_000), Hold), agent
+    assert await house.over_a_limit() == []
+    assert await house.books() == []
+
+
+async def test_a_change_that_was_made_while_the_clock_was_behind_alarms_nobody(
+    house: House, clock: MovableClock
+) -> None:
+    """What was there before the log began is not taken for what the log has missed."""
+    await house.agent("first", {"limit": "1"})
+    clock.move(-timedelta(days=30))
+    await house.agent("second", {"limit": "1"})
+    clock.move(timedelta(0))
+    assert await house.books() == []
+
+
+@pytest.mark.parametrize("cost_nano", [0, 600])
+async def test_i1_a_call_that_ended_before_it_began_by_the_clock_is_no_overspend(
+    house: House, clock: MovableClock, cost_nano: int
+) -> None:
+    """Its hold was made, the clock went back, and then it was settled: the audit has nothing to name."""
+    agent = await house.agent("agent", {"limit": "0.000001"})
+    await top_up(house.pool, "agent agent: total", read_input(NewTopUp, {"amount": "0.000001"}))
+    hold = await house.admit(agent, 600)
+    assert isinstance(hold, Hold)
+    clock.move(-HOURS_3)
+    await house.settle(hold, cost_nano)
+    clock.move(timedelta(0))
+    assert await house.over_a_limit() == []
+    assert await house.books() == []
+
+
+async def test_i1_a_limit_that_was_raised_before_the_clock_went_back_is_no_overspend(
+    house: House, clock: MovableClock
+) -> None:
+    """What is spent then was allowed, though by the clock the limit was raised hours later."""
+    agent = await house.agent("agent", {"limit": "0.000001"})
+    await change_budget(house.pool, "agent agent: total", read_input(ChangeBudget, {"limit": "0.000002"}))
+    clock.move(-HOURS_3)
+    assert isinstance(await house.spend(agent, 1500), Hold)
+    clock.move(timedelta(0))
+    assert await house.over_a_limit() == []
+    assert await house.books() == []
+
+
+async def test_i7_a_key_that_is_taken_over_because_the_clock_jumped_is_bought_once(
+    house: House, clock: MovableClock
+) -> None:
+    """Its maker has no hold yet when the clock jumps, so another call takes it for dead: only one of them may send."""
+    await house.agent("agent")
+    agent_id = await house.pool.fetchval("SELECT id FROM agents")
+    keys = Idempotency(house.pool)
+    first = await keys.claim(agent_id, "key", "chat", b"{}", new_call_id())
+    clock.move(HOURS_3)
+    second = await keys.claim(agent_id, "key", "chat", b"{}", new_call_id())
+    assert isinstance(first, Claim)
+    assert isinstance(second, Claim)
+    with pytest.raises(IdempotencyConflict, match="Another call"):
+        await keys.confirm(first)
+    await keys.confirm(second)
+
+
+# -- a gateway's clock
+
+
+@pytest.fixture(scope="module")
+def moved_gateway(
+    stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path
+) -> Iterator[tuple[str, MovableClock]]:
+    """The address of a gateway of the stack whose clock can be moved, and that clock."""
+    clock = MovableClock(service_dir / "gateway.clock")
+    environ = clock.environ(threads=True) | {
+        "TREASURER_ADMIN_KEY": stack.admin_key,
+        "TREASURER_BREAKER_FAILURES": "0",
+    }
+    with another_gateway(stack, stop_with_us, service_dir / "moved-gateway.log", environ) as (url, _):
+        yield url, clock
+
+
+@pytest.mark.parametrize("offset", [-timedelta(hours=1), timedelta(hours=1)], ids=["behind", "ahead"])
+async def test_i3_a_gateway_whose_clock_is_an_hour_off_says_what_is_right_and_buys_nothing(
+    stack: StackState, moved_gateway: tuple[str, MovableClock], offset: timedelta
+) -> None:
+    """Its grants are of another hour, so the proxy refuses them; what the database says is right all the same."""
+    url, clock = moved_gateway
+    async with open_caller(stack, "1", window="day") as caller:
+        await caller.call(url)
+        clock.move(offset)
+        try:
+            with pytest.raises(APIStatusError) as refused:
+                await caller.call(url)
+            assert refused.value.status_code in (502, 503)
+            # Held, and given back: the proxy has sent nothing on.
+            assert [row["state"] for row in await caller.ledger()] == ["posted", "voided"]
+            assert len(await caller.invoice()) == 1
+            # The window, what is spent and when it ends are those of the database, as every other gateway says.
+            budget = f"budgets/agent {caller.agent}: day"
+            right = await caller.admin("GET", budget)
+            assert await caller.admin("GET", budget, url=url) == right
+            assert datetime.fromisoformat(right["resets_at"]) > datetime.now(UTC)
+            assert right["posted_nano"] == await caller.billed_nano()
+            assert await caller.faults() == []
+        finally:
+            clock.move(timedelta(0))
+        await caller.call(url)
+        await caller.settled()
+        assert len(await caller.invoice()) == 2
+        assert await caller.faults() == []

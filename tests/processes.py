@@ -1,0 +1,64 @@
+"""Servers as children of a test session: started, awaited, stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from gateway.stack.postgres import EmbeddedPostgres
+
+
+@contextmanager
+def running_postgres(
+    server: EmbeddedPostgres, log: Path, stop_with_us: Callable[[int], None], environ: Mapping[str, str] | None = None
+) -> Iterator[EmbeddedPostgres]:
+    """An embedded PostgreSQL for the time of the block; `environ` is laid over the server's own environment."""
+    server.prepare()
+    with log.open("wb") as out:
+        process = subprocess.Popen(
+            server.command(),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=out,
+            cwd=server.data,
+            env={**server.environ(), **(environ or {})},
+            start_new_session=True,
+            **server.identity,
+        )
+    stop_with_us(process.pid)
+    try:
+        wait_until(server.ready, process, log)
+        yield server
+    finally:
+        process.send_signal(signal.SIGINT)  # fast shutdown: does not wait for clients
+        stop(process)
+
+
+def wait_until(ready: Callable[[], Awaitable[bool]], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return once a server is ready; fail the test where it ends, or takes more than half a minute."""
+    deadline = time.monotonic() + 30
+    while not asyncio.run(_bool(ready)):
+        if process.poll() is not None or time.monotonic() > deadline:
+            pytest.fail(f"{process.args!r} did not start:\n{log.read_text(errors='replace')[-2000:]}")
+        time.sleep(0.1)
+
+
+async def _bool(ready: Callable[[], Awaitable[bool]]) -> bool:
+    return await ready()
+
+
+def stop(process: subprocess.Popen[bytes]) -> None:
+    """SIGTERM, and SIGKILL ten seconds later."""
+    process.terminate()
+    try:
+        process.wait(10)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
