@@ -1,7 +1,7 @@
 """The gateway audits its own books, so that a difference raises an alert before a person looks.
 
 What must hold: of all gateway processes one audits at a time (an advisory lock in Postgres), and an audit
-changes nothing.
+changes nothing. It uses one connection of the pool that it is given, which is no pool that calls need.
 """
 
 from __future__ import annotations
@@ -11,10 +11,9 @@ import logging
 
 import asyncpg
 
-from llm_service.errors import TreasuryUnavailable
+from llm_service.errors import TookTooLong, TooManyReports, TreasuryUnavailable
 from llm_service.telemetry import Telemetry
-from llm_service.treasury.audit import audit
-from llm_service.treasury.connection import AWAY
+from llm_service.treasury.audit import audit_alone
 
 log = logging.getLogger(__name__)
 
@@ -31,18 +30,14 @@ async def audit_regularly(
         await asyncio.sleep(interval_s)
         try:
             await _audit_once(pool, telemetry, sweep_interval_s + _GRACE_S)
-        except (TreasuryUnavailable, *AWAY) as error:
-            log.warning("the audit was put off: %s", type(error).__name__)
+        except (TooManyReports, TookTooLong, TreasuryUnavailable) as error:
+            log.warning("the audit was put off: %s", error)
 
 
 async def _audit_once(pool: asyncpg.Pool, telemetry: Telemetry, sweep_grace_s: float) -> None:
-    async with pool.acquire(timeout=5) as connection:
-        if not await connection.fetchval("SELECT pg_try_advisory_lock($1)", _LOCK):
-            return
-        try:
-            report = await audit(pool, sweep_grace_s=sweep_grace_s)
-        finally:
-            await connection.execute("SELECT pg_advisory_unlock($1)", _LOCK)
+    report = await audit_alone(pool, sweep_grace_s=sweep_grace_s, lock=_LOCK)
+    if report is None:
+        return
     telemetry.audited(sum(check.found for check in report.checks if not check.ok))
     for check in report.checks:
         if not check.ok:

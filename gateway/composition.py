@@ -43,18 +43,65 @@ from llm_service.types import CallContext, Principal, Timeouts, Usage
 
 
 @dataclass(frozen=True, slots=True)
+class Pools:
+    """Connections to Postgres, apart from the two of the treasury: a pool for each kind of work, so that none starves
+    another. They open connections when they are needed, and close them when they are idle.
+
+    `keys` is for whose key it is, which every call asks. `calls` is for what else calls need (idempotency keys, the
+    sweeper, runs, refusals). `changes` is for administrators' changes, which wait for each other. `reading` is for
+    reports and lists, as many at a time as it has connections. `watching` is for the audit, for gauges and for retiring windows.
+    """
+
+    keys: asyncpg.Pool
+    calls: asyncpg.Pool
+    changes: asyncpg.Pool
+    reading: asyncpg.Pool
+    watching: asyncpg.Pool
+
+
+@dataclass(frozen=True, slots=True)
 class Runtime:
     """The parts that routes and commands use."""
 
     settings: Settings
     service: LLMService
     principals: Principals
-    pool: asyncpg.Pool
+    pools: Pools
     telemetry: Telemetry
     limiter: RateLimiter
     catalog: Catalog
     treasury: Treasury
     breakers: Breakers
+    proxy: ProxyUpstream
+
+
+#: So many reports and lists a gateway makes at a time.
+READING_AT_A_TIME = 4
+#: For each pool: how many connections, and after how many seconds a statement's answer is not waited for any more.
+_POOLS = {
+    "keys": (2, 30),
+    "calls": (6, 30),
+    "changes": (2, 30),
+    "reading": (READING_AT_A_TIME, 70),
+    "watching": (3, 610),
+}
+
+
+async def _open_pools(stack: AsyncExitStack, database_url: str, connect_timeout_s: float) -> Pools:
+    opened = {
+        name: await stack.enter_async_context(
+            asyncpg.create_pool(
+                database_url,
+                min_size=0,
+                max_size=size,
+                timeout=connect_timeout_s,
+                command_timeout=patience_s,
+                server_settings={"application_name": f"treasurer {name}"},
+            )
+        )
+        for name, (size, patience_s) in _POOLS.items()
+    }
+    return Pools(**opened)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +137,8 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
     where = _addresses(settings)
     lifetime_s = settings.call_timeout_s + settings.hold_margin_s
     async with AsyncExitStack() as stack:
-        pool = await stack.enter_async_context(
-            asyncpg.create_pool(where.database_url, min_size=0, max_size=8, timeout=settings.connect_timeout_s)
-        )
-        telemetry = _telemetry(settings, pool)
+        pools = await _open_pools(stack, where.database_url, settings.connect_timeout_s)
+        telemetry = _telemetry(settings, pools.watching)
         stack.push_async_callback(telemetry.close)
         redis = connect(where.redis_url)
         stack.push_async_callback(redis.aclose)
@@ -119,15 +164,15 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
         stack.push_async_callback(treasury.close)
         catalog = _catalog(proxy, where.grant_secret, telemetry)
         principals = Principals(
-            pool, admin_key=settings.admin_key.get_secret_value() if settings.admin_key is not None else None
+            pools.keys, admin_key=settings.admin_key.get_secret_value() if settings.admin_key is not None else None
         )
         sweeper = Sweeper(
-            pool, treasury, _price_by(catalog), interval_s=settings.sweep_interval_s, observe=telemetry.sweep
+            pools.calls, treasury, _price_by(catalog), interval_s=settings.sweep_interval_s, observe=telemetry.sweep
         )
         stack.push_async_callback(sweeper.close)
-        refusals = RefusalLog(pool)
+        refusals = RefusalLog(pools.calls)
         stack.push_async_callback(refusals.flush)
-        idempotency = Idempotency(pool, ttl_s=settings.idempotency_ttl_s, wait_s=settings.call_timeout_s)
+        idempotency = Idempotency(pools.calls, ttl_s=settings.idempotency_ttl_s, wait_s=settings.call_timeout_s)
         counter = TokenCounter(proxy, where.grant_secret)
 
         def refused(principal: Principal, context: CallContext, model: str, error: TreasurerError) -> None:
@@ -140,7 +185,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
                 principals=principals,
                 limiter=limiter,
                 treasury=treasury,
-                rate_card=RateCards(pool).id_of,
+                rate_card=RateCards(pools.calls).id_of,
                 count_tokens=counter.request,
                 refused=refused,
                 lifetime_s=lifetime_s,
@@ -164,19 +209,22 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             timeouts=Timeouts(first_token_s=settings.first_token_timeout_s),
             fell_back=lambda call, reason, model: telemetry.fell_back(call.candidate.model, model, reason),
         )
-        chores = [sweeper.run(), refusals.run(), idempotency.run(), breakers.run(), treasury.run()]
-        chores.append(retire_regularly(pool, older_than_s=settings.window_retention_s))
+        chores = [sweeper.run(), refusals.run(), idempotency.run(), breakers.run(), treasury.run(), limiter.run()]
+        chores.append(retire_regularly(pools.watching, older_than_s=settings.window_retention_s))
         if settings.audit_interval_s:
             chores.append(
                 audit_regularly(
-                    pool, telemetry, interval_s=settings.audit_interval_s, sweep_interval_s=settings.sweep_interval_s
+                    pools.watching,
+                    telemetry,
+                    interval_s=settings.audit_interval_s,
+                    sweep_interval_s=settings.sweep_interval_s,
                 )
             )
         for work in chores:
             task = asyncio.create_task(work)
             stack.push_async_callback(_stop, task)
         stack.push_async_callback(service.close)
-        yield Runtime(settings, service, principals, pool, telemetry, limiter, catalog, treasury, breakers)
+        yield Runtime(settings, service, principals, pools, telemetry, limiter, catalog, treasury, breakers, proxy)
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

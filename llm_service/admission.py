@@ -24,7 +24,7 @@ from llm_service.errors import CostLimited, ProxyUnavailable, RateLimited, Treas
 from llm_service.guards.limits import RateLimiter
 from llm_service.guards.pace import Pace
 from llm_service.money import format_decimal, format_dollars
-from llm_service.refusals import check_allowed, refusal
+from llm_service.refusals import check_allowed, check_live, refusal
 from llm_service.requests import ParsedRequest
 from llm_service.routing import Candidate, chain_of
 from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
@@ -77,6 +77,23 @@ class Admission:
         """The catalogue, as it was last read."""
         return self._catalog.models
 
+    def check(self, call: Call, model: str | None = None) -> None:
+        """Refuse a call that its principal, as it was read, may not make; or, of another `model`, that one's answer.
+
+        Raises:
+            NotAuthenticated, NotPermitted: it may not.
+        """
+        check_allowed(call.principal, model or call.request.model, time.monotonic())
+
+    async def renew(self, call: Call) -> None:
+        """Read the call's principal again, as it is now, and check the call against it.
+
+        Raises:
+            NotAuthenticated, NotPermitted: it may not make this call any more. TreasuryUnavailable: Postgres is away.
+        """
+        call.principal = await self._principals.renew(call.principal)
+        self.check(call)
+
     async def chain(self, call: Call) -> tuple[Route, tuple[Candidate, ...]]:
         """The call's route, and the models that may serve it; the first is the one that was asked for.
 
@@ -84,7 +101,7 @@ class Admission:
             TreasurerError: the caller may not use it, or it does not exist.
         """
         name, principal = call.request.model, call.principal
-        check_allowed(principal, name)
+        check_allowed(principal, name, time.monotonic())
         mode = _MODES[call.operation]
         await self._catalog.get(name, mode=mode)
         route = principal.route(name)
@@ -104,7 +121,7 @@ class Admission:
         Raises:
             TreasurerError: why not. Nothing is held then.
         """
-        check_allowed(call.principal, call.request.model)
+        self.check(call)
         call.plan = plan(call.model, call.request, call.principal)
         queue_s = call.journey.route.queue_s
         deadline = time.monotonic() + _patience_s(call, queue_s or 0)
@@ -156,6 +173,7 @@ class Admission:
         rate_card_id = await self._rate_card(call.model)
         while True:
             principal = call.principal
+            check_live(principal, time.monotonic())  # its key may have expired while the call waited
             amount_nano = _within_cost_limit(call)
             request = HoldRequest(
                 call_id=call.call_id,
@@ -178,8 +196,7 @@ class Admission:
             try:
                 return await self._treasury.admit(request)
             except StaleEpoch:
-                call.principal = await self._principals.renew(principal)
-                check_allowed(call.principal, call.request.model)
+                await self.renew(call)
 
     async def _count(self, call: Call, left_nano: int) -> bool:
         """The bytes of the input were too many: count its tokens, where that can help, and whether it did."""

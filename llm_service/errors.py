@@ -6,6 +6,7 @@
     │   ├── UnpricedModel         400  no price: an operator gives one or marks the model free
     │   ├── BodyTooLarge          413
     │   ├── RequestTimeout        408  its body did not arrive in time; the connection is closed
+    │   ├── TookTooLong           400  a report: a shorter time or a filter helps
     │   ├── NotFound              404  an administrative object that does not exist
     │   ├── Conflict              409  it exists already, or is in use
     │   └── IdempotencyConflict   409  the same key with another body, or its answer is gone
@@ -20,12 +21,16 @@
     │   ├── BudgetBusy            429  calls in flight hold the rest: Retry-After
     │   ├── BudgetCrowded         429  too many new users, runs … of a budget in this minute: Retry-After
     │   ├── CostLimited           429  the route's limit for one call: x-should-retry false
+    │   ├── TooManyReports        429  as many reports and lists as a gateway makes at a time are under way: Retry-After
     │   └── RateLimited           429  pace: Retry-After
     ├── Unavailable               503  a part of Treasurer is away; nothing was spent
     │   ├── TreasuryUnavailable   503  Postgres
+    │   │   ├── DatabaseBusy      503  all of this gateway's connections to it are in use
+    │   │   └── DatabaseLocked    503  another transaction keeps a lock
     │   ├── BudgetLocked          503  another transaction in Postgres keeps a budget's window: Retry-After
     │   ├── BudgetUnusable        503  a budget has no window for this moment: an operator looks at the audit
     │   ├── ProxyUnavailable      503  LiteLLM Proxy
+    │   │   └── ProxyClock        503  its clock and ours differ, so it refuses our grants
     │   ├── ProxyBusy             503  LiteLLM Proxy has as many streams as it takes: Retry-After
     │   └── BreakerOpen           503  a model, a provider or the proxy failed too often: Retry-After
     └── UpstreamError             as the provider said, else 502
@@ -118,6 +123,10 @@ class RequestTimeout(InvalidRequest):
         return super().headers() | {"connection": "close"}
 
 
+class TookTooLong(InvalidRequest):
+    code = "took_too_long"
+
+
 class NotFound(InvalidRequest):
     status = 404
     code = "not_found"
@@ -196,6 +205,11 @@ class CostLimited(Refused):
     should_retry = False
 
 
+class TooManyReports(Refused):
+    code = "too_many_reports"
+    should_retry = True
+
+
 class RateLimited(Refused):
     """Pace. `extra_headers` are the x-ratelimit ones; `should_retry` is False for what can never pass."""
 
@@ -233,6 +247,14 @@ class TreasuryUnavailable(Unavailable):
     code = "treasury_unavailable"
 
 
+class DatabaseBusy(TreasuryUnavailable):
+    code = "database_busy"
+
+
+class DatabaseLocked(TreasuryUnavailable):
+    code = "database_locked"
+
+
 class BudgetLocked(Unavailable):
     code = "budget_locked"
 
@@ -250,6 +272,10 @@ class ProxyBusy(Unavailable):
 
     code = "proxy_busy"
     should_retry = True
+
+
+class ProxyClock(ProxyUnavailable):
+    code = "proxy_clock"
 
 
 class BreakerOpen(Unavailable):

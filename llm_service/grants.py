@@ -43,6 +43,10 @@ class GrantError(Exception):
         self.reason: str = reason
 
 
+class GrantTimeError(GrantError):
+    """A grant of ours that is not valid at this time: the clocks differ, or the request waited for too long."""
+
+
 @dataclass(frozen=True, slots=True)
 class GrantLimits:
     """The pace that LiteLLM enforces a second time, where that is switched on. `None` is no limit."""
@@ -132,7 +136,8 @@ def verify(secret: str, token: str, *, path: str, model: str | None, body: bytes
     """Read a token as the grant for this very request.
 
     Raises:
-        GrantError: not signed by us, expired, not yet valid, malformed, or for another path, model or body.
+        GrantTimeError: signed by us, and expired or not yet valid.
+        GrantError: not signed by us, malformed, or for another path, model or body.
     """
     try:
         claims: Mapping[str, object] = jwt.decode(  # pyright: ignore[reportUnknownMemberType]  # PyJWT's key type
@@ -144,9 +149,9 @@ def verify(secret: str, token: str, *, path: str, model: str | None, body: bytes
             options={"require": list(_REQUIRED), "verify_aud": False},
         )
     except jwt.ExpiredSignatureError:
-        raise GrantError("the grant has expired") from None
+        raise GrantTimeError("the grant has expired") from None
     except jwt.ImmatureSignatureError:
-        raise GrantError("the grant is not valid yet: the clocks of service and proxy differ") from None
+        raise GrantTimeError("the grant is not valid yet: the clocks of service and proxy differ") from None
     except jwt.InvalidSignatureError:
         raise GrantError("the grant's signature is not ours") from None
     except jwt.InvalidIssuerError:

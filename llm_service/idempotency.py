@@ -5,6 +5,7 @@ the others wait for its answer and get the same bytes, from whichever process. T
 another body is a named conflict. A call that cost nothing (refused, or not sent) gives its key back.
 A maker that is slow may lose its key to another until it has a hold: so it sends nothing before it has
 made sure (`confirm`) that the key is still its own.
+A kept answer is given again only to a caller who may make the call now.
 A call whose maker died is never bought again in silence: if it may have cost money, its key says so.
 
 The draft standard: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header
@@ -18,15 +19,16 @@ import logging
 import time
 from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import asyncpg
 import orjson
 
-from llm_service.errors import IdempotencyConflict, TreasuryUnavailable
+from llm_service.call import Call
+from llm_service.errors import IdempotencyConflict, NotAuthenticated, NotPermitted, TreasurerError, TreasuryUnavailable
 from llm_service.money import format_dollars
-from llm_service.treasury.connection import AWAY, away
+from llm_service.treasury.pools import fetch
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +90,36 @@ class Replay:
     status: int
     headers: dict[str, str]
     body: bytes
+
+
+class Gate(Protocol):
+    """Who may make a call (`Admission`)."""
+
+    def check(self, call: Call, model: str | None = None) -> None: ...
+    async def renew(self, call: Call) -> None: ...
+    def refused(self, call: Call, error: TreasurerError) -> None: ...
+
+
+async def claim_for(call: Call, body: bytes, idempotency: Idempotency, gate: Gate) -> Claim | Replay | None:
+    """A call's claim to its idempotency key, or the answer that the key has; None: the call has no key.
+
+    Raises:
+        NotAuthenticated, NotPermitted: the caller may not make this call now, so gets no kept answer either.
+        IdempotencyConflict, TreasuryUnavailable: as `Idempotency.claim` does.
+    """
+    key = call.context.idempotency_key
+    if key is None:
+        return None
+    try:
+        gate.check(call)
+        claim = await idempotency.claim(call.principal.agent_id, key, call.operation, body, call.call_id)
+        if isinstance(claim, Replay):  # it may have taken minutes to come, and meanwhile the agent may have been paused
+            await gate.renew(call)
+            gate.check(call, claim.headers.get("x-treasurer-model"))
+    except (NotAuthenticated, NotPermitted) as error:
+        gate.refused(call, error)
+        raise
+    return claim
 
 
 class Idempotency:
@@ -194,7 +226,4 @@ class Idempotency:
         )
 
     async def _fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
-        try:
-            return await self._pool.fetch(statement, *arguments, timeout=5)
-        except AWAY as error:
-            raise away(error) from error
+        return await fetch(self._pool, statement, *arguments)

@@ -24,8 +24,9 @@ import orjson
 
 from llm_service.administration.keys import hash_secret
 from llm_service.errors import NotAuthenticated, NotFound, NotPermitted
+from llm_service.refusals import key_expired
 from llm_service.routing import read_route
-from llm_service.treasury.connection import AWAY, away
+from llm_service.treasury.pools import fetch
 from llm_service.types import Budget, Dimension, Principal, RateLimit, Scope, WindowKind
 
 if TYPE_CHECKING:
@@ -273,11 +274,7 @@ class Principals:
                 self._known.popitem(last=False)
 
     async def _fetch(self, statement: str, *arguments: object) -> list[Record]:
-        try:
-            async with self._pool.acquire(timeout=_TIMEOUT_S) as connection:
-                return await connection.fetch(statement, *arguments, timeout=_TIMEOUT_S)
-        except AWAY as error:
-            raise away(error) from error
+        return await fetch(self._pool, statement, *arguments, timeout_s=_TIMEOUT_S)
 
 
 def _checked(found: _Found | None) -> _Found:
@@ -292,11 +289,7 @@ def _checked(found: _Found | None) -> _Found:
             details={"reason": "revoked"},
         )
     if found.ends_at is not None and time.monotonic() >= found.ends_at:
-        raise NotAuthenticated(
-            f"Key {found.key!r} of {whose} expired at {found.expires_at:%Y-%m-%d %H:%M:%S} UTC. "
-            "Ask an administrator for a new one.",
-            details={"reason": "expired"},
-        )
+        raise key_expired(found.key, whose, found.expires_at)
     return found
 
 
@@ -309,6 +302,7 @@ def _retrieve(done: asyncio.Future[Any]) -> None:
 def _read(row: Record, now: float) -> _Found:
     names = {scope.value: row[scope.value] for scope in (Scope.ORGANISATION, Scope.TEAM, Scope.AGENT, Scope.KEY)}
     left_s: float | None = row["expires_in_s"]
+    ends_at = None if left_s is None else now + left_s
     principal = None
     if row["agent_id"] is not None:
         principal = Principal(
@@ -324,13 +318,13 @@ def _read(row: Record, now: float) -> _Found:
             models=tuple(row["models"]),
             paused=row["paused"],
             expires_at=row["expires_at"],
+            ends_at=ends_at,
             default_max_tokens=row["default_max_tokens"],
             floor_tokens=row["floor_tokens"],
             budgets=tuple(_budget(fields) for fields in orjson.loads(row["budgets"] or "[]")),
             limits=tuple(_limit(fields, names) for fields in orjson.loads(row["limits"] or "[]")),
             routes=tuple(read_route(*fields) for fields in orjson.loads(row["routes"] or "[]")),
         )
-    ends_at = None if left_s is None else now + left_s
     return _Found(principal, row["key"], row["revoked_at"], row["expires_at"], ends_at)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -17,9 +18,13 @@ from typing import Any, Protocol, cast
 import aiohttp
 import orjson
 
-from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError, UpstreamTimeout
+from llm_service.clocks import ahead_by, difference, disagrees
+from llm_service.errors import ProxyClock, ProxyUnavailable, TreasurerError, UpstreamError, UpstreamTimeout
 from llm_service.types import NO_TIMEOUTS, Timeouts
 
+#: A page of LiteLLM's that takes no grant and costs it nothing.
+_OPEN_PAGE = "/health/liveliness"
+_MOMENT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 
 
@@ -72,6 +77,8 @@ class ProxyUpstream:
         self._total_s = total_s
         self._silence_s = silence_s
         self._session: aiohttp.ClientSession | None = None
+        self._clock_ahead_s: float | None = None
+        self._clock_seen = float("-inf")
 
     async def __aenter__(self) -> ProxyUpstream:
         self._session = aiohttp.ClientSession(
@@ -123,12 +130,32 @@ class ProxyUpstream:
         """Ask one of the proxy's own tools, which costs nothing. Raises as `get` does."""
         return await self._read("POST", path, body, grant)
 
+    async def clock_ahead_s(self, *, fresh_s: float = 5.0) -> float | None:
+        """By how many seconds the proxy's clock is ahead of ours, by an answer of the last `fresh_s`; None: not known.
+
+        Asks for a page where there was no answer, for at most two seconds. Never raises for a proxy that is away.
+        """
+        if time.monotonic() - self._clock_seen > fresh_s:
+            self._clock_ahead_s, self._clock_seen = None, float("-inf")
+            try:
+                async with self._live().get(_OPEN_PAGE, timeout=aiohttp.ClientTimeout(total=2)) as response:
+                    self._see_clock(response.headers)
+            except (aiohttp.ClientError, TimeoutError, OSError):
+                return None
+        return self._clock_ahead_s
+
+    def _see_clock(self, headers: Mapping[str, str]) -> None:
+        now = time.monotonic()
+        if now - self._clock_seen > 1:  # not for each of a thousand answers
+            self._clock_ahead_s, self._clock_seen = ahead_by(headers.get("Date"), time.time()), now
+
     async def _read(self, method: str, path: str, body: bytes | None, grant: str) -> Any:
         headers = {"Authorization": f"Bearer {grant}", "Content-Type": "application/json"}
         try:
             async with self._live().request(
                 method, path, data=body, headers=headers, timeout=aiohttp.ClientTimeout(total=15)
             ) as response:
+                self._see_clock(response.headers)
                 content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _away(error) from error
@@ -148,6 +175,7 @@ class ProxyUpstream:
         for last in (False, True):
             try:
                 response = await self._live().post(path, data=body, headers=headers, timeout=timeout)
+                self._see_clock(response.headers)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 if last:  # it was there for the first sending, and may have died over it
                     raise Unanswered(_lost(error)) from error
@@ -241,13 +269,15 @@ def surely_free(status: int, headers: Mapping[str, str]) -> bool:
     return True
 
 
-def upstream_error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError:
+def upstream_error(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamError | ProxyUnavailable:
     """The proxy's error answer as ours, with the provider's status, message, code and Retry-After.
 
     The proxy's 401 and 403 speak of our grant or of the operator's provider key, never of the caller's
     own key, so they become 502. A 500 over a request that LiteLLM could not read, and so sent to nobody (our plugin
     says which), is the caller's mistake: a 400, of which no breaker and no route makes a failure of the model.
     """
+    if headers.get("x-treasurer-refused") == "clock":
+        return _refused_for_time(headers.get("x-treasurer-time", ""), time.time())
     unreadable = status == 500 and headers.get("x-treasurer-unreadable") == "1"
     if unreadable:
         status = 400
@@ -263,6 +293,25 @@ def upstream_error(status: int, headers: Mapping[str, str], body: bytes) -> Upst
     if given is not None and _SECONDS.fullmatch(given):
         retry_after = float(given)
     return _error(status, cast("dict[str, object]", fields) if isinstance(fields, dict) else {}, retry_after)
+
+
+def _refused_for_time(told: str, now: float) -> ProxyUnavailable:
+    """The error for a grant that was not valid by the proxy's clock, which showed `told` when ours showed `now`."""
+    ahead_s = float(told) - now if _MOMENT.fullmatch(told) else None
+    if ahead_s is None or disagrees(ahead_s):
+        differs = "and this gateway's differ" if ahead_s is None else f"is {difference(ahead_s)}"
+        return ProxyClock(
+            f"The clock of LiteLLM Proxy {differs}, so it refuses what this gateway signs. Nothing was sent to a "
+            "provider, and nothing was spent. An operator sets both machines' clocks (NTP).",
+            retry_after=30,
+            details={"part": "proxy", "cause": "clock", "ahead_s": None if ahead_s is None else round(ahead_s)},
+        )
+    return ProxyUnavailable(
+        "LiteLLM Proxy had no worker for this request until its grant had expired, so it was not sent to a provider "
+        "and nothing was spent. Try again in a moment.",
+        retry_after=5,
+        details={"part": "proxy", "cause": "too_busy"},
+    )
 
 
 def event_error(fields: Mapping[str, object]) -> UpstreamError:

@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +34,7 @@ from litellm.types.utils import is_litellm_owned_kwarg
 from llm_service import core_dumps
 from llm_service.chunk_folding import fold
 from llm_service.giving_back import settle_in
-from llm_service.grants import CALL_PATHS, READ_PATHS, Grant, GrantError, UsedGrants, verify
+from llm_service.grants import CALL_PATHS, READ_PATHS, Grant, GrantError, GrantTimeError, UsedGrants, verify
 from llm_service.litellm_events import (
     CLAIM,
     COUNTED,
@@ -117,18 +118,21 @@ _streams = WorkerStreams(int(os.environ.get("TREASURER_STREAMS_PER_WORKER") or 0
 
 
 def _refusal(message: str, *, status: int, kind: str, code: str) -> ProxyException:
-    told = {"x-treasurer-refused": code}  # for the service: it was us, and no model
+    told = {  # for the service: it was us, and no model
+        "x-treasurer-refused": code,
+        "x-treasurer-time": f"{time.time():.3f}",
+    }
     if code == "proxy_busy":
         told["retry-after"] = "1"
     return ProxyException(message=message, type=kind, param=None, code=status, openai_code=code, headers=told)
 
 
-def _not_granted(reason: str) -> ProxyException:
+def _not_granted(reason: str, code: str = "invalid_grant") -> ProxyException:
     return _refusal(
         f"Refused: {reason}. LiteLLM Proxy serves only Treasurer; send this request to Treasurer's gateway.",
         status=401,
         kind="authentication_error",
-        code="invalid_grant",
+        code=code,
     )
 
 
@@ -153,6 +157,8 @@ async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
     fields: Mapping[str, Any] = await read_request_body(request) if body else {}
     try:
         grant = verify(_secret, api_key or "", path=path, model=fields.get("model"), body=body)
+    except GrantTimeError as error:
+        raise _not_granted(error.reason, "clock") from None
     except GrantError as error:
         raise _not_granted(error.reason) from None
     if path in CALL_PATHS:

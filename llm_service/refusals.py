@@ -13,6 +13,7 @@ from llm_service.errors import (
     BudgetUnusable,
     ModelNotAllowed,
     NearLimit,
+    NotAuthenticated,
     Paused,
     TreasurerError,
 )
@@ -23,12 +24,32 @@ from llm_service.types import Budget, Principal, WindowKind
 _PERIOD = {kind: f"a {kind.value}" for kind in WindowKind} | {WindowKind.TOTAL: "in total", WindowKind.HOUR: "an hour"}
 
 
-def check_allowed(principal: Principal, model: str) -> None:
-    """Refuse what no budget has to be asked for.
+def key_expired(key: str | None, whose: str, expires_at: datetime | None) -> NotAuthenticated:
+    """The error for a key that has expired; `whose` is "agent 'news'" or "an administrator"."""
+    when = f" at {expires_at:%Y-%m-%d %H:%M:%S} UTC" if expires_at is not None else ""
+    return NotAuthenticated(
+        f"Key {key!r} of {whose} expired{when}. Ask an administrator for a new one.", details={"reason": "expired"}
+    )
+
+
+def check_live(principal: Principal, now: float) -> None:
+    """Refuse a key that has expired by `now`, in seconds of this process's monotonic clock.
 
     Raises:
-        Paused: the agent, its team or its organisation. ModelNotAllowed: not in the key's list.
+        NotAuthenticated: the key has expired, perhaps while its call was waiting.
     """
+    if principal.ends_at is not None and now >= principal.ends_at:
+        raise key_expired(principal.key, f"agent {principal.agent!r}", principal.expires_at)
+
+
+def check_allowed(principal: Principal, model: str, now: float) -> None:
+    """Refuse what no budget has to be asked for. `now` as in `check_live`.
+
+    Raises:
+        NotAuthenticated: the key has expired. Paused: the agent, its team or its organisation.
+        ModelNotAllowed: not in the key's list.
+    """
+    check_live(principal, now)
     if principal.paused is not None:
         raise Paused(
             f"Agent {principal.agent!r} may not spend: {principal.paused} is paused. An administrator resumes it with "

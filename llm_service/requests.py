@@ -24,6 +24,8 @@ from llm_service.growth import spelled_out_bytes, unfolded_bytes
 
 MAX_TOKENS_CEILING = 10_000_000
 MAX_CHOICES = 128
+#: The longest run, user, session or tag that a call may name.
+MAX_ATTRIBUTION = 128
 #: orjson reads deeper bodies than it writes (254); a body that was read must be one that can be sent.
 _MAX_DEPTH = 200
 #: LiteLLM walks through them several times, while everybody else waits: a million take it ten seconds.
@@ -137,7 +139,7 @@ def parse_chat(body: bytes) -> ParsedRequest:
     """
     data = parse_body(body)
     _refuse_unknown(data, _CHAT)
-    model, user = _model(data), _text(data, "user")
+    model, user = _model(data), attribution(data.get("user"), "'user'", "user")
     messages = data.get("messages")
     if not isinstance(messages, list) or not messages:
         raise _invalid("messages", "'messages' must be a non-empty array.")
@@ -210,7 +212,7 @@ def parse_embeddings(body: bytes) -> ParsedRequest:
         input_bound=tokens,
         text_bytes=tokens,
         token_ids=token_ids,
-        user=_text(data, "user"),
+        user=attribution(data.get("user"), "'user'", "user"),
     )
 
 
@@ -241,13 +243,18 @@ def _model(data: dict[str, Any]) -> str:
     return model
 
 
-def _text(data: dict[str, Any], name: str) -> str | None:
-    value = data.get(name)
-    if value is None:
+def attribution(value: object, what: str, param: str, most: int = MAX_ATTRIBUTION) -> str | None:
+    """What a caller says about a call, from a header or from the body, without white space at its ends; None: nothing.
+
+    Raises:
+        InvalidRequest: it is not text, is longer than `most`, or has characters that are not printable.
+    """
+    text = value.strip() if isinstance(value, str) else value
+    if text is None or text == "":
         return None
-    if not isinstance(value, str) or len(value) > 256 or "\0" in value:
-        raise _invalid(name, f"'{name}' must be a string of at most 256 characters.")
-    return value or None
+    if not isinstance(text, str) or len(text) > most or not text.isprintable() or "\ufffd" in text:  # was not UTF-8
+        raise _invalid(param, f"{what} must be at most {most} printable characters.")
+    return text
 
 
 def _flag(data: dict[str, Any], name: str) -> bool:

@@ -13,7 +13,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from llm_service.catalog import Model
-from llm_service.errors import BreakerOpen, BudgetExhausted, NearLimit, ProxyUnavailable, TreasurerError, UpstreamError
+from llm_service.errors import (
+    BreakerOpen,
+    BudgetExhausted,
+    NearLimit,
+    ProxyClock,
+    ProxyUnavailable,
+    TreasurerError,
+    UpstreamError,
+)
 from llm_service.types import Condition, Downgrade, Fallback, OnLeave, Route, Timeouts
 
 #: How providers, and LiteLLM for them, say that a request is too long; OpenAI's is a code, the others' are words
@@ -98,7 +106,7 @@ def condition_of(error: TreasurerError) -> Condition | None:
     if isinstance(error, BudgetExhausted | NearLimit):
         return Condition.NEAR_LIMIT
     if isinstance(error, ProxyUnavailable):
-        return Condition.ERROR
+        return None if isinstance(error, ProxyClock) else Condition.ERROR
     if not isinstance(error, UpstreamError):
         return None
     said = f"{error.code} {error.type} {error.message}".lower()

@@ -1,8 +1,9 @@
 """One attempt at the upstream: the request as governance sends it, its grant, and what an error answer means.
 
-What must hold: what leaves has a hold on disk and a grant that names it (I3); whatever does not come back as an
-answer is settled before the error is raised: given back where nothing can have been bought, and else left to
-the proxy's witness (I2). How it went is told to the breakers; a caller's own error says nothing about the model.
+What must hold: what leaves has a hold on disk, a grant that names it (I3), and a key that has not expired; whatever
+does not come back as an answer is settled before the error is raised: given back where nothing can have been bought,
+and else left to the proxy's witness (I2). How it went is told to the breakers; a caller's own error says nothing
+about the model.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ from typing import TypeVar
 import orjson
 
 from llm_service.call import Call
-from llm_service.errors import ProxyBusy, ProxyUnavailable, TreasurerError
+from llm_service.errors import NotAuthenticated, ProxyBusy, ProxyUnavailable, TreasurerError
 from llm_service.grants import Grant, GrantLimits, digest_of, sign
 from llm_service.proxy import Unanswered, Upstream, UpstreamAnswer, UpstreamStream, surely_free, upstream_error
+from llm_service.refusals import check_live
 from llm_service.settlement import Settler
 from llm_service.types import Timeouts
 
@@ -67,6 +69,12 @@ class Sender:
         raise self._refused(call, UpstreamAnswer(upstream.status, upstream.headers, body))
 
     async def _send(self, call: Call, send: Callable[[str, bytes, str, Timeouts], Awaitable[Response]]) -> Response:
+        try:
+            check_live(call.principal, time.monotonic())
+        except NotAuthenticated as error:  # between its hold and here, such as while its idempotency key was confirmed
+            call.passage.neutral()
+            self._settler.void(call, error)
+            raise
         body = governed_body(call)
         grant = sign(self._grant_secret, self._grant(call, body))
         call.sent()

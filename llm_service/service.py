@@ -7,7 +7,7 @@ What must hold:
   I1/I3  nothing is sent without a hold on disk that covers whatever it can cost, and a grant that names it
   I2     what was sent is settled from the provider's usage; where that is missing, from an estimate with
          a margin; where no answer came, by whoever finds the proxy's witness
-  I7     the same idempotency key with the same body is the same call
+  I7     the same idempotency key with the same body is the same call, for a caller who may make it
 A whole answer that was asked for goes on to its end, whoever waits for it no longer: it is billed whole.
 A call goes on to its chain's next model until something of an answer has gone to its caller, never after.
 """
@@ -25,7 +25,7 @@ from llm_service.admission import Admission
 from llm_service.call import CHAT_PATH, EMBEDDINGS_PATH, Call, Ending
 from llm_service.errors import InvalidRequest, TreasurerError, TreasuryUnavailable, UpstreamError, UpstreamTimeout
 from llm_service.guards.passage import NO_BREAKERS, BreakerGate
-from llm_service.idempotency import Claim, Idempotency, Replay
+from llm_service.idempotency import Claim, Idempotency, Replay, claim_for
 from llm_service.proxy import Unanswered, Upstream, UpstreamStream, event_error
 from llm_service.requests import ParsedRequest, parse_chat, parse_embeddings
 from llm_service.sending import Sender
@@ -94,7 +94,7 @@ class LLMService:
         call = self._call("chat", CHAT_PATH, parse_chat(body), principal, context, parent)
         if not call.request.stream:
             raise InvalidRequest("'stream' must be true here.", param="stream")
-        claim = await self._claim(call, body)
+        claim = await claim_for(call, body, self._idempotency, self._admission)
         if isinstance(claim, Replay):
             return StreamingAnswer.replayed(claim)
         return await self._serve(call, claim, self._begin_stream)
@@ -105,7 +105,7 @@ class LLMService:
             await asyncio.wait(self._background)
 
     async def _whole(self, call: Call, body: bytes) -> Answer:
-        claim = await self._claim(call, body)
+        claim = await claim_for(call, body, self._idempotency, self._admission)
         if isinstance(claim, Replay):
             cost_nano = 0  # it was paid for by the call that it repeats
             return Answer(claim.status, claim.body, replayed_headers(claim), claim.call_id, cost_nano)
@@ -289,12 +289,6 @@ class LLMService:
         call = Call(operation, path, request, principal, context, parent if parent is not None else self._parent())
         logs.bind(call.call_id)
         return call
-
-    async def _claim(self, call: Call, body: bytes) -> Claim | Replay | None:
-        key = call.context.idempotency_key
-        if key is None:
-            return None
-        return await self._idempotency.claim(call.principal.agent_id, key, call.operation, body, call.call_id)
 
     async def _admit(self, call: Call, claim: Claim | None) -> None:
         """Leave from the breakers, and a hold, for a call whose idempotency key is its own.

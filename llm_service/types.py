@@ -215,6 +215,7 @@ class Principal:
     `paused` names the scope that is paused ("team research"), if any. `models` are the patterns
     of models that the key may use; empty means all. `epoch` is the version of the configuration
     this was read at: admission refuses a principal of an older epoch, so it is read again.
+    `ends_at` is when its key expires, in seconds of this process's monotonic clock; None: never.
     """
 
     organisation_id: int
@@ -229,6 +230,7 @@ class Principal:
     models: tuple[str, ...] = ()
     paused: str | None = None
     expires_at: datetime | None = None
+    ends_at: float | None = None
     default_max_tokens: int = 4096
     floor_tokens: int = 16
     budgets: tuple[Budget, ...] = ()

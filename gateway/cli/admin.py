@@ -10,10 +10,23 @@ from typing import Annotated
 import typer
 
 from gateway.cli import breaking, routing, spending
-from gateway.cli.administer import AsJson, OfAgent, OfTeam, TimeZone, Window, administer, checked
+from gateway.cli.administer import (
+    AfterId,
+    AfterName,
+    AsJson,
+    Limit,
+    OfAgent,
+    OfTeam,
+    TimeZone,
+    Window,
+    administer,
+    checked,
+    say_more,
+)
 from gateway.cli.common import ExitCode, emit, fail
 from llm_service.administration import keys, people
 from llm_service.administration.budgets import Terms
+from llm_service.administration.paging import DEFAULT
 from llm_service.types import Scope
 
 organisations = typer.Typer(no_args_is_help=True, help="Organisations: the widest scope.")
@@ -59,10 +72,11 @@ def create_organisation(name: _Name, json: AsJson = False) -> None:
 
 
 @organisations.command("list")
-def list_organisations(json: AsJson = False) -> None:
-    """All organisations."""
-    rows = [row.model_dump() for row in administer(people.list_organisations)]
-    emit(rows, json=json, columns=["id", "name", "paused_at", "created_at"])
+def list_organisations(limit: Limit = DEFAULT, after: AfterName = None, json: AsJson = False) -> None:
+    """Organisations, by name."""
+    found = administer(lambda pool: people.list_organisations(pool, limit=limit, after=after))
+    emit([row.model_dump() for row in found], json=json, columns=["id", "name", "paused_at", "created_at"])
+    say_more(found, lambda row: row.name)
 
 
 @teams.command("create")
@@ -83,10 +97,12 @@ def create_team(
 
 
 @teams.command("list")
-def list_teams(json: AsJson = False) -> None:
-    """All teams."""
-    rows = [row.model_dump() for row in administer(people.list_teams)]
-    emit(rows, json=json, columns=["id", "name", "organisation", "paused_at", "created_at"])
+def list_teams(limit: Limit = DEFAULT, after: AfterName = None, json: AsJson = False) -> None:
+    """Teams, by name."""
+    found = administer(lambda pool: people.list_teams(pool, limit=limit, after=after))
+    columns = ["id", "name", "organisation", "paused_at", "created_at"]
+    emit([row.model_dump() for row in found], json=json, columns=columns)
+    say_more(found, lambda row: row.name)
 
 
 @agents.command("create")
@@ -151,16 +167,17 @@ def change_agent(
 
 
 @agents.command("list")
-def list_agents(team: OfTeam = None, json: AsJson = False) -> None:
-    """All agents, or those of one team."""
-    rows = [row.model_dump() for row in administer(lambda pool: people.list_agents(pool, team=team))]
+def list_agents(team: OfTeam = None, limit: Limit = DEFAULT, after: AfterName = None, json: AsJson = False) -> None:
+    """Agents, or those of one team, by name."""
+    found = administer(lambda pool: people.list_agents(pool, team=team, limit=limit, after=after))
     columns = {"id": "id", "name": "name", "team": "team", "organisation": "organisation", "keys": "keys"}
     emit(
-        rows,
+        [row.model_dump() for row in found],
         json=json,
         columns={**columns, "default_max_tokens": "default max tokens", "paused_by": "paused by"},
         empty="There are no agents yet. Create one: treasurer agent create NAME",
     )
+    say_more(found, lambda row: row.name)
 
 
 @key_commands.command("create")
@@ -211,9 +228,10 @@ def revoke_key(key: _KeyRef, json: AsJson = False) -> None:
 
 
 @key_commands.command("list")
-def list_keys(agent: OfAgent = None, json: AsJson = False) -> None:
-    """All keys, without their secrets."""
-    found = administer(lambda pool: keys.list_keys(pool, agent=agent))
+def list_keys(agent: OfAgent = None, limit: Limit = DEFAULT, after: AfterId = None, json: AsJson = False) -> None:
+    """Keys, the oldest first, without their secrets."""
+    found = administer(lambda pool: keys.list_keys(pool, agent=agent, limit=limit, after=after))
+    say_more(found, lambda row: row.id)
     if json:
         emit([row.model_dump() for row in found], json=True)
         return

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import getpass
 import os
+import shlex
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -15,6 +16,7 @@ import typer
 from gateway.cli.common import ExitCode, fail, open_pool, run_async
 from llm_service.administration.changes import ACTOR
 from llm_service.administration.inputs import Input, read_input
+from llm_service.administration.paging import MOST, Page
 from llm_service.errors import InvalidRequest
 from llm_service.money import format_dollars
 
@@ -33,6 +35,18 @@ TimeZone = Annotated[str | None, typer.Option("--time-zone", help="Such as Europ
 Window = Annotated[
     str | None, typer.Option("--window", help="minute, hour, day, week, month, total, or run. Default: total.")
 ]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=MOST, help="So many at most.")]
+AfterName = Annotated[str | None, typer.Option("--after", help="Go on behind this name, that of the last one seen.")]
+AfterId = Annotated[int | None, typer.Option("--after", help="Go on behind this id, that of the last one seen.")]
+
+
+def say_more(page: Page[_T], cursor: Callable[[_T], str | int]) -> None:
+    """Say that there are more than this page shows, and how to see them."""
+    if page.more:
+        after = shlex.quote(str(cursor(page[-1])))
+        typer.echo(
+            f"There are more. See them with the same command and --after {after} (or more at once: --limit).", err=True
+        )
 
 
 def checked(model: type[_Model], /, **fields: object) -> _Model:

@@ -6,10 +6,11 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.administer import AsJson, administer
+from gateway.cli.administer import AfterId, AsJson, Limit, administer, say_more
 from gateway.cli.common import ExitCode, emit, fail
 from llm_service.administration import change_log
 from llm_service.administration.inputs import parse_duration
+from llm_service.administration.paging import DEFAULT
 
 _UNTOLD = {"id", "created_at"}
 
@@ -22,7 +23,8 @@ def register(app: typer.Typer) -> None:
 def changes(
     kind: Annotated[str | None, typer.Option("--kind", help=f"One of {', '.join(change_log.KINDS)}.")] = None,
     since: Annotated[str, typer.Option("--since", help="How long ago at most, such as 24h or 30d.")] = "30d",
-    limit: Annotated[int, typer.Option("--limit", help="The newest so many.")] = 100,
+    limit: Limit = DEFAULT,
+    after: AfterId = None,
     json: AsJson = False,
 ) -> None:
     """The log of changes: who, what, before, after; the newest first."""
@@ -30,7 +32,8 @@ def changes(
         period = parse_duration(since)
     except ValueError as error:
         fail(f"--since: {error}", ExitCode.USAGE)
-    found = administer(lambda pool: change_log.list_changes(pool, kind=kind, since=period, limit=limit))
+    found = administer(lambda pool: change_log.list_changes(pool, kind=kind, since=period, limit=limit, after=after))
+    say_more(found, lambda row: row.id)
     if json:
         emit([row.model_dump(mode="json") for row in found], json=True)
         return

@@ -178,7 +178,7 @@ async def _digest(settings: Settings, console: Console) -> None:
 
     async with open_service(settings) as runtime:
         services = Services(FeedReader(allow_files=False, allow_private=False))
-        executor = AgentExecutor(runtime.service, runtime.principals, RunBudgets(runtime.pool), services)
+        executor = AgentExecutor(runtime.service, runtime.principals, RunBudgets(runtime.pools.calls), services)
         result = await executor.prepare(
             RunRequest("digest", {"stories": 3}, None, 50_000_000, tags=("demo",))
         ).execute()

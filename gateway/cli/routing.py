@@ -6,9 +6,20 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.administer import AsJson, OfAgent, OfOrganisation, OfTeam, administer, checked
+from gateway.cli.administer import (
+    AfterId,
+    AsJson,
+    Limit,
+    OfAgent,
+    OfOrganisation,
+    OfTeam,
+    administer,
+    checked,
+    say_more,
+)
 from gateway.cli.common import NotRunning, emit, running_state
 from llm_service.administration import routes as serving
+from llm_service.administration.paging import DEFAULT
 from llm_service.money import format_dollars
 
 routes = typer.Typer(
@@ -96,9 +107,11 @@ def set_route(
 
 
 @routes.command("list")
-def list_routes(json: AsJson = False) -> None:
-    """All routes."""
-    _routes(administer(serving.list_routes), json)
+def list_routes(limit: Limit = DEFAULT, after: AfterId = None, json: AsJson = False) -> None:
+    """Routes, the oldest first."""
+    found = administer(lambda pool: serving.list_routes(pool, limit=limit, after=after))
+    _routes(found, json)
+    say_more(found, lambda row: row.id)
 
 
 @routes.command("remove")

@@ -101,7 +101,7 @@ async def _ready(settings: Settings, request: RunRequest) -> AsyncIterator[Run]:
     os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")
     services = Services(FeedReader(allow_files=True, allow_private=settings.feeds_allow_private))
     async with open_service(settings) as runtime:
-        executor = AgentExecutor(runtime.service, runtime.principals, RunBudgets(runtime.pool), services)
+        executor = AgentExecutor(runtime.service, runtime.principals, RunBudgets(runtime.pools.calls), services)
         run = executor.prepare(request)
         try:
             yield run

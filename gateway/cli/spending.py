@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Annotated
 
 import typer
 
 from gateway.cli.administer import (
+    AfterId,
+    AfterName,
     AsJson,
+    Limit,
     OfAgent,
     OfKey,
     OfOrganisation,
@@ -17,10 +21,12 @@ from gateway.cli.administer import (
     administer,
     checked,
     dollars,
+    say_more,
 )
 from gateway.cli.common import ExitCode, emit, fail
 from llm_service.administration import budgets as treasury
 from llm_service.administration import limits as pace
+from llm_service.administration.paging import DEFAULT
 
 budgets = typer.Typer(no_args_is_help=True, help="Budgets: how much may be spent in a window of time.")
 limits = typer.Typer(no_args_is_help=True, help="Rate limits: how fast.")
@@ -87,22 +93,31 @@ def list_budgets(
     team: OfTeam = None,
     agent: OfAgent = None,
     key: Annotated[str | None, typer.Option("--key", help="Of this key: agent/name.")] = None,
+    limit: Limit = DEFAULT,
+    after: AfterName = None,
     json: AsJson = False,
 ) -> None:
-    """All budgets and their current windows, or those of one organisation, team, agent or key."""
+    """Budgets and their current windows, or those of one organisation, team, agent or key, by name."""
     given = {"organisation": organisation, "team": team, "agent": agent, "key": key}
     named = [(scope, subject) for scope, subject in given.items() if subject is not None]
     if len(named) > 1:
         fail("name at most one of --organisation, --team, --agent and --key", ExitCode.USAGE)
     scope, subject = named[0] if named else (None, None)
-    found = administer(lambda pool: treasury.list_budgets(pool, scope=scope, subject=subject))
+    found = administer(lambda pool: treasury.list_budgets(pool, scope=scope, subject=subject, limit=limit, after=after))
     _table(found, json)
+    say_more(found, lambda row: row.name)
 
 
 @budgets.command("show")
-def show_budget(name: _Budget, json: AsJson = False) -> None:
+def show_budget(
+    name: _Budget,
+    subject: Annotated[
+        str | None, typer.Option("--subject", help="Only the window of this run, user, session or tag.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
     """One budget, its live windows and its top-ups."""
-    found = administer(lambda pool: treasury.show_budget(pool, name))
+    found = administer(lambda pool: treasury.show_budget(pool, name, subject=subject))
     if json:
         emit([found.model_dump()], json=True)
         return
@@ -117,7 +132,13 @@ def show_budget(name: _Budget, json: AsJson = False) -> None:
         }
         for row in found.live_windows
     ]
-    emit(windows, title="Windows", empty="Nothing was spent in this window yet.")
+    title = f"Windows: those with the least left of {found.windows:,} of them" if found.more_windows else "Windows"
+    emit(windows, title=title, empty="Nothing was spent in this window yet.")
+    if found.more_windows and subject is None:
+        typer.echo(
+            f"For one of them: treasurer budget show {shlex.quote(found.name)} --subject NAME. What all have spent: "
+            f"treasurer report --by {found.per}."
+        )
     if found.top_ups:
         rows = [
             {"amount": dollars(row.amount_nano), "from": row.starts_at, "until": row.ends_at or "for ever"}
@@ -184,8 +205,11 @@ def sentence(budget: treasury.BudgetState) -> str:
         text += f" and {dollars(budget.top_up_nano)} more for now"
     if budget.pace is not None and budget.paced_nano is not None:
         text += f", {budget.pace} (so far {dollars(budget.paced_nano)})"
-    text += f"; {dollars(budget.left_nano)} left"
-    if budget.windows > 1:
+    if budget.left_nano is None:
+        text += f"; more than {budget.windows:,} windows are live"
+    else:
+        text += f"; {dollars(budget.left_nano)} left"
+    if budget.windows > 1 and not budget.more_windows:
         text += f" in the tightest of {budget.windows} windows"
     return text + (f" until {budget.resets_at:%Y-%m-%d %H:%M:%S} UTC." if budget.resets_at else ".")
 
@@ -206,9 +230,9 @@ def _table(found: list[treasury.BudgetState], json: bool) -> None:
             "name": row.name,
             "window": row.window if row.per is None else f"{row.window}, {row.per} {row.per_value or '(each)'}",
             "limit": dollars(row.limit_nano + row.top_up_nano),
-            "posted": dollars(row.posted_nano),
-            "pending": dollars(row.pending_nano),
-            "left": dollars(row.left_nano),
+            "posted": _known(row.posted_nano, row),
+            "pending": _known(row.pending_nano, row),
+            "left": _known(row.left_nano, row),
             "resets_at": row.resets_at,
         }
         for row in found
@@ -216,6 +240,11 @@ def _table(found: list[treasury.BudgetState], json: bool) -> None:
     emit(
         rows, columns=_COLUMNS, empty="There are no budgets. Create one: treasurer budget create --agent NAME --limit 5"
     )
+
+
+def _known(nano: int | None, budget: treasury.BudgetState) -> str:
+    """An amount; of a budget with too many windows to add up, that it has so many."""
+    return dollars(nano) if nano is not None else f"(over {budget.windows:,} windows)"
 
 
 @limits.command("set")
@@ -249,10 +278,11 @@ def set_limit(
 
 
 @limits.command("list")
-def list_limits(json: AsJson = False) -> None:
-    """All rate limits."""
-    found = administer(pace.list_limits)
+def list_limits(limit: Limit = DEFAULT, after: AfterId = None, json: AsJson = False) -> None:
+    """Rate limits, the oldest first."""
+    found = administer(lambda pool: pace.list_limits(pool, limit=limit, after=after))
     _limits(found, json)
+    say_more(found, lambda row: row.id)
 
 
 @limits.command("remove")

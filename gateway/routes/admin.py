@@ -24,6 +24,7 @@ from llm_service.administration import budgets, change_log, keys, limits, people
 from llm_service.administration import routes as serving
 from llm_service.administration.changes import ACTOR
 from llm_service.administration.inputs import MAX_ID, parse_duration, parse_moment
+from llm_service.administration.paging import DEFAULT, MOST, Page
 from llm_service.errors import BodyTooLarge, InvalidRequest, NotFound, RequestTimeout, TreasuryUnavailable
 from llm_service.guards.breakers import HELD_S, MOST_HELD_S, Breakers, names_of
 from llm_service.types import Scope
@@ -36,10 +37,18 @@ _T = TypeVar("_T")
 
 
 class Listing(BaseModel, Generic[_T]):
-    """A list, in the shape that OpenAI gives its lists."""
+    """A list, in the shape that OpenAI gives its lists. `next_after`: as `after`, it gives the next page; None: this is
+    the last."""
 
     object: Literal["list"] = "list"
     data: list[_T]
+    has_more: bool = False
+    next_after: str | int | None = None
+
+
+def _listing(page: Page[_T], cursor: Callable[[_T], str | int]) -> Listing[_T]:
+    """One page of a list that is in the order of `cursor`."""
+    return Listing(data=page, has_more=page.more, next_after=cursor(page[-1]) if page.more else None)
 
 
 class _AdminRoute(APIRoute):
@@ -70,19 +79,25 @@ class _AdminRoute(APIRoute):
 
 
 def _pool(request: Request) -> asyncpg.Pool:
-    return request.app.state.runtime.pool
+    runtime: Runtime = request.app.state.runtime
+    return runtime.pools.reading if request.method == "GET" else runtime.pools.changes
 
 
 Pool = Annotated[asyncpg.Pool, Depends(_pool)]
 Id = Annotated[int, Path(ge=1, le=MAX_ID)]
+Limit = Annotated[int, Query(ge=1, le=MOST, description="How many rows at most.")]
+AfterName = Annotated[str | None, Query(max_length=200, description="The name that the page before ended with.")]
+AfterId = Annotated[int | None, Query(ge=1, le=MAX_ID, description="The id that the page before ended with.")]
 
 router = APIRouter(prefix="/admin/v1", tags=["admin"], route_class=_AdminRoute, dependencies=[Depends(scheme)])
 
 
 @router.get("/organisations")
-async def list_organisations(pool: Pool) -> Listing[people.Organisation]:
-    """All organisations."""
-    return Listing(data=await people.list_organisations(pool))
+async def list_organisations(
+    pool: Pool, limit: Limit = DEFAULT, after: AfterName = None
+) -> Listing[people.Organisation]:
+    """Organisations, by name."""
+    return _listing(await people.list_organisations(pool, limit=limit, after=after), lambda row: row.name)
 
 
 @router.post("/organisations", status_code=201)
@@ -92,9 +107,9 @@ async def create_organisation(pool: Pool, new: people.NewOrganisation) -> people
 
 
 @router.get("/teams")
-async def list_teams(pool: Pool) -> Listing[people.Team]:
-    """All teams."""
-    return Listing(data=await people.list_teams(pool))
+async def list_teams(pool: Pool, limit: Limit = DEFAULT, after: AfterName = None) -> Listing[people.Team]:
+    """Teams, by name."""
+    return _listing(await people.list_teams(pool, limit=limit, after=after), lambda row: row.name)
 
 
 @router.post("/teams", status_code=201)
@@ -104,9 +119,11 @@ async def create_team(pool: Pool, new: people.NewTeam) -> people.Team:
 
 
 @router.get("/agents")
-async def list_agents(pool: Pool, team: str | None = None) -> Listing[people.Agent]:
-    """All agents, or those of one team."""
-    return Listing(data=await people.list_agents(pool, team=team))
+async def list_agents(
+    pool: Pool, team: str | None = None, limit: Limit = DEFAULT, after: AfterName = None
+) -> Listing[people.Agent]:
+    """Agents, or those of one team, by name."""
+    return _listing(await people.list_agents(pool, team=team, limit=limit, after=after), lambda row: row.name)
 
 
 @router.post("/agents", status_code=201)
@@ -148,9 +165,11 @@ async def resume(pool: Pool, kind: Pausable, name: str) -> Pause:
 
 
 @router.get("/keys")
-async def list_keys(pool: Pool, agent: str | None = None) -> Listing[keys.Key]:
-    """All keys, or those of one agent, without their secrets."""
-    return Listing(data=await keys.list_keys(pool, agent=agent))
+async def list_keys(
+    pool: Pool, agent: str | None = None, limit: Limit = DEFAULT, after: AfterId = None
+) -> Listing[keys.Key]:
+    """Keys, or those of one agent, by id (the oldest first), without their secrets."""
+    return _listing(await keys.list_keys(pool, agent=agent, limit=limit, after=after), lambda row: row.id)
 
 
 @router.post("/keys", status_code=201)
@@ -182,14 +201,17 @@ async def list_budgets(
     team: str | None = None,
     agent: str | None = None,
     key: str | None = None,
+    limit: Limit = DEFAULT,
+    after: AfterName = None,
 ) -> Listing[budgets.BudgetState]:
-    """All budgets with their current windows, or those of one organisation, team, agent or key."""
+    """Budgets with their current windows, or those of one organisation, team, agent or key (agent/name), by name."""
     given = {"organisation": organisation, "team": team, "agent": agent, "key": key}
     named = [(scope, subject) for scope, subject in given.items() if subject is not None]
     if len(named) > 1:
         raise InvalidRequest("Name at most one of organisation, team, agent and key.")
     scope, subject = named[0] if named else (None, None)
-    return Listing(data=await budgets.list_budgets(pool, scope=scope, subject=subject))
+    found = await budgets.list_budgets(pool, scope=scope, subject=subject, limit=limit, after=after)
+    return _listing(found, lambda row: row.name)
 
 
 @router.post("/budgets", status_code=201)
@@ -206,9 +228,15 @@ async def top_up(pool: Pool, name: str, new: budgets.NewTopUp) -> budgets.TopUp:
 
 
 @router.get("/budgets/{name:path}")
-async def show_budget(pool: Pool, name: str) -> budgets.BudgetDetail:
+async def show_budget(
+    pool: Pool,
+    name: str,
+    subject: Annotated[
+        str | None, Query(max_length=256, description="Only this run's, user's, session's or tag's window.")
+    ] = None,
+) -> budgets.BudgetDetail:
     """One budget with its live windows and top-ups."""
-    return await budgets.show_budget(pool, name)
+    return await budgets.show_budget(pool, name, subject=subject)
 
 
 @router.patch("/budgets/{name:path}")
@@ -224,9 +252,9 @@ async def archive_budget(pool: Pool, name: str) -> budgets.BudgetState:
 
 
 @router.get("/limits")
-async def list_limits(pool: Pool) -> Listing[limits.Limit]:
-    """All rate limits."""
-    return Listing(data=await limits.list_limits(pool))
+async def list_limits(pool: Pool, limit: Limit = DEFAULT, after: AfterId = None) -> Listing[limits.Limit]:
+    """Rate limits, by id (the oldest first)."""
+    return _listing(await limits.list_limits(pool, limit=limit, after=after), lambda row: row.id)
 
 
 @router.put("/limits")
@@ -242,9 +270,9 @@ async def remove_limit(pool: Pool, limit_id: Id) -> limits.Limit:
 
 
 @router.get("/routes")
-async def list_routes(pool: Pool) -> Listing[serving.Route]:
-    """All routes."""
-    return Listing(data=await serving.list_routes(pool))
+async def list_routes(pool: Pool, limit: Limit = DEFAULT, after: AfterId = None) -> Listing[serving.Route]:
+    """Routes, by id (the oldest first)."""
+    return _listing(await serving.list_routes(pool, limit=limit, after=after), lambda row: row.id)
 
 
 @router.put("/routes")
@@ -311,7 +339,7 @@ async def force_breaker(
     [found] = [each for each in runtime.breakers.states() if each.name == name]
     after = {"name": name, "state": found.state} | ({"seconds": seconds} if state == "open" else {})
     try:
-        await change_log.note_breaker(runtime.pool, {"name": name, "state": before}, after)
+        await change_log.note_breaker(runtime.pools.changes, {"name": name, "state": before}, after)
     except TreasuryUnavailable:  # a breaker is for trouble, and Postgres may be part of it
         log.error("that breaker %s was set by hand (%s) by %s is in no log but this one", name, state, ACTOR.get())
     return ForcedBreaker.model_validate({**asdict(found), "everywhere": everywhere})
@@ -322,8 +350,9 @@ async def list_changes(
     pool: Pool,
     kind: str | None = None,
     since: str | None = None,
-    before_id: Annotated[int | None, Query(ge=1, le=MAX_ID)] = None,
-    limit: Annotated[int, Query(ge=1, le=change_log.MOST)] = 100,
+    before_id: Annotated[int | None, Query(ge=1, le=MAX_ID, deprecated=True, description="The same as after.")] = None,
+    limit: Limit = DEFAULT,
+    after: AfterId = None,
 ) -> Listing[change_log.Change]:
     """The log of changes of configuration, the newest first. `since`: a time, or how long ago (30d)."""
     moment = None
@@ -335,4 +364,7 @@ async def list_changes(
                 moment = parse_moment(since)
             except ValueError as error:
                 raise InvalidRequest(f"since: {error}; or how long ago, such as 30d", param="since") from None
-    return Listing(data=await change_log.list_changes(pool, kind=kind, since=moment, before_id=before_id, limit=limit))
+    found = await change_log.list_changes(
+        pool, kind=kind, since=moment, after=before_id if after is None else after, limit=limit
+    )
+    return _listing(found, lambda row: row.id)

@@ -1,15 +1,20 @@
-"""Liveness, readiness and metrics. Readiness says which part is missing, in words."""
+"""Liveness, readiness and metrics. Readiness says which part is missing, and which clock is wrong, in words."""
 
 from __future__ import annotations
 
 import asyncio
+import time
+from datetime import datetime
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from gateway.composition import Runtime
-from llm_service.errors import ProxyUnavailable, UpstreamError
-from llm_service.treasury.connection import AWAY
+from llm_service.clocks import difference, disagrees
+from llm_service.errors import DatabaseBusy, ProxyUnavailable, TreasuryUnavailable, UpstreamError
+from llm_service.grants import CLOCK_SKEW_S
+from llm_service.sending import GRANT_LIFETIME_S
+from llm_service.treasury.pools import fetch
 
 router = APIRouter(tags=["health"])
 
@@ -27,10 +32,17 @@ _STATE = {"content": {"application/json": {"schema": {"type": "object"}}}}
 async def ready(request: Request) -> Response:
     """Whether calls can be served: 200, or 503 with the part that is missing."""
     runtime: Runtime = request.app.state.runtime
-    postgres, proxy = await asyncio.gather(_postgres(runtime), _proxy(runtime))
+    (postgres, database_ahead_s), proxy, proxy_ahead_s = await asyncio.gather(
+        _postgres(runtime), _proxy(runtime), runtime.proxy.clock_ahead_s()
+    )
     parts = {"postgres": postgres, "litellm_proxy": proxy, "redis": _redis(runtime)}
     missing = [name for name in ("postgres", "litellm_proxy") if parts[name] != "ok"]
-    status = {"status": "ready" if not missing else "not ready", "missing": missing, "parts": parts}
+    status = {
+        "status": "ready" if not missing else "not ready",
+        "missing": missing,
+        "parts": parts,
+        "warnings": clock_warnings(proxy_ahead_s, database_ahead_s),
+    }
     return JSONResponse(status, 200 if not missing else 503)
 
 
@@ -41,12 +53,36 @@ async def metrics(request: Request) -> Response:
     return Response(await runtime.telemetry.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def _postgres(runtime: Runtime) -> str:
+def clock_warnings(proxy_ahead_s: float | None, database_ahead_s: float | None) -> list[str]:
+    """What is wrong with the clocks, for an operator. A gateway with such a warning stays ready: its answers name the
+    fault, which nobody's answer would if no gateway were ready. None: that clock was not seen."""
+    found: list[str] = []
+    if proxy_ahead_s is not None and disagrees(proxy_ahead_s):
+        refuses = not -CLOCK_SKEW_S <= proxy_ahead_s <= GRANT_LIFETIME_S + CLOCK_SKEW_S
+        left_s = GRANT_LIFETIME_S + CLOCK_SKEW_S - proxy_ahead_s
+        follows = "it refuses every call" if refuses else f"it refuses calls that wait in it for over {left_s:.0f} s"
+        found.append(f"LiteLLM Proxy's clock is {difference(proxy_ahead_s)}: {follows}. Set both machines' clocks.")
+    if database_ahead_s is not None and disagrees(database_ahead_s):
+        found.append(
+            f"The database's clock is {difference(database_ahead_s)}: windows of budgets begin and end, and keys "
+            "expire, by the database's."
+        )
+    return found
+
+
+async def _postgres(runtime: Runtime) -> tuple[str, float | None]:
+    """Whether it answers, and by how many seconds its clock is ahead of ours."""
+    began = time.time()
     try:
-        await asyncio.wait_for(runtime.pool.fetchval("SELECT value FROM epoch", timeout=2), 3)
-    except AWAY as error:
-        return f"away ({type(error).__name__})"
-    return "ok"
+        async with asyncio.timeout(3):
+            rows = await fetch(runtime.pools.keys, "SELECT clock_timestamp() AS now FROM epoch", timeout_s=2)
+    except TimeoutError:
+        return "away (no answer within 3 s)", None
+    except TreasuryUnavailable as error:
+        word = "busy" if isinstance(error, DatabaseBusy) else "away"
+        return f"{word} ({error.details.get('cause')})", None
+    now: datetime = rows[0]["now"]
+    return "ok", now.timestamp() - (began + time.time()) / 2
 
 
 async def _proxy(runtime: Runtime) -> str:

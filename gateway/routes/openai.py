@@ -19,6 +19,7 @@ from gateway.auth import SEVERAL, bearer_secret
 from gateway.composition import Runtime
 from gateway.protocol import cut
 from llm_service.errors import BodyTooLarge, InvalidRequest, NotAuthenticated, RequestTimeout, TreasurerError
+from llm_service.requests import MAX_ATTRIBUTION, attribution
 from llm_service.streaming import StreamingAnswer
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 
@@ -32,7 +33,6 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _T = TypeVar("_T")
 
 _MAX_TAGS = 32
-_MAX_VALUE = 128
 _FAILED = "Treasurer failed; the cause is in its log."
 
 
@@ -125,23 +125,18 @@ def read_context(headers: Mapping[str, str]) -> CallContext:
     if key is None and not any(given.values()):
         return NO_CONTEXT
     tags = tuple(dict.fromkeys(tag for part in (given["tags"] or "").split(",") if (tag := part.strip())))
-    if len(tags) > _MAX_TAGS or any(len(tag) > _MAX_VALUE for tag in tags):
+    if len(tags) > _MAX_TAGS or any(len(tag) > MAX_ATTRIBUTION for tag in tags):
         raise InvalidRequest(
-            f"x-treasurer-tags takes at most {_MAX_TAGS} tags of at most {_MAX_VALUE} characters.",
+            f"x-treasurer-tags takes at most {_MAX_TAGS} tags of at most {MAX_ATTRIBUTION} characters.",
             param="x-treasurer-tags",
         )
     return CallContext(given["run"], given["user"], given["session"], tags, key)
 
 
-def _value(headers: Mapping[str, str], name: str, most: int = _MAX_VALUE) -> str | None:
-    value = headers.get(name, "").strip()
-    if not value:
-        return None
+def _value(headers: Mapping[str, str], name: str, most: int = MAX_ATTRIBUTION) -> str | None:
     if name == "x-treasurer-tags":
         most *= _MAX_TAGS
-    if len(value) > most or not value.isprintable() or "\ufffd" in value:  # what was no UTF-8
-        raise InvalidRequest(f"The header {name} must be at most {most} printable characters.", param=name)
-    return value
+    return attribution(headers.get(name), f"The header {name}", name, most)
 
 
 def _headers(scope: Scope) -> dict[str, str]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any
 
-import asyncpg
 from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.auth import administrator
+from gateway.composition import Runtime
 from llm_service.errors import InvalidRequest
 from llm_service.money import format_decimal
 from llm_service.treasury.report_formats import report_as_csv, report_as_json
@@ -67,8 +67,8 @@ async def costs(request: Request) -> Response:
     if len(form) != 1 or form[0] not in _FORMATS:
         raise InvalidRequest(f"format: {', '.join(form)!r} is not one of: {', '.join(_FORMATS)}.", param="format")
     query = parse_query(parameters, now=datetime.now(UTC))
-    pool: asyncpg.Pool = request.app.state.runtime.pool
-    report = await cost_report(pool, query)
+    runtime: Runtime = request.app.state.runtime
+    report = await cost_report(runtime.pools.reading, query)
     if form == ["json"]:
         return JSONResponse(report_as_json(report))
     headers = {

@@ -29,6 +29,8 @@ _COLOUR = {
     PartState.STOPPED: "dim",
     PartState.WAITING: "dim",
 }
+#: What is said of a part that is ready is a warning.
+_DETAIL_COLOUR = {PartState.DOWN: "red", PartState.READY: "yellow"}
 
 
 def duration(seconds: float) -> str:
@@ -124,7 +126,7 @@ class Board:
                 str(part.pid or ""),
                 str(part.restarts or ""),
                 duration(time.monotonic() - part.since),
-                Text(part.detail, style="red" if part.state is PartState.DOWN else "dim"),
+                Text(part.detail, style=_DETAIL_COLOUR.get(part.state, "dim")),
             )
         shown: list[RenderableType] = [table]
         words = provider_words(self._plan.state.real, self._plan.state.simulated) if self._plan is not None else None

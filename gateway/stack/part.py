@@ -86,6 +86,7 @@ class Part:
     answers: Callable[[], Awaitable[bool]] | None = None  # asked while it runs; None: only its end ends it
     answers_every_s: float = 5.0
     patience_s: float = 120.0  # without an answer, until it is started again
+    remark: Callable[[], Awaitable[str]] | None = None  # asked while it is ready: what people should know, or ""
 
 
 def pause_s(failures: int) -> float:
@@ -144,6 +145,15 @@ class SupervisedPart:
             pause = pause_s(failures)
             self._show(PartState.DOWN, f"{reason}; starting again in {pause:g} s", restarts=self.status.restarts + 1)
             await asyncio.sleep(pause)
+
+    async def look(self) -> None:
+        """Show what people should know of a part that is ready."""
+        if self.part.remark is None or self.status.state is not PartState.READY:
+            return
+        remark = await self.part.remark()
+        if self.status.state is PartState.READY and remark != self.status.detail:
+            self.status = replace(self.status, detail=remark)
+            self._changed(self.status)
 
     async def stop(self) -> None:
         """Ask the process to end, and kill what is left of it after its time is up."""

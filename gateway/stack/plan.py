@@ -30,7 +30,7 @@ from gateway.stack.litellm import NOT_INHERITED, EffectiveConfig, effective_conf
 from gateway.stack.part import Part
 from gateway.stack.ports import free_ports, is_free
 from gateway.stack.postgres import EmbeddedPostgres, embedded_postgres, postgres_answers
-from gateway.stack.probe import http_ok
+from gateway.stack.probe import http_ok, warnings_of
 from gateway.stack.redis import EmbeddedRedis, redis_answers
 from gateway.stack.secret_files import StackSecrets, stack_secrets
 from gateway.stack.state import StackState
@@ -350,6 +350,7 @@ def _gateway_part(site: _Site, number: int) -> Part:
         name=f"gateway-{number}",
         address=site.gateway_url,
         ready=lambda: http_ok(f"http://127.0.0.1:{port}/readyz"),
+        remark=lambda: warnings_of(f"http://127.0.0.1:{port}/readyz"),
         command=[sys.executable, "-m", "gateway.serve"],
         listens=(site.settings.host, site.ports.gateway),
         environ={**site.environ, **environ},

@@ -1,8 +1,11 @@
-"""Whether an HTTP server says that it is well."""
+"""Whether an HTTP server says that it is well, and what it warns of."""
 
 from __future__ import annotations
 
+from typing import cast
+
 import aiohttp
+import orjson
 
 
 async def http_ok(url: str, timeout_s: float = 3.0) -> bool:
@@ -15,3 +18,17 @@ async def http_ok(url: str, timeout_s: float = 3.0) -> bool:
             return answer.status == 200
     except (aiohttp.ClientError, OSError, TimeoutError):
         return False
+
+
+async def warnings_of(url: str, timeout_s: float = 3.0) -> str:
+    """The `warnings` of a page such as /readyz, as one text; empty where there are none, or no answer in time."""
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
+            session.get(url) as answer,
+        ):
+            content: object = orjson.loads(await answer.read())
+    except (aiohttp.ClientError, OSError, TimeoutError, orjson.JSONDecodeError):
+        return ""
+    given = cast("dict[str, object]", content).get("warnings") if isinstance(content, dict) else None
+    return " ".join(map(str, cast("list[object]", given))) if isinstance(given, list) else ""

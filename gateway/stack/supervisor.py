@@ -26,6 +26,7 @@ from llm_service import core_dumps
 Progress = PartStatus | str
 
 _TIDY_S = 30.0
+_LOOK_S = 10.0
 
 
 @asynccontextmanager
@@ -96,7 +97,7 @@ class _Stack:
             all_ready.cancel()
         self._started = True
         self._publish()
-        self._tasks.append(asyncio.create_task(self._tidy()))
+        self._tasks += [asyncio.create_task(self._tidy()), asyncio.create_task(self._look())]
 
     async def stop(self) -> None:
         StackState.remove(self.state.data_dir)
@@ -123,6 +124,11 @@ class _Stack:
             for part in self._parts.values():
                 with contextlib.suppress(OSError):
                     await asyncio.to_thread(bound, part.log)
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.gather(*(part.look() for part in self._parts.values()))
+            await asyncio.sleep(_LOOK_S)
 
     def _changed(self, status: PartStatus) -> None:
         self._on_progress(status)

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 import asyncpg
 from pydantic import AfterValidator, WithJsonSchema, field_validator, model_validator
 
-from llm_service.administration.changes import change, insert, read, scope_id, scope_name, searchable
+from llm_service.administration.budget_queries import LIVE_WINDOWS, ONE_BY_ID, ONE_BY_NAME, ONE_SUBJECT, PAGE
+from llm_service.administration.changes import change, insert, read, scope_id, searchable
 from llm_service.administration.inputs import (
     Amount,
     BudgetName,
@@ -29,6 +30,7 @@ from llm_service.administration.inputs import (
     View,
     is_budget_name,
 )
+from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.errors import InvalidRequest, NotFound
 from llm_service.money import MAX_NANO, format_dollars
 from llm_service.pacing import parse_pace, read_pace
@@ -142,7 +144,11 @@ class Window(View):
 
 
 class BudgetState(View):
-    """A budget and its current windows: posted and pending are sums, left is that of the tightest."""
+    """A budget and its current windows: posted and pending are sums, left is that of the tightest.
+
+    `more_windows`: there are more live windows than `windows` (a budget for each of very many users). These three are
+    not known then: a report by the same property tells what was spent.
+    """
 
     id: int
     name: str
@@ -155,10 +161,11 @@ class BudgetState(View):
     model: str | None
     limit_nano: int
     top_up_nano: int
-    posted_nano: int
-    pending_nano: int
-    left_nano: int
+    posted_nano: int | None
+    pending_nano: int | None
+    left_nano: int | None
     windows: int
+    more_windows: bool = False
     starts_at: datetime | None
     resets_at: datetime | None
     created_at: datetime
@@ -173,39 +180,11 @@ class BudgetState(View):
 
 
 class BudgetDetail(BudgetState):
-    """With the hundred live windows that have the least left, and the top-ups that are not over."""
+    """With the hundred live windows that have the least left (of ten thousand, where there are more), and the top-ups
+    that are not over."""
 
     live_windows: list[Window]
     top_ups: list[TopUp]
-
-
-def _active_top_ups(budget: str) -> str:
-    """SQL for what a budget's top-ups add to its limit now, as admission counts it."""
-    return (
-        "(SELECT coalesce(sum(u.amount_nano), 0)::bigint FROM top_ups u"  # noqa: S608 (an alias of this module)
-        f" WHERE u.budget_id = {budget} AND u.starts_at <= now() AND u.ends_at > now())"
-    )
-
-
-_STATE = f"""
-    SELECT b.id, b.name, b.scope, {scope_name("b")} AS subject, b.window_kind AS window, b.time_zone, b.per,
-           b.per_value, b.model_pattern AS model, b.limit_nano, extra.nano AS top_up_nano, b.created_at,
-           live.posted AS posted_nano, live.pending AS pending_nano, live.count AS windows,
-           greatest(b.limit_nano + extra.nano - live.most, 0) AS left_nano,
-           CASE WHEN isfinite(period.starts_at) THEN period.starts_at END AS starts_at,
-           CASE WHEN isfinite(period.ends_at) THEN period.ends_at END AS resets_at, b.pace,
-           treasury_paced_v1(b.limit_nano + extra.nano, b.pace, period.starts_at, period.ends_at, now()) AS paced_nano
-    FROM budgets b
-    CROSS JOIN LATERAL treasury_window_v1(b.window_kind, b.time_zone, now()) AS period
-    CROSS JOIN LATERAL (SELECT {_active_top_ups("b.id")} AS nano) AS extra
-    CROSS JOIN LATERAL (
-        SELECT count(*) AS count, coalesce(sum(w.posted_nano), 0)::bigint AS posted,
-               coalesce(sum(w.pending_nano), 0)::bigint AS pending,
-               coalesce(max(w.posted_nano + w.pending_nano), 0) AS most
-        FROM windows w WHERE w.budget_id = b.id AND w.starts_at <= now() AND w.ends_at > now()
-    ) AS live
-    WHERE b.archived_at IS NULL
-"""  # noqa: S608
 
 
 async def create_budget(pool: asyncpg.Pool, new: NewBudget) -> BudgetState:
@@ -323,44 +302,45 @@ async def archive_budget(pool: asyncpg.Pool, name: str) -> BudgetState:
 
 
 async def list_budgets(
-    pool: asyncpg.Pool, *, scope: str | None = None, subject: str | None = None
-) -> list[BudgetState]:
-    """All budgets with their current windows; of one scope, or of one object ("agent", "news")."""
+    pool: asyncpg.Pool,
+    *,
+    scope: str | None = None,
+    subject: str | None = None,
+    limit: int = DEFAULT,
+    after: str | None = None,
+) -> Page[BudgetState]:
+    """Budgets with their current windows, by name, `limit` of them behind the name `after`; of one scope, or of one
+    object ("agent", "news"; "key", "news/default")."""
     rows = await read(
         pool,
-        f"""SELECT * FROM ({_STATE}) AS budgets
-            WHERE ($1::text IS NULL OR scope = $1) AND ($2::text IS NULL OR subject = $2)
-            ORDER BY scope, subject, name""",  # noqa: S608 (a constant of this module)
+        PAGE,
         scope,
         None if subject is None else searchable(subject),
+        None if after is None else searchable(after),
+        to_fetch(limit),
     )
-    return [BudgetState.of(row) for row in rows]
+    return page_of(rows, limit, BudgetState.of)
 
 
-async def show_budget(pool: asyncpg.Pool, name: str) -> BudgetDetail:
-    """One budget, its live windows and its top-ups.
+async def show_budget(pool: asyncpg.Pool, name: str, *, subject: str | None = None) -> BudgetDetail:
+    """One budget, its live windows (or that of one `subject`: a run, user, session or tag) and its top-ups.
 
     Raises:
         NotFound: there is no budget of this name.
     """
-    rows = await read(pool, f"{_STATE} AND b.name = $1", searchable(name))
+    rows = await read(pool, ONE_BY_NAME, searchable(name))
     if not rows:
         raise _no_budget(name)
     budget = rows[0]
-    windows = await read(
-        pool,
-        """SELECT subject, CASE WHEN isfinite(starts_at) THEN starts_at END AS starts_at, posted_nano, pending_nano,
-                  CASE WHEN isfinite(ends_at) THEN ends_at END AS resets_at,
-                  greatest($2::bigint - posted_nano - pending_nano, 0) AS left_nano
-           FROM windows WHERE budget_id = $1 AND starts_at <= now() AND ends_at > now()
-           ORDER BY left_nano, subject LIMIT 100""",
-        budget["id"],
-        budget["limit_nano"] + budget["top_up_nano"],
-    )
+    most_nano = budget["limit_nano"] + budget["top_up_nano"]
+    if subject is None:
+        windows = await read(pool, LIVE_WINDOWS, budget["id"], most_nano)
+    else:
+        windows = await read(pool, ONE_SUBJECT, budget["id"], most_nano, searchable(subject))
     top_ups = await read(
         pool,
         """SELECT id, amount_nano, starts_at, CASE WHEN isfinite(ends_at) THEN ends_at END AS ends_at
-           FROM top_ups WHERE budget_id = $1 AND ends_at > now() ORDER BY starts_at, id""",
+           FROM top_ups WHERE budget_id = $1 AND ends_at > now() ORDER BY starts_at, id LIMIT 1000""",
         budget["id"],
     )
     return BudgetDetail.of(
@@ -379,7 +359,7 @@ async def _lock(connection: asyncpg.Connection, name: str) -> Record:
 
 
 async def _state(connection: asyncpg.Connection, budget_id: int) -> BudgetState:
-    row = await connection.fetchrow(f"{_STATE} AND b.id = $1", budget_id)
+    row = await connection.fetchrow(ONE_BY_ID, budget_id)
     return BudgetState.of(row)
 
 

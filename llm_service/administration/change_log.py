@@ -6,17 +6,21 @@ A breaker that is set by hand is in no table, so it is noted here by whoever set
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import orjson
 
 from llm_service.administration.changes import ACTOR, read
 from llm_service.administration.inputs import View
+from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.errors import InvalidRequest
+from llm_service.treasury.pools import fetch
+
+if TYPE_CHECKING:
+    from asyncpg import Record
 
 KINDS = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "routes", "breakers")
-MOST = 1000
 
 
 class Change(View):
@@ -44,7 +48,7 @@ async def note_breaker(pool: asyncpg.Pool, before: dict[str, Any], after: dict[s
     Raises:
         TreasuryUnavailable: Postgres is away.
     """
-    await read(
+    await fetch(
         pool,
         """INSERT INTO changes (actor, action, kind, object, before, after)
            VALUES ($1, 'changed', 'breakers', 0, $2, $3)""",
@@ -59,10 +63,10 @@ async def list_changes(
     *,
     kind: str | None = None,
     since: datetime | timedelta | None = None,
-    before_id: int | None = None,
-    limit: int = 100,
-) -> list[Change]:
-    """The newest changes first; of one kind, since a time (or for so long), and older than `before_id`.
+    after: int | None = None,
+    limit: int = DEFAULT,
+) -> Page[Change]:
+    """The newest changes first; of one kind, since a time (or for so long), `limit` of them behind the id `after`.
 
     Raises:
         InvalidRequest: there is no such kind.
@@ -78,12 +82,12 @@ async def list_changes(
         kind,
         since if isinstance(since, datetime) else None,
         since if isinstance(since, timedelta) else None,
-        before_id,
-        max(1, min(limit, MOST)),
+        after,
+        to_fetch(limit),
     )
-    return [
-        Change.model_validate(
-            {**row, **{side: orjson.loads(row[side]) if row[side] else None for side in ("before", "after")}}
-        )
-        for row in rows
-    ]
+    return page_of(rows, limit, _change)
+
+
+def _change(row: Record) -> Change:
+    sides = {side: orjson.loads(row[side]) if row[side] else None for side in ("before", "after")}
+    return Change.model_validate({**row, **sides})

@@ -18,7 +18,9 @@ import asyncpg
 
 from llm_service.administration.inputs import MAX_ID
 from llm_service.errors import Conflict, NotFound
-from llm_service.treasury.connection import AWAY, away
+from llm_service.treasury.faults import FAULTS, fault
+from llm_service.treasury.pools import borrowed
+from llm_service.treasury.snapshot import snapshot
 from llm_service.types import Scope
 
 if TYPE_CHECKING:
@@ -26,7 +28,13 @@ if TYPE_CHECKING:
 
 #: Who makes the changes of this task: "key ops (7)", "cli ann". Empty: the log names the database's user.
 ACTOR: ContextVar[str] = ContextVar("actor", default="")
-_ACQUIRE_S = 5.0
+LOCK_S = 10.0
+_READ_S = 30.0
+# Administration reads few rows, by index, in the order of the index. Postgres must not think that the few are found
+# sooner in the whole table: with a LIMIT it takes every budget for the one that has nearly all windows.
+_BY_INDEX = ", ".join(
+    f"set_config('enable_{way}', 'off', true)" for way in ("seqscan", "bitmapscan", "sort", "incremental_sort")
+)
 _TABLES = {Scope.ORGANISATION: "organisations", Scope.TEAM: "teams", Scope.AGENT: "agents"}
 
 
@@ -35,28 +43,34 @@ async def change(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     """One change of configuration, as one transaction.
 
     Raises:
-        TreasuryUnavailable: Postgres is away, or other changes kept this one waiting for 10 s.
-    """
-    try:
-        async with pool.acquire(timeout=_ACQUIRE_S) as connection, connection.transaction():
-            await connection.execute("SET LOCAL lock_timeout = '10s'; UPDATE epoch SET value = value + 1")
-            await connection.execute("SELECT set_config('treasurer.actor', $1, true)", ACTOR.get())
-            yield connection
-    except (*AWAY, asyncpg.LockNotAvailableError) as error:
-        raise away(error) from error
-
-
-async def read(pool: asyncpg.Pool, statement: str, *arguments: object) -> list[Record]:
-    """The rows of one statement.
-
-    Raises:
+        DatabaseLocked: another transaction kept this one waiting for 10 s. DatabaseBusy: so did other changes.
         TreasuryUnavailable: Postgres is away.
     """
     try:
-        async with pool.acquire(timeout=_ACQUIRE_S) as connection:
-            return await connection.fetch(statement, *arguments, timeout=30)
-    except AWAY as error:
-        raise away(error) from error
+        async with borrowed(pool) as connection, connection.transaction():
+            await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_S}s'; UPDATE epoch SET value = value + 1")  # noqa: S608 (a constant)
+            await connection.execute(f"SELECT set_config('treasurer.actor', $1, true), {_BY_INDEX}", ACTOR.get())
+            yield connection
+    except FAULTS as error:
+        raise fault(error) from error
+
+
+async def read(pool: asyncpg.Pool, statement: str, *arguments: object) -> list[Record]:
+    """The rows of one statement, which changes nothing.
+
+    Raises:
+        TooManyReports, TookTooLong, TreasuryUnavailable: as `snapshot` does.
+    """
+    async with reading(pool) as connection:
+        return await connection.fetch(statement, *arguments)
+
+
+@asynccontextmanager
+async def reading(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    """A snapshot in which pages are read. Raises as `snapshot` does."""
+    async with snapshot(pool, timeout_s=_READ_S, reading="list") as connection:
+        await connection.execute(f"SELECT {_BY_INDEX}")
+        yield connection
 
 
 async def insert(connection: asyncpg.Connection, what: str, statement: str, *arguments: object) -> Record:

@@ -17,6 +17,7 @@ from pydantic import Field, model_validator
 
 from llm_service.administration.changes import change, find_key, insert, missing, read, scope_id, searchable
 from llm_service.administration.inputs import Duration, Input, ModelPattern, Name, View, When
+from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.errors import Conflict, InvalidRequest
 from llm_service.types import Scope
 
@@ -152,15 +153,21 @@ async def revoke_key(pool: asyncpg.Pool, reference: str) -> list[Key]:
         return [Key.of(row, agent=key["agent"]) for row in sorted(rows, key=lambda row: row["id"])]
 
 
-async def list_keys(pool: asyncpg.Pool, *, agent: str | None = None) -> list[Key]:
-    """All keys, or those of one agent; expired and revoked ones too."""
+async def list_keys(
+    pool: asyncpg.Pool, *, agent: str | None = None, limit: int = DEFAULT, after: int | None = None
+) -> Page[Key]:
+    """Keys, or those of one agent, in the order in which they were made, `limit` of them behind the id `after`;
+    expired and revoked ones too."""
     rows = await read(
         pool,
         f"""SELECT {_COLUMNS}, a.name AS agent FROM api_keys k LEFT JOIN agents a ON a.id = k.agent_id
-            WHERE $1::text IS NULL OR a.name = $1 ORDER BY a.name NULLS FIRST, k.name, k.id""",  # noqa: S608
+            WHERE ($1::text IS NULL OR k.agent_id = (SELECT id FROM agents WHERE name = $1)) AND k.id > $2
+            ORDER BY k.id LIMIT $3""",  # noqa: S608
         None if agent is None else searchable(agent),
+        after or 0,
+        to_fetch(limit),
     )
-    return [Key.of(row) for row in rows]
+    return page_of(rows, limit, Key.of)
 
 
 async def _issue(

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from llm_service.administration.changes import change, read, scope_id, scope_name
 from llm_service.administration.inputs import MAX_ID, ModelPattern, Target, View
+from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.errors import NotFound
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -93,7 +94,7 @@ async def remove_limit(pool: asyncpg.Pool, limit_id: int) -> Limit:
         return Limit.of(row)
 
 
-async def list_limits(pool: asyncpg.Pool) -> list[Limit]:
-    """All limits, by scope and subject."""
-    rows = await read(pool, f"{_LIMITS} ORDER BY l.scope, subject NULLS FIRST, model NULLS FIRST")
-    return [Limit.of(row) for row in rows]
+async def list_limits(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: int | None = None) -> Page[Limit]:
+    """Limits in the order in which they were first set, `limit` of them behind the id `after`."""
+    rows = await read(pool, f"{_LIMITS} WHERE l.id > $1 ORDER BY l.id LIMIT $2", after or 0, to_fetch(limit))
+    return page_of(rows, limit, Limit.of)

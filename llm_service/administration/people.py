@@ -15,6 +15,7 @@ from pydantic import Field
 from llm_service.administration.budgets import BudgetState, Terms, add_budget
 from llm_service.administration.changes import change, insert, missing, read, scope_id, searchable
 from llm_service.administration.inputs import Input, Name, View
+from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.types import Scope
 
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -82,15 +83,24 @@ _TEAMS = """
     FROM teams t JOIN organisations o ON o.id = t.organisation_id
 """
 _AGENTS = """
+    WITH listed AS MATERIALIZED (SELECT * FROM agents WHERE {which})
     SELECT a.id, a.name, t.name AS team, o.name AS organisation, a.paused_at, a.created_at, a.default_max_tokens,
            a.floor_tokens, a.expiry_policy,
            CASE WHEN o.paused_at IS NOT NULL THEN 'organisation ' || o.name
                 WHEN t.paused_at IS NOT NULL THEN 'team ' || t.name
                 WHEN a.paused_at IS NOT NULL THEN 'agent ' || a.name END AS paused_by,
-           (SELECT count(*) FROM api_keys k WHERE k.agent_id = a.id AND k.revoked_at IS NULL
-            AND coalesce(k.expires_at > now(), true)) AS keys
-    FROM agents a JOIN teams t ON t.id = a.team_id JOIN organisations o ON o.id = t.organisation_id
+           coalesce(live.keys, 0) AS keys
+    FROM listed a JOIN teams t ON t.id = a.team_id JOIN organisations o ON o.id = t.organisation_id
+    LEFT JOIN (SELECT k.agent_id, count(*) AS keys FROM api_keys k
+               WHERE k.agent_id IN (SELECT id FROM listed) AND k.revoked_at IS NULL
+                 AND coalesce(k.expires_at > now(), true) GROUP BY k.agent_id) AS live ON live.agent_id = a.id
+    ORDER BY a.name
 """
+_ONE_AGENT = _AGENTS.format(which="id = $1")
+_PAGE_OF_AGENTS = _AGENTS.format(
+    which="""($1::text IS NULL OR team_id = (SELECT id FROM teams WHERE name = $1))
+             AND ($2::text IS NULL OR name > $2) ORDER BY name LIMIT $3"""
+)
 
 
 async def create_organisation(pool: asyncpg.Pool, new: NewOrganisation) -> Organisation:
@@ -135,7 +145,7 @@ async def create_agent(pool: asyncpg.Pool, new: NewAgent) -> Agent:
             new.expiry_policy,
         )
         budget = await add_budget(connection, new.budget, Scope.AGENT, new.name, row["id"]) if new.budget else None
-        return Agent.of(await connection.fetchrow(f"{_AGENTS} WHERE a.id = $1", row["id"]), budget=budget)
+        return Agent.of(await connection.fetchrow(_ONE_AGENT, row["id"]), budget=budget)
 
 
 async def change_agent(pool: asyncpg.Pool, name: str, new: AgentTerms) -> Agent:
@@ -151,28 +161,46 @@ async def change_agent(pool: asyncpg.Pool, name: str, new: AgentTerms) -> Agent:
             new.floor_tokens,
             new.expiry_policy,
         )
-        return Agent.of(await connection.fetchrow(f"{_AGENTS} WHERE a.id = $1", agent_id))
+        return Agent.of(await connection.fetchrow(_ONE_AGENT, agent_id))
 
 
-async def list_organisations(pool: asyncpg.Pool) -> list[Organisation]:
-    """All organisations, by name."""
-    rows = await read(pool, "SELECT id, name, paused_at, created_at FROM organisations ORDER BY name")
-    return [Organisation.of(row) for row in rows]
-
-
-async def list_teams(pool: asyncpg.Pool) -> list[Team]:
-    """All teams, by organisation and name."""
-    return [Team.of(row) for row in await read(pool, f"{_TEAMS} ORDER BY o.name, t.name")]
-
-
-async def list_agents(pool: asyncpg.Pool, *, team: str | None = None) -> list[Agent]:
-    """All agents, or those of one team, by team and name."""
+async def list_organisations(
+    pool: asyncpg.Pool, *, limit: int = DEFAULT, after: str | None = None
+) -> Page[Organisation]:
+    """Organisations by name, `limit` of them behind the name `after`."""
     rows = await read(
         pool,
-        f"{_AGENTS} WHERE $1::text IS NULL OR t.name = $1 ORDER BY t.name, a.name",
-        None if team is None else searchable(team),
+        """SELECT id, name, paused_at, created_at FROM organisations WHERE $1::text IS NULL OR name > $1
+           ORDER BY name LIMIT $2""",
+        after if after is None else searchable(after),
+        to_fetch(limit),
     )
-    return [Agent.of(row) for row in rows]
+    return page_of(rows, limit, Organisation.of)
+
+
+async def list_teams(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: str | None = None) -> Page[Team]:
+    """Teams by name, `limit` of them behind the name `after`."""
+    rows = await read(
+        pool,
+        f"{_TEAMS} WHERE $1::text IS NULL OR t.name > $1 ORDER BY t.name LIMIT $2",
+        after if after is None else searchable(after),
+        to_fetch(limit),
+    )
+    return page_of(rows, limit, Team.of)
+
+
+async def list_agents(
+    pool: asyncpg.Pool, *, team: str | None = None, limit: int = DEFAULT, after: str | None = None
+) -> Page[Agent]:
+    """Agents, or those of one team, by name, `limit` of them behind the name `after`."""
+    rows = await read(
+        pool,
+        _PAGE_OF_AGENTS,
+        None if team is None else searchable(team),
+        after if after is None else searchable(after),
+        to_fetch(limit),
+    )
+    return page_of(rows, limit, Agent.of)
 
 
 async def pause(pool: asyncpg.Pool, scope: Scope, name: str) -> None:

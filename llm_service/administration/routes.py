@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from llm_service.administration.changes import change, read, scope_id, scope_name
 from llm_service.administration.inputs import MAX_ID, Amount, Input, ModelPattern, Name, View
+from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.errors import NotFound
 from llm_service.types import Condition, OnLeave, Scope
 
@@ -157,7 +158,7 @@ async def remove_route(pool: asyncpg.Pool, route_id: int) -> Route:
         return Route.read(row)
 
 
-async def list_routes(pool: asyncpg.Pool) -> list[Route]:
-    """All routes, by scope, subject and model pattern."""
-    rows = await read(pool, f"{_ROUTES} ORDER BY r.scope, subject, model")
-    return [Route.read(row) for row in rows]
+async def list_routes(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: int | None = None) -> Page[Route]:
+    """Routes in the order in which they were first set, `limit` of them behind the id `after`."""
+    rows = await read(pool, f"{_ROUTES} WHERE r.id > $1 ORDER BY r.id LIMIT $2", after or 0, to_fetch(limit))
+    return page_of(rows, limit, Route.read)

@@ -3,7 +3,8 @@
 What must hold:
 - All or nothing in one round trip: one Lua script (`limits.lua`) checks every limit by Redis' clock
   and takes from all of them, or from none. `pace.py` says what a bucket is and its worst case.
-- A crash leaks nothing for ever: buckets refill, and a slot of a call in flight expires with its call.
+- A crash leaks nothing: buckets refill, and the slots of a process that is dead are given back within
+  `dead_s` and a quarter, whoever settles its calls, by any other process (`run`). A slot expires with its call anyway.
 - Pace fails soft (I6): with Redis away the same rules are kept in this process, `degraded` says so,
   and no call waits for longer than `timeout_s` for it. Slots taken on one side are given back there.
 
@@ -15,7 +16,11 @@ three limits, 70 µs with four rules of eight, so 14,000 to 30,000 calls a secon
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import math
+import secrets
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from uuid import UUID
@@ -27,6 +32,8 @@ from llm_service.guards.local import LocalLimits
 from llm_service.guards.pace import Charge, Decision, Metric, Pace, charges_of, never_passes, refusal
 from llm_service.types import RateLimit
 
+log = logging.getLogger(__name__)
+
 _SCRIPT = Path(__file__).with_name("limits.lua")
 
 
@@ -34,7 +41,8 @@ class RateLimiter:
     """Keeps callers to their pace. Belongs to one event loop; `None` for Redis keeps it in this process.
 
     `timeout_s` is the longest that a call waits for Redis. `on_degraded(True)` is called when
-    limits fall back to the process, `on_degraded(False)` when they are shared again.
+    limits fall back to the process, `on_degraded(False)` when they are shared again. A process that has not beaten
+    for `dead_s` is dead: `run` beats four times in that.
     """
 
     def __init__(
@@ -44,8 +52,12 @@ class RateLimiter:
         timeout_s: float = 0.25,
         prefix: str = "treasurer:{pace}:",
         on_degraded: Callable[[bool], None] | None = None,
+        dead_s: float = 12.0,
     ) -> None:
         self._prefix = prefix
+        self._dead_s = dead_s
+        self._process = (f"{prefix}held:{secrets.token_hex(8)}", f"{prefix}processes")
+        self._shared_since: float | None = None
         self._local = LocalLimits()
         self._lane: Lane | None = None
         if redis is not None:
@@ -86,11 +98,11 @@ class RateLimiter:
         """Redis' decision, or None when it is away."""
         assert self._lane is not None
         try:
-            answer = await self._lane.run(_acquisition(call_id, charges, lifetime_s))
+            answer = await self._lane.run(self._acquisition(call_id, charges, lifetime_s))
         except Away:
             return None
-        admitted, now_ms, *levels = (int(number) for number in answer.split())
-        return Decision(admitted=admitted == 1, now_ms=now_ms, levels=tuple(levels))
+        admitted, now_ms, orphans_ms, *levels = (int(number) for number in answer.split())
+        return Decision(admitted=admitted == 1, now_ms=now_ms, levels=tuple(levels), orphans_ms=orphans_ms)
 
     def release(self, pace: Pace, tokens: int | None) -> None:
         """Give the slot back and correct the tokens to what was used (None: leave them as held). Never raises.
@@ -104,7 +116,34 @@ class RateLimiter:
         if pace.local or self._lane is None:
             self._local.release(pace, tokens)
         elif changes:
-            self._lane.post(_release(pace, changes))
+            self._lane.post(self._release(pace, changes))
+
+    async def run(self) -> None:
+        """Beat, so that this process' slots stay its own, and give back those of processes that have died; forever."""
+        while True:
+            await self.beat()
+            await asyncio.sleep(self._dead_s / 4)
+
+    async def beat(self) -> int:
+        """Beat once; how many slots of dead processes were given back.
+
+        None are for as long as nobody can tell: when Redis was away, those that live may not have found it again yet.
+        """
+        if self._lane is None:
+            return 0
+        now = time.monotonic()
+        sure = self._shared_since is not None and now - self._shared_since > self._dead_s
+        command = Command(self._process, ("beat", "1" if sure else "0", "", "", _milliseconds(self._dead_s)))
+        try:
+            given_back = int(await self._lane.run(command))
+        except Away:
+            self._shared_since = None
+            return 0
+        if self._shared_since is None:
+            self._shared_since = now
+        if given_back:
+            log.warning("gave back %d slots of calls in flight that dead processes had left", given_back)
+        return given_back
 
     async def drain(self) -> None:
         """Wait until Redis has heard of every release, or is away."""
@@ -112,33 +151,40 @@ class RateLimiter:
             await self._lane.drain()
 
     async def close(self) -> None:
-        """Drain, and stop looking for Redis. The client is left open: close it after this."""
+        """Drain, give back what this process still holds, and stop looking for Redis. The client is left open: close
+        it after this."""
         if self._lane is not None:
+            if self._shared_since is not None and not self._lane.away:
+                self._lane.post(Command(self._process, ("leave", "", "", "")))
             await self._lane.close()
 
+    def _acquisition(self, call_id: UUID, charges: Sequence[Charge], lifetime_s: float) -> Command:
+        call = str(call_id)
+        slots = [(charge, 0) for charge in charges if charge.metric is Metric.CONCURRENT]
+        # Unknown whether it was admitted: its slot goes, whatever its expiry; its tokens refill within a minute.
+        undo = self._command("release", call, "", slots) if slots else None
+        amounts = [(charge, charge.amount) for charge in charges]
+        return self._command("acquire", call, _milliseconds(lifetime_s), amounts, undo)
 
-def _acquisition(call_id: UUID, charges: Sequence[Charge], lifetime_s: float) -> Command:
-    call = str(call_id)
-    slots = [(charge, 0) for charge in charges if charge.metric is Metric.CONCURRENT]
-    # Unknown whether it was admitted: its slot goes, whatever its expiry; its tokens refill within a minute.
-    undo = _command("release", call, "", slots) if slots else None
-    lifetime_ms = math.ceil(lifetime_s * 1_000)
-    return _command("acquire", call, str(lifetime_ms), [(charge, charge.amount) for charge in charges], undo)
+    def _release(self, pace: Pace, changes: Sequence[tuple[Charge, int]]) -> Command:
+        call, expiry = str(pace.call_id), str(pace.slot_expires_ms)
+        slots = [change for change in changes if change[0].metric is Metric.CONCURRENT]
+        # Unknown whether it happened: the slots again, but not a correction, which must not be made twice.
+        undo = self._command("release", call, expiry, slots) if slots else None
+        return self._command("release", call, expiry, changes, undo)
+
+    def _command(
+        self, action: str, call: str, third: str, changes: Sequence[tuple[Charge, int]], undo: Command | None = None
+    ) -> Command:
+        keys = tuple(charge.key for charge, _ in changes)
+        if any(charge.metric is Metric.CONCURRENT for charge, _ in changes):
+            keys += self._process
+        amounts = " ".join(f"{charge.metric} {charge.limit} {amount}" for charge, amount in changes)
+        return Command(keys, (action, call, third, amounts, _milliseconds(self._dead_s)), undo)
 
 
-def _release(pace: Pace, changes: Sequence[tuple[Charge, int]]) -> Command:
-    call, expiry = str(pace.call_id), str(pace.slot_expires_ms)
-    slots = [change for change in changes if change[0].metric is Metric.CONCURRENT]
-    # Unknown whether it happened: the slots again, but not a correction, which must not be made twice.
-    undo = _command("release", call, expiry, slots) if slots else None
-    return _command("release", call, expiry, changes, undo)
-
-
-def _command(
-    action: str, call: str, third: str, changes: Sequence[tuple[Charge, int]], undo: Command | None = None
-) -> Command:
-    amounts = " ".join(f"{charge.metric} {charge.limit} {amount}" for charge, amount in changes)
-    return Command(tuple(charge.key for charge, _ in changes), (action, call, third, amounts), undo)
+def _milliseconds(seconds: float) -> str:
+    return str(math.ceil(seconds * 1_000))
 
 
 def _ignore(_: bool) -> None:

@@ -34,7 +34,7 @@ from llm_service.types import RateLimit
 UNIT = 60_000
 #: Limits above this count as this: Redis' numbers stay exact, and nothing reaches it.
 LARGEST_LIMIT = 10_000_000_000
-#: When to try again for a slot: nobody knows when a call in flight ends.
+#: When to try again for a slot of calls that live: one may end at any moment, and nobody knows when.
 SLOT_RETRY_MS = 1_000
 
 
@@ -66,11 +66,15 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the store answered. `levels` are per charge: units used of a bucket, or calls in flight."""
+    """What the store answered. `levels` are per charge: units used of a bucket, or calls in flight.
+
+    `orphans_ms`: all the slots that a refused call needs are of processes that have died, and are given back by then.
+    """
 
     admitted: bool
     now_ms: int
     levels: tuple[int, ...]
+    orphans_ms: int = 0
 
 
 def charges_of(prefix: str, limits: Sequence[RateLimit], model: str, tokens: int) -> tuple[Charge, ...]:
@@ -110,12 +114,12 @@ def passes(charge: Charge, level: int) -> bool:
     return level + charge.amount * unit <= charge.limit * unit
 
 
-def wait_ms(charge: Charge, level: int) -> int:
+def wait_ms(charge: Charge, level: int, orphans_ms: int = 0) -> int:
     """Milliseconds until the charge fits, if nothing else is taken; 0 if it fits now."""
     if passes(charge, level):
         return 0
     if charge.metric is Metric.CONCURRENT:
-        return SLOT_RETRY_MS
+        return max(SLOT_RETRY_MS, orphans_ms)
     return -(-(level + (charge.amount - charge.limit) * UNIT) // charge.limit)
 
 
@@ -160,13 +164,21 @@ def never_passes(charges: Sequence[Charge]) -> RateLimited | None:
 def refusal(charges: Sequence[Charge], decision: Decision) -> RateLimited:
     """The refusal that names, of the limits that refused, the one that takes longest to wait for."""
     pairs = list(zip(charges, decision.levels, strict=True))
-    charge, level = max(pairs, key=lambda pair: wait_ms(*pair))
-    wait_s = wait_ms(charge, level) / 1_000
+    charge, level = max(pairs, key=lambda pair: wait_ms(*pair, decision.orphans_ms))
+    needed_ms = wait_ms(charge, level, decision.orphans_ms)
+    wait_s = needed_ms / 1_000
     remaining = left(charge, level)
     needs = f", this call needs up to {charge.amount:,}" if charge.metric is Metric.TOKENS else ""
+    when = f"Try again in {go_duration(needed_ms)}."
+    if charge.metric is Metric.CONCURRENT:
+        when = f"One of them may end at any moment: try again in {go_duration(needed_ms)}."
+        if decision.orphans_ms:
+            when = (
+                f"A gateway that died had begun them, so they are given back in {go_duration(needed_ms)} at the latest."
+            )
     message = (
         f"Rate limit reached for {_name(charge)}: {charge.limit:,} {_WORDS[charge.metric]}, "
-        f"{remaining:,} left{needs}. Try again in {go_duration(wait_ms(charge, level))}."
+        f"{remaining:,} left{needs}. {when}"
     )
     return RateLimited(
         message,

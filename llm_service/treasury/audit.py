@@ -55,15 +55,28 @@ async def audit(pool: asyncpg.Pool, *, sweep_grace_s: float) -> AuditReport:
     """Check every invariant that data can show. `sweep_grace_s`: how long (seconds) after its expiry a hold may stay.
 
     Raises:
+        As `audit_alone` does.
+    """
+    report = await audit_alone(pool, sweep_grace_s=sweep_grace_s, lock=None)
+    assert report is not None
+    return report
+
+
+async def audit_alone(pool: asyncpg.Pool, *, sweep_grace_s: float, lock: int | None) -> AuditReport | None:
+    """The audit, unless another one with the same `lock` (an advisory one of Postgres) is under way: then None.
+
+    Raises:
         InvalidRequest: `sweep_grace_s` is negative or not a number of seconds.
-        TreasuryUnavailable: Postgres is away.
+        TooManyReports, TookTooLong, TreasuryUnavailable: as `snapshot` does.
     """
     if not 0 <= sweep_grace_s <= 86_400:
         raise InvalidRequest(
             f"sweep_grace_s: {sweep_grace_s!r} is not a number of seconds from 0 to 86400 (a day).",
             param="sweep_grace_s",
         )
-    async with snapshot(pool, timeout_s=_TIMEOUT_S) as read:
+    async with snapshot(pool, timeout_s=_TIMEOUT_S, reading="audit") as read:
+        if lock is not None and not await read.fetchval("SELECT pg_try_advisory_xact_lock($1)", lock):
+            return None
         at: datetime = await read.fetchval("SELECT now()")
         checks = tuple([await _check(read, rule, sweep_grace_s) for rule in RULES])
     return AuditReport(ok=all(check.ok for check in checks), at=at, checks=checks)

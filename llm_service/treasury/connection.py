@@ -15,24 +15,9 @@ from typing import Any
 import asyncpg
 
 from llm_service.errors import TreasuryUnavailable
+from llm_service.treasury.faults import AWAY, away
 
-#: What asyncpg raises when the server is gone, going, starting, full, closed to us, a standby that takes no writes, or
-#: does not answer in time.
-AWAY = (
-    OSError,
-    TimeoutError,
-    asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # the server has said that it goes, and the connection's end has not come yet
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.InvalidAuthorizationSpecificationError,
-    asyncpg.PostgresSystemError,
-    asyncpg.QueryCanceledError,
-    asyncpg.InvalidCatalogNameError,
-    asyncpg.ObjectNotInPrerequisiteStateError,  # of a database that accepts no connections
-    asyncpg.ReadOnlySQLTransactionError,
-)
+__all__ = ["AWAY", "Connection", "LockTimeout", "NotSent", "away"]
 
 
 class NotSent(TreasuryUnavailable):
@@ -115,13 +100,3 @@ class Connection:
             await asyncio.wait_for(connection.close(), timeout=1)
         except AWAY:
             connection.terminate()
-
-
-def away(error: BaseException, kind: type[TreasuryUnavailable] = TreasuryUnavailable) -> TreasuryUnavailable:
-    """The error for callers when Postgres is away: nothing was spent, come back in a moment."""
-    return kind(
-        "The treasury's database is away, so no new call can start: money is never spent without a hold on disk. "
-        "Nothing was spent. Try again in a moment.",
-        retry_after=1,
-        details={"part": "postgres", "cause": type(error).__name__},
-    )

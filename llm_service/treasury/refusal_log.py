@@ -13,7 +13,8 @@ from collections import Counter
 
 import asyncpg
 
-from llm_service.treasury.connection import AWAY
+from llm_service.treasury.faults import FAULTS, fault
+from llm_service.treasury.pools import borrowed
 from llm_service.types import CallContext, Principal
 
 log = logging.getLogger(__name__)
@@ -55,10 +56,11 @@ class RefusalLog:
             return
         counts, self._counts = self._counts, Counter()
         try:
-            await self._pool.executemany(
-                _INSERT, [(*kind[:-1], list(kind[-1]), count) for kind, count in counts.items()], timeout=5
-            )
-        except AWAY as error:
-            log.warning("%d kinds of refusals could not be written yet: %s", len(counts), type(error).__name__)
+            async with borrowed(self._pool) as connection:
+                await connection.executemany(
+                    _INSERT, [(*kind[:-1], list(kind[-1]), count) for kind, count in counts.items()], timeout=5
+                )
+        except FAULTS as error:
+            log.warning("%d kinds of refusals could not be written yet: %s", len(counts), fault(error))
             counts.update(self._counts)
             self._counts = Counter(dict(counts.most_common(_MAX_KINDS)))

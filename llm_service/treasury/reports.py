@@ -20,7 +20,7 @@ from zoneinfo import ZoneInfo
 
 import asyncpg
 
-from llm_service.errors import InvalidRequest
+from llm_service.errors import InvalidRequest, TookTooLong
 from llm_service.money import format_dollars
 from llm_service.treasury.report_query import NONE, TIMES, Order, Property, ReportQuery
 from llm_service.treasury.snapshot import snapshot
@@ -75,8 +75,8 @@ async def cost_report(pool: asyncpg.Pool, query: ReportQuery) -> CostReport:
     """Make the report that `query` asks for, from one snapshot of the treasury.
 
     Raises:
-        InvalidRequest: it filters by a name that does not exist, or takes too long.
-        TreasuryUnavailable: Postgres is away.
+        InvalidRequest: it filters by a name that does not exist. TookTooLong: it does.
+        TooManyReports, TreasuryUnavailable: as `snapshot` does.
     """
     try:
         async with snapshot(pool, timeout_s=_TIMEOUT_S) as read:
@@ -85,8 +85,8 @@ async def cost_report(pool: asyncpg.Pool, query: ReportQuery) -> CostReport:
             rows = await read.fetch(rows_sql.rows(), *rows_sql.arguments)
             total_sql = _Statement(query, ids)
             (total,) = await read.fetch(total_sql.total(), *total_sql.arguments)
-    except asyncpg.QueryCanceledError as error:
-        raise InvalidRequest(
+    except TookTooLong as error:
+        raise TookTooLong(
             f"The report took longer than {_TIMEOUT_S} s. Narrow it: a shorter time (from, to) or a filter.",
             param="from",
         ) from error

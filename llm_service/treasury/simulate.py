@@ -19,7 +19,7 @@ import asyncpg
 
 from llm_service.errors import InvalidRequest, NotFound
 from llm_service.pacing import Curve
-from llm_service.treasury.connection import AWAY, away
+from llm_service.treasury.snapshot import snapshot
 from llm_service.types import Usage, WindowKind
 
 #: (model, usage) → nano-dollars; None: the catalogue has no such model.
@@ -165,6 +165,7 @@ SELECT u.budget_id, u.amount_nano, {_TIMES.format("u")} FROM top_ups u WHERE u.b
 _KNOWN = "SELECT name, window_kind FROM budgets WHERE name = ANY ($1::text[])"
 #: More calls than this are not read at once.
 MOST_CALLS = 1_000_000
+_TIMEOUT_S = 120
 
 
 async def read_calls(
@@ -174,17 +175,14 @@ async def read_calls(
 
     Raises:
         NotFound: a budget does not exist. InvalidRequest: there are too many calls, or no end to be paced towards.
-        TreasuryUnavailable: Postgres is away.
+        TookTooLong, TreasuryUnavailable: as `snapshot` does.
     """
-    try:
-        async with pool.acquire() as connection, connection.transaction(isolation="repeatable_read", readonly=True):
-            known = await connection.fetch(_KNOWN, list({*limited, *paced}), timeout=30)
-            rows = await connection.fetch(_CALLS, since, until, MOST_CALLS + 1, timeout=120)
-            ids = {number for row in rows for number in row["window_ids"]}
-            found = await connection.fetch(_WINDOWS, list(ids), timeout=60)
-            top_ups = await connection.fetch(_TOP_UPS, [row["budget_id"] for row in found], timeout=60)
-    except AWAY as error:
-        raise away(error) from error
+    async with snapshot(pool, timeout_s=_TIMEOUT_S, reading="simulation") as read:
+        known = await read.fetch(_KNOWN, list({*limited, *paced}))
+        rows = await read.fetch(_CALLS, since, until, MOST_CALLS + 1)
+        ids = {number for row in rows for number in row["window_ids"]}
+        found = await read.fetch(_WINDOWS, list(ids))
+        top_ups = await read.fetch(_TOP_UPS, [row["budget_id"] for row in found])
     kinds: dict[str, str] = {row["name"]: row["window_kind"] for row in known}
     for name in (*limited, *paced):
         if name not in kinds:

@@ -23,7 +23,7 @@ import orjson
 
 from llm_service.errors import TreasuryUnavailable
 from llm_service.pricing import Rates, cost_at, load_rates
-from llm_service.treasury.connection import AWAY, away
+from llm_service.treasury.pools import fetch
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
 
@@ -343,10 +343,7 @@ class Sweeper:
                 return
 
     async def _fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
-        try:
-            return await self._pool.fetch(statement, *arguments, timeout=10)
-        except AWAY as error:
-            raise away(error) from error
+        return await fetch(self._pool, statement, *arguments, timeout_s=10)
 
 
 def _changed(written: asyncio.Future[str]) -> bool:

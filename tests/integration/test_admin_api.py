@@ -24,7 +24,9 @@ async def api(pool: asyncpg.Pool) -> AsyncIterator[httpx2.AsyncClient]:
     app = FastAPI()
     errors.install(app)
     app.include_router(admin.router)
-    app.state.runtime = SimpleNamespace(pool=pool, principals=Principals(pool, admin_key=ADMIN))
+    app.state.runtime = SimpleNamespace(
+        pools=SimpleNamespace(reading=pool, changes=pool), principals=Principals(pool, admin_key=ADMIN)
+    )
     transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx2.AsyncClient(
         transport=transport, base_url="http://gateway/admin/v1", headers={"authorization": f"Bearer {ADMIN}"}
@@ -211,3 +213,24 @@ async def test_what_nobody_foresaw_is_a_500_in_the_same_shape(
     answer = await api.get("/teams")
     assert answer.status_code == 500
     assert "secret detail" not in error_of(answer)["message"]
+
+
+async def test_a_list_says_how_to_go_on(api: httpx2.AsyncClient) -> None:
+    for name in ("a", "b", "c"):
+        await api.post("/organisations", json={"name": name})
+    first = (await api.get("/organisations", params={"limit": 2})).json()
+    assert ([row["name"] for row in first["data"]], first["has_more"], first["next_after"]) == (["a", "b"], True, "b")
+    last = (await api.get("/organisations", params={"limit": 2, "after": first["next_after"]})).json()
+    assert ([row["name"] for row in last["data"]], last["has_more"], last["next_after"]) == (
+        ["c", "default"],
+        False,
+        None,
+    )
+    changes = (await api.get("/changes", params={"limit": 1})).json()
+    assert changes["next_after"] == changes["data"][0]["id"]
+    older = (await api.get("/changes", params={"limit": 1, "after": changes["next_after"]})).json()
+    assert older == (await api.get("/changes", params={"limit": 1, "before_id": changes["next_after"]})).json()
+    for kind in ("organisations", "teams", "agents", "keys", "budgets", "limits", "routes", "changes"):
+        for query in ({"limit": 0}, {"limit": 1001}, {"after": "x" * 201}):
+            answer = await api.get(f"/{kind}", params=query)
+            assert (answer.status_code, error_of(answer)["param"]) == (400, next(iter(query))), kind

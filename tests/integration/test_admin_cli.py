@@ -153,3 +153,17 @@ async def test_without_a_database_it_says_what_to_do(treasurer: Treasurer, monke
     monkeypatch.setenv("TREASURER_DATABASE_URL", "postgresql://nobody@127.0.0.1:1/none")
     ran = await treasurer("agent", "list")
     assert (ran.code, "treasurer up" in ran.err) == (3, True)
+
+
+async def test_a_list_that_goes_on_says_so_and_how(treasurer: Treasurer) -> None:
+    for name in ("a", "b c", "d"):
+        await treasurer("organisation", "create", name)
+    first = await treasurer("organisation", "list", "--limit", "2", "--json")
+    assert [row["name"] for row in first.rows] == ["a", "b c"]
+    assert "There are more. See them with the same command and --after 'b c'" in first.err
+    last = await treasurer("organisation", "list", "--after", "b c", "--json")
+    assert ([row["name"] for row in last.rows], last.err) == (["d", "default"], "")
+    for kind in ("organisation", "team", "agent", "key", "budget", "limit", "route"):
+        refused = await treasurer(kind, "list", "--limit", "1001")
+        assert refused.code == 2, kind
+    assert (await treasurer("changes", "--limit", "1", "--json")).err.startswith("There are more.")

@@ -36,7 +36,7 @@ async def runtime(stack: StackState) -> AsyncIterator[Runtime]:
     """The service in this process, as `treasurer run` has it."""
     with override_allow_model_requests(True):
         async with open_service(load_settings(data_dir=stack.data_dir)) as runtime:
-            await RunBudgets(runtime.pool).register("digest")
+            await RunBudgets(runtime.pools.calls).register("digest")
             yield runtime
 
 
@@ -50,7 +50,7 @@ def governed(runtime: Runtime, run: str, model: str = "gpt-4o-mini") -> Governed
 async def ledger_nano(runtime: Runtime, run: str, calls: int) -> int:
     """What the ledger has of a run once all of its calls are settled, which happens off the caller's path."""
     for _ in range(100):
-        row = await runtime.pool.fetchrow(
+        row = await runtime.pools.calls.fetchrow(
             "SELECT count(*) AS calls, sum(cost_nano)::bigint AS cost_nano FROM ledger"
             " WHERE run_id = $1 AND state <> 'adjusted'",
             run,
@@ -87,9 +87,11 @@ async def test_the_command_runs_within_its_budget_and_says_what_the_ledger_says(
     assert set(shown["output"]) == {"title", "summary", "items"}
     assert shown["cost_nano"] == await ledger_nano(runtime, shown["run"], shown["calls"]) > 0
     assert shown["cost"] == format_decimal(shown["cost_nano"])
-    rows = await runtime.pool.fetch("SELECT tags, session_id, user_id FROM ledger WHERE run_id = $1", shown["run"])
+    rows = await runtime.pools.calls.fetch(
+        "SELECT tags, session_id, user_id FROM ledger WHERE run_id = $1", shown["run"]
+    )
     assert {(tuple(row["tags"]), row["session_id"], row["user_id"]) for row in rows} == {(("morning",), "s1", "ana")}
-    budget = await runtime.pool.fetchrow("SELECT * FROM budgets WHERE per_value = $1", shown["run"])
+    budget = await runtime.pools.calls.fetchrow("SELECT * FROM budgets WHERE per_value = $1", shown["run"])
     assert budget is not None
     assert (budget["limit_nano"], budget["archived_at"] is None) == (50_000_000, False)
 
@@ -100,7 +102,7 @@ async def test_a_budget_that_is_too_small_stops_the_run_and_is_not_passed(stack:
     assert finished.stdout == ""
     assert "has used up budget" in finished.stderr
     assert "Give the run more with --budget" in finished.stderr
-    spent = await runtime.pool.fetchval(
+    spent = await runtime.pools.calls.fetchval(
         """SELECT coalesce(max(w.posted_nano + w.pending_nano), 0) FROM windows w JOIN budgets b ON b.id = w.budget_id
            WHERE b.limit_nano = 400000 AND b.per = 'run'"""
     )
@@ -139,7 +141,7 @@ async def test_a_stream_that_is_left_early_is_closed_and_paid_for(runtime: Runti
             break
     assert await ledger_nano(runtime, run, 1) > 0
     assert streamed.usage.cost == Decimal(format_decimal(model.tally.cost_nano)) > 0
-    assert await runtime.pool.fetchval("SELECT error_code FROM ledger WHERE run_id = $1", run) == "client_left"
+    assert await runtime.pools.calls.fetchval("SELECT error_code FROM ledger WHERE run_id = $1", run) == "client_left"
 
 
 async def test_many_agents_at_once_on_one_run_budget_never_pass_it(runtime: Runtime) -> None:
@@ -153,7 +155,7 @@ async def test_many_agents_at_once_on_one_run_budget_never_pass_it(runtime: Runt
             return type(refusal).__name__
         return "answered"
 
-    async with RunBudgets(runtime.pool).limited("digest", run, limit_nano):
+    async with RunBudgets(runtime.pools.calls).limited("digest", run, limit_nano):
         said = await asyncio.gather(*(ask(number) for number in range(60)))
     answered = said.count("answered")
     assert answered > 0
@@ -165,9 +167,9 @@ async def test_many_agents_at_once_on_one_run_budget_never_pass_it(runtime: Runt
 async def test_refusals_reach_the_agent_by_type(runtime: Runtime) -> None:
     with pytest.raises(UnknownModel):
         await Agent(governed(runtime, "r", "nope")).run("Hello")
-    await pause(runtime.pool, Scope.AGENT, "digest")
+    await pause(runtime.pools.calls, Scope.AGENT, "digest")
     try:
         with pytest.raises(Paused):
             await Agent(governed(runtime, "r")).run("Hello")
     finally:
-        await resume(runtime.pool, Scope.AGENT, "digest")
+        await resume(runtime.pools.calls, Scope.AGENT, "digest")

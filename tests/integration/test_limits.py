@@ -7,6 +7,7 @@ import random
 import secrets
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,16 +23,18 @@ from llm_service.errors import RateLimited
 from llm_service.guards.lane import connect
 from llm_service.guards.limits import RateLimiter
 from llm_service.guards.local import LocalLimits
-from llm_service.guards.pace import Charge, Decision, Metric, Pace, charges_of
+from llm_service.guards.pace import Charge, Decision, Pace, charges_of
 from llm_service.types import RateLimit, Scope
 
 
 @asynccontextmanager
-async def limiter_on(url: str, *, timeout_s: float = 2) -> AsyncIterator[tuple[RateLimiter, Redis, list[bool]]]:
+async def limiter_on(
+    url: str, *, timeout_s: float = 2, dead_s: float = 60
+) -> AsyncIterator[tuple[RateLimiter, Redis, list[bool]]]:
     """A limiter with a client of its own, as a gateway process has one. Patient, since tests share a machine."""
     client = connect(url)
     heard: list[bool] = []
-    limiter = RateLimiter(client, timeout_s=timeout_s, on_degraded=heard.append)
+    limiter = RateLimiter(client, timeout_s=timeout_s, on_degraded=heard.append, dead_s=dead_s)
     try:
         yield limiter, client, heard
     finally:
@@ -199,8 +202,9 @@ async def test_the_script_and_the_process_answer_alike(redis_url: str, cleanup: 
 
     async def lua(action: str, call: UUID, third: int, changes: list[tuple[Charge, int]]) -> str:
         keys = [charge.key for charge, _ in changes]
+        keys += ["differential:{x}:held:1", "differential:{x}:processes"]
         amounts = " ".join(f"{charge.metric} {charge.limit} {amount}" for charge, amount in changes)
-        answer = await client.evalsha(sha, len(keys), *keys, action, str(call), third, amounts, now)
+        answer = await client.evalsha(sha, len(keys), *keys, action, str(call), third, amounts, 12_000, now)
         return answer.decode()
 
     calls = [UUID(int=number) for number in range(6)]
@@ -216,10 +220,11 @@ async def test_the_script_and_the_process_answer_alike(redis_url: str, cleanup: 
         call, tokens = chance.choice(calls), chance.randrange(0, 1_500)
         charges = charges_of("differential:{x}:", rules, "m", tokens)
         expected = local.acquire(call, charges, 30)
-        ok, at, *levels = (
+        ok, at, orphans_ms, *levels = (
             int(n) for n in (await lua("acquire", call, 30_000, [(c, c.amount) for c in charges])).split()
         )
         assert Decision(ok == 1, at, tuple(levels)) == expected
+        assert ok or orphans_ms == 0 or now - 1_800_000_000_000 > 6_000, "this process has been silent"
         admitted += ok
         if ok:
             paces.append(Pace(call, charges, expected.levels, now + 30_000, True))
@@ -230,6 +235,113 @@ async def test_the_script_and_the_process_answer_alike(redis_url: str, cleanup: 
             if changes:
                 await lua("release", pace.call_id, pace.slot_expires_ms, changes)
     assert 100 < admitted < 1_400
+
+
+# -- the slots of a process that has died
+
+_HOLDER = """
+import asyncio, sys
+from uuid import uuid4
+from llm_service.guards.lane import connect
+from llm_service.guards.limits import RateLimiter
+from llm_service.types import RateLimit, Scope
+
+async def main(url: str, dead_s: float) -> None:
+    limiter = RateLimiter(connect(url), timeout_s=5, dead_s=dead_s)
+    rules = (RateLimit(1, Scope.KEY, "key:1", concurrent=3), RateLimit(2, Scope.MODEL, "model:m", concurrent=9))
+    for _ in range(3):
+        await limiter.acquire(uuid4(), rules, "m", 1, 300)
+    print("held", flush=True)
+    await limiter.run()
+
+asyncio.run(main(sys.argv[1], float(sys.argv[2])))
+"""
+SLOTS = (RateLimit(1, Scope.KEY, "key:1", concurrent=3), RateLimit(2, Scope.MODEL, "model:m", concurrent=9))
+
+
+@asynccontextmanager
+async def holder(url: str, dead_s: float) -> AsyncIterator[asyncio.subprocess.Process]:
+    """Another process, which holds all three slots of key 1 for 300 s and lives."""
+    command = (sys.executable, "-c", _HOLDER, url, str(dead_s))
+    process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == b"held\n"
+        yield process
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.wait()
+
+
+async def test_the_slots_of_a_killed_process_are_given_back_and_those_of_a_live_one_are_not(
+    redis_url: str, cleanup: AsyncExitStack
+) -> None:
+    dead_s = 1.0
+    limiter, client, _ = await cleanup.enter_async_context(limiter_on(redis_url, dead_s=dead_s))
+    beating = asyncio.create_task(limiter.run())
+    cleanup.callback(beating.cancel)
+    process = await cleanup.enter_async_context(holder(redis_url, dead_s))
+    await asyncio.sleep(3 * dead_s)
+    with pytest.raises(RateLimited, match="may end at any moment: try again in 1s") as refused:
+        await limiter.acquire(uuid4(), SLOTS, "m", 1, 30)
+    assert refused.value.retry_after == 1, "it lives: its calls may end at any moment"
+    process.kill()
+    await process.wait()
+    said: list[RateLimited] = []
+    async with asyncio.timeout(30):
+        while isinstance(answer := await outcome(limiter.acquire(uuid4(), SLOTS, "m", 1, 30)), RateLimited):
+            said.append(answer)
+            await asyncio.sleep(0.02)
+    limiter.release(answer, 0)
+    await limiter.drain()
+    assert any("gateway that died" in error.message for error in said)
+    assert await client.zcard("treasurer:{pace}:key:1:concurrent") == 0
+    assert await client.zcard("treasurer:{pace}:model:m|m:concurrent") == 0
+
+
+async def test_slots_are_given_back_though_the_limit_was_changed_or_removed_meanwhile(
+    redis_url: str, cleanup: AsyncExitStack
+) -> None:
+    dead, _, _ = await cleanup.enter_async_context(limiter_on(redis_url, dead_s=0.2))
+    call = uuid4()
+    await dead.acquire(call, SLOTS, "m", 1, 300)
+    await dead.acquire(call, (RateLimit(3, Scope.MODEL, "model:other", concurrent=9),), "other", 1, 300)  # failed over
+    living, client, _ = await cleanup.enter_async_context(limiter_on(redis_url, dead_s=0.2))
+    async with asyncio.timeout(30):
+        while not await living.beat():
+            await asyncio.sleep(0.05)
+    assert [key async for key in client.scan_iter("*concurrent")] == []
+
+
+async def test_i6_nobody_is_taken_for_dead_right_after_redis_was_away(tmp_path: Path) -> None:
+    """While Redis was away nobody could beat: those who live get the time to find it again."""
+    async with (
+        own_redis(tmp_path / "redis") as (server, processes),
+        limiter_on(server.url, timeout_s=0.25, dead_s=2.0) as (one, client, _),
+        limiter_on(server.url, timeout_s=0.25, dead_s=2.0) as (two, _, _),
+    ):
+        held = await one.acquire(uuid4(), SLOTS, "m", 1, 300)
+        assert not held.local
+        await two.beat()
+        processes[-1].send_signal(signal.SIGSTOP)
+        assert await two.beat() == 0
+        assert two.degraded
+        await asyncio.sleep(2.5)
+        processes[-1].send_signal(signal.SIGCONT)
+        await until(lambda: not two.degraded, within_s=20)
+        assert await two.beat() == 0
+        assert await client.zcard("treasurer:{pace}:key:1:concurrent") == 1
+
+
+async def test_a_process_that_closes_leaves_nothing(redis_url: str) -> None:
+    async with limiter_on(redis_url) as (watcher, client, _):
+        async with limiter_on(redis_url) as (limiter, _, _):
+            await limiter.beat()
+            await limiter.acquire(uuid4(), SLOTS, "m", 1, 300)
+        assert [key async for key in client.scan_iter("*concurrent")] == []
+        assert [key async for key in client.scan_iter("*held*")] == []
+        assert not watcher.degraded
 
 
 @asynccontextmanager
@@ -321,7 +433,10 @@ async def contents(client: Redis) -> dict[bytes, object]:
     """Everything that the limiter keeps. Buckets only change when something is taken."""
     found: dict[bytes, object] = {}
     async for key in client.scan_iter("*"):
-        slots = key.decode().endswith(Metric.CONCURRENT)
-        found[key] = await (client.zrange(key, 0, -1) if slots else client.get(key))
+        if b"held:" in key:
+            found[key] = set(await client.hkeys(key))
+        else:
+            slots = key.endswith((b"concurrent", b"processes"))
+            found[key] = await (client.zrange(key, 0, -1) if slots else client.get(key))
     assert found
     return found

@@ -107,6 +107,9 @@ async def test_i3_a_grant_opens_no_other_request(caller: Caller) -> None:
     _, token = caller.grant(body, expires_at=int(time.time()) - 60)
     status, text = await caller.send(body, token)
     assert (status, "expired" in text) == (401, True)
+    async with caller.open(body, token) as response:
+        assert response.headers["x-treasurer-refused"] == "clock"
+        assert abs(float(response.headers["x-treasurer-time"]) - time.time()) < 60
 
 
 async def test_i3_the_proxy_s_own_pages_are_closed(stack: StackState) -> None:

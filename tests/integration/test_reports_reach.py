@@ -53,7 +53,9 @@ async def client(books: asyncpg.Pool) -> httpx2.AsyncClient:
     app = FastAPI()
     errors.install(app)
     app.include_router(reports.router)
-    app.state.runtime = SimpleNamespace(pool=books, principals=Principals(books, admin_key=ADMIN))
+    app.state.runtime = SimpleNamespace(
+        pools=SimpleNamespace(reading=books), principals=Principals(books, admin_key=ADMIN)
+    )
     transport = httpx2.ASGITransport(app=app)
     return httpx2.AsyncClient(
         transport=transport, base_url="http://treasurer", headers={"authorization": f"Bearer {ADMIN}"}

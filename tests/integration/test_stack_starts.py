@@ -15,6 +15,8 @@ async def test_every_part_answers(stack: StackState) -> None:
         for address in addresses:
             async with session.get(address) as answer:
                 assert answer.status == 200, address
+                if address.endswith("/readyz"):
+                    assert (await answer.json())["warnings"] == [], "all clocks are this machine's"
 
 
 def test_secrets_are_for_their_owner_alone(stack: StackState) -> None:

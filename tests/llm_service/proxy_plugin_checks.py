@@ -110,6 +110,21 @@ async def check_a_crash_leaves_no_dump() -> None:
     assert max(resource.getrlimit(resource.RLIMIT_CORE)) <= 1
 
 
+async def check_a_grant_of_another_time_shows_the_proxy_s_clock() -> None:
+    content, now = body(), int(time.time())
+    early: dict[str, Any] = {"issued_at": now + 3600, "expires_at": now + 3660}
+    late: dict[str, Any] = {"issued_at": now - 3660, "expires_at": now - 3600}
+    for times, words in ((early, "not valid yet"), (late, "expired")):
+        try:
+            await ask(granted(content, **times), content)
+        except ProxyException as error:
+            assert (error.code, words in error.message) == ("401", True), error.message
+            assert error.headers["x-treasurer-refused"] == "clock", error.headers
+            assert abs(float(error.headers["x-treasurer-time"]) - time.time()) < 60, error.headers
+        else:
+            raise AssertionError("it was let in")
+
+
 async def check_what_is_no_grant_is_refused() -> None:
     for token in ("", "sk-tr-stolen", "sk-" + "m" * 40):
         await refused(401, "not a grant", token, body())

@@ -17,6 +17,7 @@ from llm_service.grants import (
     Grant,
     GrantError,
     GrantLimits,
+    GrantTimeError,
     UsedGrants,
     digest_of,
     for_service,
@@ -100,13 +101,13 @@ def test_i3_a_tampered_grant_is_refused(changes: dict[str, object]) -> None:
 
 def test_i3_an_expired_grant_is_refused() -> None:
     now = int(time.time())
-    with pytest.raises(GrantError, match="expired"):
+    with pytest.raises(GrantTimeError, match="expired"):
         check(sign(SECRET, grant(issued_at=now - 100, expires_at=now - CLOCK_SKEW_S - 1)))
 
 
 def test_a_grant_from_the_future_says_that_the_clocks_differ() -> None:
     now = int(time.time())
-    with pytest.raises(GrantError, match="clocks"):
+    with pytest.raises(GrantTimeError, match="clocks"):
         check(sign(SECRET, grant(issued_at=now + 3600, expires_at=now + 7200)))
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from hashlib import sha256
 from typing import Any, cast
 from uuid import UUID
@@ -29,6 +31,13 @@ class Pool:
         self.error: Exception | None = None
         self.statements: list[str] = []
         self.looks = 0
+
+    @asynccontextmanager
+    async def acquire(self, timeout: float) -> AsyncIterator[Pool]:
+        yield self
+
+    def is_closed(self) -> bool:
+        return isinstance(self.error, asyncpg.InterfaceError)
 
     async def fetch(self, statement: str, *arguments: Any, timeout: float) -> list[dict[str, Any]]:
         await asyncio.sleep(0)

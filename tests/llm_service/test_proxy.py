@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -83,6 +85,29 @@ async def test_the_body_is_sent_as_it_is_with_its_grant() -> None:
     assert headers["authorization"] == "Bearer the-grant"
     assert headers["content-type"] == "application/json"
     assert (got.status, got.body, got.headers["x-litellm-model-id"]) == (200, b'{"a":1}', "d1")
+
+
+async def test_the_proxys_clock_is_seen_in_its_answers() -> None:
+    asked: list[str] = []
+    dates = iter([3600, -7200])
+
+    async def answer(request: web.Request) -> web.Response:
+        asked.append(request.path)
+        return web.Response(headers={"Date": formatdate(time.time() + next(dates), usegmt=True)})
+
+    async with serving(answer) as upstream:
+        await upstream.send(PATH, b"{}", "g")
+        seen = await upstream.clock_ahead_s()
+        assert (asked, seen is not None and abs(seen - 3600) < 5) == ([PATH], True), (
+            "no page is asked for while calls tell"
+        )
+        seen = await upstream.clock_ahead_s(fresh_s=0)
+        assert (asked[-1], seen is not None and abs(seen + 7200) < 5) == ("/health/liveliness", True)
+
+
+async def test_the_clock_of_a_proxy_that_is_away_is_not_known() -> None:
+    async with ProxyUpstream("http://127.0.0.1:9", connect_s=1) as upstream:
+        assert await upstream.clock_ahead_s() is None
 
 
 async def test_an_error_answer_is_an_answer() -> None:

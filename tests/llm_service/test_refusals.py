@@ -7,7 +7,7 @@ from zoneinfo import ZoneInfo
 
 import pytest
 
-from llm_service.errors import BudgetBusy, BudgetExhausted, ModelNotAllowed, Paused
+from llm_service.errors import BudgetBusy, BudgetExhausted, ModelNotAllowed, NotAuthenticated, Paused
 from llm_service.money import NANO_PER_DOLLAR as DOLLAR
 from llm_service.refusals import check_allowed, refusal
 from llm_service.treasury.denial import Denial, DenialKind
@@ -35,20 +35,28 @@ def denial(*, final: bool, budget_id: int = 3, subject: str = "", resets_at: dat
 
 
 def test_whoever_is_not_paused_and_may_use_the_model_may_go_on() -> None:
-    check_allowed(principal(), "gpt-4o")
-    check_allowed(principal(models=("gpt-*",)), "gpt-4o")
+    check_allowed(principal(), "gpt-4o", 100.0)
+    check_allowed(principal(models=("gpt-*",), ends_at=100.1), "gpt-4o", 100.0)
+
+
+def test_a_key_that_has_expired() -> None:
+    with pytest.raises(NotAuthenticated) as refused:
+        check_allowed(principal(paused="team research", ends_at=100.0, expires_at=NOW), "gpt-4o", 100.0)
+    error = refused.value
+    assert (error.status, error.details) == (401, {"reason": "expired"})
+    assert "'laptop' of agent 'digest' expired at 2026-" in error.message
 
 
 def test_a_pause_is_said_before_anything_else() -> None:
     with pytest.raises(Paused) as refused:
-        check_allowed(principal(paused="team research", models=("x",)), "gpt-4o")
+        check_allowed(principal(paused="team research", models=("x",)), "gpt-4o", 100.0)
     assert "team research is paused" in refused.value.message
     assert refused.value.details == {"agent": "digest", "paused": "team research"}
 
 
 def test_a_model_that_is_not_on_the_keys_list() -> None:
     with pytest.raises(ModelNotAllowed) as refused:
-        check_allowed(principal(models=("gpt-4o-mini", "claude-*")), "gpt-4o")
+        check_allowed(principal(models=("gpt-4o-mini", "claude-*")), "gpt-4o", 100.0)
     error = refused.value
     assert (error.status, error.param) == (403, "model")
     assert all(part in error.message for part in ("'laptop'", "'digest'", "'gpt-4o'", "gpt-4o-mini, claude-*"))

@@ -104,7 +104,7 @@ WRONG_CHAT: list[tuple[str, list[Any]]] = [
     ("n", [0, -1, 129, 1.0, "2", True, [], 10**30, 1e300]),
     ("max_tokens", [0, -1, -(10**30), MAX_TOKENS_CEILING + 1, 10**30, 1.5, "10", True, [], {}]),
     ("max_completion_tokens", [0, -5, MAX_TOKENS_CEILING + 1, "10", False]),
-    ("user", [1, [], "x" * 257, "a\0b"]),
+    ("user", [1, [], "x" * 129, "a\0b", "a\tb", "\ufffd"]),
     ("tools", [1, "x", {}, [1], [None], [{}], [{"type": "web_search"}], [{"type": "mcp"}], [{"type": ["function"]}]]),
     ("functions", [1, "x", {}, [1], [None]]),
     ("service_tier", ["scale", "ultrafast", 1, [], {}]),

@@ -367,7 +367,8 @@ class Gate:
         (500, {}, "model failed"),
         (401, {}, "model failed"),  # the operator's key at the provider
         (429, {}, "neutral"),
-        (401, {"x-treasurer-refused": "invalid_grant"}, "neutral"),  # a clock that is wrong, for one
+        (401, {"x-treasurer-refused": "invalid_grant"}, "neutral"),
+        (401, {"x-treasurer-refused": "clock", "x-treasurer-time": "1.0"}, "neutral"),
         (503, {"x-treasurer-refused": "grants_unavailable"}, "neutral"),
     ],
 )
@@ -375,9 +376,11 @@ async def test_a_models_breaker_is_told_of_the_model(status: int, headers: dict[
     gate = Gate()
     parts = Parts(breakers=gate)
     parts.upstream.answer = UpstreamAnswer(status, headers, BODY if status == 200 else b"{}")
-    with contextlib.suppress(UpstreamError):
+    with contextlib.suppress(UpstreamError, ProxyUnavailable):
         await parts.service.complete(chat_body(), PRINCIPAL, NO_CONTEXT)
     assert gate.told == [told]
+    if "x-treasurer-refused" in headers:
+        parts.nothing_is_held()
 
 
 async def test_i1_an_error_that_may_have_been_billed_is_left_to_the_witness(parts: Parts) -> None:

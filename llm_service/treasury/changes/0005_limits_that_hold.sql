@@ -47,6 +47,8 @@ CREATE TABLE retired_windows (
     retired_at  timestamptz NOT NULL DEFAULT now()
 );
 CREATE INDEX retired_windows_ids ON retired_windows USING gist (ids);
+-- The live windows of one budget, without those that have ended: lists look at the first few of them.
+CREATE INDEX windows_live ON windows (budget_id, ends_at);
 -- Infinite times cannot be subtracted before PostgreSQL 17.
 CREATE INDEX windows_short ON windows (ends_at)
     WHERE CASE WHEN isfinite(ends_at) THEN ends_at - starts_at < interval '20 hours' ELSE false END;

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Callable, Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
+import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,6 +25,7 @@ from llm_service.errors import (
     UpstreamError,
 )
 from llm_service.ids import new_call_id
+from llm_service.requests import parse_chat, parse_embeddings
 from llm_service.streaming import StreamingAnswer
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 
@@ -490,3 +492,25 @@ def test_any_headers_are_a_context_or_a_400(headers: dict[str, str]) -> None:
         context = read_context(headers)
         values = [context.run, context.user, context.session, *context.tags]
         assert all(value is None or 0 < len(value) <= 128 for value in values)
+
+
+_USERS = ["ann", " Änne 文 ", "u" * 128, "u" * 129, "", " ", "a\tb", "a\0", "a\nb", "\ufffd", "\u202eann", "\u00a0ann"]
+_CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
+
+
+def _read(read: Callable[[], str | None]) -> tuple[str | None, int]:
+    """The user that was read, and the status of what was refused."""
+    try:
+        return read(), 200
+    except InvalidRequest as error:
+        return error.message.partition(" must ")[2], error.status
+
+
+@given(st.one_of(st.sampled_from(_USERS), st.text(max_size=200)))
+@settings(max_examples=200, deadline=None)
+def test_the_bodys_user_obeys_what_the_headers_obeys(user: str) -> None:
+    """A longer name, or one that cannot be printed, is no way around a budget for each user."""
+    header = _read(lambda: read_context({"x-treasurer-user": user}).user)
+    assert _read(lambda: parse_chat(orjson.dumps(_CHAT | {"user": user})).user) == header
+    embeddings = orjson.dumps({"model": "m", "input": "hi", "user": user})
+    assert _read(lambda: parse_embeddings(embeddings).user) == header

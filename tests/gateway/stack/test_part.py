@@ -88,6 +88,23 @@ async def test_a_part_that_dies_is_started_again_and_it_is_said(guard: Guard, tm
     assert watched.shown[-1].state is PartState.STOPPED
 
 
+async def test_what_a_part_warns_of_is_shown_while_it_is_ready(guard: Guard, tmp_path: Path) -> None:
+    said = ["LiteLLM Proxy's clock is 3,600 s ahead", "LiteLLM Proxy's clock is 3,600 s ahead", ""]
+
+    async def remark() -> str:
+        return said.pop(0)
+
+    watched = Watched(replace(python("import time; time.sleep(60)"), remark=remark), guard, tmp_path)
+    await watched.part.look()
+    assert len(said) == 3, "it is not ready yet"
+    await watched.until(PartState.READY)
+    for _ in range(3):
+        await watched.part.look()
+    ready = [status.detail for status in watched.shown if status.state is PartState.READY]
+    assert ready == ["", "LiteLLM Proxy's clock is 3,600 s ahead", ""], "a change is said once"
+    await watched.stop()
+
+
 async def test_what_a_dead_part_leaves_in_its_group_is_killed(guard: Guard, tmp_path: Path) -> None:
     code = "import os, time\nchild = os.fork()\nprint(child if child else '', flush=True)\ntime.sleep(60)"
     watched = Watched(python(code), guard, tmp_path)

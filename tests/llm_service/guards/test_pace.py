@@ -104,8 +104,18 @@ def test_a_refusal_names_the_limit_that_takes_longest_to_wait_for() -> None:
 def test_a_refusal_for_calls_in_flight_says_so() -> None:
     charges = charges_of("", (AGENT,), "gpt-4o", 1)
     error = refusal(charges, Decision(False, 0, (0, 0, 2)))
-    assert error.message == "Rate limit reached for agent researcher: 2 calls in flight, 0 left. Try again in 1s."
+    assert error.message == (
+        "Rate limit reached for agent researcher: 2 calls in flight, 0 left. One of them may end at any moment: "
+        "try again in 1s."
+    )
     assert error.retry_after == 1
+
+
+def test_slots_that_a_dead_process_holds_are_not_promised_for_the_next_second() -> None:
+    charges = charges_of("", (AGENT,), "gpt-4o", 1)
+    error = refusal(charges, Decision(False, 0, (0, 0, 2), orphans_ms=9_000))
+    assert "given back in 9s at the latest" in error.message
+    assert (error.retry_after, error.headers()["retry-after"]) == (9, "9")
 
 
 def test_a_narrowed_limit_is_named_with_its_models() -> None:
