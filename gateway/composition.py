@@ -33,6 +33,7 @@ from llm_service.service import LLMService
 from llm_service.settlement import Settler
 from llm_service.telemetry import Telemetry
 from llm_service.tokens import TokenCounter
+from llm_service.treasury.connection import check_version
 from llm_service.treasury.refusal_log import RefusalLog
 from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.sweep import Price, Sweeper
@@ -89,7 +90,9 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
     lifetime_s = settings.call_timeout_s + settings.hold_margin_s
     async with AsyncExitStack() as stack:
         pool = await stack.enter_async_context(
-            asyncpg.create_pool(where.database_url, min_size=0, max_size=8, timeout=settings.connect_timeout_s)
+            asyncpg.create_pool(
+                where.database_url, min_size=0, max_size=8, timeout=settings.connect_timeout_s, init=check_version
+            )
         )
         telemetry = _telemetry(settings, pool)
         stack.push_async_callback(telemetry.close)

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from gateway.composition import Runtime
 from llm_service.errors import ProxyUnavailable, UpstreamError
-from llm_service.treasury.connection import AWAY
+from llm_service.treasury.connection import AWAY, PostgresTooOld
 
 router = APIRouter(tags=["health"])
 
@@ -44,6 +44,8 @@ async def metrics(request: Request) -> Response:
 async def _postgres(runtime: Runtime) -> str:
     try:
         await asyncio.wait_for(runtime.pool.fetchval("SELECT value FROM epoch", timeout=2), 3)
+    except PostgresTooOld as error:
+        return error.message
     except AWAY as error:
         return f"away ({type(error).__name__})"
     return "ok"

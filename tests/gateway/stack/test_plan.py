@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gateway.settings import SettingsError, load_settings
+from gateway.settings import SettingsError, load_settings, without_password
 from gateway.stack import plan as plan_module
 from gateway.stack.part import Part
-from gateway.stack.plan import Plan, PlanError, make_plan, reachable_host, without_password
+from gateway.stack.plan import Plan, PlanError, make_plan, reachable_host
 from gateway.stack.ports import free_port, free_ports, is_free
 
 SECRET = "s" * 40
