@@ -23,6 +23,7 @@
     ├── Unavailable               503  a part of Treasurer is away; nothing was spent
     │   ├── TreasuryUnavailable   503  Postgres
     │   ├── ProxyUnavailable      503  LiteLLM Proxy
+    │   ├── PricesChanged         503  again and again, between the hold and the call
     │   └── BreakerOpen           503  a model, a provider or the proxy failed too often: Retry-After
     └── UpstreamError             as the provider said, else 502
         └── UpstreamTimeout       504
@@ -224,6 +225,10 @@ class TreasuryUnavailable(Unavailable):
 
 class ProxyUnavailable(Unavailable):
     code = "proxy_unavailable"
+
+
+class PricesChanged(Unavailable):
+    code = "prices_changed"
 
 
 class BreakerOpen(Unavailable):

@@ -47,3 +47,14 @@ BEGIN
     END LOOP;
     RETURN p_ends;
 END $$;
+
+-- Grants that were used, at whichever proxy, or revoked by the service that had signed them: the first to insert a
+-- grant decides which. Logged like money, because a service that finds no use concludes that nothing was bought.
+CREATE TABLE used_grants (
+    call_id    uuid NOT NULL,
+    attempt    integer NOT NULL,
+    expires_at timestamptz NOT NULL,
+    revoked    boolean NOT NULL DEFAULT false,
+    PRIMARY KEY (call_id, attempt)
+);
+CREATE INDEX used_grants_expires_at ON used_grants (expires_at);
