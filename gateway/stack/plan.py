@@ -26,6 +26,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from gateway.migrations import migrate
 from gateway.settings import Settings, SettingsError, without_password
 from gateway.stack.litellm import NOT_INHERITED, EffectiveConfig, effective_config, own_prices, proxy_command
+from gateway.stack.own_folder import FolderNotOurs, own_folder
 from gateway.stack.part import Part
 from gateway.stack.ports import free_ports, is_free
 from gateway.stack.postgres import EmbeddedPostgres, embedded_postgres, postgres_answers
@@ -292,7 +293,10 @@ def _proxy_part(site: _Site) -> Part:
     config, effective = folder / "config.yaml", site.effective.config
 
     def prepare() -> None:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            own_folder(folder)
+        except FolderNotOurs as error:
+            raise PlanError(str(error)) from None
         config.write_text(yaml.safe_dump(effective, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     command, extra = proxy_command(
