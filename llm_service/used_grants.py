@@ -94,7 +94,7 @@ class SharedUses:
             try:
                 first = await asyncio.wait_for(self._insert([grant for grant, _ in group.values()]), _TIMEOUT_S)
             except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-                await self._close()
+                self.close()
                 for _, future in group.values():
                     if not future.done():
                         future.set_exception(UsesUnknown(type(error).__name__))
@@ -133,7 +133,8 @@ class SharedUses:
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             _log.warning("Expired grants were not forgotten: %s", type(error).__name__)
 
-    async def _close(self) -> None:
+    def close(self) -> None:
+        """Drop the connection. The next use opens another one."""
         connection, self._connection = self._connection, None
         if connection is not None:
             with contextlib.suppress(OSError, asyncpg.InterfaceError):

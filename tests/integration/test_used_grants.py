@@ -28,6 +28,7 @@ from tests.integration.gateways import another_gateway
 from tests.integration.proxies import another_proxy, configuration
 
 CHAT = "/v1/chat/completions"
+Shared = Callable[[], SharedUses]
 
 
 def grant_for(body: bytes = b"", model: str = "gpt-4o-mini") -> Grant:
@@ -38,15 +39,29 @@ def grant_for(body: bytes = b"", model: str = "gpt-4o-mini") -> Grant:
 # -- the table alone
 
 
-async def test_i3_of_all_that_use_a_grant_at_once_one_is_the_first(database_url: str) -> None:
-    proxies = [SharedUses(database_url) for _ in range(4)]
+@pytest.fixture
+def shared(database_url: str) -> Iterator[Shared]:
+    """Proxies' uses of this test's database, as many as are asked for."""
+    made: list[SharedUses] = []
+
+    def make() -> SharedUses:
+        made.append(SharedUses(database_url))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+async def test_i3_of_all_that_use_a_grant_at_once_one_is_the_first(shared: Shared) -> None:
+    proxies = [shared() for _ in range(4)]
     grants = [grant_for() for _ in range(50)]
     uses = await asyncio.gather(*(proxy.use(grant) for grant in grants for proxy in proxies))
     assert [sum(uses[at : at + 4]) for at in range(0, len(uses), 4)] == [1] * 50
 
 
-async def test_i2_a_grant_is_used_or_revoked_and_never_both(pool: asyncpg.Pool, database_url: str) -> None:
-    proxy, grants = SharedUses(database_url), [grant_for() for _ in range(60)]
+async def test_i2_a_grant_is_used_or_revoked_and_never_both(pool: asyncpg.Pool, shared: Shared) -> None:
+    proxy, grants = shared(), [grant_for() for _ in range(60)]
     used, revoked = await asyncio.gather(
         asyncio.gather(*map(proxy.use, grants)),
         asyncio.gather(*(revoke(pool, grant.call_id, grant.attempt) for grant in grants)),
@@ -55,8 +70,8 @@ async def test_i2_a_grant_is_used_or_revoked_and_never_both(pool: asyncpg.Pool, 
     assert await revoke(pool, grants[0].call_id, 1), "another attempt of the call is another grant"
 
 
-async def test_i3_what_the_database_does_not_say_is_not_served(pool: asyncpg.Pool, database_url: str) -> None:
-    proxy, away = SharedUses(database_url), SharedUses("postgresql://nobody@127.0.0.1:1/none")
+async def test_i3_what_the_database_does_not_say_is_not_served(pool: asyncpg.Pool, shared: Shared) -> None:
+    proxy, away = shared(), SharedUses("postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(UsesUnknown, match="ConnectionRefusedError"):
         await away.use(grant_for())
     assert await proxy.use(grant_for())
@@ -74,13 +89,13 @@ async def test_i3_what_the_database_does_not_say_is_not_served(pool: asyncpg.Poo
         pytest.fail("it did not connect again")
 
 
-async def test_a_database_that_is_older_than_the_proxy_serves(pool: asyncpg.Pool, database_url: str) -> None:
+async def test_a_database_that_is_older_than_the_proxy_serves(pool: asyncpg.Pool, shared: Shared) -> None:
     await pool.execute("DROP TABLE used_grants")
-    assert await SharedUses(database_url).use(grant_for())
+    assert await shared().use(grant_for())
 
 
-async def test_grants_that_expired_long_ago_are_forgotten(pool: asyncpg.Pool, database_url: str) -> None:
-    proxy = SharedUses(database_url)
+async def test_grants_that_expired_long_ago_are_forgotten(pool: asyncpg.Pool, shared: Shared) -> None:
+    proxy = shared()
     old, fresh = replace(grant_for(), expires_at=int(time.time()) - 700), grant_for()
     await proxy.use(old)
     proxy._forget_at = 0  # pyright: ignore[reportPrivateUsage]
