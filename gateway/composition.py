@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from uuid import UUID
 
 import asyncpg
 from redis.asyncio import Redis
@@ -29,10 +30,12 @@ from llm_service.guards.passage import NO_BREAKERS
 from llm_service.idempotency import Idempotency
 from llm_service.principals import Principals
 from llm_service.proxy import ProxyUpstream
+from llm_service.sending import Revoke
 from llm_service.service import LLMService
 from llm_service.settlement import Settler
 from llm_service.telemetry import Telemetry
 from llm_service.tokens import TokenCounter
+from llm_service.treasury.connection import AWAY, PostgresTooOld, check_version
 from llm_service.treasury.rate_cards import RateCards
 from llm_service.treasury.refusal_log import RefusalLog
 from llm_service.treasury.retention import retire_regularly
@@ -40,6 +43,7 @@ from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.sweep import Price, Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Principal, Timeouts, Usage
+from llm_service.used_grants import revoke as revoke_grant
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +100,7 @@ async def _open_pools(stack: AsyncExitStack, database_url: str, connect_timeout_
                 max_size=size,
                 timeout=connect_timeout_s,
                 command_timeout=patience_s,
+                init=check_version,
                 server_settings={"application_name": f"treasurer {name}"},
             )
         )
@@ -207,6 +212,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             proxy_enforces_limits=settings.proxy_enforces_limits,
             breakers=breakers if settings.breaker_failures else NO_BREAKERS,
             timeouts=Timeouts(first_token_s=settings.first_token_timeout_s),
+            revoke=_revoke_by(pools.calls),
             fell_back=lambda call, reason, model: telemetry.fell_back(call.candidate.model, model, reason),
         )
         chores = [sweeper.run(), refusals.run(), idempotency.run(), breakers.run(), treasury.run(), limiter.run()]
@@ -225,6 +231,16 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             stack.push_async_callback(_stop, task)
         stack.push_async_callback(service.close)
         yield Runtime(settings, service, principals, pools, telemetry, limiter, catalog, treasury, breakers, proxy)
+
+
+def _revoke_by(pool: asyncpg.Pool) -> Revoke:
+    async def revoke(call_id: UUID, attempt: int) -> bool:
+        try:
+            return await revoke_grant(pool, call_id, attempt)
+        except (PostgresTooOld, *AWAY):
+            return False  # it may have been used: what it may cost stays held until a witness tells
+
+    return revoke
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

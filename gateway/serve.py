@@ -6,16 +6,20 @@ import asyncio
 import socket
 import sys
 
+import asyncpg
 import uvicorn
 
 from gateway.app import create_app
 from gateway.protocol import PatientProtocol
-from gateway.settings import Settings, SettingsError, load_settings
+from gateway.settings import Settings, SettingsError, load_settings, without_password
 from gateway.stack.ports import listen
 from llm_service import core_dumps, logs
+from llm_service.treasury.connection import AWAY, PostgresTooOld, check_version
 
 #: How long a connection that was just made may take to send its request, when the process is to end.
 _JUST_COME_S = 0.5
+#: How long the start may wait to learn PostgreSQL's version, in seconds.
+_VERSION_S = 2.0
 
 
 def main() -> None:
@@ -25,6 +29,8 @@ def main() -> None:
         settings = load_settings()
     except SettingsError as error:
         sys.exit(str(error))
+    if settings.database_url is not None and (refused := asyncio.run(_too_old(settings.database_url))):
+        sys.exit(refused)
     logs.configure(settings.log_level, settings.log_format)
     config = uvicorn.Config(
         create_app(settings),
@@ -40,6 +46,21 @@ def main() -> None:
         h11_max_incomplete_event_size=64 * 1024,
     )
     _Server(config).run(sockets=_sockets(settings))
+
+
+async def _too_old(database_url: str) -> str | None:
+    """Why the gateway does not start on this PostgreSQL. One that is away is waited for while the gateway serves."""
+    try:
+        connection = await asyncpg.connect(database_url, timeout=_VERSION_S)
+    except AWAY:
+        return None
+    try:
+        await check_version(connection)
+    except PostgresTooOld as error:
+        return error.at(without_password(database_url))
+    finally:
+        connection.terminate()
+    return None
 
 
 class _Server(uvicorn.Server):

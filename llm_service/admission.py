@@ -111,6 +111,14 @@ class Admission:
         """The model of this attempt. Raises TreasurerErrors."""
         return await self._catalog.get(call.candidate.model, mode=_MODES[call.operation])
 
+    async def reprice(self, call: Call) -> None:
+        """Have newer prices of the attempt's model than those that it was held for.
+
+        Raises:
+            TreasurerError: the proxy does not say them.
+        """
+        await self._catalog.newer(call.model)
+
     def refused(self, call: Call, error: TreasurerError) -> None:
         """Tell that a call was refused for good, and nothing was sent for it."""
         self._refused(call.principal, call.context, call.request.model, error)

@@ -57,6 +57,8 @@ class Journey:
     #: What each attempt that was sent has cost, or may have.
     spent_nano: dict[int, int] = field(default_factory=dict[int, int])
     failures: list[tuple[str, TreasurerError]] = field(default_factory=list[tuple[str, TreasurerError]])
+    #: Attempts that were held for at prices which the proxy no longer has: they were not sent, and were made again.
+    repriced: int = 0
 
     @property
     def elapsed_s(self) -> float:
@@ -108,6 +110,13 @@ class Call:
             place=place,
             tries_here=self.tries_here + 1 if place == self.place else 1,
         )
+
+    def repriced(self) -> Call:
+        """The same attempt once more, under its next number, at newer prices. It counts for no limit of the route."""
+        self.journey.repriced += 1
+        following = self.following(self.place)
+        following.tries_here = self.tries_here
+        return following
 
     @property
     def candidate(self) -> Candidate:

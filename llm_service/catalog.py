@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
+from llm_service.grants import PRICES_STAMP, USES_STAMP
 from llm_service.pricing import FREE, Rates, RatesError, cost_at, dump_rates, read_rates
 from llm_service.types import Usage
 
@@ -48,6 +49,8 @@ class Model:
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
     quality: int | None = None  # 0 to 100, as config/litellm.yaml says (model_info: treasurer_quality)
     rate_card: str = "{}"  # `rates` as text: what a hold is made with, and settled by whoever settles it
+    uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
+    prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy tells none
 
     @property
     def has_dearer_tiers(self) -> bool:
@@ -115,6 +118,11 @@ class Catalog:
             )
         return model
 
+    async def newer(self, model: Model) -> None:
+        """Read the catalogue again, unless it has other prices of this model by now. Raises as `refresh` does."""
+        if self._models.get(model.name) == model:
+            await self.refresh()
+
     async def refresh(self) -> None:
         """Read the catalogue now; callers at the same time share one reading."""
         if self._reading is None:
@@ -173,7 +181,16 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
         deployments=providers,
         quality=_quality(infos),
         rate_card=dump_rates(rates),
+        prices=_version(infos),
+        uses_shared=all(info.get(USES_STAMP) is True for info in infos),
     )
+
+
+def _version(infos: Sequence[Mapping[str, Any]]) -> str | None:
+    """What all of its deployments say; where they differ it is none, and the proxy is not asked to compare."""
+    said = {info.get(PRICES_STAMP) for info in infos}
+    version = said.pop()
+    return version if not said and isinstance(version, str) else None
 
 
 def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:

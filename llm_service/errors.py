@@ -32,6 +32,7 @@
     │   ├── ProxyUnavailable      503  LiteLLM Proxy
     │   │   └── ProxyClock        503  its clock and ours differ, so it refuses our grants
     │   ├── ProxyBusy             503  LiteLLM Proxy has as many streams as it takes: Retry-After
+    │   ├── PricesChanged         503  again and again, between the hold and the call
     │   └── BreakerOpen           503  a model, a provider or the proxy failed too often: Retry-After
     └── UpstreamError             as the provider said, else 502
         └── UpstreamTimeout       504
@@ -276,6 +277,10 @@ class ProxyBusy(Unavailable):
 
 class ProxyClock(ProxyUnavailable):
     code = "proxy_clock"
+
+
+class PricesChanged(Unavailable):
+    code = "prices_changed"
 
 
 class BreakerOpen(Unavailable):

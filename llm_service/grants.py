@@ -35,6 +35,16 @@ CALL_PATHS = frozenset({"/v1/chat/completions", "/v1/embeddings"})
 READ_PATHS = frozenset({"/model/info", "/utils/token_counter"})
 
 
+#: Where a model's entry in `/model/info` carries the version of its prices: a field of its `model_info`.
+PRICES_STAMP = "treasurer_prices"
+#: True beside it where the proxy writes each use of a grant to the database before it asks a provider.
+USES_STAMP = "treasurer_uses_shared"
+#: What the plugin's refusal says in `x-treasurer-refused` where the grant names other prices than the worker has.
+PRICES_CHANGED = "prices_changed"
+#: And where the grant has been used before: by a sending of which only the answer is missing, so that it may be billed.
+GRANT_USED = "grant_used"
+
+
 class GrantError(Exception):
     """A token is no grant for this request. `reason` is one clause, without any of the token's text."""
 
@@ -81,6 +91,8 @@ class Grant:
     finishes: bool = False
     #: Whether the proxy asks one deployment only: where errors are billed, the hold covers no second one.
     once: bool = False
+    #: The version of the model's prices that the hold was made with. None: the proxy had told none.
+    prices: str | None = None
 
     @property
     def jti(self) -> str:
@@ -127,6 +139,8 @@ def sign(secret: str, grant: Grant) -> str:
         claims["finishes"] = True
     if grant.once:
         claims["once"] = True
+    if grant.prices is not None:
+        claims["prices"] = grant.prices
     if grant.limits is not None:
         claims["limits"] = {"rpm": grant.limits.rpm, "tpm": grant.limits.tpm, "parallel": grant.limits.parallel}
     return jwt.encode(claims, secret, algorithm=_ALGORITHM)  # pyright: ignore[reportUnknownMemberType]  # PyJWT's key type
@@ -265,6 +279,7 @@ def _parse(claims: Mapping[str, object]) -> Grant:
             limits=_limits(claims.get("limits")),
             finishes=claims.get("finishes") is True,
             once=claims.get("once") is True,
+            prices=_optional_text(claims, "prices"),
         )
     except ValueError:
         raise _malformed("jti") from None

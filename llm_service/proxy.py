@@ -20,6 +20,7 @@ import orjson
 
 from llm_service.clocks import ahead_by, difference, disagrees
 from llm_service.errors import ProxyClock, ProxyUnavailable, TreasurerError, UpstreamError, UpstreamTimeout
+from llm_service.grants import GRANT_USED
 from llm_service.types import NO_TIMEOUTS, Timeouts
 
 #: A page of LiteLLM's that takes no grant and costs it nothing.
@@ -260,8 +261,8 @@ def surely_free(status: int, headers: Mapping[str, str]) -> bool:
     told = headers.get("x-treasurer-free")
     if told is not None:
         return told == "1"
-    if "x-treasurer-refused" in headers:  # our plugin let nothing through
-        return True
+    if "x-treasurer-refused" in headers:  # our plugin let nothing through, unless a balancer had sent it before
+        return headers["x-treasurer-refused"] != GRANT_USED
     if "x-litellm-model-id" in headers:
         return False
     if status >= 500 or status in (408, 422):

@@ -34,7 +34,17 @@ from litellm.types.utils import is_litellm_owned_kwarg
 from llm_service import core_dumps
 from llm_service.chunk_folding import fold
 from llm_service.giving_back import settle_in
-from llm_service.grants import CALL_PATHS, READ_PATHS, Grant, GrantError, GrantTimeError, UsedGrants, verify
+from llm_service.grants import (
+    CALL_PATHS,
+    GRANT_USED,
+    PRICES_CHANGED,
+    READ_PATHS,
+    Grant,
+    GrantError,
+    GrantTimeError,
+    UsedGrants,
+    verify,
+)
 from llm_service.litellm_events import (
     CLAIM,
     COUNTED,
@@ -51,9 +61,11 @@ from llm_service.litellm_events import (
     witness_of,
 )
 from llm_service.litellm_shortcuts import take_shortcuts
+from llm_service.price_book import PriceBook
 from llm_service.proxy_logs import QuietLogs
 from llm_service.reading_on import LastRead
 from llm_service.single_sending import send_once
+from llm_service.used_grants import SharedUses, UsesUnknown
 from llm_service.witnesses import Outcome, WitnessWriter
 from llm_service.worker_streams import WorkerStreams
 
@@ -113,8 +125,11 @@ def _folder(name: str, fallback: str) -> Path:
 _secret = os.environ.get("TREASURER_GRANT_SECRET", "")
 _enforces_limits = os.environ.get("TREASURER_PROXY_ENFORCES_LIMITS", "0") == "1"
 _quiet = QuietLogs()
+_database_url = os.environ.get("TREASURER_DATABASE_URL")
 _used = UsedGrants(_folder("TREASURER_GRANT_DIR", ".treasurer/grants"))
 _streams = WorkerStreams(int(os.environ.get("TREASURER_STREAMS_PER_WORKER") or 0))
+_shared = SharedUses(_database_url) if _database_url else None
+_prices = PriceBook(registers=_shared is not None)
 
 
 def _refusal(message: str, *, status: int, kind: str, code: str) -> ProxyException:
@@ -127,7 +142,7 @@ def _refusal(message: str, *, status: int, kind: str, code: str) -> ProxyExcepti
     return ProxyException(message=message, type=kind, param=None, code=status, openai_code=code, headers=told)
 
 
-def _not_granted(reason: str, code: str = "invalid_grant") -> ProxyException:
+def _not_granted(reason: str, *, code: str = "invalid_grant") -> ProxyException:
     return _refusal(
         f"Refused: {reason}. LiteLLM Proxy serves only Treasurer; send this request to Treasurer's gateway.",
         status=401,
@@ -141,7 +156,8 @@ async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
 
     Raises:
         ProxyException: 401 without a valid grant or for its second use, 400 for a body that steers LiteLLM,
-            503 when a use cannot be remembered, or for one stream too many.
+            409 for a grant of other prices than this worker's, 503 when a use cannot be remembered, or for one
+            stream too many.
     """
     _quiet.begin()
     path = str(request.scope.get("path", ""))
@@ -158,17 +174,20 @@ async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
     try:
         grant = verify(_secret, api_key or "", path=path, model=fields.get("model"), body=body)
     except GrantTimeError as error:
-        raise _not_granted(error.reason, "clock") from None
+        raise _not_granted(error.reason, code="clock") from None
     except GrantError as error:
         raise _not_granted(error.reason) from None
     if path in CALL_PATHS:
         _check_steering(fields)
-        _use_once(grant)
+        _check_prices(grant)
+        await _use_once(grant)
         if fields.get("stream") and not await _streams.begin(f"{grant.call_id}.{grant.attempt}"):
             raise _refusal(
                 f"This worker has {_streams.most} streams under way, the most it takes (TREASURER_STREAMS_PER_WORKER)",
                 status=503, kind="service_unavailable_error", code="proxy_busy",
             )  # fmt: skip
+    else:
+        _prices.stamp()  # before /model/info is served
     return _identity(grant)
 
 
@@ -194,16 +213,30 @@ def _check_steering(fields: Mapping[str, Any]) -> None:
         )  # fmt: skip
 
 
-def _use_once(grant: Grant) -> None:
+def _check_prices(grant: Grant) -> None:
+    if _prices.refuses(grant.model, grant.prices):
+        raise _refusal(
+            f"The prices of {grant.model!r} have changed since this call was held for: read /model/info again",
+            status=409, kind="invalid_request_error", code=PRICES_CHANGED,
+        )  # fmt: skip
+
+
+async def _use_once(grant: Grant) -> None:
+    """At this proxy by way of its files, which is cheap, then at all proxies of the database."""
     try:
-        first = _used.use(grant)
+        first = _used.use(grant) and (_shared is None or await _shared.use(grant))
+    except UsesUnknown as error:
+        raise _refusal(
+            f"Postgres does not say whether this grant was used ({error}), so it is not served",
+            status=503, kind="service_unavailable_error", code="grants_unavailable",
+        ) from None  # fmt: skip
     except OSError as error:
         raise _refusal(
             f"A grant's use cannot be remembered ({error.strerror}): check TREASURER_GRANT_DIR",
             status=503, kind="service_unavailable_error", code="grants_unavailable",
         ) from None  # fmt: skip
     if not first:
-        raise _not_granted("the grant has been used before")
+        raise _not_granted("the grant has been used before", code=GRANT_USED)
 
 
 def _identity(grant: Grant) -> UserAPIKeyAuth:

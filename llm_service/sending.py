@@ -4,6 +4,8 @@ What must hold: what leaves has a hold on disk, a grant that names it (I3), and 
 does not come back as an answer is settled before the error is raised: given back where nothing can have been bought,
 and else left to the proxy's witness (I2). How it went is told to the breakers; a caller's own error says nothing
 about the model.
+Where an answer does not say which (a balancer's, a broken connection), the grant is revoked:
+if that succeeds, no proxy has used it and none ever will, so that nothing was bought.
 """
 
 from __future__ import annotations
@@ -12,18 +14,32 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+from uuid import UUID
 
 import orjson
 
 from llm_service.call import Call
-from llm_service.errors import NotAuthenticated, ProxyBusy, ProxyUnavailable, TreasurerError
-from llm_service.grants import Grant, GrantLimits, digest_of, sign
+from llm_service.errors import NotAuthenticated, PricesChanged, ProxyBusy, ProxyUnavailable, TreasurerError
+from llm_service.grants import PRICES_CHANGED, Grant, GrantLimits, digest_of, sign
 from llm_service.proxy import Unanswered, Upstream, UpstreamAnswer, UpstreamStream, surely_free, upstream_error
 from llm_service.refusals import check_live
 from llm_service.settlement import Settler
 from llm_service.types import Timeouts
 
 Response = TypeVar("Response")
+
+#: Revokes the grant of a call's attempt: True if no proxy has used it, so that none ever will; False if one has, or if
+#: that cannot be told.
+Revoke = Callable[[UUID, int], Awaitable[bool]]
+
+
+async def never(_call_id: UUID, _attempt: int) -> bool:
+    """For where used grants are not shared: nothing can be told of any."""
+    return False
+
+
+#: Headers of an answer that went through our plugin, and so of a grant that was used or that it refused itself.
+_PLUGINS = ("x-treasurer-", "x-litellm-", "llm_provider-")
 
 #: A grant is for a request that leaves now; LiteLLM reads it as soon as a worker is free.
 GRANT_LIFETIME_S = 60
@@ -33,12 +49,19 @@ class Sender:
     """Sends admitted attempts. `proxy_enforces_limits`: LiteLLM is told the rate limits, too."""
 
     def __init__(
-        self, *, upstream: Upstream, settler: Settler, grant_secret: str, proxy_enforces_limits: bool = False
+        self,
+        *,
+        upstream: Upstream,
+        settler: Settler,
+        grant_secret: str,
+        proxy_enforces_limits: bool = False,
+        revoke: Revoke = never,
     ) -> None:
         self._upstream = upstream
         self._settler = settler
         self._grant_secret = grant_secret
         self._proxy_enforces_limits = proxy_enforces_limits
+        self._revoke = revoke
 
     async def whole(self, call: Call) -> UpstreamAnswer:
         """A whole answer, of status 200.
@@ -48,7 +71,7 @@ class Sender:
         """
         upstream = await self._send(call, self._upstream.send)
         if upstream.status != 200:
-            raise self._refused(call, upstream)
+            raise await self._refused(call, upstream)
         return upstream
 
     async def stream(self, call: Call) -> UpstreamStream:
@@ -62,11 +85,11 @@ class Sender:
         except Unanswered:
             pass
         except asyncio.CancelledError:
-            self._refused(call, UpstreamAnswer(upstream.status, upstream.headers, body))
+            self._booked(call, UpstreamAnswer(upstream.status, upstream.headers, body))
             raise
         finally:
             upstream.close()
-        raise self._refused(call, UpstreamAnswer(upstream.status, upstream.headers, body))
+        raise await self._refused(call, UpstreamAnswer(upstream.status, upstream.headers, body))
 
     async def _send(self, call: Call, send: Callable[[str, bytes, str, Timeouts], Awaitable[Response]]) -> Response:
         try:
@@ -86,6 +109,8 @@ class Sender:
             self._settler.void(call, error)
             raise
         except Unanswered as lost:
+            if await self._never_used(call):
+                raise self._not_sent(call, "The connection to LiteLLM Proxy broke, or took too long.") from lost
             call.passage.failed()
             self._settler.unanswered(call, lost.error)
             raise lost.error from lost
@@ -94,9 +119,38 @@ class Sender:
             self._settler.unanswered(call, TreasurerError("the caller left", code="client_left"))
             raise
 
-    def _refused(self, call: Call, upstream: UpstreamAnswer) -> TreasurerError:
+    async def _refused(self, call: Call, upstream: UpstreamAnswer) -> TreasurerError:
         """An error answer: nothing was bought, or the witness tells."""
-        error = refusal_of(upstream)
+        from_plugin = any(name.lower().startswith(_PLUGINS) for name in upstream.headers)
+        if upstream.status >= 500 and not from_plugin and await self._never_used(call):
+            return self._not_sent(call, f"A server before LiteLLM Proxy answered with {upstream.status}.")
+        return self._booked(call, upstream)
+
+    async def _never_used(self, call: Call) -> bool:
+        """Whether no proxy has used the attempt's grant, nor ever will. A caller who leaves meanwhile learns nothing."""
+        if not call.model.uses_shared:
+            return False
+        try:
+            return await self._revoke(call.call_id, call.attempt)
+        except asyncio.CancelledError:
+            call.passage.neutral()
+            self._settler.unanswered(call, TreasurerError("the caller left", code="client_left"))
+            raise
+
+    def _not_sent(self, call: Call, what: str) -> ProxyUnavailable:
+        """The proxy never began with it, so it is not the model's failure, and nothing was bought."""
+        error = ProxyUnavailable(
+            f"{what} LiteLLM Proxy had not begun with the request, so nothing was spent. Try again in a moment.",
+            retry_after=2,
+            details={"part": "proxy", "cause": "never_used"},
+        )
+        call.passage.failed("proxy")
+        call.free()
+        self._settler.void(call, error)
+        return error
+
+    def _booked(self, call: Call, upstream: UpstreamAnswer) -> TreasurerError:
+        error = refusal_of(call, upstream)
         # Our own plugin's refusal (a clock that is wrong …) is no model's failure: it must not open a breaker for all, and
         # no provider was asked that could bill it.
         by_provider = "x-treasurer-refused" not in upstream.headers
@@ -136,12 +190,21 @@ class Sender:
             limits=_tightest(call) if self._proxy_enforces_limits else None,
             finishes=call.request.stream and call.finishes,
             once=call.journey.route.bills_errors,
+            prices=call.model.prices,
         )
 
 
-def refusal_of(upstream: UpstreamAnswer) -> TreasurerError:
-    """An error answer as ours: the provider's, or our own plugin's for one stream too many."""
-    if upstream.headers.get("x-treasurer-refused") == ProxyBusy.code:
+def refusal_of(call: Call, upstream: UpstreamAnswer) -> TreasurerError:
+    """An error answer as ours: the provider's, or our own plugin's (one stream too many, other prices)."""
+    refused = upstream.headers.get("x-treasurer-refused")
+    if refused == PRICES_CHANGED:
+        return PricesChanged(
+            f"The prices of {call.model.name!r} changed while this call was under way; it was not sent, and nothing "
+            "was spent. Try again in a moment.",
+            retry_after=1,
+            details={"model": call.model.name},
+        )
+    if refused == ProxyBusy.code:
         return ProxyBusy(
             "LiteLLM Proxy has as many streams under way as it takes, so this one was not begun and nothing was spent. "
             "Try again in a moment.",

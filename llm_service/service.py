@@ -23,12 +23,19 @@ from typing import Any, TypeVar
 from llm_service import logs, routing
 from llm_service.admission import Admission
 from llm_service.call import CHAT_PATH, EMBEDDINGS_PATH, Call, Ending
-from llm_service.errors import InvalidRequest, TreasurerError, TreasuryUnavailable, UpstreamError, UpstreamTimeout
+from llm_service.errors import (
+    InvalidRequest,
+    PricesChanged,
+    TreasurerError,
+    TreasuryUnavailable,
+    UpstreamError,
+    UpstreamTimeout,
+)
 from llm_service.guards.passage import NO_BREAKERS, BreakerGate
 from llm_service.idempotency import Claim, Idempotency, Replay, claim_for
 from llm_service.proxy import Unanswered, Upstream, UpstreamStream, event_error
 from llm_service.requests import ParsedRequest, parse_chat, parse_embeddings
-from llm_service.sending import Sender
+from llm_service.sending import Revoke, Sender, never
 from llm_service.settlement import Settler, answer_ending, is_filtered
 from llm_service.sse import EventScanner
 from llm_service.streaming import StreamingAnswer, replayed_headers, stream_ending
@@ -37,6 +44,9 @@ from llm_service.types import NO_TIMEOUTS, Answer, CallContext, Condition, Princ
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
+
+#: How often an attempt is held for anew because the prices have changed. Once is enough, unless two proxies differ.
+_MOST_REPRICED = 2
 
 
 class LLMService:
@@ -59,6 +69,7 @@ class LLMService:
         breakers: BreakerGate = NO_BREAKERS,
         timeouts: Timeouts = NO_TIMEOUTS,
         fell_back: Callable[[Call, str, str], None] = lambda _call, _reason, _model: None,
+        revoke: Revoke = never,
     ) -> None:
         self._admission = admission
         self._settler = settler
@@ -67,6 +78,7 @@ class LLMService:
             settler=settler,
             grant_secret=grant_secret,
             proxy_enforces_limits=proxy_enforces_limits,
+            revoke=revoke,
         )
         self._idempotency = idempotency
         self._parent = parent
@@ -126,6 +138,8 @@ class LLMService:
                     await self._admit(call, claim)
                     admitted = True
                     return await attempt(call, claim)
+                except PricesChanged as error:
+                    call = await self._repriced(call, error)
                 except TreasurerError as error:
                     following = self._following(call, error)
                     if following is None:
@@ -139,6 +153,13 @@ class LLMService:
         except BaseException:
             await self._release(call, claim)
             raise
+
+    async def _repriced(self, call: Call, error: PricesChanged) -> Call:
+        """The attempt once more, with a hold at the prices that the proxy has now."""
+        if call.journey.repriced == _MOST_REPRICED:
+            raise self._told(call, error) from error
+        await self._admission.reprice(call)
+        return call.repriced()
 
     def _following(self, call: Call, error: TreasurerError) -> Call | None:
         """The next attempt after this error; None where the chain ends."""
@@ -167,7 +188,7 @@ class LLMService:
         if len(journey.chain) == 1 and not journey.route.retries:
             return None
         progress = routing.Progress(
-            call.attempt + 1, journey.elapsed_s, sum(journey.spent_nano.values()), call.tries_here
+            call.attempt + 1 - journey.repriced, journey.elapsed_s, sum(journey.spent_nano.values()), call.tries_here
         )
         models = self._admission.models
         here = models.get(call.candidate.model)

@@ -34,6 +34,9 @@ pydantic_ai.models.ALLOW_MODEL_REQUESTS = False  # a test that would reach a rea
 settings.register_profile("treasurer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("treasurer")
 
+#: Names the folder of another PostgreSQL's programs that the tests run on (tests/integration/test_postgres_versions.py).
+OTHER_POSTGRES = "TREASURER_TEST_POSTGRES"
+
 _TIER = {"integration": pytest.mark.integration, "chaos": pytest.mark.chaos, "evals": pytest.mark.evals}
 _TEMPLATE = "template_treasurer"
 _numbers = itertools.count(1)
@@ -77,9 +80,18 @@ def service_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgres(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[EmbeddedPostgres]:
-    """One embedded PostgreSQL a session, without fsync (tests kill processes, not machines)."""
+    """One PostgreSQL a session, without fsync (tests kill processes, not machines): the embedded one, or that of OTHER_POSTGRES."""
     tuning = {"fsync": "off", "full_page_writes": "off"}
     server = embedded_postgres(service_dir, free_port(), secrets.token_urlsafe(16), tuning)
+    if OTHER_POSTGRES in os.environ:
+        server = embedded_postgres(
+            service_dir,
+            free_port(),
+            secrets.token_urlsafe(16),
+            tuning,
+            binaries=Path(os.environ[OTHER_POSTGRES]),
+            locale=("--locale=C.UTF-8",),
+        )
     with running_postgres(server, service_dir / "postgres.log", stop_with_us) as running:
         yield running
 

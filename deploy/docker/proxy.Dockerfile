@@ -18,6 +18,8 @@ COPY config config
 COPY deploy/docker deploy/docker
 RUN /venv/bin/python -m compileall -q llm_service gateway
 ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1
+# The compose network is its loopback: the port is not published.
+ENV TREASURER_PROXY_HOST=0.0.0.0
 USER treasurer
 EXPOSE 4000
 CMD ["python", "deploy/docker/proxy.py"]

@@ -1,21 +1,26 @@
 """Starts LiteLLM Proxy in its container: decides who serves each model, writes that down, and becomes the proxy.
 
-What must hold: it is the same decision and the same command as `treasurer up` makes on one machine.
+What must hold: it is the same decision and the same command as `treasurer up` makes on one machine; and what LiteLLM
+looks for beside its configuration is in a folder that nobody else can write to.
+
+Environment: TREASURER_LITELLM_CONFIG, TREASURER_SIMULATED_URL, TREASURER_PROXY_WORKERS (2), TREASURER_PROXY_HOST
+(127.0.0.1), TREASURER_PROXY_PORT (4000), TREASURER_PROXY_DIR (a new folder at each start), and the plugin's own.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import yaml
 
 from gateway.stack.litellm import NOT_INHERITED, ConfigError, effective_config, proxy_command
+from gateway.stack.own_folder import FolderNotOurs, own_folder
 from llm_service import core_dumps
 
 _CONFIG = Path(os.environ.get("TREASURER_LITELLM_CONFIG", "/app/config/litellm.yaml"))
-_EFFECTIVE = Path("/tmp/litellm/config.yaml")  # noqa: S108 (the container's own)
 
 
 def main() -> None:
@@ -28,18 +33,30 @@ def main() -> None:
         sys.exit(f"{_CONFIG} cannot be used: {error}")
     print(f"REAL models: {', '.join(effective.real) or 'none'}")
     print(f"SIMULATED models: {', '.join(effective.simulated) or 'none'}", flush=True)
-    _EFFECTIVE.parent.mkdir(exist_ok=True)
-    _EFFECTIVE.write_text(yaml.safe_dump(effective.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    try:
+        folder = own_folder(Path(os.environ.get("TREASURER_PROXY_DIR") or tempfile.mkdtemp(prefix="litellm-")))
+        port, workers = _number("TREASURER_PROXY_PORT", 4000, 65535), _number("TREASURER_PROXY_WORKERS", 2, 64)
+    except (FolderNotOurs, OSError, ValueError) as error:
+        sys.exit(f"LiteLLM Proxy does not start: {error}")
+    file = folder / "config.yaml"
+    file.write_text(yaml.safe_dump(effective.config, sort_keys=False, allow_unicode=True), encoding="utf-8")
     command, environ = proxy_command(
         python=Path(sys.executable),
-        config_path=_EFFECTIVE,
-        port=4000,
-        workers=int(os.environ.get("TREASURER_PROXY_WORKERS", "2")),
-        host="0.0.0.0",  # noqa: S104 (the compose network is its loopback)
+        config_path=file,
+        port=port,
+        workers=workers,
+        host=os.environ.get("TREASURER_PROXY_HOST") or "127.0.0.1",
     )
     inherited = {name: value for name, value in os.environ.items() if name not in NOT_INHERITED}
-    os.chdir(_EFFECTIVE.parent)
+    os.chdir(folder)
     os.execve(command[0], command, {**inherited, **environ})
+
+
+def _number(name: str, default: int, most: int) -> int:
+    given = os.environ.get(name) or str(default)
+    if not given.isdecimal() or not 1 <= int(given) <= most:
+        raise ValueError(f"{name} is {given!r}, not a number from 1 to {most}")
+    return int(given)
 
 
 if __name__ == "__main__":

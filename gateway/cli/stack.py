@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from gateway.cli.common import ExitCode, fail, run_async, running_state
-from gateway.settings import Settings, load_settings
+from gateway.settings import Settings, load_settings, without_password
 
 
 def register(app: typer.Typer) -> None:
@@ -47,9 +47,12 @@ async def _migrate(url: str) -> None:
     import asyncpg
 
     from gateway.migrations import migrate as upgrade
+    from llm_service.treasury.connection import PostgresTooOld
 
     try:
         await upgrade(url)
+    except PostgresTooOld as error:
+        fail(error.at(without_password(url)), ExitCode.FAILED)
     except (OSError, TimeoutError, asyncpg.PostgresError) as error:
         fail(f"The database cannot be migrated: {error}", ExitCode.FAILED)
 

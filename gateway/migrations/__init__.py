@@ -17,6 +17,8 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
+from llm_service.treasury.connection import PostgresTooOld, check_version
+
 #: Names the lock among all advisory locks of the database ("Treasure" in ASCII).
 ADVISORY_LOCK = 0x5472656173757265
 
@@ -28,10 +30,17 @@ async def migrate(database_url: str, revision: str = "head") -> None:
 
     Raises:
         OSError, asyncpg.PostgresError: the database cannot be reached, or a revision failed.
+        PostgresTooOld: the server's version is not supported; nothing was changed.
     """
 
     async def connect() -> asyncpg.Connection:
-        return await asyncpg.connect(database_url)
+        connection = await asyncpg.connect(database_url)
+        try:
+            await check_version(connection)
+        except PostgresTooOld:
+            connection.terminate()
+            raise
+        return connection
 
     engine = create_async_engine("postgresql+asyncpg://", async_creator=connect, poolclass=NullPool)
     try:

@@ -14,6 +14,7 @@ from llm_service.clocks import difference, disagrees
 from llm_service.errors import DatabaseBusy, ProxyUnavailable, TreasuryUnavailable, UpstreamError
 from llm_service.grants import CLOCK_SKEW_S
 from llm_service.sending import GRANT_LIFETIME_S
+from llm_service.treasury.connection import PostgresTooOld
 from llm_service.treasury.pools import fetch
 
 router = APIRouter(tags=["health"])
@@ -78,6 +79,8 @@ async def _postgres(runtime: Runtime) -> tuple[str, float | None]:
             rows = await fetch(runtime.pools.keys, "SELECT clock_timestamp() AS now FROM epoch", timeout_s=2)
     except TimeoutError:
         return "away (no answer within 3 s)", None
+    except PostgresTooOld as error:
+        return error.message, None
     except TreasuryUnavailable as error:
         word = "busy" if isinstance(error, DatabaseBusy) else "away"
         return f"{word} ({error.details.get('cause')})", None

@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import asyncpg
 import psutil
@@ -25,8 +24,9 @@ from prometheus_client.multiprocess import mark_process_dead  # pyright: ignore[
 from sqlalchemy.exc import SQLAlchemyError
 
 from gateway.migrations import migrate
-from gateway.settings import Settings, SettingsError
+from gateway.settings import Settings, SettingsError, without_password
 from gateway.stack.litellm import NOT_INHERITED, EffectiveConfig, effective_config, own_prices, proxy_command
+from gateway.stack.own_folder import FolderNotOurs, own_folder
 from gateway.stack.part import Part
 from gateway.stack.ports import free_ports, is_free
 from gateway.stack.postgres import EmbeddedPostgres, embedded_postgres, postgres_answers
@@ -34,6 +34,7 @@ from gateway.stack.probe import http_ok, warnings_of
 from gateway.stack.redis import EmbeddedRedis, redis_answers
 from gateway.stack.secret_files import StackSecrets, stack_secrets
 from gateway.stack.state import StackState
+from llm_service.treasury.connection import PostgresTooOld
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _EXTERNAL_S = 15.0
@@ -144,13 +145,6 @@ def reachable_host(host: str) -> str:
     return everywhere.get(host, f"[{host}]" if ":" in host else host)
 
 
-def without_password(url: str) -> str:
-    """An address as people may see it."""
-    parts = urlsplit(url)
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
-
-
 def _choose_ports(settings: Settings, notices: list[str]) -> _Ports:
     *parts, spare = free_ports(5 + settings.gateways)
     gateway = settings.port or spare
@@ -210,6 +204,8 @@ def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
     async def bring_up_to_date() -> None:
         try:
             await migrate(site.database_url)
+        except PostgresTooOld as error:
+            raise PlanError(error.at(without_password(site.database_url))) from error
         except (OSError, asyncpg.PostgresError, SQLAlchemyError) as error:
             raise PlanError(
                 f"The database at {without_password(site.database_url)} cannot be migrated: {error}"
@@ -297,7 +293,10 @@ def _proxy_part(site: _Site) -> Part:
     config, effective = folder / "config.yaml", site.effective.config
 
     def prepare() -> None:
-        folder.mkdir(mode=0o700, exist_ok=True)
+        try:
+            own_folder(folder)
+        except FolderNotOurs as error:
+            raise PlanError(str(error)) from None
         config.write_text(yaml.safe_dump(effective, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
     command, extra = proxy_command(

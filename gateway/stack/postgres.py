@@ -38,6 +38,10 @@ _TUNING = {
 }
 
 
+#: The collation of the embedded server: the same on every machine. PostgreSQL before 17 has no provider of its own.
+_BUILTIN_LOCALE = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
+
+
 class PostgresError(Exception):
     """The embedded server cannot be prepared. The message says why and what to do."""
 
@@ -60,6 +64,7 @@ class EmbeddedPostgres:
     password: str
     identity: Identity
     tuning: Mapping[str, str] = field(default_factory=lambda: _TUNING)
+    locale: tuple[str, ...] = _BUILTIN_LOCALE
 
     def url(self, database: str = _USER) -> str:
         return f"postgresql://{_USER}:{self.password}@127.0.0.1:{self.port}/{database}"
@@ -83,7 +88,7 @@ class EmbeddedPostgres:
         os.write(write, f"{self.password}\n".encode())
         os.close(write)
         arguments = ["--auth=scram-sha-256", f"--pwfile=/dev/fd/{read}", f"--username={_USER}", "--encoding=UTF8"]
-        arguments += ["--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8", "--no-instructions"]
+        arguments += [*self.locale, "--no-instructions"]
         try:
             done = subprocess.run(
                 [str(self.binaries / "initdb"), *arguments, "-D", str(fresh)],
@@ -154,14 +159,22 @@ async def create_database(url: str, name: str, *, template: str | None = None) -
 
 
 def embedded_postgres(
-    directory: Path, port: int, password: str, tuning: Mapping[str, str] | None = None
+    directory: Path,
+    port: int,
+    password: str,
+    tuning: Mapping[str, str] | None = None,
+    *,
+    binaries: Path | None = None,
+    locale: tuple[str, ...] = _BUILTIN_LOCALE,
 ) -> EmbeddedPostgres:
     """Choose account, binaries and data folder for a server whose data belongs under `directory`. Blocking.
+
+    `binaries` is the folder of another PostgreSQL than the packaged one, and `locale` what its initdb understands.
 
     Raises:
         PostgresError: there are no binaries for this platform, or root has no other account to run as.
     """
-    binaries = _packaged_binaries()
+    binaries = binaries or _packaged_binaries()
     data = directory.resolve() / "postgres"
     identity: Identity = {}
     if os.geteuid() == 0:
@@ -169,7 +182,7 @@ def embedded_postgres(
         identity = {"user": account.pw_uid, "group": account.pw_gid, "extra_groups": []}
         binaries = _usable_binaries(binaries, identity)
         data = _reachable_data(data, identity)
-    return EmbeddedPostgres(binaries, data, port, password, identity, {**_TUNING, **(tuning or {})})
+    return EmbeddedPostgres(binaries, data, port, password, identity, {**_TUNING, **(tuning or {})}, locale)
 
 
 def _packaged_binaries() -> Path:

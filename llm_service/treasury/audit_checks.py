@@ -172,6 +172,22 @@ _SERVED_IS_POSTED = Rule(
     ),
 )
 
+_BILLED_ONCE = Rule(
+    name="attempts_are_billed_once",
+    invariant="I3",
+    holds="no attempt was served more than once: one hold covers one answer",
+    examines="witnesses WHERE outcome = 'success'",
+    # Deployments that failed before another one served have witnesses too, and were not served.
+    differences="""
+        SELECT call_id, attempt, min(model) AS model, count(*) AS times, sum(cost_nano)::bigint AS nano
+        FROM witnesses WHERE outcome = 'success' AND cost_nano > 0
+        GROUP BY call_id, attempt HAVING count(*) > 1""",
+    say=lambda row: (
+        f"{_attempt(row)} ({row['model']}) was served {row['times']} times, for {format_money(row['nano'])} together, "
+        "on one hold"
+    ),
+)
+
 _NAMED_WINDOWS = Rule(
     name="named_windows_exist",
     invariant="I4",
@@ -343,7 +359,7 @@ _PRICES = Rule(
 
 RULES: tuple[Rule, ...] = (
     *(WITHIN_LIMITS, _WITHIN_HOLDS, _BOUNDS, _OVERLAP),
-    *(_PENDING, _ONE_END, _IN_TIME, _CORRECTIONS, _SERVED_IS_POSTED, _WITNESSED),
+    *(_PENDING, _ONE_END, _IN_TIME, _CORRECTIONS, _SERVED_IS_POSTED, _WITNESSED, _BILLED_ONCE),
     *(_POSTED, _RETIRED, _NAMED_WINDOWS, _RIGHT_WINDOWS, _NEGATIVE, _GUARDED, _PRICES),
     *(_IDEMPOTENT, GUARDED, AS_LOGGED),
 )

@@ -3,7 +3,7 @@
 What must hold: a statement that fails because Postgres is away says `TreasuryUnavailable`, soon
 (`NotSent` where it certainly did not reach Postgres); the next one connects again, and while Postgres
 stays away connecting is tried at most every `retry_s`, so that an outage costs neither time nor
-processor. One statement at a time.
+processor. One statement at a time. A server whose version the treasury's SQL was never tried on is refused by name.
 """
 
 from __future__ import annotations
@@ -20,12 +20,43 @@ from llm_service.treasury.faults import AWAY, away
 __all__ = ["AWAY", "Connection", "LockTimeout", "NotSent", "away"]
 
 
+#: The oldest major version that the treasury's tests run on (tests/integration/test_postgres_versions.py).
+OLDEST_POSTGRES = 15
+
+
 class NotSent(TreasuryUnavailable):
     """Postgres could not be reached: the statement had no effect, and will have none."""
 
 
 class LockTimeout(Exception):
     """Another transaction has kept a lock for too long: the statement had no effect."""
+
+
+class PostgresTooOld(NotSent):
+    """The server's version is not supported: its operator has to use another one."""
+
+    def __init__(self, version: str) -> None:
+        super().__init__(
+            f"PostgreSQL {version}: Treasurer needs {OLDEST_POSTGRES} or newer.",
+            retry_after=60,
+            details={"part": "postgres", "version": version},
+        )
+        self.version = version
+
+    def at(self, address: str) -> str:
+        """The same for an operator, with the server's address."""
+        return f"PostgreSQL {self.version} at {address}: Treasurer needs {OLDEST_POSTGRES} or newer."
+
+
+async def check_version(connection: asyncpg.Connection) -> None:
+    """Refuse a server that is too old. The version came with the connection: this asks nothing of the server.
+
+    Raises:
+        PostgresTooOld: it is.
+    """
+    version = connection.get_server_version()
+    if version.major < OLDEST_POSTGRES:
+        raise PostgresTooOld(f"{version.major}.{version.minor}")
 
 
 class Connection:
@@ -77,7 +108,7 @@ class Connection:
         if time.monotonic() < self._not_before:
             raise ConnectionError("Postgres was away a moment ago")
         self._not_before = time.monotonic() + self._retry_s
-        self._connection = await asyncpg.connect(
+        connection = await asyncpg.connect(
             self._url,
             timeout=self._timeout_s,
             server_settings={
@@ -88,8 +119,15 @@ class Connection:
                 "plan_cache_mode": "force_generic_plan",
             },
         )
+        try:
+            await check_version(connection)
+        except PostgresTooOld:
+            connection.terminate()
+            self._not_before = 0.0  # it answers: whoever comes next is to read the same
+            raise
+        self._connection = connection
         self._not_before = 0.0
-        return self._connection
+        return connection
 
     async def close(self) -> None:
         """Give the connection up. Does not wait for a server that is gone."""

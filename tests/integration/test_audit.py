@@ -397,6 +397,21 @@ async def test_i3_a_served_call_without_a_hold(books: Books) -> None:
     )
 
 
+async def test_i3_an_attempt_that_was_served_twice(books: Books) -> None:
+    """By two proxies that did not know of one another. What failed before is another deployment's, and was not served."""
+    await books.entry(call_id=(call := uuid.uuid4()), state="expired")
+    for outcome, cost_nano in (("failure", None), ("failure", 0), ("success", 600), ("cancelled", 5), ("success", 0)):
+        await books.witness(call, outcome=outcome, cost_nano=cost_nano)
+    await books.witness(call, attempt=2, outcome="failure")
+    await books.differences()
+    await books.witness(call, cost_nano=700)
+    (check,) = await books.differences("attempts_are_billed_once")
+    assert check.invariant == "I3"
+    assert check.differences == (
+        f"call {call} attempt 1 (gpt) was served 2 times, for $0.0000013 together, on one hold",
+    )
+
+
 async def test_i4_entries_and_holds_that_name_no_window(books: Books) -> None:
     await books.entry(call_id=(call := uuid.uuid4()), window_ids=[404], cost_nano=7)
     await books.tamper("UPDATE holds SET window_ids = window_ids || 405::bigint")

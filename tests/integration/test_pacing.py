@@ -142,3 +142,15 @@ async def test_what_has_no_end_has_no_pace(pool: asyncpg.Pool) -> None:
     await principal(pool)
     with pytest.raises(InvalidRequest, match="no end"):
         await budgets.change_budget(pool, "agent news: total", budgets.ChangeBudget(pace="linear"))
+
+
+async def test_a_budget_for_all_time_has_no_pace_and_is_made_listed_and_shown(pool: asyncpg.Pool) -> None:
+    """Its window has no ends, which PostgreSQL before 17 cannot subtract."""
+    fields = {"name": "everything", "team": "default", "limit": "5", "window": "total"}
+    made = await budgets.create_budget(pool, read_input(budgets.NewBudget, fields))
+    assert made.limit_nano == 5_000_000_000
+    assert [each.name for each in await budgets.list_budgets(pool)] == ["everything"]
+    assert (await budgets.show_budget(pool, "everything")).name == "everything"
+    ends = "'-infinity'::timestamptz, 'infinity'::timestamptz"
+    assert await pool.fetchval(f"SELECT treasury_paced_v1(5, NULL, {ends}, now())") is None
+    assert await pool.fetchval(f"SELECT treasury_paced_v1(5, '{{0,0,10000,10000}}', {ends}, now())") == 5

@@ -671,6 +671,69 @@ async def check_settings_of_teams_are_read_where_there_are_some() -> None:
     assert read == ["a"]
 
 
+def a_proxy_with(*deployments: dict[str, Any], **more: Any) -> Any:
+    """LiteLLM's router, and its own page as far as prices go."""
+    router = Router(model_list=[json.loads(json.dumps(each)) for each in deployments], **more)
+
+    def shown(model: dict[str, Any]) -> dict[str, Any]:
+        named = {key: value for key, value in model["litellm_params"].items() if "cost" in key}
+        return model | {"model_info": {**model["model_info"], **named}}
+
+    return SimpleNamespace(llm_router=router, _get_proxy_model_info=shown)
+
+
+def house(cost: float, name: str = "house", number: str = "h1") -> dict[str, Any]:
+    parameters = {"model": "openai/house", "api_base": "http://127.0.0.1:1", "api_key": "k"}
+    costs = {"input_cost_per_token": cost, "output_cost_per_token": cost}
+    return {"model_name": name, "litellm_params": parameters | costs, "model_info": {"id": number}}
+
+
+async def check_i1_a_call_of_other_prices_is_refused_before_its_grant_is_used() -> None:
+    sys.modules["litellm.proxy.proxy_server"] = proxy = a_proxy_with(  # type: ignore[assignment]
+        house(1e-7), house(1e-7, number="h2"), house(1e-7, "wild/*", "w"), model_group_alias={"home": "house"}
+    )
+    try:
+        stamped = {each["model_info"]["id"]: each["model_info"] for each in proxy.llm_router.model_list}
+        listing = granted(b"", "/model/info", model=None)
+        await ask(listing, b"", "/model/info", method="GET")
+        version = stamped["h1"]["treasurer_prices"]
+        assert version == stamped["h2"]["treasurer_prices"]
+        assert "treasurer_prices" not in stamped["w"], "a wildcard's prices are not known"
+        content = body(model="house")
+        now = granted(content, model="house", prices=version)
+        await ask(now, content)
+        await refused(401, "used before", now, content)
+        await ask(granted(content, model="house"), content)  # of a gateway of the version before
+        alias = body(model="home")
+        await ask(granted(alias, model="home", prices=version), alias)
+        gone = body(model="gone")
+        await refused(409, "have changed", granted(gone, model="gone", prices=version), gone)
+
+        sys.modules["litellm.proxy.proxy_server"] = a_proxy_with(house(1e-5), house(1e-7, number="h2"))  # type: ignore[assignment]
+        stale = granted(content, model="house", prices=version)
+        for _ in range(2):
+            await refused(409, "have changed", stale, content)
+        try:
+            await ask(stale, content)
+        except ProxyException as error:
+            assert error.headers == {"x-treasurer-refused": "prices_changed"}, error.headers
+        await ask(granted(content, model="house"), content)
+    finally:
+        del sys.modules["litellm.proxy.proxy_server"]
+
+
+async def check_a_litellm_that_shows_its_prices_in_another_way_is_served_without_versions() -> None:
+    proxy = a_proxy_with(house(1e-7))
+    del proxy._get_proxy_model_info
+    sys.modules["litellm.proxy.proxy_server"] = proxy  # type: ignore[assignment]
+    try:
+        content = body(model="house")
+        await ask(granted(content, model="house"), content)
+        assert "treasurer_prices" not in proxy.llm_router.model_list[0]["model_info"]
+    finally:
+        del sys.modules["litellm.proxy.proxy_server"]
+
+
 def main() -> None:
     results: dict[str, str | None] = {}
     for name, check in list(globals().items()):

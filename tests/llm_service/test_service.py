@@ -8,6 +8,7 @@ import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import pytest
 from hypothesis import given, settings
@@ -18,21 +19,25 @@ from llm_service.catalog import Catalog, Model
 from llm_service.errors import (
     BudgetExhausted,
     InvalidRequest,
+    PricesChanged,
     ProxyBusy,
     ProxyUnavailable,
     TreasurerError,
     TreasuryUnavailable,
+    UnknownModel,
     UpstreamError,
     UpstreamTimeout,
 )
 from llm_service.grants import GrantLimits, verify
 from llm_service.guards.passage import NO_BREAKERS, BreakerGate
 from llm_service.proxy import Unanswered, UpstreamAnswer
+from llm_service.sending import Revoke, never
 from llm_service.service import LLMService
 from llm_service.settlement import Settler
 from llm_service.streaming import StreamingAnswer
 from llm_service.types import (
     NO_CONTEXT,
+    NO_TIMEOUTS,
     CallContext,
     Fallback,
     LedgerState,
@@ -42,6 +47,7 @@ from llm_service.types import (
     Route,
     Scope,
     Settlement,
+    Timeouts,
     UsageSource,
 )
 from tests.llm_service.fakes import (
@@ -91,6 +97,7 @@ class Parts:
         breakers: BreakerGate = NO_BREAKERS,
         entries: list[dict[str, Any]] = ENTRIES,
         upstream: FakeUpstream | None = None,
+        revoke: Revoke = never,
     ) -> None:
         self.treasury, self.limiter, self.sweeper = FakeTreasury(limit_nano), FakeLimiter(), FakeSweeper()
         self.counter, self.idempotency, self.upstream = (
@@ -114,7 +121,7 @@ class Parts:
                 lifetime_s=330,
             ),
             upstream=self.upstream, idempotency=self.idempotency.real(), grant_secret=SECRET, parent=lambda: "parent",
-            proxy_enforces_limits=proxy_enforces_limits, breakers=breakers,
+            proxy_enforces_limits=proxy_enforces_limits, breakers=breakers, revoke=revoke,
         )  # fmt: skip
 
     async def renew(self, principal: Principal) -> Principal:
@@ -695,3 +702,155 @@ async def test_i1_callers_at_once_never_spend_more_than_the_limit() -> None:
     served = sum(not isinstance(result, str) for result in results)
     assert served == len(parts.treasury.settled) >= 3
     assert {result for result in results if isinstance(result, str)} <= {"budget_busy", "insufficient_quota"}
+
+
+# -- prices that change between the hold and the call
+
+REPRICED = UpstreamAnswer(409, {"x-treasurer-refused": "prices_changed"}, b'{"error": {"message": "changed"}}')
+
+
+class Book(FakeUpstream):
+    """A proxy whose prices are its `version`: a call that names another one is refused, as the plugin does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.version = "v1"
+
+    def _answer(self, body: bytes, grant: str) -> UpstreamAnswer:
+        self.sent.append(("", body, grant))
+        named = verify(SECRET, grant, path="/v1/chat/completions", model="m", body=body).prices
+        return ANSWER if named in (None, self.version) else REPRICED
+
+    async def send(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamAnswer:
+        return self._answer(body, grant)
+
+    async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> FakeStream:
+        answer = self._answer(body, grant)
+        return FakeStream([answer.body], answer.status, answer.headers) if answer.status != 200 else FakeStream(EVENTS)
+
+
+def priced(version: str | None, factor: int = 1) -> list[dict[str, Any]]:
+    (entry,) = (each for each in ENTRIES if each["model_name"] == "m")
+    costs = {name: value * factor for name, value in entry["model_info"].items() if "cost" in name}
+    stamp = {} if version is None else {"treasurer_prices": version}
+    return [entry | {"model_info": entry["model_info"] | costs | stamp}]
+
+
+async def once(parts: Parts, streamed: bool) -> None:
+    if streamed:
+        await collect(await parts.service.stream(chat_body(stream=True), PRINCIPAL, NO_CONTEXT))
+    else:
+        await parts.service.complete(chat_body(), PRINCIPAL, NO_CONTEXT)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+async def test_i1_a_call_is_never_served_at_a_price_that_it_was_not_held_for(streamed: bool) -> None:
+    entries, book = priced("v1"), Book()
+    parts = Parts(entries=entries, upstream=book)
+    await once(parts, streamed)
+    book.version, entries[:] = "v2", priced("v2", 100)
+    await once(parts, streamed)
+    first, refused, second = parts.treasury.settled
+    assert refused.state is LedgerState.VOIDED
+    assert (first.call_id, first.attempt) != (second.call_id, second.attempt)
+    assert (second.call_id, second.attempt) == (refused.call_id, 1)
+    assert [request.attempt for request in parts.treasury.asked] == [0, 0, 1]
+    held = [request.amount_nano for request in parts.treasury.asked]
+    assert held[2] == 100 * held[1] == 100 * held[0]
+    assert (first.cost_nano, second.cost_nano) == (COST, 100 * COST)
+    parts.nothing_is_held()
+
+
+async def test_a_model_that_is_gone_since_is_a_404_and_nothing_is_held() -> None:
+    entries, book = priced("v1"), Book()
+    parts = Parts(entries=entries, upstream=book)
+    await once(parts, False)
+    book.version, entries[:] = "gone", [each for each in ENTRIES if each["model_name"] == "e"]
+    with pytest.raises(UnknownModel):
+        await once(parts, False)
+    parts.nothing_is_held()
+    assert [model for model, _ in parts.refused.told] == ["m"]
+
+
+async def test_prices_that_change_again_and_again_are_a_503_and_nothing_is_held() -> None:
+    """Two proxies with different books behind one address, and the wrong one answers each time."""
+    book = Book()
+    parts = Parts(entries=priced("v1"), upstream=book)
+    book.version = "another"
+    with pytest.raises(PricesChanged) as refusal:
+        await once(parts, False)
+    assert (refusal.value.status, refusal.value.retry_after) == (503, 1)
+    assert len(book.sent) == 3
+    assert {each.state for each in parts.treasury.settled} == {LedgerState.VOIDED}
+    parts.nothing_is_held()
+
+
+async def test_a_proxy_that_tells_no_version_is_asked_as_ever() -> None:
+    book = Book()
+    parts = Parts(entries=priced(None), upstream=book)
+    book.version = "v9"
+    await once(parts, False)
+    assert len(book.sent) == 1
+
+
+# -- who answered: an error that our plugin did not put its headers on
+
+SHARED = [
+    entry | {"model_info": entry["model_info"] | {"treasurer_uses_shared": True}}
+    for entry in ENTRIES
+]  # fmt: skip
+OF_A_BALANCER = [UpstreamAnswer(status, {"server": "nginx"}, b"<html>") for status in (502, 503, 504)]
+LOST = Unanswered(UpstreamTimeout("late"))
+
+
+def after(outcome: UpstreamAnswer | Exception, *, revoked: bool, entries: list[dict[str, Any]] = SHARED) -> Parts:
+    async def revoke(_call_id: UUID, _attempt: int) -> bool:
+        return revoked
+
+    upstream = FakeUpstream(outcome)
+    upstream.stream = (
+        outcome if isinstance(outcome, Exception) else FakeStream([outcome.body], outcome.status, outcome.headers)
+    )
+    return Parts(entries=entries, upstream=upstream, revoke=revoke)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("outcome", [*OF_A_BALANCER, LOST], ids=["502", "503", "504", "lost"])
+async def test_i2_what_no_proxy_has_begun_with_is_free(outcome: UpstreamAnswer | Exception, streamed: bool) -> None:
+    parts = after(outcome, revoked=True)
+    with pytest.raises(ProxyUnavailable) as error:
+        await once(parts, streamed)
+    assert "nothing was spent" in error.value.message
+    assert (parts.settled.state, parts.settled.cost_nano) == (LedgerState.VOIDED, 0)
+    assert parts.sweeper.watched == []
+    parts.nothing_is_held()
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize("outcome", [OF_A_BALANCER[2], LOST], ids=["504", "lost"])
+@pytest.mark.parametrize(("revoked", "entries"), [(False, SHARED), (True, ENTRIES)], ids=["used", "unknown"])
+async def test_i2_what_a_proxy_may_have_begun_with_waits_for_its_witness(
+    outcome: UpstreamAnswer | Exception, streamed: bool, revoked: bool, entries: list[dict[str, Any]]
+) -> None:
+    """It was used; or the proxy does not write uses to the database, and then nothing follows from finding none."""
+    parts = after(outcome, revoked=revoked, entries=entries)
+    with pytest.raises(UpstreamError):
+        await once(parts, streamed)
+    assert parts.treasury.settled == []
+    assert len(parts.sweeper.watched) == 1
+
+
+async def test_i2_an_answer_of_our_plugin_s_is_believed_and_no_grant_is_revoked() -> None:
+    parts = after(UpstreamAnswer(502, {"x-treasurer-free": "0"}, b"{}"), revoked=True)
+    with pytest.raises(UpstreamError):
+        await once(parts, False)
+    assert parts.treasury.settled == []
+
+
+async def test_i2_a_grant_that_a_balancer_sent_twice_may_have_been_billed() -> None:
+    """The first proxy did not answer it in time, the second one refused it: the first may serve it yet."""
+    parts = after(UpstreamAnswer(401, {"x-treasurer-refused": "grant_used"}, b"{}"), revoked=False)
+    with pytest.raises(UpstreamError):
+        await once(parts, False)
+    assert parts.treasury.settled == []
+    assert len(parts.sweeper.watched) == 1

@@ -16,7 +16,7 @@ from collections.abc import (
     ValuesView,
 )
 from types import TracebackType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from asyncpg.exceptions import *
 
@@ -44,7 +44,15 @@ class PreparedStatement:
     async def fetchrow(self, *args: object, timeout: float | None = None) -> Record | None: ...
     async def fetchval(self, *args: object, column: int = 0, timeout: float | None = None) -> Any: ...
 
+class ServerVersion(NamedTuple):
+    major: int
+    minor: int
+    micro: int
+    releaselevel: str
+    serial: int
+
 class Connection:
+    def get_server_version(self) -> ServerVersion: ...
     async def execute(self, query: str, *args: object, timeout: float | None = None) -> str: ...
     async def executemany(
         self, command: str, args: Iterable[Sequence[object]], *, timeout: float | None = None

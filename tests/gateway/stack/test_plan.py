@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from gateway.settings import SettingsError, load_settings
+from gateway.settings import SettingsError, load_settings, without_password
 from gateway.stack import plan as plan_module
 from gateway.stack.part import Part
-from gateway.stack.plan import Plan, PlanError, make_plan, reachable_host, without_password
+from gateway.stack.plan import Plan, PlanError, make_plan, reachable_host
 from gateway.stack.ports import free_port, free_ports, is_free
 
 SECRET = "s" * 40
@@ -157,3 +157,14 @@ def test_every_embedded_address_is_on_loopback(tmp_path: Path, proxy_python: Pat
         assert part(plan, name).address.startswith("127.0.0.1:")
     assert "listen_addresses=127.0.0.1" in (part(plan, "postgres").command or [])
     assert plan_module.reachable_host("0.0.0.0") in plan.state.gateway_url
+
+
+def test_the_proxy_does_not_start_beside_what_others_may_write(tmp_path: Path, proxy_python: Path) -> None:
+    """LiteLLM would import what lies there, with every secret in its environment."""
+    proxy = part(plan_for(tmp_path, proxy_python), "litellm-proxy")
+    folder = tmp_path / "data" / "litellm"
+    assert proxy.prepare is not None
+    proxy.prepare()
+    folder.chmod(0o777)
+    with pytest.raises(PlanError, match="Others may write to"):
+        proxy.prepare()

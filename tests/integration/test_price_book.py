@@ -1,0 +1,93 @@
+"""Prices that change: what is served after the proxy's restart was held for at the new ones, and what is gone is a 404."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import pytest
+from openai import NotFoundError
+
+from gateway.stack.ports import free_port
+from gateway.stack.state import StackState
+from llm_service.grants import PRICES_STAMP, for_service, sign
+from tests.integration.caller import Caller, open_caller
+from tests.integration.gateways import another_gateway
+from tests.integration.proxies import another_proxy, configuration
+
+MODEL, GONE = "local/llama-3.3-70b", "gpt-4o-mini"
+
+
+@pytest.fixture
+async def caller(stack: StackState) -> AsyncIterator[Caller]:
+    async with open_caller(stack) as caller:
+        yield caller
+
+
+def with_price(config: dict[str, Any], per_token: float) -> dict[str, Any]:
+    changed = copy.deepcopy(config)
+    for deployment in changed["model_list"]:
+        if deployment["model_name"] == MODEL:
+            deployment["litellm_params"] |= {"input_cost_per_token": per_token, "output_cost_per_token": per_token}
+    return changed
+
+
+async def stamps(stack: StackState, url: str) -> dict[str, str]:
+    path = "/model/info"
+    headers = {"Authorization": f"Bearer {sign(stack.grant_secret, for_service(path))}"}
+    async with aiohttp.ClientSession() as session, session.get(f"{url}{path}", headers=headers) as answer:
+        entries: list[dict[str, Any]] = (await answer.json())["data"]
+    assert all(entry["model_info"][PRICES_STAMP] for entry in entries), "a model without a version"
+    return {entry["model_name"]: entry["model_info"][PRICES_STAMP] for entry in entries}
+
+
+@pytest.mark.timeout(600)
+async def test_i1_a_changed_price_is_held_and_posted_from_the_first_call_on(
+    caller: Caller, stack: StackState, stop_with_us: Callable[[int], None], tmp_path: Path
+) -> None:
+    """Also a model that is gone is, from the first call on. The gateway's catalogue is read anew after a minute only."""
+    port, folder = free_port(), tmp_path / "proxy"
+    cheap = with_price(configuration(stack), 0.000_000_1)
+    dear = with_price(cheap, 0.000_01)
+    dear["model_list"] = [each for each in dear["model_list"] if each["model_name"] != GONE]
+    environ = {"TREASURER_PROXY_URL": f"http://127.0.0.1:{port}"}
+    gateways, proxies = ExitStack(), ExitStack()
+
+    def start(config: dict[str, Any]) -> str:
+        proxies.close()
+        return proxies.enter_context(another_proxy(stack, stop_with_us, folder, port, config))
+
+    with gateways, proxies:
+        before = await stamps(stack, await asyncio.to_thread(start, cheap))
+        gateway = another_gateway(stack, stop_with_us, tmp_path / "gateway.log", environ)
+        url, _ = await asyncio.to_thread(gateways.enter_context, gateway)
+        assert await cost_of_a_token(caller, url) == 100
+        after = await stamps(stack, await asyncio.to_thread(start, dear))
+        assert {name for name in after if after[name] != before[name]} == {MODEL}
+
+        assert await cost_of_a_token(caller, url) == 10_000
+        async with asyncio.timeout(60):  # it is settled off the caller's path
+            while await caller.pool.fetchval("SELECT count(*) FROM holds WHERE agent_id = $1", caller.agent_id):
+                await asyncio.sleep(0.05)
+        attempts = await caller.pool.fetch(
+            "SELECT state, cost_nano, held_nano FROM ledger WHERE call_id = $1 ORDER BY attempt", caller.last.call_id
+        )
+        assert [row["state"] for row in attempts] == ["voided", "posted"], "the first hold was at the old price"
+        assert attempts[1]["held_nano"] == 100 * attempts[0]["held_nano"]
+        with pytest.raises(NotFoundError):
+            await caller.call(url, model=GONE)
+        held = await caller.pool.fetch("SELECT * FROM holds WHERE agent_id = $1", caller.agent_id)
+        assert held == []
+
+
+async def cost_of_a_token(caller: Caller, url: str) -> int:
+    """In nano-dollars, as a call was posted."""
+    answer = await caller.call(url, model=MODEL)
+    cost_nano, tokens = caller.last.cost_nano, answer.usage.prompt_tokens + answer.usage.completion_tokens
+    assert cost_nano % tokens == 0
+    return cost_nano // tokens
