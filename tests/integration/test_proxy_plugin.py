@@ -67,10 +67,10 @@ def chat(model: str = "gpt-4o", text: str = "hello", script: dict[str, Any] | No
 
 
 async def witnesses(stack: StackState, call_id: UUID, count: int = 1) -> list[asyncpg.Record]:
-    """The call's witnesses in the order of their ends, as soon as there are so many (at most ten seconds)."""
+    """The call's witnesses in the order of their ends, as soon as there are so many (a spool may be replayed ten seconds after Postgres is back)."""
     connection = await asyncpg.connect(stack.database_url)
     try:
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 40
         while True:
             rows = await connection.fetch("SELECT * FROM witnesses WHERE call_id = $1 ORDER BY ended_at", call_id)
             if len(rows) >= count or time.monotonic() > deadline:
