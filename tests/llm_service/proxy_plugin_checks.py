@@ -107,10 +107,8 @@ async def check_a_crash_leaves_no_dump() -> None:
 
 async def check_a_grant_of_another_time_shows_the_proxy_s_clock() -> None:
     content, now = body(), int(time.time())
-    early, late = (
-        {"issued_at": now + 3600, "expires_at": now + 3660},
-        {"issued_at": now - 3660, "expires_at": now - 3600},
-    )
+    early: dict[str, Any] = {"issued_at": now + 3600, "expires_at": now + 3660}
+    late: dict[str, Any] = {"issued_at": now - 3660, "expires_at": now - 3600}
     for times, words in ((early, "not valid yet"), (late, "expired")):
         try:
             await ask(granted(content, **times), content)
