@@ -3,13 +3,17 @@
 What must hold: a connection that says nothing, or drips its headers, is closed after `HEAD_S`, so that nobody keeps
 the gateway's connections by doing nothing. What comes beside bodies is bounded before anybody's key is looked at: the
 parser keeps a line until it ends, however long it is. A request's body has a time and a bound of its own, where it is
-read.
+read. What a caller has not taken yet of an answer is bounded, here and in the kernel: whoever sends waits.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+import contextlib
+import socket
+import sys
+from collections.abc import MutableMapping
+from typing import Any, cast
 
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -22,6 +26,12 @@ HEAD_S = 20.0
 MOST_HEAD_BYTES = 64 * 1024
 #: Beside a body in chunks come their lengths: five bytes for a chunk of one.
 _BESIDE_A_BYTE = 8
+#: What the kernel takes for a caller beyond what is on its way; its own idea is several megabytes for each connection.
+UNSENT_BYTES = 128 * 1024
+_UNSENT_OPTION: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
+#: How long a caller who takes nothing may still take the end of its answer, in seconds.
+_LAST_S = 10.0
+_CUT = "treasurer.cut"
 
 
 class PatientProtocol(HttpToolsProtocol):
@@ -35,6 +45,10 @@ class PatientProtocol(HttpToolsProtocol):
     def connection_made(self, transport: Any) -> None:
         """A caller has come: its first request is awaited."""
         super().connection_made(transport)
+        connection = transport.get_extra_info("socket")
+        if connection is not None and _UNSENT_OPTION is not None:
+            with contextlib.suppress(OSError):  # not of every kind of connection
+                connection.setsockopt(socket.IPPROTO_TCP, _UNSENT_OPTION, UNSENT_BYTES)
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
@@ -61,6 +75,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._head_came()
         super().on_headers_complete()  # raises at an address that is none
         self._head_complete = True
+        cast("MutableMapping[str, Any]", self.scope)[_CUT] = self._cut
 
     def on_body(self, body: bytes) -> None:
         """A part of a request's body."""
@@ -82,6 +97,16 @@ class PatientProtocol(HttpToolsProtocol):
         """The caller has left."""
         self._head_came()
         super().connection_lost(exc)
+
+    def _cut(self, last: bytes) -> None:
+        """End an answer in chunks, with these words, that its caller does not take: without waiting for it."""
+        if self.transport.is_closing():
+            return
+        self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
+        self.transport.close()  # when it has taken this …
+        self.loop.call_later(_LAST_S, self.transport.abort)  # … or has had its time
+        self.cycle.disconnected = True  # for whoever is still sending
+        self.cycle.message_event.set()
 
     def _await_head(self) -> None:
         self._head_timer = self.loop.call_later(HEAD_S, self._too_slow)
@@ -106,6 +131,13 @@ class PatientProtocol(HttpToolsProtocol):
         if readable:
             self.transport.write(answer)
         self.transport.close()
+
+
+def cut(scope: MutableMapping[str, Any], last: bytes) -> None:
+    """End the answer to a request whose caller takes nothing of it. Of another server: nothing; it closes in time."""
+    end = scope.get(_CUT)
+    if end is not None:
+        end(last)
 
 
 def _answer(status: str, error: InvalidRequest) -> bytes:

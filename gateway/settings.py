@@ -29,6 +29,10 @@ class Settings(BaseSettings):
     direct_port: int | None = Field(default=None, ge=0, le=65535, description="a second, loopback port of one process")
     proxy_workers: int = Field(default=min(2, os.cpu_count() or 1), ge=1, le=64, description="LiteLLM Proxy workers")
 
+    streams_per_worker: int = Field(
+        default=200, ge=0, le=10_000, description="streams under way in each LiteLLM Proxy worker; 0: without a bound"
+    )
+
     database_url: str | None = Field(default=None, description="an external PostgreSQL; none: embedded")
     redis_url: str | None = Field(default=None, description="an external Redis; none: embedded")
     proxy_url: str | None = Field(default=None, description="an external LiteLLM Proxy; none: embedded")
@@ -73,6 +77,9 @@ class Settings(BaseSettings):
     busy_wait_s: float = Field(default=2, ge=0, description="how long a call waits for held money before it is refused")
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     body_timeout_s: float = Field(default=60, gt=0, le=3600, description="how long a request's body may take to arrive")
+    stalled_timeout_s: float = Field(
+        default=60, gt=0, le=3600, description="how long a caller may take nothing of a stream before it is ended"
+    )
     spool_dir: Path | None = Field(
         default=None,
         description="its folder settlements keeps them while Postgres is away; none: data_dir has that folder",

@@ -31,6 +31,7 @@
     │   ├── BudgetUnusable        503  a budget has no window for this moment: an operator looks at the audit
     │   ├── ProxyUnavailable      503  LiteLLM Proxy
     │   │   └── ProxyClock        503  its clock and ours differ, so it refuses our grants
+    │   ├── ProxyBusy             503  LiteLLM Proxy has as many streams as it takes: Retry-After
     │   └── BreakerOpen           503  a model, a provider or the proxy failed too often: Retry-After
     └── UpstreamError             as the provider said, else 502
         └── UpstreamTimeout       504
@@ -268,6 +269,13 @@ class ProxyUnavailable(Unavailable):
 
 class ProxyClock(ProxyUnavailable):
     code = "proxy_clock"
+
+
+class ProxyBusy(Unavailable):
+    """Of a worker of the proxy: nothing was sent to a provider, and another model would be served by the same proxy."""
+
+    code = "proxy_busy"
+    should_retry = True
 
 
 class BreakerOpen(Unavailable):

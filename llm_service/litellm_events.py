@@ -44,6 +44,9 @@ _FREE_CAUSES = frozenset(
     }
 )
 
+#: What LiteLLM says when it has seen the same chunk a hundred times.
+_REPEATS = "repeating the same chunk"
+
 
 def witness_of(
     outcome: Outcome,
@@ -108,6 +111,16 @@ def unreadable(error: BaseException) -> bool:
         and not isinstance(cause, OSError | TimeoutError | MemoryError | RecursionError)
         for cause in causes(error)
     )
+
+
+def ended_by_litellm(error: BaseException) -> bool:
+    """Whether LiteLLM itself has ended a stream: what its provider had sent by then need not have been read.
+
+    Its times-out run while it is busy elsewhere, and it leaves a model that repeats itself. Whatever else ends a stream
+    (a connection that breaks, the provider's own error) comes after all that was sent.
+    """
+    own = any("Timeout" in type(cause).__name__ or _REPEATS in str(cause) for cause in causes(error))
+    return own and not surely_free(error)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

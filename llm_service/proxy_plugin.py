@@ -8,7 +8,7 @@ have been billed (`x-treasurer-free`); one attempt is one request to a provider 
 `config/litellm.yaml` names `custom_auth` and `witness_logger`. Runs in LiteLLM's environment, so it
 imports only the standard library, LiteLLM, asyncpg, PyJWT and modules of ours that need no more.
 Environment: TREASURER_GRANT_SECRET, TREASURER_GRANT_DIR, TREASURER_SPOOL_DIR,
-TREASURER_DATABASE_URL, TREASURER_PROXY_ENFORCES_LIMITS (0 or 1).
+TREASURER_DATABASE_URL, TREASURER_PROXY_ENFORCES_LIMITS (0 or 1), TREASURER_STREAMS_PER_WORKER.
 """
 # LiteLLM is in another environment than the type checker's, and its objects are what they are at run time.
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -22,6 +22,7 @@ import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,12 +32,15 @@ from litellm.proxy.common_utils.http_parsing_utils import read_request_body
 from litellm.types.utils import is_litellm_owned_kwarg
 
 from llm_service import core_dumps
+from llm_service.chunk_folding import fold
+from llm_service.giving_back import settle_in
 from llm_service.grants import CALL_PATHS, READ_PATHS, Grant, GrantError, GrantTimeError, UsedGrants, verify
 from llm_service.litellm_events import (
     CLAIM,
     COUNTED,
     causes,
     details_of,
+    ended_by_litellm,
     estimate,
     grant_name,
     is_own_count,
@@ -48,18 +52,23 @@ from llm_service.litellm_events import (
 )
 from llm_service.litellm_shortcuts import take_shortcuts
 from llm_service.proxy_logs import QuietLogs
-from llm_service.reading_on import ReadOn
+from llm_service.reading_on import LastRead
 from llm_service.single_sending import send_once
 from llm_service.witnesses import Outcome, WitnessWriter
+from llm_service.worker_streams import WorkerStreams
 
 _log = logging.getLogger("treasurer.proxy_plugin")
 
 _FREE = "treasurer_free"  # set on a request that failed: "1" if nothing can have been billed
 #: How long a stream is read on after the service has left it, in seconds: one that was generated faster than it was
-#: read ends within that, and tells what it cost. Then the provider is told to stop; or, where it bills to the end anyway …
+#: read ends within that, and tells what it cost. A provider that generates slowly is stopped as soon as it is seen that
+#: all of its chunks were read; …
 _LINGER_S = 2.0
-_MOST_FAILED = 10_000
+#: … what is still behind then is read for so long;
+_BEHIND_S = 60.0
+#: … and where the provider bills to the end anyway, the end is waited for.
 _FINISH_S = 300.0
+_MOST_FAILED = 10_000
 _UNREADABLE = "treasurer_unreadable"  # set on a request that LiteLLM could not put into any provider's words
 _ENDED = "treasurer_witnessed"  # set on a stream that did not end by itself, and on a failure: its witness is written
 
@@ -105,13 +114,14 @@ _secret = os.environ.get("TREASURER_GRANT_SECRET", "")
 _enforces_limits = os.environ.get("TREASURER_PROXY_ENFORCES_LIMITS", "0") == "1"
 _quiet = QuietLogs()
 _used = UsedGrants(_folder("TREASURER_GRANT_DIR", ".treasurer/grants"))
+_streams = WorkerStreams(int(os.environ.get("TREASURER_STREAMS_PER_WORKER") or 0))
 
 
 def _refusal(message: str, *, status: int, kind: str, code: str) -> ProxyException:
-    told = {
-        "x-treasurer-refused": code,
-        "x-treasurer-time": f"{time.time():.3f}",
-    }  # for the service: it was us, and no model
+    # For the service: it was us, and no model; and what time it is here.
+    told = {"x-treasurer-refused": code, "x-treasurer-time": f"{time.time():.3f}"}
+    if code == "proxy_busy":
+        told["retry-after"] = "1"
     return ProxyException(message=message, type=kind, param=None, code=status, openai_code=code, headers=told)
 
 
@@ -129,7 +139,7 @@ async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
 
     Raises:
         ProxyException: 401 without a valid grant or for its second use, 400 for a body that steers LiteLLM,
-            503 when a use cannot be remembered.
+            503 when a use cannot be remembered, or for one stream too many.
     """
     _quiet.begin()
     path = str(request.scope.get("path", ""))
@@ -152,6 +162,11 @@ async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
     if path in CALL_PATHS:
         _check_steering(fields)
         _use_once(grant)
+        if fields.get("stream") and not await _streams.begin(f"{grant.call_id}.{grant.attempt}"):
+            raise _refusal(
+                f"This worker has {_streams.most} streams under way, the most it takes (TREASURER_STREAMS_PER_WORKER)",
+                status=503, kind="service_unavailable_error", code="proxy_busy",
+            )  # fmt: skip
     return _identity(grant)
 
 
@@ -237,6 +252,11 @@ class WitnessLogger(CustomLogger):
         if claim.get("once"):
             data["num_retries"] = 0
 
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Any) -> None:
+        """A provider is about to be asked."""
+        metadata = metadata_of(kwargs) or metadata_of(kwargs.get("litellm_params") or {})
+        _streams.asks_provider(grant_name(metadata.get("user_api_key_metadata")))
+
     async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
         """An answer was served whole (a stream: to its end). LiteLLM may tell it twice, if the reader had left."""
         if kwargs.get(_ENDED):
@@ -283,23 +303,37 @@ class WitnessLogger(CustomLogger):
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
         """Pass a stream through; if it breaks, or its reader leaves and it does not end soon, record what came."""
-        claim: Mapping[str, Any] = (getattr(user_api_key_dict, "metadata", None) or {}).get(CLAIM) or {}
-        stream = ReadOn(response)
-        try:
-            async for chunk in stream.chunks():
-                if is_own_count(chunk, response):
-                    details_of(request_data)[COUNTED] = True
-                else:
-                    yield chunk
-        except (GeneratorExit, asyncio.CancelledError):
-            if not await stream.finish(_FINISH_S if claim.get("finishes") else _LINGER_S):
-                self._record_cut("cancelled", request_data, stream.seen, None)
-            elif stream.error is not None:
-                self._record_cut("failure", request_data, stream.seen, stream.error)
-            raise
-        except Exception as error:
-            self._record_cut("failure", request_data, stream.seen, error)
-            raise
+        metadata = getattr(user_api_key_dict, "metadata", None) or {}
+        claim: Mapping[str, Any] = metadata.get(CLAIM) or {}
+        seen: list[Any] = []
+        received = getattr(response, "chunks", None)
+
+        def saw(chunk: Any) -> None:
+            seen.append(chunk)
+            fold(seen)
+            if isinstance(received, list):
+                fold(received)
+
+        stream = _streams.reading(response, saw)
+        with _streams.kept(grant_name(metadata)):
+            try:
+                async for chunk in stream.chunks():
+                    if is_own_count(chunk, response):
+                        details_of(request_data)[COUNTED] = True
+                    else:
+                        yield chunk
+            except (GeneratorExit, asyncio.CancelledError):
+                ended = await (
+                    stream.finish(_FINISH_S) if claim.get("finishes") else stream.finish(_BEHIND_S, _LINGER_S)
+                )
+                if ended is not LastRead.ENDED:
+                    self._record_cut("cancelled", request_data, seen, None, unread=ended is LastRead.BEHIND)
+                elif stream.error is not None:
+                    self._record_broken(request_data, seen, stream.error)
+                raise
+            except Exception as error:
+                self._record_broken(request_data, seen, error)
+                raise
 
     def _remember(self, metadata: Any, free: bool, unread: bool) -> None:
         name = grant_name(metadata)
@@ -308,18 +342,25 @@ class WitnessLogger(CustomLogger):
         if len(self._failed) > _MOST_FAILED:  # of requests that another deployment served after all
             del self._failed[next(iter(self._failed))]
 
+    def _record_broken(self, data: Mapping[str, Any], chunks: list[Any], error: Exception) -> None:
+        # Before its first chunk nobody knows whether there is anything to pay for: that is for the agent's policy.
+        self._record_cut("failure", data, chunks, error, unread=bool(chunks) and ended_by_litellm(error))
+
     def _record_cut(
         self,
         outcome: Literal["failure", "cancelled"],
         data: Mapping[str, Any],
         chunks: list[Any],
         error: Exception | None,
+        *,
+        unread: bool = False,
     ) -> None:
         call = data.get("litellm_logging_obj")
         details = details_of(data)
         details[_ENDED] = True
         usage, cost = estimate(call, details, chunks, data.get("messages"))
-        self._record(outcome, details or data, usage, cost, getattr(call, "start_time", None), None, error)
+        started_at = getattr(call, "start_time", None)
+        self._record(outcome, details or data, usage, cost, started_at, None, error, unread=unread)
 
     def _record(
         self,
@@ -330,12 +371,14 @@ class WitnessLogger(CustomLogger):
         started_at: Any,
         ended_at: Any,
         error: Exception | None = None,
+        *,
+        unread: bool = False,
     ) -> None:
         """Hand a witness over. Whatever is wrong with an event must not reach LiteLLM's caller."""
         try:
             witness = witness_of(outcome, call, usage, cost, started_at, ended_at, error)
             if witness is not None:
-                self._writer.add(witness)
+                self._writer.add(replace(witness, unread=unread))
         except Exception as fault:  # noqa: BLE001 (whatever LiteLLM hands over, its caller gets the answer)
             _log.exception("A witness could not be recorded: %s", type(fault).__name__)
 
@@ -343,6 +386,7 @@ class WitnessLogger(CustomLogger):
 core_dumps.forbid()
 send_once()
 take_shortcuts()
+settle_in()
 witness_logger = WitnessLogger(
     WitnessWriter(os.environ.get("TREASURER_DATABASE_URL"), _folder("TREASURER_SPOOL_DIR", ".treasurer/spool"))
 )

@@ -16,7 +16,7 @@ from typing import TypeVar
 import orjson
 
 from llm_service.call import Call
-from llm_service.errors import NotAuthenticated, ProxyUnavailable, TreasurerError
+from llm_service.errors import NotAuthenticated, ProxyBusy, ProxyUnavailable, TreasurerError
 from llm_service.grants import Grant, GrantLimits, digest_of, sign
 from llm_service.proxy import Unanswered, Upstream, UpstreamAnswer, UpstreamStream, surely_free, upstream_error
 from llm_service.refusals import check_live
@@ -96,13 +96,15 @@ class Sender:
 
     def _refused(self, call: Call, upstream: UpstreamAnswer) -> TreasurerError:
         """An error answer: nothing was bought, or the witness tells."""
-        error = upstream_error(upstream.status, upstream.headers, upstream.body)
-        # Our own plugin's refusal (a clock that is wrong …) is no model's failure: it must not open a breaker for all.
-        if error.status >= 500 and "x-treasurer-refused" not in upstream.headers:
+        error = refusal_of(upstream)
+        # Our own plugin's refusal (a clock that is wrong …) is no model's failure: it must not open a breaker for all, and
+        # no provider was asked that could bill it.
+        by_provider = "x-treasurer-refused" not in upstream.headers
+        if error.status >= 500 and by_provider:
             call.passage.failed()
         else:
             call.passage.neutral()
-        if min(upstream.status, error.status) >= 500 and call.journey.route.bills_errors:
+        if min(upstream.status, error.status) >= 500 and by_provider and call.journey.route.bills_errors:
             self._settler.post_hold(call, error)
         elif surely_free(upstream.status, upstream.headers):
             call.free()
@@ -135,6 +137,18 @@ class Sender:
             finishes=call.request.stream and call.finishes,
             once=call.journey.route.bills_errors,
         )
+
+
+def refusal_of(upstream: UpstreamAnswer) -> TreasurerError:
+    """An error answer as ours: the provider's, or our own plugin's for one stream too many."""
+    if upstream.headers.get("x-treasurer-refused") == ProxyBusy.code:
+        return ProxyBusy(
+            "LiteLLM Proxy has as many streams under way as it takes, so this one was not begun and nothing was spent. "
+            "Try again in a moment.",
+            retry_after=1,
+            details={"part": "proxy"},
+        )
+    return upstream_error(upstream.status, upstream.headers, upstream.body)
 
 
 def governed_body(call: Call) -> bytes:

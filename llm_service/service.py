@@ -268,7 +268,8 @@ class LLMService:
 
         async def finish() -> None:
             upstream = await opening
-            await self._drain(call, claim, upstream, EventScanner(hide_usage=not call.request.wants_usage))
+            scanner = EventScanner(hide_usage=not call.request.wants_usage, keeps=claim is not None)
+            await self._drain(call, claim, upstream, scanner)
 
         self._in_background(finish())
 

@@ -1,10 +1,10 @@
 """How a call is settled: from what is known of its end to one ledger entry, telemetry, and pace given back.
 
 What must hold (I2): each attempt is settled once. What the provider reports is posted as it is. An
-answer whose usage is missing or zero is estimated with a margin, never above what was held. Of a stream
-that was cut this is no bound: what the provider had generated and nobody had read is not seen. Of what a model
-thought unseen nobody knows anything: all of the output that was held for is posted then. What may have been served
-without an answer is left to the witness.
+answer whose usage is missing or zero is estimated with a margin, never above what was held. All of the output that was
+held for is posted where an estimate would have no upper side (I1): of what a model thought unseen, and of a stream that
+was left while the provider had sent more than was read. What may have been served without an answer is left to the
+witness.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from llm_service.money import nano_from_reported_dollars
 from llm_service.requests import ParsedRequest
 from llm_service.sse import GENERATED, objects
 from llm_service.telemetry.record import CallRecord
-from llm_service.treasury.sweep import Sweeper
+from llm_service.treasury.sweep import UNREAD, Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import LedgerState, Settlement, Usage, UsageSource
 from llm_service.usage import LONGEST_TOKEN, read_usage, reported_cost, says_too_little
@@ -192,13 +192,16 @@ class Settler:
         )
         if found.error_code == "owner_lost":  # the provider's own report
             return replace(ending, usage=found.usage, usage_source=UsageSource.WITNESS)
-        ending = await self._estimated(call, ending, answer())
+        ending = await self._estimated(call, ending, answer(), unread=found.error_code == UNREAD)
         input_tokens = max(ending.usage.input_tokens, found.usage.input_tokens)
         output_tokens = max(ending.usage.output_tokens, found.usage.output_tokens)
         return replace(ending, usage=Usage(input_tokens=input_tokens, output_tokens=output_tokens))
 
-    async def _estimated(self, call: Call, ending: Ending, answer: object) -> Ending:
-        """The provider did not say: count what went in and what came out, with a margin, within the hold."""
+    async def _estimated(self, call: Call, ending: Ending, answer: object, *, unread: bool = False) -> Ending:
+        """The provider did not say: count what went in and what came out, with a margin, within the hold.
+
+        `unread`: more had come than was read, so that all may have been generated that was held for.
+        """
         text = generated_text(answer) if isinstance(answer, bytes) else cast("tuple[str, int]", answer)[0]
         input_tokens, output_tokens = call.plan.input_tokens, len(text.encode())
         most_output = call.output_tokens * call.request.choices + call.request.extra_output
@@ -213,7 +216,7 @@ class Settler:
             log.warning(
                 "call %s is settled by its size in bytes; its tokens could not be counted: %s", call.call_id, error
             )
-        if call.reasons_unseen:
+        if call.reasons_unseen or unread:
             output_tokens = most_output
         elif ending.error_code is not None:
             output_tokens += _IN_FLIGHT_TOKENS

@@ -16,6 +16,8 @@ _END = b"\n\n"
 #: The fields of a message, or of a part of one, that hold generated text.
 GENERATED = ("content", "reasoning_content", "refusal")
 _KEEP_BYTES = 8 * 1024 * 1024
+#: What nobody will ask for again is boiled down to its text, so many bytes at a time.
+_BOIL_BYTES = 64 * 1024
 
 
 class EventScanner:
@@ -25,14 +27,17 @@ class EventScanner:
     and a stream may be cut); `error` the error event that ended the stream, `finished`
     says that the stream came to its own end. `begun` is set with the first event that carries something
     generated, or a choice's end; `withheld` if that is a content filter's, of all there is. `size`: how many bytes
-    were forwarded.
+    were forwarded. `keeps`: what was forwarded is asked for again in the end; else only the text of it is kept.
     """
 
-    def __init__(self, *, hide_usage: bool) -> None:
+    def __init__(self, *, hide_usage: bool, keeps: bool = True) -> None:
         self._hide_usage = hide_usage
+        self._most_kept = _KEEP_BYTES if keeps else _BOIL_BYTES
         self._tail = b""
         self._kept: list[bytes] = []
-        self._said: list[str] = []  # what was generated, of an answer that is too long to keep
+        self._kept_bytes = 0
+        self._said: list[str] = []  # what was generated, of what is not kept
+        self._said_events = 0
         self.size = 0
         self.usage: dict[str, Any] | None = None
         self.service_tier: str | None = None
@@ -60,19 +65,23 @@ class EventScanner:
 
     def text(self) -> tuple[str, int]:
         """What was generated, as far as it was seen: the text, and the number of events that carried some."""
-        parts = [*self._said, *_texts(self._kept)]
-        return "".join(parts), len(parts)
+        parts = [*_texts(self._kept)]
+        return "".join([*self._said, *parts]), self._said_events + len(parts)
 
     def forwarded(self) -> bytes | None:
         """All that was forwarded, for an idempotent repetition. None when it was too long to keep."""
-        return b"".join(self._kept) if self.size <= _KEEP_BYTES else None
+        return b"".join(self._kept) if self._kept_bytes == self.size else None
 
     def _keep(self, event: bytes) -> None:
         self.size += len(event)
+        self._kept_bytes += len(event)
         self._kept.append(event)
-        if self.size > _KEEP_BYTES:  # it will not be repeated; what it says still counts, where nobody reports it
-            self._said += _texts(self._kept)
+        if self._kept_bytes > self._most_kept:  # it will not be repeated; what it says counts, where nobody reports it
+            said = [*_texts(self._kept)]
+            self._said.append("".join(said))
+            self._said_events += len(said)
             self._kept.clear()
+            self._kept_bytes, self._most_kept = 0, _BOIL_BYTES
 
     def _scan(self, event: bytes) -> bool:
         """Note what an event says; whether it is to be forwarded."""

@@ -44,7 +44,7 @@ class StreamingAnswer:
         self.call_id: UUID = call.call_id
         self.headers: dict[str, str] = {"content-type": "text/event-stream"} | call.headers(None)
         self.cost_nano: int | None = None
-        self._scanner = EventScanner(hide_usage=not call.request.wants_usage)
+        self._scanner = EventScanner(hide_usage=not call.request.wants_usage, keeps=claim is not None)
         self._service = service
         self._call = call
         self._upstream = upstream

@@ -36,18 +36,18 @@ _INT32_MAX = 2**31 - 1
 _INSERT = """
     INSERT INTO witnesses (
         id, call_id, attempt, outcome, model, provider, deployment, cost_nano, input_tokens, cached_tokens,
-        cache_write_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, service_tier, counted, status, error,
-        started_at, ended_at
+        cache_write_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, service_tier, counted, unread, status,
+        error, started_at, ended_at
     )
     SELECT
         id, call_id, attempt, outcome, model, provider, deployment, cost_nano, input_tokens, cached_tokens,
         cache_write_tokens, coalesce(cache_write_1h_tokens, 0), output_tokens, reasoning_tokens, service_tier,
-        coalesce(counted, outcome <> 'success'), status, error, started_at, ended_at
+        coalesce(counted, outcome <> 'success'), coalesce(unread, false), status, error, started_at, ended_at
     FROM jsonb_to_recordset($1::jsonb) AS line (
         id uuid, call_id uuid, attempt smallint, outcome text, model text, provider text, deployment text,
         cost_nano bigint, input_tokens integer, cached_tokens integer, cache_write_tokens integer,
         cache_write_1h_tokens integer, output_tokens integer, reasoning_tokens integer, service_tier text,
-        counted boolean, status smallint, error text, started_at timestamptz, ended_at timestamptz
+        counted boolean, unread boolean, status smallint, error text, started_at timestamptz, ended_at timestamptz
     )
     ON CONFLICT (id) DO NOTHING
 """
@@ -59,6 +59,7 @@ class Witness:
 
     A success has the usage that the provider reported; a failure or a cancellation in mid-stream has an
     estimate of what had been served by then. `counted`: the usage is LiteLLM's own count, and not a report.
+    `unread`: the provider had sent more than was read, or nobody can know: the count has no upper side.
     """
 
     call_id: UUID
@@ -75,6 +76,7 @@ class Witness:
     ended_at: datetime
     service_tier: str | None = None
     counted: bool = False
+    unread: bool = False
     id: UUID = field(default_factory=uuid4)
 
     def line(self) -> str:
@@ -96,6 +98,7 @@ class Witness:
             "output_tokens": min(usage.output_tokens, _INT32_MAX),
             "service_tier": self.service_tier,
             "counted": self.counted,
+            "unread": self.unread,
             "reasoning_tokens": min(usage.reasoning_tokens, _INT32_MAX),
             "status": self.status,
             "error": self.error,

@@ -169,6 +169,7 @@ def stack(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[St
     arguments = ["--data-dir", str(data_dir), "--port", "0", "--gateways", "2", "--proxy-workers", "1"]
     environ = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_API_BASE"))}
     environ["TREASURER_BREAKER_FAILURES"] = "0"  # tests fail providers on purpose, and must not keep each other out
+    environ["TREASURER_STREAMS_PER_WORKER"] = "60"  # few enough for a test to fill them
     with log.open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "gateway.cli", "up", *arguments],

@@ -8,10 +8,12 @@ durations, and so every timeout, goes on as it was.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import psutil
 import pytest
 
 _FOLDERS = (
@@ -33,6 +35,15 @@ def find_library(*, threads: bool = False) -> Path | None:
 
 
 needs_faketime = pytest.mark.skipif(find_library() is None or find_library(threads=True) is None, reason=MISSING)
+
+
+def remove_leftovers() -> None:
+    """Delete the shared memory that libfaketime leaves behind when a process under it is killed."""
+    for path in Path("/dev/shm").glob("*faketime_s*_*"):
+        pid = path.name.rpartition("_")[2]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            with contextlib.suppress(OSError):  # another account's
+                path.unlink()
 
 
 @dataclass(frozen=True)

@@ -120,6 +120,27 @@ async def _left(field: Field, leave: Leave) -> Later:
     return lambda: ask(None)
 
 
+async def left_by_a_crowd(field: Field) -> Later:
+    """24 callers leave long streams within the same second, of a provider that is as fast as can be: all of the answers
+    is generated, billed and on its way, and next to nothing of it was read."""
+    return await _crowd(field, {"chunk_tokens": 1})
+
+
+async def left_by_a_crowd_paced(field: Field) -> Later:
+    """The same, of a provider that generates 60 tokens a second and stops when its connection is closed."""
+    return await _crowd(field, {"chunk_tokens": 1, "tokens_per_s": 60.0})
+
+
+async def _crowd(field: Field, pace: Script) -> Later:
+    def ask(leave: Leave | None = None, output: int = 2000) -> Ask:
+        return field.chat("Tell me a long story.", output=output, stream=True, leave=leave, script=pace)
+
+    asks = [ask(Leave(after_s=field.random.uniform(0.8, 1.6))) for _ in range(24)]
+    await field.fund(asks[0].cost_nano * 6)
+    await field.together(asks)
+    return lambda: ask(output=60)
+
+
 async def same_idempotency_key(field: Field) -> Later:
     """A client that sends each call three times with one idempotency key, twice at once and once after: it is one
     purchase."""
@@ -292,6 +313,8 @@ SCENARIOS = (
     Scenario("left-early", "streams left after two chunks", left_early, drain_s=1.2),
     Scenario("left-midway", "streams left in the middle", left_midway, drain_s=1.2),
     Scenario("left-before-first-token", "streams left before the first token", left_before_first_token, drain_s=2.2),
+    Scenario("left-by-a-crowd", "24 long streams left at once", left_by_a_crowd, drain_s=4.0),
+    Scenario("left-by-a-crowd-paced", "the same, generated slowly", left_by_a_crowd_paced, drain_s=4.0),
     Scenario("same-idempotency-key", "retries with the same key", same_idempotency_key, quick=True),
     Scenario("impatient-retries", "retries without a key", impatient_retries, drain_s=1.2),
     Scenario("provider-fails-first", "provider fails, then serves", provider_fails_first, drain_s=0.5),

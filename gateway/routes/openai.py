@@ -1,7 +1,8 @@
 """The hot routes, as a bare ASGI layer before FastAPI: OpenAI's chat completions and embeddings.
 
 What must hold: the body is read once and parsed once (by the service); a stream's events go out as they
-come in; a caller who leaves cancels what was started for it; every error has OpenAI's shape.
+come in, and no faster than they are taken; a caller who leaves, or takes nothing for long, cancels what was started for
+it; every error has OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import orjson
 
 from gateway.auth import SEVERAL, bearer_secret
 from gateway.composition import Runtime
+from gateway.protocol import cut
 from llm_service.errors import BodyTooLarge, InvalidRequest, NotAuthenticated, RequestTimeout, TreasurerError
 from llm_service.requests import MAX_ATTRIBUTION, attribution
 from llm_service.streaming import StreamingAnswer
@@ -78,7 +80,8 @@ class HotRoutes:
         work = _ROUTES[scope["path"]](runtime, body, principal, context, parent)
         answer = await _unless_left(work, receive)
         if isinstance(answer, StreamingAnswer):
-            await _unless_left(_stream(answer, send), receive)
+            stalled_s = runtime.settings.stalled_timeout_s
+            await _unless_left(_stream(answer, send, stalled_s, lambda event: cut(scope, event)), receive)
         else:
             await _send_whole(send, answer.status, answer.headers, answer.body)
 
@@ -209,27 +212,45 @@ async def _left(receive: Receive) -> None:
         pass
 
 
-async def _stream(answer: StreamingAnswer, send: Send) -> None:
+class _Stalled(Exception):
+    """The caller has taken nothing for long."""
+
+
+async def _stream(answer: StreamingAnswer, send: Send, stalled_s: float, end: Callable[[bytes], None]) -> None:
+    """Send the events as they come. `end` ends the answer without waiting for its caller."""
+
+    async def send_events(events: bytes, *, more: bool = True) -> None:
+        patience = asyncio.timeout(stalled_s)
+        try:
+            async with patience:
+                await send({"type": "http.response.body", "body": events, "more_body": more})
+        except TimeoutError:
+            if patience.expired():
+                raise _Stalled from None
+            raise
+
     try:
         await send({"type": "http.response.start", "status": answer.status, "headers": _encode(answer.headers)})
         try:
             async for events in answer:
-                await send({"type": "http.response.body", "body": events, "more_body": True})
+                await send_events(events)
         except TreasurerError as error:
-            await _send_event(send, error)
-        except OSError:
+            await send_events(_event(error))
+        except (OSError, _Stalled):
             raise  # of the caller's connection: there is nobody to tell
         except Exception:
             log.exception("a stream failed")
-            await _send_event(send, TreasurerError(_FAILED))
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+            await send_events(_event(TreasurerError(_FAILED)))
+        await send_events(b"", more=False)
+    except _Stalled:
+        log.warning("call %s was ended: its caller has taken nothing for %g s", answer.call_id, stalled_s)
+        end(_event(RequestTimeout(f"You took nothing of this answer for {stalled_s:g} s, so it was ended.")))
     finally:
         await asyncio.shield(answer.aclose())
 
 
-async def _send_event(send: Send, error: TreasurerError) -> None:
-    event = b"data: " + orjson.dumps(error.as_openai()) + b"\n\n"
-    await send({"type": "http.response.body", "body": event, "more_body": True})
+def _event(error: TreasurerError) -> bytes:
+    return b"data: " + orjson.dumps(error.as_openai()) + b"\n\n"
 
 
 async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:

@@ -1,14 +1,15 @@
 """What the audit asks of limits: that no window was ever over what was allowed, whatever was changed afterwards.
 
 What must hold: an overspend stays named after any change of its budget: a higher limit, a top-up, a pace, an archive. So
-what a budget allowed is read from the log of changes, moment by moment. A limit that falls below what is spent makes no
+what a budget allowed is read from the log of changes, change by change. A limit that falls below what is spent makes no
 overspend: what was there then, within the old limit, is allowed for.
 
-How a window is judged. The changes of its budget cut its time into segments, each with one allowed amount. Calls are
-replayed: at the end of each segment stands how much was committed (held or posted) and how much of that was posted. What
-is committed now was within some segment's allowance when its last hold was made, and can only have shrunk since: so it
-is at most the largest, over the segments, of the lesser of what was allowed and what was committed at its end. The same
-bound holds at the end of each earlier segment for what was posted by then.
+How a window is judged. The changes of its budget, and the times at which top-ups begin and end, cut its life into
+segments, each with one allowed amount. Calls are replayed in the order of the epochs that they were admitted by, which
+clocks that jump do not upset. At the end of each segment stands how much was committed: what calls that were admitted by
+then held, or had cost if they had been settled. What is committed now was within some segment's allowance when its last
+hold was made, and can only have shrunk since: so it is at most the largest, over the segments, of the lesser of what was
+allowed and what was committed at its end. The same holds, up to each segment, for what the calls admitted by then cost.
 """
 # ruff: noqa: S608 - statements are made of constants of this module
 
@@ -16,70 +17,92 @@ from __future__ import annotations
 
 from llm_service.treasury.audit_rule import WINDOW, WINDOWS, Rule, format_money, format_window
 
-# The log as it was: the row after each change until the next one; before a row's first entry in it, what that entry says
-# was there before; a row that is in no entry (it is older than the log, or was written past it) as it stands.
-_LIMITS = """
+# Limits and top-ups by epoch: after each logged change until the next one. Epoch 0 is all that was before changes were
+# logged with their epoch: what the first change says was there before it, or else the row as it stands.
+_VERSIONS = """
     logged AS (
-        SELECT object AS budget_id, action, (before ->> 'limit_nano')::bigint AS old, (after ->> 'limit_nano')::bigint AS new,
-               at, row_number() OVER (PARTITION BY object ORDER BY id) AS n
-        FROM changes WHERE kind = 'budgets'
+        SELECT object AS budget_id, (before ->> 'limit_nano')::bigint AS old, (after ->> 'limit_nano')::bigint AS new, epoch,
+               at, id, row_number() OVER (PARTITION BY object ORDER BY id) AS n
+        FROM changes WHERE kind = 'budgets' AND epoch IS NOT NULL
     ), moves AS (
-        SELECT budget_id, new AS nano, at AS since FROM logged WHERE action <> 'removed' AND old IS DISTINCT FROM new
-        UNION ALL SELECT budget_id, old, '-infinity' FROM logged WHERE n = 1 AND old IS NOT NULL
-        UNION ALL SELECT id, limit_nano, '-infinity' FROM budgets b WHERE NOT EXISTS (
+        SELECT budget_id, new AS nano, epoch, at, id FROM logged WHERE new IS NOT NULL AND old IS DISTINCT FROM new
+        UNION ALL SELECT budget_id, old, 0, '-infinity', 0 FROM logged WHERE n = 1 AND old IS NOT NULL
+        UNION ALL SELECT b.id, b.limit_nano, 0, '-infinity', 0 FROM budgets b WHERE NOT EXISTS (
             SELECT FROM logged l WHERE l.budget_id = b.id)
     ), limits AS (
-        SELECT *, lead(since, 1, 'infinity') OVER (PARTITION BY budget_id ORDER BY since) AS until FROM moves
+        SELECT *, lead(epoch, 1, 9223372036854775807) OVER (PARTITION BY budget_id ORDER BY epoch, id) AS until FROM moves
     ), topped AS (
-        SELECT (coalesce(after, before) ->> 'budget_id')::bigint AS budget_id, action,
-               (after ->> 'amount_nano')::bigint AS nano, greatest((after ->> 'starts_at')::timestamptz, at) AS since,
-               least((after ->> 'ends_at')::timestamptz,
-                     lead(at, 1, 'infinity') OVER (PARTITION BY object ORDER BY id)) AS until
-        FROM changes WHERE kind = 'top_ups'
-        UNION ALL SELECT budget_id, 'created', amount_nano, greatest(starts_at, created_at), ends_at
-        FROM top_ups t WHERE NOT EXISTS (SELECT FROM changes c WHERE c.kind = 'top_ups' AND c.object = t.id)
+        SELECT object, action, before, after, epoch, at, row_number() OVER (PARTITION BY object ORDER BY id) AS n,
+               lead(epoch, 1, 9223372036854775807) OVER (PARTITION BY object ORDER BY id) AS until
+        FROM changes WHERE kind = 'top_ups' AND epoch IS NOT NULL
+    ), images AS (
+        SELECT after AS image, epoch, until, at FROM topped WHERE after IS NOT NULL
+        UNION ALL SELECT before, 0, epoch, '-infinity' FROM topped WHERE n = 1 AND before IS NOT NULL
+        UNION ALL SELECT to_jsonb(t), 0, 9223372036854775807, created_at FROM top_ups t WHERE NOT EXISTS (
+            SELECT FROM topped o WHERE o.object = t.id)
     ), extras AS (
-        SELECT budget_id, nano, since, until FROM topped WHERE action <> 'removed' AND since < until
+        SELECT (image ->> 'budget_id')::bigint AS budget_id, (image ->> 'amount_nano')::bigint AS nano, epoch, until, at,
+               (image ->> 'starts_at')::timestamptz AS starts_at, (image ->> 'ends_at')::timestamptz AS ends_at
+        FROM images WHERE epoch < until
     )"""
 
+# A boundary is a change of the configuration, or a moment of a top-up within the epoch that was current then.
 _SEGMENTS = """
-    points AS (
-        SELECT budget_id, since AS at FROM limits
-        UNION SELECT budget_id, since FROM extras UNION SELECT budget_id, until FROM extras
-    ), segments AS (
-        SELECT p.budget_id, p.at AS since, lead(p.at, 1, 'infinity') OVER (PARTITION BY p.budget_id ORDER BY p.at) AS until,
-               l.nano + coalesce((SELECT sum(e.nano) FROM extras e
-                                  WHERE e.budget_id = p.budget_id AND e.since <= p.at AND p.at < e.until), 0) AS allowed
-        FROM points p JOIN limits l ON l.budget_id = p.budget_id AND l.since <= p.at AND p.at < l.until
-        WHERE p.at < 'infinity'
-    ), parts AS (
-        SELECT w.id AS window_id, s.allowed, least(s.until, w.ends_at) AS until,
-               count(*) OVER (PARTITION BY w.id) AS parts
-        FROM windows w JOIN segments s ON s.budget_id = w.budget_id
-            AND s.since < w.ends_at AND s.until > w.starts_at AND s.since <= clock_timestamp()
+    moments AS (
+        SELECT budget_id, starts_at AS at, epoch FROM extras WHERE starts_at > at
+        UNION SELECT budget_id, ends_at, epoch FROM extras WHERE ends_at > at
+    ), boundaries AS (
+        SELECT budget_id, epoch, '-infinity'::timestamptz AS since, at FROM limits WHERE epoch < until
+        UNION SELECT budget_id, epoch, '-infinity', at FROM extras
+        UNION SELECT e.budget_id, e.until, '-infinity', (SELECT min(c.at) FROM changes c WHERE c.epoch = e.until)
+        FROM extras e WHERE e.until < 9223372036854775807
+        UNION SELECT m.budget_id, greatest(m.epoch, (SELECT coalesce(max(c.epoch), 0) FROM changes c WHERE c.at <= m.at)),
+                     m.at, m.at
+        FROM moments m WHERE m.at <= clock_timestamp()
+    ), allowances AS (
+        SELECT DISTINCT ON (p.budget_id, p.epoch, p.since) p.budget_id, p.epoch, p.since,
+               l.nano + coalesce((
+                   SELECT sum(e.nano) FROM extras e WHERE e.budget_id = p.budget_id AND e.epoch <= p.epoch
+                     AND p.epoch < e.until AND e.starts_at <= p.at AND p.at < e.ends_at), 0) AS allowed
+        FROM boundaries p JOIN limits l ON l.budget_id = p.budget_id AND l.epoch <= p.epoch AND p.epoch < l.until
+        ORDER BY p.budget_id, p.epoch, p.since, allowed DESC
+    ), suspects AS MATERIALIZED (
+        SELECT w.id, w.budget_id, w.posted_nano, w.pending_nano, w.grandfathered_nano
+        FROM windows w JOIN (SELECT budget_id, min(allowed) AS nano FROM allowances GROUP BY budget_id) AS least
+            ON least.budget_id = w.budget_id
+        WHERE w.posted_nano::numeric + w.pending_nano > least.nano
     )"""
 
-# Only windows in whose time something changed need their calls replayed. An entry's hold was made at started_at.
+# Only windows that hold more than the least that was ever allowed need their calls replayed.
 _REPLAYED = """
-    several AS MATERIALIZED (SELECT DISTINCT window_id FROM parts WHERE parts > 1),
     entries AS (
-        SELECT named.id AS window_id, l.state, l.held_nano, l.cost_nano, l.started_at, l.settled_at
-        FROM ledger l CROSS JOIN LATERAL unnest(l.window_ids) AS named (id) JOIN several s ON s.window_id = named.id
-        WHERE EXISTS (SELECT FROM several)
-    ), moments AS (
-        SELECT window_id, until AS at, 0 AS kind, allowed, 0 AS committed, 0 AS posted FROM parts WHERE parts > 1
-        UNION ALL SELECT window_id, started_at, 1, NULL, held_nano, 0 FROM entries WHERE state <> 'adjusted'
-        UNION ALL SELECT window_id, settled_at, 1, NULL, cost_nano - CASE state WHEN 'adjusted' THEN 0 ELSE held_nano END,
-                         cost_nano FROM entries
-        UNION ALL SELECT named.id, h.started_at, 1, NULL, h.amount_nano, 0
-        FROM holds h CROSS JOIN LATERAL unnest(h.window_ids) AS named (id) JOIN several s ON s.window_id = named.id
-    ), running AS (
-        SELECT window_id, at, kind, allowed, sum(committed) OVER w AS committed, sum(posted) OVER w AS posted
-        FROM moments WINDOW w AS (PARTITION BY window_id ORDER BY at, kind ROWS UNBOUNDED PRECEDING)
-    ), bounded AS (
-        SELECT window_id, at, posted, allowed AS allowed_here, max(least(allowed, committed)) OVER w AS allowed,
-               row_number() OVER (PARTITION BY window_id ORDER BY at DESC) AS from_last
-        FROM running WHERE kind = 0 WINDOW w AS (PARTITION BY window_id ORDER BY at)
+        SELECT s.id, l.call_id, l.attempt, max(coalesce(l.epoch, 0)) AS epoch, min(l.started_at) AS started_at,
+               max(coalesce(l.settled_epoch, 0)) AS settled_epoch,
+               min(l.settled_at) FILTER (WHERE l.state <> 'adjusted') AS settled_at,
+               sum(l.held_nano) AS held, sum(l.cost_nano) AS cost
+        FROM ledger l CROSS JOIN LATERAL unnest(l.window_ids) AS named (id) JOIN suspects s ON s.id = named.id
+        WHERE EXISTS (SELECT FROM suspects) GROUP BY s.id, l.call_id, l.attempt
+    ), steps AS (
+        SELECT id, epoch, started_at AS at, 1 AS kind, NULL::numeric AS allowed, held AS committed, cost AS spent FROM entries
+        UNION ALL SELECT id, settled_epoch, settled_at, 1, NULL, cost - held, 0 FROM entries
+        UNION ALL SELECT s.id, coalesce(h.epoch, 0), h.started_at, 1, NULL, h.amount_nano, 0
+        FROM holds h CROSS JOIN LATERAL unnest(h.window_ids) AS named (id) JOIN suspects s ON s.id = named.id
+        UNION ALL SELECT s.id, a.epoch, a.since, 0, a.allowed, 0, 0
+        FROM suspects s JOIN allowances a ON a.budget_id = s.budget_id
+    ), numbered AS (
+        SELECT *, count(allowed) OVER (PARTITION BY id ORDER BY epoch, at, kind ROWS UNBOUNDED PRECEDING) AS segment
+        FROM steps
+    ), ends AS (
+        SELECT id, segment, max(allowed) AS allowed,
+               sum(sum(committed)) OVER w AS committed, sum(sum(spent)) OVER w AS spent,
+               segment = max(segment) OVER (PARTITION BY id) AS last
+        FROM numbered GROUP BY id, segment WINDOW w AS (PARTITION BY id ORDER BY segment)
+    ), judged AS (
+        SELECT s.id, CASE WHEN e.last THEN s.posted_nano ELSE e.spent END AS posted_nano,
+               CASE WHEN e.last THEN s.pending_nano ELSE 0 END AS pending_nano,
+               greatest(s.grandfathered_nano, CASE WHEN e.last THEN e.allowed END,
+                        max(least(e.allowed, e.committed)) OVER (PARTITION BY s.id ORDER BY e.segment)) AS allowed
+        FROM ends e JOIN suspects s ON s.id = e.id WHERE e.segment > 0
     )"""
 
 WITHIN_LIMITS = Rule(
@@ -88,19 +111,9 @@ WITHIN_LIMITS = Rule(
     holds="in every window, posted + pending is, and at every change was, within the limit and its top-ups",
     examines="windows",
     differences=f"""
-        WITH {_LIMITS}, {_SEGMENTS}, {_REPLAYED}, judged AS (
-            SELECT w.id, w.posted_nano, w.pending_nano, p.allowed FROM windows w JOIN parts p ON p.window_id = w.id
-            WHERE p.parts = 1
-            UNION ALL
-            SELECT w.id, w.posted_nano, w.pending_nano, greatest(b.allowed, b.allowed_here)
-            FROM windows w JOIN bounded b ON b.window_id = w.id AND b.from_last = 1
-            UNION ALL
-            SELECT w.id, b.posted, 0, b.allowed FROM windows w JOIN bounded b ON b.window_id = w.id AND b.from_last > 1
-        ), over AS (
-            SELECT DISTINCT ON (j.id) j.id, j.posted_nano, j.pending_nano, greatest(j.allowed, w.grandfathered_nano) AS allowed
-            FROM judged j JOIN windows w ON w.id = j.id
-            WHERE j.posted_nano::numeric + j.pending_nano > greatest(j.allowed, w.grandfathered_nano)
-            ORDER BY j.id, j.posted_nano::numeric + j.pending_nano - greatest(j.allowed, w.grandfathered_nano) DESC
+        WITH {_VERSIONS}, {_SEGMENTS}, {_REPLAYED}, over AS (
+            SELECT DISTINCT ON (id) * FROM judged WHERE posted_nano + pending_nano > allowed
+            ORDER BY id, posted_nano + pending_nano - allowed DESC
         )
         SELECT {WINDOW}, over.posted_nano, over.pending_nano, over.allowed FROM over JOIN {WINDOWS} ON w.id = over.id""",
     say=lambda row: (

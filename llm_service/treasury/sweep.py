@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 _FOUND = """
        (SELECT json_agg(w)::text FROM (
             SELECT outcome, provider, deployment, cost_nano, input_tokens, cached_tokens, cache_write_tokens,
-                   cache_write_1h_tokens, output_tokens, reasoning_tokens, service_tier, counted, status
+                   cache_write_1h_tokens, output_tokens, reasoning_tokens, service_tier, counted, unread, status
             FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt ORDER BY w.ended_at
         ) w) AS witnesses
 """
@@ -77,6 +77,8 @@ _IN_FLIGHT_TOKENS = 32
 
 #: So many times our own figure is more than prices of the same tokens are ever apart by their conditions.
 _FAR_ABOVE = 2
+#: The error code of what was settled by a witness that had not read all.
+UNREAD = "owner_lost_unread"
 
 #: (model, deployment, usage, service tier) → nano-dollars, or None when the catalogue does not know the model any more.
 Price = Callable[[str, str | None, Usage, str | None], int | None]
@@ -94,6 +96,7 @@ class Witness:
     status: int | None
     service_tier: str | None = None
     counted: bool = False
+    unread: bool = False  # the provider had sent more than was read of it, or nobody can know
 
     @property
     def exact(self) -> bool:
@@ -119,11 +122,12 @@ def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) ->
     """How a hold ends: by its witnesses; if they prove nothing and it has expired, by policy. Pure.
 
     Witnesses of answers, whole or cut (with a margin), are added up: a router's retry may have been billed twice. One
-    without a token of input proves nothing: its usage was left out, or nothing had come when it was cut. A
+    without a token of input proves nothing: its usage was left out, or nothing had come when it was cut. One that says
+    that the provider had sent more than was read costs the whole hold (I1): what is not seen may be all of it. A
     failure proves that nothing was bought only if it names a cost of zero, and no other attempt can be
     under way: the hold has expired, or the proxy has `answered` its caller.
     """
-    proof = [witness for witness in hold.witnesses if witness.usage.input_tokens > 0]
+    proof = [witness for witness in hold.witnesses if witness.usage.input_tokens > 0 or witness.unread]
     if proof:
         return _posted(hold, proof, price)
     proof = [witness for witness in hold.witnesses if witness.outcome == "failure" and witness.cost_nano == 0]
@@ -167,7 +171,7 @@ def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlem
         provider=last.provider,
         deployment=last.deployment,
         status=last.status,
-        error_code="owner_lost" if all(witness.exact for witness in proof) else "owner_lost_estimated",
+        error_code=_certainty(proof),
         service_tier=last.service_tier,
     )
 
@@ -175,9 +179,13 @@ def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlem
 def _cost_of(hold: OrphanHold, witness: Witness, price: Price) -> int:
     """What a witnessed answer cost: at the rates of its hold, whatever other rates this process knows.
 
+    All that was held, where it was not read to where the provider was.
+
     Where LiteLLM names far more than that for a provider's whole report, the rates are not those that it was served
     at, and the higher figure is posted.
     """
+    if witness.unread:
+        return hold.amount_nano
     used = _used(witness)
     if hold.rates:
         ours = cost_at(hold.rates, witness.deployment, used, witness.service_tier)
@@ -190,6 +198,12 @@ def _cost_of(hold: OrphanHold, witness: Witness, price: Price) -> int:
         log.warning("call %s: its witness names %d nano-dollars, its rates %d", hold.call_id, theirs, ours)
         ours = theirs
     return ours if witness.exact else min(ours, hold.amount_nano)
+
+
+def _certainty(proof: Sequence[Witness]) -> str:
+    if any(witness.unread for witness in proof):
+        return UNREAD
+    return "owner_lost" if all(witness.exact for witness in proof) else "owner_lost_estimated"
 
 
 def _used(witness: Witness) -> Usage:
@@ -354,6 +368,7 @@ def _orphan(row: asyncpg.Record) -> OrphanHold:
             status=fields["status"],
             service_tier=fields["service_tier"],
             counted=fields["counted"],
+            unread=fields["unread"],
         )
         for fields in orjson.loads(row["witnesses"] or "[]")
     ]

@@ -23,7 +23,7 @@ from tests.chaos.disturbances import DISTURBANCES, Disturbance, stopped
 from tests.chaos.field import Field, Skip
 from tests.chaos.judge import HEAD, Judge, Outcome
 from tests.chaos.stack import Stack
-from tests.faketime import MovableClock, find_library
+from tests.faketime import MovableClock, find_library, remove_leftovers
 
 
 async def disturb(field: Field, judge: Judge, disturbance: Disturbance) -> Outcome:
@@ -99,6 +99,7 @@ async def run(data_dir: Path, chosen: Sequence[Disturbance], seed: int) -> list[
             print(f"memory in MiB: before {judge.memory}, after {field.memory()}", flush=True)
     finally:
         await asyncio.to_thread(stack.stop)
+        remove_leftovers()
     return outcomes
 
 

@@ -169,7 +169,8 @@ class Judge:
 def exact(attempt: asyncpg.Record) -> bool:
     """Whether a provider's own report was posted."""
     return attempt["usage_source"] == "provider" or (
-        attempt["usage_source"] == "witness" and attempt["error_code"] != "owner_lost_estimated"
+        attempt["usage_source"] == "witness"
+        and attempt["error_code"] not in ("owner_lost_estimated", "owner_lost_unread")
     )
 
 

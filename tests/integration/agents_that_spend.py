@@ -15,8 +15,9 @@ from llm_service.administration.people import NewAgent, create_agent
 from llm_service.ids import new_call_id
 from llm_service.principals import Principals
 from llm_service.treasury.audit import audit
+from llm_service.treasury.denial import Denial, StaleEpoch
 from llm_service.treasury.sweep import Sweeper
-from llm_service.treasury.treasury import Denial, StaleEpoch, Treasury
+from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
 
 MODEL = "gpt-4o-mini"

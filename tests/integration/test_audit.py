@@ -67,6 +67,7 @@ class Books:
             "held_nano": 1000,
             "cost_nano": 0,
             "usage_source": "provider",
+            **dict.fromkeys(("epoch", "settled_epoch"), await self.pool.fetchval("SELECT value FROM epoch")),
             **columns,
         }
         await _insert(self.pool, "ledger", row, "started_at")
@@ -108,8 +109,8 @@ async def books(pool: asyncpg.Pool) -> Books:
     await books.entry(call_id=CALL, window_ids=[window], cost_nano=600)
     await pool.execute(
         """INSERT INTO holds (call_id, attempt, organisation_id, team_id, agent_id, model, amount_nano, window_ids,
-               started_at, expires_at)
-           VALUES ($1, 1, 1, 1, $2, 'gpt', 300, ARRAY[$3::bigint], now(), now() + interval '1 minute')""",
+               started_at, expires_at, epoch)
+           SELECT $1, 1, 1, 1, $2, 'gpt', 300, ARRAY[$3::bigint], now(), now() + interval '1 minute', value FROM epoch""",
         HELD,
         agent,
         window,
@@ -627,9 +628,9 @@ async def test_a_hundred_thousand_entries_are_audited_in_seconds(books: Books) -
     await books.pool.execute("UPDATE budgets SET limit_nano = 1000000000")
     await books.tamper(
         """INSERT INTO ledger (call_id, attempt, state, organisation_id, team_id, agent_id, model, window_ids,
-               held_nano, cost_nano, proxy_cost_nano, usage_source, started_at)
+               held_nano, cost_nano, proxy_cost_nano, usage_source, started_at, epoch, settled_epoch)
            SELECT gen_random_uuid(), 1, 'posted', 1, 1, l.agent_id, 'm', l.window_ids, 9, n % 9, n % 9, 'provider',
-               l.started_at FROM ledger l, generate_series(1, 100000) AS n""",
+               l.started_at, e.value, e.value FROM ledger l, epoch e, generate_series(1, 100000) AS n""",
         "INSERT INTO witnesses (id, call_id, attempt, outcome, model, cost_nano, ended_at) "
         "SELECT gen_random_uuid(), call_id, 1, 'success', 'm', cost_nano, now() FROM ledger WHERE model = 'm'",
         "UPDATE windows SET posted_nano = (SELECT sum(cost_nano) FROM ledger)",

@@ -27,9 +27,9 @@ from llm_service.administration.inputs import read_input
 from llm_service.errors import IdempotencyConflict
 from llm_service.idempotency import Claim, Idempotency
 from llm_service.ids import new_call_id
-from llm_service.treasury.treasury import Denial
+from llm_service.treasury.denial import Denial
 from llm_service.types import Hold
-from tests.faketime import MovableClock, needs_faketime
+from tests.faketime import MovableClock, needs_faketime, remove_leftovers
 from tests.integration.agents_that_spend import House, open_house
 from tests.integration.caller import open_caller
 from tests.integration.gateways import another_gateway
@@ -61,6 +61,7 @@ def server(service_dir: Path, stop_with_us: Callable[[int], None], clock: Movabl
 
         asyncio.run(template())
         yield running
+    remove_leftovers()
 
 
 @pytest.fixture
@@ -324,6 +325,7 @@ def moved_gateway(
     }
     with another_gateway(stack, stop_with_us, service_dir / "moved-gateway.log", environ) as (url, _):
         yield url, clock
+    remove_leftovers()
 
 
 @pytest.mark.parametrize("offset", [-timedelta(hours=1), timedelta(hours=1)], ids=["behind", "ahead"])

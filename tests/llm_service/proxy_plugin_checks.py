@@ -30,16 +30,21 @@ os.environ.update(
     TREASURER_SPOOL_DIR=str(FOLDER / "spool"),
 )
 
-from litellm import Router
+import litellm
+from litellm import Router, stream_chunk_builder
 from litellm.proxy._types import ProxyException
 from litellm.types.router import Deployment
+from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
 from litellm.types.utils import Usage as LiteLLMUsage
 from starlette.requests import Request
 
+from llm_service import chunk_folding
 from llm_service import litellm_shortcuts as shortcuts
 from llm_service import proxy_plugin as plugin
+from llm_service.beginnings import Beginnings
 from llm_service.grants import Grant, GrantLimits, UsedGrants, digest_of, for_service, sign
 from llm_service.witnesses import Witness
+from llm_service.worker_streams import WorkerStreams
 
 CHAT = "/v1/chat/completions"
 
@@ -350,6 +355,151 @@ async def check_a_stream_that_its_caller_left_and_that_goes_on_is_given_up_and_w
     assert len(kept.witnesses) == 1, "LiteLLM's own event for the same end"
 
 
+async def check_i1_a_stream_that_was_not_read_to_where_its_provider_had_come_is_witnessed_as_unread() -> None:
+    plugin._LINGER_S, plugin._BEHIND_S = 0.05, 0.15
+
+    async def faster() -> Any:
+        while True:
+            yield object()
+
+    for source, unread in ((faster(), True), (endless(3), False)):
+        kept, _, _ = await left(source)
+        assert [(w.outcome, w.counted, w.unread) for w in kept.witnesses] == [("cancelled", True, unread)]
+        assert json.loads(kept.witnesses[0].line())["unread"] is unread
+
+
+def chunk(**delta: Any) -> ModelResponseStream:
+    more = {name: delta.pop(name) for name in ("finish_reason", "index") if name in delta}
+    usage = delta.pop("usage", None)
+    made = ModelResponseStream(
+        id="c", created=1, model="gpt-4o", choices=[StreamingChoices(delta=Delta(**delta), **more)]
+    )
+    if usage is not None:
+        made.usage = usage
+    return made
+
+
+def used(tokens: int) -> LiteLLMUsage:
+    return LiteLLMUsage(prompt_tokens=7, completion_tokens=tokens, total_tokens=7 + tokens)
+
+
+def calling(index: int, arguments: str, name: str | None = None) -> dict[str, Any]:
+    function = {"arguments": arguments, **({"name": name} if name else {})}
+    return {"index": index, "id": f"call_{index}" if name else None, "type": "function", "function": function}
+
+
+STREAMS: dict[str, list[ModelResponseStream]] = {
+    "text": [chunk(content=f" word{number}") for number in range(500)],
+    "thought": [chunk(reasoning_content=f" hm{number}") for number in range(300)]
+    + [chunk(content=f" word{number}") for number in range(300)],
+    "calls": [
+        chunk(tool_calls=[calling(index, "" if number == 0 else f"{number},", "f" if number == 0 else None)])
+        for index in range(3)
+        for number in range(200)
+    ],
+    "usage each time": [chunk(content=f" word{number}", usage=used(number + 1)) for number in range(500)],
+    "usage at both ends": [chunk(content="", usage=used(1))]
+    + [chunk(content=f" word{number}") for number in range(500)]
+    + [chunk(content="", finish_reason="length"), chunk(content="", usage=used(500))],
+}
+
+
+async def check_a_folded_stream_says_what_it_said() -> None:
+    for name, chunks in STREAMS.items():
+        folded: list[Any] = []
+        for each in chunks:
+            folded.append(each)
+            chunk_folding.fold(folded)
+            assert len(folded) <= chunk_folding.MOST, name
+        told = [stream_chunk_builder(chunks=part, messages=[]).model_dump() for part in (chunks, folded)]  # type: ignore[union-attr]
+        assert told[0] == told[1], name
+        assert len(folded) < len(chunks) / 4, (name, len(folded))
+
+
+async def check_what_is_more_than_text_is_not_folded() -> None:
+    chunks = [chunk(content="a", annotations=[{"type": "url_citation"}]) for _ in range(200)]
+    folded = list(chunks)
+    chunk_folding.fold(folded)
+    assert folded == chunks
+
+
+async def check_neither_the_plugin_nor_litellm_keeps_every_chunk() -> None:
+    """What LiteLLM's wrapper keeps of a stream is folded while it comes, in the list that LiteLLM has."""
+
+    class Wrapper:
+        def __init__(self) -> None:
+            self.chunks: list[Any] = []
+
+        async def __aiter__(self) -> Any:
+            for each in STREAMS["text"]:
+                self.chunks.append(each)
+                yield each
+
+    wrapper, longest = Wrapper(), 0
+    hook = plugin.WitnessLogger(Kept()).async_post_call_streaming_iterator_hook  # type: ignore[arg-type]
+    text = ""
+    async for each in hook(None, wrapper, {}):
+        text += each.choices[0].delta.content
+        longest = max(longest, len(wrapper.chunks))
+    assert text == "".join(f" word{number}" for number in range(500))
+    assert longest <= chunk_folding.MOST
+
+
+async def check_a_stream_too_many_is_refused_and_its_place_is_not_lost() -> None:
+    plugin._streams = WorkerStreams(2)
+
+    async def served(content: bytes, over: asyncio.Event) -> None:
+        await ask(granted(content), content)
+        await over.wait()
+
+    content, over = body(stream=True), asyncio.Event()
+    requests = [asyncio.create_task(served(content, over)) for _ in range(2)]
+    while plugin._streams.under_way < 2:
+        await asyncio.sleep(0)
+    token = granted(content)
+    try:
+        await ask(token, content)
+    except ProxyException as error:
+        told = {name: value for name, value in error.headers.items() if name != "x-treasurer-time"}
+        assert (error.code, told) == ("503", {"x-treasurer-refused": "proxy_busy", "retry-after": "1"})
+    else:
+        raise AssertionError("it was let in")
+    await refused(401, "used before", token, content)
+    await ask(granted(body()), body())  # a whole answer needs no place
+    over.set()
+    await asyncio.gather(*requests)
+    await asyncio.sleep(0)
+    assert plugin._streams.under_way == 0
+    await asyncio.create_task(served(content, over))
+
+
+async def check_a_stream_that_asks_its_provider_lets_the_next_one_begin() -> None:
+    plugin._streams._beginnings = Beginnings(1, 3600)
+
+    async def served(over: asyncio.Event, **claim: Any) -> dict[str, Any]:
+        content = body(stream=True)
+        identity = await ask(granted(content, **claim), content)
+        waiting.discard(claim["call_id"])
+        await over.wait()
+        return identity.metadata
+
+    first, second, over = uuid4(), uuid4(), asyncio.Event()
+    waiting = {first, second}
+    requests = [asyncio.create_task(served(over, call_id=name)) for name in (first, second)]
+    while first in waiting:
+        await asyncio.sleep(0)
+    for _ in range(20):
+        await asyncio.sleep(0)
+    assert waiting == {second}
+    key = {"treasurer": {"call_id": str(first), "attempt": 3}}
+    asked = {"litellm_params": {"metadata": {"user_api_key_metadata": key}}}
+    plugin.WitnessLogger(Kept()).log_pre_api_call("gpt-4o", [], asked)  # type: ignore[arg-type]
+    while waiting:
+        await asyncio.sleep(0)
+    over.set()
+    await asyncio.gather(*requests)
+
+
 async def check_a_stream_that_must_be_finished_is_read_to_its_end() -> None:
     plugin._LINGER_S = 0.01
 
@@ -365,6 +515,31 @@ async def check_a_stream_that_must_be_finished_is_read_to_its_end() -> None:
 async def check_a_stream_that_breaks_when_its_caller_has_left_is_witnessed() -> None:
     kept, _, _ = await left(stream([object()] * 3, ValueError("cut")))
     assert [(w.outcome, w.error) for w in kept.witnesses] == [("failure", "ValueError")]
+
+
+async def check_i1_a_stream_that_litellm_ended_itself_is_witnessed_as_unread() -> None:
+    """It has read as far as it wanted to, or had the time to."""
+    ends: list[tuple[Exception, bool]] = [
+        (litellm.Timeout("too long", "gpt-4o", "openai"), True),
+        (litellm.InternalServerError("The model is repeating the same chunk = ha.", "openai", "gpt-4o"), True),
+        (TimeoutError(), True),
+        (ConnectionResetError("cut"), False),
+        (litellm.APIError(500, "overloaded", "openai", "gpt-4o"), False),
+    ]
+    for error, unread in ends:
+        kept, _, _ = await left(stream([object()] * 3, error))
+        assert [(w.outcome, w.unread) for w in kept.witnesses] == [("failure", unread)], error
+        kept = Kept()
+        call = SimpleNamespace(model_call_details=event(), start_time=None)
+        hook = plugin.WitnessLogger(kept).async_post_call_streaming_iterator_hook  # type: ignore[arg-type]
+        try:
+            async for _ in hook(None, stream([object()], error), {"litellm_logging_obj": call}):
+                pass
+        except type(error):
+            assert [(w.outcome, w.unread) for w in kept.witnesses] == [("failure", unread)], error
+    refused = type("ConnectTimeout", (Exception,), {})("nobody there")
+    kept, _, _ = await left(stream([object()], refused))
+    assert not kept.witnesses[0].unread, "nothing was sent"
 
 
 async def check_an_error_says_whether_anything_can_have_been_billed() -> None:
@@ -501,6 +676,7 @@ def main() -> None:
     results: dict[str, str | None] = {}
     for name, check in list(globals().items()):
         if name.startswith("check_"):
+            plugin._streams = WorkerStreams()  # one for each event loop
             try:
                 asyncio.run(check())
                 results[name] = None

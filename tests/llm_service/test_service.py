@@ -18,6 +18,7 @@ from llm_service.catalog import Catalog, Model
 from llm_service.errors import (
     BudgetExhausted,
     InvalidRequest,
+    ProxyBusy,
     ProxyUnavailable,
     TreasurerError,
     TreasuryUnavailable,
@@ -33,6 +34,7 @@ from llm_service.streaming import StreamingAnswer
 from llm_service.types import (
     NO_CONTEXT,
     CallContext,
+    Fallback,
     LedgerState,
     OnLeave,
     Principal,
@@ -314,6 +316,24 @@ async def test_a_providers_refusal_is_passed_on_and_voided(parts: Parts) -> None
     error = refused.value
     assert (error.status, error.code, error.type, error.retry_after) == (429, "slow", "rate_limit_error", 7)
     assert (parts.settled.state, parts.settled.status, parts.settled.error_code) == (LedgerState.VOIDED, 429, "slow")
+    assert parts.idempotency.released == ["k1"]
+    parts.nothing_is_held()
+
+
+@pytest.mark.parametrize("bills_errors", [False, True])
+async def test_i2_a_stream_too_many_costs_nothing_and_no_other_model_is_asked(bills_errors: bool) -> None:
+    """The proxy is the same for all models, and no provider was asked that could bill its errors."""
+    gate = Gate()
+    parts = Parts(breakers=gate)
+    route = Route(fallbacks=(Fallback("other"),), retries=3, bills_errors=bills_errors)
+    body = REFUSED.replace(b"slow", b"proxy_busy")
+    parts.upstream.answer = UpstreamAnswer(503, {"x-treasurer-refused": "proxy_busy"}, body)
+    with pytest.raises(ProxyBusy) as busy:
+        await parts.service.complete(chat_body(), replace(PRINCIPAL, routes=(route,)), KEYED)
+    assert (busy.value.status, busy.value.code, busy.value.retry_after) == (503, "proxy_busy", 1)
+    assert (parts.settled.state, parts.settled.cost_nano) == (LedgerState.VOIDED, 0)
+    assert gate.told == ["neutral"]
+    assert len(parts.upstream.sent) == 1
     assert parts.idempotency.released == ["k1"]
     parts.nothing_is_held()
 

@@ -177,6 +177,20 @@ async def test_what_the_proxy_counted_itself_is_only_a_least(parts: Parts, seen:
     assert settled.proxy_cost_nano == 77
 
 
+@pytest.mark.parametrize("seen", [0, 3, 900])
+async def test_i1_of_a_stream_that_was_not_read_to_where_its_provider_had_come_all_output_is_posted(
+    parts: Parts, seen: int
+) -> None:
+    call = admitted(stream=True, max_tokens=1000, n=2)
+    witnessed = replace(COUNTED, usage=Usage(20, output_tokens=seen), error_code="owner_lost_unread")
+    parts.sweeper.witness = witnessed
+    await parts.settler.settle(call, CUT, lambda: ("some words", 2))
+    settled = parts.settled
+    assert (settled.usage.output_tokens, settled.usage_source) == (2000, UsageSource.ESTIMATED)
+    assert settled.usage.input_tokens > 20
+    assert settled.cost_nano <= call.hold.amount_nano
+
+
 async def test_what_was_in_flight_when_nothing_was_seen_is_counted(parts: Parts) -> None:
     call = admitted(stream=True, max_tokens=1000)
     parts.sweeper.witness = COUNTED

@@ -162,6 +162,17 @@ def test_an_answer_that_is_too_long_to_keep_is_still_forwarded() -> None:
     assert scanner.usage is not None
 
 
+def test_of_what_nobody_asks_for_again_only_the_text_is_kept() -> None:
+    stream = [delta(f" word{number}") + b"\n\n" for number in range(5000)]
+    kept, boiled = (EventScanner(hide_usage=True, keeps=keeps) for keeps in (True, False))
+    for events in stream:
+        assert kept.feed(events) == boiled.feed(events) == events
+    assert kept.forwarded() == b"".join(stream)
+    assert boiled.forwarded() is None
+    assert boiled.text() == kept.text() == ("".join(f" word{number}" for number in range(5000)), 5000)
+    assert sum(map(len, boiled._kept)) <= 70 * 1024  # pyright: ignore[reportPrivateUsage]
+
+
 @pytest.mark.parametrize("value", [None, 1, "x", {}, {"a": 1}, [1, None, "x", []]])
 def test_objects_of_what_has_none(value: object) -> None:
     assert list(objects(value)) == []

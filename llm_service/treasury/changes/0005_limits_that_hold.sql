@@ -20,6 +20,12 @@ CREATE TABLE rate_cards (
 ALTER TABLE holds ADD COLUMN rate_card_id bigint;
 ALTER TABLE ledger ADD COLUMN rate_card_id bigint;
 
+-- By which configuration a call was admitted, and under which it was settled: the audit orders calls and changes by the
+-- epoch, which never goes back, as clocks may. Null: from before this change.
+ALTER TABLE holds ADD COLUMN epoch bigint;
+ALTER TABLE ledger ADD COLUMN epoch bigint, ADD COLUMN settled_epoch bigint;
+ALTER TABLE changes ADD COLUMN epoch bigint;
+
 -- A hold names only windows that exist. Not yet asked of rows from before.
 ALTER TABLE holds ADD CONSTRAINT holds_name_windows CHECK (array_position(window_ids, NULL) IS NULL) NOT VALID;
 ALTER TABLE ledger ADD CONSTRAINT ledger_names_windows CHECK (array_position(window_ids, NULL) IS NULL) NOT VALID;
@@ -71,15 +77,16 @@ END $$;
 CREATE CONSTRAINT TRIGGER wait_for_admissions AFTER UPDATE ON epoch
     DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION wait_for_admissions();
 
--- The log is written at commit too, after that wait: `at` tells the admissions of before and after a change apart.
+-- The log is written at commit too, after that wait, with the epoch that the change has made.
 CREATE OR REPLACE FUNCTION log_change() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     IF TG_OP = 'UPDATE' AND OLD IS NOT DISTINCT FROM NEW THEN
         RETURN NULL;
     END IF;
-    INSERT INTO changes (at, actor, action, kind, object, before, after)
+    INSERT INTO changes (at, epoch, actor, action, kind, object, before, after)
     VALUES (
         clock_timestamp(),
+        (SELECT value FROM epoch),
         coalesce(nullif(current_setting('treasurer.actor', true), ''), 'database user ' || session_user),
         CASE TG_OP WHEN 'INSERT' THEN 'created' WHEN 'UPDATE' THEN 'changed' ELSE 'removed' END,
         TG_TABLE_NAME,

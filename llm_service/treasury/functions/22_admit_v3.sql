@@ -178,13 +178,13 @@ BEGIN
     END IF;
 
     INSERT INTO holds (call_id, attempt, organisation_id, team_id, agent_id, key_id, model, context,
-                       amount_nano, window_ids, started_at, expires_at, requested_model, rate_card_id)
+                       amount_nano, window_ids, started_at, expires_at, requested_model, rate_card_id, epoch)
     SELECT c.call_id, c.attempt, p_organisation[c.p], p_team[c.p], p_agent[c.p], p_key[c.p], c.model, c.context::jsonb,
            c.granted,
            ARRAY(SELECT v_ids[line.place]
                  FROM unnest(p_line_window[p_first_line[c.n]:p_first_line[c.n + 1] - 1]) WITH ORDINALITY
                      AS line (place, n) ORDER BY line.n),
-           v_now, v_now + make_interval(secs => c.lifetime_s), c.requested, c.rate_card
+           v_now, v_now + make_interval(secs => c.lifetime_s), c.requested, c.rate_card, v_epoch
     FROM ROWS FROM (unnest(p_call_id), unnest(p_attempt), unnest(p_principal), unnest(p_model), unnest(p_context),
                     unnest(o_granted), unnest(p_lifetime_s), unnest(p_requested), unnest(p_rate_card))
          WITH ORDINALITY AS c (call_id, attempt, p, model, context, granted, lifetime_s, requested, rate_card, n)

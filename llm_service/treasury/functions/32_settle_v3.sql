@@ -25,6 +25,7 @@ DECLARE
     v_locked  integer;
     v_left    bigint[] := '{}';  -- the places in the arrays of the attempts that are left as they are
     v_retired boolean := false;
+    v_epoch   bigint := (SELECT value FROM epoch);
     v_results text[];
 BEGIN
     SELECT array_agg(DISTINCT w.id), count(DISTINCT (h.call_id, h.attempt)) INTO v_windows, v_held
@@ -67,7 +68,7 @@ BEGIN
             run_id, user_id, session_id, tags, window_ids, held_nano, cost_nano, proxy_cost_nano, input_tokens,
             cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, usage_source, status, error_code,
             latency_ms, first_token_ms, started_at, requested_model, service_tier, cache_write_1h_tokens,
-            rate_card_id)
+            rate_card_id, epoch, settled_epoch)
         SELECT s.call_id, s.attempt, s.state, g.organisation_id, g.team_id, g.agent_id, g.key_id, g.model, s.provider,
                s.deployment, g.context ->> 'run', g.context ->> 'user', g.context ->> 'session',
                CASE WHEN g.context ? 'tags' THEN ARRAY(SELECT jsonb_array_elements_text(g.context -> 'tags'))
@@ -75,7 +76,7 @@ BEGIN
                g.window_ids, g.amount_nano, s.cost_nano, s.proxy_cost_nano, s.input_tokens, s.cached_tokens,
                s.cache_write_tokens, s.output_tokens, s.reasoning_tokens, s.usage_source, s.status, s.error_code,
                s.latency_ms, s.first_token_ms, g.started_at, g.requested_model, s.service_tier, s.cache_write_1h_tokens,
-               g.rate_card_id
+               g.rate_card_id, g.epoch, v_epoch
         FROM gone g JOIN s ON s.call_id = g.call_id AND s.attempt = g.attempt
     ), corrected AS (
         INSERT INTO ledger (
@@ -83,7 +84,7 @@ BEGIN
             run_id, user_id, session_id, tags, window_ids, held_nano, cost_nano, proxy_cost_nano, input_tokens,
             cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens, usage_source, status, error_code,
             latency_ms, first_token_ms, started_at, requested_model, service_tier, cache_write_1h_tokens,
-            rate_card_id)
+            rate_card_id, epoch, settled_epoch)
         SELECT l.call_id, l.attempt, 'adjusted', l.organisation_id, l.team_id, l.agent_id, l.key_id, l.model,
                coalesce(s.provider, l.provider), coalesce(s.deployment, l.deployment), l.run_id, l.user_id,
                l.session_id, l.tags, l.window_ids, 0, s.cost_nano - l.cost_nano,
@@ -91,7 +92,8 @@ BEGIN
                s.cached_tokens - l.cached_tokens, s.cache_write_tokens - l.cache_write_tokens,
                s.output_tokens - l.output_tokens, s.reasoning_tokens - l.reasoning_tokens, s.usage_source, s.status,
                s.error_code, s.latency_ms, s.first_token_ms, l.started_at, l.requested_model, s.service_tier,
-               s.cache_write_1h_tokens - l.cache_write_1h_tokens, l.rate_card_id
+               s.cache_write_1h_tokens - l.cache_write_1h_tokens, l.rate_card_id,
+               l.epoch, l.settled_epoch
         FROM s JOIN ledger l ON l.call_id = s.call_id AND l.attempt = s.attempt
         WHERE (SELECT count(*) FROM gone) < cardinality(p_call_id)  -- not v_held: some may have ended since
           AND ((l.state = 'expired' AND s.usage_source IN ('provider', 'estimated', 'witness'))

@@ -155,14 +155,24 @@ class Gateway:
 
         runtime = SimpleNamespace(
             service=self.service, principals=SimpleNamespace(by_secret=by_secret),
-            settings=SimpleNamespace(max_body_bytes=100, body_timeout_s=10), telemetry=SimpleNamespace(parent=lambda traceparent: traceparent),
+            settings=SimpleNamespace(max_body_bytes=100, body_timeout_s=10, stalled_timeout_s=10),
+            telemetry=SimpleNamespace(parent=lambda traceparent: traceparent),
         )  # fmt: skip
+        self.settings: Any = runtime.settings
         self.routes = HotRoutes(app, lambda: cast("Runtime", runtime))
 
+    def stalled_timeout_s(self, seconds: float) -> None:
+        self.settings.stalled_timeout_s = seconds
+
     async def ask(
-        self, client: Client, path: str = CHAT, headers: Sequence[tuple[bytes, bytes]] = (KEY,), method: str = "POST"
+        self,
+        client: Client,
+        path: str = CHAT,
+        headers: Sequence[tuple[bytes, bytes]] = (KEY,),
+        method: str = "POST",
+        cut: Callable[[bytes], None] = lambda _last: None,
     ) -> Client:
-        scope = {"type": "http", "method": method, "path": path, "headers": list(headers)}
+        scope = {"type": "http", "method": method, "path": path, "headers": list(headers), "treasurer.cut": cut}
         await asyncio.wait_for(self.routes(scope, client.receive, client.send), 5)
         return client
 
@@ -394,6 +404,26 @@ async def test_a_connection_that_breaks_while_sending_closes_the_stream(gateway:
     with pytest.raises(OSError, match="gone"):
         await gateway.ask(client)
     assert gateway.service.stream_answer.closed == 1
+
+
+async def test_a_caller_who_takes_nothing_for_long_gets_an_error_and_its_stream_is_closed(gateway: Gateway) -> None:
+    told: list[bytes] = []
+
+    class Stalled(Client):
+        async def send(self, message: Any) -> None:
+            await super().send(message)
+            if message.get("body"):
+                await asyncio.sleep(3600)
+
+    client = Stalled(body(STREAM))
+    gateway.stalled_timeout_s(0.05)
+    await gateway.ask(client, cut=told.append)
+    assert gateway.service.stream_answer.closed == 1
+    (event,) = told
+    error = json.loads(event.removeprefix(b"data: "))["error"]
+    assert (error["code"], error["message"]) == (
+        "request_timeout", "You took nothing of this answer for 0.05 s, so it was ended.",
+    )  # fmt: skip
 
 
 async def test_a_server_that_stops_closes_the_stream(gateway: Gateway) -> None:

@@ -27,6 +27,7 @@ def witness(outcome: str = "success", cost: int | None = 500, tokens: int = 10, 
         cost,
         usage,
         fields.get("status", 200),
+        unread=fields.get("unread", False),
     )
 
 
@@ -54,6 +55,20 @@ def test_a_witness_of_an_answer_is_posted_at_our_price(expired: bool, policy: Ex
     assert settled.usage == Usage(10, output_tokens=10)
     assert (settled.proxy_cost_nano, settled.provider, settled.deployment, settled.status) == (500, "openai", "d1", 200)
     assert settled.error_code == "owner_lost"
+
+
+@pytest.mark.parametrize("expired", [True, False])
+@pytest.mark.parametrize("policy", list(ExpiryPolicy))
+@pytest.mark.parametrize("tokens", [0, 10, 10**6])
+def test_i1_of_a_stream_that_was_not_read_to_where_its_provider_had_come_the_whole_hold_is_posted(
+    expired: bool, policy: ExpiryPolicy, tokens: int
+) -> None:
+    """What was counted says nothing of what was not seen, and no policy may give it back: it was generated."""
+    settled = settle(hold(witness("cancelled", tokens=tokens, unread=True), expired=expired, policy=policy))
+    assert (settled.state, settled.cost_nano, settled.usage_source) == (LedgerState.POSTED, HELD, UsageSource.WITNESS)
+    assert settled.error_code == "owner_lost_unread"
+    both = settle(hold(witness(), witness("cancelled", unread=True), expired=expired))
+    assert both.cost_nano == HELD + 2_000, "the router's retry was another purchase"
 
 
 @pytest.mark.parametrize("outcome", ["cancelled", "failure"])

@@ -1,0 +1,22 @@
+"""Whether a stream was read to where its provider had come."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import op
+
+import llm_service.treasury
+from gateway.migrations.script import run_script
+
+revision = "0007"
+down_revision = "0006"
+branch_labels = None
+depends_on = None
+
+_SQL = Path(llm_service.treasury.__file__).parent / "changes" / "0007_streams.sql"
+
+
+def upgrade() -> None:
+    """Add the column."""
+    run_script(op.get_bind(), _SQL.read_text(encoding="utf-8"))

@@ -1,0 +1,57 @@
+"""All streams of one LiteLLM worker: whether there is room for one more, in which order they begin, and how they are read.
+
+What must hold: see stream_places.py, beginnings.py, turnstile.py and giving_back.py; here they are put together. One for
+each event loop. Runs inside LiteLLM Proxy: standard library and anyio only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterable, Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+from llm_service.beginnings import Beginnings
+from llm_service.giving_back import GivingBack, give_back
+from llm_service.reading_on import Lateness, ReadOn
+from llm_service.stream_places import StreamPlaces
+from llm_service.turnstile import Turnstile
+
+
+class WorkerStreams:
+    """Streams are named as their grants are. `most` under way at once; 0: without a bound."""
+
+    def __init__(self, most: int = 0) -> None:
+        self.most = most
+        self._places = StreamPlaces(most, self._ended)
+        self._beginnings = Beginnings()
+        self._giving_back = GivingBack(lambda: self.under_way, give_back)
+        self._turnstile = Turnstile()
+        self._lateness = Lateness()
+
+    @property
+    def under_way(self) -> int:
+        """How many streams there are."""
+        return self._places.taken
+
+    async def begin(self, name: str) -> bool:
+        """Wait for a stream's turn to begin, for as long as the running task lives; whether there is a place for it."""
+        if not self._places.take(name):
+            return False
+        await self._beginnings.begin(name)
+        return True
+
+    def asks_provider(self, name: str) -> None:
+        """LiteLLM has done its own work on a stream that begins."""
+        self._beginnings.done(name)
+
+    def kept(self, name: str) -> AbstractContextManager[None]:
+        """Keep a stream's place while it is read."""
+        return self._places.kept(name)
+
+    def reading(self, stream: AsyncIterable[Any], saw: Callable[[Any], None]) -> ReadOn:
+        """Read a stream in turn with the others; `saw` gets each chunk."""
+        return ReadOn(stream, self._turnstile, self._lateness, saw)
+
+    def _ended(self, name: str) -> None:
+        self._beginnings.done(name)
+        self._giving_back.ended()
