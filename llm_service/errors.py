@@ -267,15 +267,15 @@ class ProxyUnavailable(Unavailable):
     code = "proxy_unavailable"
 
 
-class ProxyClock(ProxyUnavailable):
-    code = "proxy_clock"
-
-
 class ProxyBusy(Unavailable):
     """Of a worker of the proxy: nothing was sent to a provider, and another model would be served by the same proxy."""
 
     code = "proxy_busy"
     should_retry = True
+
+
+class ProxyClock(ProxyUnavailable):
+    code = "proxy_clock"
 
 
 class BreakerOpen(Unavailable):

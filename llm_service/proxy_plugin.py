@@ -118,8 +118,10 @@ _streams = WorkerStreams(int(os.environ.get("TREASURER_STREAMS_PER_WORKER") or 0
 
 
 def _refusal(message: str, *, status: int, kind: str, code: str) -> ProxyException:
-    # For the service: it was us, and no model; and what time it is here.
-    told = {"x-treasurer-refused": code, "x-treasurer-time": f"{time.time():.3f}"}
+    told = {  # for the service: it was us, and no model
+        "x-treasurer-refused": code,
+        "x-treasurer-time": f"{time.time():.3f}",
+    }
     if code == "proxy_busy":
         told["retry-after"] = "1"
     return ProxyException(message=message, type=kind, param=None, code=status, openai_code=code, headers=told)
