@@ -71,6 +71,7 @@ async def test_every_table_of_configuration_is_logged_and_audited(pool: asyncpg.
         "window_openings",
         "retired_windows",
         "rate_cards",
+        "used_grants",
         "holds",
         "ledger",
         "witnesses",

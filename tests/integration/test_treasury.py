@@ -337,6 +337,7 @@ async def test_a_top_up_counts_while_it_is_active(pool: asyncpg.Pool, treasury: 
         "VALUES ($1, 60, now() - interval '2 hours', now() - interval '1 hour')",
         past,
     )
+    await look_at_the_epoch(pool)
     assert isinstance(await treasury.admit(request(who, 150, past)), Denial)
     await books_are_right(pool)
 

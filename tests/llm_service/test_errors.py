@@ -79,6 +79,7 @@ def test_codes_and_types() -> None:
         "ProxyBusy": (503, "service_unavailable_error", "proxy_busy", True),
         "DatabaseBusy": (503, "service_unavailable_error", "database_busy", None),
         "DatabaseLocked": (503, "service_unavailable_error", "database_locked", None),
+        "PricesChanged": (503, "service_unavailable_error", "prices_changed", None),
         "ProxyClock": (503, "service_unavailable_error", "proxy_clock", None),
         "ProxyUnavailable": (503, "service_unavailable_error", "proxy_unavailable", None),
         "UpstreamError": (502, "upstream_error", "upstream_error", None),

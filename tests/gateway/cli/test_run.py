@@ -87,7 +87,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
     @asynccontextmanager
     async def open_service(settings: object) -> AsyncIterator[SimpleNamespace]:
-        yield SimpleNamespace(service=service, principals=Principals(), pool=None)
+        yield SimpleNamespace(service=service, principals=Principals(), pools=SimpleNamespace(calls=None))
 
     composition = ModuleType("gateway.composition")
     composition.open_service = open_service  # pyright: ignore[reportAttributeAccessIssue]
