@@ -48,7 +48,8 @@ DECLARE
     v_rooms     treasury_room[];
     v_room      treasury_room;
     v_added     bigint[];
-    v_locked    bigint[];
+    v_lockable  bigint[];
+    v_line_ids  bigint[];     -- by line
     o_verdict   text[] := array_fill(NULL::text, ARRAY[v_calls]);
     o_granted   bigint[] := array_fill(NULL::bigint, ARRAY[v_calls]);
     o_place     integer[] := array_fill(NULL::integer, ARRAY[v_calls]);
@@ -78,12 +79,10 @@ BEGIN
             PERFORM treasury_open_windows_v2(p_budget, p_subject, v_now, p_most_new);
             SELECT array_agg(f.id ORDER BY f.n) INTO v_ids FROM treasury_find_windows_v1(p_budget, p_subject, v_now) AS f;
         END IF;
+        v_lockable := v_ids;
         IF p_skip_locked THEN
-            SELECT array_agg(l.id) INTO v_locked FROM (
+            SELECT array_agg(l.id) INTO v_lockable FROM (
                 SELECT w.id FROM windows w WHERE w.id = ANY (v_ids) ORDER BY w.id FOR UPDATE SKIP LOCKED) AS l;
-        ELSE
-            SELECT array_agg(l.id) INTO v_locked FROM (
-                SELECT w.id FROM windows w WHERE w.id = ANY (v_ids) ORDER BY w.id FOR UPDATE) AS l;
         END IF;
         SELECT array_agg((r.id, r.limit_nano, r.posted_nano, r.pending_nano, r.ends_at,
                           CASE WHEN r.pace IS NULL THEN r.limit_nano
@@ -98,12 +97,14 @@ BEGIN
                 SELECT u.budget_id, sum(u.amount_nano)::bigint AS amount_nano FROM top_ups u
                 WHERE u.budget_id = ANY (p_budget) AND u.starts_at <= v_now AND v_now < u.ends_at GROUP BY u.budget_id
             ) AS t ON t.budget_id = b.id
-            WHERE w.id = ANY (v_locked)
+            WHERE w.id = ANY (v_lockable) ORDER BY w.id FOR UPDATE OF w
         ) AS r ON r.id = place.id;
         IF cardinality(v_rooms) IS DISTINCT FROM v_places THEN
             RAISE EXCEPTION 'treasury_admit_v3: % places, and % windows', v_places, cardinality(v_rooms);
         END IF;
         v_added := array_fill(0::bigint, ARRAY[v_places]);
+        SELECT array_agg(v_ids[l.place] ORDER BY l.n) INTO v_line_ids
+        FROM unnest(p_line_window) WITH ORDINALITY AS l (place, n);
     END IF;
 
     FOR i IN 1..v_calls LOOP
@@ -181,9 +182,7 @@ BEGIN
                        amount_nano, window_ids, started_at, expires_at, requested_model, rate_card_id, epoch)
     SELECT c.call_id, c.attempt, p_organisation[c.p], p_team[c.p], p_agent[c.p], p_key[c.p], c.model, c.context::jsonb,
            c.granted,
-           ARRAY(SELECT v_ids[line.place]
-                 FROM unnest(p_line_window[p_first_line[c.n]:p_first_line[c.n + 1] - 1]) WITH ORDINALITY
-                     AS line (place, n) ORDER BY line.n),
+           coalesce(v_line_ids[p_first_line[c.n]:p_first_line[c.n + 1] - 1], '{}'),
            v_now, v_now + make_interval(secs => c.lifetime_s), c.requested, c.rate_card, v_epoch
     FROM ROWS FROM (unnest(p_call_id), unnest(p_attempt), unnest(p_principal), unnest(p_model), unnest(p_context),
                     unnest(o_granted), unnest(p_lifetime_s), unnest(p_requested), unnest(p_rate_card))
