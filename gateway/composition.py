@@ -7,9 +7,12 @@ that starts during an outage starts, says which part is missing, and serves when
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -44,6 +47,8 @@ from llm_service.treasury.sweep import Price, Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Principal, Timeouts, Usage
 from llm_service.used_grants import revoke as revoke_grant
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,11 +220,12 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
             revoke=_revoke_by(pools.calls),
             fell_back=lambda call, reason, model: telemetry.fell_back(call.candidate.model, model, reason),
         )
-        chores = [sweeper.run(), refusals.run(), idempotency.run(), breakers.run(), treasury.run(), limiter.run()]
-        chores.append(retire_regularly(pools.watching, older_than_s=settings.window_retention_s))
+        chores = [sweeper.run, refusals.run, idempotency.run, breakers.run, treasury.run, limiter.run]
+        chores.append(partial(retire_regularly, pools.watching, older_than_s=settings.window_retention_s))
         if settings.audit_interval_s:
             chores.append(
-                audit_regularly(
+                partial(
+                    audit_regularly,
                     pools.watching,
                     telemetry,
                     interval_s=settings.audit_interval_s,
@@ -227,7 +233,7 @@ async def open_service(settings: Settings) -> AsyncIterator[Runtime]:
                 )
             )
         for work in chores:
-            task = asyncio.create_task(work)
+            task = asyncio.create_task(_keep_running(work))
             stack.push_async_callback(_stop, task)
         stack.push_async_callback(service.close)
         yield Runtime(settings, service, principals, pools, telemetry, limiter, catalog, treasury, breakers, proxy)
@@ -241,6 +247,16 @@ def _revoke_by(pool: asyncpg.Pool) -> Revoke:
             return False  # it may have been used: what it may cost stays held until a witness tells
 
     return revoke
+
+
+async def _keep_running(work: Callable[[], Coroutine[Any, Any, None]], pause_s: float = 5.0) -> None:
+    """Do a chore that has no end. What it did not expect is in the log, and it begins again: no chore ends in silence."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("a chore of the gateway failed; it begins again in %g s", pause_s)
+        await asyncio.sleep(pause_s)
 
 
 async def _stop(task: asyncio.Task[None]) -> None:

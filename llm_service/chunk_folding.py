@@ -30,10 +30,13 @@ _DETAILS = ("prompt_tokens_details", "completion_tokens_details", "server_tool_u
 _Place = tuple[int, int | None, bool]
 
 
-def fold(chunks: list[Any]) -> None:
-    """Fold a list of chunks in place, if it has grown long."""
-    if len(chunks) < MOST:
-        return
+def fold(chunks: list[Any], at: int = MOST) -> int:
+    """Fold a list of chunks in place if it has grown to `at`; at how many to fold it next.
+
+    That is twice what could not be folded, so that a stream of such chunks is not walked again for each of them.
+    """
+    if len(chunks) < at:
+        return at
     between = chunks[_FIRST:-_LAST]
     folded: dict[_Place, _Folded] = {}
     kept: list[Any] = []
@@ -47,6 +50,7 @@ def fold(chunks: list[Any]) -> None:
             folded[place] = _Folded(chunk)
             kept.append(folded[place])
     chunks[_FIRST:-_LAST] = [each.chunk() if isinstance(each, _Folded) else each for each in kept]
+    return max(MOST, 2 * len(chunks))
 
 
 class _Folded:

@@ -32,7 +32,7 @@
     │   ├── ProxyUnavailable      503  LiteLLM Proxy
     │   │   └── ProxyClock        503  its clock and ours differ, so it refuses our grants
     │   ├── ProxyBusy             503  LiteLLM Proxy has as many streams as it takes: Retry-After
-    │   ├── PricesChanged         503  again and again, between the hold and the call
+    │   ├── PricesChanged         503  the prices changed three times between hold and sending
     │   └── BreakerOpen           503  a model, a provider or the proxy failed too often: Retry-After
     └── UpstreamError             as the provider said, else 502
         └── UpstreamTimeout       504

@@ -24,7 +24,7 @@ from llm_service.grants import PRICES_STAMP, USES_STAMP
 _log = logging.getLogger("treasurer.proxy_plugin")
 
 #: What else than its costs changes what the service holds for a call, and what it posts.
-_DECIDING = frozenset({"id", "mode", "litellm_provider", "treasurer_free"})
+_DECIDING = frozenset({"id", "mode", "litellm_provider", "treasurer_free", USES_STAMP})
 
 
 def version_of(entries: Iterable[Mapping[str, Any]]) -> str:

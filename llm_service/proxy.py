@@ -189,7 +189,8 @@ class ProxyUpstream:
                 continue
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise Unanswered(_lost(error)) from error
-            if last and response.status == 401:
+            # Whatever our plugin refuses the second sending for, the first one may have been served.
+            if last and (response.status == 401 or "x-treasurer-refused" in response.headers):
                 response.release()
                 raise Unanswered(_lost(ConnectionError("the first sending was served, and its answer lost")))
             return response

@@ -20,6 +20,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import sys
 import time
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import replace
@@ -32,7 +33,7 @@ from litellm.proxy.common_utils.http_parsing_utils import read_request_body
 from litellm.types.utils import is_litellm_owned_kwarg
 
 from llm_service import core_dumps
-from llm_service.chunk_folding import fold
+from llm_service.chunk_folding import MOST, fold
 from llm_service.giving_back import settle_in
 from llm_service.grants import (
     CALL_PATHS,
@@ -72,13 +73,12 @@ from llm_service.worker_streams import WorkerStreams
 _log = logging.getLogger("treasurer.proxy_plugin")
 
 _FREE = "treasurer_free"  # set on a request that failed: "1" if nothing can have been billed
-#: How long a stream is read on after the service has left it, in seconds: one that was generated faster than it was
-#: read ends within that, and tells what it cost. A provider that generates slowly is stopped as soon as it is seen that
-#: all of its chunks were read; …
+#: A stream that the service has left is read on, in rounds of so many seconds. After each round it is looked at whether all
+#: that the provider has sent was read: then the provider is told to stop.
 _LINGER_S = 2.0
-#: … what is still behind then is read for so long;
+#: Reading on ends after so many seconds, though more was sent than was read.
 _BEHIND_S = 60.0
-#: … and where the provider bills to the end anyway, the end is waited for.
+#: Where a provider bills a stream to its end whoever reads it, its end is waited for, for so many seconds.
 _FINISH_S = 300.0
 _MOST_FAILED = 10_000
 _UNREADABLE = "treasurer_unreadable"  # set on a request that LiteLLM could not put into any provider's words
@@ -179,13 +179,14 @@ async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
         raise _not_granted(error.reason) from None
     if path in CALL_PATHS:
         _check_steering(fields)
-        _check_prices(grant)
+        # First what leaves the grant as it is. Then its use: whatever is refused after it, another sending of the same
+        # request is known for what it is.
+        if streams := bool(fields.get("stream")):
+            _take_a_place(grant)
         await _use_once(grant)
-        if fields.get("stream") and not await _streams.begin(f"{grant.call_id}.{grant.attempt}"):
-            raise _refusal(
-                f"This worker has {_streams.most} streams under way, the most it takes (TREASURER_STREAMS_PER_WORKER)",
-                status=503, kind="service_unavailable_error", code="proxy_busy",
-            )  # fmt: skip
+        _check_prices(grant)
+        if streams:
+            await _streams.begin(grant.jti)
     else:
         _prices.stamp()  # before /model/info is served
     return _identity(grant)
@@ -210,6 +211,14 @@ def _check_steering(fields: Mapping[str, Any]) -> None:
         raise _refusal(
             f"The body may not carry {', '.join(steering)}: that steers LiteLLM away from what was held for",
             status=400, kind="invalid_request_error", code="field_not_allowed",
+        )  # fmt: skip
+
+
+def _take_a_place(grant: Grant) -> None:
+    if not _streams.take(grant.jti):
+        raise _refusal(
+            f"This worker has {_streams.most} streams under way, the most it takes (TREASURER_STREAMS_PER_WORKER)",
+            status=503, kind="service_unavailable_error", code="proxy_busy",
         )  # fmt: skip
 
 
@@ -342,20 +351,26 @@ class WitnessLogger(CustomLogger):
         claim: Mapping[str, Any] = metadata.get(CLAIM) or {}
         seen: list[Any] = []
         received = getattr(response, "chunks", None)
+        fold_at = [MOST, MOST]
 
         def saw(chunk: Any) -> None:
+            """Also of a stream that is read on after its reader has left."""
+            if is_own_count(chunk, response):
+                details_of(request_data)[COUNTED] = True
             seen.append(chunk)
-            fold(seen)
-            if isinstance(received, list):
-                fold(received)
+            try:
+                fold_at[0] = fold(seen, fold_at[0])
+                if isinstance(received, list):
+                    fold_at[1] = fold(received, fold_at[1])
+            except Exception as fault:  # noqa: BLE001  # of chunks of another shape: they stay as they are
+                fold_at[:] = [sys.maxsize, sys.maxsize]
+                _log.warning("The chunks of a stream could not be folded: %s", type(fault).__name__)
 
         stream = _streams.reading(response, saw)
         with _streams.kept(grant_name(metadata)):
             try:
                 async for chunk in stream.chunks():
-                    if is_own_count(chunk, response):
-                        details_of(request_data)[COUNTED] = True
-                    else:
+                    if not is_own_count(chunk, response):
                         yield chunk
             except (GeneratorExit, asyncio.CancelledError):
                 ended = await (

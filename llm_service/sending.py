@@ -20,11 +20,12 @@ import orjson
 
 from llm_service.call import Call
 from llm_service.errors import NotAuthenticated, PricesChanged, ProxyBusy, ProxyUnavailable, TreasurerError
-from llm_service.grants import PRICES_CHANGED, Grant, GrantLimits, digest_of, sign
+from llm_service.grants import GRANT_USED, PRICES_CHANGED, Grant, GrantLimits, digest_of, sign
 from llm_service.proxy import Unanswered, Upstream, UpstreamAnswer, UpstreamStream, surely_free, upstream_error
 from llm_service.refusals import check_live
 from llm_service.settlement import Settler
 from llm_service.types import Timeouts
+from llm_service.used_grants import REMEMBERED_S
 
 Response = TypeVar("Response")
 
@@ -62,6 +63,7 @@ class Sender:
         self._grant_secret = grant_secret
         self._proxy_enforces_limits = proxy_enforces_limits
         self._revoke = revoke
+        self._background: set[asyncio.Task[None]] = set()
 
     async def whole(self, call: Call) -> UpstreamAnswer:
         """A whole answer, of status 200.
@@ -115,9 +117,27 @@ class Sender:
             self._settler.unanswered(call, lost.error)
             raise lost.error from lost
         except asyncio.CancelledError:
-            call.passage.neutral()
-            self._settler.unanswered(call, TreasurerError("the caller left", code="client_left"))
+            self._left(call)
             raise
+
+    async def close(self) -> None:
+        """Wait until it is known of calls whose callers have left whether they were sent."""
+        while self._background:
+            await asyncio.wait(self._background)
+
+    def _left(self, call: Call) -> None:
+        """The caller has left before the proxy answered: a request that it has not begun with is taken back."""
+        call.passage.neutral()
+        task = asyncio.create_task(self._take_back(call, TreasurerError("the caller left", code="client_left")))
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _take_back(self, call: Call, left: TreasurerError) -> None:
+        if self._is_remembered(call) and await self._revoke(call.call_id, call.attempt):
+            call.free()
+            self._settler.void(call, left)
+        else:
+            self._settler.unanswered(call, left)
 
     async def _refused(self, call: Call, upstream: UpstreamAnswer) -> TreasurerError:
         """An error answer: nothing was bought, or the witness tells."""
@@ -128,14 +148,18 @@ class Sender:
 
     async def _never_used(self, call: Call) -> bool:
         """Whether no proxy has used the attempt's grant, nor ever will. A caller who leaves meanwhile learns nothing."""
-        if not call.model.uses_shared:
+        if not self._is_remembered(call):
             return False
         try:
             return await self._revoke(call.call_id, call.attempt)
         except asyncio.CancelledError:
-            call.passage.neutral()
-            self._settler.unanswered(call, TreasurerError("the caller left", code="client_left"))
+            self._left(call)
             raise
+
+    @staticmethod
+    def _is_remembered(call: Call) -> bool:
+        """Whether the use of the attempt's grant, if there was one, is still in the database."""
+        return call.model.uses_shared and call.elapsed_ms() < REMEMBERED_S * 1000
 
     def _not_sent(self, call: Call, what: str) -> ProxyUnavailable:
         """The proxy never began with it, so it is not the model's failure, and nothing was bought."""
@@ -164,7 +188,9 @@ class Sender:
             call.free()
             self._settler.void(call, error)
         else:
-            self._settler.unanswered(call, error, answered=True)
+            # Of a grant that was used before, another sending of the same request has not been answered yet.
+            answered = upstream.headers.get("x-treasurer-refused") != GRANT_USED
+            self._settler.unanswered(call, error, answered=answered)
         return error
 
     def _grant(self, call: Call, body: bytes) -> Grant:

@@ -115,6 +115,7 @@ class LLMService:
         """Wait for calls whose callers have left."""
         while self._background:
             await asyncio.wait(self._background)
+        await self._sender.close()
 
     async def _whole(self, call: Call, body: bytes) -> Answer:
         claim = await claim_for(call, body, self._idempotency, self._admission)

@@ -27,12 +27,13 @@ _log = logging.getLogger("treasurer.proxy_plugin")
 #: Sorted, so that two proxies which insert the same grants wait for one another and never both at once.
 _USE = """
 INSERT INTO used_grants (call_id, attempt, expires_at)
-SELECT * FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[]) AS g (call_id, attempt, expires_at)
+SELECT g.call_id, g.attempt, greatest(g.expires_at, now())
+FROM unnest($1::uuid[], $2::integer[], $3::timestamptz[]) AS g (call_id, attempt, expires_at)
 ORDER BY call_id, attempt ON CONFLICT DO NOTHING RETURNING call_id, attempt
 """
 _REVOKE = """
 INSERT INTO used_grants (call_id, attempt, expires_at, revoked) VALUES ($1, $2, now() + interval '1 hour', true)
-ON CONFLICT DO NOTHING RETURNING true
+ON CONFLICT (call_id, attempt) DO UPDATE SET revoked = used_grants.revoked RETURNING revoked
 """
 #: Of grants that expired a while ago, so that no clock that is a little wrong finds one forgotten that it still accepts.
 _FORGET = """
@@ -41,6 +42,8 @@ DELETE FROM used_grants WHERE ctid IN (
 """
 _TIMEOUT_S = 5.0
 _FORGET_EVERY_S = 30.0
+#: So long after its sending a grant's use is surely not forgotten yet, in seconds: later, nothing follows from its absence.
+REMEMBERED_S = 300.0
 
 _Key = tuple[UUID, int]
 
@@ -56,9 +59,9 @@ class Fetches(Protocol):
 
 
 async def revoke(database: Fetches, call_id: UUID, attempt: int) -> bool:
-    """Have a grant used by nobody from now on; False: a proxy has used it already.
+    """Have a grant used by nobody from now on; False: a proxy has used it already. Asked again it answers the same.
 
-    Raises what asyncpg raises when Postgres is away: then it may have been revoked or not.
+    Ask within `REMEMBERED_S` of the sending. Raises what asyncpg raises when Postgres is away: then it may have been revoked or not.
     """
     return await database.fetchval(_REVOKE, call_id, attempt, timeout=_TIMEOUT_S) is True
 
@@ -93,7 +96,7 @@ class SharedUses:
             group, self._waiting = self._waiting, {}
             try:
                 first = await asyncio.wait_for(self._insert([grant for grant, _ in group.values()]), _TIMEOUT_S)
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except Exception as error:  # noqa: BLE001  # whatever it is, those who wait must not wait for good
                 self.close()
                 for _, future in group.values():
                     if not future.done():

@@ -6,6 +6,7 @@ each event loop. Runs inside LiteLLM Proxy: standard library and anyio only.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterable, Callable
 from contextlib import AbstractContextManager
 from typing import Any
@@ -21,8 +22,9 @@ class WorkerStreams:
     """Streams are named as their grants are. `most` under way at once; 0: without a bound."""
 
     def __init__(self, most: int = 0) -> None:
-        self.most = most
-        self._places = StreamPlaces(most, self._ended)
+        self.most = max(0, most)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._places = StreamPlaces(self.most, self._ended)
         self._beginnings = Beginnings()
         self._giving_back = GivingBack(lambda: self.under_way, give_back)
         self._turnstile = Turnstile()
@@ -33,16 +35,19 @@ class WorkerStreams:
         """How many streams there are."""
         return self._places.taken
 
-    async def begin(self, name: str) -> bool:
-        """Wait for a stream's turn to begin, for as long as the running task lives; whether there is a place for it."""
-        if not self._places.take(name):
-            return False
+    def take(self, name: str) -> bool:
+        """Take a place for a stream, for as long as the running task lives; whether there is one."""
+        return self._places.take(name)
+
+    async def begin(self, name: str) -> None:
+        """Wait for the turn of a stream that has a place to begin."""
+        self._loop = asyncio.get_running_loop()
         await self._beginnings.begin(name)
-        return True
 
     def asks_provider(self, name: str) -> None:
-        """LiteLLM has done its own work on a stream that begins."""
-        self._beginnings.done(name)
+        """LiteLLM has done its own work on a stream that begins. Also called by LiteLLM's other threads."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._beginnings.done, name)
 
     def kept(self, name: str) -> AbstractContextManager[None]:
         """Keep a stream's place while it is read."""

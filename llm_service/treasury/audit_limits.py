@@ -56,7 +56,7 @@ _SEGMENTS = """
         UNION SELECT budget_id, epoch, '-infinity', at FROM extras
         UNION SELECT e.budget_id, e.until, '-infinity', (SELECT min(c.at) FROM changes c WHERE c.epoch = e.until)
         FROM extras e WHERE e.until < 9223372036854775807
-        UNION SELECT m.budget_id, greatest(m.epoch, (SELECT coalesce(max(c.epoch), 0) FROM changes c WHERE c.at <= m.at)),
+        UNION SELECT m.budget_id, greatest(m.epoch, (SELECT coalesce(max(e.value), 0) FROM epochs e WHERE e.at <= m.at)),
                      m.at, m.at
         FROM moments m WHERE m.at <= clock_timestamp()
     ), allowances AS (

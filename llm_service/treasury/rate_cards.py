@@ -14,13 +14,12 @@ from hashlib import sha256
 import asyncpg
 
 from llm_service.catalog import Model
-from llm_service.treasury.connection import AWAY, away
+from llm_service.treasury.pools import fetch
 
 _MOST = 10_000
 # A card that is there already is the common case, and costs no write.
 _ID = "SELECT id FROM rate_cards WHERE digest = $1"
 _INSERT = "INSERT INTO rate_cards (digest, rates) VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING"
-_TIMEOUT_S = 5.0
 
 
 class RateCards:
@@ -41,15 +40,11 @@ class RateCards:
 
     async def _keep(self, card: str) -> int:
         digest = sha256(card.encode()).digest()
-        try:
-            async with self._pool.acquire(timeout=_TIMEOUT_S) as connection:
-                found = await connection.fetchval(_ID, digest, timeout=_TIMEOUT_S)
-                if found is None:
-                    await connection.execute(_INSERT, digest, card, timeout=_TIMEOUT_S)
-                    found = await connection.fetchval(_ID, digest, timeout=_TIMEOUT_S)
-        except AWAY as error:
-            raise away(error) from error
+        found = await fetch(self._pool, _ID, digest)
+        if not found:
+            await fetch(self._pool, _INSERT, digest, card)
+            found = await fetch(self._pool, _ID, digest)
         if len(self._ids) >= _MOST:
             self._ids.clear()
-        self._ids[card] = int(found)
-        return int(found)
+        self._ids[card] = found[0]["id"]
+        return self._ids[card]

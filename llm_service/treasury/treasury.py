@@ -226,7 +226,8 @@ class Treasury:
         decisions = [decision(request, row) for request, row in zip(group, rows, strict=True)]
         for each in decisions:
             if isinstance(each, Denial) and each.kind is DenialKind.LOCKED:
-                self._locked[each.budget_id, each.subject] = now + _LOCKED_REMEMBERED_S
+                # Not for longer: what was skipped may only have been busy, and is waited for again then.
+                self._locked.setdefault((each.budget_id, each.subject), now + _LOCKED_REMEMBERED_S)
         return decisions
 
     async def _settle_group(self, group: Sequence[Settlement]) -> list[str | Exception]:

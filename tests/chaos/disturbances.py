@@ -23,7 +23,10 @@ from tests.chaos.calls import AGAIN, DIED
 from tests.chaos.field import Field, Skip
 from tests.chaos.stack import LIFETIME_S
 
-_POSTGRES = ("503 treasury_unavailable", *AGAIN)
+# What had reached the proxy and could not be served there, or was never begun with, costs nothing and says so.
+_POSTGRES = (
+    "503 treasury_unavailable", "503 grants_unavailable", "503 proxy_unavailable", "503 database_busy", *AGAIN,
+)  # fmt: skip
 _PROXY = (
     "503 proxy_unavailable", "503 breaker_open", "502 upstream_*", "504 upstream_timeout", "stream upstream_*", *AGAIN,
 )  # fmt: skip

@@ -248,6 +248,18 @@ async def test_i1_lowered_limits_and_top_ups_are_allowed_for_and_no_more(
     await books.differences(*([] if right else ["spend_within_limits"]))
 
 
+async def test_i1_a_top_up_that_ends_after_a_change_of_nothing_makes_no_overspend(books: Books) -> None:
+    """The epoch rises without a row in the log of changes; what was spent by the top-up was allowed."""
+    await books.pool.execute(
+        "INSERT INTO top_ups (budget_id, amount_nano, ends_at) SELECT id, 400, clock_timestamp() + interval '1 s' FROM budgets"
+    )
+    await books.pool.execute("UPDATE budgets SET limit_nano = limit_nano")
+    await books.pool.execute("UPDATE agents SET paused_at = now() WHERE false")
+    await overspend(books, 9_500)
+    await asyncio.sleep(1.1)
+    await books.differences()
+
+
 async def test_i1_what_was_grandfathered_before_the_log_was_read_is_allowed_for(books: Books) -> None:
     await overspend(books)
     await books.pool.execute("UPDATE windows SET grandfathered_nano = 10900")

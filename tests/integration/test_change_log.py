@@ -72,6 +72,7 @@ async def test_every_table_of_configuration_is_logged_and_audited(pool: asyncpg.
         "retired_windows",
         "rate_cards",
         "used_grants",
+        "epochs",
         "holds",
         "ledger",
         "witnesses",

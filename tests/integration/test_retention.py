@@ -68,6 +68,21 @@ async def test_short_windows_go_before_long_ones(pool: asyncpg.Pool) -> None:
     assert await left() == ["total"]
 
 
+async def test_a_small_limit_of_long_ago_keeps_no_window(pool: asyncpg.Pool) -> None:
+    budget = await pool.fetchval(
+        "INSERT INTO budgets (name, scope, scope_id, window_kind, limit_nano) VALUES ('b', 'agent', 1, 'hour', 1) RETURNING id"
+    )
+    await pool.execute("UPDATE budgets SET limit_nano = 1000")
+    # one window in which the limit was 1 for a while, and one that began after that
+    for start in ("now() - interval '1 minute'", "now() + interval '1 minute'"):
+        await pool.execute(
+            f"INSERT INTO windows (budget_id, starts_at, ends_at, posted_nano) SELECT $1, {start}, {start} + interval '1 hour', 2",
+            budget,
+        )
+    assert await retire_windows(pool, older_than_s=-2 * DAY_S) == 1
+    assert await pool.fetchval("SELECT starts_at < now() FROM windows")
+
+
 async def failed(pool: asyncpg.Pool) -> list[str]:
     report = await audit(pool, sweep_grace_s=DAY_S)
     return [f"{check.name}: {check.differences[:1]}" for check in report.checks if not check.ok]

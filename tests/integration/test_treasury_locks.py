@@ -164,3 +164,9 @@ async def test_a_budget_takes_so_many_new_subjects_a_minute(pool: asyncpg.Pool, 
     assert one_more.kind is DenialKind.CROWDED
     await pool.execute("UPDATE window_openings SET minute = minute - interval '1 minute'")
     assert isinstance(await treasury.admit(request(who, CallContext(user="one more"))), Hold)
+    # a user that the budget knows is not new in the next period
+    await pool.execute(
+        "UPDATE windows SET starts_at = starts_at - interval '1 day', ends_at = ends_at - interval '1 day'"
+    )
+    await pool.execute("UPDATE window_openings SET minute = date_trunc('minute', clock_timestamp()), opened = 3")
+    assert isinstance(await treasury.admit(request(who, CallContext(user="one more"))), Hold)

@@ -464,7 +464,7 @@ async def check_a_stream_too_many_is_refused_and_its_place_is_not_lost() -> None
         assert (error.code, told) == ("503", {"x-treasurer-refused": "proxy_busy", "retry-after": "1"})
     else:
         raise AssertionError("it was let in")
-    await refused(401, "used before", token, content)
+    await refused(503, "streams under way", token, content)  # its grant is not used up
     await ask(granted(body()), body())  # a whole answer needs no place
     over.set()
     await asyncio.gather(*requests)
@@ -689,7 +689,7 @@ def house(cost: float, name: str = "house", number: str = "h1") -> dict[str, Any
     return {"model_name": name, "litellm_params": parameters | costs, "model_info": {"id": number}}
 
 
-async def check_i1_a_call_of_other_prices_is_refused_before_its_grant_is_used() -> None:
+async def check_i1_a_call_of_other_prices_is_refused_and_its_grant_is_used_up() -> None:
     sys.modules["litellm.proxy.proxy_server"] = proxy = a_proxy_with(  # type: ignore[assignment]
         house(1e-7), house(1e-7, number="h2"), house(1e-7, "wild/*", "w"), model_group_alias={"home": "house"}
     )
@@ -712,12 +712,13 @@ async def check_i1_a_call_of_other_prices_is_refused_before_its_grant_is_used() 
 
         sys.modules["litellm.proxy.proxy_server"] = a_proxy_with(house(1e-5), house(1e-7, number="h2"))  # type: ignore[assignment]
         stale = granted(content, model="house", prices=version)
-        for _ in range(2):
-            await refused(409, "have changed", stale, content)
         try:
             await ask(stale, content)
         except ProxyException as error:
-            assert error.headers["x-treasurer-refused"] == "prices_changed", error.headers
+            assert (error.code, error.headers["x-treasurer-refused"]) == ("409", "prices_changed"), error.headers
+        else:
+            raise AssertionError("it was let in")
+        await refused(401, "used before", stale, content)  # as a balancer's second sending
         await ask(granted(content, model="house"), content)
     finally:
         del sys.modules["litellm.proxy.proxy_server"]

@@ -1,8 +1,11 @@
 -- Limits are read where they stand, configuration that is changed by hand is in force at once, a hold knows the rates
 -- that it was made with, and windows that have long ended go. An older gateway goes on beside this: its functions
--- (treasury_admit_v2, treasury_settle_v2) call the new ones.
+-- (treasury_admit_v2, treasury_settle_v2) call the new ones. While this runs, calls wait; indexes are built on windows.
 
--- Not read any more: the limit and the pace stand in budgets. They go with the next version but one.
+-- In the order in which settlement takes them.
+LOCK TABLE holds, windows, ledger IN ACCESS EXCLUSIVE MODE;
+
+-- Not read any more: the limit and the pace stand in budgets. The columns go in 0.3.
 -- grandfathered_nano is still allowed for, in windows from before this change.
 ALTER TABLE windows ALTER COLUMN limit_nano SET DEFAULT 0;
 COMMENT ON COLUMN windows.limit_nano IS 'not read since 0005: see budgets.limit_nano';
@@ -41,10 +44,11 @@ CREATE TABLE window_openings (
 CREATE TABLE retired_windows (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     budget_id   bigint NOT NULL REFERENCES budgets,
+    retired_on  date NOT NULL,
     ids         int8multirange NOT NULL,
     count       bigint NOT NULL,
     posted_nano bigint NOT NULL,
-    retired_at  timestamptz NOT NULL DEFAULT now()
+    UNIQUE (budget_id, retired_on)
 );
 CREATE INDEX retired_windows_ids ON retired_windows USING gist (ids);
 -- The live windows of one budget, without those that have ended: lists look at the first few of them.
@@ -55,7 +59,7 @@ CREATE INDEX windows_short ON windows (ends_at)
 CREATE INDEX windows_long ON windows (ends_at)
     WHERE NOT CASE WHEN isfinite(ends_at) THEN ends_at - starts_at < interval '20 hours' ELSE false END;
 
--- The audit asks what a budget's limit was at a moment: the log of changes knows.
+-- What a budget's limit was at a moment: the log of changes knows.
 CREATE INDEX changes_object ON changes (kind, object, id);
 
 -- Whoever changes configuration, by hand in SQL included, raises the epoch: before the rows are touched, so that all
@@ -66,12 +70,21 @@ BEGIN
     RETURN NULL;
 END $$;
 
+-- Each epoch, and from when on calls are admitted by it: also of changes that changed no row.
+CREATE TABLE epochs (
+    value bigint PRIMARY KEY,
+    at    timestamptz NOT NULL
+);
+CREATE INDEX epochs_at ON epochs (at);
+INSERT INTO epochs SELECT value, now() FROM epoch;
+
 -- At the commit of a change: wait until every admission that is under way with the older configuration has committed,
 -- and let none begin before this commit is done. Admissions take the same lock, shared. It is taken during COMMIT, so
--- no client can keep it.
+-- a client that commits cannot keep it.
 CREATE FUNCTION wait_for_admissions() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pg_advisory_xact_lock(7811895328343531809);
+    INSERT INTO epochs VALUES (NEW.value, clock_timestamp()) ON CONFLICT DO NOTHING;
     RETURN NULL;
 END $$;
 CREATE CONSTRAINT TRIGGER wait_for_admissions AFTER UPDATE ON epoch

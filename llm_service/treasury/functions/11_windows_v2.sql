@@ -49,7 +49,7 @@ RETURNS TABLE (n bigint, id bigint) LANGUAGE sql STABLE AS $$
 $$;
 
 -- Opens windows for the places that have none at p_at. Some may be left without: their budget does not exist, or has
--- opened p_most_new windows for new subjects within this minute.
+-- opened p_most_new windows within this minute for subjects that it had no window of before.
 --
 -- A period whose window ended too early (it was opened by the rules of an older time-zone database, or its end was
 -- moved by hand) is the same window again: its end is put right, and what it has posted stays in it.
@@ -57,17 +57,20 @@ CREATE FUNCTION treasury_open_windows_v2(
     p_budget bigint[], p_subject text[], p_at timestamptz, p_most_new integer
 ) RETURNS void LANGUAGE sql AS $$
     WITH missing AS (
-        SELECT b.id AS budget_id, place.subject, period.starts_at, period.ends_at,
-               row_number() OVER (PARTITION BY b.id, place.subject = '' ORDER BY place.subject) AS which,
-               count(*) OVER (PARTITION BY b.id, place.subject = '') AS asked
+        SELECT b.id AS budget_id, place.subject, period.starts_at, period.ends_at, place.subject <> '' AND NOT EXISTS (
+                   SELECT FROM windows w WHERE w.budget_id = b.id AND w.subject = place.subject) AS new
         FROM treasury_find_windows_v1(p_budget, p_subject, p_at) AS found
         JOIN unnest(p_budget, p_subject) WITH ORDINALITY AS place (budget_id, subject, n) ON place.n = found.n
         JOIN budgets b ON b.id = place.budget_id
         CROSS JOIN LATERAL treasury_window_v1(b.window_kind, b.time_zone, p_at) AS period
         WHERE found.id IS NULL
+    ), numbered AS (
+        SELECT *, row_number() OVER (PARTITION BY budget_id, new ORDER BY subject) AS which,
+               count(*) OVER (PARTITION BY budget_id, new) AS asked
+        FROM missing
     ), counted AS (
         INSERT INTO window_openings AS o (budget_id, minute, opened)
-        SELECT DISTINCT budget_id, date_trunc('minute', p_at), asked FROM missing WHERE subject <> '' ORDER BY budget_id
+        SELECT DISTINCT budget_id, date_trunc('minute', p_at), asked FROM numbered WHERE new ORDER BY budget_id
         ON CONFLICT (budget_id) DO UPDATE SET
             minute = excluded.minute,
             opened = excluded.opened + CASE WHEN o.minute = excluded.minute THEN o.opened ELSE 0 END
@@ -75,8 +78,8 @@ CREATE FUNCTION treasury_open_windows_v2(
     )
     INSERT INTO windows AS w (budget_id, subject, starts_at, ends_at)
     SELECT m.budget_id, m.subject, m.starts_at, m.ends_at
-    FROM missing m LEFT JOIN counted c ON c.budget_id = m.budget_id
-    WHERE m.subject = '' OR m.which <= p_most_new - (c.opened - m.asked)
+    FROM numbered m LEFT JOIN counted c ON c.budget_id = m.budget_id
+    WHERE NOT m.new OR m.which <= p_most_new - (c.opened - m.asked)
     ORDER BY m.budget_id, m.subject
     ON CONFLICT (budget_id, subject, starts_at) DO UPDATE SET ends_at = greatest(w.ends_at, excluded.ends_at)
 $$;

@@ -73,7 +73,7 @@ BEGIN
                s.deployment, g.context ->> 'run', g.context ->> 'user', g.context ->> 'session',
                CASE WHEN g.context ? 'tags' THEN ARRAY(SELECT jsonb_array_elements_text(g.context -> 'tags'))
                     ELSE '{}'::text[] END,
-               g.window_ids, g.amount_nano, s.cost_nano, s.proxy_cost_nano, s.input_tokens, s.cached_tokens,
+               array_remove(g.window_ids, NULL), g.amount_nano, s.cost_nano, s.proxy_cost_nano, s.input_tokens, s.cached_tokens,
                s.cache_write_tokens, s.output_tokens, s.reasoning_tokens, s.usage_source, s.status, s.error_code,
                s.latency_ms, s.first_token_ms, g.started_at, g.requested_model, s.service_tier, s.cache_write_1h_tokens,
                g.rate_card_id, g.epoch, v_epoch
@@ -87,7 +87,7 @@ BEGIN
             rate_card_id, epoch, settled_epoch)
         SELECT l.call_id, l.attempt, 'adjusted', l.organisation_id, l.team_id, l.agent_id, l.key_id, l.model,
                coalesce(s.provider, l.provider), coalesce(s.deployment, l.deployment), l.run_id, l.user_id,
-               l.session_id, l.tags, l.window_ids, 0, s.cost_nano - l.cost_nano,
+               l.session_id, l.tags, array_remove(l.window_ids, NULL), 0, s.cost_nano - l.cost_nano,
                s.proxy_cost_nano - coalesce(l.proxy_cost_nano, 0), s.input_tokens - l.input_tokens,
                s.cached_tokens - l.cached_tokens, s.cache_write_tokens - l.cache_write_tokens,
                s.output_tokens - l.output_tokens, s.reasoning_tokens - l.reasoning_tokens, s.usage_source, s.status,

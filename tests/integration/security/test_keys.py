@@ -170,7 +170,7 @@ async def test_an_administrators_key_calls_no_model(caller: Caller) -> None:
 
 async def test_one_team_reads_nothing_of_another(stack: StackState, caller: Caller) -> None:
     """Neither its reports and budgets, nor, by what an answer or a refusal tells, its name or an answer of its."""
-    team, word = f"team-{uuid4().hex[:8]}", uuid4().hex
+    team, word = f"team-{uuid4().hex[:8]}", uuid4().hex[:12]  # few enough tokens for max_tokens, whatever they are
     await caller.admin("POST", "teams", {"name": team})
     agent = f"agent-{uuid4().hex[:8]}"
     await caller.admin("POST", "agents", {"name": agent, "team": team, "budget": {"limit": "1"}})
