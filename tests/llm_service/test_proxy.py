@@ -249,7 +249,15 @@ async def test_i2_a_proxy_that_died_over_a_request_may_have_served_it() -> None:
             await upstream.send(PATH, b"{}", "g")
 
 
-async def test_i2_a_second_sending_that_is_refused_means_that_the_first_was_served() -> None:
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        b"401 Unauthorized\r\n",
+        b"409 Conflict\r\nx-treasurer-refused: prices_changed\r\n",
+        b"503 Service Unavailable\r\nx-treasurer-refused: grants_unavailable\r\n",
+    ],
+)
+async def test_i2_a_second_sending_that_is_refused_may_mean_that_the_first_was_served(refusal: bytes) -> None:
     sent = 0
 
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -257,7 +265,7 @@ async def test_i2_a_second_sending_that_is_refused_means_that_the_first_was_serv
         await read_request(reader)
         sent += 1
         if sent > 1:
-            writer.write(b"HTTP/1.1 401 Unauthorized\r\ncontent-length: 2\r\n\r\n{}")
+            writer.write(b"HTTP/1.1 " + refusal + b"content-length: 2\r\n\r\n{}")
             await writer.drain()
         writer.close()
 

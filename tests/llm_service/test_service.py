@@ -854,3 +854,20 @@ async def test_i2_a_grant_that_a_balancer_sent_twice_may_have_been_billed() -> N
         await once(parts, False)
     assert parts.treasury.settled == []
     assert len(parts.sweeper.watched) == 1
+
+
+@pytest.mark.parametrize("revoked", [True, False], ids=["not begun", "begun"])
+async def test_i2_a_stream_that_its_caller_leaves_before_the_proxy_has_begun_with_it_costs_nothing(
+    revoked: bool,
+) -> None:
+    parts = after(OF_A_BALANCER[0], revoked=revoked)
+    parts.upstream.gate = asyncio.Event()
+    call = asyncio.create_task(once(parts, True))
+    while not parts.upstream.sent:
+        await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await parts.service.close()
+    assert len(parts.sweeper.watched) == (0 if revoked else 1)
+    assert [each.state for each in parts.treasury.settled] == ([LedgerState.VOIDED] if revoked else [])
