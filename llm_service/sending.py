@@ -230,6 +230,13 @@ def refusal_of(call: Call, upstream: UpstreamAnswer) -> TreasurerError:
             retry_after=1,
             details={"model": call.model.name},
         )
+    if refused == "grants_unavailable":
+        return ProxyUnavailable(
+            "LiteLLM Proxy could not make sure that this call is served once, because its database or its disk does not "
+            "answer; so it was not sent, and nothing was spent. Try again in a moment.",
+            retry_after=1,
+            details={"part": "proxy", "cause": refused},
+        )
     if refused == ProxyBusy.code:
         return ProxyBusy(
             "LiteLLM Proxy has as many streams under way as it takes, so this one was not begun and nothing was spent. "

@@ -25,7 +25,7 @@ from tests.chaos.stack import LIFETIME_S
 
 # What had reached the proxy and could not be served there, or was never begun with, costs nothing and says so.
 _POSTGRES = (
-    "503 treasury_unavailable", "503 grants_unavailable", "503 proxy_unavailable", "503 database_busy", *AGAIN,
+    "503 treasury_unavailable", "503 proxy_unavailable", "503 database_busy", *AGAIN,
 )  # fmt: skip
 _PROXY = (
     "503 proxy_unavailable", "503 breaker_open", "502 upstream_*", "504 upstream_timeout", "stream upstream_*", *AGAIN,

@@ -871,3 +871,12 @@ async def test_i2_a_stream_that_its_caller_leaves_before_the_proxy_has_begun_wit
     await parts.service.close()
     assert len(parts.sweeper.watched) == (0 if revoked else 1)
     assert [each.state for each in parts.treasury.settled] == ([LedgerState.VOIDED] if revoked else [])
+
+
+async def test_i6_a_proxy_that_cannot_write_a_grants_use_sends_nothing_and_the_caller_is_told_so() -> None:
+    parts = after(UpstreamAnswer(503, {"x-treasurer-refused": "grants_unavailable"}, b"{}"), revoked=False)
+    with pytest.raises(ProxyUnavailable) as error:
+        await once(parts, False)
+    assert (error.value.retry_after, error.value.details["cause"]) == (1, "grants_unavailable")
+    assert parts.settled.state is LedgerState.VOIDED
+    parts.nothing_is_held()
