@@ -1,7 +1,7 @@
 """The gateway audits its own books, so that a difference raises an alert before a person looks.
 
 What must hold: of all gateway processes one audits at a time (an advisory lock in Postgres), and an audit
-changes nothing. It uses one connection of the pool that it is given, which is no pool that calls need.
+changes nothing. It uses one connection, of a pool that calls do not need.
 """
 
 from __future__ import annotations

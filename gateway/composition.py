@@ -243,8 +243,10 @@ def _revoke_by(pool: asyncpg.Pool) -> Revoke:
     async def revoke(call_id: UUID, attempt: int) -> bool:
         try:
             return await revoke_grant(pool, call_id, attempt)
-        except (PostgresTooOld, *AWAY):
-            return False  # it may have been used: what it may cost stays held until a witness tells
+        except (PostgresTooOld, asyncpg.PostgresError, *AWAY) as error:
+            # It may have been used: what it may cost stays held until a witness tells.
+            log.warning("a grant could not be revoked: %s", type(error).__name__)
+            return False
 
     return revoke
 

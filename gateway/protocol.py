@@ -3,7 +3,7 @@
 What must hold: a connection that says nothing, or drips its headers, is closed after `HEAD_S`, so that nobody keeps
 the gateway's connections by doing nothing. What comes beside bodies is bounded before anybody's key is looked at: the
 parser keeps a line until it ends, however long it is. A request's body has a time and a bound of its own, where it is
-read. What a caller has not taken yet of an answer is bounded, here and in the kernel: whoever sends waits.
+read. What a caller has not taken yet of an answer is bounded, here and in the kernel: beyond that, sending waits.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ class PatientProtocol(HttpToolsProtocol):
         self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
         self.transport.close()  # when it has taken this …
         self.loop.call_later(_LAST_S, self.transport.abort)  # … or has had its time
-        self.cycle.disconnected = True  # for whoever is still sending
+        self.cycle.disconnected = True  # for the task that is still sending
         self.cycle.message_event.set()
 
     def _await_head(self) -> None:

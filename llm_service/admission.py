@@ -44,9 +44,9 @@ class Renewal(Protocol):
 
 
 class Admission:
-    """Admits attempts, or says why not. `refused(principal, context, model, error)` is told of calls that ended there.
+    """Admits attempts, or says why not. `refused(principal, context, model, error)` is called for calls that ended there.
 
-    `rate_card(model)` gives the id under which a model's rates are kept for whoever settles its holds.
+    `rate_card(model)` gives the id under which a model's rates are kept, for the process that will settle its holds.
     """
 
     def __init__(

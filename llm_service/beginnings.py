@@ -1,7 +1,7 @@
 """Streams begin a few at a time in a worker of LiteLLM Proxy, however many come at once.
 
 What must hold: LiteLLM spends some twenty milliseconds on a request before it asks a provider; when two hundred come
-at once, each waits for all the others, and whoever calls beside them too. Between its grant and its provider only a few
+at once, each waits for all the others, and so does every other call. Between its grant and its provider only a few
 streams are at work, in the order in which they came; a stream that waits for its provider's first word holds nobody up.
 Runs inside LiteLLM Proxy: standard library only.
 """

@@ -48,7 +48,7 @@ class Model:
     unpriced: str | None = None  # why it cannot be served
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
     quality: int | None = None  # 0 to 100, as config/litellm.yaml says (model_info: treasurer_quality)
-    rate_card: str = "{}"  # `rates` as text: what a hold is made with, and settled by whoever settles it
+    rate_card: str = "{}"  # `rates` as text: a hold is made, and later settled, at these
     uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
     prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy tells none
 

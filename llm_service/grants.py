@@ -43,6 +43,8 @@ USES_STAMP = "treasurer_uses_shared"
 PRICES_CHANGED = "prices_changed"
 #: And where the grant has been used before: by a sending of which only the answer is missing, so that it may be billed.
 GRANT_USED = "grant_used"
+#: And where it cannot be made sure that the grant is used once.
+GRANTS_UNAVAILABLE = "grants_unavailable"
 
 
 class GrantError(Exception):

@@ -38,6 +38,7 @@ from llm_service.giving_back import settle_in
 from llm_service.grants import (
     CALL_PATHS,
     GRANT_USED,
+    GRANTS_UNAVAILABLE,
     PRICES_CHANGED,
     READ_PATHS,
     Grant,
@@ -167,7 +168,7 @@ async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
     if len(_secret) < 32:
         raise _refusal(
             "TREASURER_GRANT_SECRET is not set, so that no grant can be checked",
-            status=503, kind="service_unavailable_error", code="grants_unavailable",
+            status=503, kind="service_unavailable_error", code=GRANTS_UNAVAILABLE,
         )  # fmt: skip
     body: bytes = await request.body()
     fields: Mapping[str, Any] = await read_request_body(request) if body else {}
@@ -237,12 +238,12 @@ async def _use_once(grant: Grant) -> None:
     except UsesUnknown as error:
         raise _refusal(
             f"Postgres does not say whether this grant was used ({error}), so it is not served",
-            status=503, kind="service_unavailable_error", code="grants_unavailable",
+            status=503, kind="service_unavailable_error", code=GRANTS_UNAVAILABLE,
         ) from None  # fmt: skip
     except OSError as error:
         raise _refusal(
             f"A grant's use cannot be remembered ({error.strerror}): check TREASURER_GRANT_DIR",
-            status=503, kind="service_unavailable_error", code="grants_unavailable",
+            status=503, kind="service_unavailable_error", code=GRANTS_UNAVAILABLE,
         ) from None  # fmt: skip
     if not first:
         raise _not_granted("the grant has been used before", code=GRANT_USED)

@@ -74,7 +74,7 @@ class Lateness:
 
 
 class ReadOn:
-    """Reads `stream` ahead of whoever iterates `chunks`. `saw` gets each chunk as it comes."""
+    """Reads `stream` ahead of the reader of `chunks`. `saw` gets each chunk as it comes."""
 
     def __init__(
         self,

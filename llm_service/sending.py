@@ -20,7 +20,7 @@ import orjson
 
 from llm_service.call import Call
 from llm_service.errors import NotAuthenticated, PricesChanged, ProxyBusy, ProxyUnavailable, TreasurerError
-from llm_service.grants import GRANT_USED, PRICES_CHANGED, Grant, GrantLimits, digest_of, sign
+from llm_service.grants import GRANT_USED, GRANTS_UNAVAILABLE, PRICES_CHANGED, Grant, GrantLimits, digest_of, sign
 from llm_service.proxy import Unanswered, Upstream, UpstreamAnswer, UpstreamStream, surely_free, upstream_error
 from llm_service.refusals import check_live
 from llm_service.settlement import Settler
@@ -147,7 +147,7 @@ class Sender:
         return self._booked(call, upstream)
 
     async def _never_used(self, call: Call) -> bool:
-        """Whether no proxy has used the attempt's grant, nor ever will. A caller who leaves meanwhile learns nothing."""
+        """Whether no proxy has used the attempt's grant, nor ever will."""
         if not self._is_remembered(call):
             return False
         try:
@@ -221,7 +221,7 @@ class Sender:
 
 
 def refusal_of(call: Call, upstream: UpstreamAnswer) -> TreasurerError:
-    """An error answer as ours: the provider's, or our own plugin's (one stream too many, other prices)."""
+    """An error answer as ours: the provider's, or our own plugin's, which sent nothing."""
     refused = upstream.headers.get("x-treasurer-refused")
     if refused == PRICES_CHANGED:
         return PricesChanged(
@@ -230,7 +230,7 @@ def refusal_of(call: Call, upstream: UpstreamAnswer) -> TreasurerError:
             retry_after=1,
             details={"model": call.model.name},
         )
-    if refused == "grants_unavailable":
+    if refused == GRANTS_UNAVAILABLE:
         return ProxyUnavailable(
             "LiteLLM Proxy could not make sure that this call is served once, because its database or its disk does not "
             "answer; so it was not sent, and nothing was spent. Try again in a moment.",

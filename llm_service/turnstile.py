@@ -1,7 +1,7 @@
 """Streams pass here chunk by chunk, a few in each turn of the event loop, so that other calls are served in between.
 
 What must hold: LiteLLM spends about a millisecond on each chunk, and a provider that is faster leaves hundreds of chunks
-waiting for each stream; whoever calls beside them waits for a few chunks in each turn of the loop, and not for all.
+waiting for each stream; other calls wait for a few chunks in each turn of the loop, and not for all.
 Streams wait in the order in which they came; those that nobody reads any more have what the others leave, and at least
 one passage in `DRAINS_SHARE`. Runs inside LiteLLM Proxy: standard library only.
 """

@@ -300,7 +300,7 @@ class HoldRequest:
     lines: tuple[tuple[int, str], ...]  # (budget id, window subject): every window that must have room
     requested_model: str | None = None  # what the caller asked for, where another model serves
     max_share: int = 10_000  # basis points of each limit that may be used for this model; less: near its limit
-    rate_card_id: int | None = None  # the rates that the amount is a bound by: whoever settles it uses them
+    rate_card_id: int | None = None  # the rates that the amount is a bound by, and that it is settled at
 
 
 @dataclass(frozen=True, slots=True)

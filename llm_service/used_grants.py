@@ -1,6 +1,6 @@
 """Used grants in the database: known to all proxies that share it. Standard library and asyncpg only: both sides load it.
 
-What must hold: a grant is used once, at one proxy (I3), because whoever inserts its row first has used it; a grant
+What must hold: a grant is used once, at one proxy (I3), because the first to insert its row has used it; a grant
 that the service has revoked is used by nobody. So a service that could revoke a grant knows for certain that its
 request was never sent to a provider, whatever a balancer or a broken connection told it (I2).
 

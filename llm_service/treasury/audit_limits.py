@@ -7,9 +7,13 @@ overspend: what was there then, within the old limit, is allowed for.
 How a window is judged. The changes of its budget, and the times at which top-ups begin and end, cut its life into
 segments, each with one allowed amount. Calls are replayed in the order of the epochs that they were admitted by, which
 clocks that jump do not upset. At the end of each segment stands how much was committed: what calls that were admitted by
-then held, or had cost if they had been settled. What is committed now was within some segment's allowance when its last
-hold was made, and can only have shrunk since: so it is at most the largest, over the segments, of the lesser of what was
-allowed and what was committed at its end. The same holds, up to each segment, for what the calls admitted by then cost.
+then held, or had cost if they had been settled. The bound of a segment is the lesser of what it allowed and what was
+committed at its end; what is committed now may not be more than the largest of these bounds, nor than what is allowed now.
+The same is asked at the end of each segment, of what the calls that were admitted until then have cost.
+
+Why: the last hold of a window was made within some segment's allowance, and what is committed only shrinks after it.
+An example: of a limit of 10, 7 are committed when it falls to 5. The bounds are min(10, 7) = 7 and 5: 7 is right, and 8
+is an overspend, although 10 was once allowed. If the limit then rises to 20, the 8 is still named, by the second segment.
 """
 # ruff: noqa: S608 - statements are made of constants of this module
 

@@ -1,4 +1,4 @@
-"""Rate cards: the prices of a model as a hold was made with them, kept in Postgres for whoever settles it.
+"""Rate cards: the prices of a model as a hold was made with them, kept in Postgres for the process that settles it.
 
 What must hold (I2): a hold is settled at the prices that it is a bound by. Another process may have read other
 prices since, and the model may be gone from the catalogue; a hold's rate card is there before the hold is.

@@ -37,7 +37,7 @@ _LOCKED_PATIENCE_S = 2.0
 _LOCKED_PAUSE_S = 0.05
 _SETTLE_AGAIN_S = 0.25
 _LOCK_TRIES = 8
-#: How long a window that was found locked is no longer waited for by groups, in seconds.
+#: For so many seconds groups do not wait for a window that was found locked.
 _LOCKED_REMEMBERED_S = 1.0
 
 
@@ -134,7 +134,7 @@ class Treasury:
             del self._unsettled[future]
             if not self._unsettled and self._spool is not None:
                 self._spool.clear()
-        # Else it was closed before Postgres had it: its journal is kept for whoever comes next.
+        # Else it was closed before Postgres had it: its journal is kept for the next process.
         if isinstance(result, BaseException):
             _log_failure(result)
         if future.done():

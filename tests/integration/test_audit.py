@@ -204,6 +204,7 @@ async def test_i1_an_overspend_stays_named_whatever_is_administered_after_it(boo
         # what is spent when a limit falls, within the old limit, is allowed for: 600 posted and 300 held
         (["UPDATE budgets SET limit_nano = 899"], True),
         (["UPDATE budgets SET limit_nano = 899", "SPEND 1"], False),
+        (["UPDATE budgets SET limit_nano = 899", "SPEND 1", "UPDATE budgets SET limit_nano = 20000"], False),
         (["UPDATE budgets SET limit_nano = 899", "UPDATE budgets SET limit_nano = 901", "SPEND 1"], True),
         (["UPDATE budgets SET limit_nano = 899", "UPDATE budgets SET limit_nano = 901", "SPEND 2"], False),
         (["SPEND 9100", "UPDATE budgets SET limit_nano = 1", "UPDATE budgets SET limit_nano = 2"], True),

@@ -6,8 +6,8 @@
 -- then read. Changes of configuration wait for the admissions that are under way when they commit (the advisory lock
 -- that wait_for_admissions takes, and that is taken here, shared), so limits, top-ups and the epoch are those of one
 -- configuration, and a call of an older epoch is answered 'stale'.
--- What is known of a window is one element of v_rooms, at the window's place: a place without a window has an element
--- without an id, and refuses the calls that name it.
+-- v_rooms has one element for each place, with all that is known of the window there. Where there is no window, the
+-- element's id is null, and the calls that name the place are refused.
 --
 -- Calls are decided in the order given. p_principal[i] is an index into the arrays of principals
 -- (p_epoch to p_key). p_line_window[j] is an index into p_budget/p_subject, a place;

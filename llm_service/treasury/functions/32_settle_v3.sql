@@ -1,12 +1,12 @@
 -- Settlement, for a group of attempts at once: the hold goes, the ledger gets its row, the windows
 -- give back what was held and take what it cost. One transaction; idempotent by (call_id, attempt):
--- whoever takes the hold's row away writes its end, and nobody else.
+-- the statement that deletes the hold's row writes its end, and no other does.
 --
 -- An attempt whose hold is gone already was ended by somebody. If that was the sweeper, without any
 -- figures or by a witness, and better ones arrive late, the difference is written as an adjustment,
--- once; so is what a witness proves of an attempt that was thought to have cost nothing, and what its owner knows of one
--- that the sweeper thought so (one deployment's failure was witnessed, another's answer not). Everything else about it
--- changes nothing. A correction of a window that has been retired is added to what the retired windows posted.
+-- once. So is the cost of an attempt that had been voided, where a witness proves it; and where the sweeper voided it
+-- because of a witnessed failure and its owner reports an answer (of another deployment). Anything else that arrives
+-- late changes nothing. A correction of a window that has been retired is added to what the retired windows posted.
 --
 -- p_skip_locked: an attempt whose hold or windows another transaction has locked is left as it is, and not waited for.
 --
