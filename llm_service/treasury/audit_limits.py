@@ -9,7 +9,7 @@ segments, each with one allowed amount. Calls are replayed in the order of the e
 clocks that jump do not upset. At the end of each segment stands how much was committed: what calls that were admitted by
 then held, or had cost if they had been settled. The bound of a segment is the lesser of what it allowed and what was
 committed at its end; what is committed now may not be more than the largest of these bounds, nor than what is allowed now.
-The same is asked at the end of each segment, of what the calls that were admitted until then have cost.
+The same is asked at the end of each segment, of what the calls that were admitted until then have cost, or still hold.
 
 Why: the last hold of a window was made within some segment's allowance, and what is committed only shrinks after it.
 An example: of a limit of 10, 7 are committed when it falls to 5. The bounds are min(10, 7) = 7 and 5: 7 is right, and 8
@@ -89,7 +89,7 @@ _REPLAYED = """
     ), steps AS (
         SELECT id, epoch, started_at AS at, 1 AS kind, NULL::numeric AS allowed, held AS committed, cost AS spent FROM entries
         UNION ALL SELECT id, settled_epoch, settled_at, 1, NULL, cost - held, 0 FROM entries
-        UNION ALL SELECT s.id, coalesce(h.epoch, 0), h.started_at, 1, NULL, h.amount_nano, 0
+        UNION ALL SELECT s.id, coalesce(h.epoch, 0), h.started_at, 1, NULL, h.amount_nano, h.amount_nano
         FROM holds h CROSS JOIN LATERAL unnest(h.window_ids) AS named (id) JOIN suspects s ON s.id = named.id
         UNION ALL SELECT s.id, a.epoch, a.since, 0, a.allowed, 0, 0
         FROM suspects s JOIN allowances a ON a.budget_id = s.budget_id
