@@ -83,7 +83,9 @@ async def _up(settings: Settings) -> None:
                 if fresh[0].admin_key_is_new:
                     console.print(_admin_key(state.admin_key, state.admin_key_file))
                 try:
-                    await asyncio.Event().wait()
+                    # The signal cancels this task; where a library has swallowed that while the stack started, it ends here.
+                    await asked_to_stop.wait()
+                    raise asyncio.CancelledError
                 finally:
                     board.stopping()
     except asyncio.CancelledError:

@@ -27,6 +27,7 @@ Progress = PartStatus | str
 
 _TIDY_S = 30.0
 _LOOK_S = 10.0
+_CANCEL_AGAIN_S = 1.0
 
 
 @asynccontextmanager
@@ -102,9 +103,7 @@ class _Stack:
     async def stop(self) -> None:
         StackState.remove(self.state.data_dir)
         self._started = False
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await _cancelled(self._tasks)
         for layer in _layers(self._parts):
             await asyncio.gather(*(self._parts[name].stop() for name in layer))
         for listener in self._listeners.values():
@@ -139,6 +138,15 @@ class _Stack:
         pids = {name: part.status.pid for name, part in self._parts.items() if part.status.pid is not None}
         self.state = self.state.model_copy(update={"pids": pids})
         self.state.write()
+
+
+async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:
+    """Cancel the tasks and wait for their end. A library may swallow a cancellation (redis-py does), so ask again."""
+    pending = set(tasks)
+    while pending:
+        for task in pending:
+            task.cancel()
+        _, pending = await asyncio.wait(pending, timeout=_CANCEL_AGAIN_S)
 
 
 def _layers(names: Iterable[str]) -> list[list[str]]:
