@@ -12,9 +12,9 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from llm_service.administration.budgets import ChangeBudget, NewBudget, archive_budget, change_budget, create_budget
-from llm_service.administration.changes import read
 from llm_service.administration.inputs import read_input
-from llm_service.administration.people import NewAgent, create_agent
+from llm_service.administration.organisations import NewAgent, create_agent
+from llm_service.administration.transaction import read
 from llm_service.errors import Conflict, Unavailable
 from llm_service.money import format_decimal
 

@@ -35,7 +35,7 @@ from gateway.stack.supervisor import running_stack
 from llm_service.administration.budgets import NewBudget, create_budget
 from llm_service.administration.inputs import read_input
 from llm_service.administration.keys import NewKey, create_key
-from llm_service.administration.people import NewAgent, create_agent
+from llm_service.administration.organisations import NewAgent, create_agent
 
 _MODEL = "gpt-4.1-mini"
 _TOKENS = 8_000

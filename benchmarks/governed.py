@@ -1,7 +1,7 @@
 """A governed call against the same call straight to LiteLLM Proxy, with the same provider behind both.
 
 "Straight" is a LiteLLM Proxy of its own as its users run it: the same environment, settings and model,
-a master key, and nothing of ours loaded, neither the plugin's work nor its shortcuts (litellm_shortcuts.py).
+a master key, and nothing of ours loaded, neither the plugin's work nor its shortcuts (litellm_plugin/shortcuts.py).
 The two lanes take turns, round by round, so that a machine whose speed drifts slows both; the ratio is taken
 round by round.
 """
@@ -34,7 +34,7 @@ from gateway.stack.state import StackState
 from llm_service.administration.budgets import NewBudget, create_budget
 from llm_service.administration.inputs import read_input
 from llm_service.administration.keys import NewKey, create_key
-from llm_service.administration.people import NewAgent, create_agent
+from llm_service.administration.organisations import NewAgent, create_agent
 
 MODEL = "gpt-4o-mini"
 BODY: dict[str, Any] = {

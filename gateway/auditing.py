@@ -13,7 +13,7 @@ import asyncpg
 
 from llm_service.errors import TookTooLong, TooManyReports, TreasuryUnavailable
 from llm_service.telemetry import Telemetry
-from llm_service.treasury.audit import audit_alone
+from llm_service.treasury.audit.audit import audit_alone
 
 log = logging.getLogger(__name__)
 

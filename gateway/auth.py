@@ -12,9 +12,9 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 from fastapi.security.http import HTTPAuthorizationCredentials
 
-from llm_service.administration.changes import ACTOR
+from llm_service.administration.principals import Principals
+from llm_service.administration.transaction import ACTOR
 from llm_service.errors import NotAuthenticated
-from llm_service.principals import Principals
 
 #: Alone, this only documents the key in the API's description.
 scheme = HTTPBearer(auto_error=False, description="An administrator's key (treasurer key create --admin)")

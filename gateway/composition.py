@@ -21,31 +21,31 @@ from redis.asyncio import Redis
 from gateway.auditing import audit_regularly
 from gateway.cli.common import running_state
 from gateway.settings import Settings
-from llm_service.admission import Admission
-from llm_service.catalog import Catalog
+from llm_service.administration.principals import Principals
+from llm_service.call.admission import Admission
+from llm_service.call.idempotency import Idempotency
+from llm_service.call.sending import Revoke
+from llm_service.call.settlement import Settler
 from llm_service.errors import TreasurerError
 from llm_service.grants import for_service, sign
 from llm_service.guards.breaker import BreakerRules
+from llm_service.guards.breaker_gate import NO_BREAKERS
 from llm_service.guards.breakers import Breakers
-from llm_service.guards.lane import connect
-from llm_service.guards.limits import RateLimiter
-from llm_service.guards.passage import NO_BREAKERS
-from llm_service.idempotency import Idempotency
-from llm_service.principals import Principals
-from llm_service.proxy import ProxyUpstream
-from llm_service.sending import Revoke
+from llm_service.guards.rate_limiter import RateLimiter
+from llm_service.guards.redis_scripts import connect
+from llm_service.pricing.catalog import Catalog
 from llm_service.service import LLMService
-from llm_service.settlement import Settler
 from llm_service.telemetry import Telemetry
-from llm_service.tokens import TokenCounter
 from llm_service.treasury.connection import AWAY, PostgresTooOld, check_version
 from llm_service.treasury.rate_cards import RateCards
-from llm_service.treasury.refusal_log import RefusalLog
+from llm_service.treasury.reports.refusal_log import RefusalLog
 from llm_service.treasury.retention import retire_regularly
 from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.sweep import Price, Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Principal, Timeouts, Usage
+from llm_service.upstream.litellm_proxy import ProxyUpstream
+from llm_service.upstream.token_counter import TokenCounter
 from llm_service.used_grants import revoke as revoke_grant
 
 log = logging.getLogger(__name__)

@@ -20,9 +20,13 @@ from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any, TypeVar
 
-from llm_service import logs, routing
-from llm_service.admission import Admission
-from llm_service.call import CHAT_PATH, EMBEDDINGS_PATH, Call, Ending
+from llm_service.call import routing
+from llm_service.call.admission import Admission
+from llm_service.call.attempt import CHAT_PATH, EMBEDDINGS_PATH, Call, Ending
+from llm_service.call.idempotency import Claim, Idempotency, Replay, claim_for
+from llm_service.call.sending import Revoke, Sender, never
+from llm_service.call.settlement import Settler, answer_ending, is_filtered
+from llm_service.call.streaming import StreamingAnswer, replayed_headers, stream_ending
 from llm_service.errors import (
     InvalidRequest,
     PricesChanged,
@@ -31,15 +35,12 @@ from llm_service.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from llm_service.guards.passage import NO_BREAKERS, BreakerGate
-from llm_service.idempotency import Claim, Idempotency, Replay, claim_for
-from llm_service.proxy import Unanswered, Upstream, UpstreamStream, event_error
-from llm_service.requests import ParsedRequest, parse_chat, parse_embeddings
-from llm_service.sending import Revoke, Sender, never
-from llm_service.settlement import Settler, answer_ending, is_filtered
-from llm_service.sse import EventScanner
-from llm_service.streaming import StreamingAnswer, replayed_headers, stream_ending
+from llm_service.guards.breaker_gate import NO_BREAKERS, BreakerGate
+from llm_service.telemetry import logs
 from llm_service.types import NO_TIMEOUTS, Answer, CallContext, Condition, Principal, Timeouts
+from llm_service.upstream.litellm_proxy import Unanswered, Upstream, UpstreamStream, event_error
+from llm_service.wire.events import EventScanner
+from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings
 
 log = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ import asyncpg
 
 from llm_service.grants import Grant
 
-_log = logging.getLogger("treasurer.proxy_plugin")
+_log = logging.getLogger("treasurer.litellm_plugin")
 
 #: Sorted, so that two proxies which insert the same grants wait for one another and never both at once.
 _USE = """

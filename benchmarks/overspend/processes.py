@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from gateway.stack.guard import Guard
+from gateway.stack.watchdog_client import Guard
 
 
 class Processes:

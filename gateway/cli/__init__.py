@@ -26,9 +26,9 @@ def build() -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     # Here, not above: `gateway.cli.common` is also the gateway's, which needs none of the commands.
-    from gateway.cli import admin, changes, demo, reports, run, simulate, stack
+    from gateway.cli import changes, demo, organisations, reports, run, simulate, stack
 
-    for part in (stack, demo, admin, run, reports, changes, simulate):  # the order in the help
+    for part in (stack, demo, organisations, run, reports, changes, simulate):  # the order in the help
         part.register(app)
     return app
 

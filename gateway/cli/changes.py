@@ -6,8 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.administer import AfterId, AsJson, Limit, administer, say_more
 from gateway.cli.common import ExitCode, emit, fail
+from gateway.cli.database import AfterId, AsJson, Limit, administer, say_more
 from llm_service.administration import change_log
 from llm_service.administration.inputs import parse_duration
 from llm_service.administration.paging import DEFAULT

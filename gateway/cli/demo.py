@@ -128,7 +128,7 @@ async def _set_up(pool: asyncpg.Pool, console: Console) -> dict[str, str]:
     from llm_service.administration.budgets import NewBudget, create_budget
     from llm_service.administration.inputs import read_input
     from llm_service.administration.keys import NewKey, create_key
-    from llm_service.administration.people import NewAgent, NewTeam, create_agent, create_team
+    from llm_service.administration.organisations import NewAgent, NewTeam, create_agent, create_team
 
     for team in sorted({actor.team for actor in (*_ACTORS, _RUNAWAY)}):
         await create_team(pool, read_input(NewTeam, {"name": team}))
@@ -229,9 +229,9 @@ async def _account(state: StackState, pool: asyncpg.Pool, console: Console) -> b
     import aiohttp
 
     from gateway.cli.reports import print_audit, print_report
-    from llm_service.treasury.audit import audit
-    from llm_service.treasury.report_query import parse_query
-    from llm_service.treasury.reports import cost_report
+    from llm_service.treasury.audit.audit import audit
+    from llm_service.treasury.reports.query import parse_query
+    from llm_service.treasury.reports.reports import cost_report
 
     for _ in range(100):  # settlements are off the callers' path; wait for the last ones
         if await pool.fetchval("SELECT count(*) FROM holds") == 0:

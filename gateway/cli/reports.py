@@ -22,10 +22,10 @@ from gateway.cli.common import ExitCode, fail, open_pool, run_async
 from gateway.settings import load_settings
 from llm_service.errors import InvalidRequest
 from llm_service.money import format_dollars
-from llm_service.treasury.audit import AuditReport, audit
-from llm_service.treasury.report_formats import report_as_csv, report_as_json
-from llm_service.treasury.report_query import FILTERS, NONE, ReportQuery, parse_query
-from llm_service.treasury.reports import CostReport, Figures, cost_report
+from llm_service.treasury.audit.audit import AuditReport, audit
+from llm_service.treasury.reports.formats import report_as_csv, report_as_json
+from llm_service.treasury.reports.query import FILTERS, NONE, ReportQuery, parse_query
+from llm_service.treasury.reports.reports import CostReport, Figures, cost_report
 
 _FORMATS = ("table", "csv", "json")
 #: A sweep that has begun may take so long until it has settled a hold.

@@ -9,14 +9,14 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.administer import AsJson, administer, dollars
 from gateway.cli.common import ExitCode, emit, fail, run_async
+from gateway.cli.database import AsJson, administer, dollars
 from gateway.composition import open_service
 from gateway.settings import load_settings
 from llm_service.administration.inputs import parse_duration
 from llm_service.money import MoneyError, parse_dollars
-from llm_service.pacing import Curve, parse_pace
-from llm_service.treasury.simulate import Policy, PriceOf, Replayed, read_calls, replay
+from llm_service.treasury.pacing import Curve, parse_pace
+from llm_service.treasury.reports.simulate import Policy, PriceOf, Replayed, read_calls, replay
 from llm_service.types import Usage
 
 _ASSUMED = (

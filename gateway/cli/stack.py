@@ -60,7 +60,7 @@ async def _migrate(url: str) -> None:
 async def _up(settings: Settings) -> None:
     # Here, not above: the other commands do not wait for what only the supervisor needs.
     from gateway.stack.board import Board
-    from gateway.stack.claim import AlreadyRunning
+    from gateway.stack.data_lock import AlreadyRunning
     from gateway.stack.litellm import ConfigError
     from gateway.stack.part import PartFailed
     from gateway.stack.plan import Plan, PlanError

@@ -20,11 +20,11 @@ from pydantic import BaseModel, ConfigDict
 
 from gateway.auth import administrator, scheme
 from gateway.composition import Runtime
-from llm_service.administration import budgets, change_log, keys, limits, people
+from llm_service.administration import budgets, change_log, keys, limits, organisations
 from llm_service.administration import routes as serving
-from llm_service.administration.changes import ACTOR
 from llm_service.administration.inputs import MAX_ID, parse_duration, parse_moment
 from llm_service.administration.paging import DEFAULT, MOST, Page
+from llm_service.administration.transaction import ACTOR
 from llm_service.errors import BodyTooLarge, InvalidRequest, NotFound, RequestTimeout, TreasuryUnavailable
 from llm_service.guards.breakers import HELD_S, MOST_HELD_S, Breakers, names_of
 from llm_service.types import Scope
@@ -95,47 +95,47 @@ router = APIRouter(prefix="/admin/v1", tags=["admin"], route_class=_AdminRoute, 
 @router.get("/organisations")
 async def list_organisations(
     pool: Pool, limit: Limit = DEFAULT, after: AfterName = None
-) -> Listing[people.Organisation]:
+) -> Listing[organisations.Organisation]:
     """Organisations, by name."""
-    return _listing(await people.list_organisations(pool, limit=limit, after=after), lambda row: row.name)
+    return _listing(await organisations.list_organisations(pool, limit=limit, after=after), lambda row: row.name)
 
 
 @router.post("/organisations", status_code=201)
-async def create_organisation(pool: Pool, new: people.NewOrganisation) -> people.Organisation:
+async def create_organisation(pool: Pool, new: organisations.NewOrganisation) -> organisations.Organisation:
     """Create an organisation."""
-    return await people.create_organisation(pool, new)
+    return await organisations.create_organisation(pool, new)
 
 
 @router.get("/teams")
-async def list_teams(pool: Pool, limit: Limit = DEFAULT, after: AfterName = None) -> Listing[people.Team]:
+async def list_teams(pool: Pool, limit: Limit = DEFAULT, after: AfterName = None) -> Listing[organisations.Team]:
     """Teams, by name."""
-    return _listing(await people.list_teams(pool, limit=limit, after=after), lambda row: row.name)
+    return _listing(await organisations.list_teams(pool, limit=limit, after=after), lambda row: row.name)
 
 
 @router.post("/teams", status_code=201)
-async def create_team(pool: Pool, new: people.NewTeam) -> people.Team:
+async def create_team(pool: Pool, new: organisations.NewTeam) -> organisations.Team:
     """Create a team in an organisation."""
-    return await people.create_team(pool, new)
+    return await organisations.create_team(pool, new)
 
 
 @router.get("/agents")
 async def list_agents(
     pool: Pool, team: str | None = None, limit: Limit = DEFAULT, after: AfterName = None
-) -> Listing[people.Agent]:
+) -> Listing[organisations.Agent]:
     """Agents, or those of one team, by name."""
-    return _listing(await people.list_agents(pool, team=team, limit=limit, after=after), lambda row: row.name)
+    return _listing(await organisations.list_agents(pool, team=team, limit=limit, after=after), lambda row: row.name)
 
 
 @router.post("/agents", status_code=201)
-async def create_agent(pool: Pool, new: people.NewAgent) -> people.Agent:
+async def create_agent(pool: Pool, new: organisations.NewAgent) -> organisations.Agent:
     """Create an agent in a team, with a first budget if one is given."""
-    return await people.create_agent(pool, new)
+    return await organisations.create_agent(pool, new)
 
 
 @router.patch("/agents/{name}")
-async def change_agent(pool: Pool, name: str, new: people.AgentTerms) -> people.Agent:
+async def change_agent(pool: Pool, name: str, new: organisations.AgentTerms) -> organisations.Agent:
     """Set what is given, leave the rest."""
-    return await people.change_agent(pool, name, new)
+    return await organisations.change_agent(pool, name, new)
 
 
 Pausable = Literal["organisations", "teams", "agents"]
@@ -153,14 +153,14 @@ class Pause(BaseModel):
 @router.post("/{kind}/{name}/pause")
 async def pause(pool: Pool, kind: Pausable, name: str) -> Pause:
     """Stop every new call of an organisation, team or agent, in under a second."""
-    await people.pause(pool, _PAUSABLE[kind], name)
+    await organisations.pause(pool, _PAUSABLE[kind], name)
     return Pause(scope=_PAUSABLE[kind], name=name, paused=True)
 
 
 @router.post("/{kind}/{name}/resume")
 async def resume(pool: Pool, kind: Pausable, name: str) -> Pause:
     """Undo a pause."""
-    await people.resume(pool, _PAUSABLE[kind], name)
+    await organisations.resume(pool, _PAUSABLE[kind], name)
     return Pause(scope=_PAUSABLE[kind], name=name, paused=False)
 
 

@@ -18,10 +18,10 @@ import orjson
 from gateway.auth import SEVERAL, bearer_secret
 from gateway.composition import Runtime
 from gateway.protocol import cut
+from llm_service.call.streaming import StreamingAnswer
 from llm_service.errors import BodyTooLarge, InvalidRequest, NotAuthenticated, RequestTimeout, TreasurerError
-from llm_service.requests import MAX_ATTRIBUTION, attribution
-from llm_service.streaming import StreamingAnswer
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
+from llm_service.wire.requests import MAX_ATTRIBUTION, attribution
 
 log = logging.getLogger(__name__)
 

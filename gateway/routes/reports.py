@@ -1,7 +1,7 @@
 """GET /reports/costs: who spent what, for administrators.
 
 What must hold: the key is checked before a parameter is read; a wrong parameter is a 400 that names it
-and what is allowed. What is summed, and how, is decided in `llm_service.treasury.reports`.
+and what is allowed. What is summed, and how, is decided in `llm_service.treasury.reports.reports`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from gateway.auth import administrator
 from gateway.composition import Runtime
 from llm_service.errors import InvalidRequest
 from llm_service.money import format_decimal
-from llm_service.treasury.report_formats import report_as_csv, report_as_json
-from llm_service.treasury.report_query import FILTERS, MAX_PROPERTIES, MAX_ROWS, NONE, Order, Property, parse_query
-from llm_service.treasury.reports import cost_report
+from llm_service.treasury.reports.formats import report_as_csv, report_as_json
+from llm_service.treasury.reports.query import FILTERS, MAX_PROPERTIES, MAX_ROWS, NONE, Order, Property, parse_query
+from llm_service.treasury.reports.reports import cost_report
 
 router = APIRouter(tags=["reports"], dependencies=[Depends(administrator)])
 

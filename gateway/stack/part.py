@@ -20,10 +20,10 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from gateway.stack.claim import Claim
-from gateway.stack.guard import Guard
+from gateway.stack.data_lock import Claim
 from gateway.stack.logs import open_log, tail
 from gateway.stack.postgres import Identity, PostgresError
+from gateway.stack.watchdog_client import Guard
 
 _FIRST_TRIES = 3
 _CALM_S = 60.0  # a part that was up for so long starts its pauses anew

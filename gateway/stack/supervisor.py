@@ -13,13 +13,13 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from gateway.settings import Settings
-from gateway.stack.claim import Claim, claim
-from gateway.stack.guard import Guard
+from gateway.stack.data_lock import Claim, claim
 from gateway.stack.logs import bound
 from gateway.stack.part import PartState, PartStatus, SupervisedPart
 from gateway.stack.plan import Plan, make_plan
 from gateway.stack.ports import listen
 from gateway.stack.state import StackState
+from gateway.stack.watchdog_client import Guard
 from llm_service import core_dumps
 
 #: What is said while a stack runs: a part's change, or a sentence.

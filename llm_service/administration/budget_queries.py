@@ -5,7 +5,7 @@ What must hold: what one costs does not grow with how many windows are live, nor
 
 from __future__ import annotations
 
-from llm_service.administration.changes import scope_name
+from llm_service.administration.transaction import scope_name
 
 
 def _active_top_ups(budget: str) -> str:

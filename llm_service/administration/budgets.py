@@ -16,7 +16,6 @@ import asyncpg
 from pydantic import AfterValidator, WithJsonSchema, field_validator, model_validator
 
 from llm_service.administration.budget_queries import LIVE_WINDOWS, ONE_BY_ID, ONE_BY_NAME, ONE_SUBJECT, PAGE
-from llm_service.administration.changes import change, insert, read, scope_id, searchable
 from llm_service.administration.inputs import (
     Amount,
     BudgetName,
@@ -31,9 +30,10 @@ from llm_service.administration.inputs import (
     is_budget_name,
 )
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
+from llm_service.administration.transaction import change, insert, read, scope_id, searchable
 from llm_service.errors import InvalidRequest, NotFound
 from llm_service.money import MAX_NANO, format_dollars
-from llm_service.pacing import parse_pace, read_pace
+from llm_service.treasury.pacing import parse_pace, read_pace
 from llm_service.types import Scope
 
 if TYPE_CHECKING:

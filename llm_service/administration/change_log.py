@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import orjson
 
-from llm_service.administration.changes import ACTOR, read
 from llm_service.administration.inputs import View
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
+from llm_service.administration.transaction import ACTOR, read
 from llm_service.errors import InvalidRequest
 from llm_service.treasury.pools import fetch
 

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Self
 import asyncpg
 from pydantic import Field, model_validator
 
-from llm_service.administration.changes import change, find_key, insert, missing, read, scope_id, searchable
 from llm_service.administration.inputs import Duration, Input, ModelPattern, Name, View, When
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
+from llm_service.administration.transaction import change, find_key, insert, missing, read, scope_id, searchable
 from llm_service.errors import Conflict, InvalidRequest
 from llm_service.types import Scope
 

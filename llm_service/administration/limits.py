@@ -10,9 +10,9 @@ from typing import Annotated, Self
 import asyncpg
 from pydantic import Field, model_validator
 
-from llm_service.administration.changes import change, read, scope_id, scope_name
 from llm_service.administration.inputs import MAX_ID, ModelPattern, Target, View
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
+from llm_service.administration.transaction import change, read, scope_id, scope_name
 from llm_service.errors import NotFound
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]

@@ -12,9 +12,9 @@ import asyncpg
 import orjson
 from pydantic import Field, model_validator
 
-from llm_service.administration.changes import change, read, scope_id, scope_name
 from llm_service.administration.inputs import MAX_ID, Amount, Input, ModelPattern, Name, View
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
+from llm_service.administration.transaction import change, read, scope_id, scope_name
 from llm_service.errors import NotFound
 from llm_service.types import Condition, OnLeave, Scope
 

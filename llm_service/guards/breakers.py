@@ -26,11 +26,11 @@ from uuid import uuid4
 import orjson
 from redis.asyncio import Redis
 
-from llm_service.catalog import Model
 from llm_service.errors import BreakerOpen
 from llm_service.guards.breaker import ASK_AGAIN_S, CLOSED, HALF_OPEN, Breaker, BreakerRules, Change
-from llm_service.guards.lane import Away, Command, Lane
-from llm_service.guards.passage import Passage
+from llm_service.guards.breaker_gate import Passage
+from llm_service.guards.redis_scripts import Away, Command, Lane
+from llm_service.pricing.catalog import Model
 
 log = logging.getLogger(__name__)
 

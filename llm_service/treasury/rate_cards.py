@@ -13,7 +13,7 @@ from hashlib import sha256
 
 import asyncpg
 
-from llm_service.catalog import Model
+from llm_service.pricing.catalog import Model
 from llm_service.treasury.pools import fetch
 
 _MOST = 10_000

@@ -22,7 +22,7 @@ import asyncpg
 import orjson
 
 from llm_service.errors import TreasuryUnavailable
-from llm_service.pricing import Rates, cost_at, load_rates
+from llm_service.pricing.rates import Rates, cost_at, load_rates
 from llm_service.treasury.pools import fetch
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
@@ -215,7 +215,7 @@ def _used(witness: Witness) -> Usage:
     if witness.exact:
         return used
     input_tokens = used.input_tokens + used.input_tokens // 2 + _MARGIN_TOKENS
-    written = input_tokens if used.cache_write_1h_tokens else 0  # it may have been: see litellm_events.py
+    written = input_tokens if used.cache_write_1h_tokens else 0  # it may have been: see litellm_plugin/events.py
     return Usage(
         input_tokens=input_tokens,
         output_tokens=used.output_tokens + used.output_tokens // 2 + _IN_FLIGHT_TOKENS,

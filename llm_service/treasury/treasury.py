@@ -7,7 +7,7 @@ What must hold:
   settlements are retried until Postgres has them, and are on disk while it is away (spool.py); they are
       idempotent by (call_id, attempt)
 
-The SQL that decides is in `functions/`; `statements.py` turns values into arrays and back.
+The SQL that decides is in `sql/functions/`; `statements.py` turns values into arrays and back.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from uuid import UUID
 import asyncpg
 
 from llm_service.errors import TreasuryUnavailable
+from llm_service.treasury.batch import Group
 from llm_service.treasury.connection import Connection, LockTimeout, NotSent
 from llm_service.treasury.denial import Denial, DenialKind
-from llm_service.treasury.group import Group
 from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.statements import ADMIT, SETTLE, admission_arrays, decision, settlement_arrays
 from llm_service.types import Hold, HoldRequest, LedgerState, Settlement

@@ -96,18 +96,18 @@ async def cut_wire_to_postgres(field: Field) -> None:
 
 #: Where a gateway is killed: a method, and whether before or after it has done its work.
 STEPS = (
-    ("llm_service.idempotency:Idempotency.claim", "after"),
-    ("llm_service.guards.limits:RateLimiter.acquire", "after"),
+    ("llm_service.call.idempotency:Idempotency.claim", "after"),
+    ("llm_service.guards.rate_limiter:RateLimiter.acquire", "after"),
     ("llm_service.treasury.treasury:Treasury.admit", "after"),
-    ("llm_service.proxy:ProxyUpstream.send", "before"),
-    ("llm_service.proxy:ProxyUpstream.send", "after"),
-    ("llm_service.proxy:ProxyUpstream.open", "after"),
-    ("llm_service.streaming:StreamingAnswer.begin", "after"),
-    ("llm_service.settlement:Settler.settle", "before"),
-    ("llm_service.settlement:Settler.settle", "after"),
+    ("llm_service.upstream.litellm_proxy:ProxyUpstream.send", "before"),
+    ("llm_service.upstream.litellm_proxy:ProxyUpstream.send", "after"),
+    ("llm_service.upstream.litellm_proxy:ProxyUpstream.open", "after"),
+    ("llm_service.call.streaming:StreamingAnswer.begin", "after"),
+    ("llm_service.call.settlement:Settler.settle", "before"),
+    ("llm_service.call.settlement:Settler.settle", "after"),
     ("llm_service.treasury.treasury:Treasury._settle_group", "after"),
-    ("llm_service.idempotency:Idempotency.finish", "before"),
-    ("llm_service.idempotency:Idempotency.finish", "after"),
+    ("llm_service.call.idempotency:Idempotency.finish", "before"),
+    ("llm_service.call.idempotency:Idempotency.finish", "after"),
 )
 _KILLED = """
 import importlib, os, signal

@@ -13,7 +13,7 @@ from typing import Any
 
 import asyncpg
 
-from llm_service.treasury.audit import audit
+from llm_service.treasury.audit.audit import audit
 from tests.chaos.calls import Asked
 from tests.chaos.field import Field
 from tests.chaos.stack import LIFETIME_S, SWEEP_S

@@ -11,10 +11,10 @@ import asyncpg
 
 from llm_service.administration.budgets import NewBudget, create_budget
 from llm_service.administration.inputs import read_input
-from llm_service.administration.people import NewAgent, create_agent
+from llm_service.administration.organisations import NewAgent, create_agent
+from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
-from llm_service.principals import Principals
-from llm_service.treasury.audit import audit
+from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial, StaleEpoch
 from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury

@@ -21,7 +21,7 @@ import asyncpg
 from openai import APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
 
 from gateway.stack.state import StackState
-from llm_service.treasury.audit import audit
+from llm_service.treasury.audit.audit import audit
 
 #: Nano-dollars a token of the house's own server: config/litellm.yaml names them, and the provider's map does not.
 HOUSE_RATES = {"llama-3.3-70b": (100, 400)}

@@ -13,8 +13,8 @@ from fastapi import FastAPI
 
 from gateway import errors
 from gateway.routes import admin
-from llm_service.administration import keys, people
-from llm_service.principals import Principals
+from llm_service.administration import keys, organisations
+from llm_service.administration.principals import Principals
 
 ADMIN = "an-administrators-key-from-the-settings"
 
@@ -182,7 +182,7 @@ async def test_without_an_administrators_key_nothing_is_read(
 
 
 async def test_an_agents_key_is_not_permitted(api: httpx2.AsyncClient, pool: asyncpg.Pool) -> None:
-    await people.create_agent(pool, people.NewAgent(name="news"))
+    await organisations.create_agent(pool, organisations.NewAgent(name="news"))
     mine = await keys.create_key(pool, keys.NewKey(agent="news"))
     answer = await api.get("/agents", headers={"authorization": f"Bearer {mine.secret}"})
     assert (answer.status_code, error_of(answer)["code"]) == (403, "not_permitted")
@@ -209,7 +209,7 @@ async def test_what_nobody_foresaw_is_a_500_in_the_same_shape(
     async def broken(_: object) -> None:
         raise RuntimeError("a secret detail")
 
-    monkeypatch.setattr(people, "list_teams", broken)
+    monkeypatch.setattr(organisations, "list_teams", broken)
     answer = await api.get("/teams")
     assert answer.status_code == 500
     assert "secret detail" not in error_of(answer)["message"]

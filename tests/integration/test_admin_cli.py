@@ -11,8 +11,8 @@ import asyncpg
 import pytest
 
 from gateway.cli import main
+from llm_service.administration.principals import Principals
 from llm_service.errors import NotAuthenticated
-from llm_service.principals import Principals
 
 
 class Ran(NamedTuple):

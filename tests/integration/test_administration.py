@@ -8,8 +8,9 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from llm_service.administration import budgets, keys, limits, people
+from llm_service.administration import budgets, keys, limits, organisations
 from llm_service.administration.inputs import read_input
+from llm_service.administration.principals import Principals
 from llm_service.errors import (
     Conflict,
     InvalidRequest,
@@ -21,8 +22,7 @@ from llm_service.errors import (
 )
 from llm_service.ids import new_call_id
 from llm_service.money import NANO_PER_DOLLAR
-from llm_service.principals import Principals
-from llm_service.treasury.audit import audit
+from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import StaleEpoch
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Hold, HoldRequest, Principal, Scope
@@ -30,8 +30,8 @@ from llm_service.types import CallContext, Hold, HoldRequest, Principal, Scope
 TABLES = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "windows", "epoch")
 
 
-async def agent(pool: asyncpg.Pool, name: str = "news", **fields: object) -> people.Agent:
-    return await people.create_agent(pool, read_input(people.NewAgent, {"name": name, **fields}))
+async def agent(pool: asyncpg.Pool, name: str = "news", **fields: object) -> organisations.Agent:
+    return await organisations.create_agent(pool, read_input(organisations.NewAgent, {"name": name, **fields}))
 
 
 async def key(pool: asyncpg.Pool, agent: str = "news", **fields: object) -> keys.IssuedKey:
@@ -66,7 +66,7 @@ def hold_of(principal: Principal, dollars: float, *, floor: int = 1, **context: 
 
 
 async def test_the_whole_of_a_principal(pool: asyncpg.Pool) -> None:
-    await people.create_team(pool, people.NewTeam(name="research"))
+    await organisations.create_team(pool, organisations.NewTeam(name="research"))
     await agent(pool, team="research", default_max_tokens=100, floor_tokens=8)
     issued = await key(pool, models=["gpt-*"])
     await agent(pool, "other")
@@ -126,12 +126,12 @@ async def test_every_change_moves_the_epoch_by_one(pool: asyncpg.Pool) -> None:
         before = after
 
     before = await epoch(pool)
-    await moves(people.create_organisation(pool, people.NewOrganisation(name="acme")))
-    await moves(people.create_team(pool, people.NewTeam(name="research", organisation="acme")))
+    await moves(organisations.create_organisation(pool, organisations.NewOrganisation(name="acme")))
+    await moves(organisations.create_team(pool, organisations.NewTeam(name="research", organisation="acme")))
     await moves(agent(pool, budget={"limit": 5, "window": "day"}))
-    await moves(people.change_agent(pool, "news", people.AgentTerms(floor_tokens=4)))
-    await moves(people.pause(pool, Scope.TEAM, "research"))
-    await moves(people.resume(pool, Scope.TEAM, "research"))
+    await moves(organisations.change_agent(pool, "news", organisations.AgentTerms(floor_tokens=4)))
+    await moves(organisations.pause(pool, Scope.TEAM, "research"))
+    await moves(organisations.resume(pool, Scope.TEAM, "research"))
     await moves(key(pool))
     await moves(keys.rotate_key(pool, "news/default", keys.RotateKey()))
     await moves(keys.revoke_key(pool, "news/default"))
@@ -149,12 +149,15 @@ async def test_every_change_moves_the_epoch_by_one(pool: asyncpg.Pool) -> None:
         (lambda pool: agent(pool, team="nowhere"), NotFound),
         (lambda pool: agent(pool), Conflict),
         (lambda pool: agent(pool, "new", budget={"limit": 1, "name": "taken"}), Conflict),
-        (lambda pool: people.create_team(pool, people.NewTeam(name="default")), Conflict),
-        (lambda pool: people.create_team(pool, people.NewTeam(name="t", organisation="nowhere")), NotFound),
-        (lambda pool: people.create_organisation(pool, people.NewOrganisation(name="default")), Conflict),
-        (lambda pool: people.change_agent(pool, "a\x00b", people.AgentTerms(floor_tokens=1)), NotFound),
-        (lambda pool: people.pause(pool, Scope.AGENT, "nobody"), NotFound),
-        (lambda pool: people.pause(pool, Scope.AGENT, "\ud800"), NotFound),
+        (lambda pool: organisations.create_team(pool, organisations.NewTeam(name="default")), Conflict),
+        (
+            lambda pool: organisations.create_team(pool, organisations.NewTeam(name="t", organisation="nowhere")),
+            NotFound,
+        ),
+        (lambda pool: organisations.create_organisation(pool, organisations.NewOrganisation(name="default")), Conflict),
+        (lambda pool: organisations.change_agent(pool, "a\x00b", organisations.AgentTerms(floor_tokens=1)), NotFound),
+        (lambda pool: organisations.pause(pool, Scope.AGENT, "nobody"), NotFound),
+        (lambda pool: organisations.pause(pool, Scope.AGENT, "\ud800"), NotFound),
         (lambda pool: key(pool), Conflict),
         (lambda pool: key(pool, expires="30d"), Conflict),
         (lambda pool: key(pool, "nobody"), NotFound),
@@ -197,7 +200,7 @@ async def top_up(pool: asyncpg.Pool, **fields: object) -> budgets.TopUp:
 
 async def test_of_two_creations_at_once_one_wins(pool: asyncpg.Pool) -> None:
     results = await asyncio.gather(*(agent(pool) for _ in range(8)), return_exceptions=True)
-    assert sum(isinstance(result, people.Agent) for result in results) == 1
+    assert sum(isinstance(result, organisations.Agent) for result in results) == 1
     assert sum(isinstance(result, Conflict) for result in results) == 7
     issued = await asyncio.gather(*(key(pool, expires="1h") for _ in range(8)), return_exceptions=True)
     assert sum(isinstance(result, keys.IssuedKey) for result in issued) == 1
@@ -209,7 +212,7 @@ async def test_a_creation_past_the_check_is_stopped_by_the_index(pool: asyncpg.P
         transaction = other.transaction()
         await transaction.start()
         await other.execute("INSERT INTO teams (organisation_id, name) SELECT id, 'research' FROM organisations")
-        creating = asyncio.create_task(people.create_team(pool, people.NewTeam(name="research")))
+        creating = asyncio.create_task(organisations.create_team(pool, organisations.NewTeam(name="research")))
         await asyncio.sleep(0.1)
         await transaction.commit()
         with pytest.raises(Conflict, match="There is a team 'research' already"):
@@ -256,11 +259,11 @@ async def test_a_new_key_works_at_once(pool: asyncpg.Pool) -> None:
 async def test_pause_and_resume(pool: asyncpg.Pool, scope: Scope, name: str) -> None:
     await agent(pool)
     principals = Principals(pool, fresh_s=0)
-    await people.pause(pool, scope, name)
-    await people.pause(pool, scope, name)
+    await organisations.pause(pool, scope, name)
+    await organisations.pause(pool, scope, name)
     assert (await principals.by_agent("news")).paused == f"{scope} {name}"
-    assert (await people.list_agents(pool))[0].paused_by == f"{scope} {name}"
-    await people.resume(pool, scope, name)
+    assert (await organisations.list_agents(pool))[0].paused_by == f"{scope} {name}"
+    await organisations.resume(pool, scope, name)
     assert (await principals.by_agent("news")).paused is None
 
 
@@ -462,12 +465,12 @@ async def test_a_limit_is_replaced_whole(pool: asyncpg.Pool) -> None:
 
 
 async def test_lists_are_narrowed(pool: asyncpg.Pool) -> None:
-    await people.create_team(pool, people.NewTeam(name="research"))
+    await organisations.create_team(pool, organisations.NewTeam(name="research"))
     await agent(pool, team="research")
     await agent(pool, "other")
     await budget(pool)
     await budget(pool, agent="other")
-    assert [row.name for row in await people.list_agents(pool, team="research")] == ["news"]
+    assert [row.name for row in await organisations.list_agents(pool, team="research")] == ["news"]
     assert [row.subject for row in await budgets.list_budgets(pool, scope="agent", subject="other")] == ["other"]
     assert await budgets.list_budgets(pool, scope="team") == []
     assert await keys.list_keys(pool, agent="a\x00") == []
@@ -477,8 +480,8 @@ async def test_postgres_away_is_unavailable(database_url: str) -> None:
     pool = await asyncpg.create_pool(database_url, min_size=0, max_size=2)
     pool.terminate()
     with pytest.raises(TreasuryUnavailable):
-        await people.list_teams(pool)
+        await organisations.list_teams(pool)
     with pytest.raises(TreasuryUnavailable):
-        await people.create_team(pool, people.NewTeam(name="x"))
+        await organisations.create_team(pool, organisations.NewTeam(name="x"))
     with pytest.raises(TreasuryUnavailable):
         await Principals(pool).by_agent("news")

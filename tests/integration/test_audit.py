@@ -13,9 +13,9 @@ import asyncpg
 import pytest
 
 from llm_service.errors import InvalidRequest
-from llm_service.treasury.audit import MAX_NAMED, AuditReport, Check, audit
-from llm_service.treasury.audit_checks import RULES
-from llm_service.treasury.audit_configuration import LOGGED
+from llm_service.treasury.audit.audit import MAX_NAMED, AuditReport, Check, audit
+from llm_service.treasury.audit.checks import RULES
+from llm_service.treasury.audit.configuration import LOGGED
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Hold, HoldRequest, LedgerState, Principal, Settlement
 

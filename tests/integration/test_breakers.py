@@ -12,12 +12,12 @@ import pytest
 import redis as sync_redis
 from redis.connection import parse_url
 
-from llm_service.catalog import Model, read_models
 from llm_service.errors import BreakerOpen
 from llm_service.guards.breaker import CLOSED, OPEN, BreakerRules
+from llm_service.guards.breaker_gate import Passage
 from llm_service.guards.breakers import Breakers, names_of
-from llm_service.guards.lane import connect
-from llm_service.guards.passage import Passage
+from llm_service.guards.redis_scripts import connect
+from llm_service.pricing.catalog import Model, read_models
 from tests.llm_service.fakes import ENTRIES, PRICED
 from tests.llm_service.guards.test_breaker import Clock
 

@@ -8,10 +8,10 @@ import asyncpg
 import httpx2
 import pytest
 
-from llm_service.administration import budgets, change_log, keys, limits, people, routes
+from llm_service.administration import budgets, change_log, keys, limits, organisations, routes
 from llm_service.administration.inputs import read_input
 from llm_service.errors import InvalidRequest
-from llm_service.treasury.audit_configuration import LOGGED
+from llm_service.treasury.audit.configuration import LOGGED
 from tests.integration.test_admin_api import api
 from tests.integration.test_admin_cli import Treasurer, treasurer
 
@@ -25,9 +25,9 @@ async def told(pool: asyncpg.Pool) -> list[tuple[str, str]]:
 
 
 async def test_every_kind_of_change_is_one_row(pool: asyncpg.Pool) -> None:
-    await people.create_organisation(pool, people.NewOrganisation(name="acme"))
-    await people.create_team(pool, people.NewTeam(name="research", organisation="acme"))
-    await people.create_agent(pool, people.NewAgent(name="news", team="research"))
+    await organisations.create_organisation(pool, organisations.NewOrganisation(name="acme"))
+    await organisations.create_team(pool, organisations.NewTeam(name="research", organisation="acme"))
+    await organisations.create_agent(pool, organisations.NewAgent(name="news", team="research"))
     key = await keys.create_key(pool, keys.NewKey(agent="news"))
     await budgets.create_budget(pool, read_input(budgets.NewBudget, {"agent": "news", "limit": "5", "window": "day"}))
     await budgets.change_budget(pool, "agent news: day", read_input(budgets.ChangeBudget, {"limit": "6"}))
@@ -37,9 +37,9 @@ async def test_every_kind_of_change_is_one_row(pool: asyncpg.Pool) -> None:
     route = await routes.set_route(pool, read_input(routes.SetRoute, {"agent": "news", "model": "a", "retries": 1}))
     await routes.set_route(pool, read_input(routes.SetRoute, {"agent": "news", "model": "a", "retries": 2}))
     await routes.remove_route(pool, route.id)
-    await people.pause(pool, people.Scope.AGENT, "news")
-    await people.pause(pool, people.Scope.AGENT, "news")  # it is paused already
-    await people.resume(pool, people.Scope.AGENT, "news")
+    await organisations.pause(pool, organisations.Scope.AGENT, "news")
+    await organisations.pause(pool, organisations.Scope.AGENT, "news")  # it is paused already
+    await organisations.resume(pool, organisations.Scope.AGENT, "news")
     await keys.revoke_key(pool, str(key.id))
     await budgets.archive_budget(pool, "agent news: day")
     assert [row for row in await told(pool) if row != ("created", "")] == [
@@ -52,8 +52,8 @@ async def test_every_kind_of_change_is_one_row(pool: asyncpg.Pool) -> None:
 
 
 async def test_what_it_says_of_a_change(pool: asyncpg.Pool) -> None:
-    await people.create_agent(
-        pool, read_input(people.NewAgent, {"name": "news", "team": "default", "budget": {"limit": "5"}})
+    await organisations.create_agent(
+        pool, read_input(organisations.NewAgent, {"name": "news", "team": "default", "budget": {"limit": "5"}})
     )
     await budgets.change_budget(pool, "agent news: total", read_input(budgets.ChangeBudget, {"limit": "6"}))
     (change, *_) = await change_log.list_changes(pool, kind="budgets")
@@ -89,12 +89,12 @@ async def test_every_table_of_configuration_is_logged_and_audited(pool: asyncpg.
 async def test_a_change_that_fails_leaves_nothing(pool: asyncpg.Pool) -> None:
     before = await told(pool)
     with pytest.raises(Exception, match="no team"):
-        await people.create_agent(pool, people.NewAgent(name="news", team="nowhere"))
+        await organisations.create_agent(pool, organisations.NewAgent(name="news", team="nowhere"))
     assert await told(pool) == before
 
 
 async def test_no_secret_is_in_it(pool: asyncpg.Pool) -> None:
-    await people.create_agent(pool, people.NewAgent(name="news", team="default"))
+    await organisations.create_agent(pool, organisations.NewAgent(name="news", team="default"))
     key = await keys.create_key(pool, keys.NewKey(agent="news"))
     digest = (await pool.fetchval("SELECT encode(hash, 'hex') FROM api_keys WHERE id = $1", key.id)).encode()
     everything = json.dumps([dict(row) for row in await pool.fetch("SELECT * FROM changes")], default=str).encode()

@@ -24,8 +24,8 @@ from gateway.stack.postgres import EmbeddedPostgres, create_database, embedded_p
 from gateway.stack.state import StackState
 from llm_service.administration.budgets import ChangeBudget, NewTopUp, change_budget, top_up
 from llm_service.administration.inputs import read_input
+from llm_service.call.idempotency import Claim, Idempotency
 from llm_service.errors import IdempotencyConflict
-from llm_service.idempotency import Claim, Idempotency
 from llm_service.ids import new_call_id
 from llm_service.treasury.denial import Denial
 from llm_service.types import Hold

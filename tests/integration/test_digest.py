@@ -22,7 +22,7 @@ from agents.run_budgets import RunBudgets
 from gateway.composition import Runtime, open_service
 from gateway.settings import load_settings
 from gateway.stack.state import StackState
-from llm_service.administration.people import pause, resume
+from llm_service.administration.organisations import pause, resume
 from llm_service.errors import BudgetBusy, BudgetExhausted, Paused, UnknownModel
 from llm_service.model import GovernedModel
 from llm_service.money import format_decimal

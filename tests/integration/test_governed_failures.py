@@ -157,7 +157,10 @@ async def test_i2_a_usage_that_contradicts_itself_or_its_answer_is_not_believed(
 
 async def test_i2_a_usage_that_is_not_believed_proves_nothing_after_a_crash_either(caller: Caller) -> None:
     """What the gateway cannot believe the sweeper must not believe of the proxy's witness: the whole hold is spent."""
-    async with one_more_gateway(caller.stack, killed("llm_service.settlement:Settler.settle", "before")) as (url, _):
+    async with one_more_gateway(caller.stack, killed("llm_service.call.settlement:Settler.settle", "before")) as (
+        url,
+        _,
+    ):
         script = {"usage": {"completion_tokens": 1}, "output_tokens": 250}
         calls = [ask(caller, "gpt-4.1-mini", streamed, script, url) for streamed in (False, True)]
         await asyncio.gather(*calls, return_exceptions=True)

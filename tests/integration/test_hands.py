@@ -17,7 +17,7 @@ import pytest
 from gateway.stack.state import StackState
 from llm_service.administration.keys import NewKey, create_key
 from llm_service.errors import NotAuthenticated
-from llm_service.treasury.audit import audit
+from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial
 from llm_service.types import Hold
 from tests.integration.agents_that_spend import House, open_house

@@ -238,7 +238,7 @@ async def test_i7_after_a_crash_one_purchase_and_no_stuck_key(caller: Caller) ->
         request(model="gemini-2.5-flash", stream=True, script=slow),
     ]
     kept, url = request(), caller.stack.gateway_urls
-    async with one_more_gateway(caller.stack, killed("llm_service.idempotency:Idempotency.finish", "after")) as (
+    async with one_more_gateway(caller.stack, killed("llm_service.call.idempotency:Idempotency.finish", "after")) as (
         one,
         _,
     ):

@@ -20,10 +20,10 @@ from redis.asyncio import Redis
 from gateway.stack.ports import free_port
 from gateway.stack.redis import EmbeddedRedis
 from llm_service.errors import RateLimited
-from llm_service.guards.lane import connect
-from llm_service.guards.limits import RateLimiter
-from llm_service.guards.local import LocalLimits
-from llm_service.guards.pace import Charge, Decision, Pace, charges_of
+from llm_service.guards.local_rates import LocalLimits
+from llm_service.guards.rate_limiter import RateLimiter
+from llm_service.guards.redis_scripts import connect
+from llm_service.guards.token_bucket import Charge, Decision, Pace, charges_of
 from llm_service.types import RateLimit, Scope
 
 
@@ -186,9 +186,9 @@ async def test_a_caller_that_leaves_in_mid_question_leaves_no_slot(redis_url: st
 
 
 async def test_the_script_and_the_process_answer_alike(redis_url: str, cleanup: AsyncExitStack) -> None:
-    """The same calls by the same clock through `limits.lua` and through `local.py`: every level is equal."""
+    """The same calls by the same clock through `rate_limiter.lua` and through `local_rates.py`: every level is equal."""
     now = 1_800_000_000_000
-    source = Path(__file__).parents[2] / "llm_service/guards/limits.lua"
+    source = Path(__file__).parents[2] / "llm_service/guards/rate_limiter.lua"
     clock = "{tostring(math.floor(tonumber(ARGV[#ARGV]) / 1000)), tostring(tonumber(ARGV[#ARGV]) % 1000 * 1000)}"
     script = source.read_text()
     # Redis expires keys by its own clock, which this test does not move.
@@ -242,8 +242,8 @@ async def test_the_script_and_the_process_answer_alike(redis_url: str, cleanup: 
 _HOLDER = """
 import asyncio, sys
 from uuid import uuid4
-from llm_service.guards.lane import connect
-from llm_service.guards.limits import RateLimiter
+from llm_service.guards.redis_scripts import connect
+from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.types import RateLimit, Scope
 
 async def main(url: str, dead_s: float) -> None:

@@ -9,9 +9,9 @@ import asyncpg
 import orjson
 import pytest
 
-from llm_service.administration import budget_queries, budgets, change_log, keys, limits, people, routes
-from llm_service.administration.changes import reading
+from llm_service.administration import budget_queries, budgets, change_log, keys, limits, organisations, routes
 from llm_service.administration.paging import MOST, Page
+from llm_service.administration.transaction import reading
 
 #: More than are added up for one budget alone.
 _CROWD = 25_000
@@ -21,10 +21,10 @@ _CROWD = 25_000
 async def furnished(pool: asyncpg.Pool) -> asyncpg.Pool:
     """Five of each kind (and the organisation and team that every installation has)."""
     for name in ("d", "b", "e", "a", "c"):
-        await people.create_organisation(pool, people.NewOrganisation(name=f"o {name}"))
-        await people.create_team(pool, people.NewTeam(name=f"t {name}"))
+        await organisations.create_organisation(pool, organisations.NewOrganisation(name=f"o {name}"))
+        await organisations.create_team(pool, organisations.NewTeam(name=f"t {name}"))
         terms = budgets.Terms.model_validate({"limit": "5", "window": "day"})
-        await people.create_agent(pool, people.NewAgent(name=f"agent {name}", budget=terms))
+        await organisations.create_agent(pool, organisations.NewAgent(name=f"agent {name}", budget=terms))
         await keys.create_key(pool, keys.NewKey(agent=f"agent {name}"))
         await limits.set_limit(pool, limits.SetLimit(agent=f"agent {name}", concurrent=3))
         await routes.set_route(pool, routes.SetRoute(agent=f"agent {name}", model="gpt-4o", retries=1))
@@ -32,7 +32,12 @@ async def furnished(pool: asyncpg.Pool) -> asyncpg.Pool:
 
 
 ListOf = Callable[..., Awaitable[Page[Any]]]
-BY_NAME: list[ListOf] = [people.list_organisations, people.list_teams, people.list_agents, budgets.list_budgets]
+BY_NAME: list[ListOf] = [
+    organisations.list_organisations,
+    organisations.list_teams,
+    organisations.list_agents,
+    budgets.list_budgets,
+]
 BY_ID: list[ListOf] = [keys.list_keys, limits.list_limits, routes.list_routes, change_log.list_changes]
 
 
@@ -61,9 +66,9 @@ async def test_pages_show_each_row_once_in_the_stated_order(
 
 async def test_a_page_is_bounded_though_more_is_asked_for(furnished: asyncpg.Pool) -> None:
     await furnished.execute("INSERT INTO organisations (name) SELECT 'x' || g FROM generate_series(1, $1) g", MOST + 5)
-    page = await people.list_organisations(furnished, limit=10**9)
+    page = await organisations.list_organisations(furnished, limit=10**9)
     assert (len(page), page.more) == (MOST, True)
-    assert len(await people.list_organisations(furnished, limit=-3)) == 1
+    assert len(await organisations.list_organisations(furnished, limit=-3)) == 1
 
 
 async def test_a_row_that_goes_between_two_pages_hides_no_other(furnished: asyncpg.Pool) -> None:

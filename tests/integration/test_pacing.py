@@ -13,12 +13,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_service.administration import budgets, people
+from llm_service.administration import budgets, organisations
 from llm_service.administration.inputs import read_input
+from llm_service.administration.principals import Principals
 from llm_service.errors import InvalidRequest
-from llm_service.pacing import Curve
-from llm_service.principals import Principals
 from llm_service.treasury.denial import Denial, DenialKind
+from llm_service.treasury.pacing import Curve
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement
 
@@ -63,8 +63,8 @@ async def test_postgres_and_python_agree_to_the_nano(pool: asyncpg.Pool) -> None
 
 
 async def principal(pool: asyncpg.Pool, **terms: Any) -> Any:
-    new = read_input(people.NewAgent, {"name": "news", "team": "default", "budget": {"limit": "1", **terms}})
-    await people.create_agent(pool, new)
+    new = read_input(organisations.NewAgent, {"name": "news", "team": "default", "budget": {"limit": "1", **terms}})
+    await organisations.create_agent(pool, new)
     return await Principals(pool).by_agent("news")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from gateway.composition import READING_AT_A_TIME
 from gateway.stack.state import StackState
-from llm_service.administration.changes import change, read
+from llm_service.administration.transaction import change, read
 from llm_service.errors import DatabaseLocked, TookTooLong, TooManyReports
 from llm_service.treasury.snapshot import snapshot
 from tests.integration.caller import Caller, open_caller
@@ -87,7 +87,7 @@ async def test_a_report_that_takes_too_long_is_ended_by_postgres_and_says_so(poo
 
 
 async def test_a_change_that_waits_for_a_lock_names_it(pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llm_service.administration.changes.LOCK_S", 0.1)
+    monkeypatch.setattr("llm_service.administration.transaction.LOCK_S", 0.1)
     async with pool.acquire() as connection, connection.transaction():
         await connection.execute("UPDATE epoch SET value = value + 1")
         with pytest.raises(DatabaseLocked, match="Another transaction"):

@@ -9,11 +9,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from llm_service.administration import people
+from llm_service.administration import organisations
 from llm_service.administration.inputs import read_input
-from llm_service.catalog import Catalog, Model, read_models
+from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
-from llm_service.principals import Principals
+from llm_service.pricing.catalog import Catalog, Model, read_models
 from llm_service.treasury.rate_cards import RateCards
 from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
@@ -45,8 +45,8 @@ async def treasury(database_url: str) -> AsyncIterator[Treasury]:
 async def hold(pool: asyncpg.Pool, treasury: Treasury, priced: Model, lifetime_s: float = 0.01) -> Hold:
     if not await pool.fetchval("SELECT EXISTS (SELECT FROM agents)"):
         budget = {"limit": 1, "window": "day"}
-        await people.create_agent(
-            pool, read_input(people.NewAgent, {"name": "news", "team": "default", "budget": budget})
+        await organisations.create_agent(
+            pool, read_input(organisations.NewAgent, {"name": "news", "team": "default", "budget": budget})
         )
     who = await Principals(pool).by_agent("news")
     card = await RateCards(pool).id_of(priced)

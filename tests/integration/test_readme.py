@@ -13,7 +13,7 @@ from gateway.stack.state import StackState
 from llm_service.administration.budgets import NewBudget, create_budget
 from llm_service.administration.inputs import read_input
 from llm_service.administration.keys import NewKey, create_key
-from llm_service.administration.people import NewAgent, create_agent
+from llm_service.administration.organisations import NewAgent, create_agent
 
 ROOT = Path(__file__).parent.parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -21,9 +21,9 @@ from gateway import errors
 from gateway.cli import build
 from gateway.cli.reports import print_report
 from gateway.routes import reports
-from llm_service.principals import Principals
-from llm_service.treasury.report_query import Property, ReportQuery
-from llm_service.treasury.reports import CostReport, Figures, ReportRow
+from llm_service.administration.principals import Principals
+from llm_service.treasury.reports.query import Property, ReportQuery
+from llm_service.treasury.reports.reports import CostReport, Figures, ReportRow
 
 ADMIN = "sk-tr-an-administrator-for-tests"
 

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 import asyncpg
 import pytest
 
-from llm_service.administration import people
+from llm_service.administration import organisations
 from llm_service.administration.inputs import read_input
+from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
-from llm_service.principals import Principals
-from llm_service.treasury.audit import audit
+from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.retention import retire_windows
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
@@ -31,7 +31,9 @@ async def treasury(database_url: str) -> AsyncIterator[Treasury]:
 async def spend(pool: asyncpg.Pool, treasury: Treasury, costs: dict[str, int | None]) -> dict[str, Hold]:
     """A call of each user, in a window of its own of today; None: it stays held."""
     budget = {"limit": "0.00001", "window": "day", "per": "user", "name": "b"}
-    await people.create_agent(pool, read_input(people.NewAgent, {"name": "news", "team": "default", "budget": budget}))
+    await organisations.create_agent(
+        pool, read_input(organisations.NewAgent, {"name": "news", "team": "default", "budget": budget})
+    )
     who = await Principals(pool).by_agent("news")
     holds: dict[str, Hold] = {}
     for user, cost in costs.items():

@@ -9,10 +9,10 @@ import asyncpg
 import httpx2
 import pytest
 
-from llm_service.administration import keys, people, routes
+from llm_service.administration import keys, organisations, routes
 from llm_service.administration.inputs import read_input
+from llm_service.administration.principals import Principals
 from llm_service.errors import InvalidRequest, NotFound
-from llm_service.principals import Principals
 from llm_service.types import NO_ROUTE, Condition, Downgrade, Fallback, OnLeave, Route, Timeouts
 from tests.integration.test_admin_api import api, error_of
 from tests.integration.test_admin_cli import Treasurer, treasurer
@@ -34,8 +34,8 @@ WHOLE: dict[str, Any] = {
 
 
 async def an_agent(pool: asyncpg.Pool) -> str:
-    await people.create_team(pool, people.NewTeam(name="research"))
-    await people.create_agent(pool, people.NewAgent(name="news", team="research"))
+    await organisations.create_team(pool, organisations.NewTeam(name="research"))
+    await organisations.create_agent(pool, organisations.NewAgent(name="news", team="research"))
     return (await keys.create_key(pool, keys.NewKey(agent="news"))).secret
 
 
@@ -169,7 +169,7 @@ async def test_a_slip_in_a_models_name_is_told(
     """The route is set all the same: models may come later. A condition that does not exist is read as a name, too."""
     await an_agent(pool)
     running = SimpleNamespace(real=["gpt-4o"], simulated=["claude-haiku-5-5"])
-    monkeypatch.setattr("gateway.cli.routing.running_state", lambda: running)
+    monkeypatch.setattr("gateway.cli.routes.running_state", lambda: running)
     sound = ("route", "set", "--agent", "news", "--model", "gpt-*", "--fallback", "claude-haiku-5-5:error")
     assert (await treasurer(*sound)).err == ""
     slips = await treasurer(*sound, "--fallback", "gpt-4o:eror", "--downgrade", "gpt-4", "--json")

@@ -9,8 +9,8 @@ import pytest
 
 from agents.run_budgets import RunBudgets
 from llm_service.administration.budgets import list_budgets
+from llm_service.administration.principals import Principals
 from llm_service.errors import InvalidRequest
-from llm_service.principals import Principals
 from llm_service.types import CallContext
 
 

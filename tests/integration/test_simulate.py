@@ -6,11 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from llm_service.administration import budgets, people
+from llm_service.administration import budgets, organisations
 from llm_service.administration.inputs import read_input
+from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
-from llm_service.principals import Principals
-from llm_service.treasury.simulate import Policy, read_calls, replay
+from llm_service.treasury.reports.simulate import Policy, read_calls, replay
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
 from tests.integration.test_admin_cli import Treasurer, treasurer
@@ -20,7 +20,7 @@ __all__ = ["treasurer"]  # a fixture
 
 async def an_agent(pool: asyncpg.Pool) -> None:
     new = {"name": "news", "team": "default", "budget": {"limit": "1", "window": "month"}}
-    await people.create_agent(pool, read_input(people.NewAgent, new))
+    await organisations.create_agent(pool, read_input(organisations.NewAgent, new))
 
 
 async def spend(pool: asyncpg.Pool, database_url: str, costs: list[int]) -> None:

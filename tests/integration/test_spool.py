@@ -13,15 +13,15 @@ import asyncpg
 import pytest
 
 from gateway.stack.postgres import EmbeddedPostgres
-from llm_service.administration import people
+from llm_service.administration import organisations
 from llm_service.administration.inputs import read_input
+from llm_service.administration.principals import Principals
 from llm_service.errors import TreasuryUnavailable
-from llm_service.principals import Principals
+from llm_service.litellm_plugin.witness_writer import Witness, WitnessWriter
 from llm_service.treasury.connection import Connection
 from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
-from llm_service.witnesses import Witness, WitnessWriter
 
 
 class Wire:
@@ -45,8 +45,8 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
 
 
 async def hold(pool: asyncpg.Pool, treasury: Treasury, calls: int = 3) -> list[Hold]:
-    await people.create_agent(
-        pool, read_input(people.NewAgent, {"name": "news", "team": "default", "budget": {"limit": "1"}})
+    await organisations.create_agent(
+        pool, read_input(organisations.NewAgent, {"name": "news", "team": "default", "budget": {"limit": "1"}})
     )
     who = await Principals(pool).by_agent("news")
     line = ((who.budgets[0].id, ""),)

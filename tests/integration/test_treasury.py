@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from llm_service.errors import TreasuryUnavailable
 from llm_service.ids import new_call_id
-from llm_service.pricing import cost as price_of
-from llm_service.pricing import read_rates
-from llm_service.treasury.audit import audit
+from llm_service.pricing.rates import cost as price_of
+from llm_service.pricing.rates import read_rates
+from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial, StaleEpoch
 from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury

@@ -13,10 +13,10 @@ from urllib.parse import urlsplit, urlunsplit
 import asyncpg
 import pytest
 
+from llm_service.call.idempotency import Claim, Idempotency, Replay
 from llm_service.errors import IdempotencyConflict, TreasuryUnavailable
-from llm_service.idempotency import Claim, Idempotency, Replay
 from llm_service.ids import new_call_id
-from llm_service.treasury.audit import audit
+from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Principal, Settlement, Usage, UsageSource

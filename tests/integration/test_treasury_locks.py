@@ -9,11 +9,11 @@ from contextlib import asynccontextmanager
 import asyncpg
 import pytest
 
-from llm_service.administration import budgets, people
+from llm_service.administration import budgets, organisations
 from llm_service.administration.inputs import read_input
+from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
-from llm_service.principals import Principals
-from llm_service.treasury.audit import audit
+from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, CallContext, Hold, HoldRequest, LedgerState, Principal, Settlement
@@ -28,7 +28,7 @@ async def treasury(database_url: str) -> AsyncIterator[Treasury]:
 
 async def agent(pool: asyncpg.Pool, agent_name: str, **terms: object) -> Principal:
     fields = {"name": agent_name, "team": "default", "budget": {"limit": 1, "window": "day", **terms}}
-    await people.create_agent(pool, read_input(people.NewAgent, fields))
+    await organisations.create_agent(pool, read_input(organisations.NewAgent, fields))
     return await Principals(pool).by_agent(agent_name)
 
 

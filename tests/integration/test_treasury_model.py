@@ -28,11 +28,11 @@ from hypothesis.stateful import (
 )
 
 from gateway.stack.postgres import EmbeddedPostgres, create_database
-from llm_service.administration import budgets, people
+from llm_service.administration import budgets, organisations
 from llm_service.administration.inputs import read_input
+from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
-from llm_service.principals import Principals
-from llm_service.treasury.audit import audit
+from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial
 from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
@@ -69,7 +69,7 @@ class TreasuryMachine(RuleBasedStateMachine):
         self.model = Model()
         budget = {"limit": "0.000001", "window": "day", "time_zone": noon()}
         new = {"name": self.name, "team": "default", "budget": budget}
-        self.world.do(people.create_agent(self.world.pool, read_input(people.NewAgent, new)))
+        self.world.do(organisations.create_agent(self.world.pool, read_input(organisations.NewAgent, new)))
         self.treasury = Treasury(self.world.url, retry_s=0.01)
         self.renew()
 

@@ -17,8 +17,8 @@ from gateway.stack.state import StackState
 from llm_service.administration.budgets import NewBudget, create_budget
 from llm_service.administration.inputs import read_input
 from llm_service.administration.keys import NewKey, create_key
-from llm_service.administration.people import NewAgent, create_agent
-from llm_service.treasury.audit import audit
+from llm_service.administration.organisations import NewAgent, create_agent
+from llm_service.treasury.audit.audit import audit
 
 CALLERS = 200
 LIMIT_NANO = 20_000_000

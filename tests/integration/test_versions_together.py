@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import asyncpg
 import pytest
 
-from llm_service.administration import people
+from llm_service.administration import organisations
 from llm_service.administration.inputs import read_input
+from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
-from llm_service.principals import Principals
-from llm_service.treasury.audit import audit
+from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial
 from llm_service.treasury.statements import ADMIT, SETTLE, admission_arrays, decision, settlement_arrays
 from llm_service.treasury.treasury import Treasury
@@ -36,7 +36,9 @@ async def settle_as_before(pool: asyncpg.Pool, hold: Hold, cost: int) -> None:
 
 async def who_spends(pool: asyncpg.Pool) -> Principal:
     budget = {"limit": "0.00001", "window": "month", "pace": "linear+90%"}
-    await people.create_agent(pool, read_input(people.NewAgent, {"name": "news", "team": "default", "budget": budget}))
+    await organisations.create_agent(
+        pool, read_input(organisations.NewAgent, {"name": "news", "team": "default", "budget": budget})
+    )
     return await Principals(pool).by_agent("news")
 
 

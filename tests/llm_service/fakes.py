@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
 
-from llm_service.bounds import TextCount
-from llm_service.catalog import Model
+from llm_service.call.idempotency import Claim, Idempotency, Replay
 from llm_service.errors import TreasurerError
-from llm_service.guards.limits import RateLimiter
-from llm_service.guards.pace import Pace
-from llm_service.idempotency import Claim, Idempotency, Replay
-from llm_service.proxy import UpstreamAnswer, UpstreamStream
-from llm_service.requests import ParsedRequest
+from llm_service.guards.rate_limiter import RateLimiter
+from llm_service.guards.token_bucket import Pace
+from llm_service.pricing.bounds import TextCount
+from llm_service.pricing.catalog import Model
 from llm_service.telemetry.record import CallRecord
 from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.treasury.sweep import Sweeper
@@ -37,6 +35,8 @@ from llm_service.types import (
     UsageSource,
     WindowKind,
 )
+from llm_service.upstream.litellm_proxy import UpstreamAnswer, UpstreamStream
+from llm_service.wire.requests import ParsedRequest
 
 DAILY = Budget(3, "daily", Scope.AGENT, 7, WindowKind.DAY)
 PRINCIPAL = Principal(1, "acme", 2, "research", 7, "digest", 9, "laptop", 1, budgets=(DAILY,))

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from llm_service.errors import IdempotencyConflict, InvalidRequest
-from llm_service.proxy import UpstreamAnswer
-from llm_service.requests import parse_chat, parse_embeddings
-from llm_service.sse import EventScanner
 from llm_service.types import NO_CONTEXT, Budget, CallContext, Dimension, LedgerState, Scope, UsageSource, WindowKind
+from llm_service.upstream.litellm_proxy import UpstreamAnswer
+from llm_service.wire.events import EventScanner
+from llm_service.wire.requests import parse_chat, parse_embeddings
 from tests.llm_service.fakes import ENTRIES, PRINCIPAL, FakeStream, chat_body
 from tests.llm_service.test_service import DONE, KEYED, REPORT, USAGE, Parts, data, said, until
 

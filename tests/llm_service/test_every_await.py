@@ -21,12 +21,11 @@ from uuid import UUID
 
 import pytest
 
-from llm_service.admission import Admission
-from llm_service.catalog import Catalog
+from llm_service.call.admission import Admission
+from llm_service.call.settlement import Settler
 from llm_service.errors import TreasurerError
-from llm_service.proxy import UpstreamAnswer
+from llm_service.pricing.catalog import Catalog
 from llm_service.service import LLMService
-from llm_service.settlement import Settler
 from llm_service.treasury.sweep import OrphanHold, Sweeper, Witness, settlement_for
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import (
@@ -42,6 +41,7 @@ from llm_service.types import (
     Timeouts,
     Usage,
 )
+from llm_service.upstream.litellm_proxy import UpstreamAnswer
 from tests.llm_service.fakes import (
     ENTRIES,
     PRICED,

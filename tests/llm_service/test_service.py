@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_service.admission import Admission
-from llm_service.catalog import Catalog, Model
+from llm_service.call.admission import Admission
+from llm_service.call.sending import Revoke, never
+from llm_service.call.settlement import Settler
+from llm_service.call.streaming import StreamingAnswer
 from llm_service.errors import (
     BudgetExhausted,
     InvalidRequest,
@@ -29,12 +31,9 @@ from llm_service.errors import (
     UpstreamTimeout,
 )
 from llm_service.grants import GrantLimits, verify
-from llm_service.guards.passage import NO_BREAKERS, BreakerGate
-from llm_service.proxy import Unanswered, UpstreamAnswer
-from llm_service.sending import Revoke, never
+from llm_service.guards.breaker_gate import NO_BREAKERS, BreakerGate
+from llm_service.pricing.catalog import Catalog, Model
 from llm_service.service import LLMService
-from llm_service.settlement import Settler
-from llm_service.streaming import StreamingAnswer
 from llm_service.types import (
     NO_CONTEXT,
     NO_TIMEOUTS,
@@ -50,6 +49,7 @@ from llm_service.types import (
     Timeouts,
     UsageSource,
 )
+from llm_service.upstream.litellm_proxy import Unanswered, UpstreamAnswer
 from tests.llm_service.fakes import (
     COUNTED,
     ENTRIES,

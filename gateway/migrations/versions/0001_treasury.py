@@ -20,7 +20,12 @@ _TREASURY = Path(llm_service.treasury.__file__).parent
 def upgrade() -> None:
     """Run the treasury's own SQL, which is kept beside the code that calls it."""
     connection = op.get_bind()
-    for name in ("schema.sql", "functions/10_windows.sql", "functions/20_admit.sql", "functions/30_settle.sql"):
+    for name in (
+        "sql/schema.sql",
+        "sql/functions/10_windows.sql",
+        "sql/functions/20_admit.sql",
+        "sql/functions/30_settle.sql",
+    ):
         run_script(connection, (_TREASURY / name).read_text(encoding="utf-8"))
     run_script(
         connection,

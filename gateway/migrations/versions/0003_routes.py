@@ -14,7 +14,7 @@ down_revision = "0002"
 branch_labels = None
 depends_on = None
 
-_SQL = Path(llm_service.treasury.__file__).parent / "changes" / "0003_routes.sql"
+_SQL = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0003_routes.sql"
 
 
 def upgrade() -> None:

@@ -14,7 +14,7 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
-_SQL = Path(llm_service.treasury.__file__).parent / "changes" / "0004_change_log.sql"
+_SQL = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0004_change_log.sql"
 
 
 def upgrade() -> None:

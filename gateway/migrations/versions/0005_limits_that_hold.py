@@ -16,11 +16,11 @@ depends_on = None
 
 _TREASURY = Path(llm_service.treasury.__file__).parent
 _SQL = (
-    "changes/0005_limits_that_hold.sql",
-    "functions/11_windows_v2.sql",
-    "functions/22_admit_v3.sql",
-    "functions/32_settle_v3.sql",
-    "functions/40_retire_windows.sql",
+    "sql/migrations/0005_limits_that_hold.sql",
+    "sql/functions/11_windows_v2.sql",
+    "sql/functions/22_admit_v3.sql",
+    "sql/functions/32_settle_v3.sql",
+    "sql/functions/40_retire_windows.sql",
 )
 
 

@@ -14,7 +14,7 @@ down_revision = "0005"
 branch_labels = None
 depends_on = None
 
-_SQL = Path(llm_service.treasury.__file__).parent / "changes" / "0006_used_grants.sql"
+_SQL = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0006_used_grants.sql"
 
 
 def upgrade() -> None:

@@ -14,7 +14,7 @@ down_revision = "0006"
 branch_labels = None
 depends_on = None
 
-_SQL = Path(llm_service.treasury.__file__).parent / "changes" / "0007_streams.sql"
+_SQL = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0007_streams.sql"
 
 
 def upgrade() -> None:

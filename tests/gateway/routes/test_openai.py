@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from gateway.composition import Runtime
 from gateway.routes.openai import HotRoutes, read_context, wants_stream
+from llm_service.call.streaming import StreamingAnswer
 from llm_service.errors import (
     BudgetBusy,
     BudgetExhausted,
@@ -25,9 +26,8 @@ from llm_service.errors import (
     UpstreamError,
 )
 from llm_service.ids import new_call_id
-from llm_service.requests import parse_chat, parse_embeddings
-from llm_service.streaming import StreamingAnswer
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
+from llm_service.wire.requests import parse_chat, parse_embeddings
 
 PRINCIPAL = Principal(1, "o", 1, "t", 7, "a", 1, "k", 1)
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"

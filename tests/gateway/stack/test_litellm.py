@@ -141,7 +141,7 @@ def test_the_shipped_configuration_says_what_governance_needs() -> None:
     assert SHIPPED["litellm_settings"]["include_cost_in_streaming_usage"] is True
     assert SHIPPED["litellm_settings"]["drop_params"] is False
     assert SHIPPED["litellm_settings"]["global_disable_no_log_param"] is True
-    assert SHIPPED["general_settings"]["custom_auth"] == "llm_service.proxy_plugin.custom_auth"
+    assert SHIPPED["general_settings"]["custom_auth"] == "llm_service.litellm_plugin.hooks.custom_auth"
     assert SHIPPED["general_settings"]["master_key"].startswith("os.environ/")
     assert SHIPPED["router_settings"]["num_retries"] == 0
     assert "fallbacks" not in SHIPPED["router_settings"] | SHIPPED["litellm_settings"]

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from gateway.stack import part as part_module
-from gateway.stack.claim import Claim
-from gateway.stack.guard import Guard
+from gateway.stack.data_lock import Claim
 from gateway.stack.part import Part, PartFailed, PartState, PartStatus, SupervisedPart, describe_exit, pause_s
+from gateway.stack.watchdog_client import Guard
 
 
 async def yes() -> bool:

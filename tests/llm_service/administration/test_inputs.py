@@ -14,7 +14,7 @@ from llm_service.administration.budgets import NewBudget, NewTopUp, Terms
 from llm_service.administration.inputs import Input, View, parse_duration, read_input
 from llm_service.administration.keys import NewKey, RotateKey
 from llm_service.administration.limits import SetLimit
-from llm_service.administration.people import NewAgent
+from llm_service.administration.organisations import NewAgent
 from llm_service.errors import InvalidRequest
 from llm_service.types import Scope
 

@@ -12,8 +12,8 @@ from uuid import uuid4
 import pytest
 
 from llm_service.errors import RateLimited
-from llm_service.guards.lane import connect
-from llm_service.guards.limits import RateLimiter
+from llm_service.guards.rate_limiter import RateLimiter
+from llm_service.guards.redis_scripts import connect
 from llm_service.types import RateLimit, Scope
 
 RULES = (RateLimit(1, Scope.AGENT, "agent:1", 3, 1_000, 2),)

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.ids import new_call_id
-from llm_service.pricing import FREE, Rates, TokenRates
+from llm_service.pricing.rates import FREE, Rates, TokenRates
 from llm_service.treasury.sweep import OrphanHold, Witness, settlement_for
 from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
 

@@ -1,0 +1,85 @@
+"""`treasurer breaker`: what is kept out at the moment, and opening or closing a breaker by hand.
+
+What must hold: a running gateway is asked, over its admin API: it knows the catalogue, so that a name with a slip
+in it opens nothing, and tells all other processes.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+from urllib.parse import quote
+
+import typer
+
+from gateway.cli.common import NotRunning, emit, fail, run_async, running_state
+from gateway.cli.database import AsJson
+
+breakers = typer.Typer(no_args_is_help=True, help="Circuit breakers of models, providers and the proxy.")
+
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="model:gpt-4o, provider:openai or proxy.")]
+
+
+@breakers.command("list")
+def list_breakers(json: AsJson = False) -> None:
+    """All breakers that a call has passed: state, since when, why."""
+    rows: list[dict[str, Any]] = _ask("GET", "")["data"]
+    if json:
+        emit(rows, json=True)
+        return
+    shown = [row | {"since": row["since"][:19].replace("T", " "), "retry_s": _seconds(row["retry_s"])} for row in rows]
+    columns = {"name": "breaker", "state": "state", "since": "since (UTC)", "why": "why", "retry_s": "next try in, s"}
+    emit(shown, columns=columns, empty="No call has passed a breaker yet.")
+
+
+@breakers.command("open")
+def open_breaker(
+    name: _Name,
+    seconds: Annotated[float, typer.Option("--for", metavar="SECONDS", help="If nobody closes it.")] = 3_600,
+    json: AsJson = False,
+) -> None:
+    """Keep every call out, for maintenance. Routes with fallbacks go on elsewhere."""
+    done = _ask("POST", f"/{quote(name, safe='')}/open?seconds={seconds:g}")
+    _told(done, f"{name} is open: no call passes for {seconds:g} s, or until `treasurer breaker reset {name}`", json)
+
+
+@breakers.command("reset")
+def reset_breaker(name: _Name, json: AsJson = False) -> None:
+    """Close it: calls pass at once, and failures are counted from nought."""
+    _told(_ask("POST", f"/{quote(name, safe='')}/close"), f"{name} is closed", json)
+
+
+def _told(done: dict[str, Any], sentence: str, json: bool) -> None:
+    if json:
+        emit([done], json=True)
+        return
+    where = (
+        "." if done["everywhere"] else ", in one gateway process: Redis is away. The others hear of it when it is back."
+    )
+    typer.echo(sentence + where)
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.0f}"
+
+
+def _ask(method: str, path: str) -> dict[str, Any]:
+    import aiohttp  # here: `treasurer --help` does not wait for it
+    from yarl import URL
+
+    state = running_state()
+    url = URL(f"{state.gateway_url}/admin/v1/breakers{path}", encoded=True)
+
+    async def ask() -> tuple[int, dict[str, Any]]:
+        async with (
+            aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=10)) as session,
+            session.request(method, url, headers={"Authorization": f"Bearer {state.admin_key}"}) as answer,
+        ):
+            return answer.status, await answer.json()
+
+    try:
+        status, answer = run_async(ask())
+    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+        raise NotRunning(f"The gateway at {state.gateway_url} does not answer ({error or 'timed out'}).") from error
+    if status != 200:
+        fail(str(answer.get("error", {}).get("message", answer)))
+    return answer

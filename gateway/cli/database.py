@@ -1,0 +1,81 @@
+"""What the administrative commands share: checking what was typed, and running a change on the database.
+
+What must hold: a mistake in what was typed is found before the database is asked, and exits with 2.
+"""
+
+from __future__ import annotations
+
+import getpass
+import os
+import shlex
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+
+import typer
+
+from gateway.cli.common import ExitCode, fail, open_pool, run_async
+from llm_service.administration.inputs import Input, read_input
+from llm_service.administration.paging import MOST, Page
+from llm_service.administration.transaction import ACTOR
+from llm_service.errors import InvalidRequest
+from llm_service.money import format_dollars
+
+if TYPE_CHECKING:
+    import asyncpg
+
+_T = TypeVar("_T")
+_Model = TypeVar("_Model", bound=Input)
+
+AsJson = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
+OfOrganisation = Annotated[str | None, typer.Option("--organisation", help="Of this organisation.")]
+OfTeam = Annotated[str | None, typer.Option("--team", help="Of this team.")]
+OfAgent = Annotated[str | None, typer.Option("--agent", help="Of this agent.")]
+OfKey = Annotated[str | None, typer.Option("--key", help="Of this key: its id, or agent/name.")]
+TimeZone = Annotated[str | None, typer.Option("--time-zone", help="Such as Europe/Berlin. Default: UTC.")]
+Window = Annotated[
+    str | None, typer.Option("--window", help="minute, hour, day, week, month, total, or run. Default: total.")
+]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=MOST, help="So many at most.")]
+AfterName = Annotated[str | None, typer.Option("--after", help="Go on behind this name, that of the last one seen.")]
+AfterId = Annotated[int | None, typer.Option("--after", help="Go on behind this id, that of the last one seen.")]
+
+
+def say_more(page: Page[_T], cursor: Callable[[_T], str | int]) -> None:
+    """Say that there are more than this page shows, and how to see them."""
+    if page.more:
+        after = shlex.quote(str(cursor(page[-1])))
+        typer.echo(
+            f"There are more. See them with the same command and --after {after} (or more at once: --limit).", err=True
+        )
+
+
+def checked(model: type[_Model], /, **fields: object) -> _Model:
+    """The input that was typed; what is wrong with it ends the program with exit code 2."""
+    try:
+        return read_input(model, fields)
+    except InvalidRequest as error:
+        fail(error.message, ExitCode.USAGE)
+
+
+def administer(action: Callable[[asyncpg.Pool], Awaitable[_T]]) -> _T:
+    """Run one administrative function on the running stack's database."""
+
+    async def run() -> _T:
+        ACTOR.set(f"cli {_person()}")
+        async with open_pool() as pool:
+            return await action(pool)
+
+    return run_async(run())
+
+
+def _person() -> str:
+    """Who sits at the command line, as the system knows them."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
+
+
+def dollars(nano: int) -> str:
+    """For people: exact, at least two decimals."""
+    return format_dollars(nano)

@@ -1,0 +1,224 @@
+"""Organisations, teams and agents: create, list, set up, pause, resume.
+
+What must hold: a pause stops every new call of everything below it in under a second, and is
+undone by a resume alone.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+import asyncpg
+from pydantic import Field
+
+from llm_service.administration.budgets import BudgetState, Terms, add_budget
+from llm_service.administration.inputs import Input, Name, View
+from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
+from llm_service.administration.transaction import change, insert, missing, read, scope_id, searchable
+from llm_service.types import Scope
+
+Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
+_TABLES = {Scope.ORGANISATION: "organisations", Scope.TEAM: "teams", Scope.AGENT: "agents"}
+
+
+class NewOrganisation(Input):
+    """The widest scope: teams are in it."""
+
+    name: Name
+
+
+class NewTeam(Input):
+    """A team of an organisation; agents are in it."""
+
+    name: Name
+    organisation: Name = "default"
+
+
+class AgentTerms(Input):
+    """What an agent gets when a call leaves it out, and what becomes of a hold that nobody settles."""
+
+    default_max_tokens: Tokens | None = None
+    floor_tokens: Tokens | None = None
+    expiry_policy: Literal["post", "void"] | None = None
+
+
+class NewAgent(AgentTerms):
+    """An agent of a team, with a first budget if one is given: both or neither are made."""
+
+    name: Name
+    team: Name = "default"
+    budget: Terms | None = None
+
+
+class Organisation(View):
+    """`paused_at` None: not paused."""
+
+    id: int
+    name: str
+    paused_at: datetime | None
+    created_at: datetime
+
+
+class Team(Organisation):
+    """A team and where it belongs."""
+
+    organisation: str
+
+
+class Agent(Team):
+    """An agent. `keys` is how many live ones it has; `paused_by` what stops it: itself or a wider scope."""
+
+    team: str
+    default_max_tokens: int
+    floor_tokens: int
+    expiry_policy: str
+    keys: int
+    paused_by: str | None
+    budget: BudgetState | None = None
+
+
+_TEAMS = """
+    SELECT t.id, t.name, o.name AS organisation, t.paused_at, t.created_at
+    FROM teams t JOIN organisations o ON o.id = t.organisation_id
+"""
+_AGENTS = """
+    WITH listed AS MATERIALIZED (SELECT * FROM agents WHERE {which})
+    SELECT a.id, a.name, t.name AS team, o.name AS organisation, a.paused_at, a.created_at, a.default_max_tokens,
+           a.floor_tokens, a.expiry_policy,
+           CASE WHEN o.paused_at IS NOT NULL THEN 'organisation ' || o.name
+                WHEN t.paused_at IS NOT NULL THEN 'team ' || t.name
+                WHEN a.paused_at IS NOT NULL THEN 'agent ' || a.name END AS paused_by,
+           coalesce(live.keys, 0) AS keys
+    FROM listed a JOIN teams t ON t.id = a.team_id JOIN organisations o ON o.id = t.organisation_id
+    LEFT JOIN (SELECT k.agent_id, count(*) AS keys FROM api_keys k
+               WHERE k.agent_id IN (SELECT id FROM listed) AND k.revoked_at IS NULL
+                 AND coalesce(k.expires_at > now(), true) GROUP BY k.agent_id) AS live ON live.agent_id = a.id
+    ORDER BY a.name
+"""
+_ONE_AGENT = _AGENTS.format(which="id = $1")
+_PAGE_OF_AGENTS = _AGENTS.format(
+    which="""($1::text IS NULL OR team_id = (SELECT id FROM teams WHERE name = $1))
+             AND ($2::text IS NULL OR name > $2) ORDER BY name LIMIT $3"""
+)
+
+
+async def create_organisation(pool: asyncpg.Pool, new: NewOrganisation) -> Organisation:
+    """Raises Conflict when the name is taken."""
+    async with change(pool) as connection:
+        row = await insert(
+            connection,
+            f"an organisation {new.name!r}",
+            "INSERT INTO organisations (name) VALUES ($1) RETURNING id, name, paused_at, created_at",
+            new.name,
+        )
+        return Organisation.of(row)
+
+
+async def create_team(pool: asyncpg.Pool, new: NewTeam) -> Team:
+    """Raises NotFound without its organisation, Conflict when the name is taken."""
+    async with change(pool) as connection:
+        owner = await scope_id(connection, Scope.ORGANISATION, new.organisation)
+        row = await insert(
+            connection,
+            f"a team {new.name!r}",
+            "INSERT INTO teams (organisation_id, name) VALUES ($1, $2) RETURNING id, name, paused_at, created_at",
+            owner,
+            new.name,
+        )
+        return Team.of(row, organisation=new.organisation)
+
+
+async def create_agent(pool: asyncpg.Pool, new: NewAgent) -> Agent:
+    """Raises NotFound without its team, Conflict when the agent's or the budget's name is taken."""
+    async with change(pool) as connection:
+        owner = await scope_id(connection, Scope.TEAM, new.team)
+        row = await insert(
+            connection,
+            f"an agent {new.name!r}",
+            """INSERT INTO agents (team_id, name, default_max_tokens, floor_tokens, expiry_policy)
+               VALUES ($1, $2, coalesce($3, 4096), coalesce($4, 16), coalesce($5, 'post')) RETURNING id""",
+            owner,
+            new.name,
+            new.default_max_tokens,
+            new.floor_tokens,
+            new.expiry_policy,
+        )
+        budget = await add_budget(connection, new.budget, Scope.AGENT, new.name, row["id"]) if new.budget else None
+        return Agent.of(await connection.fetchrow(_ONE_AGENT, row["id"]), budget=budget)
+
+
+async def change_agent(pool: asyncpg.Pool, name: str, new: AgentTerms) -> Agent:
+    """Set what is given and leave the rest. Raises NotFound."""
+    async with change(pool) as connection:
+        agent_id = await scope_id(connection, Scope.AGENT, name)
+        await connection.execute(
+            """UPDATE agents SET default_max_tokens = coalesce($2, default_max_tokens),
+                   floor_tokens = coalesce($3, floor_tokens), expiry_policy = coalesce($4, expiry_policy)
+               WHERE id = $1""",
+            agent_id,
+            new.default_max_tokens,
+            new.floor_tokens,
+            new.expiry_policy,
+        )
+        return Agent.of(await connection.fetchrow(_ONE_AGENT, agent_id))
+
+
+async def list_organisations(
+    pool: asyncpg.Pool, *, limit: int = DEFAULT, after: str | None = None
+) -> Page[Organisation]:
+    """Organisations by name, `limit` of them behind the name `after`."""
+    rows = await read(
+        pool,
+        """SELECT id, name, paused_at, created_at FROM organisations WHERE $1::text IS NULL OR name > $1
+           ORDER BY name LIMIT $2""",
+        after if after is None else searchable(after),
+        to_fetch(limit),
+    )
+    return page_of(rows, limit, Organisation.of)
+
+
+async def list_teams(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: str | None = None) -> Page[Team]:
+    """Teams by name, `limit` of them behind the name `after`."""
+    rows = await read(
+        pool,
+        f"{_TEAMS} WHERE $1::text IS NULL OR t.name > $1 ORDER BY t.name LIMIT $2",
+        after if after is None else searchable(after),
+        to_fetch(limit),
+    )
+    return page_of(rows, limit, Team.of)
+
+
+async def list_agents(
+    pool: asyncpg.Pool, *, team: str | None = None, limit: int = DEFAULT, after: str | None = None
+) -> Page[Agent]:
+    """Agents, or those of one team, by name, `limit` of them behind the name `after`."""
+    rows = await read(
+        pool,
+        _PAGE_OF_AGENTS,
+        None if team is None else searchable(team),
+        after if after is None else searchable(after),
+        to_fetch(limit),
+    )
+    return page_of(rows, limit, Agent.of)
+
+
+async def pause(pool: asyncpg.Pool, scope: Scope, name: str) -> None:
+    """Stop every new call of an organisation, team or agent; calls under way end. Raises NotFound."""
+    await _set_paused(pool, scope, name, "coalesce(paused_at, now())")
+
+
+async def resume(pool: asyncpg.Pool, scope: Scope, name: str) -> None:
+    """Undo a pause of this very scope. Raises NotFound."""
+    await _set_paused(pool, scope, name, "NULL")
+
+
+async def _set_paused(pool: asyncpg.Pool, scope: Scope, name: str, value: str) -> None:
+    async with change(pool) as connection:
+        # Both the table and the value are constants of this module.
+        changed = await connection.fetchval(
+            f"UPDATE {_TABLES[scope]} SET paused_at = {value} WHERE name = $1 RETURNING id",  # noqa: S608
+            searchable(name),
+        )
+        if changed is None:
+            raise missing(scope, name)

@@ -1,0 +1,350 @@
+"""Who is spending: a key's secret, or an agent's name, to the principal and everything that governs it.
+
+What must hold: a principal is read in one statement, so its budgets, limits and pauses are those of
+one epoch. No answer rests on an epoch that was looked at longer than `fresh_s` ago, so a revoked
+key or a paused team stops everywhere in under a second, and a key that was just made works at once.
+Postgres is asked by one statement at a time, for all who wait together, and both caches are bounded:
+a storm of guessed keys costs one connection and no memory. Secrets are compared and kept as hashes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import re
+import time
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+import asyncpg
+import orjson
+
+from llm_service.administration.keys import hash_secret
+from llm_service.call.refusals import key_expired
+from llm_service.call.routing import read_route
+from llm_service.errors import NotAuthenticated, NotFound, NotPermitted
+from llm_service.treasury.pools import fetch
+from llm_service.types import Budget, Dimension, Principal, RateLimit, Scope, WindowKind
+
+if TYPE_CHECKING:
+    from asyncpg import Record
+
+_SECRET = re.compile(r"sk-tr-[A-Za-z0-9_-]{43}")
+_CACHED = 20_000
+_GROUP = 200
+_TIMEOUT_S = 5.0
+
+# The epoch's row comes even when nothing was found: then it dates the absence. A key's budgets and
+# limits hang on the first row of its name, so that they hold for every secret it is rotated to.
+_LOAD = """
+WITH wanted AS (
+    SELECT k.hash, NULL::text AS agent_name, k.id AS key_id, k.name AS key, k.models, k.expires_at, k.revoked_at,
+           k.agent_id, extract(epoch FROM k.expires_at - clock_timestamp())::float8 AS expires_in_s,
+           (SELECT min(f.id) FROM api_keys f
+            WHERE f.name = k.name AND f.agent_id IS NOT DISTINCT FROM k.agent_id) AS first_id
+    FROM api_keys k WHERE k.hash = ANY ($1::bytea[])
+    UNION ALL
+    SELECT NULL, a.name, NULL, NULL, '{}', NULL, NULL, a.id, NULL, NULL FROM agents a WHERE a.name = ANY ($2::text[])
+)
+SELECT e.value AS epoch, w.hash, w.agent_name, w.key_id, w.key, w.models, w.expires_at, w.revoked_at, w.expires_in_s,
+       a.id AS agent_id, a.name AS agent, a.default_max_tokens, a.floor_tokens,
+       t.id AS team_id, t.name AS team, o.id AS organisation_id, o.name AS organisation,
+       CASE WHEN o.paused_at IS NOT NULL THEN 'organisation ' || o.name
+            WHEN t.paused_at IS NOT NULL THEN 'team ' || t.name
+            WHEN a.paused_at IS NOT NULL THEN 'agent ' || a.name END AS paused,
+       (SELECT json_agg(json_build_array(b.id, b.name, b.scope, b.scope_id, b.window_kind, b.per, b.per_value,
+                                         b.model_pattern) ORDER BY b.id)::text
+        FROM budgets b WHERE b.archived_at IS NULL AND (b.scope, b.scope_id) IN
+            (('organisation', o.id), ('team', t.id), ('agent', a.id), ('key', w.first_id))) AS budgets,
+       (SELECT json_agg(json_build_array(l.id, l.scope, l.scope_id, l.requests_per_minute, l.tokens_per_minute,
+                                         l.concurrent, l.model_pattern) ORDER BY l.id)::text
+        FROM rate_limits l WHERE l.scope = 'model' OR (l.scope, l.scope_id) IN
+            (('organisation', o.id), ('team', t.id), ('agent', a.id), ('key', w.first_id))) AS limits,
+       (SELECT json_agg(json_build_array(r.id, r.model_pattern, r.policy)
+                        ORDER BY array_position('{agent,team,organisation}', r.scope), r.model_pattern ~ '[*?[]',
+                                 length(r.model_pattern) DESC, r.id)::text
+        FROM routes r WHERE (r.scope, r.scope_id) IN
+            (('organisation', o.id), ('team', t.id), ('agent', a.id))) AS routes
+FROM epoch e
+LEFT JOIN wanted w ON true
+LEFT JOIN agents a ON a.id = w.agent_id
+LEFT JOIN teams t ON t.id = a.team_id
+LEFT JOIN organisations o ON o.id = t.organisation_id
+"""
+
+#: What is looked up: the hash of a secret, or an agent's name.
+_Wanted = bytes | str
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """A key or an agent as it was read. `principal` is None for an administrator's key."""
+
+    principal: Principal | None
+    key: str | None
+    revoked_at: datetime | None
+    expires_at: datetime | None
+    ends_at: float | None  # when the key expires, on this process's monotonic clock
+
+
+class Principals:
+    """Principals by secret and by agent, cached in this process for as long as the epoch stands still."""
+
+    def __init__(self, pool: asyncpg.Pool, *, fresh_s: float = 0.5, admin_key: str | None = None) -> None:
+        self._pool = pool
+        self._fresh_s = fresh_s
+        self._admin_hash = None if admin_key is None else hash_secret(admin_key)
+        self._epoch = -1
+        self._seen_at = float("-inf")  # when the latest statement began that saw this epoch
+        self._looking: asyncio.Task[None] | None = None
+        self._known: OrderedDict[_Wanted, _Found] = OrderedDict()
+        self._unknown: OrderedDict[_Wanted, None] = OrderedDict()
+        self._hashes: OrderedDict[int, bytes] = OrderedDict()  # key id → hash, to read a principal again
+        self._waiting: dict[_Wanted, asyncio.Future[_Found | None]] = {}
+        self._loading: asyncio.Task[None] | None = None
+
+    async def by_secret(self, secret: str) -> Principal:
+        """The principal that a key's secret names. Whether it is paused is for the caller to look at.
+
+        Raises:
+            NotAuthenticated: the key is unknown, expired or revoked; the message says which.
+            NotPermitted: it is an administrator's key.
+            TreasuryUnavailable: Postgres is away.
+        """
+        if self._is_fixed_admin(secret):
+            raise _administrators_key()
+        found = await self._live_key(secret)
+        if found.principal is None:
+            raise _administrators_key()
+        return found.principal
+
+    async def by_agent(self, name: str) -> Principal:
+        """The principal of an agent that calls in process, without a key.
+
+        Raises:
+            NotFound: there is no such agent. TreasuryUnavailable: Postgres is away.
+        """
+        found = await self._find(name) if name.isprintable() and len(name) <= 64 else None
+        if found is None or found.principal is None:
+            raise NotFound(f"There is no agent {name[:200]!r}. Create it: treasurer agent create NAME.", param="agent")
+        return found.principal
+
+    async def administrator(self, secret: str) -> str:
+        """Check that a secret is an administrator's, the fixed one from the settings or one from Postgres; its name.
+
+        Raises:
+            NotAuthenticated: unknown, expired or revoked. NotPermitted: an agent's key.
+            TreasuryUnavailable: Postgres is away.
+        """
+        if self._is_fixed_admin(secret):
+            return "the fixed administrator's key"
+        found = await self._live_key(secret)
+        if found.principal is not None:
+            raise NotPermitted(
+                f"Key {found.key!r} belongs to agent {found.principal.agent!r}; this needs an administrator's key "
+                "(treasurer key create --admin)."
+            )
+        return f"key {found.key}"
+
+    async def reload(self) -> None:
+        """Admission said that the epoch has moved: look again, and forget what is older.
+
+        Raises:
+            TreasuryUnavailable: Postgres is away.
+        """
+        await self._check(time.monotonic())
+
+    async def renew(self, principal: Principal) -> Principal:
+        """The same principal at the newest epoch: admission said that the configuration has changed.
+
+        Raises:
+            NotAuthenticated: its key was revoked, or has expired. TreasuryUnavailable: Postgres is away.
+        """
+        await self.reload()
+        if principal.key_id is None:
+            return await self.by_agent(principal.agent)
+        hashed = self._hashes.get(principal.key_id)
+        if hashed is None:
+            rows = await self._fetch("SELECT hash FROM api_keys WHERE id = $1", principal.key_id)
+            hashed = bytes(rows[0]["hash"])
+        found = _checked(await self._find(hashed))
+        if found.principal is None:
+            raise _administrators_key()
+        return found.principal
+
+    def _is_fixed_admin(self, secret: str) -> bool:
+        return self._admin_hash is not None and hmac.compare_digest(hash_secret(secret), self._admin_hash)
+
+    async def _live_key(self, secret: str) -> _Found:
+        # What does not look like a key cannot be one: no look-up, and nothing to remember.
+        return _checked(await self._find(hash_secret(secret)) if _SECRET.fullmatch(secret) else None)
+
+    async def _find(self, wanted: _Wanted) -> _Found | None:
+        """From the cache, if the epoch was looked at a moment ago; else from Postgres, with all who wait."""
+        await self._check(time.monotonic() - self._fresh_s)
+        found = self._known.get(wanted)
+        if found is not None:
+            self._known.move_to_end(wanted)
+            return found
+        if wanted in self._unknown:
+            return None
+        future = self._waiting.get(wanted)
+        if future is None:
+            future = self._waiting[wanted] = asyncio.get_running_loop().create_future()
+        if self._loading is None or self._loading.done():
+            self._loading = asyncio.create_task(self._load())
+        return await asyncio.shield(future)
+
+    async def _check(self, not_before: float) -> None:
+        """Return once the epoch has been looked at by a statement that began at `not_before` or later."""
+        while self._seen_at < not_before:
+            if self._looking is None or self._looking.done():
+                self._looking = asyncio.create_task(self._look())
+                self._looking.add_done_callback(_retrieve)
+            await asyncio.shield(self._looking)
+
+    async def _look(self) -> None:
+        began = time.monotonic()
+        rows = await self._fetch("SELECT value FROM epoch")
+        self._see(rows[0]["value"], began)
+
+    def _see(self, epoch: int, began: float) -> bool:
+        """Note the epoch that a statement saw; at another one than before, forget everything.
+
+        False: a statement that began later has seen another epoch; this answer is too old to use.
+        (Later, not higher, is newer: a database that was restored from a backup has an older epoch.)
+        """
+        if epoch != self._epoch:
+            if began < self._seen_at:
+                return False
+            self._epoch = epoch
+            self._known.clear()
+            self._unknown.clear()
+        self._seen_at = max(self._seen_at, began)
+        return True
+
+    async def _load(self) -> None:
+        """Answer those who wait, a group at a time, until nobody does. What fails, fails for its group."""
+        while self._waiting:
+            group = dict(list(self._waiting.items())[:_GROUP])
+            try:
+                found = await self._load_group(list(group))
+            except Exception as error:  # noqa: BLE001 (whatever it is, those who wait get it)
+                for wanted, future in group.items():
+                    del self._waiting[wanted]
+                    future.add_done_callback(_retrieve)
+                    future.set_exception(error)
+                continue
+            if found is None:
+                continue  # overtaken by a change: read again
+            for wanted, future in group.items():
+                del self._waiting[wanted]
+                self._remember(wanted, found.get(wanted))
+                future.set_result(found.get(wanted))
+
+    async def _load_group(self, group: Sequence[_Wanted]) -> dict[_Wanted, _Found] | None:
+        hashes = [wanted for wanted in group if isinstance(wanted, bytes)]
+        names = [wanted for wanted in group if isinstance(wanted, str)]
+        began = time.monotonic()
+        rows = await self._fetch(_LOAD, hashes, names)
+        if not self._see(rows[0]["epoch"], began):
+            return None
+        found: dict[_Wanted, _Found] = {}
+        for row in rows:
+            wanted = row["hash"] if row["hash"] is not None else row["agent_name"]
+            if wanted is not None:
+                found[wanted] = _read(row, began)
+        return found
+
+    def _remember(self, wanted: _Wanted, found: _Found | None) -> None:
+        if found is None:
+            self._unknown[wanted] = None
+            if len(self._unknown) > _CACHED:
+                self._unknown.popitem(last=False)
+        else:
+            self._known[wanted] = found
+            if isinstance(wanted, bytes) and found.principal is not None and found.principal.key_id is not None:
+                self._hashes[found.principal.key_id] = wanted
+                if len(self._hashes) > _CACHED:
+                    self._hashes.popitem(last=False)
+            if len(self._known) > _CACHED:
+                self._known.popitem(last=False)
+
+    async def _fetch(self, statement: str, *arguments: object) -> list[Record]:
+        return await fetch(self._pool, statement, *arguments, timeout_s=_TIMEOUT_S)
+
+
+def _checked(found: _Found | None) -> _Found:
+    """A key that may be used now."""
+    if found is None:
+        raise NotAuthenticated("This key is unknown. Check that it was copied whole; it begins with sk-tr-.")
+    whose = f"agent {found.principal.agent!r}" if found.principal else "an administrator"
+    if found.revoked_at is not None:
+        raise NotAuthenticated(
+            f"Key {found.key!r} of {whose} was revoked at {found.revoked_at:%Y-%m-%d %H:%M:%S} UTC. "
+            "Ask an administrator for a new one.",
+            details={"reason": "revoked"},
+        )
+    if found.ends_at is not None and time.monotonic() >= found.ends_at:
+        raise key_expired(found.key, whose, found.expires_at)
+    return found
+
+
+def _retrieve(done: asyncio.Future[Any]) -> None:
+    """An error is for those who asked; when all of them have left, it is nobody's."""
+    if not done.cancelled():
+        done.exception()
+
+
+def _read(row: Record, now: float) -> _Found:
+    names = {scope.value: row[scope.value] for scope in (Scope.ORGANISATION, Scope.TEAM, Scope.AGENT, Scope.KEY)}
+    left_s: float | None = row["expires_in_s"]
+    ends_at = None if left_s is None else now + left_s
+    principal = None
+    if row["agent_id"] is not None:
+        principal = Principal(
+            organisation_id=row["organisation_id"],
+            organisation=row["organisation"],
+            team_id=row["team_id"],
+            team=row["team"],
+            agent_id=row["agent_id"],
+            agent=row["agent"],
+            key_id=row["key_id"],
+            key=row["key"],
+            epoch=row["epoch"],
+            models=tuple(row["models"]),
+            paused=row["paused"],
+            expires_at=row["expires_at"],
+            ends_at=ends_at,
+            default_max_tokens=row["default_max_tokens"],
+            floor_tokens=row["floor_tokens"],
+            budgets=tuple(_budget(fields) for fields in orjson.loads(row["budgets"] or "[]")),
+            limits=tuple(_limit(fields, names) for fields in orjson.loads(row["limits"] or "[]")),
+            routes=tuple(read_route(*fields) for fields in orjson.loads(row["routes"] or "[]")),
+        )
+    return _Found(principal, row["key"], row["revoked_at"], row["expires_at"], ends_at)
+
+
+def _budget(fields: list[Any]) -> Budget:
+    number, name, scope, scope_id, window, per, per_value, pattern = fields
+    dimension = None if per is None else Dimension(per)
+    return Budget(number, name, Scope(scope), scope_id, WindowKind(window), dimension, per_value, pattern)
+
+
+def _limit(fields: list[Any], names: dict[str, str | None]) -> RateLimit:
+    number, scope, scope_id, requests, tokens, concurrent, pattern = fields
+    if scope == Scope.MODEL:
+        return RateLimit(
+            number, Scope.MODEL, f"model:{pattern}", requests, tokens, concurrent, pattern, f"model {pattern}"
+        )
+    name = f"{scope} {names[scope]}"
+    return RateLimit(number, Scope(scope), f"{scope}:{scope_id}", requests, tokens, concurrent, pattern, name)
+
+
+def _administrators_key() -> NotPermitted:
+    return NotPermitted(
+        "This is an administrator's key: it cannot call models. Use an agent's (treasurer key create AGENT)."
+    )

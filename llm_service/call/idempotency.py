@@ -1,0 +1,229 @@
+"""Idempotency keys (invariant I7): a retry is not a second purchase.
+
+What must hold: for one agent and one key there is one call. Whoever writes the row first makes it;
+the others wait for its answer and get the same bytes, from whichever process. The same key with
+another body is a named conflict. A call that cost nothing (refused, or not sent) gives its key back.
+A maker that is slow may lose its key to another until it has a hold: so it sends nothing before it has
+made sure (`confirm`) that the key is still its own.
+A kept answer is given again only to a caller who may make the call now.
+A call whose maker died is never bought again in silence: if it may have cost money, its key says so.
+
+The draft standard: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header
+The answer is kept only for calls that carry a key, until `ttl_s` has passed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import Any, Protocol
+from uuid import UUID
+
+import asyncpg
+import orjson
+
+from llm_service.call.attempt import Call
+from llm_service.errors import IdempotencyConflict, NotAuthenticated, NotPermitted, TreasurerError, TreasuryUnavailable
+from llm_service.money import format_dollars
+from llm_service.treasury.pools import fetch
+
+log = logging.getLogger(__name__)
+
+# A row that has expired is nobody's, and is taken over in place.
+_CLAIM = """
+INSERT INTO idempotency (agent_id, key, body_digest, call_id, expires_at)
+VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))
+ON CONFLICT (agent_id, key) DO UPDATE SET body_digest = excluded.body_digest, call_id = excluded.call_id,
+    state = 'started', status = NULL, headers = NULL, body = NULL, created_at = now(), expires_at = excluded.expires_at
+WHERE idempotency.expires_at < now()
+RETURNING call_id
+"""
+_LOOK = """
+SELECT i.body_digest, i.call_id, i.state, i.status, i.headers::text AS headers, i.body,
+       greatest(i.created_at, (SELECT max(l.settled_at) FROM ledger l WHERE l.call_id = i.call_id))
+           < now() - interval '15 seconds' AS old,
+       EXISTS (SELECT FROM holds h WHERE h.call_id = i.call_id) AS held,
+       (SELECT count(*) FROM ledger l WHERE l.call_id = i.call_id) AS entries,
+       (SELECT coalesce(sum(l.cost_nano), 0)::bigint FROM ledger l WHERE l.call_id = i.call_id) AS cost_nano,
+       -- Nobody knows: its hold expired without a witness, and was given back by the agent's policy.
+       (SELECT coalesce(sum(l.held_nano), 0)::bigint FROM ledger l
+        WHERE l.call_id = i.call_id AND l.state = 'expired' AND l.usage_source = 'none' AND NOT EXISTS (
+            SELECT FROM ledger a WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted')
+       ) AS unknown_nano
+FROM idempotency i WHERE i.agent_id = $1 AND i.key = $2
+"""
+_FINISH = """
+UPDATE idempotency SET state = 'finished', status = $4, headers = $5::jsonb, body = $6
+WHERE agent_id = $1 AND key = $2 AND call_id = $3
+"""
+_RELEASE = "DELETE FROM idempotency WHERE agent_id = $1 AND key = $2 AND call_id = $3 AND state = 'started'"
+# Decided on the row as it is then: its maker may have confirmed it since it was looked at.
+_ABANDON = (
+    _RELEASE
+    + " AND created_at < now() - interval '15 seconds' AND NOT EXISTS (SELECT FROM holds h WHERE h.call_id = $3)"
+)
+_CONFIRM = """
+UPDATE idempotency SET created_at = now()
+WHERE agent_id = $1 AND key = $2 AND call_id = $3 AND state = 'started' RETURNING call_id
+"""
+_FORGET = "DELETE FROM idempotency WHERE ctid IN (SELECT ctid FROM idempotency WHERE expires_at < now() LIMIT 1000)"
+_MAX_KEY = 255
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """This call is the one for its key."""
+
+    agent_id: int
+    key: str
+    call_id: UUID
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The answer of the call that had this key before."""
+
+    call_id: UUID
+    status: int
+    headers: dict[str, str]
+    body: bytes
+
+
+class Gate(Protocol):
+    """Who may make a call (`Admission`)."""
+
+    def check(self, call: Call, model: str | None = None) -> None: ...
+    async def renew(self, call: Call) -> None: ...
+    def refused(self, call: Call, error: TreasurerError) -> None: ...
+
+
+async def claim_for(call: Call, body: bytes, idempotency: Idempotency, gate: Gate) -> Claim | Replay | None:
+    """A call's claim to its idempotency key, or the answer that the key has; None: the call has no key.
+
+    Raises:
+        NotAuthenticated, NotPermitted: the caller may not make this call now, so gets no kept answer either.
+        IdempotencyConflict, TreasuryUnavailable: as `Idempotency.claim` does.
+    """
+    key = call.context.idempotency_key
+    if key is None:
+        return None
+    try:
+        gate.check(call)
+        claim = await idempotency.claim(call.principal.agent_id, key, call.operation, body, call.call_id)
+        if isinstance(claim, Replay):  # it may have taken minutes to come, and meanwhile the agent may have been paused
+            await gate.renew(call)
+            gate.check(call, claim.headers.get("x-treasurer-model"))
+    except (NotAuthenticated, NotPermitted) as error:
+        gate.refused(call, error)
+        raise
+    return claim
+
+
+class Idempotency:
+    """Claims and answers, in Postgres."""
+
+    def __init__(self, pool: asyncpg.Pool, *, ttl_s: float = 86_400, wait_s: float = 300.0) -> None:
+        self._pool = pool
+        self._ttl_s = ttl_s
+        self._wait_s = wait_s
+
+    async def claim(self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Claim | Replay:
+        """Become the call for a key, or get the answer of the one that is; waits while it is under way.
+
+        Raises:
+            IdempotencyConflict: another body, an answer that is lost, or one that does not come.
+            TreasuryUnavailable: Postgres is away.
+        """
+        if not key.isprintable() or len(key) > _MAX_KEY:
+            raise IdempotencyConflict(
+                f"An Idempotency-Key is at most {_MAX_KEY} printable characters.",
+                status=400,
+                code="invalid_idempotency_key",
+            )
+        digest = sha256(operation.encode() + b"\0" + body).digest()
+        deadline = time.monotonic() + self._wait_s
+        pause_s = 0.02
+        while True:
+            claim = Claim(agent_id, key, call_id)
+            if await self._fetch(_CLAIM, agent_id, key, digest, call_id, self._ttl_s):
+                return claim
+            rows = await self._fetch(_LOOK, agent_id, key)
+            if rows:
+                replay = await self._look(rows[0], Claim(agent_id, key, rows[0]["call_id"]), digest)
+                if replay is not None:
+                    return replay
+            if time.monotonic() > deadline:
+                raise IdempotencyConflict(
+                    f"The call with Idempotency-Key {key!r} is still under way. Ask again later with the same key.",
+                    retry_after=5,
+                    code="idempotency_in_progress",
+                )
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 1.5, 0.5)
+
+    async def confirm(self, claim: Claim) -> None:
+        """Make sure, with the hold on disk and before anything is sent, that the key is still this call's.
+
+        However soon that is: a key without a hold is its maker's for 15 seconds by the database's clock, which may jump.
+
+        Raises:
+            IdempotencyConflict: another call has taken it over meanwhile.
+            TreasuryUnavailable: Postgres is away.
+        """
+        if not await self._fetch(_CONFIRM, claim.agent_id, claim.key, claim.call_id):
+            raise IdempotencyConflict(
+                f"Another call with Idempotency-Key {claim.key!r} began while this one waited. Ask again with the same key.",
+                retry_after=1,
+                code="idempotency_in_progress",
+            )
+
+    async def finish(self, claim: Claim, status: int, headers: dict[str, str], body: bytes) -> None:
+        """Keep the answer. Raises TreasuryUnavailable."""
+        kept = orjson.dumps(headers).decode()
+        await self._fetch(_FINISH, claim.agent_id, claim.key, claim.call_id, status, kept, body)
+
+    async def release(self, claim: Claim) -> None:
+        """The call cost nothing: its key may be used again. Raises TreasuryUnavailable."""
+        await self._fetch(_RELEASE, claim.agent_id, claim.key, claim.call_id)
+
+    async def run(self, *, interval_s: float = 60.0) -> None:
+        """Delete answers whose time has passed, for ever."""
+        while True:
+            try:
+                await self._fetch(_FORGET)
+            except TreasuryUnavailable as error:
+                log.warning("expired answers were not deleted yet: %s", error)
+            await asyncio.sleep(interval_s)
+
+    async def _look(self, row: asyncpg.Record, earlier: Claim, digest: bytes) -> Replay | None:
+        """The earlier call's answer; None when it is under way, or its key was given back."""
+        if row["body_digest"] != digest:
+            raise IdempotencyConflict(
+                f"Idempotency-Key {earlier.key!r} was used before with another request body. Use a new key for a new request.",
+                details={"call_id": str(earlier.call_id)},
+            )
+        if row["state"] == "finished":
+            return Replay(row["call_id"], row["status"], orjson.loads(row["headers"]), row["body"])
+        if row["held"] or not row["old"]:
+            return None
+        if row["entries"] == 0 or row["cost_nano"] + row["unknown_nano"] == 0:
+            # Its maker died before it cost anything.
+            await self._fetch(_ABANDON, earlier.agent_id, earlier.key, earlier.call_id)
+            return None
+        cost = f"It cost {format_dollars(row['cost_nano'])}"
+        if row["unknown_nano"]:
+            cost += (
+                f", and its provider may have billed up to {format_dollars(row['unknown_nano'])} that nobody has seen"
+            )
+        raise IdempotencyConflict(
+            f"The call with Idempotency-Key {earlier.key!r} ended without its answer being kept (its process died, or its "
+            f"stream was cut, left or too long). {cost}. It is not bought again by itself: use a new key to do so.",
+            code="idempotency_answer_lost",
+            details={"call_id": str(earlier.call_id), "cost_nano": row["cost_nano"]},
+        )
+
+    async def _fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
+        return await fetch(self._pool, statement, *arguments)

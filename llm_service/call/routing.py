@@ -1,0 +1,177 @@
+"""From a policy and facts to a chain, and from a failure to the chain's next model. Pure.
+
+What must hold: every walk along a chain ends. A model that was left is not tried again; an attempt after a
+failure is made only where the route names the failure's kind, within its bounds of attempts, time and money, and
+never for an error that LiteLLM's router has already tried another deployment for (that would be two layers'
+retries of one error). A caller's own error (a bad request) ends the walk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from llm_service.errors import (
+    BreakerOpen,
+    BudgetExhausted,
+    NearLimit,
+    ProxyClock,
+    ProxyUnavailable,
+    TreasurerError,
+    UpstreamError,
+)
+from llm_service.pricing.catalog import Model
+from llm_service.types import Condition, Downgrade, Fallback, OnLeave, Route, Timeouts
+
+#: How providers, and LiteLLM for them, say that a request is too long; OpenAI's is a code, the others' are words
+#: (LiteLLM 1.106: `ContextWindowExceededError`, from litellm_core_utils/exception_mapping_utils.py).
+_TOO_LONG = (
+    "context_length_exceeded",
+    "contextwindowexceedederror",
+    "maximum context length",
+    "prompt is too long",
+    "exceeds the maximum number of tokens",
+    "exceed context limit",
+    "input is too long",
+)
+_FILTERED = (
+    "content_filter",
+    "content_policy_violation",
+    "contentpolicyviolationerror",
+    "responsibleaipolicyviolation",
+    "content management policy",
+    "safety system",
+)
+_RETRIED = frozenset({Condition.ERROR, Condition.TIMEOUT, Condition.RATE_LIMIT})
+#: What the model that was asked for is always tried for.
+_ALWAYS = frozenset(Condition)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A model of a chain: after which failures it is tried, and up to which share of a budget (basis points)."""
+
+    model: str
+    on: frozenset[Condition] = _ALWAYS
+    max_share: int = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a call has come. `spent_nano`: what its attempts have cost, or may have."""
+
+    attempts: int
+    elapsed_s: float
+    spent_nano: int
+    tries_here: int
+
+
+def chain_of(
+    route: Route, requested: str, models: Mapping[str, Model], may_use: Callable[[str], bool], mode: str
+) -> tuple[Candidate, ...]:
+    """The models that may serve a request, the one that was asked for first, each once.
+
+    What the caller may not use, what does not exist, has no price or is of another mode is left out.
+    """
+    downgrade = route.downgrade
+    if downgrade is None and not route.fallbacks:
+        return (Candidate(requested),)
+
+    def usable(name: str) -> bool:
+        model = models.get(name)
+        return model is not None and model.mode == mode and model.unpriced is None and may_use(name)
+
+    cheaper: list[str] = []
+    if downgrade is not None:
+        names = [name for name in downgrade.models if name != requested and usable(name)]
+        cheaper = [name for name in names if good_enough(models[name], downgrade.min_quality)]
+    on: dict[str, frozenset[Condition]] = dict.fromkeys(cheaper, frozenset({Condition.NEAR_LIMIT}))
+    for fallback in route.fallbacks:
+        if fallback.model != requested and usable(fallback.model):
+            on[fallback.model] = on.get(fallback.model, frozenset()) | fallback.on
+    share = downgrade.at_share if downgrade is not None and cheaper else 10_000
+    return (Candidate(requested, max_share=share), *(Candidate(name, conditions) for name, conditions in on.items()))
+
+
+def good_enough(model: Model, min_quality: int) -> bool:
+    """Whether a model may stand in for a dearer one. What nobody has judged is good enough for no floor."""
+    return min_quality == 0 or (model.quality is not None and model.quality >= min_quality)
+
+
+def condition_of(error: TreasurerError) -> Condition | None:
+    """What kind of failure an error is; None: the caller's own, or one that no other model would help with."""
+    if isinstance(error, BreakerOpen):
+        return Condition.BREAKER_OPEN
+    if isinstance(error, BudgetExhausted | NearLimit):
+        return Condition.NEAR_LIMIT
+    if isinstance(error, ProxyUnavailable):
+        return None if isinstance(error, ProxyClock) else Condition.ERROR
+    if not isinstance(error, UpstreamError):
+        return None
+    said = f"{error.code} {error.type} {error.message}".lower()
+    if error.status < 500 and error.status != 429:
+        if any(sign in said for sign in _TOO_LONG):
+            return Condition.CONTEXT_TOO_LONG
+        if any(sign in said for sign in _FILTERED):
+            return Condition.CONTENT_FILTER
+    if error.status in (408, 504):
+        return Condition.TIMEOUT
+    if error.status == 429:
+        return Condition.RATE_LIMIT
+    return Condition.ERROR if error.status >= 500 else None
+
+
+def next_after(
+    chain: Sequence[Candidate],
+    index: int,
+    reason: Condition,
+    route: Route,
+    progress: Progress,
+    blocked: Callable[[str], bool],
+    retried_by_proxy: bool,
+) -> int | None:
+    """Where in the chain the next attempt is made after the one at `index` failed for `reason`; None: nowhere.
+
+    The same model again, as often as the route says, where LiteLLM has not done so already; else the next one
+    that stands in for this kind of failure and is not `blocked` by an open breaker.
+    """
+    if progress.attempts >= route.max_attempts or progress.elapsed_s >= route.max_elapsed_s:
+        return None
+    if route.max_cost_nano is not None and progress.spent_nano >= route.max_cost_nano:
+        return None
+    here = chain[index].model
+    if reason in _RETRIED and progress.tries_here <= route.retries and not retried_by_proxy and not blocked(here):
+        return index
+    for place in range(index + 1, len(chain)):
+        if reason in chain[place].on and not blocked(chain[place].model):
+            return place
+    return None
+
+
+def read_route(number: int, pattern: str, policy: Mapping[str, Any]) -> Route:
+    """A route from its policy as it is kept; fields of a newer version are left alone."""
+    route = Route()
+    downgrade = policy.get("downgrade")
+    timeouts: Mapping[str, float] = policy.get("timeouts") or {}
+    return Route(
+        id=number,
+        model_pattern=pattern,
+        fallbacks=tuple(
+            Fallback(each["model"], frozenset(map(Condition, each["on"])))
+            if each.get("on")
+            else Fallback(each["model"])
+            for each in policy.get("fallbacks") or ()
+        ),
+        retries=policy.get("retries", route.retries),
+        max_attempts=policy.get("max_attempts", route.max_attempts),
+        max_elapsed_s=policy.get("max_elapsed_s", route.max_elapsed_s),
+        max_cost_nano=policy.get("max_cost_nano"),
+        downgrade=None
+        if downgrade is None
+        else Downgrade(downgrade["at_share"], tuple(downgrade["models"]), downgrade.get("min_quality", 0)),
+        timeouts=Timeouts(*(timeouts.get(name) for name in ("connect_s", "first_token_s", "silence_s", "total_s"))),
+        queue_s=policy.get("queue_s"),
+        on_leave=OnLeave(policy.get("on_leave", route.on_leave)),
+        bills_errors=policy.get("bills_errors", route.bills_errors),
+    )

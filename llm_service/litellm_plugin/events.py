@@ -1,0 +1,245 @@
+"""What LiteLLM's events say of an attempt, in our words: its witness, and whether it can have been billed.
+
+What must hold: what the provider reported is told apart from what LiteLLM counted itself, and a report that cannot
+be true proves nothing (I2); an attempt is called free only where nothing can have been bought (I1).
+
+Runs in LiteLLM's environment, for `hooks.py`. Seen with LiteLLM 1.106.
+"""
+# LiteLLM is in another environment than the type checker's, and its objects are what they are at run time.
+# pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import litellm
+
+from llm_service.litellm_plugin.witness_writer import Outcome, Witness
+from llm_service.money import nano_from_reported_dollars
+from llm_service.types import Usage
+from llm_service.usage import contradicts_itself, says_too_little
+
+_log = logging.getLogger("treasurer.litellm_plugin")
+
+CLAIM = "treasurer"  # where a grant's call id and attempt travel in the metadata of LiteLLM's key
+COUNTED = "treasurer_counted"  # set on a stream whose provider reported no usage: what LiteLLM tells is its own count
+
+#: Of httpx, aiohttp and the OpenAI SDK: an error status of the provider's, or no connection to it.
+_FREE_CAUSES = frozenset(
+    {
+        "HTTPStatusError",
+        "APIStatusError",
+        # Not httpx's ConnectError: LiteLLM's transport calls a connection that was reset in mid-answer one, too.
+        "ConnectTimeout",
+        "ClientConnectorError",
+        "ClientConnectorDNSError",
+        "ClientConnectorCertificateError",
+        "ClientConnectorSSLError",
+        "ConnectionRefusedError",
+    }
+)
+
+#: What LiteLLM says when it has seen the same chunk a hundred times.
+_REPEATS = "repeating the same chunk"
+
+
+def witness_of(
+    outcome: Outcome,
+    call: Mapping[str, Any],
+    usage: Any,
+    cost: Any,
+    started_at: Any,
+    ended_at: Any,
+    error: Exception | None,
+) -> Witness | None:
+    parameters: Mapping[str, Any] = call.get("litellm_params") or {}
+    metadata = metadata_of(call) or metadata_of(parameters)
+    claim = (metadata.get("user_api_key_metadata") or {}).get(CLAIM)
+    if not claim:  # a read of the service's own, or LiteLLM's health check
+        return None
+    information: Mapping[str, Any] = metadata.get("model_info") or call.get("model_info") or {}
+    status = _status(outcome, error)
+    counted = outcome != "success" or bool(call.get(COUNTED))
+    if counted and usage is not None and claim.get("finishes"):
+        usage, cost = None, None  # much of it may be unseen: what was counted would pass for what it cost
+    used, tier = _usage(usage), _service_tier(call)
+    if counted:  # nobody has told how the input was cached, nor perhaps the tier: at the dearest, and as was asked for
+        tier = tier or (call.get("optional_params") or {}).get("service_tier")
+        if "cache_control" in repr(call.get("messages")):
+            used = replace(used, cache_write_tokens=used.input_tokens, cache_write_1h_tokens=used.input_tokens)
+    return Witness(
+        call_id=claim["call_id"],
+        attempt=int(claim["attempt"]),
+        outcome=outcome,
+        model=str(metadata.get("model_group") or call.get("model") or ""),
+        provider=_provider(call, parameters),
+        deployment=information.get("id"),
+        cost_nano=None if cost is None else nano_from_reported_dollars(cost),
+        usage=used,
+        service_tier=tier,
+        counted=counted,
+        status=status,
+        error=None if error is None else type(error).__name__,
+        started_at=_utc(started_at),
+        ended_at=_utc(ended_at) or datetime.now(UTC),
+    )
+
+
+def surely_free(error: BaseException) -> bool:
+    """Whether a failed attempt cannot have been billed: the provider answered with an error, or was not reached.
+
+    Anything else may have been served: a connection that broke, a time-out, an answer that LiteLLM could
+    not read (Anthropic's and Google's without usage). LiteLLM's own exceptions look alike for all of
+    these; the causes that they were raised from do not.
+    """
+    return any(type(cause).__name__ in _FREE_CAUSES for cause in causes(error))
+
+
+def unreadable(error: BaseException) -> bool:
+    """Whether LiteLLM stumbled over a request that it had not sent: over its caller's mistake, which it calls a 500.
+
+    Told by what it was raised from: Python's own errors and LiteLLM's. A network's, a file's or a cloud's
+    credentials' are the operator's to mend.
+    """
+    return getattr(error, "status_code", None) == 500 and all(
+        type(cause).__module__.partition(".")[0] in ("builtins", "json", "litellm", "pydantic_core")
+        and not isinstance(cause, OSError | TimeoutError | MemoryError | RecursionError)
+        for cause in causes(error)
+    )
+
+
+def ended_by_litellm(error: BaseException) -> bool:
+    """Whether LiteLLM itself has ended a stream: what its provider had sent by then need not have been read.
+
+    Its times-out run while it is busy elsewhere, and it leaves a model that repeats itself. Whatever else ends a stream
+    (a connection that breaks, the provider's own error) comes after all that was sent.
+    """
+    own = any("Timeout" in type(cause).__name__ or _REPEATS in str(cause) for cause in causes(error))
+    return own and not surely_free(error)
+
+
+def causes(error: BaseException) -> Iterator[BaseException]:
+    """An exception and what it was raised from, one after the other."""
+    seen: BaseException | None = error
+    while seen is not None:
+        yield seen
+        seen = seen.__cause__ or seen.__context__
+
+
+def grant_name(metadata: Any) -> str:
+    """The name of a request's grant, from the metadata of its key."""
+    claim: Mapping[str, Any] = (metadata or {}).get(CLAIM) or {}
+    return f"{claim.get('call_id')}.{claim.get('attempt')}"
+
+
+def details_of(request: Mapping[str, Any]) -> dict[str, Any]:
+    """What LiteLLM keeps of a call while it is under way."""
+    return getattr(request.get("litellm_logging_obj"), "model_call_details", {})
+
+
+def is_own_count(chunk: Any, response: Any) -> bool:
+    """Whether a chunk tells a usage that no provider reported: LiteLLM then counts the stream itself, as it thinks.
+
+    Whoever reads that as a report would charge too little; without it, the service estimates with a margin.
+    """
+    received = getattr(response, "chunks", None)
+    if getattr(chunk, "usage", None) is None or not isinstance(received, list):
+        return False
+    return all(getattr(each, "usage", None) is None for each in received)
+
+
+def metadata_of(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in ("litellm_metadata", "metadata"):
+        found = call.get(name)
+        if isinstance(found, Mapping) and "user_api_key_metadata" in found:
+            return found
+    return {}
+
+
+def _provider(call: Mapping[str, Any], parameters: Mapping[str, Any]) -> str | None:
+    named = call.get("custom_llm_provider") or parameters.get("custom_llm_provider")
+    if named:
+        return str(named)
+    provider, slash, _ = str(call.get("model", "")).partition("/")
+    return provider if slash else None
+
+
+def _status(outcome: Outcome, error: Exception | None) -> int | None:
+    if outcome == "cancelled":
+        return 499
+    if error is None:
+        return 200
+    status = getattr(error, "status_code", None)
+    return status if isinstance(status, int) and 100 <= status <= 599 else None
+
+
+def _usage(usage: Any) -> Usage:
+    """LiteLLM's usage in our terms. It has translated every provider to OpenAI's convention, more or less."""
+    if usage is None:
+        return Usage()
+    prompt = getattr(usage, "prompt_tokens_details", None)
+    completion = getattr(usage, "completion_tokens_details", None)
+    told = Usage(
+        input_tokens=_tokens(usage, "prompt_tokens"),
+        cached_tokens=_tokens(prompt, "cached_tokens"),
+        cache_write_tokens=_tokens(prompt, "cache_creation_tokens") or _tokens(usage, "cache_creation_input_tokens"),
+        output_tokens=_tokens(usage, "completion_tokens"),
+        reasoning_tokens=_tokens(completion, "reasoning_tokens"),
+        cache_write_1h_tokens=_tokens(
+            getattr(prompt, "cache_creation_token_details", None), "ephemeral_1h_input_tokens"
+        ),
+    )
+    return Usage() if contradicts_itself(told) else told
+
+
+def usage_of(response: Any) -> Any:
+    """The usage of an answer; None where the answer itself says otherwise: it proves nothing then."""
+    usage, choices = getattr(response, "usage", None), getattr(response, "choices", None)
+    messages = [getattr(choice, "message", None) for choice in choices] if isinstance(choices, list) else []
+    said = [getattr(message, name, None) for message in messages for name in ("content", "reasoning_content")]
+    text = "".join(part for part in said if isinstance(part, str))
+    return None if says_too_little(_tokens(usage, "completion_tokens"), text) else usage
+
+
+def _service_tier(call: Mapping[str, Any]) -> str | None:
+    """The tier in which a provider says that it served, where LiteLLM has kept it."""
+    for source in (
+        call.get("complete_streaming_response"),
+        call.get("async_complete_streaming_response"),
+        call.get("original_response"),
+    ):
+        tier = getattr(source, "service_tier", None)
+        if isinstance(tier, str):
+            return tier
+    return None
+
+
+def _tokens(source: Any, name: str) -> int:
+    value = getattr(source, name, None)
+    return max(0, int(value)) if isinstance(value, int | float) else 0
+
+
+def estimate(call: Any, details: Mapping[str, Any], chunks: list[Any], messages: Any) -> tuple[Any, float | None]:
+    """Usage and dollars of a stream that was cut, as LiteLLM counts what had come. None: nothing is known."""
+    if not chunks:
+        return None, None
+    try:
+        built = litellm.stream_chunk_builder(chunks=chunks, messages=messages)
+        if built is None:
+            return None, None
+        built.model = details["model"]  # the chunks carry the name that the caller asked for, which has no price
+        built._hidden_params.pop("response_cost", None)  # computed without the deployment's own prices
+        return built.usage, call.response_cost_calculator(result=built)
+    except Exception as fault:  # noqa: BLE001 (LiteLLM's own counting may fail in any way)
+        _log.warning("What a cut stream cost could not be estimated: %s", type(fault).__name__)
+        return None, None
+
+
+def _utc(moment: Any) -> datetime | None:
+    """LiteLLM's times are naive and local."""
+    return moment.astimezone(UTC) if isinstance(moment, datetime) else None

@@ -1,0 +1,102 @@
+"""How much a call can cost at most, and what is left of it when a budget affords less. Pure.
+
+What must hold (I1): a hold covers every usage that the provider can bill for the request as it is
+sent: the input's bound at its dearest, and `max_tokens` for each choice, which always goes upstream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from llm_service.errors import InvalidRequest
+from llm_service.pricing import rates
+from llm_service.pricing.catalog import Model
+from llm_service.types import Principal
+from llm_service.wire.requests import ParsedRequest
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to hold for a request. Tokens, and nano-dollars; `output_tokens` is for one choice.
+
+    `floor_nano` is the least that is worth a call: the input, and the agent's floor of output.
+    """
+
+    input_tokens: int
+    output_tokens: int
+    defaulted: bool
+    amount_nano: int
+    floor_nano: int
+    counted: bool = False
+
+
+def plan(model: Model, request: ParsedRequest, principal: Principal, *, counted_input: int | None = None) -> Plan:
+    """Bound a request at a model's dearest deployment.
+
+    `counted_input` replaces the bound of the text by a tokenizer's count with its margin.
+
+    Raises:
+        InvalidRequest: images or files that nothing bounds.
+    """
+    if request.token_ids and model.provider not in ("openai", "azure"):
+        raise InvalidRequest(
+            f"{model.name!r} does not read OpenAI's token numbers; send text.", param="input", code="not_priced"
+        )
+    media_tokens = model.media_tokens(request.media)
+    if media_tokens is None:
+        raise InvalidRequest(
+            f"Images and files cannot be bounded for {model.name!r}: neither a published rule nor its context window is known.",
+            param="messages",
+            code="not_priced",
+        )
+    text_tokens = request.input_bound if counted_input is None else min(counted_input, request.input_bound)
+    input_tokens = text_tokens + media_tokens
+    if model.mode == "embedding":
+        amount = rates.bound(model.rates.values(), input_tokens, 0)
+        return Plan(input_tokens, 0, False, amount, amount, counted_input is not None)
+    asked = request.max_tokens if request.max_tokens is not None else principal.default_max_tokens
+    if model.max_output_tokens is not None:
+        asked = min(asked, model.max_output_tokens)
+    floor = min(asked, principal.floor_tokens)
+
+    def held(output_tokens: int) -> int:
+        total = output_tokens * request.choices + request.extra_output
+        return rates.bound(model.rates.values(), input_tokens, total, request.service_tier)
+
+    return Plan(input_tokens, asked, request.max_tokens is None, held(asked), held(floor), counted_input is not None)
+
+
+def output_within(model: Model, request: ParsedRequest, plan: Plan, held_nano: int) -> int:
+    """The output tokens for each choice that a hold affords: what was planned, or clamped to fit."""
+    if held_nano >= plan.amount_nano:
+        return plan.output_tokens
+    total = rates.affordable_output(model.rates.values(), plan.input_tokens, held_nano, request.service_tier)
+    return max(1, min(plan.output_tokens, (total - request.extra_output) // request.choices))
+
+
+@dataclass(frozen=True, slots=True)
+class TextCount:
+    """A tokenizer's count of the ASCII part of a text, and the bytes of the rest."""
+
+    ascii_tokens: int
+    other_bytes: int
+
+    @property
+    def bound(self) -> int:
+        """The most tokens that a model's tokenizer is taken to make of it.
+
+        Half as much again for ASCII: others' tokenizers were seen to make up to a third more than the one
+        that counted. The rest by its bytes: in other scripts and emoji tokenizers differ several times over.
+        """
+        return self.ascii_tokens + self.ascii_tokens // 2 + self.other_bytes
+
+
+def counted_bound(request: ParsedRequest, count: TextCount) -> int:
+    """A bound of the input from a count of its text; never above the bound by bytes alone."""
+    return min(request.input_bound, count.bound + request.allowance)
+
+
+def counting_may_help(model: Model, request: ParsedRequest, principal: Principal, left_nano: int) -> bool:
+    """Whether a tokenizer's count could make a call fit that its bytes do not: at best eight bytes are a token."""
+    best = counted_bound(request, TextCount(request.text_bytes // 8, 0))
+    return plan(model, request, principal, counted_input=best).floor_nano <= left_nano

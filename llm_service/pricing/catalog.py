@@ -1,0 +1,209 @@
+"""The catalogue: which models there are, what they cost and how much they take, read from LiteLLM Proxy.
+
+What must hold: a model is served only if every one of its deployments has a price, or an operator
+marked it free (`model_info: {treasurer_free: true}` in config/litellm.yaml). A model whose
+deployments differ in price is bounded at the dearest and charged at the one that answered.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
+from llm_service.grants import PRICES_STAMP, USES_STAMP
+from llm_service.pricing.rates import FREE, Rates, RatesError, cost_at, dump_rates, read_rates
+from llm_service.types import Usage
+
+log = logging.getLogger(__name__)
+
+#: Tokens an image can become, by the provider's published rule (the first prefix that fits the model's
+#: own name). A model that is not here is bounded by its context window.
+#: https://platform.openai.com/docs/guides/images-vision#calculating-costs: at most 8 tiles of 512 pixels.
+_IMAGE_TOKENS: tuple[tuple[str, int, int], ...] = (
+    ("openai/gpt-4o-mini", 2833 + 8 * 5667, 2833),
+    ("openai/gpt-4o", 85 + 8 * 170, 85),
+    ("openai/gpt-4.1-mini", 2500, 2500),
+    ("openai/gpt-4.1-nano", 3800, 3800),
+    ("openai/gpt-4.1", 85 + 8 * 170, 85),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model that callers may name, over all of its deployments. `rates` is by deployment id."""
+
+    name: str
+    mode: str  # "chat" or "embedding", as LiteLLM says
+    provider: str
+    rates: Mapping[str, Rates]
+    max_input_tokens: int | None = None
+    max_output_tokens: int | None = None
+    capabilities: frozenset[str] = frozenset()
+    underlying: str = ""
+    unpriced: str | None = None  # why it cannot be served
+    deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
+    quality: int | None = None  # 0 to 100, as config/litellm.yaml says (model_info: treasurer_quality)
+    rate_card: str = "{}"  # `rates` as text: a hold is made, and later settled, at these
+    uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
+    prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy tells none
+
+    @property
+    def has_dearer_tiers(self) -> bool:
+        """Whether OpenAI may serve it in another service tier than its default, at another price."""
+        return set(self.deployments.values()) == {"openai"} and any(r.priority or r.flex for r in self.rates.values())
+
+    def cost(self, deployment: str | None, usage: Usage, service_tier: str | None = None) -> int:
+        """What a usage costs at the deployment that answered, in nano-dollars; at the dearest when it is not known."""
+        return cost_at(self.rates, deployment, usage, service_tier)
+
+    def retried_by_proxy(self, status: int) -> bool:
+        """Whether LiteLLM's router has tried another deployment by itself after this status (config/litellm.yaml)."""
+        return len(self.rates) > 1 and status in (429, 503)
+
+    def media_tokens(self, media: Sequence[str]) -> int | None:
+        """The most tokens that these images and files can become. None when nothing bounds them."""
+        if not media:
+            return 0
+        rule = next((rule for rule in _IMAGE_TOKENS if self.underlying.startswith(rule[0])), None)
+        if "file" in media or rule is None:
+            return self.max_input_tokens
+        return sum(rule[2] if kind == "image_low" else rule[1] for kind in media)
+
+
+class Catalog:
+    """The models by name, refreshed from the proxy every `refresh_s`, and on demand for an unknown name."""
+
+    def __init__(self, read: Callable[[], Awaitable[list[dict[str, Any]]]], *, refresh_s: float = 60.0) -> None:
+        self._read = read
+        self._refresh_s = refresh_s
+        self._models: dict[str, Model] = {}
+        self._read_at = float("-inf")
+        self._reading: asyncio.Task[None] | None = None
+
+    @property
+    def models(self) -> Mapping[str, Model]:
+        """What was last read."""
+        return self._models
+
+    async def get(self, name: str, *, mode: str = "chat") -> Model:
+        """The model of this name.
+
+        Raises:
+            UnknownModel: there is none, or it is of another mode.
+            UnpricedModel: it has no price.
+            ProxyUnavailable: nothing was ever read and the proxy does not answer.
+        """
+        age = time.monotonic() - self._read_at
+        if not self._models or (name not in self._models and age > 1):
+            await self.refresh()
+        elif age > self._refresh_s and self._reading is None:
+            self._reading = asyncio.create_task(self._refresh_quietly())
+        model = self._models.get(name)
+        if model is None:
+            known = ", ".join(sorted(self._models)[:20])
+            raise UnknownModel(f"The model {name!r} does not exist. Known models: {known}.", param="model")
+        if model.mode != mode:
+            raise UnknownModel(f"The model {name!r} is a model for {model.mode}, not for {mode}.", param="model")
+        if model.unpriced is not None:
+            raise UnpricedModel(
+                f"The model {name!r} has no price ({model.unpriced}), so its cost cannot be bounded. Give it one in "
+                "config/litellm.yaml (model_info: input_cost_per_token, output_cost_per_token) or mark it free "
+                "(model_info: treasurer_free: true).",
+                param="model",
+            )
+        return model
+
+    async def newer(self, model: Model) -> None:
+        """Read the catalogue again, unless it has other prices of this model by now. Raises as `refresh` does."""
+        if self._models.get(model.name) == model:
+            await self.refresh()
+
+    async def refresh(self) -> None:
+        """Read the catalogue now; callers at the same time share one reading."""
+        if self._reading is None:
+            self._reading = asyncio.create_task(self._load())
+        await asyncio.shield(self._reading)
+
+    async def _load(self) -> None:
+        try:
+            self._models = read_models(await self._read())
+            self._read_at = time.monotonic()
+        finally:
+            self._reading = None
+
+    async def _refresh_quietly(self) -> None:
+        try:
+            await self._load()
+        except (ProxyUnavailable, UpstreamError) as error:
+            self._read_at = time.monotonic() - self._refresh_s + 5
+            log.warning("the catalogue could not be refreshed; the last one stays in use: %s", error)
+
+
+def read_models(entries: Sequence[Mapping[str, Any]]) -> dict[str, Model]:
+    """Models from the `data` of LiteLLM Proxy's `GET /model/info`: one entry for each deployment."""
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        by_name.setdefault(str(entry["model_name"]), []).append(entry)
+    return {name: _model(name, deployments) for name, deployments in by_name.items()}
+
+
+def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
+    infos: list[Mapping[str, Any]] = [cast("Mapping[str, Any]", entry.get("model_info") or {}) for entry in entries]
+    rates: dict[str, Rates] = {}
+    unpriced = None
+    for info in infos:
+        try:
+            rates[str(info["id"])] = FREE if info.get("treasurer_free") is True else _priced(info)
+        except RatesError as error:
+            unpriced = str(error)
+    inputs = [int(info["max_input_tokens"]) for info in infos if info.get("max_input_tokens")]
+    outputs = [int(info["max_output_tokens"]) for info in infos if info.get("max_output_tokens")]
+    providers = {str(info["id"]): str(info.get("litellm_provider") or "unknown") for info in infos}
+    parameters = cast("Mapping[str, Any]", entries[0].get("litellm_params") or {})
+    underlying = str(parameters.get("model") or name)
+    return Model(
+        name=name,
+        mode=str(infos[0].get("mode") or "chat"),
+        provider=next(iter(providers.values())),
+        rates=rates,
+        max_input_tokens=max(inputs) if len(inputs) == len(infos) else None,
+        max_output_tokens=min(outputs) if outputs else None,
+        capabilities=frozenset(
+            key.removeprefix("supports_") for key, value in infos[0].items() if key.startswith("supports_") and value
+        ),
+        underlying=underlying,
+        unpriced=unpriced,
+        deployments=providers,
+        quality=_quality(infos),
+        rate_card=dump_rates(rates),
+        prices=_version(infos),
+        uses_shared=all(info.get(USES_STAMP) is True for info in infos),
+    )
+
+
+def _version(infos: Sequence[Mapping[str, Any]]) -> str | None:
+    """What all of its deployments say; where they differ it is none, and the proxy is not asked to compare."""
+    said = {info.get(PRICES_STAMP) for info in infos}
+    version = said.pop()
+    return version if not said and isinstance(version, str) else None
+
+
+def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:
+    """The least that is said of any of its deployments."""
+    said = [info["treasurer_quality"] for info in infos if isinstance(info.get("treasurer_quality"), int)]
+    return min(said, default=None)
+
+
+def _priced(info: Mapping[str, Any]) -> Rates:
+    if info.get("input_cost_per_request") or info.get("output_cost_per_request"):
+        raise RatesError("it costs something for each request, which cannot be priced yet")
+    rates = read_rates(info)
+    if rates.default[0].dearest_input == 0 and rates.default[0].dearest_output == 0:
+        # LiteLLM reports 0 for a model that its map does not know.
+        raise RatesError("its price is zero, and it is not marked free")
+    return rates

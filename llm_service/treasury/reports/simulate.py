@@ -1,0 +1,238 @@
+"""What a changed policy would have done to a period of the ledger: refused, downgraded, saved.
+
+The replay is pure: posted calls in the order in which they began, and a policy, in; sums out. What it assumes is said
+with its result: a call would have had the same tokens; its cost counts when it begins (holds are not replayed, so
+calls at the same time are taken one after the other); a call that was refused then stays refused; the policy changes
+when the period begins, so what a window had spent before is spent; top-ups come on top of another limit, too.
+
+What must hold: the policy as it was refuses nothing and costs what the ledger says; a lower limit never costs more.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import asyncpg
+
+from llm_service.errors import InvalidRequest, NotFound
+from llm_service.treasury.pacing import Curve
+from llm_service.treasury.snapshot import snapshot
+from llm_service.types import Usage, WindowKind
+
+#: (model, usage) → nano-dollars; None: the catalogue has no such model.
+PriceOf = Callable[[str, Usage], int | None]
+
+
+@dataclass(frozen=True, slots=True)
+class PastWindow:
+    """A window that a call fell into. `before_nano` was spent in it before the period began.
+
+    `top_ups` are amounts with the times between which they counted.
+    """
+
+    id: int
+    budget: str
+    limit_nano: int
+    starts_at: datetime
+    ends_at: datetime
+    before_nano: int = 0
+    top_ups: tuple[tuple[int, datetime, datetime], ...] = ()
+
+    def limit(self, at: datetime, policy: Policy) -> int:
+        """What may be spent in it in all, by the top-ups of that time."""
+        topped_up = sum(amount for amount, since, until in self.top_ups if since <= at < until)
+        return policy.limits.get(self.budget, self.limit_nano) + topped_up
+
+    def left(self, at: datetime, policy: Policy, spent: Mapping[int, int]) -> int | None:
+        """What it has left for a call; None where the policy leaves its budget as it was."""
+        curve = policy.paces.get(self.budget)
+        if curve is None and self.budget not in policy.limits:
+            return None
+        most = self.limit(at, policy)
+        if curve is not None:
+            most = curve.allowed(most, self.starts_at, self.ends_at, at)
+        return most - self.before_nano - spent.get(self.id, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class PastCall:
+    """One attempt that was posted."""
+
+    started_at: datetime
+    agent: str
+    model: str
+    requested_model: str
+    cost_nano: int
+    usage: Usage
+    windows: tuple[PastWindow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What is to be different. Limits in nano-dollars and curves by budget; `downgrades`: model → (cheaper, share).
+
+    A share is in basis points of each limit that the call falls under.
+    """
+
+    limits: Mapping[str, int] = field(default_factory=dict[str, int])
+    paces: Mapping[str, Curve] = field(default_factory=dict[str, Curve])
+    downgrades: Mapping[str, tuple[str, int]] = field(default_factory=dict[str, tuple[str, int]])
+
+
+@dataclass(slots=True)
+class Replayed:
+    """Sums, in nano-dollars. `by_budget` counts refusals by the budget that refused."""
+
+    calls: int = 0
+    spent_nano: int = 0
+    would_spend_nano: int = 0
+    refused: int = 0
+    refused_nano: int = 0
+    downgraded: int = 0
+    downgraded_saved_nano: int = 0
+    by_budget: dict[str, int] = field(default_factory=dict[str, int])
+    by_agent: dict[str, int] = field(default_factory=dict[str, int])
+
+    @property
+    def saved_nano(self) -> int:
+        """What would not have been spent."""
+        return self.spent_nano - self.would_spend_nano
+
+
+def replay(calls: Sequence[PastCall], policy: Policy, price: PriceOf) -> Replayed:
+    """Go through the calls, the earliest first, under another policy. Pure."""
+    result = Replayed()
+    spent: dict[int, int] = defaultdict(int)
+    for call in sorted(calls, key=lambda call: call.started_at):
+        result.calls += 1
+        result.spent_nano += call.cost_nano
+        cost_nano = call.cost_nano
+        cheaper = _downgrade(call, policy, spent, price)
+        if cheaper is not None and cheaper < cost_nano:
+            cost_nano = cheaper
+        left = ((window, window.left(call.started_at, policy, spent)) for window in call.windows)
+        refusing = next((window for window, nano in left if nano is not None and nano < cost_nano), None)
+        if refusing is not None:
+            result.refused += 1
+            result.refused_nano += call.cost_nano
+            result.by_budget[refusing.budget] = result.by_budget.get(refusing.budget, 0) + 1
+            result.by_agent[call.agent] = result.by_agent.get(call.agent, 0) + 1
+            continue
+        if cost_nano < call.cost_nano:
+            result.downgraded += 1
+            result.downgraded_saved_nano += call.cost_nano - cost_nano
+        result.would_spend_nano += cost_nano
+        for window in call.windows:
+            spent[window.id] += cost_nano
+    return result
+
+
+def _downgrade(call: PastCall, policy: Policy, spent: Mapping[int, int], price: PriceOf) -> int | None:
+    """What the call would have cost at the cheaper model, if a budget's share for its own was used up."""
+    named = policy.downgrades.get(call.requested_model)
+    if named is None or call.model != call.requested_model:
+        return None
+    cheaper, share = named
+    for window in call.windows:
+        limit_nano = window.limit(call.started_at, policy)
+        if window.before_nano + spent.get(window.id, 0) + call.cost_nano > limit_nano * share // 10_000:
+            return price(cheaper, call.usage)
+    return None
+
+
+_CALLS = """
+SELECT l.started_at, a.name AS agent, l.model, coalesce(l.requested_model, l.model) AS requested_model,
+       l.cost_nano + coalesce((SELECT sum(c.cost_nano) FROM ledger c WHERE c.call_id = l.call_id AND c.attempt = l.attempt
+                               AND c.state = 'adjusted'), 0)::bigint AS cost_nano,
+       l.input_tokens, l.cached_tokens, l.cache_write_tokens, l.output_tokens, l.reasoning_tokens,
+       l.cache_write_1h_tokens, l.window_ids
+FROM ledger l JOIN agents a ON a.id = l.agent_id
+WHERE l.state <> 'adjusted' AND l.cost_nano > 0 AND l.started_at >= $1 AND l.started_at < $2
+ORDER BY l.started_at LIMIT $3
+"""
+# Python has no infinite times.
+_TIMES = """greatest({0}.starts_at, '1970-01-01 00:00:00+00') AS starts_at, least({0}.ends_at, '9999-01-01 00:00:00+00') AS ends_at"""
+_WINDOWS = f"""
+SELECT w.id, b.name AS budget, w.budget_id, treasury_limit_at_v1(b.id, w.ends_at) AS limit_nano, w.posted_nano, {_TIMES.format("w")}
+FROM windows w JOIN budgets b ON b.id = w.budget_id WHERE w.id = ANY ($1::bigint[])
+"""  # noqa: S608  # of constants
+_TOP_UPS = f"""
+SELECT u.budget_id, u.amount_nano, {_TIMES.format("u")} FROM top_ups u WHERE u.budget_id = ANY ($1::bigint[])
+"""  # noqa: S608  # of constants
+_KNOWN = "SELECT name, window_kind FROM budgets WHERE name = ANY ($1::text[])"
+#: More calls than this are not read at once.
+MOST_CALLS = 1_000_000
+_TIMEOUT_S = 120
+
+
+async def read_calls(
+    pool: asyncpg.Pool, since: datetime, until: datetime, *, limited: Iterable[str] = (), paced: Iterable[str] = ()
+) -> list[PastCall]:
+    """The posted calls of a period that ends now, with their windows. Budgets that are `limited` or `paced` must exist.
+
+    Raises:
+        NotFound: a budget does not exist. InvalidRequest: there are too many calls, or no end to be paced towards.
+        TookTooLong, TreasuryUnavailable: as `snapshot` does.
+    """
+    async with snapshot(pool, timeout_s=_TIMEOUT_S, reading="simulation") as read:
+        known = await read.fetch(_KNOWN, list({*limited, *paced}))
+        rows = await read.fetch(_CALLS, since, until, MOST_CALLS + 1)
+        ids = {number for row in rows for number in row["window_ids"]}
+        found = await read.fetch(_WINDOWS, list(ids))
+        top_ups = await read.fetch(_TOP_UPS, [row["budget_id"] for row in found])
+    kinds: dict[str, str] = {row["name"]: row["window_kind"] for row in known}
+    for name in (*limited, *paced):
+        if name not in kinds:
+            raise NotFound(f"There is no budget {name!r}. See which there are: treasurer budget list.", param="budget")
+    for name in paced:
+        if kinds[name] == WindowKind.TOTAL:
+            raise InvalidRequest(f"The window of {name!r} has no end, so that it cannot be paced.", param="pace")
+    if len(rows) > MOST_CALLS:
+        raise InvalidRequest(f"The period has more than {MOST_CALLS:,} calls: choose a shorter one.", param="since")
+    windows = _windows(rows, found, top_ups)
+    return [
+        PastCall(
+            row["started_at"],
+            row["agent"],
+            row["model"],
+            row["requested_model"],
+            row["cost_nano"],
+            Usage(
+                row["input_tokens"],
+                row["cached_tokens"],
+                row["cache_write_tokens"],
+                row["output_tokens"],
+                row["reasoning_tokens"],
+                row["cache_write_1h_tokens"],
+            ),
+            tuple(windows[number] for number in row["window_ids"] if number in windows),
+        )
+        for row in rows
+    ]
+
+
+def _windows(
+    calls: Sequence[asyncpg.Record], found: Sequence[asyncpg.Record], top_ups: Sequence[asyncpg.Record]
+) -> dict[int, PastWindow]:
+    within: dict[int, int] = defaultdict(int)
+    for call in calls:
+        for number in call["window_ids"]:
+            within[number] += call["cost_nano"]
+    added: dict[int, list[tuple[int, datetime, datetime]]] = defaultdict(list)
+    for row in top_ups:
+        added[row["budget_id"]].append((row["amount_nano"], row["starts_at"], row["ends_at"]))
+    return {
+        row["id"]: PastWindow(
+            row["id"],
+            row["budget"],
+            row["limit_nano"],
+            row["starts_at"],
+            row["ends_at"],
+            row["posted_nano"] - within[row["id"]],
+            tuple(added[row["budget_id"]]),
+        )
+        for row in found
+    }

@@ -1,0 +1,71 @@
+"""Counting tokens with LiteLLM's tokenizer for a model, through the proxy: only where the bound by bytes does not fit.
+
+What must hold: a caller's images and files never travel here (LiteLLM would fetch them), only text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, cast
+
+import orjson
+
+from llm_service.errors import UpstreamError
+from llm_service.grants import for_service, sign
+from llm_service.pricing.bounds import TextCount
+from llm_service.pricing.catalog import Model
+from llm_service.upstream.litellm_proxy import ProxyUpstream
+from llm_service.wire.requests import ParsedRequest
+
+_PATH = "/utils/token_counter"
+_MEDIA_PARTS = frozenset({"image_url", "input_image", "file", "input_file", "input_audio", "audio"})
+
+
+class TokenCounter:
+    """Counts texts."""
+
+    def __init__(self, proxy: ProxyUpstream, grant_secret: str) -> None:
+        self._proxy = proxy
+        self._grant_secret = grant_secret
+
+    async def request(self, model: Model, request: ParsedRequest) -> TextCount:
+        """Count a request's text. Raises ProxyUnavailable or UpstreamError."""
+        return await self.text(model, "\n".join(texts(request.data)))
+
+    async def text(self, model: Model, text: str) -> TextCount:
+        """Count a text: the tokens of its ASCII part. Raises ProxyUnavailable or UpstreamError."""
+        plain = text.encode("ascii", "ignore").decode()
+        other_bytes = len(text.encode()) - len(plain)
+        body = orjson.dumps({"model": model.name, "prompt": plain})
+        grant = sign(self._grant_secret, for_service(_PATH, model=model.name, body=body))
+        answer = await self._proxy.ask(_PATH, body, grant)
+        count: object = cast("dict[str, Any]", answer).get("total_tokens") if isinstance(answer, dict) else None
+        if type(count) is not int or count < 0:
+            raise UpstreamError("The proxy's token counter gave no count.")
+        return TextCount(count, other_bytes)
+
+
+def texts(data: dict[str, Any]) -> Iterator[str]:
+    """Every text of a request that a model reads: of its messages or input, its tools and its schema."""
+    for name in ("messages", "input", "tools", "functions", "response_format"):
+        yield from _texts(data.get(name))
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        items = cast("list[object]", value)
+        if items and all(type(item) is int for item in items):
+            yield " ".join("x" for _ in items)  # an array of tokens: one each
+        else:
+            for item in items:
+                yield from _texts(item)
+    elif isinstance(value, dict):
+        fields = cast("dict[str, object]", value)
+        if fields.get("type") not in _MEDIA_PARTS:
+            for key, item in fields.items():
+                yield key
+                yield from _texts(item)
+    elif value is not None:
+        yield str(value)

@@ -1,0 +1,368 @@
+"""A caller's body, read once: what governance needs to know of it, and nothing changed. Pure.
+
+What must hold: whatever is passed on can be bounded and priced. So parameters are those of OpenAI's
+API (and the few that LiteLLM adds for other providers' features); an unknown one is refused by
+name, as OpenAI does, because LiteLLM would obey some of them (`api_base`, `fallbacks`,
+`input_cost_per_token` …). What costs money beyond tokens (hosted tools, audio) is refused by name.
+
+`input_bound` is an upper bound of the tokens that the text can become: no byte-level tokenizer makes
+more tokens than there are UTF-8 bytes, plus an allowance for what a provider wraps around messages
+and tools, and for what makes the text longer on its way: references within schemas that LiteLLM
+replaces by what they name, and compatibility characters that tokenizers spell out. Images and files are counted apart, because their bound depends on the model.
+"""
+
+from __future__ import annotations
+
+import gc
+from dataclasses import dataclass
+from typing import Any, cast
+
+import orjson
+
+from llm_service.errors import InvalidRequest
+from llm_service.wire.expansion import spelled_out_bytes, unfolded_bytes
+
+MAX_TOKENS_CEILING = 10_000_000
+MAX_CHOICES = 128
+#: The longest run, user, session or tag that a call may name.
+MAX_ATTRIBUTION = 128
+#: orjson reads deeper bodies than it writes (254); a body that was read must be one that can be sent.
+_MAX_DEPTH = 200
+#: LiteLLM walks through them several times, while everybody else waits: a million take it ten seconds.
+_MAX_PARTS = 250_000
+_LARGE_BYTES = 1 << 20
+
+_COMMON = frozenset({"model", "user", "safety_identifier"})
+# fmt: off
+_CHAT = _COMMON | {
+    "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "temperature", "top_p", "top_k",
+    "min_p", "stop", "seed", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "logprobs",
+    "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format",
+    "reasoning_effort", "thinking", "verbosity", "prediction", "service_tier", "metadata", "store", "modalities",
+    "prompt_cache_key", "prompt_cache_retention",
+}
+# fmt: on
+_EMBEDDINGS = _COMMON | frozenset({"input", "encoding_format", "dimensions"})
+
+# Allowances, in tokens, for what providers add around the caller's text. The largest published are
+# Anthropic's tool-use system prompts: up to 530 tokens, and each tool's wrapping.
+_PER_REQUEST = 16
+_PER_MESSAGE = 8
+_WITH_TOOLS = 600
+_PER_TOOL = 32
+#: Parts of a content that are text, by every provider. LiteLLM passes some others on (`document`, `video_url` …) whose
+#: few bytes become many tokens.
+_TEXT_PARTS = frozenset({"text", "refusal", "thinking", "redacted_thinking"})
+_MEDIA = {"image_url": "image_url", "input_image": "image_url", "file": "file", "input_file": "file"}
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedRequest:
+    """What governance knows of a request. `data` is the caller's body, to be passed on.
+
+    `max_tokens` is what the caller asked for, for one choice; None when it left that out.
+    `media` counts images and files by kind ("image", "image_low", "file").
+    `text_bytes` is the size of the text alone, for estimates; `input_bound` is the upper bound.
+    """
+
+    data: dict[str, Any]
+    model: str
+    stream: bool = False
+    wants_usage: bool = False
+    choices: int = 1
+    max_tokens: int | None = None
+    input_bound: int = 0
+    text_bytes: int = 0
+    allowance: int = 0
+    extra_output: int = 0
+    media: tuple[str, ...] = ()
+    service_tier: str | None = None
+    user: str | None = None
+    token_ids: bool = False  # the input is given as numbers of OpenAI's tokenizers
+
+
+def _invalid(param: str, message: str) -> InvalidRequest:
+    return InvalidRequest(message, param=param)
+
+
+def parse_body(body: bytes) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        InvalidRequest: not UTF-8, not JSON, or not an object.
+    """
+    try:
+        data = _read(body)
+    except orjson.JSONDecodeError as error:
+        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
+    except RecursionError:
+        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
+    if not isinstance(data, dict):
+        raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
+    if body.count(b"[") + body.count(b"{") > _MAX_DEPTH:
+        _check_shape(cast("object", data))
+    return cast("dict[str, Any]", data)
+
+
+def _read(body: bytes) -> object:
+    if len(body) < _LARGE_BYTES:
+        return orjson.loads(body)
+    gc.disable()  # it would look through all that was read so far, again and again
+    try:
+        return orjson.loads(body)
+    finally:
+        gc.enable()
+
+
+def _check_shape(value: object) -> None:
+    """That lists and objects are not nested too deeply, nor too many: level by level, without recursion."""
+    depth, total, level = 0, 0, [value]
+    while level:
+        depth += 1
+        if depth > _MAX_DEPTH:
+            raise InvalidRequest("The body is nested too deeply.", code="invalid_json")
+        inner: list[object] = []
+        for item in level:
+            values = cast("dict[str, object]", item).values() if isinstance(item, dict) else cast("list[object]", item)
+            inner.extend(cast("object", each) for each in values if isinstance(each, dict | list))
+        total += len(inner)
+        if total > _MAX_PARTS:
+            raise InvalidRequest(f"The body has more than {_MAX_PARTS} lists and objects.", code="invalid_json")
+        level = inner
+
+
+def parse_chat(body: bytes) -> ParsedRequest:
+    """Read a chat completion request (https://platform.openai.com/docs/api-reference/chat/create).
+
+    Raises:
+        InvalidRequest: naming the parameter, and what was expected.
+    """
+    data = parse_body(body)
+    _refuse_unknown(data, _CHAT)
+    model, user = _model(data), attribution(data.get("user"), "'user'", "user")
+    messages = data.get("messages")
+    if not isinstance(messages, list) or not messages:
+        raise _invalid("messages", "'messages' must be a non-empty array.")
+    media, media_bytes = _scan_messages(cast("list[object]", messages))
+    stream = _flag(data, "stream")
+    choices = _count(data, "n", 1, MAX_CHOICES)
+    tools = _tools(data)
+    _refuse_unpriced(data)
+    text = [data[name] for name in ("messages", "tools", "functions", "response_format") if data.get(name) is not None]
+    written = orjson.dumps(text)
+    text_bytes = len(written) - media_bytes
+    allowance = _PER_REQUEST + _PER_MESSAGE * len(cast("list[object]", messages)) + spelled_out_bytes(written)
+    if b'"$ref"' in written:
+        allowance += unfolded_bytes(text[1:])
+    if data.get("response_format") is not None:
+        tools += 1  # for Anthropic LiteLLM makes a tool of it
+    if tools:
+        allowance += _WITH_TOOLS + _PER_TOOL * tools
+    prediction = data.get("prediction")
+    return ParsedRequest(
+        data=data,
+        model=model,
+        stream=stream,
+        wants_usage=_wants_usage(data),
+        choices=choices or 1,
+        max_tokens=_max_tokens(data),
+        input_bound=text_bytes + allowance,
+        text_bytes=text_bytes,
+        allowance=allowance,
+        extra_output=0 if prediction is None else len(orjson.dumps(prediction)),
+        media=media,
+        service_tier=_service_tier(data),
+        user=user,
+    )
+
+
+def parse_embeddings(body: bytes) -> ParsedRequest:
+    """Read an embeddings request (https://platform.openai.com/docs/api-reference/embeddings/create).
+
+    Raises:
+        InvalidRequest: naming the parameter, and what was expected.
+    """
+    data = parse_body(body)
+    _refuse_unknown(data, _EMBEDDINGS)
+    given = data.get("input")
+    items = cast("list[object]", given) if isinstance(given, list) else [given]
+    if not items or (len(items) > 2048 and not isinstance(items[0], int)):
+        raise _invalid("input", "'input' must hold between 1 and 2048 items.")
+    tokens, token_ids = 0, False
+    if isinstance(given, list) and all(type(item) is int for item in items):
+        tokens, token_ids = len(items) + _PER_MESSAGE, True
+    else:
+        for item in items:
+            if isinstance(item, str) and item:
+                written = item.encode()
+                tokens += len(written) + spelled_out_bytes(written) + _PER_MESSAGE
+            elif isinstance(item, list) and item and all(type(token) is int for token in cast("list[object]", item)):
+                tokens, token_ids = tokens + len(cast("list[object]", item)) + _PER_MESSAGE, True
+            else:
+                raise _invalid(
+                    "input", "'input' must be a non-empty string, or an array of strings or of token arrays."
+                )
+    _count(data, "dimensions", 1, 100_000)
+    if data.get("encoding_format") not in (None, "float", "base64"):
+        raise _invalid("encoding_format", "'encoding_format' must be 'float' or 'base64'.")
+    return ParsedRequest(
+        data=data,
+        model=_model(data),
+        max_tokens=0,
+        input_bound=tokens,
+        text_bytes=tokens,
+        token_ids=token_ids,
+        user=attribution(data.get("user"), "'user'", "user"),
+    )
+
+
+def _refuse_unknown(data: dict[str, Any], known: frozenset[str]) -> None:
+    for name in data:
+        if name not in known:
+            raise InvalidRequest(
+                f"Unrecognized request argument supplied: {name[:64]!r}.", param=name[:64], code="unknown_parameter"
+            )
+
+
+def _refuse_unpriced(data: dict[str, Any]) -> None:
+    modalities = data.get("modalities")
+    if modalities is not None and modalities != ["text"]:
+        raise _unpriced("modalities", "Only text output can be bounded and priced")
+
+
+def _unpriced(param: str, why: str) -> InvalidRequest:
+    return InvalidRequest(f"{why}, so Treasurer does not pass it on.", param=param, code="not_priced")
+
+
+def _model(data: dict[str, Any]) -> str:
+    model = data.get("model")
+    if not isinstance(model, str) or not model:
+        raise _invalid("model", "'model' must be the name of a model, as a string.")
+    if len(model) > 200 or not model.isprintable():
+        raise _invalid("model", "'model' must be at most 200 printable characters.")
+    return model
+
+
+def attribution(value: object, what: str, param: str, most: int = MAX_ATTRIBUTION) -> str | None:
+    """What a caller says about a call, from a header or from the body, without white space at its ends; None: nothing.
+
+    Raises:
+        InvalidRequest: it is not text, is longer than `most`, or has characters that are not printable.
+    """
+    text = value.strip() if isinstance(value, str) else value
+    if text is None or text == "":
+        return None
+    if not isinstance(text, str) or len(text) > most or not text.isprintable() or "\ufffd" in text:  # was not UTF-8
+        raise _invalid(param, f"{what} must be at most {most} printable characters.")
+    return text
+
+
+def _flag(data: dict[str, Any], name: str) -> bool:
+    value = data.get(name)
+    if value is not None and not isinstance(value, bool):
+        raise _invalid(name, f"'{name}' must be true or false.")
+    return bool(value)
+
+
+def _count(data: dict[str, Any], name: str, least: int, most: int) -> int | None:
+    value = data.get(name)
+    if value is None:
+        return None
+    if type(value) is not int:
+        raise _invalid(name, f"'{name}' must be an integer.")
+    if not least <= value <= most:
+        raise _invalid(name, f"'{name}' must be between {least} and {most}; got {value}.")
+    return value
+
+
+def _wants_usage(data: dict[str, Any]) -> bool:
+    options: object = data.get("stream_options")
+    if options is None:
+        return False
+    if not isinstance(options, dict):
+        raise _invalid("stream_options", "'stream_options' must be an object.")
+    return cast("dict[str, Any]", options).get("include_usage") is True
+
+
+def _max_tokens(data: dict[str, Any]) -> int | None:
+    given = [_count(data, name, 1, MAX_TOKENS_CEILING) for name in ("max_tokens", "max_completion_tokens")]
+    named = [value for value in given if value is not None]
+    return min(named) if named else None
+
+
+def _service_tier(data: dict[str, Any]) -> str | None:
+    tier = data.get("service_tier")
+    if tier not in (None, "auto", "default", "flex", "priority"):
+        raise _unpriced("service_tier", "This service tier has no known price")
+    return cast("str | None", tier)
+
+
+def _tools(data: dict[str, Any]) -> int:
+    count = 0
+    for name in ("tools", "functions"):
+        tools = data.get(name)
+        if tools is None:
+            continue
+        if not isinstance(tools, list):
+            raise _invalid(name, f"'{name}' must be an array.")
+        for tool in cast("list[object]", tools):
+            if not isinstance(tool, dict):
+                raise _invalid(name, f"Each of '{name}' must be an object.")
+            fields = cast("dict[str, Any]", tool)
+            kind: object = fields.get("type")
+            if name == "tools" and kind not in ("function", "custom"):
+                raise _unpriced(
+                    name, "Only tools of type 'function' or 'custom' can be priced; hosted tools bill apart"
+                )
+            # Without its definition LiteLLM would look for a hosted tool among the other fields.
+            if name == "tools" and not isinstance(fields.get(str(kind)), dict):
+                raise _invalid(name, f"A tool of type {kind!r} must have an object {kind!r}.")
+            if name == "functions" and not isinstance(fields.get("name"), str):
+                raise _invalid(name, "Each of 'functions' must have a 'name'.")
+            count += 1
+    return count
+
+
+def _scan_messages(messages: list[object]) -> tuple[tuple[str, ...], int]:
+    """The images and files in the messages, and how many bytes of the body are theirs."""
+    media: list[str] = []
+    size = 0
+    for message in messages:
+        if not isinstance(message, dict):
+            raise _invalid("messages", "Each of 'messages' must be an object.")
+        fields = cast("dict[str, Any]", message)
+        if not isinstance(fields.get("role"), str):
+            raise _invalid("messages", "Each of 'messages' must have a 'role'.")
+        for name in ("audio", "images"):
+            if fields.get(name) is not None:
+                raise _unpriced("messages", f"A message's '{name}' cannot be bounded and priced")
+        content: object = fields.get("content")
+        if content is None or isinstance(content, str):
+            continue
+        if not isinstance(content, list):
+            raise _invalid("messages", "A message's 'content' must be a string or an array of parts.")
+        for part in cast("list[object]", content):
+            kind, payload = _media_part(part)
+            if kind is not None:
+                media.append(kind)
+                size += payload
+    return tuple(media), size
+
+
+def _media_part(part: object) -> tuple[str | None, int]:
+    if not isinstance(part, dict):
+        raise _invalid("messages", "Each part of a message's 'content' must be an object.")
+    fields = cast("dict[str, Any]", part)
+    kind: object = fields.get("type")
+    if kind in ("input_audio", "audio"):
+        raise _unpriced("messages", "Audio input cannot be bounded and priced yet")
+    if isinstance(kind, str) and kind in _TEXT_PARTS:
+        return None, 0
+    name = _MEDIA.get(kind) if isinstance(kind, str) else None
+    if name is None:
+        raise _unpriced("messages", f"A part of type {str(kind)[:64]!r} cannot be bounded and priced")
+    payload: object = fields.get(name)
+    if name == "file":
+        return "file", len(orjson.dumps(payload))
+    low = isinstance(payload, dict) and cast("dict[str, Any]", payload).get("detail") == "low"
+    return "image_low" if low else "image", len(orjson.dumps(payload))

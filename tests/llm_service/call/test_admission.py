@@ -1,0 +1,286 @@
+"""From a request to a hold, or to a refusal that leaves nothing held in Redis or in Postgres."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from llm_service.call.admission import Admission
+from llm_service.call.attempt import CHAT_PATH, EMBEDDINGS_PATH, Call
+from llm_service.errors import (
+    BudgetBusy,
+    BudgetExhausted,
+    InvalidRequest,
+    ModelNotAllowed,
+    Paused,
+    ProxyUnavailable,
+    RateLimited,
+    TreasurerError,
+    TreasuryUnavailable,
+    UnknownModel,
+)
+from llm_service.pricing.catalog import Catalog
+from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
+from llm_service.types import Budget, CallContext, Dimension, Principal, RateLimit, Scope, WindowKind
+from llm_service.wire.requests import parse_chat, parse_embeddings
+from tests.llm_service.fakes import (
+    DAILY,
+    ENTRIES,
+    PRINCIPAL,
+    FakeCounter,
+    FakeLimiter,
+    FakeTreasury,
+    Refusals,
+    chat_body,
+    one_rate_card,
+)
+
+
+class Principals:
+    """Reads a principal again: the newest that the test has given."""
+
+    def __init__(self) -> None:
+        self.newest = PRINCIPAL
+        self.renewed = 0
+
+    async def renew(self, principal: Principal) -> Principal:
+        self.renewed += 1
+        return self.newest
+
+
+class Parts:
+    def __init__(self, limit_nano: int | None = None, busy_wait_s: float = 0.05) -> None:
+        self.treasury, self.limiter, self.counter = FakeTreasury(limit_nano), FakeLimiter(), FakeCounter()
+        self.principals, self.refused = Principals(), Refusals()
+
+        async def read() -> list[dict[str, Any]]:
+            return ENTRIES
+
+        self.admission = Admission(
+            catalog=Catalog(read), principals=self.principals, limiter=self.limiter.real(),
+            treasury=self.treasury.real(), count_tokens=self.counter.request, rate_card=one_rate_card, refused=self.refused, lifetime_s=330,
+            busy_wait_s=busy_wait_s,
+        )  # fmt: skip
+
+    async def admit(self, call: Call) -> None:
+        """As the service does it for a call's first attempt."""
+        try:
+            call.journey.route, call.journey.chain = await self.admission.chain(call)
+            call.model = await self.admission.model(call)
+            await self.admission.admit(call)
+        except TreasurerError as error:
+            self.admission.refused(call, error)
+            raise
+
+    async def refusal(self, call: Call) -> TreasurerError:
+        with pytest.raises(TreasurerError) as refused:
+            await self.admit(call)
+        assert self.refused.told == [(call.request.model, refused.value.code)]
+        assert self.treasury.pending == {}
+        assert len(self.limiter.released) == len(self.limiter.taken)
+        assert set(self.limiter.released) <= {0}
+        return refused.value
+
+
+def chat(principal: Principal = PRINCIPAL, context: CallContext | None = None, **fields: Any) -> Call:
+    return Call("chat", CHAT_PATH, parse_chat(chat_body(**fields)), principal, context or CallContext(), None)
+
+
+async def test_an_admitted_call_has_all_it_needs() -> None:
+    parts, call = Parts(10**9), chat(max_tokens=100)
+    await parts.admit(call)
+    assert call.model.name == "m"
+    assert call.hold.amount_nano == call.plan.amount_nano
+    assert call.output_tokens == 100
+    assert parts.limiter.taken == [("m", call.request.text_bytes // 4 + 100, 330)]
+    assert parts.limiter.released == []
+    (asked,) = parts.treasury.asked
+    assert (asked.call_id, asked.attempt, asked.model, asked.lifetime_s) == (call.call_id, 0, "m", 330)
+    assert (asked.amount_nano, asked.floor_nano) == (call.plan.amount_nano, call.plan.floor_nano)
+    assert asked.lines == ((DAILY.id, ""),)
+    assert parts.refused.told == []
+
+
+async def test_every_window_that_applies_is_asked_and_no_other() -> None:
+    budgets = (
+        DAILY,
+        Budget(4, "tags", Scope.TEAM, 2, WindowKind.DAY, per=Dimension.TAG),
+        Budget(5, "run x", Scope.TEAM, 2, WindowKind.TOTAL, per=Dimension.RUN, per_value="x"),
+        Budget(6, "claude", Scope.TEAM, 2, WindowKind.DAY, model_pattern="claude-*"),
+    )
+    parts, context = Parts(), CallContext(run="y", tags=("a", "b"))
+    await parts.admit(chat(replace(PRINCIPAL, budgets=budgets), context))
+    assert parts.treasury.asked[0].lines == ((3, ""), (4, "a"), (4, "b"))
+
+
+async def test_i1_a_call_is_clamped_to_what_the_budget_affords() -> None:
+    parts, call = Parts(400_000), chat(max_tokens=4000)
+    await parts.admit(call)
+    assert call.hold.amount_nano == 400_000
+    assert 16 <= call.output_tokens < 4000
+    assert call.plan.input_tokens * 1_000 + call.output_tokens * 2_000 <= 400_000
+
+
+@pytest.mark.parametrize(
+    ("call", "error"),
+    [
+        (chat(replace(PRINCIPAL, paused="team research")), Paused),
+        (chat(replace(PRINCIPAL, models=("x",))), ModelNotAllowed),
+        (chat(model="nope"), UnknownModel),
+        (chat(model="e"), UnknownModel),
+        (Call("embeddings", EMBEDDINGS_PATH, parse_embeddings(b'{"model": "m", "input": "x"}'), PRINCIPAL, CallContext(), None),
+         UnknownModel),
+        (chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}]), InvalidRequest),
+    ],
+    ids=lambda value: value.__name__ if isinstance(value, type) else "",
+)  # fmt: skip
+async def test_what_is_refused_before_the_budget_is_asked(call: Call, error: type[TreasurerError]) -> None:
+    parts = Parts()
+    assert type(await parts.refusal(call)) is error
+    assert parts.treasury.asked == []
+    assert parts.limiter.taken == []
+
+
+async def test_pace_is_refused_before_money_is_held() -> None:
+    parts = Parts()
+    parts.limiter.error = RateLimited("slow down", retry_after=1)
+    assert isinstance(await parts.refusal(chat()), RateLimited)
+    assert parts.treasury.asked == []
+
+
+async def test_the_agents_limits_are_what_is_asked_of_pace() -> None:
+    parts, limit = Parts(), RateLimit(1, Scope.AGENT, "agent:7", requests_per_minute=5)
+    await parts.admit(chat(replace(PRINCIPAL, limits=(limit,))))
+    assert parts.limiter.limits == [(limit,)]
+
+
+async def test_i6_postgres_away_gives_the_pace_back() -> None:
+    parts = Parts()
+    parts.treasury.outcomes = [TreasuryUnavailable("away", retry_after=1)]
+    assert (await parts.refusal(chat())).status == 503
+
+
+async def test_an_error_that_nobody_expected_gives_the_pace_back_too() -> None:
+    parts = Parts()
+    parts.treasury.outcomes = [RuntimeError("a bug")]
+    with pytest.raises(RuntimeError):
+        await parts.admit(chat())
+    assert parts.limiter.released == [0]
+    assert parts.refused.told == []
+
+
+async def test_a_caller_who_leaves_while_waiting_gives_the_pace_back() -> None:
+    parts = Parts(10**9, busy_wait_s=60)
+    parts.treasury.pending[chat().call_id] = 10**9
+    task = asyncio.create_task(parts.admit(chat()))
+    while not parts.treasury.waits:
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert parts.limiter.released == [0]
+
+
+async def test_exhausted_is_said_at_once() -> None:
+    parts = Parts(1_000, busy_wait_s=60)
+    error = await parts.refusal(chat())
+    assert isinstance(error, BudgetExhausted)
+    assert parts.treasury.waits == 0
+
+
+async def test_busy_is_said_after_waiting_for_what_is_in_flight() -> None:
+    parts = Parts(10**9)
+    other = chat().call_id
+    parts.treasury.pending[other] = 10**9
+    with pytest.raises(BudgetBusy) as refused:
+        await parts.admit(chat())
+    assert refused.value.retry_after is not None
+    assert parts.treasury.waits >= 1
+    assert parts.treasury.pending == {other: 10**9}
+
+
+async def test_busy_passes_when_a_call_in_flight_settles() -> None:
+    parts = Parts(10**9, busy_wait_s=60)
+    other = chat().call_id
+    parts.treasury.pending[other] = 10**9
+    task = asyncio.create_task(parts.admit(call := chat(max_tokens=10)))
+    while not parts.treasury.waits:
+        await asyncio.sleep(0)
+    del parts.treasury.pending[other]
+    await task
+    assert call.hold.amount_nano == call.plan.amount_nano
+    assert parts.refused.told == []
+
+
+async def test_a_principal_of_an_older_configuration_is_read_again() -> None:
+    parts, call = Parts(), chat()
+    newer = replace(PRINCIPAL, epoch=2, budgets=(replace(DAILY, id=8),))
+    parts.principals.newest = newer
+    parts.treasury.outcomes = [StaleEpoch()]
+    await parts.admit(call)
+    assert call.principal is newer
+    assert [asked.lines for asked in parts.treasury.asked] == [((3, ""),), ((8, ""),)]
+
+
+async def test_a_pause_that_came_in_between_is_obeyed() -> None:
+    parts = Parts()
+    parts.principals.newest = replace(PRINCIPAL, epoch=2, paused="agent digest")
+    parts.treasury.outcomes = [StaleEpoch()]
+    assert isinstance(await parts.refusal(chat()), Paused)
+    assert len(parts.treasury.asked) == 1
+
+
+LONG: dict[str, Any] = {"messages": [{"role": "user", "content": "word " * 4_000}], "max_tokens": 16}
+
+
+async def test_the_input_is_counted_where_its_bytes_do_not_fit() -> None:
+    parts, call = Parts(12_000_000), chat(**LONG)  # bytes: 20 million nano-dollars; a quarter and half: 7.5
+    await parts.admit(call)
+    assert parts.counter.asked == 1
+    assert call.plan.counted
+    assert call.hold.amount_nano == call.plan.amount_nano <= 12_000_000
+    assert call.plan.input_tokens >= call.request.text_bytes // 4
+
+
+async def test_it_is_not_counted_where_the_bytes_fit() -> None:
+    parts = Parts(10**9)
+    await parts.admit(chat(**LONG))
+    assert parts.counter.asked == 0
+
+
+async def test_it_is_not_counted_where_no_count_could_help() -> None:
+    parts = Parts(1_000_000)
+    assert isinstance(await parts.refusal(chat(**LONG)), BudgetExhausted)
+    assert parts.counter.asked == 0
+
+
+async def test_a_count_that_does_not_help_is_not_repeated() -> None:
+    parts = Parts(5_000_000)
+    assert isinstance(await parts.refusal(chat(**LONG)), BudgetExhausted)
+    assert parts.counter.asked == 1
+
+
+async def test_without_a_tokenizer_the_bytes_decide() -> None:
+    parts = Parts(12_000_000)
+    parts.counter.error = ProxyUnavailable("away")
+    assert isinstance(await parts.refusal(chat(**LONG)), BudgetExhausted)
+
+
+async def test_a_denial_is_told_with_the_windows_figures() -> None:
+    parts = Parts(busy_wait_s=0)
+    parts.treasury.outcomes = [Denial(DenialKind.BUSY, DAILY.id, "", 1_000, 100, 900, None)]
+    error = await parts.refusal(chat())
+    assert isinstance(error, BudgetBusy)
+    assert error.details["budget"] == "daily"
+
+
+async def test_i1_callers_at_once_never_hold_more_than_the_limit() -> None:
+    parts = Parts(3_000_000, busy_wait_s=0.02)
+    results = await asyncio.gather(*(parts.admit(chat(max_tokens=500)) for _ in range(20)), return_exceptions=True)
+    assert sum(parts.treasury.pending.values()) <= 3_000_000
+    assert all(result is None or isinstance(result, BudgetBusy) for result in results)
+    assert sum(result is None for result in results) == len(parts.treasury.pending) >= 2
+    assert len(parts.limiter.released) == sum(result is not None for result in results)

@@ -1,0 +1,120 @@
+"""What a caller is told when governance says no: exhausted and busy are never confused."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from zoneinfo import ZoneInfo
+
+import pytest
+
+from llm_service.call.refusals import check_allowed, refusal
+from llm_service.errors import BudgetBusy, BudgetExhausted, ModelNotAllowed, NotAuthenticated, Paused
+from llm_service.money import NANO_PER_DOLLAR as DOLLAR
+from llm_service.treasury.denial import Denial, DenialKind
+from llm_service.types import Budget, Dimension, Principal, Scope, WindowKind
+
+NOW = datetime(2026, 11, 22, 12, 0, tzinfo=UTC)
+DAILY = Budget(3, "daily", Scope.AGENT, 7, WindowKind.DAY)
+RUNS = Budget(4, "each run", Scope.TEAM, 2, WindowKind.TOTAL, per=Dimension.RUN)
+
+
+def principal(**fields: object) -> Principal:
+    return Principal(1, "acme", 2, "research", 7, "digest", 9, "laptop", 1, budgets=(DAILY, RUNS), **fields)  # pyright: ignore[reportArgumentType]
+
+
+def denial(*, final: bool, budget_id: int = 3, subject: str = "", resets_at: datetime | None = NOW) -> Denial:
+    return Denial(
+        DenialKind.EXHAUSTED if final else DenialKind.BUSY,
+        budget_id,
+        subject,
+        1 * DOLLAR,
+        DOLLAR * 3 // 4,
+        DOLLAR // 5,
+        resets_at,
+    )
+
+
+def test_whoever_is_not_paused_and_may_use_the_model_may_go_on() -> None:
+    check_allowed(principal(), "gpt-4o", 100.0)
+    check_allowed(principal(models=("gpt-*",), ends_at=100.1), "gpt-4o", 100.0)
+
+
+def test_a_key_that_has_expired() -> None:
+    with pytest.raises(NotAuthenticated) as refused:
+        check_allowed(principal(paused="team research", ends_at=100.0, expires_at=NOW), "gpt-4o", 100.0)
+    error = refused.value
+    assert (error.status, error.details) == (401, {"reason": "expired"})
+    assert "'laptop' of agent 'digest' expired at 2026-" in error.message
+
+
+def test_a_pause_is_said_before_anything_else() -> None:
+    with pytest.raises(Paused) as refused:
+        check_allowed(principal(paused="team research", models=("x",)), "gpt-4o", 100.0)
+    assert "team research is paused" in refused.value.message
+    assert refused.value.details == {"agent": "digest", "paused": "team research"}
+
+
+def test_a_model_that_is_not_on_the_keys_list() -> None:
+    with pytest.raises(ModelNotAllowed) as refused:
+        check_allowed(principal(models=("gpt-4o-mini", "claude-*")), "gpt-4o", 100.0)
+    error = refused.value
+    assert (error.status, error.param) == (403, "model")
+    assert all(part in error.message for part in ("'laptop'", "'digest'", "'gpt-4o'", "gpt-4o-mini, claude-*"))
+
+
+def test_exhausted_is_final_and_says_what_is_left_and_when_it_resets() -> None:
+    resets = datetime(2026, 11, 23, 1, 0, tzinfo=ZoneInfo("Europe/Berlin"))
+    error = refusal(principal(), denial(final=True, resets_at=resets), 300_000_000, NOW)
+    assert isinstance(error, BudgetExhausted)
+    assert error.headers() == {"x-should-retry": "false"}
+    for part in (
+        "'digest'",
+        "'daily'",
+        "$1.00 a day",
+        "$0.75 is spent",
+        "$0.25 is left",
+        "at least $0.30",
+        "2026-11-23 00:00:00 UTC",
+    ):
+        assert part in error.message
+    assert error.details == {
+        "agent": "digest", "budget": "daily", "window": "day", "subject": None, "limit": "1.000000000",
+        "spent": "0.750000000", "held": "0.200000000", "left": "0.050000000", "needed": "0.300000000",
+        "resets_at": "2026-11-23T00:00:00+00:00",
+    }  # fmt: skip
+
+
+def test_busy_says_when_to_try_again() -> None:
+    error = refusal(principal(), denial(final=False, resets_at=NOW + timedelta(hours=1)), 100_000_000, NOW)
+    assert isinstance(error, BudgetBusy)
+    assert error.headers() == {"retry-after": "2", "x-should-retry": "true"}
+    for part in ("'daily'", "$0.75 is spent", "$0.20 is held", "$0.05 is free", "at least $0.10"):
+        assert part in error.message
+
+
+@pytest.mark.parametrize(("left_s", "retry_after"), [(-5, 1), (0.2, 1), (1.5, 1.5), (3600, 2)])
+def test_a_window_that_ends_sooner_is_waited_for_no_longer(left_s: float, retry_after: float) -> None:
+    error = refusal(principal(), denial(final=False, resets_at=NOW + timedelta(seconds=left_s)), 1, NOW)
+    assert error.retry_after == retry_after
+
+
+def test_a_budget_for_each_run_names_the_run_and_that_it_never_resets() -> None:
+    named = refusal(principal(), denial(final=True, budget_id=4, subject="r1", resets_at=None), 1, NOW)
+    assert "$1.00 in total, for run 'r1'" in named.message
+    assert "It does not reset." in named.message
+    assert (named.details["subject"], named.details["resets_at"]) == ("r1", None)
+    nameless = refusal(principal(), denial(final=True, budget_id=4, resets_at=None), 1, NOW)
+    assert "for run '(none)'" in nameless.message
+
+
+@pytest.mark.parametrize("final", [True, False])
+def test_a_budget_that_is_not_the_principals_any_more_is_named_by_its_number(final: bool) -> None:
+    error = refusal(principal(), denial(final=final, budget_id=99), 1, NOW)
+    assert "budget '99' ($1.00)" in error.message
+    assert error.details["window"] is None
+
+
+def test_spent_above_a_lowered_limit_leaves_nothing() -> None:
+    over = Denial(DenialKind.EXHAUSTED, 3, "", DOLLAR, 2 * DOLLAR, 0, None)
+    assert over.left_nano == 0
+    assert "$0.00 is left" in refusal(principal(), over, 1, NOW).message

@@ -1,0 +1,122 @@
+"""When reading on ends after a stream's reader has left, and what may be said of it then (I1)."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_service.litellm_plugin.drain import LastRead, Lateness, ReadOn, last_read
+from llm_service.litellm_plugin.turnstile import Turnstile
+
+ROUND_S = 0.2
+
+
+async def ready(chunks: int | None = None) -> AsyncIterator[int]:
+    """A provider that was faster than its reader: nothing is waited for. `None`: it never ends."""
+    number = 0
+    while chunks is None or number < chunks:
+        number += 1
+        yield number
+
+
+async def paced(pause_s: float) -> AsyncIterator[int]:
+    number = 0
+    while True:
+        await asyncio.sleep(pause_s)
+        number += 1
+        yield number
+
+
+async def left(stream: AsyncIterator[int], most_s: float, round_s: float | None = ROUND_S) -> LastRead:
+    """The end of a stream whose reader leaves after the first chunk."""
+    reading = ReadOn(stream, Turnstile(), Lateness())
+    chunks = reading.chunks()
+    async with asyncio.timeout(20):
+        assert await anext(chunks) == 1
+        await chunks.aclose()
+        return await reading.finish(most_s, round_s)
+
+
+async def test_a_reader_gets_every_chunk_in_order_and_the_end() -> None:
+    seen: list[int] = []
+    reading = ReadOn(ready(100), Turnstile(), Lateness(), seen.append)
+    assert [chunk async for chunk in reading.chunks()] == [*range(1, 101)] == seen
+
+
+async def test_a_reader_gets_the_streams_error() -> None:
+    async def breaks() -> AsyncIterator[int]:
+        yield 1
+        raise ValueError("cut")
+
+    reading, came = ReadOn(breaks(), Turnstile(), Lateness()), list[int]()
+    with pytest.raises(ValueError, match="cut"):
+        await take_all(reading, came)
+    assert came == [1]
+
+
+async def take_all(reading: ReadOn, came: list[int]) -> None:
+    async for chunk in reading.chunks():
+        came.append(chunk)
+
+
+async def test_what_has_come_already_is_read_to_its_end() -> None:
+    assert await left(ready(5000), 60) is LastRead.ENDED
+
+
+async def test_i1_a_stream_that_still_has_something_waiting_is_never_caught_up() -> None:
+    assert await left(ready(), 3 * ROUND_S) is LastRead.BEHIND
+
+
+async def test_a_provider_that_generates_slowly_is_caught_up_with_and_stopped() -> None:
+    assert await left(paced(0.01), 60) is LastRead.CAUGHT_UP
+
+
+async def test_a_provider_that_says_nothing_is_caught_up_with() -> None:
+    async def silent() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(3600)
+
+    assert await left(silent(), 60) is LastRead.CAUGHT_UP
+
+
+async def test_a_stream_whose_end_alone_will_do_is_not_stopped_before() -> None:
+    async def slow() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.sleep(3 * ROUND_S)
+
+    assert await left(slow(), 60, None) is LastRead.ENDED
+    assert await left(paced(0.01), ROUND_S, None) is LastRead.BEHIND
+
+
+async def test_i1_a_worker_that_was_too_busy_to_look_has_not_caught_up() -> None:
+    """The clock has run, and nothing was read: what came meanwhile lies in the buffers."""
+
+    async def blocked() -> AsyncIterator[int]:
+        yield 1
+        loop = asyncio.get_running_loop()
+        while True:
+            came = loop.create_future()
+            loop.call_soon(_block_then, came)
+            await came
+            yield 1
+
+    assert await left(blocked(), 3 * ROUND_S) is LastRead.BEHIND
+
+
+def _block_then(came: asyncio.Future[None]) -> None:
+    time.sleep(0.15)
+    if not came.done():
+        came.set_result(None)
+
+
+@given(st.floats(0, 100), st.floats(0.001, 10), st.floats(0, 10))
+def test_i1_only_a_reader_that_waited_has_caught_up(left_s: float, round_s: float, waited_s: float) -> None:
+    stop = last_read(left_s, 60, round_s, waited_s)
+    assert (stop is LastRead.CAUGHT_UP) == (waited_s >= round_s / 2)
+    assert (stop is None) == (waited_s < round_s / 2 and left_s < 60)
+    assert stop is not LastRead.ENDED

@@ -1,0 +1,35 @@
+"""LiteLLM with our plugin sends a request to a provider once (I1), and a failure that may have been billed is known."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[3]
+PYTHON = ROOT / ".venv-proxy" / "bin" / "python"
+CHECKS = Path(__file__).with_name("no_retries_checks.py")
+
+
+@pytest.mark.parametrize("fast_handler", ["true", "false"])
+def test_i1_a_request_is_sent_once_however_it_fails(fast_handler: str) -> None:
+    if not PYTHON.exists():
+        pytest.skip("LiteLLM Proxy's environment is not set up: make setup")
+    run = subprocess.run(
+        [str(PYTHON), str(CHECKS), fast_handler],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found: dict[str, list[int | bool | None]] = json.loads(run.stdout.splitlines()[-1])
+    assert len(found) == 6 * 4 + 2
+    for failure, (requests, free) in found.items():
+        reached = not failure.startswith("is away")
+        refused = failure.startswith(("refuses", "is away"))
+        assert (failure, requests, free) == (failure, 1 if reached else 0, refused)

@@ -1,0 +1,86 @@
+"""A witness reaches Postgres once, or the spool: never nowhere. Without a server here (see tests/integration)."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from llm_service.litellm_plugin.witness_writer import Witness, WitnessWriter
+from llm_service.types import Usage
+
+WITNESS = Witness(
+    call_id=UUID(int=1),
+    attempt=2,
+    outcome="success",
+    model="gpt-4o",
+    provider="openai",
+    deployment="openai-gpt-4o",
+    cost_nano=123,
+    usage=Usage(100, 40, 0, 20, 5),
+    status=200,
+    error=None,
+    started_at=datetime(2026, 11, 22, tzinfo=UTC),
+    ended_at=datetime(2026, 11, 22, 0, 0, 1, tzinfo=UTC),
+)
+
+
+def lines(spool: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for file in sorted(spool.glob("*.jsonl")) for line in file.read_text("utf-8").splitlines()]
+
+
+def test_a_line_has_the_columns_of_the_table() -> None:
+    line = json.loads(WITNESS.line())
+    assert line["call_id"] == "00000000-0000-0000-0000-000000000001"
+    assert (line["cost_nano"], line["cached_tokens"], line["reasoning_tokens"]) == (123, 40, 5)
+    assert line["started_at"] == "2026-11-22T00:00:00+00:00"
+
+
+def test_a_line_holds_what_postgres_can_take() -> None:
+    odd = replace(WITNESS, error="Bad\0Error\nsecond line", started_at=None, usage=Usage(2**40))
+    line = odd.line()
+    assert "\n" not in line
+    assert json.loads(line)["error"] == "BadError\nsecond line"
+    assert json.loads(line)["started_at"] is None
+    assert json.loads(line)["input_tokens"] == 2**31 - 1
+
+
+async def test_i2_without_postgres_witnesses_are_kept_on_disk(tmp_path: Path) -> None:
+    writer = WitnessWriter("postgresql://nobody@127.0.0.1:1/none", tmp_path / "spool", flush_s=0.01)
+    for _ in range(3):
+        writer.add(replace(WITNESS, id=UUID(int=_)))
+    await writer.close()
+    assert [line["id"] for line in lines(tmp_path / "spool")] == [str(UUID(int=number)) for number in range(3)]
+
+
+async def test_i2_without_a_database_named_witnesses_are_kept_on_disk(tmp_path: Path) -> None:
+    writer = WitnessWriter(None, tmp_path / "spool")
+    writer.add(WITNESS)
+    await writer.close()
+    assert len(lines(tmp_path / "spool")) == 1
+
+
+async def test_i2_what_does_not_fit_in_memory_goes_to_disk_at_once(tmp_path: Path) -> None:
+    writer = WitnessWriter(None, tmp_path / "spool", batch=2)
+    for _ in range(100):
+        writer.add(WITNESS)
+    assert len(lines(tmp_path / "spool")) == 100
+    await writer.close()
+
+
+async def test_a_spool_that_cannot_be_written_is_said_and_fails_nobody(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    writer = WitnessWriter(None, tmp_path / "file" / "spool")
+    writer.add(WITNESS)
+    await writer.close()
+    assert "1 witnesses are lost" in caplog.text
+
+
+async def test_closing_a_writer_that_never_started_is_fine(tmp_path: Path) -> None:
+    await WitnessWriter(None, tmp_path).close()

@@ -1,0 +1,197 @@
+"""The catalogue: what LiteLLM Proxy says of its models, without a proxy."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from llm_service.errors import InvalidRequest, ProxyUnavailable, UnknownModel, UnpricedModel
+from llm_service.pricing import catalog as module
+from llm_service.pricing.catalog import Catalog, read_models
+from llm_service.pricing.rates import FREE
+from llm_service.types import Usage
+
+PRICED = {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "litellm_provider": "openai", "mode": "chat"}
+
+
+def entry(name: str = "m", id_: str = "d1", underlying: str = "openai/m", **info: Any) -> dict[str, Any]:
+    return {"model_name": name, "litellm_params": {"model": underlying}, "model_info": PRICED | {"id": id_} | info}
+
+
+def test_a_model_over_its_deployments() -> None:
+    dear = entry(
+        id_="d2", input_cost_per_token=5e-06, litellm_provider="azure", max_input_tokens=2000, max_output_tokens=50
+    )
+    plain = entry(max_input_tokens=1000, max_output_tokens=90, supports_vision=True, supports_audio_input=False)
+    model = read_models([plain, dear])["m"]
+    assert (model.name, model.mode, model.provider, model.underlying) == ("m", "chat", "openai", "openai/m")
+    assert model.deployments == {"d1": "openai", "d2": "azure"}
+    assert (model.max_input_tokens, model.max_output_tokens) == (2000, 50)  # the most that can come; what all take
+    assert model.capabilities == {"vision"}
+    assert model.cost("d1", Usage(input_tokens=10)) == 10_000
+    assert model.cost("d2", Usage(input_tokens=10)) == 50_000
+    assert model.cost(None, Usage(input_tokens=10)) == model.cost("gone", Usage(input_tokens=10)) == 50_000
+
+
+def test_an_unknown_input_limit_of_one_deployment_is_unknown_for_all() -> None:
+    model = read_models([entry(max_input_tokens=1000), entry(id_="d2")])["m"]
+    assert model.max_input_tokens is None
+    assert model.max_output_tokens is None
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"input_cost_per_token": None},
+        {"output_cost_per_token": None},
+        {"input_cost_per_token": 0, "output_cost_per_token": 0.0},
+        {"input_cost_per_token": "free"},
+        {"input_cost_per_token": -1},
+        {"treasurer_free": False, "input_cost_per_token": 0, "output_cost_per_token": 0},
+        {"treasurer_free": "yes", "input_cost_per_token": 0, "output_cost_per_token": 0},
+    ],
+)
+def test_one_deployment_without_a_price_makes_the_model_unpriced_and_no_other(info: dict[str, Any]) -> None:
+    models = read_models([entry(), entry(id_="d2", **info), entry("other", "d3")])
+    assert models["m"].unpriced is not None
+    assert models["other"].unpriced is None
+
+
+def test_an_operator_marks_a_model_free() -> None:
+    model = read_models([entry(input_cost_per_token=0, output_cost_per_token=0, treasurer_free=True)])["m"]
+    assert model.unpriced is None
+    assert model.rates == {"d1": FREE}
+
+
+@pytest.mark.parametrize(
+    ("underlying", "media", "window", "tokens"),
+    [
+        ("openai/gpt-4o", (), None, 0),
+        ("openai/gpt-4o", ("image", "image_low"), None, 85 + 8 * 170 + 85),
+        ("openai/gpt-4o-mini", ("image",), None, 2833 + 8 * 5667),
+        ("openai/gpt-4.1-mini", ("image_low",), None, 2500),
+        ("anthropic/claude", ("image",), 200_000, 200_000),
+        ("anthropic/claude", ("image",), None, None),
+        ("openai/gpt-4o", ("image", "file"), 128_000, 128_000),
+        ("openai/gpt-4o", ("file",), None, None),
+    ],
+)
+def test_images_are_bounded_by_a_rule_or_by_the_window(
+    underlying: str, media: tuple[str, ...], window: int | None, tokens: int | None
+) -> None:
+    assert read_models([entry(underlying=underlying, max_input_tokens=window)])["m"].media_tokens(media) == tokens
+
+
+# -- reading it
+
+
+class Proxy:
+    def __init__(self, *answers: list[dict[str, Any]] | Exception) -> None:
+        self.answers = list(answers)
+        self.reads = 0
+
+    async def __call__(self) -> list[dict[str, Any]]:
+        self.reads += 1
+        await asyncio.sleep(0)
+        answer = self.answers[min(self.reads, len(self.answers)) - 1]
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    now = [1000.0]
+    monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    def advance(seconds: float) -> None:
+        now[0] += seconds
+
+    return advance
+
+
+@pytest.mark.usefixtures("clock")
+async def test_callers_at_once_share_one_reading() -> None:
+    proxy = Proxy([entry()])
+    catalog = Catalog(proxy)
+    models = await asyncio.gather(*(catalog.get("m") for _ in range(20)))
+    assert {model.name for model in models} == {"m"}
+    assert proxy.reads == 1
+
+
+@pytest.mark.usefixtures("clock")
+async def test_what_cannot_be_served_says_why() -> None:
+    catalog = Catalog(Proxy([entry(), entry("e", "d2", mode="embedding"), entry("u", "d3", input_cost_per_token=None)]))
+    for name, mode, error, status in (
+        ("x", "chat", UnknownModel, 404),
+        ("e", "chat", UnknownModel, 404),
+        ("m", "embedding", UnknownModel, 404),
+        ("u", "chat", UnpricedModel, 400),
+    ):
+        with pytest.raises(error) as refused:
+            await catalog.get(name, mode=mode)
+        assert isinstance(refused.value, InvalidRequest)
+        assert (refused.value.status, refused.value.param) == (status, "model")
+        assert name in refused.value.message
+
+
+async def test_an_unknown_name_is_looked_for_again_but_not_on_every_call(clock: Callable[[float], None]) -> None:
+    proxy = Proxy([entry()], [entry(), entry("new", "d2")])
+    catalog = Catalog(proxy)
+    for _ in range(3):
+        with pytest.raises(UnknownModel):
+            await catalog.get("new")
+    assert proxy.reads == 1
+    clock(2)
+    assert (await catalog.get("new")).name == "new"
+    assert proxy.reads == 2
+
+
+async def settled(done: Callable[[], bool]) -> None:
+    for _ in range(50):
+        if done():
+            return
+        await asyncio.sleep(0)
+    raise AssertionError("it did not happen")
+
+
+async def test_it_is_refreshed_behind_the_callers_back(clock: Callable[[float], None]) -> None:
+    proxy = Proxy([entry()], [entry(input_cost_per_token=9e-06)])
+    catalog = Catalog(proxy, refresh_s=60)
+    old = await catalog.get("m")
+    clock(61)
+    assert await catalog.get("m") is old  # at once, from what is known
+    await settled(lambda: catalog.models["m"] is not old)
+    assert (await catalog.get("m")).rates["d1"].default[0].input == 9 * 10**9
+    assert proxy.reads == 2
+
+
+async def test_the_last_catalogue_stays_in_use_while_the_proxy_is_away(clock: Callable[[float], None]) -> None:
+    proxy = Proxy([entry()], ProxyUnavailable("away"))
+    catalog = Catalog(proxy, refresh_s=60)
+    known = await catalog.get("m")
+    for expected_reads in (2, 3):
+        clock(61)
+        for _ in range(3):
+            assert await catalog.get("m") is known
+            await asyncio.sleep(0)
+        await settled(lambda reads=expected_reads: proxy.reads == reads)
+        await asyncio.sleep(0.001)
+        assert proxy.reads == expected_reads  # tried again after a while, not on each call
+
+
+async def expect(error: type[Exception], work: Awaitable[Any]) -> None:
+    with pytest.raises(error):
+        await work
+
+
+async def test_nothing_was_ever_read_and_the_proxy_is_away() -> None:
+    proxy = Proxy(ProxyUnavailable("away"), [entry()])
+    catalog = Catalog(proxy)
+    await asyncio.gather(*(expect(ProxyUnavailable, catalog.get("m")) for _ in range(5)))
+    assert proxy.reads == 1
+    assert (await catalog.get("m")).name == "m"

@@ -1,0 +1,82 @@
+"""What is said of another machine's clock: nothing while it agrees, the truth when it does not."""
+
+from __future__ import annotations
+
+from email.utils import formatdate
+
+import pytest
+
+from gateway.routes.health import clock_warnings
+from llm_service.call.routing import condition_of
+from llm_service.errors import ProxyClock, ProxyUnavailable
+from llm_service.upstream.clocks import ahead_by, difference, disagrees
+from llm_service.upstream.litellm_proxy import surely_free, upstream_error
+
+NOW = 1_800_000_000.25
+
+
+@pytest.mark.parametrize("ahead_s", [-86_400, -3600, -6, 0, 4, 6, 3600])
+def test_a_date_is_read_to_the_second(ahead_s: int) -> None:
+    seen = ahead_by(formatdate(NOW + ahead_s, usegmt=True), NOW)
+    assert seen is not None
+    assert abs(seen - ahead_s) <= 0.5
+    assert disagrees(seen) is (abs(ahead_s) > 5)
+
+
+@pytest.mark.parametrize("date", [None, "", "yesterday", "Mon, 99 Foo 2026 00:00:00 GMT"])
+def test_what_is_no_date_says_nothing(date: str | None) -> None:
+    assert ahead_by(date, NOW) is None
+    assert not disagrees(None)
+
+
+def test_a_difference_says_which_clock_is_ahead() -> None:
+    assert difference(3600.4) == "3,600 s ahead of this gateway's"
+    assert difference(-61) == "61 s behind this gateway's"
+
+
+@pytest.mark.parametrize(
+    ("proxy_s", "database_s", "said"),
+    [
+        (None, None, []),
+        (0.7, -0.3, []),
+        (3600, 0, ["LiteLLM Proxy's clock is 3,600 s ahead of this gateway's: it refuses every call."]),
+        (-6, 0, ["LiteLLM Proxy's clock is 6 s behind this gateway's: it refuses every call."]),
+        (25, 0, ["LiteLLM Proxy's clock is 25 s ahead of this gateway's: it refuses calls that wait in it for over 40 s."]),
+        (None, -7200, ["The database's clock is 7,200 s behind this gateway's: windows of budgets begin"]),
+        (3600, 3600, ["LiteLLM Proxy's clock is 3,600 s ahead", "The database's clock is 3,600 s ahead"]),
+    ],
+)  # fmt: skip
+def test_readiness_names_each_clock_that_is_wrong(
+    proxy_s: float | None, database_s: float | None, said: list[str]
+) -> None:
+    found = clock_warnings(proxy_s, database_s)
+    assert len(found) == len(said)
+    assert all(text.startswith(begin) for text, begin in zip(found, said, strict=True))
+
+
+def refusal(shown: str | None) -> ProxyUnavailable:
+    """The error for a grant that the proxy's clock refused, when that clock showed this."""
+    headers = {"x-treasurer-refused": "clock"} | ({"x-treasurer-time": shown} if shown is not None else {})
+    error = upstream_error(401, headers, b'{"error": {"message": "the grant has expired"}}')
+    assert isinstance(error, ProxyUnavailable)
+    assert surely_free(401, headers)
+    assert (error.status, error.retry_after is not None) == (503, True)
+    return error
+
+
+def test_callers_read_that_the_proxys_clock_is_wrong_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: NOW)
+    ahead, behind, unknown = refusal(f"{NOW + 3600:.3f}"), refusal(f"{NOW - 90:.3f}"), refusal("soon")
+    assert all(isinstance(error, ProxyClock) and error.code == "proxy_clock" for error in (ahead, behind, unknown))
+    assert "clock of LiteLLM Proxy is 3,600 s ahead of this gateway's" in ahead.message
+    assert "clock of LiteLLM Proxy is 90 s behind this gateway's" in behind.message
+    assert (ahead.details["ahead_s"], behind.details["ahead_s"], unknown.details["ahead_s"]) == (3600, -90, None)
+    assert "and this gateway's differ" in unknown.message
+    assert condition_of(ahead) is None, "another model is behind the same clock"
+
+
+def test_a_grant_that_expired_in_the_proxys_queue_is_not_blamed_on_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: NOW)
+    error = refusal(f"{NOW - 0.2:.3f}")
+    assert not isinstance(error, ProxyClock)
+    assert "no worker" in error.message

@@ -1,0 +1,331 @@
+"""What a caller may send: bounded in bytes, or refused by name; never another exception."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import orjson
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_service.errors import InvalidRequest
+from llm_service.wire.requests import MAX_TOKENS_CEILING, ParsedRequest, parse_body, parse_chat, parse_embeddings
+
+HI = [{"role": "user", "content": "Hi"}]
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
+
+
+def body(**fields: Any) -> bytes:
+    return json.dumps({"model": "m", "messages": HI} | fields).encode()
+
+
+def embedding(given_input: Any, **fields: Any) -> bytes:
+    return json.dumps({"model": "m", "input": given_input} | fields).encode()
+
+
+def refusal(parse: Callable[[bytes], ParsedRequest], sent: bytes) -> InvalidRequest:
+    with pytest.raises(InvalidRequest) as caught:
+        parse(sent)
+    assert 400 <= caught.value.status < 500
+    return caught.value
+
+
+# -- the body
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [b"", b"{", b"[]", b"null", b"1", b'"x"', b"{'a': 1}", b'\xff\xfe{"a": 1}', b'{"a": "\xc3"}', b'{"a": "\\ud800"}',
+     b'{"a": NaN}', b"[" * 100_000, b'{"a":' * 5_000 + b"1" + b"}" * 5_000],
+)  # fmt: skip
+@pytest.mark.parametrize("parse", [parse_body, parse_chat, parse_embeddings])
+def test_what_is_no_json_object_is_invalid_json(parse: Callable[[bytes], Any], sent: bytes) -> None:
+    assert refusal(parse, sent).code == "invalid_json"
+
+
+@pytest.mark.parametrize("depth", [100, 198, 201, 260, 1_000, 1_023])
+def test_a_body_that_could_not_be_written_again_is_refused_as_too_deep(depth: int) -> None:
+    """A hold must never be taken for what cannot be sent: what was read must be what can be written."""
+    nested = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "metadata": %s}'
+    for deep in (b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
+        if depth < 200:
+            orjson.dumps(parse_chat(nested % deep).data)
+        else:
+            assert refusal(parse_chat, nested % deep).code == "invalid_json"
+
+
+def test_many_brackets_that_are_not_deep_are_welcome() -> None:
+    parse_chat(body(messages=[{"role": "user", "content": "[{" * 5_000}] * 3))
+    parse_chat(body(messages=HI * 1_000))
+
+
+# -- chat
+
+
+def test_a_plain_request() -> None:
+    parsed = parse_chat(body())
+    assert (parsed.model, parsed.stream, parsed.choices, parsed.max_tokens, parsed.media) == ("m", False, 1, None, ())
+    assert parsed.data == {"model": "m", "messages": HI}
+
+
+def test_everything_that_governance_reads() -> None:
+    parsed = parse_chat(
+        body(
+            stream=True, stream_options={"include_usage": True}, n=3, max_tokens=50, max_completion_tokens=40, user="ann",
+            service_tier="flex", tools=[{"type": "function", "function": {"name": "f"}}],
+            prediction={"type": "content", "content": "x" * 100},
+        )
+    )  # fmt: skip
+    assert (parsed.stream, parsed.wants_usage, parsed.choices, parsed.max_tokens) == (True, True, 3, 40)
+    assert (parsed.user, parsed.service_tier) == ("ann", "flex")
+    assert parsed.extra_output >= 100
+    assert parsed.allowance >= 600
+
+
+def test_nulls_are_as_good_as_nothing() -> None:
+    names = ("n", "max_tokens", "max_completion_tokens", "stream", "stream_options", "user", "tools", "functions",
+             "service_tier", "modalities", "prediction", "response_format")  # fmt: skip
+    parsed, plain = parse_chat(body(**dict.fromkeys(names))), parse_chat(body())
+    assert (parsed.input_bound, parsed.max_tokens, parsed.choices) == (plain.input_bound, None, 1)
+
+
+WRONG_CHAT: list[tuple[str, list[Any]]] = [
+    ("model", [None, "", 1, ["m"], "x" * 201, "a\nb", "a\0b"]),
+    ("messages", [None, [], {}, "Hi", [1], [None], [[]], [{}], [{"role": 1}], [{"role": None, "content": "x"}]]),
+    (
+        "messages",
+        [[{"role": "user", "content": wrong}] for wrong in (1, True, {}, {"type": "text"}, [1], ["x"], [None])],
+    ),
+    ("stream", [0, 1, "true", [], {}]),
+    ("stream_options", [True, 1, "x", []]),
+    ("n", [0, -1, 129, 1.0, "2", True, [], 10**30, 1e300]),
+    ("max_tokens", [0, -1, -(10**30), MAX_TOKENS_CEILING + 1, 10**30, 1.5, "10", True, [], {}]),
+    ("max_completion_tokens", [0, -5, MAX_TOKENS_CEILING + 1, "10", False]),
+    ("user", [1, [], "x" * 129, "a\0b", "a\tb", "\ufffd"]),
+    ("tools", [1, "x", {}, [1], [None], [{}], [{"type": "web_search"}], [{"type": "mcp"}], [{"type": ["function"]}]]),
+    ("functions", [1, "x", {}, [1], [None]]),
+    ("service_tier", ["scale", "ultrafast", 1, [], {}]),
+    ("modalities", [["text", "audio"], ["image"], [], "text", 1]),
+]
+
+
+@pytest.mark.parametrize(("param", "wrong"), [(param, wrong) for param, all_ in WRONG_CHAT for wrong in all_], ids=repr)
+def test_a_wrong_parameter_is_named(param: str, wrong: Any) -> None:
+    error = refusal(parse_chat, body(**{param: wrong}))
+    assert (error.status, error.param) == (400, param)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["api_base", "api_key", "base_url", "fallbacks", "input_cost_per_token", "model_list", "mock_response", "num_retries",
+     "timeout", "extra_body", "extra_headers", "web_search_options", "audio", "litellm_metadata", "custom_llm_provider",
+     "Max_Tokens", "", "x" * 500],
+)  # fmt: skip
+def test_an_unknown_parameter_is_refused_by_name(name: str) -> None:
+    for parse, sent in ((parse_chat, body(**{name: None})), (parse_embeddings, embedding("x", **{name: 1}))):
+        error = refusal(parse, sent)
+        assert (error.code, error.param) == ("unknown_parameter", name[:64])
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}, {"type": "audio"},
+     {"type": "document", "source": {"type": "url", "url": "https://x/y.pdf"}}, {"type": "video_url", "video_url": {}},
+     {"type": "container_upload"}, {"type": "server_tool_use"}, {"type": None}, {"type": ["text"]}, {}],
+)  # fmt: skip
+def test_a_part_that_cannot_be_bounded_is_refused(part: dict[str, Any]) -> None:
+    """LiteLLM passes some of these on: a short URL can become a document of a hundred pages."""
+    error = refusal(parse_chat, body(messages=[{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]))
+    assert error.param == "messages"
+
+
+@pytest.mark.parametrize("fields", [{"audio": {"id": "a"}}, {"images": [{"image_url": {"url": "https://x/y"}}]}])
+def test_media_beside_the_content_is_refused(fields: dict[str, Any]) -> None:
+    assert refusal(parse_chat, body(messages=[{"role": "assistant", "content": "x"} | fields])).param == "messages"
+    parse_chat(body(messages=[{"role": "assistant", "content": "x"} | dict.fromkeys(fields)]))
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"tools": [{"type": "function", "googleSearch": {}}]}, {"tools": [{"type": "function", "function": None}]},
+     {"tools": [{"type": "custom", "urlContext": {}}]}, {"functions": [{"googleSearch": {}}]}, {"functions": [{}]}],
+    ids=repr,
+)  # fmt: skip
+def test_a_hosted_tool_in_disguise_is_refused(fields: dict[str, Any]) -> None:
+    """LiteLLM drops the type and takes `{"googleSearch": {}}` for Google's own tool, which bills apart."""
+    assert refusal(parse_chat, body(**fields)).param in fields
+
+
+TOOLS = st.lists(
+    st.fixed_dictionaries(
+        {
+            "type": st.just("function"),
+            "function": st.fixed_dictionaries(
+                {"name": TEXT, "description": TEXT, "parameters": st.dictionaries(TEXT, TEXT)}
+            ),
+        }
+    ),
+    max_size=3,
+)
+PARTS = st.lists(st.fixed_dictionaries({"type": st.just("text"), "text": TEXT}), max_size=3)
+MESSAGES = st.lists(
+    st.fixed_dictionaries({"role": TEXT, "content": st.one_of(st.none(), TEXT, PARTS)}, optional={"name": TEXT}),
+    min_size=1,
+    max_size=4,
+)
+
+
+def strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for item in value:
+            yield from strings(item)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from strings(key)
+            yield from strings(item)
+
+
+@given(MESSAGES, TOOLS, st.dictionaries(TEXT, TEXT, max_size=3), st.booleans())
+@settings(max_examples=150, deadline=None)
+def test_i1_the_input_bound_is_above_the_utf8_bytes_of_all_text(
+    messages: list[Any], tools: list[Any], schema: dict[str, str], ascii_only: bool
+) -> None:
+    fields = {"model": "m", "messages": messages, "tools": tools, "response_format": schema}
+    parsed = parse_chat(json.dumps(fields, ensure_ascii=ascii_only).encode())
+    size = sum(len(text.encode()) for text in strings([messages, tools, schema]))
+    allowance = 8 * len(messages) + (500 + 32 * len(tools) if tools else 0)
+    assert parsed.input_bound >= size + allowance
+    assert parsed.input_bound == parsed.text_bytes + parsed.allowance
+
+
+@given(MESSAGES, MESSAGES, TOOLS)
+@settings(max_examples=50, deadline=None)
+def test_more_messages_and_tools_are_never_bounded_lower(
+    messages: list[Any], more: list[Any], tools: list[Any]
+) -> None:
+    one = parse_chat(body(messages=messages)).input_bound
+    assert one < parse_chat(body(messages=messages + more)).input_bound
+    assert one <= parse_chat(body(messages=messages, tools=tools)).input_bound
+
+
+def test_a_response_format_is_allowed_for_like_a_tool() -> None:
+    """For Anthropic LiteLLM turns it into a tool, with the provider's prompt for tools around it."""
+    plain, formatted = parse_chat(body()), parse_chat(body(response_format={"type": "json_object"}))
+    assert formatted.allowance - plain.allowance >= 600
+
+
+@pytest.mark.parametrize(
+    ("part", "kind"),
+    [
+        ({"type": "image_url", "image_url": {"url": "data:" + "A" * 10_000}}, "image"),
+        ({"type": "image_url", "image_url": "https://x/" + "A" * 10_000}, "image"),
+        ({"type": "image_url", "image_url": {"url": "A" * 10_000, "detail": "low"}}, "image_low"),
+        ({"type": "image_url", "image_url": {"url": "A" * 10_000, "detail": "high"}}, "image"),
+        ({"type": "input_image", "image_url": {"url": "A" * 10_000}}, "image"),
+        ({"type": "file", "file": {"file_data": "A" * 10_000}}, "file"),
+        ({"type": "file"}, "file"),
+        ({"type": "image_url"}, "image"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_images_and_files_are_counted_apart_from_the_text(part: dict[str, Any], kind: str) -> None:
+    text = "naïve 文 🙂" * 20
+    parsed = parse_chat(body(messages=[{"role": "user", "content": [{"type": "text", "text": text}, part, part]}]))
+    assert parsed.media == (kind, kind)
+    assert len(text.encode()) <= parsed.text_bytes < 2 * len(text.encode()) + 500
+
+
+# -- embeddings
+
+
+@pytest.mark.parametrize(
+    ("given_input", "least"),
+    [("abc", 3), ("文", 3), (["ab", "cd"], 4), ([1, 2, 3], 3), ([[1, 2], [3]], 3), (["a", [1]], 2), ([5] * 5000, 5000)],
+    ids=lambda value: repr(value)[:20],
+)
+def test_an_embedding_is_bounded_by_its_bytes_or_tokens(given_input: Any, least: int) -> None:
+    parsed = parse_embeddings(embedding(given_input))
+    assert parsed.max_tokens == 0
+    assert parsed.input_bound >= least
+
+
+@given(st.lists(TEXT.filter(bool), min_size=1))
+@settings(max_examples=50, deadline=None)
+def test_i1_an_embeddings_bound_is_above_its_bytes(texts: list[str]) -> None:
+    assert parse_embeddings(embedding(texts)).input_bound >= sum(len(text.encode()) for text in texts)
+
+
+@pytest.mark.parametrize(
+    ("param", "fields"),
+    [("input", {"input": wrong}) for wrong in
+     (None, "", True, {}, [], [""], [None], [[]], [["x"]], [1, "x"], [True, False], [1.5], [[1.5]], ["x"] * 2049, [True] * 3000)]
+    + [("dimensions", {"dimensions": wrong}) for wrong in (0, -1, 1.5, "3", True, 10**9)]
+    + [("encoding_format", {"encoding_format": wrong}) for wrong in ("hex", 1, [], {})]
+    + [("model", {"model": wrong}) for wrong in (None, 1)] + [("user", {"user": 3})],
+    ids=lambda value: repr(value)[:40],
+)  # fmt: skip
+def test_a_wrong_parameter_of_an_embedding_is_named(param: str, fields: dict[str, Any]) -> None:
+    error = refusal(parse_embeddings, embedding("x", **fields))
+    assert (error.status, error.param) == (400, param)
+
+
+# -- anything at all
+
+NAMES = st.sampled_from(
+    ["model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "tools", "functions",
+     "response_format", "prediction", "service_tier", "modalities", "user", "input", "dimensions", "encoding_format",
+     "role", "content", "type", "text", "image_url", "file", "function", "name", "temperature", "metadata", "audio"]
+)  # fmt: skip
+WORDS = st.sampled_from(["text", "image_url", "file", "function", "custom", "user", "low", "flex", "auto", "x", ""])
+JSON = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False, allow_infinity=False), WORDS, TEXT),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.one_of(NAMES, WORDS), inner, max_size=4)),
+    max_leaves=12,
+)
+REQUESTS = st.one_of(
+    st.dictionaries(NAMES, JSON, max_size=6),
+    st.builds(
+        lambda plain, other: plain | other,
+        st.fixed_dictionaries({"model": st.just("m"), "messages": MESSAGES}),
+        st.dictionaries(NAMES.filter(lambda name: name not in ("input", "role", "type")), JSON, max_size=2),
+    ),
+    st.builds(lambda other: {"model": "m", "input": other}, JSON),
+    st.builds(
+        lambda parts: {"model": "m", "messages": [{"role": "user", "content": parts}]}, st.lists(JSON, max_size=3)
+    ),
+)
+
+
+@given(REQUESTS)
+@settings(max_examples=400, deadline=None)
+def test_any_json_is_a_request_or_a_4xx_that_says_what_is_wrong(fields: dict[str, Any]) -> None:
+    sent = json.dumps(fields).encode()
+    for parse in (parse_chat, parse_embeddings):
+        try:
+            parsed = parse(sent)
+        except InvalidRequest as refused:
+            said = refused
+        else:
+            said = None
+            assert parsed.input_bound >= 0
+            assert parsed.text_bytes >= 0
+            assert parsed.extra_output >= 0
+            orjson.dumps(parsed.data)
+        assert said is None or 400 <= said.status < 500
+        assert said is None or said.param is not None or said.code == "invalid_json"
+
+
+@given(st.binary(max_size=60))
+@settings(max_examples=100, deadline=None)
+def test_any_bytes_are_a_4xx_or_an_object(sent: bytes) -> None:
+    said = None
+    try:
+        assert isinstance(parse_body(sent), dict)
+    except InvalidRequest as refused:
+        said = refused.code
+    assert said in (None, "invalid_json")
