@@ -47,7 +47,9 @@ def test_an_errors_kind_place_and_call_are_told_and_not_its_words(
     quiet.begin()
     quiet.begin()
     line = logged(caplog, "LiteLLM Proxy", message, failing=True)
-    assert line.startswith(f"LiteLLM Proxy:ERROR: BadRequestError; call {CALL}; RuntimeError from KeyError at test_log_redaction")
+    assert line.startswith(
+        f"LiteLLM Proxy:ERROR: BadRequestError; call {CALL}; RuntimeError from KeyError at test_log_redaction"
+    )
     assert "\n" not in line
     assert "planted" not in line
     assert "planted" not in logged(caplog, "uvicorn.error", PROMPT, failing=True)
