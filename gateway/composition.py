@@ -40,10 +40,10 @@ from llm_service.guards.breaker_gate import NO_BREAKERS
 from llm_service.guards.breakers import Breakers
 from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.guards.redis_scripts import connect
+from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld, borrowed, check_version
 from llm_service.pricing.catalog import Catalog
 from llm_service.service import LLMService
 from llm_service.telemetry import Telemetry
-from llm_service.treasury.connection import AWAY, PostgresTooOld, check_version
 from llm_service.treasury.rate_cards import RateCards
 from llm_service.treasury.reports.refusal_log import RefusalLog
 from llm_service.treasury.retention import retire_regularly
@@ -305,8 +305,9 @@ def _price_by(catalog: Catalog) -> Price:
 def _revoke_by(pool: asyncpg.Pool) -> Revoke:
     async def revoke(call_id: UUID, attempt: int) -> bool:
         try:
-            return await revoke_grant(pool, call_id, attempt)
-        except (PostgresTooOld, asyncpg.PostgresError, *AWAY) as error:
+            async with borrowed(pool) as connection:
+                return await revoke_grant(connection, call_id, attempt)
+        except (*ANY_POSTGRES_ERROR, PostgresTooOld) as error:
             # The grant may have been used: what the call may cost stays held until a witness reports its cost.
             log.warning("a grant could not be revoked: %s", type(error).__name__)
             return False

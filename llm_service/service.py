@@ -319,7 +319,7 @@ class LLMService:
         Raises TreasurerErrors; nothing is held then.
         """
         call.model = await self._admission.model(call)
-        call.passage = await self._breakers.enter(call.model)
+        call.passage = await self._breakers.acquire(call.model)
         try:
             await self._admission.admit(call)
             if claim is not None:
@@ -330,7 +330,7 @@ class LLMService:
                     self._settler.void(call, error if isinstance(error, TreasurerError) else left)
                     raise
         except BaseException:
-            call.passage.neutral()
+            call.passage.release()
             raise
 
     async def _release(self, call: Call, claim: Claim | None) -> None:

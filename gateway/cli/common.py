@@ -60,13 +60,13 @@ async def open_pool(settings: Settings | None = None) -> AsyncIterator[asyncpg.P
     """
     import asyncpg  # here: `treasurer --help` does not wait for it
 
-    from llm_service.treasury.connection import check_version
+    from llm_service.postgres import ANY_POSTGRES_ERROR, check_version
 
     settings = settings or load_settings()
     url = settings.database_url or running_state(settings).database_url
     try:
         pool = await asyncpg.create_pool(url, min_size=1, max_size=4, timeout=5, init=check_version)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+    except ANY_POSTGRES_ERROR as error:
         reason = str(error) or "it did not answer in time"
         raise NotRunning(
             f"The database cannot be reached ({reason}). Is Treasurer running? Start it with `treasurer up`."

@@ -45,16 +45,14 @@ def migrate() -> None:
 
 
 async def _migrate(url: str) -> None:
-    import asyncpg
-
     from gateway.migrations import migrate as upgrade
-    from llm_service.treasury.connection import PostgresTooOld
+    from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld
 
     try:
         await upgrade(url)
     except PostgresTooOld as error:
         fail(error.at(without_password(url)), ExitCode.FAILED)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+    except ANY_POSTGRES_ERROR as error:
         fail(f"The database cannot be migrated: {error}", ExitCode.FAILED)
 
 

@@ -13,8 +13,7 @@ from gateway.composition import GatewayRuntime
 from llm_service.call.sending import GRANT_LIFETIME_S
 from llm_service.errors import DatabaseBusy, ProxyUnavailable, TreasuryUnavailable, UpstreamError
 from llm_service.grants import CLOCK_SKEW_S
-from llm_service.treasury.connection import PostgresTooOld
-from llm_service.treasury.pools import fetch
+from llm_service.postgres import PostgresTooOld, fetch
 from llm_service.upstream.clocks import difference, disagrees
 
 router = APIRouter(tags=["health"])

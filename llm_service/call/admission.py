@@ -22,9 +22,9 @@ from llm_service.call.refusals import check_allowed, check_live, refusal
 from llm_service.call.routing import Candidate, chain_of
 from llm_service.errors import CostLimited, ProxyUnavailable, RateLimited, TreasurerError, UpstreamError
 from llm_service.guards.rate_limiter import RateLimiter
-from llm_service.guards.token_bucket import Pace
+from llm_service.guards.token_bucket import RatePermit
 from llm_service.money import format_decimal, format_dollars
-from llm_service.pricing.bounds import Plan, TextCount, counted_bound, counting_may_help, output_within, plan
+from llm_service.pricing.bounds import CostBound, TextCount, cost_bound, counted_bound, counting_may_help, output_within
 from llm_service.pricing.catalog import Catalog, Model
 from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
 from llm_service.treasury.treasury import Treasury
@@ -130,7 +130,7 @@ class Admission:
             TreasurerError: why not. Nothing is held then.
         """
         self.check(call)
-        call.plan = plan(call.model, call.request, call.principal)
+        call.plan = cost_bound(call.model, call.request, call.principal)
         queue_s = call.journey.route.queue_s
         deadline = time.monotonic() + _patience_s(call, queue_s or 0)
         call.pace = await self._keep_pace(call, deadline)
@@ -143,7 +143,7 @@ class Admission:
             raise
         call.output_tokens = output_within(call.model, call.request, call.plan, call.hold.amount_nano)
 
-    async def _keep_pace(self, call: Call, deadline: float) -> Pace:
+    async def _keep_pace(self, call: Call, deadline: float) -> RatePermit:
         while True:
             try:
                 return await self._limiter.acquire(
@@ -215,7 +215,7 @@ class Admission:
         except (ProxyUnavailable, UpstreamError) as error:
             log.warning("the input of call %s could not be counted: %s", call.call_id, error)
             return False
-        call.plan = plan(call.model, call.request, call.principal, counted_input=counted)
+        call.plan = cost_bound(call.model, call.request, call.principal, counted_input=counted)
         return call.plan.floor_nano <= left_nano
 
 
@@ -262,6 +262,6 @@ _UNDECIDED = frozenset({DenialKind.LOCKED, DenialKind.CROWDED, DenialKind.NO_WIN
 _MODES = {"chat": "chat", "embeddings": "embedding"}
 
 
-def _estimated_tokens(request: ParsedRequest, plan: Plan) -> int:
+def _estimated_tokens(request: ParsedRequest, plan: CostBound) -> int:
     """What a tokens-a-minute limit holds before the call, as OpenAI estimates it: a quarter of the text, and max_tokens."""
     return request.text_bytes // 4 + plan.output_tokens * request.choices

@@ -13,11 +13,11 @@ from uuid import UUID
 
 from llm_service.call.routing import Candidate
 from llm_service.errors import TreasurerError
-from llm_service.guards.breaker_gate import FREE, Passage
-from llm_service.guards.token_bucket import Pace
+from llm_service.guards.breaker_gate import FREE, BreakerPermit
+from llm_service.guards.token_bucket import RatePermit
 from llm_service.ids import new_call_id
 from llm_service.money import format_decimal
-from llm_service.pricing.bounds import Plan
+from llm_service.pricing.bounds import CostBound
 from llm_service.pricing.catalog import Model
 from llm_service.types import NO_ROUTE, CallContext, Hold, LedgerState, OnLeave, Principal, Route, Usage, UsageSource
 from llm_service.wire.requests import ParsedRequest
@@ -86,11 +86,11 @@ class Call:
     tries_here: int = 1  # attempts at this place, with this one
     superseded: bool = False  # another attempt has taken its place
     late: bool = False  # it was given up for being too slow
-    passage: Passage = FREE
+    passage: BreakerPermit = FREE
     # -- admitted
     model: Model = field(init=False)
-    plan: Plan = field(init=False)
-    pace: Pace = field(init=False)
+    plan: CostBound = field(init=False)
+    pace: RatePermit = field(init=False)
     hold: Hold = field(init=False)
     output_tokens: int = field(init=False, default=0)
 

@@ -104,7 +104,7 @@ class Sender:
         try:
             check_live(call.principal, time.monotonic())
         except NotAuthenticated as error:  # between its hold and here, such as while its idempotency key was confirmed
-            call.passage.neutral()
+            call.passage.release()
             self._settler.void(call, error)
             raise
         body = governed_body(call)
@@ -134,7 +134,7 @@ class Sender:
 
     def _left(self, call: Call) -> None:
         """The caller has left before the proxy answered: a request that it has not begun with is taken back."""
-        call.passage.neutral()
+        call.passage.release()
         task = asyncio.create_task(self._take_back(call, TreasurerError("the caller left", code="client_left")))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
@@ -188,7 +188,7 @@ class Sender:
         if error.status >= 500 and by_provider:
             call.passage.failed()
         else:
-            call.passage.neutral()
+            call.passage.release()
         if min(upstream.status, error.status) >= 500 and by_provider and call.journey.route.bills_errors:
             self._settler.post_hold(call, error)
         elif surely_free(upstream.status, upstream.headers):

@@ -160,7 +160,7 @@ class StreamingAnswer:
         if error.status >= 500:
             self._call.passage.failed()
         else:
-            self._call.passage.neutral()
+            self._call.passage.release()
         self._service.lose_stream(self._call, error, answered=answered)
 
     def _end(self, error_code: str | None, status: int) -> None:
@@ -179,7 +179,7 @@ class StreamingAnswer:
         if error_code is None:
             call.passage.succeeded()
         elif left and not call.late:
-            call.passage.neutral()
+            call.passage.release()
         else:
             call.passage.failed()
         if left and call.finishes:

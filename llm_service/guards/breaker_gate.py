@@ -11,19 +11,19 @@ from llm_service.errors import Unavailable
 from llm_service.pricing.catalog import Model
 
 
-class Passage(Protocol):
-    """Leave for one attempt. The first that it is told counts: `neutral` says nothing about the model."""
+class BreakerPermit(Protocol):
+    """Leave for one attempt. The first that it is told counts: `release` says nothing about the model."""
 
     def succeeded(self) -> None: ...
     def failed(self, part: Literal["model", "proxy"] = "model") -> None: ...
-    def neutral(self) -> None: ...
+    def release(self) -> None: ...
 
 
 class BreakerGate(Protocol):
-    """`enter` raises `BreakerOpen`; `blocked` looks, from memory, and takes nothing."""
+    """`acquire` raises `BreakerOpen`; `blocked` looks, from memory, and takes nothing."""
 
     def blocked(self, model: Model) -> Unavailable | None: ...
-    async def enter(self, model: Model) -> Passage: ...
+    async def acquire(self, model: Model) -> BreakerPermit: ...
 
 
 class _Free:
@@ -33,7 +33,7 @@ class _Free:
     def failed(self, part: Literal["model", "proxy"] = "model") -> None:
         return
 
-    def neutral(self) -> None:
+    def release(self) -> None:
         return
 
 
@@ -41,9 +41,9 @@ class _NoBreakers:
     def blocked(self, model: Model) -> None:
         return
 
-    async def enter(self, model: Model) -> Passage:
+    async def acquire(self, model: Model) -> BreakerPermit:
         return FREE
 
 
-FREE: Passage = _Free()
+FREE: BreakerPermit = _Free()
 NO_BREAKERS: BreakerGate = _NoBreakers()

@@ -28,8 +28,8 @@ from redis.asyncio import Redis
 
 from llm_service.errors import BreakerOpen
 from llm_service.guards.breaker import ASK_AGAIN_S, CLOSED, HALF_OPEN, Breaker, BreakerRules, Change
-from llm_service.guards.breaker_gate import Passage
-from llm_service.guards.redis_scripts import Away, Command, Lane
+from llm_service.guards.breaker_gate import BreakerPermit
+from llm_service.guards.redis_scripts import Command, RedisScripts, RedisUnavailable
 from llm_service.pricing.catalog import Model
 
 log = logging.getLogger(__name__)
@@ -90,9 +90,11 @@ class Breakers:
         self._forced: set[str] = set()  # of the untold, those that were changed by hand
         self._given_back: dict[str, str] = {}  # token of a lock that Redis holds → breaker
         self._wake = asyncio.Event()
-        self._lane: Lane | None = None
+        self._scripts: RedisScripts | None = None
         if redis is not None:
-            self._lane = Lane(redis, _SCRIPT, probe_key=f"{prefix}:alive", timeout_s=timeout_s, on_away=on_degraded)
+            self._scripts = RedisScripts(
+                redis, _SCRIPT, probe_key=f"{prefix}:alive", timeout_s=timeout_s, on_away=on_degraded
+            )
 
     # -- for calls
 
@@ -105,7 +107,7 @@ class Breakers:
                 return self._refusal(breaker, model, wait_s)
         return None
 
-    async def enter(self, model: Model) -> Passage:
+    async def acquire(self, model: Model) -> BreakerPermit:
         """Leave for one attempt.
 
         Raises:
@@ -114,7 +116,7 @@ class Breakers:
         names = names_of(model)
         probes: dict[str, _Probe] = {}
         if all(self._breaker(name).state == CLOSED for name in names):
-            return _Passage(self, names, probes)
+            return _Permit(self, names, probes)
         try:
             for name in names:
                 wait_s = await self._pass(name, probes)
@@ -124,7 +126,7 @@ class Breakers:
         except BaseException:
             self._give_back(probes)
             raise
-        return _Passage(self, names, probes)
+        return _Permit(self, names, probes)
 
     def settle(self, names: tuple[str, ...], probes: Mapping[str, _Probe], outcome: bool | None, part: str) -> None:
         """What an attempt says of its breakers; None: nothing."""
@@ -161,15 +163,15 @@ class Breakers:
 
     async def _lock(self, name: str, token: str) -> bool | None:
         """Whether Redis gives this process the one probe; None: there is no Redis to ask."""
-        if self._lane is None:
+        if self._scripts is None:
             return None
         keys = (self._prefix, self._lock_key(name))
         lifetime_ms = str(int(self._rules.probe_s * 1000))
         try:
-            answer = await self._lane.run(
+            answer = await self._scripts.run(
                 Command(keys, ("probe", token, lifetime_ms), undo=Command(keys, ("free", token)))
             )
-        except Away:
+        except RedisUnavailable:
             return None
         return answer == "1"
 
@@ -212,27 +214,27 @@ class Breakers:
 
     async def sync(self) -> bool:
         """Tell what has changed here, and take over what has changed elsewhere. False: Redis is away."""
-        if self._lane is None:
+        if self._scripts is None:
             return True
         untold, self._untold = self._untold, set()
         forced, self._forced = self._forced, set()
         given_back, self._given_back = self._given_back, {}
         try:
-            answer = orjson.loads(await self._lane.run(self._telling(untold, forced, given_back)))
+            answer = orjson.loads(await self._scripts.run(self._telling(untold, forced, given_back)))
             self._merge(answer["now_ms"], answer["states"])
         except BaseException as error:  # a task that is stopped, too: what is not told now is told later
             self._untold |= untold
             self._forced |= forced
             self._given_back = given_back | self._given_back
-            if isinstance(error, Away):
+            if isinstance(error, RedisUnavailable):
                 return False
             raise
         return True
 
     async def close(self) -> None:
         """Finish what is under way."""
-        if self._lane is not None:
-            await self._lane.close()
+        if self._scripts is not None:
+            await self._scripts.close()
 
     def _telling(self, untold: set[str], forced: set[str], given_back: Mapping[str, str]) -> Command:
         arguments = ["sync", self._owner, str(len(untold))]
@@ -292,7 +294,7 @@ class Breakers:
         )
 
 
-class _Passage:
+class _Permit:
     def __init__(self, owner: Breakers, names: tuple[str, ...], probes: Mapping[str, _Probe]) -> None:
         self._owner: Breakers | None = owner
         self._names = names
@@ -304,7 +306,7 @@ class _Passage:
     def failed(self, part: Literal["model", "proxy"] = "model") -> None:
         self._tell(False, part)
 
-    def neutral(self) -> None:
+    def release(self) -> None:
         self._tell(None)
 
     def _tell(self, outcome: bool | None, part: str = "model") -> None:

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from uuid import UUID
 
-from llm_service.guards.token_bucket import UNIT, Charge, Decision, Metric, Pace, bucket_level, passes
+from llm_service.guards.token_bucket import UNIT, Charge, Decision, Metric, RatePermit, bucket_level, passes
 
 #: Between two clearings of what has expired, so that memory follows the subjects in use.
 _CLEAR_EVERY_MS = UNIT
@@ -47,14 +47,14 @@ class LocalLimits:
                 self._store(charge, levels[index], now)
         return Decision(admitted=True, now_ms=now, levels=tuple(levels))
 
-    def release(self, pace: Pace, tokens: int | None) -> None:
+    def release(self, permit: RatePermit, tokens: int | None) -> None:
         """Give the slots back and correct the tokens."""
         now = self._now_ms()
-        call = str(pace.call_id)
-        for charge, change in pace.returns(tokens):
+        call = str(permit.call_id)
+        for charge, change in permit.returns(tokens):
             if charge.metric is Metric.CONCURRENT:
                 slots = self._slots.get(charge.key, {})
-                if slots.get(call) == pace.slot_expires_ms:
+                if slots.get(call) == permit.slot_expires_ms:
                     del slots[call]
             else:
                 used = self._level(charge, call, now) + change * UNIT

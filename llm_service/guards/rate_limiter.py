@@ -28,8 +28,8 @@ from uuid import UUID
 from redis.asyncio import Redis
 
 from llm_service.guards.local_rates import LocalLimits
-from llm_service.guards.redis_scripts import Away, Command, Lane
-from llm_service.guards.token_bucket import Charge, Decision, Metric, Pace, charges_of, never_passes, refusal
+from llm_service.guards.redis_scripts import Command, RedisScripts, RedisUnavailable
+from llm_service.guards.token_bucket import Charge, Decision, Metric, RatePermit, charges_of, never_passes, refusal
 from llm_service.types import RateLimit
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _SCRIPT = Path(__file__).with_name("rate_limiter.lua")
 
 
 class RateLimiter:
-    """Keeps callers to their pace. Belongs to one event loop; `None` for Redis keeps it in this process.
+    """Keeps callers to their permit. Belongs to one event loop; `None` for Redis keeps it in this process.
 
     `timeout_s` is the longest that a call waits for Redis. `on_degraded(True)` is called when
     limits fall back to the process, `on_degraded(False)` when they are shared again. A process that has not beaten
@@ -59,19 +59,21 @@ class RateLimiter:
         self._process = (f"{prefix}held:{secrets.token_hex(8)}", f"{prefix}processes")
         self._shared_since: float | None = None
         self._local = LocalLimits()
-        self._lane: Lane | None = None
+        self._scripts: RedisScripts | None = None
         if redis is not None:
             on_away = on_degraded or _ignore
-            self._lane = Lane(redis, _SCRIPT, probe_key=f"{prefix}probe", timeout_s=timeout_s, on_away=on_away)
+            self._scripts = RedisScripts(
+                redis, _SCRIPT, probe_key=f"{prefix}probe", timeout_s=timeout_s, on_away=on_away
+            )
 
     @property
     def degraded(self) -> bool:
         """Whether Redis should be used and is away."""
-        return self._lane is not None and self._lane.away
+        return self._scripts is not None and self._scripts.away
 
     async def acquire(
         self, call_id: UUID, limits: Sequence[RateLimit], model: str, tokens: int, lifetime_s: float
-    ) -> Pace:
+    ) -> RatePermit:
         """Take one request, `tokens` and a slot from every limit that applies to `model`, or nothing.
 
         The slot is the call's: taken again by the same `call_id` it counts once, and lives
@@ -84,7 +86,7 @@ class RateLimiter:
         impossible = never_passes(charges)
         if impossible is not None:
             raise impossible
-        local = not charges or self._lane is None or self._lane.away
+        local = not charges or self._scripts is None or self._scripts.away
         decision = None if local else await self._shared(call_id, charges, lifetime_s)
         if decision is None:
             local = True
@@ -92,31 +94,31 @@ class RateLimiter:
         if not decision.admitted:
             raise refusal(charges, decision)
         expires_ms = decision.now_ms + math.ceil(lifetime_s * 1_000)
-        return Pace(call_id, charges, decision.levels, expires_ms, local)
+        return RatePermit(call_id, charges, decision.levels, expires_ms, local)
 
     async def _shared(self, call_id: UUID, charges: Sequence[Charge], lifetime_s: float) -> Decision | None:
         """Redis' decision, or None when it is away."""
-        assert self._lane is not None
+        assert self._scripts is not None
         try:
-            answer = await self._lane.run(self._acquisition(call_id, charges, lifetime_s))
-        except Away:
+            answer = await self._scripts.run(self._acquisition(call_id, charges, lifetime_s))
+        except RedisUnavailable:
             return None
         admitted, now_ms, orphans_ms, *levels = (int(number) for number in answer.split())
         return Decision(admitted=admitted == 1, now_ms=now_ms, levels=tuple(levels), orphans_ms=orphans_ms)
 
-    def release(self, pace: Pace, tokens: int | None) -> None:
+    def release(self, permit: RatePermit, tokens: int | None) -> None:
         """Give the slot back and correct the tokens to what was used (None: leave them as held). Never raises.
 
         Returns at once; Redis hears of it with the next round trip. A second release does nothing.
         """
-        if pace.released:
+        if permit.released:
             return
-        pace.released = True
-        changes = pace.returns(tokens)
-        if pace.local or self._lane is None:
-            self._local.release(pace, tokens)
+        permit.released = True
+        changes = permit.returns(tokens)
+        if permit.local or self._scripts is None:
+            self._local.release(permit, tokens)
         elif changes:
-            self._lane.post(self._release(pace, changes))
+            self._scripts.post(self._release(permit, changes))
 
     async def run(self) -> None:
         """Beat, so that this process' slots stay its own, and give back those of processes that have died; forever."""
@@ -129,14 +131,14 @@ class RateLimiter:
 
         None are for as long as nobody can tell: when Redis was away, those that live may not have found it again yet.
         """
-        if self._lane is None:
+        if self._scripts is None:
             return 0
         now = time.monotonic()
         sure = self._shared_since is not None and now - self._shared_since > self._dead_s
         command = Command(self._process, ("beat", "1" if sure else "0", "", "", _milliseconds(self._dead_s)))
         try:
-            given_back = int(await self._lane.run(command))
-        except Away:
+            given_back = int(await self._scripts.run(command))
+        except RedisUnavailable:
             self._shared_since = None
             return 0
         if self._shared_since is None:
@@ -147,16 +149,16 @@ class RateLimiter:
 
     async def drain(self) -> None:
         """Wait until Redis has heard of every release, or is away."""
-        if self._lane is not None:
-            await self._lane.drain()
+        if self._scripts is not None:
+            await self._scripts.drain()
 
     async def close(self) -> None:
         """Drain, give back what this process still holds, and stop looking for Redis. The client is left open: close
         it after this."""
-        if self._lane is not None:
-            if self._shared_since is not None and not self._lane.away:
-                self._lane.post(Command(self._process, ("leave", "", "", "")))
-            await self._lane.close()
+        if self._scripts is not None:
+            if self._shared_since is not None and not self._scripts.away:
+                self._scripts.post(Command(self._process, ("leave", "", "", "")))
+            await self._scripts.close()
 
     def _acquisition(self, call_id: UUID, charges: Sequence[Charge], lifetime_s: float) -> Command:
         call = str(call_id)
@@ -166,8 +168,8 @@ class RateLimiter:
         amounts = [(charge, charge.amount) for charge in charges]
         return self._command("acquire", call, _milliseconds(lifetime_s), amounts, undo)
 
-    def _release(self, pace: Pace, changes: Sequence[tuple[Charge, int]]) -> Command:
-        call, expiry = str(pace.call_id), str(pace.slot_expires_ms)
+    def _release(self, permit: RatePermit, changes: Sequence[tuple[Charge, int]]) -> Command:
+        call, expiry = str(permit.call_id), str(permit.slot_expires_ms)
         slots = [change for change in changes if change[0].metric is Metric.CONCURRENT]
         # Unknown whether it happened: the slots again, but not a correction, which must not be made twice.
         undo = self._command("release", call, expiry, slots) if slots else None

@@ -1,10 +1,10 @@
-"""The one lane to Redis for one Lua script: grouped round trips, and what happens when Redis is away.
+"""One Lua script in Redis: grouped round trips, and what happens when Redis is away.
 
 What must hold:
 - Nobody waits for a dead Redis: a round trip has `timeout_s`, everyone queued behind a failed one
   is told at once, and until a probe has succeeded nothing is sent. Redis' own client settings
   cannot lengthen this.
-- Away costs nothing: one sleeping task probes, each time after a longer pause.
+- RedisUnavailable costs nothing: one sleeping task probes, each time after a longer pause.
 - Commands keep their order. Those that arrive while a round trip is under way go together in the next
   one, so a hundred callers share one write and one read.
 - A command whose outcome is unknown (no answer came, or its caller left) is followed by its `undo`
@@ -43,7 +43,7 @@ def connect(url: str) -> Redis:
     )
 
 
-class Away(Exception):
+class RedisUnavailable(Exception):
     """Redis did not answer, or refused the script. The outcome of what was sent is unknown."""
 
 
@@ -59,7 +59,7 @@ class Command:
 _Item = tuple[Command, asyncio.Future[str] | None]
 
 
-class Lane:
+class RedisScripts:
     """Runs a script in Redis, in order and in groups. Belongs to one event loop.
 
     `probe_key` is written to see whether Redis takes writes again; `on_away(bool)` hears of changes.
@@ -90,10 +90,10 @@ class Lane:
         """Run the script and return its answer.
 
         Raises:
-            Away: see there; the command's undo will follow by itself.
+            RedisUnavailable: see there; the command's undo will follow by itself.
         """
         if self.away:
-            raise Away("Redis is away")
+            raise RedisUnavailable("Redis is away")
         answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._send((command, answer))
         try:
@@ -208,7 +208,7 @@ class Lane:
             elif future is None and not sent:
                 self.post(command)
             if future is not None and not future.done():
-                future.set_exception(Away(str(error)))
+                future.set_exception(RedisUnavailable(str(error)))
         _log.warning("Redis is away (%s: %s): what is shared through it is kept here", type(error).__name__, error)
         self._prober = _start(self._probe())
         self._on_away(True)

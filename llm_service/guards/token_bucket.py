@@ -208,7 +208,7 @@ def _details(charge: Charge, remaining: int, wait_s: float | None) -> dict[str, 
 
 
 @dataclass(slots=True)
-class Pace:
+class RatePermit:
     """What an admitted call took. Give it to `RateLimiter.release` when the call has ended, once."""
 
     call_id: UUID

@@ -16,7 +16,7 @@ from llm_service.wire.requests import ParsedRequest
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class CostBound:
     """What to hold for a request. Tokens, and nano-dollars; `output_tokens` is for one choice.
 
     `floor_nano` is the least that is worth a call: the input, and the agent's floor of output.
@@ -30,7 +30,9 @@ class Plan:
     counted: bool = False
 
 
-def plan(model: Model, request: ParsedRequest, principal: Principal, *, counted_input: int | None = None) -> Plan:
+def cost_bound(
+    model: Model, request: ParsedRequest, principal: Principal, *, counted_input: int | None = None
+) -> CostBound:
     """Bound a request at a model's dearest deployment.
 
     `counted_input` replaces the bound of the text by a tokenizer's count with its margin.
@@ -53,7 +55,7 @@ def plan(model: Model, request: ParsedRequest, principal: Principal, *, counted_
     input_tokens = text_tokens + media_tokens
     if model.mode == "embedding":
         amount = rates.bound(model.rates.values(), input_tokens, 0)
-        return Plan(input_tokens, 0, False, amount, amount, counted_input is not None)
+        return CostBound(input_tokens, 0, False, amount, amount, counted_input is not None)
     asked = request.max_tokens if request.max_tokens is not None else principal.default_max_tokens
     if model.max_output_tokens is not None:
         asked = min(asked, model.max_output_tokens)
@@ -63,10 +65,12 @@ def plan(model: Model, request: ParsedRequest, principal: Principal, *, counted_
         total = output_tokens * request.choices + request.extra_output
         return rates.bound(model.rates.values(), input_tokens, total, request.service_tier)
 
-    return Plan(input_tokens, asked, request.max_tokens is None, held(asked), held(floor), counted_input is not None)
+    return CostBound(
+        input_tokens, asked, request.max_tokens is None, held(asked), held(floor), counted_input is not None
+    )
 
 
-def output_within(model: Model, request: ParsedRequest, plan: Plan, held_nano: int) -> int:
+def output_within(model: Model, request: ParsedRequest, plan: CostBound, held_nano: int) -> int:
     """The output tokens for each choice that a hold affords: what was planned, or clamped to fit."""
     if held_nano >= plan.amount_nano:
         return plan.output_tokens
@@ -99,4 +103,4 @@ def counted_bound(request: ParsedRequest, count: TextCount) -> int:
 def counting_may_help(model: Model, request: ParsedRequest, principal: Principal, left_nano: int) -> bool:
     """Whether a tokenizer's count could make a call fit that its bytes do not: at best eight bytes are a token."""
     best = counted_bound(request, TextCount(request.text_bytes // 8, 0))
-    return plan(model, request, principal, counted_input=best).floor_nano <= left_nano
+    return cost_bound(model, request, principal, counted_input=best).floor_nano <= left_nano

@@ -22,8 +22,8 @@ import asyncpg
 import orjson
 
 from llm_service.errors import TreasuryUnavailable
+from llm_service.postgres import fetch
 from llm_service.pricing.rates import Rates, cost_at, load_rates
-from llm_service.treasury.pools import fetch
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
 

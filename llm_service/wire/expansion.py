@@ -21,7 +21,7 @@ _MAX_REFERENCES = 10_000
 _TAKEN_APART_BYTES = 8
 
 
-def spelled_out_bytes(text: bytes) -> int:
+def nfkc_growth_bytes(text: bytes) -> int:
     """The bytes that a text grows by where a tokenizer writes it in Unicode's form NFKC first, as Anthropic's did.
 
     One character of three bytes can become eighteen characters (U+FDFA). Added up by character, because to spell
@@ -49,7 +49,7 @@ def _spelled_out(char: str) -> tuple[int, int, int]:
     return len(spelled.encode()) - len(char.encode()), accents, composed
 
 
-def unfolded_bytes(schemas: object) -> int:
+def ref_expansion_bytes(schemas: object) -> int:
     """The bytes that schemas grow by where every reference is replaced by a copy of what it names.
 
     LiteLLM does that for Google's and, in part, for Anthropic's models: with nested references a schema of one

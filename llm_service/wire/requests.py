@@ -20,7 +20,7 @@ from typing import Any, cast
 import orjson
 
 from llm_service.errors import InvalidRequest
-from llm_service.wire.expansion import spelled_out_bytes, unfolded_bytes
+from llm_service.wire.expansion import nfkc_growth_bytes, ref_expansion_bytes
 
 MAX_TOKENS_CEILING = 10_000_000
 MAX_CHOICES = 128
@@ -151,9 +151,9 @@ def parse_chat(body: bytes) -> ParsedRequest:
     text = [data[name] for name in ("messages", "tools", "functions", "response_format") if data.get(name) is not None]
     written = orjson.dumps(text)
     text_bytes = len(written) - media_bytes
-    allowance = _PER_REQUEST + _PER_MESSAGE * len(cast("list[object]", messages)) + spelled_out_bytes(written)
+    allowance = _PER_REQUEST + _PER_MESSAGE * len(cast("list[object]", messages)) + nfkc_growth_bytes(written)
     if b'"$ref"' in written:
-        allowance += unfolded_bytes(text[1:])
+        allowance += ref_expansion_bytes(text[1:])
     if data.get("response_format") is not None:
         tools += 1  # for Anthropic LiteLLM makes a tool of it
     if tools:
@@ -195,7 +195,7 @@ def parse_embeddings(body: bytes) -> ParsedRequest:
         for item in items:
             if isinstance(item, str) and item:
                 written = item.encode()
-                tokens += len(written) + spelled_out_bytes(written) + _PER_MESSAGE
+                tokens += len(written) + nfkc_growth_bytes(written) + _PER_MESSAGE
             elif isinstance(item, list) and item and all(type(token) is int for token in cast("list[object]", item)):
                 tokens, token_ids = tokens + len(cast("list[object]", item)) + _PER_MESSAGE, True
             else:

@@ -14,7 +14,7 @@ from redis.connection import parse_url
 
 from llm_service.errors import BreakerOpen
 from llm_service.guards.breaker import CLOSED, OPEN, BreakerRules
-from llm_service.guards.breaker_gate import Passage
+from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.breakers import Breakers, names_of
 from llm_service.guards.redis_scripts import connect
 from llm_service.pricing.catalog import Model, read_models
@@ -59,12 +59,12 @@ async def pair(redis_url: str, clock: Clock) -> AsyncIterator[tuple[Breakers, Br
 
 async def fail(one: Breakers, times: int = 2, model: Model = MODEL) -> None:
     for _ in range(times):
-        (await one.enter(model)).failed()
+        (await one.acquire(model)).failed()
 
 
-async def enter(one: Breakers) -> Passage | BreakerOpen:
+async def acquire(one: Breakers) -> BreakerPermit | BreakerOpen:
     try:
-        return await one.enter(MODEL)
+        return await one.acquire(MODEL)
     except BreakerOpen as error:
         return error
 
@@ -159,7 +159,7 @@ async def test_what_one_process_opens_is_open_in_the_other(pair: tuple[Breakers,
     await two.sync()
     assert state_of(two, "provider:openai") == OPEN  # two of its models are down
     with pytest.raises(BreakerOpen, match="has been open since"):
-        await two.enter(MODEL)
+        await two.acquire(MODEL)
 
 
 def state_of(one: Breakers, name: str) -> str:
@@ -175,11 +175,11 @@ async def test_one_probe_over_all_processes_and_its_success_closes_it_everywhere
     await two.sync()
     assert two.blocked(MODEL) is not None
     clock.now += 100
-    answers = await asyncio.gather(*(enter(each) for each in (one, two) for _ in range(5)))
+    answers = await asyncio.gather(*(acquire(each) for each in (one, two) for _ in range(5)))
     (probe,) = [answer for answer in answers if not isinstance(answer, BreakerOpen)]
     probe.succeeded()
     await until(lambda: {row.state for each in pair for row in each.states()} == {CLOSED}, *pair)
-    (await one.enter(MODEL)).succeeded()
+    (await one.acquire(MODEL)).succeeded()
 
 
 async def test_a_neutral_probe_is_given_back(pair: tuple[Breakers, Breakers], clock: Clock) -> None:
@@ -188,19 +188,19 @@ async def test_a_neutral_probe_is_given_back(pair: tuple[Breakers, Breakers], cl
     await one.sync()
     await two.sync()
     clock.now += 100
-    probe = await one.enter(MODEL)
-    assert isinstance(await enter(two), BreakerOpen)
-    probe.neutral()
+    probe = await one.acquire(MODEL)
+    assert isinstance(await acquire(two), BreakerOpen)
+    probe.release()
     await one.sync()
     clock.now += 1  # after which the other asks again
-    (await two.enter(MODEL)).succeeded()
+    (await two.acquire(MODEL)).succeeded()
     assert state_of(two, "model:m") == CLOSED
 
 
 async def test_a_proxy_that_is_not_reached_says_nothing_about_the_model(pair: tuple[Breakers, Breakers]) -> None:
     one, _ = pair
     for _ in range(2):
-        (await one.enter(MODEL)).failed("proxy")
+        (await one.acquire(MODEL)).failed("proxy")
     assert [row.name for row in one.states() if row.state != CLOSED] == ["proxy"]
     assert one.blocked(OTHER) is not None
 
@@ -227,19 +227,19 @@ async def test_a_probe_whose_process_dies_keeps_nobody_out_for_longer_than_its_l
         await one.sync()
         await two.sync()
         await until(lambda: one.blocked(MODEL) is None)
-        probe = await one.enter(MODEL)  # and is never heard of again
-        passed: list[Passage] = []
+        probe = await one.acquire(MODEL)  # and is never heard of again
+        passed: list[BreakerPermit] = []
 
         async def goes_on() -> bool:
-            answer = await enter(two)
+            answer = await acquire(two)
             if not isinstance(answer, BreakerOpen):
                 passed.append(answer)
             return bool(passed)
 
         await until_it(goes_on)
-        probe.neutral()  # from the grave: it gives nothing of the other's back
+        probe.release()  # from the grave: it gives nothing of the other's back
         await one.sync()
-        assert isinstance(await enter(one), BreakerOpen)
+        assert isinstance(await acquire(one), BreakerOpen)
         passed[0].succeeded()
         await until(lambda: {row.state for each in (one, two) for row in each.states()} == {CLOSED}, one, two)
 
@@ -252,8 +252,8 @@ async def test_what_a_probe_finds_is_told_in_the_step_that_gives_it_back(
     await one.sync()
     await two.sync()
     clock.now += 100
-    (await one.enter(MODEL)).failed()
-    refused = await enter(two)  # has not heard of it yet: the lock is still there
+    (await one.acquire(MODEL)).failed()
+    refused = await acquire(two)  # has not heard of it yet: the lock is still there
     assert isinstance(refused, BreakerOpen)
     await one.sync()
     await two.sync()
@@ -278,7 +278,7 @@ async def test_i6_without_redis_it_goes_on_in_the_process_and_merges_when_it_is_
         # It goes on by itself: probes, closes, opens.
         assert alone.blocked(OTHER) is not None
         clock.now += 100
-        (await alone.enter(OTHER)).succeeded()
+        (await alone.acquire(OTHER)).succeeded()
         assert state_of(alone, "model:o") == CLOSED
         await fail(alone)
         await steady.force("model:o", opened=True, seconds=600)
@@ -323,7 +323,7 @@ async def test_a_probe_is_believed_though_the_answer_to_what_was_told_before_is_
     one._seen.clear()  # as after a timeout
     await two.sync()
     clock.now += 100
-    (await one.enter(MODEL)).succeeded()
+    (await one.acquire(MODEL)).succeeded()
     await one.sync()
     await two.sync()
     assert (state_of(one, "model:m"), state_of(two, "model:m")) == (CLOSED, CLOSED)
@@ -337,7 +337,7 @@ async def test_a_probe_that_succeeds_closes_what_another_process_opened_before(r
         await fail(one, model=OTHER)  # it has not heard of the other's
         await until(lambda: one.blocked(OTHER) is None)
         await asyncio.sleep(0.2)  # Redis' clock must have passed it, too
-        (await one.enter(OTHER)).succeeded()
+        (await one.acquire(OTHER)).succeeded()
         await one.sync()
         await two.sync()
         assert (state_of(one, "model:o"), state_of(two, "model:o")) == (CLOSED, CLOSED)
@@ -362,7 +362,7 @@ async def test_a_redis_that_was_never_there() -> None:
         assert not await alone.force("model:o", opened=True)
         assert alone.blocked(MODEL) is not None
         clock.now += 100
-        (await alone.enter(MODEL)).succeeded()
+        (await alone.acquire(MODEL)).succeeded()
         assert alone.blocked(MODEL) is None
 
 
@@ -400,7 +400,7 @@ async def test_a_redis_that_does_not_answer_keeps_nobody_waiting(redis_url: str)
                 await asyncio.sleep(0.001)
 
         ticking = asyncio.create_task(tick())
-        probe = await enter(one)
+        probe = await acquire(one)
         ticking.cancel()
         assert not isinstance(probe, BreakerOpen)
         assert ticks > 1  # a loop that waits for Redis itself runs nothing else meanwhile

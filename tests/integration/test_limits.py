@@ -23,7 +23,7 @@ from llm_service.errors import RateLimited
 from llm_service.guards.local_rates import LocalLimits
 from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.guards.redis_scripts import connect
-from llm_service.guards.token_bucket import Charge, Decision, Pace, charges_of
+from llm_service.guards.token_bucket import Charge, Decision, RatePermit, charges_of
 from llm_service.types import RateLimit, Scope
 
 
@@ -57,7 +57,7 @@ async def until(true: Callable[[], bool], within_s: float = 10) -> None:
         await asyncio.sleep(0.01)
 
 
-async def outcome(call: Awaitable[Pace]) -> Pace | RateLimited:
+async def outcome(call: Awaitable[RatePermit]) -> RatePermit | RateLimited:
     try:
         return await call
     except RateLimited as error:
@@ -70,9 +70,9 @@ async def test_many_callers_on_two_limiters_share_one_limit(redis_url: str) -> N
         answers = await asyncio.gather(
             *(outcome(limiter.acquire(uuid4(), rules, "m", 10, 30)) for _ in range(100) for limiter in (one, two))
         )
-        admitted = [answer for answer in answers if isinstance(answer, Pace)]
+        admitted = [answer for answer in answers if isinstance(answer, RatePermit)]
         assert 20 <= len(admitted) <= 21, "20 at once, and one more if this took three seconds"
-        assert not any(pace.local for pace in admitted)
+        assert not any(permit.local for permit in admitted)
         refused = next(answer for answer in answers if isinstance(answer, RateLimited))
         assert refused.details["metric"] == "requests"
         assert 0 < (refused.retry_after or 0) <= 3
@@ -101,13 +101,13 @@ async def test_one_command_for_all_limits_and_one_round_trip_for_all_who_wait(re
     async with limiter_on(redis_url) as (limiter, client, _), connect(redis_url) as watcher:
         await limiter.acquire(uuid4(), rules, "m", 1, 30)
         await watcher.config_resetstat()
-        pace = await limiter.acquire(uuid4(), rules, "m", 1, 30)
-        assert len(pace.charges) == 24
-        limiter.release(pace, 5)
+        permit = await limiter.acquire(uuid4(), rules, "m", 1, 30)
+        assert len(permit.charges) == 24
+        limiter.release(permit, 5)
         await limiter.drain()
-        paces = await asyncio.gather(*(limiter.acquire(uuid4(), rules, "m", 1, 30) for _ in range(100)))
-        for pace in paces:
-            limiter.release(pace, 5)
+        permits = await asyncio.gather(*(limiter.acquire(uuid4(), rules, "m", 1, 30) for _ in range(100)))
+        for permit in permits:
+            limiter.release(permit, 5)
         await limiter.drain()
         stats = await watcher.info("commandstats")
         assert stats["cmdstat_evalsha"]["calls"] == 2 * 101, "one command to acquire, one to release"
@@ -161,8 +161,8 @@ async def test_scripts_that_redis_forgot_are_loaded_again(redis_url: str) -> Non
     async with limiter_on(redis_url) as (limiter, client, heard):
         await limiter.acquire(uuid4(), rules, "m", 1, 30)
         await client.script_flush()
-        paces = await asyncio.gather(*(limiter.acquire(uuid4(), rules, "m", 1, 30) for _ in range(9)))
-        assert not any(pace.local for pace in paces)
+        permits = await asyncio.gather(*(limiter.acquire(uuid4(), rules, "m", 1, 30) for _ in range(9)))
+        assert not any(permit.local for permit in permits)
         assert heard == []
         with pytest.raises(RateLimited):
             await limiter.acquire(uuid4(), rules, "m", 1, 30)
@@ -179,7 +179,7 @@ async def test_a_caller_that_leaves_in_mid_question_leaves_no_slot(redis_url: st
             for call in calls:
                 call.cancel()
             for answer in await asyncio.gather(*calls, return_exceptions=True):
-                if isinstance(answer, Pace):
+                if isinstance(answer, RatePermit):
                     limiter.release(answer, 0)
             await limiter.drain()
         assert await client.zcard("treasurer:{pace}:key:1:concurrent") == 1
@@ -208,7 +208,7 @@ async def test_the_script_and_the_process_answer_alike(redis_url: str, cleanup: 
         return answer.decode()
 
     calls = [UUID(int=number) for number in range(6)]
-    paces: list[Pace] = []
+    permits: list[RatePermit] = []
     admitted = 0
     for _ in range(1_500):
         now += chance.choice([0, 1, 250, 9_000])
@@ -227,13 +227,13 @@ async def test_the_script_and_the_process_answer_alike(redis_url: str, cleanup: 
         assert ok or orphans_ms == 0 or now - 1_800_000_000_000 > 6_000, "this process has been silent"
         admitted += ok
         if ok:
-            paces.append(Pace(call, charges, expected.levels, now + 30_000, True))
-        if paces and chance.random() < 0.6:
-            pace, used = paces.pop(chance.randrange(len(paces))), chance.choice([None, 0, 40, 9_000])
-            local.release(pace, used)
-            changes = pace.returns(used)
+            permits.append(RatePermit(call, charges, expected.levels, now + 30_000, True))
+        if permits and chance.random() < 0.6:
+            permit, used = permits.pop(chance.randrange(len(permits))), chance.choice([None, 0, 40, 9_000])
+            local.release(permit, used)
+            changes = permit.returns(used)
             if changes:
-                await lua("release", pace.call_id, pace.slot_expires_ms, changes)
+                await lua("release", permit.call_id, permit.slot_expires_ms, changes)
     assert 100 < admitted < 1_400
 
 
@@ -401,17 +401,17 @@ async def test_i6_a_frozen_redis_hangs_nobody_and_keeps_no_slot_of_a_call_it_ans
         assert not held.local
         processes[-1].send_signal(signal.SIGSTOP)
         started = time.monotonic()
-        paces = await asyncio.gather(*(limiter.acquire(uuid4(), rules, "m", 1, 30) for _ in range(3)))
+        permits = await asyncio.gather(*(limiter.acquire(uuid4(), rules, "m", 1, 30) for _ in range(3)))
         assert time.monotonic() - started < 15, "it does not hang"
-        assert all(pace.local for pace in paces)
+        assert all(permit.local for permit in permits)
         limiter.release(held, 0)  # waits for Redis
         processes[-1].send_signal(signal.SIGCONT)
         await until(lambda: not limiter.degraded)
         await limiter.drain()
         assert heard == [True, False]
         assert await client.zcard("treasurer:{pace}:key:1:concurrent") == 0
-        for pace in paces:
-            limiter.release(pace, 0)
+        for permit in permits:
+            limiter.release(permit, 0)
 
 
 async def test_i6_a_redis_that_takes_no_writes_is_away(redis_url: str) -> None:

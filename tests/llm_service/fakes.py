@@ -12,7 +12,7 @@ from uuid import UUID
 from llm_service.call.idempotency import Claim, Idempotency, Replay
 from llm_service.errors import TreasurerError
 from llm_service.guards.rate_limiter import RateLimiter
-from llm_service.guards.token_bucket import Pace
+from llm_service.guards.token_bucket import RatePermit
 from llm_service.pricing.bounds import TextCount
 from llm_service.pricing.catalog import Model
 from llm_service.telemetry.record import CallRecord
@@ -118,16 +118,16 @@ class FakeLimiter:
 
     async def acquire(
         self, call_id: UUID, limits: Sequence[RateLimit], model: str, tokens: int, lifetime_s: float
-    ) -> Pace:
+    ) -> RatePermit:
         if self.error is not None:
             raise self.error
         self.limits.append(limits)
         self.taken.append((model, tokens, lifetime_s))
-        return Pace(call_id, (), (), 0, True)
+        return RatePermit(call_id, (), (), 0, True)
 
-    def release(self, pace: Pace, tokens: int | None) -> None:
-        assert not pace.released, "given back twice"
-        pace.released = True
+    def release(self, permit: RatePermit, tokens: int | None) -> None:
+        assert not permit.released, "given back twice"
+        permit.released = True
         self.released.append(tokens)
 
     def real(self) -> RateLimiter:

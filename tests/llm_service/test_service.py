@@ -339,7 +339,7 @@ async def test_i2_a_stream_too_many_costs_nothing_and_no_other_model_is_asked(bi
         await parts.service.complete(chat_body(), replace(PRINCIPAL, routes=(route,)), KEYED)
     assert (busy.value.status, busy.value.code, busy.value.retry_after) == (503, "proxy_busy", 1)
     assert (parts.settled.state, parts.settled.cost_nano) == (LedgerState.VOIDED, 0)
-    assert gate.told == ["neutral"]
+    assert gate.told == ["release"]
     assert len(parts.upstream.sent) == 1
     assert parts.idempotency.released == ["k1"]
     parts.nothing_is_held()
@@ -354,7 +354,7 @@ class Gate:
     def blocked(self, model: Model) -> None:
         return
 
-    async def enter(self, model: Model) -> Gate:
+    async def acquire(self, model: Model) -> Gate:
         return self
 
     def succeeded(self) -> None:
@@ -363,8 +363,8 @@ class Gate:
     def failed(self, part: str = "model") -> None:
         self.told.append(f"{part} failed")
 
-    def neutral(self) -> None:
-        self.told.append("neutral")
+    def release(self) -> None:
+        self.told.append("release")
 
 
 @pytest.mark.parametrize(
@@ -373,10 +373,10 @@ class Gate:
         (200, {}, "succeeded"),
         (500, {}, "model failed"),
         (401, {}, "model failed"),  # the operator's key at the provider
-        (429, {}, "neutral"),
-        (401, {"x-treasurer-refused": "invalid_grant"}, "neutral"),
-        (401, {"x-treasurer-refused": "clock", "x-treasurer-time": "1.0"}, "neutral"),
-        (503, {"x-treasurer-refused": "grants_unavailable"}, "neutral"),
+        (429, {}, "release"),
+        (401, {"x-treasurer-refused": "invalid_grant"}, "release"),
+        (401, {"x-treasurer-refused": "clock", "x-treasurer-time": "1.0"}, "release"),
+        (503, {"x-treasurer-refused": "grants_unavailable"}, "release"),
     ],
 )
 async def test_a_models_breaker_is_told_of_the_model(status: int, headers: dict[str, str], told: str) -> None:

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from llm_service.call.attempt import CHAT_PATH, Call, Ending
 from llm_service.call.settlement import Settler, answer_ending, generated_text
 from llm_service.errors import ProxyUnavailable, UpstreamError
-from llm_service.guards.token_bucket import Pace
+from llm_service.guards.token_bucket import RatePermit
 from llm_service.money import MAX_NANO
-from llm_service.pricing.bounds import plan
+from llm_service.pricing.bounds import cost_bound
 from llm_service.pricing.catalog import read_models
 from llm_service.types import NO_CONTEXT, Hold, LedgerState, Settlement, Usage, UsageSource
 from llm_service.wire.requests import parse_chat
@@ -37,9 +37,9 @@ HEADERS = {"x-litellm-model-id": "d1", "x-litellm-response-cost": "0.000123"}
 def admitted(**fields: Any) -> Call:
     call = Call("chat", CHAT_PATH, parse_chat(chat_body(**fields)), PRINCIPAL, NO_CONTEXT, None)
     call.model = read_models(ENTRIES)["m"]
-    call.plan = plan(call.model, call.request, PRINCIPAL)
+    call.plan = cost_bound(call.model, call.request, PRINCIPAL)
     call.output_tokens = call.plan.output_tokens
-    call.pace = Pace(call.call_id, (), (), 0, True)
+    call.pace = RatePermit(call.call_id, (), (), 0, True)
     call.hold = Hold(call.call_id, 0, call.plan.amount_nano, 3, 10**9)
     return call
 

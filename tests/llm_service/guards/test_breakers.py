@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from llm_service.errors import BreakerOpen
 from llm_service.guards.breaker import CLOSED, HALF_OPEN, OPEN, BreakerRules
-from llm_service.guards.breaker_gate import Passage
+from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.breakers import Breakers, names_of, rules_of
-from llm_service.guards.redis_scripts import Away, Command
+from llm_service.guards.redis_scripts import Command, RedisUnavailable
 from llm_service.pricing.catalog import Model, read_models
 from tests.llm_service.fakes import ENTRIES, PRICED
 from tests.llm_service.guards.test_breaker import Clock
@@ -51,14 +51,14 @@ def made(rules: BreakerRules = RULES) -> tuple[Breakers, Clock, Seen]:
 
 async def fail(breakers: Breakers, of: Model = MODEL, times: int = 2) -> None:
     for _ in range(times):
-        (await breakers.enter(of)).failed()
+        (await breakers.acquire(of)).failed()
 
 
 def states(breakers: Breakers) -> dict[str, str]:
     return {each.name: each.state for each in breakers.states() if each.state != CLOSED}
 
 
-class StuckLane:
+class StuckScripts:
     """A Redis that takes what it is sent and does not answer."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class StuckLane:
         raise AssertionError
 
 
-class AnsweringLane:
+class AnsweringScripts:
     """A Redis that answers what a test says."""
 
     def __init__(self, answer: str | Exception) -> None:
@@ -85,9 +85,9 @@ class AnsweringLane:
         return self.answer
 
 
-def through(breakers: Breakers, lane: Any) -> Any:
-    breakers._lane = lane
-    return lane
+def through(breakers: Breakers, scripts: Any) -> Any:
+    breakers._scripts = scripts
+    return scripts
 
 
 def test_who_passes_what() -> None:
@@ -97,13 +97,13 @@ def test_who_passes_what() -> None:
 
 async def test_one_model_that_is_down_leaves_its_siblings_to_stand_in() -> None:
     breakers, _, seen = made()
-    under_way = [await breakers.enter(MODEL) for _ in range(50)]
-    for passage in under_way:
-        passage.failed()
+    under_way = [await breakers.acquire(MODEL) for _ in range(50)]
+    for permit in under_way:
+        permit.failed()
     assert states(breakers) == {"model:m": OPEN}
     assert breakers.blocked(model("o")) is None
     with pytest.raises(BreakerOpen, match="2 calls failed in a row") as refused:
-        await breakers.enter(MODEL)
+        await breakers.acquire(MODEL)
     assert (refused.value.status, refused.value.code) == (503, "breaker_open")
     assert refused.value.details["breaker"] == "model:m"
     assert refused.value.retry_after is not None
@@ -133,10 +133,10 @@ async def test_a_model_of_several_providers_counts_against_itself_alone() -> Non
 async def test_a_proxy_that_is_not_reached_counts_against_it_alone_and_is_probed_soon() -> None:
     breakers, clock, _ = made()
     for _ in range(2):
-        (await breakers.enter(MODEL)).failed("proxy")
+        (await breakers.acquire(MODEL)).failed("proxy")
     assert states(breakers) == {"proxy": OPEN}
     clock.now += 1.2
-    (await breakers.enter(model("o"))).failed()  # the model fails; the proxy was reached
+    (await breakers.acquire(model("o"))).failed()  # the model fails; the proxy was reached
     assert states(breakers) == {}
     assert rules_of("proxy", BreakerRules()).open_for(9) == 5
 
@@ -144,14 +144,14 @@ async def test_a_proxy_that_is_not_reached_counts_against_it_alone_and_is_probed
 async def test_the_first_outcome_counts_and_neutral_counts_for_nothing() -> None:
     breakers, _, seen = made()
     for _ in range(10):
-        passage = await breakers.enter(MODEL)
-        passage.neutral()
-        passage.failed()
-        passage.failed()
+        permit = await breakers.acquire(MODEL)
+        permit.release()
+        permit.failed()
+        permit.failed()
     assert seen.changes == []
-    passage = await breakers.enter(MODEL)
+    permit = await breakers.acquire(MODEL)
     for _ in range(10):
-        passage.failed()
+        permit.failed()
     assert states(breakers) == {}
 
 
@@ -160,13 +160,13 @@ async def test_a_probe_passes_every_breaker_that_is_open_at_once() -> None:
     await fail(breakers, MODEL)
     await fail(breakers, model("o"))
     clock.now += 5
-    probe = await breakers.enter(MODEL)
+    probe = await breakers.acquire(MODEL)
     assert states(breakers) == {"model:m": HALF_OPEN, "provider:openai": HALF_OPEN, "model:o": OPEN}
     with pytest.raises(BreakerOpen) as refused:
-        await breakers.enter(model("o"))  # its provider's probe is out
+        await breakers.acquire(model("o"))  # its provider's probe is out
     assert refused.value.retry_after == 1.0  # not the probe's whole lifetime
     probe.succeeded()
-    (await breakers.enter(model("o"))).neutral()
+    (await breakers.acquire(model("o"))).release()
     assert states(breakers) == {"model:o": HALF_OPEN}
 
 
@@ -177,8 +177,8 @@ async def test_a_probe_of_one_breaker_is_given_back_when_the_next_one_refuses() 
     clock.now += 5
     await breakers.force("model:m", opened=True, seconds=50)
     with pytest.raises(BreakerOpen, match="by hand"):
-        await breakers.enter(MODEL)
-    (await breakers.enter(model("o"))).succeeded()
+        await breakers.acquire(MODEL)
+    (await breakers.acquire(model("o"))).succeeded()
     assert states(breakers) == {"model:m": OPEN}
 
 
@@ -186,49 +186,51 @@ async def test_a_caller_who_leaves_while_redis_is_asked_keeps_nobody_out() -> No
     breakers, clock, _ = made()
     await fail(breakers)
     clock.now += 5
-    lane = through(breakers, StuckLane())
-    caller = asyncio.create_task(breakers.enter(MODEL))
+    scripts = through(breakers, StuckScripts())
+    caller = asyncio.create_task(breakers.acquire(MODEL))
     await asyncio.sleep(0)
-    assert lane.sent
+    assert scripts.sent
     assert breakers.blocked(MODEL) is not None  # one asks; the others do not ask, too
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert breakers.blocked(MODEL) is None
     assert states(breakers) == {"model:m": OPEN}  # nothing was probed
-    assert lane.sent[0].undo is not None  # and if Redis gave the lock, it goes
+    assert scripts.sent[0].undo is not None  # and if Redis gave the lock, it goes
 
 
 async def test_another_processs_probe_is_waited_for() -> None:
     breakers, clock, seen = made()
     await fail(breakers)
     clock.now += 5
-    lane = through(breakers, AnsweringLane("0"))
+    scripts = through(breakers, AnsweringScripts("0"))
     for _ in range(5):
         with pytest.raises(BreakerOpen):
-            await breakers.enter(MODEL)
-    assert len(lane.sent) == 1  # Redis is asked once a second
+            await breakers.acquire(MODEL)
+    assert len(scripts.sent) == 1  # Redis is asked once a second
     assert seen.changes == [("model:m", OPEN, True)]
     clock.now += 1
-    lane.answer = "1"
-    (await breakers.enter(MODEL)).succeeded()
+    scripts.answer = "1"
+    (await breakers.acquire(MODEL)).succeeded()
     assert states(breakers) == {}
 
 
 async def test_what_was_not_told_is_told_later() -> None:
     breakers, _, _ = made()
     await fail(breakers)
-    lane = through(breakers, AnsweringLane(Away("no")))
+    scripts = through(breakers, AnsweringScripts(RedisUnavailable("no")))
     assert not await breakers.sync()
-    stuck = through(breakers, StuckLane())
+    stuck = through(breakers, StuckScripts())
     telling = asyncio.create_task(breakers.sync())
     await asyncio.sleep(0)
     telling.cancel()
     await asyncio.gather(telling, return_exceptions=True)
-    lane = through(breakers, AnsweringLane('{"now_ms": 0, "states": {}}'))
+    scripts = through(breakers, AnsweringScripts('{"now_ms": 0, "states": {}}'))
     assert await breakers.sync()
     assert await breakers.sync()
-    told = [[each for each in command.arguments if each.startswith("model:")] for command in (*stuck.sent, *lane.sent)]
+    told = [
+        [each for each in command.arguments if each.startswith("model:")] for command in (*stuck.sent, *scripts.sent)
+    ]
     assert told == [["model:m"], ["model:m"], []]
 
 
@@ -236,25 +238,25 @@ async def test_what_changes_here_while_others_are_heard_is_told_as_based_on_what
     breakers, _, _ = made()
     there = {"state": "closed", "until_ms": 0, "at_ms": 0, "why": "there", "tries": 0, "owner": "two", "version": "v1"}
 
-    class Meanwhile(AnsweringLane):
+    class Meanwhile(AnsweringScripts):
         async def run(self, command: Command) -> str:
             if not self.sent:
                 await fail(breakers)
             return await super().run(command)
 
-    lane = through(breakers, Meanwhile(orjson.dumps({"now_ms": 0, "states": {"model:m": there}}).decode()))
+    scripts = through(breakers, Meanwhile(orjson.dumps({"now_ms": 0, "states": {"model:m": there}}).decode()))
     await breakers.sync()
     assert states(breakers) == {"model:m": OPEN}
     await breakers.sync()
-    assert lane.sent[1].arguments[3:] == ("model:m", OPEN, ANY, "2 calls failed in a row", "1", "0", "")
+    assert scripts.sent[1].arguments[3:] == ("model:m", OPEN, ANY, "2 calls failed in a row", "1", "0", "")
 
 
 async def test_sharing_goes_on_after_an_answer_that_cannot_be_read(caplog: pytest.LogCaptureFixture) -> None:
     clock = Clock()
     breakers = Breakers(None, RULES, clock=clock, sync_s=0.001)
-    lane = through(breakers, AnsweringLane("what?"))
+    scripts = through(breakers, AnsweringScripts("what?"))
     sharing = asyncio.create_task(breakers.run())
-    while len(lane.sent) < 3:
+    while len(scripts.sent) < 3:
         await asyncio.sleep(0)
     sharing.cancel()
     assert "the breakers were not shared" in caplog.text
@@ -264,7 +266,7 @@ async def test_each_transition_is_logged_once_with_its_reason(caplog: pytest.Log
     breakers, clock, _ = made()
     await fail(breakers)
     clock.now += 5
-    (await breakers.enter(MODEL)).succeeded()
+    (await breakers.acquire(MODEL)).succeeded()
     assert [record.getMessage() for record in caplog.records] == [
         "breaker model:m is open: 2 calls failed in a row",
         "breaker model:m is half-open: 2 calls failed in a row",
@@ -276,29 +278,29 @@ async def _play(steps: list[tuple[int, str, float]]) -> None:
     """Calls of three models begin and end in any order; at no time are two probes of one breaker out."""
     breakers, clock, seen = made()
     models = [MODEL, model("o"), model("x", "a", "b")]
-    out: list[tuple[Model, Passage, set[str]]] = []
+    out: list[tuple[Model, BreakerPermit, set[str]]] = []
     for which, what, seconds in steps:
-        if what == "enter":
+        if what == "acquire":
             of = models[which % 3]
             before = states(breakers)
             blocked = breakers.blocked(of)
             if blocked is not None:
                 with pytest.raises(BreakerOpen) as refused:
-                    await breakers.enter(of)
+                    await breakers.acquire(of)
                 assert refused.value.details == blocked.details
                 assert states(breakers) == before
                 continue
-            passage = await breakers.enter(of)
+            permit = await breakers.acquire(of)
             probes = set(before) & set(names_of(of))
             assert not any(probes & others for *_, others in out), "two probes at once"
-            out.append((of, passage, probes))
+            out.append((of, permit, probes))
         elif what == "wait":
             clock.now += seconds
         elif out:
-            of, passage, probes = out.pop(which % len(out))
+            of, permit, probes = out.pop(which % len(out))
             before = states(breakers)
-            getattr(passage, what)()
-            if what == "neutral":
+            getattr(permit, what)()
+            if what == "release":
                 assert states(breakers) == before
             if what == "succeeded":
                 assert not probes & set(states(breakers)), "a probe that succeeds closes what it probes"
@@ -313,7 +315,7 @@ async def _play(steps: list[tuple[int, str, float]]) -> None:
     st.lists(
         st.tuples(
             st.integers(0, 5),
-            st.sampled_from(["enter", "enter", "enter", "failed", "failed", "succeeded", "neutral", "wait"]),
+            st.sampled_from(["acquire", "acquire", "acquire", "failed", "failed", "succeeded", "release", "wait"]),
             st.sampled_from([0.5, 5.0]),
         ),
         max_size=60,

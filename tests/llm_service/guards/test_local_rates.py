@@ -11,13 +11,13 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from llm_service.guards.local_rates import LocalLimits
-from llm_service.guards.token_bucket import UNIT, Charge, Decision, Pace, charges_of, left
+from llm_service.guards.token_bucket import UNIT, Charge, Decision, RatePermit, charges_of, left
 from llm_service.types import RateLimit, Scope
 
 
 @dataclass
 class Desk:
-    """LocalLimits with a clock, and paces made as RateLimiter makes them."""
+    """LocalLimits with a clock, and permits made as RateLimiter makes them."""
 
     now_ms: int = 1_000_000
     limits: LocalLimits = field(init=False)
@@ -27,11 +27,11 @@ class Desk:
 
     def call(
         self, rules: tuple[RateLimit, ...], tokens: int = 0, lifetime_s: float = 300, call_id: UUID | None = None
-    ) -> tuple[Decision, Pace]:
+    ) -> tuple[Decision, RatePermit]:
         call_id = call_id or uuid4()
         charges = charges_of("", rules, "m", tokens)
         decision = self.limits.acquire(call_id, charges, lifetime_s)
-        return decision, Pace(call_id, charges, decision.levels, self.now_ms + int(lifetime_s * 1_000), True)
+        return decision, RatePermit(call_id, charges, decision.levels, self.now_ms + int(lifetime_s * 1_000), True)
 
 
 def requests(limit: int, subject: str = "a") -> RateLimit:
@@ -88,8 +88,8 @@ def test_tokens_are_given_back_and_taken_later() -> None:
 def test_tokens_stay_as_held_when_nobody_knows_what_was_used() -> None:
     desk = Desk()
     rule = (tokens(1_000), slots(1))
-    _, pace = desk.call(rule, 900)
-    desk.limits.release(pace, None)
+    _, permit = desk.call(rule, 900)
+    desk.limits.release(permit, None)
     assert desk.call(rule, 100)[0].levels == (1_000 * UNIT, 1)
 
 
@@ -146,17 +146,17 @@ def test_the_bucket_agrees_with_a_plain_reference(limit: int, steps: list[tuple[
     """The reference: fractions of tokens, refilled at limit / minute, between -limit and +limit."""
     desk = Desk()
     available, finished = Fraction(limit), 0
-    running: list[Pace] = []
+    running: list[RatePermit] = []
     start = desk.now_ms
     for passed, amount, used in steps:
         desk.now_ms += passed
         available = min(Fraction(limit), available + Fraction(passed * limit, UNIT))
-        decision, pace = desk.call((tokens(limit),), amount)
+        decision, permit = desk.call((tokens(limit),), amount)
         assert decision.admitted == (amount <= available)
         if decision.admitted:
             available -= amount
-            running.append(pace)
-        (charge,) = pace.charges
+            running.append(permit)
+        (charge,) = permit.charges
         assert left(charge, decision.levels[0]) == max(0, available.__floor__())
         if used is not None and running:
             ended = running.pop(0)
@@ -164,7 +164,7 @@ def test_the_bucket_agrees_with_a_plain_reference(limit: int, steps: list[tuple[
             desk.limits.release(ended, used)
             available = max(Fraction(-limit), min(Fraction(limit), available + held - used))
             finished += min(used, held)
-    held_now = sum(pace.charges[0].amount for pace in running)
+    held_now = sum(permit.charges[0].amount for permit in running)
     assert finished + held_now <= limit + Fraction((desk.now_ms - start) * limit, UNIT)
 
 
@@ -193,7 +193,7 @@ def test_no_stretch_of_time_holds_more_than_a_burst_and_the_refill(
 )
 def test_never_more_in_flight_than_the_limit(limit: int, steps: list[tuple[str, int]]) -> None:
     desk = Desk()
-    live: dict[UUID, tuple[int, Pace]] = {}
+    live: dict[UUID, tuple[int, RatePermit]] = {}
     calls = [UUID(int=number) for number in range(9)]
     for action, number in steps:
         call = calls[number]
@@ -202,12 +202,12 @@ def test_never_more_in_flight_than_the_limit(limit: int, steps: list[tuple[str, 
         elif action == "end" and call in live:
             desk.limits.release(live.pop(call)[1], None)
         elif action == "start":
-            decision, pace = desk.call((slots(limit),), lifetime_s=1, call_id=call)
+            decision, permit = desk.call((slots(limit),), lifetime_s=1, call_id=call)
             live = {c: entry for c, entry in live.items() if entry[0] > desk.now_ms}
             others = len(live.keys() - {call})
             assert decision.admitted == (others < limit)
             if decision.admitted:
-                live[call] = (desk.now_ms + 1_000, pace)
+                live[call] = (desk.now_ms + 1_000, permit)
 
 
 def test_charges_of_two_limits_never_share_a_key() -> None:

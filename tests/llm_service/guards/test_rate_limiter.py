@@ -36,9 +36,9 @@ async def test_without_redis_limits_are_kept_in_the_process_and_that_is_not_degr
 
 async def test_a_call_without_limits_asks_nobody() -> None:
     async with dead_host() as (limiter, _):
-        pace = await limiter.acquire(uuid4(), (), "m", 10**12, 30)
-        assert pace.headers() == {}
-        limiter.release(pace, 5)
+        permit = await limiter.acquire(uuid4(), (), "m", 10**12, 30)
+        assert permit.headers() == {}
+        limiter.release(permit, 5)
         assert not limiter.degraded
 
 
@@ -71,13 +71,13 @@ async def test_i6_a_closed_port_costs_next_to_nothing() -> None:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: refused at once
         client = connect(f"redis://127.0.0.1:{taken.getsockname()[1]}")
         limiter = RateLimiter(client)
-        pace = await limiter.acquire(uuid4(), RULES, "m", 1, 30)
-        assert pace.local
+        permit = await limiter.acquire(uuid4(), RULES, "m", 1, 30)
+        assert permit.local
         cpu = time.process_time()
         await asyncio.sleep(1.5)  # one or two probes
         assert time.process_time() - cpu < 0.7, "nobody asks again and again"
         assert limiter.degraded
-        limiter.release(pace, 0)
+        limiter.release(permit, 0)
         await limiter.close()
         await client.aclose()
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from llm_service.errors import InvalidRequest
 from llm_service.pricing import rates
-from llm_service.pricing.bounds import TextCount, counted_bound, counting_may_help, output_within, plan
+from llm_service.pricing.bounds import TextCount, cost_bound, counted_bound, counting_may_help, output_within
 from llm_service.pricing.catalog import Model
 from llm_service.pricing.rates import FREE, Rates, TokenRates
 from llm_service.types import Principal, Usage
@@ -57,7 +57,7 @@ PRINCIPALS = st.builds(
 def test_i1_what_is_sent_never_costs_more_than_the_hold(
     chosen: Model, request: ParsedRequest, principal: Principal, data: st.DataObject
 ) -> None:
-    planned = plan(chosen, request, principal)
+    planned = cost_bound(chosen, request, principal)
     assert 0 <= planned.floor_nano <= planned.amount_nano
     held = data.draw(st.integers(planned.floor_nano, planned.amount_nano))  # what admission may grant
 
@@ -79,46 +79,52 @@ def test_i1_what_is_sent_never_costs_more_than_the_hold(
 def test_a_larger_hold_never_affords_less(
     chosen: Model, request: ParsedRequest, principal: Principal, data: st.DataObject
 ) -> None:
-    planned = plan(chosen, request, principal)
+    planned = cost_bound(chosen, request, principal)
     less = data.draw(st.integers(planned.floor_nano, planned.amount_nano))
     more = data.draw(st.integers(less, planned.amount_nano))
     assert output_within(chosen, request, planned, less) <= output_within(chosen, request, planned, more)
 
 
 def test_what_was_asked_for_is_held_for_each_choice() -> None:
-    one, three = plan(model(), chat(max_tokens=100), PRINCIPAL), plan(model(), chat(max_tokens=100, n=3), PRINCIPAL)
+    one, three = (
+        cost_bound(model(), chat(max_tokens=100), PRINCIPAL),
+        cost_bound(model(), chat(max_tokens=100, n=3), PRINCIPAL),
+    )
     assert (one.output_tokens, one.defaulted) == (100, False)
     assert three.amount_nano >= one.amount_nano + 200 * 2_000
 
 
 def test_the_default_is_the_agents_and_never_above_the_models_limit() -> None:
-    planned = plan(model(), chat(), PRINCIPAL)
+    planned = cost_bound(model(), chat(), PRINCIPAL)
     assert (planned.output_tokens, planned.defaulted) == (4096, True)
     limited = model(max_output_tokens=1000)
-    assert plan(limited, chat(), PRINCIPAL).output_tokens == 1000
-    assert plan(limited, chat(max_tokens=5000), PRINCIPAL).output_tokens == 1000
+    assert cost_bound(limited, chat(), PRINCIPAL).output_tokens == 1000
+    assert cost_bound(limited, chat(max_tokens=5000), PRINCIPAL).output_tokens == 1000
 
 
 def test_the_floor_is_no_more_than_was_asked_for() -> None:
-    planned = plan(model(), chat(max_tokens=5), PRINCIPAL)
+    planned = cost_bound(model(), chat(max_tokens=5), PRINCIPAL)
     assert planned.floor_nano == planned.amount_nano
     assert output_within(model(), chat(max_tokens=5), planned, planned.amount_nano) == 5
 
 
 def test_a_free_model_is_never_clamped() -> None:
-    planned = plan(model(FREE), chat(max_tokens=7), PRINCIPAL)
+    planned = cost_bound(model(FREE), chat(max_tokens=7), PRINCIPAL)
     assert (planned.amount_nano, planned.floor_nano) == (0, 0)
     assert output_within(model(FREE), chat(max_tokens=7), planned, 0) == 7
 
 
 def test_the_dearest_deployment_is_what_is_held_for() -> None:
     cheap = Rates((TokenRates(0, 1, 1, 1, 1, 1, 1),))
-    assert plan(model(cheap, CENT), chat(), PRINCIPAL).amount_nano == plan(model(CENT), chat(), PRINCIPAL).amount_nano
+    assert (
+        cost_bound(model(cheap, CENT), chat(), PRINCIPAL).amount_nano
+        == cost_bound(model(CENT), chat(), PRINCIPAL).amount_nano
+    )
 
 
 def test_an_embedding_holds_its_input_alone() -> None:
     request = parse_embeddings(b'{"model": "m", "input": "abcd"}')
-    planned = plan(model(mode="embedding"), request, PRINCIPAL)
+    planned = cost_bound(model(mode="embedding"), request, PRINCIPAL)
     assert planned.output_tokens == 0
     assert planned.amount_nano == planned.floor_nano == request.input_bound * 1_000
 
@@ -126,11 +132,11 @@ def test_an_embedding_holds_its_input_alone() -> None:
 def test_images_are_held_for_by_the_models_rule() -> None:
     request = chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}])
     ruled = model(underlying="openai/gpt-4o-2024")
-    assert plan(ruled, request, PRINCIPAL).input_tokens == request.input_bound + 85 + 8 * 170
+    assert cost_bound(ruled, request, PRINCIPAL).input_tokens == request.input_bound + 85 + 8 * 170
     windowed = model(max_input_tokens=128_000)
-    assert plan(windowed, request, PRINCIPAL).input_tokens == request.input_bound + 128_000
+    assert cost_bound(windowed, request, PRINCIPAL).input_tokens == request.input_bound + 128_000
     with pytest.raises(InvalidRequest) as refused:
-        plan(model(), request, PRINCIPAL)
+        cost_bound(model(), request, PRINCIPAL)
     assert (refused.value.status, refused.value.param, refused.value.code) == (400, "messages", "not_priced")
 
 
@@ -141,19 +147,19 @@ def test_i1_a_counted_bound_has_a_margin_and_is_never_above_the_bytes(text: str,
     bounded = counted_bound(request, TextCount(tokens, other_bytes))
     assert bounded <= request.input_bound
     assert bounded == request.input_bound or bounded >= tokens * 4 / 3 + other_bytes
-    planned = plan(model(), request, PRINCIPAL, counted_input=bounded)
+    planned = cost_bound(model(), request, PRINCIPAL, counted_input=bounded)
     assert planned.counted
-    assert planned.amount_nano <= plan(model(), request, PRINCIPAL).amount_nano
+    assert planned.amount_nano <= cost_bound(model(), request, PRINCIPAL).amount_nano
 
 
 def test_a_count_that_is_wrong_never_raises_a_plan_above_its_bytes() -> None:
     request = chat("Hi")
-    assert plan(model(), request, PRINCIPAL, counted_input=10**9).input_tokens == request.input_bound
+    assert cost_bound(model(), request, PRINCIPAL, counted_input=10**9).input_tokens == request.input_bound
 
 
 def test_counting_helps_only_where_an_eighth_of_the_bytes_would_fit() -> None:
     request = chat("x" * 80_000, max_tokens=16)
     best = counted_bound(request, TextCount(request.text_bytes // 8, 0))
-    floor_nano = plan(model(), request, PRINCIPAL, counted_input=best).floor_nano
+    floor_nano = cost_bound(model(), request, PRINCIPAL, counted_input=best).floor_nano
     assert counting_may_help(model(), request, PRINCIPAL, floor_nano)
     assert not counting_may_help(model(), request, PRINCIPAL, floor_nano - 1)
