@@ -14,8 +14,8 @@ from gateway.protocol import PatientProtocol
 from gateway.settings import Settings, SettingsError, load_settings, without_password
 from gateway.stack.ports import listen
 from llm_service import core_dumps
+from llm_service.postgres import AWAY, PostgresTooOld, check_version
 from llm_service.telemetry import logs
-from llm_service.treasury.connection import AWAY, PostgresTooOld, check_version
 
 #: How long a connection that was just made may take to send its request, when the process is to end.
 _JUST_COME_S = 0.5

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.settings import Settings, load_settings
-from gateway.stack.state import StackState
+from gateway.stack.state import NotRunning, running_state
 
 if TYPE_CHECKING:
     import asyncpg
@@ -40,10 +40,6 @@ class ExitCode(IntEnum):
     ALREADY_RUNNING = 5
 
 
-class NotRunning(Exception):
-    """The command needs a running Treasurer (or its database), and there is none. Exit code 3."""
-
-
 def fail(message: str, code: int = ExitCode.FAILED) -> NoReturn:
     """Print an error to stderr and exit with `code`."""
     Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
@@ -55,19 +51,6 @@ def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
     return asyncio.run(coroutine)
 
 
-def running_state(settings: Settings | None = None) -> StackState:
-    """The stack that runs on the data folder.
-
-    Raises:
-        NotRunning: none does.
-    """
-    settings = settings or load_settings()
-    state = StackState.read(settings.data_dir)
-    if state is None:
-        raise NotRunning(f"Treasurer is not running in {settings.data_dir}: start it with `treasurer up`.")
-    return state
-
-
 @asynccontextmanager
 async def open_pool(settings: Settings | None = None) -> AsyncIterator[asyncpg.Pool]:
     """A small pool on `TREASURER_DATABASE_URL`, or else on the running stack's database.
@@ -77,13 +60,13 @@ async def open_pool(settings: Settings | None = None) -> AsyncIterator[asyncpg.P
     """
     import asyncpg  # here: `treasurer --help` does not wait for it
 
-    from llm_service.treasury.connection import check_version
+    from llm_service.postgres import ANY_POSTGRES_ERROR, check_version
 
     settings = settings or load_settings()
     url = settings.database_url or running_state(settings).database_url
     try:
         pool = await asyncpg.create_pool(url, min_size=1, max_size=4, timeout=5, init=check_version)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+    except ANY_POSTGRES_ERROR as error:
         reason = str(error) or "it did not answer in time"
         raise NotRunning(
             f"The database cannot be reached ({reason}). Is Treasurer running? Start it with `treasurer up`."

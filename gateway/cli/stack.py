@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from gateway.cli.common import ExitCode, fail, run_async, running_state
+from gateway.cli.common import ExitCode, fail, run_async
 from gateway.settings import Settings, load_settings, without_password
+from gateway.stack.state import running_state
 
 
 def register(app: typer.Typer) -> None:
@@ -44,16 +45,14 @@ def migrate() -> None:
 
 
 async def _migrate(url: str) -> None:
-    import asyncpg
-
     from gateway.migrations import migrate as upgrade
-    from llm_service.treasury.connection import PostgresTooOld
+    from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld
 
     try:
         await upgrade(url)
     except PostgresTooOld as error:
         fail(error.at(without_password(url)), ExitCode.FAILED)
-    except (OSError, TimeoutError, asyncpg.PostgresError) as error:
+    except ANY_POSTGRES_ERROR as error:
         fail(f"The database cannot be migrated: {error}", ExitCode.FAILED)
 
 

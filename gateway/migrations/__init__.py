@@ -17,7 +17,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from llm_service.treasury.connection import PostgresTooOld, check_version
+from llm_service.postgres import PostgresTooOld, check_version
 
 #: Names the lock among all advisory locks of the database ("Treasure" in ASCII).
 ADVISORY_LOCK = 0x5472656173757265

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-import asyncpg
 import psutil
 import yaml
 from prometheus_client.multiprocess import mark_process_dead  # pyright: ignore[reportUnknownVariableType]
@@ -34,7 +33,7 @@ from gateway.stack.probe import http_ok, warnings_of
 from gateway.stack.redis import EmbeddedRedis, redis_answers
 from gateway.stack.secret_files import StackSecrets, stack_secrets
 from gateway.stack.state import StackState
-from llm_service.treasury.connection import PostgresTooOld
+from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _EXTERNAL_S = 15.0
@@ -206,7 +205,7 @@ def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
             await migrate(site.database_url)
         except PostgresTooOld as error:
             raise PlanError(error.at(without_password(site.database_url))) from error
-        except (OSError, asyncpg.PostgresError, SQLAlchemyError) as error:
+        except (*ANY_POSTGRES_ERROR, SQLAlchemyError) as error:
             raise PlanError(
                 f"The database at {without_password(site.database_url)} cannot be migrated: {error}"
             ) from error

@@ -23,6 +23,8 @@ from typing import TypedDict
 
 import asyncpg
 
+from llm_service.postgres import ANY_POSTGRES_ERROR
+
 _USER = "treasurer"
 _ACCOUNT = "pgserver"  # the name that the wheel's own launcher uses: one account on the machine, not two
 _SHARED = Path("/var/lib/treasurer")
@@ -141,7 +143,7 @@ async def postgres_answers(url: str) -> bool:
             await connection.fetchval("SELECT 1", timeout=2)
         finally:
             connection.terminate()
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+    except ANY_POSTGRES_ERROR:
         return False
     return True
 

@@ -15,7 +15,7 @@ from llm_service.administration.inputs import View
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import ACTOR, read
 from llm_service.errors import InvalidRequest
-from llm_service.treasury.pools import fetch
+from llm_service.postgres import fetch
 
 if TYPE_CHECKING:
     from asyncpg import Record

@@ -26,7 +26,7 @@ from llm_service.administration.keys import hash_secret
 from llm_service.call.refusals import key_expired
 from llm_service.call.routing import read_route
 from llm_service.errors import NotAuthenticated, NotFound, NotPermitted
-from llm_service.treasury.pools import fetch
+from llm_service.postgres import fetch
 from llm_service.types import Budget, Dimension, Principal, RateLimit, Scope, WindowKind
 
 if TYPE_CHECKING:

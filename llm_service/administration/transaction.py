@@ -18,9 +18,7 @@ import asyncpg
 
 from llm_service.administration.inputs import MAX_ID
 from llm_service.errors import Conflict, NotFound
-from llm_service.treasury.faults import FAULTS, fault
-from llm_service.treasury.pools import borrowed
-from llm_service.treasury.snapshot import snapshot
+from llm_service.postgres import POSTGRES_ERRORS, borrowed, explain, snapshot
 from llm_service.types import Scope
 
 if TYPE_CHECKING:
@@ -51,8 +49,8 @@ async def change(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
             await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_S}s'; UPDATE epoch SET value = value + 1")  # noqa: S608 (a constant)
             await connection.execute(f"SELECT set_config('treasurer.actor', $1, true), {_BY_INDEX}", ACTOR.get())
             yield connection
-    except FAULTS as error:
-        raise fault(error) from error
+    except POSTGRES_ERRORS as error:
+        raise explain(error) from error
 
 
 async def read(pool: asyncpg.Pool, statement: str, *arguments: object) -> list[Record]:

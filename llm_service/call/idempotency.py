@@ -28,7 +28,7 @@ import orjson
 from llm_service.call.attempt import Call
 from llm_service.errors import IdempotencyConflict, NotAuthenticated, NotPermitted, TreasurerError, TreasuryUnavailable
 from llm_service.money import format_dollars
-from llm_service.treasury.pools import fetch
+from llm_service.postgres import fetch
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,18 @@ from llm_service.money import nano_from_reported_dollars
 from llm_service.pricing.bounds import TextCount, counted_bound
 from llm_service.pricing.catalog import Model
 from llm_service.telemetry.record import CallRecord
-from llm_service.treasury.sweep import UNREAD, Sweeper
+from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import LedgerState, Settlement, Usage, UsageSource
-from llm_service.usage import LONGEST_TOKEN, read_usage, reported_cost, says_too_little
+from llm_service.usage import (
+    FRAME_TOKENS,
+    IN_FLIGHT_TOKENS,
+    LONGEST_TOKEN,
+    UNREAD,
+    read_usage,
+    reported_cost,
+    says_too_little,
+)
 from llm_service.wire.events import GENERATED, objects
 from llm_service.wire.requests import ParsedRequest
 
@@ -40,10 +48,6 @@ _READ_ON = ("client_left", "superseded", "upstream_timeout")
 _CALLS = ("tool_calls", "function_call")
 #: A stream with less than so many bytes for each token that is reported is not looked at: most have an event for each.
 _BYTES_AN_EVENT = 1000
-#: What a provider adds around a text that was counted (the frame of a tool call …), in tokens.
-_MARGIN_TOKENS = 16
-#: What a provider may have generated beyond what was seen when a stream was cut, in tokens.
-_IN_FLIGHT_TOKENS = 32
 
 
 class Settler:
@@ -211,7 +215,7 @@ class Settler:
                 input_tokens = min(input_tokens, counted)
             if text and not call.reasons_unseen:
                 count = await self._count_text(call.model, text)
-                output_tokens = min(output_tokens, count.bound + _MARGIN_TOKENS)
+                output_tokens = min(output_tokens, count.bound + FRAME_TOKENS)
         except (ProxyUnavailable, UpstreamError) as error:
             log.warning(
                 "call %s is settled by its size in bytes; its tokens could not be counted: %s", call.call_id, error
@@ -219,7 +223,7 @@ class Settler:
         if call.reasons_unseen or unread:
             output_tokens = most_output
         elif ending.error_code is not None:
-            output_tokens += _IN_FLIGHT_TOKENS
+            output_tokens += IN_FLIGHT_TOKENS
         usage = Usage(input_tokens=input_tokens, output_tokens=min(output_tokens, most_output))
         return Ending(
             ending.state, ending.status, usage, UsageSource.ESTIMATED, ending.deployment, ending.proxy_cost_nano,

@@ -16,10 +16,10 @@ import time
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from asyncpg import InterfaceError, InternalClientError, PostgresError
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 
 from llm_service.errors import TreasurerError
+from llm_service.postgres import ANY_POSTGRES_ERROR
 from llm_service.telemetry.labels import clean
 
 _logger = logging.getLogger(__name__)
@@ -129,7 +129,7 @@ class DatabaseGauges:
             async with asyncio.timeout(self._timeout_s):
                 holds = (await pool.fetch(_HOLDS))[0]
                 rows = await pool.fetch(_BUDGETS, _NEWEST_WINDOWS, MAX_BUDGETS)
-        except (OSError, TimeoutError, PostgresError, InterfaceError, InternalClientError, TreasurerError) as error:
+        except (*ANY_POSTGRES_ERROR, TreasurerError) as error:
             if self._snapshot is not None or self._read_at < 0:
                 _logger.warning(
                     "/metrics is without budgets: the database did not answer (%s)", str(error) or "timed out"

@@ -1,9 +1,10 @@
-"""One connection to Postgres that comes back by itself.
+"""One connection to Postgres, which connects again after it was lost.
 
-What must hold: a statement that fails because Postgres is away says `TreasuryUnavailable`, soon
-(`NotSent` where it certainly did not reach Postgres); the next one connects again, and while Postgres
-stays away connecting is tried at most every `retry_s`, so that an outage costs neither time nor
-processor. One statement at a time. A server whose version the treasury's SQL was never tried on is refused by name.
+What must hold:
+  A statement that fails because Postgres is away raises `TreasuryUnavailable` soon, and `NotSent` where it certainly
+      did not reach Postgres.
+  While Postgres stays away, connecting is tried at most every `retry_s`: an outage costs neither time nor processor.
+  One statement at a time.
 """
 
 from __future__ import annotations
@@ -14,49 +15,11 @@ from typing import Any
 
 import asyncpg
 
-from llm_service.errors import TreasuryUnavailable
-from llm_service.treasury.faults import AWAY, away
-
-__all__ = ["AWAY", "Connection", "LockTimeout", "NotSent", "away"]
-
-
-#: The oldest major version that the treasury's tests run on (tests/integration/test_postgres_versions.py).
-OLDEST_POSTGRES = 15
-
-
-class NotSent(TreasuryUnavailable):
-    """Postgres could not be reached: the statement had no effect, and will have none."""
+from llm_service.postgres import AWAY, NotSent, PostgresTooOld, check_version, unavailable
 
 
 class LockTimeout(Exception):
     """Another transaction has kept a lock for too long: the statement had no effect."""
-
-
-class PostgresTooOld(NotSent):
-    """The server's version is not supported: its operator has to use another one."""
-
-    def __init__(self, version: str) -> None:
-        super().__init__(
-            f"PostgreSQL {version}: Treasurer needs {OLDEST_POSTGRES} or newer.",
-            retry_after=60,
-            details={"part": "postgres", "version": version},
-        )
-        self.version = version
-
-    def at(self, address: str) -> str:
-        """The same for an operator, with the server's address."""
-        return f"PostgreSQL {self.version} at {address}: Treasurer needs {OLDEST_POSTGRES} or newer."
-
-
-async def check_version(connection: asyncpg.Connection) -> None:
-    """Refuse a server that is too old. The version came with the connection: this asks nothing of the server.
-
-    Raises:
-        PostgresTooOld: it is.
-    """
-    version = connection.get_server_version()
-    if version.major < OLDEST_POSTGRES:
-        raise PostgresTooOld(f"{version.major}.{version.minor}")
 
 
 class Connection:
@@ -92,7 +55,7 @@ class Connection:
                 raise LockTimeout(str(error)) from error
             except AWAY as error:
                 await self.close()
-                raise away(error) from error
+                raise unavailable(error) from error
         raise AssertionError("unreachable")
 
     async def _connected(self) -> asyncpg.Connection:
@@ -100,7 +63,7 @@ class Connection:
             return await self._open()
         except AWAY as error:
             await self.close()
-            raise away(error, NotSent) from error
+            raise unavailable(error, NotSent) from error
 
     async def _open(self) -> asyncpg.Connection:
         if self._connection is not None and not self._connection.is_closed():
@@ -123,14 +86,14 @@ class Connection:
             await check_version(connection)
         except PostgresTooOld:
             connection.terminate()
-            self._not_before = 0.0  # it answers: whoever comes next is to read the same
+            self._not_before = 0.0  # the server answers: the next caller gets the same refusal
             raise
         self._connection = connection
         self._not_before = 0.0
         return connection
 
     async def close(self) -> None:
-        """Give the connection up. Does not wait for a server that is gone."""
+        """Close the connection, without waiting for a server that is gone."""
         connection, self._connection = self._connection, None
         if connection is None or connection.is_closed():
             return

@@ -13,8 +13,8 @@ from hashlib import sha256
 
 import asyncpg
 
+from llm_service.postgres import fetch
 from llm_service.pricing.catalog import Model
-from llm_service.treasury.pools import fetch
 
 _MOST = 10_000
 # A card that is there already is the common case, and costs no write.

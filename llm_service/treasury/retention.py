@@ -11,13 +11,14 @@ import logging
 
 import asyncpg
 
-from llm_service.treasury.connection import AWAY
+from llm_service.errors import TreasuryUnavailable
+from llm_service.postgres import fetch
 
 log = logging.getLogger(__name__)
 
 _RETIRE = """
 SELECT treasury_retire_windows_v1(
-    clock_timestamp() - make_interval(secs => $1), clock_timestamp() - make_interval(secs => $2), $3)
+    clock_timestamp() - make_interval(secs => $1), clock_timestamp() - make_interval(secs => $2), $3) AS count
 """
 _BATCH = 2_000
 #: Windows of a day or longer stay for so many seconds, which is 400 days: there are few of them, and `treasurer simulate`
@@ -28,22 +29,23 @@ LONG_S = 400 * 86_400.0
 async def retire_windows(pool: asyncpg.Pool, *, older_than_s: float, long_s: float = LONG_S) -> int:
     """Delete windows that ended more than `older_than_s` seconds ago (of a day or longer: `long_s`); how many.
 
-    Raises what asyncpg raises when Postgres is away: what was deleted until then is whole.
+    Raises:
+        TreasuryUnavailable: Postgres is away. Each window is gone with its sum, or still there.
     """
     count = 0
     while True:
-        retired = await pool.fetchval(_RETIRE, older_than_s, long_s, _BATCH, timeout=30)
+        retired: int = (await fetch(pool, _RETIRE, older_than_s, long_s, _BATCH, timeout_s=30))[0]["count"]
         count += retired
         if retired < _BATCH:
             return count
 
 
 async def retire_regularly(pool: asyncpg.Pool, *, older_than_s: float, interval_s: float = 60.0) -> None:
-    """Delete old windows every `interval_s` seconds. Postgres away is waited out."""
+    """Delete old windows every `interval_s` seconds. An outage of Postgres is waited out."""
     while True:
         await asyncio.sleep(interval_s)
         try:
             if count := await retire_windows(pool, older_than_s=older_than_s):
                 log.info("%d windows that had ended were retired", count)
-        except AWAY as error:
-            log.warning("windows could not be retired: %s", type(error).__name__)
+        except TreasuryUnavailable as error:
+            log.warning("windows could not be retired: %s", error)

@@ -21,8 +21,9 @@ from uuid import UUID
 import asyncpg
 
 from llm_service.errors import TreasuryUnavailable
+from llm_service.postgres import NotSent
 from llm_service.treasury.batch import Group
-from llm_service.treasury.connection import Connection, LockTimeout, NotSent
+from llm_service.treasury.connection import Connection, LockTimeout
 from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.statements import ADMIT, SETTLE, admission_arrays, decision, settlement_arrays

@@ -13,7 +13,7 @@ from gateway.composition import READING_AT_A_TIME
 from gateway.stack.state import StackState
 from llm_service.administration.transaction import change, read
 from llm_service.errors import DatabaseLocked, TookTooLong, TooManyReports
-from llm_service.treasury.snapshot import snapshot
+from llm_service.postgres import snapshot
 from tests.integration.caller import Caller, open_caller
 
 

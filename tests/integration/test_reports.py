@@ -11,9 +11,9 @@ import asyncpg
 import pytest
 
 from llm_service.errors import InvalidRequest, TreasuryUnavailable
+from llm_service.postgres import snapshot
 from llm_service.treasury.reports.query import FILTERS, TIMES, Order, Property, ReportQuery, parse_query
 from llm_service.treasury.reports.reports import CostReport, Figures, cost_report
-from llm_service.treasury.snapshot import snapshot
 
 NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
 

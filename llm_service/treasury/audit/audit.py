@@ -15,9 +15,9 @@ from datetime import datetime
 import asyncpg
 
 from llm_service.errors import InvalidRequest
+from llm_service.postgres import snapshot
 from llm_service.treasury.audit.checks import RULES
 from llm_service.treasury.audit.rule import Rule
-from llm_service.treasury.snapshot import snapshot
 
 #: Of each check, so many differences are named; the rest is counted.
 MAX_NAMED = 100

@@ -13,8 +13,7 @@ from collections import Counter
 
 import asyncpg
 
-from llm_service.treasury.faults import FAULTS, fault
-from llm_service.treasury.pools import borrowed
+from llm_service.postgres import POSTGRES_ERRORS, borrowed, explain
 from llm_service.types import CallContext, Principal
 
 log = logging.getLogger(__name__)
@@ -60,7 +59,7 @@ class RefusalLog:
                 await connection.executemany(
                     _INSERT, [(*kind[:-1], list(kind[-1]), count) for kind, count in counts.items()], timeout=5
                 )
-        except FAULTS as error:
-            log.warning("%d kinds of refusals could not be written yet: %s", len(counts), fault(error))
+        except POSTGRES_ERRORS as error:
+            log.warning("%d kinds of refusals could not be written yet: %s", len(counts), explain(error))
             counts.update(self._counts)
             self._counts = Counter(dict(counts.most_common(_MAX_KINDS)))

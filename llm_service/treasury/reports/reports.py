@@ -22,8 +22,8 @@ import asyncpg
 
 from llm_service.errors import InvalidRequest, TookTooLong
 from llm_service.money import format_dollars
+from llm_service.postgres import snapshot
 from llm_service.treasury.reports.query import NONE, TIMES, Order, Property, ReportQuery
-from llm_service.treasury.snapshot import snapshot
 
 _TIMEOUT_S = 60
 _NAMES_SHOWN = 10

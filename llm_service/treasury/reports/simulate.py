@@ -18,8 +18,8 @@ from datetime import datetime
 import asyncpg
 
 from llm_service.errors import InvalidRequest, NotFound
+from llm_service.postgres import snapshot
 from llm_service.treasury.pacing import Curve
-from llm_service.treasury.snapshot import snapshot
 from llm_service.types import Usage, WindowKind
 
 #: (model, usage) → nano-dollars; None: the catalogue has no such model.

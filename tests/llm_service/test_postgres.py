@@ -11,9 +11,7 @@ import asyncpg
 import pytest
 
 from llm_service.errors import DatabaseBusy, DatabaseLocked, TookTooLong, TooManyReports, TreasuryUnavailable
-from llm_service.treasury.faults import AWAY, FAULTS, PoolExhausted, away, fault
-from llm_service.treasury.pools import borrowed, fetch
-from llm_service.treasury.snapshot import snapshot
+from llm_service.postgres import AWAY, POSTGRES_ERRORS, PoolExhausted, borrowed, explain, fetch, snapshot, unavailable
 
 #: What a database that is gone, going or starting raises.
 GONE = [
@@ -34,7 +32,7 @@ NAMED = [
 
 @pytest.mark.parametrize("error", GONE, ids=lambda error: type(error).__name__)
 def test_a_database_that_is_gone_is_away(error: Exception) -> None:
-    for named in (fault(error), away(error), fault(error, reading="report", bound_s=60)):
+    for named in (explain(error), unavailable(error), explain(error, reading="report", bound_s=60)):
         assert isinstance(named, TreasuryUnavailable)
         assert (named.status, named.code) == (503, "treasury_unavailable")
         assert "database is away" in named.message
@@ -43,14 +41,14 @@ def test_a_database_that_is_gone_is_away(error: Exception) -> None:
 
 @pytest.mark.parametrize(("error", "words"), NAMED, ids=[type(error).__name__ for error, _ in NAMED])
 def test_a_database_that_is_there_is_not_called_away(error: Exception, words: str) -> None:
-    for named in (fault(error), away(error), fault(error, reading="report")):
+    for named in (explain(error), unavailable(error), explain(error, reading="report")):
         assert isinstance(named, TreasuryUnavailable)
         assert words in named.message
         assert "is away" not in named.message
 
 
 def test_a_pool_without_a_free_connection_is_busy_or_has_as_many_reports_as_it_makes() -> None:
-    busy, many = fault(PoolExhausted(6)), fault(PoolExhausted(4), reading="report")
+    busy, many = explain(PoolExhausted(6)), explain(PoolExhausted(4), reading="report")
     assert isinstance(busy, DatabaseBusy)
     assert (busy.status, busy.code, busy.retry_after) == (503, "database_busy", 1)
     assert "All 6 connections" in busy.message
@@ -61,14 +59,14 @@ def test_a_pool_without_a_free_connection_is_busy_or_has_as_many_reports_as_it_m
 
 
 def test_a_lock_that_is_kept_is_named() -> None:
-    error = fault(asyncpg.LockNotAvailableError("x"))
+    error = explain(asyncpg.LockNotAvailableError("x"))
     assert isinstance(error, DatabaseLocked)
     assert (error.status, error.code) == (503, "database_locked")
     assert "Another transaction" in error.message
 
 
 def test_a_report_that_took_too_long_is_no_outage() -> None:
-    error = fault(asyncpg.QueryCanceledError("x"), reading="report", bound_s=60)
+    error = explain(asyncpg.QueryCanceledError("x"), reading="report", bound_s=60)
     assert isinstance(error, TookTooLong)
     assert (error.status, error.message) == (400, "The report took longer than 60 s. Narrow it.")
 
@@ -134,4 +132,4 @@ async def test_a_time_out_of_a_statement_is_not_an_exhausted_pool() -> None:
 
 def test_every_fault_has_a_name() -> None:
     for kind in AWAY:
-        assert kind in FAULTS
+        assert kind in POSTGRES_ERRORS
