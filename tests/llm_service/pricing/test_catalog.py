@@ -106,7 +106,7 @@ def test_what_providers_do_that_a_price_does_not_say(
     ],
 )
 def test_openai_alone_may_choose_a_service_tier_of_another_price(
-    providers: tuple[str, ...], prices: dict[str, float], dearer: bool
+    providers: tuple[str, ...], prices: dict[str, Any], dearer: bool
 ) -> None:
     entries = [entry(id_=f"d{place}", litellm_provider=name, **prices) for place, name in enumerate(providers)]
     assert read_models(entries)["m"].has_dearer_tiers is dearer
