@@ -20,6 +20,7 @@ from multidict import CIMultiDict
 from llm_service.errors import ProxyUnavailable, UpstreamError, UpstreamTimeout
 from llm_service.types import Timeouts
 from llm_service.upstream.litellm_proxy import ProxyUpstream, Unanswered, surely_free, upstream_error
+from llm_service.wire.openai_errors import openai_error
 
 PATH = "/v1/chat/completions"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -458,7 +459,7 @@ def test_retry_after(given_as: str, seconds: float | None) -> None:
 def test_any_error_answer_can_be_shown(status: int, headers: dict[str, str], sent: bytes) -> None:
     error = upstream_error(status, headers, sent)
     assert error.status not in (401, 403)
-    json.dumps([error.as_openai(), error.headers()])
+    json.dumps([openai_error(error), error.headers()])
 
 
 @pytest.mark.parametrize(
