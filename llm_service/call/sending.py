@@ -22,7 +22,7 @@ from llm_service.call.attempt import Call
 from llm_service.call.refusals import check_live
 from llm_service.call.settlement import Settler
 from llm_service.errors import NotAuthenticated, PricesChanged, ProxyBusy, ProxyUnavailable, TreasurerError
-from llm_service.grants import GRANT_USED, GRANTS_UNAVAILABLE, PRICES_CHANGED, Grant, GrantLimits, digest_of, sign
+from llm_service.grants import GRANT_USED, GRANTS_UNAVAILABLE, PRICES_CHANGED, Grant, digest_of, sign
 from llm_service.types import Timeouts
 from llm_service.upstream.litellm_proxy import (
     Unanswered,
@@ -54,7 +54,7 @@ GRANT_LIFETIME_S = 60
 
 
 class Sender:
-    """Sends admitted attempts. `proxy_enforces_limits`: LiteLLM is told the rate limits, too."""
+    """Sends admitted attempts."""
 
     def __init__(
         self,
@@ -62,13 +62,11 @@ class Sender:
         upstream: Upstream,
         settler: Settler,
         grant_secret: str,
-        proxy_enforces_limits: bool = False,
         revoke: Revoke = never,
     ) -> None:
         self._upstream = upstream
         self._settler = settler
         self._grant_secret = grant_secret
-        self._proxy_enforces_limits = proxy_enforces_limits
         self._revoke = revoke
         self._background: set[asyncio.Task[None]] = set()
 
@@ -220,7 +218,6 @@ class Sender:
             run=context.run,
             user=context.user,
             session=context.session,
-            limits=_tightest(call) if self._proxy_enforces_limits else None,
             finishes=call.request.stream and call.finishes,
             once=call.journey.route.bills_errors,
             prices=call.model.prices,
@@ -268,11 +265,3 @@ def governed_body(call: Call) -> bytes:
             data["stream_options"] = (data.get("stream_options") or {}) | {"include_usage": True}
     data["model"] = call.model.name
     return orjson.dumps(data)
-
-
-def _tightest(call: Call) -> GrantLimits | None:
-    limits = call.principal.limits
-    rpm = [limit.requests_per_minute for limit in limits if limit.requests_per_minute is not None]
-    tpm = [limit.tokens_per_minute for limit in limits if limit.tokens_per_minute is not None]
-    parallel = [limit.concurrent for limit in limits if limit.concurrent is not None]
-    return GrantLimits(min(rpm, default=None), min(tpm, default=None), min(parallel, default=None))
