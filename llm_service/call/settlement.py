@@ -22,6 +22,7 @@ from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.money import nano_from_reported_dollars
 from llm_service.pricing.bounds import TextCount, counted_bound
 from llm_service.pricing.catalog import Model
+from llm_service.telemetry.logs import OwnText
 from llm_service.telemetry.record import CallRecord
 from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
@@ -134,9 +135,7 @@ class Settler:
         )
         self._limiter.release(call.pace, ending.usage.input_tokens + ending.usage.output_tokens)
         log.info(
-            "call %s %s",
-            call.call_id,
-            ending.state.value,
+            OwnText(f"call {call.call_id} {ending.state.value}"),
             extra={
                 "agent": call.principal.agent,
                 "model": call.model.name,
