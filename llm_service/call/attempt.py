@@ -26,27 +26,6 @@ CHAT_PATH = "/v1/chat/completions"
 EMBEDDINGS_PATH = "/v1/embeddings"
 
 
-#: Providers, by LiteLLM's names, that generate and bill a whole answer though its reader has left:
-#: https://openrouter.ai/docs/api-reference/streaming#stream-cancellation
-_GO_ON = frozenset(
-    {
-        "ai21",
-        "bedrock",
-        "bedrock_converse",
-        "featherless_ai",
-        "gemini",
-        "groq",
-        "huggingface",
-        "minimax",
-        "mistral",
-        "perplexity",
-        "replicate",
-        "sambanova",
-        "vertex_ai",
-    }
-)
-
-
 @dataclass(slots=True)
 class Journey:
     """What the attempts of one call have in common. Nano-dollars, by the attempt's number."""
@@ -159,7 +138,7 @@ class Call:
             self.journey.route.on_leave is OnLeave.FINISH
             or self.context.idempotency_key is not None
             or self.reasons_unseen
-            or not _GO_ON.isdisjoint({self.model.provider, *self.model.deployments.values()})
+            or self.model.bills_to_the_end
         )
 
     @property
@@ -168,8 +147,7 @@ class Call:
         if "reasoning" not in self.model.capabilities:
             return False
         data = self.request.data
-        # Claude reasons only when it is asked to; the others unless they are told not to.
-        return self.model.provider != "anthropic" or bool(data.get("thinking") or data.get("reasoning_effort"))
+        return not self.model.reasons_when_asked or bool(data.get("thinking") or data.get("reasoning_effort"))
 
     def headers(self, cost_nano: int | None) -> dict[str, str]:
         """What Treasurer tells the caller. Without a cost (a stream) `left` counts the whole hold as spent."""
