@@ -55,6 +55,12 @@ class Stream(StreamingAnswer):
         if self.gate is not None:
             await self.gate.wait()
 
+    async def __anext__(self) -> bytes:
+        raise AssertionError("it is read by its own iterator")
+
+    async def settled(self) -> None:
+        return
+
     async def aclose(self) -> None:
         await asyncio.sleep(0)
         self.closed += 1
