@@ -11,7 +11,7 @@ import asyncpg
 import uvicorn
 
 from gateway.app import create_app
-from gateway.protocol import PatientProtocol
+from gateway.protocol import BoundedHeadProtocol
 from gateway.settings import Settings, SettingsError, load_settings, without_password
 from gateway.stack.ports import listen
 from llm_service import core_dumps
@@ -39,7 +39,7 @@ def main() -> None:
     config = uvicorn.Config(
         create_app(settings),
         loop="uvloop",
-        http=PatientProtocol,
+        http=BoundedHeadProtocol,
         lifespan="on",
         access_log=False,
         log_config=None,
