@@ -44,14 +44,15 @@ def migrate() -> None:
 
 
 async def _migrate(url: str) -> None:
+    from gateway.migrations import MigrationFailed
     from gateway.migrations import migrate as upgrade
-    from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld
+    from llm_service.postgres import PostgresTooOld
 
     try:
         await upgrade(url)
     except PostgresTooOld as error:
         fail(error.at(without_password(url)), ExitCode.FAILED)
-    except ANY_POSTGRES_ERROR as error:
+    except MigrationFailed as error:
         fail(f"The database cannot be migrated: {error}", ExitCode.FAILED)
 
 
