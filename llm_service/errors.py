@@ -46,6 +46,8 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from llm_service.types import Condition
+
 
 class TreasurerError(Exception):
     """The root. `details` is shown to the caller as `error.treasurer`, for programs."""
@@ -284,6 +286,8 @@ class UpstreamError(TreasurerError):
     status = 502
     type = "upstream_error"
     code = "upstream_error"
+    #: What a provider refused a request for, where it said so: its context or its content.
+    reason: Condition | None = None
 
 
 class UpstreamTimeout(UpstreamError):

@@ -39,6 +39,8 @@ READ_PATHS = frozenset({"/model/info", "/utils/token_counter"})
 PRICES_STAMP = "treasurer_prices"
 #: True beside it where the proxy writes each use of a grant to the database before it asks a provider.
 USES_STAMP = "treasurer_uses_shared"
+#: In a model's entry of `/model/info`: the statuses after which the proxy's router tries another deployment by itself.
+RETRIES_STAMP = "treasurer_retries"
 #: What the plugin's refusal says in `x-treasurer-refused` where the grant names other prices than the worker has.
 PRICES_CHANGED = "prices_changed"
 #: And where the grant has been used before: by a sending of which only the answer is missing, so that it may be billed.
@@ -57,6 +59,15 @@ class GrantError(Exception):
 
 class GrantTimeError(GrantError):
     """A grant of ours that is not valid at this time: the clocks differ, or the request waited for too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class GrantLimits:
+    """The pace that LiteLLM enforces a second time, where that is switched on. `None` is no limit."""
+
+    rpm: int | None = None
+    tpm: int | None = None
+    parallel: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +90,7 @@ class Grant:
     run: str | None = None
     user: str | None = None
     session: str | None = None
+    limits: GrantLimits | None = None
     #: Whether the proxy reads a stream to its end though the service has left it: nothing else tells what it cost.
     finishes: bool = False
     #: Whether the proxy asks one deployment only: where errors are billed, the hold covers no second one.
@@ -123,6 +135,7 @@ def sign(secret: str, grant: Grant) -> str:
         "run": grant.run,
         "user": grant.user,
         "session": grant.session,
+        "limits": None,
         "iat": grant.issued_at,
         "exp": grant.expires_at,
     }
@@ -132,6 +145,8 @@ def sign(secret: str, grant: Grant) -> str:
         claims["once"] = True
     if grant.prices is not None:
         claims["prices"] = grant.prices
+    if grant.limits is not None:
+        claims["limits"] = {"rpm": grant.limits.rpm, "tpm": grant.limits.tpm, "parallel": grant.limits.parallel}
     return jwt.encode(claims, secret, algorithm=_ALGORITHM)  # pyright: ignore[reportUnknownMemberType]  # PyJWT's key type
 
 
@@ -265,12 +280,26 @@ def _parse(claims: Mapping[str, object]) -> Grant:
             run=_optional_text(claims, "run"),
             user=_optional_text(claims, "user"),
             session=_optional_text(claims, "session"),
+            limits=_limits(claims.get("limits")),
             finishes=claims.get("finishes") is True,
             once=claims.get("once") is True,
             prices=_optional_text(claims, "prices"),
         )
     except ValueError:
         raise _malformed("jti") from None
+
+
+def _limits(value: object) -> GrantLimits | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise _malformed("limits")
+    limits = cast("Mapping[str, object]", value)  # JSON: its names are text
+    return GrantLimits(
+        rpm=_optional_number(limits, "rpm"),
+        tpm=_optional_number(limits, "tpm"),
+        parallel=_optional_number(limits, "parallel"),
+    )
 
 
 def _text(claims: Mapping[str, object], name: str) -> str:

@@ -38,7 +38,7 @@ from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
 from litellm.types.utils import Usage as LiteLLMUsage
 from starlette.requests import Request
 
-from llm_service.grants import Grant, UsedGrants, digest_of, for_service, sign
+from llm_service.grants import Grant, GrantLimits, UsedGrants, digest_of, for_service, sign
 from llm_service.litellm_plugin import chunk_folding
 from llm_service.litellm_plugin import hooks as plugin
 from llm_service.litellm_plugin import shortcuts as shortcuts
@@ -58,7 +58,7 @@ def granted(content: bytes, path: str = CHAT, **changes: Any) -> str:
     fields: dict[str, Any] = {
         "call_id": uuid4(), "attempt": 3, "agent_id": 7, "agent": "digest", "team": "research",
         "organisation": "default", "key_id": 1, "model": "gpt-4o", "path": path, "digest": digest_of(content),
-        "issued_at": now, "expires_at": now + 60, "tags": ("news",), "user": "bob",
+        "issued_at": now, "expires_at": now + 60, "tags": ("news",), "user": "bob", "limits": GrantLimits(rpm=5),
         **changes,
     }  # fmt: skip
     return sign(SECRET, Grant(**fields))
@@ -166,6 +166,15 @@ async def check_reads_may_be_repeated() -> None:
     await ask(
         sign(SECRET, for_service("/utils/token_counter", model="gpt-4o", body=content)), content, "/utils/token_counter"
     )
+
+
+async def check_limits_are_litellm_s_only_when_asked() -> None:
+    plugin._enforces_limits = True
+    try:
+        content = body()
+        assert (await ask(granted(content), content)).rpm_limit == 5
+    finally:
+        plugin._enforces_limits = False
 
 
 async def check_a_use_that_cannot_be_remembered_is_refused() -> None:
@@ -713,6 +722,24 @@ async def check_i1_a_call_of_other_prices_is_refused_and_its_grant_is_used_up() 
         await ask(granted(content, model="house"), content)
     finally:
         del sys.modules["litellm.proxy.proxy_server"]
+
+
+async def check_the_statuses_that_the_router_retries_are_shown_as_it_is_configured() -> None:
+    policy = {"house": {"RateLimitErrorRetries": 1, "ServiceUnavailableErrorRetries": 2, "TimeoutErrorRetries": 0}}
+    for configured, shown in (
+        ({"model_group_retry_policy": policy, "num_retries": 0}, [429, 503]),
+        ({"num_retries": 0}, []),
+        ({"num_retries": 1}, [400, 401, 404, 408, 429, 500, 503]),
+    ):
+        sys.modules["litellm.proxy.proxy_server"] = proxy = a_proxy_with(  # type: ignore[assignment]
+            house(1e-7), house(1e-7, number="h2"), **configured
+        )
+        try:
+            await ask(granted(b"", "/model/info", model=None), b"", "/model/info", method="GET")
+            stamped = [each["model_info"]["treasurer_retries"] for each in proxy.llm_router.model_list]
+            assert stamped == [shown, shown], (configured, stamped)
+        finally:
+            del sys.modules["litellm.proxy.proxy_server"]
 
 
 async def check_a_litellm_that_shows_its_prices_in_another_way_is_served_without_versions() -> None:

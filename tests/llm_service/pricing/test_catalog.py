@@ -67,49 +67,23 @@ def test_an_operator_marks_a_model_free() -> None:
     assert model.rates == {"d1": FREE}
 
 
-def test_a_model_bounds_media_by_its_own_name_and_window() -> None:
-    model = read_models([entry(underlying="openai/gpt-4.1-mini", max_input_tokens=128_000)])["m"]
-    assert model.media_tokens(("image", "image")) == 5_000
-    assert model.media_tokens(("file",)) == 128_000
-
-
 @pytest.mark.parametrize(
-    ("providers", "to_the_end", "when_asked", "token_ids"),
+    ("underlying", "media", "window", "tokens"),
     [
-        (("openai",), False, False, True),
-        (("azure",), False, False, True),
-        (("anthropic",), False, True, False),
-        (("bedrock",), True, False, False),
-        (("openai", "vertex_ai"), True, False, True),
-        (("unheard_of",), False, False, False),
+        ("openai/gpt-4o", (), None, 0),
+        ("openai/gpt-4o", ("image", "image_low"), None, 85 + 8 * 170 + 85),
+        ("openai/gpt-4o-mini", ("image",), None, 2833 + 8 * 5667),
+        ("openai/gpt-4.1-mini", ("image_low",), None, 2500),
+        ("anthropic/claude", ("image",), 200_000, 200_000),
+        ("anthropic/claude", ("image",), None, None),
+        ("openai/gpt-4o", ("image", "file"), 128_000, 128_000),
+        ("openai/gpt-4o", ("file",), None, None),
     ],
 )
-def test_what_providers_do_that_a_price_does_not_say(
-    providers: tuple[str, ...], to_the_end: bool, when_asked: bool, token_ids: bool
+def test_images_are_bounded_by_a_rule_or_by_the_window(
+    underlying: str, media: tuple[str, ...], window: int | None, tokens: int | None
 ) -> None:
-    entries = [entry(id_=f"d{place}", litellm_provider=name) for place, name in enumerate(providers)]
-    model = read_models(entries)["m"]
-    assert (model.bills_to_the_end, model.reasons_when_asked, model.reads_token_ids) == (
-        to_the_end,
-        when_asked,
-        token_ids,
-    )
-
-
-@pytest.mark.parametrize(
-    ("providers", "prices", "dearer"),
-    [
-        (("openai",), {"input_cost_per_token_priority": 2e-06, "output_cost_per_token_priority": 4e-06}, True),
-        (("openai",), {}, False),
-        (("gemini",), {"input_cost_per_token_priority": 2e-06, "output_cost_per_token_priority": 4e-06}, False),
-        (("openai", "azure"), {"input_cost_per_token_flex": 5e-07, "output_cost_per_token_flex": 1e-06}, False),
-    ],
-)
-def test_openai_alone_may_choose_a_service_tier_of_another_price(
-    providers: tuple[str, ...], prices: dict[str, Any], dearer: bool
-) -> None:
-    entries = [entry(id_=f"d{place}", litellm_provider=name, **prices) for place, name in enumerate(providers)]
-    assert read_models(entries)["m"].has_dearer_tiers is dearer
+    assert read_models([entry(underlying=underlying, max_input_tokens=window)])["m"].media_tokens(media) == tokens
 
 
 # -- reading it
@@ -221,3 +195,15 @@ async def test_nothing_was_ever_read_and_the_proxy_is_away() -> None:
     await asyncio.gather(*(expect(ProxyUnavailable, catalog.get("m")) for _ in range(5)))
     assert proxy.reads == 1
     assert (await catalog.get("m")).name == "m"
+
+
+def test_what_the_proxy_retries_is_read_from_it_and_one_deployment_is_never_retried() -> None:
+    def entry(number: str, shown: object) -> dict[str, Any]:
+        info = {"id": number, "input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6, "treasurer_retries": shown}
+        return {"model_name": "m", "litellm_params": {"model": "openai/m"}, "model_info": info}
+
+    two = read_models([entry("a", [429, 503]), entry("b", [429, 503])])["m"]
+    assert [status for status in (408, 429, 500, 503) if two.retried_upstream(status)] == [429, 503]
+    assert not read_models([entry("a", [429, 503])])["m"].retried_upstream(429)
+    assert not read_models([entry("a", None), entry("b", None)])["m"].retried_upstream(429)
+    assert not read_models([entry("a", "429"), entry("b", "429")])["m"].retried_upstream(429)
