@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from gateway import errors
-from gateway.composition import Runtime, open_service
+from gateway.composition import GatewayRuntime, open_gateway
 from gateway.openapi import describe
 from gateway.routes import admin, health, models, reports
 from gateway.routes.openai import App, HotRoutes
@@ -20,7 +20,7 @@ def create_app(settings: Settings) -> App:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with open_service(settings) as runtime:
+        async with open_gateway(settings) as runtime:
             app.state.runtime = runtime
             yield
 
@@ -38,7 +38,7 @@ def create_app(settings: Settings) -> App:
         app.include_router(module.router)
     app.openapi = lambda: describe(app)
 
-    def runtime() -> Runtime:
+    def runtime() -> GatewayRuntime:
         return app.state.runtime
 
     return HotRoutes(app, runtime)

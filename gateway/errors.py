@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 from llm_service.administration.inputs import bad_input
 from llm_service.errors import BodyTooLarge, InvalidRequest, NotAuthenticated, NotFound, TreasurerError
+from llm_service.wire.openai_errors import openai_error
 
 _log = logging.getLogger(__name__)
 
@@ -30,7 +31,7 @@ def install(app: FastAPI) -> None:
 def error_response(error: TreasurerError, headers: Mapping[str, str] | None = None) -> Response:
     """The answer that says this error, with Retry-After and the like."""
     extra = {"www-authenticate": "Bearer"} if isinstance(error, NotAuthenticated) else {}
-    return JSONResponse(error.as_openai(), error.status, headers={**(headers or {}), **extra, **error.headers()})
+    return JSONResponse(openai_error(error), error.status, headers={**(headers or {}), **extra, **error.headers()})
 
 
 async def _known(_: Request, error: Exception) -> Response:

@@ -15,10 +15,10 @@ import sys
 from collections.abc import MutableMapping
 from typing import Any, cast
 
-import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from llm_service.errors import InvalidRequest
+from llm_service.wire.openai_errors import openai_error_body
 
 #: Seconds from the connection, or from a request's first byte, to the end of its headers.
 HEAD_S = 20.0
@@ -141,7 +141,7 @@ def cut(scope: MutableMapping[str, Any], last: bytes) -> None:
 
 
 def _answer(status: str, error: InvalidRequest) -> bytes:
-    body = orjson.dumps(error.as_openai())
+    body = openai_error_body(error)
     head = (
         f"HTTP/1.1 {status}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\nconnection: close\r\n\r\n"

@@ -38,13 +38,15 @@
         └── UpstreamTimeout       504
 
 What must hold: a message says what happened, to whom, and what to do; it never holds a secret or
-a prompt. Rendering is in one place, `as_openai`; status and headers are `status` and `headers()`.
+a prompt. Status and headers are `status` and `headers()`; the body belongs to an API: `wire/openai_errors.py`.
 """
 
 from __future__ import annotations
 
 import math
 from typing import Any
+
+from llm_service.types import Condition
 
 
 class TreasurerError(Exception):
@@ -75,13 +77,6 @@ class TreasurerError(Exception):
             self.code = code
         if status is not None:
             self.status = status
-
-    def as_openai(self) -> dict[str, Any]:
-        """OpenAI's error object: https://platform.openai.com/docs/guides/error-codes."""
-        error: dict[str, Any] = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        if self.details:
-            error["treasurer"] = self.details
-        return {"error": error}
 
     def headers(self) -> dict[str, str]:
         """Retry-After (whole seconds, RFC 9110 §10.2.3) and x-should-retry, where they apply."""
@@ -291,6 +286,8 @@ class UpstreamError(TreasurerError):
     status = 502
     type = "upstream_error"
     code = "upstream_error"
+    #: What a provider refused a request for, where it said so: its context or its content.
+    reason: Condition | None = None
 
 
 class UpstreamTimeout(UpstreamError):

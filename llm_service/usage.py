@@ -1,8 +1,10 @@
-"""What a provider reports about a call, as LiteLLM translates it to OpenAI's form. Pure.
+"""How many tokens a call used: which reports are believed, and the margins on what is only counted. Pure.
 
-What must hold: a report that cannot be true is not believed. A usage without any token of input is as
-good as none (LiteLLM may have counted the output itself then), and so is one whose parts are more than their whole:
-whoever believed it would charge cached tokens' price for what was none, or leave out what is billed beside it.
+What must hold (I2): a report that cannot be true is not believed: one without any token of input (LiteLLM may have
+counted the output itself then), one whose parts are more than their whole (to believe it would charge the price of
+cached tokens for tokens that were not cached, or leave out what is billed beside them), one of too few tokens for its text.
+What must hold (I1): a count that stands in for a report is taken with these margins, everywhere.
+Reports are in OpenAI's form, to which LiteLLM translates those of other providers:
 https://platform.openai.com/docs/api-reference/chat/object#chat/object-usage
 """
 
@@ -16,6 +18,12 @@ from llm_service.types import Usage
 
 #: Bytes of the longest tokens there are (runs of spaces, in OpenAI's and Meta's vocabularies).
 LONGEST_TOKEN = 128
+#: What a provider adds around a text that was counted (the frame of a message, of a tool call …), in tokens.
+FRAME_TOKENS = 16
+#: What a provider may have generated beyond what was seen of a stream when it was cut, in tokens.
+IN_FLIGHT_TOKENS = 32
+#: The error code of an attempt whose witness says that the provider had sent more than was read: its count has no upper side.
+UNREAD = "owner_lost_unread"
 
 
 def read_usage(report: object) -> Usage | None:
@@ -59,6 +67,30 @@ def says_too_little(output_tokens: int, text: str) -> bool:
     """Whether a text cannot be so few tokens: no vocabulary has longer ones."""
     # Half of a character, as a model that was cut leaves it, is no UTF-8, and counts all the same.
     return len(text.encode("utf-8", "surrogatepass")) > LONGEST_TOKEN * output_tokens
+
+
+def most_tokens(counted: int) -> int:
+    """The most tokens that a model's tokenizer is taken to make of a text that another tokenizer counted.
+
+    Half as much again: others were seen to make up to a third more than the one that counted.
+    """
+    return counted + counted // 2
+
+
+def most_used(counted: Usage) -> Usage:
+    """The most that a stream which was cut is taken to have used, from LiteLLM's own count of what had come of it.
+
+    LiteLLM's tokenizer need not be the provider's, and it counts only what had reached it.
+    """
+    input_tokens = most_tokens(counted.input_tokens) + FRAME_TOKENS
+    # The plugin names cache writes wherever the request asked for a cache: then all of the input may have been written.
+    written = input_tokens if counted.cache_write_1h_tokens else 0
+    return Usage(
+        input_tokens=input_tokens,
+        output_tokens=most_tokens(counted.output_tokens) + IN_FLIGHT_TOKENS,
+        cache_write_tokens=written,
+        cache_write_1h_tokens=written,
+    )
 
 
 def reported_cost(report: object) -> int | None:

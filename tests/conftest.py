@@ -26,16 +26,13 @@ from gateway.stack.ports import free_port
 from gateway.stack.postgres import EmbeddedPostgres, create_database, embedded_postgres
 from gateway.stack.redis import EmbeddedRedis
 from gateway.stack.state import StackState
-from tests.processes import running_postgres, stop, wait_until
+from tests.processes import OTHER_POSTGRES, running_postgres, stop, wait_until
 
 pydantic_ai.models.ALLOW_MODEL_REQUESTS = False  # a test that would reach a real provider fails instead
 
 # Hypothesis' own limits of time would be assertions about how busy the machine is.
 settings.register_profile("treasurer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("treasurer")
-
-#: Names the folder of another PostgreSQL's programs that the tests run on (tests/integration/test_postgres_versions.py).
-OTHER_POSTGRES = "TREASURER_TEST_POSTGRES"
 
 _TIER = {"integration": pytest.mark.integration, "chaos": pytest.mark.chaos, "evals": pytest.mark.evals}
 _TEMPLATE = "template_treasurer"

@@ -14,6 +14,9 @@ import pytest
 
 from gateway.stack.postgres import EmbeddedPostgres
 
+#: Names the folder of another PostgreSQL's programs that the tests run on (tests/integration/test_postgres_versions.py).
+OTHER_POSTGRES = "TREASURER_TEST_POSTGRES"
+
 
 @contextmanager
 def running_postgres(

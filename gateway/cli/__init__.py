@@ -10,8 +10,9 @@ import sys
 
 import typer
 
-from gateway.cli.common import ExitCode, NotRunning, fail
+from gateway.cli.common import ExitCode, fail
 from gateway.settings import SettingsError
+from gateway.stack.state import NotRunning
 from llm_service.errors import TreasurerError
 from llm_service.money import MoneyError
 

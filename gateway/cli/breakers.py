@@ -11,8 +11,9 @@ from urllib.parse import quote
 
 import typer
 
-from gateway.cli.common import NotRunning, emit, fail, run_async, running_state
+from gateway.cli.common import emit, fail, run_async
 from gateway.cli.database import AsJson
+from gateway.stack.state import NotRunning, running_state
 
 breakers = typer.Typer(no_args_is_help=True, help="Circuit breakers of models, providers and the proxy.")
 

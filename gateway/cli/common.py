@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gateway.settings import Settings, load_settings
-from gateway.stack.state import StackState
+from gateway.stack.state import NotRunning, running_state
 
 if TYPE_CHECKING:
     import asyncpg
@@ -40,10 +40,6 @@ class ExitCode(IntEnum):
     ALREADY_RUNNING = 5
 
 
-class NotRunning(Exception):
-    """The command needs a running Treasurer (or its database), and there is none. Exit code 3."""
-
-
 def fail(message: str, code: int = ExitCode.FAILED) -> NoReturn:
     """Print an error to stderr and exit with `code`."""
     Console(stderr=True, soft_wrap=True).print(Text.assemble(("error: ", "bold red"), message))
@@ -53,19 +49,6 @@ def fail(message: str, code: int = ExitCode.FAILED) -> NoReturn:
 def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine to its end."""
     return asyncio.run(coroutine)
-
-
-def running_state(settings: Settings | None = None) -> StackState:
-    """The stack that runs on the data folder.
-
-    Raises:
-        NotRunning: none does.
-    """
-    settings = settings or load_settings()
-    state = StackState.read(settings.data_dir)
-    if state is None:
-        raise NotRunning(f"Treasurer is not running in {settings.data_dir}: start it with `treasurer up`.")
-    return state
 
 
 @asynccontextmanager

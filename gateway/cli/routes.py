@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gateway.cli.common import NotRunning, emit, running_state
+from gateway.cli.common import emit
 from gateway.cli.database import (
     AfterId,
     AsJson,
@@ -18,6 +18,7 @@ from gateway.cli.database import (
     checked,
     say_more,
 )
+from gateway.stack.state import NotRunning, running_state
 from llm_service.administration import routes as serving
 from llm_service.administration.paging import DEFAULT
 from llm_service.money import format_dollars

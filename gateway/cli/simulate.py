@@ -11,7 +11,6 @@ import typer
 
 from gateway.cli.common import ExitCode, emit, fail, run_async
 from gateway.cli.database import AsJson, administer, dollars
-from gateway.composition import open_service
 from gateway.settings import load_settings
 from llm_service.administration.inputs import parse_duration
 from llm_service.money import MoneyError, parse_dollars
@@ -98,8 +97,10 @@ def _pair(text: str) -> tuple[str, str]:
 def _prices(models: set[str]) -> PriceOf:
     """Prices of the running proxy's catalogue. Raises UnknownModel."""
 
+    from gateway.composition import open_catalog
+
     async def read() -> PriceOf:
-        async with open_service(load_settings()) as runtime:
+        async with open_catalog(load_settings()) as runtime:
             known = {name: await runtime.catalog.get(name) for name in models}
         return lambda model, usage: known[model].cost(None, usage)
 

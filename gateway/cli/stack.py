@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from gateway.cli.common import ExitCode, fail, run_async, running_state
+from gateway.cli.common import ExitCode, fail, run_async
 from gateway.settings import Settings, load_settings, without_password
+from gateway.stack.state import running_state
 
 
 def register(app: typer.Typer) -> None:

@@ -19,7 +19,7 @@ from fastapi.routing import APIRoute
 from pydantic import BaseModel, ConfigDict
 
 from gateway.auth import administrator, scheme
-from gateway.composition import Runtime
+from gateway.composition import GatewayRuntime
 from llm_service.administration import budgets, change_log, keys, limits, organisations
 from llm_service.administration import routes as serving
 from llm_service.administration.inputs import MAX_ID, parse_duration, parse_moment
@@ -79,7 +79,7 @@ class _AdminRoute(APIRoute):
 
 
 def _pool(request: Request) -> asyncpg.Pool:
-    runtime: Runtime = request.app.state.runtime
+    runtime: GatewayRuntime = request.app.state.runtime
     return runtime.pools.reading if request.method == "GET" else runtime.pools.changes
 
 
@@ -321,7 +321,7 @@ async def force_breaker(
     request: Request, name: str, state: Literal["open", "close"], seconds: HeldS = HELD_S
 ) -> ForcedBreaker:
     """Open a breaker by hand (maintenance), or close it, in every process."""
-    runtime: Runtime = request.app.state.runtime
+    runtime: GatewayRuntime = request.app.state.runtime
     if not runtime.settings.breaker_failures:
         raise InvalidRequest("Breakers are off here (TREASURER_BREAKER_FAILURES is 0).")
     if not runtime.catalog.models:

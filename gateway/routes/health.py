@@ -9,7 +9,7 @@ from datetime import datetime
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
-from gateway.composition import Runtime
+from gateway.composition import GatewayRuntime
 from llm_service.call.sending import GRANT_LIFETIME_S
 from llm_service.errors import DatabaseBusy, ProxyUnavailable, TreasuryUnavailable, UpstreamError
 from llm_service.grants import CLOCK_SKEW_S
@@ -31,7 +31,7 @@ _STATE = {"content": {"application/json": {"schema": {"type": "object"}}}}
 @router.get("/readyz", responses={200: {**_STATE, "description": "ready"}, 503: {**_STATE, "description": "not ready"}})
 async def ready(request: Request) -> Response:
     """Whether calls can be served: 200, or 503 with the part that is missing."""
-    runtime: Runtime = request.app.state.runtime
+    runtime: GatewayRuntime = request.app.state.runtime
     (postgres, database_ahead_s), proxy, proxy_ahead_s = await asyncio.gather(
         _postgres(runtime), _proxy(runtime), runtime.proxy.clock_ahead_s()
     )
@@ -49,7 +49,7 @@ async def ready(request: Request) -> Response:
 @router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Prometheus metrics, over all gateway processes of this machine."""
-    runtime: Runtime = request.app.state.runtime
+    runtime: GatewayRuntime = request.app.state.runtime
     return Response(await runtime.telemetry.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
@@ -70,7 +70,7 @@ def clock_warnings(proxy_ahead_s: float | None, database_ahead_s: float | None) 
     return found
 
 
-async def _postgres(runtime: Runtime) -> tuple[str, float | None]:
+async def _postgres(runtime: GatewayRuntime) -> tuple[str, float | None]:
     """Whether it answers, and by how many seconds its clock is ahead of ours."""
     began = time.time()
     try:
@@ -87,7 +87,7 @@ async def _postgres(runtime: Runtime) -> tuple[str, float | None]:
     return "ok", now.timestamp() - (began + time.time()) / 2
 
 
-async def _proxy(runtime: Runtime) -> str:
+async def _proxy(runtime: GatewayRuntime) -> str:
     if runtime.catalog.models:
         return "ok"
     try:
@@ -97,5 +97,5 @@ async def _proxy(runtime: Runtime) -> str:
     return "ok" if runtime.catalog.models else "no models"
 
 
-def _redis(runtime: Runtime) -> str:
+def _redis(runtime: GatewayRuntime) -> str:
     return "away: limits are kept in each process, budgets are exact" if runtime.limiter.degraded else "ok"

@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from gateway.auth import secret_of
-from gateway.composition import Runtime
+from gateway.composition import GatewayRuntime
 from llm_service.errors import UnknownModel
 from llm_service.pricing.catalog import Model
 from llm_service.types import Principal
@@ -37,8 +37,8 @@ async def model(request: Request, name: str) -> dict[str, Any]:
     return _shown(found)
 
 
-async def _caller(request: Request) -> tuple[Runtime, Principal]:
-    runtime: Runtime = request.app.state.runtime
+async def _caller(request: Request) -> tuple[GatewayRuntime, Principal]:
+    runtime: GatewayRuntime = request.app.state.runtime
     return runtime, await runtime.principals.by_secret(secret_of(request))
 
 

@@ -16,11 +16,12 @@ from typing import Any, TypeVar
 import orjson
 
 from gateway.auth import SEVERAL, bearer_secret
-from gateway.composition import Runtime
+from gateway.composition import GatewayRuntime
 from gateway.protocol import cut
 from llm_service.call.streaming import StreamingAnswer
 from llm_service.errors import BodyTooLarge, InvalidRequest, NotAuthenticated, RequestTimeout, TreasurerError
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
+from llm_service.wire.openai_errors import openai_error_body, openai_error_event
 from llm_service.wire.requests import MAX_ATTRIBUTION, attribution
 
 log = logging.getLogger(__name__)
@@ -43,7 +44,7 @@ class _CallerLeft(Exception):
 class HotRoutes:
     """Serves POST /v1/chat/completions and /v1/embeddings; hands everything else to the app behind it."""
 
-    def __init__(self, app: App, runtime: Callable[[], Runtime]) -> None:
+    def __init__(self, app: App, runtime: Callable[[], GatewayRuntime]) -> None:
         self._app = app
         self._runtime = runtime
 
@@ -87,7 +88,7 @@ class HotRoutes:
 
 
 async def _chat(
-    runtime: Runtime, body: bytes, principal: Principal, context: CallContext, parent: object
+    runtime: GatewayRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
 ) -> Answer | StreamingAnswer:
     if wants_stream(body):
         return await runtime.service.stream(body, principal, context, parent)
@@ -95,7 +96,7 @@ async def _chat(
 
 
 async def _embed(
-    runtime: Runtime, body: bytes, principal: Principal, context: CallContext, parent: object
+    runtime: GatewayRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
 ) -> Answer | StreamingAnswer:
     return await runtime.service.embed(body, principal, context, parent)
 
@@ -235,22 +236,20 @@ async def _stream(answer: StreamingAnswer, send: Send, stalled_s: float, end: Ca
             async for events in answer:
                 await send_events(events)
         except TreasurerError as error:
-            await send_events(_event(error))
+            await send_events(openai_error_event(error))
         except (OSError, _Stalled):
             raise  # of the caller's connection: there is nobody to tell
         except Exception:
             log.exception("a stream failed")
-            await send_events(_event(TreasurerError(_FAILED)))
+            await send_events(openai_error_event(TreasurerError(_FAILED)))
         await send_events(b"", more=False)
     except _Stalled:
         log.warning("call %s was ended: its caller has taken nothing for %g s", answer.call_id, stalled_s)
-        end(_event(RequestTimeout(f"You took nothing of this answer for {stalled_s:g} s, so it was ended.")))
+        end(
+            openai_error_event(RequestTimeout(f"You took nothing of this answer for {stalled_s:g} s, so it was ended."))
+        )
     finally:
         await asyncio.shield(answer.aclose())
-
-
-def _event(error: TreasurerError) -> bytes:
-    return b"data: " + orjson.dumps(error.as_openai()) + b"\n\n"
 
 
 async def _send_whole(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
@@ -264,7 +263,7 @@ async def _send_error(send: Send, error: TreasurerError, **more: str) -> None:
     headers = {"content-type": "application/json"} | error.headers() | more
     if isinstance(error, NotAuthenticated):
         headers["www-authenticate"] = "Bearer"
-    await _send_whole(send, error.status, headers, orjson.dumps(error.as_openai()))
+    await _send_whole(send, error.status, headers, openai_error_body(error))
 
 
 def _encode(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

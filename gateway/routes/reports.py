@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Request, Response
 from fastapi.responses import JSONResponse
 
 from gateway.auth import administrator
-from gateway.composition import Runtime
+from gateway.composition import GatewayRuntime
 from llm_service.errors import InvalidRequest
 from llm_service.money import format_decimal
 from llm_service.treasury.reports.formats import report_as_csv, report_as_json
@@ -67,7 +67,7 @@ async def costs(request: Request) -> Response:
     if len(form) != 1 or form[0] not in _FORMATS:
         raise InvalidRequest(f"format: {', '.join(form)!r} is not one of: {', '.join(_FORMATS)}.", param="format")
     query = parse_query(parameters, now=datetime.now(UTC))
-    runtime: Runtime = request.app.state.runtime
+    runtime: GatewayRuntime = request.app.state.runtime
     report = await cost_report(runtime.pools.reading, query)
     if form == ["json"]:
         return JSONResponse(report_as_json(report))

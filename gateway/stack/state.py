@@ -13,7 +13,13 @@ from pathlib import Path
 import psutil
 from pydantic import BaseModel, ValidationError
 
+from gateway.settings import Settings, load_settings
+
 _FILE = "stack.json"
+
+
+class NotRunning(Exception):
+    """A running Treasurer (or its database) is needed, and there is none."""
 
 
 class StackState(BaseModel):
@@ -76,3 +82,16 @@ class StackState(BaseModel):
     def remove(data_dir: Path) -> None:
         """Take the file away, if it is there."""
         (data_dir / _FILE).unlink(missing_ok=True)
+
+
+def running_state(settings: Settings | None = None) -> StackState:
+    """The stack that runs on the data folder.
+
+    Raises:
+        NotRunning: none does.
+    """
+    settings = settings or load_settings()
+    state = StackState.read(settings.data_dir)
+    if state is None:
+        raise NotRunning(f"Treasurer is not running in {settings.data_dir}: start it with `treasurer up`.")
+    return state

@@ -17,10 +17,11 @@ from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from typing import Protocol
 
-from llm_service.call.attempt import Call
+from llm_service.call.attempt import Admitted, Attempt, Call
 from llm_service.call.refusals import check_allowed, check_live, refusal
 from llm_service.call.routing import Candidate, chain_of
 from llm_service.errors import CostLimited, ProxyUnavailable, RateLimited, TreasurerError, UpstreamError
+from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.guards.token_bucket import RatePermit
 from llm_service.money import format_decimal, format_dollars
@@ -107,50 +108,55 @@ class Admission:
         route = principal.route(name)
         return route, chain_of(route, name, self._catalog.models, principal.may_use, mode)
 
-    async def model(self, call: Call) -> Model:
+    async def model(self, attempt: Attempt) -> Model:
         """The model of this attempt. Raises TreasurerErrors."""
-        return await self._catalog.get(call.candidate.model, mode=_MODES[call.operation])
+        return await self._catalog.get(attempt.candidate.model, mode=_MODES[attempt.call.operation])
 
-    async def reprice(self, call: Call) -> None:
-        """Have newer prices of the attempt's model than those that it was held for.
+    async def reprice(self, model: Model) -> None:
+        """Read newer prices of the model than these.
 
         Raises:
-            TreasurerError: the proxy does not say them.
+            TreasurerError: the upstream does not give them.
         """
-        await self._catalog.newer(call.model)
+        await self._catalog.newer(model)
 
     def refused(self, call: Call, error: TreasurerError) -> None:
         """Tell that a call was refused for good, and nothing was sent for it."""
         self._refused(call.principal, call.context, call.request.model, error)
 
-    async def admit(self, call: Call) -> None:
-        """Fill in the call's plan, pace and hold; its model is known.
+    async def admit(self, attempt: Attempt, model: Model, breaker_permit: BreakerPermit) -> Admitted:
+        """Admit an attempt at a model, for which the breakers have given their permit.
 
         Raises:
             TreasurerError: why not. Nothing is held then.
         """
+        call = attempt.call
         self.check(call)
-        call.plan = cost_bound(call.model, call.request, call.principal)
-        queue_s = call.journey.route.queue_s
-        deadline = time.monotonic() + _patience_s(call, queue_s or 0)
-        call.pace = await self._keep_pace(call, deadline)
+        bound = cost_bound(model, call.request, call.principal)
+        queue_s = call.route.queue_s
+        deadline = time.monotonic() + _patience_s(attempt, queue_s or 0)
+        rate_permit = await self._keep_pace(call, model, bound, deadline)
         try:
-            call.hold = await self._hold(
-                call, deadline if queue_s is not None else time.monotonic() + _patience_s(call, self._busy_wait_s)
+            hold, bound = await self._hold(
+                attempt,
+                model,
+                bound,
+                deadline if queue_s is not None else time.monotonic() + _patience_s(attempt, self._busy_wait_s),
             )
         except BaseException:
-            self._limiter.release(call.pace, 0)
+            self._limiter.release(rate_permit, 0)
             raise
-        call.output_tokens = output_within(call.model, call.request, call.plan, call.hold.amount_nano)
+        output_tokens = output_within(model, call.request, bound, hold.amount_nano)
+        return Admitted(attempt, model, bound, rate_permit, breaker_permit, hold, output_tokens)
 
-    async def _keep_pace(self, call: Call, deadline: float) -> RatePermit:
+    async def _keep_pace(self, call: Call, model: Model, bound: CostBound, deadline: float) -> RatePermit:
         while True:
             try:
                 return await self._limiter.acquire(
                     call.call_id,
                     call.principal.limits,
-                    call.model.name,
-                    _estimated_tokens(call.request, call.plan),
+                    model.name,
+                    _estimated_tokens(call.request, bound),
                     self._lifetime_s,
                 )
             except RateLimited as error:
@@ -159,46 +165,52 @@ class Admission:
                     raise
                 await asyncio.sleep(wait_s)
 
-    async def _hold(self, call: Call, deadline: float) -> Hold:
+    async def _hold(self, attempt: Attempt, model: Model, bound: CostBound, deadline: float) -> tuple[Hold, CostBound]:
+        """A hold, and the bound that it covers: a tighter one where the input had to be counted."""
+        call = attempt.call
         while True:
-            outcome = await self._ask(call)
+            outcome = await self._ask(attempt, model, bound)
             if isinstance(outcome, Hold):
-                return outcome
+                return outcome, bound
             if outcome.kind in _UNDECIDED:
-                raise refusal(call.principal, outcome, call.plan.floor_nano, datetime.now(UTC))
-            if outcome.final and await self._count(call, outcome.limit_nano - outcome.posted_nano):
-                continue
+                raise refusal(call.principal, outcome, bound.floor_nano, datetime.now(UTC))
+            if outcome.final:
+                bound, helped = await self._count(call, model, bound, outcome.limit_nano - outcome.posted_nano)
+                if helped:
+                    continue
             left_s = deadline - time.monotonic()
             wait_s = _worth_waiting(outcome, left_s)
-            if wait_s is None and await self._count(call, outcome.left_nano):
-                continue
             if wait_s is None:
-                raise refusal(call.principal, outcome, call.plan.floor_nano, datetime.now(UTC))
+                bound, helped = await self._count(call, model, bound, outcome.left_nano)
+                if helped:
+                    continue
+                raise refusal(call.principal, outcome, bound.floor_nano, datetime.now(UTC))
             await self._treasury.freed(wait_s)
 
-    async def _ask(self, call: Call) -> Hold | Denial:
+    async def _ask(self, attempt: Attempt, model: Model, bound: CostBound) -> Hold | Denial:
         """Ask the treasury, with the principal as it is now."""
-        rate_card_id = await self._rate_card(call.model)
+        call = attempt.call
+        rate_card_id = await self._rate_card(model)
         while True:
             principal = call.principal
             check_live(principal, time.monotonic())  # its key may have expired while the call waited
-            amount_nano = _within_cost_limit(call)
+            amount_nano = _within_cost_limit(call, model, bound)
             request = HoldRequest(
                 call_id=call.call_id,
-                attempt=call.attempt,
+                attempt=attempt.number,
                 principal=principal,
                 context=call.context,
-                model=call.model.name,
+                model=model.name,
                 amount_nano=amount_nano,
-                floor_nano=min(call.plan.floor_nano, amount_nano),
+                floor_nano=min(bound.floor_nano, amount_nano),
                 lifetime_s=self._lifetime_s,
                 lines=tuple(
                     (budget.id, subject)
                     for budget in principal.budgets
-                    for subject in budget.subjects(call.model.name, call.context)
+                    for subject in budget.subjects(model.name, call.context)
                 ),
-                requested_model=None if call.model.name == call.request.model else call.request.model,
-                max_share=call.candidate.max_share,
+                requested_model=None if model.name == call.request.model else call.request.model,
+                max_share=attempt.candidate.max_share,
                 rate_card_id=rate_card_id,
             )
             try:
@@ -206,17 +218,17 @@ class Admission:
             except StaleEpoch:
                 await self.renew(call)
 
-    async def _count(self, call: Call, left_nano: int) -> bool:
-        """The bytes of the input were too many: count its tokens, where that can help, and whether it did."""
-        if call.plan.counted or not counting_may_help(call.model, call.request, call.principal, left_nano):
-            return False
+    async def _count(self, call: Call, model: Model, bound: CostBound, left_nano: int) -> tuple[CostBound, bool]:
+        """The bytes of the input were too many: count its tokens, where that can help. The bound, and whether it fits."""
+        if bound.counted or not counting_may_help(model, call.request, call.principal, left_nano):
+            return bound, False
         try:
-            counted = counted_bound(call.request, await self._count_tokens(call.model, call.request))
+            counted = counted_bound(call.request, await self._count_tokens(model, call.request))
         except (ProxyUnavailable, UpstreamError) as error:
             log.warning("the input of call %s could not be counted: %s", call.call_id, error)
-            return False
-        call.plan = cost_bound(call.model, call.request, call.principal, counted_input=counted)
-        return call.plan.floor_nano <= left_nano
+            return bound, False
+        bound = cost_bound(model, call.request, call.principal, counted_input=counted)
+        return bound, bound.floor_nano <= left_nano
 
 
 def _worth_waiting(denial: Denial, left_s: float) -> float | None:
@@ -230,31 +242,31 @@ def _worth_waiting(denial: Denial, left_s: float) -> float | None:
     return None
 
 
-def _patience_s(call: Call, wait_s: float) -> float:
+def _patience_s(attempt: Attempt, wait_s: float) -> float:
     """How long an attempt may wait: one after the first, not past the time by which its route lets it begin."""
-    journey = call.journey
-    return min(wait_s, max(0.0, journey.route.max_elapsed_s - journey.elapsed_s)) if call.attempt else wait_s
+    call = attempt.call
+    return min(wait_s, max(0.0, call.route.max_elapsed_s - call.elapsed_s)) if attempt.number else wait_s
 
 
-def _within_cost_limit(call: Call) -> int:
+def _within_cost_limit(call: Call, model: Model, bound: CostBound) -> int:
     """What may be held for this attempt, of what the route lets all of a call's attempts cost.
 
     Raises:
         CostLimited: it is less than the attempt's floor.
     """
-    most = call.journey.route.max_cost_nano
+    most = call.route.max_cost_nano
     if most is None:
-        return call.plan.amount_nano
-    left_nano = most - sum(call.journey.spent_nano.values())
-    if left_nano < call.plan.floor_nano:
+        return bound.amount_nano
+    left_nano = most - sum(call.spent_nano.values())
+    if left_nano < bound.floor_nano:
         raise CostLimited(
-            f"This call needs at least {format_dollars(call.plan.floor_nano)} of {call.model.name!r}, and its route lets "
+            f"This call needs at least {format_dollars(bound.floor_nano)} of {model.name!r}, and its route lets "
             f"it cost at most {format_dollars(most)}"
             + (f", of which {format_dollars(most - left_nano)} is spent or held" if left_nano < most else "")
             + f". Ask for less, or have an administrator raise the route's limit for agent {call.principal.agent!r}.",
             details={"agent": call.principal.agent, "max_cost": format_decimal(most)},
         )
-    return min(call.plan.amount_nano, left_nano)
+    return min(bound.amount_nano, left_nano)
 
 
 #: The budget could not be asked: counting tokens, or waiting as for held money, cannot help.
@@ -262,6 +274,6 @@ _UNDECIDED = frozenset({DenialKind.LOCKED, DenialKind.CROWDED, DenialKind.NO_WIN
 _MODES = {"chat": "chat", "embeddings": "embedding"}
 
 
-def _estimated_tokens(request: ParsedRequest, plan: CostBound) -> int:
-    """What a tokens-a-minute limit holds before the call, as OpenAI estimates it: a quarter of the text, and max_tokens."""
-    return request.text_bytes // 4 + plan.output_tokens * request.choices
+def _estimated_tokens(request: ParsedRequest, bound: CostBound) -> int:
+    """What a tokens-a-minute limit holds before the call, as is common: a quarter of the text, and max_tokens."""
+    return request.text_bytes // 4 + bound.output_tokens * request.choices

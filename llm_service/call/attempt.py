@@ -1,7 +1,8 @@
-"""One attempt of a call on its way: what was asked for, what was held for it, and how it ended.
+"""A call, its attempts, and what an attempt is admitted with.
 
-`Call` is filled in as `service.py` goes from top to bottom; `Ending` is what settlement needs to know.
-A call that fails over is several of these, one after the other, which share its `Journey`.
+`Call` is the request and what all of its attempts have in common; `Attempt` is its n-th try (the ledger's key is the
+call's id and that number); `Admitted` is an attempt with all that it was admitted with. So a signature says what may be
+called when: only what is admitted can be sent, and only what is admitted can be settled.
 """
 
 from __future__ import annotations
@@ -13,62 +14,21 @@ from uuid import UUID
 
 from llm_service.call.routing import Candidate
 from llm_service.errors import TreasurerError
-from llm_service.guards.breaker_gate import FREE, BreakerPermit
+from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.token_bucket import RatePermit
 from llm_service.ids import new_call_id
-from llm_service.money import format_decimal
 from llm_service.pricing.bounds import CostBound
 from llm_service.pricing.catalog import Model
-from llm_service.types import NO_ROUTE, CallContext, Hold, LedgerState, OnLeave, Principal, Route, Usage, UsageSource
+from llm_service.types import NO_ROUTE, CallContext, Hold, OnLeave, Principal, Route
 from llm_service.wire.requests import ParsedRequest
 
 CHAT_PATH = "/v1/chat/completions"
 EMBEDDINGS_PATH = "/v1/embeddings"
 
 
-#: Providers, by LiteLLM's names, that generate and bill a whole answer though its reader has left:
-#: https://openrouter.ai/docs/api-reference/streaming#stream-cancellation
-_GO_ON = frozenset(
-    {
-        "ai21",
-        "bedrock",
-        "bedrock_converse",
-        "featherless_ai",
-        "gemini",
-        "groq",
-        "huggingface",
-        "minimax",
-        "mistral",
-        "perplexity",
-        "replicate",
-        "sambanova",
-        "vertex_ai",
-    }
-)
-
-
-@dataclass(slots=True)
-class Journey:
-    """What the attempts of one call have in common. Nano-dollars, by the attempt's number."""
-
-    route: Route = NO_ROUTE
-    chain: tuple[Candidate, ...] = ()
-    began: float = field(default_factory=time.perf_counter)
-    #: What each attempt that was sent has cost, or may have.
-    spent_nano: dict[int, int] = field(default_factory=dict[int, int])
-    failures: list[tuple[str, TreasurerError]] = field(default_factory=list[tuple[str, TreasurerError]])
-    #: Attempts that were held for at prices which the proxy no longer has: they were not sent, and were made again.
-    repriced: int = 0
-
-    @property
-    def elapsed_s(self) -> float:
-        """Seconds since the call came in."""
-        return time.perf_counter() - self.began
-
-
 @dataclass(slots=True)
 class Call:
-    """A request of a principal, in one of its attempts. The fields below the line are set when it is admitted."""
+    """A request of a principal, and how far it has come. Nano-dollars, by the attempt's number."""
 
     operation: str
     path: str
@@ -77,89 +37,110 @@ class Call:
     context: CallContext
     parent: object | None
     call_id: UUID = field(default_factory=new_call_id)
-    attempt: int = 0
+    route: Route = NO_ROUTE
+    chain: tuple[Candidate, ...] = ()
+    began: float = field(default_factory=time.perf_counter)
+    #: What each attempt that was sent has cost, or may have.
+    spent_nano: dict[int, int] = field(default_factory=dict[int, int])
+    failures: list[tuple[str, TreasurerError]] = field(default_factory=list[tuple[str, TreasurerError]])
+    #: Attempts that were held for at prices which the upstream no longer has: they were not sent, and were made again.
+    repriced: int = 0
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the call came in."""
+        return time.perf_counter() - self.began
+
+    @property
+    def may_have_cost(self) -> bool:
+        """Whether any attempt has cost something, or may have: then the call's idempotency key is spent."""
+        return bool(self.spent_nano)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """A call's try at one place in its chain of models."""
+
+    call: Call
+    number: int = 0
+    place: int = 0  # in the chain
+    tries_here: int = 1  # attempts at this place, with this one
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started: float = field(default_factory=time.perf_counter)
     first_token_ms: int | None = None
-    journey: Journey = field(default_factory=Journey)
-    place: int = 0  # in the chain
-    tries_here: int = 1  # attempts at this place, with this one
     superseded: bool = False  # another attempt has taken its place
     late: bool = False  # it was given up for being too slow
-    passage: BreakerPermit = FREE
-    # -- admitted
-    model: Model = field(init=False)
-    plan: CostBound = field(init=False)
-    pace: RatePermit = field(init=False)
-    hold: Hold = field(init=False)
-    output_tokens: int = field(init=False, default=0)
-
-    def following(self, place: int) -> Call:
-        """The call's next attempt, at a place in its chain."""
-        self.superseded = True
-        return Call(
-            self.operation,
-            self.path,
-            self.request,
-            self.principal,
-            self.context,
-            self.parent,
-            call_id=self.call_id,
-            attempt=self.attempt + 1,
-            journey=self.journey,
-            place=place,
-            tries_here=self.tries_here + 1 if place == self.place else 1,
-        )
-
-    def repriced(self) -> Call:
-        """The same attempt once more, under its next number, at newer prices. It counts for no limit of the route."""
-        self.journey.repriced += 1
-        following = self.following(self.place)
-        following.tries_here = self.tries_here
-        return following
 
     @property
     def candidate(self) -> Candidate:
         """The model of this attempt, and under which conditions."""
-        return self.journey.chain[self.place]
+        return self.call.chain[self.place]
 
-    @property
-    def owed(self) -> bool:
-        """Whether any attempt of the call has cost something, or may have: its idempotency key is spent."""
-        return bool(self.journey.spent_nano)
+    def following(self, place: int) -> Attempt:
+        """The call's next attempt, at a place in its chain."""
+        self.superseded = True
+        tries_here = self.tries_here + 1 if place == self.place else 1
+        return Attempt(self.call, self.number + 1, place, tries_here)
 
-    def sent(self) -> None:
-        """The attempt leaves: from now on it may cost what is held for it."""
-        self.journey.spent_nano[self.attempt] = self.hold.amount_nano
-
-    def cost(self, cost_nano: int) -> None:
-        """What the attempt has cost is known."""
-        self.journey.spent_nano[self.attempt] = cost_nano
-
-    def free(self) -> None:
-        """The attempt has cost nothing."""
-        self.journey.spent_nano.pop(self.attempt, None)
+    def repriced(self) -> Attempt:
+        """The same attempt once more, under its next number, at newer prices. It counts for no limit of the route."""
+        self.call.repriced += 1
+        following = self.following(self.place)
+        following.tries_here = self.tries_here
+        return following
 
     def elapsed_ms(self) -> int:
         """Milliseconds since the attempt began."""
         return int((time.perf_counter() - self.started) * 1000)
 
     @property
-    def left_as(self) -> tuple[str, int]:
-        """How an attempt that nobody waits for any more is booked: its error code and its status."""
+    def abandonment(self) -> tuple[str, int]:
+        """How an attempt is booked that nobody waits for any more: its error code and its status."""
         if self.superseded:
             return "superseded", 504
         return ("upstream_timeout", 504) if self.late else ("client_left", 499)
 
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """An attempt that may be sent: a hold on disk covers the most that it can cost."""
+
+    attempt: Attempt
+    model: Model
+    bound: CostBound
+    rate_permit: RatePermit
+    breaker_permit: BreakerPermit
+    hold: Hold
+    output_tokens: int  # the most that each choice may have
+
     @property
-    def finishes(self) -> bool:
-        """Whether a stream is read to its end though its caller has left: nothing else tells what it cost; and who
-        has a key for it may come again (I7)."""
+    def call(self) -> Call:
+        return self.attempt.call
+
+    def sent(self) -> None:
+        """The attempt leaves: from now on it may cost what is held for it."""
+        self.call.spent_nano[self.attempt.number] = self.hold.amount_nano
+
+    def cost(self, cost_nano: int) -> None:
+        """What the attempt has cost is known."""
+        self.call.spent_nano[self.attempt.number] = cost_nano
+
+    def free(self) -> None:
+        """The attempt has cost nothing."""
+        self.call.spent_nano.pop(self.attempt.number, None)
+
+    @property
+    def drain_on_disconnect(self) -> bool:
+        """Whether a stream is read to its end though its caller has left.
+
+        It is where nothing else tells what it cost, and where an idempotency key may bring the caller back (I7).
+        """
+        call = self.call
         return (
-            self.journey.route.on_leave is OnLeave.FINISH
-            or self.context.idempotency_key is not None
+            call.route.on_leave is OnLeave.FINISH
+            or call.context.idempotency_key is not None
             or self.reasons_unseen
-            or not _GO_ON.isdisjoint({self.model.provider, *self.model.deployments.values()})
+            or self.model.bills_to_the_end
         )
 
     @property
@@ -167,43 +148,11 @@ class Call:
         """Whether the provider bills tokens that an answer does not show."""
         if "reasoning" not in self.model.capabilities:
             return False
-        data = self.request.data
-        # Claude reasons only when it is asked to; the others unless they are told not to.
-        return self.model.provider != "anthropic" or bool(data.get("thinking") or data.get("reasoning_effort"))
+        data = self.call.request.data
+        return not self.model.reasons_when_asked or bool(data.get("thinking") or data.get("reasoning_effort"))
 
-    def headers(self, cost_nano: int | None) -> dict[str, str]:
-        """What Treasurer tells the caller. Without a cost (a stream) `left` counts the whole hold as spent."""
-        headers = {"x-treasurer-call-id": str(self.call_id)}
-        if cost_nano is not None:
-            headers["x-treasurer-cost"] = format_decimal(cost_nano)
-        left = self.hold.tightest_left_nano
-        if left is not None:
-            left += 0 if cost_nano is None else self.hold.amount_nano - cost_nano
-            headers["x-treasurer-budget-left"] = format_decimal(left)
-            tightest = self.hold.tightest_budget_id
-            name = next((budget.name for budget in self.principal.budgets if budget.id == tightest), None)
-            if name is not None:
-                headers["x-treasurer-budget"] = name
-        asked = self.request.max_tokens if self.request.max_tokens is not None else self.plan.output_tokens
-        if self.operation == "chat" and self.output_tokens < asked:
-            headers["x-treasurer-max-tokens"] = f"clamped:{self.output_tokens}"
-        elif self.plan.defaulted and self.operation == "chat":
-            headers["x-treasurer-max-tokens"] = f"default:{self.output_tokens}"
-        if self.attempt:
-            headers["x-treasurer-model"] = self.model.name
-            headers["x-treasurer-attempts"] = str(self.attempt + 1)
-        return headers | self.pace.headers()
-
-
-@dataclass(frozen=True, slots=True)
-class Ending:
-    """How an attempt ended, before it is priced."""
-
-    state: LedgerState
-    status: int
-    usage: Usage = field(default_factory=Usage)
-    usage_source: UsageSource = UsageSource.NONE
-    deployment: str | None = None
-    proxy_cost_nano: int | None = None
-    service_tier: str | None = None
-    error_code: str | None = None
+    @property
+    def most_output_tokens(self) -> int:
+        """The most output that was held for, over all choices."""
+        request = self.call.request
+        return self.output_tokens * request.choices + request.extra_output

@@ -2,8 +2,8 @@
 
 What must hold: every walk along a chain ends. A model that was left is not tried again; an attempt after a
 failure is made only where the route names the failure's kind, within its bounds of attempts, time and money, and
-never for an error that LiteLLM's router has already tried another deployment for (that would be two layers'
-retries of one error). A caller's own error (a bad request) ends the walk.
+never for an error that the upstream has already tried another deployment for (that would be two layers' retries
+of one error). A caller's own error (a bad request) ends the walk.
 """
 
 from __future__ import annotations
@@ -24,25 +24,6 @@ from llm_service.errors import (
 from llm_service.pricing.catalog import Model
 from llm_service.types import Condition, Downgrade, Fallback, OnLeave, Route, Timeouts
 
-#: How providers, and LiteLLM for them, say that a request is too long; OpenAI's is a code, the others' are words
-#: (LiteLLM 1.106: `ContextWindowExceededError`, from litellm_core_utils/exception_mapping_utils.py).
-_TOO_LONG = (
-    "context_length_exceeded",
-    "contextwindowexceedederror",
-    "maximum context length",
-    "prompt is too long",
-    "exceeds the maximum number of tokens",
-    "exceed context limit",
-    "input is too long",
-)
-_FILTERED = (
-    "content_filter",
-    "content_policy_violation",
-    "contentpolicyviolationerror",
-    "responsibleaipolicyviolation",
-    "content management policy",
-    "safety system",
-)
 _RETRIED = frozenset({Condition.ERROR, Condition.TIMEOUT, Condition.RATE_LIMIT})
 #: What the model that was asked for is always tried for.
 _ALWAYS = frozenset(Condition)
@@ -109,12 +90,8 @@ def condition_of(error: TreasurerError) -> Condition | None:
         return None if isinstance(error, ProxyClock) else Condition.ERROR
     if not isinstance(error, UpstreamError):
         return None
-    said = f"{error.code} {error.type} {error.message}".lower()
-    if error.status < 500 and error.status != 429:
-        if any(sign in said for sign in _TOO_LONG):
-            return Condition.CONTEXT_TOO_LONG
-        if any(sign in said for sign in _FILTERED):
-            return Condition.CONTENT_FILTER
+    if error.reason is not None:
+        return error.reason
     if error.status in (408, 504):
         return Condition.TIMEOUT
     if error.status == 429:
@@ -129,11 +106,11 @@ def next_after(
     route: Route,
     progress: Progress,
     blocked: Callable[[str], bool],
-    retried_by_proxy: bool,
+    retried_upstream: bool,
 ) -> int | None:
     """Where in the chain the next attempt is made after the one at `index` failed for `reason`; None: nowhere.
 
-    The same model again, as often as the route says, where LiteLLM has not done so already; else the next one
+    The same model again, as often as the route says, where the upstream has not done so already; else the next one
     that stands in for this kind of failure and is not `blocked` by an open breaker.
     """
     if progress.attempts >= route.max_attempts or progress.elapsed_s >= route.max_elapsed_s:
@@ -141,7 +118,7 @@ def next_after(
     if route.max_cost_nano is not None and progress.spent_nano >= route.max_cost_nano:
         return None
     here = chain[index].model
-    if reason in _RETRIED and progress.tries_here <= route.retries and not retried_by_proxy and not blocked(here):
+    if reason in _RETRIED and progress.tries_here <= route.retries and not retried_upstream and not blocked(here):
         return index
     for place in range(index + 1, len(chain)):
         if reason in chain[place].on and not blocked(chain[place].model):

@@ -1,11 +1,12 @@
 """One attempt at the upstream: the request as governance sends it, its grant, and what an error answer means.
 
-What must hold: what leaves has a hold on disk, a grant that names it (I3), and a key that has not expired; whatever
-does not come back as an answer is settled before the error is raised: given back where nothing can have been bought,
-and else left to the proxy's witness (I2). How it went is told to the breakers; a caller's own error says nothing
-about the model.
-Where an answer does not say which (a balancer's, a broken connection), the grant is revoked:
-if that succeeds, no proxy has used it and none ever will, so that nothing was bought.
+What must hold:
+  What leaves has a hold on disk, a grant that names it (I3), and a key that has not expired.
+  Whatever is not answered is settled before the error is raised: given back where nothing can have been bought, and
+  else left to the witness (I2).
+  Where an answer does not say which (a balancer's, a broken connection), the grant is revoked: if that succeeds,
+  no proxy has used it and none ever will, so that nothing was bought.
+  The breakers learn how it went; a caller's own error says nothing about the model.
 """
 
 from __future__ import annotations
@@ -18,20 +19,13 @@ from uuid import UUID
 
 import orjson
 
-from llm_service.call.attempt import Call
+from llm_service.call.attempt import Admitted, Call
 from llm_service.call.refusals import check_live
 from llm_service.call.settlement import Settler
-from llm_service.errors import NotAuthenticated, PricesChanged, ProxyBusy, ProxyUnavailable, TreasurerError
-from llm_service.grants import GRANT_USED, GRANTS_UNAVAILABLE, PRICES_CHANGED, Grant, GrantLimits, digest_of, sign
+from llm_service.errors import NotAuthenticated, PricesChanged, ProxyUnavailable, TreasurerError
+from llm_service.grants import Grant, GrantLimits, digest_of, sign
 from llm_service.types import Timeouts
-from llm_service.upstream.litellm_proxy import (
-    Unanswered,
-    Upstream,
-    UpstreamAnswer,
-    UpstreamStream,
-    surely_free,
-    upstream_error,
-)
+from llm_service.upstream.upstream import Billing, Refusal, Unanswered, Upstream, UpstreamAnswer, UpstreamStream
 from llm_service.used_grants import REMEMBERED_S
 
 Response = TypeVar("Response")
@@ -42,14 +36,11 @@ Revoke = Callable[[UUID, int], Awaitable[bool]]
 
 
 async def never(_call_id: UUID, _attempt: int) -> bool:
-    """For where used grants are not shared: nothing can be told of any."""
+    """For where used grants are not shared: it is not known of any whether it was used."""
     return False
 
 
-#: Headers of an answer that went through our plugin, and so of a grant that was used or that it refused itself.
-_PLUGINS = ("x-treasurer-", "x-litellm-", "llm_provider-")
-
-#: A grant is for a request that leaves now; LiteLLM reads it as soon as a worker is free.
+#: In seconds. A grant is for a request that leaves now; the proxy reads it as soon as a worker is free.
 GRANT_LIFETIME_S = 60
 
 
@@ -72,146 +63,138 @@ class Sender:
         self._revoke = revoke
         self._background: set[asyncio.Task[None]] = set()
 
-    async def whole(self, call: Call) -> UpstreamAnswer:
-        """A whole answer, of status 200.
+    async def whole(self, admitted: Admitted) -> UpstreamAnswer:
+        """A whole answer that was served.
 
         Raises:
             TreasurerError: there is none. The attempt is settled, or watched.
         """
-        upstream = await self._send(call, self._upstream.send)
-        if upstream.status != 200:
-            raise await self._refused(call, upstream)
-        return upstream
+        answer = await self._send(admitted, self._upstream.send)
+        if isinstance(answer, Refusal):
+            raise await self._refused(admitted, answer)
+        return answer
 
-    async def stream(self, call: Call) -> UpstreamStream:
-        """A stream, of status 200. Raises as `whole` does."""
-        upstream = await self._send(call, self._upstream.open)
-        if upstream.status == 200:
-            return upstream
+    async def stream(self, admitted: Admitted) -> UpstreamStream:
+        """A stream that was accepted. Raises as `whole` does."""
+        stream = await self._send(admitted, self._upstream.open)
+        if stream.accepted:
+            return stream
         body = b""
         try:
-            body = await upstream.read()
+            body = await stream.read()
         except Unanswered:
             pass
         except asyncio.CancelledError:
-            self._booked(call, UpstreamAnswer(upstream.status, upstream.headers, body))
+            self._booked(admitted, stream.refusal(body))
             raise
         finally:
-            upstream.close()
-        raise await self._refused(call, UpstreamAnswer(upstream.status, upstream.headers, body))
-
-    async def _send(self, call: Call, send: Callable[[str, bytes, str, Timeouts], Awaitable[Response]]) -> Response:
-        try:
-            check_live(call.principal, time.monotonic())
-        except NotAuthenticated as error:  # between its hold and here, such as while its idempotency key was confirmed
-            call.passage.release()
-            self._settler.void(call, error)
-            raise
-        body = governed_body(call)
-        grant = sign(self._grant_secret, self._grant(call, body))
-        call.sent()
-        try:
-            return await send(call.path, body, grant, call.journey.route.timeouts)
-        except ProxyUnavailable as error:
-            call.passage.failed("proxy")
-            call.free()
-            self._settler.void(call, error)
-            raise
-        except Unanswered as lost:
-            if await self._never_used(call):
-                raise self._not_sent(call, "The connection to LiteLLM Proxy broke, or took too long.") from lost
-            call.passage.failed()
-            self._settler.unanswered(call, lost.error)
-            raise lost.error from lost
-        except asyncio.CancelledError:
-            self._left(call)
-            raise
+            stream.close()
+        raise await self._refused(admitted, stream.refusal(body))
 
     async def close(self) -> None:
         """Wait until it is known of calls whose callers have left whether they were sent."""
         while self._background:
             await asyncio.wait(self._background)
 
-    def _left(self, call: Call) -> None:
-        """The caller has left before the proxy answered: a request that it has not begun with is taken back."""
-        call.passage.release()
-        task = asyncio.create_task(self._take_back(call, TreasurerError("the caller left", code="client_left")))
+    async def _send(
+        self, admitted: Admitted, send: Callable[[str, bytes, str, Timeouts], Awaitable[Response]]
+    ) -> Response:
+        call = admitted.call
+        try:
+            check_live(call.principal, time.monotonic())
+        except NotAuthenticated as error:  # between its hold and here, such as while its idempotency key was confirmed
+            admitted.breaker_permit.release()
+            self._settler.void(admitted, error)
+            raise
+        body = governed_body(admitted)
+        grant = sign(self._grant_secret, self._grant(admitted, body))
+        admitted.sent()
+        try:
+            return await send(call.path, body, grant, call.route.timeouts)
+        except ProxyUnavailable as error:
+            raise self._not_sent(admitted, error) from error
+        except Unanswered as lost:
+            if await self._never_used(admitted):
+                raise self._not_sent(admitted, lost.never_begun) from lost
+            admitted.breaker_permit.failed()
+            self._settler.unanswered(admitted, lost.error)
+            raise lost.error from lost
+        except asyncio.CancelledError:
+            self._left(admitted)
+            raise
+
+    def _left(self, admitted: Admitted) -> None:
+        """The caller has left before there was an answer: a request that the proxy has not begun with is taken back."""
+        admitted.breaker_permit.release()
+        task = asyncio.create_task(self._take_back(admitted, TreasurerError("the caller left", code="client_left")))
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    async def _take_back(self, call: Call, left: TreasurerError) -> None:
-        if self._is_remembered(call) and await self._revoke(call.call_id, call.attempt):
-            call.free()
-            self._settler.void(call, left)
+    async def _take_back(self, admitted: Admitted, left: TreasurerError) -> None:
+        if self._is_remembered(admitted) and await self._revoke(admitted.call.call_id, admitted.attempt.number):
+            admitted.free()
+            self._settler.void(admitted, left)
         else:
-            self._settler.unanswered(call, left)
+            self._settler.unanswered(admitted, left)
 
-    async def _refused(self, call: Call, upstream: UpstreamAnswer) -> TreasurerError:
-        """An error answer: nothing was bought, or the witness tells."""
-        from_plugin = any(name.lower().startswith(_PLUGINS) for name in upstream.headers)
-        if upstream.status >= 500 and not from_plugin and await self._never_used(call):
-            return self._not_sent(call, f"A server before LiteLLM Proxy answered with {upstream.status}.")
-        return self._booked(call, upstream)
+    async def _refused(self, admitted: Admitted, refusal: Refusal) -> TreasurerError:
+        """An error answer: nothing was bought, or the witness will show what was."""
+        if not refusal.begun and await self._never_used(admitted):
+            return self._not_sent(admitted, refusal.never_begun)
+        return self._booked(admitted, refusal)
 
-    async def _never_used(self, call: Call) -> bool:
+    async def _never_used(self, admitted: Admitted) -> bool:
         """Whether no proxy has used the attempt's grant, nor ever will."""
-        if not self._is_remembered(call):
+        if not self._is_remembered(admitted):
             return False
         try:
-            return await self._revoke(call.call_id, call.attempt)
+            return await self._revoke(admitted.call.call_id, admitted.attempt.number)
         except asyncio.CancelledError:
-            self._left(call)
+            self._left(admitted)
             raise
 
     @staticmethod
-    def _is_remembered(call: Call) -> bool:
+    def _is_remembered(admitted: Admitted) -> bool:
         """Whether the use of the attempt's grant, if there was one, is still in the database."""
-        return call.model.uses_shared and call.elapsed_ms() < REMEMBERED_S * 1000
+        return admitted.model.uses_shared and admitted.attempt.elapsed_ms() < REMEMBERED_S * 1000
 
-    def _not_sent(self, call: Call, what: str) -> ProxyUnavailable:
+    def _not_sent(self, admitted: Admitted, error: ProxyUnavailable) -> ProxyUnavailable:
         """The proxy never began with it, so it is not the model's failure, and nothing was bought."""
-        error = ProxyUnavailable(
-            f"{what} LiteLLM Proxy had not begun with the request, so nothing was spent. Try again in a moment.",
-            retry_after=2,
-            details={"part": "proxy", "cause": "never_used"},
-        )
-        call.passage.failed("proxy")
-        call.free()
-        self._settler.void(call, error)
+        admitted.breaker_permit.failed("proxy")
+        admitted.free()
+        self._settler.void(admitted, error)
         return error
 
-    def _booked(self, call: Call, upstream: UpstreamAnswer) -> TreasurerError:
-        error = refusal_of(call, upstream)
-        # Our own plugin's refusal (a clock that is wrong …) is no model's failure: it must not open a breaker for all, and
-        # no provider was asked that could bill it.
-        by_provider = "x-treasurer-refused" not in upstream.headers
-        if error.status >= 500 and by_provider:
-            call.passage.failed()
+    def _booked(self, admitted: Admitted, refusal: Refusal) -> TreasurerError:
+        error = refusal.error
+        if isinstance(error, PricesChanged):
+            error.details["model"] = admitted.model.name
+        # Our own plugin's refusal (a clock that is wrong …) is not a failure of the model, and opens no breaker for all.
+        if error.status >= 500 and not refusal.by_us:
+            admitted.breaker_permit.failed()
         else:
-            call.passage.release()
-        if min(upstream.status, error.status) >= 500 and by_provider and call.journey.route.bills_errors:
-            self._settler.post_hold(call, error)
-        elif surely_free(upstream.status, upstream.headers):
-            call.free()
-            self._settler.void(call, error)
+            admitted.breaker_permit.release()
+        if refusal.provider_failed and admitted.call.route.bills_errors:
+            self._settler.post_hold(admitted, error)
+        elif refusal.billing is Billing.FREE:
+            admitted.free()
+            self._settler.void(admitted, error)
         else:
-            # Of a grant that was used before, another sending of the same request has not been answered yet.
-            answered = upstream.headers.get("x-treasurer-refused") != GRANT_USED
-            self._settler.unanswered(call, error, answered=answered)
+            self._settler.unanswered(admitted, error, answered=refusal.answered)
         return error
 
-    def _grant(self, call: Call, body: bytes) -> Grant:
+    def _grant(self, admitted: Admitted, body: bytes) -> Grant:
         now = int(time.time())
-        principal, context = call.principal, call.context
+        call, principal, context = admitted.call, admitted.call.principal, admitted.call.context
         return Grant(
             call_id=call.call_id,
-            attempt=call.attempt,
+            attempt=admitted.attempt.number,
             agent_id=principal.agent_id,
             agent=principal.agent,
             team=principal.team,
             organisation=principal.organisation,
             key_id=principal.key_id,
-            model=call.model.name,
+            model=admitted.model.name,
             path=call.path,
             digest=digest_of(body),
             issued_at=now,
@@ -221,52 +204,26 @@ class Sender:
             user=context.user,
             session=context.session,
             limits=_tightest(call) if self._proxy_enforces_limits else None,
-            finishes=call.request.stream and call.finishes,
-            once=call.journey.route.bills_errors,
-            prices=call.model.prices,
+            finishes=call.request.stream and admitted.drain_on_disconnect,
+            once=call.route.bills_errors,
+            prices=admitted.model.prices,
         )
 
 
-def refusal_of(call: Call, upstream: UpstreamAnswer) -> TreasurerError:
-    """An error answer as ours: the provider's, or our own plugin's, which sent nothing."""
-    refused = upstream.headers.get("x-treasurer-refused")
-    if refused == PRICES_CHANGED:
-        return PricesChanged(
-            f"The prices of {call.model.name!r} changed while this call was under way; it was not sent, and nothing "
-            "was spent. Try again in a moment.",
-            retry_after=1,
-            details={"model": call.model.name},
-        )
-    if refused == GRANTS_UNAVAILABLE:
-        return ProxyUnavailable(
-            "LiteLLM Proxy could not make sure that this call is served once, because its database or its disk does not "
-            "answer; so it was not sent, and nothing was spent. Try again in a moment.",
-            retry_after=1,
-            details={"part": "proxy", "cause": refused},
-        )
-    if refused == ProxyBusy.code:
-        return ProxyBusy(
-            "LiteLLM Proxy has as many streams under way as it takes, so this one was not begun and nothing was spent. "
-            "Try again in a moment.",
-            retry_after=1,
-            details={"part": "proxy"},
-        )
-    return upstream_error(upstream.status, upstream.headers, upstream.body)
-
-
-def governed_body(call: Call) -> bytes:
+def governed_body(admitted: Admitted) -> bytes:
     """The caller's body with what governance must set: the model, the bound of the output, a report of the usage."""
+    call = admitted.call
     data = dict(call.request.data)
     if call.operation == "chat":
         # Exactly one of the two: given both, some providers obey the one and some the other.
         name = "max_completion_tokens" if data.get("max_completion_tokens") is not None else "max_tokens"
         data.pop("max_tokens", None)
-        data[name] = call.output_tokens
-        if data.get("service_tier") is None and call.model.has_dearer_tiers:
+        data[name] = admitted.output_tokens
+        if data.get("service_tier") is None and admitted.model.has_dearer_tiers:
             data["service_tier"] = "default"  # left out it means what the provider's project is set to: another price
         if call.request.stream:
             data["stream_options"] = (data.get("stream_options") or {}) | {"include_usage": True}
-    data["model"] = call.model.name
+    data["model"] = admitted.model.name
     return orjson.dumps(data)
 
 

@@ -9,44 +9,87 @@ read to its end. Until the first token nothing goes to the caller: the call may 
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator
-from typing import Protocol
 from uuid import UUID
 
-from llm_service.call.attempt import Call, Ending
+from llm_service.call.attempt import Admitted
+from llm_service.call.finishing import Finishing
 from llm_service.call.idempotency import Claim, Replay
-from llm_service.call.settlement import answer_ending
+from llm_service.call.response_headers import replayed_headers, response_headers
 from llm_service.errors import TreasurerError, UpstreamError, UpstreamTimeout
-from llm_service.upstream.litellm_proxy import Unanswered, UpstreamStream, event_error
+from llm_service.upstream.upstream import Unanswered, UpstreamStream
 from llm_service.wire.events import EventScanner
 
 
-class StreamOwner(Protocol):
-    """Who settles a stream, off its caller's path."""
-
-    def settle_stream(
-        self, call: Call, claim: Claim | None, ending: Ending, scanner: EventScanner
-    ) -> asyncio.Task[int | None]: ...
-    def drain_stream(
-        self, call: Call, claim: Claim | None, upstream: UpstreamStream, scanner: EventScanner
-    ) -> asyncio.Task[int | None]: ...
-    def lose_stream(self, call: Call, error: TreasurerError, *, answered: bool = False) -> None: ...
-
-
-class StreamingAnswer:
+class StreamingAnswer(ABC):
     """Server-sent events as they come. Iterate it once, to its end or until `aclose`; then `cost_nano` is known.
 
-    It stays None where only the proxy's witness can tell it, later.
+    It stays None where only the proxy's witness can show it, later.
     """
 
-    def __init__(self, service: StreamOwner, call: Call, upstream: UpstreamStream, claim: Claim | None) -> None:
-        self.status: int = 200
-        self.call_id: UUID = call.call_id
-        self.headers: dict[str, str] = {"content-type": "text/event-stream"} | call.headers(None)
-        self.cost_nano: int | None = None
+    status: int
+    call_id: UUID
+    headers: dict[str, str]
+    cost_nano: int | None
+
+    def __aiter__(self) -> AsyncIterator[bytes]:
+        return self
+
+    @abstractmethod
+    async def __anext__(self) -> bytes: ...
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Give the stream up. Waits a moment for the cost; it stays None where it will be known only later."""
+
+    @abstractmethod
+    async def settled(self) -> None:
+        """Wait until the cost is known."""
+
+
+class ReplayedStream(StreamingAnswer):
+    """The kept stream of the call that had the same idempotency key: all of it at once, and at no cost."""
+
+    def __init__(self, replay: Replay) -> None:
+        self.status = replay.status
+        self.call_id = replay.call_id
+        self.headers = replayed_headers(replay.headers)
+        self.cost_nano = 0
+        self._body = replay.body
+
+    async def __anext__(self) -> bytes:
+        if not self._body:
+            raise StopAsyncIteration
+        body, self._body = self._body, b""
+        return body
+
+    async def aclose(self) -> None:
+        """Nothing is under way."""
+
+    async def settled(self) -> None:
+        """It cost nothing, from the start."""
+
+
+class LiveStream(StreamingAnswer):
+    """The stream of an attempt, from its first token on."""
+
+    def __init__(
+        self,
+        finishing: Finishing,
+        admitted: Admitted,
+        upstream: UpstreamStream,
+        claim: Claim | None,
+    ) -> None:
+        call = admitted.call
+        self.status = 200
+        self.call_id = call.call_id
+        self.headers = {"content-type": "text/event-stream"} | response_headers(admitted, None)
+        self.cost_nano = None
         self._scanner = EventScanner(hide_usage=not call.request.wants_usage, keeps=claim is not None)
-        self._service = service
-        self._call = call
+        self._finishing = finishing
+        self._admitted = admitted
+        self._attempt = admitted.attempt
         self._upstream = upstream
         self._claim = claim
         self._ended = False
@@ -54,18 +97,6 @@ class StreamingAnswer:
         self._first: bytes = b""
         self._beginning: asyncio.Timeout | None = None
         self._events = self._forward()
-
-    @classmethod
-    def replayed(cls, replay: Replay) -> StreamingAnswer:
-        """The stream of the call that had the same idempotency key, at once and at no cost."""
-        answer = cls.__new__(cls)
-        answer.status, answer.call_id, answer.headers = replay.status, replay.call_id, replayed_headers(replay)
-        answer.cost_nano = 0
-        answer._settling = None
-        answer._ended = True
-        answer._first = replay.body
-        answer._events = _nothing()
-        return answer
 
     async def begin(self, within_s: float | None) -> bool:
         """Wait for the first token; whether it came in time. Nothing has gone to the caller before.
@@ -86,9 +117,6 @@ class StreamingAnswer:
         """Whether a content filter has ended it before anything was generated."""
         return self._scanner.withheld
 
-    def __aiter__(self) -> AsyncIterator[bytes]:
-        return self
-
     async def __anext__(self) -> bytes:
         if self._first:
             first, self._first = self._first, b""
@@ -96,7 +124,6 @@ class StreamingAnswer:
         return await anext(self._events)
 
     async def aclose(self) -> None:
-        """Give the stream up. Waits a moment for the cost; it stays None where it will be known only later."""
         await self._events.aclose()
         self._end("client_left", 499)
         if self._settling is not None and self.cost_nano is None:
@@ -105,12 +132,11 @@ class StreamingAnswer:
                 await self.settled()
 
     async def settled(self) -> None:
-        """Wait until the cost is known."""
         if self._settling is not None:
             self.cost_nano = await asyncio.shield(self._settling)
 
     async def _forward(self) -> AsyncGenerator[bytes]:
-        scanner, call = self._scanner, self._call
+        scanner, attempt = self._scanner, self._attempt
         error_code, status = "client_left", 499
         held = b""  # what comes before the first token
         try:
@@ -120,10 +146,10 @@ class StreamingAnswer:
                     if scanner.error is not None:
                         raise self._refused()
                     continue
-                if call.first_token_ms is None:
-                    call.first_token_ms = call.elapsed_ms()
+                if attempt.first_token_ms is None:
+                    attempt.first_token_ms = attempt.elapsed_ms()
                 if scanner.finished and scanner.error is None and self._claim is not None:
-                    self._end(None, 200)  # kept before its end is told, so that a repetition finds it
+                    self._end(None, 200)  # kept before its caller sees the end, so that a repetition finds it
                     await self.settled()
                 if held:
                     events, held = held, b""
@@ -137,7 +163,7 @@ class StreamingAnswer:
         except Unanswered as lost:
             if not scanner.finished:
                 if scanner.begun and isinstance(lost.error, UpstreamTimeout):
-                    call.late = True
+                    attempt.late = True
                     self._end("client_left", 499)  # given up: it costs what was got of it
                 else:
                     self._lose(lost.error)
@@ -148,9 +174,9 @@ class StreamingAnswer:
         await self.settled()
 
     def _refused(self) -> TreasurerError:
-        """The provider told an error in place of a first token. Whether it billed the input, the witness tells."""
+        """The provider sent an error in place of a first token. Whether it billed the input, the witness will show."""
         assert self._scanner.error is not None
-        error = event_error(self._scanner.error)
+        error = self._upstream.event_error(self._scanner.error)
         self._lose(error, answered=True)
         return error
 
@@ -158,60 +184,34 @@ class StreamingAnswer:
         self._ended = True
         self._upstream.close()
         if error.status >= 500:
-            self._call.passage.failed()
+            self._admitted.breaker_permit.failed()
         else:
-            self._call.passage.release()
-        self._service.lose_stream(self._call, error, answered=answered)
+            self._admitted.breaker_permit.release()
+        self._finishing.lose(self._admitted, error, answered=answered)
 
     def _end(self, error_code: str | None, status: int) -> None:
         if self._ended:
             return
         self._ended = True
-        call, scanner = self._call, self._scanner
+        admitted, attempt, scanner = self._admitted, self._attempt, self._scanner
         if error_code == "client_left" and (scanner.finished or scanner.error is not None):
-            # Who leaves when all is told has not left: the stream's own end counts.
+            # A caller that leaves after the last event has not left: the stream's own end counts.
             error_code, status = (None, 200) if scanner.error is None else ("upstream_cut", 502)
         left = error_code == "client_left"
         if left:
-            # Nobody has left a stream whose first token did not come in time: it was given up.
-            call.late = call.late or (self._beginning is not None and self._beginning.expired())
-            error_code, status = call.left_as
+            # A stream whose first token did not come in time was not left by its caller: it was given up.
+            attempt.late = attempt.late or (self._beginning is not None and self._beginning.expired())
+            error_code, status = attempt.abandonment
         if error_code is None:
-            call.passage.succeeded()
-        elif left and not call.late:
-            call.passage.release()
+            admitted.breaker_permit.succeeded()
+        elif left and not attempt.late:
+            admitted.breaker_permit.release()
         else:
-            call.passage.failed()
-        if left and call.finishes:
-            self._settling = self._service.drain_stream(call, self._claim, self._upstream, scanner)
+            admitted.breaker_permit.failed()
+        if left and admitted.drain_on_disconnect:
+            self._settling = self._finishing.drain_stream(admitted, self._claim, self._upstream, scanner)
             return
         self._upstream.close()
-        ending = stream_ending(call, self._upstream, scanner, error_code, status)
-        self._settling = self._service.settle_stream(call, self._claim, ending, scanner)
-
-
-def stream_ending(
-    call: Call, upstream: UpstreamStream, scanner: EventScanner, error_code: str | None, status: int
-) -> Ending:
-    """How a stream ended, by what was scanned of it."""
-    return answer_ending(
-        call,
-        upstream.headers,
-        None,
-        usage=scanner.usage,
-        service_tier=scanner.service_tier,
-        error_code=error_code,
-        status=status,
-        text=lambda: scanner.text()[0],
-        size=scanner.size,
-    )
-
-
-async def _nothing() -> AsyncGenerator[bytes]:
-    return
-    yield b""
-
-
-def replayed_headers(replay: Replay) -> dict[str, str]:
-    """The headers of an answer that is told again."""
-    return replay.headers | {"x-treasurer-replayed": "true"}
+        self._settling = self._finishing.settle_stream(
+            admitted, self._claim, self._upstream, scanner, error_code, status
+        )

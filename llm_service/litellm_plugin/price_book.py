@@ -19,7 +19,8 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 
-from llm_service.grants import PRICES_STAMP, USES_STAMP
+from llm_service.grants import PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+from llm_service.litellm_plugin.router_retries import retried_statuses
 
 _log = logging.getLogger("treasurer.litellm_plugin")
 
@@ -68,9 +69,10 @@ class PriceBook:
             return
         self._router = router
         try:
-            if self._registers:
-                for deployment in router.model_list:
+            for deployment in router.model_list:
+                if self._registers:
                     deployment["model_info"][USES_STAMP] = True
+                deployment["model_info"][RETRIES_STAMP] = retried_statuses(router, str(deployment["model_name"]))
             self._versions = _stamp(router, proxy_server._get_proxy_model_info)
         except Exception as fault:  # noqa: BLE001  # of another LiteLLM: calls are served without versions
             self._versions = {}

@@ -12,6 +12,7 @@ from llm_service.errors import InvalidRequest
 from llm_service.pricing import rates
 from llm_service.pricing.catalog import Model
 from llm_service.types import Principal
+from llm_service.usage import most_tokens
 from llm_service.wire.requests import ParsedRequest
 
 
@@ -89,10 +90,9 @@ class TextCount:
     def bound(self) -> int:
         """The most tokens that a model's tokenizer is taken to make of it.
 
-        Half as much again for ASCII: others' tokenizers were seen to make up to a third more than the one
-        that counted. The rest by its bytes: in other scripts and emoji tokenizers differ several times over.
+        All that is not ASCII by its bytes: in other scripts and emoji tokenizers differ several times over.
         """
-        return self.ascii_tokens + self.ascii_tokens // 2 + self.other_bytes
+        return most_tokens(self.ascii_tokens) + self.other_bytes
 
 
 def counted_bound(request: ParsedRequest, count: TextCount) -> int:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
-from llm_service.grants import PRICES_STAMP, USES_STAMP
+from llm_service.grants import PRICES_STAMP, RETRIES_STAMP, USES_STAMP
 from llm_service.pricing.rates import FREE, Rates, RatesError, cost_at, dump_rates, read_rates
 from llm_service.types import Usage
 
@@ -30,6 +30,27 @@ _IMAGE_TOKENS: tuple[tuple[str, int, int], ...] = (
     ("openai/gpt-4.1-mini", 2500, 2500),
     ("openai/gpt-4.1-nano", 3800, 3800),
     ("openai/gpt-4.1", 85 + 8 * 170, 85),
+)
+
+
+#: Providers, by LiteLLM's names, that generate and bill a whole answer though its reader has left:
+#: https://openrouter.ai/docs/api-reference/streaming#stream-cancellation
+_TO_THE_END = frozenset(
+    {
+        "ai21",
+        "bedrock",
+        "bedrock_converse",
+        "featherless_ai",
+        "gemini",
+        "groq",
+        "huggingface",
+        "minimax",
+        "mistral",
+        "perplexity",
+        "replicate",
+        "sambanova",
+        "vertex_ai",
+    }
 )
 
 
@@ -50,7 +71,18 @@ class Model:
     quality: int | None = None  # 0 to 100, as config/litellm.yaml says (model_info: treasurer_quality)
     rate_card: str = "{}"  # `rates` as text: a hold is made, and later settled, at these
     uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
+    retried_statuses: frozenset[int] = frozenset()  # after which the proxy itself tries another deployment
     prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy tells none
+
+    @property
+    def bills_to_the_end(self) -> bool:
+        """Whether a provider of it generates and bills a whole answer though its reader has left."""
+        return not _TO_THE_END.isdisjoint({self.provider, *self.deployments.values()})
+
+    @property
+    def reasons_when_asked(self) -> bool:
+        """Whether it reasons only when it is asked to; the others do unless they are told not to."""
+        return self.provider == "anthropic"
 
     @property
     def has_dearer_tiers(self) -> bool:
@@ -61,9 +93,9 @@ class Model:
         """What a usage costs at the deployment that answered, in nano-dollars; at the dearest when it is not known."""
         return cost_at(self.rates, deployment, usage, service_tier)
 
-    def retried_by_proxy(self, status: int) -> bool:
-        """Whether LiteLLM's router has tried another deployment by itself after this status (config/litellm.yaml)."""
-        return len(self.rates) > 1 and status in (429, 503)
+    def retried_upstream(self, status: int) -> bool:
+        """Whether the upstream itself has tried another deployment after this status."""
+        return status in self.retried_statuses
 
     def media_tokens(self, media: Sequence[str]) -> int | None:
         """The most tokens that these images and files can become. None when nothing bounds them."""
@@ -181,6 +213,7 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
         deployments=providers,
         quality=_quality(infos),
         rate_card=dump_rates(rates),
+        retried_statuses=_retried(infos),
         prices=_version(infos),
         uses_shared=all(info.get(USES_STAMP) is True for info in infos),
     )
@@ -191,6 +224,14 @@ def _version(infos: Sequence[Mapping[str, Any]]) -> str | None:
     said = {info.get(PRICES_STAMP) for info in infos}
     version = said.pop()
     return version if not said and isinstance(version, str) else None
+
+
+def _retried(infos: Sequence[Mapping[str, Any]]) -> frozenset[int]:
+    """What the proxy shows of its router's retries. One deployment is never retried: there is no other."""
+    shown: object = infos[0].get(RETRIES_STAMP)
+    if len(infos) == 1 or not isinstance(shown, list):
+        return frozenset()
+    return frozenset(status for status in cast("list[object]", shown) if isinstance(status, int))
 
 
 def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:

@@ -26,6 +26,7 @@ from llm_service.postgres import fetch
 from llm_service.pricing.rates import Rates, cost_at, load_rates
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
+from llm_service.usage import UNREAD, most_used
 
 log = logging.getLogger(__name__)
 
@@ -71,14 +72,8 @@ _ONE = _WITNESSES + " WHERE h.call_id = $1 AND h.attempt = $2"
 _SETTLE_WAIT_S = 10.0
 #: An owner settles within milliseconds of the answer's end.
 _ABANDONED_AFTER = timedelta(seconds=10)
-#: What a provider adds around the messages, and what it may have generated beyond what was seen of a cut stream.
-_MARGIN_TOKENS = 16
-_IN_FLIGHT_TOKENS = 32
-
 #: So many times our own figure is more than prices of the same tokens are ever apart by their conditions.
 _FAR_ABOVE = 2
-#: The error code of what was settled by a witness that had not read all.
-UNREAD = "owner_lost_unread"
 
 #: (model, deployment, usage, service tier) → nano-dollars, or None when the catalogue does not know the model any more.
 Price = Callable[[str, str | None, Usage, str | None], int | None]
@@ -207,21 +202,8 @@ def _certainty(proof: Sequence[Witness]) -> str:
 
 
 def _used(witness: Witness) -> Usage:
-    """What the provider reported; of an attempt that did not end by itself, what LiteLLM counted, with a margin.
-
-    LiteLLM counts with a tokenizer that need not be the provider's, and only what had reached it.
-    """
-    used = witness.usage
-    if witness.exact:
-        return used
-    input_tokens = used.input_tokens + used.input_tokens // 2 + _MARGIN_TOKENS
-    written = input_tokens if used.cache_write_1h_tokens else 0  # it may have been: see litellm_plugin/events.py
-    return Usage(
-        input_tokens=input_tokens,
-        output_tokens=used.output_tokens + used.output_tokens // 2 + _IN_FLIGHT_TOKENS,
-        cache_write_tokens=written,
-        cache_write_1h_tokens=written,
-    )
+    """What the provider reported; of an attempt that was cut, what LiteLLM counted, with a margin."""
+    return witness.usage if witness.exact else most_used(witness.usage)
 
 
 def _sum(usages: Sequence[Usage]) -> Usage:

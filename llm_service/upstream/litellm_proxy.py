@@ -1,8 +1,8 @@
-"""The only module that speaks to LiteLLM Proxy: sends a granted request, and maps its errors.
+"""The only module that speaks to LiteLLM Proxy: sends a granted request, and reads its answers' headers into facts.
 
-To the service the proxy is an upstream of two methods: `send` for a whole answer, `open` for a stream.
-What must hold: what was certainly not sent (`ProxyUnavailable`) is told apart from what may have
-reached a provider (`Unanswered`), because the first costs nothing and the second may.
+What must hold:
+  What was certainly not sent (`ProxyUnavailable`) is told apart from what may have reached a provider (`Unanswered`).
+  An error answer counts as free only where our plugin, the provider, or LiteLLM before it asked a provider says so.
 """
 
 from __future__ import annotations
@@ -11,57 +11,54 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import aiohttp
 import orjson
 
-from llm_service.errors import ProxyClock, ProxyUnavailable, TreasurerError, UpstreamError, UpstreamTimeout
-from llm_service.grants import GRANT_USED
-from llm_service.types import NO_TIMEOUTS, Timeouts
+from llm_service.errors import (
+    PricesChanged,
+    ProxyBusy,
+    ProxyClock,
+    ProxyUnavailable,
+    TreasurerError,
+    UpstreamError,
+    UpstreamTimeout,
+)
+from llm_service.grants import GRANT_USED, GRANTS_UNAVAILABLE, PRICES_CHANGED
+from llm_service.money import nano_from_reported_dollars
+from llm_service.types import NO_TIMEOUTS, Condition, Timeouts
 from llm_service.upstream.clocks import ahead_by, difference, disagrees
+from llm_service.upstream.upstream import Billing, Refusal, Unanswered, UpstreamAnswer, UpstreamStream
 
 #: A page of LiteLLM's that takes no grant and costs it nothing.
 _OPEN_PAGE = "/health/liveliness"
 _MOMENT = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
+#: Names the deployment that answered.
+_DEPLOYMENT = "x-litellm-model-id"
+#: Headers of an answer that went through our plugin, and so of a grant that was used or that it refused itself.
+_OURS = ("x-treasurer-", "x-litellm-", "llm_provider-")
+#: How providers, and LiteLLM for them, say that a request is too long: OpenAI's is a code, the others' are words
+#: (LiteLLM 1.106: `ContextWindowExceededError`, from litellm_core_utils/exception_mapping_utils.py).
+_TOO_LONG = (
+    "context_length_exceeded",
+    "contextwindowexceedederror",
+    "maximum context length",
+    "prompt is too long",
+    "exceeds the maximum number of tokens",
+    "exceed context limit",
+    "input is too long",
+)
+_FILTERED = (
+    "content_filter",
+    "content_policy_violation",
+    "contentpolicyviolationerror",
+    "responsibleaipolicyviolation",
+    "content management policy",
+    "safety system",
+)
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
-
-
-class Unanswered(Exception):
-    """The request may have reached a provider and no answer came: only a witness can tell what it cost."""
-
-    def __init__(self, error: TreasurerError) -> None:
-        super().__init__(error.message)
-        self.error = error
-
-
-@dataclass(frozen=True, slots=True)
-class UpstreamAnswer:
-    """A whole answer."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-
-class UpstreamStream(Protocol):
-    """An answer that is still coming. `chunks` ends, or raises `Unanswered`; `close` gives it up."""
-
-    status: int
-    headers: Mapping[str, str]
-
-    def chunks(self) -> AsyncIterator[bytes]: ...
-    async def read(self) -> bytes: ...
-    def close(self) -> None: ...
-
-
-class Upstream(Protocol):
-    """Who answers a granted request."""
-
-    async def send(self, path: str, body: bytes, grant: str, timeouts: Timeouts) -> UpstreamAnswer: ...
-    async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts) -> UpstreamStream: ...
 
 
 class ProxyUpstream:
@@ -98,7 +95,9 @@ class ProxyUpstream:
         if self._session is not None:
             await self._session.close()
 
-    async def send(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamAnswer:
+    async def send(
+        self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS
+    ) -> UpstreamAnswer | Refusal:
         """Ask for a whole answer.
 
         Raises:
@@ -107,11 +106,12 @@ class ProxyUpstream:
         """
         response = await self._post(path, body, grant, timeouts.connect_s, None)
         try:
-            return UpstreamAnswer(response.status, response.headers, await response.read())
+            content = await response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unanswered(_lost(error)) from error
+            raise _unanswered(error) from error
         finally:
             response.release()
+        return answer_of(response.status, response.headers, content)
 
     async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamStream:
         """Ask for a stream. Raises as `send` does."""
@@ -179,20 +179,20 @@ class ProxyUpstream:
                 self._see_clock(response.headers)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
                 if last:  # it was there for the first sending, and may have died over it
-                    raise Unanswered(_lost(error)) from error
+                    raise _unanswered(error) from error
                 raise _away(error) from error
             except aiohttp.ServerDisconnectedError as error:
                 # Mostly a kept connection that the proxy closed while it was idle. The grant can be used
                 # once only, so sending it again cannot be served twice; if it is refused, it was served.
                 if last:
-                    raise Unanswered(_lost(error)) from error
+                    raise _unanswered(error) from error
                 continue
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                raise Unanswered(_lost(error)) from error
+                raise _unanswered(error) from error
             # Whatever our plugin refuses the second sending for, the first one may have been served.
             if last and (response.status == 401 or "x-treasurer-refused" in response.headers):
                 response.release()
-                raise Unanswered(_lost(ConnectionError("the first sending was served, and its answer lost")))
+                raise _unanswered(ConnectionError("the first sending was served, and its answer lost"))
             return response
         raise AssertionError("unreachable")
 
@@ -206,8 +206,14 @@ class _Stream:
     def __init__(self, response: aiohttp.ClientResponse, silence_s: float) -> None:
         self._response = response
         self._silence_s = silence_s
-        self.status = response.status
-        self.headers: Mapping[str, str] = response.headers
+        self.accepted = response.status == 200
+        self.deployment = response.headers.get(_DEPLOYMENT)
+
+    def event_error(self, fields: Mapping[str, object]) -> TreasurerError:
+        return event_error(fields)
+
+    def refusal(self, body: bytes) -> Refusal:
+        return refusal_of(self._response.status, self._response.headers, body)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         content = self._response.content
@@ -219,13 +225,13 @@ class _Stream:
                     return
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unanswered(_lost(error)) from error
+            raise _unanswered(error) from error
 
     async def read(self) -> bytes:
         try:
             return await self._response.read()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Unanswered(_lost(error)) from error
+            raise _unanswered(error) from error
 
     def close(self) -> None:
         self._response.close()
@@ -251,7 +257,72 @@ def _lost(error: BaseException) -> TreasurerError:
     )
 
 
-def surely_free(status: int, headers: Mapping[str, str]) -> bool:
+def answer_of(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamAnswer | Refusal:
+    """The facts of a whole answer, or of the error in its place."""
+    if status != 200:
+        return refusal_of(status, headers, body)
+    return UpstreamAnswer(body, headers.get(_DEPLOYMENT), _reported_cost(headers.get("x-litellm-response-cost")))
+
+
+def refusal_of(status: int, headers: Mapping[str, str], body: bytes) -> Refusal:
+    """The facts of an error answer: the provider's, LiteLLM's, our own plugin's, or a balancer's."""
+    refused = headers.get("x-treasurer-refused")
+    error = _refusal_error(refused, status, headers, body)
+    return Refusal(
+        error=error,
+        billing=Billing.FREE if certainly_unbilled(status, headers) else Billing.UNKNOWN,
+        never_begun=_never_begun(f"A server before LiteLLM Proxy answered with {status}."),
+        begun=status < 500 or any(name.lower().startswith(_OURS) for name in headers),
+        by_us=refused is not None,
+        provider_failed=min(status, error.status) >= 500 and refused is None,
+        answered=refused != GRANT_USED,
+    )
+
+
+def _refusal_error(refused: str | None, status: int, headers: Mapping[str, str], body: bytes) -> TreasurerError:
+    if refused == PRICES_CHANGED:
+        return PricesChanged(
+            "The prices of the model changed while this call was under way; it was not sent, and nothing was spent. Try "
+            "again in a moment.",
+            retry_after=1,
+        )
+    if refused == GRANTS_UNAVAILABLE:
+        return ProxyUnavailable(
+            "LiteLLM Proxy could not make sure that this call is served once, because its database or its disk does not "
+            "answer; so it was not sent, and nothing was spent. Try again in a moment.",
+            retry_after=1,
+            details={"part": "proxy", "cause": refused},
+        )
+    if refused == ProxyBusy.code:
+        return ProxyBusy(
+            "LiteLLM Proxy has as many streams under way as it takes, so this one was not begun and nothing was spent. "
+            "Try again in a moment.",
+            retry_after=1,
+            details={"part": "proxy"},
+        )
+    return upstream_error(status, headers, body)
+
+
+def _never_begun(what: str) -> ProxyUnavailable:
+    return ProxyUnavailable(
+        f"{what} LiteLLM Proxy had not begun with the request, so nothing was spent. Try again in a moment.",
+        retry_after=2,
+        details={"part": "proxy", "cause": "never_used"},
+    )
+
+
+def _unanswered(error: BaseException) -> Unanswered:
+    return Unanswered(_lost(error), _never_begun("The connection to LiteLLM Proxy broke, or took too long."))
+
+
+def _reported_cost(dollars: str | None) -> int | None:
+    try:
+        return None if dollars is None else nano_from_reported_dollars(dollars)
+    except ArithmeticError:
+        return None
+
+
+def certainly_unbilled(status: int, headers: Mapping[str, str]) -> bool:
     """Whether an error answer of the proxy means that nothing can have been billed.
 
     Our plugin says so, where it was asked. Where not: LiteLLM passes the provider's own headers on (`llm_provider-…`) when the provider itself refused; an
@@ -264,7 +335,7 @@ def surely_free(status: int, headers: Mapping[str, str]) -> bool:
         return told == "1"
     if "x-treasurer-refused" in headers:  # our plugin let nothing through, unless a balancer had sent it before
         return headers["x-treasurer-refused"] != GRANT_USED
-    if "x-litellm-model-id" in headers:
+    if _DEPLOYMENT in headers:
         return False
     if status >= 500 or status in (408, 422):
         return status != 422 and any(name.lower().startswith("llm_provider-") for name in headers)
@@ -332,4 +403,15 @@ def _error(status: int, error: Mapping[str, object], retry_after: float | None) 
     result = UpstreamError(message, status=mapped, code=error_code, param=param, retry_after=retry_after)
     if kind and kind != "None" and mapped == status:
         result.type = kind
+    result.reason = _reason(result)
     return result
+
+
+def _reason(error: UpstreamError) -> Condition | None:
+    """What a provider's refusal of a request was for, where its words tell."""
+    if error.status >= 500 or error.status == 429:
+        return None
+    said = f"{error.code} {error.type} {error.message}".lower()
+    if any(sign in said for sign in _TOO_LONG):
+        return Condition.CONTEXT_TOO_LONG
+    return Condition.CONTENT_FILTER if any(sign in said for sign in _FILTERED) else None

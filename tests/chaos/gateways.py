@@ -102,7 +102,7 @@ STEPS = (
     ("llm_service.upstream.litellm_proxy:ProxyUpstream.send", "before"),
     ("llm_service.upstream.litellm_proxy:ProxyUpstream.send", "after"),
     ("llm_service.upstream.litellm_proxy:ProxyUpstream.open", "after"),
-    ("llm_service.call.streaming:StreamingAnswer.begin", "after"),
+    ("llm_service.call.streaming:LiveStream.begin", "after"),
     ("llm_service.call.settlement:Settler.settle", "before"),
     ("llm_service.call.settlement:Settler.settle", "after"),
     ("llm_service.treasury.treasury:Treasury._settle_group", "after"),

@@ -1,12 +1,112 @@
-"""What the composition adds to the parts that it puts together."""
+"""The three levels of the composition: what each starts, and that none waits for a part that is away."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 import pytest
+from pydantic import SecretStr
 
 from gateway import composition
+from gateway.composition import (
+    CatalogRuntime,
+    GatewayRuntime,
+    ServiceRuntime,
+    find_addresses,
+    open_catalog,
+    open_gateway,
+    open_service,
+)
+from gateway.settings import Settings
+from gateway.stack.ports import free_ports
+from gateway.stack.state import NotRunning
+from llm_service.errors import ProxyUnavailable, TreasuryUnavailable
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Of a stack whose every server is away."""
+    postgres, redis, proxy = free_ports(3)
+    return Settings(
+        data_dir=tmp_path,
+        database_url=f"postgresql://treasurer:secret@127.0.0.1:{postgres}/treasurer",
+        redis_url=f"redis://127.0.0.1:{redis}/0",
+        proxy_url=f"http://127.0.0.1:{proxy}",
+        grant_secret=SecretStr("g" * 32),
+        connect_timeout_s=1,
+        audit_interval_s=300,
+    )
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The chores that were begun, by the name of their function."""
+    names: list[str] = []
+    keep_running = composition._keep_running  # pyright: ignore[reportPrivateUsage]
+
+    def remember(work: composition.Chore, pause_s: float = 5.0) -> object:
+        names.append(getattr(work, "func", work).__qualname__)
+        return keep_running(work, pause_s)
+
+    monkeypatch.setattr(composition, "_keep_running", remember)
+    yield names
+    assert len(names) == len(set(names)), "a chore was begun twice"
+
+
+async def test_prices_need_no_chore_and_no_database(settings: Settings, begun: list[str]) -> None:
+    before = asyncio.all_tasks()
+    async with open_catalog(settings) as runtime:
+        assert type(runtime) is CatalogRuntime
+        assert asyncio.all_tasks() == before
+        with pytest.raises(ProxyUnavailable):
+            await runtime.catalog.get("gpt-4o")
+    assert begun == []
+
+
+async def test_calls_need_only_their_own_chores(settings: Settings, begun: list[str]) -> None:
+    async with open_service(settings) as runtime:
+        assert type(runtime) is ServiceRuntime
+        with pytest.raises(TreasuryUnavailable):
+            await runtime.principals.by_agent("news")
+    assert begun == ["RefusalLog.run", "Breakers.run", "RateLimiter.run"]
+
+
+async def test_a_server_has_all_chores(settings: Settings, begun: list[str]) -> None:
+    async with open_gateway(settings) as runtime:
+        assert type(runtime) is GatewayRuntime
+        assert runtime.pools.reading.get_max_size() == composition.READING_AT_A_TIME
+        assert len({id(runtime.pools.keys), id(runtime.pools.calls), id(runtime.pools.changes)}) == 3
+    assert begun[3:] == [
+        "Sweeper.run", "Treasury.run", "Idempotency.run", "retire_regularly", "audit_regularly",
+    ]  # fmt: skip
+
+
+async def test_a_server_that_is_not_to_audit_does_not(settings: Settings, begun: list[str]) -> None:
+    async with open_gateway(settings.model_copy(update={"audit_interval_s": 0})):
+        pass
+    assert "retire_regularly" in begun
+    assert "audit_regularly" not in begun
+
+
+@pytest.mark.parametrize("level", [open_catalog, open_service, open_gateway])
+async def test_nothing_is_left_when_a_level_is_closed(settings: Settings, level: object) -> None:
+    before = asyncio.all_tasks()
+    opened = level(settings)  # pyright: ignore[reportCallIssue]
+    assert isinstance(opened, AbstractAsyncContextManager)
+    async with opened:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0)
+    assert asyncio.all_tasks() == before
+
+
+def test_addresses_that_are_missing_are_the_running_stacks(settings: Settings) -> None:
+    found = find_addresses(settings)
+    assert (found.database_url, found.grant_secret) == (settings.database_url, "g" * 32)
+    with pytest.raises(NotRunning, match="treasurer up"):
+        find_addresses(settings.model_copy(update={"redis_url": None}))
 
 
 async def test_a_chore_that_fails_is_logged_and_begins_again(caplog: pytest.LogCaptureFixture) -> None:

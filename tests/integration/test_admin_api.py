@@ -2,48 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from types import SimpleNamespace
-from typing import Any
-
 import asyncpg
 import httpx2
 import pytest
-from fastapi import FastAPI
 
-from gateway import errors
-from gateway.routes import admin
 from llm_service.administration import keys, organisations
 from llm_service.administration.principals import Principals
-
-ADMIN = "an-administrators-key-from-the-settings"
-
-
-@pytest.fixture
-async def api(pool: asyncpg.Pool) -> AsyncIterator[httpx2.AsyncClient]:
-    app = FastAPI()
-    errors.install(app)
-    app.include_router(admin.router)
-    app.state.runtime = SimpleNamespace(
-        pools=SimpleNamespace(reading=pool, changes=pool), principals=Principals(pool, admin_key=ADMIN)
-    )
-    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
-    async with httpx2.AsyncClient(
-        transport=transport, base_url="http://gateway/admin/v1", headers={"authorization": f"Bearer {ADMIN}"}
-    ) as client:
-        yield client
+from tests.integration.administering import error_of
 
 
 async def epoch(pool: asyncpg.Pool) -> int:
     return await pool.fetchval("SELECT value FROM epoch")
-
-
-def error_of(answer: httpx2.Response) -> dict[str, Any]:
-    """The error, in OpenAI's shape or not at all."""
-    error = answer.json()["error"]
-    assert {"message", "type", "param", "code"} <= error.keys()
-    assert answer.json().keys() == {"error"}
-    return error
 
 
 async def test_from_nothing_to_a_governed_agent(api: httpx2.AsyncClient, pool: asyncpg.Pool) -> None:

@@ -2,49 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
-import json
-from collections.abc import Awaitable, Callable
-from typing import Any, NamedTuple
-
 import asyncpg
 import pytest
 
-from gateway.cli import main
 from llm_service.administration.principals import Principals
 from llm_service.errors import NotAuthenticated
-
-
-class Ran(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-    @property
-    def rows(self) -> list[dict[str, Any]]:
-        return json.loads(self.out)
-
-
-Treasurer = Callable[..., Awaitable[Ran]]
-
-
-@pytest.fixture
-def treasurer(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Treasurer:
-    """Run `treasurer …` as its entry point does, on this test's database."""
-    monkeypatch.setenv("TREASURER_DATABASE_URL", database_url)
-
-    async def run(*arguments: str) -> Ran:
-        monkeypatch.setattr("sys.argv", ["treasurer", *arguments])
-        capsys.readouterr()
-        code = 0
-        try:
-            await asyncio.to_thread(main)  # it has an event loop of its own
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        out, err = capsys.readouterr()
-        return Ran(code, out, err)
-
-    return run
+from tests.integration.administering import Treasurer
 
 
 async def test_the_commands_of_the_first_hour(treasurer: Treasurer, pool: asyncpg.Pool) -> None:

@@ -12,10 +12,7 @@ from llm_service.administration import budgets, change_log, keys, limits, organi
 from llm_service.administration.inputs import read_input
 from llm_service.errors import InvalidRequest
 from llm_service.treasury.audit.configuration import LOGGED
-from tests.integration.test_admin_api import api
-from tests.integration.test_admin_cli import Treasurer, treasurer
-
-__all__ = ["api", "treasurer"]  # fixtures
+from tests.integration.administering import Treasurer
 
 
 async def told(pool: asyncpg.Pool) -> list[tuple[str, str]]:

@@ -19,7 +19,7 @@ from pydantic_ai.models import override_allow_model_requests
 from pydantic_ai.settings import ModelSettings
 
 from agents.run_budgets import RunBudgets
-from gateway.composition import Runtime, open_service
+from gateway.composition import ServiceRuntime, open_service
 from gateway.settings import load_settings
 from gateway.stack.state import StackState
 from llm_service.administration.organisations import pause, resume
@@ -32,7 +32,7 @@ MODELS = ["gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash", "local/qwen3-8b
 
 
 @pytest.fixture
-async def runtime(stack: StackState) -> AsyncIterator[Runtime]:
+async def runtime(stack: StackState) -> AsyncIterator[ServiceRuntime]:
     """The service in this process, as `treasurer run` has it."""
     with override_allow_model_requests(True):
         async with open_service(load_settings(data_dir=stack.data_dir)) as runtime:
@@ -40,14 +40,14 @@ async def runtime(stack: StackState) -> AsyncIterator[Runtime]:
             yield runtime
 
 
-def governed(runtime: Runtime, run: str, model: str = "gpt-4o-mini") -> GovernedModel:
+def governed(runtime: ServiceRuntime, run: str, model: str = "gpt-4o-mini") -> GovernedModel:
     async def principal() -> Principal:
         return await runtime.principals.by_agent("digest")
 
     return GovernedModel(model, service=runtime.service, principal=principal, context=CallContext(run=run))
 
 
-async def ledger_nano(runtime: Runtime, run: str, calls: int) -> int:
+async def ledger_nano(runtime: ServiceRuntime, run: str, calls: int) -> int:
     """What the ledger has of a run once all of its calls are settled, which happens off the caller's path."""
     for _ in range(100):
         row = await runtime.pools.calls.fetchrow(
@@ -77,7 +77,7 @@ def treasurer(stack: StackState, *arguments: str) -> subprocess.CompletedProcess
 
 
 async def test_the_command_runs_within_its_budget_and_says_what_the_ledger_says(
-    stack: StackState, runtime: Runtime
+    stack: StackState, runtime: ServiceRuntime
 ) -> None:
     finished = await asyncio.to_thread(
         treasurer, stack, "--budget", "0.05", "--json", "--tag", "morning", "--session", "s1", "--user", "ana"
@@ -96,7 +96,9 @@ async def test_the_command_runs_within_its_budget_and_says_what_the_ledger_says(
     assert (budget["limit_nano"], budget["archived_at"] is None) == (50_000_000, False)
 
 
-async def test_a_budget_that_is_too_small_stops_the_run_and_is_not_passed(stack: StackState, runtime: Runtime) -> None:
+async def test_a_budget_that_is_too_small_stops_the_run_and_is_not_passed(
+    stack: StackState, runtime: ServiceRuntime
+) -> None:
     finished = await asyncio.to_thread(treasurer, stack, "--budget", "0.0004")
     assert finished.returncode == 1
     assert finished.stdout == ""
@@ -115,7 +117,7 @@ class City(BaseModel):
 
 
 @pytest.mark.parametrize("name", MODELS)
-async def test_every_kind_of_request_is_governed_on_every_provider(runtime: Runtime, name: str) -> None:
+async def test_every_kind_of_request_is_governed_on_every_provider(runtime: ServiceRuntime, name: str) -> None:
     run = str(uuid4())
     model = governed(runtime, run, name)
     settings = ModelSettings(max_tokens=200)
@@ -133,7 +135,7 @@ async def test_every_kind_of_request_is_governed_on_every_provider(runtime: Runt
     assert sum(cost or 0 for cost in costs) == Decimal(format_decimal(model.tally.cost_nano))
 
 
-async def test_a_stream_that_is_left_early_is_closed_and_paid_for(runtime: Runtime) -> None:
+async def test_a_stream_that_is_left_early_is_closed_and_paid_for(runtime: ServiceRuntime) -> None:
     run = str(uuid4())
     model = governed(runtime, run)
     async with Agent(model).run_stream("Tell me of the sea.", model_settings=ModelSettings(max_tokens=900)) as streamed:
@@ -144,7 +146,7 @@ async def test_a_stream_that_is_left_early_is_closed_and_paid_for(runtime: Runti
     assert await runtime.pools.calls.fetchval("SELECT error_code FROM ledger WHERE run_id = $1", run) == "client_left"
 
 
-async def test_many_agents_at_once_on_one_run_budget_never_pass_it(runtime: Runtime) -> None:
+async def test_many_agents_at_once_on_one_run_budget_never_pass_it(runtime: ServiceRuntime) -> None:
     run, limit_nano = str(uuid4()), 1_000_000
     model = governed(runtime, run)
 
@@ -164,7 +166,7 @@ async def test_many_agents_at_once_on_one_run_budget_never_pass_it(runtime: Runt
     assert await ledger_nano(runtime, run, answered) == model.tally.cost_nano <= limit_nano
 
 
-async def test_refusals_reach_the_agent_by_type(runtime: Runtime) -> None:
+async def test_refusals_reach_the_agent_by_type(runtime: ServiceRuntime) -> None:
     with pytest.raises(UnknownModel):
         await Agent(governed(runtime, "r", "nope")).run("Hello")
     await pause(runtime.pools.calls, Scope.AGENT, "digest")

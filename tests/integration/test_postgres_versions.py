@@ -22,7 +22,7 @@ from gateway.settings import load_settings, without_password
 from gateway.stack.plan import PlanError, make_plan
 from llm_service.postgres import OLDEST_POSTGRES, PostgresTooOld, check_version
 from llm_service.treasury.connection import Connection
-from tests.conftest import OTHER_POSTGRES
+from tests.processes import OTHER_POSTGRES
 
 ROOT = Path(__file__).parent.parent.parent
 #: Where Debian keeps the programs of its versions.

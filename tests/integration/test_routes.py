@@ -14,10 +14,7 @@ from llm_service.administration.inputs import read_input
 from llm_service.administration.principals import Principals
 from llm_service.errors import InvalidRequest, NotFound
 from llm_service.types import NO_ROUTE, Condition, Downgrade, Fallback, OnLeave, Route, Timeouts
-from tests.integration.test_admin_api import api, error_of
-from tests.integration.test_admin_cli import Treasurer, treasurer
-
-__all__ = ["api", "treasurer"]  # fixtures
+from tests.integration.administering import Treasurer, error_of
 
 WHOLE: dict[str, Any] = {
     "fallbacks": [{"model": "b"}, {"model": "c", "on": ["timeout", "near_limit"]}],

@@ -13,9 +13,7 @@ from llm_service.ids import new_call_id
 from llm_service.treasury.reports.simulate import Policy, read_calls, replay
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
-from tests.integration.test_admin_cli import Treasurer, treasurer
-
-__all__ = ["treasurer"]  # a fixture
+from tests.integration.administering import Treasurer
 
 
 async def an_agent(pool: asyncpg.Pool) -> None:

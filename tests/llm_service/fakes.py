@@ -35,7 +35,8 @@ from llm_service.types import (
     UsageSource,
     WindowKind,
 )
-from llm_service.upstream.litellm_proxy import UpstreamAnswer, UpstreamStream
+from llm_service.upstream.litellm_proxy import answer_of, event_error, refusal_of
+from llm_service.upstream.upstream import Refusal, UpstreamAnswer, UpstreamStream
 from llm_service.wire.requests import ParsedRequest
 
 DAILY = Budget(3, "daily", Scope.AGENT, 7, WindowKind.DAY)
@@ -221,6 +222,8 @@ class FakeStream:
     ) -> None:
         self.status = status
         self.headers: Mapping[str, str] = {"x-litellm-model-id": "d1"} if headers is None else headers
+        self.accepted = status == 200
+        self.deployment = self.headers.get("x-litellm-model-id")
         self.closed = 0
         self._parts = list(parts)
 
@@ -235,27 +238,47 @@ class FakeStream:
     async def read(self) -> bytes:
         return b"".join([part async for part in self.chunks()])
 
+    def event_error(self, fields: Mapping[str, object]) -> TreasurerError:
+        return event_error(fields)
+
+    def refusal(self, body: bytes) -> Refusal:
+        return refusal_of(self.status, self.headers, body)
+
     def close(self) -> None:
         self.closed += 1
+
+
+@dataclass
+class HttpAnswer:
+    """An answer as LiteLLM Proxy gives it."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    def facts(self) -> UpstreamAnswer | Refusal:
+        return answer_of(self.status, self.headers, self.body)
 
 
 @dataclass
 class FakeUpstream:
     """Answers with what a test has scripted. `sent` is (path, body, grant) of each request."""
 
-    answer: UpstreamAnswer | Exception | None = None
+    answer: HttpAnswer | Exception | None = None
     stream: FakeStream | Exception | None = None
     sent: list[tuple[str, bytes, str]] = field(default_factory=list[tuple[str, bytes, str]])
     gate: asyncio.Event | None = None
 
-    async def send(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamAnswer:
+    async def send(
+        self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS
+    ) -> UpstreamAnswer | Refusal:
         self.sent.append((path, body, grant))
         if self.gate is not None:
             await self.gate.wait()
         if isinstance(self.answer, Exception):
             raise self.answer
         assert self.answer is not None
-        return self.answer
+        return self.answer.facts()
 
     async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamStream:
         self.sent.append((path, body, grant))

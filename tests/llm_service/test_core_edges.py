@@ -11,10 +11,9 @@ import pytest
 
 from llm_service.errors import IdempotencyConflict, InvalidRequest
 from llm_service.types import NO_CONTEXT, Budget, CallContext, Dimension, LedgerState, Scope, UsageSource, WindowKind
-from llm_service.upstream.litellm_proxy import UpstreamAnswer
 from llm_service.wire.events import EventScanner
 from llm_service.wire.requests import parse_chat, parse_embeddings
-from tests.llm_service.fakes import ENTRIES, PRINCIPAL, FakeStream, chat_body
+from tests.llm_service.fakes import ENTRIES, PRINCIPAL, FakeStream, HttpAnswer, chat_body
 from tests.llm_service.test_service import DONE, KEYED, REPORT, USAGE, Parts, data, said, until
 
 HI = [{"role": "user", "content": "Hi"}]
@@ -159,7 +158,7 @@ async def test_i1_a_report_of_no_output_is_not_believed_of_an_answer_that_has_so
     report = {"prompt_tokens": 9, "completion_tokens": 0}
     parts = Parts()
     body = json.dumps({"choices": [{"message": {"content": "word " * 500}}], "usage": report}).encode()
-    parts.upstream.answer = UpstreamAnswer(200, {"x-litellm-model-id": "d1"}, body)
+    parts.upstream.answer = HttpAnswer(200, {"x-litellm-model-id": "d1"}, body)
     await parts.service.complete(chat_body(max_tokens=1000), PRINCIPAL, NO_CONTEXT)
     assert parts.settled.usage_source is UsageSource.ESTIMATED
     assert parts.settled.usage.output_tokens > 500

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from typing import Any, cast
 from uuid import UUID
@@ -29,6 +29,7 @@ from llm_service.service import LLMService
 from llm_service.treasury.sweep import OrphanHold, Sweeper, Witness, settlement_for
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import (
+    NO_TIMEOUTS,
     CallContext,
     ExpiryPolicy,
     Fallback,
@@ -41,7 +42,7 @@ from llm_service.types import (
     Timeouts,
     Usage,
 )
-from llm_service.upstream.litellm_proxy import UpstreamAnswer
+from llm_service.upstream.upstream import Refusal, UpstreamAnswer
 from tests.llm_service.fakes import (
     ENTRIES,
     PRICED,
@@ -49,6 +50,8 @@ from tests.llm_service.fakes import (
     FakeCounter,
     FakeIdempotency,
     FakeLimiter,
+    FakeStream,
+    HttpAnswer,
     chat_body,
     one_rate_card,
 )
@@ -171,44 +174,32 @@ class Process:
 
     # -- LiteLLM Proxy and the provider
 
-    def _serve(self) -> UpstreamAnswer:
+    def _serve(self) -> HttpAnswer:
         """The request has arrived: what it leads to does not depend on this process any more."""
         attempt = max(self.books.holds, key=lambda each: each[1])
         if self.fails:
             self.fails -= 1
             self.books.refused.add(attempt)
             self.books.witnesses[attempt] = [Witness("failure", "openai", "d1", 0, Usage(), 500, counted=True)]
-            return UpstreamAnswer(500, {"x-treasurer-free": "1"}, b'{"error": {"message": "no"}}')
+            return HttpAnswer(500, {"x-treasurer-free": "1"}, b'{"error": {"message": "no"}}')
         self.books.billed[attempt] = COST
         self.books.witnesses[attempt] = [Witness("success", "openai", "d1", COST, USAGE, 200)]
-        return UpstreamAnswer(200, {"x-litellm-model-id": "d1"}, ANSWER)
+        return HttpAnswer(200, {"x-litellm-model-id": "d1"}, ANSWER)
 
-    async def send(self, path: str, body: bytes, grant: str, timeouts: Timeouts) -> UpstreamAnswer:
+    async def send(
+        self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS
+    ) -> UpstreamAnswer | Refusal:
+        return (await self._asked()).facts()
+
+    async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> FakeStream:
+        answer = await self._asked()
+        return FakeStream(CHUNKS if answer.status == 200 else [answer.body], answer.status, answer.headers)
+
+    async def _asked(self) -> HttpAnswer:
         await asyncio.sleep(0)
         answer = self._serve()
         await asyncio.sleep(0)
         return answer
-
-    async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts) -> _Stream:
-        return _Stream(await self.send(path, body, grant, timeouts))
-
-
-class _Stream:
-    def __init__(self, answer: UpstreamAnswer) -> None:
-        self.status: int = answer.status
-        self.headers: Mapping[str, str] = answer.headers
-        self._left = list(CHUNKS) if answer.status == 200 else [answer.body]
-
-    async def chunks(self) -> AsyncIterator[bytes]:
-        while self._left:
-            await asyncio.sleep(0)
-            yield self._left.pop(0)
-
-    async def read(self) -> bytes:
-        return b"".join([part async for part in self.chunks()])
-
-    def close(self) -> None:
-        return
 
 
 Work = Callable[[LLMService], Coroutine[Any, Any, object]]

@@ -49,7 +49,7 @@ from llm_service.types import (
     Timeouts,
     UsageSource,
 )
-from llm_service.upstream.litellm_proxy import Unanswered, UpstreamAnswer
+from llm_service.upstream.upstream import Refusal, Unanswered, UpstreamAnswer
 from tests.llm_service.fakes import (
     COUNTED,
     ENTRIES,
@@ -61,6 +61,7 @@ from tests.llm_service.fakes import (
     FakeSweeper,
     FakeTreasury,
     FakeUpstream,
+    HttpAnswer,
     Records,
     Refusals,
     chat_body,
@@ -72,7 +73,7 @@ KEYED = CallContext(idempotency_key="k1")
 USAGE = {"prompt_tokens": 9, "completion_tokens": 12}
 COST = 9 * 1_000 + 12 * 2_000
 BODY = json.dumps({"choices": [{"message": {"content": "Hi"}}], "usage": USAGE}).encode()
-ANSWER = UpstreamAnswer(200, {"x-litellm-model-id": "d1", "x-litellm-response-cost": "0.000033"}, BODY)
+ANSWER = HttpAnswer(200, {"x-litellm-model-id": "d1", "x-litellm-response-cost": "0.000033"}, BODY)
 
 
 def data(content: Any) -> bytes:
@@ -249,7 +250,7 @@ async def test_i1_the_dearest_answer_to_what_is_sent_is_within_the_hold(
 
 
 async def test_an_embedding(parts: Parts) -> None:
-    parts.upstream.answer = UpstreamAnswer(200, {}, b'{"data": [], "usage": {"prompt_tokens": 2, "total_tokens": 2}}')
+    parts.upstream.answer = HttpAnswer(200, {}, b'{"data": [], "usage": {"prompt_tokens": 2, "total_tokens": 2}}')
     answer = await parts.service.embed(b'{"model": "e", "input": "Hi"}', PRINCIPAL, NO_CONTEXT)
     assert answer.cost_nano == 2_000
     assert parts.sent == {"model": "e", "input": "Hi"}
@@ -317,7 +318,7 @@ REFUSED = json.dumps({"error": {"message": "Too many", "type": "rate_limit_error
 
 
 async def test_a_providers_refusal_is_passed_on_and_voided(parts: Parts) -> None:
-    parts.upstream.answer = UpstreamAnswer(429, {"Retry-After": "7"}, REFUSED)
+    parts.upstream.answer = HttpAnswer(429, {"Retry-After": "7"}, REFUSED)
     with pytest.raises(UpstreamError) as refused:
         await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
     error = refused.value
@@ -334,7 +335,7 @@ async def test_i2_a_stream_too_many_costs_nothing_and_no_other_model_is_asked(bi
     parts = Parts(breakers=gate)
     route = Route(fallbacks=(Fallback("other"),), retries=3, bills_errors=bills_errors)
     body = REFUSED.replace(b"slow", b"proxy_busy")
-    parts.upstream.answer = UpstreamAnswer(503, {"x-treasurer-refused": "proxy_busy"}, body)
+    parts.upstream.answer = HttpAnswer(503, {"x-treasurer-refused": "proxy_busy"}, body)
     with pytest.raises(ProxyBusy) as busy:
         await parts.service.complete(chat_body(), replace(PRINCIPAL, routes=(route,)), KEYED)
     assert (busy.value.status, busy.value.code, busy.value.retry_after) == (503, "proxy_busy", 1)
@@ -382,7 +383,7 @@ class Gate:
 async def test_a_models_breaker_is_told_of_the_model(status: int, headers: dict[str, str], told: str) -> None:
     gate = Gate()
     parts = Parts(breakers=gate)
-    parts.upstream.answer = UpstreamAnswer(status, headers, BODY if status == 200 else b"{}")
+    parts.upstream.answer = HttpAnswer(status, headers, BODY if status == 200 else b"{}")
     with contextlib.suppress(UpstreamError, ProxyUnavailable):
         await parts.service.complete(chat_body(), PRINCIPAL, NO_CONTEXT)
     assert gate.told == [told]
@@ -391,7 +392,7 @@ async def test_a_models_breaker_is_told_of_the_model(status: int, headers: dict[
 
 
 async def test_i1_an_error_that_may_have_been_billed_is_left_to_the_witness(parts: Parts) -> None:
-    parts.upstream.answer = UpstreamAnswer(500, {}, b"{}")
+    parts.upstream.answer = HttpAnswer(500, {}, b"{}")
     with pytest.raises(UpstreamError):
         await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
     assert parts.treasury.settled == []
@@ -465,7 +466,7 @@ async def test_the_reason_of_a_refusal_is_told_though_its_key_cannot_be_given_ba
 
 
 async def test_where_errors_are_billed_the_whole_hold_is_posted(parts: Parts) -> None:
-    parts.upstream.answer = UpstreamAnswer(500, {"x-treasurer-free": "1"}, b"{}")
+    parts.upstream.answer = HttpAnswer(500, {"x-treasurer-free": "1"}, b"{}")
     principal = replace(PRINCIPAL, routes=(Route(bills_errors=True),))
     with pytest.raises(UpstreamError):
         await parts.service.complete(chat_body(), principal, KEYED)
@@ -706,7 +707,7 @@ async def test_i1_callers_at_once_never_spend_more_than_the_limit() -> None:
 
 # -- prices that change between the hold and the call
 
-REPRICED = UpstreamAnswer(409, {"x-treasurer-refused": "prices_changed"}, b'{"error": {"message": "changed"}}')
+REPRICED = HttpAnswer(409, {"x-treasurer-refused": "prices_changed"}, b'{"error": {"message": "changed"}}')
 
 
 class Book(FakeUpstream):
@@ -716,13 +717,15 @@ class Book(FakeUpstream):
         super().__init__()
         self.version = "v1"
 
-    def _answer(self, body: bytes, grant: str) -> UpstreamAnswer:
+    def _answer(self, body: bytes, grant: str) -> HttpAnswer:
         self.sent.append(("", body, grant))
         named = verify(SECRET, grant, path="/v1/chat/completions", model="m", body=body).prices
         return ANSWER if named in (None, self.version) else REPRICED
 
-    async def send(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamAnswer:
-        return self._answer(body, grant)
+    async def send(
+        self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS
+    ) -> UpstreamAnswer | Refusal:
+        return self._answer(body, grant).facts()
 
     async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> FakeStream:
         answer = self._answer(body, grant)
@@ -799,11 +802,11 @@ SHARED = [
     entry | {"model_info": entry["model_info"] | {"treasurer_uses_shared": True}}
     for entry in ENTRIES
 ]  # fmt: skip
-OF_A_BALANCER = [UpstreamAnswer(status, {"server": "nginx"}, b"<html>") for status in (502, 503, 504)]
+OF_A_BALANCER = [HttpAnswer(status, {"server": "nginx"}, b"<html>") for status in (502, 503, 504)]
 LOST = Unanswered(UpstreamTimeout("late"))
 
 
-def after(outcome: UpstreamAnswer | Exception, *, revoked: bool, entries: list[dict[str, Any]] = SHARED) -> Parts:
+def after(outcome: HttpAnswer | Exception, *, revoked: bool, entries: list[dict[str, Any]] = SHARED) -> Parts:
     async def revoke(_call_id: UUID, _attempt: int) -> bool:
         return revoked
 
@@ -816,7 +819,7 @@ def after(outcome: UpstreamAnswer | Exception, *, revoked: bool, entries: list[d
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 @pytest.mark.parametrize("outcome", [*OF_A_BALANCER, LOST], ids=["502", "503", "504", "lost"])
-async def test_i2_what_no_proxy_has_begun_with_is_free(outcome: UpstreamAnswer | Exception, streamed: bool) -> None:
+async def test_i2_what_no_proxy_has_begun_with_is_free(outcome: HttpAnswer | Exception, streamed: bool) -> None:
     parts = after(outcome, revoked=True)
     with pytest.raises(ProxyUnavailable) as error:
         await once(parts, streamed)
@@ -830,7 +833,7 @@ async def test_i2_what_no_proxy_has_begun_with_is_free(outcome: UpstreamAnswer |
 @pytest.mark.parametrize("outcome", [OF_A_BALANCER[2], LOST], ids=["504", "lost"])
 @pytest.mark.parametrize(("revoked", "entries"), [(False, SHARED), (True, ENTRIES)], ids=["used", "unknown"])
 async def test_i2_what_a_proxy_may_have_begun_with_waits_for_its_witness(
-    outcome: UpstreamAnswer | Exception, streamed: bool, revoked: bool, entries: list[dict[str, Any]]
+    outcome: HttpAnswer | Exception, streamed: bool, revoked: bool, entries: list[dict[str, Any]]
 ) -> None:
     """It was used; or the proxy does not write uses to the database, and then nothing follows from finding none."""
     parts = after(outcome, revoked=revoked, entries=entries)
@@ -841,7 +844,7 @@ async def test_i2_what_a_proxy_may_have_begun_with_waits_for_its_witness(
 
 
 async def test_i2_an_answer_of_our_plugin_s_is_believed_and_no_grant_is_revoked() -> None:
-    parts = after(UpstreamAnswer(502, {"x-treasurer-free": "0"}, b"{}"), revoked=True)
+    parts = after(HttpAnswer(502, {"x-treasurer-free": "0"}, b"{}"), revoked=True)
     with pytest.raises(UpstreamError):
         await once(parts, False)
     assert parts.treasury.settled == []
@@ -849,7 +852,7 @@ async def test_i2_an_answer_of_our_plugin_s_is_believed_and_no_grant_is_revoked(
 
 async def test_i2_a_grant_that_a_balancer_sent_twice_may_have_been_billed() -> None:
     """The first proxy did not answer it in time, the second one refused it: the first may serve it yet."""
-    parts = after(UpstreamAnswer(401, {"x-treasurer-refused": "grant_used"}, b"{}"), revoked=False)
+    parts = after(HttpAnswer(401, {"x-treasurer-refused": "grant_used"}, b"{}"), revoked=False)
     with pytest.raises(UpstreamError):
         await once(parts, False)
     assert parts.treasury.settled == []
@@ -874,7 +877,7 @@ async def test_i2_a_stream_that_its_caller_leaves_before_the_proxy_has_begun_wit
 
 
 async def test_i6_a_proxy_that_cannot_write_a_grants_use_sends_nothing_and_the_caller_is_told_so() -> None:
-    parts = after(UpstreamAnswer(503, {"x-treasurer-refused": "grants_unavailable"}, b"{}"), revoked=False)
+    parts = after(HttpAnswer(503, {"x-treasurer-refused": "grants_unavailable"}, b"{}"), revoked=False)
     with pytest.raises(ProxyUnavailable) as error:
         await once(parts, False)
     assert (error.value.retry_after, error.value.details["cause"]) == (1, "grants_unavailable")

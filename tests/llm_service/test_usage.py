@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.types import Usage
-from llm_service.usage import read_usage, reported_cost, says_too_little
+from llm_service.usage import most_tokens, most_used, read_usage, reported_cost, says_too_little
 
 NUMBERS = st.one_of(st.integers(-10, 10**12), st.floats(), st.booleans(), st.none(), st.text(max_size=3))
 DETAILS = st.one_of(
@@ -123,3 +123,15 @@ def test_the_forms_of_providers(report: dict[str, Any], usage: Usage) -> None:
 )  # fmt: skip
 def test_the_proxys_cost(report: object, nano: int | None) -> None:
     assert reported_cost(report) == nano
+
+
+@given(st.builds(Usage, *[st.integers(0, 10**6)] * 6))
+def test_i1_what_another_tokenizer_counted_is_taken_with_half_as_much_again_and_what_may_be_under_way(
+    counted: Usage,
+) -> None:
+    most = most_used(counted)
+    assert most.input_tokens >= 1.5 * counted.input_tokens - 0.5 + 16
+    assert most.output_tokens >= 1.5 * counted.output_tokens - 0.5 + 32
+    assert most_tokens(counted.output_tokens) * 2 <= 3 * counted.output_tokens
+    assert most.cached_tokens == 0, "nobody has reported what was read from a cache: it is charged in full"
+    assert most.cache_write_1h_tokens == (most.input_tokens if counted.cache_write_1h_tokens else 0)

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.composition import Runtime
+from gateway.composition import GatewayRuntime
 from gateway.routes.openai import HotRoutes, read_context, wants_stream
 from llm_service.call.streaming import StreamingAnswer
 from llm_service.errors import (
@@ -27,6 +27,7 @@ from llm_service.errors import (
 )
 from llm_service.ids import new_call_id
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
+from llm_service.wire.openai_errors import openai_error
 from llm_service.wire.requests import parse_chat, parse_embeddings
 
 PRINCIPAL = Principal(1, "o", 1, "t", 7, "a", 1, "k", 1)
@@ -53,6 +54,12 @@ class Stream(StreamingAnswer):
             yield part
         if self.gate is not None:
             await self.gate.wait()
+
+    async def __anext__(self) -> bytes:
+        raise AssertionError("it is read by its own iterator")
+
+    async def settled(self) -> None:
+        return
 
     async def aclose(self) -> None:
         await asyncio.sleep(0)
@@ -159,7 +166,7 @@ class Gateway:
             telemetry=SimpleNamespace(parent=lambda traceparent: traceparent),
         )  # fmt: skip
         self.settings: Any = runtime.settings
-        self.routes = HotRoutes(app, lambda: cast("Runtime", runtime))
+        self.routes = HotRoutes(app, lambda: cast("GatewayRuntime", runtime))
 
     def stalled_timeout_s(self, seconds: float) -> None:
         self.settings.stalled_timeout_s = seconds
@@ -315,7 +322,7 @@ async def test_an_error_has_openais_shape(
     gateway.service.error = error
     client = await gateway.ask(Client(body(sent)))
     assert client.status == status
-    assert json.loads(client.body) == error.as_openai()
+    assert json.loads(client.body) == openai_error(error)
     shown = client.headers
     assert shown.pop("content-length") == str(len(client.body))
     assert shown == {"content-type": "application/json"} | headers
@@ -340,7 +347,7 @@ async def test_an_error_in_mid_stream_is_an_event(gateway: Gateway) -> None:
     gateway.service.stream_answer = Stream(b"data: 1\n\n", error)
     client = await gateway.ask(Client(body(STREAM)))
     assert client.status == 200
-    event = b"data: " + json.dumps(error.as_openai(), separators=(",", ":")).encode() + b"\n\n"
+    event = b"data: " + json.dumps(openai_error(error), separators=(",", ":")).encode() + b"\n\n"
     assert client.body == b"data: 1\n\n" + event
     assert client.sent[-1]["more_body"] is False
     assert gateway.service.stream_answer.closed == 1

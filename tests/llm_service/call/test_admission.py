@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llm_service.call.admission import Admission
-from llm_service.call.attempt import CHAT_PATH, EMBEDDINGS_PATH, Call
+from llm_service.call.attempt import CHAT_PATH, EMBEDDINGS_PATH, Admitted, Attempt, Call
 from llm_service.errors import (
     BudgetBusy,
     BudgetExhausted,
@@ -22,6 +22,7 @@ from llm_service.errors import (
     TreasuryUnavailable,
     UnknownModel,
 )
+from llm_service.guards.breaker_gate import FREE
 from llm_service.pricing.catalog import Catalog
 from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
 from llm_service.types import Budget, CallContext, Dimension, Principal, RateLimit, Scope, WindowKind
@@ -65,12 +66,12 @@ class Parts:
             busy_wait_s=busy_wait_s,
         )  # fmt: skip
 
-    async def admit(self, call: Call) -> None:
+    async def admit(self, call: Call) -> Admitted:
         """As the service does it for a call's first attempt."""
         try:
-            call.journey.route, call.journey.chain = await self.admission.chain(call)
-            call.model = await self.admission.model(call)
-            await self.admission.admit(call)
+            call.route, call.chain = await self.admission.chain(call)
+            attempt = Attempt(call)
+            return await self.admission.admit(attempt, await self.admission.model(attempt), FREE)
         except TreasurerError as error:
             self.admission.refused(call, error)
             raise
@@ -91,15 +92,15 @@ def chat(principal: Principal = PRINCIPAL, context: CallContext | None = None, *
 
 async def test_an_admitted_call_has_all_it_needs() -> None:
     parts, call = Parts(10**9), chat(max_tokens=100)
-    await parts.admit(call)
-    assert call.model.name == "m"
-    assert call.hold.amount_nano == call.plan.amount_nano
-    assert call.output_tokens == 100
+    admitted = await parts.admit(call)
+    assert admitted.model.name == "m"
+    assert admitted.hold.amount_nano == admitted.bound.amount_nano
+    assert admitted.output_tokens == 100
     assert parts.limiter.taken == [("m", call.request.text_bytes // 4 + 100, 330)]
     assert parts.limiter.released == []
     (asked,) = parts.treasury.asked
     assert (asked.call_id, asked.attempt, asked.model, asked.lifetime_s) == (call.call_id, 0, "m", 330)
-    assert (asked.amount_nano, asked.floor_nano) == (call.plan.amount_nano, call.plan.floor_nano)
+    assert (asked.amount_nano, asked.floor_nano) == (admitted.bound.amount_nano, admitted.bound.floor_nano)
     assert asked.lines == ((DAILY.id, ""),)
     assert parts.refused.told == []
 
@@ -118,10 +119,10 @@ async def test_every_window_that_applies_is_asked_and_no_other() -> None:
 
 async def test_i1_a_call_is_clamped_to_what_the_budget_affords() -> None:
     parts, call = Parts(400_000), chat(max_tokens=4000)
-    await parts.admit(call)
-    assert call.hold.amount_nano == 400_000
-    assert 16 <= call.output_tokens < 4000
-    assert call.plan.input_tokens * 1_000 + call.output_tokens * 2_000 <= 400_000
+    admitted = await parts.admit(call)
+    assert admitted.hold.amount_nano == 400_000
+    assert 16 <= admitted.output_tokens < 4000
+    assert admitted.bound.input_tokens * 1_000 + admitted.output_tokens * 2_000 <= 400_000
 
 
 @pytest.mark.parametrize(
@@ -206,12 +207,12 @@ async def test_busy_passes_when_a_call_in_flight_settles() -> None:
     parts = Parts(10**9, busy_wait_s=60)
     other = chat().call_id
     parts.treasury.pending[other] = 10**9
-    task = asyncio.create_task(parts.admit(call := chat(max_tokens=10)))
+    task = asyncio.create_task(parts.admit(chat(max_tokens=10)))
     while not parts.treasury.waits:
         await asyncio.sleep(0)
     del parts.treasury.pending[other]
-    await task
-    assert call.hold.amount_nano == call.plan.amount_nano
+    admitted = await task
+    assert admitted.hold.amount_nano == admitted.bound.amount_nano
     assert parts.refused.told == []
 
 
@@ -238,11 +239,11 @@ LONG: dict[str, Any] = {"messages": [{"role": "user", "content": "word " * 4_000
 
 async def test_the_input_is_counted_where_its_bytes_do_not_fit() -> None:
     parts, call = Parts(12_000_000), chat(**LONG)  # bytes: 20 million nano-dollars; a quarter and half: 7.5
-    await parts.admit(call)
+    admitted = await parts.admit(call)
     assert parts.counter.asked == 1
-    assert call.plan.counted
-    assert call.hold.amount_nano == call.plan.amount_nano <= 12_000_000
-    assert call.plan.input_tokens >= call.request.text_bytes // 4
+    assert admitted.bound.counted
+    assert admitted.hold.amount_nano == admitted.bound.amount_nano <= 12_000_000
+    assert admitted.bound.input_tokens >= call.request.text_bytes // 4
 
 
 async def test_it_is_not_counted_where_the_bytes_fit() -> None:
@@ -281,6 +282,6 @@ async def test_i1_callers_at_once_never_hold_more_than_the_limit() -> None:
     parts = Parts(3_000_000, busy_wait_s=0.02)
     results = await asyncio.gather(*(parts.admit(chat(max_tokens=500)) for _ in range(20)), return_exceptions=True)
     assert sum(parts.treasury.pending.values()) <= 3_000_000
-    assert all(result is None or isinstance(result, BudgetBusy) for result in results)
+    assert all(isinstance(result, Admitted | BudgetBusy) for result in results)
     assert sum(result is None for result in results) == len(parts.treasury.pending) >= 2
     assert len(parts.limiter.released) == sum(result is not None for result in results)

@@ -24,8 +24,8 @@ from llm_service.types import (
     Timeouts,
     UsageSource,
 )
-from llm_service.upstream.litellm_proxy import UpstreamAnswer
-from tests.llm_service.fakes import COUNTED, DAILY, PRICED, PRINCIPAL, FakeStream, FakeUpstream, chat_body
+from llm_service.upstream.upstream import Refusal, UpstreamAnswer
+from tests.llm_service.fakes import COUNTED, DAILY, PRICED, PRINCIPAL, FakeStream, FakeUpstream, HttpAnswer, chat_body
 from tests.llm_service.test_service import ANSWER, DONE, EVENTS, REPORT, Parts, collect, data, said
 
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
@@ -35,9 +35,9 @@ MODELS: list[dict[str, Any]] = [
 ]
 OF_ALL = frozenset(Condition)
 FALLING = Route(fallbacks=(Fallback("n"), Fallback("o")))
-FAILED = UpstreamAnswer(500, {"x-treasurer-free": "1"}, b'{"error": {"message": "no"}}')
-BAD = UpstreamAnswer(400, {}, b'{"error": {"message": "bad"}}')
-WITHHELD = UpstreamAnswer(
+FAILED = HttpAnswer(500, {"x-treasurer-free": "1"}, b'{"error": {"message": "no"}}')
+BAD = HttpAnswer(400, {}, b'{"error": {"message": "bad"}}')
+WITHHELD = HttpAnswer(
     200,
     {"x-litellm-model-id": "m"},
     json.dumps(
@@ -72,36 +72,36 @@ class Slow(FakeStream):
 class ByModel(FakeUpstream):
     """Answers each model's requests with what is scripted for it; what is not scripted is served."""
 
-    script: dict[str, list[UpstreamAnswer | FakeStream]] = field(
-        default_factory=dict[str, list[UpstreamAnswer | FakeStream]]
-    )
+    script: dict[str, list[HttpAnswer | FakeStream]] = field(default_factory=dict[str, list[HttpAnswer | FakeStream]])
 
     @property
     def asked(self) -> list[str]:
         return [json.loads(body)["model"] for _, body, _ in self.sent]
 
-    def _next(self, body: bytes, grant: str) -> UpstreamAnswer | FakeStream | None:
+    def _next(self, body: bytes, grant: str) -> HttpAnswer | FakeStream | None:
         self.sent.append(("", body, grant))
         scripted = self.script.get(self.asked[-1])
         return scripted.pop(0) if scripted else None
 
-    async def send(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamAnswer:
+    async def send(
+        self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS
+    ) -> UpstreamAnswer | Refusal:
         answer = self._next(body, grant)
         if isinstance(answer, FakeStream):
             assert isinstance(answer, Slow)
             await answer.gate.wait()
-            return ANSWER
-        return answer or ANSWER
+            return ANSWER.facts()
+        return (answer or ANSWER).facts()
 
     async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> FakeStream:
         answer = self._next(body, grant)
-        if isinstance(answer, UpstreamAnswer):
+        if isinstance(answer, HttpAnswer):
             return FakeStream([answer.body], answer.status, answer.headers)
         return answer or FakeStream(EVENTS)
 
 
 class Chained(Parts):
-    def __init__(self, **script: list[UpstreamAnswer | FakeStream]) -> None:
+    def __init__(self, **script: list[HttpAnswer | FakeStream]) -> None:
         self.by_model = ByModel(script=script)
         super().__init__(entries=MODELS, upstream=self.by_model)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from typing import Any
 
@@ -10,11 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_service.call.attempt import CHAT_PATH, Call, Ending
-from llm_service.call.settlement import Settler, answer_ending, generated_text
+from llm_service.call.attempt import CHAT_PATH, Admitted, Attempt, Call
+from llm_service.call.ending import Ending
+from llm_service.call.settlement import Settler
 from llm_service.errors import ProxyUnavailable, UpstreamError
+from llm_service.guards.breaker_gate import FREE
 from llm_service.guards.token_bucket import RatePermit
-from llm_service.money import MAX_NANO
 from llm_service.pricing.bounds import cost_bound
 from llm_service.pricing.catalog import read_models
 from llm_service.types import NO_CONTEXT, Hold, LedgerState, Settlement, Usage, UsageSource
@@ -34,14 +34,14 @@ from tests.llm_service.fakes import (
 HEADERS = {"x-litellm-model-id": "d1", "x-litellm-response-cost": "0.000123"}
 
 
-def admitted(**fields: Any) -> Call:
+def admitted(**fields: Any) -> Admitted:
     call = Call("chat", CHAT_PATH, parse_chat(chat_body(**fields)), PRINCIPAL, NO_CONTEXT, None)
-    call.model = read_models(ENTRIES)["m"]
-    call.plan = cost_bound(call.model, call.request, PRINCIPAL)
-    call.output_tokens = call.plan.output_tokens
-    call.pace = RatePermit(call.call_id, (), (), 0, True)
-    call.hold = Hold(call.call_id, 0, call.plan.amount_nano, 3, 10**9)
-    return call
+    model = read_models(ENTRIES)["m"]
+    bound = cost_bound(model, call.request, PRINCIPAL)
+    return Admitted(
+        Attempt(call), model, bound, RatePermit(call.call_id, (), (), 0, True), FREE,
+        Hold(call.call_id, 0, bound.amount_nano, 3, 10**9), bound.output_tokens,
+    )  # fmt: skip
 
 
 class Parts:
@@ -64,17 +64,17 @@ def parts() -> Parts:
     return Parts()
 
 
-def never() -> object:
+def never() -> str:
     raise AssertionError("the answer is not needed")
 
 
 async def test_what_the_provider_reports_is_posted_as_it_is(parts: Parts) -> None:
     call, usage = admitted(), Usage(100, 40, 0, 50, 30)
-    call.first_token_ms = 12
+    call.attempt.first_token_ms = 12
     ending = Ending(LedgerState.POSTED, 200, usage, UsageSource.PROVIDER, "d1", 123_000)
     assert await parts.settler.settle(call, ending, never) == 100 * 1_000 + 50 * 2_000
     settled = parts.settled
-    assert (settled.call_id, settled.attempt, settled.state) == (call.call_id, 0, LedgerState.POSTED)
+    assert (settled.call_id, settled.attempt, settled.state) == (call.call.call_id, 0, LedgerState.POSTED)
     assert (settled.cost_nano, settled.usage, settled.usage_source) == (200_000, usage, UsageSource.PROVIDER)
     assert (settled.proxy_cost_nano, settled.provider, settled.deployment) == (123_000, "openai", "d1")
     assert (settled.status, settled.error_code, settled.first_token_ms) == (200, None, 12)
@@ -98,12 +98,11 @@ MISSING = Ending(LedgerState.POSTED, 200, deployment="d1")
 async def test_an_answer_without_usage_is_counted_with_a_margin(parts: Parts) -> None:
     call = admitted(max_tokens=1000)
     text = "y" * 400  # a hundred tokens
-    body = json.dumps({"choices": [{"message": {"content": text}}]}).encode()
-    await parts.settler.settle(call, MISSING, lambda: body)
+    await parts.settler.settle(call, MISSING, lambda: text)
     settled = parts.settled
     assert settled.usage_source is UsageSource.ESTIMATED
     assert 150 <= settled.usage.output_tokens <= 200
-    assert settled.usage.input_tokens >= call.request.text_bytes // 4 * 3 // 2
+    assert settled.usage.input_tokens >= call.call.request.text_bytes // 4 * 3 // 2
     assert 0 < settled.cost_nano <= call.hold.amount_nano
     assert parts.sweeper.looked == []  # a whole answer is not waited for
 
@@ -112,8 +111,8 @@ async def test_an_answer_without_usage_is_counted_with_a_margin(parts: Parts) ->
 async def test_what_cannot_be_counted_is_settled_by_its_bytes(parts: Parts, error: Any) -> None:
     parts.counter.error = error
     call = admitted(max_tokens=1000)
-    await parts.settler.settle(call, MISSING, lambda: ("文" * 10, 1))
-    assert parts.settled.usage == Usage(call.plan.input_tokens, output_tokens=30)
+    await parts.settler.settle(call, MISSING, lambda: "文" * 10)
+    assert parts.settled.usage == Usage(call.bound.input_tokens, output_tokens=30)
 
 
 @given(st.text(max_size=300), st.integers(1, 200), st.integers(1, 3), st.booleans())
@@ -121,7 +120,7 @@ async def test_what_cannot_be_counted_is_settled_by_its_bytes(parts: Parts, erro
 async def test_i1_an_estimate_is_never_above_the_hold(text: str, most: int, choices: int, countable: bool) -> None:
     parts, call = Parts(), admitted(max_tokens=most, n=choices)
     parts.counter.error = None if countable else ProxyUnavailable("away")
-    cost = await parts.settler.settle(call, MISSING, lambda: (text.encode("utf-8", "replace").decode(), 1))
+    cost = await parts.settler.settle(call, MISSING, lambda: text.encode("utf-8", "replace").decode())
     assert cost is not None
     assert 0 < cost <= call.hold.amount_nano
     assert parts.settled.usage.output_tokens <= most * choices
@@ -131,18 +130,18 @@ async def test_i1_an_estimate_is_never_above_the_hold(text: str, most: int, choi
 
 async def test_i1_an_estimate_at_a_dearer_price_than_was_held_for_stays_within_the_hold(parts: Parts) -> None:
     call = admitted()
-    call.hold = Hold(call.call_id, 0, 5_000, 3, 10**9)
-    assert await parts.settler.settle(call, MISSING, lambda: ("x" * 1_000, 1)) == parts.settled.cost_nano == 5_000
+    call = replace(call, hold=Hold(call.call.call_id, 0, 5_000, 3, 10**9))
+    assert await parts.settler.settle(call, MISSING, lambda: "x" * 1_000) == parts.settled.cost_nano == 5_000
 
 
 async def test_images_are_estimated_at_their_bound(parts: Parts) -> None:
     call = admitted()
-    call.request = parse_chat(
+    call.call.request = parse_chat(
         chat_body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}])
     )
-    await parts.settler.settle(call, MISSING, lambda: ("", 0))
+    await parts.settler.settle(call, MISSING, lambda: "")
     assert parts.counter.asked == 0
-    assert parts.settled.usage.input_tokens == call.plan.input_tokens
+    assert parts.settled.usage.input_tokens == call.bound.input_tokens
 
 
 CUT = Ending(LedgerState.POSTED, 499, deployment="d1", error_code="client_left")
@@ -151,7 +150,7 @@ CUT = Ending(LedgerState.POSTED, 499, deployment="d1", error_code="client_left")
 async def test_a_stream_that_was_given_up_is_settled_by_what_the_proxy_saw(parts: Parts) -> None:
     call, usage = admitted(stream=True), Usage(20, output_tokens=30)
     parts.sweeper.witness = Settlement(
-        call.call_id, 0, LedgerState.POSTED, 1, usage, UsageSource.WITNESS, 77, deployment="d1", status=200,
+        call.call.call_id, 0, LedgerState.POSTED, 1, usage, UsageSource.WITNESS, 77, deployment="d1", status=200,
         error_code="owner_lost",
     )  # fmt: skip
     assert await parts.settler.settle(call, CUT, never) == 80_000
@@ -167,9 +166,9 @@ async def test_what_the_proxy_counted_itself_is_only_a_least(parts: Parts, seen:
     """LiteLLM counts a stream that did not end by itself with a tokenizer of its own, and knows nothing of what was in flight."""
     call = admitted(stream=True, max_tokens=1000)
     parts.sweeper.witness = Settlement(
-        call.call_id, 0, LedgerState.POSTED, 1, seen, UsageSource.WITNESS, 77, deployment="d1", status=499
+        call.call.call_id, 0, LedgerState.POSTED, 1, seen, UsageSource.WITNESS, 77, deployment="d1", status=499
     )
-    await parts.settler.settle(call, CUT, lambda: ("some words", 2))
+    await parts.settler.settle(call, CUT, lambda: "some words")
     settled = parts.settled
     assert settled.usage_source is UsageSource.ESTIMATED
     assert settled.usage.output_tokens >= output_tokens
@@ -184,7 +183,7 @@ async def test_i1_of_a_stream_that_was_not_read_to_where_its_provider_had_come_a
     call = admitted(stream=True, max_tokens=1000, n=2)
     witnessed = replace(COUNTED, usage=Usage(20, output_tokens=seen), error_code="owner_lost_unread")
     parts.sweeper.witness = witnessed
-    await parts.settler.settle(call, CUT, lambda: ("some words", 2))
+    await parts.settler.settle(call, CUT, lambda: "some words")
     settled = parts.settled
     assert (settled.usage.output_tokens, settled.usage_source) == (2000, UsageSource.ESTIMATED)
     assert settled.usage.input_tokens > 20
@@ -194,21 +193,21 @@ async def test_i1_of_a_stream_that_was_not_read_to_where_its_provider_had_come_a
 async def test_what_was_in_flight_when_nothing_was_seen_is_counted(parts: Parts) -> None:
     call = admitted(stream=True, max_tokens=1000)
     parts.sweeper.witness = COUNTED
-    await parts.settler.settle(call, CUT, lambda: ("", 0))
+    await parts.settler.settle(call, CUT, lambda: "")
     assert parts.settled.usage.output_tokens >= 16
 
 
 async def test_i2_a_stream_that_was_left_and_that_nobody_else_saw_waits_for_its_witness(parts: Parts) -> None:
     """The proxy reads on: what was seen here says too little."""
     call = admitted(stream=True)
-    assert await parts.settler.settle(call, CUT, lambda: ("some words", 2)) is None
-    assert parts.sweeper.looked == [(call.call_id, 0)]
+    assert await parts.settler.settle(call, CUT, lambda: "some words") is None
+    assert parts.sweeper.looked == [(call.call.call_id, 0)]
     assert parts.treasury.settled == []
-    assert [(watched[0], watched[3]) for watched in parts.sweeper.watched] == [(call.call_id, False)]
+    assert [(watched[0], watched[3]) for watched in parts.sweeper.watched] == [(call.call.call_id, False)]
 
 
 async def test_a_stream_that_its_provider_cut_and_that_nobody_else_saw_is_estimated(parts: Parts) -> None:
-    await parts.settler.settle(admitted(), replace(CUT, error_code="upstream_cut"), lambda: ("some words", 2))
+    await parts.settler.settle(admitted(), replace(CUT, error_code="upstream_cut"), lambda: "some words")
     assert parts.settled.usage_source is UsageSource.ESTIMATED
     assert parts.settled.usage.output_tokens >= 2
 
@@ -219,16 +218,16 @@ async def test_i2_what_a_model_thought_unseen_is_not_below_what_it_may_have_thou
 ) -> None:
     """Nobody counts it but the provider. A stream of such a model is read to its end here, so no witness knows more."""
     call = admitted(max_tokens=1000, n=2, stream=True)
-    call.model = replace(call.model, capabilities=frozenset({"reasoning"}))
+    call = replace(call, model=replace(call.model, capabilities=frozenset({"reasoning"})))
     parts.counter.error = ProxyUnavailable("away") if error_code is None else None
-    await parts.settler.settle(call, replace(CUT, error_code=error_code), lambda: ("some words", 2))
+    await parts.settler.settle(call, replace(CUT, error_code=error_code), lambda: "some words")
     assert parts.settled.usage.output_tokens == 2000
     assert parts.settled.usage_source is UsageSource.ESTIMATED
     assert parts.sweeper.looked == []
 
 
 async def test_an_answer_that_nobody_waited_for_any_more_is_estimated_from_all_of_it(parts: Parts) -> None:
-    await parts.settler.settle(admitted(), replace(MISSING, error_code="superseded"), lambda: b"{}")
+    await parts.settler.settle(admitted(), replace(MISSING, error_code="superseded"), lambda: "")
     assert parts.settled.usage_source is UsageSource.ESTIMATED
     assert parts.sweeper.looked == []
 
@@ -236,7 +235,7 @@ async def test_an_answer_that_nobody_waited_for_any_more_is_estimated_from_all_o
 async def test_i2_an_input_that_may_have_been_written_to_a_cache_is_estimated_at_that_price(parts: Parts) -> None:
     text = {"type": "text", "text": "word " * 500, "cache_control": {"type": "ephemeral", "ttl": "1h"}}
     call = admitted(messages=[{"role": "user", "content": [text]}])
-    await parts.settler.settle(call, MISSING, lambda: ("", 0))
+    await parts.settler.settle(call, MISSING, lambda: "")
     used = parts.settled.usage
     assert used.cache_write_1h_tokens == used.cache_write_tokens == used.input_tokens > 500
 
@@ -246,7 +245,7 @@ async def test_an_estimate_is_of_the_tier_that_was_told_or_else_asked_for(
     parts: Parts, told: str | None, tier: str
 ) -> None:
     call = admitted(service_tier="priority")
-    await parts.settler.settle(call, replace(MISSING, service_tier=told), lambda: ("", 0))
+    await parts.settler.settle(call, replace(MISSING, service_tier=told), lambda: "")
     assert parts.settled.service_tier == tier
 
 
@@ -264,101 +263,5 @@ async def test_i2_what_may_have_been_bought_is_left_to_its_witness(parts: Parts,
     call = admitted()
     parts.settler.unanswered(call, UpstreamError("lost"), answered=answered)
     assert parts.treasury.settled == []
-    assert parts.sweeper.watched == [(call.call_id, 0, 330, answered)]
+    assert parts.sweeper.watched == [(call.call.call_id, 0, 330, answered)]
     assert parts.limiter.released == [None]
-
-
-# -- what an answer says of itself
-
-
-def test_a_whole_answer() -> None:
-    body = json.dumps({"usage": {"prompt_tokens": 5, "completion_tokens": 7}, "service_tier": "flex"}).encode()
-    ending = answer_ending(admitted(), HEADERS, body)
-    assert ending == Ending(
-        LedgerState.POSTED, 200, Usage(5, output_tokens=7), UsageSource.PROVIDER, "d1", 123_000, "flex", None
-    )
-
-
-@pytest.mark.parametrize(
-    "body", [b"", b"{", b"[]", b"null", b"\xff", b'{"usage": 3}', b'{"usage": {"prompt_tokens": 0}, "service_tier": 4}']
-)
-def test_an_answer_that_says_nothing(body: bytes) -> None:
-    ending = answer_ending(admitted(), {}, body)
-    assert (ending.usage_source, ending.usage, ending.service_tier) == (UsageSource.NONE, Usage(), None)
-    assert (ending.deployment, ending.proxy_cost_nano) == (None, None)
-
-
-@pytest.mark.parametrize(
-    ("cost", "nano"),
-    [("0.000001", 1_000), ("1e-6", 1_000), ("None", None), ("", None), ("nan", 0), ("1e999999", MAX_NANO)],
-)
-def test_the_proxys_cost_header(cost: str, nano: int | None) -> None:
-    assert answer_ending(admitted(), {"x-litellm-response-cost": cost}, b"{}").proxy_cost_nano == nano
-
-
-@pytest.mark.parametrize("reported", [0, 1, 3])
-def test_a_report_of_less_than_the_answer_shows_is_not_believed(reported: int) -> None:
-    """No token is longer than 128 bytes."""
-    said = "word " * 100
-    usage = {"prompt_tokens": 5, "completion_tokens": reported}
-    body = json.dumps({"usage": usage, "choices": [{"message": {"content": said}}]}).encode()
-    assert answer_ending(admitted(), HEADERS, body).usage_source is UsageSource.NONE
-    stream = answer_ending(admitted(), HEADERS, None, usage=usage, text=lambda: said, size=20_000)
-    assert stream.usage_source is UsageSource.NONE
-
-
-@pytest.mark.parametrize("reported", [4, 100])
-def test_a_report_that_may_be_true_is_believed(reported: int) -> None:
-    said = "word " * 100
-    usage = {"prompt_tokens": 5, "completion_tokens": reported}
-    body = json.dumps({"usage": usage, "choices": [{"message": {"content": said}}]}).encode()
-    assert answer_ending(admitted(), HEADERS, body).usage == Usage(5, output_tokens=reported)
-    stream = answer_ending(admitted(), HEADERS, None, usage=usage, text=lambda: said, size=20_000)
-    assert stream.usage == Usage(5, output_tokens=reported)
-
-
-def test_a_stream_is_known_by_what_was_scanned() -> None:
-    usage = {"prompt_tokens": 5, "completion_tokens": 7, "cost": 0.5}
-    ending = answer_ending(
-        admitted(), HEADERS, None, usage=usage, service_tier="priority", error_code="upstream_cut", status=502
-    )
-    assert (ending.usage, ending.proxy_cost_nano) == (Usage(5, output_tokens=7), 500_000_000)
-    assert (ending.service_tier, ending.error_code, ending.status) == ("priority", "upstream_cut", 502)
-    assert answer_ending(admitted(), HEADERS, None).usage_source is UsageSource.NONE
-
-
-@pytest.mark.parametrize(
-    ("answer", "text"),
-    [
-        ({"choices": [{"message": {"content": "a"}}, {"message": {"content": "b", "reasoning_content": "c"}}]}, "abc"),
-        ({"choices": [{"message": {"content": None, "refusal": "no"}}]}, "no"),
-        ({"choices": [{"message": {"tool_calls": [{"f": 1}]}}]}, '[{"f":1}]'),
-        ({"choices": [{"message": {"function_call": {"name": "f"}}}]}, '{"name":"f"}'),
-        ({"choices": [{"message": None}, {"message": "x"}, None, 3, {}]}, ""),
-        ({"choices": None}, ""),
-        ({"data": [{"embedding": [0.1]}]}, ""),
-        ([], ""),
-    ],
-)
-def test_the_text_of_an_answer(answer: object, text: str) -> None:
-    assert generated_text(json.dumps(answer).encode()) == text
-
-
-JSON = st.recursive(
-    st.one_of(st.none(), st.integers(), st.text(max_size=3)),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=2),
-        st.dictionaries(
-            st.sampled_from(["choices", "message", "content", "tool_calls", "usage", "prompt_tokens", "service_tier"]),
-            inner,
-        ),
-    ),
-    max_leaves=8,
-)
-
-
-@given(st.one_of(st.binary(max_size=20), JSON.map(lambda value: json.dumps(value).encode())))
-@settings(max_examples=150, deadline=None)
-def test_any_answer_can_be_read(body: bytes) -> None:
-    answer_ending(admitted(), HEADERS, body)
-    generated_text(body)

@@ -98,7 +98,7 @@ def test_a_refusal_names_the_limit_that_takes_longest_to_wait_for() -> None:
     assert headers["x-should-retry"] == "true"
     assert headers["x-ratelimit-remaining-requests"] == "0"
     assert headers["x-ratelimit-remaining-tokens"] == "100"
-    assert error.as_openai()["error"]["code"] == "rate_limit_exceeded"
+    assert error.code == "rate_limit_exceeded"
 
 
 def test_a_refusal_for_calls_in_flight_says_so() -> None:

@@ -724,6 +724,24 @@ async def check_i1_a_call_of_other_prices_is_refused_and_its_grant_is_used_up() 
         del sys.modules["litellm.proxy.proxy_server"]
 
 
+async def check_the_statuses_that_the_router_retries_are_shown_as_it_is_configured() -> None:
+    policy = {"house": {"RateLimitErrorRetries": 1, "ServiceUnavailableErrorRetries": 2, "TimeoutErrorRetries": 0}}
+    for configured, shown in (
+        ({"model_group_retry_policy": policy, "num_retries": 0}, [429, 503]),
+        ({"num_retries": 0}, []),
+        ({"num_retries": 1}, [400, 401, 404, 408, 429, 500, 503]),
+    ):
+        sys.modules["litellm.proxy.proxy_server"] = proxy = a_proxy_with(  # type: ignore[assignment]
+            house(1e-7), house(1e-7, number="h2"), **configured
+        )
+        try:
+            await ask(granted(b"", "/model/info", model=None), b"", "/model/info", method="GET")
+            stamped = [each["model_info"]["treasurer_retries"] for each in proxy.llm_router.model_list]
+            assert stamped == [shown, shown], (configured, stamped)
+        finally:
+            del sys.modules["litellm.proxy.proxy_server"]
+
+
 async def check_a_litellm_that_shows_its_prices_in_another_way_is_served_without_versions() -> None:
     proxy = a_proxy_with(house(1e-7))
     del proxy._get_proxy_model_info

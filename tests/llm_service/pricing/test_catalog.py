@@ -195,3 +195,15 @@ async def test_nothing_was_ever_read_and_the_proxy_is_away() -> None:
     await asyncio.gather(*(expect(ProxyUnavailable, catalog.get("m")) for _ in range(5)))
     assert proxy.reads == 1
     assert (await catalog.get("m")).name == "m"
+
+
+def test_what_the_proxy_retries_is_read_from_it_and_one_deployment_is_never_retried() -> None:
+    def entry(number: str, shown: object) -> dict[str, Any]:
+        info = {"id": number, "input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6, "treasurer_retries": shown}
+        return {"model_name": "m", "litellm_params": {"model": "openai/m"}, "model_info": info}
+
+    two = read_models([entry("a", [429, 503]), entry("b", [429, 503])])["m"]
+    assert [status for status in (408, 429, 500, 503) if two.retried_upstream(status)] == [429, 503]
+    assert not read_models([entry("a", [429, 503])])["m"].retried_upstream(429)
+    assert not read_models([entry("a", None), entry("b", None)])["m"].retried_upstream(429)
+    assert not read_models([entry("a", "429"), entry("b", "429")])["m"].retried_upstream(429)

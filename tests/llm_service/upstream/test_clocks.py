@@ -10,7 +10,7 @@ from gateway.routes.health import clock_warnings
 from llm_service.call.routing import condition_of
 from llm_service.errors import ProxyClock, ProxyUnavailable
 from llm_service.upstream.clocks import ahead_by, difference, disagrees
-from llm_service.upstream.litellm_proxy import surely_free, upstream_error
+from llm_service.upstream.litellm_proxy import certainly_unbilled, upstream_error
 
 NOW = 1_800_000_000.25
 
@@ -59,7 +59,7 @@ def refusal(shown: str | None) -> ProxyUnavailable:
     headers = {"x-treasurer-refused": "clock"} | ({"x-treasurer-time": shown} if shown is not None else {})
     error = upstream_error(401, headers, b'{"error": {"message": "the grant has expired"}}')
     assert isinstance(error, ProxyUnavailable)
-    assert surely_free(401, headers)
+    assert certainly_unbilled(401, headers)
     assert (error.status, error.retry_after is not None) == (503, True)
     return error
 

@@ -18,8 +18,11 @@ from hypothesis import strategies as st
 from multidict import CIMultiDict
 
 from llm_service.errors import ProxyUnavailable, UpstreamError, UpstreamTimeout
-from llm_service.types import Timeouts
-from llm_service.upstream.litellm_proxy import ProxyUpstream, Unanswered, surely_free, upstream_error
+from llm_service.money import MAX_NANO
+from llm_service.types import Condition, Timeouts
+from llm_service.upstream.litellm_proxy import ProxyUpstream, answer_of, certainly_unbilled, refusal_of, upstream_error
+from llm_service.upstream.upstream import Billing, Refusal, Unanswered, UpstreamAnswer
+from llm_service.wire.openai_errors import openai_error
 
 PATH = "/v1/chat/completions"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -84,7 +87,7 @@ async def test_the_body_is_sent_as_it_is_with_its_grant() -> None:
     assert (method, path, body) == ("POST", PATH, b'{ "x":1}')
     assert headers["authorization"] == "Bearer the-grant"
     assert headers["content-type"] == "application/json"
-    assert (got.status, got.body, got.headers["x-litellm-model-id"]) == (200, b'{"a":1}', "d1")
+    assert got == UpstreamAnswer(b'{"a":1}', "d1")
 
 
 async def test_the_proxys_clock_is_seen_in_its_answers() -> None:
@@ -116,9 +119,11 @@ async def test_an_error_answer_is_an_answer() -> None:
 
     async with serving(refuse) as upstream:
         got = await upstream.send(PATH, b"{}", "g")
-        assert (got.status, got.body) == (429, b"no")
+        assert isinstance(got, Refusal)
+        assert got.error.status == 429
         stream = await upstream.open(PATH, b"{}", "g")
-        assert (stream.status, await stream.read()) == (429, b"no")
+        assert (stream.accepted, await stream.read()) == (False, b"no")
+        assert stream.refusal(b"no").error.status == 429
         stream.close()
 
 
@@ -165,7 +170,7 @@ async def test_a_whole_answer_is_waited_for_to_its_end_whoever_has_given_it_up()
         return web.Response(body=b"{}")
 
     async with serving(slow) as upstream:
-        assert (await upstream.send(PATH, b"{}", "g", Timeouts(total_s=0.05))).status == 200
+        assert await upstream.send(PATH, b"{}", "g", Timeouts(total_s=0.05)) == UpstreamAnswer(b"{}")
 
 
 # -- not sent
@@ -289,7 +294,7 @@ async def test_a_kept_connection_that_was_closed_meanwhile_is_no_error() -> None
 
     async with listening(one_answer_each) as (_, upstream):
         for _ in range(5):
-            assert (await upstream.send(PATH, b"{}", "g")).body == b"ok"
+            assert await upstream.send(PATH, b"{}", "g") == UpstreamAnswer(b"ok")
     assert answered == 5
 
 
@@ -458,7 +463,7 @@ def test_retry_after(given_as: str, seconds: float | None) -> None:
 def test_any_error_answer_can_be_shown(status: int, headers: dict[str, str], sent: bytes) -> None:
     error = upstream_error(status, headers, sent)
     assert error.status not in (401, 403)
-    json.dumps([error.as_openai(), error.headers()])
+    json.dumps([openai_error(error), error.headers()])
 
 
 @pytest.mark.parametrize(
@@ -482,4 +487,44 @@ def test_any_error_answer_can_be_shown(status: int, headers: dict[str, str], sen
     ],
 )
 def test_i1_only_what_cannot_have_been_billed_is_free(status: int, headers: dict[str, str], free: bool) -> None:
-    assert surely_free(status, CIMultiDict(headers)) is free
+    assert certainly_unbilled(status, CIMultiDict(headers)) is free
+
+
+@pytest.mark.parametrize(
+    ("cost", "nano"),
+    [("0.000001", 1_000), ("1e-6", 1_000), ("None", None), ("", None), ("nan", 0), ("1e999999", MAX_NANO)],
+)
+def test_the_proxys_cost_header(cost: str, nano: int | None) -> None:
+    answer = answer_of(200, {"x-litellm-response-cost": cost}, b"{}")
+    assert isinstance(answer, UpstreamAnswer)
+    assert answer.reported_cost_nano == nano
+
+
+@pytest.mark.parametrize(
+    ("status", "fields", "reason"),
+    [
+        (400, {"message": "x", "code": "context_length_exceeded"}, Condition.CONTEXT_TOO_LONG),
+        (400, {"message": "litellm.ContextWindowExceededError: AnthropicError"}, Condition.CONTEXT_TOO_LONG),
+        (400, {"message": "The input is too long for this model"}, Condition.CONTEXT_TOO_LONG),
+        (400, {"message": "x", "code": "content_filter"}, Condition.CONTENT_FILTER),
+        (400, {"message": "litellm.ContentPolicyViolationError: x"}, Condition.CONTENT_FILTER),
+        (429, {"message": "x", "code": "content_filter"}, None),
+        (500, {"message": "prompt is too long"}, None),
+        (400, {"message": "bad"}, None),
+    ],
+)
+def test_what_a_provider_refuses_a_request_for(status: int, fields: dict[str, str], reason: Condition | None) -> None:
+    error = upstream_error(status, {}, json.dumps({"error": fields}).encode())
+    assert isinstance(error, UpstreamError)
+    assert error.reason is reason
+
+
+def test_the_facts_of_a_provider_that_failed_and_of_our_own_refusal() -> None:
+    failed = refusal_of(500, {"llm_provider-x": "1"}, b"{}")
+    assert (failed.begun, failed.by_us, failed.provider_failed, failed.billing) == (True, False, True, Billing.FREE)
+    ours = refusal_of(503, {"x-treasurer-refused": "proxy_busy"}, b"{}")
+    assert (ours.begun, ours.by_us, ours.provider_failed, ours.billing) == (True, True, False, Billing.FREE)
+    balancer = refusal_of(502, {"server": "nginx"}, b"<html>")
+    assert (balancer.begun, balancer.by_us, balancer.billing) == (False, False, Billing.UNKNOWN)
+    used = refusal_of(401, {"x-treasurer-refused": "grant_used"}, b"{}")
+    assert (used.answered, used.billing) == (False, Billing.UNKNOWN)

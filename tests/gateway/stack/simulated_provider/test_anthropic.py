@@ -7,7 +7,7 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.gateway.stack.simulated_provider.conftest import Running
+from tests.gateway.stack.simulated_provider.running import Running
 
 HELLO: Any = [{"role": "user", "content": "Hello there"}]
 INPUT = 8

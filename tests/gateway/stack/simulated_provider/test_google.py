@@ -6,7 +6,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.gateway.stack.simulated_provider.conftest import Running
+from tests.gateway.stack.simulated_provider.running import Running
 
 HELLO: Any = [{"role": "user", "parts": [{"text": "Hello there"}]}]
 INPUT = 8

@@ -15,7 +15,7 @@ from pydantic_ai.models import override_allow_model_requests
 from pydantic_ai.models.openai import OpenAIChatModel
 from pydantic_ai.providers.openai import OpenAIProvider
 
-from tests.gateway.stack.simulated_provider.conftest import Running
+from tests.gateway.stack.simulated_provider.running import Running
 
 HELLO: Any = [{"role": "user", "content": "Hello there"}]  # 2 tokens, 3 for the message, 3 for the answer
 INPUT = 8

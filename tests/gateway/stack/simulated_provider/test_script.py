@@ -12,7 +12,7 @@ import httpx2
 import openai
 import pytest
 
-from tests.gateway.stack.simulated_provider.conftest import Running
+from tests.gateway.stack.simulated_provider.running import Running
 
 INPUT = 8  # of a plain "Hello there"
 BODY: dict[str, Any] = {"model": "gpt-sim", "messages": [{"role": "user", "content": "Hello there"}]}

@@ -1,0 +1,93 @@
+"""How an attempt ended, by what its answer says of itself: the step before it is priced. Pure.
+
+What must hold: a report of no output, or of far too little, is not believed of an answer that carries more.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from llm_service.types import LedgerState, Usage, UsageSource
+from llm_service.upstream.upstream import UpstreamAnswer
+from llm_service.usage import LONGEST_TOKEN, read_usage, reported_cost, says_too_little
+from llm_service.wire.answers import generated_text, json_object
+from llm_service.wire.events import EventScanner
+
+#: A stream with fewer bytes than this for each reported token is believed unread: most have an event for each.
+_BYTES_AN_EVENT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How an attempt ended, before it is priced."""
+
+    state: LedgerState
+    status: int
+    usage: Usage = field(default_factory=Usage)
+    usage_source: UsageSource = UsageSource.NONE
+    deployment: str | None = None
+    proxy_cost_nano: int | None = None
+    service_tier: str | None = None
+    error_code: str | None = None
+
+    def abandoned(self, error_code: str, status: int) -> Ending:
+        """The same of an attempt that nobody waited for any more."""
+        return replace(self, error_code=error_code, status=status)
+
+
+def answer_ending(answer: UpstreamAnswer) -> Ending:
+    """The ending of a whole answer."""
+    content = json_object(answer.body)
+    usage = read_usage(content.get("usage"))
+    if usage is not None and not _is_plausible(usage, len(answer.body), LONGEST_TOKEN):
+        usage = None if says_too_little(usage.output_tokens, generated_text(answer.body)) else usage
+    tier: object = content.get("service_tier")
+    return _posted(
+        usage,
+        status=200,
+        deployment=answer.deployment,
+        proxy_cost_nano=answer.reported_cost_nano,
+        service_tier=tier if isinstance(tier, str) else None,
+        error_code=None,
+    )
+
+
+def stream_ending(deployment: str | None, scanner: EventScanner, error_code: str | None, status: int) -> Ending:
+    """The ending of a stream, by what was scanned of it."""
+    usage = read_usage(scanner.usage)
+    if usage is not None and not _is_plausible(usage, scanner.size, _BYTES_AN_EVENT):
+        usage = None if says_too_little(usage.output_tokens, scanner.text()[0]) else usage
+    return _posted(
+        usage,
+        status=status,
+        deployment=deployment,
+        proxy_cost_nano=reported_cost(scanner.usage),
+        service_tier=scanner.service_tier,
+        error_code=error_code,
+    )
+
+
+def _is_plausible(usage: Usage, size: int, most_bytes_a_token: int) -> bool:
+    """Whether `size` bytes are no more than the reported output can have taken: then the text need not be read."""
+    return usage.output_tokens > 0 and size <= usage.output_tokens * most_bytes_a_token
+
+
+def _posted(
+    usage: Usage | None,
+    *,
+    status: int,
+    deployment: str | None,
+    proxy_cost_nano: int | None,
+    service_tier: str | None,
+    error_code: str | None,
+) -> Ending:
+    return Ending(
+        LedgerState.POSTED,
+        status,
+        usage=usage or Usage(),
+        usage_source=UsageSource.NONE if usage is None else UsageSource.PROVIDER,
+        deployment=deployment,
+        proxy_cost_nano=proxy_cost_nano,
+        service_tier=service_tier,
+        error_code=error_code,
+    )

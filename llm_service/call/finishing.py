@@ -1,0 +1,139 @@
+"""The end of an attempt, off its caller's path: settle, drain, lose, and keep the answer for its idempotency key.
+
+What must hold (I2):
+  Every stream ends here once, whoever is left to wait for it.
+  What was begun in the background is finished before the service closes.
+  An answer is kept only if it is the call's: not one that another model stands in for.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Coroutine, Mapping
+from typing import Any, TypeVar
+
+from llm_service.call.attempt import Admitted, Call
+from llm_service.call.ending import Ending, answer_ending, stream_ending
+from llm_service.call.failover import Failover
+from llm_service.call.idempotency import Claim, Idempotency
+from llm_service.call.response_headers import response_headers
+from llm_service.call.settlement import Settler
+from llm_service.errors import TreasurerError, TreasuryUnavailable
+from llm_service.upstream.upstream import Unanswered, UpstreamAnswer, UpstreamStream
+from llm_service.wire.answers import generated_text
+from llm_service.wire.events import EventScanner
+
+log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
+
+
+class Finishing:
+    """Finishes attempts. One for each service."""
+
+    def __init__(self, settler: Settler, idempotency: Idempotency, failover: Failover) -> None:
+        self._settler = settler
+        self._idempotency = idempotency
+        self._failover = failover
+        self._background: set[asyncio.Task[Any]] = set()
+
+    def in_background(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
+        """Work that goes on to its end, though nobody may wait for it any more."""
+        task = asyncio.create_task(work)
+        self._background.add(task)
+        task.add_done_callback(self._forget)
+        return task
+
+    async def close(self) -> None:
+        """Wait for all that is under way."""
+        while self._background:
+            await asyncio.wait(self._background)
+
+    async def settle_answer(self, admitted: Admitted, answer: UpstreamAnswer) -> int:
+        """Settle a whole answer; what it cost, in nano-dollars."""
+        attempt = admitted.attempt
+        ending = answer_ending(answer)
+        if attempt.superseded or attempt.late:
+            error_code, status = attempt.abandonment
+            ending = ending.abandoned(error_code, status)
+        cost_nano = await self._settler.settle(admitted, ending, lambda: generated_text(answer.body)) or 0
+        admitted.cost(cost_nano)
+        return cost_nano
+
+    def settle_stream(
+        self,
+        admitted: Admitted,
+        claim: Claim | None,
+        stream: UpstreamStream,
+        scanner: EventScanner,
+        error_code: str | None,
+        status: int,
+    ) -> asyncio.Task[int | None]:
+        """Settle a stream that has ended, and keep it for its idempotency key."""
+        ending = stream_ending(stream.deployment, scanner, error_code, status)
+        return self.in_background(self._end_stream(admitted, claim, ending, scanner))
+
+    def drain_stream(
+        self, admitted: Admitted, claim: Claim | None, stream: UpstreamStream, scanner: EventScanner
+    ) -> asyncio.Task[int | None]:
+        """Read a stream that its caller has left to its end: nothing else tells what it cost."""
+        return self.in_background(self.drain(admitted, claim, stream, scanner))
+
+    def lose(self, admitted: Admitted, error: TreasurerError, *, answered: bool = False) -> None:
+        """A stream broke, or had an error in place of its first token: the proxy's witness will show what it cost."""
+        self._settler.unanswered(admitted, error, answered=answered)
+
+    async def drain(
+        self, admitted: Admitted, claim: Claim | None, stream: UpstreamStream, scanner: EventScanner
+    ) -> int | None:
+        """As `drain_stream`, and wait for it."""
+        try:
+            async for chunk in stream.chunks():
+                scanner.feed(chunk)
+        except Unanswered as lost:
+            if not scanner.finished:
+                self.lose(admitted, lost.error)
+                return None
+        finally:
+            stream.close()
+        if scanner.error is not None and not scanner.begun:
+            self.lose(admitted, stream.event_error(scanner.error), answered=True)
+            return None
+        error_code, status = admitted.attempt.abandonment
+        ending = stream_ending(stream.deployment, scanner, error_code, status)
+        return await self._end_stream(admitted, claim, ending, scanner)
+
+    async def keep(self, claim: Claim, status: int, headers: Mapping[str, str], body: bytes) -> None:
+        """Keep an answer for its repetitions. It is paid for: its caller gets it, kept or not."""
+        try:
+            await self._idempotency.finish(claim, status, dict(headers), body)
+        except TreasuryUnavailable as error:
+            log.warning("the answer of call %s was not kept for its idempotency key: %s", claim.call_id, error)
+
+    async def release(self, call: Call, claim: Claim | None) -> None:
+        """Give an idempotency key back after a call that cost nothing."""
+        if claim is not None and not call.may_have_cost:
+            try:
+                await asyncio.shield(self._idempotency.release(claim))
+            except TreasuryUnavailable as error:  # the next call with the key finds that this one cost nothing
+                log.warning("the idempotency key of call %s was not given back: %s", call.call_id, error)
+
+    async def _end_stream(
+        self, admitted: Admitted, claim: Claim | None, ending: Ending, scanner: EventScanner
+    ) -> int | None:
+        cost_nano = await self._settler.settle(admitted, ending, lambda: scanner.text()[0])
+        if cost_nano is None:
+            return None
+        admitted.cost(cost_nano)
+        kept = scanner.forwarded()
+        elsewhere = admitted.attempt.superseded or self._failover.stands_in(admitted, scanner.withheld)
+        if claim is not None and scanner.finished and kept is not None and not elsewhere:
+            headers = {"content-type": "text/event-stream"} | response_headers(admitted, cost_nano)
+            await self.keep(claim, 200, headers, kept)
+        return cost_nano
+
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self._background.discard(task)
+        if not task.cancelled():
+            task.exception()  # a caller that still waits has it; where none does, the attempt is settled all the same

@@ -1,0 +1,31 @@
+"""An error as OpenAI's API shows it: https://platform.openai.com/docs/guides/error-codes. Pure.
+
+What must hold: an answer's body is made here alone, for every route that speaks OpenAI's API. An API with another
+shape of errors has its own module beside this one. Status and headers belong to HTTP: they are `TreasurerError`'s.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import orjson
+
+from llm_service.errors import TreasurerError
+
+
+def openai_error(error: TreasurerError) -> dict[str, Any]:
+    """OpenAI's error object. What Treasurer has to add, for programs, is in its own field."""
+    fields: dict[str, Any] = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
+    if error.details:
+        fields["treasurer"] = error.details
+    return {"error": fields}
+
+
+def openai_error_body(error: TreasurerError) -> bytes:
+    """The whole body of an answer."""
+    return orjson.dumps(openai_error(error))
+
+
+def openai_error_event(error: TreasurerError) -> bytes:
+    """The event that ends a stream which has begun already."""
+    return b"data: " + openai_error_body(error) + b"\n\n"

@@ -1,0 +1,53 @@
+"""Fixtures of administration: its API over HTTP, and its command line, each on the test's own database."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+
+import asyncpg
+import httpx2
+import pytest
+from fastapi import FastAPI
+
+from gateway import errors
+from gateway.cli import main
+from gateway.routes import admin
+from llm_service.administration.principals import Principals
+from tests.integration.administering import ADMIN, Ran, Treasurer
+
+
+@pytest.fixture
+async def api(pool: asyncpg.Pool) -> AsyncIterator[httpx2.AsyncClient]:
+    """A client of the admin API with an administrator's key; the API runs in this process."""
+    app = FastAPI()
+    errors.install(app)
+    app.include_router(admin.router)
+    app.state.runtime = SimpleNamespace(
+        pools=SimpleNamespace(reading=pool, changes=pool), principals=Principals(pool, admin_key=ADMIN)
+    )
+    transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
+    async with httpx2.AsyncClient(
+        transport=transport, base_url="http://gateway/admin/v1", headers={"authorization": f"Bearer {ADMIN}"}
+    ) as client:
+        yield client
+
+
+@pytest.fixture
+def treasurer(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Treasurer:
+    """Run `treasurer …` as its entry point does, on this test's database."""
+    monkeypatch.setenv("TREASURER_DATABASE_URL", database_url)
+
+    async def run(*arguments: str) -> Ran:
+        monkeypatch.setattr("sys.argv", ["treasurer", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            await asyncio.to_thread(main)  # it has an event loop of its own
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        out, err = capsys.readouterr()
+        return Ran(code, out, err)
+
+    return run
