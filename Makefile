@@ -22,12 +22,12 @@ PROXY_STAMP := $(STAMPS)/proxy-$(call digest,requirements/proxy.txt)
 # Whichever of the two the environment was filled from last: `make up` after `make test` takes nothing away.
 READY_STAMP := $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(APP_STAMP))
 
-.PHONY: help setup setup-dev demo up test check format bench overspend chaos lock clean python
+.PHONY: help setup setup-dev demo up test test-quick check format bench overspend chaos lock clean python
 
 help: ## print this
 	@echo "Treasurer: the LLM gateway that cannot overspend."
 	@echo
-	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z][a-z-]*:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 	@echo
 	@echo "More commands: .venv/bin/treasurer --help"
 
@@ -45,6 +45,11 @@ test: setup-dev ## run the tests, the quick ones first (ARGS=… goes to pytest;
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 # A file at a time on each of two processes, in order: most of what a test does is to wait. Each has servers of its own.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+
+test-quick: setup-dev ## run the tests that start no server, in a minute
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not servers" --hypothesis-profile=quick $(NO_SERVERS) $(ARGS)
+# Folders whose tests all start servers: not even imported.
+NO_SERVERS := $(addprefix --ignore=tests/,integration chaos evals)
 
 check: setup-dev ## format, lint, types, import rules
 	@$(BIN)/ruff format --check .

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import itertools
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,30 +29,55 @@ from gateway.stack.ports import free_port
 from gateway.stack.postgres import EmbeddedPostgres, create_database, embedded_postgres
 from gateway.stack.redis import EmbeddedRedis
 from gateway.stack.state import StackState
-from tests.processes import OTHER_POSTGRES, running_postgres, stop, wait_until
+from tests.processes import OTHER_POSTGRES, copy_of_database, running_postgres, stop, wait_until
 
 pydantic_ai.models.ALLOW_MODEL_REQUESTS = False  # a test that would reach a real provider fails instead
 
 # Hypothesis' own limits of time would be assertions about how busy the machine is.
 settings.register_profile("treasurer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("quick", settings.get_profile("treasurer"), max_examples=20)  # make test-quick
 settings.load_profile("treasurer")
 
 _TIER = {"integration": pytest.mark.integration, "chaos": pytest.mark.chaos, "evals": pytest.mark.evals}
+#: Who asks for one of these starts a server.
+_SERVER_FIXTURES = {"postgres", "redis_server", "stack", "provider_files"}
+#: Files that take longest, in the order in which they start: with two processes none is left over at the end.
+_LONG = (
+    "integration/test_supervisor.py",
+    "integration/test_postgres_versions.py",
+    "chaos/test_chaos.py",
+    "integration/test_audit.py",
+    "integration/test_governed_failures.py",
+    "integration/test_price_book.py",
+    "integration/test_crowds.py",
+    "integration/test_digest.py",
+    "integration/test_reports.py",
+    "integration/test_failover.py",
+    "integration/security/test_connections.py",
+    "integration/test_governed_call.py",
+    "integration/test_readme.py",
+    "integration/test_clocks.py",
+)
 _TEMPLATE = "template_treasurer"
 _numbers = itertools.count(1)
+_SHARED_MEMORY = Path("/dev/shm")
+_ROOM_IN_MEMORY = 2 * 1024**3
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark each test with its tier, and run the quick tiers first."""
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with its tier and with whether it starts servers; quick ones first, then the longest files."""
     root = Path(__file__).parent
-    order = ["", *_TIER]
-    tiers: dict[pytest.Item, str] = {}
+    places: dict[pytest.Item, tuple[bool, int]] = {}
     for item in items:
-        folder = item.path.relative_to(root).parts[0] if item.path.is_relative_to(root) else ""
-        tiers[item] = folder if folder in _TIER else ""
-        if folder in _TIER:
-            item.add_marker(_TIER[folder])
-    items.sort(key=lambda item: order.index(tiers[item]))
+        path = item.path.relative_to(root) if item.path.is_relative_to(root) else Path(item.path.name)
+        tier = _TIER.get(path.parts[0])
+        if tier is not None:
+            item.add_marker(tier)
+        if tier is not None or not _SERVER_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.servers)
+        name = path.as_posix()
+        places[item] = (tier is not None, _LONG.index(name) if name in _LONG else len(_LONG))
+    items.sort(key=places.__getitem__)
 
 
 @pytest.fixture(scope="session")
@@ -76,13 +104,45 @@ def service_dir() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def postgres(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[EmbeddedPostgres]:
+def memory_dir(service_dir: Path) -> Iterator[Path]:
+    """A folder in memory, for the data of databases that no test needs on a disk; `service_dir` where there is no room.
+
+    A database of one test is made in 30 ms here and in 300 ms on a disk, and there are hundreds of them.
+    """
+    if not _SHARED_MEMORY.is_dir() or shutil.disk_usage(_SHARED_MEMORY).free < _ROOM_IN_MEMORY:
+        yield service_dir
+        return
+    prefix = f"treasurer-tests-{os.getuid()}-"
+    with (_SHARED_MEMORY / f"{prefix}lock").open("w") as one_at_a_time:
+        fcntl.flock(one_at_a_time, fcntl.LOCK_EX)
+        _remove_what_killed_sessions_left(prefix)
+        directory = Path(tempfile.mkdtemp(prefix=prefix, dir=_SHARED_MEMORY))
+        alive = (directory / "session.lock").open("w")
+        fcntl.flock(alive, fcntl.LOCK_EX)
+    with alive:
+        try:
+            directory.chmod(0o755)
+            yield directory
+        finally:
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_what_killed_sessions_left(prefix: str) -> None:
+    """What is in memory stays there until somebody removes it. A session that lives holds the lock in its folder."""
+    for left in _SHARED_MEMORY.glob(f"{prefix}*/session.lock"):
+        with left.open("w") as lock, contextlib.suppress(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left.parent, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres(memory_dir: Path, service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[EmbeddedPostgres]:
     """One PostgreSQL a session, without fsync (tests kill processes, not machines): the embedded one, or that of OTHER_POSTGRES."""
     tuning = {"fsync": "off", "full_page_writes": "off"}
-    server = embedded_postgres(service_dir, free_port(), secrets.token_urlsafe(16), tuning)
+    server = embedded_postgres(memory_dir, free_port(), secrets.token_urlsafe(16), tuning)
     if OTHER_POSTGRES in os.environ:
         server = embedded_postgres(
-            service_dir,
+            memory_dir,
             free_port(),
             secrets.token_urlsafe(16),
             tuning,
@@ -108,14 +168,8 @@ def migrated_template(postgres: EmbeddedPostgres) -> str:
 @pytest.fixture
 async def database_url(postgres: EmbeddedPostgres, migrated_template: str) -> AsyncIterator[str]:
     """A fresh, migrated database of this test alone."""
-    name = f"test_{os.getpid()}_{next(_numbers)}"
-    await create_database(postgres.url("postgres"), name, template=migrated_template)
-    yield postgres.url(name)
-    connection = await asyncpg.connect(postgres.url("postgres"))
-    try:
-        await connection.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-    finally:
-        await connection.close()
+    async with copy_of_database(postgres, migrated_template) as url:
+        yield url
 
 
 @pytest.fixture

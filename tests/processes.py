@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import os
 import signal
 import subprocess
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from gateway.stack.postgres import EmbeddedPostgres
 
 #: Names the folder of another PostgreSQL's programs that the tests run on (tests/integration/test_postgres_versions.py).
 OTHER_POSTGRES = "TREASURER_TEST_POSTGRES"
+
+_numbers = itertools.count(1)
 
 
 @contextmanager
@@ -42,6 +47,23 @@ def running_postgres(
     finally:
         process.send_signal(signal.SIGINT)  # fast shutdown: does not wait for clients
         stop(process)
+
+
+@asynccontextmanager
+async def copy_of_database(server: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
+    """The address of a copy of `template`, dropped at the end of the block. Copying files is quicker than by the log."""
+    name = f"copy_{os.getpid()}_{next(_numbers)}"
+    await _execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
+    yield server.url(name)
+    await _execute(server, f'DROP DATABASE "{name}" WITH (FORCE)')
+
+
+async def _execute(server: EmbeddedPostgres, statement: str) -> None:
+    connection = await asyncpg.connect(server.url("postgres"))
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
 
 
 def wait_until(ready: Callable[[], Awaitable[bool]], process: subprocess.Popen[bytes], log: Path) -> None:

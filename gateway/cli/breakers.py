@@ -1,7 +1,7 @@
 """`treasurer breaker`: what is kept out at the moment, and opening or closing a breaker by hand.
 
-What must hold: a running gateway is asked, over its admin API: it knows the catalogue, so that a name with a slip
-in it opens nothing, and tells all other processes.
+What must hold: a running gateway makes the change, by its admin API. It knows the catalogue, so that a misspelt name
+opens nothing, and it passes the change on to all other processes.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from gateway.cli.common import emit, fail, run_async
 from gateway.cli.database import AsJson
 from gateway.stack.state import NotRunning, running_state
 
-breakers = typer.Typer(no_args_is_help=True, help="Circuit breakers of models, providers and the proxy.")
+commands = typer.Typer(no_args_is_help=True, help="Circuit breakers of models, providers and the proxy.")
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="model:gpt-4o, provider:openai or proxy.")]
 
 
-@breakers.command("list")
+@commands.command("list")
 def list_breakers(json: AsJson = False) -> None:
     """All breakers that a call has passed: state, since when, why."""
     rows: list[dict[str, Any]] = _ask("GET", "")["data"]
     if json:
         emit(rows, json=True)
         return
-    shown = [row | {"since": row["since"][:19].replace("T", " "), "retry_s": _seconds(row["retry_s"])} for row in rows]
+    shown = [
+        row | {"since": row["since"][:19].replace("T", " "), "retry_s": format_seconds(row["retry_s"])} for row in rows
+    ]
     columns = {"name": "breaker", "state": "state", "since": "since (UTC)", "why": "why", "retry_s": "next try in, s"}
     emit(shown, columns=columns, empty="No call has passed a breaker yet.")
 
 
-@breakers.command("open")
+@commands.command("open")
 def open_breaker(
     name: _Name,
     seconds: Annotated[float, typer.Option("--for", metavar="SECONDS", help="If nobody closes it.")] = 3_600,
@@ -40,26 +42,30 @@ def open_breaker(
 ) -> None:
     """Keep every call out, for maintenance. Routes with fallbacks go on elsewhere."""
     done = _ask("POST", f"/{quote(name, safe='')}/open?seconds={seconds:g}")
-    _told(done, f"{name} is open: no call passes for {seconds:g} s, or until `treasurer breaker reset {name}`", json)
+    print_change(
+        done, f"{name} is open: no call passes for {seconds:g} s, or until `treasurer breaker reset {name}`", json
+    )
 
 
-@breakers.command("reset")
+@commands.command("reset")
 def reset_breaker(name: _Name, json: AsJson = False) -> None:
     """Close it: calls pass at once, and failures are counted from nought."""
-    _told(_ask("POST", f"/{quote(name, safe='')}/close"), f"{name} is closed", json)
+    print_change(_ask("POST", f"/{quote(name, safe='')}/close"), f"{name} is closed", json)
 
 
-def _told(done: dict[str, Any], sentence: str, json: bool) -> None:
+def print_change(done: dict[str, Any], sentence: str, json: bool) -> None:
     if json:
         emit([done], json=True)
         return
     where = (
-        "." if done["everywhere"] else ", in one gateway process: Redis is away. The others hear of it when it is back."
+        "."
+        if done["everywhere"]
+        else ", in one gateway process: Redis is away. The other processes follow when it is available again."
     )
     typer.echo(sentence + where)
 
 
-def _seconds(value: float | None) -> str:
+def format_seconds(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}"
 
 

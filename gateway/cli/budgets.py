@@ -1,4 +1,4 @@
-"""`treasurer budget|limit`: how much may be spent, and how fast."""
+"""`treasurer budget`: how much may be spent in a window of time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import typer
 
 from gateway.cli.common import ExitCode, emit, fail
 from gateway.cli.database import (
-    AfterId,
     AfterName,
     AsJson,
     Limit,
@@ -22,14 +21,12 @@ from gateway.cli.database import (
     administer,
     checked,
     dollars,
-    say_more,
+    print_more,
 )
-from llm_service.administration import budgets as treasury
-from llm_service.administration import limits as pace
+from llm_service.administration import budgets
 from llm_service.administration.paging import DEFAULT
 
-budgets = typer.Typer(no_args_is_help=True, help="Budgets: how much may be spent in a window of time.")
-limits = typer.Typer(no_args_is_help=True, help="Rate limits: how fast.")
+commands = typer.Typer(no_args_is_help=True, help="Budgets: how much may be spent in a window of time.")
 
 _Budget = Annotated[str, typer.Argument(metavar="NAME", help="The budget's name.")]
 _Dollars = Annotated[str, typer.Option("--limit", help="Dollars, such as 0.05 or 12.50.")]
@@ -51,7 +48,7 @@ _COLUMNS = {
 }
 
 
-@budgets.command("create")
+@commands.command("create")
 def create_budget(
     limit: _Dollars,
     organisation: OfOrganisation = None,
@@ -69,7 +66,7 @@ def create_budget(
 ) -> None:
     """Create a budget for an organisation, team, agent or key."""
     new = checked(
-        treasury.NewBudget,
+        budgets.NewBudget,
         limit=limit,
         organisation=organisation,
         team=team,
@@ -83,11 +80,11 @@ def create_budget(
         pace=pace,
         name=name,
     )
-    made = administer(lambda pool: treasury.create_budget(pool, new))
-    _say(made, json)
+    made = administer(lambda pool: budgets.create_budget(pool, new))
+    print_budget(made, json)
 
 
-@budgets.command("list")
+@commands.command("list")
 def list_budgets(
     organisation: OfOrganisation = None,
     team: OfTeam = None,
@@ -103,12 +100,12 @@ def list_budgets(
     if len(named) > 1:
         fail("name at most one of --organisation, --team, --agent and --key", ExitCode.USAGE)
     scope, subject = named[0] if named else (None, None)
-    found = administer(lambda pool: treasury.list_budgets(pool, scope=scope, subject=subject, limit=limit, after=after))
-    _table(found, json)
-    say_more(found, lambda row: row.name)
+    found = administer(lambda pool: budgets.list_budgets(pool, scope=scope, subject=subject, limit=limit, after=after))
+    print_budgets(found, json)
+    print_more(found, lambda row: row.name)
 
 
-@budgets.command("show")
+@commands.command("show")
 def show_budget(
     name: _Budget,
     subject: Annotated[
@@ -117,11 +114,11 @@ def show_budget(
     json: AsJson = False,
 ) -> None:
     """One budget, its live windows and its top-ups."""
-    found = administer(lambda pool: treasury.show_budget(pool, name, subject=subject))
+    found = administer(lambda pool: budgets.show_budget(pool, name, subject=subject))
     if json:
         emit([found.model_dump()], json=True)
         return
-    typer.echo(sentence(found))
+    typer.echo(format_budget(found))
     windows = [
         {
             "subject": row.subject or "(all)",
@@ -141,13 +138,13 @@ def show_budget(
         )
     if found.top_ups:
         rows = [
-            {"amount": dollars(row.amount_nano), "from": row.starts_at, "until": row.ends_at or "for ever"}
+            {"amount": dollars(row.amount_nano), "from": row.starts_at, "until": row.ends_at or "forever"}
             for row in found.top_ups
         ]
         emit(rows, title="Top-ups")
 
 
-@budgets.command("set")
+@commands.command("set")
 def change_budget(
     name: _Budget,
     limit: Annotated[str | None, typer.Option("--limit", help="Dollars, such as 0.05 or 12.50.")] = None,
@@ -155,16 +152,16 @@ def change_budget(
     json: AsJson = False,
 ) -> None:
     """Change a budget's limit or pace, at once."""
-    new = checked(treasury.ChangeBudget, limit=limit, pace=pace)
-    changed = administer(lambda pool: treasury.change_budget(pool, name, new))
-    _say(changed, json)
+    new = checked(budgets.ChangeBudget, limit=limit, pace=pace)
+    changed = administer(lambda pool: budgets.change_budget(pool, name, new))
+    print_budget(changed, json)
 
 
-@budgets.command("top-up")
+@commands.command("top-up")
 def top_up(
     name: _Budget,
     amount: Annotated[str, typer.Option("--amount", help="Dollars.")],
-    lasts: Annotated[str | None, typer.Option("--for", help="How long, such as 3h. Default: for ever.")] = None,
+    lasts: Annotated[str | None, typer.Option("--for", help="How long, such as 3h. Default: forever.")] = None,
     starts: Annotated[
         str | None, typer.Option("--from", help="A time, such as 2027-01-31T18:00:00Z. Default: now.")
     ] = None,
@@ -172,28 +169,28 @@ def top_up(
     json: AsJson = False,
 ) -> None:
     """Add money to a budget for a time."""
-    new = checked(treasury.NewTopUp, amount=amount, starts=starts, ends=ends, lasts=lasts)
-    made = administer(lambda pool: treasury.top_up(pool, name, new))
+    new = checked(budgets.NewTopUp, amount=amount, starts=starts, ends=ends, lasts=lasts)
+    made = administer(lambda pool: budgets.top_up(pool, name, new))
     if json:
         emit([made.model_dump()], json=True)
         return
-    until = f"until {made.ends_at:%Y-%m-%d %H:%M:%S} UTC" if made.ends_at else "for ever"
+    until = f"until {made.ends_at:%Y-%m-%d %H:%M:%S} UTC" if made.ends_at else "forever"
     typer.echo(
         f"Budget {name!r} has {dollars(made.amount_nano)} more, from {made.starts_at:%Y-%m-%d %H:%M:%S} UTC {until}."
     )
 
 
-@budgets.command("archive")
+@commands.command("archive")
 def archive_budget(name: _Budget, json: AsJson = False) -> None:
     """End a budget. What it recorded remains for reports."""
-    ended = administer(lambda pool: treasury.archive_budget(pool, name))
+    ended = administer(lambda pool: budgets.archive_budget(pool, name))
     if json:
         emit([ended.model_dump()], json=True)
         return
     typer.echo(f"Budget {name!r} is archived: it governs no further call.")
 
 
-def sentence(budget: treasury.BudgetState) -> str:
+def format_budget(budget: budgets.BudgetState) -> str:
     """A budget in one line."""
     window = "in total" if budget.window == "total" else f"a {budget.window}"
     if budget.per is not None:
@@ -214,14 +211,14 @@ def sentence(budget: treasury.BudgetState) -> str:
     return text + (f" until {budget.resets_at:%Y-%m-%d %H:%M:%S} UTC." if budget.resets_at else ".")
 
 
-def _say(budget: treasury.BudgetState, json: bool) -> None:
+def print_budget(budget: budgets.BudgetState, json: bool) -> None:
     if json:
         emit([budget.model_dump()], json=True)
         return
-    typer.echo(sentence(budget))
+    typer.echo(format_budget(budget))
 
 
-def _table(found: list[treasury.BudgetState], json: bool) -> None:
+def print_budgets(found: list[budgets.BudgetState], json: bool) -> None:
     if json:
         emit([row.model_dump() for row in found], json=True)
         return
@@ -230,9 +227,9 @@ def _table(found: list[treasury.BudgetState], json: bool) -> None:
             "name": row.name,
             "window": row.window if row.per is None else f"{row.window}, {row.per} {row.per_value or '(each)'}",
             "limit": dollars(row.limit_nano + row.top_up_nano),
-            "posted": _known(row.posted_nano, row),
-            "pending": _known(row.pending_nano, row),
-            "left": _known(row.left_nano, row),
+            "posted": format_amount(row.posted_nano, row),
+            "pending": format_amount(row.pending_nano, row),
+            "left": format_amount(row.left_nano, row),
             "resets_at": row.resets_at,
         }
         for row in found
@@ -242,67 +239,6 @@ def _table(found: list[treasury.BudgetState], json: bool) -> None:
     )
 
 
-def _known(nano: int | None, budget: treasury.BudgetState) -> str:
+def format_amount(nano: int | None, budget: budgets.BudgetState) -> str:
     """An amount; of a budget with too many windows to add up, that it has so many."""
     return dollars(nano) if nano is not None else f"(over {budget.windows:,} windows)"
-
-
-@limits.command("set")
-def set_limit(
-    organisation: OfOrganisation = None,
-    team: OfTeam = None,
-    agent: OfAgent = None,
-    key: OfKey = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="Only these models; without a subject, all their callers together.")
-    ] = None,
-    rpm: Annotated[int | None, typer.Option("--rpm", help="Requests a minute.")] = None,
-    tpm: Annotated[int | None, typer.Option("--tpm", help="Tokens a minute.")] = None,
-    concurrent: Annotated[int | None, typer.Option("--concurrent", help="Calls in flight.")] = None,
-    json: AsJson = False,
-) -> None:
-    """Set a rate limit, in place of the one that the same subject and model had."""
-    new = checked(
-        pace.SetLimit,
-        organisation=organisation,
-        team=team,
-        agent=agent,
-        key=key,
-        model=model,
-        requests_per_minute=rpm,
-        tokens_per_minute=tpm,
-        concurrent=concurrent,
-    )
-    made = administer(lambda pool: pace.set_limit(pool, new))
-    _limits([made], json)
-
-
-@limits.command("list")
-def list_limits(limit: Limit = DEFAULT, after: AfterId = None, json: AsJson = False) -> None:
-    """Rate limits, the oldest first."""
-    found = administer(lambda pool: pace.list_limits(pool, limit=limit, after=after))
-    _limits(found, json)
-    say_more(found, lambda row: row.id)
-
-
-@limits.command("remove")
-def remove_limit(limit_id: Annotated[int, typer.Argument(metavar="ID")], json: AsJson = False) -> None:
-    """Remove a rate limit by its id (treasurer limit list)."""
-    gone = administer(lambda pool: pace.remove_limit(pool, limit_id))
-    if json:
-        emit([gone.model_dump()], json=True)
-        return
-    typer.echo(f"Limit {gone.id} ({gone.scope} {gone.subject or gone.model}) is removed.")
-
-
-def _limits(found: list[pace.Limit], json: bool) -> None:
-    columns = {
-        "id": "id",
-        "scope": "scope",
-        "subject": "subject",
-        "model": "model",
-        "requests_per_minute": "requests/min",
-        "tokens_per_minute": "tokens/min",
-        "concurrent": "in flight",
-    }
-    emit([row.model_dump() for row in found], json=json, columns=columns, empty="There are no rate limits.")

@@ -7,17 +7,12 @@ from typing import Annotated, Any
 import typer
 
 from gateway.cli.common import ExitCode, emit, fail
-from gateway.cli.database import AfterId, AsJson, Limit, administer, say_more
+from gateway.cli.database import AfterId, AsJson, Limit, administer, print_more
 from llm_service.administration import change_log
 from llm_service.administration.inputs import parse_duration
 from llm_service.administration.paging import DEFAULT
 
-_UNTOLD = {"id", "created_at"}
-
-
-def register(app: typer.Typer) -> None:
-    """Add this command to the command line."""
-    app.command("changes")(changes)
+_HIDDEN = {"id", "created_at"}
 
 
 def changes(
@@ -33,7 +28,7 @@ def changes(
     except ValueError as error:
         fail(f"--since: {error}", ExitCode.USAGE)
     found = administer(lambda pool: change_log.list_changes(pool, kind=kind, since=period, limit=limit, after=after))
-    say_more(found, lambda row: row.id)
+    print_more(found, lambda row: row.id)
     if json:
         emit([row.model_dump(mode="json") for row in found], json=True)
         return
@@ -42,20 +37,22 @@ def changes(
             "at": f"{row.at:%Y-%m-%d %H:%M:%S}",
             "who": row.actor,
             "what": f"{row.kind} {row.object} {row.action}",
-            "fields": _fields(row),
+            "fields": format_fields(row),
         }
         for row in found
     ]
     emit(rows, empty="Nothing was changed.")
 
 
-def _fields(change: change_log.Change) -> str:
-    told = {name: both for name, both in change.fields.items() if name not in _UNTOLD}
+def format_fields(change: change_log.Change) -> str:
+    shown = {name: both for name, both in change.fields.items() if name not in _HIDDEN}
     if change.action == "changed":
-        return ", ".join(f"{name}: {_value(old)} → {_value(new)}" for name, (old, new) in told.items())
+        return ", ".join(f"{name}: {format_value(old)} → {format_value(new)}" for name, (old, new) in shown.items())
     side = 0 if change.action == "removed" else 1
-    return ", ".join(f"{name}: {_value(both[side])}" for name, both in told.items() if both[side] not in (None, [], ""))
+    return ", ".join(
+        f"{name}: {format_value(both[side])}" for name, both in shown.items() if both[side] not in (None, [], "")
+    )
 
 
-def _value(value: Any) -> str:
+def format_value(value: Any) -> str:
     return "none" if value is None else str(value)

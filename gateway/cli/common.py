@@ -1,30 +1,24 @@
-"""What the commands share: exit codes, the running stack's database, and output for people and for programs."""
+"""What all commands share: exit codes, and output for people and for programs.
+
+What must hold: nothing here imports a library that `treasurer --help` does not need.
+"""
 
 from __future__ import annotations
 
-import asyncio
 import json as json_
 import sys
-from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Coroutine, Mapping, Sequence
 from datetime import datetime
 from decimal import Decimal
 from enum import IntEnum, StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-
-from gateway.settings import Settings, load_settings
-from gateway.stack.state import NotRunning, running_state
-
-if TYPE_CHECKING:
-    import asyncpg
-
 
 T = TypeVar("T")
 
@@ -48,33 +42,9 @@ def fail(message: str, code: int = ExitCode.FAILED) -> NoReturn:
 
 def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine to its end."""
+    import asyncio  # `treasurer --help` needs none of it
+
     return asyncio.run(coroutine)
-
-
-@asynccontextmanager
-async def open_pool(settings: Settings | None = None) -> AsyncIterator[asyncpg.Pool]:
-    """A small pool on `TREASURER_DATABASE_URL`, or else on the running stack's database.
-
-    Raises:
-        NotRunning: there is neither, or it cannot be reached.
-    """
-    import asyncpg  # here: `treasurer --help` does not wait for it
-
-    from llm_service.postgres import ANY_POSTGRES_ERROR, check_version
-
-    settings = settings or load_settings()
-    url = settings.database_url or running_state(settings).database_url
-    try:
-        pool = await asyncpg.create_pool(url, min_size=1, max_size=4, timeout=5, init=check_version)
-    except ANY_POSTGRES_ERROR as error:
-        reason = str(error) or "it did not answer in time"
-        raise NotRunning(
-            f"The database cannot be reached ({reason}). Is Treasurer running? Start it with `treasurer up`."
-        ) from error
-    try:
-        yield pool
-    finally:
-        pool.terminate()
 
 
 def emit(
@@ -97,19 +67,19 @@ def emit(
     if not rows:
         console.print(Text(empty, style="dim"))
         return
-    headings = _headings(rows, columns)
+    headings = headings_of(rows, columns)
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
     for key, heading in headings.items():
         numeric = all(_is_number(row.get(key)) for row in rows)
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(Text(_shown(row.get(key))) for key in headings))
+        table.add_row(*(Text(format_cell(row.get(key))) for key in headings))
     if not sys.stdout.isatty():  # into a file or a pipe: never cut a row to a guessed width
         console.width = max(console.width, console.measure(table).maximum)
     console.print(table)
 
 
-def _headings(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
+def headings_of(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str] | Sequence[str] | None) -> dict[str, str]:
     if isinstance(columns, Mapping):
         return dict(columns)
     keys = columns if columns is not None else list(dict.fromkeys(key for row in rows for key in row))
@@ -122,7 +92,7 @@ def _is_number(value: object) -> bool:
     return value is None or (isinstance(value, int | float | Decimal) and not isinstance(value, bool))
 
 
-def _shown(value: object) -> str:
+def format_cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, bool):
@@ -130,7 +100,7 @@ def _shown(value: object) -> str:
     if isinstance(value, datetime):
         return value.strftime("%Y-%m-%d %H:%M:%S%z")
     if isinstance(value, list | tuple):
-        return ", ".join(map(_shown, value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        return ", ".join(map(format_cell, value))  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
     return str(value)
 
 

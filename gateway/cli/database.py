@@ -8,20 +8,22 @@ from __future__ import annotations
 import getpass
 import os
 import shlex
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, TypeVar
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Annotated, TypeVar
 
+import asyncpg
 import typer
 
-from gateway.cli.common import ExitCode, fail, open_pool, run_async
+from gateway.cli.common import ExitCode, fail, run_async
+from gateway.settings import Settings, load_settings
+from gateway.stack.state import NotRunning, running_state
 from llm_service.administration.inputs import Input, read_input
 from llm_service.administration.paging import MOST, Page
 from llm_service.administration.transaction import ACTOR
 from llm_service.errors import InvalidRequest
 from llm_service.money import format_dollars
-
-if TYPE_CHECKING:
-    import asyncpg
+from llm_service.postgres import ANY_POSTGRES_ERROR, check_version
 
 _T = TypeVar("_T")
 _Model = TypeVar("_Model", bound=Input)
@@ -40,7 +42,29 @@ AfterName = Annotated[str | None, typer.Option("--after", help="Go on behind thi
 AfterId = Annotated[int | None, typer.Option("--after", help="Go on behind this id, that of the last one seen.")]
 
 
-def say_more(page: Page[_T], cursor: Callable[[_T], str | int]) -> None:
+@asynccontextmanager
+async def open_pool(settings: Settings | None = None) -> AsyncIterator[asyncpg.Pool]:
+    """A small pool on `TREASURER_DATABASE_URL`, or else on the running stack's database.
+
+    Raises:
+        NotRunning: there is neither, or it cannot be reached.
+    """
+    settings = settings or load_settings()
+    url = settings.database_url or running_state(settings).database_url
+    try:
+        pool = await asyncpg.create_pool(url, min_size=1, max_size=4, timeout=5, init=check_version)
+    except ANY_POSTGRES_ERROR as error:
+        reason = str(error) or "it did not answer in time"
+        raise NotRunning(
+            f"The database cannot be reached ({reason}). Is Treasurer running? Start it with `treasurer up`."
+        ) from error
+    try:
+        yield pool
+    finally:
+        pool.terminate()
+
+
+def print_more(page: Page[_T], cursor: Callable[[_T], str | int]) -> None:
     """Say that there are more than this page shows, and how to see them."""
     if page.more:
         after = shlex.quote(str(cursor(page[-1])))
@@ -69,7 +93,7 @@ def administer(action: Callable[[asyncpg.Pool], Awaitable[_T]]) -> _T:
 
 
 def _person() -> str:
-    """Who sits at the command line, as the system knows them."""
+    """The user at the command line, by the operating system's name."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

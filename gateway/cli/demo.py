@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-import typer
 from rich.console import Console
 from rich.panel import Panel
 from rich.rule import Rule
@@ -56,11 +55,6 @@ _ACTORS = (
     _Actor("analyst", "labs", "gemini-2.5-flash", "0.10", 3),
 )
 _RUNAWAY = _Actor("runaway", "labs", "gpt-4o", "0.02", 0)
-
-
-def register(app: typer.Typer) -> None:
-    """Add the command."""
-    app.command()(demo)
 
 
 def demo() -> None:
@@ -228,7 +222,8 @@ async def _run_away(state: StackState, key: str, pool: asyncpg.Pool, console: Co
 async def _account(state: StackState, pool: asyncpg.Pool, console: Console) -> bool:
     import aiohttp
 
-    from gateway.cli.reports import print_audit, print_report
+    from gateway.cli.audit import print_audit
+    from gateway.cli.reports import print_report
     from llm_service.treasury.audit.audit import audit
     from llm_service.treasury.reports.query import parse_query
     from llm_service.treasury.reports.reports import cost_report

@@ -1,14 +1,13 @@
-"""`treasurer report` and `treasurer audit`: who spent what, and whether the books are right.
+"""`treasurer report`: who spent what. Whether the books are right: `audit.py`.
 
-What must hold: money is printed exactly, and never cut to fit a terminal. What callers named themselves
-(runs, users, tags) cannot steer the terminal that it is printed on.
+What must hold: money is printed exactly, and never cut to fit a terminal. Names that callers
+chose (runs, users, tags) cannot control the terminal that they are printed on.
 """
 
 from __future__ import annotations
 
 import json as json_
 import sys
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -18,28 +17,19 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gateway.cli.common import ExitCode, fail, open_pool, run_async
-from gateway.settings import load_settings
+from gateway.cli.common import ExitCode, fail, run_async
+from gateway.cli.database import open_pool
 from llm_service.errors import InvalidRequest
 from llm_service.money import format_dollars
-from llm_service.treasury.audit.audit import AuditReport, audit
 from llm_service.treasury.reports.formats import report_as_csv, report_as_json
 from llm_service.treasury.reports.query import FILTERS, NONE, ReportQuery, parse_query
 from llm_service.treasury.reports.reports import CostReport, Figures, cost_report
 
 _FORMATS = ("table", "csv", "json")
-#: A sweep that has begun may take so long until it has settled a hold.
-_SWEEP_TAKES_S = 5.0
 
 _Values = list[str] | None
 _BY = "Up to 4 of organisation, team, agent, key, model, provider, run, user, session, tag, hour, day, month."
 _FROM = "The first moment: 2026-11, 2026-11-30, 2026-11-30T14:00, 7d, today …"
-
-
-def register(app: typer.Typer) -> None:
-    """Add these commands to the command line."""
-    app.command("report")(report)
-    app.command("audit")(audit_command)
 
 
 def report(
@@ -95,30 +85,6 @@ async def _report(query: ReportQuery) -> CostReport:
             return await cost_report(pool, query)
 
 
-def audit_command(
-    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
-    sweep_grace_s: Annotated[
-        float | None,
-        typer.Option("--sweep-grace", metavar="SECONDS", help="How long an expired hold may wait for the sweeper."),
-    ] = None,
-) -> None:
-    """Recompute the books and name each difference. Exit code 4 when there is one."""
-    grace_s = load_settings().sweep_interval_s + _SWEEP_TAKES_S if sweep_grace_s is None else sweep_grace_s
-    made = run_async(_audit(grace_s))
-    if json:
-        print(json_.dumps({**asdict(made), "at": made.at.isoformat()}, indent=2, ensure_ascii=False))
-    else:
-        print_audit(made, Console())
-    if not made.ok:
-        raise typer.Exit(ExitCode.AUDIT_DIFFERENCE)
-
-
-async def _audit(grace_s: float) -> AuditReport:
-    with Console(stderr=True).status("Recomputing the books …"):
-        async with open_pool() as pool:
-            return await audit(pool, sweep_grace_s=grace_s)
-
-
 # ------------------------------------------------------------------ for people
 
 
@@ -165,40 +131,14 @@ def _columns(rows: list[Figures], total: Figures) -> dict[str, list[str]]:
     if total.errors:
         columns["errors"] = [f"{figures.errors:,}" for figures in every]
     if total.latency_avg_ms is not None:
-        columns["avg ms"] = [_milliseconds(figures.latency_avg_ms) for figures in every]
-        columns["p50"] = [_milliseconds(figures.latency_p50_ms) for figures in every]
-        columns["p95"] = [_milliseconds(figures.latency_p95_ms) for figures in every]
+        columns["avg ms"] = [format_milliseconds(figures.latency_avg_ms) for figures in every]
+        columns["p50"] = [format_milliseconds(figures.latency_p50_ms) for figures in every]
+        columns["p95"] = [format_milliseconds(figures.latency_p95_ms) for figures in every]
     return columns
 
 
-def _milliseconds(value: float | None) -> str:
+def format_milliseconds(value: float | None) -> str:
     return "" if value is None else f"{value:,.0f}"
-
-
-def print_audit(made: AuditReport, console: Console) -> None:
-    """Print a line for each check, its differences under it, and the verdict."""
-    wide = max(len(check.name) for check in made.checks)
-    for check in made.checks:
-        mark = Text("✓", style="green") if check.ok else Text("✗", style="bold red")
-        counts = f"{check.examined:,} examined" + ("" if check.ok else f", {check.found:,} different")
-        line = Text.assemble(
-            mark, f" {check.invariant:<3}  {check.name:<{wide}}  ", (counts, "dim" if check.ok else "red")
-        )
-        console.print(line, soft_wrap=True)
-        if not check.ok:
-            console.print(Text(f"      must hold: {check.holds}"), soft_wrap=True)
-        for difference in check.differences:
-            console.print(Text(f"      {printable(difference)}", style="red"), soft_wrap=True)
-        if check.found > len(check.differences):
-            console.print(Text(f"      … and {check.found - len(check.differences):,} more", style="red"))
-        if check.note is not None:
-            console.print(Text(f"      note: {check.note}", style="yellow"), soft_wrap=True)
-    wrong = [check.name for check in made.checks if not check.ok]
-    if wrong:
-        verdict = Text(f"The books are wrong: {', '.join(wrong)}.", style="bold red")
-    else:
-        verdict = Text(f"The books are right, as of {made.at:%Y-%m-%d %H:%M:%S} UTC.", style="bold green")
-    console.print(verdict, soft_wrap=True)
 
 
 def printable(text: str) -> str:

@@ -16,19 +16,19 @@ from gateway.cli.database import (
     OfTeam,
     administer,
     checked,
-    say_more,
+    print_more,
 )
 from gateway.stack.state import NotRunning, running_state
-from llm_service.administration import routes as serving
+from llm_service.administration import routes
 from llm_service.administration.paging import DEFAULT
 from llm_service.money import format_dollars
 
-routes = typer.Typer(
+commands = typer.Typer(
     no_args_is_help=True, help="Routes: which models stand in for another, when, and how long to wait."
 )
 
 
-@routes.command("set")
+@commands.command("set")
 def set_route(
     model: Annotated[str, typer.Option("--model", help="The model that callers ask for, or a pattern.")],
     organisation: OfOrganisation = None,
@@ -86,7 +86,7 @@ def set_route(
     given = {name: value for name, value in timeouts.items() if value is not None}
     cheaper = {"at_percent": downgrade_at, "models": downgrade, "min_quality": min_quality} if downgrade else None
     new = checked(
-        serving.SetRoute,
+        routes.SetRoute,
         model=model,
         organisation=organisation,
         team=team,
@@ -102,30 +102,30 @@ def set_route(
         on_leave=on_leave,
         bills_errors=bills_errors,
     )
-    made = administer(lambda pool: serving.set_route(pool, new))
-    _routes([made], json)
-    _tell_unknown([model, *(each.model for each in new.fallbacks or ()), *(downgrade or ())])
+    made = administer(lambda pool: routes.set_route(pool, new))
+    print_routes([made], json)
+    warn_of_unknown_models([model, *(each.model for each in new.fallbacks or ()), *(downgrade or ())])
 
 
-@routes.command("list")
+@commands.command("list")
 def list_routes(limit: Limit = DEFAULT, after: AfterId = None, json: AsJson = False) -> None:
     """Routes, the oldest first."""
-    found = administer(lambda pool: serving.list_routes(pool, limit=limit, after=after))
-    _routes(found, json)
-    say_more(found, lambda row: row.id)
+    found = administer(lambda pool: routes.list_routes(pool, limit=limit, after=after))
+    print_routes(found, json)
+    print_more(found, lambda row: row.id)
 
 
-@routes.command("remove")
+@commands.command("remove")
 def remove_route(route_id: Annotated[int, typer.Argument(metavar="ID")], json: AsJson = False) -> None:
     """Remove a route by its id (treasurer route list)."""
-    gone = administer(lambda pool: serving.remove_route(pool, route_id))
+    gone = administer(lambda pool: routes.remove_route(pool, route_id))
     if json:
         emit([gone.model_dump()], json=True)
         return
     typer.echo(f"Route {gone.id} ({gone.scope} {gone.subject}, {gone.model}) is removed.")
 
 
-def _tell_unknown(names: list[str]) -> None:
+def warn_of_unknown_models(names: list[str]) -> None:
     """A slip in a model's name, or in a condition, would otherwise be found out when the model is needed."""
     try:
         state = running_state()
@@ -140,13 +140,13 @@ def _tell_unknown(names: list[str]) -> None:
 def _fallback(text: str) -> dict[str, Any]:
     """`MODEL`, or `MODEL:error,timeout`. A model's name may hold a colon of its own: the last one counts."""
     model, colon, conditions = text.rpartition(":")
-    known = {condition.value for condition in serving.Condition}
+    known = {condition.value for condition in routes.Condition}
     if colon and known.issuperset(conditions.split(",")):
         return {"model": model, "on": conditions.split(",")}
     return {"model": text}
 
 
-def describe(policy: dict[str, Any]) -> str:
+def format_policy(policy: dict[str, Any]) -> str:
     """A policy in a line."""
     parts: list[str] = []
     if policy.get("retries"):
@@ -168,12 +168,18 @@ def describe(policy: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def _routes(found: list[serving.Route], json: bool) -> None:
+def print_routes(found: list[routes.Route], json: bool) -> None:
     if json:
         emit([row.model_dump() for row in found], json=True)
         return
     rows = [
-        {"id": row.id, "scope": row.scope, "subject": row.subject, "model": row.model, "policy": describe(row.policy)}
+        {
+            "id": row.id,
+            "scope": row.scope,
+            "subject": row.subject,
+            "model": row.model,
+            "policy": format_policy(row.policy),
+        }
         for row in found
     ]
     emit(rows, empty="There are no routes: each call has one attempt at the model that it asks for.")

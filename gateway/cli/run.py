@@ -1,8 +1,9 @@
 """`treasurer run`: run an agent once, from here, against the running stack.
 
-What must hold: `--budget` is a limit in the treasury, for all calls of this run together, not advice to
-the agent. What the run has cost is said also when it failed. What a model or a feed wrote is printed as
-text: it cannot colour, clear or otherwise command a terminal.
+What must hold:
+`--budget` is a limit in the treasury, for all calls of this run together; it is not advice to the agent.
+A run that fails reports what it has cost, too.
+A model's or a feed's words are printed as text: they cannot colour, clear or otherwise control a terminal.
 """
 
 from __future__ import annotations
@@ -32,13 +33,10 @@ if TYPE_CHECKING:
     from agents.tools.feeds import FeedDeps
 
 
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    run = typer.Typer(no_args_is_help=True, help="Run an agent once.")
-    run.command("digest")(digest)
-    app.add_typer(run, name="run")
+commands = typer.Typer(no_args_is_help=True, help="Run an agent once.")
 
 
+@commands.command("digest")
 def digest(
     feed: Annotated[
         list[str] | None, typer.Option(help="an http(s) address or a file, RSS or Atom; repeatable; none: the samples")
@@ -75,16 +73,16 @@ async def _digest(settings: Settings, request: RunRequest, *, json: bool) -> Non
             with Live(get_renderable=show, console=Console(stderr=True), transient=True):
                 result = await run.execute()
         except FeedError as error:
-            fail(f"{error}.{_spent(run)}")
+            fail(f"{error}.{format_spent(run)}")
     for error in deps.failed.values():
-        Console(stderr=True).print(Text.assemble(("left out: ", "yellow"), _plain(str(error))))
+        Console(stderr=True).print(Text.assemble(("left out: ", "yellow"), printable(str(error))))
     if json:
-        print(json_.dumps(_as_json(result), indent=2, ensure_ascii=False))
+        print(json_.dumps(as_json(result), indent=2, ensure_ascii=False))
     else:
         console = Console()
         if not console.is_terminal:  # into a file or a pipe: no line is cut to a guessed width
             console.width = 10_000
-        console.print(_page(cast("Digest", result.output), result, request.budget_nano))
+        console.print(format_digest(cast("Digest", result.output), result, request.budget_nano))
 
 
 @asynccontextmanager
@@ -106,11 +104,11 @@ async def _ready(settings: Settings, request: RunRequest) -> AsyncIterator[Run]:
         try:
             yield run
         except BudgetExhausted as error:
-            fail(f"{error.message}{_spent(run)} Give the run more with --budget, or ask a cheaper --model.")
+            fail(f"{error.message}{format_spent(run)} Give the run more with --budget, or ask a cheaper --model.")
         except TreasurerError as error:
-            fail(f"{error.message}{_spent(run)}")
+            fail(f"{error.message}{format_spent(run)}")
         except AgentRunError as error:
-            fail(f"Agent {request.agent!r} came to no answer: {_plain(str(error))}.{_spent(run)}")
+            fail(f"Agent {request.agent!r} came to no answer: {printable(str(error))}.{format_spent(run)}")
 
 
 def _amount(budget: str | None) -> int | None:
@@ -124,20 +122,20 @@ def _amount(budget: str | None) -> int | None:
 
 def _progress(spinner: Spinner, run: Run, deps: FeedDeps) -> Spinner:
     doing = "reading the feeds" if len(deps.read) + len(deps.failed) < len(deps.sources) else "writing the digest"
-    spinner.update(text=f"{doing} … {_calls(run.tally.calls)}, {format_dollars(run.tally.cost_nano)}")
+    spinner.update(text=f"{doing} … {format_calls(run.tally.calls)}, {format_dollars(run.tally.cost_nano)}")
     return spinner
 
 
-def _spent(run: Run) -> str:
+def format_spent(run: Run) -> str:
     of = f" of {format_dollars(run.budget_nano)}" if run.budget_nano is not None else ""
-    return f" Run {run.id} made {_calls(run.tally.calls)} for {format_dollars(run.tally.cost_nano)}{of}."
+    return f" Run {run.id} made {format_calls(run.tally.calls)} for {format_dollars(run.tally.cost_nano)}{of}."
 
 
-def _calls(count: int) -> str:
+def format_calls(count: int) -> str:
     return "1 call" if count == 1 else f"{count} calls"
 
 
-def _as_json(result: RunResult) -> dict[str, object]:
+def as_json(result: RunResult) -> dict[str, object]:
     return {
         "run": result.run_id,
         "output": result.output.model_dump(mode="json"),
@@ -149,19 +147,19 @@ def _as_json(result: RunResult) -> dict[str, object]:
     }
 
 
-def _page(digest: Digest, result: RunResult, budget_nano: int | None) -> Group:
-    lines: list[Text | Padding] = [Text(_plain(digest.title), style="bold"), Text(_plain(digest.summary)), Text()]
+def format_digest(digest: Digest, result: RunResult, budget_nano: int | None) -> Group:
+    lines: list[Text | Padding] = [Text(printable(digest.title), style="bold"), Text(printable(digest.summary)), Text()]
     for number, item in enumerate(digest.items, 1):
-        source = " · ".join(_plain(part) for part in (item.source, item.url) if part)
-        lines.append(Text(f"{number}. {_plain(item.headline)}", style="bold"))
-        lines.append(Padding(Text(_plain(item.why_it_matters)), (0, 0, 0, 3), expand=False))
+        source = " · ".join(printable(part) for part in (item.source, item.url) if part)
+        lines.append(Text(f"{number}. {printable(item.headline)}", style="bold"))
+        lines.append(Padding(Text(printable(item.why_it_matters)), (0, 0, 0, 3), expand=False))
         lines.append(Padding(Text(source, style="dim", overflow="fold"), (0, 0, 1, 3), expand=False))
     of = f" of {format_dollars(budget_nano)}" if budget_nano is not None else ""
     tokens = f"{result.usage.total_tokens:,} tokens"
     cost = f"{format_dollars(result.cost_nano)}{of}"
-    lines.append(Text(" · ".join((cost, _calls(result.calls), tokens, f"run {result.run_id}")), style="green"))
+    lines.append(Text(" · ".join((cost, format_calls(result.calls), tokens, f"run {result.run_id}")), style="green"))
     return Group(*lines)
 
 
-def _plain(text: str) -> str:
+def printable(text: str) -> str:
     return "".join(char if char.isprintable() else " " for char in text)

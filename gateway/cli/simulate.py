@@ -11,6 +11,7 @@ import typer
 
 from gateway.cli.common import ExitCode, emit, fail, run_async
 from gateway.cli.database import AsJson, administer, dollars
+from gateway.composition import open_catalog
 from gateway.settings import load_settings
 from llm_service.administration.inputs import parse_duration
 from llm_service.money import MoneyError, parse_dollars
@@ -23,11 +24,6 @@ _ASSUMED = (
     "refused then stays refused; what was spent before the period is spent; top-ups come on top of another limit."
 )
 _PERCENT = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,2})?)%?")
-
-
-def register(app: typer.Typer) -> None:
-    """Add this command to the command line."""
-    app.command("simulate")(simulate)
 
 
 def simulate(
@@ -61,7 +57,7 @@ def simulate(
     if json:
         emit([_fields(result)], json=True)
         return
-    _say(result, since)
+    print_replay(result, since)
 
 
 def _policy(limits: list[str], paces: list[str], downgrades: list[str]) -> Policy:
@@ -97,8 +93,6 @@ def _pair(text: str) -> tuple[str, str]:
 def _prices(models: set[str]) -> PriceOf:
     """Prices of the running proxy's catalogue. Raises UnknownModel."""
 
-    from gateway.composition import open_catalog
-
     async def read() -> PriceOf:
         async with open_catalog(load_settings()) as runtime:
             known = {name: await runtime.catalog.get(name) for name in models}
@@ -126,7 +120,7 @@ def _fields(result: Replayed) -> dict[str, object]:
     }
 
 
-def _say(result: Replayed, since: str) -> None:
+def print_replay(result: Replayed, since: str) -> None:
     typer.echo(f"In the last {since}: {result.calls:,} calls for {dollars(result.spent_nano)}.")
     typer.echo(f"They would have cost {dollars(result.would_spend_nano)}: {dollars(result.saved_nano)} saved.")
     typer.echo(f"Refused: {result.refused:,} calls, which cost {dollars(result.refused_nano)}.")

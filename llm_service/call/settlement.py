@@ -23,6 +23,7 @@ from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError
 from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.pricing.bounds import TextCount, counted_bound
 from llm_service.pricing.catalog import Model
+from llm_service.telemetry.logs import OwnText
 from llm_service.telemetry.record import CallRecord
 from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
@@ -122,9 +123,7 @@ class Settler:
         )
         self._limiter.release(admitted.rate_permit, ending.usage.input_tokens + ending.usage.output_tokens)
         log.info(
-            "call %s %s",
-            call.call_id,
-            ending.state.value,
+            OwnText(f"call {call.call_id} {ending.state.value}"),
             extra={
                 "agent": call.principal.agent,
                 "model": model.name,

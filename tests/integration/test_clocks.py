@@ -6,8 +6,6 @@ The clocks are moved by libfaketime. Where it is missing these tests are skipped
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
 import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -33,12 +31,11 @@ from tests.faketime import MovableClock, needs_faketime, remove_leftovers
 from tests.integration.agents_that_spend import House, open_house
 from tests.integration.caller import open_caller
 from tests.integration.gateways import another_gateway
-from tests.processes import running_postgres
+from tests.processes import copy_of_database, running_postgres
 
 pytestmark = needs_faketime
 
 HOURS_3 = timedelta(hours=3)
-_numbers = itertools.count(1)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +45,12 @@ def clock(service_dir: Path) -> MovableClock:
 
 
 @pytest.fixture(scope="module")
-def server(service_dir: Path, stop_with_us: Callable[[int], None], clock: MovableClock) -> Iterator[EmbeddedPostgres]:
+def server(
+    memory_dir: Path, service_dir: Path, stop_with_us: Callable[[int], None], clock: MovableClock
+) -> Iterator[EmbeddedPostgres]:
     """A PostgreSQL whose clock can be moved, and a migrated database in it to copy."""
     tuning = {"fsync": "off", "full_page_writes": "off"}
-    made = embedded_postgres(service_dir / "clocks", free_port(), secrets.token_urlsafe(16), tuning)
+    made = embedded_postgres(memory_dir / "clocks", free_port(), secrets.token_urlsafe(16), tuning)
     log = service_dir / "postgres-with-a-clock.log"
     with running_postgres(made, log, stop_with_us, clock.environ()) as running:
 
@@ -68,13 +67,11 @@ def server(service_dir: Path, stop_with_us: Callable[[int], None], clock: Movabl
 async def house(server: EmbeddedPostgres, clock: MovableClock) -> AsyncIterator[House]:
     """A treasury on a fresh database; the clock is right at first, and again afterwards."""
     clock.move(timedelta(0))
-    name = f"clocks_{os.getpid()}_{next(_numbers)}"
-    await create_database(server.url("postgres"), name, template="template_clocks")
-    try:
-        async with open_house(server.url(name)) as house:
+    async with copy_of_database(server, "template_clocks") as url, open_house(url) as house:
+        try:
             yield house
-    finally:
-        clock.move(timedelta(0))
+        finally:
+            clock.move(timedelta(0))
 
 
 async def shown(pool: asyncpg.Pool) -> datetime:

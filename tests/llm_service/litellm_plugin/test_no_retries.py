@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.servers  # starts LiteLLM in its own environment
+
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = ROOT / ".venv-proxy" / "bin" / "python"
 CHECKS = Path(__file__).with_name("no_retries_checks.py")

@@ -197,3 +197,40 @@ def test_a_huge_message_is_cut():
     logging.getLogger("x").info("a" * 1_000_000)
     assert len(stream.getvalue()) < 20_000
     assert "more characters" in stream.getvalue()
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+@pytest.mark.parametrize("name", SECRETS)
+@pytest.mark.parametrize("field", ["agent", "model", "error"])
+def test_a_secret_in_a_calls_line_is_never_written_nor_kept(form: Literal["text", "json"], name: str, field: str):
+    planted, shown = SECRETS[name]
+    stream = log_to(form)
+    for _ in range(2):  # what was searched once and is clean is not searched again
+        values = {"agent": "support-bot", "model": "gpt-4o", "error": None, "cost_nano": 17} | {field: planted}
+        logging.getLogger("calls").info(logs.OwnText("call 0190 posted"), extra=values)
+    lines = stream.getvalue().splitlines()
+    assert len(lines) == 2
+    for line in lines:
+        assert "call 0190 posted" in line
+        written = json.loads(line)[field] if form == "json" else line
+        assert shown in written
+        assert planted not in written
+    assert planted not in logs._clean
+
+
+def test_our_own_text_is_written_as_it_is_only_without_arguments():
+    stream = log_to("text")
+    logging.getLogger("calls").info(logs.OwnText("call %s posted"), KEY)
+    logging.getLogger("calls").info(logs.OwnText("call 1 posted"), extra={"api_key": "opensesame", "model": "a\nb"})
+    with_argument, without = stream.getvalue().splitlines()
+    assert "call sk-tr-[redacted] posted" in with_argument
+    assert without.endswith(r"call 1 posted api_key=[redacted] model=a\nb")
+
+
+def test_texts_that_were_found_clean_are_bounded(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(logs, "_MAX_CLEAN", 3)
+    stream = log_to("text")
+    for number in range(20):
+        logging.getLogger("calls").info(logs.OwnText("call"), extra={"model": f"m{number}", "error": "x" * 200})
+    assert len(logs._clean) <= 3
+    assert len(stream.getvalue().splitlines()) == 20

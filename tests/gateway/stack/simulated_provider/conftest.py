@@ -34,11 +34,18 @@ OVERRIDES = {"overridden": {"input_cost_per_token": 7e-06, "output_cost_per_toke
 
 
 @pytest.fixture(scope="session")
-def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Running]]:
-    """Starts providers of their own, with more options."""
+def provider_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files that a provider is started with."""
     folder = tmp_path_factory.mktemp("simulated_provider")
     (folder / "prices.json").write_text(json.dumps(PRICES))
     (folder / "overrides.json").write_text(json.dumps(OVERRIDES))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def start(provider_files: Path) -> Iterator[Callable[..., Running]]:
+    """Starts providers of their own, with more options."""
+    folder = provider_files
     running: list[Running] = []
 
     def begin(*options: str) -> Running:

@@ -1,4 +1,4 @@
-"""`treasurer up` and `treasurer migrate`."""
+"""`treasurer up`: everything that Treasurer is made of, on this machine, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,14 +14,7 @@ from rich.panel import Panel
 from rich.text import Text
 
 from gateway.cli.common import ExitCode, fail, run_async
-from gateway.settings import Settings, load_settings, without_password
-from gateway.stack.state import running_state
-
-
-def register(app: typer.Typer) -> None:
-    """Add the commands."""
-    app.command()(up)
-    app.command()(migrate)
+from gateway.settings import Settings, load_settings
 
 
 def up(
@@ -36,29 +29,8 @@ def up(
     run_async(_up(settings))
 
 
-def migrate() -> None:
-    """Bring the database's schema up to date (`up` does it by itself)."""
-    settings = load_settings()
-    url = settings.database_url or running_state(settings).database_url
-    run_async(_migrate(url))
-    Console().print("The database is up to date.")
-
-
-async def _migrate(url: str) -> None:
-    from gateway.migrations import MigrationFailed
-    from gateway.migrations import migrate as upgrade
-    from llm_service.postgres import PostgresTooOld
-
-    try:
-        await upgrade(url)
-    except PostgresTooOld as error:
-        fail(error.at(without_password(url)), ExitCode.FAILED)
-    except MigrationFailed as error:
-        fail(f"The database cannot be migrated: {error}", ExitCode.FAILED)
-
-
 async def _up(settings: Settings) -> None:
-    # Here, not above: the other commands do not wait for what only the supervisor needs.
+    # Imported here: they take a second, which the help does not wait for.
     from gateway.stack.board import Board
     from gateway.stack.data_lock import AlreadyRunning
     from gateway.stack.litellm import ConfigError

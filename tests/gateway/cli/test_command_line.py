@@ -1,0 +1,140 @@
+"""The command line as a whole: its list of commands, what that costs to print, and how errors are printed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+from typer.testing import Result
+
+from gateway import cli
+from gateway.cli import ENTRIES
+from gateway.cli.common import ExitCode
+from gateway.settings import SettingsError
+from gateway.stack.state import NotRunning
+from llm_service.errors import Conflict
+from llm_service.money import MoneyError
+
+#: Libraries that take long to import. None is needed to print what commands there are.
+HEAVY = {
+    "aiohttp", "alembic", "asyncpg", "fastapi", "openai", "opentelemetry", "prometheus_client", "psutil", "pydantic",
+    "pydantic_ai", "redis", "sqlalchemy", "starlette", "uvicorn", "yaml",
+}  # fmt: skip
+
+
+def test_the_help_imports_nothing_heavy() -> None:
+    program = """
+import json, sys
+sys.argv = ["treasurer", "--help"]
+from gateway.cli import main
+try:
+    main()
+except SystemExit as end:
+    assert not end.code, end.code
+print(json.dumps(sorted({name.partition(".")[0] for name in sys.modules})))
+"""
+    shown = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True).stdout
+    *page, modules = shown.strip().splitlines()
+    assert not HEAVY & set(json.loads(modules))
+    assert all(any(f" {name} " in line for line in page) for name in ENTRIES)
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_the_list_says_of_a_command_what_its_own_help_says(name: str) -> None:
+    entry = ENTRIES[name]
+    command = entry.load(name)
+    assert command.name == name
+    assert command.help.partition("\n\n")[0].replace("\n", " ").strip() == entry.help
+
+
+@pytest.mark.parametrize("name", ENTRIES)
+def test_every_command_has_a_help(treasurer: Callable[..., Result], name: str) -> None:
+    result = treasurer(name, "-h")
+    assert result.exit_code == 0
+    assert f"Usage: treasurer {name}" in result.stdout
+
+
+def test_a_command_that_is_misspelt_is_refused_with_the_nearest(treasurer: Callable[..., Result]) -> None:
+    result = treasurer("budgte", "list")
+    assert result.exit_code == ExitCode.USAGE
+    assert "budget" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (NotRunning("nothing runs"), ExitCode.NOT_RUNNING),
+        (Conflict("it exists"), ExitCode.FAILED),
+        (SettingsError("wrong"), ExitCode.USAGE),
+        (MoneyError("not money"), ExitCode.USAGE),
+    ],
+)
+def test_an_expected_error_is_one_message_and_an_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: ExitCode
+) -> None:
+    def command() -> None:
+        raise error
+
+    monkeypatch.setattr(cli, "build", lambda: command)
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == code
+    assert capsys.readouterr().err == f"error: {error}\n"
+
+
+def test_a_bug_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def command() -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(cli, "build", lambda: command)
+    with pytest.raises(KeyError):
+        cli.main()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("organisation", "list"), ("team", "list"), ("agent", "list"), ("key", "list"), ("budget", "list"),
+        ("limit", "list"), ("route", "list"), ("breaker", "list"), ("changes",), ("report",), ("audit",), ("migrate",),
+        ("pause", "agent", "news"),
+    ],
+)  # fmt: skip
+def test_without_a_stack_a_command_says_how_to_start_one(
+    treasurer: Callable[..., Result], arguments: tuple[str, ...]
+) -> None:
+    result = treasurer(*arguments)
+    assert isinstance(result.exception, NotRunning)
+    assert "treasurer up" in str(result.exception)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (("organisation", "create", "/"), "name"),
+        (("team", "create", "a\nb"), "name"),
+        (("agent", "create", "news", "--window", "day"), "--budget"),
+        (("agent", "set", "news", "--floor-tokens", "0"), "floor_tokens"),
+        (("key", "create", "news", "--admin"), "admin"),
+        (("budget", "create", "--limit", "much", "--agent", "news"), "limit"),
+        (("budget", "list", "--agent", "a", "--team", "b"), "--agent"),
+        (("budget", "top-up", "b", "--amount", "-1"), "amount"),
+        (("limit", "set", "--agent", "news"), "requests_per_minute"),
+        (("route", "set", "--model", "m", "--on-leave", "stay"), "on_leave"),
+        (("pause", "key", "k"), "key"),
+        (("resume", "key", "k"), "key"),
+        (("changes", "--since", "yesterday"), "--since"),
+        (("simulate",), "--limit"),
+        (("simulate", "--downgrade", "a=b@200"), "MODEL=CHEAPER@PERCENT"),
+        (("report", "--format", "xml"), "--format"),
+        (("report", "--by", "weekday"), "weekday"),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_named_before_a_database_is_needed(
+    treasurer: Callable[..., Result], arguments: tuple[str, ...], named: str
+) -> None:
+    result = treasurer(*arguments)
+    assert (result.exit_code, result.stdout) == (ExitCode.USAGE, "")
+    assert named in result.stderr
