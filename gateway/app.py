@@ -8,10 +8,11 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from gateway import errors
+from gateway.asgi import App
 from gateway.composition import GatewayRuntime, open_gateway
 from gateway.openapi import describe
 from gateway.routes import admin, health, models, reports
-from gateway.routes.openai import App, HotRoutes
+from gateway.routes.openai import OpenAIDoor
 from gateway.settings import Settings
 
 
@@ -41,4 +42,4 @@ def create_app(settings: Settings) -> App:
     def runtime() -> GatewayRuntime:
         return app.state.runtime
 
-    return HotRoutes(app, runtime)
+    return OpenAIDoor(app, runtime)

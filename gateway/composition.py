@@ -240,7 +240,6 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
         idempotency=idempotency,
         grant_secret=addresses.grant_secret,
         parent=lambda: telemetry.parent(None),
-        proxy_enforces_limits=settings.proxy_enforces_limits,
         breakers=breakers if settings.breaker_failures else NO_BREAKERS,
         timeouts=Timeouts(first_token_s=settings.first_token_timeout_s),
         revoke=_revoke_by(pools.calls),

@@ -13,8 +13,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from gateway.asgi import FAILED, error_headers
 from llm_service.administration.inputs import bad_input
-from llm_service.errors import BodyTooLarge, InvalidRequest, NotAuthenticated, NotFound, TreasurerError
+from llm_service.errors import BodyTooLarge, InvalidRequest, NotFound, TreasurerError
 from llm_service.wire.openai_errors import openai_error
 
 _log = logging.getLogger(__name__)
@@ -30,8 +31,7 @@ def install(app: FastAPI) -> None:
 
 def error_response(error: TreasurerError, headers: Mapping[str, str] | None = None) -> Response:
     """The answer that says this error, with Retry-After and the like."""
-    extra = {"www-authenticate": "Bearer"} if isinstance(error, NotAuthenticated) else {}
-    return JSONResponse(openai_error(error), error.status, headers={**(headers or {}), **extra, **error.headers()})
+    return JSONResponse(openai_error(error), error.status, headers={**(headers or {}), **error_headers(error)})
 
 
 async def _known(_: Request, error: Exception) -> Response:
@@ -66,4 +66,4 @@ async def _http(_: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     _log.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return error_response(TreasurerError("Treasurer failed; the cause is in its log."))
+    return error_response(TreasurerError(FAILED))

@@ -1,9 +1,10 @@
-"""Uvicorn's HTTP protocol, which does not wait for ever for a request's head, nor takes an endless one.
+"""Uvicorn's HTTP protocol, with a limit to the time and to the size of a request's head.
 
-What must hold: a connection that says nothing, or drips its headers, is closed after `HEAD_S`, so that nobody keeps
-the gateway's connections by doing nothing. What comes beside bodies is bounded before anybody's key is looked at: the
-parser keeps a line until it ends, however long it is. A request's body has a time and a bound of its own, where it is
-read. What a caller has not taken yet of an answer is bounded, here and in the kernel: beyond that, sending waits.
+What must hold:
+A connection that sends nothing, or drips its headers, is closed after `HEAD_S`: nobody keeps connections by doing nothing.
+Whatever is not a body is limited before a key is looked at: the parser keeps a line until it ends, however long it is.
+(A body has its own limits, where it is read: `asgi.py`.)
+What a caller has not taken of an answer yet is limited, here and in the kernel: beyond that, sending waits.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ _LAST_S = 10.0
 _CUT = "treasurer.cut"
 
 
-class PatientProtocol(HttpToolsProtocol):
+class BoundedHeadProtocol(HttpToolsProtocol):
     """Closes connections whose request's head does not come in time, or does not end."""
 
     _head_timer: asyncio.TimerHandle | None = None
@@ -43,7 +44,7 @@ class PatientProtocol(HttpToolsProtocol):
     _body_bytes: int = 0
 
     def connection_made(self, transport: Any) -> None:
-        """A caller has come: its first request is awaited."""
+        """A connection is open: its first request has to arrive in time."""
         super().connection_made(transport)
         connection = transport.get_extra_info("socket")
         if connection is not None and _UNSENT_OPTION is not None:
@@ -52,7 +53,7 @@ class PatientProtocol(HttpToolsProtocol):
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of requests, wherever they were cut."""
+        """Bytes of requests, cut anywhere."""
         self._beside_bytes += len(data)
         super().data_received(data)
         if self._beside_bytes > MOST_HEAD_BYTES + _BESIDE_A_BYTE * self._body_bytes:
@@ -66,14 +67,14 @@ class PatientProtocol(HttpToolsProtocol):
             self._await_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header. What comes after a body in chunks is none: nothing reads it, and it must not look like one."""
+        """A header. A trailer, after a body in chunks, is dropped: nothing reads it, and it must not be taken for a header."""
         if not self._head_complete:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
+        """The head is complete."""
         self._head_came()
-        super().on_headers_complete()  # raises at an address that is none
+        super().on_headers_complete()  # raises for an address that is not valid
         self._head_complete = True
         cast("MutableMapping[str, Any]", self.scope)[_CUT] = self._cut
 
@@ -90,7 +91,7 @@ class PatientProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """What was no HTTP."""
+        """The answer to bytes that are not HTTP."""
         self._refuse(_NO_HTTP)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -99,7 +100,7 @@ class PatientProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _cut(self, last: bytes) -> None:
-        """End an answer in chunks, with these words, that its caller does not take: without waiting for it."""
+        """End an answer in chunks with `last`, without waiting for its caller, who takes nothing of it."""
         if self.transport.is_closing():
             return
         self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
@@ -134,7 +135,7 @@ class PatientProtocol(HttpToolsProtocol):
 
 
 def cut(scope: MutableMapping[str, Any], last: bytes) -> None:
-    """End the answer to a request whose caller takes nothing of it. Of another server: nothing; it closes in time."""
+    """End the answer to a request whose caller takes nothing of it. Does nothing on another server than ours."""
     end = scope.get(_CUT)
     if end is not None:
         end(last)

@@ -10,7 +10,7 @@ import asyncpg
 import uvicorn
 
 from gateway.app import create_app
-from gateway.protocol import PatientProtocol
+from gateway.protocol import BoundedHeadProtocol
 from gateway.settings import Settings, SettingsError, load_settings, without_password
 from gateway.stack.ports import listen
 from llm_service import core_dumps
@@ -36,7 +36,7 @@ def main() -> None:
     config = uvicorn.Config(
         create_app(settings),
         loop="uvloop",
-        http=PatientProtocol,
+        http=BoundedHeadProtocol,
         lifespan="on",
         access_log=False,
         log_config=None,

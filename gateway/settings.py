@@ -40,7 +40,6 @@ class Settings(BaseSettings):
 
     litellm_config: Path = Field(default=_ROOT / "config" / "litellm.yaml", description="models and deployments")
     proxy_python: Path | None = Field(default=None, description="Python of LiteLLM's environment; none: .venv-proxy")
-    proxy_enforces_limits: bool = Field(default=False, description="LiteLLM enforces the rate limits a second time")
 
     grant_secret: SecretStr | None = Field(default=None, min_length=32, description="signs grants; none: made and kept")
     proxy_master_key: SecretStr | None = Field(default=None, description="LiteLLM's master key; none: made and kept")

@@ -62,15 +62,6 @@ class GrantTimeError(GrantError):
 
 
 @dataclass(frozen=True, slots=True)
-class GrantLimits:
-    """The pace that LiteLLM enforces a second time, where that is switched on. `None` is no limit."""
-
-    rpm: int | None = None
-    tpm: int | None = None
-    parallel: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
 class Grant:
     """Who may send which bytes to which model, until when. Times are Unix seconds."""
 
@@ -90,7 +81,6 @@ class Grant:
     run: str | None = None
     user: str | None = None
     session: str | None = None
-    limits: GrantLimits | None = None
     #: Whether the proxy reads a stream to its end though the service has left it: nothing else tells what it cost.
     finishes: bool = False
     #: Whether the proxy asks one deployment only: where errors are billed, the hold covers no second one.
@@ -135,7 +125,6 @@ def sign(secret: str, grant: Grant) -> str:
         "run": grant.run,
         "user": grant.user,
         "session": grant.session,
-        "limits": None,
         "iat": grant.issued_at,
         "exp": grant.expires_at,
     }
@@ -145,8 +134,6 @@ def sign(secret: str, grant: Grant) -> str:
         claims["once"] = True
     if grant.prices is not None:
         claims["prices"] = grant.prices
-    if grant.limits is not None:
-        claims["limits"] = {"rpm": grant.limits.rpm, "tpm": grant.limits.tpm, "parallel": grant.limits.parallel}
     return jwt.encode(claims, secret, algorithm=_ALGORITHM)  # pyright: ignore[reportUnknownMemberType]  # PyJWT's key type
 
 
@@ -280,26 +267,12 @@ def _parse(claims: Mapping[str, object]) -> Grant:
             run=_optional_text(claims, "run"),
             user=_optional_text(claims, "user"),
             session=_optional_text(claims, "session"),
-            limits=_limits(claims.get("limits")),
             finishes=claims.get("finishes") is True,
             once=claims.get("once") is True,
             prices=_optional_text(claims, "prices"),
         )
     except ValueError:
         raise _malformed("jti") from None
-
-
-def _limits(value: object) -> GrantLimits | None:
-    if value is None:
-        return None
-    if not isinstance(value, Mapping):
-        raise _malformed("limits")
-    limits = cast("Mapping[str, object]", value)  # JSON: its names are text
-    return GrantLimits(
-        rpm=_optional_number(limits, "rpm"),
-        tpm=_optional_number(limits, "tpm"),
-        parallel=_optional_number(limits, "parallel"),
-    )
 
 
 def _text(claims: Mapping[str, object], name: str) -> str:

@@ -59,7 +59,6 @@ class LLMService:
         idempotency: Idempotency,
         grant_secret: str,
         parent: Callable[[], object | None] = lambda: None,
-        proxy_enforces_limits: bool = False,
         breakers: BreakerGate = NO_BREAKERS,
         timeouts: Timeouts = NO_TIMEOUTS,
         fell_back: FellBack = lambda _attempt, _reason, _model: None,
@@ -71,7 +70,6 @@ class LLMService:
             upstream=upstream,
             settler=settler,
             grant_secret=grant_secret,
-            proxy_enforces_limits=proxy_enforces_limits,
             revoke=revoke,
         )
         self._idempotency = idempotency

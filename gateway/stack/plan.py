@@ -311,7 +311,6 @@ def _proxy_part(site: _Site) -> Part:
         "TREASURER_DATABASE_URL": site.database_url,
         "TREASURER_GRANT_DIR": str(site.data_dir / "grants"),
         "TREASURER_SPOOL_DIR": str(site.data_dir / "spool"),
-        "TREASURER_PROXY_ENFORCES_LIMITS": "1" if site.settings.proxy_enforces_limits else "0",
         "TREASURER_STREAMS_PER_WORKER": str(site.settings.streams_per_worker),
     }
     return Part(

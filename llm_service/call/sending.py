@@ -19,11 +19,11 @@ from uuid import UUID
 
 import orjson
 
-from llm_service.call.attempt import Admitted, Call
+from llm_service.call.attempt import Admitted
 from llm_service.call.refusals import check_live
 from llm_service.call.settlement import Settler
 from llm_service.errors import NotAuthenticated, PricesChanged, ProxyUnavailable, TreasurerError
-from llm_service.grants import Grant, GrantLimits, digest_of, sign
+from llm_service.grants import Grant, digest_of, sign
 from llm_service.types import Timeouts
 from llm_service.upstream.upstream import Billing, Refusal, Unanswered, Upstream, UpstreamAnswer, UpstreamStream
 from llm_service.used_grants import REMEMBERED_S
@@ -45,7 +45,7 @@ GRANT_LIFETIME_S = 60
 
 
 class Sender:
-    """Sends admitted attempts. `proxy_enforces_limits`: LiteLLM is told the rate limits, too."""
+    """Sends admitted attempts."""
 
     def __init__(
         self,
@@ -53,13 +53,11 @@ class Sender:
         upstream: Upstream,
         settler: Settler,
         grant_secret: str,
-        proxy_enforces_limits: bool = False,
         revoke: Revoke = never,
     ) -> None:
         self._upstream = upstream
         self._settler = settler
         self._grant_secret = grant_secret
-        self._proxy_enforces_limits = proxy_enforces_limits
         self._revoke = revoke
         self._background: set[asyncio.Task[None]] = set()
 
@@ -203,7 +201,6 @@ class Sender:
             run=context.run,
             user=context.user,
             session=context.session,
-            limits=_tightest(call) if self._proxy_enforces_limits else None,
             finishes=call.request.stream and admitted.drain_on_disconnect,
             once=call.route.bills_errors,
             prices=admitted.model.prices,
@@ -225,11 +222,3 @@ def governed_body(admitted: Admitted) -> bytes:
             data["stream_options"] = (data.get("stream_options") or {}) | {"include_usage": True}
     data["model"] = admitted.model.name
     return orjson.dumps(data)
-
-
-def _tightest(call: Call) -> GrantLimits | None:
-    limits = call.principal.limits
-    rpm = [limit.requests_per_minute for limit in limits if limit.requests_per_minute is not None]
-    tpm = [limit.tokens_per_minute for limit in limits if limit.tokens_per_minute is not None]
-    parallel = [limit.concurrent for limit in limits if limit.concurrent is not None]
-    return GrantLimits(min(rpm, default=None), min(tpm, default=None), min(parallel, default=None))

@@ -8,7 +8,7 @@ have been billed (`x-treasurer-free`); one attempt is one request to a provider 
 `config/litellm.yaml` names `custom_auth` and `witness_logger`. Runs in LiteLLM's environment, so it
 imports only the standard library, LiteLLM, asyncpg, PyJWT and modules of ours that need no more.
 Environment: TREASURER_GRANT_SECRET, TREASURER_GRANT_DIR, TREASURER_SPOOL_DIR,
-TREASURER_DATABASE_URL, TREASURER_PROXY_ENFORCES_LIMITS (0 or 1), TREASURER_STREAMS_PER_WORKER.
+TREASURER_DATABASE_URL, TREASURER_STREAMS_PER_WORKER.
 """
 # LiteLLM is in another environment than the type checker's, and its objects are what they are at run time.
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -124,7 +124,6 @@ def _folder(name: str, fallback: str) -> Path:
 
 
 _secret = os.environ.get("TREASURER_GRANT_SECRET", "")
-_enforces_limits = os.environ.get("TREASURER_PROXY_ENFORCES_LIMITS", "0") == "1"
 _quiet = QuietLogs()
 _database_url = os.environ.get("TREASURER_DATABASE_URL")
 _used = UsedGrants(_folder("TREASURER_GRANT_DIR", ".treasurer/grants"))
@@ -251,7 +250,6 @@ async def _use_once(grant: Grant) -> None:
 
 def _identity(grant: Grant) -> UserAPIKeyAuth:
     """The agent, team and tags as LiteLLM's own logs and metrics name them."""
-    limits = grant.limits if _enforces_limits else None
     return UserAPIKeyAuth(
         api_key=f"treasurer-agent-{grant.agent_id}",
         key_alias=grant.agent,
@@ -271,9 +269,6 @@ def _identity(grant: Grant) -> UserAPIKeyAuth:
             "session": grant.session,
             "tags": list(grant.tags),
         },
-        rpm_limit=limits.rpm if limits else None,
-        tpm_limit=limits.tpm if limits else None,
-        max_parallel_requests=limits.parallel if limits else None,
     )
 
 

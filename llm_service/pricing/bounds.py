@@ -41,7 +41,7 @@ def cost_bound(
     Raises:
         InvalidRequest: images or files that nothing bounds.
     """
-    if request.token_ids and model.provider not in ("openai", "azure"):
+    if request.token_ids and not model.reads_token_ids:
         raise InvalidRequest(
             f"{model.name!r} does not read OpenAI's token numbers; send text.", param="input", code="not_priced"
         )

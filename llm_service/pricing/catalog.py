@@ -16,42 +16,12 @@ from typing import Any, cast
 
 from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
 from llm_service.grants import PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+from llm_service.pricing.media import media_tokens
+from llm_service.pricing.providers import BILL_TO_THE_END, CHOOSE_SERVICE_TIER, READ_TOKEN_IDS, REASON_WHEN_ASKED
 from llm_service.pricing.rates import FREE, Rates, RatesError, cost_at, dump_rates, read_rates
 from llm_service.types import Usage
 
 log = logging.getLogger(__name__)
-
-#: Tokens an image can become, by the provider's published rule (the first prefix that fits the model's
-#: own name). A model that is not here is bounded by its context window.
-#: https://platform.openai.com/docs/guides/images-vision#calculating-costs: at most 8 tiles of 512 pixels.
-_IMAGE_TOKENS: tuple[tuple[str, int, int], ...] = (
-    ("openai/gpt-4o-mini", 2833 + 8 * 5667, 2833),
-    ("openai/gpt-4o", 85 + 8 * 170, 85),
-    ("openai/gpt-4.1-mini", 2500, 2500),
-    ("openai/gpt-4.1-nano", 3800, 3800),
-    ("openai/gpt-4.1", 85 + 8 * 170, 85),
-)
-
-
-#: Providers, by LiteLLM's names, that generate and bill a whole answer though its reader has left:
-#: https://openrouter.ai/docs/api-reference/streaming#stream-cancellation
-_TO_THE_END = frozenset(
-    {
-        "ai21",
-        "bedrock",
-        "bedrock_converse",
-        "featherless_ai",
-        "gemini",
-        "groq",
-        "huggingface",
-        "minimax",
-        "mistral",
-        "perplexity",
-        "replicate",
-        "sambanova",
-        "vertex_ai",
-    }
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,19 +45,30 @@ class Model:
     prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy tells none
 
     @property
-    def bills_to_the_end(self) -> bool:
-        """Whether a provider of it generates and bills a whole answer though its reader has left."""
-        return not _TO_THE_END.isdisjoint({self.provider, *self.deployments.values()})
-
-    @property
-    def reasons_when_asked(self) -> bool:
-        """Whether it reasons only when it is asked to; the others do unless they are told not to."""
-        return self.provider == "anthropic"
+    def providers(self) -> frozenset[str]:
+        """The providers of its deployments."""
+        return frozenset({self.provider, *self.deployments.values()})
 
     @property
     def has_dearer_tiers(self) -> bool:
-        """Whether OpenAI may serve it in another service tier than its default, at another price."""
-        return set(self.deployments.values()) == {"openai"} and any(r.priority or r.flex for r in self.rates.values())
+        """Whether its providers may serve it in another service tier than their default, at another price."""
+        priced_apart = any(rates.priority or rates.flex for rates in self.rates.values())
+        return priced_apart and bool(self.deployments) and CHOOSE_SERVICE_TIER.issuperset(self.deployments.values())
+
+    @property
+    def bills_to_the_end(self) -> bool:
+        """Whether one of its providers bills a stream to its end although its reader has left."""
+        return not BILL_TO_THE_END.isdisjoint(self.providers)
+
+    @property
+    def reasons_when_asked(self) -> bool:
+        """Whether it reasons only when a request asks for that; else it reasons unless it is told not to."""
+        return self.provider in REASON_WHEN_ASKED
+
+    @property
+    def reads_token_ids(self) -> bool:
+        """Whether input may be given as numbers of OpenAI's tokenizers."""
+        return self.provider in READ_TOKEN_IDS
 
     def cost(self, deployment: str | None, usage: Usage, service_tier: str | None = None) -> int:
         """What a usage costs at the deployment that answered, in nano-dollars; at the dearest when it is not known."""
@@ -99,12 +80,7 @@ class Model:
 
     def media_tokens(self, media: Sequence[str]) -> int | None:
         """The most tokens that these images and files can become. None when nothing bounds them."""
-        if not media:
-            return 0
-        rule = next((rule for rule in _IMAGE_TOKENS if self.underlying.startswith(rule[0])), None)
-        if "file" in media or rule is None:
-            return self.max_input_tokens
-        return sum(rule[2] if kind == "image_low" else rule[1] for kind in media)
+        return media_tokens(self.underlying, media, self.max_input_tokens)
 
 
 class Catalog:

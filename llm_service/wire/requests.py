@@ -53,6 +53,9 @@ _PER_TOOL = 32
 #: Parts of a content that are text, by every provider. LiteLLM passes some others on (`document`, `video_url` …) whose
 #: few bytes become many tokens.
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking", "redacted_thinking"})
+#: The kinds of media that `ParsedRequest.media` lists: an image, one that is asked for in low detail, a file.
+IMAGE, IMAGE_LOW, FILE = "image", "image_low", "file"
+#: Types of parts that are media → the field that holds them.
 _MEDIA = {"image_url": "image_url", "input_image": "image_url", "file": "file", "input_file": "file"}
 
 
@@ -363,6 +366,6 @@ def _media_part(part: object) -> tuple[str | None, int]:
         raise _unpriced("messages", f"A part of type {str(kind)[:64]!r} cannot be bounded and priced")
     payload: object = fields.get(name)
     if name == "file":
-        return "file", len(orjson.dumps(payload))
+        return FILE, len(orjson.dumps(payload))
     low = isinstance(payload, dict) and cast("dict[str, Any]", payload).get("detail") == "low"
-    return "image_low" if low else "image", len(orjson.dumps(payload))
+    return IMAGE_LOW if low else IMAGE, len(orjson.dumps(payload))

@@ -69,7 +69,6 @@ def test_options_win_and_options_that_were_not_given_do_not(monkeypatch: pytest.
         ("MAX_BODY_BYTES", "0", "greater than 0"),
         ("LOG_LEVEL", "loud", "info"),
         ("LOG_FORMAT", "xml", "json"),
-        ("PROXY_ENFORCES_LIMITS", "maybe", "boolean"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_was_expected(

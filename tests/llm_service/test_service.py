@@ -30,7 +30,7 @@ from llm_service.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from llm_service.grants import GrantLimits, verify
+from llm_service.grants import verify
 from llm_service.guards.breaker_gate import NO_BREAKERS, BreakerGate
 from llm_service.pricing.catalog import Catalog, Model
 from llm_service.service import LLMService
@@ -42,9 +42,7 @@ from llm_service.types import (
     LedgerState,
     OnLeave,
     Principal,
-    RateLimit,
     Route,
-    Scope,
     Settlement,
     Timeouts,
     UsageSource,
@@ -94,7 +92,6 @@ class Parts:
         self,
         limit_nano: int | None = 10**9,
         *,
-        proxy_enforces_limits: bool = False,
         breakers: BreakerGate = NO_BREAKERS,
         entries: list[dict[str, Any]] = ENTRIES,
         upstream: FakeUpstream | None = None,
@@ -122,7 +119,7 @@ class Parts:
                 lifetime_s=330,
             ),
             upstream=self.upstream, idempotency=self.idempotency.real(), grant_secret=SECRET, parent=lambda: "parent",
-            proxy_enforces_limits=proxy_enforces_limits, breakers=breakers, revoke=revoke,
+            breakers=breakers, revoke=revoke,
         )  # fmt: skip
 
     async def renew(self, principal: Principal) -> Principal:
@@ -199,18 +196,6 @@ async def test_i3_what_is_sent_carries_a_grant_for_exactly_itself(parts: Parts) 
     assert (grant.agent, grant.team, grant.organisation) == ("digest", "research", "acme")
     assert (grant.run, grant.user, grant.session, grant.tags) == ("r1", "ann", "s1", ("a", "b"))
     assert 0 < grant.expires_at - grant.issued_at <= 60
-    assert grant.limits is None
-
-
-async def test_the_proxy_is_told_the_tightest_limits_where_it_enforces_them() -> None:
-    parts = Parts(proxy_enforces_limits=True)
-    limits = (
-        RateLimit(1, Scope.AGENT, "agent:7", requests_per_minute=60, concurrent=4),
-        RateLimit(2, Scope.TEAM, "team:2", requests_per_minute=30, tokens_per_minute=1000),
-    )
-    await parts.service.complete(chat_body(), replace(PRINCIPAL, limits=limits), NO_CONTEXT)
-    ((path, body, token),) = parts.upstream.sent
-    assert verify(SECRET, token, path=path, model="m", body=body).limits == GrantLimits(30, 1000, 4)
 
 
 async def test_an_answer_without_max_tokens_gets_the_agents_default_and_is_told(parts: Parts) -> None:

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gateway.composition import GatewayRuntime
-from gateway.routes.openai import HotRoutes, read_context, wants_stream
+from gateway.routes.openai import OpenAIDoor, read_context, wants_stream
 from llm_service.call.streaming import StreamingAnswer
 from llm_service.errors import (
     BudgetBusy,
@@ -166,7 +166,7 @@ class Gateway:
             telemetry=SimpleNamespace(parent=lambda traceparent: traceparent),
         )  # fmt: skip
         self.settings: Any = runtime.settings
-        self.routes = HotRoutes(app, lambda: cast("GatewayRuntime", runtime))
+        self.routes = OpenAIDoor(app, lambda: cast("GatewayRuntime", runtime))
 
     def stalled_timeout_s(self, seconds: float) -> None:
         self.settings.stalled_timeout_s = seconds

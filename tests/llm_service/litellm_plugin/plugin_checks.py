@@ -38,7 +38,7 @@ from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
 from litellm.types.utils import Usage as LiteLLMUsage
 from starlette.requests import Request
 
-from llm_service.grants import Grant, GrantLimits, UsedGrants, digest_of, for_service, sign
+from llm_service.grants import Grant, UsedGrants, digest_of, for_service, sign
 from llm_service.litellm_plugin import chunk_folding
 from llm_service.litellm_plugin import hooks as plugin
 from llm_service.litellm_plugin import shortcuts as shortcuts
@@ -58,7 +58,7 @@ def granted(content: bytes, path: str = CHAT, **changes: Any) -> str:
     fields: dict[str, Any] = {
         "call_id": uuid4(), "attempt": 3, "agent_id": 7, "agent": "digest", "team": "research",
         "organisation": "default", "key_id": 1, "model": "gpt-4o", "path": path, "digest": digest_of(content),
-        "issued_at": now, "expires_at": now + 60, "tags": ("news",), "user": "bob", "limits": GrantLimits(rpm=5),
+        "issued_at": now, "expires_at": now + 60, "tags": ("news",), "user": "bob",
         **changes,
     }  # fmt: skip
     return sign(SECRET, Grant(**fields))
@@ -166,15 +166,6 @@ async def check_reads_may_be_repeated() -> None:
     await ask(
         sign(SECRET, for_service("/utils/token_counter", model="gpt-4o", body=content)), content, "/utils/token_counter"
     )
-
-
-async def check_limits_are_litellm_s_only_when_asked() -> None:
-    plugin._enforces_limits = True
-    try:
-        content = body()
-        assert (await ask(granted(content), content)).rpm_limit == 5
-    finally:
-        plugin._enforces_limits = False
 
 
 async def check_a_use_that_cannot_be_remembered_is_refused() -> None:

@@ -67,23 +67,49 @@ def test_an_operator_marks_a_model_free() -> None:
     assert model.rates == {"d1": FREE}
 
 
+def test_a_model_bounds_media_by_its_own_name_and_window() -> None:
+    model = read_models([entry(underlying="openai/gpt-4.1-mini", max_input_tokens=128_000)])["m"]
+    assert model.media_tokens(("image", "image")) == 5_000
+    assert model.media_tokens(("file",)) == 128_000
+
+
 @pytest.mark.parametrize(
-    ("underlying", "media", "window", "tokens"),
+    ("providers", "to_the_end", "when_asked", "token_ids"),
     [
-        ("openai/gpt-4o", (), None, 0),
-        ("openai/gpt-4o", ("image", "image_low"), None, 85 + 8 * 170 + 85),
-        ("openai/gpt-4o-mini", ("image",), None, 2833 + 8 * 5667),
-        ("openai/gpt-4.1-mini", ("image_low",), None, 2500),
-        ("anthropic/claude", ("image",), 200_000, 200_000),
-        ("anthropic/claude", ("image",), None, None),
-        ("openai/gpt-4o", ("image", "file"), 128_000, 128_000),
-        ("openai/gpt-4o", ("file",), None, None),
+        (("openai",), False, False, True),
+        (("azure",), False, False, True),
+        (("anthropic",), False, True, False),
+        (("bedrock",), True, False, False),
+        (("openai", "vertex_ai"), True, False, True),
+        (("unheard_of",), False, False, False),
     ],
 )
-def test_images_are_bounded_by_a_rule_or_by_the_window(
-    underlying: str, media: tuple[str, ...], window: int | None, tokens: int | None
+def test_what_providers_do_that_a_price_does_not_say(
+    providers: tuple[str, ...], to_the_end: bool, when_asked: bool, token_ids: bool
 ) -> None:
-    assert read_models([entry(underlying=underlying, max_input_tokens=window)])["m"].media_tokens(media) == tokens
+    entries = [entry(id_=f"d{place}", litellm_provider=name) for place, name in enumerate(providers)]
+    model = read_models(entries)["m"]
+    assert (model.bills_to_the_end, model.reasons_when_asked, model.reads_token_ids) == (
+        to_the_end,
+        when_asked,
+        token_ids,
+    )
+
+
+@pytest.mark.parametrize(
+    ("providers", "prices", "dearer"),
+    [
+        (("openai",), {"input_cost_per_token_priority": 2e-06, "output_cost_per_token_priority": 4e-06}, True),
+        (("openai",), {}, False),
+        (("gemini",), {"input_cost_per_token_priority": 2e-06, "output_cost_per_token_priority": 4e-06}, False),
+        (("openai", "azure"), {"input_cost_per_token_flex": 5e-07, "output_cost_per_token_flex": 1e-06}, False),
+    ],
+)
+def test_openai_alone_may_choose_a_service_tier_of_another_price(
+    providers: tuple[str, ...], prices: dict[str, Any], dearer: bool
+) -> None:
+    entries = [entry(id_=f"d{place}", litellm_provider=name, **prices) for place, name in enumerate(providers)]
+    assert read_models(entries)["m"].has_dearer_tiers is dearer
 
 
 # -- reading it
