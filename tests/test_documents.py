@@ -1,4 +1,4 @@
-"""The documents name what exists: the rooms of docs/architecture.md, and every path that a page mentions."""
+"""The documents name what exists: the rooms of docs/architecture.md, the checks of the audit, every path that a page mentions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import re
 from pathlib import Path, PurePosixPath
 
 import pytest
+
+from llm_service.treasury.audit.checks import RULES
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("llm_service", "agents", "gateway")
@@ -58,6 +60,13 @@ def test_the_architecture_page_names_every_room_and_no_other() -> None:
     page, tree = rooms_of_the_page(), rooms_of_the_tree()
     assert sorted(map(str, tree - page)) == [], "rooms that docs/architecture.md leaves out"
     assert sorted(map(str, page - tree)) == [], "rooms in docs/architecture.md that do not exist"
+
+
+def test_the_reports_page_lists_every_check_of_the_audit_and_no_other() -> None:
+    table = (ROOT / "docs" / "reports.md").read_text("utf-8").partition("| | check |")[2].partition("\n\n")[0]
+    rows = [re.match(r"\| (\w+) \| (.*?) \|", line) for line in table.splitlines()[2:]]
+    named = [(row[1], name) for row in rows if row is not None for name in re.findall(r"`(\w+)`", row[2])]
+    assert sorted(named) == sorted((rule.invariant, rule.name) for rule in RULES)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
