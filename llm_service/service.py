@@ -66,12 +66,7 @@ class LLMService:
     ) -> None:
         self._admission = admission
         self._settler = settler
-        self._sender = Sender(
-            upstream=upstream,
-            settler=settler,
-            grant_secret=grant_secret,
-            revoke=revoke,
-        )
+        self._sender = Sender(upstream=upstream, settler=settler, grant_secret=grant_secret, revoke=revoke)
         self._idempotency = idempotency
         self._parent = parent
         self._breakers = breakers
@@ -147,9 +142,8 @@ class LLMService:
 
     async def _whole(self, call: Call, body: bytes) -> Answer:
         claim = await claim_for(call, body, self._idempotency, self._admission)
-        if isinstance(claim, Replay):
-            cost_nano = 0  # it was paid for by the call that it repeats
-            return Answer(claim.status, claim.body, replayed_headers(claim.headers), claim.call_id, cost_nano)
+        if isinstance(claim, Replay):  # it was paid for by the call that it repeats
+            return Answer(claim.status, claim.body, replayed_headers(claim.headers), claim.call_id, cost_nano=0)
         return await self._serve(call, claim, self._answer_within)
 
     async def _serve(

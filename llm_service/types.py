@@ -169,7 +169,7 @@ class Route:
     `max_elapsed_s` seconds after the call came in, nor where its hold and what the earlier ones cost, or may
     have, pass `max_cost_nano`. `queue_s` is how long a call may wait for held money, for its budget's
     pace or for a rate limit; None: for held money as long as the service's setting says, else not at all.
-    `bills_errors`: the provider may bill what it answers with an error of its own (5xx): the whole hold is posted.
+    `errors_are_billed`: the provider may bill what it answers with an error of its own (5xx): the whole hold is posted.
     """
 
     id: int = 0
@@ -183,7 +183,7 @@ class Route:
     timeouts: Timeouts = NO_TIMEOUTS
     queue_s: float | None = None
     on_leave: OnLeave = OnLeave.CANCEL
-    bills_errors: bool = False
+    errors_are_billed: bool = False
 
 
 #: One attempt at the model that was asked for.

@@ -78,7 +78,7 @@ class Failover:
             call.route,
             progress,
             blocked,
-            not again or (here is not None and here.retried_upstream(status) and not call.route.bills_errors),
+            not again or (here is not None and here.retried_upstream(status) and not call.route.errors_are_billed),
         )
 
 

@@ -26,6 +26,7 @@ import asyncpg
 import orjson
 
 from llm_service.call.attempt import Call
+from llm_service.call.response_headers import MODEL
 from llm_service.errors import IdempotencyConflict, NotAuthenticated, NotPermitted, TreasurerError, TreasuryUnavailable
 from llm_service.money import format_dollars
 from llm_service.postgres import fetch
@@ -115,7 +116,7 @@ async def claim_for(call: Call, body: bytes, idempotency: Idempotency, gate: Gat
         claim = await idempotency.claim(call.principal.agent_id, key, call.operation, body, call.call_id)
         if isinstance(claim, Replay):  # it may have taken minutes to come, and meanwhile the agent may have been paused
             await gate.renew(call)
-            gate.check(call, claim.headers.get("x-treasurer-model"))
+            gate.check(call, claim.headers.get(MODEL))
     except (NotAuthenticated, NotPermitted) as error:
         gate.refused(call, error)
         raise

@@ -150,5 +150,5 @@ def read_route(number: int, pattern: str, policy: Mapping[str, Any]) -> Route:
         timeouts=Timeouts(*(timeouts.get(name) for name in ("connect_s", "first_token_s", "silence_s", "total_s"))),
         queue_s=policy.get("queue_s"),
         on_leave=OnLeave(policy.get("on_leave", route.on_leave)),
-        bills_errors=policy.get("bills_errors", route.bills_errors),
+        errors_are_billed=policy.get("bills_errors", route.errors_are_billed),
     )

@@ -172,7 +172,7 @@ class Sender:
             admitted.breaker_permit.failed()
         else:
             admitted.breaker_permit.release()
-        if refusal.provider_failed and admitted.call.route.bills_errors:
+        if refusal.provider_failed and admitted.call.route.errors_are_billed:
             self._settler.post_hold(admitted, error)
         elif refusal.billing is Billing.FREE:
             admitted.free()
@@ -202,7 +202,7 @@ class Sender:
             user=context.user,
             session=context.session,
             finishes=call.request.stream and admitted.drain_on_disconnect,
-            once=call.route.bills_errors,
+            once=call.route.errors_are_billed,
             prices=admitted.model.prices,
         )
 

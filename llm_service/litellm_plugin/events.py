@@ -19,10 +19,10 @@ from typing import Any
 
 import litellm
 
-from llm_service.litellm_plugin.witness_writer import Outcome, Witness
 from llm_service.money import nano_from_reported_dollars
 from llm_service.types import Usage
 from llm_service.usage import contradicts_itself, says_too_little
+from llm_service.witness import Outcome, Witness
 
 _log = logging.getLogger("treasurer.litellm_plugin")
 

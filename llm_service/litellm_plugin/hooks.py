@@ -67,9 +67,10 @@ from llm_service.litellm_plugin.memory_release import settle_in
 from llm_service.litellm_plugin.no_retries import send_once
 from llm_service.litellm_plugin.price_book import PriceBook
 from llm_service.litellm_plugin.shortcuts import take_shortcuts
-from llm_service.litellm_plugin.witness_writer import Outcome, WitnessWriter
+from llm_service.litellm_plugin.witness_writer import WitnessWriter
 from llm_service.litellm_plugin.worker_streams import WorkerStreams
 from llm_service.used_grants import SharedUses, UsesUnknown
+from llm_service.witness import Outcome
 
 _log = logging.getLogger("treasurer.litellm_plugin")
 

@@ -6,7 +6,7 @@ take goes to disk at once (the *spool*), as JSON lines, and is replayed when Pos
 worker; each witness has an id of its own, so that a line that is sent twice counts once. What is
 only in memory is never older than a flush.
 
-Runs inside LiteLLM Proxy: standard library, asyncpg and orjson only.
+Runs inside LiteLLM Proxy: standard library and asyncpg, and `witness.py`.
 """
 
 from __future__ import annotations
@@ -17,95 +17,13 @@ import logging
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
-from typing import Literal
-from uuid import UUID, uuid4
 
 import asyncpg
-import orjson
 
-from llm_service.types import Usage
+from llm_service.witness import INSERT, Witness
 
 _log = logging.getLogger("treasurer.witnesses")
-
-Outcome = Literal["success", "failure", "cancelled"]
-_INT32_MAX = 2**31 - 1
-
-_INSERT = """
-    INSERT INTO witnesses (
-        id, call_id, attempt, outcome, model, provider, deployment, cost_nano, input_tokens, cached_tokens,
-        cache_write_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens, service_tier, counted, unread, status,
-        error, started_at, ended_at
-    )
-    SELECT
-        id, call_id, attempt, outcome, model, provider, deployment, cost_nano, input_tokens, cached_tokens,
-        cache_write_tokens, coalesce(cache_write_1h_tokens, 0), output_tokens, reasoning_tokens, service_tier,
-        coalesce(counted, outcome <> 'success'), coalesce(unread, false), status, error, started_at, ended_at
-    FROM jsonb_to_recordset($1::jsonb) AS line (
-        id uuid, call_id uuid, attempt smallint, outcome text, model text, provider text, deployment text,
-        cost_nano bigint, input_tokens integer, cached_tokens integer, cache_write_tokens integer,
-        cache_write_1h_tokens integer, output_tokens integer, reasoning_tokens integer, service_tier text,
-        counted boolean, unread boolean, status smallint, error text, started_at timestamptz, ended_at timestamptz
-    )
-    ON CONFLICT (id) DO NOTHING
-"""
-
-
-@dataclass(frozen=True, slots=True)
-class Witness:
-    """One attempt at one deployment. `cost_nano` is LiteLLM's price, None when it has none to give.
-
-    A success has the usage that the provider reported; a failure or a cancellation in mid-stream has an
-    estimate of what had been served by then. `counted`: the usage is LiteLLM's own count, and not a report.
-    `unread`: the provider had sent more than was read, or nobody can know: the count has no upper side.
-    """
-
-    call_id: UUID
-    attempt: int
-    outcome: Outcome
-    model: str
-    provider: str | None
-    deployment: str | None
-    cost_nano: int | None
-    usage: Usage
-    status: int | None
-    error: str | None
-    started_at: datetime | None
-    ended_at: datetime
-    service_tier: str | None = None
-    counted: bool = False
-    unread: bool = False
-    id: UUID = field(default_factory=uuid4)
-
-    def line(self) -> str:
-        """As one line of JSON, in the columns of the table and within their ranges."""
-        usage = self.usage
-        row = {
-            "id": str(self.id),
-            "call_id": str(self.call_id),
-            "attempt": self.attempt,
-            "outcome": self.outcome,
-            "model": self.model,
-            "provider": self.provider,
-            "deployment": self.deployment,
-            "cost_nano": self.cost_nano,
-            "input_tokens": min(usage.input_tokens, _INT32_MAX),
-            "cached_tokens": min(usage.cached_tokens, _INT32_MAX),
-            "cache_write_tokens": min(usage.cache_write_tokens, _INT32_MAX),
-            "cache_write_1h_tokens": min(usage.cache_write_1h_tokens, _INT32_MAX),
-            "output_tokens": min(usage.output_tokens, _INT32_MAX),
-            "service_tier": self.service_tier,
-            "counted": self.counted,
-            "unread": self.unread,
-            "reasoning_tokens": min(usage.reasoning_tokens, _INT32_MAX),
-            "status": self.status,
-            "error": self.error,
-            "started_at": None if self.started_at is None else self.started_at.isoformat(),
-            "ended_at": self.ended_at.isoformat(),
-        }
-        return orjson.dumps(row).decode().replace("\\u0000", "")  # Postgres has no NUL in text
 
 
 class WitnessWriter:
@@ -207,7 +125,7 @@ class WitnessWriter:
     async def _write(self, connection: asyncpg.Connection, lines: Sequence[str]) -> bool:
         """Whether Postgres has taken these lines, or refused them for good (then they are set aside)."""
         try:
-            await connection.execute(_INSERT, f"[{','.join(lines)}]")
+            await connection.execute(INSERT, f"[{','.join(lines)}]")
         except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
             if len(lines) == 1:
                 self._set_aside(lines[0], error)

@@ -27,16 +27,16 @@ from llm_service.pricing.rates import Rates, cost_at, load_rates
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
 from llm_service.usage import UNREAD, most_used
+from llm_service.witness import COLUMNS, Witness, read_witness
 
 log = logging.getLogger(__name__)
 
-_FOUND = """
+_FOUND = f"""
        (SELECT json_agg(w)::text FROM (
-            SELECT outcome, provider, deployment, cost_nano, input_tokens, cached_tokens, cache_write_tokens,
-                   cache_write_1h_tokens, output_tokens, reasoning_tokens, service_tier, counted, unread, status
+            SELECT {COLUMNS}
             FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt ORDER BY w.ended_at
         ) w) AS witnesses
-"""
+"""  # noqa: S608  # of constants
 _RATES = "(SELECT r.rates FROM rate_cards r WHERE r.id = h.rate_card_id) AS rates"
 _WITNESSES = f"""
 SELECT h.call_id, h.attempt, h.model, h.amount_nano, a.expiry_policy, h.expires_at < clock_timestamp() AS expired,
@@ -77,26 +77,6 @@ _FAR_ABOVE = 2
 
 #: (model, deployment, usage, service tier) → nano-dollars, or None when the catalogue does not know the model any more.
 Price = Callable[[str, str | None, Usage, str | None], int | None]
-
-
-@dataclass(frozen=True, slots=True)
-class Witness:
-    """What the proxy recorded of one attempt at a deployment."""
-
-    outcome: str
-    provider: str | None
-    deployment: str | None
-    cost_nano: int | None
-    usage: Usage
-    status: int | None
-    service_tier: str | None = None
-    counted: bool = False
-    unread: bool = False  # the provider had sent more than was read of it, or nobody can know
-
-    @property
-    def exact(self) -> bool:
-        """Whether the usage is the provider's report of a whole answer."""
-        return self.outcome == "success" and not self.counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,27 +313,7 @@ def _changed(written: asyncio.Future[str]) -> bool:
 
 
 def _orphan(row: asyncpg.Record) -> OrphanHold:
-    witnesses = [
-        Witness(
-            outcome=fields["outcome"],
-            provider=fields["provider"],
-            deployment=fields["deployment"],
-            cost_nano=fields["cost_nano"],
-            usage=Usage(
-                fields["input_tokens"],
-                fields["cached_tokens"],
-                fields["cache_write_tokens"],
-                fields["output_tokens"],
-                fields["reasoning_tokens"],
-                fields["cache_write_1h_tokens"],
-            ),
-            status=fields["status"],
-            service_tier=fields["service_tier"],
-            counted=fields["counted"],
-            unread=fields["unread"],
-        )
-        for fields in orjson.loads(row["witnesses"] or "[]")
-    ]
+    witnesses = [read_witness(fields) for fields in orjson.loads(row["witnesses"] or "[]")]
     return OrphanHold(
         row["call_id"],
         row["attempt"],

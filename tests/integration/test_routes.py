@@ -56,7 +56,7 @@ async def test_a_route_is_read_with_its_principal_as_it_was_set(pool: asyncpg.Po
         timeouts=Timeouts(first_token_s=2, total_s=60),
         queue_s=3,
         on_leave=OnLeave.FINISH,
-        bills_errors=True,
+        errors_are_billed=True,
     )
     await routes.remove_route(pool, made.id)
     assert (await principals.by_secret(secret)).route("a") is NO_ROUTE

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +18,12 @@ from llm_service.administration import organisations
 from llm_service.administration.inputs import read_input
 from llm_service.administration.principals import Principals
 from llm_service.errors import TreasuryUnavailable
-from llm_service.litellm_plugin.witness_writer import Witness, WitnessWriter
+from llm_service.litellm_plugin.witness_writer import WitnessWriter
 from llm_service.treasury.connection import Connection
 from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
+from llm_service.witness import COLUMNS, Witness, read_witness
 
 
 class Wire:
@@ -160,6 +162,52 @@ async def test_i2_after_a_crash_another_process_posts_the_exact_amounts_once(
     assert list(tmp_path.iterdir()) == []
     for other in others:
         await other.close()
+
+
+async def test_i2_a_line_of_an_older_version_is_read_with_what_it_meant_then(
+    pool: asyncpg.Pool, database_url: str, tmp_path: Path
+) -> None:
+    """Before there were the columns that it lacks: then only a whole answer had the provider's report."""
+    older = {
+        "call_id": str(uuid4()), "attempt": 1, "model": "m", "provider": "openai", "deployment": "d1", "cost_nano": 5,
+        "input_tokens": 7, "cached_tokens": 0, "cache_write_tokens": 0, "output_tokens": 2, "reasoning_tokens": 0,
+        "status": 200, "error": None, "started_at": None, "ended_at": "2026-11-22T00:00:00+00:00",
+    }  # fmt: skip
+    lines = [json.dumps(older | {"id": str(uuid4()), "outcome": outcome}) for outcome in ("success", "cancelled")]
+    (tmp_path / "1-1.jsonl").write_text("".join(f"{line}\n" for line in lines), "utf-8")
+    writer = WitnessWriter(database_url, tmp_path, flush_s=0.01)
+    writer.add(witness())
+    async with asyncio.timeout(10):
+        while await pool.fetchval("SELECT count(*) FROM witnesses") < 3:
+            await asyncio.sleep(0.02)
+    await writer.close()
+    rows = await pool.fetch(
+        f"SELECT to_jsonb(w)::text AS row FROM (SELECT {COLUMNS} FROM witnesses) w WHERE attempt = 1"
+    )
+    found = {each.outcome: each for each in (read_witness(json.loads(row["row"])) for row in rows)}
+    for outcome, counted in (("success", False), ("cancelled", True)):
+        assert found[outcome].usage == Usage(7, output_tokens=2)
+        assert (found[outcome].counted, found[outcome].unread, found[outcome].service_tier) == (counted, False, None)
+
+
+async def test_a_witness_comes_back_from_its_table_as_it_was_written(
+    pool: asyncpg.Pool, database_url: str, tmp_path: Path
+) -> None:
+    now = datetime.now(UTC)
+    written = Witness(
+        uuid4(), 3, "failure", "m", now, now, "openai", "d1", 5, Usage(1, 2, 3, 4, 5, 6), "flex", True, True, 500, "Error"
+    )  # fmt: skip
+    writer = WitnessWriter(database_url, tmp_path, flush_s=0.01)
+    writer.add(written)
+    async with asyncio.timeout(10):
+        while not await pool.fetchval("SELECT count(*) FROM witnesses"):
+            await asyncio.sleep(0.02)
+    await writer.close()
+    (row,) = await pool.fetch(f"SELECT to_jsonb(w)::text AS row FROM (SELECT {COLUMNS} FROM witnesses) w")
+    assert read_witness(json.loads(row["row"])) == written
+    table = "SELECT column_name FROM information_schema.columns WHERE table_name = 'witnesses'"
+    named = {row["column_name"] for row in await pool.fetch(table)}
+    assert named == {*COLUMNS.split(", "), "written_at"}
 
 
 async def test_i2_a_file_that_cannot_be_read_keeps_no_witness_from_its_table(

@@ -16,6 +16,7 @@ import copy
 import json
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID
 
@@ -26,7 +27,7 @@ from llm_service.call.settlement import Settler
 from llm_service.errors import TreasurerError
 from llm_service.pricing.catalog import Catalog
 from llm_service.service import LLMService
-from llm_service.treasury.sweep import OrphanHold, Sweeper, Witness, settlement_for
+from llm_service.treasury.sweep import OrphanHold, Sweeper, settlement_for
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import (
     NO_TIMEOUTS,
@@ -43,6 +44,7 @@ from llm_service.types import (
     Usage,
 )
 from llm_service.upstream.upstream import Refusal, UpstreamAnswer
+from llm_service.witness import Outcome, Witness
 from tests.llm_service.fakes import (
     ENTRIES,
     PRICED,
@@ -76,6 +78,13 @@ CHUNKS = [
     event({"choices": [], "usage": REPORTED}),
     b"data: [DONE]\n\n",
 ]
+
+
+def _witness(attempt: Attempt, outcome: Outcome, cost_nano: int, usage: Usage, status: int) -> Witness:
+    return Witness(
+        *attempt, outcome, "m", datetime.now(UTC), provider="openai", deployment="d1", cost_nano=cost_nano, usage=usage,
+        status=status, counted=outcome != "success",
+    )  # fmt: skip
 
 
 @dataclass
@@ -180,10 +189,10 @@ class Process:
         if self.fails:
             self.fails -= 1
             self.books.refused.add(attempt)
-            self.books.witnesses[attempt] = [Witness("failure", "openai", "d1", 0, Usage(), 500, counted=True)]
+            self.books.witnesses[attempt] = [_witness(attempt, "failure", 0, Usage(), 500)]
             return HttpAnswer(500, {"x-treasurer-free": "1"}, b'{"error": {"message": "no"}}')
         self.books.billed[attempt] = COST
-        self.books.witnesses[attempt] = [Witness("success", "openai", "d1", COST, USAGE, 200)]
+        self.books.witnesses[attempt] = [_witness(attempt, "success", COST, USAGE, 200)]
         return HttpAnswer(200, {"x-litellm-model-id": "d1"}, ANSWER)
 
     async def send(

@@ -318,7 +318,7 @@ async def test_i2_a_stream_too_many_costs_nothing_and_no_other_model_is_asked(bi
     """The proxy is the same for all models, and no provider was asked that could bill its errors."""
     gate = Gate()
     parts = Parts(breakers=gate)
-    route = Route(fallbacks=(Fallback("other"),), retries=3, bills_errors=bills_errors)
+    route = Route(fallbacks=(Fallback("other"),), retries=3, errors_are_billed=bills_errors)
     body = REFUSED.replace(b"slow", b"proxy_busy")
     parts.upstream.answer = HttpAnswer(503, {"x-treasurer-refused": "proxy_busy"}, body)
     with pytest.raises(ProxyBusy) as busy:
@@ -452,7 +452,7 @@ async def test_the_reason_of_a_refusal_is_told_though_its_key_cannot_be_given_ba
 
 async def test_where_errors_are_billed_the_whole_hold_is_posted(parts: Parts) -> None:
     parts.upstream.answer = HttpAnswer(500, {"x-treasurer-free": "1"}, b"{}")
-    principal = replace(PRINCIPAL, routes=(Route(bills_errors=True),))
+    principal = replace(PRINCIPAL, routes=(Route(errors_are_billed=True),))
     with pytest.raises(UpstreamError):
         await parts.service.complete(chat_body(), principal, KEYED)
     assert (parts.settled.state, parts.settled.usage_source) == (LedgerState.POSTED, UsageSource.HOLD)

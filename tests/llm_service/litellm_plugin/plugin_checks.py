@@ -43,8 +43,8 @@ from llm_service.litellm_plugin import chunk_folding
 from llm_service.litellm_plugin import hooks as plugin
 from llm_service.litellm_plugin import shortcuts as shortcuts
 from llm_service.litellm_plugin.beginnings import Beginnings
-from llm_service.litellm_plugin.witness_writer import Witness
 from llm_service.litellm_plugin.worker_streams import WorkerStreams
+from llm_service.witness import Witness
 
 CHAT = "/v1/chat/completions"
 

@@ -10,8 +10,9 @@ from uuid import UUID
 
 import pytest
 
-from llm_service.litellm_plugin.witness_writer import Witness, WitnessWriter
+from llm_service.litellm_plugin.witness_writer import WitnessWriter
 from llm_service.types import Usage
+from llm_service.witness import Witness
 
 WITNESS = Witness(
     call_id=UUID(int=1),
@@ -31,22 +32,6 @@ WITNESS = Witness(
 
 def lines(spool: Path) -> list[dict[str, object]]:
     return [json.loads(line) for file in sorted(spool.glob("*.jsonl")) for line in file.read_text("utf-8").splitlines()]
-
-
-def test_a_line_has_the_columns_of_the_table() -> None:
-    line = json.loads(WITNESS.line())
-    assert line["call_id"] == "00000000-0000-0000-0000-000000000001"
-    assert (line["cost_nano"], line["cached_tokens"], line["reasoning_tokens"]) == (123, 40, 5)
-    assert line["started_at"] == "2026-11-22T00:00:00+00:00"
-
-
-def test_a_line_holds_what_postgres_can_take() -> None:
-    odd = replace(WITNESS, error="Bad\0Error\nsecond line", started_at=None, usage=Usage(2**40))
-    line = odd.line()
-    assert "\n" not in line
-    assert json.loads(line)["error"] == "BadError\nsecond line"
-    assert json.loads(line)["started_at"] is None
-    assert json.loads(line)["input_tokens"] == 2**31 - 1
 
 
 async def test_i2_without_postgres_witnesses_are_kept_on_disk(tmp_path: Path) -> None:

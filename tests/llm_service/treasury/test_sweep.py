@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -11,24 +12,19 @@ from hypothesis import strategies as st
 
 from llm_service.ids import new_call_id
 from llm_service.pricing.rates import FREE, Rates, TokenRates
-from llm_service.treasury.sweep import OrphanHold, Witness, settlement_for
+from llm_service.treasury.sweep import OrphanHold, settlement_for
 from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
+from llm_service.witness import Outcome, Witness
 
 CALL = new_call_id()
 HELD = 1_000_000
+NOW = datetime(2026, 11, 22, tzinfo=UTC)
 
 
-def witness(outcome: str = "success", cost: int | None = 500, tokens: int = 10, **fields: Any) -> Witness:
+def witness(outcome: Outcome = "success", cost: int | None = 500, tokens: int = 10, **fields: Any) -> Witness:
     usage = Usage(tokens, output_tokens=tokens)
-    return Witness(
-        outcome,
-        fields.get("provider", "openai"),
-        fields.get("deployment", "d1"),
-        cost,
-        usage,
-        fields.get("status", 200),
-        unread=fields.get("unread", False),
-    )
+    given: dict[str, Any] = {"provider": "openai", "deployment": "d1", "status": 200} | fields
+    return Witness(CALL, 2, outcome, "m", NOW, cost_nano=cost, usage=usage, **given)
 
 
 def hold(*witnesses: Witness, expired: bool = True, policy: ExpiryPolicy = ExpiryPolicy.POST) -> OrphanHold:
@@ -72,7 +68,7 @@ def test_i1_of_a_stream_that_was_not_read_to_where_its_provider_had_come_the_who
 
 
 @pytest.mark.parametrize("outcome", ["cancelled", "failure"])
-def test_what_litellm_counted_of_a_cut_stream_is_posted_with_a_margin_within_the_hold(outcome: str) -> None:
+def test_what_litellm_counted_of_a_cut_stream_is_posted_with_a_margin_within_the_hold(outcome: Outcome) -> None:
     settled = settle(hold(witness(outcome, tokens=100), expired=False))
     assert settled.state is LedgerState.POSTED
     assert 150 <= settled.usage.input_tokens <= 200

@@ -1,0 +1,125 @@
+"""Witnesses: one record of one attempt at a deployment. LiteLLM Proxy writes it, the service reads it.
+
+What must hold:
+  A column is named here once: the record's lines, the statement that writes them and what is read derive from one list (I2).
+  A line that an older version left on a disk is read: each column says what a line without it means.
+  A line holds only what Postgres can take: no NUL in a text, no number beyond its column.
+  The table refuses no line that it has already: each has an id, so that a line that is sent twice counts once.
+
+Both processes load this module: standard library and orjson only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Literal, NamedTuple, cast
+from uuid import UUID, uuid4
+
+import orjson
+
+from llm_service.types import Usage
+
+Outcome = Literal["success", "failure", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class Witness:
+    """What one attempt at one deployment came to. `cost_nano` is LiteLLM's price; None: it has none to give.
+
+    A success has the usage that the provider reported; a failure or a cancellation in mid-stream has an
+    estimate of what had been served by then. `counted`: the usage is LiteLLM's own count, and not a report.
+    `unread`: the provider had sent more than was read, or nobody can know, so that the count has no upper side.
+    """
+
+    call_id: UUID
+    attempt: int
+    outcome: Outcome
+    model: str
+    ended_at: datetime
+    started_at: datetime | None = None
+    provider: str | None = None
+    deployment: str | None = None
+    cost_nano: int | None = None
+    usage: Usage = field(default_factory=Usage)
+    service_tier: str | None = None
+    counted: bool = False
+    unread: bool = False
+    status: int | None = None
+    error: str | None = None
+    id: UUID = field(default_factory=uuid4)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the usage is the provider's report of a whole answer."""
+        return self.outcome == "success" and not self.counted
+
+    def line(self) -> str:
+        """As one line of JSON, for `INSERT` and for the spool."""
+        row = {column.name: _postgres_value(self, column.name) for column in _COLUMNS}
+        return orjson.dumps(row).decode()
+
+
+class _Column(NamedTuple):
+    name: str
+    type: str
+    #: The value, in SQL, for a line that was written before there was the column. None: all lines have it.
+    if_missing: str | None = None
+
+
+_COLUMNS = (
+    _Column("id", "uuid"),
+    _Column("call_id", "uuid"),
+    _Column("attempt", "smallint"),
+    _Column("outcome", "text"),
+    _Column("model", "text"),
+    _Column("provider", "text"),
+    _Column("deployment", "text"),
+    _Column("cost_nano", "bigint"),
+    _Column("input_tokens", "integer"),
+    _Column("cached_tokens", "integer"),
+    _Column("cache_write_tokens", "integer"),
+    _Column("cache_write_1h_tokens", "integer", "0"),
+    _Column("output_tokens", "integer"),
+    _Column("reasoning_tokens", "integer"),
+    _Column("service_tier", "text"),
+    _Column("counted", "boolean", "outcome <> 'success'"),
+    _Column("unread", "boolean", "false"),
+    _Column("status", "smallint"),
+    _Column("error", "text"),
+    _Column("started_at", "timestamptz"),
+    _Column("ended_at", "timestamptz"),
+)
+_USAGE = frozenset(Usage.__dataclass_fields__)
+_INT32_MAX = 2**31 - 1
+
+#: The table's columns that a witness has, for a SELECT of rows that `read_witness` takes.
+COLUMNS = ", ".join(column.name for column in _COLUMNS)
+_VALUES = ", ".join(
+    column.name if column.if_missing is None else f"coalesce({column.name}, {column.if_missing})" for column in _COLUMNS
+)
+_TYPES = ", ".join(f"{column.name} {column.type}" for column in _COLUMNS)
+#: Writes a JSON array of lines.
+INSERT = f"""
+INSERT INTO witnesses ({COLUMNS})
+SELECT {_VALUES} FROM jsonb_to_recordset($1::jsonb) AS line ({_TYPES})
+ON CONFLICT (id) DO NOTHING
+"""  # noqa: S608  # of the constants above
+
+
+def read_witness(row: Mapping[str, Any]) -> Witness:
+    """A row of the table, as JSON gives it: identifiers and times are text."""
+    fields = {column.name: row[column.name] for column in _COLUMNS if column.name not in _USAGE}
+    for name in ("id", "call_id"):
+        fields[name] = UUID(fields[name])
+    for name in ("started_at", "ended_at"):
+        fields[name] = None if fields[name] is None else datetime.fromisoformat(fields[name])
+    return Witness(usage=Usage(**{name: row[name] for name in _USAGE}), **fields)
+
+
+def _postgres_value(witness: Witness, name: str) -> object:
+    if name in _USAGE:
+        return min(cast("int", getattr(witness.usage, name)), _INT32_MAX)
+    value: object = getattr(witness, name)
+    return value.replace("\0", "") if isinstance(value, str) else value
