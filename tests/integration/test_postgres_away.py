@@ -383,7 +383,7 @@ async def every_command_says_so(world: World, *, reads_go_on: bool, wrong: list[
 
 def test_every_route_and_every_command_is_asked() -> None:
     app = create_app(Settings())._app  # type: ignore[attr-defined]
-    walked = {*walked_routes(app.routes), *(("POST", path) for path in openai._ROUTES)}
+    walked = {*walked_routes(app.routes), *(("POST", path) for path in openai._CALLS)}
     assert walked == ROUTES.keys() | WITHOUT_POSTGRES.keys()
     commands = {path for name, entry in ENTRIES.items() for path in walked_commands(entry.load(name), (name,))}
     assert commands == COMMANDS.keys() | READING_COMMANDS.keys() | OTHER_COMMANDS
