@@ -82,7 +82,7 @@ class Grant:
     user: str | None = None
     session: str | None = None
     #: Whether the proxy reads a stream to its end though the service has left it: nothing else tells what it cost.
-    finishes: bool = False
+    drain_on_disconnect: bool = False
     #: Whether the proxy asks one deployment only: where errors are billed, the hold covers no second one.
     once: bool = False
     #: The version of the model's prices that the hold was made with. None: the proxy had told none.
@@ -128,8 +128,10 @@ def sign(secret: str, grant: Grant) -> str:
         "iat": grant.issued_at,
         "exp": grant.expires_at,
     }
-    if grant.finishes:
-        claims["finishes"] = True
+    if grant.drain_on_disconnect:
+        claims["finishes"] = (
+            True  # the claim keeps its first name: gateways and proxies of other versions know it by that
+        )
     if grant.once:
         claims["once"] = True
     if grant.prices is not None:
@@ -267,7 +269,7 @@ def _parse(claims: Mapping[str, object]) -> Grant:
             run=_optional_text(claims, "run"),
             user=_optional_text(claims, "user"),
             session=_optional_text(claims, "session"),
-            finishes=claims.get("finishes") is True,
+            drain_on_disconnect=claims.get("finishes") is True,
             once=claims.get("once") is True,
             prices=_optional_text(claims, "prices"),
         )

@@ -5,7 +5,9 @@ that the service has revoked is used by nobody. So a service that could revoke a
 request was never sent to a provider, whatever a balancer or a broken connection told it (I2).
 
 A proxy remembers uses in files first (`grants.UsedGrants`): they refuse a second use at the same proxy without asking
-Postgres. The calls that arrive while one statement is under way go together in the next one.
+Postgres. The calls that arrive while one statement is under way go together in the next one. That is not the engine of
+`treasury/batch.py`: a group that fails fails as a whole here, within one time limit, and is not tried again grant by grant,
+because a use that is sent twice would be refused as the second one; and a grant that waits already is refused at once.
 """
 
 from __future__ import annotations

@@ -15,14 +15,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 
-from gateway.stack.watchdog_client import Guard
+from gateway.stack.watchdog_client import WatchdogClient
 
 
 class Processes:
     """Starts and ends processes, by their id."""
 
     def __init__(self) -> None:
-        self._guard = Guard(lambda _: None)
+        self._guard = WatchdogClient(lambda _: None)
         self._running: dict[int, tuple[Process, signal.Signals]] = {}
 
     async def __aenter__(self) -> Processes:

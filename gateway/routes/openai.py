@@ -1,13 +1,11 @@
 """The door for OpenAI's API: chat completions and embeddings, as a bare ASGI layer before FastAPI, because they are hot.
 
-What must hold: see `gateway/asgi.py`; every error has OpenAI's shape.
+What must hold, beside what `gateway/asgi.py` promises: a body is parsed once, and every error has OpenAI's shape.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-
-import orjson
 
 from gateway.asgi import (
     App,
@@ -28,7 +26,7 @@ from gateway.composition import GatewayRuntime
 from llm_service.errors import InvalidRequest, TreasurerError
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error_body, openai_error_event
-from llm_service.wire.requests import MAX_ATTRIBUTION, attribution
+from llm_service.wire.requests import MAX_ATTRIBUTION, attribution, parse_chat
 
 _MAX_TAGS = 32
 
@@ -86,9 +84,10 @@ class OpenAIDoor:
 async def _chat(
     runtime: GatewayRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
 ) -> Answer | EventStream:
-    if wants_stream(body):
-        return await runtime.service.stream(body, principal, context, parent)
-    return await runtime.service.complete(body, principal, context, parent)
+    request = parse_chat(body)
+    if request.stream:
+        return await runtime.service.stream(body, principal, context, parent, request=request)
+    return await runtime.service.complete(body, principal, context, parent, request=request)
 
 
 async def _embed(
@@ -98,17 +97,6 @@ async def _embed(
 
 
 _CALLS = {"/v1/chat/completions": _chat, "/v1/embeddings": _embed}
-
-
-def wants_stream(body: bytes) -> bool:
-    """Whether a chat request asks for a stream. A body that only mentions the word is parsed to be sure."""
-    if b'"stream"' not in body:
-        return False
-    try:
-        data: object = orjson.loads(body)
-    except orjson.JSONDecodeError:
-        return False
-    return isinstance(data, dict) and data.get("stream") is True  # pyright: ignore[reportUnknownMemberType]
 
 
 def read_context(headers: Mapping[str, str]) -> CallContext:

@@ -1,8 +1,9 @@
 """One supervisor for one data folder, and a clean start after one that was killed.
 
-What must hold: the kernel's lock decides (a file that a dead process left locks nobody out). What
-a dead supervisor left running, because its watchdog was killed with it, is stopped before anything
-starts: a process counts as left behind only if its id and its start time are the recorded ones.
+What must hold:
+The kernel's lock decides: a file that a dead process left behind locks nobody out.
+Processes that a dead supervisor left running, because its watchdog was killed with it, are stopped before anything starts.
+A process counts as left behind only if its id and its start time are the recorded ones.
 """
 
 from __future__ import annotations
@@ -34,23 +35,23 @@ class AlreadyRunning(Exception):
         )
 
 
-class Claim:
-    """The data folder is ours. Records each process we start, for the next supervisor."""
+class DataLock:
+    """A data folder that is locked for this supervisor. Records each process that it starts, for the next supervisor."""
 
     def __init__(self, children: Path) -> None:
         self._children = children
 
-    def record(self, pid: int, gentle: int) -> None:
-        """Remember a process group that we started, by its leader."""
+    def record(self, pid: int, stop_signal: int) -> None:
+        """Record a process group that was started, by its leader."""
         with contextlib.suppress(psutil.NoSuchProcess):
-            line = f"{pid} {psutil.Process(pid).create_time()} {gentle}\n"
+            line = f"{pid} {psutil.Process(pid).create_time()} {stop_signal}\n"
             with self._children.open("a", encoding="utf-8") as out:
                 out.write(line)
 
 
 @contextmanager
-def claim(data_dir: Path) -> Iterator[Claim]:
-    """Hold the data folder until the end of the block.
+def data_lock(data_dir: Path) -> Iterator[DataLock]:
+    """Lock the data folder until the end of the block.
 
     Raises:
         AlreadyRunning: another supervisor holds it.
@@ -69,7 +70,7 @@ def claim(data_dir: Path) -> Iterator[Claim]:
         stop_groups(_left_behind(children))
         children.unlink(missing_ok=True)
         try:
-            yield Claim(children)
+            yield DataLock(children)
         finally:
             StackState.remove(data_dir)
             children.unlink(missing_ok=True)
@@ -87,7 +88,7 @@ def _left_behind(children: Path) -> dict[int, int]:
         return groups
     for line in children.read_text(encoding="utf-8").splitlines():
         with contextlib.suppress(ValueError, psutil.NoSuchProcess):
-            pid, started, gentle = line.split()
+            pid, started, stop_signal = line.split()
             if abs(psutil.Process(int(pid)).create_time() - float(started)) < 1:
-                groups[int(pid)] = signal.Signals(int(gentle))
+                groups[int(pid)] = signal.Signals(int(stop_signal))
     return groups

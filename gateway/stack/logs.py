@@ -1,7 +1,7 @@
 """Each part's log file: written by the part itself, kept to a bounded size by the supervisor.
 
 What must hold: a part never waits for the supervisor to take its output (so a file, not a pipe),
-and no log grows for ever. The files are opened for appending, so that cutting one to nothing is
+and no log grows forever. The files are opened for appending, so that cutting one to nothing is
 safe while it is written to.
 """
 

@@ -1,9 +1,10 @@
 """One supervised process: started, waited for, watched, started again, stopped.
 
-What must hold: a part is `ready` only while it answers as it should; one that ends, or lives and has not
-answered for its patience, is started again after a growing pause, for ever once the stack has been up,
-`_FIRST_TRIES` times while it starts; and when a part ends, nothing of its process group is left before the
-next start.
+What must hold:
+A part is `ready` only while it answers as it should.
+A part that ends, or has not answered for `patience_s`, is started again after a pause that grows. Once the stack has been
+up this goes on forever; while the stack starts, `_FIRST_TRIES` times.
+When a part ends, nothing of its process group is left before the next start.
 """
 
 from __future__ import annotations
@@ -20,13 +21,14 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 
-from gateway.stack.data_lock import Claim
+from gateway.stack.data_lock import DataLock
 from gateway.stack.logs import open_log, tail
 from gateway.stack.postgres import Identity, PostgresError
-from gateway.stack.watchdog_client import Guard
+from gateway.stack.watchdog_client import WatchdogClient
 
 _FIRST_TRIES = 3
-_CALM_S = 60.0  # a part that was up for so long starts its pauses anew
+#: After so long a part counts as healthy: its next failure is its first again.
+_HEALTHY_AFTER_S = 60.0
 _LONGEST_PAUSE_S = 30.0
 
 
@@ -70,7 +72,7 @@ class Part:
     ready: Callable[[], Awaitable[bool]]
     command: Sequence[str] | None = None
     environ: Mapping[str, str] = field(default_factory=dict[str, str])
-    after: tuple[str, ...] = ()
+    depends_on: tuple[str, ...] = ()
     prepare: Callable[[], None] | None = None  # blocking; before each start
     prepare_detail: str = ""  # what takes long, for people
     start_detail: str = ""
@@ -80,7 +82,7 @@ class Part:
     identity: Identity = field(default_factory=Identity)
     directory: Path | None = None
     listens: tuple[str, int] | None = None  # the supervisor listens there for it, and hands the socket over
-    gentle: signal.Signals = signal.SIGTERM
+    stop_signal: signal.Signals = signal.SIGTERM
     start_timeout_s: float = 30.0
     stop_timeout_s: float = 5.0
     answers: Callable[[], Awaitable[bool]] | None = None  # asked while it runs; None: only its end ends it
@@ -104,18 +106,23 @@ def describe_exit(returncode: int) -> str:
 
 
 class SupervisedPart:
-    """Runs one part until it is told to stop."""
+    """Runs one part until it is stopped."""
 
     def __init__(
-        self, part: Part, log: Path, guard: Guard, claim: Claim, changed: Callable[[PartStatus], None]
+        self,
+        part: Part,
+        log: Path,
+        watchdog: WatchdogClient,
+        data_lock: DataLock,
+        changed: Callable[[PartStatus], None],
     ) -> None:
         self.part = part
         self.log = log
         self.ready = asyncio.Event()
         self.listener: socket.socket | None = None
         self.status = PartStatus(part.name, part.address, since=time.monotonic(), external=part.command is None)
-        self._guard = guard
-        self._claim = claim
+        self._watchdog = watchdog
+        self._data_lock = data_lock
         self._changed = changed
         self._process: Process | None = None
         self._was_ready = False
@@ -138,7 +145,7 @@ class SupervisedPart:
                 assert self._process is not None
                 reason = await self._ended(self._process)
             self._end()
-            failures = 1 if self._was_ready and time.monotonic() - started > _CALM_S else failures + 1
+            failures = 1 if self._was_ready and time.monotonic() - started > _HEALTHY_AFTER_S else failures + 1
             if not self._was_ready and (failures >= _FIRST_TRIES or self.part.command is None):
                 self._show(PartState.FAILED, reason)
                 raise PartFailed(self._failure(reason))
@@ -167,8 +174,8 @@ class SupervisedPart:
         self._show(PartState.STOPPED)
 
     async def _bring_to_an_end(self, process: Process) -> None:
-        # The whole group: a uvicorn that waits for a worker to finish importing hears no signal of its own.
-        self._signal_group(process.pid, self.part.gentle)
+        # The whole group: a uvicorn that waits for a worker's imports ignores a signal to itself alone.
+        self._signal_group(process.pid, self.part.stop_signal)
         try:
             await asyncio.wait_for(process.wait(), self.part.stop_timeout_s)
         except TimeoutError:
@@ -176,7 +183,7 @@ class SupervisedPart:
             await process.wait()
 
     async def _ended(self, process: Process) -> str:
-        """Wait until the process ends by itself, or is ended because it answers no more; why."""
+        """Wait until the process has ended, or end it because it does not answer any more. Returns the reason."""
         if self.part.answers is None:
             return describe_exit(await process.wait())
         answered = time.monotonic()
@@ -233,8 +240,8 @@ class SupervisedPart:
                 start_new_session=True,  # its own group: Ctrl-C reaches us alone, and we stop it in order
                 **self.part.identity,
             )
-        self._guard.add(process.pid, self.part.gentle)
-        self._claim.record(process.pid, self.part.gentle)
+        self._watchdog.add(process.pid, self.part.stop_signal)
+        self._data_lock.record(process.pid, self.part.stop_signal)
         return process
 
     def _end(self) -> None:
@@ -244,7 +251,7 @@ class SupervisedPart:
         if process is None:
             return
         self._signal_group(process.pid, signal.SIGKILL)
-        self._guard.remove(process.pid)
+        self._watchdog.remove(process.pid)
         if self.part.on_exit is not None:
             self.part.on_exit(process.pid)
 

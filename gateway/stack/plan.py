@@ -234,7 +234,7 @@ def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
         once_detail="migrating the database",
         identity=server.identity,
         directory=server.data,
-        gentle=signal.SIGINT,  # fast shutdown: does not wait for clients to leave
+        stop_signal=signal.SIGINT,  # fast shutdown: does not wait for clients to leave
         start_timeout_s=120,  # recovery after a crash
         answers=server.answers,
         stop_timeout_s=15,
@@ -350,7 +350,7 @@ def _gateway_part(site: _Site, number: int) -> Part:
         command=[sys.executable, "-m", "gateway.serve"],
         listens=(site.settings.host, site.ports.gateway),
         environ={**site.environ, **environ},
-        after=("postgres", "redis"),
+        depends_on=("postgres", "redis"),
         on_exit=lambda pid: mark_process_dead(pid, str(site.metrics)),
         start_timeout_s=240,  # it is ready when the proxy is
         stop_timeout_s=12,

@@ -1,7 +1,8 @@
 """Runs the whole stack: every part in its order, watched until the end, stopped backwards.
 
-What must hold: when `running_stack` is left, by whatever way, nothing it started is running; while
-its body runs, every part has been ready, and one that dies is started again.
+What must hold:
+When `running_stack` is left, in any way, nothing that it started is running.
+While its body runs, every part has been ready, and a part that dies is started again.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 
 from gateway.settings import Settings
-from gateway.stack.data_lock import Claim, claim
+from gateway.stack.data_lock import DataLock, data_lock
 from gateway.stack.logs import bound
 from gateway.stack.part import PartState, PartStatus, SupervisedPart
 from gateway.stack.plan import Plan, make_plan
 from gateway.stack.ports import listen
 from gateway.stack.state import StackState
-from gateway.stack.watchdog_client import Guard
+from gateway.stack.watchdog_client import WatchdogClient
 from llm_service import core_dumps
 
-#: What is said while a stack runs: a part's change, or a sentence.
+#: What is shown while a stack runs: a part's change, or a sentence.
 Progress = PartStatus | str
 
 _TIDY_S = 30.0
@@ -48,13 +49,13 @@ async def running_stack(
         PartFailed: a part did not start; the message has the last lines of its log.
     """
     core_dumps.forbid()  # everything that is started inherits it
-    with claim(settings.data_dir.resolve()) as ours:
+    with data_lock(settings.data_dir.resolve()) as lock:
         plan = await asyncio.to_thread(make_plan, settings)
         on_plan(plan)
         for notice in plan.notices:
             on_progress(notice)
-        async with Guard(on_progress) as guard:
-            stack = _Stack(plan, guard, ours, on_progress)
+        async with WatchdogClient(on_progress) as watchdog:
+            stack = _Stack(plan, watchdog, lock, on_progress)
             try:
                 await stack.start()
                 yield stack.state
@@ -64,13 +65,15 @@ async def running_stack(
 
 
 class _Stack:
-    def __init__(self, plan: Plan, guard: Guard, ours: Claim, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(
+        self, plan: Plan, watchdog: WatchdogClient, lock: DataLock, on_progress: Callable[[Progress], None]
+    ) -> None:
         self.state = plan.state
         self._on_progress = on_progress
         self._started = False
         logs = plan.state.data_dir / "logs"
         self._parts = {
-            part.name: SupervisedPart(part, logs / f"{part.name}.log", guard, ours, self._changed)
+            part.name: SupervisedPart(part, logs / f"{part.name}.log", watchdog, lock, self._changed)
             for part in plan.parts
         }
         self._tasks: list[asyncio.Task[None]] = []
@@ -110,7 +113,7 @@ class _Stack:
             listener.close()
 
     async def _run(self, part: SupervisedPart) -> None:
-        await self._all_ready(part.part.after)
+        await self._all_ready(part.part.depends_on)
         await part.run()
 
     async def _all_ready(self, names: Iterable[str]) -> None:
@@ -150,7 +153,7 @@ async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 def _layers(names: Iterable[str]) -> list[list[str]]:
-    """Who is stopped with whom, first to last: callers before what they call, Postgres at the very end."""
+    """The parts that are stopped together, first to last: callers before what they call, Postgres at the very end."""
     gateways = [name for name in names if name.startswith("gateway-")]
     last = [name for name in names if name == "postgres"]
     return [gateways, [name for name in names if name not in {*gateways, *last}], last]

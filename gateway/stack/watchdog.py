@@ -21,12 +21,12 @@ GRACE_S = 5.0
 
 
 def groups_left(lines: Iterable[str]) -> dict[int, int]:
-    """The groups that are to be stopped when the lines have come to an end, with each one's gentle signal."""
+    """The groups that are to be stopped when the lines have come to an end, with each one's stop_signal signal."""
     groups: dict[int, int] = {}
     for line in lines:
         match line.split():
-            case ["+", group, gentle]:
-                groups[int(group)] = int(gentle)
+            case ["+", group, stop_signal]:
+                groups[int(group)] = int(stop_signal)
             case ["-", group]:
                 groups.pop(int(group), None)
             case _:
@@ -36,8 +36,8 @@ def groups_left(lines: Iterable[str]) -> dict[int, int]:
 
 def stop_groups(groups: dict[int, int], grace_s: float = GRACE_S) -> None:
     """Signal each group, wait until all are gone or `grace_s` seconds have passed, then kill the rest."""
-    for group, gentle in groups.items():
-        _signal(group, gentle)
+    for group, stop_signal in groups.items():
+        _signal(group, stop_signal)
     deadline = time.monotonic() + grace_s
     while time.monotonic() < deadline and any(_signal(group, 0) for group in groups):
         time.sleep(0.05)

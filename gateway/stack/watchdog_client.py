@@ -1,7 +1,7 @@
-"""The supervisor's side of the watchdog: keeps one running and tells it what to stop.
+"""The supervisor's side of the watchdog: keeps one running, and gives it the list of process groups to stop.
 
-What must hold: every process group that the supervisor starts is known to a living watchdog. One
-that dies is started again and told everything.
+What must hold: every process group that the supervisor starts is known to a living watchdog. A watchdog that dies is
+started again, with the whole list.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from gateway.stack import watchdog
 _SCRIPT = Path(watchdog.__file__)
 
 
-class Guard:
-    """Starts the watchdog on entering, and lets it go on leaving (it stops what is still named)."""
+class WatchdogClient:
+    """A watchdog for the time of the block. At its end the watchdog stops the groups that are still in its list, and exits."""
 
     def __init__(self, notice: Callable[[str], None]) -> None:
         self._notice = notice
@@ -31,7 +31,7 @@ class Guard:
     def pid(self) -> int | None:
         return None if self._process is None else self._process.pid
 
-    async def __aenter__(self) -> Guard:
+    async def __aenter__(self) -> WatchdogClient:
         self._process = await self._start()
         self._keeper = asyncio.create_task(self._keep())
         return self
@@ -46,18 +46,18 @@ class Guard:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), watchdog.GRACE_S + 2)
 
-    def add(self, group: int, gentle: int) -> None:
-        """From now on the group is stopped if we die, by the signal `gentle` first."""
-        self._groups[group] = gentle
-        self._tell(f"+ {group} {gentle}\n")
+    def add(self, group: int, stop_signal: int) -> None:
+        """From now on the group is stopped if this process dies: by `stop_signal` first."""
+        self._groups[group] = stop_signal
+        self._write(f"+ {group} {stop_signal}\n")
 
     def remove(self, group: int) -> None:
         """The group has ended."""
         if self._groups.pop(group, None) is not None:
-            self._tell(f"- {group}\n")
+            self._write(f"- {group}\n")
 
-    def _tell(self, line: str) -> None:
-        # A watchdog that has just died takes no line; the next one is told everything.
+    def _write(self, line: str) -> None:
+        # A watchdog that has just died reads nothing; the next one gets the whole list.
         if self._process is not None and self._process.stdin is not None and self._process.returncode is None:
             self._process.stdin.write(line.encode())
 
@@ -74,8 +74,8 @@ class Guard:
             start_new_session=True,
         )
         assert process.stdin is not None
-        for group, gentle in self._groups.items():
-            process.stdin.write(f"+ {group} {gentle}\n".encode())
+        for group, stop_signal in self._groups.items():
+            process.stdin.write(f"+ {group} {stop_signal}\n".encode())
         return process
 
     async def _keep(self) -> None:

@@ -201,7 +201,7 @@ class Sender:
             run=context.run,
             user=context.user,
             session=context.session,
-            finishes=call.request.stream and admitted.drain_on_disconnect,
+            drain_on_disconnect=call.request.stream and admitted.drain_on_disconnect,
             once=call.route.errors_are_billed,
             prices=admitted.model.prices,
         )

@@ -1,22 +1,23 @@
-"""One circuit breaker: pybreaker's state machine over a storage that answers from memory. No I/O.
+"""One circuit breaker: pybreaker's states and counter, with our clock, one probe at a time and a rule for a share. No I/O.
 
 What must hold:
-- While it is open nothing passes. When its time is over one probe at a time does, and decides: a success closes
-  it, a failure opens it again for longer. A probe that is not heard of is given up after `probe_s`, and what it
-  says after another has begun counts for nothing.
+- While it is open nothing passes. When its time is over one probe passes and decides: a success closes the breaker, a
+  failure opens it again for longer. A probe without an outcome is given up after `probe_s`; an outcome that it reports
+  after another probe has begun counts for nothing.
 - It opens after `failures` in a row, or when too large a share of the calls of a window of time fails.
-- What is neutral (a cancellation, the caller's own error) changes nothing but gives its probe back.
-- Telling it how a call went never raises, whatever has become of it meanwhile: pybreaker raises when it is told of
-  a call while it is open, so it is told only when it is closed, or half-open and by its probe.
+- A call that is released without an outcome (a cancellation, the caller's own error) changes nothing and gives its probe back.
+- Reporting an outcome never raises, whatever state the breaker has taken meanwhile.
+
+pybreaker keeps the state, the transitions and the number of failures in a row. Its `call` is not used: it runs a function
+to count, raises while the breaker is open, and reads the wall clock. Nor are its listeners: they run before it has
+stored the new state, so what must follow a transition stands after it.
 """
 
 from __future__ import annotations
 
-import contextlib
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 
 import pybreaker
 
@@ -29,21 +30,21 @@ ASK_AGAIN_S = 1.0
 _MOST_DOUBLINGS = 20  # a float has room for a thousand; no outage needs more
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerRules:
-    """When a breaker opens, and for how long. Times in seconds.
+    """When a breaker opens, and for how long. Times in seconds. What an operator may set has its default in the settings.
 
     `failures` in a row; or, of at least `min_calls` within `window_s`, `rate_percent` that failed. It is open for
     `open_s`, twice as long after each probe that fails, up to `most_open_s` (or `open_s`, if that is more).
     """
 
-    failures: int = 5
-    window_s: float = 30.0
-    rate_percent: int = 50
-    min_calls: int = 20
-    open_s: float = 10.0
+    failures: int
+    window_s: float
+    rate_percent: int
+    min_calls: int
+    open_s: float
+    probe_s: float
     most_open_s: float = 120.0
-    probe_s: float = 60.0
 
     def open_for(self, tries: int) -> float:
         """How long it is open after it was opened `tries` times in a row."""
@@ -53,7 +54,7 @@ class BreakerRules:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A state that a breaker has taken, for the other processes: open or closed; a probe is its owner's affair.
+    """A state that a breaker has taken, for the other processes: open or closed. A probe concerns its own process only.
 
     `open_s` is what is left of its time; `age_s` is how long ago it was taken.
     """
@@ -65,61 +66,10 @@ class Change:
     age_s: float = 0.0
 
 
-class _Memory(pybreaker.CircuitBreakerStorage):
-    """pybreaker's storage, in memory."""
+class Breaker:
+    """A named breaker. `changed(breaker)` is called after each state that it takes here; `clock` is monotonic.
 
-    def __init__(self, name: str) -> None:
-        super().__init__(name)
-        self._state: str = CLOSED
-        self._counter: int = 0
-        self._successes: int = 0
-        self._opened_at: datetime | None = None
-
-    @property
-    def state(self) -> str:
-        return self._state
-
-    @state.setter
-    def state(self, state: str) -> None:
-        self._state = state
-
-    def increment_counter(self) -> None:
-        self._counter += 1
-
-    def reset_counter(self) -> None:
-        self._counter = 0
-
-    def increment_success_counter(self) -> None:
-        self._successes += 1
-
-    def reset_success_counter(self) -> None:
-        self._successes = 0
-
-    @property
-    def counter(self) -> int:
-        return self._counter
-
-    @property
-    def success_counter(self) -> int:
-        return self._successes
-
-    @property
-    def opened_at(self) -> datetime | None:
-        return self._opened_at
-
-    @opened_at.setter
-    def opened_at(self, datetime: datetime) -> None:
-        self._opened_at = datetime
-
-
-class _Failure(Exception):
-    """What pybreaker is told of a call that failed."""
-
-
-class Breaker(pybreaker.CircuitBreakerListener):
-    """A named breaker. `changed(breaker)` hears of each state that it takes by itself; `clock` is monotonic.
-
-    A call is known as the probe by a token of its own; None: an ordinary call.
+    A probe is identified by its token; the token None is an ordinary call.
     """
 
     def __init__(
@@ -132,30 +82,20 @@ class Breaker(pybreaker.CircuitBreakerListener):
         self._rules = rules
         self._clock = clock
         self._changed = changed
-        self._adopting = False
-        self._because = ""
         self._until = 0.0
-        self._held_s: float | None = None
         self._probe: str | None = None
         self._probe_until = 0.0
         self._rate = FailureRate(rules.window_s)
-        self._memory = _Memory(name)
-        self._machine = pybreaker.CircuitBreaker(
-            fail_max=rules.failures,
-            reset_timeout=rules.open_s,
-            listeners=[self],
-            state_storage=self._memory,
-            name=name,
-            throw_new_error_on_trip=False,
-        )
+        self._row = pybreaker.CircuitMemoryStorage(CLOSED)
+        self._machine = pybreaker.CircuitBreaker(fail_max=rules.failures, state_storage=self._row, name=name)
 
     @property
     def state(self) -> str:
-        """closed, open or half-open. Open goes on in name until somebody probes."""
-        return self._machine.current_state
+        """closed, open or half-open. It stays open in name after its time is over, until a probe begins."""
+        return self._row.state
 
     def wait_s(self) -> float | None:
-        """How long nothing passes yet; None: a call, or a probe, may."""
+        """For how long nothing passes; None: a call, or a probe, may pass now."""
         if self.state == CLOSED:
             return None
         now = self._clock()
@@ -168,125 +108,105 @@ class Breaker(pybreaker.CircuitBreakerListener):
     # -- the probe
 
     def reserve(self, token: str) -> None:
-        """Take the probe that `wait_s` has offered, as far as this process goes."""
+        """Take the probe that `wait_s` has offered, as far as this process is concerned."""
         self._probe = token
         self._probe_until = self._clock() + self._rules.probe_s
 
     def begin_probe(self, token: str) -> bool:
-        """The reserved probe goes out. False: it was closed, or opened again, meanwhile."""
+        """The reserved probe goes out. False: the breaker was closed, or opened again, meanwhile."""
         if self._probe != token:
             return False
         if self.state == OPEN:
             self._machine.half_open()
+            self._changed(self)
         return True
 
     def give_back(self, token: str, *, ask_again_s: float = 0.0) -> None:
-        """This probe is over, or never began. Only its own is given back, not that of one who came after it."""
+        """This probe is over, or never began. Only the probe of this token is given back, not a later one."""
         if self._probe == token:
             self._probe = None
             self._probe_until = self._clock() + ask_again_s
 
     def counts(self, token: str | None) -> bool:
-        """Whether the outcome of this call says something: one that began before it opened does not."""
+        """Whether the outcome of this call counts: that of a call which began before the breaker opened does not."""
         return self.state == CLOSED or (self.state == HALF_OPEN and token is not None and self._probe == token)
 
     # -- how calls went
 
     def succeeded(self, token: str | None = None) -> None:
         """A call went well."""
-        if not self.counts(token):
-            return
         if self.state == CLOSED:
             self._rate.add(self._clock(), failed=False)
-            if not self._memory.counter:
-                return  # pybreaker would count from nought again: no need to ask it, for nearly every call there is
-        self._because = "a probe succeeded"
-        self._machine.call(_nothing)
+            self._row.reset_counter()
+        elif self.counts(token):
+            self._close("a probe succeeded")
+            self._changed(self)
 
     def failed(self, token: str | None = None) -> None:
         """A call failed."""
         if not self.counts(token):
             return
-        probed = self.state != CLOSED
-        self._because = "a probe failed" if probed else f"{self._rules.failures} calls failed in a row"
-        if not probed:
-            self._rate.add(self._clock(), failed=True)
-        with contextlib.suppress(_Failure):
-            self._machine.call(_fail)
-        if self.state != CLOSED:
-            return
-        rules = self._rules
-        failures, calls = self._rate.counts(self._clock())
+        why = self._too_many_failed() if self.state == CLOSED else "a probe failed"
+        if why is not None:
+            self._open(why)
+            self.tries += 1
+            jitter = random.uniform(0.9, 1.1)  # noqa: S311 (so that processes differ)
+            self._until = self.since + self._rules.open_for(self.tries) * jitter
+            self._changed(self)
+
+    def _too_many_failed(self) -> str | None:
+        """Count one more failure of a closed breaker; why it opens by that, if it does."""
+        now, rules = self._clock(), self._rules
+        self._rate.add(now, failed=True)
+        self._row.increment_counter()
+        if self._row.counter >= self._machine.fail_max:
+            return f"{rules.failures} calls failed in a row"
+        failures, calls = self._rate.counts(now)
         share = share_too_large(failures, calls, min_calls=rules.min_calls, rate_percent=rules.rate_percent)
-        if share is not None:
-            self._because = f"{share} % of the last {calls} calls within {rules.window_s:g} s failed"
-            self._machine.open()
+        return None if share is None else f"{share} % of the last {calls} calls within {rules.window_s:g} s failed"
 
     # -- from outside
 
     def force(self, *, opened: bool, seconds: float) -> None:
         """Open it by hand for so long, or close it."""
-        self._because = "by hand"
         if opened:
-            self._held_s = seconds
-            self._machine.open()
-            self._held_s = None
+            self._open("by hand")
+            self._until = self.since + seconds
         else:
-            self._machine.close()
+            self._close("by hand")
+        self._changed(self)
 
     def adopt(self, change: Change) -> None:
-        """Take over a state that another process has told."""
-        self._adopting, self._because = True, change.why
-        try:
-            if change.state == CLOSED:
-                if self.state != CLOSED:
-                    self._machine.close()
-            elif self.state == CLOSED or change.open_s > 0:  # one whose time is over does not stop a probe of ours
-                if self.state != OPEN:
-                    self._machine.open()
-                self._probe = None
-        finally:
-            self._adopting = False
+        """Take over a state that another process has taken. `changed` is not called."""
+        if change.state == CLOSED:
+            if self.state != CLOSED:
+                self._close(change.why)
+        elif self.state == CLOSED or change.open_s > 0:  # one whose time is over does not stop a probe of this process
+            if self.state != OPEN:
+                self._open(change.why)
+            self._probe = None
         now = self._clock()
         self.why, self.tries, self.since = change.why, change.tries, now - change.age_s
         self._until = now + change.open_s
 
     def change(self) -> Change:
-        """The state as it is told to other processes."""
+        """The state as other processes take it over."""
         now = self._clock()
-        told = CLOSED if self.state == CLOSED else OPEN
-        return Change(told, max(0.0, self._until - now), self.why, self.tries, now - self.since)
+        state = CLOSED if self.state == CLOSED else OPEN
+        return Change(state, max(0.0, self._until - now), self.why, self.tries, now - self.since)
 
-    def state_change(
-        self,
-        cb: pybreaker.CircuitBreaker,
-        old_state: pybreaker.CircuitBreakerState | None,
-        new_state: pybreaker.CircuitBreakerState,
-    ) -> None:
-        """pybreaker's listener. It is told before the storage is, which those who hear of it here look at."""
-        self._memory.state = new_state.name
-        now = self._clock()
-        if new_state.name == HALF_OPEN:
-            self._changed(self)
-            return
-        self.since, self.why = now, self._because
+    # -- transitions
+
+    def _open(self, why: str) -> None:
+        self._machine.open()
+        self._entered(why)
+
+    def _close(self, why: str) -> None:
+        self._machine.close()  # its number of failures in a row begins again
+        self._entered(why)
+        self.tries, self._until = 0, 0.0
+        self._rate.clear()
+
+    def _entered(self, why: str) -> None:
+        self.since, self.why = self._clock(), why
         self._probe, self._probe_until = None, 0.0
-        if new_state.name == CLOSED:
-            self.tries, self._until = 0, 0.0
-            self._rate.clear()
-        elif self._held_s is not None:
-            self._until = now + self._held_s
-        elif not self._adopting:
-            self.tries += 1
-            jitter = random.uniform(0.9, 1.1)  # noqa: S311 (so that processes differ)
-            self._until = now + self._rules.open_for(self.tries) * jitter
-        if not self._adopting:
-            self._changed(self)
-
-
-def _nothing() -> None:
-    return
-
-
-def _fail() -> None:
-    raise _Failure

@@ -1,4 +1,4 @@
-"""What the governed call needs of circuit breakers: to ask before an attempt, and to tell how it went.
+"""What the governed call needs of circuit breakers: a permit before an attempt, which takes its outcome after it.
 
 The real ones are in `breakers.py`; `NO_BREAKERS` lets everything pass.
 """
@@ -12,7 +12,7 @@ from llm_service.pricing.catalog import Model
 
 
 class BreakerPermit(Protocol):
-    """Leave for one attempt. The first that it is told counts: `release` says nothing about the model."""
+    """Permission for one attempt. Only the first outcome counts; `release` ends the attempt without one."""
 
     def succeeded(self) -> None: ...
     def failed(self, part: Literal["model", "proxy"] = "model") -> None: ...
@@ -20,7 +20,7 @@ class BreakerPermit(Protocol):
 
 
 class BreakerGate(Protocol):
-    """`acquire` raises `BreakerOpen`; `blocked` looks, from memory, and takes nothing."""
+    """`acquire` raises `BreakerOpen`; `blocked` only reads this process's memory and takes nothing."""
 
     def blocked(self, model: Model) -> Unavailable | None: ...
     async def acquire(self, model: Model) -> BreakerPermit: ...

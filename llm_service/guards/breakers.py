@@ -1,12 +1,13 @@
 """Circuit breakers for each model, each provider and LiteLLM Proxy, shared by all processes through Redis.
 
 What must hold:
-- Asking never waits for anything but, for a probe, one bounded round trip; the state is this process's own memory.
-  What changes is told to the others, and heard from them, by a task of its own (`run`).
-- One probe at a time over all processes, by a lock in Redis that ends with its lifetime: who dies while it probes
-  keeps nobody out for longer. What a probe has found is told in the same step that gives it back.
-- Without Redis each process goes on with its own (I6). When it is back, states merge: open wins while its time
-  lasts (`breakers.lua`).
+- A call reads the state from this process's memory. Only a probe waits, for one bounded round trip.
+  A separate task (`run`) exchanges changes of state with the other processes.
+- One probe at a time over all processes, by a lock in Redis that expires: a process that dies while it probes
+  keeps the others out for no longer than that. A probe's result is shared in the same step that gives the probe back.
+- Without Redis each process goes on with its own breakers (I6). When Redis is available again, states merge: open
+  wins while its time lasts (`breakers.lua`).
+- Each call that succeeds is counted, although nothing is open: the share of failures needs the number of all calls.
 - A breaker is only made for a model of the catalogue, and for its provider.
 """
 
@@ -20,6 +21,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 from uuid import uuid4
 
@@ -60,8 +62,9 @@ class _Probe:
 class Breakers:
     """All breakers of this process. Belongs to one event loop; `None` for Redis keeps them in this process.
 
-    `on_change(name, state, own)` hears of each state that one takes, `own`: by what happened here, and not told by
-    another process; `on_refused(name)` of each call that was kept out; `on_degraded` of Redis' leaving and return.
+    `on_change(name, state, own)` is called after each change of state; `own` is False for a change that was taken over
+    from another process. `on_refused(name)` is called for each call that was kept out, and `on_degraded(away)` when
+    Redis becomes unavailable or available again.
     """
 
     def __init__(
@@ -85,6 +88,9 @@ class Breakers:
         self._on_refused = on_refused
         self._owner = uuid4().hex
         self._known: dict[str, Breaker] = {}
+        self._names: dict[
+            str, tuple[Model, tuple[str, ...]]
+        ] = {}  # by the model's name, until the catalogue changes it
         self._seen: dict[str, str] = {}  # the version of each in Redis that was last taken over, or told
         self._untold: set[str] = set()
         self._forced: set[str] = set()  # of the untold, those that were changed by hand
@@ -100,7 +106,7 @@ class Breakers:
 
     def blocked(self, model: Model) -> BreakerOpen | None:
         """Why an attempt at this model would be kept out now. Takes nothing."""
-        for name in names_of(model):
+        for name in self._names_of(model):
             breaker = self._known.get(name)
             wait_s = None if breaker is None else breaker.wait_s()
             if breaker is not None and wait_s is not None:
@@ -108,15 +114,18 @@ class Breakers:
         return None
 
     async def acquire(self, model: Model) -> BreakerPermit:
-        """Leave for one attempt.
+        """A permit for one attempt.
 
         Raises:
             BreakerOpen: one of the model's breakers is open, or another call is its probe.
         """
-        names = names_of(model)
+        names = self._names_of(model)
+        for name in names:
+            if self._breaker(name).state != CLOSED:
+                break
+        else:
+            return _Permit(self, names, _NO_PROBES)
         probes: dict[str, _Probe] = {}
-        if all(self._breaker(name).state == CLOSED for name in names):
-            return _Permit(self, names, probes)
         try:
             for name in names:
                 wait_s = await self._pass(name, probes)
@@ -129,7 +138,11 @@ class Breakers:
         return _Permit(self, names, probes)
 
     def settle(self, names: tuple[str, ...], probes: Mapping[str, _Probe], outcome: bool | None, part: str) -> None:
-        """What an attempt says of its breakers; None: nothing."""
+        """Report an attempt's outcome to its breakers; None: it has none."""
+        if outcome and not probes:  # nearly every call there is: it counts in the shares of failures
+            for name in names:
+                self._breaker(name).succeeded()
+            return
         if outcome is not None:
             *wider, model = (self._breaker(name) for name in names)
             # A model that has just opened is not asked again: what is still under way to it says nothing new of
@@ -201,7 +214,7 @@ class Breakers:
     # -- for the other processes
 
     async def run(self) -> None:
-        """Tell and hear changes, for ever."""
+        """Exchange changes with the other processes, forever."""
         while True:
             self._wake.clear()
             try:
@@ -213,7 +226,7 @@ class Breakers:
                 await asyncio.wait_for(self._wake.wait(), self._sync_s)
 
     async def sync(self) -> bool:
-        """Tell what has changed here, and take over what has changed elsewhere. False: Redis is away."""
+        """Share what has changed here, and take over what has changed elsewhere. False: Redis is away."""
         if self._scripts is None:
             return True
         untold, self._untold = self._untold, set()
@@ -266,6 +279,12 @@ class Breakers:
             if self._breaker(name).state != CLOSED:
                 self._untold.add(name)
 
+    def _names_of(self, model: Model) -> tuple[str, ...]:
+        known = self._names.get(model.name)
+        if known is None or known[0] is not model:
+            known = self._names[model.name] = (model, names_of(model))
+        return known[1]
+
     def _lock_key(self, name: str) -> str:
         return f"{self._prefix}:probe:{name}"
 
@@ -294,7 +313,12 @@ class Breakers:
         )
 
 
+_NO_PROBES: Mapping[str, _Probe] = MappingProxyType({})
+
+
 class _Permit:
+    __slots__ = ("_names", "_owner", "_probes")
+
     def __init__(self, owner: Breakers, names: tuple[str, ...], probes: Mapping[str, _Probe]) -> None:
         self._owner: Breakers | None = owner
         self._names = names

@@ -82,11 +82,13 @@ class RateLimiter:
         Raises:
             RateLimited: names the limit that takes longest to wait for, or one that the call can never pass.
         """
-        charges = charges_of(self._prefix, limits, model, tokens)
+        charges = charges_of(self._prefix, limits, model, tokens) if limits else ()
+        if not charges:
+            return RatePermit(call_id, (), (), 0, local=True)
         impossible = never_passes(charges)
         if impossible is not None:
             raise impossible
-        local = not charges or self._scripts is None or self._scripts.away
+        local = self._scripts is None or self._scripts.away
         decision = None if local else await self._shared(call_id, charges, lifetime_s)
         if decision is None:
             local = True
@@ -114,6 +116,8 @@ class RateLimiter:
         if permit.released:
             return
         permit.released = True
+        if not permit.charges:
+            return
         changes = permit.returns(tokens)
         if permit.local or self._scripts is None:
             self._local.release(permit, tokens)

@@ -65,7 +65,7 @@ def witness_of(
     information: Mapping[str, Any] = metadata.get("model_info") or call.get("model_info") or {}
     status = _status(outcome, error)
     counted = outcome != "success" or bool(call.get(COUNTED))
-    if counted and usage is not None and claim.get("finishes"):
+    if counted and usage is not None and claim.get("drain_on_disconnect"):
         usage, cost = None, None  # much of it may be unseen: what was counted would pass for what it cost
     used, tier = _usage(usage), _service_tier(call)
     if counted:  # nobody has told how the input was cached, nor perhaps the tier: at the dearest, and as was asked for
@@ -90,7 +90,7 @@ def witness_of(
     )
 
 
-def surely_free(error: BaseException) -> bool:
+def certainly_unbilled(error: BaseException) -> bool:
     """Whether a failed attempt cannot have been billed: the provider answered with an error, or was not reached.
 
     Anything else may have been served: a connection that broke, a time-out, an answer that LiteLLM could
@@ -120,7 +120,7 @@ def ended_by_litellm(error: BaseException) -> bool:
     (a connection that breaks, the provider's own error) comes after all that was sent.
     """
     own = any("Timeout" in type(cause).__name__ or _REPEATS in str(cause) for cause in causes(error))
-    return own and not surely_free(error)
+    return own and not certainly_unbilled(error)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:

@@ -51,13 +51,13 @@ from llm_service.litellm_plugin.events import (
     CLAIM,
     COUNTED,
     causes,
+    certainly_unbilled,
     details_of,
     ended_by_litellm,
     estimate,
     grant_name,
     is_own_count,
     metadata_of,
-    surely_free,
     unreadable,
     usage_of,
     witness_of,
@@ -262,7 +262,7 @@ def _identity(grant: Grant) -> UserAPIKeyAuth:
             CLAIM: {
                 "call_id": str(grant.call_id),
                 "attempt": grant.attempt,
-                "finishes": grant.finishes,
+                "drain_on_disconnect": grant.drain_on_disconnect,
                 "once": grant.once,
             },
             "agent": grant.agent,
@@ -311,7 +311,7 @@ class WitnessLogger(CustomLogger):
         """One attempt at one deployment failed before it answered; the router may try another."""
         started = getattr(request_data.get("litellm_logging_obj"), "start_time", None)
         sent = details_of(request_data).get("api_call_start_time") is not None
-        free = surely_free(exception) or not sent
+        free = certainly_unbilled(exception) or not sent
         self._remember(metadata_of(request_data).get("user_api_key_metadata"), free, not sent and unreadable(exception))
         cost = 0 if free else None
         self._record("failure", request_data, None, cost, started, None, exception)
@@ -326,11 +326,11 @@ class WitnessLogger(CustomLogger):
         hook above, and before the one below."""
         free, unread = self._failed.pop(grant_name(getattr(user_api_key_dict, "metadata", None)), (None, False))
         if free is None:  # no attempt failed: LiteLLM refused it before (a cooldown), or a stream broke late
-            free = surely_free(original_exception) or not request_data.get("stream")
+            free = certainly_unbilled(original_exception) or not request_data.get("stream")
         request_data[_FREE] = "1" if free else "0"
         request_data[_UNREADABLE] = "1" if unread else "0"
         told = any(getattr(cause, _ENDED, False) for cause in causes(original_exception))
-        if not told and surely_free(original_exception):
+        if not told and certainly_unbilled(original_exception):
             self._record("failure", request_data, None, 0, None, None, original_exception)
 
     async def async_post_call_response_headers_hook(
@@ -371,7 +371,9 @@ class WitnessLogger(CustomLogger):
                         yield chunk
             except (GeneratorExit, asyncio.CancelledError):
                 ended = await (
-                    stream.finish(_FINISH_S) if claim.get("finishes") else stream.finish(_BEHIND_S, _LINGER_S)
+                    stream.finish(_FINISH_S)
+                    if claim.get("drain_on_disconnect")
+                    else stream.finish(_BEHIND_S, _LINGER_S)
                 )
                 if ended is not LastRead.ENDED:
                     self._record_cut("cancelled", request_data, seen, None, unread=ended is LastRead.BEHIND)

@@ -6,6 +6,11 @@ take goes to disk at once (the *spool*), as JSON lines, and is replayed when Pos
 worker; each witness has an id of its own, so that a line that is sent twice counts once. What is
 only in memory is never older than a flush.
 
+It is neither of the other two writers in groups (`treasury/batch.py`, `used_grants.SharedUses`), because nobody waits
+for a result here, so what Postgres does not take is kept instead of refused. Nor is its folder the spool of settlements
+(`treasury/spool.py`): a settlement is in a journal before Postgres is asked and belongs to one living process; a witness is on
+disk only when Postgres did not take it, in files that are whole and belong to nobody.
+
 Runs inside LiteLLM Proxy: standard library and asyncpg, and `witness.py`.
 """
 

@@ -1,4 +1,4 @@
-"""Metrics and traces of governed calls. What a call costs is decided elsewhere; here it is only told.
+"""Metrics and traces of governed calls. What a call costs is decided elsewhere; here it is only reported.
 
 What must hold: telemetry never delays, fails or changes a call. `Telemetry.record` runs after the
 caller has its answer, does no I/O that waits, and never raises.

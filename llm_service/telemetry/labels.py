@@ -1,4 +1,4 @@
-"""Label values, bounded: a metric has as many series as its labels have combinations, and each costs memory for ever.
+"""Label values, bounded: a metric has as many series as its labels have combinations, and each costs memory forever.
 
 What must hold: whatever callers send, a label takes at most its limit of distinct values, and every
 value can be encoded (a lone surrogate in one label would break every scrape from then on). What does

@@ -100,7 +100,7 @@ def _http(url: str, name: str) -> str:
 
 
 class _Watched(SpanExporter):
-    """The exporter, telling its lane what became of each batch."""
+    """The exporter, telling its queue what became of each batch."""
 
     def __init__(self, inner: SpanExporter, ended: Callable[[int, bool], None]) -> None:
         self._inner, self._ended = inner, ended
@@ -117,7 +117,7 @@ class _Watched(SpanExporter):
         self._inner.shutdown()
 
 
-class Lane(SpanProcessor):
+class SpanQueue(SpanProcessor):
     """One endpoint's queue and thread. Counts every span once: exported, failed, or dropped."""
 
     def __init__(
@@ -187,10 +187,10 @@ class Lane(SpanProcessor):
 
 
 class Traces:
-    """Builds spans of ended calls and hands them to every lane."""
+    """Builds spans of ended calls and hands them to every queue."""
 
-    def __init__(self, lanes: Sequence[Lane]) -> None:
-        self._lanes = lanes
+    def __init__(self, queues: Sequence[SpanQueue]) -> None:
+        self._queues = queues
         resource = Resource.create(
             {
                 "service.name": os.environ.get("OTEL_SERVICE_NAME", "treasurer"),
@@ -201,8 +201,8 @@ class Traces:
         self._provider = TracerProvider(
             resource=resource, shutdown_on_exit=False, span_limits=SpanLimits(max_attribute_length=1024)
         )
-        for lane in lanes:
-            self._provider.add_span_processor(lane)
+        for queue in queues:
+            self._provider.add_span_processor(queue)
         self._tracer = self._provider.get_tracer("treasurer")
         self._propagator = TraceContextTextMapPropagator()
 
@@ -215,15 +215,15 @@ class Traces:
         *,
         max_queue: int = MAX_QUEUE,
     ) -> Traces:
-        """Start a lane for each endpoint. `count` and `health` are called from the lanes' threads."""
+        """Start a queue for each endpoint. `count` and `health` are called from the queues' threads."""
         # They say the same thing for every batch, without end; `health` says it once.
         logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
         logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.CRITICAL)
-        lanes: list[Lane] = []
+        queues: list[SpanQueue] = []
         for endpoint in endpoints:
             exporter = OTLPSpanExporter(endpoint.url, headers=dict(endpoint.headers), timeout=_EXPORT_TIMEOUT_S)
-            lanes.append(Lane(endpoint.name, exporter, count, health, max_queue=max_queue))
-        return cls(lanes)
+            queues.append(SpanQueue(endpoint.name, exporter, count, health, max_queue=max_queue))
+        return cls(queues)
 
     def parent(self, traceparent: str | None) -> Context | None:
         """The context of a W3C `traceparent` header; else the current one, if a span is open in it."""
@@ -249,17 +249,17 @@ class Traces:
         span.end(start_ns + call.latency_ms * 1_000_000)
 
     async def close(self, timeout_s: float) -> None:
-        """Flush every lane at once; after `timeout_s` give up what is left."""
+        """Flush every queue at once; after `timeout_s` give up what is left."""
         # Daemon threads, not the loop's executor: that one is joined at exit, however long it takes. And
         # looked at, not awaited: a thread that ends late must not touch a loop that has closed.
-        threads = [threading.Thread(target=lane.shutdown, daemon=True) for lane in self._lanes]
+        threads = [threading.Thread(target=queue.shutdown, daemon=True) for queue in self._queues]
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + timeout_s
         while any(thread.is_alive() for thread in threads) and time.monotonic() < deadline:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        for lane in self._lanes:
-            lane.give_up()
+        for queue in self._queues:
+            queue.give_up()
 
 
 def attributes(call: CallRecord) -> dict[str, AttributeValue]:

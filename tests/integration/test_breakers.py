@@ -18,12 +18,11 @@ from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.breakers import Breakers, names_of
 from llm_service.guards.redis_scripts import connect
 from llm_service.pricing.catalog import Model, read_models
-from tests.llm_service.fakes import ENTRIES, PRICED
-from tests.llm_service.guards.test_breaker import Clock
+from tests.llm_service.fakes import BREAKER_RULES, ENTRIES, PRICED, Clock
 
 #: Long enough that none ends before a test moves its clock, or Redis lets a probe's lock go.
-RULES = BreakerRules(failures=2, open_s=60.0, probe_s=60.0)
-SHORT = BreakerRules(failures=2, open_s=0.05, probe_s=60.0)
+RULES = replace(BREAKER_RULES, failures=2, open_s=60.0)
+SHORT = replace(BREAKER_RULES, failures=2, open_s=0.05)
 MODEL = read_models(ENTRIES)["m"]
 OTHER = read_models([{"model_name": "o", "model_info": PRICED | {"id": "o"}}])["o"]
 

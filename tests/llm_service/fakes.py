@@ -11,6 +11,7 @@ from uuid import UUID
 
 from llm_service.call.idempotency import Claim, Idempotency, Replay
 from llm_service.errors import TreasurerError
+from llm_service.guards.breaker import BreakerRules
 from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.guards.token_bucket import RatePermit
 from llm_service.pricing.bounds import TextCount
@@ -51,6 +52,19 @@ ENTRIES: list[dict[str, Any]] = [
         "model_info": PRICED | {"id": "d2", "mode": "embedding"},
     },
 ]
+
+
+#: Rules of breakers as an operator has them who sets none.
+BREAKER_RULES = BreakerRules(failures=5, window_s=30.0, rate_percent=50, min_calls=20, open_s=10.0, probe_s=60.0)
+
+
+class Clock:
+    """A monotonic clock that stands still until a test moves it."""
+
+    now = 1_000.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 class FakeTreasury:

@@ -65,7 +65,7 @@ def test_i3_a_grant_is_read_back_whole() -> None:
     signed = grant()
     assert check(sign(SECRET, signed)) == signed
     assert signed.jti == "00000000-0000-0000-0000-000000000007.1"
-    marked = replace(signed, finishes=True, once=True)
+    marked = replace(signed, drain_on_disconnect=True, once=True)
     assert check(sign(SECRET, marked)) == marked
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from gateway.stack.data_lock import AlreadyRunning, claim
+from gateway.stack.data_lock import AlreadyRunning, data_lock
 from gateway.stack.state import StackState
 
 
@@ -43,21 +43,24 @@ def own_state(data_dir: Path) -> StackState:
 
 
 def test_a_second_claim_says_who_runs_and_where(tmp_path: Path) -> None:
-    with claim(tmp_path):
-        with pytest.raises(AlreadyRunning, match=rf"process {os.getpid()}, still starting"), claim(tmp_path):
+    with data_lock(tmp_path):
+        with pytest.raises(AlreadyRunning, match=rf"process {os.getpid()}, still starting"), data_lock(tmp_path):
             pass
         own_state(tmp_path).write()
-        with pytest.raises(AlreadyRunning, match=r"at http://127\.0\.0\.1:4100.*kill \d+") as caught, claim(tmp_path):
+        with (
+            pytest.raises(AlreadyRunning, match=r"at http://127\.0\.0\.1:4100.*kill \d+") as caught,
+            data_lock(tmp_path),
+        ):
             pass
         assert caught.value.pid == os.getpid()
-    with claim(tmp_path):
+    with data_lock(tmp_path):
         assert StackState.read(tmp_path) is None
 
 
 def test_a_stale_lock_file_and_state_lock_nobody_out(tmp_path: Path) -> None:
     (tmp_path / "lock").write_text("99999999\n")
     state(tmp_path, 99999999, 1.0).write()
-    with claim(tmp_path):
+    with data_lock(tmp_path):
         assert not (tmp_path / "stack.json").exists()
 
 
@@ -81,7 +84,7 @@ def test_what_a_dead_supervisor_left_running_is_stopped(tmp_path: Path) -> None:
         lines = [f"{left.pid} {started} 15", f"{other.pid} {started - 500} 15", "torn line", "99999999 1.0 15"]
         (tmp_path / "children").write_text("\n".join(lines))
         reaper = time.monotonic()
-        with claim(tmp_path) as ours:
+        with data_lock(tmp_path) as ours:
             assert left.wait(1) in {-signal.SIGTERM, -signal.SIGKILL}
             assert other.poll() is None, "its id was recorded, but at another start: it is not ours"
             ours.record(os.getpid(), 15)

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from gateway.stack import part as part_module
-from gateway.stack.data_lock import Claim
+from gateway.stack.data_lock import DataLock
 from gateway.stack.part import Part, PartFailed, PartState, PartStatus, SupervisedPart, describe_exit, pause_s
-from gateway.stack.watchdog_client import Guard
+from gateway.stack.watchdog_client import WatchdogClient
 
 
 async def yes() -> bool:
@@ -39,17 +39,19 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-async def guard() -> AsyncIterator[Guard]:
-    async with Guard(lambda _: None) as guard:
-        yield guard
+async def watchdog() -> AsyncIterator[WatchdogClient]:
+    async with WatchdogClient(lambda _: None) as watchdog:
+        yield watchdog
 
 
 class Watched:
     """A part, what it has shown, and its task."""
 
-    def __init__(self, part: Part, guard: Guard, folder: Path) -> None:
+    def __init__(self, part: Part, watchdog: WatchdogClient, folder: Path) -> None:
         self.shown: list[PartStatus] = []
-        self.part = SupervisedPart(part, folder / "thing.log", guard, Claim(folder / "children"), self.shown.append)
+        self.part = SupervisedPart(
+            part, folder / "thing.log", watchdog, DataLock(folder / "children"), self.shown.append
+        )
         self.task = asyncio.create_task(self.part.run())
 
     async def until(self, state: PartState, times: int = 1) -> PartStatus:
@@ -75,8 +77,8 @@ def test_an_exit_is_described_in_words() -> None:
     assert describe_exit(3) == "exited with status 3"
 
 
-async def test_a_part_that_dies_is_started_again_and_it_is_said(guard: Guard, tmp_path: Path) -> None:
-    watched = Watched(python("import time; time.sleep(60)"), guard, tmp_path)
+async def test_a_part_that_dies_is_started_again_and_it_is_said(watchdog: WatchdogClient, tmp_path: Path) -> None:
+    watched = Watched(python("import time; time.sleep(60)"), watchdog, tmp_path)
     first = await watched.until(PartState.READY)
     assert first.pid is not None
     os.kill(first.pid, signal.SIGKILL)
@@ -88,13 +90,13 @@ async def test_a_part_that_dies_is_started_again_and_it_is_said(guard: Guard, tm
     assert watched.shown[-1].state is PartState.STOPPED
 
 
-async def test_what_a_part_warns_of_is_shown_while_it_is_ready(guard: Guard, tmp_path: Path) -> None:
+async def test_what_a_part_warns_of_is_shown_while_it_is_ready(watchdog: WatchdogClient, tmp_path: Path) -> None:
     said = ["LiteLLM Proxy's clock is 3,600 s ahead", "LiteLLM Proxy's clock is 3,600 s ahead", ""]
 
     async def remark() -> str:
         return said.pop(0)
 
-    watched = Watched(replace(python("import time; time.sleep(60)"), remark=remark), guard, tmp_path)
+    watched = Watched(replace(python("import time; time.sleep(60)"), remark=remark), watchdog, tmp_path)
     await watched.part.look()
     assert len(said) == 3, "it is not ready yet"
     await watched.until(PartState.READY)
@@ -105,9 +107,9 @@ async def test_what_a_part_warns_of_is_shown_while_it_is_ready(guard: Guard, tmp
     await watched.stop()
 
 
-async def test_what_a_dead_part_leaves_in_its_group_is_killed(guard: Guard, tmp_path: Path) -> None:
+async def test_what_a_dead_part_leaves_in_its_group_is_killed(watchdog: WatchdogClient, tmp_path: Path) -> None:
     code = "import os, time\nchild = os.fork()\nprint(child if child else '', flush=True)\ntime.sleep(60)"
-    watched = Watched(python(code), guard, tmp_path)
+    watched = Watched(python(code), watchdog, tmp_path)
     first = await watched.until(PartState.READY)
     async with asyncio.timeout(10):
         while not (text := (tmp_path / "thing.log").read_text().strip()):
@@ -119,12 +121,12 @@ async def test_what_a_dead_part_leaves_in_its_group_is_killed(guard: Guard, tmp_
     await watched.stop()
 
 
-async def test_a_part_that_lives_and_answers_no_more_is_started_again(guard: Guard, tmp_path: Path) -> None:
+async def test_a_part_that_lives_and_answers_no_more_is_started_again(watchdog: WatchdogClient, tmp_path: Path) -> None:
     async def answers() -> bool:
         return [status.state for status in watched.shown].count(PartState.READY) > 1
 
     part = python("import time; time.sleep(60)")
-    watched = Watched(replace(part, answers=answers, answers_every_s=0.02, patience_s=0.2), guard, tmp_path)
+    watched = Watched(replace(part, answers=answers, answers_every_s=0.02, patience_s=0.2), watchdog, tmp_path)
     first = await watched.until(PartState.READY)
     second = await watched.until(PartState.READY, times=2)
     assert second.pid != first.pid
@@ -137,8 +139,10 @@ async def test_a_part_that_lives_and_answers_no_more_is_started_again(guard: Gua
     await watched.stop()
 
 
-async def test_a_part_that_never_starts_is_given_up_with_its_last_words(guard: Guard, tmp_path: Path) -> None:
-    watched = Watched(python("print('no such option'); raise SystemExit(2)", ready=no), guard, tmp_path)
+async def test_a_part_that_never_starts_is_given_up_with_its_last_words(
+    watchdog: WatchdogClient, tmp_path: Path
+) -> None:
+    watched = Watched(python("print('no such option'); raise SystemExit(2)", ready=no), watchdog, tmp_path)
     with pytest.raises(PartFailed, match=r"(?s)exited with status 2.*no such option") as caught:
         await watched.task
     assert "thing.log" in str(caught.value)
@@ -146,24 +150,24 @@ async def test_a_part_that_never_starts_is_given_up_with_its_last_words(guard: G
     assert watched.shown[-1].restarts == 2
 
 
-async def test_a_part_that_is_not_ready_in_time_is_given_up(guard: Guard, tmp_path: Path) -> None:
+async def test_a_part_that_is_not_ready_in_time_is_given_up(watchdog: WatchdogClient, tmp_path: Path) -> None:
     part = replace(python("import time; time.sleep(60)", ready=no), start_timeout_s=0.05)
-    watched = Watched(part, guard, tmp_path)
+    watched = Watched(part, watchdog, tmp_path)
     with pytest.raises(PartFailed, match="not ready within"):
         await watched.task
 
 
-async def test_a_program_that_is_not_there_is_said(guard: Guard, tmp_path: Path) -> None:
+async def test_a_program_that_is_not_there_is_said(watchdog: WatchdogClient, tmp_path: Path) -> None:
     part = replace(python(""), command=["/nowhere/redis-server"])
     with pytest.raises(PartFailed, match=r"cannot be run.*redis-server"):
-        await Watched(part, guard, tmp_path).task
+        await Watched(part, watchdog, tmp_path).task
 
 
-async def test_a_part_that_ignores_the_gentle_signal_is_killed(guard: Guard, tmp_path: Path) -> None:
+async def test_a_part_that_ignores_its_stop_signal_is_killed(watchdog: WatchdogClient, tmp_path: Path) -> None:
     code = (
         "import signal, time\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\nprint('deaf', flush=True)\ntime.sleep(60)"
     )
-    watched = Watched(replace(python(code), stop_timeout_s=0.1), guard, tmp_path)
+    watched = Watched(replace(python(code), stop_timeout_s=0.1), watchdog, tmp_path)
     pid = (await watched.until(PartState.READY)).pid
     async with asyncio.timeout(10):
         while "deaf" not in (tmp_path / "thing.log").read_text():
@@ -173,22 +177,22 @@ async def test_a_part_that_ignores_the_gentle_signal_is_killed(guard: Guard, tmp
     await _gone(pid)
 
 
-async def test_an_external_server_is_awaited_and_never_started(guard: Guard, tmp_path: Path) -> None:
-    watched = Watched(Part(name="redis", address="redis://elsewhere", ready=yes), guard, tmp_path)
+async def test_an_external_server_is_awaited_and_never_started(watchdog: WatchdogClient, tmp_path: Path) -> None:
+    watched = Watched(Part(name="redis", address="redis://elsewhere", ready=yes), watchdog, tmp_path)
     await watched.task
     assert watched.part.status.external
     assert watched.part.status.pid is None
-    away = Watched(Part(name="redis", address="redis://away", ready=no, start_timeout_s=0.01), guard, tmp_path)
+    away = Watched(Part(name="redis", address="redis://away", ready=no, start_timeout_s=0.01), watchdog, tmp_path)
     with pytest.raises(PartFailed, match=r"redis at redis://away did not answer"):
         await away.task
 
 
-async def test_the_guard_starts_a_watchdog_that_died_again(guard: Guard) -> None:
-    first = guard.pid
+async def test_the_client_starts_a_watchdog_that_died_again(watchdog: WatchdogClient) -> None:
+    first = watchdog.pid
     assert first is not None
     os.kill(first, signal.SIGKILL)
     async with asyncio.timeout(10):
-        while guard.pid == first:
+        while watchdog.pid == first:
             await asyncio.sleep(0.02)
 
 

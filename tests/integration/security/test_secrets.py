@@ -23,9 +23,9 @@ import redis.asyncio
 
 from gateway.stack.postgres import embedded_postgres
 from gateway.stack.state import StackState
+from tests.collector import Collector
 from tests.integration.caller import Caller, open_caller, said
 from tests.integration.gateways import another_gateway
-from tests.llm_service.telemetry.test_traces import Collector
 
 PROMPT = f"the-planted-prompt-{uuid4().hex}"
 ANSWER = f"the-planted-answer-{uuid4().hex}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 from unittest.mock import ANY
 
@@ -18,10 +19,9 @@ from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.breakers import Breakers, names_of, rules_of
 from llm_service.guards.redis_scripts import Command, RedisUnavailable
 from llm_service.pricing.catalog import Model, read_models
-from tests.llm_service.fakes import ENTRIES, PRICED
-from tests.llm_service.guards.test_breaker import Clock
+from tests.llm_service.fakes import BREAKER_RULES, ENTRIES, PRICED, Clock
 
-RULES = BreakerRules(failures=2, min_calls=1_000, open_s=4.0, probe_s=30.0)
+RULES = replace(BREAKER_RULES, failures=2, min_calls=1_000, open_s=4.0, probe_s=30.0)
 MODEL = read_models(ENTRIES)["m"]
 
 
@@ -138,7 +138,7 @@ async def test_a_proxy_that_is_not_reached_counts_against_it_alone_and_is_probed
     clock.now += 1.2
     (await breakers.acquire(model("o"))).failed()  # the model fails; the proxy was reached
     assert states(breakers) == {}
-    assert rules_of("proxy", BreakerRules()).open_for(9) == 5
+    assert rules_of("proxy", BREAKER_RULES).open_for(9) == 5
 
 
 async def test_the_first_outcome_counts_and_neutral_counts_for_nothing() -> None:
@@ -326,3 +326,21 @@ def test_one_probe_at_a_time_whatever_happens(steps: list[tuple[int, str, float]
     waits = 0
     bounded = [step for step in steps if step[1] != "wait" or (waits := waits + 1) <= 5]
     asyncio.run(_play(bounded))
+
+
+async def test_calls_that_go_well_are_counted_so_that_a_few_failures_among_them_open_nothing() -> None:
+    breakers, _, _ = made(replace(RULES, failures=100, min_calls=10))
+    for _ in range(30):
+        (await breakers.acquire(MODEL)).succeeded()
+    await fail(breakers, times=9)
+    assert states(breakers) == {}
+    assert [each.name for each in breakers.states()] == sorted(names_of(MODEL))
+    await fail(breakers, times=21)
+    assert states(breakers)["model:m"] == OPEN
+
+
+async def test_a_model_that_the_catalogue_has_read_anew_passes_the_breakers_of_its_new_provider() -> None:
+    breakers, _, _ = made()
+    (await breakers.acquire(model("m", "openai"))).succeeded()
+    (await breakers.acquire(model("m", "azure"))).succeeded()
+    assert {"provider:openai", "provider:azure"} <= {each.name for each in breakers.states()}

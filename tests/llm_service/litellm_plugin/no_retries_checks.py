@@ -26,7 +26,7 @@ from litellm import Router
 from litellm.integrations.custom_logger import CustomLogger
 
 import llm_service.litellm_plugin.hooks  # noqa: F401 (takes the retries out, as in the proxy)
-from llm_service.litellm_plugin.events import surely_free
+from llm_service.litellm_plugin.events import certainly_unbilled
 
 ANSWERS = {
     "anthropic": b'{"id":"m","type":"message","role":"assistant","model":"c","content":[],"stop_reason":"end_turn"}',
@@ -67,7 +67,7 @@ class Failures(CustomLogger):
     async def async_post_call_failure_deployment_hook(
         self, request_data: object, exception: Exception, call_type: object, fallback_depth: int | None = None
     ) -> None:
-        self.free = surely_free(exception)
+        self.free = certainly_unbilled(exception)
 
 
 async def main() -> None:

@@ -235,7 +235,7 @@ async def check_a_usage_that_contradicts_its_answer_proves_nothing() -> None:
 
 async def check_litellm_s_own_count_says_nothing_of_what_may_be_unseen() -> None:
     """The service reads such a stream to its end; so does the plugin. What only LiteLLM counted is no proof."""
-    claim = {**METADATA["user_api_key_metadata"]["treasurer"], "finishes": True}
+    claim = {**METADATA["user_api_key_metadata"]["treasurer"], "drain_on_disconnect": True}
     metadata = {**METADATA, "user_api_key_metadata": {"treasurer": claim}}
     for counted in (True, False):
         kwargs = event(response_cost=0.1, litellm_params={"metadata": metadata}, treasurer_counted=counted)
@@ -318,12 +318,12 @@ async def endless(items: int) -> Any:
     await asyncio.sleep(3600)
 
 
-async def left(source: Any, *, finishes: bool = False) -> tuple[Kept, Any, dict[str, Any]]:
+async def left(source: Any, *, drains: bool = False) -> tuple[Kept, Any, dict[str, Any]]:
     """A stream whose reader leaves after its first chunk."""
     kept, details = Kept(), event(messages=[])
     logger = plugin.WitnessLogger(kept)  # type: ignore[arg-type]
     call = SimpleNamespace(model_call_details=details, start_time=None)
-    key = SimpleNamespace(metadata={"treasurer": {"finishes": finishes}})
+    key = SimpleNamespace(metadata={"treasurer": {"drain_on_disconnect": drains}})
     chunks = logger.async_post_call_streaming_iterator_hook(key, source, {"litellm_logging_obj": call})
     await chunks.__anext__()
     await chunks.aclose()
@@ -499,7 +499,7 @@ async def check_a_stream_that_must_be_finished_is_read_to_its_end() -> None:
             await asyncio.sleep(0.05)
             yield item
 
-    kept, _, _ = await left(slow(), finishes=True)
+    kept, _, _ = await left(slow(), drains=True)
     assert kept.witnesses == []
 
 

@@ -9,63 +9,22 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import UUID
 
 import pytest
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 
 from llm_service.telemetry import CallRecord, Telemetry
-from llm_service.telemetry.traces import Lane, Traces, attributes, endpoints
+from llm_service.telemetry.traces import SpanQueue, Traces, attributes, endpoints
 from llm_service.types import CallContext, LedgerState, Usage
+from tests.collector import Collector
 
 MakeRecord = Callable[..., CallRecord]
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
-
-
-class Collector:
-    """An OTLP/HTTP receiver on the loopback. `status` is what it answers."""
-
-    def __init__(self) -> None:
-        self.requests: list[tuple[str, dict[str, str], ExportTraceServiceRequest]] = []
-        self.status = 200
-        collector = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers["content-length"]))
-                request = ExportTraceServiceRequest.FromString(body)
-                collector.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, request))
-                self.send_response(collector.status)
-                self.send_header("content-length", "0")
-                self.end_headers()
-
-            def log_message(self, format: str, *args: Any) -> None:
-                """Tests are quiet."""
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.thread = threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-        self.thread.start()
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def spans(self) -> list[Span]:
-        return [
-            span
-            for _, _, request in self.requests
-            for resource in request.resource_spans
-            for scope in resource.scope_spans
-            for span in scope.spans
-        ]
-
-    def stop(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join()
 
 
 @pytest.fixture
@@ -336,8 +295,8 @@ async def test_a_full_queue_drops_and_counts_every_span_once(make_record: MakeRe
     telemetry = Telemetry.create()
     exporter = _Scripted()
     exporter.result = SpanExportResult.SUCCESS
-    lane = Lane("otlp", exporter, telemetry._spans, telemetry._exporting, max_queue=10)
-    telemetry._traces = Traces([lane])
+    queue = SpanQueue("otlp", exporter, telemetry._spans, telemetry._exporting, max_queue=10)
+    telemetry._traces = Traces([queue])
     for _ in range(25):
         telemetry.record(make_record())
     assert await spans_total(telemetry) == {"dropped": 15}
@@ -350,13 +309,13 @@ async def test_an_endpoint_that_comes_back_clears_the_gauge(make_record: MakeRec
     telemetry = Telemetry.create()
     exporter = _Scripted()
     exporter.gate.set()
-    lane = Lane("otlp", exporter, telemetry._spans, telemetry._exporting)
-    telemetry._traces = Traces([lane])
+    queue = SpanQueue("otlp", exporter, telemetry._spans, telemetry._exporting)
+    telemetry._traces = Traces([queue])
     caplog.set_level("INFO")
     for result in (SpanExportResult.FAILURE, SpanExportResult.FAILURE, SpanExportResult.SUCCESS):
         exporter.result = result
         telemetry.record(make_record())
-        await asyncio.to_thread(lane.force_flush)
+        await asyncio.to_thread(queue.force_flush)
         gauge = 'treasurer_degraded{part="spans:otlp"} ' + ("0.0" if result is SpanExportResult.SUCCESS else "1.0")
         assert gauge in (await telemetry.render()).decode()
     assert await spans_total(telemetry) == {"failed": 2, "exported": 1}

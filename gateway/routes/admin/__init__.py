@@ -1,0 +1,15 @@
+"""The admin API, `/admin/v1`: a file for each noun.
+
+What must hold: only administrators pass (`common.py`); every change goes through `llm_service.administration`, which the
+command line uses too. Nothing is decided here.
+"""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+
+from gateway.routes.admin import agents, breakers, budgets, changes, keys, limits, organisations, pauses, routes, teams
+
+router = APIRouter()
+for _noun in (organisations, teams, agents, pauses, keys, budgets, limits, routes, breakers, changes):
+    router.include_router(_noun.router)

@@ -1,0 +1,85 @@
+"""What all routes of the admin API have in common: administrators only, bounded bodies, pages of lists.
+
+What must hold: a body is read after its sender is known to be an administrator, and up to 64 KiB.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Generic, Literal, TypeVar
+
+import asyncpg
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+
+from gateway.asgi import CallerLeft, read_body
+from gateway.auth import administrator, scheme
+from gateway.composition import GatewayRuntime
+from llm_service.administration.inputs import MAX_ID
+from llm_service.administration.paging import MOST, Page
+
+_MAX_BODY_BYTES = 64 * 1024
+_BODY_S = 60.0
+_TOO_LARGE = f"A request to the admin API has at most {_MAX_BODY_BYTES // 1024} KiB."
+_T = TypeVar("_T")
+
+
+class Listing(BaseModel, Generic[_T]):
+    """A list, in the shape that OpenAI gives its lists. `next_after`: as `after`, it gives the next page; None: this is
+    the last."""
+
+    object: Literal["list"] = "list"
+    data: list[_T]
+    has_more: bool = False
+    next_after: str | int | None = None
+
+
+def listing(page: Page[_T], cursor: Callable[[_T], str | int]) -> Listing[_T]:
+    """One page of a list that is in the order of `cursor`."""
+    return Listing(data=page, has_more=page.more, next_after=cursor(page[-1]) if page.more else None)
+
+
+class _AdminRoute(APIRoute):
+    """A route for administrators: the key is checked before the body is read, and the body's size is limited."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def bounded(request: Request) -> Response:
+            await administrator(request)
+            try:
+                body = await read_body(
+                    request.receive,
+                    request.headers,
+                    most_bytes=_MAX_BODY_BYTES,
+                    within_s=_BODY_S,
+                    too_large=_TOO_LARGE,
+                )
+            except CallerLeft:
+                return Response(status_code=400)  # nobody reads it
+            message = {"type": "http.request", "body": body, "more_body": False}
+
+            async def receive() -> dict[str, Any]:
+                return message
+
+            return await handle(Request(request.scope, receive))
+
+        return bounded
+
+
+def admin_router() -> APIRouter:
+    """A router for one noun of the admin API."""
+    return APIRouter(prefix="/admin/v1", tags=["admin"], route_class=_AdminRoute, dependencies=[Depends(scheme)])
+
+
+def _pool(request: Request) -> asyncpg.Pool:
+    runtime: GatewayRuntime = request.app.state.runtime
+    return runtime.pools.reading if request.method == "GET" else runtime.pools.changes
+
+
+Pool = Annotated[asyncpg.Pool, Depends(_pool)]
+Id = Annotated[int, Path(ge=1, le=MAX_ID)]
+Limit = Annotated[int, Query(ge=1, le=MOST, description="How many rows at most.")]
+AfterName = Annotated[str | None, Query(max_length=200, description="The name that the page before ended with.")]
+AfterId = Annotated[int | None, Query(ge=1, le=MAX_ID, description="The id that the page before ended with.")]
