@@ -5,10 +5,11 @@ from __future__ import annotations
 from rich.console import Console
 
 from gateway.cli.common import ExitCode, fail, run_async
+from gateway.migrations import MigrationFailed
 from gateway.migrations import migrate as upgrade
 from gateway.settings import load_settings, without_password
 from gateway.stack.state import running_state
-from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld
+from llm_service.postgres import PostgresTooOld
 
 
 def migrate() -> None:
@@ -24,5 +25,5 @@ async def _migrate(url: str) -> None:
         await upgrade(url)
     except PostgresTooOld as error:
         fail(error.at(without_password(url)), ExitCode.FAILED)
-    except ANY_POSTGRES_ERROR as error:
+    except MigrationFailed as error:
         fail(f"The database cannot be migrated: {error}", ExitCode.FAILED)

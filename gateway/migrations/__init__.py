@@ -14,13 +14,18 @@ import asyncpg
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
-from llm_service.postgres import PostgresTooOld, check_version
+from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld, check_version
 
 #: Names the lock among all advisory locks of the database ("Treasure" in ASCII).
 ADVISORY_LOCK = 0x5472656173757265
+
+
+class MigrationFailed(Exception):
+    """The database is as it was before. The message is the reason, in PostgreSQL's words where it gave one."""
 
 
 async def migrate(database_url: str, revision: str = "head") -> None:
@@ -29,7 +34,7 @@ async def migrate(database_url: str, revision: str = "head") -> None:
     `database_url` is what asyncpg reads (`postgresql://…`, with `sslmode` and the like).
 
     Raises:
-        OSError, asyncpg.PostgresError: the database cannot be reached, or a revision failed.
+        MigrationFailed: the database cannot be reached or used, or a revision failed; nothing was changed.
         PostgresTooOld: the server's version is not supported; nothing was changed.
     """
 
@@ -47,8 +52,19 @@ async def migrate(database_url: str, revision: str = "head") -> None:
         async with engine.begin() as connection:
             await connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": ADVISORY_LOCK})
             await connection.run_sync(_upgrade, revision)
+    except (*ANY_POSTGRES_ERROR, SQLAlchemyError) as error:
+        raise MigrationFailed(_reason(error)) from error
     finally:
         await engine.dispose()
+
+
+def _reason(error: BaseException) -> str:
+    """What the driver reported: SQLAlchemy wraps it, with the statement and an address for developers."""
+    while isinstance(error, SQLAlchemyError) and (cause := error.__cause__ or getattr(error, "orig", None)) is not None:
+        error = cause
+    cause = error.__cause__
+    reason = cause if isinstance(cause, asyncpg.PostgresError) else error
+    return str(reason) or "it did not answer in time"
 
 
 def _upgrade(connection: Connection, revision: str) -> None:

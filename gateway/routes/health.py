@@ -43,7 +43,7 @@ async def ready(request: Request) -> Response:
         "parts": parts,
         "warnings": clock_warnings(proxy_ahead_s, database_ahead_s),
     }
-    return JSONResponse(status, 200 if not missing else 503)
+    return JSONResponse(status, 503, headers={"retry-after": "1"}) if missing else JSONResponse(status)
 
 
 @router.get("/metrics", response_class=PlainTextResponse)

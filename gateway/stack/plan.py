@@ -20,9 +20,8 @@ from pathlib import Path
 import psutil
 import yaml
 from prometheus_client.multiprocess import mark_process_dead  # pyright: ignore[reportUnknownVariableType]
-from sqlalchemy.exc import SQLAlchemyError
 
-from gateway.migrations import migrate
+from gateway.migrations import MigrationFailed, migrate
 from gateway.settings import Settings, SettingsError, without_password
 from gateway.stack.litellm import NOT_INHERITED, EffectiveConfig, effective_config, own_prices, proxy_command
 from gateway.stack.own_folder import FolderNotOurs, own_folder
@@ -33,7 +32,7 @@ from gateway.stack.probe import http_ok, warnings_of
 from gateway.stack.redis import EmbeddedRedis, redis_answers
 from gateway.stack.secret_files import StackSecrets, stack_secrets
 from gateway.stack.state import StackState
-from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld
+from llm_service.postgres import PostgresTooOld
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _EXTERNAL_S = 15.0
@@ -205,7 +204,7 @@ def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
             await migrate(site.database_url)
         except PostgresTooOld as error:
             raise PlanError(error.at(without_password(site.database_url))) from error
-        except (*ANY_POSTGRES_ERROR, SQLAlchemyError) as error:
+        except MigrationFailed as error:
             raise PlanError(
                 f"The database at {without_password(site.database_url)} cannot be migrated: {error}"
             ) from error

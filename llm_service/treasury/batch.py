@@ -18,14 +18,14 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Group(Generic[Item, Result]):
+class GroupCommit(Generic[Item, Result]):
     """Collects items and hands them to `run` in groups of at most `max_size`.
 
-    `run` returns one result (or an exception, for that item alone) for each item, in order. If it
-    raises a `TreasurerError`, every item of the group gets it; after another error each item is
-    tried alone. `observe(size, seconds)` is told of each group. An item whose future was cancelled
-    before its group ran is left out; `abandoned(item, result)` is told of one that was cancelled since.
-    The first of a group waits `gather_s` for others to come along.
+    `run` returns one result (or an exception, for that item alone) for each item, in order. If it raises a
+    `TreasurerError`, every item of the group gets that error; after any other error each item is tried alone.
+    `observe(size, seconds)` is called after each group. An item whose future was cancelled before its group ran is
+    left out; `abandoned(item, result)` is called for an item that was cancelled while its group ran.
+    The first item of a group waits `linger_s` for others.
     """
 
     def __init__(
@@ -33,13 +33,13 @@ class Group(Generic[Item, Result]):
         run: Callable[[Sequence[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
         max_size: int = 256,
-        gather_s: float = 0.0,
+        linger_s: float = 0.0,
         observe: Callable[[int, float], None] | None = None,
         abandoned: Callable[[Item, Result | Exception], None] | None = None,
     ) -> None:
         self._run = run
         self._max_size = max_size
-        self._gather_s = gather_s
+        self._linger_s = linger_s
         self._observe = observe
         self._abandoned = abandoned
         self._waiting: list[tuple[Item, asyncio.Future[Result]]] = []
@@ -75,8 +75,8 @@ class Group(Generic[Item, Result]):
 
     async def _work(self) -> None:
         try:
-            if self._gather_s:
-                await asyncio.sleep(self._gather_s)
+            if self._linger_s:
+                await asyncio.sleep(self._linger_s)
             while self._waiting:
                 group = [pair for pair in self._waiting[: self._max_size] if not pair[1].cancelled()]
                 del self._waiting[: self._max_size]

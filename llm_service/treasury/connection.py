@@ -78,8 +78,11 @@ class Connection:
                 "application_name": f"treasurer {self._name}",
                 "jit": "off",
                 "lock_timeout": str(int(self._lock_s * 1000)),
-                # The arrays differ each time, the right plan does not: planning anew costs more than deciding.
+                # The arrays differ each time, the right plan does not: planning again costs more than deciding.
                 "plan_cache_mode": "force_generic_plan",
+                # A generic plan is made once, often on a table that is still small, and then reads all of the table that
+                # it has become. Every row that these connections read is found by an index.
+                "enable_seqscan": "off",
             },
         )
         try:

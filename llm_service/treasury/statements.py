@@ -1,13 +1,19 @@
 """The treasury's two statements: how a group of values becomes arrays, and how a row becomes a decision. Pure.
 
-What must hold: the arrays of one statement are of one length, place by place about the same call.
+What must hold:
+  Each argument stands once, in the order of the SQL function's parameters, with its name, its type and its getter
+      (tests/integration/test_treasury_statements.py compares them with the functions in the database).
+  The arrays over calls are of one length, place by place about the same call; so are those over principals, and those
+      over windows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
-from uuid import UUID
+from operator import attrgetter, itemgetter
+from typing import Any
 
 import asyncpg
 import orjson
@@ -15,22 +21,39 @@ import orjson
 from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
 from llm_service.types import NO_CONTEXT, CallContext, Hold, HoldRequest, Principal, Settlement
 
-# Arrays of numbers travel as text, which PostgreSQL reads faster than the driver encodes them.
-ADMIT = (
-    "SELECT * FROM treasury_admit_v3($1::text::uuid[],$2::text::smallint[],$3::text::integer[],$4::text::bigint[],"
-    "$5::text::bigint[],$6::text::bigint[],$7::text::bigint[],$8::text::bigint[],$9::text[],$10::text[],"
-    "$11::text::bigint[],$12::text::bigint[],$13::text::float8[],$14::text::integer[],$15::text::integer[],"
-    "$16::text::bigint[],$17::text[],$18::text::integer[],$19::text[],$20::text::bigint[],$21::integer,$22::boolean)"
-)
-SETTLE = (
-    "SELECT * FROM treasury_settle_v3($1::text::uuid[],$2::text::smallint[],$3::text::text[],$4::text::bigint[],"
-    "$5::text::bigint[],$6::text::integer[],$7::text::integer[],$8::text::integer[],$9::text::integer[],"
-    "$10::text::integer[],$11::text::text[],$12::text[],$13::text[],$14::text::smallint[],$15::text[],"
-    "$16::text::integer[],$17::text::integer[],$18::text[],$19::text::integer[],$20::boolean)"
-)
+_NUMBERS = {"smallint", "integer", "bigint", "double precision"}
 
 
-def _context_json(context: CallContext) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One array of a statement. `element` is the SQL type of its elements, `get` reads one from a member of `of`.
+
+    `plain`: texts that need no quotes in an array's literal, such as the words of an enum.
+    """
+
+    name: str
+    element: str
+    get: Callable[[Any], Any]
+    of: str = "calls"
+    plain: bool = False
+
+    @property
+    def cast(self) -> str:
+        """Arrays of numbers, ids and plain words travel as text, which PostgreSQL reads faster than the driver encodes them."""
+        return f"text::{self.element}[]" if self.element != "text" or self.plain else "text[]"
+
+    def encode(self, members: Iterable[Any]) -> object:
+        """The array, as the driver sends it for `cast`."""
+        values = map(self.get, members)
+        if self.element == "uuid":
+            return "{" + ",".join([f"{value.int:032x}" for value in values]) + "}"
+        if self.element in _NUMBERS:
+            return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+        return "{" + ",".join(values) + "}" if self.plain else list(values)
+
+
+def _context_json(request: HoldRequest) -> str | None:
+    context: CallContext = request.context
     if context is NO_CONTEXT:
         return None
     fields = {"run": context.run, "user": context.user, "session": context.session, "tags": context.tags or None}
@@ -38,77 +61,110 @@ def _context_json(context: CallContext) -> str | None:
     return orjson.dumps(named).decode() if named else None
 
 
-def _numbers(values: Iterable[int | float | None]) -> str:
-    return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
+def _itself(value: int) -> int:
+    return value
 
 
-def _told(text: str | None) -> str | None:
+def _bounded(name: str) -> Callable[[Settlement], str | None]:
     """A provider's own word, as Postgres takes it: without NUL, and no longer than a word is."""
-    return None if text is None else text.replace("\0", "")[:200]
+    get = attrgetter(name)
+
+    def bounded(settlement: Settlement) -> str | None:
+        text: str | None = get(settlement)
+        return None if text is None else text.replace("\0", "")[:200]
+
+    return bounded
 
 
-def _uuids(values: Iterable[UUID]) -> str:
-    return "{" + ",".join([f"{value.int:032x}" for value in values]) + "}"
+ADMISSION = (
+    Parameter("p_call_id", "uuid", attrgetter("call_id")),
+    Parameter("p_attempt", "smallint", attrgetter("attempt")),
+    Parameter("p_principal", "integer", _itself, "principal_of_call"),
+    Parameter("p_epoch", "bigint", attrgetter("epoch"), "principals"),
+    Parameter("p_organisation", "bigint", attrgetter("organisation_id"), "principals"),
+    Parameter("p_team", "bigint", attrgetter("team_id"), "principals"),
+    Parameter("p_agent", "bigint", attrgetter("agent_id"), "principals"),
+    Parameter("p_key", "bigint", attrgetter("key_id"), "principals"),
+    Parameter("p_model", "text", attrgetter("model")),
+    Parameter("p_context", "text", _context_json),
+    Parameter("p_amount", "bigint", attrgetter("amount_nano")),
+    Parameter("p_floor", "bigint", attrgetter("floor_nano")),
+    Parameter("p_lifetime_s", "double precision", attrgetter("lifetime_s")),
+    Parameter("p_first_line", "integer", _itself, "first_line"),
+    Parameter("p_line_window", "integer", _itself, "line_window"),
+    Parameter("p_budget", "bigint", itemgetter(0), "windows"),
+    Parameter("p_subject", "text", itemgetter(1), "windows"),
+    Parameter("p_max_share", "integer", attrgetter("max_share")),
+    Parameter("p_requested", "text", attrgetter("requested_model")),
+    Parameter("p_rate_card", "bigint", attrgetter("rate_card_id")),
+)
+SETTLEMENT = (
+    Parameter("p_call_id", "uuid", attrgetter("call_id")),
+    Parameter("p_attempt", "smallint", attrgetter("attempt")),
+    Parameter("p_state", "text", attrgetter("state"), plain=True),
+    Parameter("p_cost", "bigint", attrgetter("cost_nano")),
+    Parameter("p_proxy_cost", "bigint", attrgetter("proxy_cost_nano")),
+    Parameter("p_input", "integer", attrgetter("usage.input_tokens")),
+    Parameter("p_cached", "integer", attrgetter("usage.cached_tokens")),
+    Parameter("p_cache_write", "integer", attrgetter("usage.cache_write_tokens")),
+    Parameter("p_output", "integer", attrgetter("usage.output_tokens")),
+    Parameter("p_reasoning", "integer", attrgetter("usage.reasoning_tokens")),
+    Parameter("p_usage_source", "text", attrgetter("usage_source"), plain=True),
+    Parameter("p_provider", "text", attrgetter("provider")),
+    Parameter("p_deployment", "text", attrgetter("deployment")),
+    Parameter("p_status", "smallint", attrgetter("status")),
+    Parameter("p_error", "text", _bounded("error_code")),
+    Parameter("p_latency_ms", "integer", attrgetter("latency_ms")),
+    Parameter("p_first_token_ms", "integer", attrgetter("first_token_ms")),
+    Parameter("p_tier", "text", _bounded("service_tier")),
+    Parameter("p_cache_write_1h", "integer", attrgetter("usage.cache_write_1h_tokens")),
+)
+#: What follows the arrays: (name, SQL type).
+ADMISSION_OPTIONS = (("p_most_new", "integer"), ("p_skip_locked", "boolean"))
+SETTLEMENT_OPTIONS = (("p_skip_locked", "boolean"),)
+
+
+def _statement(function: str, parameters: Sequence[Parameter], options: Sequence[tuple[str, str]]) -> str:
+    casts = [*(parameter.cast for parameter in parameters), *(sql_type for _, sql_type in options)]
+    return f"SELECT * FROM {function}({','.join(f'${n}::{cast}' for n, cast in enumerate(casts, 1))})"  # noqa: S608 (all are constants of this module)
+
+
+ADMIT = _statement("treasury_admit_v3", ADMISSION, ADMISSION_OPTIONS)
+SETTLE = _statement("treasury_settle_v3", SETTLEMENT, SETTLEMENT_OPTIONS)
+
+
+@dataclass(slots=True)
+class _Admissions:
+    """A group, with each principal and each window that its calls name once. Places in lists begin at 1, as in SQL."""
+
+    calls: Sequence[HoldRequest]
+    principals: list[Principal] = field(default_factory=list[Principal])
+    principal_of_call: list[int] = field(default_factory=list[int])
+    windows: dict[tuple[int, str], int] = field(default_factory=dict[tuple[int, str], int])
+    first_line: list[int] = field(default_factory=lambda: [1])
+    line_window: list[int] = field(default_factory=list[int])
+
+    def __post_init__(self) -> None:
+        places: dict[int, int] = {}
+        for request in self.calls:
+            place = places.setdefault(id(request.principal), len(places) + 1)
+            if place > len(self.principals):
+                self.principals.append(request.principal)
+            self.principal_of_call.append(place)
+            for line in request.lines:
+                self.line_window.append(self.windows.setdefault(line, len(self.windows) + 1))
+            self.first_line.append(len(self.line_window) + 1)
 
 
 def admission_arrays(group: Sequence[HoldRequest]) -> tuple[object, ...]:
-    windows: dict[tuple[int, str], int] = {}
-    principals: dict[int, tuple[int, Principal]] = {}
-    which: list[int] = []
-    first_line, line_window = [1], list[int]()
-    for request in group:
-        principal = request.principal
-        which.append(principals.setdefault(id(principal), (len(principals) + 1, principal))[0])
-        for line in request.lines:
-            line_window.append(windows.setdefault(line, len(windows) + 1))
-        first_line.append(len(line_window) + 1)
-    who = [principal for _, principal in principals.values()]
-    return (
-        _uuids([r.call_id for r in group]),
-        _numbers([r.attempt for r in group]),
-        _numbers(which),
-        _numbers([p.epoch for p in who]),
-        _numbers([p.organisation_id for p in who]),
-        _numbers([p.team_id for p in who]),
-        _numbers([p.agent_id for p in who]),
-        _numbers([p.key_id for p in who]),
-        [r.model for r in group],
-        [_context_json(r.context) for r in group],
-        _numbers([r.amount_nano for r in group]),
-        _numbers([r.floor_nano for r in group]),
-        _numbers([r.lifetime_s for r in group]),
-        _numbers(first_line),
-        _numbers(line_window),
-        _numbers([budget_id for budget_id, _ in windows]),
-        [subject for _, subject in windows],
-        _numbers([r.max_share for r in group]),
-        [r.requested_model for r in group],
-        _numbers([r.rate_card_id for r in group]),
-    )
+    """The arrays of `ADMISSION`, for a group of calls."""
+    laid = _Admissions(group)
+    return tuple([parameter.encode(getattr(laid, parameter.of)) for parameter in ADMISSION])
 
 
 def settlement_arrays(group: Sequence[Settlement]) -> tuple[object, ...]:
-    return (
-        _uuids([s.call_id for s in group]),
-        _numbers([s.attempt for s in group]),
-        "{" + ",".join([s.state for s in group]) + "}",
-        _numbers([s.cost_nano for s in group]),
-        _numbers([s.proxy_cost_nano for s in group]),
-        _numbers([s.usage.input_tokens for s in group]),
-        _numbers([s.usage.cached_tokens for s in group]),
-        _numbers([s.usage.cache_write_tokens for s in group]),
-        _numbers([s.usage.output_tokens for s in group]),
-        _numbers([s.usage.reasoning_tokens for s in group]),
-        "{" + ",".join([s.usage_source for s in group]) + "}",
-        [s.provider for s in group],
-        [s.deployment for s in group],
-        _numbers([s.status for s in group]),
-        [_told(s.error_code) for s in group],
-        _numbers([s.latency_ms for s in group]),
-        _numbers([s.first_token_ms for s in group]),
-        [_told(s.service_tier) for s in group],
-        _numbers([s.usage.cache_write_1h_tokens for s in group]),
-    )
+    """The arrays of `SETTLEMENT`, for a group of attempts."""
+    return tuple([parameter.encode(group) for parameter in SETTLEMENT])
 
 
 def decision(request: HoldRequest, row: asyncpg.Record) -> Hold | Denial | Exception:

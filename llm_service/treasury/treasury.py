@@ -22,7 +22,7 @@ import asyncpg
 
 from llm_service.errors import TreasuryUnavailable
 from llm_service.postgres import NotSent
-from llm_service.treasury.batch import Group
+from llm_service.treasury.batch import GroupCommit
 from llm_service.treasury.connection import Connection, LockTimeout
 from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.treasury.spool import SettlementSpool
@@ -32,7 +32,7 @@ from llm_service.types import Hold, HoldRequest, LedgerState, Settlement
 log = logging.getLogger(__name__)
 
 #: Settlement is off the caller's path: a moment later it meets others, and no longer the next call's admission.
-_SETTLE_GATHER_S = 0.005
+_SETTLE_LINGER_S = 0.005
 #: How long a call waits for a window that another transaction has locked, and how often it asks, in seconds.
 _LOCKED_PATIENCE_S = 2.0
 _LOCKED_PAUSE_S = 0.05
@@ -63,13 +63,13 @@ class Treasury:
         self._retry_s = retry_s
         self._most_new_subjects = most_new_subjects
         tell = observe or _tell_nobody
-        self._admissions: Group[HoldRequest, Hold | Denial] = Group(
+        self._admissions: GroupCommit[HoldRequest, Hold | Denial] = GroupCommit(
             self._admit_group,
             observe=lambda size, seconds: tell("admit", size, seconds),
             abandoned=self._void_unwanted,
         )
-        self._settlements: Group[Settlement, str] = Group(
-            self._settle_group, gather_s=_SETTLE_GATHER_S, observe=lambda size, seconds: tell("settle", size, seconds)
+        self._settlements: GroupCommit[Settlement, str] = GroupCommit(
+            self._settle_group, linger_s=_SETTLE_LINGER_S, observe=lambda size, seconds: tell("settle", size, seconds)
         )
         self._freed = asyncio.Event()
         self._spool = spool

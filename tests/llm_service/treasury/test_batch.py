@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.errors import TreasuryUnavailable
-from llm_service.treasury.batch import Group
+from llm_service.treasury.batch import GroupCommit
 
 
 class Statement:
@@ -40,7 +40,7 @@ class Statement:
 async def test_those_that_arrive_meanwhile_go_together() -> None:
     run, told = Statement(), list[tuple[int, float]]()
     run.gate = asyncio.Event()
-    group: Group[int, int] = Group(run, observe=lambda size, seconds: told.append((size, seconds)))
+    group: GroupCommit[int, int] = GroupCommit(run, observe=lambda size, seconds: told.append((size, seconds)))
     first = group.submit(1)
     await asyncio.sleep(0)
     rest = [group.submit(item) for item in (2, 3, 4)]
@@ -57,7 +57,7 @@ async def test_those_that_arrive_meanwhile_go_together() -> None:
 @settings(max_examples=50, deadline=None)
 async def test_every_item_gets_its_own_result_in_order(items: list[int], most: int) -> None:
     run = Statement()
-    group: Group[int, int] = Group(run, max_size=most)
+    group: GroupCommit[int, int] = GroupCommit(run, max_size=most)
     assert await asyncio.gather(*(group.submit(item) for item in items)) == [item * 2 for item in items]
     assert [item for each in run.groups for item in each] == items
     assert all(1 <= len(each) <= most for each in run.groups)
@@ -66,7 +66,7 @@ async def test_every_item_gets_its_own_result_in_order(items: list[int], most: i
 
 async def test_it_starts_again_after_a_pause() -> None:
     run = Statement()
-    group: Group[int, int] = Group(run)
+    group: GroupCommit[int, int] = GroupCommit(run)
     for item in range(3):
         assert await group.submit(item) == item * 2
         await group.drain()
@@ -76,7 +76,7 @@ async def test_it_starts_again_after_a_pause() -> None:
 async def test_one_that_the_database_will_not_take_does_not_fail_its_neighbours() -> None:
     run = Statement()
     run.poison[2] = ValueError("poison")
-    group: Group[int, int] = Group(run)
+    group: GroupCommit[int, int] = GroupCommit(run)
     results = await asyncio.gather(*(group.submit(item) for item in (1, 2, 3)), return_exceptions=True)
     assert results == [2, run.poison[2], 6]
     assert run.groups == [[1, 2, 3], [1], [2], [3]]
@@ -87,7 +87,7 @@ async def test_an_exception_as_a_result_is_that_items_alone() -> None:
     async def run(items: Sequence[int]) -> list[int | Exception]:
         return [KeyError(item) if item % 2 else item for item in items]
 
-    group: Group[int, int] = Group(run)
+    group: GroupCommit[int, int] = GroupCommit(run)
     results = await asyncio.gather(*(group.submit(item) for item in range(4)), return_exceptions=True)
     assert [type(result) for result in results] == [int, KeyError, int, KeyError]
 
@@ -95,7 +95,7 @@ async def test_an_exception_as_a_result_is_that_items_alone() -> None:
 async def test_a_treasurers_error_is_everyones_and_nobody_is_tried_again() -> None:
     run, away = Statement(), TreasuryUnavailable("away")
     run.poison[2] = away
-    group: Group[int, int] = Group(run)
+    group: GroupCommit[int, int] = GroupCommit(run)
     results = await asyncio.gather(*(group.submit(item) for item in (1, 2, 3)), return_exceptions=True)
     assert results == [away] * 3
     assert run.groups == [[1, 2, 3]]
@@ -105,7 +105,7 @@ async def test_a_treasurers_error_is_everyones_and_nobody_is_tried_again() -> No
 async def test_who_leaves_before_the_group_ran_is_left_out() -> None:
     run, abandoned = Statement(), list[object]()
     run.gate = asyncio.Event()
-    group: Group[int, int] = Group(run, abandoned=lambda item, result: abandoned.append((item, result)))
+    group: GroupCommit[int, int] = GroupCommit(run, abandoned=lambda item, result: abandoned.append((item, result)))
     first = group.submit(1)
     await asyncio.sleep(0)
     second, third = group.submit(2), group.submit(3)
@@ -118,7 +118,7 @@ async def test_who_leaves_before_the_group_ran_is_left_out() -> None:
 
 async def test_a_group_that_everyone_left_does_not_run() -> None:
     run = Statement()
-    group: Group[int, int] = Group(run, max_size=2)
+    group: GroupCommit[int, int] = GroupCommit(run, max_size=2)
     for future in [group.submit(item) for item in range(4)]:
         future.cancel()
     last = group.submit(9)
@@ -129,7 +129,7 @@ async def test_a_group_that_everyone_left_does_not_run() -> None:
 async def test_who_leaves_while_the_statement_is_under_way_is_told_of() -> None:
     run, abandoned = Statement(), list[tuple[int, object]]()
     run.gate = asyncio.Event()
-    group: Group[int, int] = Group(run, abandoned=lambda item, result: abandoned.append((item, result)))
+    group: GroupCommit[int, int] = GroupCommit(run, abandoned=lambda item, result: abandoned.append((item, result)))
     first, second = group.submit(1), group.submit(2)
     await asyncio.sleep(0)
     first.cancel()
@@ -141,7 +141,7 @@ async def test_who_leaves_while_the_statement_is_under_way_is_told_of() -> None:
 async def test_whose_statement_failed_after_they_left_is_told_of_too() -> None:
     run, abandoned, away = Statement(), list[tuple[int, object]](), TreasuryUnavailable("away")
     run.gate, run.poison[1] = asyncio.Event(), away
-    group: Group[int, int] = Group(run, abandoned=lambda item, result: abandoned.append((item, result)))
+    group: GroupCommit[int, int] = GroupCommit(run, abandoned=lambda item, result: abandoned.append((item, result)))
     future = group.submit(1)
     await asyncio.sleep(0)
     future.cancel()
@@ -153,7 +153,7 @@ async def test_whose_statement_failed_after_they_left_is_told_of_too() -> None:
 async def test_drain_waits_for_what_is_under_way_and_for_what_comes_meanwhile() -> None:
     run = Statement()
     run.gate = asyncio.Event()
-    group: Group[int, int] = Group(run)
+    group: GroupCommit[int, int] = GroupCommit(run)
     first = group.submit(1)
     draining = asyncio.create_task(group.drain())
     await asyncio.sleep(0)
@@ -177,7 +177,7 @@ async def test_i2_every_item_ends_exactly_once(plan: list[tuple[int, str]], most
     for number, (_, fate) in enumerate(plan):
         if fate in ("poison", "away"):
             run.poison[number] = ValueError("poison") if fate == "poison" else TreasuryUnavailable("away")
-    group: Group[int, int] = Group(run, max_size=most, abandoned=lambda item, result: ends.append(item))
+    group: GroupCommit[int, int] = GroupCommit(run, max_size=most, abandoned=lambda item, result: ends.append(item))
 
     async def one(number: int, pauses: int, fate: str) -> None:
         future = group.submit(number)
@@ -204,14 +204,14 @@ async def test_a_statement_that_answers_for_too_few_or_too_many_fails_its_items(
     async def run(items: Sequence[int]) -> list[int]:
         return result
 
-    group: Group[int, int] = Group(run)
+    group: GroupCommit[int, int] = GroupCommit(run)
     with pytest.raises(RuntimeError):
         await asyncio.wait_for(group.submit(1), 1)
 
 
 async def test_what_is_broken_off_gets_the_error_and_the_next_one_runs() -> None:
     run = Statement()
-    group: Group[int, int] = Group(run)
+    group: GroupCommit[int, int] = GroupCommit(run)
     await group.stop(TreasuryUnavailable("closed"))  # of what does nothing: nothing
     run.gate = asyncio.Event()
     running = group.submit(1)

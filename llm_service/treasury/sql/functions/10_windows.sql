@@ -1,3 +1,4 @@
+-- Replaced: treasury_window_v1 by 11_windows_v2.sql; treasury_open_windows_v1 was dropped by migration 0005. Run for a fresh database only.
 -- The calendar period that a moment falls into, in a time zone: [starts_at, ends_at).
 -- Weeks start on Monday (ISO 8601). A period ends where the next one begins, so that none is missed
 -- or counted twice when clocks change.

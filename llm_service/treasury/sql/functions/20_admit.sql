@@ -1,3 +1,4 @@
+-- Gone: dropped by migration 0005. Run for a fresh database only, so that the migrations after it find what they change.
 -- Admission, for a group of calls at once: each call gets its hold in every window that applies to
 -- it, or nothing. One statement, one transaction, one commit for the group.
 --

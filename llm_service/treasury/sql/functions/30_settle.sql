@@ -1,3 +1,4 @@
+-- Gone: dropped by migration 0005. Run for a fresh database only, so that the migrations after it find what they change.
 -- Settlement, for a group of attempts at once: the hold goes, the ledger gets its row, the windows
 -- give back what was held and take what it cost. One transaction; idempotent by (call_id, attempt):
 -- whoever takes the hold's row away writes its end, and nobody else.

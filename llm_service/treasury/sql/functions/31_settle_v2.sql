@@ -1,3 +1,4 @@
+-- Goes with release 0.3. Until then 32_settle_v3.sql has it call the third version, for gateways of the release before.
 -- Settlement, for a group of attempts at once: the hold goes, the ledger gets its row, the windows
 -- give back what was held and take what it cost. One transaction; idempotent by (call_id, attempt):
 -- whoever takes the hold's row away writes its end, and nobody else.
