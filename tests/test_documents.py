@@ -86,3 +86,15 @@ def exists(name: str, page: Path, files: set[PurePosixPath]) -> bool:
         return any(file.name == name for file in files)
     named = PurePosixPath(name)
     return (page.parent / name).exists() or any(PurePosixPath(base) / named in files for base in BASES)
+
+
+def test_no_test_module_is_imported_by_another() -> None:
+    imported = re.compile(
+        r"^\s*(?:from|import) tests(?:\.\w+)*\.(?:test_\w+|conftest)\b|^\s*from tests(?:\.\w+)* import test_\w+", re.M
+    )
+    found = [
+        str(file.relative_to(ROOT))
+        for file in (ROOT / "tests").rglob("*.py")
+        if imported.search(file.read_text("utf-8"))
+    ]
+    assert found == []

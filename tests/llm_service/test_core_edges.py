@@ -14,7 +14,7 @@ from llm_service.types import NO_CONTEXT, Budget, CallContext, Dimension, Ledger
 from llm_service.wire.events import EventScanner
 from llm_service.wire.requests import parse_chat, parse_embeddings
 from tests.llm_service.fakes import ENTRIES, PRINCIPAL, FakeStream, HttpAnswer, chat_body
-from tests.llm_service.test_service import DONE, KEYED, REPORT, USAGE, Parts, data, said, until
+from tests.llm_service.serving import DONE, KEYED, REPORT, USAGE, Parts, data, said, until
 
 HI = [{"role": "user", "content": "Hi"}]
 

@@ -1,4 +1,4 @@
-"""To be written."""
+"""Grants that were used, known to every proxy of a database; pacing that PostgreSQL 15 understands."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ _SQL = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0006
 
 
 def upgrade() -> None:
-    """To be written."""
+    """Grants that were used, known to every proxy of a database; pacing that PostgreSQL 15 understands."""
     run_script(op.get_bind(), _SQL.read_text(encoding="utf-8"))

@@ -14,7 +14,7 @@ from llm_service.errors import ModelNotAllowed, NotAuthenticated, NotPermitted, 
 from llm_service.treasury.treasury import Denial, DenialKind
 from llm_service.types import NO_CONTEXT, LedgerState, Principal, Route
 from tests.llm_service.fakes import DAILY, PRINCIPAL, FakeStream, chat_body
-from tests.llm_service.test_service import EVENTS, KEYED, Parts, collect
+from tests.llm_service.serving import EVENTS, KEYED, Parts, collect
 
 BUSY = Denial(DenialKind.BUSY, DAILY.id, "", 10, 0, 10, None)
 

@@ -26,7 +26,7 @@ from llm_service.types import (
 )
 from llm_service.upstream.upstream import Refusal, UpstreamAnswer
 from tests.llm_service.fakes import COUNTED, DAILY, PRICED, PRINCIPAL, FakeStream, FakeUpstream, HttpAnswer, chat_body
-from tests.llm_service.test_service import ANSWER, DONE, EVENTS, REPORT, Parts, collect, data, said
+from tests.llm_service.serving import ANSWER, DONE, EVENTS, REPORT, Parts, collect, data, said
 
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 MODELS: list[dict[str, Any]] = [
