@@ -204,10 +204,11 @@ def _version(infos: Sequence[Mapping[str, Any]]) -> str | None:
 
 def _retried(infos: Sequence[Mapping[str, Any]]) -> frozenset[int]:
     """What the proxy shows of its router's retries. One deployment is never retried: there is no other."""
-    shown: object = infos[0].get(RETRIES_STAMP)
-    if len(infos) == 1 or not isinstance(shown, list):
+    if len(infos) == 1:
         return frozenset()
-    return frozenset(status for status in cast("list[object]", shown) if isinstance(status, int))
+    shown = [info.get(RETRIES_STAMP) for info in infos]
+    lists = [cast("list[object]", each) for each in shown if isinstance(each, list)]
+    return frozenset(status for each in lists for status in each if isinstance(status, int))
 
 
 def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:

@@ -230,6 +230,7 @@ def test_what_the_proxy_retries_is_read_from_it_and_one_deployment_is_never_retr
 
     two = read_models([entry("a", [429, 503]), entry("b", [429, 503])])["m"]
     assert [status for status in (408, 429, 500, 503) if two.retried_upstream(status)] == [429, 503]
+    assert read_models([entry("a", None), entry("b", [429])])["m"].retried_upstream(429)
     assert not read_models([entry("a", [429, 503])])["m"].retried_upstream(429)
     assert not read_models([entry("a", None), entry("b", None)])["m"].retried_upstream(429)
     assert not read_models([entry("a", "429"), entry("b", "429")])["m"].retried_upstream(429)
