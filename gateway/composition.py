@@ -243,7 +243,7 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
         breakers=breakers if settings.breaker_failures else NO_BREAKERS,
         timeouts=Timeouts(first_token_s=settings.first_token_timeout_s),
         revoke=_revoke_by(pools.calls),
-        fell_back=lambda call, reason, model: telemetry.fell_back(call.candidate.model, model, reason),
+        fell_back=lambda attempt, reason, model: telemetry.fell_back(attempt.candidate.model, model, reason),
     )
     _begin(stack, refusals.run, breakers.run, limiter.run)
     stack.push_async_callback(service.close)

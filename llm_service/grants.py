@@ -39,7 +39,7 @@ READ_PATHS = frozenset({"/model/info", "/utils/token_counter"})
 PRICES_STAMP = "treasurer_prices"
 #: True beside it where the proxy writes each use of a grant to the database before it asks a provider.
 USES_STAMP = "treasurer_uses_shared"
-#: In a model's entry of `/model/info`: the statuses after which the proxy's router tries another deployment by itself.
+#: In a model's entry of `/model/info`: the statuses after which the proxy's router tries another deployment automatically.
 RETRIES_STAMP = "treasurer_retries"
 #: What the plugin's refusal says in `x-treasurer-refused` where the grant names other prices than the worker has.
 PRICES_CHANGED = "prices_changed"

@@ -66,13 +66,13 @@ class LLMService:
     ) -> None:
         self._admission = admission
         self._settler = settler
-        self._sender = Sender(upstream=upstream, settler=settler, grant_secret=grant_secret, revoke=revoke)
         self._idempotency = idempotency
         self._parent = parent
         self._breakers = breakers
         self._timeouts = timeouts
         self._failover = Failover(admission, breakers, fell_back)
         self._finishing = Finishing(settler, idempotency, self._failover)
+        self._sender = Sender(upstream, settler, grant_secret, self._finishing.in_background, revoke)
 
     async def complete(
         self,
@@ -123,7 +123,6 @@ class LLMService:
     async def close(self) -> None:
         """Wait for calls whose callers have left."""
         await self._finishing.close()
-        await self._sender.close()
 
     def _call(
         self,
@@ -171,7 +170,7 @@ class LLMService:
             raise
 
     async def _next(self, attempt: Attempt, admitted: Admitted | None, error: TreasurerError) -> Attempt:
-        """The attempt to make after this error. Raises what the caller is told where there is none."""
+        """The attempt to make after this error. Raises the caller's error where there is none."""
         if isinstance(error, PricesChanged) and admitted is not None and attempt.call.repriced < _MOST_REPRICED:
             await self._admission.reprice(admitted.model)
             return attempt.repriced()

@@ -1,7 +1,7 @@
 """The end of an attempt, off its caller's path: settle, drain, lose, and keep the answer for its idempotency key.
 
 What must hold (I2):
-  Every stream ends here once, whoever is left to wait for it.
+  Every stream ends here once, also when nobody is left to wait for it.
   What was begun in the background is finished before the service closes.
   An answer is kept only if it is the call's: not one that another model stands in for.
 """

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
 from uuid import UUID
 
 import orjson
@@ -45,21 +45,21 @@ GRANT_LIFETIME_S = 60
 
 
 class Sender:
-    """Sends admitted attempts."""
+    """Sends admitted attempts. `in_background` takes work that has to be finished before the service closes."""
 
     def __init__(
         self,
-        *,
         upstream: Upstream,
         settler: Settler,
         grant_secret: str,
+        in_background: Callable[[Coroutine[Any, Any, None]], object],
         revoke: Revoke = never,
     ) -> None:
         self._upstream = upstream
         self._settler = settler
         self._grant_secret = grant_secret
         self._revoke = revoke
-        self._background: set[asyncio.Task[None]] = set()
+        self._in_background = in_background
 
     async def whole(self, admitted: Admitted) -> UpstreamAnswer:
         """A whole answer that was served.
@@ -88,11 +88,6 @@ class Sender:
         finally:
             stream.close()
         raise await self._refused(admitted, stream.refusal(body))
-
-    async def close(self) -> None:
-        """Wait until it is known of calls whose callers have left whether they were sent."""
-        while self._background:
-            await asyncio.wait(self._background)
 
     async def _send(
         self, admitted: Admitted, send: Callable[[str, bytes, str, Timeouts], Awaitable[Response]]
@@ -124,9 +119,7 @@ class Sender:
     def _left(self, admitted: Admitted) -> None:
         """The caller has left before there was an answer: a request that the proxy has not begun with is taken back."""
         admitted.breaker_permit.release()
-        task = asyncio.create_task(self._take_back(admitted, TreasurerError("the caller left", code="client_left")))
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self._in_background(self._take_back(admitted, TreasurerError("the caller left", code="client_left")))
 
     async def _take_back(self, admitted: Admitted, left: TreasurerError) -> None:
         if self._is_remembered(admitted) and await self._revoke(admitted.call.call_id, admitted.attempt.number):

@@ -1,4 +1,4 @@
-"""After which errors LiteLLM's router tries another deployment by itself, as its configuration says.
+"""After which errors LiteLLM's router tries another deployment automatically, as its configuration says.
 
 What must hold: the service learns this from the router that runs, so that an error is not retried by both: the policy
 stands in LiteLLM's configuration and nowhere else. Seen with LiteLLM 1.106.

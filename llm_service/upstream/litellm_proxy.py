@@ -1,7 +1,7 @@
 """The only module that speaks to LiteLLM Proxy: sends a granted request, and reads its answers' headers into facts.
 
 What must hold:
-  What was certainly not sent (`ProxyUnavailable`) is told apart from what may have reached a provider (`Unanswered`).
+  What was certainly not sent (`ProxyUnavailable`) is distinguished from what may have reached a provider (`Unanswered`).
   An error answer counts as free only where our plugin, the provider, or LiteLLM before it asked a provider says so.
 """
 

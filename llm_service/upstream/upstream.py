@@ -2,7 +2,7 @@
 
 What must hold:
   Above this protocol nobody reads a header, or knows which proxy or provider answered: an answer carries facts.
-  What was certainly not sent (`ProxyUnavailable`) is told apart from what may have reached a provider (`Unanswered`),
+  What was certainly not sent (`ProxyUnavailable`) is distinguished from what may have reached a provider (`Unanswered`),
   because the first costs nothing and the second may.
 """
 
@@ -35,7 +35,7 @@ class UpstreamAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error answer. `error` is what a caller is told, with the provider's own status, code and Retry-After."""
+    """An error answer. `error` is the one for the caller, with the provider's own status, code and Retry-After."""
 
     error: TreasurerError
     billing: Billing
