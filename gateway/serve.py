@@ -14,7 +14,7 @@ from gateway.app import create_app
 from gateway.protocol import BoundedHeadProtocol
 from gateway.settings import Settings, SettingsError, load_settings, without_password
 from gateway.stack.ports import listen
-from llm_service import core_dumps
+from llm_service import process
 from llm_service.postgres import AWAY, PostgresTooOld, check_version
 from llm_service.telemetry import logs
 
@@ -28,7 +28,7 @@ _VERSION_S = 2.0
 
 def main() -> None:
     """Serve until SIGTERM or SIGINT; calls under way are finished first."""
-    core_dumps.forbid()
+    process.forbid_core_dumps()
     try:
         settings = load_settings()
     except SettingsError as error:
@@ -91,6 +91,7 @@ def spare_garbage_collection() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLD)
+    process.collect_between_callbacks()
 
 
 def _sockets(settings: Settings) -> list[socket.socket]:

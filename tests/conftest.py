@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 
 import asyncpg
@@ -78,6 +78,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         name = path.as_posix()
         places[item] = (tier is not None, _LONG.index(name) if name in _LONG else len(_LONG))
     items.sort(key=places.__getitem__)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A test that fails says what its stack had to say: whether a part of it died, and of what."""
+    report = yield
+    service_dir = getattr(item, "funcargs", {}).get("service_dir")
+    if report.failed and "stack" in getattr(item, "fixturenames", ()) and service_dir is not None:
+        said = (service_dir / "stack.log").read_text(errors="replace").splitlines()
+        report.sections.append(("what the stack said", "\n".join(line for line in said if line[:1].isdigit())[-3000:]))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -18,14 +18,14 @@ import yaml
 
 from gateway.stack.litellm import NOT_INHERITED, ConfigError, effective_config, proxy_command
 from gateway.stack.own_folder import FolderNotOurs, own_folder
-from llm_service import core_dumps
+from llm_service import process
 
 _CONFIG = Path(os.environ.get("TREASURER_LITELLM_CONFIG", "/app/config/litellm.yaml"))
 
 
 def main() -> None:
     """Never returns: the process becomes LiteLLM Proxy."""
-    core_dumps.forbid()
+    process.forbid_core_dumps()
     try:
         config = yaml.safe_load(_CONFIG.read_text(encoding="utf-8"))
         effective = effective_config(config, os.environ, os.environ.get("TREASURER_SIMULATED_URL") or None)

@@ -21,7 +21,7 @@ from gateway.stack.plan import Plan, make_plan
 from gateway.stack.ports import listen
 from gateway.stack.state import StackState
 from gateway.stack.watchdog_client import WatchdogClient
-from llm_service import core_dumps
+from llm_service import process
 
 #: What is shown while a stack runs: a part's change, or a sentence.
 Progress = PartStatus | str
@@ -48,7 +48,7 @@ async def running_stack(
         PlanError, SettingsError, PostgresError, ConfigError: something is missing.
         PartFailed: a part did not start; the message has the last lines of its log.
     """
-    core_dumps.forbid()  # everything that is started inherits it
+    process.forbid_core_dumps()  # everything that is started inherits it
     with data_lock(settings.data_dir.resolve()) as lock:
         plan = await asyncio.to_thread(make_plan, settings)
         on_plan(plan)

@@ -32,7 +32,7 @@ from litellm.proxy._types import ProxyException, UserAPIKeyAuth
 from litellm.proxy.common_utils.http_parsing_utils import read_request_body
 from litellm.types.utils import is_litellm_owned_kwarg
 
-from llm_service import core_dumps
+from llm_service import process
 from llm_service.grants import (
     CALL_PATHS,
     GRANT_USED,
@@ -432,7 +432,7 @@ class WitnessLogger(CustomLogger):
             _log.exception("A witness could not be recorded: %s", type(fault).__name__)
 
 
-core_dumps.forbid()
+process.forbid_core_dumps()
 send_once()
 take_shortcuts()
 settle_in()
@@ -441,5 +441,5 @@ witness_logger = WitnessLogger(
 )
 with contextlib.suppress(RuntimeError):
     # Loaded inside the worker's loop: what an earlier process left in the spool is replayed without waiting for a call.
-    asyncio.get_running_loop()
+    process.collect_between_callbacks()
     witness_logger._writer.start()  # pyright: ignore[reportPrivateUsage]  # same module

@@ -110,11 +110,13 @@ def parse_body(body: bytes) -> dict[str, Any]:
 def _read(body: bytes) -> object:
     if len(body) < _LARGE_BYTES:
         return orjson.loads(body)
+    enabled = gc.isenabled()
     gc.disable()  # it would look through all that was read so far, again and again
     try:
         return orjson.loads(body)
     finally:
-        gc.enable()
+        if enabled:
+            gc.enable()
 
 
 def _check_shape(value: object) -> None:

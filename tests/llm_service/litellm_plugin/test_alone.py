@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = ROOT / ".venv-proxy" / "bin" / "python"
 #: What both processes may load.
-GROUND = ("__init__", "core_dumps", "grants", "money", "types", "usage", "used_grants", "witness")
+GROUND = ("__init__", "grants", "money", "process", "types", "usage", "used_grants", "witness")
 SHIM = "proxy_plugin"
 
 _CHECK = """

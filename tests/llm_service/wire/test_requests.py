@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -63,6 +64,16 @@ def test_many_brackets_that_are_not_deep_are_welcome() -> None:
 
 
 # -- chat
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_a_large_body_leaves_the_garbage_collector_as_it_was(enabled: bool) -> None:
+    (gc.enable if enabled else gc.disable)()
+    try:
+        parse_body(body(user="x" * (2 << 20)))
+        assert gc.isenabled() is enabled
+    finally:
+        gc.enable()
 
 
 def test_a_plain_request() -> None:
