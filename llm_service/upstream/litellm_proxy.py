@@ -281,11 +281,7 @@ def refusal_of(status: int, headers: Mapping[str, str], body: bytes) -> Refusal:
 
 def _refusal_error(refused: str | None, status: int, headers: Mapping[str, str], body: bytes) -> TreasurerError:
     if refused == PRICES_CHANGED:
-        return PricesChanged(
-            "The prices of the model changed while this call was under way; it was not sent, and nothing was spent. Try "
-            "again in a moment.",
-            retry_after=1,
-        )
+        return PricesChanged("The proxy has other prices than the call was held for.", retry_after=1)
     if refused == GRANTS_UNAVAILABLE:
         return ProxyUnavailable(
             "LiteLLM Proxy could not make sure that this call is served once, because its database or its disk does not "
