@@ -45,12 +45,12 @@ from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld, borrowed, c
 from llm_service.pricing.catalog import Catalog
 from llm_service.service import LLMService
 from llm_service.telemetry import Telemetry
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.rate_cards import RateCards
 from llm_service.treasury.reports.refusal_log import RefusalLog
 from llm_service.treasury.retention import retire_regularly
 from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.sweep import Price, Sweeper
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Principal, Timeouts, Usage
 from llm_service.upstream.litellm_proxy import ProxyUpstream
 from llm_service.upstream.token_counter import TokenCounter
@@ -160,7 +160,7 @@ class ServiceRuntime(CatalogRuntime):
     telemetry: Telemetry
     limiter: RateLimiter
     breakers: Breakers
-    treasury: Treasury
+    treasury: PostgresTreasury
     idempotency: Idempotency
 
 
@@ -193,7 +193,7 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
     stack.push_async_callback(limiter.close)
     breakers = _breakers(settings, redis, telemetry)
     stack.push_async_callback(breakers.close)
-    treasury = Treasury(
+    treasury = PostgresTreasury(
         addresses.database_url,
         observe=telemetry.group,
         most_new_subjects=settings.new_subjects_per_minute,

@@ -24,7 +24,7 @@ from llm_service.call.admission import Admission
 from llm_service.call.attempt import CHAT_PATH, EMBEDDINGS_PATH, Admitted, Attempt, Call
 from llm_service.call.failover import Failover, FellBack, final_error, late_error, withheld_error
 from llm_service.call.finishing import Finishing
-from llm_service.call.idempotency import Claim, Idempotency, Replay, claim_for
+from llm_service.call.idempotency import Claim, IdempotencyKeys, Replay, claim_for
 from llm_service.call.response_headers import replayed_headers, response_headers
 from llm_service.call.sending import Revoke, Sender, never
 from llm_service.call.settlement import Settler
@@ -56,7 +56,7 @@ class LLMService:
         admission: Admission,
         settler: Settler,
         upstream: Upstream,
-        idempotency: Idempotency,
+        idempotency: IdempotencyKeys,
         grant_secret: str,
         parent: Callable[[], object | None] = lambda: None,
         breakers: BreakerGate = NO_BREAKERS,

@@ -98,14 +98,14 @@ async def cut_wire_to_postgres(field: Field) -> None:
 STEPS = (
     ("llm_service.call.idempotency:Idempotency.claim", "after"),
     ("llm_service.guards.rate_limiter:RateLimiter.acquire", "after"),
-    ("llm_service.treasury.treasury:Treasury.admit", "after"),
+    ("llm_service.treasury.in_postgres:PostgresTreasury.admit", "after"),
     ("llm_service.upstream.litellm_proxy:ProxyUpstream.send", "before"),
     ("llm_service.upstream.litellm_proxy:ProxyUpstream.send", "after"),
     ("llm_service.upstream.litellm_proxy:ProxyUpstream.open", "after"),
     ("llm_service.call.streaming:LiveStream.begin", "after"),
     ("llm_service.call.settlement:Settler.settle", "before"),
     ("llm_service.call.settlement:Settler.settle", "after"),
-    ("llm_service.treasury.treasury:Treasury._settle_group", "after"),
+    ("llm_service.treasury.in_postgres:PostgresTreasury._settle_group", "after"),
     ("llm_service.call.idempotency:Idempotency.finish", "before"),
     ("llm_service.call.idempotency:Idempotency.finish", "after"),
 )

@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncpg
 
-from llm_service.treasury import treasury as module
+from llm_service.treasury import in_postgres as module
 from llm_service.treasury.connection import Connection
 
 

@@ -27,7 +27,7 @@ from llm_service.errors import ProxyUnavailable, TreasuryUnavailable
 from llm_service.service import LLMService
 
 #: The chores of a process that makes calls.
-SERVICE = ["RefusalLog.run", "Breakers.run", "RateLimiter.run", "Sweeper.run", "Treasury.run"]
+SERVICE = ["RefusalLog.run", "Breakers.run", "RateLimiter.run", "Sweeper.run", "PostgresTreasury.run"]
 
 
 @pytest.fixture
