@@ -22,8 +22,8 @@ import uvloop
 
 from llm_service.ids import new_call_id
 from llm_service.treasury.connection import Connection
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.statements import ADMIT, admission_arrays
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, Principal
 
 OTHERS = 100
@@ -77,7 +77,7 @@ async def drive(
 async def _grouped_lane(
     database_url: str, make: Callable[[], HoldRequest], callers: int, seconds: float
 ) -> tuple[float, float]:
-    treasury = Treasury(database_url)
+    treasury = PostgresTreasury(database_url)
 
     async def ask(request: HoldRequest) -> None:
         assert isinstance(await treasury.admit(request), Hold)

@@ -18,7 +18,7 @@ import uvloop
 
 from benchmarks.admission import BUDGETS, drive
 from llm_service.ids import new_call_id
-from llm_service.treasury.treasury import Treasury
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, Principal
 
 CALLERS = 16
@@ -49,7 +49,7 @@ async def measure(database_url: str) -> list[dict[str, object]]:
         return HoldRequest(new_call_id(), 0, principal, NO_CONTEXT, "gpt-4o-mini", 2_500_000, 10_000, 330.0, named)
 
     async def compare(name: str, lines: int, users: int = 0) -> None:
-        treasury = Treasury(database_url)
+        treasury = PostgresTreasury(database_url)
 
         async def ask(request: HoldRequest) -> None:
             assert isinstance(await treasury.admit(request), Hold)
