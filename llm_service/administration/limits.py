@@ -14,6 +14,7 @@ from llm_service.administration.inputs import MAX_ID, ModelPattern, Target, View
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import change, read, scope_id, scope_name
 from llm_service.errors import NotFound
+from llm_service.treasury.queries import load_query
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 TokenCount = Annotated[int, Field(ge=1, le=1_000_000_000_000)]
@@ -50,6 +51,7 @@ class Limit(View):
     concurrent: int | None
 
 
+_SET = load_query("administration/set_limit")
 _LIMITS = f"""
     SELECT l.id, l.scope, {scope_name("l")} AS subject, l.model_pattern AS model, l.requests_per_minute,
            l.tokens_per_minute, l.concurrent FROM rate_limits l
@@ -66,13 +68,7 @@ async def set_limit(pool: asyncpg.Pool, new: SetLimit) -> Limit:
     async with change(pool) as connection:
         owner = None if target is None else await scope_id(connection, *target)
         limit_id = await connection.fetchval(
-            """INSERT INTO rate_limits
-                   (scope, scope_id, model_pattern, requests_per_minute, tokens_per_minute, concurrent)
-               VALUES ($1, $2, $3, $4, $5, $6)
-               ON CONFLICT (scope, coalesce(scope_id, 0), coalesce(model_pattern, '')) DO UPDATE SET
-                   requests_per_minute = excluded.requests_per_minute,
-                   tokens_per_minute = excluded.tokens_per_minute, concurrent = excluded.concurrent
-               RETURNING id""",
+            _SET,
             "model" if target is None else target[0].value,
             owner,
             new.model,

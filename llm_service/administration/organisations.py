@@ -16,6 +16,7 @@ from llm_service.administration.budgets import BudgetState, Terms, add_budget
 from llm_service.administration.inputs import Input, Name, View
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import change, insert, missing, read, scope_id, searchable
+from llm_service.treasury.queries import load_query
 from llm_service.types import Scope
 
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -82,24 +83,11 @@ _TEAMS = """
     SELECT t.id, t.name, o.name AS organisation, t.paused_at, t.created_at
     FROM teams t JOIN organisations o ON o.id = t.organisation_id
 """
-_AGENTS = """
-    WITH listed AS MATERIALIZED (SELECT * FROM agents WHERE {which})
-    SELECT a.id, a.name, t.name AS team, o.name AS organisation, a.paused_at, a.created_at, a.default_max_tokens,
-           a.floor_tokens, a.expiry_policy,
-           CASE WHEN o.paused_at IS NOT NULL THEN 'organisation ' || o.name
-                WHEN t.paused_at IS NOT NULL THEN 'team ' || t.name
-                WHEN a.paused_at IS NOT NULL THEN 'agent ' || a.name END AS paused_by,
-           coalesce(live.keys, 0) AS keys
-    FROM listed a JOIN teams t ON t.id = a.team_id JOIN organisations o ON o.id = t.organisation_id
-    LEFT JOIN (SELECT k.agent_id, count(*) AS keys FROM api_keys k
-               WHERE k.agent_id IN (SELECT id FROM listed) AND k.revoked_at IS NULL
-                 AND coalesce(k.expires_at > now(), true) GROUP BY k.agent_id) AS live ON live.agent_id = a.id
-    ORDER BY a.name
-"""
-_ONE_AGENT = _AGENTS.format(which="id = $1")
-_PAGE_OF_AGENTS = _AGENTS.format(
+_ONE_AGENT = load_query("administration/agents", which="id = $1")
+_PAGE_OF_AGENTS = load_query(
+    "administration/agents",
     which="""($1::text IS NULL OR team_id = (SELECT id FROM teams WHERE name = $1))
-             AND ($2::text IS NULL OR name > $2) ORDER BY name LIMIT $3"""
+             AND ($2::text IS NULL OR name > $2) ORDER BY name LIMIT $3""",
 )
 
 

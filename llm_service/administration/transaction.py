@@ -19,6 +19,7 @@ import asyncpg
 from llm_service.administration.inputs import MAX_ID
 from llm_service.errors import Conflict, NotFound
 from llm_service.postgres import POSTGRES_ERRORS, borrowed, explain, snapshot
+from llm_service.treasury.queries import load_query
 from llm_service.types import Scope
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ _READ_S = 30.0
 _BY_INDEX = ", ".join(
     f"set_config('enable_{way}', 'off', true)" for way in ("seqscan", "bitmapscan", "sort", "incremental_sort")
 )
+_FIND_KEY = load_query("administration/find_key")
 _TABLES = {Scope.ORGANISATION: "organisations", Scope.TEAM: "teams", Scope.AGENT: "agents"}
 
 
@@ -129,13 +131,7 @@ async def find_key(connection: asyncpg.Connection, reference: str) -> Record:
     agent, slash, name = searchable(reference).partition("/")
     by_id = int(agent) if not slash and agent.isascii() and agent.isdigit() and len(agent) < 20 else 0
     row = await connection.fetchrow(
-        """SELECT k.id, k.agent_id, k.name, k.models, k.expires_at, k.created_at, a.name AS agent,
-                  k.revoked_at IS NULL AND coalesce(k.expires_at > now(), true) AS live,
-                  (SELECT min(f.id) FROM api_keys f
-                   WHERE f.name = k.name AND f.agent_id IS NOT DISTINCT FROM k.agent_id) AS first_id
-           FROM api_keys k LEFT JOIN agents a ON a.id = k.agent_id
-           WHERE k.id = $1 OR (a.name = $2 AND k.name = $3)
-           ORDER BY live DESC, k.id DESC LIMIT 1""",
+        _FIND_KEY,
         by_id if by_id <= MAX_ID else 0,
         agent if slash else None,
         name,
@@ -147,10 +143,4 @@ async def find_key(connection: asyncpg.Connection, reference: str) -> Record:
 
 def scope_name(row: str) -> str:
     """SQL for the name of what a row's (scope, scope_id) points at; `row` is the row's alias."""
-    return f"""CASE {row}.scope
-        WHEN 'organisation' THEN (SELECT o.name FROM organisations o WHERE o.id = {row}.scope_id)
-        WHEN 'team' THEN (SELECT t.name FROM teams t WHERE t.id = {row}.scope_id)
-        WHEN 'agent' THEN (SELECT a.name FROM agents a WHERE a.id = {row}.scope_id)
-        WHEN 'key' THEN (SELECT a.name || '/' || k.name FROM api_keys k JOIN agents a ON a.id = k.agent_id
-                         WHERE k.id = {row}.scope_id)
-    END"""  # noqa: S608 (the alias is a constant of the caller)
+    return load_query("administration/scope_name", row=row)

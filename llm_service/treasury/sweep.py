@@ -24,6 +24,7 @@ import orjson
 from llm_service.errors import TreasuryUnavailable
 from llm_service.postgres import fetch
 from llm_service.pricing.rates import Rates, cost_at, load_rates
+from llm_service.treasury.queries import load_query
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
 from llm_service.usage import UNREAD, most_used
@@ -31,43 +32,12 @@ from llm_service.witness import COLUMNS, Witness, read_witness
 
 log = logging.getLogger(__name__)
 
-_FOUND = f"""
-       (SELECT json_agg(w)::text FROM (
-            SELECT {COLUMNS}
-            FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt ORDER BY w.ended_at
-        ) w) AS witnesses
-"""  # noqa: S608  # of constants
-_RATES = "(SELECT r.rates FROM rate_cards r WHERE r.id = h.rate_card_id) AS rates"
-_WITNESSES = f"""
-SELECT h.call_id, h.attempt, h.model, h.amount_nano, a.expiry_policy, h.expires_at < clock_timestamp() AS expired,
-       {_RATES}, {_FOUND}
-FROM holds h JOIN agents a ON a.id = h.agent_id
-"""  # noqa: S608  # of constants
-_EXPIRED = _WITNESSES + " WHERE h.expires_at < clock_timestamp() ORDER BY h.expires_at LIMIT $1"
-# The proxy saw the answer's end and its cost, and nobody has settled it since: its owner has died, or is stuck.
-_ABANDONED = (
-    _WITNESSES
-    + """ WHERE h.expires_at >= clock_timestamp() AND h.started_at < clock_timestamp() - $2::interval AND EXISTS (
-        SELECT FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt AND w.outcome = 'success'
-            AND NOT w.counted AND w.input_tokens > 0 AND w.written_at < clock_timestamp() - $2::interval)
-      ORDER BY h.started_at LIMIT $1"""
-)
-# A witness that came after its hold had expired (the proxy's spool, when Postgres was away for long). What was posted
-# then is corrected by what a provider reported, or refused; not by what LiteLLM counted of a stream that was cut.
-# So is an attempt that was thought to have cost nothing, and was served.
-_LATE = f"""
-SELECT h.call_id, h.attempt, h.model, h.held_nano AS amount_nano, 'post' AS expiry_policy, true AS expired,
-       {_RATES}, {_FOUND}
-FROM ledger h
-WHERE (h.state = 'expired' AND h.settled_at > clock_timestamp() - interval '30 days'
-       OR h.state = 'voided' AND h.settled_at > clock_timestamp() - interval '1 hour')
-  AND NOT EXISTS (SELECT FROM ledger l WHERE l.call_id = h.call_id AND l.attempt = h.attempt AND l.state = 'adjusted')
-  AND EXISTS (SELECT FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt
-              HAVING bool_or(w.input_tokens > 0 AND w.outcome = 'success' AND NOT w.counted)
-                  OR h.state = 'expired' AND bool_and(w.outcome = 'failure' AND w.cost_nano IS NOT DISTINCT FROM 0))
-LIMIT $1
-"""  # noqa: S608  # of constants
-_ONE = _WITNESSES + " WHERE h.call_id = $1 AND h.attempt = $2"
+_WITNESSES = load_query("sweep/witnesses", columns=COLUMNS)
+_HOLDS = load_query("sweep/holds", witnesses=_WITNESSES)
+_EXPIRED = load_query("sweep/expired", holds=_HOLDS)
+_ABANDONED = load_query("sweep/abandoned", holds=_HOLDS)
+_LATE = load_query("sweep/late", witnesses=_WITNESSES)
+_ONE = load_query("sweep/one", holds=_HOLDS)
 
 _SETTLE_WAIT_S = 10.0
 #: An owner settles within milliseconds of the answer's end.

@@ -84,7 +84,7 @@ async def audit_alone(pool: asyncpg.Pool, *, sweep_grace_s: float, lock: int | N
 
 async def _check(read: asyncpg.Connection, rule: Rule, sweep_grace_s: float) -> Check:
     examined: int = await read.fetchval(f"SELECT count(*) FROM {rule.examines}")  # noqa: S608 - a constant
-    limited = f"SELECT count(*) OVER () AS found, d.* FROM ({rule.differences}) AS d LIMIT {MAX_NAMED}"  # noqa: S608
+    limited = f"SELECT count(*) OVER () AS found, d.* FROM (\n{rule.differences}\n) AS d LIMIT {MAX_NAMED}"  # noqa: S608
     rows = await read.fetch(limited, *((sweep_grace_s,) if rule.with_grace else ()))
     note = None
     if rule.note is not None:

@@ -10,10 +10,6 @@ import asyncpg
 
 from llm_service.money import format_dollars
 
-#: What a difference says of a window `w`, and where it is read from.
-WINDOW = "w.id, b.name AS budget, w.subject, w.starts_at::text AS starts"
-WINDOWS = "windows w LEFT JOIN budgets b ON b.id = w.budget_id"
-
 
 def format_money(value: int | Decimal | None) -> str:
     """Nano-dollars for people."""
@@ -21,7 +17,7 @@ def format_money(value: int | Decimal | None) -> str:
 
 
 def format_window(row: asyncpg.Record) -> str:
-    """The window of a row that has the columns of `WINDOW`."""
+    """The window that a row names in its columns `id`, `budget`, `subject` and `starts`."""
     subject = f" for {row['subject']!r}" if row["subject"] else ""
     return f"window {row['id']} of budget {row['budget']!r}{subject} (from {row['starts']})"
 

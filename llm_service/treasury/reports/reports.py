@@ -1,12 +1,15 @@
 """Who spent what: the ledger and the refusals, summed by any properties of a call.
 
-What must hold: sums agree with the ledger to the nano-dollar, corrections included. The total is
-computed by its own statement, over the same calls in the same snapshot, and not from the rows. The
-properties are a closed set, each mapped to a fragment of SQL below: what a person types only ever
-reaches Postgres as a parameter.
+What must hold:
+  Sums agree with the ledger to the nano-dollar, corrections included.
+  The total is computed by a separate statement, over the same calls in the same snapshot, and not from the rows.
+  What a person typed reaches Postgres as a parameter only. The properties are a closed set, each with a fragment of SQL.
+  No call is left out: a call that does not have a property is in the row of those without it.
 
-A correction (`adjusted`) counts in the period of the call that it corrects; its tokens and cost are
-differences. A call that does not have a property is in the row of none, so that no call is left out.
+A correction (`adjusted`) counts in the period of the call that it corrects; its tokens and cost are differences.
+
+The SQL is composed here, and not in a file of `sql/`, because a request chooses its columns, joins, filters and order:
+thirteen properties, up to four at a time, are more statements than anybody could write down.
 """
 # ruff: noqa: S608 - the statements below are made of constants of this module; values are parameters
 

@@ -20,6 +20,7 @@ import asyncpg
 from llm_service.errors import InvalidRequest, NotFound
 from llm_service.postgres import snapshot
 from llm_service.treasury.pacing import Curve
+from llm_service.treasury.queries import load_query
 from llm_service.types import Usage, WindowKind
 
 #: (model, usage) → nano-dollars; None: the catalogue has no such model.
@@ -143,25 +144,9 @@ def _downgrade(call: PastCall, policy: Policy, spent: Mapping[int, int], price: 
     return None
 
 
-_CALLS = """
-SELECT l.started_at, a.name AS agent, l.model, coalesce(l.requested_model, l.model) AS requested_model,
-       l.cost_nano + coalesce((SELECT sum(c.cost_nano) FROM ledger c WHERE c.call_id = l.call_id AND c.attempt = l.attempt
-                               AND c.state = 'adjusted'), 0)::bigint AS cost_nano,
-       l.input_tokens, l.cached_tokens, l.cache_write_tokens, l.output_tokens, l.reasoning_tokens,
-       l.cache_write_1h_tokens, l.window_ids
-FROM ledger l JOIN agents a ON a.id = l.agent_id
-WHERE l.state <> 'adjusted' AND l.cost_nano > 0 AND l.started_at >= $1 AND l.started_at < $2
-ORDER BY l.started_at LIMIT $3
-"""
-# Python has no infinite times.
-_TIMES = """greatest({0}.starts_at, '1970-01-01 00:00:00+00') AS starts_at, least({0}.ends_at, '9999-01-01 00:00:00+00') AS ends_at"""
-_WINDOWS = f"""
-SELECT w.id, b.name AS budget, w.budget_id, treasury_limit_at_v1(b.id, w.ends_at) AS limit_nano, w.posted_nano, {_TIMES.format("w")}
-FROM windows w JOIN budgets b ON b.id = w.budget_id WHERE w.id = ANY ($1::bigint[])
-"""  # noqa: S608  # of constants
-_TOP_UPS = f"""
-SELECT u.budget_id, u.amount_nano, {_TIMES.format("u")} FROM top_ups u WHERE u.budget_id = ANY ($1::bigint[])
-"""  # noqa: S608  # of constants
+_CALLS = load_query("reports/posted_calls")
+_WINDOWS = load_query("reports/windows_of_calls")
+_TOP_UPS = load_query("reports/top_ups_of_budgets")
 _KNOWN = "SELECT name, window_kind FROM budgets WHERE name = ANY ($1::text[])"
 #: More calls than this are not read at once.
 MOST_CALLS = 1_000_000
