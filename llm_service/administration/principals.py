@@ -1,10 +1,12 @@
-"""Who is spending: a key's secret, or an agent's name, to the principal and everything that governs it.
+"""Who is spending: from a key's secret, or an agent's name, to the principal and everything that governs it.
 
-What must hold: a principal is read in one statement, so its budgets, limits and pauses are those of
-one epoch. No answer rests on an epoch that was looked at longer than `fresh_s` ago, so a revoked
-key or a paused team stops everywhere in under a second, and a key that was just made works at once.
-Postgres is asked by one statement at a time, for all who wait together, and both caches are bounded:
-a storm of guessed keys costs one connection and no memory. Secrets are compared and kept as hashes.
+What must hold:
+  A principal is read in one statement, so that its budgets, limits and pauses are those of one epoch.
+  The cache is used only if the epoch was read within the last `fresh_s` seconds and has not changed. So a revoked key or
+      a paused team stops on every gateway in under a second, and a key that was just created works at once.
+  One statement at a time is sent to Postgres, for all callers that wait, and the caches are bounded. So a storm of
+      guessed keys costs one connection and a bounded amount of memory.
+  Secrets are compared and stored as hashes.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ _Wanted = bytes | str
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A key or an agent as it was read. `principal` is None for an administrator's key."""
+    """A key or an agent, as Postgres has it. `principal` is None for an administrator's key."""
 
     principal: Principal | None
     key: str | None
@@ -53,14 +55,14 @@ class _Found:
 
 
 class Principals:
-    """Principals by secret and by agent, cached in this process for as long as the epoch stands still."""
+    """Principals by secret and by agent, cached in this process until the epoch changes."""
 
     def __init__(self, pool: asyncpg.Pool, *, fresh_s: float = 0.5, admin_key: str | None = None) -> None:
         self._pool = pool
         self._fresh_s = fresh_s
         self._admin_hash = None if admin_key is None else hash_secret(admin_key)
         self._epoch = -1
-        self._seen_at = float("-inf")  # when the latest statement began that saw this epoch
+        self._seen_at = float("-inf")  # when the latest statement that read this epoch began
         self._looking: asyncio.Task[None] | None = None
         self._known: OrderedDict[_Wanted, _Found] = OrderedDict()
         self._unknown: OrderedDict[_Wanted, None] = OrderedDict()
@@ -69,10 +71,10 @@ class Principals:
         self._loading: asyncio.Task[None] | None = None
 
     async def by_secret(self, secret: str) -> Principal:
-        """The principal that a key's secret names. Whether it is paused is for the caller to look at.
+        """The principal of a key's secret. It may be paused, which the caller has to check.
 
         Raises:
-            NotAuthenticated: the key is unknown, expired or revoked; the message says which.
+            NotAuthenticated: the key is unknown, expired or revoked; the message says which of these.
             NotPermitted: it is an administrator's key.
             TreasuryUnavailable: Postgres is away.
         """
@@ -84,7 +86,7 @@ class Principals:
         return found.principal
 
     async def by_agent(self, name: str) -> Principal:
-        """The principal of an agent that calls in process, without a key.
+        """The principal of an agent in this process, which has no key.
 
         Raises:
             NotFound: there is no such agent. TreasuryUnavailable: Postgres is away.
@@ -95,10 +97,10 @@ class Principals:
         return found.principal
 
     async def administrator(self, secret: str) -> str:
-        """Check that a secret is an administrator's, the fixed one from the settings or one from Postgres; its name.
+        """Check that a secret is an administrator's: the one from the settings, or one from Postgres. Returns its name.
 
         Raises:
-            NotAuthenticated: unknown, expired or revoked. NotPermitted: an agent's key.
+            NotAuthenticated: the key is unknown, expired or revoked. NotPermitted: it is an agent's key.
             TreasuryUnavailable: Postgres is away.
         """
         if self._is_fixed_admin(secret):
@@ -112,7 +114,7 @@ class Principals:
         return f"key {found.key}"
 
     async def reload(self) -> None:
-        """Admission said that the epoch has moved: look again, and forget what is older.
+        """Read the epoch again now, because admission has refused an older one; forget what is older.
 
         Raises:
             TreasuryUnavailable: Postgres is away.
@@ -120,7 +122,7 @@ class Principals:
         await self._check(time.monotonic())
 
     async def renew(self, principal: Principal) -> Principal:
-        """The same principal at the newest epoch: admission said that the configuration has changed.
+        """The same principal at the newest epoch, because admission has refused an older one.
 
         Raises:
             NotAuthenticated: its key was revoked, or has expired. TreasuryUnavailable: Postgres is away.
@@ -144,7 +146,7 @@ class Principals:
         return _checked(await self._find(hash_secret(secret)) if looks_like_secret(secret) else None)
 
     async def _find(self, wanted: _Wanted) -> _Found | None:
-        """From the cache, if the epoch was looked at a moment ago; else from Postgres, with all who wait."""
+        """From the cache, if the epoch was read a moment ago; else from Postgres, together with others that are waited for."""
         await self._check(time.monotonic() - self._fresh_s)
         found = self._known.get(wanted)
         if found is not None:
@@ -160,7 +162,7 @@ class Principals:
         return await asyncio.shield(future)
 
     async def _check(self, not_before: float) -> None:
-        """Return once the epoch has been looked at by a statement that began at `not_before` or later."""
+        """Return when a statement that began at `not_before` or later has read the epoch."""
         while self._seen_at < not_before:
             if self._looking is None or self._looking.done():
                 self._looking = asyncio.create_task(self._look())
@@ -170,13 +172,13 @@ class Principals:
     async def _look(self) -> None:
         began = time.monotonic()
         rows = await self._fetch("SELECT value FROM epoch")
-        self._see(rows[0]["value"], began)
+        self._note_epoch(rows[0]["value"], began)
 
-    def _see(self, epoch: int, began: float) -> bool:
-        """Note the epoch that a statement saw; at another one than before, forget everything.
+    def _note_epoch(self, epoch: int, began: float) -> bool:
+        """Note the epoch that a statement has read. If it is another one than before, forget everything.
 
-        False: a statement that began later has seen another epoch; this answer is too old to use.
-        (Later, not higher, is newer: a database that was restored from a backup has an older epoch.)
+        False: a statement that began later has read another epoch, so this answer is too old to use. The newest epoch is
+        the one that was read last, and not the highest: a database that is restored from a backup has a lower one.
         """
         if epoch != self._epoch:
             if began < self._seen_at:
@@ -188,19 +190,19 @@ class Principals:
         return True
 
     async def _load(self) -> None:
-        """Answer those who wait, a group at a time, until nobody does. What fails, fails for its group."""
+        """Load what is waited for, a group at a time, until nothing is. An error is for all of its group."""
         while self._waiting:
             group = dict(list(self._waiting.items())[:_GROUP])
             try:
                 found = await self._load_group(list(group))
-            except Exception as error:  # noqa: BLE001 (whatever it is, those who wait get it)
+            except Exception as error:  # noqa: BLE001 (every error goes to the callers that wait)
                 for wanted, future in group.items():
                     del self._waiting[wanted]
                     future.add_done_callback(_retrieve)
                     future.set_exception(error)
                 continue
             if found is None:
-                continue  # overtaken by a change: read again
+                continue  # the configuration has changed meanwhile: read again
             for wanted, future in group.items():
                 del self._waiting[wanted]
                 self._remember(wanted, found.get(wanted))
@@ -211,7 +213,7 @@ class Principals:
         names = [wanted for wanted in group if isinstance(wanted, str)]
         began = time.monotonic()
         rows = await self._fetch(_LOAD, hashes, names)
-        if not self._see(rows[0]["epoch"], began):
+        if not self._note_epoch(rows[0]["epoch"], began):
             return None
         found: dict[_Wanted, _Found] = {}
         for row in rows:
@@ -239,7 +241,11 @@ class Principals:
 
 
 def _checked(found: _Found | None) -> _Found:
-    """A key that may be used now."""
+    """The key, if it may be used now.
+
+    Raises:
+        NotAuthenticated: it is unknown, expired or revoked.
+    """
     if found is None:
         raise NotAuthenticated("This key is unknown. Check that it was copied whole; it begins with sk-tr-.")
     whose = f"agent {found.principal.agent!r}" if found.principal else "an administrator"
@@ -255,7 +261,7 @@ def _checked(found: _Found | None) -> _Found:
 
 
 def _retrieve(done: asyncio.Future[Any]) -> None:
-    """An error is for those who asked; when all of them have left, it is nobody's."""
+    """Mark a future's error as retrieved. Those that wait for it get it; it is not logged when all of them have left."""
     if not done.cancelled():
         done.exception()
 

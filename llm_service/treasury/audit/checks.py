@@ -1,9 +1,11 @@
-"""What the audit asks: one rule for each thing that must hold, as the SQL that finds what does not.
+"""The rules of the audit: one for each thing that must hold, with the SQL that finds where it does not.
 
-What must hold: a rule's `differences` returns one row for each difference, and none when all is well.
-Rules recompute; they do not call the functions whose work they check.
+What must hold:
+  A rule's `differences` returns one row for each difference, and no row when all is well.
+  Rules compute again; they do not call the functions whose work they check.
 
-I5 and I6 leave no trace in data: tests show them. I7 is a line here as far as data show it.
+I5 and I6 leave no trace in data, so they are shown by tests. I7 has a rule for the part that data can show.
+The queries are in `sql/audit/`, each named like its rule.
 """
 
 from __future__ import annotations

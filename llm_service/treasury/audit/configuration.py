@@ -1,8 +1,8 @@
-"""What the audit asks of the log of changes: that nothing has changed the configuration behind its back.
+"""The audit's rules about the log of changes: no configuration was changed without an entry in the log.
 
-What must hold: triggers that were dropped, switched off or put aside for a session (`session_replication_role`),
-a TRUNCATE, a log that can be written over: each leaves a difference here. Whoever owns the database can still forge
-the log row by row; that is not promised.
+What must hold: each of these shows as a difference here: a trigger that was dropped, switched off, or bypassed in a
+session (`session_replication_role`); a TRUNCATE; a log that can be overwritten.
+What is not promised: the owner of the database can still forge the log row by row.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from llm_service.treasury.audit.rule import Rule
 from llm_service.treasury.queries import load_query
 
-#: Every table of configuration. Each has an `id`, and says in `created_at` when a row was made.
+#: Every table of configuration. Each has an `id`, and in `created_at` the time at which a row was made.
 LOGGED = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "routes")
 
 # pg_trigger.tgtype: for each row, after insert, update and delete; for each statement, before update, delete, truncate.

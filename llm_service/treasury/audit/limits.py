@@ -1,19 +1,22 @@
-"""What the audit asks of limits: that no window was ever over what was allowed, whatever was changed afterwards.
+"""The audit's rule about limits: no window was ever over what was allowed, whatever was changed afterwards.
 
-What must hold: an overspend stays named after any change of its budget: a higher limit, a top-up, a pace, an archive. So
-what a budget allowed is read from the log of changes, change by change. A limit that falls below what is spent makes no
-overspend: what was there then, within the old limit, is allowed for.
+What must hold:
+  An overspend is still named after any change of its budget: a higher limit, a top-up, a pace, an archive. So what a
+      budget allowed is read from the log of changes, change by change.
+  A limit that is lowered below what is already spent makes no overspend, because the money was spent within the old limit.
 
-How a window is judged. The changes of its budget, and the times at which top-ups begin and end, cut its life into
-segments, each with one allowed amount. Calls are replayed in the order of the epochs that they were admitted by, which
-clocks that jump do not upset. At the end of each segment stands how much was committed: what calls that were admitted by
-then held, or had cost if they had been settled. The bound of a segment is the lesser of what it allowed and what was
-committed at its end; what is committed now may not be more than the largest of these bounds, nor than what is allowed now.
-The same is asked at the end of each segment, of what the calls that were admitted until then have cost, or still hold.
+How a window is judged. The changes of its budget, and the times at which top-ups begin and end, divide its life into
+segments, each with one allowed amount. Calls are replayed in the order of the epochs at which they were admitted, because
+that order does not depend on clocks. At the end of each segment the query computes how much was committed: the cost of
+the calls that were settled by then, and the holds of the others that were admitted by then. A segment's bound is what it
+allowed or what was committed at its end, whichever is less. What is committed now may be as much as the largest of these
+bounds, or as what is allowed now, but not more. The same is checked at the end of each segment, for what the calls that
+were admitted until then have cost or still hold.
 
-Why: the last hold of a window was made within some segment's allowance, and what is committed only shrinks after it.
-An example: of a limit of 10, 7 are committed when it falls to 5. The bounds are min(10, 7) = 7 and 5: 7 is right, and 8
-is an overspend, although 10 was once allowed. If the limit then rises to 20, the 8 is still named, by the second segment.
+Why this is right: the last hold of a window was made within what some segment allowed, and after that the committed
+amount can only fall. For example: the limit is 10, and 7 are committed when it falls to 5. The bounds are min(10, 7) = 7
+and 5. So 7 is right, and 8 would be an overspend although 10 was once allowed. If the limit then rises to 20, the 8 is
+still named, because of the second segment.
 """
 
 from __future__ import annotations

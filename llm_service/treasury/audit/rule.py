@@ -1,4 +1,4 @@
-"""The shape of what the audit asks: SQL that finds differences, and how to say one."""
+"""What a rule of the audit is: SQL that finds differences, and a sentence about each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def format_window(row: asyncpg.Record) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something worth knowing that is no failure: one row, and how to say it (None: nothing to say)."""
+    """Something worth knowing that is not a failure. `sql` gives one row; `say` makes a sentence of it, or None."""
 
     sql: str
     say: Callable[[asyncpg.Record | None], str | None]
@@ -32,7 +32,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`examines` is a table (with a condition) to count; `with_grace`: $1 is a number of seconds."""
+    """`examines` is the table (with a condition) whose rows are checked. `with_grace`: $1 of `differences` is a time in seconds."""
 
     name: str
     invariant: str
