@@ -12,7 +12,10 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
+from gateway.composition import open_service
+from gateway.settings import Settings
 from gateway.stack.postgres import EmbeddedPostgres
 from llm_service.administration import organisations
 from llm_service.administration.inputs import read_input
@@ -265,3 +268,28 @@ async def test_i2_a_journal_stays_when_who_settles_it_is_closed_meanwhile(
     with pytest.raises(TreasuryUnavailable, match="closed"):
         await recovery
     assert [path.suffix for path in tmp_path.iterdir()] == [".jsonl"] * 2  # its own, too: told twice does no harm
+
+
+async def test_i2_a_process_that_only_makes_calls_ends_those_that_another_has_left(
+    pool: asyncpg.Pool, database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """`treasurer run` may be the only process on a machine: no gateway is there to settle what an earlier run left."""
+    dead = PostgresTreasury(database_url)
+    settled, expired = await hold(pool, dead, calls=2)
+    await dead.close()
+    await pool.execute("UPDATE holds SET expires_at = now() - interval '1 second' WHERE call_id = $1", expired.call_id)
+    left = SettlementSpool(tmp_path / "settlements")
+    left.add([posted(settled, 7)])
+    left.close()
+    settings = Settings(
+        data_dir=tmp_path, database_url=database_url, redis_url=redis_url, proxy_url="http://127.0.0.1:1",
+        grant_secret=SecretStr("g" * 32),
+    )  # fmt: skip
+    async with open_service(settings), asyncio.timeout(20):
+        while await pool.fetchval("SELECT count(*) FROM holds"):
+            await asyncio.sleep(0.02)
+    ended = await pool.fetch("SELECT call_id, state, cost_nano FROM ledger")
+    assert {tuple(row) for row in ended} == {
+        (settled.call_id, "posted", 7), (expired.call_id, "expired", expired.amount_nano),
+    }  # fmt: skip
+    assert list((tmp_path / "settlements").iterdir()) == []
