@@ -166,7 +166,7 @@ async def test_a_slip_in_a_models_name_is_told(
     """The route is set all the same: the model may be added later. An unknown condition counts as part of a name."""
     await an_agent(pool)
     running = SimpleNamespace(real=["gpt-4o"], simulated=["claude-haiku-5-5"])
-    monkeypatch.setattr("gateway.cli.routes.running_state", lambda: running)
+    monkeypatch.setattr("gateway.stack.state.running_state", lambda: running)
     sound = ("route", "set", "--agent", "news", "--model", "gpt-*", "--fallback", "claude-haiku-5-5:error")
     assert (await treasurer(*sound)).err == ""
     slips = await treasurer(*sound, "--fallback", "gpt-4o:eror", "--downgrade", "gpt-4", "--json")
