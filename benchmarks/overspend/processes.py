@@ -1,7 +1,7 @@
-"""The processes that this program starts: each in a group of its own, ended with it whatever ends it.
+"""The processes that this program starts. Each is in a separate process group, which is ended with it.
 
-What must hold: nothing that was started here is running when the block is left, and if this program is killed, a
-watchdog ends what it left.
+What must hold: when the block ends, nothing that was started in it is running. If this program is killed, a watchdog
+ends what is left.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from gateway.stack.watchdog_client import WatchdogClient
 
 
 class Processes:
-    """Starts and ends processes, by their id."""
+    """Starts and ends processes, which it knows by their ids."""
 
     def __init__(self) -> None:
-        self._guard = WatchdogClient(lambda _: None)
+        self._watchdog = WatchdogClient(lambda _: None)
         self._running: dict[int, tuple[Process, signal.Signals]] = {}
 
     async def __aenter__(self) -> Processes:
-        await self._guard.__aenter__()
+        await self._watchdog.__aenter__()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         for process, _ in reversed(list(self._running.values())):
             await self.end(process)
-        await self._guard.__aexit__(kind, error, trace)
+        await self._watchdog.__aexit__(kind, error, trace)
 
     async def start(
         self,
@@ -41,9 +41,9 @@ class Processes:
         log: Path,
         cwd: Path,
         environ: Mapping[str, str] | None = None,
-        gentle: signal.Signals = signal.SIGTERM,
+        stop_signal: signal.Signals = signal.SIGTERM,
     ) -> Process:
-        """Start a process whose output goes to the end of `log`; `gentle` asks it to end."""
+        """Start a process and append its output to `log`. `stop_signal` is the signal that asks it to end."""
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -54,15 +54,15 @@ class Processes:
                 cwd=cwd,
                 start_new_session=True,
             )
-        self._running[process.pid] = (process, gentle)
-        self._guard.add(process.pid, gentle)
+        self._running[process.pid] = (process, stop_signal)
+        self._watchdog.add(process.pid, stop_signal)
         return process
 
     async def end(self, process: Process, patience_s: float = 15) -> None:
-        """Ask the process to end, wait so long, and kill what is left of its group."""
-        _, gentle = self._running.pop(process.pid, (process, signal.SIGTERM))
+        """Ask the process to end, wait for this long, and kill what is left of its group."""
+        _, stop_signal = self._running.pop(process.pid, (process, signal.SIGTERM))
         if process.returncode is None:
-            _signal(process.pid, gentle)
+            _signal(process.pid, stop_signal)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), patience_s)
         await self._gone(process)
@@ -75,7 +75,7 @@ class Processes:
     async def _gone(self, process: Process) -> None:
         _signal(process.pid, signal.SIGKILL)
         await process.wait()
-        self._guard.remove(process.pid)
+        self._watchdog.remove(process.pid)
 
 
 def _signal(group: int, number: signal.Signals) -> None:

@@ -135,5 +135,8 @@ class Finishing:
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
-        if not task.cancelled():
-            task.exception()  # a caller that still waits has it; where none does, the attempt is settled all the same
+        error = None if task.cancelled() else task.exception()
+        # An error that the service means for a caller needs no line: where no caller waits, the attempt is settled all
+        # the same. Any other is a bug that nobody else may see.
+        if error is not None and not isinstance(error, TreasurerError | Unanswered):
+            log.error("what a call had begun in the background failed", exc_info=error)

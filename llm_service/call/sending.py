@@ -105,7 +105,8 @@ class Sender:
         try:
             return await send(call.path, body, grant, call.route.timeouts)
         except ProxyUnavailable as error:
-            raise self._not_sent(admitted, error) from error
+            self._not_sent(admitted, error)
+            raise
         except Unanswered as lost:
             if await self._never_used(admitted):
                 raise self._not_sent(admitted, lost.never_begun) from lost
@@ -159,7 +160,7 @@ class Sender:
     def _booked(self, admitted: Admitted, refusal: Refusal) -> TreasurerError:
         error = refusal.error
         if isinstance(error, PricesChanged):
-            error.details["model"] = admitted.model.name
+            error = _prices_changed(admitted.model.name)
         # Our own plugin's refusal (a clock that is wrong …) is not a failure of the model, and opens no breaker for all.
         if error.status >= 500 and not refusal.by_us:
             admitted.breaker_permit.failed()
@@ -200,6 +201,15 @@ class Sender:
         )
 
 
+def _prices_changed(model: str) -> PricesChanged:
+    return PricesChanged(
+        f"The prices of {model!r} changed while this call was under way; it was not sent, and nothing was spent. Try "
+        "again in a moment.",
+        retry_after=1,
+        details={"model": model},
+    )
+
+
 def governed_body(admitted: Admitted) -> bytes:
     """The caller's body with what governance must set: the model, the bound of the output, a report of the usage."""
     call = admitted.call
@@ -209,7 +219,7 @@ def governed_body(admitted: Admitted) -> bytes:
         name = "max_completion_tokens" if data.get("max_completion_tokens") is not None else "max_tokens"
         data.pop("max_tokens", None)
         data[name] = admitted.output_tokens
-        if data.get("service_tier") is None and admitted.model.has_dearer_tiers:
+        if data.get("service_tier") is None and admitted.model.prices_differ_by_tier:
             data["service_tier"] = "default"  # left out it means what the provider's project is set to: another price
         if call.request.stream:
             data["stream_options"] = (data.get("stream_options") or {}) | {"include_usage": True}

@@ -173,8 +173,7 @@ def _error_of_plugin(refused: str | None) -> TreasurerError | None:
     """The error for a refusal by our own plugin, by the refusal's code. None: the answer's body has to tell."""
     if refused == PRICES_CHANGED:
         return PricesChanged(
-            "The prices of the model changed while this call was under way; it was not sent, and nothing was spent. Try "
-            "again in a moment.",
+            "The proxy has other prices than the call was held for, so it was not sent, and nothing was spent.",
             retry_after=1,
         )
     if refused == GRANTS_UNAVAILABLE:

@@ -1,4 +1,4 @@
-"""Postgres stopped, read-only, full, or without a free connection: every route answers 503, every command one sentence.
+"""Postgres stopped, read-only, full, never migrated, or without a free connection: each route answers 503, each command a sentence.
 
 The routes and commands are read from the app and from the command line themselves, so one that is added and not named
 here fails the test. Each state is a real server's, but for the full disk: there the server raises its own error
@@ -36,7 +36,7 @@ from llm_service.administration.inputs import read_input
 from tests.processes import running_postgres
 
 ADMIN = "an-administrators-key-from-the-settings"
-#: Enough for the gateway's pools, few enough to take them all.
+#: Enough for the gateway's pools, but few enough for a test to take all of them.
 MAX_CONNECTIONS = 40
 
 MODEL: dict[str, Any] = {
@@ -51,7 +51,7 @@ MODEL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Ask:
-    """One request. `reads`: it changes nothing, so it is answered by a Postgres that takes no writes."""
+    """One request. `reads`: it changes nothing, so a Postgres that accepts no writes answers it."""
 
     path: str
     json: Mapping[str, Any] | None = None
@@ -99,7 +99,7 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", "/reports/costs"): [Ask("/reports/costs", reads=True), Ask("/reports/costs?format=csv", reads=True)],
     ("GET", "/readyz"): [Ask("/readyz", reads=True)],
 }
-#: Routes that serve without Postgres, and what they answer then. A breaker is for trouble, and Postgres may be part of it.
+#: Routes that work without Postgres, with their answers then. Breakers must work in an emergency such as this one.
 WITHOUT_POSTGRES: dict[tuple[str, str], tuple[str, int]] = {
     ("GET", "/healthz"): ("/healthz", 200),
     ("GET", "/metrics"): ("/metrics", 200),
@@ -143,13 +143,15 @@ READING_COMMANDS: dict[str, str] = {
     "limit list": "",
     "route list": "",
 }
-#: These start a stack with a Postgres of its own, or ask a running gateway, whose routes are above.
+#: What a database that was never migrated makes of everything.
+MIGRATE = "run `treasurer migrate`"
+#: These start a stack with a separate Postgres, or call a running gateway, whose routes are tested above.
 OTHER_COMMANDS = {"up", "demo", "breaker list", "breaker open", "breaker reset"}
 
 
 @pytest.fixture(scope="module")
 def server(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL that may be stopped, with few connections."""
+    """A PostgreSQL server with few connections, which a test may stop."""
     tuning = {"fsync": "off", "max_connections": str(MAX_CONNECTIONS), "autovacuum": "off"}
     away = embedded_postgres(service_dir / "away", free_port(), secrets.token_urlsafe(16), tuning)
     with running_postgres(away, service_dir / "away.log", stop_with_us) as running:
@@ -204,7 +206,7 @@ async def world(
             capsys.readouterr()
             code = 0
             try:
-                await asyncio.to_thread(main)  # it has an event loop of its own
+                await asyncio.to_thread(main)  # the command starts an event loop itself
             except SystemExit as ended:
                 code = int(ended.code or 0)
             return code, capsys.readouterr().err
@@ -219,7 +221,7 @@ async def world(
 
 @asynccontextmanager
 async def _catalogue() -> AsyncIterator[str]:
-    """As much of LiteLLM Proxy as the catalogue is read from."""
+    """The part of LiteLLM Proxy's API from which the catalogue is read."""
 
     async def models(_: web.Request) -> web.Response:
         embedding = {**MODEL, "model_name": "e", "model_info": {**MODEL["model_info"], "id": "d2", "mode": "embedding"}}
@@ -259,7 +261,7 @@ def walked_commands(command: Any, path: tuple[str, ...]) -> Iterator[str]:
 
 @asynccontextmanager
 async def read_only(world: World) -> AsyncIterator[None]:
-    """As an operator sets it, or as a standby is."""
+    """As an operator may configure it, or as a standby server is."""
     other = await asyncpg.connect(world.maintenance)
     try:
         await other.execute("ALTER SYSTEM SET default_transaction_read_only = on")
@@ -302,7 +304,7 @@ END $$
 
 @asynccontextmanager
 async def full(world: World) -> AsyncIterator[None]:
-    """Whatever writes fails with what PostgreSQL raises for a disk without room."""
+    """Every write fails with the error that PostgreSQL raises when a disk is full."""
     other = await asyncpg.connect(world.url)
     try:
         await other.execute(_FULL)
@@ -314,7 +316,7 @@ async def full(world: World) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def without_connections(world: World) -> AsyncIterator[None]:
-    """Others have all connections that the server takes."""
+    """Other clients have all connections that the server accepts."""
     taken = [await asyncpg.connect(world.maintenance, server_settings={"application_name": "taken"})]
     try:
         async with asyncio.timeout(20):
@@ -339,7 +341,7 @@ async def without_connections(world: World) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def stopped(world: World) -> AsyncIterator[None]:
-    """The server is gone, for the rest of the module."""
+    """The server is stopped for the rest of the module."""
     os.kill(int((world.server.data / "postmaster.pid").read_text().split()[0]), signal.SIGINT)
     async with asyncio.timeout(20):
         while await world.server.answers():
@@ -347,10 +349,22 @@ async def stopped(world: World) -> AsyncIterator[None]:
     yield
 
 
-# -- what is asked of each
+@asynccontextmanager
+async def never_migrated(world: World) -> AsyncIterator[None]:
+    """The database exists and is empty, as after an operator has created it and nothing else."""
+    other = await asyncpg.connect(world.url)
+    try:
+        await other.execute("ALTER SCHEMA public RENAME TO aside; CREATE SCHEMA public")
+        yield
+    finally:
+        await other.execute("DROP SCHEMA public CASCADE; ALTER SCHEMA aside RENAME TO public")
+        await other.close()
 
 
-async def every_route_says_so(world: World, *, reads_go_on: bool, wrong: list[str]) -> None:
+# -- what is asked in each state
+
+
+async def every_route_says_so(world: World, *, reads_go_on: bool, words: str = "", wrong: list[str]) -> None:
     for (method, name), asked in ROUTES.items():
         for ask in asked:
             key = world.key if name.startswith("/v1/") else ADMIN
@@ -365,20 +379,26 @@ async def every_route_says_so(world: World, *, reads_go_on: bool, wrong: list[st
                 wrong.append(f"{method} {ask.path}: {answer.status_code} {dict(answer.headers)} {answer.text}")
             elif name != "/readyz" and answer.json()["error"]["code"] != "treasury_unavailable":
                 wrong.append(f"{method} {ask.path}: {answer.text}")
+            elif words not in answer.text:
+                wrong.append(f"{method} {ask.path} does not say {words!r}: {answer.text}")
     for (method, _), (path, status) in WITHOUT_POSTGRES.items():
         answer = await world.http.request(method, path, headers={"authorization": f"Bearer {ADMIN}"})
         if answer.status_code != status:
             wrong.append(f"{method} {path}: {answer.status_code} {answer.text}")
 
 
-async def every_command_says_so(world: World, *, reads_go_on: bool, wrong: list[str]) -> None:
+async def every_command_says_so(world: World, *, reads_go_on: bool, words: str = "", wrong: list[str]) -> None:
     for name, arguments in (COMMANDS | READING_COMMANDS).items():
+        if words == MIGRATE and name == "migrate":
+            continue  # this command repairs the state
         code, err = await world.run(f"{name} {arguments.format(feed=world.feed)}")
         if reads_go_on and name in READING_COMMANDS:
             if code != 0:
                 wrong.append(f"treasurer {name}: {code} {err}")
         elif code not in (1, 3) or "error: " not in err or "Traceback" in err or len(err.strip().splitlines()) != 1:
             wrong.append(f"treasurer {name}: {code} {err}")
+        elif words not in err:
+            wrong.append(f"treasurer {name} does not say {words!r}: {err}")
 
 
 def test_every_route_and_every_command_is_asked() -> None:
@@ -391,10 +411,13 @@ def test_every_route_and_every_command_is_asked() -> None:
 
 async def test_i6_every_route_and_command_says_that_postgres_cannot_be_used(world: World) -> None:
     wrong: list[str] = []
-    for state, reads_go_on in ((full, True), (read_only, True), (without_connections, False), (stopped, False)):
+    for state, reads_go_on, words in (
+        (full, True, ""), (read_only, True, ""), (never_migrated, False, MIGRATE), (without_connections, False, ""),
+        (stopped, False, ""),
+    ):  # fmt: skip
         async with state(world):
             found: list[str] = []
-            await every_route_says_so(world, reads_go_on=reads_go_on, wrong=found)
-            await every_command_says_so(world, reads_go_on=reads_go_on, wrong=found)
+            await every_route_says_so(world, reads_go_on=reads_go_on, words=words, wrong=found)
+            await every_command_says_so(world, reads_go_on=reads_go_on, words=words, wrong=found)
             wrong += [f"{state.__name__}: {each}" for each in found]
     assert wrong == [], "\n".join(wrong)

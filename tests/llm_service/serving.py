@@ -65,9 +65,10 @@ class Parts:
         breakers: BreakerGate = NO_BREAKERS,
         entries: list[dict[str, Any]] = ENTRIES,
         upstream: FakeUpstream | None = None,
+        treasury: FakeTreasury | None = None,
         revoke: Revoke = never,
     ) -> None:
-        self.treasury, self.limiter, self.sweeper = FakeTreasury(limit_nano), FakeLimiter(), FakeSweeper()
+        self.treasury, self.limiter, self.sweeper = treasury or FakeTreasury(limit_nano), FakeLimiter(), FakeSweeper()
         self.counter, self.idempotency, self.upstream = (
             FakeCounter(),
             FakeIdempotency(),
