@@ -1,10 +1,10 @@
-# Treasurer. `make` prints what there is. Needs Python >= 3.11 and make, nothing else.
+# Treasurer. `make` lists the commands. Needs Python >= 3.11 and make, nothing else.
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS += --no-print-directory
 
-# The versions that the lock files were tried with come first.
+# The Python versions that the lock files were tested with come first.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3 python3.14 python; do \
 	command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 
@@ -13,13 +13,13 @@ BIN     := .venv/bin
 ARGS    ?=
 STAMPS  := .stamps
 
-# An environment is made again when the content of its lock file changes, not its date.
+# An environment is installed again when the content of its lock file changes, not when its date does.
 digest = $(shell cat $(1) | cksum | tr ' ' '-')
 TOOLS_STAMP := $(STAMPS)/tools-$(call digest,requirements/bootstrap.txt)
 APP_STAMP   := $(STAMPS)/app-$(call digest,requirements/app.txt pyproject.toml)
 DEV_STAMP   := $(STAMPS)/dev-$(call digest,requirements/dev.txt pyproject.toml)
 PROXY_STAMP := $(STAMPS)/proxy-$(call digest,requirements/proxy.txt)
-# Whichever of the two the environment was filled from last: `make up` after `make test` takes nothing away.
+# If the tools for development are installed, keep them: `make up` after `make test` must not remove them.
 READY_STAMP := $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(APP_STAMP))
 
 .PHONY: help setup setup-dev demo up test test-quick check format bench overspend chaos lock clean python
@@ -31,7 +31,7 @@ help: ## print this
 	@echo
 	@echo "More commands: .venv/bin/treasurer --help"
 
-setup: $(READY_STAMP) $(PROXY_STAMP) ## install what is needed (the other commands do it by themselves)
+setup: $(READY_STAMP) $(PROXY_STAMP) ## install what is needed (the other commands do it automatically)
 
 setup-dev: $(DEV_STAMP) $(PROXY_STAMP)
 
@@ -43,12 +43,12 @@ up: setup ## start everything and stay until Ctrl-C
 
 test: setup-dev ## run the tests, the quick ones first (ARGS=… goes to pytest; ARGS="-n 0 …": in one process)
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
-# A file at a time on each of two processes, in order: most of what a test does is to wait. Each has servers of its own.
+# Two processes, each with separate servers, run one test file at a time, in order: most tests spend their time waiting.
 SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 test-quick: setup-dev ## run the tests that start no server, in a minute
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not servers" --hypothesis-profile=quick $(NO_SERVERS) $(ARGS)
-# Folders whose tests all start servers: not even imported.
+# In these folders every test starts a server, so they are not even imported.
 NO_SERVERS := $(addprefix --ignore=tests/,integration chaos evals)
 
 check: setup-dev ## format, lint, types, import rules
@@ -57,17 +57,17 @@ check: setup-dev ## format, lint, types, import rules
 	@$(BIN)/lint-imports
 	@$(BIN)/basedpyright
 
-format: setup-dev ## put the code into its format
+format: setup-dev ## format the code
 	@$(BIN)/ruff check --fix-only .
 	@$(BIN)/ruff format .
 
-bench: setup-dev ## measure, against the alternatives
+bench: setup-dev ## measure Treasurer, each figure beside an alternative
 	@$(BIN)/python -m benchmarks $(ARGS)
 
-overspend: setup ## drive a gateway through what gateways get wrong (ARGS="--adapter litellm": another one)
+overspend: setup ## try to make a gateway overspend (ARGS="--adapter litellm": another gateway)
 	@$(BIN)/python -m benchmarks.overspend $(ARGS)
 
-chaos: setup-dev ## kill, pause and cut everything in turn, under load; eight minutes (ARGS="--seed 1 --only Redis")
+chaos: setup-dev ## kill, pause and cut every part in turn, under load; eight minutes (ARGS="--seed 1 --only Redis")
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lock: $(TOOLS_STAMP) ## resolve the lock files anew (ARGS=--upgrade for newer versions)
@@ -104,10 +104,10 @@ $(DEV_STAMP): $(TOOLS_STAMP)
 	@rm -f $(STAMPS)/app-* $(STAMPS)/dev-* && touch $@ $(APP_STAMP)
 
 $(PROXY_STAMP): $(TOOLS_STAMP)
-	@echo "Installing LiteLLM Proxy into an environment of its own (.venv-proxy) …"
+	@echo "Installing LiteLLM Proxy into a separate environment (.venv-proxy) …"
 	@test -x .venv-proxy/bin/python || $(UV) venv -q --python $(PYTHON) .venv-proxy
 	@$(UV) pip sync --python .venv-proxy/bin/python --require-hashes requirements/proxy.txt
-	@echo "Compiling it to byte code: it starts and runs faster …"
+	@echo "Compiling it to byte code, so that it starts and runs faster …"
 	@.venv-proxy/bin/python -m compileall -q -j 0 .venv-proxy/lib || true
 	@rm -f $(STAMPS)/proxy-* && touch $@
 

@@ -1,1 +1,1 @@
-"""Measurements. Each prints ratios against something measured in the same run."""
+"""Measurements. Each prints its figures beside those of something else that is measured in the same run."""

@@ -1,7 +1,7 @@
-"""`make bench`: everything in one run, on this machine, each figure beside what it is compared with.
+"""`make bench`: all measurements in one run, on this machine, each figure beside the one that it is compared with.
 
-Bounded in time and count, loopback only. `make bench ARGS=flags` also shows what each setting of
-LiteLLM Proxy is worth (it starts the proxy once for each, so it takes some minutes).
+Bounded in time and in number of calls; loopback only. `make bench ARGS=flags` also shows what each setting of LiteLLM
+Proxy gains. It starts the proxy once for each setting, so it takes some minutes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gateway.stack.supervisor import running_stack
 
 
 async def main(sections: set[str]) -> None:
-    """Run the sections; without a name: admission, growth, governed, streams and memory."""
+    """Run these sections. Without a name: admission, growth, governed, streams and memory."""
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="treasurer-bench-"))
     folder.chmod(0o755)

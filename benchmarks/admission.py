@@ -1,8 +1,8 @@
-"""Grouped admission against one transaction for each call: one hot budget, and 100 others.
+"""Grouped admission against one transaction for each call: one much-used budget, and 100 others.
 
-Every caller asks for a hold in the hot budget and in one of the others, again and again, for a
-bounded time; fsync is on. The same SQL function decides in both lanes: alone, each call is a
-group of one on a connection of its own.
+Every caller asks for a hold in the much-used budget and in one of the others, again and again, for a bounded time;
+fsync is on. The same SQL function decides in both cases: without grouping, each call is a group of one, on a separate
+connection.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import uvloop
 
 from llm_service.ids import new_call_id
 from llm_service.treasury.connection import Connection
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.statements import ADMIT, admission_arrays
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, Principal
 
 OTHERS = 100
@@ -60,7 +60,7 @@ def _requests(budgets: list[int], epoch: int) -> Callable[[], HoldRequest]:
 async def drive(
     ask: Callable[[HoldRequest], Awaitable[object]], make: Callable[[], HoldRequest], callers: int, seconds: float
 ) -> tuple[float, float]:
-    """Calls a second and the median latency in milliseconds of `callers` that ask without a pause."""
+    """Calls a second, and the median latency in milliseconds, of `callers` that ask without a pause."""
     latencies: list[float] = []
     end = time.perf_counter() + seconds
 
@@ -77,7 +77,7 @@ async def drive(
 async def _grouped_lane(
     database_url: str, make: Callable[[], HoldRequest], callers: int, seconds: float
 ) -> tuple[float, float]:
-    treasury = Treasury(database_url)
+    treasury = PostgresTreasury(database_url)
 
     async def ask(request: HoldRequest) -> None:
         assert isinstance(await treasury.admit(request), Hold)
@@ -113,7 +113,7 @@ async def _alone_lane(
 async def measure(
     database_url: str, *, seconds: float = 3.0, callers: tuple[int, ...] = (1, 16, 64)
 ) -> list[dict[str, float]]:
-    """One row for each number of callers: grouped and alone, calls a second and p50 milliseconds."""
+    """One row for each number of callers: calls a second and median milliseconds, grouped and not grouped."""
     setup = await asyncpg.connect(database_url)
     budgets = [row["id"] for row in await setup.fetch(BUDGETS, str(UUID(int=time.time_ns())))]
     make = _requests(budgets, await setup.fetchval("SELECT value FROM epoch"))
@@ -135,7 +135,7 @@ async def measure(
 
 
 async def measure_apart(database_url: str, module: str = "benchmarks.admission") -> list[dict[str, Any]]:
-    """A module's `measure`, in a process of its own, on the event loop that the gateway uses (uvloop)."""
+    """Run a module's `measure` in a separate process, on the event loop that the gateway uses (uvloop)."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", module, database_url, stdout=asyncio.subprocess.PIPE
     )

@@ -1,9 +1,9 @@
-"""What a crowd of long streams does to everybody else: `python -m benchmarks.crowd`, about three minutes.
+"""What a crowd of long streams does to all other callers: `python -m benchmarks.crowd`, about three minutes.
 
-Two crowds, one after the other, at one LiteLLM Proxy worker: callers who read their streams slowly, and callers who
-leave them after a second. The provider is as fast as can be, so that what LiteLLM has not read yet is billed already.
-Printed are what a bystander's small calls take, what LiteLLM's memory does, and the provider's invoice beside what was
-posted. Loopback only, bounded in count and in time.
+Two crowds, one after the other, use one worker of LiteLLM Proxy: callers who read their streams slowly, and callers who
+leave them after a second. The provider is as fast as possible, so that it has billed what LiteLLM has not read yet.
+Printed are the time that small calls of another caller (the bystander) take, LiteLLM's memory, and the provider's
+invoice beside what was posted. Loopback only, bounded in number of calls and in time.
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ _CROWD_S = 20.0
 _QUIET_S = 6.0
 _LEAVE_S = 1.0
 _AFTER_S = 30.0
-#: Until every hold is settled; without an end it would be as long as a hold lives.
+#: How long to wait until every hold is settled. Without this limit, the wait could be as long as a hold lives.
 _SETTLED_S = 120.0
-#: A slow caller takes this much at a time, with this pause between, through a connection that buffers little.
+#: A slow caller reads this much, then pauses for this long; its connection has small buffers.
 _SIP_BYTES, _SIP_S, _RECEIVE_BYTES = 1024, 0.5, 16 * 1024
 _MOST_S = 30.0
 
@@ -57,7 +57,7 @@ _HELD = "SELECT count(*) FROM holds h JOIN agents a ON a.id = h.agent_id WHERE a
 
 @dataclass(slots=True)
 class Outcome:
-    """One crowd. Milliseconds, MiB and nano-dollars; `unsettled`: holds that were open when the wait was over."""
+    """What one crowd did, in milliseconds, MiB and nano-dollars. `unsettled`: holds still open after the wait."""
 
     name: str
     latencies: list[float] = field(default_factory=list[float])
@@ -82,7 +82,7 @@ class Outcome:
 
 
 class Crowd:
-    """The hands of this benchmark on one running stack."""
+    """Plays the crowds of this benchmark on one running stack."""
 
     def __init__(self, state: StackState, pool: asyncpg.Pool, callers: int) -> None:
         self._state = state
@@ -91,7 +91,7 @@ class Crowd:
         self._url = f"{state.gateway_url}/v1/chat/completions"
 
     async def quiet(self) -> Outcome:
-        """The bystander alone."""
+        """The bystander without a crowd."""
         outcome, key = Outcome("quiet"), await self._key("crowd-warm")
         warm = Outcome("warm")
         await self._bystander(warm, key, 2.0)
@@ -99,7 +99,7 @@ class Crowd:
         return outcome
 
     async def play(self, name: str, caller: Callable[[Outcome, str, int], Coroutine[Any, Any, None]]) -> Outcome:
-        """A crowd of such callers, a bystander beside it, and what is left of both."""
+        """Play a crowd of such callers with a bystander beside it, and collect the figures of both."""
         outcome = Outcome(name, before_mib=self._rss_mib())
         key, bystander = await self._key(f"crowd-{name}"), await self._key(f"bystander-{name}")
         since = (await self._invoice(0))["last_seq"]
@@ -126,13 +126,13 @@ class Crowd:
         return outcome
 
     async def reads_slowly(self, outcome: Outcome, key: str, number: int) -> None:
-        """A caller who takes a sip now and then."""
+        """A caller who reads a little, now and then."""
         async with self._stream(outcome, key, "slow", number) as response:
             async for _ in response.content.iter_chunked(_SIP_BYTES):
                 await asyncio.sleep(_SIP_S)
 
     async def leaves(self, outcome: Outcome, key: str, number: int) -> None:
-        """A caller who reads for a second, and goes."""
+        """A caller who reads for a second and then leaves."""
         async with self._stream(outcome, key, "leaving", number) as response:
             await response.content.readany()
             with contextlib.suppress(TimeoutError):
@@ -160,7 +160,7 @@ class Crowd:
             yield response
 
     async def _bystander(self, outcome: Outcome, key: str, seconds: float) -> None:
-        """Small whole calls, one after the other."""
+        """Make small calls, not streamed, one after the other."""
         end = time.monotonic() + seconds
         body = {"model": "gpt-4o-mini", "max_tokens": 20, "messages": [{"role": "user", "content": "Hello there."}]}
         headers = {"Authorization": f"Bearer {key}"}
@@ -208,7 +208,7 @@ def _small_socket(address: Any) -> socket.socket:
 
 
 async def measure(callers: int, crowds: set[str], console: Console) -> list[Outcome]:
-    """Start a stack, play the crowds, stop it."""
+    """Start a stack, play the crowds, stop the stack."""
     folder = Path(tempfile.mkdtemp(prefix="treasurer-crowd-"))
     folder.chmod(0o755)
     own = {"database_url": None, "redis_url": None, "proxy_url": None}
@@ -231,7 +231,7 @@ async def measure(callers: int, crowds: set[str], console: Console) -> list[Outc
 
 
 def show(console: Console, outcomes: list[Outcome], callers: int) -> None:
-    """One table."""
+    """Print the outcomes as one table."""
     table = Table(title=f"{callers} streams of {_TOKENS:,} tokens, a fast provider, one LiteLLM Proxy worker")
     headings = (
         "crowd",
@@ -257,7 +257,7 @@ def show(console: Console, outcomes: list[Outcome], callers: int) -> None:
 
 
 def main() -> None:
-    """Play both crowds, or those that are named."""
+    """Play both crowds, or those that are named on the command line."""
     parser = argparse.ArgumentParser(prog="benchmarks.crowd", description=__doc__)
     parser.add_argument("--callers", type=int, default=200)
     parser.add_argument("--crowd", action="append", choices=("slow", "leaving"), default=[])

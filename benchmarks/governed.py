@@ -1,9 +1,9 @@
 """A governed call against the same call straight to LiteLLM Proxy, with the same provider behind both.
 
-"Straight" is a LiteLLM Proxy of its own as its users run it: the same environment, settings and model,
-a master key, and nothing of ours loaded, neither the plugin's work nor its shortcuts (litellm_plugin/shortcuts.py).
-The two lanes take turns, round by round, so that a machine whose speed drifts slows both; the ratio is taken
-round by round.
+"Straight" goes to a second LiteLLM Proxy, started as its users start it: the same environment, settings and model, a
+master key, and nothing of ours loaded, neither the plugin nor its shortcuts (litellm_plugin/shortcuts.py). The two ways
+(lanes) are measured in turn, round by round, and the ratio is computed for each round: if the machine's speed changes,
+it changes for both.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ ROUND_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Lane:
-    """Medians over the rounds. `rate_ratio` and `p50_more_ms` compare with the straight lane, round by round."""
+    """Medians over a lane's rounds. `rate_ratio` and `p50_more_ms` compare each round with the straight lane's."""
 
     callers: int
     name: str
@@ -67,7 +67,7 @@ class _Round:
 
 
 async def measure(state: StackState, settings: Settings, callers: tuple[int, ...] = (1, 16)) -> list[Lane]:
-    """Both lanes at each number of callers."""
+    """Measure both lanes at each number of callers."""
     key = await _agent_key(state)
     lanes: list[Lane] = []
     async with straight_proxy(state, settings) as (url, master_key), aiohttp.ClientSession() as session:
@@ -123,7 +123,7 @@ async def _round(session: aiohttp.ClientSession, base: str, secret: str, callers
 
 @dataclass(frozen=True, slots=True)
 class StreamLane:
-    """Streams of 200 tokens, an event each: medians over the rounds, and the ratios to the straight lane's rounds."""
+    """Streams of 200 tokens, one event each: medians over the rounds, and ratios to the straight lane's rounds."""
 
     callers: int
     name: str
@@ -134,7 +134,7 @@ class StreamLane:
 
 
 async def streams(state: StackState, settings: Settings, callers: tuple[int, ...] = (1, 8)) -> list[StreamLane]:
-    """Time to the first token and tokens a second of a stream, governed and straight, in turns."""
+    """Time to the first token, and tokens a second, of a stream, governed and straight, in turns."""
     key = await _agent_key(state, "bench-streams")
     lanes: list[StreamLane] = []
     async with straight_proxy(state, settings) as (url, master_key), aiohttp.ClientSession() as session:
@@ -160,7 +160,7 @@ async def streams(state: StackState, settings: Settings, callers: tuple[int, ...
 async def _stream_round(
     session: aiohttp.ClientSession, base: str, secret: str, callers: int, each: int
 ) -> tuple[float, float]:
-    """The median time to the first token in milliseconds, and all callers' tokens a second."""
+    """The median time to the first token in milliseconds, and the tokens a second of all callers together."""
     firsts: list[float] = []
     tokens = 0
     script = '[[sim: {"output_tokens": 200, "chunk_tokens": 1}]]'
@@ -203,7 +203,7 @@ async def _agent_key(state: StackState, agent: str = "bench") -> str:
 async def straight_proxy(
     state: StackState, settings: Settings, change: Callable[[dict[str, str]], None] = lambda environ: None
 ) -> AsyncIterator[tuple[str, str]]:
-    """A LiteLLM Proxy without our plugin: its address and its master key. `change` edits its environment."""
+    """Start a LiteLLM Proxy without our plugin; yield its address and its master key. `change` edits its environment."""
     config = yaml.safe_load(settings.litellm_config.read_text())
     plain = effective_config(config, {}, state.provider_url).config
     plain["litellm_settings"].pop("callbacks", None)
@@ -247,7 +247,7 @@ async def _alive(url: str, process: asyncio.subprocess.Process, log: Path) -> No
 
 
 def memory(state: StackState) -> dict[str, float]:
-    """MiB of each part with its children; memory that processes share is counted once between them."""
+    """MiB of each part with its children. Memory that several processes share is divided among them."""
     sizes: dict[str, float] = {}
     for name, pid in state.pids.items():
         process = psutil.Process(pid)
@@ -265,7 +265,7 @@ def _pss(process: psutil.Process) -> int:
 
 
 async def flags(state: StackState, settings: Settings, console: Console) -> None:
-    """What each setting of LiteLLM Proxy is worth: all of them, and all but one, in turn."""
+    """Show what each setting of LiteLLM Proxy gains: measure with all settings, then with all but one, in turn."""
     plain_start = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPYCACHEPREFIX": str(state.data_dir / "no-bytecode")}
     variants: dict[str, Callable[[dict[str, str]], None]] = {
         "all": lambda environ: None,

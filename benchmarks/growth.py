@@ -1,7 +1,7 @@
-"""How the cost of admission grows: with the budgets of one call, and with the windows in the treasury.
+"""How the cost of an admission grows with the number of budgets of a call, and of windows in the treasury.
 
-Each case is measured beside one budget on an empty treasury, in turns in the same run; sixteen callers. Rows are made
-in bulk by SQL, as a treasury that has run for long has them.
+Each case is measured in turns with a plain case in the same run: one budget on an empty treasury; sixteen callers. Rows
+are inserted in bulk by SQL, so that the treasury looks as if it had run for a long time.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import uvloop
 
 from benchmarks.admission import BUDGETS, drive
 from llm_service.ids import new_call_id
-from llm_service.treasury.treasury import Treasury
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, Principal
 
 CALLERS = 16
 ROUNDS, ROUND_S = 3, 1.5
 ON_ONE_CALL = (1, 4, 16)
 WINDOWS = (10, 1_000, 100_000)
-#: Windows of users of one budget: what a budget for each user leaves behind.
+#: Windows of the users of one budget: what a budget that is split by user leaves behind.
 _WINDOWS = """
 INSERT INTO windows (budget_id, subject, starts_at, ends_at, limit_nano)
 SELECT $1, 'user ' || n, date_trunc('day', now(), 'UTC'), date_trunc('day', now(), 'UTC') + interval '1 day', 1000000000000000
@@ -34,7 +34,7 @@ FROM generate_series($2::integer, $3::integer) n
 
 
 async def measure(database_url: str) -> list[dict[str, object]]:
-    """One row for each case: calls a second, p50 in ms, and the rate against the plain case beside it."""
+    """One row for each case: calls a second, median milliseconds, and the rate in relation to the plain case."""
     setup = await asyncpg.connect(database_url)
     budgets = [row["id"] for row in await setup.fetch(BUDGETS, str(UUID(int=time.time_ns())))]
     epoch = await setup.fetchval("SELECT value FROM epoch")
@@ -49,7 +49,7 @@ async def measure(database_url: str) -> list[dict[str, object]]:
         return HoldRequest(new_call_id(), 0, principal, NO_CONTEXT, "gpt-4o-mini", 2_500_000, 10_000, 330.0, named)
 
     async def compare(name: str, lines: int, users: int = 0) -> None:
-        treasury = Treasury(database_url)
+        treasury = PostgresTreasury(database_url)
 
         async def ask(request: HoldRequest) -> None:
             assert isinstance(await treasury.admit(request), Hold)

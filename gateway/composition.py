@@ -1,13 +1,14 @@
 """Where the parts are put together, in three levels, each on top of the former. The only composition root.
 
     open_catalog   which models there are, and what they cost
-    open_service   governed calls
-    open_gateway   what a server does beside calls: sweeping, recovery, retention, audits, reports
+    open_service   governed calls, and the end of those that a process has left behind: sweeping, recovery of the spool
+    open_gateway   what a server does beside calls: administration, reports, retention, audits
 
 What must hold:
 Opening waits for nothing that may be away (Postgres, Redis, LiteLLM Proxy): a gateway that starts during an outage
 starts, reports which part is missing, and serves when that part is available again.
 A level has no part, and starts no chore, that only a higher level needs.
+Every process that makes calls also ends those that another has left behind (I2), as it may be the only process there is.
 Parts are closed in the opposite order: calls end before what they use.
 """
 
@@ -44,12 +45,12 @@ from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld, borrowed, c
 from llm_service.pricing.catalog import Catalog
 from llm_service.service import LLMService
 from llm_service.telemetry import Telemetry
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.rate_cards import RateCards
 from llm_service.treasury.reports.refusal_log import RefusalLog
 from llm_service.treasury.retention import retire_regularly
 from llm_service.treasury.spool import SettlementSpool
 from llm_service.treasury.sweep import Price, Sweeper
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Principal, Timeouts, Usage
 from llm_service.upstream.litellm_proxy import ProxyUpstream
 from llm_service.upstream.token_counter import TokenCounter
@@ -159,14 +160,15 @@ class ServiceRuntime(CatalogRuntime):
     telemetry: Telemetry
     limiter: RateLimiter
     breakers: Breakers
-    treasury: Treasury
-    sweeper: Sweeper
+    treasury: PostgresTreasury
     idempotency: Idempotency
 
 
 @asynccontextmanager
 async def open_service(settings: Settings, *, gauges: asyncpg.Pool | None = None) -> AsyncIterator[ServiceRuntime]:
-    """The service that makes governed calls. `gauges`: the pool for metrics that are read from the database, if any.
+    """The service that makes governed calls, and ends those that another process has left behind.
+
+    `gauges` is the pool for metrics that are read from the database, if any.
 
     Raises:
         NotRunning: an address is missing and no stack runs.
@@ -191,7 +193,7 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
     stack.push_async_callback(limiter.close)
     breakers = _breakers(settings, redis, telemetry)
     stack.push_async_callback(breakers.close)
-    treasury = Treasury(
+    treasury = PostgresTreasury(
         addresses.database_url,
         observe=telemetry.group,
         most_new_subjects=settings.new_subjects_per_minute,
@@ -245,7 +247,7 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
         revoke=_revoke_by(pools.calls),
         fell_back=lambda attempt, reason, model: telemetry.fell_back(attempt.candidate.model, model, reason),
     )
-    _begin(stack, refusals.run, breakers.run, limiter.run)
+    _begin(stack, refusals.run, breakers.run, limiter.run, sweeper.run, treasury.run)
     stack.push_async_callback(service.close)
     return ServiceRuntime(
         settings=settings,
@@ -259,7 +261,6 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
         limiter=limiter,
         breakers=breakers,
         treasury=treasury,
-        sweeper=sweeper,
         idempotency=idempotency,
     )
 
@@ -372,7 +373,6 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
             limiter=calls.limiter,
             breakers=calls.breakers,
             treasury=calls.treasury,
-            sweeper=calls.sweeper,
             idempotency=calls.idempotency,
         )
 
@@ -380,8 +380,6 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
 def _chores(calls: ServiceRuntime, watching: asyncpg.Pool) -> list[Chore]:
     settings = calls.settings
     chores: list[Chore] = [
-        calls.sweeper.run,
-        calls.treasury.run,
         calls.idempotency.run,
         partial(retire_regularly, watching, older_than_s=settings.window_retention_s),
     ]

@@ -44,6 +44,7 @@ a prompt. Status and headers are `status` and `headers()`; the body belongs to a
 from __future__ import annotations
 
 import math
+from datetime import datetime
 from typing import Any
 
 from llm_service.types import Condition
@@ -144,6 +145,14 @@ class NotAuthenticated(TreasurerError):
     status = 401
     type = "authentication_error"
     code = "invalid_api_key"
+
+    @classmethod
+    def key_expired(cls, key: str | None, whose: str, expires_at: datetime | None) -> NotAuthenticated:
+        """The error for a key that has expired; `whose` is "agent 'news'" or "an administrator"."""
+        when = f" at {expires_at:%Y-%m-%d %H:%M:%S} UTC" if expires_at is not None else ""
+        return cls(
+            f"Key {key!r} of {whose} expired{when}. Ask an administrator for a new one.", details={"reason": "expired"}
+        )
 
 
 class NotPermitted(TreasurerError):

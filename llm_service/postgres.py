@@ -3,8 +3,8 @@
 What must hold:
   "Postgres is away" is decided here and nowhere else.
   It is said of a database that is away, and of nothing else: a pool without a free connection, a lock that another
-      transaction keeps, a statement that took too long and a full disk each have their own name, because each is
-      mended in another way.
+      transaction keeps, a statement that took too long, a full disk and a database that was not migrated each have their
+      own name, because each is mended in another way.
   A driver's error never reaches a caller: what Postgres raises becomes an error of `llm_service.errors`.
   Nobody waits for a connection without an end.
   A server whose version the treasury's SQL was never tried on is refused by name.
@@ -52,6 +52,16 @@ AWAY = (
 )
 
 
+#: What a statement of ours ends with where the schema is not this version's. A mistake in a statement would end so, too:
+#: therefore the error names what is missing, in the server's words.
+MISSING = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedFunctionError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.UndefinedObjectError,  # a type
+)
+
+
 class PoolExhausted(Exception):
     """All connections of a pool were in use for as long as the caller waited. `size` is how many the pool has."""
 
@@ -61,7 +71,7 @@ class PoolExhausted(Exception):
 
 
 #: What `explain` can name.
-POSTGRES_ERRORS = (*AWAY, asyncpg.LockNotAvailableError, PoolExhausted)
+POSTGRES_ERRORS = (*AWAY, *MISSING, asyncpg.LockNotAvailableError, PoolExhausted)
 #: Whatever a statement can end with, mistakes of ours included: for work that goes on in any case.
 ANY_POSTGRES_ERROR = (asyncpg.PostgresError, *POSTGRES_ERRORS)
 
@@ -105,6 +115,19 @@ class PostgresTooOld(NotSent):
         return f"PostgreSQL {self.version} at {address}: Treasurer needs {OLDEST_POSTGRES} or newer."
 
 
+class NotMigrated(NotSent):
+    """The database has not got the schema of this version: its operator has to migrate it."""
+
+    def __init__(self, error: BaseException) -> None:
+        missing = str(error).partition("\n")[0]
+        super().__init__(
+            f"The treasury's database was never migrated, or not to this version ({missing}): run `treasurer migrate`. "
+            "Nothing was changed or spent.",
+            retry_after=60,
+            details=_details(error),
+        )
+
+
 async def check_version(connection: asyncpg.Connection) -> None:
     """Refuse a server that is too old. The version came with the connection, so this sends nothing to the server.
 
@@ -137,6 +160,8 @@ def explain(error: BaseException, *, reading: str = "", bound_s: float | None = 
     """
     if isinstance(error, PoolExhausted):
         return _exhausted(error.size, reading)
+    if isinstance(error, MISSING):
+        return NotMigrated(error)
     if isinstance(error, asyncpg.LockNotAvailableError):
         return DatabaseLocked(
             "Another transaction in the treasury's database keeps a lock that this needs, so nothing was changed. Try "

@@ -15,6 +15,7 @@ A call goes on to its chain's next model until something of an answer has gone t
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
@@ -23,7 +24,7 @@ from llm_service.call.admission import Admission
 from llm_service.call.attempt import CHAT_PATH, EMBEDDINGS_PATH, Admitted, Attempt, Call
 from llm_service.call.failover import Failover, FellBack, final_error, late_error, withheld_error
 from llm_service.call.finishing import Finishing
-from llm_service.call.idempotency import Claim, Idempotency, Replay, claim_for
+from llm_service.call.idempotency import Claim, IdempotencyKeys, Replay, claim_for
 from llm_service.call.response_headers import replayed_headers, response_headers
 from llm_service.call.sending import Revoke, Sender, never
 from llm_service.call.settlement import Settler
@@ -34,7 +35,6 @@ from llm_service.telemetry import logs
 from llm_service.types import NO_TIMEOUTS, Answer, CallContext, Principal, Timeouts
 from llm_service.upstream.upstream import Upstream, UpstreamStream
 from llm_service.wire.answers import is_filtered
-from llm_service.wire.events import EventScanner
 from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings
 
 Result = TypeVar("Result")
@@ -56,7 +56,7 @@ class LLMService:
         admission: Admission,
         settler: Settler,
         upstream: Upstream,
-        idempotency: Idempotency,
+        idempotency: IdempotencyKeys,
         grant_secret: str,
         parent: Callable[[], object | None] = lambda: None,
         breakers: BreakerGate = NO_BREAKERS,
@@ -152,7 +152,7 @@ class LLMService:
         admitted: Admitted | None = None
         try:
             call.route, call.chain = await self._admission.chain(call)
-            attempt = Attempt(call)
+            attempt = Attempt.first(call)
             while True:
                 admitted = None
                 try:
@@ -171,10 +171,13 @@ class LLMService:
 
     async def _next(self, attempt: Attempt, admitted: Admitted | None, error: TreasurerError) -> Attempt:
         """The attempt to make after this error. Raises the caller's error where there is none."""
-        if isinstance(error, PricesChanged) and admitted is not None and attempt.call.repriced < _MOST_REPRICED:
+        if not isinstance(error, PricesChanged):
+            following = self._failover.following(attempt, error)
+        elif admitted is not None and attempt.call.repriced < _MOST_REPRICED:
             await self._admission.reprice(admitted.model)
-            return attempt.repriced()
-        following = None if isinstance(error, PricesChanged) else self._failover.following(attempt, error)
+            following = attempt.repriced()
+        else:
+            following = None
         if following is None:
             raise final_error(attempt, error) from error
         return following
@@ -223,6 +226,9 @@ class LLMService:
     async def _begin_stream(self, admitted: Admitted, claim: Claim | None) -> LiveStream:
         """A stream whose first token has come, within what the route says."""
         first_s = admitted.call.route.timeouts.first_token_s or self._timeouts.first_token_s
+        asked = (
+            time.perf_counter()
+        )  # what an attempt waited for before, such as its budget's pace, is not the model's time
         opening = self._finishing.in_background(self._sender.stream(admitted))
         try:
             await asyncio.wait((opening,), timeout=first_s)
@@ -233,7 +239,7 @@ class LLMService:
             self._abandon(admitted, claim, opening)
             raise late_error(admitted, "a first token", first_s)
         answer = LiveStream(self._finishing, admitted, opening.result(), claim)
-        left_s = None if first_s is None else max(0.0, first_s - admitted.attempt.elapsed_ms() / 1000)
+        left_s = None if first_s is None else max(0.0, asked + first_s - time.perf_counter())
         if not await answer.begin(left_s):
             raise late_error(admitted, "a first token", first_s)
         if self._failover.stands_in(admitted, answer.withheld):
@@ -243,13 +249,11 @@ class LLMService:
         return answer
 
     def _abandon(self, admitted: Admitted, claim: Claim | None, opening: asyncio.Task[UpstreamStream]) -> None:
-        """Nobody waits any more for a stream that has not been opened yet."""
-        if not admitted.drain_on_disconnect:
-            opening.cancel()
+        """Nobody waits any more for a stream that has not been opened yet, or that has just been opened."""
+        if not admitted.drain_on_disconnect and opening.cancel():
             return
 
-        async def finish() -> None:
-            scanner = EventScanner(hide_usage=not admitted.call.request.wants_usage, keeps=claim is not None)
-            await self._finishing.drain(admitted, claim, await opening, scanner)
+        async def leave() -> None:
+            await LiveStream(self._finishing, admitted, await opening, claim).aclose()
 
-        self._finishing.in_background(finish())
+        self._finishing.in_background(leave())

@@ -1,7 +1,7 @@
-"""`python -m benchmarks.overspend --adapter treasurer|litellm`: start, play, print, stop.
+"""`python -m benchmarks.overspend --adapter treasurer|litellm`: start a gateway, play the scenarios, print, stop.
 
-Exit code 1 when Treasurer passes a limit anywhere (other gateways are only reported), 2 when it, or one of its
-scenarios, cannot be run.
+The exit code is 1 if Treasurer passes a limit anywhere (for other gateways this is only reported), and 2 if the
+gateway, or one of its scenarios, cannot be run.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ REPLICAS = 2
 async def run(
     name: str, scenarios: Sequence[Scenario], seed: int, console: Console
 ) -> tuple[list[Verdict], dict[str, str]]:
-    """Start the provider and the gateway, play the scenarios, and end both: the verdicts, and what was tested."""
+    """Start the provider and the gateway, play the scenarios, and end both. Returns the verdicts, and what was tested."""
     began = time.monotonic()
     task = asyncio.current_task()
     assert task is not None
@@ -58,7 +58,7 @@ async def run(
             adapter = ADAPTERS[name](processes)
             url = await start_provider(processes, folder, seed)
             provider = Provider(url, PriceList.load(price_map()), http)
-            versions = adapter.versions()  # of what is about to be started: others may be at work in the tree
+            versions = adapter.versions()  # now: somebody may edit the code while the test runs
             with console.status(f"starting {adapter.name} …") as status:
                 try:
                     await adapter.start(url, folder, REPLICAS)

@@ -1,8 +1,10 @@
-"""What the overspend test needs of a gateway: to be started, to be given budgets, and to show its books.
+"""What the overspend test needs from a gateway: to start it, to give it budgets, and to read its books.
 
-What must hold: nothing else of a gateway is known to the scenarios. All they do to it is OpenAI's API over HTTP,
-with the keys and addresses that the adapter gives. What a gateway cannot do raises `Unsupported`, with the
-reason; it is printed, and never counted as a fault or as a success.
+What must hold:
+- The scenarios know nothing else of a gateway. They only call OpenAI's API over HTTP, with the keys and addresses that
+  the adapter gives them.
+- If a gateway cannot do something, the adapter raises `Unsupported` with the reason. The reason is printed, and is
+  counted neither as a fault nor as a success.
 """
 
 from __future__ import annotations
@@ -15,12 +17,12 @@ Window = Literal["total", "minute"]
 
 
 class Unsupported(Exception):
-    """The gateway has no such thing. The message says why, in the words of the table."""
+    """The gateway does not have this. The message is the reason, as the table prints it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Account:
-    """One agent with one budget. `name` is how the gateway's books know it."""
+    """One agent with one budget. `name` identifies it in the gateway's books."""
 
     name: str
     key: str
@@ -28,10 +30,10 @@ class Account:
 
 @dataclass(frozen=True, slots=True)
 class Books:
-    """What the gateway's own books say of an account.
+    """What the gateway's own books contain about an account.
 
-    `spent_nano` is what it counts as spent, `paid_calls` how many calls it has at a cost (None: it does not
-    say), and `open_nano` what is held or reserved for calls that have not ended in the books.
+    `spent_nano`: what the gateway counts as spent. `paid_calls`: the number of calls with a cost (None: the books do
+    not show it). `open_nano`: what is held or reserved for calls that have not ended in the books.
     """
 
     spent_nano: int
@@ -40,14 +42,14 @@ class Books:
 
 
 class Adapter(Protocol):
-    """A gateway. `start` comes first, `stop` last, whatever happened between them."""
+    """A gateway. `start` is called first and `stop` last, whatever happens between them."""
 
     name: str
-    #: How long after the last call the books may still change: the longest life of what a crash leaves behind.
+    #: How long after the last call the books may still change: the longest life of a hold that a crash leaves.
     settle_s: float
 
     async def start(self, provider_url: str, folder: Path, replicas: int) -> None:
-        """Start so many instances, all providers being the simulated one. `folder` is the adapter's to fill."""
+        """Start so many instances; the simulated provider serves every model. The adapter may write to `folder`."""
         ...
 
     @property
@@ -56,14 +58,14 @@ class Adapter(Protocol):
         ...
 
     def versions(self) -> dict[str, str]:
-        """What is tested, for the report."""
+        """Names and versions of what is tested, for the report."""
         ...
 
     async def account(self, limit_nano: int, window: Window = "total", *, errors_are_billed: bool = False) -> Account:
-        """A new agent that has spent nothing, with a budget of so much.
+        """Create an agent that has spent nothing, with a budget of this amount.
 
-        `errors_are_billed`: its operator knows that this provider bills what it answers with an error. A gateway
-        that can be told so is told.
+        `errors_are_billed`: the operator knows that this provider bills the requests that it answers with an error. If
+        a gateway has a setting for that, the adapter sets it.
 
         Raises:
             Unsupported: there are no budgets for such a window.
@@ -71,7 +73,7 @@ class Adapter(Protocol):
         ...
 
     async def books(self, account: Account) -> Books | None:
-        """What the gateway's books say now; None: they cannot be read."""
+        """The gateway's books as they are now, or None if they cannot be read."""
         ...
 
     async def kill_and_restart(self) -> None:
@@ -83,5 +85,5 @@ class Adapter(Protocol):
         ...
 
     async def stop(self) -> None:
-        """End what was started; also after a `start` that failed half-way."""
+        """Stop everything that was started, also after a `start` that failed half-way."""
         ...

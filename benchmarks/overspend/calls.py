@@ -1,7 +1,9 @@
-"""A call as a caller makes it, and what became of it. The client is the official OpenAI SDK.
+"""A call as a caller makes it, and how it ended. The client is the official OpenAI SDK.
 
-What must hold: every call of a scenario has an input of its own length in tokens, so that its lines on the
-provider's invoice are known without trusting anything that a gateway says. A call is bounded in time.
+What must hold:
+- The length of a call's input, in tokens, is different from that of every other call of its scenario. So its lines on
+  the provider's invoice are known without trusting the gateway.
+- Each call is bounded in time.
 """
 
 from __future__ import annotations
@@ -17,9 +19,9 @@ import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 _TIMEOUT_S = 30.0
-#: What a gateway answers when it refuses a call for its budget or its pace. Some say 400 or 422: then by their words.
+#: How a gateway refuses a call because of a budget or a rate limit. Some use 400 or 422; then the message decides.
 _REFUSALS = frozenset({402, 403, 429})
-#: How the simulated provider's own refusals begin, which a gateway passes on.
+#: How the simulated provider's own refusals begin; a gateway passes them on.
 _PROVIDER_SAID = "simulated error"
 
 End = Literal["answered", "refused", "failed", "left"]
@@ -27,7 +29,7 @@ End = Literal["answered", "refused", "failed", "left"]
 
 @dataclass(frozen=True, slots=True)
 class Leave:
-    """When a caller leaves its stream: after so many chunks with text, or so long after it asked."""
+    """When a caller leaves its stream: after this many chunks with text, or this long after its request."""
 
     chunks: int | None = None
     after_s: float | None = None
@@ -35,18 +37,18 @@ class Leave:
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One call. `tokens` is the length of its input as the provider counts, and of no other call."""
+    """One call. `tokens` is the length of its input as the provider counts it; no other call has the same length."""
 
     model: str
     text: str
     tokens: int
     body: Mapping[str, Any]
-    cost_nano: int  # of a whole answer, as the provider bills it
+    cost_nano: int  # tokens of the whole answer, as the provider bills it
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     embeddings: bool = False
     leave: Leave | None = None
     timeout_s: float = _TIMEOUT_S
-    fails: bool = False  # the provider is told to fail: no answer is due
+    fails: bool = False  # the provider's script makes it fail, so no answer is expected
 
     @property
     def stream(self) -> bool:
@@ -55,15 +57,15 @@ class Ask:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """A call that was made: how it ended, and when (seconds since the epoch)."""
+    """A call that was made, how it ended, and when (seconds since the epoch)."""
 
     ask: Ask
     end: End
     sent_at: float
     ended_at: float
     detail: str = ""
-    retry_after_s: float | None = None  # how long the gateway asked to wait
-    final: bool = False  # the gateway said that asking again is of no use
+    retry_after_s: float | None = None  # how long the gateway asked the caller to wait
+    final: bool = False  # the gateway answered that a retry is of no use
 
 
 class Caller:
@@ -74,7 +76,7 @@ class Caller:
             api_key=key,
             base_url=url,
             max_retries=0,
-            # Loopback only: no certificates to load.
+            # Loopback only, so no certificates need to be loaded.
             http_client=DefaultAsyncHttpxClient(verify=False),
         )
 
@@ -82,7 +84,7 @@ class Caller:
         await self._client.close()
 
     async def make(self, ask: Ask) -> Made:
-        """Make the call once, and tell how it ended. Never raises for what a gateway does."""
+        """Make the call once, and return how it ended. Never raises because of what a gateway does."""
         sent = time.time()
         leave_s = ask.leave.after_s if ask.leave is not None else None
         try:
@@ -93,7 +95,7 @@ class Caller:
             return Made(ask, "left", sent, time.time(), "the caller waited no longer")
         except openai.APIStatusError as error:
             return _refused(ask, error, sent)
-        except openai.APIError as error:  # a connection that breaks, an error within a stream
+        except openai.APIError as error:  # the connection broke, or the stream contained an error
             return Made(ask, "failed", sent, time.time(), f"{type(error).__name__}: {error}"[:300])
         except _Broken as error:
             return Made(ask, "failed", sent, time.time(), str(error))
@@ -131,7 +133,7 @@ class Caller:
 
 
 class _Broken(Exception):
-    """A stream that did not come to its end."""
+    """A stream that ended before its answer was complete."""
 
 
 def _refused(ask: Ask, error: openai.APIStatusError, sent: float) -> Made:

@@ -1,7 +1,9 @@
 """Where a scenario is played: one account of the gateway with its budget, and callers who use it.
 
-What must hold: all that is random comes from the seed and the scenario's name; every call is noted; every loop
-is bounded in calls and in time.
+What must hold:
+- All random choices come from the seed and the scenario's name.
+- Every call is recorded.
+- Every loop is bounded in calls and in time.
 """
 
 from __future__ import annotations
@@ -21,12 +23,12 @@ from gateway.stack.simulated_provider.prices import Tokens
 
 MODEL = "gpt-4o-mini"
 _WORDS = ("river", "stone", "cloud", "bread", "paper", "light", "winter", "garden", "letter", "market", "silver")
-#: The longest that a caller waits when a gateway tells it to come again.
+#: The longest time that a caller waits when a gateway asks it to retry later.
 _MOST_WAIT_S = 3.0
 
 
 class Field:
-    """A scenario's hands. `made` has every call so far, in the order in which they ended."""
+    """What a scenario uses to make calls. `made` has every call so far, in the order in which they ended."""
 
     def __init__(self, name: str, adapter: Adapter, provider: Provider, seed: int) -> None:
         self.made: list[Made] = []
@@ -45,7 +47,7 @@ class Field:
         return len(self._adapter.urls)
 
     async def fund(self, limit_nano: int, window: Window = "total", *, errors_are_billed: bool = False) -> None:
-        """The budget: a new agent, a key and a limit. Once a scenario, before its first call."""
+        """Create the budget: a new agent, a key and a limit. Once for each scenario, before its first call."""
         self.limit_nano, self.window = limit_nano, window
         self.account = await self._adapter.account(limit_nano, window, errors_are_billed=errors_are_billed)
         self._callers = [Caller(url, self.account.key) for url in self._adapter.urls]
@@ -69,8 +71,11 @@ class Field:
         timeout_s: float = 30.0,
         script: Mapping[str, Any] | None = None,
     ) -> Ask:
-        """A chat call whose answer has `output` tokens (`reasoning` more are thought before). `max_tokens`: so many
-        unless given, None: left out. `script` tells the provider what to do besides."""
+        """A chat call whose answer has `output` tokens, after `reasoning` tokens of hidden reasoning.
+
+        `max_tokens`: as many as the answer has, unless given; None: left out. `script` tells the provider what else to
+        do.
+        """
         script = script or {}
         knobs = {"output_tokens": output, **({"reasoning_tokens": reasoning} if reasoning else {}), **script}
         body: dict[str, Any] = {}
@@ -101,8 +106,8 @@ class Field:
         return Ask(model, text, length, {}, cost, embeddings=True)
 
     def _text(self, text: str, knobs: Mapping[str, Any], *, chat: bool) -> tuple[str, int]:
-        """The text with its marker, lengthened until no other call of this scenario has as many tokens."""
-        if knobs.get("times"):  # the provider counts such markers by their text
+        """The text with a marker, lengthened until no other call of this scenario has as many tokens."""
+        if knobs.get("times"):  # the provider counts markers like this one by their text
             knobs = {**knobs, "latency_s": knobs.get("latency_s", 0) + next(self._numbers) / 10**6}
         words = " ".join(self.random.choices(_WORDS, k=8))
         marker = f" [[sim: {json.dumps(knobs)}]]" if knobs else ""
@@ -116,13 +121,13 @@ class Field:
         return text, length
 
     async def once(self, ask: Ask, instance: int = 0) -> Made:
-        """Make a call at one of the gateway's instances."""
+        """Make a call at one of the gateway's instances, without retries."""
         made = await self._callers[instance % len(self._callers)].make(ask)
         self.made.append(made)
         return made
 
     async def patiently(self, ask: Ask, instance: int = 0, *, tries: int = 3, retry_failures: bool = False) -> Made:
-        """As well-behaved clients do: come again when asked to, unless the gateway says that it is of no use."""
+        """Retry when the gateway asks for it, as well-behaved clients do, unless it answers that a retry is of no use."""
         for attempt in range(tries):
             made = await self.once(ask, instance)
             again = made.end == "refused" or (retry_failures and made.end == "failed")
@@ -132,11 +137,11 @@ class Field:
         raise AssertionError("tries is above zero")
 
     async def together(self, asks: Iterable[Ask], *, instances: int = 1) -> list[Made]:
-        """All at once, spread over the instances, each once."""
+        """Make all calls at the same time, spread over the instances, without retries."""
         return await asyncio.gather(*(self.once(ask, number % instances) for number, ask in enumerate(asks)))
 
     async def by(self, callers: int, asks: Iterable[Ask], *, tries: int = 3, seconds: float = 20) -> None:
-        """So many callers take the calls one after the other, until none is left or the time is over."""
+        """This number of callers take the calls one after the other, until none is left or the time is over."""
         waiting = iter(asks)
         deadline = time.monotonic() + seconds
 
@@ -156,7 +161,7 @@ class Field:
         self._callers = [Caller(url, self.account.key) for url in self._adapter.urls]
 
     async def until(self, seconds: float, work: Callable[[], Awaitable[object]]) -> None:
-        """Do the work again and again for so long."""
+        """Repeat the work for this long."""
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             await work()

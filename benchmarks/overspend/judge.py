@@ -1,7 +1,10 @@
-"""The verdict on one scenario: the provider's invoice against the limit, the callers, and the gateway's books. Pure.
+"""The verdict on one scenario: compares the provider's invoice with the limit, the callers, and the gateway's books.
+Pure.
 
-What must hold: money is integers of nano-dollars; each figure is a difference between two records that know
-nothing of each other. Lines and calls are matched by the length of the input, which no two calls share.
+What must hold:
+- Money is integers of nano-dollars.
+- Each figure is a difference between two records that know nothing of each other.
+- Lines and calls are matched by the length of the input, which no two calls share.
 """
 
 from __future__ import annotations
@@ -15,45 +18,45 @@ from benchmarks.overspend.adapter import Books
 from benchmarks.overspend.calls import Made
 from benchmarks.overspend.provider import Line
 
-#: What differs between two messages of one kind: amounts, names and ids. A status has three digits.
+#: What differs between two messages of one kind: amounts, names and ids. Three digits are a status, which stays.
 _NUMBER = re.compile(r"[\d.,]*\d{4,}[\w.-]*|\$[\d.]+|[0-9a-f]{12,}|\d+\.\d+\S*")
 _SAID = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """One row of the table. Counts are of calls; None: it cannot be told, or does not apply."""
+    """One row of the table. Counts are of calls. None: not known, or not applicable."""
 
     name: str
     title: str
     skipped: str = ""  # why the scenario was not played
-    broke: bool = False  # it was begun, and could not be played to its end
+    broke: bool = False  # it began, but could not be played to its end
     limit_nano: int = 0
     windows: int = 1  # how many periods the limit was for
     billed_nano: int = 0
     overshoot_nano: int = 0
-    unused_nano: int | None = None  # left, though every later call was refused
+    unused_nano: int | None = None  # left of the limit, though every later call was refused
     answered: int = 0
     refused: int = 0
     failed: int = 0
     left: int = 0
     billed_calls: int = 0
-    unbooked: int | None = None  # billed, and not in the gateway's books
-    unanswered: int = 0  # billed as whole answers, of which the waiting caller got none
-    doubled: int = 0  # billed more often than its caller had asked
-    strays: int = 0  # billed, and nobody's call
+    unbooked: int | None = None  # billed, but missing in the gateway's books
+    unanswered: int = 0  # billed as a whole answer, but the waiting caller got an error
+    doubled: int = 0  # billed more often than the caller had asked
+    strays: int = 0  # billed, but made by none of the callers
     books_nano: int | None = None
-    open_nano: int = 0  # still held or reserved in the books when all was over
-    said: tuple[str, ...] = ()  # the commonest words of refusals and failures, for who looks into it
+    open_nano: int = 0  # still held or reserved in the books at the end
+    said: tuple[str, ...] = ()  # the most frequent messages of refusals and failures, to find causes
 
     @property
     def books_minus_bill_nano(self) -> int | None:
-        """How far the gateway's books are from the invoice."""
+        """The difference between the gateway's books and the invoice."""
         return None if self.books_nano is None else self.books_nano - self.billed_nano
 
     @property
     def overshoot_share(self) -> float:
-        """The overshoot as a part of the limit, for people."""
+        """The overshoot as a part of the limit, for display."""
         return self.overshoot_nano / self.limit_nano if self.limit_nano else 0.0
 
 
@@ -68,7 +71,7 @@ def judge(
     books: Books | None,
     unused_nano: int | None,
 ) -> Verdict:
-    """Put the records side by side. `window_s`: the limit is for each period of so long; None: once."""
+    """Compare the records. `window_s`: the limit holds for each period of this length; None: for all time."""
     by_call: dict[int, list[Line]] = defaultdict(list)
     for line in lines:
         by_call[line.input_tokens].append(line)
@@ -109,15 +112,16 @@ def _said(made: Sequence[Made]) -> tuple[str, ...]:
 
 
 def purchases(attempts: Sequence[Made]) -> int:
-    """How often the provider may bill a call: once under an idempotency key, else once for each attempt that the
-    gateway did not refuse. A call that is nobody's is counted as a stray, not here."""
+    """How often the provider may bill a call: once under an idempotency key, otherwise once for each attempt that the
+    gateway did not refuse. A call that no caller made is counted as a stray, not here.
+    """
     if not attempts or any("Idempotency-Key" in one.ask.headers for one in attempts):
         return 1
     return max(1, sum(one.end != "refused" for one in attempts))
 
 
 def _unanswered(attempts: Sequence[Made], lines: Sequence[Line]) -> int:
-    """Whole answers that were billed, and that no caller got, though one stayed until the gateway told it off."""
+    """Answers that were billed as whole, though the caller who had waited for them got an error."""
     if any(one.ask.fails or one.end == "left" for one in attempts):
         return 0
     whole = sum(line.state == "complete" for line in lines)
@@ -128,8 +132,8 @@ def _unanswered(attempts: Sequence[Made], lines: Sequence[Line]) -> int:
 def excess_nano(lines: Sequence[Line], attempts: dict[int, list[Made]], limit_nano: int, window_s: int) -> int:
     """By how much the bills of the windows are above the limit, all windows together.
 
-    A call that was sent in one window and billed in the next may count in either: it is put where it does the
-    least harm, largest first, the earlier window being filled before.
+    A call that was sent in one window and billed in the next may count in either. It is counted where it adds least to
+    the excess: the largest call first, and the earlier window is filled before the later one.
     """
     bills: Counter[int] = Counter()
     between: list[tuple[int, int]] = []

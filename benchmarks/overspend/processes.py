@@ -1,7 +1,7 @@
-"""The processes that this program starts: each in a group of its own, ended with it whatever ends it.
+"""The processes that this program starts. Each is in a separate process group, which is ended with it.
 
-What must hold: nothing that was started here is running when the block is left, and if this program is killed, a
-watchdog ends what it left.
+What must hold: when the block ends, nothing that was started in it is running. If this program is killed, a watchdog
+ends what is left.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gateway.stack.watchdog_client import WatchdogClient
 
 
 class Processes:
-    """Starts and ends processes, by their id."""
+    """Starts and ends processes, which it knows by their ids."""
 
     def __init__(self) -> None:
         self._guard = WatchdogClient(lambda _: None)
@@ -43,7 +43,7 @@ class Processes:
         environ: Mapping[str, str] | None = None,
         gentle: signal.Signals = signal.SIGTERM,
     ) -> Process:
-        """Start a process whose output goes to the end of `log`; `gentle` asks it to end."""
+        """Start a process and append its output to `log`. `gentle` is the signal that asks it to end."""
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -59,7 +59,7 @@ class Processes:
         return process
 
     async def end(self, process: Process, patience_s: float = 15) -> None:
-        """Ask the process to end, wait so long, and kill what is left of its group."""
+        """Ask the process to end, wait for this long, and kill what is left of its group."""
         _, gentle = self._running.pop(process.pid, (process, signal.SIGTERM))
         if process.returncode is None:
             _signal(process.pid, gentle)

@@ -1,7 +1,7 @@
-"""The simulated provider, as this program starts it or finds it: its invoice, and what a call costs there.
+"""The simulated provider: its invoice, and what a call costs there. This program starts it, or uses a running one.
 
 What must hold: the judge knows nothing of any gateway. It counts and prices with the provider's own modules, which
-import nothing of Treasurer, and by the price map that the gateway under test has from LiteLLM.
+import nothing of Treasurer, and with LiteLLM's price map as the gateway under test has it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from gateway.stack.simulated_provider.prices import PriceList, Tokens
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 _MAP = "lib/python3*/site-packages/litellm/model_prices_and_context_window_backup.json"
-#: The face whose price map entry a model has.
+#: For each model, the API whose entry of the price map applies.
 _FACES = {"claude": "anthropic"}
 _QUIET_S = 0.6
 
 
 def price_map() -> Path:
-    """LiteLLM's map of prices, in LiteLLM's environment.
+    """LiteLLM's price map, from LiteLLM's environment.
 
     Raises:
         FileNotFoundError: LiteLLM is not installed.
@@ -40,7 +40,7 @@ def price_map() -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One line of the invoice, as far as it matters here."""
+    """One line of the invoice, with the fields that are needed here."""
 
     seq: int
     model: str
@@ -63,7 +63,7 @@ class Provider:
         """What the provider bills for these tokens.
 
         Raises:
-            ValueError: it has no price for the model, so that nothing could be judged.
+            ValueError: the provider has no price for the model, so the scenario could not be judged.
         """
         rates = self._prices.rates(_FACES.get(model.partition("-")[0], "openai"), model)
         if rates is None:
@@ -93,7 +93,7 @@ class Provider:
         ]
 
     async def quiet(self, at_least_s: float) -> None:
-        """Wait until nothing more is billed: what callers left may still be read to its end."""
+        """Wait until nothing more is billed: streams that callers left may still be read to their end."""
         await asyncio.sleep(at_least_s)
         seen = await self.last()
         for _ in range(40):
@@ -109,13 +109,13 @@ class Provider:
 
 
 def count_tokens(text: str, *, chat: bool) -> int:
-    """What the provider counts for one text: a message of its own, or an embedding's input."""
+    """The number of tokens that the provider counts for one text: a whole message, or an embedding's input."""
     around = tokens.TOKENS_PER_ANSWER + tokens.TOKENS_PER_MESSAGE if chat else 0
     return around + tokens.count(text)
 
 
 async def start_provider(processes: Processes, folder: Path, seed: int) -> str:
-    """Start a simulated provider of our own; its address.
+    """Start a simulated provider for this test, and return its address.
 
     Raises:
         RuntimeError: it did not start.

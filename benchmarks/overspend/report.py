@@ -1,6 +1,8 @@
-"""The table, for people, for documents and for programs. Pure, but for printing.
+"""The results as a table, as a document and as data for programs. Pure, except for printing.
 
-What must hold: overshoot is shown to the nano-dollar and is never rounded to nothing; what was not played says why.
+What must hold:
+- Overshoot is shown to the nano-dollar and is never rounded to zero.
+- If a scenario was not played, the reason is shown.
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def dollars(nano: int, *, sign: bool = False) -> str:
 
 
 def percent(part_nano: int, whole_nano: int) -> str:
-    """A part of a limit, rounded up to a tenth of a percent: what is above zero never reads 0."""
+    """A part of a limit, rounded up to a tenth of a percent, so that an amount above zero never reads 0."""
     if part_nano <= 0 or whole_nano <= 0:
         return "0"
     tenths = -(-part_nano * 1000 // whole_nano)
@@ -71,7 +73,7 @@ def cells(verdict: Verdict) -> list[str]:
 
 
 def table(name: str, verdicts: Sequence[Verdict]) -> Table:
-    """For the terminal. Bad figures are red."""
+    """The table for the terminal. Bad figures are red."""
     made = Table(title=f"The overspend test: {name}", caption=summary(verdicts))
     for number, heading in enumerate(HEADINGS):
         made.add_column(heading, justify="right" if number else "left", no_wrap=number != 0)
@@ -107,7 +109,7 @@ def markdown(name: str, verdicts: Sequence[Verdict], about: Mapping[str, str]) -
 
 
 def document(name: str, verdicts: Sequence[Verdict], about: Mapping[str, str]) -> dict[str, Any]:
-    """For programs: every figure, in nano-dollars."""
+    """Every figure in nano-dollars, for programs."""
     rows = [{**asdict(verdict), "books_minus_bill_nano": verdict.books_minus_bill_nano} for verdict in verdicts]
     return {"adapter": name, "about": dict(about), "scenarios": rows}
 

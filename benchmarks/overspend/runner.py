@@ -1,7 +1,10 @@
-"""Plays scenarios at one gateway, and asks the judge.
+"""Plays scenarios at one gateway, and calls the judge.
 
-What must hold: a scenario is judged only when the provider bills no more and the gateway's books have come to rest,
-or have had their time; every wait is bounded; a scenario that breaks does not take the others with it.
+What must hold:
+- A scenario is judged only when the provider bills no more, and the gateway's books no longer change or their time is
+  over.
+- Every wait is bounded.
+- If one scenario fails, the others are still played.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ _SCENARIO_S = 150.0
 _PROBES = 3
 _NEAR_S = 15.0
 _PROBE_PAUSE_S = 1.0
-#: A later call "would fit" when this many of it would: a gateway may hold a little more than a call costs.
+#: A later call "would fit" only if this many such calls would: a gateway may hold a little more than a call costs.
 ROOM = 3
 
 
@@ -34,7 +37,7 @@ async def play_all(
     on_begin: Callable[[Scenario], None] = lambda _: None,
     on_end: Callable[[Verdict, float], None] = lambda _verdict, _seconds: None,
 ) -> list[Verdict]:
-    """Play them one after the other; the invoice between two of them belongs to nobody else."""
+    """Play them one after the other. Each scenario is judged by the invoice lines of its own time."""
     verdicts: list[Verdict] = []
     waiting = list(scenarios)
     while waiting:
@@ -48,7 +51,7 @@ async def play_all(
 
 
 def next_one(waiting: Sequence[Scenario], now: float) -> int:
-    """Which is played next: in order, but one that waits for the end of a minute is played when that is near."""
+    """Which scenario is played next: the first one, or one that waits for the end of a minute when that is near."""
     near = (MINUTE_S - BEFORE_BOUNDARY_S - now) % MINUTE_S < _NEAR_S
     fit = (number for number, scenario in enumerate(waiting) if scenario.at_boundary == near)
     return next(fit, next((number for number, scenario in enumerate(waiting) if not scenario.at_boundary), 0))
@@ -93,7 +96,7 @@ async def play(scenario: Scenario, adapter: Adapter, provider: Provider, seed: i
 
 
 async def at_rest(adapter: Adapter, account: Account) -> Books | None:
-    """The books, once nothing of the account is open in them and they change no more, or their time is over."""
+    """The books, when nothing of the account is open in them and they no longer change, or when their time is over."""
     deadline = time.monotonic() + adapter.settle_s
     before, now = None, await adapter.books(account)
     while now is not None and time.monotonic() < deadline and not (now == before and now.open_nano == 0):
@@ -103,8 +106,9 @@ async def at_rest(adapter: Adapter, account: Account) -> Books | None:
 
 
 async def _unused_nano(field: Field, later: Later, left_nano: int) -> int | None:
-    """What is left of the limit, if no later call that would fit is answered; else nothing. None: too little is left
-    for any call."""
+    """What is left of the limit, if no later call that would fit is answered; otherwise nothing. None: too little is
+    left for any call.
+    """
     probe = later()
     if left_nano < ROOM * probe.cost_nano:
         return None

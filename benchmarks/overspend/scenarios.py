@@ -1,8 +1,8 @@
-"""What gateways get wrong, one scenario each. What each shows is its docstring, and is printed by `--list`.
+"""What gateways get wrong, one scenario each. `--list` prints each scenario's docstring.
 
-A scenario funds an account, uses it in its own way, and gives back how a later call of the same kind looks: with
-it the runner finds out whether what is left of the budget can still be spent. Limits are multiples of what the
-provider bills for a whole answer, so that they mean the same at any gateway and any price.
+A scenario funds an account, uses it in a certain way, and returns a later call of the same kind. With that call the
+runner finds out whether what is left of the budget can still be spent. Limits are multiples of what the provider bills
+for a whole answer, so that they mean the same at any gateway and any price.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ BEFORE_BOUNDARY_S = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A name for `--scenario`, a title for the table, and what is done. `drain_s`: how long a call that its caller
-    left may go on at the provider."""
+    """A name for `--scenario`, a title for the table, and what is done. `drain_s`: how long a call that its caller left
+    may go on at the provider.
+    """
 
     name: str
     title: str
@@ -39,7 +40,7 @@ class Scenario:
     drain_s: float = 0.3
     replicas: int = 1
     quick: bool = False
-    at_boundary: bool = False  # it waits for the end of a minute
+    at_boundary: bool = False  # it must be played near the end of a minute
 
     @property
     def shows(self) -> str:
@@ -47,13 +48,14 @@ class Scenario:
 
 
 async def burst(field: Field) -> Later:
-    """64 callers at once on a budget with room for 27 calls: a budget that is read before and written after the call
-    is overspent by all that are in between."""
+    """64 callers at once on a budget with room for 27 calls. If a gateway reads the budget before a call and writes it
+    after the call, all calls in between overspend it.
+    """
     return await _burst(field, instances=1)
 
 
 async def replicas(field: Field) -> Later:
-    """The same burst, spread over two instances of the gateway: a budget that each keeps for itself is spent twice."""
+    """The same burst, spread over two instances. If each instance keeps the budget for itself, it is spent twice."""
     return await _burst(field, instances=field.instances)
 
 
@@ -68,7 +70,7 @@ async def _burst(field: Field, instances: int) -> Later:
 
 
 async def dense_scripts(field: Field) -> Later:
-    """Long prompts in Japanese, emoji and Arabic: characters divided by four are a half or less of their tokens."""
+    """Long prompts in Japanese, emoji and Arabic, where characters divided by four are half of the tokens, or less."""
     texts = [JAPANESE * 40, EMOJI * 120, ARABIC * 25]
 
     def ask() -> Ask:
@@ -81,8 +83,9 @@ async def dense_scripts(field: Field) -> Later:
 
 
 async def no_max_tokens(field: Field) -> Later:
-    """Callers that leave max_tokens out, with answers of 60 to 900 tokens: what is assumed of such a call is too little,
-    or so much that a small budget admits nothing."""
+    """Callers leave max_tokens out, and answers have 60 to 900 tokens. What a gateway assumes for such a call may be
+    too little, or so much that a small budget admits nothing.
+    """
 
     def ask() -> Ask:
         return field.chat(output=field.random.choice([60, 300, 900]), max_tokens=None, script={"latency_s": 0.3})
@@ -94,17 +97,17 @@ async def no_max_tokens(field: Field) -> Later:
 
 
 async def left_early(field: Field) -> Later:
-    """Streams that their callers leave after the first words: what was generated is billed, and no usage was seen."""
+    """Callers leave their streams after the first words. What was generated is billed, and no usage was reported."""
     return await _left(field, Leave(chunks=2))
 
 
 async def left_midway(field: Field) -> Later:
-    """Streams that their callers leave in the middle."""
+    """Callers leave their streams in the middle."""
     return await _left(field, Leave(chunks=20))
 
 
 async def left_before_first_token(field: Field) -> Later:
-    """Streams that their callers leave before the first token: the input is billed all the same."""
+    """Callers leave their streams before the first token. The input is billed all the same."""
     return await _left(field, Leave(after_s=0.5))
 
 
@@ -121,13 +124,14 @@ async def _left(field: Field, leave: Leave) -> Later:
 
 
 async def left_by_a_crowd(field: Field) -> Later:
-    """24 callers leave long streams within the same second, of a provider that is as fast as can be: all of the answers
-    is generated, billed and on its way, and next to nothing of it was read."""
+    """24 callers leave long streams within the same second, while the provider is as fast as possible: all of each
+    answer was generated and billed, and almost nothing of it was read.
+    """
     return await _crowd(field, {"chunk_tokens": 1})
 
 
 async def left_by_a_crowd_paced(field: Field) -> Later:
-    """The same, of a provider that generates 60 tokens a second and stops when its connection is closed."""
+    """The same, but the provider generates 60 tokens a second, and stops when its connection is closed."""
     return await _crowd(field, {"chunk_tokens": 1, "tokens_per_s": 60.0})
 
 
@@ -142,8 +146,7 @@ async def _crowd(field: Field, pace: Script) -> Later:
 
 
 async def same_idempotency_key(field: Field) -> Later:
-    """A client that sends each call three times with one idempotency key, twice at once and once after: it is one
-    purchase."""
+    """A client sends each call three times with one idempotency key: twice at once, once later. It is one purchase."""
     keys = [{"Idempotency-Key": str(UUID(int=field.random.getrandbits(128)))} for _ in range(8)]
     asks = [field.chat(script={"latency_s": 0.4}, headers=key) for key in keys]
     await field.fund(sum(ask.cost_nano for ask in asks) * 4)
@@ -157,8 +160,9 @@ async def same_idempotency_key(field: Field) -> Later:
 
 
 async def impatient_retries(field: Field) -> Later:
-    """A client that gives up after half a second and sends the call again, without a key: each is a purchase, and those
-    that nobody waited for must be in the books."""
+    """A client gives up after half a second and sends the call again, without a key. Each of the two is a purchase, and
+    those that nobody waited for must be in the books too.
+    """
     asks = [field.chat(script={"latency_s": 1.0}, timeout_s=0.5) for _ in range(16)]
     await field.fund(asks[0].cost_nano * 20)
 
@@ -172,8 +176,7 @@ async def impatient_retries(field: Field) -> Later:
 
 
 async def provider_fails_first(field: Field) -> Later:
-    """A provider that answers 500, 503 or 429 first and then serves; callers come again. Money of the failed attempts
-    must come back."""
+    """A provider answers 500, 503 or 429 first, and serves the retry. Money of failed attempts must be released."""
     statuses = [500, 503, 429]
     asks = [field.chat(script={"status": statuses[number % 3], "times": 1, "retry_after": 0.2}) for number in range(24)]
     await field.fund(asks[0].cost_nano * 12)
@@ -189,20 +192,21 @@ async def provider_fails_first(field: Field) -> Later:
 
 
 async def provider_down(field: Field) -> Later:
-    """A provider that answers with nothing but errors, 60 of them, unbilled. No money is spent, and all of it must be there
-    afterwards."""
+    """A provider answers 60 calls with unbilled errors only. No money is spent, and all of it must be left afterwards."""
     return await _faulty(field, [{"status": 500}, {"status": 429}, {"status": 503}], 60)
 
 
 async def billed_errors(field: Field) -> Later:
-    """A provider that answers 500 after the work was done, and bills it, as its customer knows and has told the gateway
-    where it can be told. Who gives the money back for such an answer all the same overspends."""
+    """A provider answers 500 after it has done the work, and bills it. The customer knows this, and has configured the
+    gateway accordingly, if it has such a setting. A gateway that still releases the money overspends.
+    """
     return await _faulty(field, [{"status": 500, "billed": "full"}], 32, errors_are_billed=True)
 
 
 async def broken_connections(field: Field) -> Later:
-    """Connections that break before the answer, of calls that the provider did and bills: whoever cannot know must not
-    assume that it was free."""
+    """Connections break before the answer of calls that the provider has served and billed. A gateway that cannot know
+    must not assume that the call was free.
+    """
     return await _faulty(field, [{"cut_before_headers": True, "billed": "full"}], 32)
 
 
@@ -215,7 +219,7 @@ async def _faulty(field: Field, faults: Sequence[Script], calls: int, *, errors_
 
 
 async def cut_streams(field: Field) -> Later:
-    """A provider that cuts its streams in the middle and bills what it has sent: no usage was reported."""
+    """A provider cuts its streams in the middle and bills what it has sent. No usage was reported."""
 
     def ask(script: Script) -> Ask:
         return field.chat("Tell me a long story of " * 20, output=160, stream=True, script=script)
@@ -227,7 +231,7 @@ async def cut_streams(field: Field) -> Later:
 
 
 async def slow_provider(field: Field) -> Later:
-    """A provider that hangs for longer than callers wait: it works on, and bills the whole."""
+    """A provider hangs for longer than callers wait. It goes on working, and bills the whole answer."""
     asks = [field.chat(timeout_s=1.0, script={"hang_s": 2.5}) for _ in range(24)]
     await field.fund(asks[0].cost_nano * 10)
     await field.by(12, asks, tries=1)
@@ -235,8 +239,9 @@ async def slow_provider(field: Field) -> Later:
 
 
 async def killed(field: Field) -> Later:
-    """kill -9 of the gateway with 20 calls in flight, half of them streams, and a restart: what the dead process had
-    begun was billed."""
+    """The gateway is killed (kill -9) with 20 calls in flight, half of them streams, and restarted. What the dead
+    process had begun was billed.
+    """
     asks = [field.chat(script={"latency_s": 1.5}) for _ in range(10)]
     slow = {"first_token_s": 0.3, "tokens_per_s": 50.0, "chunk_tokens": 4}
     asks += [field.chat(stream=True, script=slow) for _ in range(10)]
@@ -250,8 +255,9 @@ async def killed(field: Field) -> Later:
 
 
 async def window_boundary(field: Field) -> Later:
-    """A budget of one minute, spent to its end before the minute is over and after the next has begun: no minute's bill
-    is above the limit."""
+    """A budget of one minute is spent to its end shortly before the minute is over, and again shortly after. No
+    minute's bill may be above the limit.
+    """
     await asyncio.sleep((MINUTE_S - BEFORE_BOUNDARY_S - time.time()) % MINUTE_S)
     first = field.chat(script={"latency_s": 0.8})
     await field.fund(first.cost_nano * 20, "minute")
@@ -266,8 +272,7 @@ async def window_boundary(field: Field) -> Later:
 
 
 async def dear_tokens(field: Field) -> Later:
-    """Tokens that are billed otherwise than the rest: read from a cache, written to it for minutes and for an hour, and
-    thought before the answer."""
+    """Tokens with special prices: read from a cache, written to it for minutes or for an hour, and hidden reasoning."""
     text = "The contract says that nobody spends more than the budget. " * 60
 
     def ask(number: int) -> Ask:
@@ -294,7 +299,7 @@ async def embeddings(field: Field) -> Later:
 
 
 async def several_choices(field: Field) -> Later:
-    """Calls with n = 4: each choice has max_tokens of its own."""
+    """Calls with n = 4: max_tokens applies to each choice."""
 
     def ask() -> Ask:
         return field.chat(output=60, n=4, script={"latency_s": 0.3})

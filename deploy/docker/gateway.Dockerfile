@@ -1,4 +1,4 @@
-# The gateway, and the command line. One process: scale it with more containers.
+# The gateway, and the command `treasurer`. The gateway is one process: to scale it, start more containers.
 FROM python:3.11-slim AS build
 WORKDIR /app
 COPY requirements/bootstrap.txt requirements/app.txt requirements/

@@ -1,4 +1,4 @@
-# LiteLLM Proxy in an environment of its own, with what it loads of ours.
+# LiteLLM Proxy in a separate environment, with the code of ours that it loads.
 FROM python:3.11-slim AS build
 WORKDIR /app
 COPY requirements/bootstrap.txt requirements/proxy.txt requirements/
@@ -18,7 +18,7 @@ COPY config config
 COPY deploy/docker deploy/docker
 RUN /venv/bin/python -m compileall -q llm_service gateway
 ENV PATH=/venv/bin:$PATH PYTHONPATH=/app PYTHONUNBUFFERED=1
-# The compose network is its loopback: the port is not published.
+# All interfaces, because only the compose network reaches this port: it is not published.
 ENV TREASURER_PROXY_HOST=0.0.0.0
 USER treasurer
 EXPOSE 4000

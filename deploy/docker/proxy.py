@@ -1,10 +1,12 @@
-"""Starts LiteLLM Proxy in its container: decides who serves each model, writes that down, and becomes the proxy.
+"""Starts LiteLLM Proxy in its container: decides which provider serves each model, writes that into LiteLLM's
+configuration, and replaces itself with the proxy.
 
-What must hold: it is the same decision and the same command as `treasurer up` makes on one machine; and what LiteLLM
-looks for beside its configuration is in a folder that nobody else can write to.
+What must hold:
+- The decision and the command are the same as those of `treasurer up` on one machine.
+- The configuration is in a folder that nobody else can write to, because LiteLLM loads other files from beside it.
 
 Environment: TREASURER_LITELLM_CONFIG, TREASURER_SIMULATED_URL, TREASURER_PROXY_WORKERS (2), TREASURER_PROXY_HOST
-(127.0.0.1), TREASURER_PROXY_PORT (4000), TREASURER_PROXY_DIR (a new folder at each start), and the plugin's own.
+(127.0.0.1), TREASURER_PROXY_PORT (4000), TREASURER_PROXY_DIR (a new folder at each start), and the plugin's settings.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ _CONFIG = Path(os.environ.get("TREASURER_LITELLM_CONFIG", "/app/config/litellm.y
 
 
 def main() -> None:
-    """Never returns: the process becomes LiteLLM Proxy."""
+    """Never returns: LiteLLM Proxy replaces this process."""
     process.forbid_core_dumps()
     try:
         config = yaml.safe_load(_CONFIG.read_text(encoding="utf-8"))

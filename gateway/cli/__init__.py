@@ -13,10 +13,10 @@ from importlib import import_module
 from typing import Any
 
 import typer
-from typer.core import TyperCommand, TyperGroup
+from typer.core import TyperCommand
 from typer.main import get_command, get_group
 
-from gateway.cli.common import ExitCode, fail
+from gateway.cli.common import ExitCode, Group, fail
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +64,7 @@ ENTRIES = {
 }  # fmt: skip
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     """Lists all commands by their entries alone, and loads the one that was typed."""
 
     def __init__(self, **attributes: Any) -> None:

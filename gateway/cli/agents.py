@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from gateway.cli.budgets import format_budget
-from gateway.cli.common import ExitCode, emit, fail
+from gateway.cli.common import ExitCode, command_group, emit, fail
 from gateway.cli.database import (
     AfterName,
     AsJson,
@@ -19,11 +19,9 @@ from gateway.cli.database import (
     checked,
     print_more,
 )
-from llm_service.administration import organisations
-from llm_service.administration.budgets import Terms
 from llm_service.administration.paging import DEFAULT
 
-commands = typer.Typer(no_args_is_help=True, help="Agents: they spend.")
+commands = command_group("Agents: they spend.")
 
 _Name = Annotated[str, typer.Argument(metavar="NAME")]
 _MaxTokens = Annotated[
@@ -50,6 +48,9 @@ def create_agent(
     json: AsJson = False,
 ) -> None:
     """Create an agent, with a first budget if one is given."""
+    from llm_service.administration import organisations
+    from llm_service.administration.budgets import Terms
+
     if budget is None and (window is not None or time_zone is not None):
         fail("--window and --time-zone are the budget's: give --budget too", ExitCode.USAGE)
     terms = None if budget is None else checked(Terms, limit=budget, window=window, time_zone=time_zone)
@@ -86,6 +87,8 @@ def change_agent(
     json: AsJson = False,
 ) -> None:
     """Change what an agent's calls get when they leave it out."""
+    from llm_service.administration import organisations
+
     new = checked(
         organisations.AgentTerms,
         default_max_tokens=default_max_tokens,
@@ -99,6 +102,8 @@ def change_agent(
 @commands.command("list")
 def list_agents(team: OfTeam = None, limit: Limit = DEFAULT, after: AfterName = None, json: AsJson = False) -> None:
     """Agents, or those of one team, by name."""
+    from llm_service.administration import organisations
+
     found = administer(lambda pool: organisations.list_agents(pool, team=team, limit=limit, after=after))
     columns = {"id": "id", "name": "name", "team": "team", "organisation": "organisation", "keys": "keys"}
     emit(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_
 from dataclasses import asdict
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -13,8 +13,9 @@ from rich.text import Text
 from gateway.cli.common import ExitCode, run_async
 from gateway.cli.database import open_pool
 from gateway.cli.reports import printable
-from gateway.settings import load_settings
-from llm_service.treasury.audit.audit import AuditReport, audit
+
+if TYPE_CHECKING:
+    from llm_service.treasury.audit.audit import AuditReport
 
 #: A sweep that has begun may take so long until it has settled a hold.
 _SWEEP_TAKES_S = 5.0
@@ -28,6 +29,8 @@ def audit_command(
     ] = None,
 ) -> None:
     """Recompute the books and name each difference. Exit code 4 when there is one."""
+    from gateway.settings import load_settings
+
     grace_s = load_settings().sweep_interval_s + _SWEEP_TAKES_S if sweep_grace_s is None else sweep_grace_s
     made = run_async(_audit(grace_s))
     if json:
@@ -39,6 +42,8 @@ def audit_command(
 
 
 async def _audit(grace_s: float) -> AuditReport:
+    from llm_service.treasury.audit.audit import audit
+
     with Console(stderr=True).status("Recomputing the books …"):
         async with open_pool() as pool:
             return await audit(pool, sweep_grace_s=grace_s)

@@ -11,11 +11,10 @@ from urllib.parse import quote
 
 import typer
 
-from gateway.cli.common import emit, fail, run_async
+from gateway.cli.common import command_group, emit, fail, run_async
 from gateway.cli.database import AsJson
-from gateway.stack.state import NotRunning, running_state
 
-commands = typer.Typer(no_args_is_help=True, help="Circuit breakers of models, providers and the proxy.")
+commands = command_group("Circuit breakers of models, providers and the proxy.")
 
 _Name = Annotated[str, typer.Argument(metavar="NAME", help="model:gpt-4o, provider:openai or proxy.")]
 
@@ -70,8 +69,10 @@ def format_seconds(value: float | None) -> str:
 
 
 def _ask(method: str, path: str) -> dict[str, Any]:
-    import aiohttp  # here: `treasurer --help` does not wait for it
+    import aiohttp
     from yarl import URL
+
+    from gateway.stack.state import NotRunning, running_state
 
     state = running_state()
     url = URL(f"{state.gateway_url}/admin/v1/breakers{path}", encoded=True)

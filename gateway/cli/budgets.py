@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import shlex
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.common import ExitCode, emit, fail
+from gateway.cli.common import ExitCode, command_group, emit, fail
 from gateway.cli.database import (
     AfterName,
     AsJson,
@@ -23,10 +23,12 @@ from gateway.cli.database import (
     dollars,
     print_more,
 )
-from llm_service.administration import budgets
 from llm_service.administration.paging import DEFAULT
 
-commands = typer.Typer(no_args_is_help=True, help="Budgets: how much may be spent in a window of time.")
+if TYPE_CHECKING:
+    from llm_service.administration.budgets import BudgetState
+
+commands = command_group("Budgets: how much may be spent in a window of time.")
 
 _Budget = Annotated[str, typer.Argument(metavar="NAME", help="The budget's name.")]
 _Dollars = Annotated[str, typer.Option("--limit", help="Dollars, such as 0.05 or 12.50.")]
@@ -65,6 +67,8 @@ def create_budget(
     json: AsJson = False,
 ) -> None:
     """Create a budget for an organisation, team, agent or key."""
+    from llm_service.administration import budgets
+
     new = checked(
         budgets.NewBudget,
         limit=limit,
@@ -95,6 +99,8 @@ def list_budgets(
     json: AsJson = False,
 ) -> None:
     """Budgets and their current windows, or those of one organisation, team, agent or key, by name."""
+    from llm_service.administration import budgets
+
     given = {"organisation": organisation, "team": team, "agent": agent, "key": key}
     named = [(scope, subject) for scope, subject in given.items() if subject is not None]
     if len(named) > 1:
@@ -114,6 +120,8 @@ def show_budget(
     json: AsJson = False,
 ) -> None:
     """One budget, its live windows and its top-ups."""
+    from llm_service.administration import budgets
+
     found = administer(lambda pool: budgets.show_budget(pool, name, subject=subject))
     if json:
         emit([found.model_dump()], json=True)
@@ -152,6 +160,8 @@ def change_budget(
     json: AsJson = False,
 ) -> None:
     """Change a budget's limit or pace, at once."""
+    from llm_service.administration import budgets
+
     new = checked(budgets.ChangeBudget, limit=limit, pace=pace)
     changed = administer(lambda pool: budgets.change_budget(pool, name, new))
     print_budget(changed, json)
@@ -169,6 +179,8 @@ def top_up(
     json: AsJson = False,
 ) -> None:
     """Add money to a budget for a time."""
+    from llm_service.administration import budgets
+
     new = checked(budgets.NewTopUp, amount=amount, starts=starts, ends=ends, lasts=lasts)
     made = administer(lambda pool: budgets.top_up(pool, name, new))
     if json:
@@ -183,6 +195,8 @@ def top_up(
 @commands.command("archive")
 def archive_budget(name: _Budget, json: AsJson = False) -> None:
     """End a budget. What it recorded remains for reports."""
+    from llm_service.administration import budgets
+
     ended = administer(lambda pool: budgets.archive_budget(pool, name))
     if json:
         emit([ended.model_dump()], json=True)
@@ -190,7 +204,7 @@ def archive_budget(name: _Budget, json: AsJson = False) -> None:
     typer.echo(f"Budget {name!r} is archived: it governs no further call.")
 
 
-def format_budget(budget: budgets.BudgetState) -> str:
+def format_budget(budget: BudgetState) -> str:
     """A budget in one line."""
     window = "in total" if budget.window == "total" else f"a {budget.window}"
     if budget.per is not None:
@@ -211,14 +225,14 @@ def format_budget(budget: budgets.BudgetState) -> str:
     return text + (f" until {budget.resets_at:%Y-%m-%d %H:%M:%S} UTC." if budget.resets_at else ".")
 
 
-def print_budget(budget: budgets.BudgetState, json: bool) -> None:
+def print_budget(budget: BudgetState, json: bool) -> None:
     if json:
         emit([budget.model_dump()], json=True)
         return
     typer.echo(format_budget(budget))
 
 
-def print_budgets(found: list[budgets.BudgetState], json: bool) -> None:
+def print_budgets(found: list[BudgetState], json: bool) -> None:
     if json:
         emit([row.model_dump() for row in found], json=True)
         return
@@ -239,6 +253,6 @@ def print_budgets(found: list[budgets.BudgetState], json: bool) -> None:
     )
 
 
-def format_amount(nano: int | None, budget: budgets.BudgetState) -> str:
+def format_amount(nano: int | None, budget: BudgetState) -> str:
     """An amount; of a budget with too many windows to add up, that it has so many."""
     return dollars(nano) if nano is not None else f"(over {budget.windows:,} windows)"

@@ -2,27 +2,33 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gateway.cli.common import ExitCode, emit, fail
 from gateway.cli.database import AfterId, AsJson, Limit, administer, print_more
-from llm_service.administration import change_log
-from llm_service.administration.inputs import parse_duration
 from llm_service.administration.paging import DEFAULT
 
+if TYPE_CHECKING:
+    from llm_service.administration.change_log import Change
+
 _HIDDEN = {"id", "created_at"}
+#: `change_log.KINDS`, for the help (a test compares them).
+_KINDS = "organisations, teams, agents, api_keys, budgets, top_ups, rate_limits, routes, breakers"
 
 
 def changes(
-    kind: Annotated[str | None, typer.Option("--kind", help=f"One of {', '.join(change_log.KINDS)}.")] = None,
+    kind: Annotated[str | None, typer.Option("--kind", help=f"One of {_KINDS}.")] = None,
     since: Annotated[str, typer.Option("--since", help="How long ago at most, such as 24h or 30d.")] = "30d",
     limit: Limit = DEFAULT,
     after: AfterId = None,
     json: AsJson = False,
 ) -> None:
     """The log of changes: who, what, before, after; the newest first."""
+    from llm_service.administration import change_log
+    from llm_service.administration.inputs import parse_duration
+
     try:
         period = parse_duration(since)
     except ValueError as error:
@@ -44,7 +50,7 @@ def changes(
     emit(rows, empty="Nothing was changed.")
 
 
-def format_fields(change: change_log.Change) -> str:
+def format_fields(change: Change) -> str:
     shown = {name: both for name, both in change.fields.items() if name not in _HIDDEN}
     if change.action == "changed":
         return ", ".join(f"{name}: {format_value(old)} → {format_value(new)}" for name, (old, new) in shown.items())

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 from uuid import UUID
 
+import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.core import TyperGroup, TyperOption
 
 T = TypeVar("T")
 
@@ -32,6 +34,27 @@ class ExitCode(IntEnum):
     NOT_RUNNING = 3
     AUDIT_DIFFERENCE = 4
     ALREADY_RUNNING = 5
+
+
+class Group(TyperGroup):
+    """A group of commands that is parsed without pydantic, by which Typer converts values.
+
+    The options of a group are flags (`--help`). Typer takes a flag that is not given as None, and imports pydantic to
+    convert that; False needs no conversion, and means the same.
+    """
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        """The options of the group."""
+        parameters = super().get_params(ctx)
+        for each in parameters:
+            if isinstance(each, TyperOption) and each.is_flag and each.default is None:
+                each.default = False
+        return parameters
+
+
+def command_group(help: str) -> typer.Typer:
+    """A group of commands, such as `treasurer budget`."""
+    return typer.Typer(cls=Group, no_args_is_help=True, help=help)
 
 
 def fail(message: str, code: int = ExitCode.FAILED) -> NoReturn:

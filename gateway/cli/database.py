@@ -1,6 +1,9 @@
 """What the administrative commands share: checking what was typed, and running a change on the database.
 
-What must hold: a mistake in what was typed is found before the database is asked, and exits with 2.
+What must hold:
+A mistake in what was typed is found before the database is asked, and exits with 2.
+What only a command that runs needs is imported inside it, here and in all modules of commands: a help is printed without
+pydantic and asyncpg, which take longer to import than everything else together.
 """
 
 from __future__ import annotations
@@ -10,23 +13,22 @@ import os
 import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from typing import Annotated, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
-import asyncpg
 import typer
 
 from gateway.cli.common import ExitCode, fail, run_async
-from gateway.settings import Settings, load_settings
-from gateway.stack.state import NotRunning, running_state
-from llm_service.administration.inputs import Input, read_input
 from llm_service.administration.paging import MOST, Page
-from llm_service.administration.transaction import ACTOR
-from llm_service.errors import InvalidRequest
 from llm_service.money import format_dollars
-from llm_service.postgres import ANY_POSTGRES_ERROR, check_version
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    from gateway.settings import Settings
+    from llm_service.administration.inputs import Input
 
 _T = TypeVar("_T")
-_Model = TypeVar("_Model", bound=Input)
+_Model = TypeVar("_Model", bound="Input")
 
 AsJson = Annotated[bool, typer.Option("--json", help="JSON, for programs.")]
 OfOrganisation = Annotated[str | None, typer.Option("--organisation", help="Of this organisation.")]
@@ -37,9 +39,13 @@ TimeZone = Annotated[str | None, typer.Option("--time-zone", help="Such as Europ
 Window = Annotated[
     str | None, typer.Option("--window", help="minute, hour, day, week, month, total, or run. Default: total.")
 ]
-Limit = Annotated[int, typer.Option("--limit", min=1, max=MOST, help="So many at most.")]
-AfterName = Annotated[str | None, typer.Option("--after", help="Go on behind this name, that of the last one seen.")]
-AfterId = Annotated[int | None, typer.Option("--after", help="Go on behind this id, that of the last one seen.")]
+Limit = Annotated[int, typer.Option("--limit", min=1, max=MOST, help="How many at most.")]
+AfterName = Annotated[
+    str | None, typer.Option("--after", help="Continue after this name: the last one of the page before.")
+]
+AfterId = Annotated[
+    int | None, typer.Option("--after", help="Continue after this id: the last one of the page before.")
+]
 
 
 @asynccontextmanager
@@ -49,6 +55,12 @@ async def open_pool(settings: Settings | None = None) -> AsyncIterator[asyncpg.P
     Raises:
         NotRunning: there is neither, or it cannot be reached.
     """
+    import asyncpg
+
+    from gateway.settings import load_settings
+    from gateway.stack.state import NotRunning, running_state
+    from llm_service.postgres import ANY_POSTGRES_ERROR, check_version
+
     settings = settings or load_settings()
     url = settings.database_url or running_state(settings).database_url
     try:
@@ -65,16 +77,19 @@ async def open_pool(settings: Settings | None = None) -> AsyncIterator[asyncpg.P
 
 
 def print_more(page: Page[_T], cursor: Callable[[_T], str | int]) -> None:
-    """Say that there are more than this page shows, and how to see them."""
+    """Print that there are more rows than this page shows, and how to see them."""
     if page.more:
         after = shlex.quote(str(cursor(page[-1])))
         typer.echo(
-            f"There are more. See them with the same command and --after {after} (or more at once: --limit).", err=True
+            f"There are more. Add --after {after} to see the next ones, or --limit to see more at once.", err=True
         )
 
 
 def checked(model: type[_Model], /, **fields: object) -> _Model:
-    """The input that was typed; what is wrong with it ends the program with exit code 2."""
+    """The input that was typed. A mistake in it is printed, and ends the program with exit code 2."""
+    from llm_service.administration.inputs import read_input
+    from llm_service.errors import InvalidRequest
+
     try:
         return read_input(model, fields)
     except InvalidRequest as error:
@@ -83,6 +98,7 @@ def checked(model: type[_Model], /, **fields: object) -> _Model:
 
 def administer(action: Callable[[asyncpg.Pool], Awaitable[_T]]) -> _T:
     """Run one administrative function on the running stack's database."""
+    from llm_service.administration.transaction import ACTOR
 
     async def run() -> _T:
         ACTOR.set(f"cli {_person()}")

@@ -21,12 +21,12 @@ from rich.rule import Rule
 from rich.text import Text
 
 from gateway.cli.common import fail, run_async
-from gateway.settings import Settings, load_settings
 from llm_service.money import format_dollars
 
 if TYPE_CHECKING:
     import asyncpg
 
+    from gateway.settings import Settings
     from gateway.stack.state import StackState
 
 _RUNAWAY_CALLERS = 24
@@ -59,6 +59,8 @@ _RUNAWAY = _Actor("runaway", "labs", "gpt-4o", "0.02", 0)
 
 def demo() -> None:
     """Show Treasurer at work: agents spend, one is refused, the report agrees with the provider's bill."""
+    from gateway.settings import load_settings
+
     folder = Path(tempfile.mkdtemp(prefix="treasurer-demo-"))
     folder.chmod(0o755)  # as root, PostgreSQL runs under another account and has to reach its data
     # Another database, Redis or proxy of the operator's is no place for a demo.

@@ -5,16 +5,18 @@ What must hold: a secret is printed once, when it is made, and to standard outpu
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.common import emit
+from gateway.cli.common import command_group, emit
 from gateway.cli.database import AfterId, AsJson, Limit, OfAgent, administer, checked, print_more
-from llm_service.administration import keys
 from llm_service.administration.paging import DEFAULT
 
-commands = typer.Typer(no_args_is_help=True, help="Keys: how an agent, or an administrator, is known.")
+if TYPE_CHECKING:
+    from llm_service.administration.keys import IssuedKey, Key
+
+commands = command_group("Keys: how an agent, or an administrator, is known.")
 
 _KeyRef = Annotated[str, typer.Argument(metavar="KEY", help="Its id, or agent/name.")]
 _Expires = Annotated[str | None, typer.Option("--expires", help="A duration (30d) or a time (2027-01-31T18:00:00Z).")]
@@ -32,6 +34,8 @@ def create_key(
     json: AsJson = False,
 ) -> None:
     """Create a key and print its secret, once."""
+    from llm_service.administration import keys
+
     new = checked(keys.NewKey, agent=agent, admin=admin, name=name, models=models, expires=expires)
     _print_secret(administer(lambda pool: keys.create_key(pool, new)), json)
 
@@ -46,6 +50,8 @@ def rotate_key(
     json: AsJson = False,
 ) -> None:
     """Give a key a new secret and print it, once. Its budgets and limits stay."""
+    from llm_service.administration import keys
+
     change = checked(keys.RotateKey, overlap=overlap, expires=expires)
     _print_secret(administer(lambda pool: keys.rotate_key(pool, key, change)), json)
     if not json:
@@ -59,6 +65,8 @@ def rotate_key(
 @commands.command("revoke")
 def revoke_key(key: _KeyRef, json: AsJson = False) -> None:
     """End a key everywhere, in under a second: one secret by its id, or all of agent/name."""
+    from llm_service.administration import keys
+
     revoked = administer(lambda pool: keys.revoke_key(pool, key))
     if json:
         emit([row.model_dump() for row in revoked], json=True)
@@ -70,6 +78,8 @@ def revoke_key(key: _KeyRef, json: AsJson = False) -> None:
 @commands.command("list")
 def list_keys(agent: OfAgent = None, limit: Limit = DEFAULT, after: AfterId = None, json: AsJson = False) -> None:
     """Keys, the oldest first, without their secrets."""
+    from llm_service.administration import keys
+
     found = administer(lambda pool: keys.list_keys(pool, agent=agent, limit=limit, after=after))
     print_more(found, lambda row: row.id)
     if json:
@@ -85,11 +95,11 @@ def list_keys(agent: OfAgent = None, limit: Limit = DEFAULT, after: AfterId = No
     )
 
 
-def _label(key: keys.Key) -> str:
+def _label(key: Key) -> str:
     return f"{key.agent}/{key.name}" if key.agent else f"administrator {key.name}"
 
 
-def _print_secret(key: keys.IssuedKey, json: bool) -> None:
+def _print_secret(key: IssuedKey, json: bool) -> None:
     if json:
         emit([key.model_dump()], json=True)
         return

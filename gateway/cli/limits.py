@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.common import emit
+from gateway.cli.common import command_group, emit
 from gateway.cli.database import (
     AfterId,
     AsJson,
@@ -19,10 +19,12 @@ from gateway.cli.database import (
     checked,
     print_more,
 )
-from llm_service.administration import limits
 from llm_service.administration.paging import DEFAULT
 
-commands = typer.Typer(no_args_is_help=True, help="Rate limits: how fast.")
+if TYPE_CHECKING:
+    from llm_service.administration.limits import Limit as RateLimit
+
+commands = command_group("Rate limits: how fast.")
 
 
 @commands.command("set")
@@ -40,6 +42,8 @@ def set_limit(
     json: AsJson = False,
 ) -> None:
     """Set a rate limit, in place of the one that the same subject and model had."""
+    from llm_service.administration import limits
+
     new = checked(
         limits.SetLimit,
         organisation=organisation,
@@ -58,6 +62,8 @@ def set_limit(
 @commands.command("list")
 def list_limits(limit: Limit = DEFAULT, after: AfterId = None, json: AsJson = False) -> None:
     """Rate limits, the oldest first."""
+    from llm_service.administration import limits
+
     found = administer(lambda pool: limits.list_limits(pool, limit=limit, after=after))
     print_limits(found, json)
     print_more(found, lambda row: row.id)
@@ -66,6 +72,8 @@ def list_limits(limit: Limit = DEFAULT, after: AfterId = None, json: AsJson = Fa
 @commands.command("remove")
 def remove_limit(limit_id: Annotated[int, typer.Argument(metavar="ID")], json: AsJson = False) -> None:
     """Remove a rate limit by its id (treasurer limit list)."""
+    from llm_service.administration import limits
+
     gone = administer(lambda pool: limits.remove_limit(pool, limit_id))
     if json:
         emit([gone.model_dump()], json=True)
@@ -73,7 +81,7 @@ def remove_limit(limit_id: Annotated[int, typer.Argument(metavar="ID")], json: A
     typer.echo(f"Limit {gone.id} ({gone.scope} {gone.subject or gone.model}) is removed.")
 
 
-def print_limits(found: list[limits.Limit], json: bool) -> None:
+def print_limits(found: list[RateLimit], json: bool) -> None:
     columns = {
         "id": "id",
         "scope": "scope",

@@ -5,15 +5,13 @@ from __future__ import annotations
 from rich.console import Console
 
 from gateway.cli.common import ExitCode, fail, run_async
-from gateway.migrations import MigrationFailed
-from gateway.migrations import migrate as upgrade
-from gateway.settings import load_settings, without_password
-from gateway.stack.state import running_state
-from llm_service.postgres import PostgresTooOld
 
 
 def migrate() -> None:
     """Bring the database's schema up to date (`up` does it automatically)."""
+    from gateway.settings import load_settings
+    from gateway.stack.state import running_state
+
     settings = load_settings()
     url = settings.database_url or running_state(settings).database_url
     run_async(_migrate(url))
@@ -21,6 +19,11 @@ def migrate() -> None:
 
 
 async def _migrate(url: str) -> None:
+    from gateway.migrations import MigrationFailed
+    from gateway.migrations import migrate as upgrade
+    from gateway.settings import without_password
+    from llm_service.postgres import PostgresTooOld
+
     try:
         await upgrade(url)
     except PostgresTooOld as error:

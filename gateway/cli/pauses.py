@@ -8,7 +8,6 @@ import typer
 
 from gateway.cli.common import ExitCode, emit, fail
 from gateway.cli.database import AsJson, administer
-from llm_service.administration import organisations
 from llm_service.types import Scope
 
 _Name = Annotated[str, typer.Argument(metavar="NAME")]
@@ -17,6 +16,8 @@ _Kind = Annotated[str, typer.Argument(metavar="KIND", help="agent, team or organ
 
 def pause(kind: _Kind, name: _Name, json: AsJson = False) -> None:
     """Stop every new call of an agent, team or organisation."""
+    from llm_service.administration import organisations
+
     scope = _pausable(kind)
     administer(lambda pool: organisations.pause(pool, scope, name))
     if json:
@@ -27,6 +28,8 @@ def pause(kind: _Kind, name: _Name, json: AsJson = False) -> None:
 
 def resume(kind: _Kind, name: _Name, json: AsJson = False) -> None:
     """Undo a pause of an agent, team or organisation."""
+    from llm_service.administration import organisations
+
     scope = _pausable(kind)
     administer(lambda pool: organisations.resume(pool, scope, name))
     if json:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json as json_
 import sys
 from datetime import UTC, datetime
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
@@ -19,11 +19,11 @@ from rich.text import Text
 
 from gateway.cli.common import ExitCode, fail, run_async
 from gateway.cli.database import open_pool
-from llm_service.errors import InvalidRequest
 from llm_service.money import format_dollars
-from llm_service.treasury.reports.formats import report_as_csv, report_as_json
-from llm_service.treasury.reports.query import FILTERS, NONE, ReportQuery, parse_query
-from llm_service.treasury.reports.reports import CostReport, Figures, cost_report
+
+if TYPE_CHECKING:
+    from llm_service.treasury.reports.query import ReportQuery
+    from llm_service.treasury.reports.reports import CostReport, Figures
 
 _FORMATS = ("table", "csv", "json")
 
@@ -57,6 +57,10 @@ def report(
     json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> None:
     """Cost, tokens, calls, errors, refusals and latency, by any properties of a call."""
+    from llm_service.errors import InvalidRequest
+    from llm_service.treasury.reports.formats import report_as_csv, report_as_json
+    from llm_service.treasury.reports.query import FILTERS, parse_query
+
     if form not in _FORMATS:
         fail(f"--format: {form!r} is not one of: {', '.join(_FORMATS)}.", ExitCode.USAGE)
     filters = (organisation, team, agent, key, model, provider, run, user, session, tag)
@@ -80,6 +84,8 @@ def report(
 
 
 async def _report(query: ReportQuery) -> CostReport:
+    from llm_service.treasury.reports.reports import cost_report
+
     with Console(stderr=True).status("Adding up the ledger …"):
         async with open_pool() as pool:
             return await cost_report(pool, query)
@@ -90,6 +96,8 @@ async def _report(query: ReportQuery) -> CostReport:
 
 def print_report(made: CostReport, console: Console) -> None:
     """Print a report as a table, with its total and its notes."""
+    from llm_service.treasury.reports.query import NONE
+
     query = made.query
     if made.rows:
         console.print(Text(f"Costs by {', '.join(query.group_by)}, {query.period()}", style="italic"), soft_wrap=True)

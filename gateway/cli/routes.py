@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gateway.cli.common import emit
+from gateway.cli.common import command_group, emit
 from gateway.cli.database import (
     AfterId,
     AsJson,
@@ -18,86 +18,110 @@ from gateway.cli.database import (
     checked,
     print_more,
 )
-from gateway.stack.state import NotRunning, running_state
-from llm_service.administration import routes
 from llm_service.administration.paging import DEFAULT
 from llm_service.money import format_dollars
 
-commands = typer.Typer(
-    no_args_is_help=True, help="Routes: which models stand in for another, when, and how long to wait."
-)
+if TYPE_CHECKING:
+    from llm_service.administration.routes import Route
+
+commands = command_group("Routes: which models stand in for another, when, and how long to wait.")
+
+_Seconds = float | None
+_Model = Annotated[str, typer.Option("--model", help="The model that callers ask for, or a pattern.")]
+
+# Which models serve a call, one after the other.
+_Fallbacks = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--fallback",
+        metavar="MODEL[:CONDITIONS]",
+        help="Stands in for the model; may be repeated, and is tried in this order. Conditions, separated by commas: "
+        "error, timeout, rate_limit, breaker_open, context_too_long, content_filter, near_limit. Default: the first five.",
+    ),
+]
+_Retries = Annotated[int | None, typer.Option("--retries", help="Further attempts at the same model. Default: 0.")]
+_Downgrades = Annotated[
+    list[str] | None,
+    typer.Option("--downgrade", metavar="MODEL", help="A cheaper model, for calls near a budget's limit."),
+]
+_DowngradeAt = Annotated[
+    float, typer.Option("--downgrade-at", metavar="PERCENT", help="The used share of any budget that applies.")
+]
+_MinQuality = Annotated[
+    int, typer.Option("--min-quality", help="The lowest treasurer_quality of a downgrade (config/litellm.yaml).")
+]
+
+# How much one call may take.
+_MaxAttempts = Annotated[
+    int | None, typer.Option("--max-attempts", help="The most attempts of one call, at all models. Default: 4.")
+]
+_MaxElapsed = Annotated[
+    _Seconds, typer.Option("--max-elapsed", help="Seconds after which no further attempt begins. Default: 60.")
+]
+_MaxCost = Annotated[
+    str | None, typer.Option("--max-cost", help="The most that a call may cost, all attempts together, in dollars.")
+]
+
+# How long to wait.
+_Connect = Annotated[_Seconds, typer.Option("--connect", help="Seconds to reach LiteLLM Proxy.")]
+_FirstToken = Annotated[_Seconds, typer.Option("--first-token", help="Seconds to the first token of a stream.")]
+_Silence = Annotated[_Seconds, typer.Option("--silence", help="Seconds between two events of a stream.")]
+_Total = Annotated[_Seconds, typer.Option("--total", help="Seconds to the end of an answer, for each attempt.")]
+_Queue = Annotated[
+    _Seconds, typer.Option("--queue", help="Seconds that a call may wait for held money, pace or a rate limit.")
+]
+
+# What is paid for.
+_OnLeave = Annotated[
+    str | None,
+    typer.Option("--on-leave", help="What becomes of a stream whose caller leaves: cancel or finish. Default: cancel."),
+]
+_BillsErrors = Annotated[
+    bool | None,
+    typer.Option("--bills-errors/--no-bills-errors", help="Whether the provider bills its own errors (5xx), too."),
+]
 
 
 @commands.command("set")
 def set_route(
-    model: Annotated[str, typer.Option("--model", help="The model that callers ask for, or a pattern.")],
+    model: _Model,
     organisation: OfOrganisation = None,
     team: OfTeam = None,
     agent: OfAgent = None,
-    fallback: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--fallback",
-            metavar="MODEL[:CONDITIONS]",
-            help="Stands in, in this order. Conditions: error,timeout,rate_limit,breaker_open,context_too_long,"
-            "content_filter,near_limit. Default: the first five.",
-        ),
-    ] = None,
-    retries: Annotated[
-        int | None, typer.Option("--retries", help="More attempts at the same model. Default: 0.")
-    ] = None,
-    max_attempts: Annotated[int | None, typer.Option("--max-attempts", help="Of a call, in all. Default: 4.")] = None,
-    max_elapsed: Annotated[
-        float | None, typer.Option("--max-elapsed", help="No attempt begins after so many seconds. Default: 60.")
-    ] = None,
-    max_cost: Annotated[
-        str | None, typer.Option("--max-cost", help="Dollars that a call may cost, all attempts together.")
-    ] = None,
-    downgrade: Annotated[
-        list[str] | None, typer.Option("--downgrade", metavar="MODEL", help="Serves near a budget's limit.")
-    ] = None,
-    downgrade_at: Annotated[
-        float, typer.Option("--downgrade-at", metavar="PERCENT", help="Of any budget that applies.")
-    ] = 80.0,
-    min_quality: Annotated[
-        int, typer.Option("--min-quality", help="The least treasurer_quality of a downgrade (config/litellm.yaml).")
-    ] = 0,
-    connect: Annotated[float | None, typer.Option("--connect", help="Seconds to reach LiteLLM Proxy.")] = None,
-    first_token: Annotated[
-        float | None, typer.Option("--first-token", help="Seconds to a stream's first token.")
-    ] = None,
-    silence: Annotated[float | None, typer.Option("--silence", help="Seconds between two events of a stream.")] = None,
-    total: Annotated[float | None, typer.Option("--total", help="Seconds to an answer's end, of one attempt.")] = None,
-    queue: Annotated[
-        float | None, typer.Option("--queue", help="Seconds that a call may wait for held money, pace or a rate limit.")
-    ] = None,
-    on_leave: Annotated[
-        str | None,
-        typer.Option("--on-leave", help="A stream that its caller leaves: cancel or finish. Default: cancel."),
-    ] = None,
-    bills_errors: Annotated[
-        bool | None,
-        typer.Option("--bills-errors/--no-bills-errors", help="The provider bills its own errors (5xx), too."),
-    ] = None,
+    fallback: _Fallbacks = None,
+    retries: _Retries = None,
+    max_attempts: _MaxAttempts = None,
+    max_elapsed: _MaxElapsed = None,
+    max_cost: _MaxCost = None,
+    downgrade: _Downgrades = None,
+    downgrade_at: _DowngradeAt = 80.0,
+    min_quality: _MinQuality = 0,
+    connect: _Connect = None,
+    first_token: _FirstToken = None,
+    silence: _Silence = None,
+    total: _Total = None,
+    queue: _Queue = None,
+    on_leave: _OnLeave = None,
+    bills_errors: _BillsErrors = None,
     json: AsJson = False,
 ) -> None:
     """Set a route, in place of the one that the same subject and model had."""
+    from llm_service.administration import routes
+
     timeouts = {"connect_s": connect, "first_token_s": first_token, "silence_s": silence, "total_s": total}
-    given = {name: value for name, value in timeouts.items() if value is not None}
-    cheaper = {"at_percent": downgrade_at, "models": downgrade, "min_quality": min_quality} if downgrade else None
     new = checked(
         routes.SetRoute,
         model=model,
         organisation=organisation,
         team=team,
         agent=agent,
-        fallbacks=[_fallback(each) for each in fallback] if fallback else None,
+        fallbacks=[read_fallback(each) for each in fallback] if fallback else None,
         retries=retries,
         max_attempts=max_attempts,
         max_elapsed_s=max_elapsed,
         max_cost=max_cost,
-        downgrade=cheaper,
-        timeouts=given or None,
+        downgrade=_downgrade(downgrade, downgrade_at, min_quality),
+        timeouts={name: value for name, value in timeouts.items() if value is not None} or None,
         queue_s=queue,
         on_leave=on_leave,
         bills_errors=bills_errors,
@@ -110,6 +134,8 @@ def set_route(
 @commands.command("list")
 def list_routes(limit: Limit = DEFAULT, after: AfterId = None, json: AsJson = False) -> None:
     """Routes, the oldest first."""
+    from llm_service.administration import routes
+
     found = administer(lambda pool: routes.list_routes(pool, limit=limit, after=after))
     print_routes(found, json)
     print_more(found, lambda row: row.id)
@@ -118,6 +144,8 @@ def list_routes(limit: Limit = DEFAULT, after: AfterId = None, json: AsJson = Fa
 @commands.command("remove")
 def remove_route(route_id: Annotated[int, typer.Argument(metavar="ID")], json: AsJson = False) -> None:
     """Remove a route by its id (treasurer route list)."""
+    from llm_service.administration import routes
+
     gone = administer(lambda pool: routes.remove_route(pool, route_id))
     if json:
         emit([gone.model_dump()], json=True)
@@ -126,24 +154,33 @@ def remove_route(route_id: Annotated[int, typer.Argument(metavar="ID")], json: A
 
 
 def warn_of_unknown_models(names: list[str]) -> None:
-    """A slip in a model's name, or in a condition, would otherwise be found out when the model is needed."""
+    """Name the models that the running stack does not have: a misspelt name would otherwise be noticed only when it is
+    needed."""
+    from gateway.stack.state import NotRunning, running_state
+
     try:
         state = running_state()
     except NotRunning:
-        return  # models may be named before there are any
+        return  # a route may name models before a stack runs
     known = {*state.real, *state.simulated}
     for name in names:
         if name not in known and not any(sign in name for sign in "*?["):
-            typer.echo(f"note: the running stack has no model {name!r} yet; chains pass it over.", err=True)
+            typer.echo(f"note: the running stack has no model {name!r} yet; chains leave it out.", err=True)
 
 
-def _fallback(text: str) -> dict[str, Any]:
-    """`MODEL`, or `MODEL:error,timeout`. A model's name may hold a colon of its own: the last one counts."""
+def read_fallback(text: str) -> dict[str, Any]:
+    """`MODEL`, or `MODEL:error,timeout`. A model's name may contain colons: conditions are behind the last one."""
+    from llm_service.administration.routes import Condition
+
     model, colon, conditions = text.rpartition(":")
-    known = {condition.value for condition in routes.Condition}
+    known = {condition.value for condition in Condition}
     if colon and known.issuperset(conditions.split(",")):
         return {"model": model, "on": conditions.split(",")}
     return {"model": text}
+
+
+def _downgrade(models: list[str] | None, at_percent: float, min_quality: int) -> dict[str, Any] | None:
+    return {"at_percent": at_percent, "models": models, "min_quality": min_quality} if models else None
 
 
 def format_policy(policy: dict[str, Any]) -> str:
@@ -168,7 +205,7 @@ def format_policy(policy: dict[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def print_routes(found: list[routes.Route], json: bool) -> None:
+def print_routes(found: list[Route], json: bool) -> None:
     if json:
         emit([row.model_dump() for row in found], json=True)
         return

@@ -22,18 +22,16 @@ from rich.padding import Padding
 from rich.spinner import Spinner
 from rich.text import Text
 
-from gateway.cli.common import fail, run_async
-from gateway.settings import Settings, load_settings
-from llm_service.errors import BudgetExhausted, TreasurerError
+from gateway.cli.common import command_group, fail, run_async
 from llm_service.money import MoneyError, format_decimal, format_dollars, parse_dollars
 
 if TYPE_CHECKING:
     from agents.catalog.digest import Digest
     from agents.executor import Run, RunRequest, RunResult
     from agents.tools.feeds import FeedDeps
+    from gateway.settings import Settings
 
-
-commands = typer.Typer(no_args_is_help=True, help="Run an agent once.")
+commands = command_group("Run an agent once.")
 
 
 @commands.command("digest")
@@ -51,8 +49,8 @@ def digest(
     json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Read news feeds and print a digest."""
-    # Here, as everything of agents: PydanticAI takes a second to import, and `--help` does not wait for it.
     from agents.executor import RunRequest
+    from gateway.settings import load_settings
 
     wanted: dict[str, object] = {"stories": stories, "focus": focus}
     if feed:
@@ -95,6 +93,7 @@ async def _ready(settings: Settings, request: RunRequest) -> AsyncIterator[Run]:
     from agents.services import Services
     from agents.services.feeds import FeedReader
     from gateway.composition import open_service
+    from llm_service.errors import BudgetExhausted, TreasurerError
 
     os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")
     services = Services(FeedReader(allow_files=True, allow_private=settings.feeds_allow_private))

@@ -5,19 +5,18 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gateway.cli.common import ExitCode, emit, fail, run_async
 from gateway.cli.database import AsJson, administer, dollars
-from gateway.composition import open_catalog
-from gateway.settings import load_settings
-from llm_service.administration.inputs import parse_duration
 from llm_service.money import MoneyError, parse_dollars
-from llm_service.treasury.pacing import Curve, parse_pace
-from llm_service.treasury.reports.simulate import Policy, PriceOf, Replayed, read_calls, replay
-from llm_service.types import Usage
+
+if TYPE_CHECKING:
+    from llm_service.treasury.pacing import Curve
+    from llm_service.treasury.reports.simulate import Policy, PriceOf, Replayed
+    from llm_service.types import Usage
 
 _ASSUMED = (
     "Assumed: the same tokens from any model; calls one after the other, in the order in which they began; what was "
@@ -41,6 +40,9 @@ def simulate(
     json: AsJson = False,
 ) -> None:
     """Replay a period of the ledger under another policy: what would have been refused, downgraded, saved."""
+    from llm_service.administration.inputs import parse_duration
+    from llm_service.treasury.reports.simulate import read_calls, replay
+
     policy = _policy(limit or [], pace or [], downgrade or [])
     until = datetime.now(UTC)
     try:
@@ -61,6 +63,9 @@ def simulate(
 
 
 def _policy(limits: list[str], paces: list[str], downgrades: list[str]) -> Policy:
+    from llm_service.treasury.pacing import parse_pace
+    from llm_service.treasury.reports.simulate import Policy
+
     changed: dict[str, int] = {}
     curves: dict[str, Curve] = {}
     cheaper: dict[str, tuple[str, int]] = {}
@@ -92,6 +97,8 @@ def _pair(text: str) -> tuple[str, str]:
 
 def _prices(models: set[str]) -> PriceOf:
     """Prices of the running proxy's catalogue. Raises UnknownModel."""
+    from gateway.composition import open_catalog
+    from gateway.settings import load_settings
 
     async def read() -> PriceOf:
         async with open_catalog(load_settings()) as runtime:

@@ -6,12 +6,11 @@ from typing import Annotated
 
 import typer
 
-from gateway.cli.common import emit
+from gateway.cli.common import command_group, emit
 from gateway.cli.database import AfterName, AsJson, Limit, administer, checked, print_more
-from llm_service.administration import organisations
 from llm_service.administration.paging import DEFAULT
 
-commands = typer.Typer(no_args_is_help=True, help="Teams of an organisation.")
+commands = command_group("Teams of an organisation.")
 
 _Name = Annotated[str, typer.Argument(metavar="NAME")]
 
@@ -25,6 +24,8 @@ def create_team(
     json: AsJson = False,
 ) -> None:
     """Create a team."""
+    from llm_service.administration import organisations
+
     new = checked(organisations.NewTeam, name=name, organisation=organisation)
     made = administer(lambda pool: organisations.create_team(pool, new))
     if json:
@@ -36,6 +37,8 @@ def create_team(
 @commands.command("list")
 def list_teams(limit: Limit = DEFAULT, after: AfterName = None, json: AsJson = False) -> None:
     """Teams, by name."""
+    from llm_service.administration import organisations
+
     found = administer(lambda pool: organisations.list_teams(pool, limit=limit, after=after))
     columns = ["id", "name", "organisation", "paused_at", "created_at"]
     emit([row.model_dump() for row in found], json=json, columns=columns)

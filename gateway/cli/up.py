@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,7 +14,9 @@ from rich.panel import Panel
 from rich.text import Text
 
 from gateway.cli.common import ExitCode, fail, run_async
-from gateway.settings import Settings, load_settings
+
+if TYPE_CHECKING:
+    from gateway.settings import Settings
 
 
 def up(
@@ -25,12 +27,13 @@ def up(
     data_dir: Annotated[Path | None, typer.Option(help="where the data is kept")] = None,
 ) -> None:
     """Start everything, show how it is, and stop it all at Ctrl-C."""
+    from gateway.settings import load_settings
+
     settings = load_settings(port=port, host=host, gateways=gateways, proxy_workers=proxy_workers, data_dir=data_dir)
     run_async(_up(settings))
 
 
 async def _up(settings: Settings) -> None:
-    # Imported here: they take a second, which the help does not wait for.
     from gateway.stack.board import Board
     from gateway.stack.data_lock import AlreadyRunning
     from gateway.stack.litellm import ConfigError

@@ -13,7 +13,7 @@ from gateway.composition import GatewayRuntime
 from llm_service.call.sending import GRANT_LIFETIME_S
 from llm_service.errors import DatabaseBusy, ProxyUnavailable, TreasuryUnavailable, UpstreamError
 from llm_service.grants import CLOCK_SKEW_S
-from llm_service.postgres import PostgresTooOld, fetch
+from llm_service.postgres import NotMigrated, PostgresTooOld, fetch
 from llm_service.upstream.clocks import difference, disagrees
 
 router = APIRouter(tags=["health"])
@@ -78,7 +78,7 @@ async def _postgres(runtime: GatewayRuntime) -> tuple[str, float | None]:
             rows = await fetch(runtime.pools.keys, "SELECT clock_timestamp() AS now FROM epoch", timeout_s=2)
     except TimeoutError:
         return "away (no answer within 3 s)", None
-    except PostgresTooOld as error:
+    except (PostgresTooOld, NotMigrated) as error:
         return error.message, None
     except TreasuryUnavailable as error:
         word = "busy" if isinstance(error, DatabaseBusy) else "away"

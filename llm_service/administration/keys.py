@@ -1,28 +1,25 @@
 """Keys: create, rotate, revoke, list.
 
-What must hold: a secret is shown once, in the answer that made it, and stored as its SHA-256 (it is
-256 random bits: there is nothing to guess, so no salt). A key is its agent and name; rotation gives
-it another secret and leaves its budgets and limits in force for both while they overlap.
+What must hold:
+  A secret is shown once, in the answer to the request that made it; what is stored is its hash (`secrets.py`).
+  A key is known by its agent and its name. Rotation gives it another secret; while the old one still works, the key's
+      budgets and limits hold for both secrets together.
 """
 
 from __future__ import annotations
 
-import hashlib
-import secrets
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import asyncpg
 from pydantic import Field, model_validator
 
 from llm_service.administration.inputs import Duration, Input, ModelPattern, Name, View, When
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
+from llm_service.administration.secrets import hash_secret, new_secret
 from llm_service.administration.transaction import change, find_key, insert, missing, read, scope_id, searchable
 from llm_service.errors import Conflict, InvalidRequest
 from llm_service.types import Scope
-
-if TYPE_CHECKING:
-    pass
 
 _HINT_LENGTH = 10
 _COLUMNS = """k.id, k.name, k.hint, k.models, k.expires_at, k.revoked_at, k.created_at,
@@ -73,11 +70,6 @@ class IssuedKey(Key):
     """A new key with its secret, which is not kept and cannot be shown again."""
 
     secret: str
-
-
-def hash_secret(secret: str) -> bytes:
-    """What is stored of a secret, and looked up by."""
-    return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()
 
 
 async def create_key(pool: asyncpg.Pool, new: NewKey) -> IssuedKey:
@@ -178,7 +170,7 @@ async def _issue(
     models: list[str],
     expires: datetime | timedelta | None,
 ) -> IssuedKey:
-    secret = f"sk-tr-{secrets.token_urlsafe(32)}"
+    secret = new_secret()
     row = await insert(
         connection,
         f"a key {name!r}",

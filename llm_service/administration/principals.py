@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import re
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -22,9 +21,8 @@ from typing import TYPE_CHECKING, Any
 import asyncpg
 import orjson
 
-from llm_service.administration.keys import hash_secret
-from llm_service.call.refusals import key_expired
-from llm_service.call.routing import read_route
+from llm_service.administration.routes import read_route
+from llm_service.administration.secrets import hash_secret, looks_like_secret
 from llm_service.errors import NotAuthenticated, NotFound, NotPermitted
 from llm_service.postgres import fetch
 from llm_service.types import Budget, Dimension, Principal, RateLimit, Scope, WindowKind
@@ -32,7 +30,6 @@ from llm_service.types import Budget, Dimension, Principal, RateLimit, Scope, Wi
 if TYPE_CHECKING:
     from asyncpg import Record
 
-_SECRET = re.compile(r"sk-tr-[A-Za-z0-9_-]{43}")
 _CACHED = 20_000
 _GROUP = 200
 _TIMEOUT_S = 5.0
@@ -179,8 +176,7 @@ class Principals:
         return self._admin_hash is not None and hmac.compare_digest(hash_secret(secret), self._admin_hash)
 
     async def _live_key(self, secret: str) -> _Found:
-        # What does not look like a key cannot be one: no look-up, and nothing to remember.
-        return _checked(await self._find(hash_secret(secret)) if _SECRET.fullmatch(secret) else None)
+        return _checked(await self._find(hash_secret(secret)) if looks_like_secret(secret) else None)
 
     async def _find(self, wanted: _Wanted) -> _Found | None:
         """From the cache, if the epoch was looked at a moment ago; else from Postgres, with all who wait."""
@@ -289,7 +285,7 @@ def _checked(found: _Found | None) -> _Found:
             details={"reason": "revoked"},
         )
     if found.ends_at is not None and time.monotonic() >= found.ends_at:
-        raise key_expired(found.key, whose, found.expires_at)
+        raise NotAuthenticated.key_expired(found.key, whose, found.expires_at)
     return found
 
 

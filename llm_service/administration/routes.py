@@ -6,7 +6,8 @@ the policy as it was given, without defaults, so that a default that changes lat
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Self, cast
+from collections.abc import Mapping
+from typing import Annotated, Any, Self
 
 import asyncpg
 import orjson
@@ -16,7 +17,8 @@ from llm_service.administration.inputs import MAX_ID, Amount, Input, ModelPatter
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import change, read, scope_id, scope_name
 from llm_service.errors import NotFound
-from llm_service.types import Condition, OnLeave, Scope
+from llm_service.types import Condition, Downgrade, Fallback, OnLeave, Scope, Timeouts
+from llm_service.types import Route as CallRoute
 
 Seconds = Annotated[float, Field(ge=0.05, le=3600)]
 
@@ -60,7 +62,7 @@ class RouteTerms(Input):
     bills_errors: bool | None = None
 
     def policy(self) -> dict[str, Any]:
-        """As `routing.read_route` reads it."""
+        """The policy as it is stored, for `read_route`."""
         given = self.model_dump(mode="json", exclude_none=True)
         if "max_cost" in given:
             given["max_cost_nano"] = given.pop("max_cost")
@@ -99,7 +101,8 @@ class SetRoute(RouteTerms):
         for scope in (Scope.ORGANISATION, Scope.TEAM):
             if (name := getattr(self, scope.value)) is not None:
                 return scope, name
-        return Scope.AGENT, cast("str", self.agent)
+        assert self.agent is not None  # `_sound` has seen that one of the three is given
+        return Scope.AGENT, self.agent
 
     def terms(self) -> RouteTerms:
         """The policy alone."""
@@ -162,3 +165,31 @@ async def list_routes(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: int | 
     """Routes in the order in which they were first set, `limit` of them behind the id `after`."""
     rows = await read(pool, f"{_ROUTES} WHERE r.id > $1 ORDER BY r.id LIMIT $2", after or 0, to_fetch(limit))
     return page_of(rows, limit, Route.read)
+
+
+def read_route(number: int, pattern: str, policy: Mapping[str, Any]) -> CallRoute:
+    """A route as calls are served by it, from the policy that is stored; fields of a newer version are ignored."""
+    route = CallRoute()
+    downgrade = policy.get("downgrade")
+    timeouts: Mapping[str, float] = policy.get("timeouts") or {}
+    return CallRoute(
+        id=number,
+        model_pattern=pattern,
+        fallbacks=tuple(
+            Fallback(each["model"], frozenset(map(Condition, each["on"])))
+            if each.get("on")
+            else Fallback(each["model"])
+            for each in policy.get("fallbacks") or ()
+        ),
+        retries=policy.get("retries", route.retries),
+        max_attempts=policy.get("max_attempts", route.max_attempts),
+        max_elapsed_s=policy.get("max_elapsed_s", route.max_elapsed_s),
+        max_cost_nano=policy.get("max_cost_nano"),
+        downgrade=None
+        if downgrade is None
+        else Downgrade(downgrade["at_share"], tuple(downgrade["models"]), downgrade.get("min_quality", 0)),
+        timeouts=Timeouts(*(timeouts.get(name) for name in ("connect_s", "first_token_s", "silence_s", "total_s"))),
+        queue_s=policy.get("queue_s"),
+        on_leave=OnLeave(policy.get("on_leave", route.on_leave)),
+        errors_are_billed=policy.get("bills_errors", route.errors_are_billed),
+    )

@@ -13,23 +13,23 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Protocol
+from uuid import UUID
 
 from llm_service.call.attempt import Admitted, Attempt, Call
 from llm_service.call.refusals import check_allowed, check_live, refusal
 from llm_service.call.routing import Candidate, chain_of
 from llm_service.errors import CostLimited, ProxyUnavailable, RateLimited, TreasurerError, UpstreamError
 from llm_service.guards.breaker_gate import BreakerPermit
-from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.guards.token_bucket import RatePermit
 from llm_service.money import format_decimal, format_dollars
 from llm_service.pricing.bounds import CostBound, TextCount, cost_bound, counted_bound, counting_may_help, output_within
 from llm_service.pricing.catalog import Catalog, Model
 from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
 from llm_service.treasury.treasury import Treasury
-from llm_service.types import CallContext, Hold, HoldRequest, Principal, Route
+from llm_service.types import CallContext, Hold, HoldRequest, Principal, RateLimit, Route
 from llm_service.wire.requests import ParsedRequest
 
 log = logging.getLogger(__name__)
@@ -44,6 +44,16 @@ class Renewal(Protocol):
     async def renew(self, principal: Principal) -> Principal: ...
 
 
+class RateLimits(Protocol):
+    """Gives an attempt its share of every rate limit, and takes it back (`RateLimiter`)."""
+
+    async def acquire(
+        self, call_id: UUID, limits: Sequence[RateLimit], model: str, tokens: int, lifetime_s: float
+    ) -> RatePermit: ...
+
+    def release(self, permit: RatePermit, tokens: int | None) -> None: ...
+
+
 class Admission:
     """Admits attempts, or says why not. `refused(principal, context, model, error)` is called for calls that ended there.
 
@@ -55,7 +65,7 @@ class Admission:
         *,
         catalog: Catalog,
         principals: Renewal,
-        limiter: RateLimiter,
+        limiter: RateLimits,
         treasury: Treasury,
         rate_card: Callable[[Model], Awaitable[int | None]],
         count_tokens: CountTokens,

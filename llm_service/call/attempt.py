@@ -39,6 +39,7 @@ class Call:
     call_id: UUID = field(default_factory=new_call_id)
     route: Route = NO_ROUTE
     chain: tuple[Candidate, ...] = ()
+    began_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     began: float = field(default_factory=time.perf_counter)
     #: What each attempt that was sent has cost, or may have.
     spent_nano: dict[int, int] = field(default_factory=dict[int, int])
@@ -70,6 +71,11 @@ class Attempt:
     first_token_ms: int | None = None
     superseded: bool = False  # another attempt has taken its place
     late: bool = False  # it was given up for being too slow
+
+    @classmethod
+    def first(cls, call: Call) -> Attempt:
+        """The first one began with its call: what that waited for, such as its idempotency key, counts as its time."""
+        return cls(call, started_at=call.began_at, started=call.began)
 
     @property
     def candidate(self) -> Candidate:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from llm_service.call.attempt import Admitted, Call
 from llm_service.call.ending import Ending, answer_ending, stream_ending
 from llm_service.call.failover import Failover
-from llm_service.call.idempotency import Claim, Idempotency
+from llm_service.call.idempotency import Claim, IdempotencyKeys
 from llm_service.call.response_headers import response_headers
 from llm_service.call.settlement import Settler
 from llm_service.errors import TreasurerError, TreasuryUnavailable
@@ -32,7 +32,7 @@ Result = TypeVar("Result")
 class Finishing:
     """Finishes attempts. One for each service."""
 
-    def __init__(self, settler: Settler, idempotency: Idempotency, failover: Failover) -> None:
+    def __init__(self, settler: Settler, idempotency: IdempotencyKeys, failover: Failover) -> None:
         self._settler = settler
         self._idempotency = idempotency
         self._failover = failover
@@ -135,5 +135,8 @@ class Finishing:
 
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
-        if not task.cancelled():
-            task.exception()  # a caller that still waits has it; where none does, the attempt is settled all the same
+        error = None if task.cancelled() else task.exception()
+        # An error that the service means for a caller needs no line: where no caller waits, the attempt is settled all
+        # the same. Any other is a bug that nobody else may see.
+        if error is not None and not isinstance(error, TreasurerError | Unanswered):
+            log.error("what a call had begun in the background failed", exc_info=error)

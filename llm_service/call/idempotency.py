@@ -101,7 +101,16 @@ class Gate(Protocol):
     def refused(self, call: Call, error: TreasurerError) -> None: ...
 
 
-async def claim_for(call: Call, body: bytes, idempotency: Idempotency, gate: Gate) -> Claim | Replay | None:
+class IdempotencyKeys(Protocol):
+    """Claims idempotency keys, and keeps what their calls answered (`Idempotency`)."""
+
+    async def claim(self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Claim | Replay: ...
+    async def confirm(self, claim: Claim) -> None: ...
+    async def finish(self, claim: Claim, status: int, headers: dict[str, str], body: bytes) -> None: ...
+    async def release(self, claim: Claim) -> None: ...
+
+
+async def claim_for(call: Call, body: bytes, idempotency: IdempotencyKeys, gate: Gate) -> Claim | Replay | None:
     """A call's claim to its idempotency key, or the answer that the key has; None: the call has no key.
 
     Raises:

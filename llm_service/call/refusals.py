@@ -24,14 +24,6 @@ from llm_service.types import Budget, Principal, WindowKind
 _PERIOD = {kind: f"a {kind.value}" for kind in WindowKind} | {WindowKind.TOTAL: "in total", WindowKind.HOUR: "an hour"}
 
 
-def key_expired(key: str | None, whose: str, expires_at: datetime | None) -> NotAuthenticated:
-    """The error for a key that has expired; `whose` is "agent 'news'" or "an administrator"."""
-    when = f" at {expires_at:%Y-%m-%d %H:%M:%S} UTC" if expires_at is not None else ""
-    return NotAuthenticated(
-        f"Key {key!r} of {whose} expired{when}. Ask an administrator for a new one.", details={"reason": "expired"}
-    )
-
-
 def check_live(principal: Principal, now: float) -> None:
     """Refuse a key that has expired by `now`, in seconds of this process's monotonic clock.
 
@@ -39,7 +31,7 @@ def check_live(principal: Principal, now: float) -> None:
         NotAuthenticated: the key has expired, perhaps while its call was waiting.
     """
     if principal.ends_at is not None and now >= principal.ends_at:
-        raise key_expired(principal.key, f"agent {principal.agent!r}", principal.expires_at)
+        raise NotAuthenticated.key_expired(principal.key, f"agent {principal.agent!r}", principal.expires_at)
 
 
 def check_allowed(principal: Principal, model: str, now: float) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from llm_service.errors import (
     BreakerOpen,
@@ -22,7 +21,7 @@ from llm_service.errors import (
     UpstreamError,
 )
 from llm_service.pricing.catalog import Model
-from llm_service.types import Condition, Downgrade, Fallback, OnLeave, Route, Timeouts
+from llm_service.types import Condition, Route
 
 _RETRIED = frozenset({Condition.ERROR, Condition.TIMEOUT, Condition.RATE_LIMIT})
 #: What the model that was asked for is always tried for.
@@ -124,31 +123,3 @@ def next_after(
         if reason in chain[place].on and not blocked(chain[place].model):
             return place
     return None
-
-
-def read_route(number: int, pattern: str, policy: Mapping[str, Any]) -> Route:
-    """A route from its policy as it is kept; fields of a newer version are left alone."""
-    route = Route()
-    downgrade = policy.get("downgrade")
-    timeouts: Mapping[str, float] = policy.get("timeouts") or {}
-    return Route(
-        id=number,
-        model_pattern=pattern,
-        fallbacks=tuple(
-            Fallback(each["model"], frozenset(map(Condition, each["on"])))
-            if each.get("on")
-            else Fallback(each["model"])
-            for each in policy.get("fallbacks") or ()
-        ),
-        retries=policy.get("retries", route.retries),
-        max_attempts=policy.get("max_attempts", route.max_attempts),
-        max_elapsed_s=policy.get("max_elapsed_s", route.max_elapsed_s),
-        max_cost_nano=policy.get("max_cost_nano"),
-        downgrade=None
-        if downgrade is None
-        else Downgrade(downgrade["at_share"], tuple(downgrade["models"]), downgrade.get("min_quality", 0)),
-        timeouts=Timeouts(*(timeouts.get(name) for name in ("connect_s", "first_token_s", "silence_s", "total_s"))),
-        queue_s=policy.get("queue_s"),
-        on_leave=OnLeave(policy.get("on_leave", route.on_leave)),
-        errors_are_billed=policy.get("bills_errors", route.errors_are_billed),
-    )

@@ -105,7 +105,8 @@ class Sender:
         try:
             return await send(call.path, body, grant, call.route.timeouts)
         except ProxyUnavailable as error:
-            raise self._not_sent(admitted, error) from error
+            self._not_sent(admitted, error)
+            raise
         except Unanswered as lost:
             if await self._never_used(admitted):
                 raise self._not_sent(admitted, lost.never_begun) from lost
@@ -159,7 +160,7 @@ class Sender:
     def _booked(self, admitted: Admitted, refusal: Refusal) -> TreasurerError:
         error = refusal.error
         if isinstance(error, PricesChanged):
-            error.details["model"] = admitted.model.name
+            error = _prices_changed(admitted.model.name)
         # Our own plugin's refusal (a clock that is wrong …) is not a failure of the model, and opens no breaker for all.
         if error.status >= 500 and not refusal.by_us:
             admitted.breaker_permit.failed()
@@ -198,6 +199,15 @@ class Sender:
             once=call.route.errors_are_billed,
             prices=admitted.model.prices,
         )
+
+
+def _prices_changed(model: str) -> PricesChanged:
+    return PricesChanged(
+        f"The prices of {model!r} changed while this call was under way; it was not sent, and nothing was spent. Try "
+        "again in a moment.",
+        retry_after=1,
+        details={"model": model},
+    )
 
 
 def governed_body(admitted: Admitted) -> bytes:

@@ -14,18 +14,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Protocol
+from uuid import UUID
 
 import orjson
 
 from llm_service.call.attempt import Admitted
 from llm_service.call.ending import Ending
 from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError
-from llm_service.guards.rate_limiter import RateLimiter
+from llm_service.guards.token_bucket import RatePermit
 from llm_service.pricing.bounds import TextCount, counted_bound
 from llm_service.pricing.catalog import Model
 from llm_service.telemetry.logs import OwnText
 from llm_service.telemetry.record import CallRecord
-from llm_service.treasury.sweep import Sweeper
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import LedgerState, Settlement, Usage, UsageSource
 from llm_service.usage import FRAME_TOKENS, IN_FLIGHT_TOKENS, UNREAD
@@ -39,6 +40,19 @@ WITNESS_WAIT_S = 5.0
 _DRAINED_UPSTREAM = ("client_left", "superseded", "upstream_timeout")
 
 
+class RatePermits(Protocol):
+    """Takes an attempt's share of the rate limits back (`RateLimiter`)."""
+
+    def release(self, permit: RatePermit, tokens: int | None) -> None: ...
+
+
+class Witnesses(Protocol):
+    """Finds out from the proxy's witnesses what became of an attempt (`Sweeper`)."""
+
+    def watch(self, call_id: UUID, attempt: int, lifetime_s: float, *, answered: bool = False) -> None: ...
+    async def witnessed(self, call_id: UUID, attempt: int, wait_s: float) -> Settlement | None: ...
+
+
 class Settler:
     """Settles calls. `count_tokens` and `count_text` count the tokens of a request's input, and of a text."""
 
@@ -46,8 +60,8 @@ class Settler:
         self,
         *,
         treasury: Treasury,
-        limiter: RateLimiter,
-        sweeper: Sweeper,
+        limiter: RatePermits,
+        sweeper: Witnesses,
         count_tokens: Callable[[Model, ParsedRequest], Awaitable[TextCount]],
         count_text: Callable[[Model, str], Awaitable[TextCount]],
         record: Callable[[CallRecord], None],

@@ -15,7 +15,7 @@ from typing import Any
 
 import asyncpg
 
-from llm_service.postgres import AWAY, NotSent, PostgresTooOld, check_version, unavailable
+from llm_service.postgres import AWAY, MISSING, NotMigrated, NotSent, PostgresTooOld, check_version, unavailable
 
 
 class LockTimeout(Exception):
@@ -40,7 +40,7 @@ class Connection:
         """Run one statement as one transaction.
 
         Raises:
-            NotSent: Postgres could not be reached.
+            NotSent: Postgres could not be reached, or was not migrated to this version.
             LockTimeout: a lock that it needs was not free within `lock_s` seconds.
             TreasuryUnavailable: Postgres is away. Whether the statement took effect is not known.
         """
@@ -53,6 +53,8 @@ class Connection:
                     raise
             except asyncpg.LockNotAvailableError as error:
                 raise LockTimeout(str(error)) from error
+            except MISSING as error:
+                raise NotMigrated(error) from error
             except AWAY as error:
                 await self.close()
                 raise unavailable(error) from error

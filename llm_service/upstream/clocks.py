@@ -1,21 +1,22 @@
-"""Whether another machine's clock agrees with ours, and what to say when it does not. Pure.
+"""Whether another machine's clock agrees with ours, and the words for a difference. Pure.
 
-What must hold: a difference is named only when it is larger than the error of the measurement; who reads the
-sentence learns which clock is ahead, by how much, and what follows from it.
+What must hold:
+  A difference is reported only if it is larger than the error of the measurement.
+  The words tell which clock is ahead, and by how much.
 """
 
 from __future__ import annotations
 
 from email.utils import parsedate_to_datetime
 
-#: A difference of up to so many seconds is not worth a word: measuring it may be as wrong as that.
+#: Differences up to this, in seconds, are not reported: the measurement itself can be off by as much.
 TOLERANCE_S = 5.0
 
 
 def ahead_by(date: str | None, now: float) -> float | None:
     """By how many seconds the clock behind an HTTP `Date` is ahead of `now` (Unix seconds); None: no such header.
 
-    The header has whole seconds, so the result is up to half a second off, and lower by the time that the answer took.
+    The header has whole seconds, so the result is off by up to half a second, and too low by the time that the answer took.
     """
     try:
         return None if date is None else parsedate_to_datetime(date).timestamp() + 0.5 - now
@@ -24,7 +25,7 @@ def ahead_by(date: str | None, now: float) -> float | None:
 
 
 def disagrees(ahead_s: float | None) -> bool:
-    """Whether two clocks are too far apart to be called equal. None: the other clock was not seen."""
+    """Whether two clocks are too far apart to be called equal. None: the other clock is unknown."""
     return ahead_s is not None and abs(ahead_s) > TOLERANCE_S
 
 

@@ -1,6 +1,7 @@
-"""Counting tokens with LiteLLM's tokenizer for a model, through the proxy: only where the bound by bytes does not fit.
+"""Counts tokens with LiteLLM's tokenizer for a model, through the proxy, when the bound by bytes does not fit a budget.
 
-What must hold: a caller's images and files never travel here (LiteLLM would fetch them), only text.
+What must hold:
+  Only text is sent: LiteLLM would fetch a caller's images and files from their addresses.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ _MEDIA_PARTS = frozenset({"image_url", "input_image", "file", "input_file", "inp
 
 
 class TokenCounter:
-    """Counts texts."""
+    """Counts the tokens of texts, by asking the proxy."""
 
     def __init__(self, proxy: ProxyUpstream, grant_secret: str) -> None:
         self._proxy = proxy
@@ -33,7 +34,7 @@ class TokenCounter:
         return await self.text(model, "\n".join(texts(request.data)))
 
     async def text(self, model: Model, text: str) -> TextCount:
-        """Count a text: the tokens of its ASCII part. Raises ProxyUnavailable or UpstreamError."""
+        """Count the tokens of a text's ASCII part, and the bytes of the rest. Raises ProxyUnavailable or UpstreamError."""
         plain = text.encode("ascii", "ignore").decode()
         other_bytes = len(text.encode()) - len(plain)
         body = orjson.dumps({"model": model.name, "prompt": plain})
@@ -46,7 +47,7 @@ class TokenCounter:
 
 
 def texts(data: dict[str, Any]) -> Iterator[str]:
-    """Every text of a request that a model reads: of its messages or input, its tools and its schema."""
+    """Every text of a request that a model reads: in its messages or input, its tools and its schema."""
     for name in ("messages", "input", "tools", "functions", "response_format"):
         yield from _texts(data.get(name))
 
@@ -57,7 +58,7 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         items = cast("list[object]", value)
         if items and all(type(item) is int for item in items):
-            yield " ".join("x" for _ in items)  # an array of tokens: one each
+            yield " ".join("x" for _ in items)  # an array of token numbers: one word for each token
         else:
             for item in items:
                 yield from _texts(item)

@@ -1,9 +1,9 @@
-"""Where a granted request goes: what the service asks of an upstream, and the facts that it gets back.
+"""The protocol between the service and an upstream: a granted request goes in, facts come out.
 
 What must hold:
-  Above this protocol nobody reads a header, or knows which proxy or provider answered: an answer carries facts.
-  What was certainly not sent (`ProxyUnavailable`) is distinguished from what may have reached a provider (`Unanswered`),
-  because the first costs nothing and the second may.
+  No module above this protocol reads a header, or knows which proxy or provider answered: an answer carries facts.
+  A request that was certainly not sent (`ProxyUnavailable`) is distinguished from one that may have reached a provider
+  (`Unanswered`), because only the second can have cost anything.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from llm_service.types import NO_TIMEOUTS, Timeouts
 
 
 class Billing(StrEnum):
-    """What an error answer says about the provider's bill."""
+    """Whether a provider can have billed a request that ended in an error."""
 
     FREE = "free"  # nothing can have been billed
-    UNKNOWN = "unknown"  # only a witness can tell
+    UNKNOWN = "unknown"  # only the proxy's own record, a witness, can tell
 
 
 @dataclass(frozen=True, slots=True)
 class UpstreamAnswer:
-    """A whole answer that was served. `reported_cost_nano` is what the upstream says it cost, in nano-dollars."""
+    """A whole answer that was served. `reported_cost_nano` is the upstream's own figure for its cost."""
 
     body: bytes
     deployment: str | None = None
@@ -35,24 +35,24 @@ class UpstreamAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An error answer. `error` is the one for the caller, with the provider's own status, code and Retry-After."""
+    """An error answer. `error` goes to the caller, with the provider's own status, code and Retry-After."""
 
     error: TreasurerError
     billing: Billing
     #: The error for the caller where it turns out that the upstream never began with the request.
     never_begun: ProxyUnavailable
-    #: False: a server on the way may have answered in the upstream's place, which may not have begun with the request.
+    #: False: a server on the way may have answered instead, so the upstream may never have begun with the request.
     begun: bool = True
-    #: Our own check of the grant refused it: no provider was asked, and it says nothing about the model.
+    #: Our own check of the grant refused the request: no provider was asked, and nothing follows about the model.
     by_us: bool = False
-    #: The provider itself failed, and was not refusing the request.
+    #: The provider failed, as opposed to having refused this request.
     provider_failed: bool = False
-    #: False: another sending of the same request is still being served, so that its witness is yet to come.
+    #: False: another sending of the same request is still being served, so the witness of it is yet to come.
     answered: bool = True
 
 
 class Unanswered(Exception):
-    """The request may have reached a provider, and no answer came: only a witness can tell what it cost."""
+    """The request may have reached a provider, and no whole answer came: only a witness can tell what it cost."""
 
     def __init__(self, error: TreasurerError, never_begun: ProxyUnavailable | None = None) -> None:
         super().__init__(error.message)
@@ -68,8 +68,8 @@ class Unanswered(Exception):
 class UpstreamStream(Protocol):
     """An answer that is still coming, or an error in its place (`accepted` is False).
 
-    `chunks` ends, or raises `Unanswered`; so does `read`, which gives the body of an error, for `refusal`; `close`
-    gives the answer up.
+    `chunks` yields the answer's bytes. `read` returns the body of an error, to be passed to `refusal`. Both raise
+    `Unanswered` if the connection breaks. `close` abandons the rest of the answer.
     """
 
     @property
@@ -78,7 +78,7 @@ class UpstreamStream(Protocol):
     def deployment(self) -> str | None: ...
     def chunks(self) -> AsyncIterator[bytes]: ...
     def event_error(self, fields: Mapping[str, object]) -> TreasurerError:
-        """The error that an event of the stream tells."""
+        """The error for the caller, from the fields of an error event of the stream."""
         ...
 
     async def read(self) -> bytes: ...
@@ -87,7 +87,10 @@ class UpstreamStream(Protocol):
 
 
 class Upstream(Protocol):
-    """What answers a granted request. Both methods raise `ProxyUnavailable` if it was not sent, else `Unanswered`."""
+    """A place that answers granted requests.
+
+    Both methods raise `ProxyUnavailable` if the request was certainly not sent, and `Unanswered` if it may have been.
+    """
 
     async def send(
         self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS

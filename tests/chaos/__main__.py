@@ -1,6 +1,6 @@
-"""`make chaos`: one disturbance after the other, in a seeded order, on a stack of its own; about eight minutes.
+"""`make chaos`: plays one disturbance after the other, in a seeded order, on a separate stack; about eight minutes.
 
-Exit code 1 if anything that must hold does not.
+The exit code is 1 if anything that must hold does not.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from tests.faketime import MovableClock, find_library, remove_leftovers
 
 
 async def disturb(field: Field, judge: Judge, disturbance: Disturbance) -> Outcome:
-    """Do it under load, which goes on until all is healthy again; and judge."""
+    """Do it under load until everything is healthy again; then judge."""
     outcome = Outcome(disturbance.name)
     began = time.monotonic()
     try:
@@ -49,7 +49,7 @@ async def disturb(field: Field, judge: Judge, disturbance: Disturbance) -> Outco
 
 
 async def enclose(field: Field, judge: Judge, long: Disturbance, others: list[Disturbance]) -> AsyncIterator[Outcome]:
-    """One that lasts: alone at first; then those of the others that have nothing to do with it fall into its time."""
+    """Run a disturbance that lasts: first alone, then with others inside it that do not concern the same part."""
     until = time.monotonic() + long.lasts_s
     async with stopped(field, long.stops):
         yield await disturb(field, judge, long)
@@ -62,7 +62,7 @@ async def enclose(field: Field, judge: Judge, long: Disturbance, others: list[Di
 
 
 async def disturbed(field: Field, judge: Judge, chosen: Sequence[Disturbance]) -> AsyncIterator[Outcome]:
-    waiting = sorted(chosen, key=lambda each: not each.lasts_s)  # others fall into the time of one that lasts
+    waiting = sorted(chosen, key=lambda each: not each.lasts_s)  # those that last come first
     while waiting:
         disturbance = waiting.pop(0)
         if disturbance.lasts_s:
@@ -74,13 +74,13 @@ async def disturbed(field: Field, judge: Judge, chosen: Sequence[Disturbance]) -
 
 
 async def last_judgement(field: Field, judge: Judge) -> Outcome:
-    """Every idempotency key of the run is used once more; then the whole invoice is compared with the whole ledger."""
+    """Use every idempotency key of the run once more; then compare the whole invoice with the whole ledger."""
     await field.ask_again()
     return await judge.judge_all(Outcome("every key again, and all in all"))
 
 
 async def run(data_dir: Path, chosen: Sequence[Disturbance], seed: int) -> list[Outcome]:
-    """All of them, on one stack."""
+    """Run all chosen disturbances on one stack."""
     stack = Stack(data_dir, MovableClock(data_dir.with_suffix(".clock")) if find_library() else None)
     stack.start()
     outcomes: list[Outcome] = []
@@ -89,7 +89,7 @@ async def run(data_dir: Path, chosen: Sequence[Disturbance], seed: int) -> list[
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
             field = Field(stack, state, http, seed)
             await field.agents()
-            async with field.load():  # what grows at first has grown before it is measured
+            async with field.load():  # memory grows at first: let it, before it is measured
                 await asyncio.sleep(2)
             judge = Judge(field)
             print(HEAD, flush=True)

@@ -1,8 +1,10 @@
-"""Administrators who change what governs calls, while calls are in flight under it.
+"""Administrators change configuration while the calls that it governs are in flight.
 
-What must hold: no window passes the highest limit that its budget had (with the most that its top-ups gave at one
-time), by the administrators' own notes; every caller is served, or refused for a reason that the changes explain; a
-change of one administrator is answered, whatever the other changes meanwhile.
+What must hold:
+- No window passes the highest limit that its budget had, plus the most that its top-ups gave at one time, by the
+  administrators' own notes.
+- Every caller is served, or refused for a reason that the changes explain.
+- Each change of an administrator is answered, whatever the other administrator changes meanwhile.
 """
 
 from __future__ import annotations
@@ -21,16 +23,16 @@ from tests.chaos.calls import AGAIN, MODELS, make
 from tests.chaos.field import Field
 
 AGENTS, CALLERS = 4, 24
-#: The errors that callers may get: their agent is paused, or their key was rotated while they were asking. And, because
-#: a call has only six seconds here, those that a busy machine gives to thirty callers.
+#: The errors that callers may get: their agent is paused, or their key was rotated while they were asking. The others
+#: happen because a call has only six seconds here, and thirty callers make the machine slow.
 EXPLAINED = (
     *("403 paused", "401 invalid_api_key"),
     *("504 upstream_timeout", "stream upstream_timeout", "503 breaker_open", *AGAIN),
 )
-#: The statuses that an administrator may get: the other one has archived, rotated or removed the same thing just before.
+#: The statuses that an administrator may get when the other one has just archived, rotated or removed the same thing.
 _CROSSED = (404, 409)
 _ADMIN_PAUSE_S = 0.15
-#: Dollars a minute for an agent: 24 callers spend it in a part of the minute.
+#: Dollars a minute for an agent: 24 callers spend this amount in less than a minute.
 _LIMITS = ("0.004", "0.008", "0.012", "0.02", "0.03")
 _numbers = itertools.count(1)
 
@@ -44,16 +46,17 @@ class Notes:
 
 
 def most_allowed(notes: Notes) -> int:
-    """The highest limit that a budget had, and the most that its top-ups gave at one time."""
+    """The highest limit that a budget had, plus the most that its top-ups gave at one time."""
     steps = [(starts, nano) for starts, _, nano in notes.top_ups] + [(ends, -nano) for _, ends, nano in notes.top_ups]
-    # At one instant what begins is added before what ends is taken away: the higher of both readings.
+    # If one top-up begins at the instant in which another ends, add before subtracting, so that the result is the
+    # higher one.
     ordered = sorted(steps, key=lambda step: (step[0], -step[1]))
     return max(notes.limits) + max([0, *itertools.accumulate(nano for _, nano in ordered)])
 
 
 @dataclass
 class Governed:
-    """An agent and what is changed of it. `key` is the newest: (id, secret)."""
+    """An agent, and the configuration of it that is changed. `key` is the newest one: (id, secret)."""
 
     name: str
     key: tuple[int, str]
@@ -64,7 +67,7 @@ class Governed:
 
 @dataclass
 class Office:
-    """What both administrators know."""
+    """What both administrators know and share."""
 
     ground: Field
     agents: list[Governed] = field(default_factory=list[Governed])
@@ -72,7 +75,7 @@ class Office:
     changes: int = 0
 
     async def ask(self, method: str, path: str, body: object = None) -> dict[str, Any] | None:
-        """Make a change; None where the other administrator was there first."""
+        """Make a change; None if the other administrator was faster."""
         status, content = await self.ground.ask_admin(method, path, body)
         self.changes += 1
         if status >= 300 and status not in _CROSSED:
@@ -80,7 +83,7 @@ class Office:
         return content if status < 300 else None
 
     async def set_up(self) -> None:
-        """Agents, each with a budget a minute and one an hour."""
+        """Create agents, each with a budget for a minute and one for an hour."""
         for _ in range(AGENTS):
             name = f"governed {next(_numbers)}"
             await self.ground.admin("POST", "agents", {"name": name})
@@ -100,7 +103,7 @@ class Office:
             self.notes[made["id"]] = Notes([made["limit_nano"]])
 
     async def clear(self) -> None:
-        """Leave the agents as callers after this may use them: nothing paused, limited or routed."""
+        """Leave the agents ready for the callers of later disturbances: nothing paused, limited or routed."""
         for agent in self.agents:
             await self.ask("POST", f"agents/{agent.name}/resume")
             for limit in agent.rate_limits:
@@ -109,7 +112,7 @@ class Office:
                 await self.ask("DELETE", f"routes/{route}")
 
 
-# -- the changes of an administrator
+# -- the changes that an administrator makes
 
 
 async def _change_limit(office: Office, agent: Governed, chance: random.Random) -> None:
@@ -128,7 +131,10 @@ async def _top_up(office: Office, agent: Governed, chance: random.Random) -> Non
         return
     period = datetime.fromisoformat(given["starts_at"]), datetime.fromisoformat(given["ends_at"])
     after = await office.ask("GET", f"budgets/{name}")
-    for number in {budget["id"], after["id"] if after else budget["id"]}:  # archived and made again in between
+    for number in {
+        budget["id"],
+        after["id"] if after else budget["id"],
+    }:  # it may have been created again
         office.notes[number].top_ups.append((*period, given["amount_nano"]))
 
 
@@ -192,9 +198,9 @@ async def _administrator(office: Office, chance: random.Random, ended: asyncio.E
 async def _caller(office: Office, agent: Governed, chance: random.Random, ended: asyncio.Event) -> None:
     while not ended.is_set():
         asked = make(chance, agent.key[1])
-        office.ground.asked.append(asked)  # its key ends: it is not among those that are asked once more at the end
+        office.ground.asked.append(asked)  # not in `repeatable`: its key will be rotated
         await asyncio.gather(*(office.ground.send(asked, None) for _ in range(2 if asked.keyed else 1)))
-        await asyncio.sleep(chance.uniform(0.5, 1.2))  # or the machine is too slow for answers within their time
+        await asyncio.sleep(chance.uniform(0.5, 1.2))  # or the machine is too slow to answer within six seconds
 
 
 async def _over_the_highest(office: Office, pool: asyncpg.Pool) -> list[str]:
@@ -210,7 +216,7 @@ async def _over_the_highest(office: Office, pool: asyncpg.Pool) -> list[str]:
 
 
 def administrators(seconds: float) -> Callable[[Field], Awaitable[None]]:
-    """Two of them for so long, against callers whose minutes roll over."""
+    """Two administrators change configuration for this time, while callers spend budgets whose windows last a minute."""
 
     async def run(field: Field) -> None:
         office = Office(field)

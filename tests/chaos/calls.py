@@ -1,6 +1,7 @@
-"""The calls that are made under disturbances: each has a mark of its own, by which both sides know it.
+"""The calls that are made while disturbances happen. Each has a separate mark, by which both books know it:
 
-The mark is in the caller's session (the ledger's side) and in the simulated provider's script (the invoice's side).
+- in the ledger, the mark is the caller's session;
+- on the invoice, it comes from the simulated provider's script.
 """
 
 from __future__ import annotations
@@ -16,24 +17,24 @@ import aiohttp
 MODELS = ("gpt-4.1-mini", "gpt-4o-mini", "claude-haiku-5-5", "gemini-2.5-flash")
 EMBEDDING = "text-embedding-3-small"
 KINDS = ("whole", "whole", "stream", "stream", "left", "embeddings", "keyed", "keyed stream")
-#: So long a failed call with an idempotency key is asked again: it may still be held, and is not bought again then.
+#: For so long a failed call with an idempotency key is repeated. While it is still held, it is not bought again.
 IMPATIENT_S = 3.0
-#: What a caller may be told who does ask again.
+#: The answers that a caller may get when it repeats a call.
 AGAIN = ("409 idempotency_in_progress", "409 idempotency_answer_lost", f"no answer within {IMPATIENT_S:g} s")
-#: What a caller sees whose gateway has died.
+#: What a caller sees when its gateway dies.
 DIED = ("ServerDisconnectedError", "ClientOSError", "ClientPayloadError", "ClientConnectorError", "cut")
 
 
 @dataclass
 class Asked:
-    """One call, which may be asked several times under one key. `outcome` is that of the last time."""
+    """One call, which may be sent several times under one key. `outcome` is that of the last time."""
 
     mark: str
     kind: str
     key: str
     body: dict[str, Any]
     outcome: str = "failed"
-    served: bool = False  # a caller had it whole
+    served: bool = False  # at least one caller got the whole answer
     answers: set[bytes] = field(default_factory=set[bytes])
     troubles: list[str] = field(default_factory=list[str])
 
@@ -58,7 +59,9 @@ class Asked:
 
 
 def make(chance: random.Random, key: str, kind: str = "", model: str = "", output_tokens: int = 0) -> Asked:
-    """A call of some kind, whose answer has so many tokens (0: some). Kinds beside those of the load: "hanging" (it waits for its answer), "slow" (a stream)."""
+    """Make a call of some kind, whose answer has this number of tokens (0: chosen at random). Two kinds are not part of
+    the load: "hanging" (it waits for its answer) and "slow" (a stream).
+    """
     kind = kind or chance.choice(KINDS)
     mark = UUID(int=chance.getrandbits(128)).hex
     script: dict[str, Any] = {
@@ -80,7 +83,7 @@ def make(chance: random.Random, key: str, kind: str = "", model: str = "", outpu
 
 
 async def send(http: aiohttp.ClientSession, asked: Asked, url: str, within_s: float = 30) -> str:
-    """Ask once: ok, refused (429), failed (said in `troubles`), or left."""
+    """Send it once. The outcome is ok, refused (429), failed (with the reason in `troubles`), or left."""
     patience = aiohttp.ClientTimeout(total=within_s)
     try:
         async with http.post(url + asked.path, json=asked.body, headers=asked.headers, timeout=patience) as response:

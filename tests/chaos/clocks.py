@@ -1,4 +1,4 @@
-"""The database's wall clock: behind, and jumping by hours under load. It is moved by libfaketime."""
+"""The clock of the database's server is behind, and jumps by hours under load. libfaketime moves it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from datetime import timedelta
 from tests.chaos.field import Field, Skip
 from tests.faketime import MISSING
 
-#: Hours by which the database's clock is wrong, one after the other; each of its jumps is of three.
+#: Hours by which the database's clock is wrong, one after the other; each jump is of three hours.
 JUMPS_H = (-3, 0, -3, 0, 3, 0)
-#: What the judge allows a hold to have lasted by that clock.
+#: How long, by that clock, a hold may have lasted; the judge uses it.
 JUMPED_S = 3600.0 * sum(abs(after - before) for before, after in zip((0, *JUMPS_H), JUMPS_H, strict=False))
 _STAY_S, _STREAMS = 2.5, 6
 
 
 async def the_databases_clock_jumps(field: Field) -> None:
-    """Three hours behind; right; behind again; right; ahead; right: windows and lifetimes of other hours meet calls."""
+    """Behind by three hours, right, behind again, right, ahead, right: calls meet windows and lifetimes of other hours."""
     clock = field.stack.clock
     if clock is None:
         raise Skip(MISSING)
@@ -26,7 +26,7 @@ async def the_databases_clock_jumps(field: Field) -> None:
     try:
         for hours in JUMPS_H:
             clock.move(timedelta(hours=hours))
-            # Longer than the clock stays: each jump meets some that are held.
+            # Longer than the time between two jumps, so that calls are held at each jump.
             streams += [asyncio.create_task(field.call(chance, field.keys[0], kind="slow")) for _ in range(_STREAMS)]
             await asyncio.sleep(_STAY_S)
     finally:

@@ -1,4 +1,6 @@
-"""Crowds: many callers at once on one budget and on one idempotency key; and many changes a second under calls."""
+"""Crowds: many callers at once on one budget, and on one idempotency key; and many changes a second while calls are in
+flight.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,13 @@ from tests.chaos.field import Field
 QUEUED, SAME = 1_000, 400
 CHANGES_A_SECOND, _CHANGES_S = 43, 12.0
 _PATIENCE_S = 60.0
-#: Holds of a thousand tokens of output, of which five come: few fit at once, and all one after the other.
+#: Each hold is for a thousand tokens of output, of which five are used: few calls fit at once, but all fit in turn.
 _WANTED_TOKENS = 1_000
 _ROOM = "0.05"
 
 
 async def a_thousand_in_a_queue(field: Field) -> None:
-    """Their route lets them wait for a budget that a few of them keep busy: each gets its turn, and is served."""
+    """A few callers fill this budget. By their route the others wait for it, and each is served in its turn."""
     name = f"queued {field.next_number()}"
     await field.admin("POST", "agents", {"name": name, "budget": {"limit": _ROOM}})
     key = (await field.admin("POST", "keys", {"agent": name}))["secret"]
@@ -42,7 +44,7 @@ async def a_thousand_in_a_queue(field: Field) -> None:
 
 
 async def _most_held(field: Field, until: asyncio.Future[list[str]]) -> int:
-    """How many calls were seen held at one time, until something is done."""
+    """The highest number of calls that were held at one time, until this future is done."""
     connection = await asyncpg.connect(field.state.database_url)
     try:
         most = 0
@@ -55,7 +57,7 @@ async def _most_held(field: Field, until: asyncio.Future[list[str]]) -> int:
 
 
 async def many_on_one_key(field: Field) -> None:
-    """A whole answer and a stream, each asked for by 400 callers with the same idempotency key: bought once."""
+    """A whole answer and a stream, each requested by 400 callers with the same idempotency key, are bought once each."""
     chance = random.Random(field.random.random())
     for kind in ("keyed", "keyed stream"):
         asked = make(chance, field.keys[0], kind)
@@ -69,7 +71,7 @@ async def many_on_one_key(field: Field) -> None:
 
 
 async def many_changes_a_second(field: Field) -> None:
-    """Changes of configuration, 43 a second, of those who call and of others: the calls under way go on."""
+    """43 changes of configuration a second, of agents that call and of others, fail no call in flight."""
     before = _served(field.asked)
     began = time.monotonic()
     tasks: set[asyncio.Task[None]] = set()

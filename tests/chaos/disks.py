@@ -1,4 +1,4 @@
-"""Disturbances of Postgres and of disks, beside its death."""
+"""Disturbances of Postgres other than its death, and of disks."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.chaos.field import Field, Skip
 
 @asynccontextmanager
 async def closed(field: Field) -> AsyncIterator[None]:
-    """Postgres is there, and lets nobody in."""
+    """Postgres is running, but accepts no connections."""
     parts = urlsplit(field.state.database_url)
     name = parts.path.lstrip("/")
     other = await asyncpg.connect(urlunsplit(parts._replace(path="/postgres")))
@@ -36,7 +36,7 @@ async def closed(field: Field) -> AsyncIterator[None]:
 
 @contextmanager
 def full(families: Sequence[psutil.Process], size: int) -> Iterator[None]:
-    """No file of these processes may grow beyond a size: their writes fail as on a full disk, in the middle too."""
+    """No file of these processes may grow beyond a size, so their writes fail, even half-way, as on a full disk."""
 
     def limit(most: int) -> None:
         for parent in families:
@@ -51,7 +51,7 @@ def full(families: Sequence[psutil.Process], size: int) -> Iterator[None]:
 
 
 def _limit(family: Sequence[psutil.Process], most: int) -> None:
-    """As the account that they run under: in a container root itself may not."""
+    """Set the limit as the account that the processes run under: in a container even root may not do it for another."""
     program = shutil.which("prlimit")
     if program is None:
         raise Skip("there is no prlimit here, which sets limits of other processes")
@@ -81,7 +81,7 @@ async def full_disk_of_postgres(field: Field) -> None:
 
 
 async def no_room_for_settlements(field: Field) -> None:
-    """Postgres is away, and the disk takes one settlement, a part of the next, and no more; then a gateway is killed."""
+    """Postgres is away, and the disk has room for one settlement and a part of the next; then a gateway is killed."""
     every = [psutil.Process(field.pid(part)) for part in ("gateway-1", "gateway-2", "litellm-proxy")]
     async with closed(field):
         with full(every, 700):

@@ -1,6 +1,7 @@
-"""What is done to a stack under load. Each is a coroutine over the field; it leaves no hand behind.
+"""The disturbances: what is done to a stack under load. Each is a coroutine that gets the field, and cleans up after
+itself.
 
-It returns when the harm is over: from then on the seconds count until everything is healthy again.
+It returns when the harm is over. The time until everything is healthy again is measured from then on.
 """
 
 from __future__ import annotations
@@ -23,26 +24,31 @@ from tests.chaos.calls import AGAIN, DIED
 from tests.chaos.field import Field, Skip
 from tests.chaos.stack import LIFETIME_S
 
-# What had reached the proxy and could not be served there, or was never begun with, costs nothing and says so.
+# The errors after a call that the proxy did not serve, or that was never sent to it. Such a call costs nothing.
 _POSTGRES = (
     "503 treasury_unavailable", "503 proxy_unavailable", "503 database_busy", *AGAIN,
 )  # fmt: skip
 _PROXY = (
     "503 proxy_unavailable", "503 breaker_open", "502 upstream_*", "504 upstream_timeout", "stream upstream_*", *AGAIN,
 )  # fmt: skip
-_PROVIDER = (*_PROXY, "500 upstream_500", "stream 500")  # in LiteLLM's words
+_PROVIDER = (*_PROXY, "500 upstream_500", "stream 500")  # the code comes from LiteLLM
 _GATEWAY = (*DIED, *AGAIN)
 _LATE = (*_GATEWAY, "504 upstream_timeout", "stream upstream_timeout")
-_PROXY_S = 90.0  # it imports LiteLLM, and its breaker may be open a while longer
+_PROXY_S = 90.0  # a restarted proxy imports LiteLLM, and after that its breaker may stay open for a while
 
 
 @dataclass(frozen=True)
 class Disturbance:
-    """`fails`: what callers may be told; nothing else may go wrong. `within_s`: healthy again by then.
+    """One disturbance, and what is allowed while it happens.
 
-    `short`: also in `make test`. `loaded`: under the common load. `unswept`: nobody can settle anything meanwhile.
-    `lasts_s`: the part that it `stops` stays so for so long, while others happen; not those that must be `alone`.
-    `jumped_s`: by so much the clock that holds are measured by was moved.
+    `fails`: the errors that callers may get; any other is a fault.
+    `within_s`: everything must be healthy again within this time.
+    `short`: it is also part of `make test`.
+    `loaded`: it happens under the usual load.
+    `unswept`: nothing can be settled while it happens.
+    `stops`, `lasts_s`: this part stays stopped for this time, while other disturbances happen.
+    `alone`: it does not happen during another one.
+    `jumped_s`: it moves the clock that measures holds by this much.
     """
 
     name: str
@@ -62,7 +68,7 @@ def kill(*parts: str, sign: signal.Signals = signal.SIGKILL, times: int = 1) -> 
     async def run(field: Field) -> None:
         for _ in range(times):
             for part in parts:
-                with contextlib.suppress(ProcessLookupError):  # it has not come back yet
+                with contextlib.suppress(ProcessLookupError):  # the process that was killed is still being replaced
                     os.kill(field.pid(part), sign)
             await asyncio.sleep(0.8)
 
@@ -74,7 +80,7 @@ async def nothing(field: Field) -> None:
 
 
 async def kill_a_worker(field: Field) -> None:
-    """One of LiteLLM's workers, not its parent."""
+    """Kill one of LiteLLM's worker processes, not their parent."""
     workers = psutil.Process(field.pid("litellm-proxy")).children(recursive=True)
     serving = [each for each in workers if "spawn_main" in " ".join(each.cmdline())] or workers
     if not serving:
@@ -84,11 +90,11 @@ async def kill_a_worker(field: Field) -> None:
 
 
 async def kill_the_supervisor(field: Field) -> None:
-    """Its watchdog stops what it started; a new one takes the data over."""
+    """Kill the supervisor. Its watchdog stops what it had started; then a new supervisor uses the same data."""
     assert field.stack.process is not None
     field.stack.process.kill()
     field.stack.process.wait()
-    for _ in range(100):  # the watchdog
+    for _ in range(100):  # wait for the watchdog to finish
         if not any(psutil.pid_exists(pid) for pid in field.state.pids.values()):
             break
         await asyncio.sleep(0.2)
@@ -98,7 +104,7 @@ async def kill_the_supervisor(field: Field) -> None:
 
 @asynccontextmanager
 async def stopped(field: Field, part: str) -> AsyncIterator[None]:
-    """SIGSTOP to a part and its children; SIGCONT at the end."""
+    """A part and its children are suspended (SIGSTOP) for the time of the block, then continued (SIGCONT)."""
     family = [psutil.Process(field.pid(part))]
     family += family[0].children(recursive=True)
     for each in family:
@@ -107,7 +113,7 @@ async def stopped(field: Field, part: str) -> AsyncIterator[None]:
         yield
     finally:
         for each in family:
-            with contextlib.suppress(psutil.NoSuchProcess):  # its supervisor may have given it up
+            with contextlib.suppress(psutil.NoSuchProcess):  # the supervisor may have replaced the silent process
                 each.resume()
 
 
@@ -135,7 +141,7 @@ async def slow_redis(field: Field) -> None:
 
 
 async def leave_while_the_proxy_dies(field: Field) -> None:
-    """Forty callers leave their streams, some before it is killed and some after."""
+    """Forty callers leave their streams, some before the proxy is killed and some after."""
     chance = random.Random(field.random.random())
     calls = [asyncio.create_task(field.call(chance, field.keys[0], kind="slow")) for _ in range(40)]
     await asyncio.sleep(1.5)
@@ -148,7 +154,7 @@ async def leave_while_the_proxy_dies(field: Field) -> None:
 
 
 async def rolling_restart(field: Field) -> None:
-    """SIGTERM to one gateway after the other: it finishes its calls, and the other one serves meanwhile."""
+    """SIGTERM to one gateway after the other: each finishes its calls while the other one serves."""
     for part in ("gateway-1", "gateway-2"):
         before = field.pid(part)
         os.kill(before, signal.SIGTERM)

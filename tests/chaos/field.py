@@ -1,4 +1,4 @@
-"""The field: a stack, a steady load of calls on it, and what disturbances need to find their targets."""
+"""The field: a stack, a steady load of calls on it, and what disturbances need to find the processes that they disturb."""
 
 from __future__ import annotations
 
@@ -21,26 +21,26 @@ from gateway.stack.state import StackState
 from tests.chaos.calls import EMBEDDING, IMPATIENT_S, MODELS, Asked, make, send
 from tests.chaos.stack import Stack
 
-#: What the agent with little gets before each disturbance: enough for a few seconds.
+#: What the agent with the small budget gets before each disturbance: enough for a few seconds.
 _LITTLE = "0.0006"
 
 
 class Skip(Exception):
-    """This machine cannot do it."""
+    """This machine cannot run the disturbance."""
 
 
 class Field:
-    """Seeded: the same seed asks the same calls."""
+    """Its random choices are seeded: with the same seed it makes the same calls."""
 
     def __init__(self, stack: Stack, state: StackState, http: aiohttp.ClientSession, seed: int) -> None:
         self.stack, self.state, self.http = stack, state, http
         self.random = random.Random(seed)
         self.keys: list[str] = []
-        self.asked: list[Asked] = []  # since it was judged last
-        self.repeatable: list[Asked] = []  # with an idempotency key, since the beginning
-        self.faults: list[str] = []  # what a disturbance itself has seen go wrong, and …
-        self.remarks: list[str] = []  # … what is worth knowing of it
-        self.jumped_s = 0.0  # by so much the clock that holds are measured by was moved, since the beginning
+        self.asked: list[Asked] = []  # since the judge's last look
+        self.repeatable: list[Asked] = []  # calls with an idempotency key, since the start of the run
+        self.faults: list[str] = []  # what a disturbance itself has seen go wrong
+        self.remarks: list[str] = []  # what is worth printing about a disturbance
+        self.jumped_s = 0.0  # how far the clock that measures holds has moved since the start of the run
         self._numbers = itertools.count(1)
 
     @property
@@ -48,7 +48,7 @@ class Field:
         return self.stack.data_dir
 
     def pid(self, part: str) -> int:
-        """The part's process as it is now."""
+        """The process id that the part has now."""
         state = StackState.read(self.data_dir)
         return (state or self.state).pids[part]
 
@@ -60,18 +60,18 @@ class Field:
     async def ask_admin(
         self, method: str, path: str, body: object = None, url: str | None = None
     ) -> tuple[int, dict[str, Any]]:
-        """The status and the answer of the admin API, whatever they are."""
+        """The status and the answer of the admin API; errors are returned too."""
         headers = {"Authorization": f"Bearer {self.state.admin_key}"}
         address = f"{url or self.state.gateway_url}/admin/v1/{path}"
         async with self.http.request(method, address, json=body, headers=headers) as response:
             return response.status, await response.json()
 
     def next_number(self) -> int:
-        """For names that nothing here has had before."""
+        """A number for a name that has not been used in this run."""
         return next(self._numbers)
 
     async def agents(self) -> None:
-        """One agent with much, one with little that runs out, one with a route."""
+        """Create one agent with a large budget, one with a small budget that runs out, and one with a route."""
         for name, budget in (("rich", "50"), ("poor", _LITTLE), ("routed", "50")):
             await self.admin("POST", "agents", {"name": name, "budget": {"limit": budget}})
             self.keys.append((await self.admin("POST", "keys", {"agent": name}))["secret"])
@@ -79,14 +79,14 @@ class Field:
         await self.admin("PUT", "routes", {"agent": "routed", "model": MODELS[0], "fallbacks": fallbacks})
 
     async def a_little_more(self) -> None:
-        """So that one budget runs out under each disturbance."""
+        """Top up the small budget a little, so that it runs out under each disturbance."""
         await self.admin("POST", "budgets/agent%20poor:%20total/top-ups", {"amount": _LITTLE})
 
     # -- the load
 
     @asynccontextmanager
     async def load(self, callers: int = 6, urls: Sequence[str] = ()) -> AsyncIterator[None]:
-        """Calls of every kind for the time of the block, to these gateways in turn."""
+        """While the block runs, make calls of every kind, to these gateways in turn."""
         stopping = asyncio.Event()
 
         async def caller(number: int) -> None:
@@ -106,7 +106,7 @@ class Field:
     async def call(
         self, chance: random.Random, key: str, url: str | None = None, kind: str = "", *, again: bool = True
     ) -> str:
-        """One call. One with an idempotency key is asked twice at once now and then, and `again` when it failed."""
+        """Make one call. If it has an idempotency key, it is sometimes sent twice at once, and sent again if it failed."""
         asked = make(chance, key, kind)
         self.asked.append(asked)
         if not asked.keyed:
@@ -126,12 +126,12 @@ class Field:
             raise
 
     async def ask_again(self) -> None:
-        """Every call with an idempotency key, once more, when all is quiet: what was bought is not bought again."""
+        """When all is quiet, repeat every call that has an idempotency key: what was bought must not be bought again."""
         gate = asyncio.Semaphore(24)
 
         async def again(asked: Asked) -> None:
             async with gate:
-                for _ in range(10):  # a breaker may still be open, or a call be under way by what is known of it
+                for _ in range(10):  # a breaker may still be open, or a call may still be considered in progress
                     asked.troubles.clear()
                     await self.send(asked, None)
                     if not {"503 breaker_open", "409 idempotency_in_progress"} & set(asked.troubles):
@@ -150,7 +150,7 @@ class Field:
     # -- health
 
     async def healthy(self, within_s: float = 120) -> float:
-        """Seconds until every gateway is ready and serves, and every model is served: no breaker is open any more."""
+        """Wait until every gateway is ready and every model is served, so that no breaker is open; return the seconds."""
         began = time.monotonic()
         while True:
             ready = [await http_ok(f"{url}/readyz") for url in self.state.gateway_urls]
@@ -172,7 +172,7 @@ class Field:
         return True
 
     def memory(self) -> dict[str, int]:
-        """MiB of each part, with its children; what they share (Postgres' buffers) is nobody's."""
+        """MiB of each part with its children. Memory that processes share (Postgres' buffers) is not counted."""
         memory: dict[str, int] = {}
         for name in self.state.pids:
             with contextlib.suppress(psutil.Error):
@@ -183,5 +183,5 @@ class Field:
         return memory
 
     def logged(self) -> int:
-        """Bytes of logs."""
+        """The size of all logs, in bytes."""
         return sum(file.stat().st_size for file in (self.data_dir / "logs").glob("*"))

@@ -1,4 +1,6 @@
-"""Disturbances that need a gateway of their own: one that dies at a step, has another clock, wire or version."""
+"""Disturbances that need one more gateway: it dies at a certain step, or has another clock, another connection or
+another version.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from tests.chaos.stack import LIFETIME_S, one_more_gateway
 
 _KINDS = ("whole", "stream", "embeddings", "keyed")
 
-#: Seconds by which a gateway's wall clock is wrong, one after the other; a grant is good for a minute.
+#: Seconds by which the gateway's wall clock is wrong, one after the other. A grant is valid for a minute.
 JUMPS_S = (0, 61, -61, 86_400, -3_600, 0)
 _STAY_S = 1.2
 _JUMPING = f"""
@@ -34,20 +36,24 @@ threading.Thread(target=_jump, daemon=True).start()
 
 
 async def clock_jumps(field: Field) -> None:
-    """A gateway's clock jumps to and fro under load: its grants are refused, or good; nothing is lost."""
+    """A gateway's clock jumps forward and back under load. The proxy refuses some of its grants; no call and no money
+    is lost.
+    """
     async with one_more_gateway(field.state, _JUMPING) as (url, _), field.load(4, [url]):
         await asyncio.sleep(_STAY_S * (len(JUMPS_S) + 1))
 
 
 async def new_beside_old(field: Field) -> None:
-    """A gateway of the version before serves beside those of today, from the same budgets."""
+    """A gateway that speaks to Postgres like the version before serves beside those of today, from the same budgets."""
     older = one_more_gateway(field.state, "from tests.chaos import older; older.speak_as_before()")
     async with older as (url, _), field.load(6, [url, field.state.gateway_url]):
         await asyncio.sleep(4)
 
 
 async def two_sweepers(field: Field) -> None:
-    """One gateway dies with many holds. The two that are left sweep them at once; one of them is stopped in it again and again."""
+    """One gateway dies with many holds. The two others sweep them at the same time, and one of these is suspended again
+    and again.
+    """
     async with one_more_gateway(field.state) as (url, process):
         chance = random.Random(field.random.random())
         calls = [asyncio.create_task(field.call(chance, field.keys[0], url, "hanging")) for _ in range(40)]
@@ -64,7 +70,7 @@ async def two_sweepers(field: Field) -> None:
 
 
 async def cut_wire_to_postgres(field: Field) -> None:
-    """Statements arrive, and their answers are lost, now and then."""
+    """Statements reach Postgres, but now and then the answer is lost."""
     parts = urlsplit(field.state.database_url)
     chance = random.Random(field.random.random())
 
@@ -77,7 +83,7 @@ async def cut_wire_to_postgres(field: Field) -> None:
                 while data := await source.read(65536):
                     seen += 1
                     if cuts and seen > 15 and chance.random() < 0.08:
-                        break  # the statement was carried there; its answer is not carried back
+                        break  # the statement has reached Postgres; its answer is dropped
                     target.write(data)
                     await target.drain()
             for each in (writer, back):
@@ -94,18 +100,18 @@ async def cut_wire_to_postgres(field: Field) -> None:
         server.close()
 
 
-#: Where a gateway is killed: a method, and whether before or after it has done its work.
+#: The points at which a gateway is killed: a method, and whether before or after it has run.
 STEPS = (
     ("llm_service.call.idempotency:Idempotency.claim", "after"),
     ("llm_service.guards.rate_limiter:RateLimiter.acquire", "after"),
-    ("llm_service.treasury.treasury:Treasury.admit", "after"),
+    ("llm_service.treasury.in_postgres:PostgresTreasury.admit", "after"),
     ("llm_service.upstream.litellm_proxy:ProxyUpstream.send", "before"),
     ("llm_service.upstream.litellm_proxy:ProxyUpstream.send", "after"),
     ("llm_service.upstream.litellm_proxy:ProxyUpstream.open", "after"),
     ("llm_service.call.streaming:LiveStream.begin", "after"),
     ("llm_service.call.settlement:Settler.settle", "before"),
     ("llm_service.call.settlement:Settler.settle", "after"),
-    ("llm_service.treasury.treasury:Treasury._settle_group", "after"),
+    ("llm_service.treasury.in_postgres:PostgresTreasury._settle_group", "after"),
     ("llm_service.call.idempotency:Idempotency.finish", "before"),
     ("llm_service.call.idempotency:Idempotency.finish", "after"),
 )
@@ -127,7 +133,7 @@ def dies(where, when):
 
 
 def killed(where: str, when: str) -> str:
-    """The program of a gateway that kills itself at a method, before or after its work."""
+    """A program that runs a gateway and kills it before or after it has run a certain method."""
     return f"{_KILLED}\ndies({where!r}, {when!r})"
 
 
@@ -146,7 +152,7 @@ else:
 
 
 async def kill_between_steps(field: Field) -> None:
-    """A gateway dies at each step of a call in turn."""
+    """Kill a gateway at each step of a call, one step after the other."""
     chance = random.Random(field.random.random())
     async with one_more_gateway(field.state, _ONE_AFTER_THE_OTHER) as (url, process):
         for where, _ in STEPS:

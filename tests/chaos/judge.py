@@ -1,4 +1,4 @@
-"""The judge: what must hold once the dust has settled. Call by call, by the provider's own invoice."""
+"""The judge checks, after each disturbance, that every call agrees with the provider's invoice."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from tests.chaos.calls import Asked
 from tests.chaos.field import Field
 from tests.chaos.stack import LIFETIME_S, SWEEP_S
 
-#: A sweep takes its time, and so does the machine.
+#: How long a hold may outlast its lifetime: a sweep takes time, and so does a busy machine.
 _GRACE_S = 3.0
-#: A restarted part and its caches; LiteLLM's workers grow with what they serve.
+#: How much memory may grow: a restarted part fills its caches, and LiteLLM's workers grow with each call served.
 _MEMORY_TIMES, _MEMORY_MIB = 1.5, 100
-#: What a disturbance may write to all logs: so much in any case, and so much for each call.
+#: How much a disturbance may add to all logs: a fixed amount, and an amount for each call.
 _LOG_BYTES, _LOG_BYTES_A_CALL = 256 * 1024, 2048
 _ATTEMPTS = """
 SELECT session_id AS mark, model, count(*) FILTER (WHERE state <> 'adjusted') AS ends, sum(held_nano)::bigint AS held_nano,
@@ -36,7 +36,7 @@ FROM ledger WHERE session_id = ANY($1) GROUP BY session_id, call_id, attempt, mo
 
 @dataclass
 class Outcome:
-    """What one disturbance led to."""
+    """What happened during one disturbance, and what the judge found."""
 
     name: str
     calls: Counter[str] = field(default_factory=Counter[str])
@@ -45,7 +45,7 @@ class Outcome:
     healthy_s: float = 0.0
     ledger_nano: int = 0
     invoice_nano: int = 0
-    inexact: int = 0  # attempts that were estimated, or posted with all that was held
+    inexact: int = 0  # attempts that were estimated, or posted with the whole hold
     logged_bytes: int = 0
     memory_mib: int = 0
     faults: list[str] = field(default_factory=list[str])
@@ -73,7 +73,7 @@ HEAD = (
 
 
 class Judge:
-    """Remembers how far it has judged, and what there was before the first disturbance."""
+    """Remembers which calls it has judged, and the memory and logs from before the first disturbance."""
 
     def __init__(self, field: Field) -> None:
         self.field = field
@@ -83,7 +83,7 @@ class Judge:
     async def judge(self, outcome: Outcome, *, fails: Sequence[str], outage_s: float = 0) -> Outcome:
         """Wait until nothing is held, which may take a hold's lifetime and a sweep; then compare the books.
 
-        `fails`: what callers may be told. `outage_s`: so long nobody could settle anything.
+        `fails`: the errors that callers may get. `outage_s`: for so long nothing could be settled.
         """
         asked = self.field.asked
         self.field.asked = []
@@ -111,7 +111,7 @@ class Judge:
         return outcome
 
     async def judge_all(self, outcome: Outcome) -> Outcome:
-        """The whole run's invoice against the whole ledger, with what came late."""
+        """Compare the whole run's invoice with the whole ledger, with everything that arrived late."""
         self.seen_seq = 0
         return await self.judge(outcome, fails=("409 idempotency_answer_lost",), outage_s=600 + self.field.jumped_s)
 
@@ -134,7 +134,9 @@ class Judge:
     async def _compared(
         self, pool: asyncpg.Pool, asked: Sequence[Asked], longest_s: float
     ) -> tuple[list[str], list[dict[str, Any]], list[asyncpg.Record]]:
-        """The differences, if they last: a late witness may still correct what ended without it."""
+        """The differences that remain after a while: a late witness may still correct an attempt that ended without
+        one.
+        """
         patience = 4
         while True:
             lines, seen_seq = await self._lines()
@@ -167,7 +169,7 @@ class Judge:
 
 
 def exact(attempt: asyncpg.Record) -> bool:
-    """Whether a provider's own report was posted."""
+    """Whether the posted cost is the provider's own report."""
     return attempt["usage_source"] == "provider" or (
         attempt["usage_source"] == "witness"
         and attempt["error_code"] not in ("owner_lost_estimated", "owner_lost_unread")
@@ -175,7 +177,7 @@ def exact(attempt: asyncpg.Record) -> bool:
 
 
 def compare_calls(lines: Iterable[dict[str, Any]], attempts: Iterable[asyncpg.Record], longest_s: float) -> list[str]:
-    """Each line of the invoice against the ledger's entries of its call, and each of these against its hold."""
+    """Compare each line of the invoice with the ledger's entries of its call, and each entry with its hold."""
     faults: list[str] = []
     billed: dict[tuple[str, str], list[int]] = defaultdict(list)
     for line in lines:
@@ -211,7 +213,7 @@ def compare_calls(lines: Iterable[dict[str, Any]], attempts: Iterable[asyncpg.Re
 def compare_callers(
     asked: Sequence[Asked], lines: Iterable[dict[str, Any]], attempts: Iterable[asyncpg.Record]
 ) -> list[str]:
-    """What callers had, against what was posted for them and bought for their keys."""
+    """Compare the answers that callers got with what was posted for them, and with what was bought under their keys."""
     faults: list[str] = []
     bought = Counter((line["mark"], line["model"]) for line in lines)
     posted = {row["mark"] for row in attempts if row["posted_nano"] > 0}

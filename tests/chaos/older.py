@@ -1,4 +1,4 @@
-"""How a gateway spoke to Postgres in the version before migration 0005: by the second version of both functions."""
+"""How a gateway spoke to Postgres before migration 0005: through the second version of both functions."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from typing import Any
 
 import asyncpg
 
-from llm_service.treasury import treasury as module
+from llm_service.treasury import in_postgres as module
 from llm_service.treasury.connection import Connection
 
 
 def before(statement: str, fewer: int) -> str:
-    """The statement as it was: of the second version of its function, which takes fewer arguments."""
+    """The statement as it was: it calls the second version of its function, which takes fewer arguments."""
     head, *arguments = statement.replace("_v3(", "_v2(").split("$")
     older = "$".join([head, *arguments[:-fewer]]).rstrip(",") + ")"
     assert older.count("$") == statement.count("$") - fewer, older
@@ -20,19 +20,19 @@ def before(statement: str, fewer: int) -> str:
 
 
 def without_rates(arrays: Callable[[Any], tuple[object, ...]]) -> Callable[[Any], tuple[object, ...]]:
-    """The arrays of an admission as they were: holds had no rate card."""
+    """The arrays of an admission as they were, when holds had no rate card."""
     return lambda group: arrays(group)[:-1]
 
 
 async def without_locks(
     connection: Connection, statement: str, arguments: tuple[object, ...], _skip_locked: bool
 ) -> list[asyncpg.Record]:
-    """Locks were waited for, and new subjects not counted."""
+    """Admission as it was, when it waited for locks and did not count new subjects."""
     return await connection.fetch(statement, *arguments[: statement.count("$")])
 
 
 def speak_as_before() -> None:
-    """From now on, every treasury of this process."""
+    """From now on, every treasury of this process speaks like that version."""
     module.ADMIT, module.SETTLE = before(module.ADMIT, 3), before(module.SETTLE, 1)
     module.admission_arrays = without_rates(module.admission_arrays)
     module._within_locks = without_locks  # pyright: ignore[reportPrivateUsage]

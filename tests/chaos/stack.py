@@ -1,6 +1,6 @@
-"""A stack of its own, which may die and be started again on the same data; and one more gateway beside it.
+"""A separate stack for the chaos test. It may die and be started again on the same data; one more gateway can join it.
 
-Lifetimes are short here (a hold lives eight seconds), so that what expires does so while one looks.
+Lifetimes are short here (a hold lives eight seconds), so that holds expire while the test is watching.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ main()
 
 @dataclass
 class Stack:
-    """A running `treasurer up`. With a `clock`, its Postgres runs by that one."""
+    """A running `treasurer up`. With a `clock`, its Postgres server uses that clock."""
 
     data_dir: Path
     clock: MovableClock | None = None
@@ -84,7 +84,7 @@ class Stack:
             try:
                 self.process.wait(40)
             except subprocess.TimeoutExpired:
-                self.process.kill()  # its watchdog stops the rest
+                self.process.kill()  # its watchdog stops the other processes
                 self.process.wait()
 
 
@@ -92,7 +92,7 @@ class Stack:
 async def one_more_gateway(
     state: StackState, program: str = "", **environ: str
 ) -> AsyncIterator[tuple[str, subprocess.Popen[bytes]]]:
-    """Another gateway process on the stack, which runs `program` first; its address."""
+    """Start another gateway process on the stack, which runs `program` first; return its address."""
     port = free_port()
     given = {"TREASURER_DATA_DIR": str(state.data_dir), "TREASURER_PORT": str(port), **_TIMES, **environ}
     command = [sys.executable, "-c", f"{program}\nfrom gateway.serve import main\nmain()"]

@@ -1,4 +1,4 @@
-"""The short chaos: the few disturbances that happen most, each judged by the invoice. The whole: `make chaos`."""
+"""The short chaos test: the most frequent disturbances, each judged by the invoice. `make chaos` plays all of them."""
 
 from __future__ import annotations
 

@@ -24,6 +24,10 @@ from gateway.settings import Settings
 from gateway.stack.ports import free_ports
 from gateway.stack.state import NotRunning
 from llm_service.errors import ProxyUnavailable, TreasuryUnavailable
+from llm_service.service import LLMService
+
+#: The chores of a process that makes calls.
+SERVICE = ["RefusalLog.run", "Breakers.run", "RateLimiter.run", "Sweeper.run", "PostgresTreasury.run"]
 
 
 @pytest.fixture
@@ -71,7 +75,34 @@ async def test_calls_need_only_their_own_chores(settings: Settings, begun: list[
         assert type(runtime) is ServiceRuntime
         with pytest.raises(TreasuryUnavailable):
             await runtime.principals.by_agent("news")
-    assert begun == ["RefusalLog.run", "Breakers.run", "RateLimiter.run"]
+    assert begun == SERVICE
+
+
+async def test_what_ends_calls_goes_on_until_they_have_ended(
+    settings: Settings, begun: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A gateway may wait for minutes for a stream that is read to its end; meanwhile it is still the one that sweeps."""
+    running: set[str] = set()
+    keep_running, close = composition._keep_running, LLMService.close  # pyright: ignore[reportPrivateUsage]
+
+    async def remember(work: composition.Chore, pause_s: float = 5.0) -> None:
+        name = getattr(work, "func", work).__qualname__
+        running.add(name)
+        try:
+            await keep_running(work, pause_s)
+        finally:
+            running.discard(name)
+
+    async def closes(service: LLMService) -> None:
+        assert running >= set(SERVICE)
+        running.add("LLMService.close")
+        await close(service)
+
+    monkeypatch.setattr(composition, "_keep_running", remember)
+    monkeypatch.setattr(LLMService, "close", closes)
+    async with open_gateway(settings):
+        await asyncio.sleep(0.05)
+    assert running == {"LLMService.close"}
 
 
 async def test_a_server_has_all_chores(settings: Settings, begun: list[str]) -> None:
@@ -79,9 +110,7 @@ async def test_a_server_has_all_chores(settings: Settings, begun: list[str]) -> 
         assert type(runtime) is GatewayRuntime
         assert runtime.pools.reading.get_max_size() == composition.READING_AT_A_TIME
         assert len({id(runtime.pools.keys), id(runtime.pools.calls), id(runtime.pools.changes)}) == 3
-    assert begun[3:] == [
-        "Sweeper.run", "Treasury.run", "Idempotency.run", "retire_regularly", "audit_regularly",
-    ]  # fmt: skip
+    assert begun == [*SERVICE, "Idempotency.run", "retire_regularly", "audit_regularly"]
 
 
 async def test_a_server_that_is_not_to_audit_does_not(settings: Settings, begun: list[str]) -> None:

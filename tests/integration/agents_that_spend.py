@@ -16,8 +16,8 @@ from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
 from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial, StaleEpoch
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.sweep import Sweeper
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
 
 MODEL = "gpt-4o-mini"
@@ -32,7 +32,7 @@ class House:
     """One gateway's treasury and principals on a database. `held` and `posted` are what the agents know of."""
 
     pool: asyncpg.Pool
-    treasury: Treasury
+    treasury: PostgresTreasury
     principals: Principals
     held: list[Hold] = field(default_factory=list[Hold])
     posted: dict[Any, int] = field(default_factory=dict[Any, int])
@@ -134,7 +134,7 @@ class House:
 async def open_house(database_url: str) -> AsyncIterator[House]:
     """A treasury, principals and a pool on a migrated database."""
     async with asyncpg.create_pool(database_url, min_size=1, max_size=4) as pool:
-        treasury = Treasury(database_url, retry_s=0.05)
+        treasury = PostgresTreasury(database_url, retry_s=0.05)
         try:
             yield House(pool, treasury, Principals(pool))
         finally:

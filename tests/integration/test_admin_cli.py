@@ -123,7 +123,7 @@ async def test_a_list_that_goes_on_says_so_and_how(treasurer: Treasurer) -> None
         await treasurer("organisation", "create", name)
     first = await treasurer("organisation", "list", "--limit", "2", "--json")
     assert [row["name"] for row in first.rows] == ["a", "b c"]
-    assert "There are more. See them with the same command and --after 'b c'" in first.err
+    assert "There are more. Add --after 'b c'" in first.err
     last = await treasurer("organisation", "list", "--after", "b c", "--json")
     assert ([row["name"] for row in last.rows], last.err) == (["d", "default"], "")
     for kind in ("organisation", "team", "agent", "key", "budget", "limit", "route"):

@@ -24,7 +24,7 @@ from llm_service.ids import new_call_id
 from llm_service.money import NANO_PER_DOLLAR
 from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import StaleEpoch
-from llm_service.treasury.treasury import Treasury
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.types import CallContext, Hold, HoldRequest, Principal, Scope
 
 TABLES = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "windows", "epoch")
@@ -329,7 +329,7 @@ async def test_administrators_keys(pool: asyncpg.Pool) -> None:
 
 async def test_i1_a_limit_lowered_in_mid_window_holds_from_then_on(pool: asyncpg.Pool, database_url: str) -> None:
     await agent(pool, budget={"limit": 10, "window": "day", "name": "b"})
-    treasury = Treasury(database_url)
+    treasury = PostgresTreasury(database_url)
     try:
         principals = Principals(pool, fresh_s=0)
         principal = await principals.by_agent("news")
@@ -359,7 +359,7 @@ async def test_i1_under_fire_no_call_is_admitted_above_a_limit_that_was_lowered(
 ) -> None:
     await agent(pool, budget={"limit": 1000, "window": "hour", "name": "b"})
     principals = Principals(pool)
-    treasury = Treasury(database_url)
+    treasury = PostgresTreasury(database_url)
     stop = False
 
     async def caller() -> None:
@@ -421,7 +421,7 @@ async def test_a_budget_for_each_user_shows_its_tightest_window(pool: asyncpg.Po
     await agent(pool)
     await budget(pool, name="each", per="user", window="month", limit=3)
     principal = await Principals(pool).by_agent("news")
-    treasury = Treasury(database_url)
+    treasury = PostgresTreasury(database_url)
     try:
         for user, dollars in (("ann", 1), ("ann", 1), ("ben", 0.5)):
             await treasury.admit(hold_of(principal, dollars, user=user))

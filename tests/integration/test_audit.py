@@ -16,7 +16,7 @@ from llm_service.errors import InvalidRequest
 from llm_service.treasury.audit.audit import MAX_NAMED, AuditReport, Check, audit
 from llm_service.treasury.audit.checks import RULES
 from llm_service.treasury.audit.configuration import LOGGED
-from llm_service.treasury.treasury import Treasury
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.types import CallContext, Hold, HoldRequest, LedgerState, Principal, Settlement
 
 GRACE_S = 10
@@ -609,7 +609,7 @@ async def test_a_grace_that_is_no_time_is_refused(pool: asyncpg.Pool, grace: flo
 @asynccontextmanager
 async def _traffic(books: Books, database_url: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
     """Callers that admit and settle as fast as they can, until left; yields how many calls were settled."""
-    treasury = Treasury(database_url)
+    treasury = PostgresTreasury(database_url)
     epoch = await books.pool.fetchval("SELECT value FROM epoch")
     principal = Principal(1, "default", 1, "default", books.agent, "alice", None, None, epoch)
     settled = 0

@@ -18,8 +18,8 @@ from llm_service.administration.inputs import read_input
 from llm_service.administration.principals import Principals
 from llm_service.errors import InvalidRequest
 from llm_service.treasury.denial import Denial, DenialKind
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.pacing import Curve
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement
 
 points = st.lists(st.tuples(st.integers(1, 9_999), st.integers(0, 10_000)), max_size=5, unique_by=lambda p: p[0])
@@ -76,7 +76,7 @@ def request(who: Any, amount: int, floor: int, **fields: Any) -> HoldRequest:
 async def test_i1_a_paced_budget_is_never_ahead_of_its_curve(pool: asyncpg.Pool, database_url: str) -> None:
     """Half of it from the start, and no more before the window's last ten-thousandth."""
     who = await principal(pool, window="month", pace="0%:50%,99.99%:50%,100%:100%")
-    treasury = Treasury(database_url)
+    treasury = PostgresTreasury(database_url)
     try:
         answers = await asyncio.gather(*(treasury.admit(request(who, 30_000_000, 20_000_000)) for _ in range(50)))
         held = sum(answer.amount_nano for answer in answers if isinstance(answer, Hold))
@@ -101,7 +101,7 @@ async def test_i1_a_paced_budget_is_never_ahead_of_its_curve(pool: asyncpg.Pool,
 
 async def test_a_share_of_the_limit_is_all_that_a_dear_model_gets(pool: asyncpg.Pool, database_url: str) -> None:
     who = await principal(pool)
-    treasury = Treasury(database_url)
+    treasury = PostgresTreasury(database_url)
     try:
         clamped = await treasury.admit(request(who, 900_000_000, 10, max_share=8_000, requested_model="dear"))
         assert isinstance(clamped, Hold)

@@ -1,4 +1,4 @@
-"""Postgres stopped, read-only, full, or without a free connection: every route answers 503, every command one sentence.
+"""Postgres stopped, read-only, full, never migrated, or without a free connection: each route answers 503, each command a sentence.
 
 The routes and commands are read from the app and from the command line themselves, so one that is added and not named
 here fails the test. Each state is a real server's, but for the full disk: there the server raises its own error
@@ -143,6 +143,8 @@ READING_COMMANDS: dict[str, str] = {
     "limit list": "",
     "route list": "",
 }
+#: What a database that was never migrated makes of everything.
+MIGRATE = "run `treasurer migrate`"
 #: These start a stack with a Postgres of its own, or ask a running gateway, whose routes are above.
 OTHER_COMMANDS = {"up", "demo", "breaker list", "breaker open", "breaker reset"}
 
@@ -347,10 +349,22 @@ async def stopped(world: World) -> AsyncIterator[None]:
     yield
 
 
+@asynccontextmanager
+async def never_migrated(world: World) -> AsyncIterator[None]:
+    """The database is there, and empty: as an operator has it who has made it and nothing else."""
+    other = await asyncpg.connect(world.url)
+    try:
+        await other.execute("ALTER SCHEMA public RENAME TO aside; CREATE SCHEMA public")
+        yield
+    finally:
+        await other.execute("DROP SCHEMA public CASCADE; ALTER SCHEMA aside RENAME TO public")
+        await other.close()
+
+
 # -- what is asked of each
 
 
-async def every_route_says_so(world: World, *, reads_go_on: bool, wrong: list[str]) -> None:
+async def every_route_says_so(world: World, *, reads_go_on: bool, words: str = "", wrong: list[str]) -> None:
     for (method, name), asked in ROUTES.items():
         for ask in asked:
             key = world.key if name.startswith("/v1/") else ADMIN
@@ -365,20 +379,26 @@ async def every_route_says_so(world: World, *, reads_go_on: bool, wrong: list[st
                 wrong.append(f"{method} {ask.path}: {answer.status_code} {dict(answer.headers)} {answer.text}")
             elif name != "/readyz" and answer.json()["error"]["code"] != "treasury_unavailable":
                 wrong.append(f"{method} {ask.path}: {answer.text}")
+            elif words not in answer.text:
+                wrong.append(f"{method} {ask.path} does not say {words!r}: {answer.text}")
     for (method, _), (path, status) in WITHOUT_POSTGRES.items():
         answer = await world.http.request(method, path, headers={"authorization": f"Bearer {ADMIN}"})
         if answer.status_code != status:
             wrong.append(f"{method} {path}: {answer.status_code} {answer.text}")
 
 
-async def every_command_says_so(world: World, *, reads_go_on: bool, wrong: list[str]) -> None:
+async def every_command_says_so(world: World, *, reads_go_on: bool, words: str = "", wrong: list[str]) -> None:
     for name, arguments in (COMMANDS | READING_COMMANDS).items():
+        if words == MIGRATE and name == "migrate":
+            continue  # it is what mends this
         code, err = await world.run(f"{name} {arguments.format(feed=world.feed)}")
         if reads_go_on and name in READING_COMMANDS:
             if code != 0:
                 wrong.append(f"treasurer {name}: {code} {err}")
         elif code not in (1, 3) or "error: " not in err or "Traceback" in err or len(err.strip().splitlines()) != 1:
             wrong.append(f"treasurer {name}: {code} {err}")
+        elif words not in err:
+            wrong.append(f"treasurer {name} does not say {words!r}: {err}")
 
 
 def test_every_route_and_every_command_is_asked() -> None:
@@ -391,10 +411,13 @@ def test_every_route_and_every_command_is_asked() -> None:
 
 async def test_i6_every_route_and_command_says_that_postgres_cannot_be_used(world: World) -> None:
     wrong: list[str] = []
-    for state, reads_go_on in ((full, True), (read_only, True), (without_connections, False), (stopped, False)):
+    for state, reads_go_on, words in (
+        (full, True, ""), (read_only, True, ""), (never_migrated, False, MIGRATE), (without_connections, False, ""),
+        (stopped, False, ""),
+    ):  # fmt: skip
         async with state(world):
             found: list[str] = []
-            await every_route_says_so(world, reads_go_on=reads_go_on, wrong=found)
-            await every_command_says_so(world, reads_go_on=reads_go_on, wrong=found)
+            await every_route_says_so(world, reads_go_on=reads_go_on, words=words, wrong=found)
+            await every_command_says_so(world, reads_go_on=reads_go_on, words=words, wrong=found)
             wrong += [f"{state.__name__}: {each}" for each in found]
     assert wrong == [], "\n".join(wrong)

@@ -14,9 +14,9 @@ from llm_service.administration.inputs import read_input
 from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
 from llm_service.pricing.catalog import Catalog, Model, read_models
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.rate_cards import RateCards
 from llm_service.treasury.sweep import Sweeper
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, Usage
 
 
@@ -36,13 +36,13 @@ def model(dollars: float) -> Model:
 
 
 @pytest.fixture
-async def treasury(database_url: str) -> AsyncIterator[Treasury]:
-    treasury = Treasury(database_url)
+async def treasury(database_url: str) -> AsyncIterator[PostgresTreasury]:
+    treasury = PostgresTreasury(database_url)
     yield treasury
     await treasury.close()
 
 
-async def hold(pool: asyncpg.Pool, treasury: Treasury, priced: Model, lifetime_s: float = 0.01) -> Hold:
+async def hold(pool: asyncpg.Pool, treasury: PostgresTreasury, priced: Model, lifetime_s: float = 0.01) -> Hold:
     if not await pool.fetchval("SELECT EXISTS (SELECT FROM agents)"):
         budget = {"limit": 1, "window": "day"}
         await organisations.create_agent(
@@ -72,7 +72,7 @@ async def posted(pool: asyncpg.Pool, held: Hold) -> int:
 
 @pytest.mark.parametrize("theirs", [0.0000001, None])
 async def test_i2_a_sweeper_with_other_prices_or_without_the_model_posts_the_holds_own(
-    pool: asyncpg.Pool, treasury: Treasury, theirs: float | None
+    pool: asyncpg.Pool, treasury: PostgresTreasury, theirs: float | None
 ) -> None:
     """Two stacks on one database; a price that was changed, or a model that was taken away, while its call is held."""
     held = await hold(pool, treasury, model(0.000001))
@@ -87,7 +87,9 @@ async def test_i2_a_sweeper_with_other_prices_or_without_the_model_posts_the_hol
     assert await pool.fetchval("SELECT count(*) FROM ledger l JOIN rate_cards r ON r.id = l.rate_card_id") == 1
 
 
-async def test_i2_a_late_witness_corrects_by_the_rates_of_the_hold(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i2_a_late_witness_corrects_by_the_rates_of_the_hold(
+    pool: asyncpg.Pool, treasury: PostgresTreasury
+) -> None:
     held = await hold(pool, treasury, model(0.000001))
     await asyncio.sleep(0.05)
     sweeper = Sweeper(pool, treasury, lambda *_: 7)
@@ -98,7 +100,7 @@ async def test_i2_a_late_witness_corrects_by_the_rates_of_the_hold(pool: asyncpg
     assert await posted(pool, held) == 1_800_000
 
 
-async def test_i1_a_witness_far_above_the_rates_is_posted(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i1_a_witness_far_above_the_rates_is_posted(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     """The proxy's prices were raised, and the gateway's catalogue was not read since."""
     held = await hold(pool, treasury, model(0.00000001))
     await witness(pool, held, 1_800_000)

@@ -12,8 +12,8 @@ from llm_service.administration.inputs import read_input
 from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
 from llm_service.treasury.audit.audit import audit
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.retention import retire_windows
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
 
 DAY_S = 86_400.0
@@ -22,13 +22,13 @@ TOMORROW = -DAY_S - 3_600
 
 
 @pytest.fixture
-async def treasury(database_url: str) -> AsyncIterator[Treasury]:
-    treasury = Treasury(database_url)
+async def treasury(database_url: str) -> AsyncIterator[PostgresTreasury]:
+    treasury = PostgresTreasury(database_url)
     yield treasury
     await treasury.close()
 
 
-async def spend(pool: asyncpg.Pool, treasury: Treasury, costs: dict[str, int | None]) -> dict[str, Hold]:
+async def spend(pool: asyncpg.Pool, treasury: PostgresTreasury, costs: dict[str, int | None]) -> dict[str, Hold]:
     """A call of each user, in a window of its own of today; None: it stays held."""
     budget = {"limit": "0.00001", "window": "day", "per": "user", "name": "b"}
     await organisations.create_agent(
@@ -91,7 +91,7 @@ async def failed(pool: asyncpg.Pool) -> list[str]:
 
 
 async def test_windows_that_ended_and_hold_nothing_go_and_the_books_stay_right(
-    pool: asyncpg.Pool, treasury: Treasury
+    pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
     holds = await spend(pool, treasury, {"ann": 400, "ben": 500, "held": None})
     assert await retire_windows(pool, older_than_s=0, long_s=0) == 0
@@ -109,7 +109,7 @@ async def test_windows_that_ended_and_hold_nothing_go_and_the_books_stay_right(
 
 
 async def test_i4_retired_windows_that_say_another_sum_than_the_ledger_are_named(
-    pool: asyncpg.Pool, treasury: Treasury
+    pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
     await spend(pool, treasury, {"ann": 400})
     assert await retire_windows(pool, older_than_s=0, long_s=TOMORROW) == 1
@@ -122,7 +122,9 @@ async def test_i4_retired_windows_that_say_another_sum_than_the_ledger_are_named
     assert difference.startswith("named_windows_exist")
 
 
-async def test_i1_a_window_that_was_over_its_limit_stays_for_the_audit(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i1_a_window_that_was_over_its_limit_stays_for_the_audit(
+    pool: asyncpg.Pool, treasury: PostgresTreasury
+) -> None:
     holds = await spend(pool, treasury, {"ann": 400})
     usage = Usage(1, output_tokens=1)
     over = Settlement(holds["ann"].call_id, 0, LedgerState.POSTED, 20_000, usage, UsageSource.PROVIDER)

@@ -10,8 +10,8 @@ from llm_service.administration import budgets, organisations
 from llm_service.administration.inputs import read_input
 from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.reports.simulate import Policy, read_calls, replay
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
 from tests.integration.administering import Treasurer
 
@@ -23,7 +23,7 @@ async def an_agent(pool: asyncpg.Pool) -> None:
 
 async def spend(pool: asyncpg.Pool, database_url: str, costs: list[int]) -> None:
     who = await Principals(pool).by_agent("news")
-    treasury = Treasury(database_url)
+    treasury = PostgresTreasury(database_url)
     for cost in costs:
         line = ((who.budgets[0].id, ""),)
         hold = await treasury.admit(HoldRequest(new_call_id(), 0, who, NO_CONTEXT, "gpt-4o", cost, 1, 60, line))

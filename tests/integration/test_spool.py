@@ -12,7 +12,10 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from pydantic import SecretStr
 
+from gateway.composition import open_service
+from gateway.settings import Settings
 from gateway.stack.postgres import EmbeddedPostgres
 from llm_service.administration import organisations
 from llm_service.administration.inputs import read_input
@@ -20,8 +23,8 @@ from llm_service.administration.principals import Principals
 from llm_service.errors import TreasuryUnavailable
 from llm_service.litellm_plugin.witness_writer import WitnessWriter
 from llm_service.treasury.connection import Connection
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.spool import SettlementSpool
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
 from llm_service.witness import COLUMNS, Witness, read_witness
 
@@ -46,7 +49,7 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> Wire:
     return Wire(monkeypatch)
 
 
-async def hold(pool: asyncpg.Pool, treasury: Treasury, calls: int = 3) -> list[Hold]:
+async def hold(pool: asyncpg.Pool, treasury: PostgresTreasury, calls: int = 3) -> list[Hold]:
     await organisations.create_agent(
         pool, read_input(organisations.NewAgent, {"name": "news", "team": "default", "budget": {"limit": "1"}})
     )
@@ -81,7 +84,7 @@ async def test_what_waits_for_postgres_is_on_disk_until_it_is_back(
     pool: asyncpg.Pool, database_url: str, tmp_path: Path, wire: Wire
 ) -> None:
     spool = SettlementSpool(tmp_path)
-    treasury = Treasury(database_url, retry_s=0.02, spool=spool)
+    treasury = PostgresTreasury(database_url, retry_s=0.02, spool=spool)
     holds = await hold(pool, treasury)
     wire.cut = True
     futures = [treasury.settle_soon(posted(each, 100 + n)) for n, each in enumerate(holds[:2])]
@@ -101,7 +104,7 @@ async def test_a_disk_that_takes_nothing_at_first_has_it_all_later(
 ) -> None:
     (tmp_path / "full").touch()
     spool = SettlementSpool(tmp_path / "full")
-    treasury = Treasury(database_url, retry_s=0.02, spool=spool)
+    treasury = PostgresTreasury(database_url, retry_s=0.02, spool=spool)
     holds = await hold(pool, treasury)
     wire.cut = True
     futures = [treasury.settle_soon(posted(each, 7)) for each in holds]
@@ -119,7 +122,7 @@ async def test_a_database_that_is_closed_or_takes_no_writes_is_away_and_nothing_
     pool: asyncpg.Pool, database_url: str, postgres: EmbeddedPostgres, tmp_path: Path, closed: str
 ) -> None:
     spool = SettlementSpool(tmp_path)
-    treasury = Treasury(database_url, retry_s=0.02, spool=spool)
+    treasury = PostgresTreasury(database_url, retry_s=0.02, spool=spool)
     holds = await hold(pool, treasury, 2)
     who = await Principals(pool).by_agent("news")
     name = urlsplit(database_url).path.lstrip("/")
@@ -143,17 +146,17 @@ async def test_i2_after_a_crash_another_process_posts_the_exact_amounts_once(
     pool: asyncpg.Pool, database_url: str, tmp_path: Path, wire: Wire
 ) -> None:
     spool = SettlementSpool(tmp_path)
-    treasury = Treasury(database_url, retry_s=0.02, spool=spool)
+    treasury = PostgresTreasury(database_url, retry_s=0.02, spool=spool)
     holds = await hold(pool, treasury)
     wire.cut = True
     for number, each in enumerate(holds):
         treasury.settle_soon(posted(each, 100 + number))
     await until_spooled(spool, 3)
-    wire_of_the_living = Treasury(database_url, spool=SettlementSpool(tmp_path))
+    wire_of_the_living = PostgresTreasury(database_url, spool=SettlementSpool(tmp_path))
     await treasury.close(timeout_s=0.1)  # its journal is nobody's now, as after a kill -9
     await asyncio.sleep(0.1)  # longer than its pause between attempts: it makes none, and leaves the journal alone
     wire.cut = False
-    others = [wire_of_the_living, Treasury(database_url, spool=SettlementSpool(tmp_path))]
+    others = [wire_of_the_living, PostgresTreasury(database_url, spool=SettlementSpool(tmp_path))]
     assert sum(await asyncio.gather(*(other.recover() for other in others))) == 3
     assert await others[0].recover() == 0
     rows = await pool.fetch("SELECT cost_nano, usage_source FROM ledger ORDER BY cost_nano")
@@ -231,7 +234,7 @@ async def test_what_a_provider_says_is_settled_though_postgres_has_no_such_text(
     pool: asyncpg.Pool, database_url: str, tmp_path: Path
 ) -> None:
     spool = SettlementSpool(tmp_path)
-    treasury = Treasury(database_url, spool=spool)
+    treasury = PostgresTreasury(database_url, spool=spool)
     first, second, _ = await hold(pool, treasury)
     odd = replace(posted(first, 100), service_tier="fl\0ex", error_code="x" * 10_000)
     assert await asyncio.gather(treasury.settle_soon(odd), treasury.settle_soon(posted(second, 101))) == ["settled"] * 2
@@ -245,7 +248,7 @@ async def test_what_postgres_refuses_is_set_aside(pool: asyncpg.Pool, database_u
     left = SettlementSpool(tmp_path)
     left.add([Settlement(uuid4(), 0, LedgerState.POSTED, 7, provider="\0")])
     left.close()
-    treasury = Treasury(database_url, spool=SettlementSpool(tmp_path))
+    treasury = PostgresTreasury(database_url, spool=SettlementSpool(tmp_path))
     assert await treasury.recover() == 1
     assert [path.suffix for path in tmp_path.iterdir()] == [".refused"]
     await treasury.close()
@@ -257,7 +260,7 @@ async def test_i2_a_journal_stays_when_who_settles_it_is_closed_meanwhile(
     left = SettlementSpool(tmp_path)
     left.add([Settlement(uuid4(), 0, LedgerState.POSTED, 7)])
     left.close()
-    heir = Treasury(database_url, retry_s=0.02, spool=SettlementSpool(tmp_path))
+    heir = PostgresTreasury(database_url, retry_s=0.02, spool=SettlementSpool(tmp_path))
     wire.cut = True
     recovery = asyncio.create_task(heir.recover())
     await asyncio.sleep(0.1)
@@ -265,3 +268,28 @@ async def test_i2_a_journal_stays_when_who_settles_it_is_closed_meanwhile(
     with pytest.raises(TreasuryUnavailable, match="closed"):
         await recovery
     assert [path.suffix for path in tmp_path.iterdir()] == [".jsonl"] * 2  # its own, too: told twice does no harm
+
+
+async def test_i2_a_process_that_only_makes_calls_ends_those_that_another_has_left(
+    pool: asyncpg.Pool, database_url: str, redis_url: str, tmp_path: Path
+) -> None:
+    """`treasurer run` may be the only process on a machine: no gateway is there to settle what an earlier run left."""
+    dead = PostgresTreasury(database_url)
+    settled, expired = await hold(pool, dead, calls=2)
+    await dead.close()
+    await pool.execute("UPDATE holds SET expires_at = now() - interval '1 second' WHERE call_id = $1", expired.call_id)
+    left = SettlementSpool(tmp_path / "settlements")
+    left.add([posted(settled, 7)])
+    left.close()
+    settings = Settings(
+        data_dir=tmp_path, database_url=database_url, redis_url=redis_url, proxy_url="http://127.0.0.1:1",
+        grant_secret=SecretStr("g" * 32),
+    )  # fmt: skip
+    async with open_service(settings), asyncio.timeout(20):
+        while await pool.fetchval("SELECT count(*) FROM holds"):
+            await asyncio.sleep(0.02)
+    ended = await pool.fetch("SELECT call_id, state, cost_nano FROM ledger")
+    assert {tuple(row) for row in ended} == {
+        (settled.call_id, "posted", 7), (expired.call_id, "expired", expired.amount_nano),
+    }  # fmt: skip
+    assert list((tmp_path / "settlements").iterdir()) == []

@@ -21,8 +21,8 @@ from llm_service.pricing.rates import cost as price_of
 from llm_service.pricing.rates import read_rates
 from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial, StaleEpoch
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.sweep import Sweeper
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import (
     CallContext,
     Hold,
@@ -42,8 +42,8 @@ newest_epoch = [0]  # the epoch after the latest budget of this test: every chan
 
 
 @pytest.fixture
-async def treasury(database_url: str) -> AsyncIterator[Treasury]:
-    treasury = Treasury(database_url, retry_s=0.05)
+async def treasury(database_url: str) -> AsyncIterator[PostgresTreasury]:
+    treasury = PostgresTreasury(database_url, retry_s=0.05)
     yield treasury
     await treasury.close()
 
@@ -145,7 +145,10 @@ groups = st.lists(st.lists(calls, min_size=1, max_size=8), min_size=1, max_size=
 @ON_ONE_DATABASE
 @given(limits=st.lists(st.integers(1, 300), min_size=4, max_size=4), groups=groups)
 async def test_i1_i4_groups_decide_as_one_by_one(
-    pool: asyncpg.Pool, treasury: Treasury, limits: list[int], groups: list[list[tuple[int, int, list[int], int]]]
+    pool: asyncpg.Pool,
+    treasury: PostgresTreasury,
+    limits: list[int],
+    groups: list[list[tuple[int, int, list[int], int]]],
 ) -> None:
     who = await principal(pool)
     ids = [await budget(pool, who, limit) for limit in limits]
@@ -253,7 +256,7 @@ async def test_i1_two_processes_share_one_budget_to_the_last_nano(pool: asyncpg.
     who = await principal(pool)
     shared = await budget(pool, who, 10_000)
     other = await budget(pool, who, 1_000_000)
-    instances = [Treasury(database_url), Treasury(database_url)]
+    instances = [PostgresTreasury(database_url), PostgresTreasury(database_url)]
 
     async def caller(number: int) -> int:
         spent, treasury = 0, instances[number % 2]
@@ -279,7 +282,7 @@ async def test_i1_two_processes_share_one_budget_to_the_last_nano(pool: asyncpg.
         await instance.close()
 
 
-async def test_i1_a_changed_configuration_is_never_missed(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i1_a_changed_configuration_is_never_missed(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     assert isinstance(await treasury.admit(request(who, 5)), Hold)
     await pool.execute("UPDATE epoch SET value = value + 1")
@@ -288,7 +291,7 @@ async def test_i1_a_changed_configuration_is_never_missed(pool: asyncpg.Pool, tr
     assert await pool.fetchval("SELECT count(*) FROM holds") == 1
 
 
-async def test_a_refusal_in_one_window_holds_nothing_in_any(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_a_refusal_in_one_window_holds_nothing_in_any(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     wide, narrow = await budget(pool, who, 1_000), await budget(pool, who, 10)
     outcome = await treasury.admit(request(who, 50, wide, narrow))
@@ -298,7 +301,7 @@ async def test_a_refusal_in_one_window_holds_nothing_in_any(pool: asyncpg.Pool, 
     assert await pool.fetchval("SELECT count(*) FROM holds") == 0
 
 
-async def test_exhausted_and_busy_are_told_apart(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_exhausted_and_busy_are_told_apart(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100)
     first = await treasury.admit(request(who, 80, number))
@@ -314,7 +317,7 @@ async def test_exhausted_and_busy_are_told_apart(pool: asyncpg.Pool, treasury: T
     assert (exhausted.posted_nano, exhausted.pending_nano, exhausted.left_nano) == (80, 0, 20)
 
 
-async def test_less_is_granted_down_to_the_floor(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_less_is_granted_down_to_the_floor(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100)
     hold = await treasury.admit(request(who, 500, number, floor=10))
@@ -322,7 +325,7 @@ async def test_less_is_granted_down_to_the_floor(pool: asyncpg.Pool, treasury: T
     assert (hold.amount_nano, hold.tightest_budget_id, hold.tightest_left_nano) == (100, number, 0)
 
 
-async def test_a_top_up_counts_while_it_is_active(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_a_top_up_counts_while_it_is_active(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100)
     assert isinstance(await treasury.admit(request(who, 150, number)), Denial)
@@ -342,7 +345,7 @@ async def test_a_top_up_counts_while_it_is_active(pool: asyncpg.Pool, treasury: 
     await books_are_right(pool)
 
 
-async def test_windows_start_again_when_their_period_is_over(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_windows_start_again_when_their_period_is_over(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100, "day")
     hold = await treasury.admit(request(who, 100, number))
@@ -364,7 +367,7 @@ async def test_windows_start_again_when_their_period_is_over(pool: asyncpg.Pool,
 # -- I2: nothing is lost, nothing is counted twice
 
 
-async def test_i2_settling_twice_changes_nothing(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i2_settling_twice_changes_nothing(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100)
     hold = await treasury.admit(request(who, 60, number))
@@ -386,12 +389,14 @@ async def test_i2_settling_twice_changes_nothing(pool: asyncpg.Pool, treasury: T
     await books_are_right(pool)
 
 
-async def test_i2_a_settlement_of_nothing_is_unknown(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i2_a_settlement_of_nothing_is_unknown(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     assert await treasury.settle_soon(Settlement(new_call_id(), 0, LedgerState.VOIDED, 0)) == "unknown"
     assert await pool.fetchval("SELECT count(*) FROM ledger") == 0
 
 
-async def test_i2_a_caller_who_leaves_during_admission_holds_nothing(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i2_a_caller_who_leaves_during_admission_holds_nothing(
+    pool: asyncpg.Pool, treasury: PostgresTreasury
+) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100)
     task = asyncio.create_task(treasury.admit(request(who, 60, number)))
@@ -410,7 +415,7 @@ async def test_i2_a_caller_who_leaves_during_admission_holds_nothing(pool: async
     await books_are_right(pool)
 
 
-async def test_i2_an_admission_whose_answer_is_lost_is_voided(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i2_an_admission_whose_answer_is_lost_is_voided(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100)
     assert isinstance(await treasury.admit(request(who, 1, number)), Hold)
@@ -436,7 +441,7 @@ async def test_i2_an_admission_whose_answer_is_lost_is_voided(pool: asyncpg.Pool
 RATES = read_rates({"input_cost_per_token": 1e-9, "output_cost_per_token": 2e-9})
 
 
-def sweeper(pool: asyncpg.Pool, treasury: Treasury) -> Sweeper:
+def sweeper(pool: asyncpg.Pool, treasury: PostgresTreasury) -> Sweeper:
     return Sweeper(pool, treasury, lambda model, deployment, usage, tier: price_of(RATES, usage))
 
 
@@ -448,7 +453,7 @@ async def witness(pool: asyncpg.Pool, hold: Hold, outcome: str, cost_nano: int |
     )  # fmt: skip
 
 
-async def expired_hold(pool: asyncpg.Pool, treasury: Treasury, who: Principal, number: int) -> Hold:
+async def expired_hold(pool: asyncpg.Pool, treasury: PostgresTreasury, who: Principal, number: int) -> Hold:
     hold = await treasury.admit(request(who, 60, number, lifetime_s=0))
     assert isinstance(hold, Hold)
     return hold
@@ -456,7 +461,7 @@ async def expired_hold(pool: asyncpg.Pool, treasury: Treasury, who: Principal, n
 
 @pytest.mark.parametrize(("policy", "cost"), [("post", 60), ("void", 0)])
 async def test_i2_an_expired_hold_ends_by_the_agents_policy(
-    pool: asyncpg.Pool, treasury: Treasury, policy: str, cost: int
+    pool: asyncpg.Pool, treasury: PostgresTreasury, policy: str, cost: int
 ) -> None:
     who = await principal(pool)
     await pool.execute("UPDATE agents SET expiry_policy = $1 WHERE id = $2", policy, who.agent_id)
@@ -471,7 +476,7 @@ async def test_i2_an_expired_hold_ends_by_the_agents_policy(
     await books_are_right(pool)
 
 
-async def test_i2_an_expired_hold_is_posted_from_its_witness(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i2_an_expired_hold_is_posted_from_its_witness(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100)
     hold = await expired_hold(pool, treasury, who, number)
@@ -490,7 +495,7 @@ async def test_i2_an_expired_hold_is_posted_from_its_witness(pool: asyncpg.Pool,
     await books_are_right(pool)
 
 
-async def test_i2_the_truth_that_comes_late_is_an_adjustment(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i2_the_truth_that_comes_late_is_an_adjustment(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100)
     hold = await expired_hold(pool, treasury, who, number)
@@ -504,7 +509,7 @@ async def test_i2_the_truth_that_comes_late_is_an_adjustment(pool: asyncpg.Pool,
     await books_are_right(pool)
 
 
-async def test_i2_a_witness_that_comes_late_is_an_adjustment(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i2_a_witness_that_comes_late_is_an_adjustment(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100)
     hold = await expired_hold(pool, treasury, who, number)
@@ -517,7 +522,7 @@ async def test_i2_a_witness_that_comes_late_is_an_adjustment(pool: asyncpg.Pool,
 
 
 async def test_i2_a_lost_answer_is_settled_as_soon_as_its_witness_is_there(
-    pool: asyncpg.Pool, treasury: Treasury
+    pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100)
@@ -537,7 +542,7 @@ async def test_i2_a_lost_answer_is_settled_as_soon_as_its_witness_is_there(
 # -- I4, I6, and the ledger itself
 
 
-async def test_i4_the_ledger_cannot_be_changed(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i4_the_ledger_cannot_be_changed(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     hold = await treasury.admit(request(who, 60))
     assert isinstance(hold, Hold)
@@ -548,7 +553,7 @@ async def test_i4_the_ledger_cannot_be_changed(pool: asyncpg.Pool, treasury: Tre
 
 
 async def test_i6_without_postgres_no_call_is_admitted() -> None:
-    away = Treasury("postgresql://nobody@127.0.0.1:1/none")
+    away = PostgresTreasury("postgresql://nobody@127.0.0.1:1/none")
     with pytest.raises(TreasuryUnavailable) as caught:
         await away.admit(request(Principal(1, "o", 1, "t", 1, "a", None, None, 1), 5))
     assert caught.value.status == 503

@@ -17,8 +17,8 @@ from llm_service.call.idempotency import Claim, Idempotency, Replay
 from llm_service.errors import IdempotencyConflict, TreasuryUnavailable
 from llm_service.ids import new_call_id
 from llm_service.treasury.audit.audit import audit
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.sweep import Sweeper
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Principal, Settlement, Usage, UsageSource
 
 numbers = itertools.count()
@@ -26,8 +26,8 @@ newest_epoch = [0]  # the epoch after the latest budget of this test: every chan
 
 
 @pytest.fixture
-async def treasury(database_url: str) -> AsyncIterator[Treasury]:
-    treasury = Treasury(database_url, retry_s=0.05)
+async def treasury(database_url: str) -> AsyncIterator[PostgresTreasury]:
+    treasury = PostgresTreasury(database_url, retry_s=0.05)
     yield treasury
     await treasury.close()
 
@@ -90,7 +90,7 @@ async def test_i2_a_caller_who_leaves_as_the_hold_is_made_holds_nothing(pool: as
             for task in tasks:
                 task.cancel()
 
-    treasury = Treasury(database_url, observe=leave)
+    treasury = PostgresTreasury(database_url, observe=leave)
     who = await principal(pool)
     number = await budget(pool, who, 100)
     tasks.append(asyncio.create_task(treasury.admit(request(who, 60, number))))
@@ -103,14 +103,14 @@ async def test_i2_a_caller_who_leaves_as_the_hold_is_made_holds_nothing(pool: as
 
 
 async def test_i2_an_owner_that_settles_while_the_sweeper_does_is_heard(
-    pool: asyncpg.Pool, treasury: Treasury, database_url: str
+    pool: asyncpg.Pool, treasury: PostgresTreasury, database_url: str
 ) -> None:
     """Both saw the hold; the sweeper was first. The owner's figures are the truth, and become an adjustment."""
     who = await principal(pool)
     number = await budget(pool, who, 100)
     hold = await treasury.admit(request(who, 60, number))
     assert isinstance(hold, Hold)
-    sweeping = Treasury(database_url)
+    sweeping = PostgresTreasury(database_url)
     async with pool.acquire() as blocker, blocker.transaction():
         await blocker.execute("SELECT 1 FROM windows WHERE budget_id = $1 FOR UPDATE", number)
         swept = sweeping.settle_soon(expire(hold))
@@ -123,7 +123,9 @@ async def test_i2_an_owner_that_settles_while_the_sweeper_does_is_heard(
     await books_are_right(pool)
 
 
-async def test_i2_the_owner_is_heard_in_the_same_group_as_the_sweeper(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i2_the_owner_is_heard_in_the_same_group_as_the_sweeper(
+    pool: asyncpg.Pool, treasury: PostgresTreasury
+) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100)
     hold = await treasury.admit(request(who, 60, number))
@@ -136,7 +138,7 @@ async def test_i2_the_owner_is_heard_in_the_same_group_as_the_sweeper(pool: asyn
 
 async def test_i6_refusals_while_postgres_is_away_leave_nothing_to_settle() -> None:
     """What was never sent to Postgres needs no void: an outage must not fill the memory."""
-    treasury = Treasury("postgresql://nobody@127.0.0.1:1/nothing")
+    treasury = PostgresTreasury("postgresql://nobody@127.0.0.1:1/nothing")
     who = Principal(1, "o", 1, "t", 1, "a", None, None, 1)
     for _ in range(20):
         with pytest.raises(TreasuryUnavailable):
@@ -177,7 +179,7 @@ async def test_i2_a_settlement_that_meets_postgres_last_word_is_tried_again(
 ) -> None:
     """Postgres has said that it goes, and its connection is not closed yet: what comes then is not lost."""
     async with slow_to_hang_up(database_url) as url:
-        treasury = Treasury(url, retry_s=0.05)
+        treasury = PostgresTreasury(url, retry_s=0.05)
         who = await principal(pool)
         number = await budget(pool, who, 100)
         holds = [await treasury.admit(request(who, 30, number)) for _ in range(2)]
@@ -210,7 +212,7 @@ async def witness(
     )  # fmt: skip
 
 
-async def held(pool: asyncpg.Pool, treasury: Treasury, *, expired: bool = True) -> tuple[Hold, int]:
+async def held(pool: asyncpg.Pool, treasury: PostgresTreasury, *, expired: bool = True) -> tuple[Hold, int]:
     who = await principal(pool)
     number = await budget(pool, who, 100)
     hold = await treasury.admit(request(who, 60, number))
@@ -222,7 +224,7 @@ async def held(pool: asyncpg.Pool, treasury: Treasury, *, expired: bool = True) 
 
 @pytest.mark.parametrize(("outcome", "cost_nano"), [("success", None), ("success", 0), ("cancelled", None)])
 async def test_i1_a_witness_without_usage_is_no_proof_that_nothing_was_bought(
-    pool: asyncpg.Pool, treasury: Treasury, outcome: str, cost_nano: int | None
+    pool: asyncpg.Pool, treasury: PostgresTreasury, outcome: str, cost_nano: int | None
 ) -> None:
     """A provider that left usage out, and a stream that was left before its first chunk: both bill the input."""
     hold, number = await held(pool, treasury)
@@ -234,7 +236,9 @@ async def test_i1_a_witness_without_usage_is_no_proof_that_nothing_was_bought(
     await books_are_right(pool)
 
 
-async def test_i1_an_answer_that_nobody_can_price_costs_its_hold(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i1_an_answer_that_nobody_can_price_costs_its_hold(
+    pool: asyncpg.Pool, treasury: PostgresTreasury
+) -> None:
     hold, number = await held(pool, treasury)
     await witness(pool, hold, "success", None, 12, 3)
     assert await Sweeper(pool, treasury, lambda _m, _d, _u, _t: None).sweep() == 1
@@ -242,7 +246,7 @@ async def test_i1_an_answer_that_nobody_can_price_costs_its_hold(pool: asyncpg.P
 
 
 async def test_i2_failures_of_which_one_may_have_been_billed_are_swept_once(
-    pool: asyncpg.Pool, treasury: Treasury
+    pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
     hold, number = await held(pool, treasury)
     await witness(pool, hold, "failure", 0)
@@ -253,7 +257,7 @@ async def test_i2_failures_of_which_one_may_have_been_billed_are_swept_once(
 
 
 async def test_i2_a_late_witness_that_nothing_was_bought_gives_the_hold_back(
-    pool: asyncpg.Pool, treasury: Treasury
+    pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
     hold, number = await held(pool, treasury)
     sweeper = Sweeper(pool, treasury, lambda _m, _d, _u, _t: 0)
@@ -265,7 +269,7 @@ async def test_i2_a_late_witness_that_nothing_was_bought_gives_the_hold_back(
 
 
 async def test_i2_an_owner_that_was_stopped_knows_better_than_half_of_the_witnesses(
-    pool: asyncpg.Pool, treasury: Treasury
+    pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
     """One deployment refused, and its witness came; the second one answered, and its witness never did."""
     hold, number = await held(pool, treasury)
@@ -279,7 +283,7 @@ async def test_i2_an_owner_that_was_stopped_knows_better_than_half_of_the_witnes
 
 
 async def test_i2_one_hold_that_cannot_be_settled_does_not_stop_the_sweeper(
-    pool: asyncpg.Pool, treasury: Treasury
+    pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
     bad, _ = await held(pool, treasury)
     await witness(pool, bad, "success", 0, 2_000_000_000, 1)
@@ -322,7 +326,9 @@ async def test_i7_a_slow_maker_that_has_confirmed_keeps_its_key(pool: asyncpg.Po
         await keys.claim(who.agent_id, "k", "chat", b"{}", new_call_id())
 
 
-async def test_i7_an_answer_that_is_just_being_kept_is_waited_for(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_i7_an_answer_that_is_just_being_kept_is_waited_for(
+    pool: asyncpg.Pool, treasury: PostgresTreasury
+) -> None:
     """A long call was settled a moment before its answer is kept: it is not lost."""
     keys, who = Idempotency(pool), await principal(pool)
     first = await claimed(pool, keys, who.agent_id)

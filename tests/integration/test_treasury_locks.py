@@ -15,13 +15,13 @@ from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
 from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial, DenialKind
-from llm_service.treasury.treasury import Treasury
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.types import NO_CONTEXT, CallContext, Hold, HoldRequest, LedgerState, Principal, Settlement
 
 
 @pytest.fixture
-async def treasury(database_url: str) -> AsyncIterator[Treasury]:
-    treasury = Treasury(database_url, retry_s=0.05, most_new_subjects=3)
+async def treasury(database_url: str) -> AsyncIterator[PostgresTreasury]:
+    treasury = PostgresTreasury(database_url, retry_s=0.05, most_new_subjects=3)
     yield treasury
     await treasury.close()
 
@@ -55,7 +55,7 @@ _LOCK_WINDOW = "SELECT FROM windows WHERE budget_id = $1 FOR UPDATE"
 
 
 async def test_an_open_transaction_on_one_agents_window_refuses_only_that_agent(
-    pool: asyncpg.Pool, treasury: Treasury, database_url: str
+    pool: asyncpg.Pool, treasury: PostgresTreasury, database_url: str
 ) -> None:
     await agent(pool, "locked")
     free = await agent(pool, "free")
@@ -85,7 +85,7 @@ async def test_an_open_transaction_on_one_agents_window_refuses_only_that_agent(
 
 
 async def test_a_lock_that_lasts_for_a_moment_is_waited_for(
-    pool: asyncpg.Pool, treasury: Treasury, database_url: str
+    pool: asyncpg.Pool, treasury: PostgresTreasury, database_url: str
 ) -> None:
     who = await agent(pool, "news")
     assert isinstance(await treasury.admit(request(who)), Hold)
@@ -104,7 +104,7 @@ async def test_a_lock_that_lasts_for_a_moment_is_waited_for(
     ],
 )
 async def test_a_change_that_is_not_committed_keeps_no_call_waiting(
-    pool: asyncpg.Pool, treasury: Treasury, database_url: str, statement: str
+    pool: asyncpg.Pool, treasury: PostgresTreasury, database_url: str, statement: str
 ) -> None:
     """Also one that has to open a window."""
     who = await agent(pool, "news")
@@ -113,7 +113,7 @@ async def test_a_change_that_is_not_committed_keeps_no_call_waiting(
 
 
 async def test_i1_a_change_is_done_when_no_call_is_admitted_by_the_limit_before(
-    pool: asyncpg.Pool, treasury: Treasury, database_url: str
+    pool: asyncpg.Pool, treasury: PostgresTreasury, database_url: str
 ) -> None:
     """Its commit waits for an admission that is under way and has read the old limit."""
     who = await agent(pool, "news", name="b")
@@ -128,7 +128,7 @@ async def test_i1_a_change_is_done_when_no_call_is_admitted_by_the_limit_before(
     assert (await change).limit_nano == 5 * 10**8
 
 
-async def test_a_change_of_a_budget_touches_no_window(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_a_change_of_a_budget_touches_no_window(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await agent(pool, "news", name="b", per="user")
     for user in ("ann", "ben"):
         assert isinstance(await treasury.admit(request(who, CallContext(user=user))), Hold)
@@ -140,7 +140,7 @@ async def test_a_change_of_a_budget_touches_no_window(pool: asyncpg.Pool, treasu
     assert (denial.kind, denial.limit_nano) == (DenialKind.EXHAUSTED, 999) or denial.kind is DenialKind.BUSY
 
 
-async def test_a_budget_takes_so_many_new_subjects_a_minute(pool: asyncpg.Pool, treasury: Treasury) -> None:
+async def test_a_budget_takes_so_many_new_subjects_a_minute(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     """The others of the group, known subjects and other budgets are served."""
     who, other = await agent(pool, "split", per="user"), await agent(pool, "other")
     who = await Principals(pool).by_agent("split")

@@ -34,8 +34,8 @@ from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
 from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.sweep import Sweeper
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
 from tests.integration.treasury_model import Model, noon, told
 
@@ -70,7 +70,7 @@ class TreasuryMachine(RuleBasedStateMachine):
         budget = {"limit": "0.000001", "window": "day", "time_zone": noon()}
         new = {"name": self.name, "team": "default", "budget": budget}
         self.world.do(organisations.create_agent(self.world.pool, read_input(organisations.NewAgent, new)))
-        self.treasury = Treasury(self.world.url, retry_s=0.01)
+        self.treasury = PostgresTreasury(self.world.url, retry_s=0.01)
         self.renew()
 
     def renew(self) -> None:
@@ -91,7 +91,7 @@ class TreasuryMachine(RuleBasedStateMachine):
 
         return self.world.do(run())
 
-    def admit(self, *requests: tuple[Treasury, HoldRequest]) -> list[tuple[str, int]]:
+    def admit(self, *requests: tuple[PostgresTreasury, HoldRequest]) -> list[tuple[str, int]]:
         async def run() -> list[Hold | Denial]:
             return list(await asyncio.gather(*(treasury.admit(request) for treasury, request in requests)))
 
@@ -114,7 +114,7 @@ class TreasuryMachine(RuleBasedStateMachine):
     def two_processes_ask_at_once(self, first: int, second: int) -> None:
         """Whoever comes first: both are decided one after the other."""
         requests = [self.request(first, first), self.request(second, second)]
-        other = Treasury(self.world.url)
+        other = PostgresTreasury(self.world.url)
         answers = self.admit((self.treasury, requests[0]), (other, requests[1]))
         self.world.do(other.close())
         before = copy.deepcopy(self.model)
@@ -299,7 +299,7 @@ class TreasuryMachine(RuleBasedStateMachine):
     @rule()
     def the_process_is_started_again(self) -> None:
         self.world.do(self.treasury.close())
-        self.treasury = Treasury(self.world.url, retry_s=0.01)
+        self.treasury = PostgresTreasury(self.world.url, retry_s=0.01)
 
     @invariant()
     def the_books_are_the_models(self) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import asyncpg
 
 from llm_service.ids import new_call_id
-from llm_service.treasury.treasury import Treasury
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Principal, Settlement
 
 HOLDS = 50_000
@@ -19,7 +19,7 @@ FROM generate_series(1, 2 * $1::integer) AS n
 """
 
 
-async def _spend(treasury: Treasury, who: Principal, lines: Sequence[tuple[int, str]], count: int) -> None:
+async def _spend(treasury: PostgresTreasury, who: Principal, lines: Sequence[tuple[int, str]], count: int) -> None:
     """One group of holds, and one group of their settlements."""
     requests = [HoldRequest(new_call_id(), 0, who, NO_CONTEXT, "m", 5, 5, 60, tuple(lines)) for _ in range(count)]
     holds = await asyncio.gather(*map(treasury.admit, requests))
@@ -38,7 +38,7 @@ async def test_no_group_reads_all_holds_though_its_plan_was_made_when_there_were
     # A vacuum would have Postgres plan anew, and hide what a plan of a small table does.
     await pool.execute("ALTER TABLE holds SET (autovacuum_enabled = false)")
     who = Principal(1, "default", 1, "default", agent, "a", None, None, await pool.fetchval("SELECT value FROM epoch"))
-    treasury = Treasury(database_url)
+    treasury = PostgresTreasury(database_url)
     await _spend(treasury, who, [(budget, "")], 3)  # the plans are made here
     await _apart(
         database_url,

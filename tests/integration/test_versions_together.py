@@ -14,13 +14,13 @@ from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
 from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.statements import ADMIT, SETTLE, admission_arrays, decision, settlement_arrays
-from llm_service.treasury.treasury import Treasury
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Principal, Settlement
 from tests.chaos.older import before
 
 
-class OldTreasury(Treasury):
+class OldTreasury(PostgresTreasury):
     """As it was before migration 0005: it asks for the second version of both functions."""
 
     async def _admit_group(self, group: Sequence[HoldRequest]) -> list[Hold | Denial | Exception]:
@@ -48,8 +48,8 @@ async def test_both_versions_share_a_budget_and_the_books_are_right(
 ) -> None:
     who = await who_spends(pool)
     line = ((who.budgets[0].id, ""),)
-    old, new = OldTreasury(database_url), Treasury(database_url)
-    holds: list[tuple[Treasury, Hold]] = []
+    old, new = OldTreasury(database_url), PostgresTreasury(database_url)
+    holds: list[tuple[PostgresTreasury, Hold]] = []
     for number in range(12):
         treasury = old if (number % 2 == 0) == old_first else new
         answer = await treasury.admit(HoldRequest(new_call_id(), 0, who, NO_CONTEXT, "m", 700, 10, 60, line))

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, cast
+from dataclasses import dataclass, field, replace
+from typing import Any
 from uuid import UUID
 
-from llm_service.call.idempotency import Claim, Idempotency, Replay
+from llm_service.call.idempotency import Claim, Replay
 from llm_service.errors import TreasurerError
 from llm_service.guards.breaker import BreakerRules
-from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.guards.token_bucket import RatePermit
+from llm_service.ids import new_call_id
 from llm_service.pricing.bounds import TextCount
 from llm_service.pricing.catalog import Model
 from llm_service.telemetry.record import CallRecord
-from llm_service.treasury.denial import Denial, DenialKind
-from llm_service.treasury.sweep import Sweeper
-from llm_service.treasury.treasury import Treasury
+from llm_service.treasury.denial import Denial
+from llm_service.treasury.in_memory import InMemoryTreasury
 from llm_service.types import (
+    NO_CONTEXT,
     NO_TIMEOUTS,
     Budget,
     CallContext,
@@ -36,7 +37,8 @@ from llm_service.types import (
     UsageSource,
     WindowKind,
 )
-from llm_service.upstream.litellm_proxy import answer_of, event_error, refusal_of
+from llm_service.upstream.litellm_errors import event_error, refusal_of
+from llm_service.upstream.litellm_proxy import answer_of
 from llm_service.upstream.upstream import Refusal, UpstreamAnswer, UpstreamStream
 from llm_service.wire.requests import ParsedRequest
 
@@ -67,17 +69,24 @@ class Clock:
         return self.now
 
 
-class FakeTreasury:
-    """One budget in memory, by the rules of the real one; or the `outcomes` that a test has scripted."""
+class FakeTreasury(InMemoryTreasury):
+    """One budget (None: no limit), whatever windows a request names; or the `outcomes` that a test has scripted."""
 
     def __init__(self, limit_nano: int | None = None) -> None:
-        self.limit_nano = limit_nano
-        self.posted_nano = 0
-        self.pending: dict[UUID, int] = {}
+        super().__init__({} if limit_nano is None else {DAILY.id: limit_nano})
         self.asked: list[HoldRequest] = []
         self.settled: list[Settlement] = []
         self.outcomes: list[Hold | Denial | Exception] = []
         self.waits = 0
+
+    @property
+    def pending(self) -> dict[UUID, int]:
+        """What each call holds."""
+        return {call_id: hold.amount_nano for (call_id, _), hold in self.holds.items()}
+
+    @property
+    def posted_nano(self) -> int:
+        return sum(settlement.cost_nano for settlement in self.ledger.values())
 
     async def admit(self, request: HoldRequest) -> Hold | Denial:
         self.asked.append(request)
@@ -87,39 +96,23 @@ class FakeTreasury:
             if isinstance(outcome, Exception):
                 raise outcome
             return outcome
-        if self.limit_nano is None:
-            return Hold(request.call_id, request.attempt, request.amount_nano, None, None)
-        pending = sum(self.pending.values())
-        left = self.limit_nano - self.posted_nano - pending
-        if request.floor_nano > left:
-            final = request.floor_nano > self.limit_nano - self.posted_nano
-            return Denial(
-                DenialKind.EXHAUSTED if final else DenialKind.BUSY,
-                DAILY.id,
-                "",
-                self.limit_nano,
-                self.posted_nano,
-                pending,
-                None,
-            )
-        granted = min(request.amount_nano, left)
-        self.pending[request.call_id] = granted
-        return Hold(request.call_id, request.attempt, granted, DAILY.id, left - granted)
+        return await super().admit(replace(request, lines=tuple((budget, "") for budget in self.limits_nano)))
+
+    async def hold_elsewhere(self, amount_nano: int) -> UUID:
+        """Somebody else's call holds this much of the budget; its id."""
+        call_id = new_call_id()
+        lines = ((DAILY.id, ""),)
+        request = HoldRequest(call_id, 0, PRINCIPAL, NO_CONTEXT, "m", amount_nano, amount_nano, 60, lines)
+        assert isinstance(await super().admit(request), Hold)
+        return call_id
 
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[str]:
         self.settled.append(settlement)
-        self.pending.pop(settlement.call_id, None)
-        self.posted_nano += settlement.cost_nano
-        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        future.set_result("settled")
-        return future
+        return super().settle_soon(settlement)
 
     async def freed(self, timeout_s: float) -> None:
         self.waits += 1
-        await asyncio.sleep(min(timeout_s, 0.01))
-
-    def real(self) -> Treasury:
-        return cast("Treasury", self)
+        await super().freed(min(timeout_s, 0.01))
 
 
 class FakeLimiter:
@@ -145,9 +138,6 @@ class FakeLimiter:
         permit.released = True
         self.released.append(tokens)
 
-    def real(self) -> RateLimiter:
-        return cast("RateLimiter", self)
-
 
 #: What the proxy wrote of a stream that was given up: its own count.
 COUNTED = Settlement(
@@ -170,9 +160,6 @@ class FakeSweeper:
     async def witnessed(self, call_id: UUID, attempt: int, wait_s: float) -> Settlement | None:
         self.looked.append((call_id, attempt))
         return self.witness
-
-    def real(self) -> Sweeper:
-        return cast("Sweeper", self)
 
 
 class FakeCounter:
@@ -224,9 +211,6 @@ class FakeIdempotency:
         del self.rows[claim.agent_id, claim.key]
         self.released.append(claim.key)
 
-    def real(self) -> Idempotency:
-        return cast("Idempotency", self)
-
 
 class FakeStream:
     """A stream that says what a test wants: bytes, or an exception to raise. `gate` holds the rest back."""
@@ -256,7 +240,7 @@ class FakeStream:
         return event_error(fields)
 
     def refusal(self, body: bytes) -> Refusal:
-        return refusal_of(self.status, self.headers, body)
+        return refusal_of(self.status, self.headers, body, time.time())
 
     def close(self) -> None:
         self.closed += 1

@@ -65,9 +65,10 @@ class Parts:
         breakers: BreakerGate = NO_BREAKERS,
         entries: list[dict[str, Any]] = ENTRIES,
         upstream: FakeUpstream | None = None,
+        treasury: FakeTreasury | None = None,
         revoke: Revoke = never,
     ) -> None:
-        self.treasury, self.limiter, self.sweeper = FakeTreasury(limit_nano), FakeLimiter(), FakeSweeper()
+        self.treasury, self.limiter, self.sweeper = treasury or FakeTreasury(limit_nano), FakeLimiter(), FakeSweeper()
         self.counter, self.idempotency, self.upstream = (
             FakeCounter(),
             FakeIdempotency(),
@@ -80,15 +81,15 @@ class Parts:
 
         self.service = LLMService(
             admission=Admission(
-                catalog=Catalog(read), principals=self, limiter=self.limiter.real(), treasury=self.treasury.real(),
+                catalog=Catalog(read), principals=self, limiter=self.limiter, treasury=self.treasury,
                 count_tokens=self.counter.request, rate_card=one_rate_card, refused=self.refused, lifetime_s=330, busy_wait_s=0,
             ),
             settler=Settler(
-                treasury=self.treasury.real(), limiter=self.limiter.real(), sweeper=self.sweeper.real(),
+                treasury=self.treasury, limiter=self.limiter, sweeper=self.sweeper,
                 count_tokens=self.counter.request, count_text=self.counter.text, record=self.records.append,
                 lifetime_s=330,
             ),
-            upstream=self.upstream, idempotency=self.idempotency.real(), grant_secret=SECRET, parent=lambda: "parent",
+            upstream=self.upstream, idempotency=self.idempotency, grant_secret=SECRET, parent=lambda: "parent",
             breakers=breakers, revoke=revoke,
         )  # fmt: skip
 

@@ -17,7 +17,7 @@ import json
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -27,8 +27,7 @@ from llm_service.call.settlement import Settler
 from llm_service.errors import TreasurerError
 from llm_service.pricing.catalog import Catalog
 from llm_service.service import LLMService
-from llm_service.treasury.sweep import OrphanHold, Sweeper, settlement_for
-from llm_service.treasury.treasury import Treasury
+from llm_service.treasury.sweep import OrphanHold, settlement_for
 from llm_service.types import (
     NO_TIMEOUTS,
     CallContext,
@@ -127,17 +126,16 @@ class Process:
             return MODELS
 
         limiter, counter = FakeLimiter(), FakeCounter()
-        treasury, sweeper = cast("Treasury", self), cast("Sweeper", self)
         self.service = LLMService(
             admission=Admission(
-                catalog=Catalog(read), principals=self, limiter=limiter.real(), treasury=treasury,
+                catalog=Catalog(read), principals=self, limiter=limiter, treasury=self,
                 count_tokens=counter.request, rate_card=one_rate_card, refused=lambda *_: None, lifetime_s=330, busy_wait_s=0,
             ),
             settler=Settler(
-                treasury=treasury, limiter=limiter.real(), sweeper=sweeper, count_tokens=counter.request,
+                treasury=self, limiter=limiter, sweeper=self, count_tokens=counter.request,
                 count_text=counter.text, record=lambda _: None, lifetime_s=330,
             ),
-            upstream=self, idempotency=books.keys.real(), grant_secret="s" * 32,
+            upstream=self, idempotency=books.keys, grant_secret="s" * 32,
         )  # fmt: skip
 
     async def renew(self, principal: Any) -> Any:
@@ -154,7 +152,7 @@ class Process:
             written = True
             await asyncio.sleep(0)
         except asyncio.CancelledError:
-            if written:  # as Treasury.admit does for a caller who left before it heard
+            if written:  # as PostgresTreasury.admit does for a caller who left before the answer came
                 self.settle_soon(Settlement(request.call_id, request.attempt, LedgerState.VOIDED, 0))
             raise
         return Hold(request.call_id, request.attempt, request.amount_nano, None, None)

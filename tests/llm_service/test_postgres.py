@@ -11,7 +11,18 @@ import asyncpg
 import pytest
 
 from llm_service.errors import DatabaseBusy, DatabaseLocked, TookTooLong, TooManyReports, TreasuryUnavailable
-from llm_service.postgres import AWAY, POSTGRES_ERRORS, PoolExhausted, borrowed, explain, fetch, snapshot, unavailable
+from llm_service.postgres import (
+    AWAY,
+    MISSING,
+    POSTGRES_ERRORS,
+    NotMigrated,
+    PoolExhausted,
+    borrowed,
+    explain,
+    fetch,
+    snapshot,
+    unavailable,
+)
 
 #: What a database that is gone, going or starting raises.
 GONE = [
@@ -121,8 +132,18 @@ async def test_a_mistake_of_ours_is_neither_away_nor_hidden() -> None:
         await fetch(Pool(asyncpg.InterfaceError("the server expects 1 argument")).real, "SELECT $1")
     with pytest.raises(TreasuryUnavailable):
         await fetch(Pool(asyncpg.InterfaceError("connection is closed")).real, "SELECT $1")
-    with pytest.raises(asyncpg.UndefinedColumnError):
-        await fetch(Pool(asyncpg.UndefinedColumnError("x")).real, "SELECT x")
+    with pytest.raises(asyncpg.PostgresSyntaxError):
+        await fetch(Pool(asyncpg.PostgresSyntaxError("x")).real, "SELEKT x")
+
+
+@pytest.mark.parametrize("kind", MISSING)
+async def test_a_database_that_is_not_migrated_is_named_with_what_it_lacks(kind: type[asyncpg.PostgresError]) -> None:
+    with pytest.raises(
+        NotMigrated, match=r"\(relation \"keys\" does not exist\): run `treasurer migrate`\."
+    ) as refusal:
+        await fetch(Pool(kind('relation "keys" does not exist\nHINT:  none')).real, "SELECT 1")
+    assert (refusal.value.status, refusal.value.code) == (503, "treasury_unavailable")
+    assert isinstance(explain(kind("x"), reading="report", bound_s=60), NotMigrated)
 
 
 async def test_a_time_out_of_a_statement_is_not_an_exhausted_pool() -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -28,24 +29,29 @@ from llm_service.errors import (
 )
 from llm_service.grants import verify
 from llm_service.pricing.catalog import Model
+from llm_service.treasury.denial import Denial
 from llm_service.types import (
     NO_CONTEXT,
     NO_TIMEOUTS,
     CallContext,
     Fallback,
+    Hold,
+    HoldRequest,
     LedgerState,
     OnLeave,
     Principal,
     Route,
+    Settlement,
     Timeouts,
     UsageSource,
 )
-from llm_service.upstream.upstream import Refusal, Unanswered, UpstreamAnswer
+from llm_service.upstream.upstream import Refusal, Unanswered, UpstreamAnswer, UpstreamStream
 from tests.llm_service.fakes import (
     COUNTED,
     ENTRIES,
     PRINCIPAL,
     FakeStream,
+    FakeTreasury,
     FakeUpstream,
     HttpAnswer,
     chat_body,
@@ -548,6 +554,97 @@ async def test_i2_a_caller_who_leaves_before_the_stream_opened_keeps_the_hold(pa
     assert len(parts.sweeper.watched) == 1
 
 
+async def test_a_caller_who_leaves_while_a_stream_that_goes_on_opens_gives_the_breakers_permit_back() -> None:
+    """The call may have been the breaker's one probe: without its permit no other call would be let through for a minute."""
+    gate = Gate()
+    parts = Parts(breakers=gate)
+    parts.upstream.gate, parts.upstream.stream = asyncio.Event(), FakeStream(EVENTS)
+    task = asyncio.create_task(parts.service.stream(chat_body(stream=True), FINISHING, NO_CONTEXT))
+    await until(lambda: parts.upstream.sent)
+    task.cancel()
+    await asyncio.wait([task])
+    parts.upstream.gate.set()
+    await parts.service.close()
+    assert gate.told == ["release"]
+
+
+@pytest.mark.parametrize("witness", [COUNTED, None])
+async def test_i2_a_caller_who_leaves_in_the_moment_in_which_a_stream_opens_leaves_nothing_open(
+    witness: Settlement | None,
+) -> None:
+    class Opens(FakeUpstream):
+        async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamStream:
+            asyncio.get_running_loop().call_soon(task.cancel)  # before the call hears that its stream is open
+            return await super().open(path, body, grant, timeouts)
+
+    gate, stream = Gate(), FakeStream(EVENTS)
+    parts = Parts(breakers=gate, upstream=Opens(stream=stream))
+    parts.sweeper.witness = witness
+    task = asyncio.create_task(parts.service.stream(chat_body(stream=True), PRINCIPAL, NO_CONTEXT))
+    await asyncio.wait([task])
+    assert task.cancelled()
+    await parts.service.close()
+    assert stream.closed >= 1
+    assert gate.told == ["release"]
+    assert [each.error_code for each in parts.treasury.settled] == (["client_left"] if witness else [])
+    assert len(parts.sweeper.watched) == (0 if witness else 1)
+
+
+async def test_what_a_stream_waited_for_before_it_was_sent_is_not_its_models_time() -> None:
+    """Such as its budget's pace: the model has all of the time that the route gives it for a first token."""
+
+    class Paced(FakeTreasury):
+        async def admit(self, request: HoldRequest) -> Hold | Denial:
+            await asyncio.sleep(0.3)
+            return await super().admit(request)
+
+    class SomewhatSlow(FakeStream):
+        async def chunks(self) -> AsyncIterator[bytes]:
+            await asyncio.sleep(0.05)
+            async for chunk in super().chunks():
+                yield chunk
+
+    parts = Parts(treasury=Paced(), upstream=FakeUpstream(stream=SomewhatSlow(EVENTS)))
+    principal = replace(PRINCIPAL, routes=(Route(timeouts=Timeouts(first_token_s=0.25)),))
+    answer = await parts.service.stream(chat_body(stream=True), principal, NO_CONTEXT)
+    assert (await collect(answer)).endswith(DONE)
+    assert parts.settled.error_code is None
+
+
+async def test_the_time_of_a_call_begins_when_it_comes_in(parts: Parts) -> None:
+    """With what it waits for before its first attempt, such as another call with its idempotency key."""
+    claim = parts.idempotency.claim
+
+    async def slow(agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Any:
+        await asyncio.sleep(0.2)
+        return await claim(agent_id, key, operation, body, call_id)
+
+    parts.idempotency.claim = slow
+    came = datetime.now(UTC)
+    await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
+    assert parts.settled.latency_ms is not None
+    assert parts.settled.latency_ms >= 200
+    assert (parts.records[0].started_at - came).total_seconds() < 0.15
+
+
+async def test_a_bug_in_the_background_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody waits for what goes on after a caller has left, so nobody else would see it."""
+
+    async def revoke(_call_id: UUID, _attempt: int) -> bool:
+        raise RuntimeError("a statement was used wrongly")
+
+    parts = Parts(entries=SHARED, revoke=revoke)
+    parts.upstream.gate, parts.upstream.stream = asyncio.Event(), FakeStream(EVENTS)
+    task = asyncio.create_task(parts.service.stream(chat_body(stream=True), PRINCIPAL, NO_CONTEXT))
+    await until(lambda: parts.upstream.sent)
+    task.cancel()
+    await asyncio.wait([task])
+    await parts.service.close()
+    (logged,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert logged.exc_info is not None
+    assert "a statement was used wrongly" in str(logged.exc_info[1])
+
+
 async def test_i7_a_stream_is_repeated_from_what_was_kept(parts: Parts) -> None:
     first = await parts.stream(*EVENTS, context=KEYED)
     kept_before_its_end = False
@@ -674,6 +771,8 @@ async def test_prices_that_change_again_and_again_are_a_503_and_nothing_is_held(
     with pytest.raises(PricesChanged) as refusal:
         await once(parts, False)
     assert (refusal.value.status, refusal.value.retry_after) == (503, 1)
+    assert refusal.value.message.startswith("The prices of 'm' changed")
+    assert refusal.value.details == {"model": "m"}
     assert len(book.sent) == 3
     assert {each.state for each in parts.treasury.settled} == {LedgerState.VOIDED}
     parts.nothing_is_held()

@@ -1,8 +1,8 @@
 """LiteLLM Proxy with its own in-memory budgets: no database, no Redis, one worker for each instance.
 
-What must hold: it runs as its documentation has it, with the same speed settings and the same router that Treasurer
-gives it, and nothing of Treasurer's is loaded. Each instance keeps its counters in memory: that is what its
-budgets are without its database (with Redis, which is not tried here, they are shared).
+What must hold: LiteLLM runs as its documentation describes, with the same speed settings and the same router as under
+Treasurer, and nothing of Treasurer's is loaded. Each instance keeps its counters in memory, because that is how its
+budgets work without its database. (With Redis, which is not tried here, instances share them.)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class _Instance:
 
 
 class LiteLLM:
-    """LiteLLM Proxy. An account is a key with a budget in its name (see the hooks)."""
+    """LiteLLM Proxy. An account is a key whose name contains its budget (see the hooks)."""
 
     name = "LiteLLM Proxy"
     settle_s = 4.0
@@ -119,10 +119,10 @@ class LiteLLM:
 
 
 def _config(provider_url: str) -> dict[str, Any]:
-    """The models and the router of config/litellm.yaml; LiteLLM's own budgets in the place of Treasurer's plugin."""
+    """The models and the router of config/litellm.yaml, with LiteLLM's own budgets in place of Treasurer's plugin."""
     given = yaml.safe_load((ROOT / "config" / "litellm.yaml").read_text(encoding="utf-8"))
     config = effective_config(given, {}, provider_url).config
-    # Else the failing provider is left alone after the first failures, and nothing is learned.
+    # Otherwise LiteLLM stops asking the failing provider after the first failures, and the test shows nothing.
     config["router_settings"]["disable_cooldowns"] = True
     config["litellm_settings"]["callbacks"] = [f"{_HOOKS}.cost_logger", f"{_HOOKS}.paid"]
     config["general_settings"] = {
@@ -138,17 +138,17 @@ def _python() -> Path:
 
 
 def _counted_as(key: str) -> str:
-    """How LiteLLM's counters name a key."""
+    """The name under which LiteLLM's counters have a key."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _nano(dollars: float) -> int:
-    """LiteLLM keeps floats: the nearest nano-dollar of one."""
+    """LiteLLM's amounts are floats; this is the nearest nano-dollar."""
     return round(Decimal(repr(dollars)).scaleb(9))
 
 
 def _pid(instance: _Instance) -> int | None:
-    """The process that serves: with one worker LiteLLM's command is it."""
+    """The process that serves. With one worker, it is the process of LiteLLM's command itself."""
     return None if instance.process is None else instance.process.pid
 
 

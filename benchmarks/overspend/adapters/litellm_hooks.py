@@ -1,10 +1,10 @@
 """What LiteLLM Proxy loads for the overspend test: its own budgets, without its database.
 
-`custom_auth` gives each key the budget that its name says (`sk-overspend-<nano-dollars>-<random>`), and
-LiteLLM's own checks and its own cost logger do the rest, as docs of `custom_auth_run_common_checks` say. A thread
-writes down what LiteLLM's counters say, for the adapter to read.
+`custom_auth` gives each key the budget that its name contains (`sk-overspend-<nano-dollars>-<random>`). LiteLLM's own
+checks and its own cost logger do the rest, as the documentation of `custom_auth_run_common_checks` describes. A thread
+writes LiteLLM's counters to a file for the adapter.
 
-What must hold: nothing of Treasurer's is loaded, and LiteLLM's decisions are not touched. Runs in LiteLLM's
+What must hold: nothing of Treasurer's is loaded, and LiteLLM's decisions are not changed. This runs in LiteLLM's
 environment: the standard library and LiteLLM only.
 """
 
@@ -32,7 +32,7 @@ _EVERY_S = 0.1
 
 
 async def custom_auth(request: object, api_key: str) -> UserAPIKeyAuth:
-    """The key's budget is in its name."""
+    """The key's name contains its budget."""
     limit, _, name = api_key.removeprefix("Bearer ").removeprefix(_PREFIX).partition("-")
     if not limit.isdecimal() or not name:
         raise ProxyException(message="unknown key", type="auth_error", param="key", code=401)
@@ -41,7 +41,7 @@ async def custom_auth(request: object, api_key: str) -> UserAPIKeyAuth:
 
 
 class _Paid(CustomLogger):
-    """Counts the calls that LiteLLM has at a cost, by key."""
+    """Counts the calls to which LiteLLM gave a cost, by key."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""No gateway at all: callers reach the provider. The smallest adapter, and what a table of somebody without one looks like."""
+"""No gateway at all: callers reach the provider directly. The smallest adapter; it shows what happens without budgets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from benchmarks.overspend.processes import Processes
 
 
 class Nothing:
-    """Limits are told to nobody, and there are no books."""
+    """Keeps no limits and no books."""
 
     name = "no gateway"
     settle_s = 0.0

@@ -1,10 +1,10 @@
-"""Treasurer: the whole embedded stack, as `treasurer up` runs it, or one that runs already.
+"""Treasurer: the whole embedded stack, as `treasurer up` runs it, or a stack that is already running.
 
-What must hold: callers come by HTTP as everybody's do. An account is an agent with one budget and one key, made by
-the admin API; its books are the ledger and the holds.
+What must hold: calls come over HTTP, as those of any caller. An account is an agent with one budget and one key,
+created through the admin API; its books are the ledger and the holds.
 
-A hold that a killed gateway leaves lives for `call_timeout_s` and a margin; both are shorter here than they are by
-default (five and a half minutes), so that the test need not wait for so long.
+If a gateway is killed, its holds live for `call_timeout_s` and a margin. Both are shorter here than by default (five
+and a half minutes), so that the test need not wait that long.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ FROM agents a LEFT JOIN ledger l ON l.agent_id = a.id WHERE a.name = $1 GROUP BY
 
 
 class Treasurer:
-    """Treasurer. With `running`, a stack that runs already and whose providers are simulated: it is not stopped."""
+    """Treasurer. `running` names a running stack whose providers are simulated; such a stack is not stopped."""
 
     name = "Treasurer"
 
@@ -85,7 +85,7 @@ class Treasurer:
             "TREASURER_CALL_TIMEOUT_S": str(_CALL_TIMEOUT_S),
             "TREASURER_HOLD_MARGIN_S": str(_MARGIN_S),
             "TREASURER_SWEEP_INTERVAL_S": str(_SWEEP_S),
-            # As LiteLLM's cooldowns: a provider that fails is to be asked again, or nothing is learned.
+            # As for LiteLLM's cooldowns: a failing provider must be asked again, or the test shows nothing.
             "TREASURER_BREAKER_FAILURES": "0",
             "TREASURER_BREAKER_MIN_CALLS": "10000",
         }
@@ -116,7 +116,7 @@ class Treasurer:
 
     async def kill_and_restart(self) -> None:
         if self._process is None:
-            raise Unsupported("the stack belongs to somebody else")
+            raise Unsupported("a stack that was already running is not killed")
         state = StackState.read(self.state.data_dir)
         assert state is not None
         before = {name: pid for name, pid in state.pids.items() if name.startswith("gateway-")}
@@ -126,11 +126,11 @@ class Treasurer:
         deadline = time.monotonic() + _START_S
         while not await self._serves_anew(before):
             if time.monotonic() > deadline:
-                raise RuntimeError("Treasurer did not come back after kill -9")
+                raise RuntimeError("Treasurer did not serve again after kill -9")
             await asyncio.sleep(0.1)
 
     async def _serves_anew(self, before: dict[str, int]) -> bool:
-        """Whether the supervisor has started every gateway again, and all are ready."""
+        """Whether the supervisor has restarted every gateway, and all are ready."""
         state = StackState.read(self.state.data_dir)
         if state is None or any(state.pids.get(name) in (None, pid) for name, pid in before.items()):
             return False
@@ -156,7 +156,7 @@ class Treasurer:
 
 
 def _commit() -> str:
-    """Of the code that is tested, if it comes from a repository."""
+    """The commit of the code that is tested, if it is in a git repository."""
     git = ["git", "-C", str(ROOT)]
     try:
         head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
@@ -167,10 +167,10 @@ def _commit() -> str:
 
 
 def _config(provider_url: str) -> dict[str, object]:
-    """config/litellm.yaml with every model served by this program's provider, and attempts that end before holds do."""
+    """config/litellm.yaml with this program's provider behind every model, and attempts that end before their holds do."""
     given = yaml.safe_load((ROOT / "config" / "litellm.yaml").read_text(encoding="utf-8"))
     config = effective_config(given, {}, provider_url).config
-    # Else the failing provider is left alone after the first failures, and nothing is learned.
+    # Otherwise LiteLLM stops asking the failing provider after the first failures, and the test shows nothing.
     config["router_settings"]["disable_cooldowns"] = True
     config["litellm_settings"]["request_timeout"] = _CALL_TIMEOUT_S
     return config

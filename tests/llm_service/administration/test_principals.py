@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from llm_service.administration.keys import hash_secret
 from llm_service.administration.principals import Principals
+from llm_service.administration.secrets import hash_secret
 from llm_service.errors import NotAuthenticated, NotFound, NotPermitted, TreasuryUnavailable
 from llm_service.types import Budget, Dimension, RateLimit, Scope, WindowKind
 

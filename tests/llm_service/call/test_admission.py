@@ -25,7 +25,17 @@ from llm_service.errors import (
 from llm_service.guards.breaker_gate import FREE
 from llm_service.pricing.catalog import Catalog
 from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
-from llm_service.types import Budget, CallContext, Dimension, Principal, RateLimit, Scope, WindowKind
+from llm_service.types import (
+    Budget,
+    CallContext,
+    Dimension,
+    LedgerState,
+    Principal,
+    RateLimit,
+    Scope,
+    Settlement,
+    WindowKind,
+)
 from llm_service.wire.requests import parse_chat, parse_embeddings
 from tests.llm_service.fakes import (
     DAILY,
@@ -61,8 +71,8 @@ class Parts:
             return ENTRIES
 
         self.admission = Admission(
-            catalog=Catalog(read), principals=self.principals, limiter=self.limiter.real(),
-            treasury=self.treasury.real(), count_tokens=self.counter.request, rate_card=one_rate_card, refused=self.refused, lifetime_s=330,
+            catalog=Catalog(read), principals=self.principals, limiter=self.limiter,
+            treasury=self.treasury, count_tokens=self.counter.request, rate_card=one_rate_card, refused=self.refused, lifetime_s=330,
             busy_wait_s=busy_wait_s,
         )  # fmt: skip
 
@@ -175,7 +185,7 @@ async def test_an_error_that_nobody_expected_gives_the_pace_back_too() -> None:
 
 async def test_a_caller_who_leaves_while_waiting_gives_the_pace_back() -> None:
     parts = Parts(10**9, busy_wait_s=60)
-    parts.treasury.pending[chat().call_id] = 10**9
+    await parts.treasury.hold_elsewhere(10**9)
     task = asyncio.create_task(parts.admit(chat()))
     while not parts.treasury.waits:
         await asyncio.sleep(0)
@@ -194,8 +204,7 @@ async def test_exhausted_is_said_at_once() -> None:
 
 async def test_busy_is_said_after_waiting_for_what_is_in_flight() -> None:
     parts = Parts(10**9)
-    other = chat().call_id
-    parts.treasury.pending[other] = 10**9
+    other = await parts.treasury.hold_elsewhere(10**9)
     with pytest.raises(BudgetBusy) as refused:
         await parts.admit(chat())
     assert refused.value.retry_after is not None
@@ -205,12 +214,11 @@ async def test_busy_is_said_after_waiting_for_what_is_in_flight() -> None:
 
 async def test_busy_passes_when_a_call_in_flight_settles() -> None:
     parts = Parts(10**9, busy_wait_s=60)
-    other = chat().call_id
-    parts.treasury.pending[other] = 10**9
+    other = await parts.treasury.hold_elsewhere(10**9)
     task = asyncio.create_task(parts.admit(chat(max_tokens=10)))
     while not parts.treasury.waits:
         await asyncio.sleep(0)
-    del parts.treasury.pending[other]
+    parts.treasury.settle_soon(Settlement(other, 0, LedgerState.VOIDED, 0))
     admitted = await task
     assert admitted.hold.amount_nano == admitted.bound.amount_nano
     assert parts.refused.told == []

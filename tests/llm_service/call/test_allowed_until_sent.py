@@ -11,7 +11,7 @@ import pytest
 
 from llm_service.call.idempotency import Claim
 from llm_service.errors import ModelNotAllowed, NotAuthenticated, NotPermitted, Paused, RateLimited, TreasurerError
-from llm_service.treasury.treasury import Denial, DenialKind
+from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.types import NO_CONTEXT, LedgerState, Principal, Route
 from tests.llm_service.fakes import DAILY, PRINCIPAL, FakeStream, chat_body
 from tests.llm_service.serving import EVENTS, KEYED, Parts, collect

@@ -49,7 +49,7 @@ class Parts:
         self.treasury, self.limiter, self.sweeper = FakeTreasury(), FakeLimiter(), FakeSweeper()
         self.counter, self.records = FakeCounter(), Records()
         self.settler = Settler(
-            treasury=self.treasury.real(), limiter=self.limiter.real(), sweeper=self.sweeper.real(),
+            treasury=self.treasury, limiter=self.limiter, sweeper=self.sweeper,
             count_tokens=self.counter.request, count_text=self.counter.text, record=self.records.append, lifetime_s=330,
         )  # fmt: skip
 

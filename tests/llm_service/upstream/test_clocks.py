@@ -7,10 +7,7 @@ from email.utils import formatdate
 import pytest
 
 from gateway.routes.health import clock_warnings
-from llm_service.call.routing import condition_of
-from llm_service.errors import ProxyClock, ProxyUnavailable
 from llm_service.upstream.clocks import ahead_by, difference, disagrees
-from llm_service.upstream.litellm_proxy import certainly_unbilled, upstream_error
 
 NOW = 1_800_000_000.25
 
@@ -52,31 +49,3 @@ def test_readiness_names_each_clock_that_is_wrong(
     found = clock_warnings(proxy_s, database_s)
     assert len(found) == len(said)
     assert all(text.startswith(begin) for text, begin in zip(found, said, strict=True))
-
-
-def refusal(shown: str | None) -> ProxyUnavailable:
-    """The error for a grant that the proxy's clock refused, when that clock showed this."""
-    headers = {"x-treasurer-refused": "clock"} | ({"x-treasurer-time": shown} if shown is not None else {})
-    error = upstream_error(401, headers, b'{"error": {"message": "the grant has expired"}}')
-    assert isinstance(error, ProxyUnavailable)
-    assert certainly_unbilled(401, headers)
-    assert (error.status, error.retry_after is not None) == (503, True)
-    return error
-
-
-def test_callers_read_that_the_proxys_clock_is_wrong_and_how(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.time", lambda: NOW)
-    ahead, behind, unknown = refusal(f"{NOW + 3600:.3f}"), refusal(f"{NOW - 90:.3f}"), refusal("soon")
-    assert all(isinstance(error, ProxyClock) and error.code == "proxy_clock" for error in (ahead, behind, unknown))
-    assert "clock of LiteLLM Proxy is 3,600 s ahead of this gateway's" in ahead.message
-    assert "clock of LiteLLM Proxy is 90 s behind this gateway's" in behind.message
-    assert (ahead.details["ahead_s"], behind.details["ahead_s"], unknown.details["ahead_s"]) == (3600, -90, None)
-    assert "and this gateway's differ" in unknown.message
-    assert condition_of(ahead) is None, "another model is behind the same clock"
-
-
-def test_a_grant_that_expired_in_the_proxys_queue_is_not_blamed_on_a_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("time.time", lambda: NOW)
-    error = refusal(f"{NOW - 0.2:.3f}")
-    assert not isinstance(error, ProxyClock)
-    assert "no worker" in error.message

@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from email.utils import formatdate
-from typing import Any
 
 import pytest
 from aiohttp import web
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from multidict import CIMultiDict
 
 from llm_service.errors import ProxyUnavailable, UpstreamError, UpstreamTimeout
 from llm_service.money import MAX_NANO
-from llm_service.types import Condition, Timeouts
-from llm_service.upstream.litellm_proxy import ProxyUpstream, answer_of, certainly_unbilled, refusal_of, upstream_error
-from llm_service.upstream.upstream import Billing, Refusal, Unanswered, UpstreamAnswer
-from llm_service.wire.openai_errors import openai_error
+from llm_service.types import Timeouts
+from llm_service.upstream.litellm_proxy import ProxyUpstream, answer_of
+from llm_service.upstream.upstream import Refusal, Unanswered, UpstreamAnswer
 
 PATH = "/v1/chat/completions"
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -400,94 +394,7 @@ async def test_its_pages_are_json_or_an_error() -> None:
     assert bodies == [b"", b'{"a":1}', b""]
 
 
-# -- errors as ours
-
-
-def body(**error: Any) -> bytes:
-    return json.dumps({"error": error}).encode()
-
-
-@pytest.mark.parametrize(
-    ("status", "sent", "expected"),
-    [
-        (429, body(message="slow", type="rate_limit_error", code="rate_limited"), (429, "rate_limited", "rate_limit_error", "slow")),
-        (400, body(message="bad", type="invalid_request_error", code="400", param="n"), (400, "upstream_400", "invalid_request_error", "bad")),
-        (401, body(message="no", type="auth_error", code="401"), (502, "upstream_502", "upstream_error", "no")),
-        (403, body(message="no", type="auth_error"), (502, "upstream_502", "upstream_error", "no")),
-        (500, body(message="m", type="None", code="None"), (500, "upstream_500", "upstream_error", "m")),
-        (503, b"<html>", (503, "upstream_503", "upstream_error", "The provider answered with an error.")),
-        (503, b'{"error": "text"}', (503, "upstream_503", "upstream_error", "The provider answered with an error.")),
-        (400, body(message="bad\nTraceback (most recent call last):\n  File …", type="None"), (400, "upstream_400", "upstream_error", "bad")),
-        (418, b"[]", (418, "upstream_418", "upstream_error", "The provider answered with an error.")),
-    ],
-)  # fmt: skip
-def test_the_proxys_error_as_ours(status: int, sent: bytes, expected: tuple[int, str, str, str]) -> None:
-    error = upstream_error(status, {}, sent)
-    assert (error.status, error.code, error.type, error.message) == expected
-
-
-@pytest.mark.parametrize(
-    ("status", "said", "expected"),
-    [
-        (500, "1", (400, "upstream_400", "invalid_request_error")),
-        (500, "0", (500, "upstream_500", "internal_server_error")),
-        (503, "1", (503, "upstream_503", "internal_server_error")),
-    ],
-)
-def test_a_request_that_litellm_could_not_read_is_its_callers_mistake(
-    status: int, said: str, expected: tuple[int, str, str]
-) -> None:
-    sent = body(message="'name'", type="internal_server_error", code=str(status))
-    error = upstream_error(status, CIMultiDict({"x-treasurer-unreadable": said}), sent)
-    assert (error.status, error.code, error.type) == expected
-
-
-@pytest.mark.parametrize(
-    ("given_as", "seconds"),
-    [("7", 7), ("1.5", 1.5), ("", None), ("soon", None), ("-1", None), ("²", None), (".", None), ("1.2.3", None),
-     ("9" * 400, None), ("Wed, 21 Oct 2026 07:28:00 GMT", None)],
-)  # fmt: skip
-def test_retry_after(given_as: str, seconds: float | None) -> None:
-    for name in ("retry-after", "llm_provider-retry-after"):
-        error = upstream_error(429, CIMultiDict({name: given_as}), b"")
-        assert error.retry_after == seconds
-        error.headers()
-
-
-@given(
-    st.integers(400, 599),
-    st.dictionaries(st.sampled_from(["Retry-After", "x"]), st.text(max_size=8)),
-    st.binary(max_size=40),
-)
-@settings(max_examples=100, deadline=None)
-def test_any_error_answer_can_be_shown(status: int, headers: dict[str, str], sent: bytes) -> None:
-    error = upstream_error(status, headers, sent)
-    assert error.status not in (401, 403)
-    json.dumps([openai_error(error), error.headers()])
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "free"),
-    [
-        (400, {}, True),
-        (401, {}, True),
-        (429, {}, True),
-        (429, {"llm_provider-retry-after": "1"}, True),
-        (500, {"LLM_Provider-x": "1"}, True),
-        (500, {}, False),
-        (502, {}, False),
-        (503, {}, False),
-        (503, {"x-treasurer-refused": "grants_unavailable"}, True),
-        (504, {}, False),
-        (408, {}, False),
-        (422, {}, False),
-        (422, {"llm_provider-x": "1"}, False),
-        (500, {"x-litellm-model-id": "d1", "llm_provider-x": "1"}, False),
-        (400, {"x-litellm-model-id": "d1"}, False),
-    ],
-)
-def test_i1_only_what_cannot_have_been_billed_is_free(status: int, headers: dict[str, str], free: bool) -> None:
-    assert certainly_unbilled(status, CIMultiDict(headers)) is free
+# -- the facts of an answer
 
 
 @pytest.mark.parametrize(
@@ -498,33 +405,3 @@ def test_the_proxys_cost_header(cost: str, nano: int | None) -> None:
     answer = answer_of(200, {"x-litellm-response-cost": cost}, b"{}")
     assert isinstance(answer, UpstreamAnswer)
     assert answer.reported_cost_nano == nano
-
-
-@pytest.mark.parametrize(
-    ("status", "fields", "reason"),
-    [
-        (400, {"message": "x", "code": "context_length_exceeded"}, Condition.CONTEXT_TOO_LONG),
-        (400, {"message": "litellm.ContextWindowExceededError: AnthropicError"}, Condition.CONTEXT_TOO_LONG),
-        (400, {"message": "The input is too long for this model"}, Condition.CONTEXT_TOO_LONG),
-        (400, {"message": "x", "code": "content_filter"}, Condition.CONTENT_FILTER),
-        (400, {"message": "litellm.ContentPolicyViolationError: x"}, Condition.CONTENT_FILTER),
-        (429, {"message": "x", "code": "content_filter"}, None),
-        (500, {"message": "prompt is too long"}, None),
-        (400, {"message": "bad"}, None),
-    ],
-)
-def test_what_a_provider_refuses_a_request_for(status: int, fields: dict[str, str], reason: Condition | None) -> None:
-    error = upstream_error(status, {}, json.dumps({"error": fields}).encode())
-    assert isinstance(error, UpstreamError)
-    assert error.reason is reason
-
-
-def test_the_facts_of_a_provider_that_failed_and_of_our_own_refusal() -> None:
-    failed = refusal_of(500, {"llm_provider-x": "1"}, b"{}")
-    assert (failed.begun, failed.by_us, failed.provider_failed, failed.billing) == (True, False, True, Billing.FREE)
-    ours = refusal_of(503, {"x-treasurer-refused": "proxy_busy"}, b"{}")
-    assert (ours.begun, ours.by_us, ours.provider_failed, ours.billing) == (True, True, False, Billing.FREE)
-    balancer = refusal_of(502, {"server": "nginx"}, b"<html>")
-    assert (balancer.begun, balancer.by_us, balancer.billing) == (False, False, Billing.UNKNOWN)
-    used = refusal_of(401, {"x-treasurer-refused": "grant_used"}, b"{}")
-    assert (used.answered, used.billing) == (False, Billing.UNKNOWN)

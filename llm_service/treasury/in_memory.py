@@ -1,0 +1,147 @@
+"""A treasury in memory, for tests: of agents, and of whatever makes governed calls. It needs no server.
+
+What must hold:
+  It decides as the treasury in Postgres does, for what it has: tests/llm_service/treasury/contract.py runs the same
+      cases against both.
+  I1, I2, I4: as `treasury.py` says.
+
+What it leaves out, because nothing in one process of a test has a use for it: windows that end (each budget and subject
+has one window, which lasts as long as this object), a budget's pace, holds that expire, corrections of what was
+settled, and everything on disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
+from llm_service.types import Hold, HoldRequest, Settlement
+
+Attempt = tuple[UUID, int]
+_WHOLE = 10_000
+#: Denials from the mildest to the gravest: the gravest that any window of a call has is the call's.
+_GRAVITY = (DenialKind.BUSY, DenialKind.NEAR_LIMIT, DenialKind.EXHAUSTED, DenialKind.NO_WINDOW)
+
+
+@dataclass(slots=True)
+class Window:
+    """What was spent and what is held of one budget, for one subject. Nano-dollars."""
+
+    limit_nano: int
+    posted_nano: int = 0
+    pending_nano: int = 0
+
+    @property
+    def left_nano(self) -> int:
+        """What is neither spent nor held. Negative where an answer cost more than was held for it."""
+        return self.limit_nano - self.posted_nano - self.pending_nano
+
+
+@dataclass(frozen=True, slots=True)
+class _Judged:
+    """What a window says to a request: why it has no room (None: it has), and what it could give, in nano-dollars."""
+
+    line: tuple[int, str]
+    window: Window | None
+    denial: DenialKind | None
+    room_nano: int
+
+    @property
+    def gravity(self) -> int:
+        return -1 if self.denial is None else _GRAVITY.index(self.denial)
+
+
+class InMemoryTreasury:
+    """A `Treasury` over a limit for each budget id, in nano-dollars. Belongs to one event loop.
+
+    `epoch` is the version of the configuration that principals must have been read at; None: any.
+    """
+
+    def __init__(self, limits_nano: Mapping[int, int], *, epoch: int | None = None) -> None:
+        self.limits_nano = dict(limits_nano)
+        self.epoch = epoch
+        #: Windows by budget id and subject, each from the first request that names it.
+        self.windows: dict[tuple[int, str], Window] = {}
+        #: What is held, and how each attempt ended.
+        self.holds: dict[Attempt, Hold] = {}
+        self.ledger: dict[Attempt, Settlement] = {}
+        self._lines: dict[Attempt, tuple[tuple[int, str], ...]] = {}
+        self._freed = asyncio.Event()
+
+    async def admit(self, request: HoldRequest) -> Hold | Denial:
+        """Hold money for one attempt in every window of `request.lines`, or in none.
+
+        Raises:
+            StaleEpoch: `request.principal` is of another epoch.
+            ValueError: this attempt was held before.
+        """
+        if self.epoch is not None and request.principal.epoch != self.epoch:
+            raise StaleEpoch
+        attempt = (request.call_id, request.attempt)
+        if attempt in self.holds or attempt in self.ledger:
+            raise ValueError(f"attempt {request.attempt} of call {request.call_id} was held before")
+        judged = [self._judge(line, request) for line in request.lines]
+        gravest = max((one.gravity for one in judged), default=-1)
+        tightest = min((one for one in judged if one.gravity == gravest), key=lambda one: one.room_nano, default=None)
+        if tightest is not None and tightest.denial is not None:
+            return _denial(tightest.denial, tightest)
+        granted = request.amount_nano if tightest is None else min(request.amount_nano, tightest.room_nano)
+        for line in request.lines:
+            self.windows[line].pending_nano += granted
+        hold = Hold(
+            *attempt,
+            granted,
+            None if tightest is None else tightest.line[0],
+            None if tightest is None else self.windows[tightest.line].left_nano,
+        )
+        self.holds[attempt], self._lines[attempt] = hold, request.lines
+        return hold
+
+    def settle_soon(self, settlement: Settlement) -> asyncio.Future[str]:
+        """Settle an attempt, at once. What it cost is posted, though it may be more than was held."""
+        future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        future.set_result(self._settle(settlement))
+        return future
+
+    async def freed(self, timeout_s: float) -> None:
+        """Wait until a settlement has given money back, for at most `timeout_s` seconds."""
+        try:
+            await asyncio.wait_for(self._freed.wait(), timeout_s)
+        except TimeoutError:
+            return
+
+    def _settle(self, settlement: Settlement) -> str:
+        attempt = (settlement.call_id, settlement.attempt)
+        hold = self.holds.pop(attempt, None)
+        if hold is None:
+            return "already" if attempt in self.ledger else "unknown"
+        for line in self._lines.pop(attempt):
+            self.windows[line].pending_nano -= hold.amount_nano
+            self.windows[line].posted_nano += settlement.cost_nano
+        self.ledger[attempt] = settlement
+        freed, self._freed = self._freed, asyncio.Event()
+        freed.set()
+        return "settled"
+
+    def _judge(self, line: tuple[int, str], request: HoldRequest) -> _Judged:
+        limit_nano = self.limits_nano.get(line[0])
+        if limit_nano is None:
+            return _Judged(line, None, DenialKind.NO_WINDOW, 0)
+        window = self.windows.setdefault(line, Window(limit_nano))
+        window.limit_nano = limit_nano
+        room_nano = limit_nano * request.max_share // _WHOLE - window.posted_nano - window.pending_nano
+        denial = None
+        if room_nano < request.floor_nano:
+            if limit_nano - window.posted_nano < request.floor_nano:
+                denial = DenialKind.EXHAUSTED
+            else:
+                denial = DenialKind.NEAR_LIMIT if request.max_share < _WHOLE else DenialKind.BUSY
+        return _Judged(line, window, denial, room_nano)
+
+
+def _denial(kind: DenialKind, judged: _Judged) -> Denial:
+    window = judged.window or Window(0)
+    return Denial(kind, *judged.line, window.limit_nano, window.posted_nano, window.pending_nano, None)

@@ -1,0 +1,63 @@
+"""The treasury in memory: what every treasury must do, and what only this one has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import count
+
+import pytest
+
+from llm_service.treasury.in_memory import InMemoryTreasury
+from llm_service.types import Hold, Principal
+from tests.llm_service.treasury.contract import TreasuryContract, ask, held, posted, voided
+
+
+@dataclass
+class InMemoryWorld:
+    treasury: InMemoryTreasury = field(default_factory=lambda: InMemoryTreasury({}, epoch=1))
+    numbers: count[int] = field(default_factory=lambda: count(1))
+
+    async def budget(self, limit_nano: int) -> int:
+        number = next(self.numbers)
+        self.treasury.limits_nano[number] = limit_nano
+        return number
+
+    async def principal(self) -> Principal:
+        return Principal(1, "acme", 1, "research", 1, "digest", None, None, epoch=1)
+
+
+@pytest.fixture
+def world() -> InMemoryWorld:
+    return InMemoryWorld()
+
+
+class TestInMemory(TreasuryContract):
+    """The cases are inherited."""
+
+
+async def test_an_attempt_is_held_once(world: InMemoryWorld) -> None:
+    request = await ask(world, 10, [(await world.budget(100), "")])
+    hold = await world.treasury.admit(request)
+    assert isinstance(hold, Hold)
+    with pytest.raises(ValueError, match="was held before"):
+        await world.treasury.admit(request)
+    await world.treasury.settle_soon(voided(hold))
+    with pytest.raises(ValueError, match="was held before"):
+        await world.treasury.admit(request)
+
+
+async def test_a_test_can_look_at_the_books(world: InMemoryWorld) -> None:
+    line = (await world.budget(100), "ann")
+    first, second = await held(world, 60, line), await held(world, 30, line)
+    await world.treasury.settle_soon(posted(first, 25))
+    window = world.treasury.windows[line]
+    assert (window.posted_nano, window.pending_nano, window.left_nano) == (25, 30, 45)
+    assert list(world.treasury.holds) == [(second.call_id, 0)]
+    assert {attempt: end.cost_nano for attempt, end in world.treasury.ledger.items()} == {(first.call_id, 0): 25}
+
+
+async def test_another_limit_holds_for_windows_that_are_open(world: InMemoryWorld) -> None:
+    line = (await world.budget(100), "")
+    await held(world, 60, line)
+    world.treasury.limits_nano[line[0]] = 200
+    assert (await held(world, 130, line)).tightest_left_nano == 10
