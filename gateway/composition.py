@@ -14,21 +14,21 @@ Parts are closed in the opposite order: calls end before what they use.
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 from uuid import UUID
 
 import asyncpg
 from redis.asyncio import Redis
 
+from gateway.addresses import Addresses, find_addresses
 from gateway.auditing import audit_regularly
+from gateway.chores import Chore, begin
+from gateway.pools import READING_AT_A_TIME, CallPools, GatewayPools, open_call_pools, open_pool
 from gateway.settings import Settings
-from gateway.stack.state import running_state
 from llm_service.administration.principals import Principals
 from llm_service.call.admission import Admission
 from llm_service.call.idempotency import Idempotency
@@ -41,7 +41,7 @@ from llm_service.guards.breaker_gate import NO_BREAKERS
 from llm_service.guards.breakers import Breakers
 from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.guards.redis_scripts import connect
-from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld, borrowed, check_version
+from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld, borrowed
 from llm_service.pricing.catalog import Catalog
 from llm_service.service import LLMService
 from llm_service.telemetry import Telemetry
@@ -57,37 +57,6 @@ from llm_service.upstream.token_counter import TokenCounter
 from llm_service.used_grants import revoke as revoke_grant
 
 log = logging.getLogger(__name__)
-
-Chore = Callable[[], Coroutine[Any, Any, None]]
-
-
-# -- where everything is
-
-
-@dataclass(frozen=True, slots=True)
-class Addresses:
-    """Where the parts that are processes are reached, and the secret that grants are signed with."""
-
-    database_url: str
-    redis_url: str
-    proxy_url: str
-    grant_secret: str
-
-
-def find_addresses(settings: Settings) -> Addresses:
-    """The addresses in the settings; those that are left out are the running stack's.
-
-    Raises:
-        NotRunning: something is left out and no stack runs.
-    """
-    secret = settings.grant_secret.get_secret_value() if settings.grant_secret is not None else None
-    given = (settings.database_url, settings.redis_url, settings.proxy_url, secret)
-    if any(value is None for value in given):
-        state = running_state(settings)
-        found = (state.database_url, state.redis_url, state.proxy_url, state.grant_secret)
-        return Addresses(*(value if value is not None else other for value, other in zip(given, found, strict=True)))
-    return Addresses(*(value for value in given if value is not None))
-
 
 # -- level 1: prices
 
@@ -138,19 +107,6 @@ def _catalog(proxy: ProxyUpstream, grant_secret: str, observe: Callable[[set[str
 
 
 @dataclass(frozen=True, slots=True)
-class CallPools:
-    """Connections to Postgres that calls need, apart from the two of the treasury: a pool for each kind of work, so that
-    none starves another. They open connections when they are needed, and close them when they are idle.
-
-    `keys` finds the owner of a key, for every call. `calls` is for everything else of a call: idempotency keys, the
-    sweeper, runs, refusals.
-    """
-
-    keys: asyncpg.Pool
-    calls: asyncpg.Pool
-
-
-@dataclass(frozen=True, slots=True)
 class ServiceRuntime(CatalogRuntime):
     """The service, and the parts that it is made of."""
 
@@ -181,42 +137,16 @@ async def open_service(settings: Settings, *, gauges: asyncpg.Pool | None = None
 
 
 async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Telemetry) -> ServiceRuntime:
-    settings, addresses, proxy, catalog = prices.settings, prices.addresses, prices.proxy, prices.catalog
-    lifetime_s = settings.call_timeout_s + settings.hold_margin_s
-    pools = CallPools(
-        keys=await _pool(stack, settings, addresses, "keys", most=2, statement_s=30),
-        calls=await _pool(stack, settings, addresses, "calls", most=6, statement_s=30),
-    )
-    redis = connect(addresses.redis_url)
-    stack.push_async_callback(redis.aclose)
-    limiter = RateLimiter(redis, on_degraded=lambda away: telemetry.degraded("redis", away))
-    stack.push_async_callback(limiter.close)
-    breakers = _breakers(settings, redis, telemetry)
-    stack.push_async_callback(breakers.close)
-    treasury = PostgresTreasury(
-        addresses.database_url,
-        observe=telemetry.group,
-        most_new_subjects=settings.new_subjects_per_minute,
-        # In a folder below: LiteLLM Proxy's witnesses may be spooled beside it, by the variable of the same name.
-        spool=SettlementSpool((settings.spool_dir or settings.data_dir) / "settlements"),
-    )
-    stack.push_async_callback(treasury.close)
-    principals = Principals(
-        pools.keys, admin_key=settings.admin_key.get_secret_value() if settings.admin_key is not None else None
-    )
-    sweeper = Sweeper(
-        pools.calls, treasury, _price_by(catalog), interval_s=settings.sweep_interval_s, observe=telemetry.sweep
-    )
-    stack.push_async_callback(sweeper.close)
+    settings, addresses, catalog = prices.settings, prices.addresses, prices.catalog
+    pools = await open_call_pools(stack, settings, addresses.database_url)
+    limiter, breakers = _guards(stack, settings, addresses, telemetry)
+    treasury, sweeper = _money(stack, prices, pools, telemetry)
+    principals = _principals(settings, pools)
     refusals = RefusalLog(pools.calls)
     stack.push_async_callback(refusals.flush)
     idempotency = Idempotency(pools.calls, ttl_s=settings.idempotency_ttl_s, wait_s=settings.call_timeout_s)
-    counter = TokenCounter(proxy, addresses.grant_secret)
-
-    def refused(principal: Principal, context: CallContext, model: str, error: TreasurerError) -> None:
-        telemetry.refused(principal, model, error)
-        refusals.add(principal, context, model if model in catalog.models else "(unknown)", error.code)
-
+    counter = TokenCounter(prices.proxy, addresses.grant_secret)
+    lifetime_s = settings.call_timeout_s + settings.hold_margin_s
     service = LLMService(
         admission=Admission(
             catalog=catalog,
@@ -225,7 +155,7 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
             treasury=treasury,
             rate_card=RateCards(pools.calls).id_of,
             count_tokens=counter.request,
-            refused=refused,
+            refused=_refused_by(catalog, telemetry, refusals),
             lifetime_s=lifetime_s,
             busy_wait_s=settings.busy_wait_s,
         ),
@@ -238,7 +168,7 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
             record=telemetry.record,
             lifetime_s=lifetime_s,
         ),
-        upstream=proxy,
+        upstream=prices.proxy,
         idempotency=idempotency,
         grant_secret=addresses.grant_secret,
         parent=lambda: telemetry.parent(None),
@@ -247,12 +177,12 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
         revoke=_revoke_by(pools.calls),
         fell_back=lambda attempt, reason, model: telemetry.fell_back(attempt.candidate.model, model, reason),
     )
-    _begin(stack, refusals.run, breakers.run, limiter.run, sweeper.run, treasury.run)
+    begin(stack, refusals.run, breakers.run, limiter.run, sweeper.run, treasury.run)
     stack.push_async_callback(service.close)
     return ServiceRuntime(
         settings=settings,
         addresses=addresses,
-        proxy=proxy,
+        proxy=prices.proxy,
         catalog=catalog,
         service=service,
         principals=principals,
@@ -263,6 +193,56 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
         treasury=treasury,
         idempotency=idempotency,
     )
+
+
+def _guards(
+    stack: AsyncExitStack, settings: Settings, addresses: Addresses, telemetry: Telemetry
+) -> tuple[RateLimiter, Breakers]:
+    """Rate limits and circuit breakers, which share one connection to Redis."""
+    redis = connect(addresses.redis_url)
+    stack.push_async_callback(redis.aclose)
+    limiter = RateLimiter(redis, on_degraded=lambda away: telemetry.degraded("redis", away))
+    stack.push_async_callback(limiter.close)
+    breakers = _breakers(settings, redis, telemetry)
+    stack.push_async_callback(breakers.close)
+    return limiter, breakers
+
+
+def _money(
+    stack: AsyncExitStack, prices: CatalogRuntime, pools: CallPools, telemetry: Telemetry
+) -> tuple[PostgresTreasury, Sweeper]:
+    """The treasury, and the sweeper that settles the holds whose owner is gone."""
+    settings = prices.settings
+    treasury = PostgresTreasury(
+        prices.addresses.database_url,
+        observe=telemetry.group,
+        most_new_subjects=settings.new_subjects_per_minute,
+        # In a folder of this name, because LiteLLM Proxy may spool its witnesses into the same TREASURER_SPOOL_DIR.
+        spool=SettlementSpool((settings.spool_dir or settings.data_dir) / "settlements"),
+    )
+    stack.push_async_callback(treasury.close)
+    sweeper = Sweeper(
+        pools.calls, treasury, _price_by(prices.catalog), interval_s=settings.sweep_interval_s, observe=telemetry.sweep
+    )
+    stack.push_async_callback(sweeper.close)
+    return treasury, sweeper
+
+
+def _principals(settings: Settings, pools: CallPools) -> Principals:
+    admin_key = settings.admin_key
+    return Principals(pools.keys, admin_key=None if admin_key is None else admin_key.get_secret_value())
+
+
+def _refused_by(
+    catalog: Catalog, telemetry: Telemetry, refusals: RefusalLog
+) -> Callable[[Principal, CallContext, str, TreasurerError], None]:
+    """A function that counts a refused call, and records it for reports."""
+
+    def refused(principal: Principal, context: CallContext, model: str, error: TreasurerError) -> None:
+        telemetry.refused(principal, model, error)
+        refusals.add(principal, context, model if model in catalog.models else "(unknown)", error.code)
+
+    return refused
 
 
 def _telemetry(settings: Settings, pool: asyncpg.Pool | None) -> Telemetry:
@@ -319,27 +299,10 @@ def _revoke_by(pool: asyncpg.Pool) -> Revoke:
 
 
 @dataclass(frozen=True, slots=True)
-class GatewayPools(CallPools):
-    """The pools of a server.
-
-    `changes` is for administrators' changes, which wait for each other. `reading` is for reports and lists, as many at a
-    time as it has connections. `watching` is for the audit, for gauges and for retiring windows.
-    """
-
-    changes: asyncpg.Pool
-    reading: asyncpg.Pool
-    watching: asyncpg.Pool
-
-
-@dataclass(frozen=True, slots=True)
 class GatewayRuntime(ServiceRuntime):
     """The parts that routes use."""
 
     pools: GatewayPools
-
-
-#: So many reports and lists a gateway makes at a time.
-READING_AT_A_TIME = 4
 
 
 @asynccontextmanager
@@ -351,16 +314,18 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
     """
     addresses = find_addresses(settings)
     async with AsyncExitStack() as stack:
-        watching = await _pool(stack, settings, addresses, "watching", most=3, statement_s=610)
+        watching = await open_pool(stack, settings, addresses.database_url, "watching", most=3, statement_s=610)
         calls = await stack.enter_async_context(open_service(settings, gauges=watching))
         pools = GatewayPools(
             keys=calls.pools.keys,
             calls=calls.pools.calls,
-            changes=await _pool(stack, settings, addresses, "changes", most=2, statement_s=30),
-            reading=await _pool(stack, settings, addresses, "reading", most=READING_AT_A_TIME, statement_s=70),
+            changes=await open_pool(stack, settings, addresses.database_url, "changes", most=2, statement_s=30),
+            reading=await open_pool(
+                stack, settings, addresses.database_url, "reading", most=READING_AT_A_TIME, statement_s=70
+            ),
             watching=watching,
         )
-        _begin(stack, *_chores(calls, watching))
+        begin(stack, *_chores(calls, watching))
         yield GatewayRuntime(
             settings=settings,
             addresses=calls.addresses,
@@ -394,44 +359,3 @@ def _chores(calls: ServiceRuntime, watching: asyncpg.Pool) -> list[Chore]:
             )
         )
     return chores
-
-
-# -- what the levels have in common
-
-
-async def _pool(
-    stack: AsyncExitStack, settings: Settings, addresses: Addresses, name: str, *, most: int, statement_s: float
-) -> asyncpg.Pool:
-    """A pool of at most so many connections, whose statements are given up after so many seconds."""
-    return await stack.enter_async_context(
-        asyncpg.create_pool(
-            addresses.database_url,
-            min_size=0,
-            max_size=most,
-            timeout=settings.connect_timeout_s,
-            command_timeout=statement_s,
-            init=check_version,
-            server_settings={"application_name": f"treasurer {name}"},
-        )
-    )
-
-
-def _begin(stack: AsyncExitStack, *chores: Chore) -> None:
-    """Run the chores until the stack is closed."""
-    for chore in chores:
-        stack.push_async_callback(_stop, asyncio.create_task(_keep_running(chore)))
-
-
-async def _keep_running(work: Chore, pause_s: float = 5.0) -> None:
-    """Do a chore that has no end. An error that it did not expect is logged, and the chore begins again."""
-    while True:
-        try:
-            await work()
-        except Exception:
-            log.exception("a chore of the gateway failed; it begins again in %g s", pause_s)
-        await asyncio.sleep(pause_s)
-
-
-async def _stop(task: asyncio.Task[None]) -> None:
-    task.cancel()
-    await asyncio.wait([task])

@@ -9,7 +9,7 @@ What must hold:
   Nobody waits for a connection without an end.
   A server whose version the treasury's SQL was never tried on is refused by name.
 
-Each kind of work has its own pool (`gateway/composition.py`), so that none keeps another from working. The plugin in
+Each kind of work has its own pool (`gateway/pools.py`), so that none keeps another from working. The plugin in
 LiteLLM Proxy may not load this module: that environment has asyncpg, but not the errors that are explained here.
 """
 

@@ -10,19 +10,18 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
-from gateway import composition
+from gateway import chores
 from gateway.composition import (
     CatalogRuntime,
     GatewayRuntime,
     ServiceRuntime,
-    find_addresses,
     open_catalog,
     open_gateway,
     open_service,
 )
+from gateway.pools import READING_AT_A_TIME
 from gateway.settings import Settings
 from gateway.stack.ports import free_ports
-from gateway.stack.state import NotRunning
 from llm_service.errors import ProxyUnavailable, TreasuryUnavailable
 from llm_service.service import LLMService
 
@@ -49,13 +48,13 @@ def settings(tmp_path: Path) -> Settings:
 def begun(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """The chores that were begun, by the name of their function."""
     names: list[str] = []
-    keep_running = composition._keep_running  # pyright: ignore[reportPrivateUsage]
+    keep_running = chores.keep_running
 
-    def remember(work: composition.Chore, pause_s: float = 5.0) -> object:
+    def remember(work: chores.Chore, pause_s: float = 5.0) -> object:
         names.append(getattr(work, "func", work).__qualname__)
         return keep_running(work, pause_s)
 
-    monkeypatch.setattr(composition, "_keep_running", remember)
+    monkeypatch.setattr(chores, "keep_running", remember)
     yield names
     assert len(names) == len(set(names)), "a chore was begun twice"
 
@@ -83,9 +82,9 @@ async def test_what_ends_calls_goes_on_until_they_have_ended(
 ) -> None:
     """A gateway may wait for minutes for a stream that is read to its end; meanwhile it is still the one that sweeps."""
     running: set[str] = set()
-    keep_running, close = composition._keep_running, LLMService.close  # pyright: ignore[reportPrivateUsage]
+    keep_running, close = chores.keep_running, LLMService.close
 
-    async def remember(work: composition.Chore, pause_s: float = 5.0) -> None:
+    async def remember(work: chores.Chore, pause_s: float = 5.0) -> None:
         name = getattr(work, "func", work).__qualname__
         running.add(name)
         try:
@@ -98,7 +97,7 @@ async def test_what_ends_calls_goes_on_until_they_have_ended(
         running.add("LLMService.close")
         await close(service)
 
-    monkeypatch.setattr(composition, "_keep_running", remember)
+    monkeypatch.setattr(chores, "keep_running", remember)
     monkeypatch.setattr(LLMService, "close", closes)
     async with open_gateway(settings):
         await asyncio.sleep(0.05)
@@ -108,7 +107,7 @@ async def test_what_ends_calls_goes_on_until_they_have_ended(
 async def test_a_server_has_all_chores(settings: Settings, begun: list[str]) -> None:
     async with open_gateway(settings) as runtime:
         assert type(runtime) is GatewayRuntime
-        assert runtime.pools.reading.get_max_size() == composition.READING_AT_A_TIME
+        assert runtime.pools.reading.get_max_size() == READING_AT_A_TIME
         assert len({id(runtime.pools.keys), id(runtime.pools.calls), id(runtime.pools.changes)}) == 3
     assert begun == [*SERVICE, "Idempotency.run", "retire_regularly", "audit_regularly"]
 
@@ -129,30 +128,3 @@ async def test_nothing_is_left_when_a_level_is_closed(settings: Settings, level:
         await asyncio.sleep(0.05)
     await asyncio.sleep(0)
     assert asyncio.all_tasks() == before
-
-
-def test_addresses_that_are_missing_are_the_running_stacks(settings: Settings) -> None:
-    found = find_addresses(settings)
-    assert (found.database_url, found.grant_secret) == (settings.database_url, "g" * 32)
-    with pytest.raises(NotRunning, match="treasurer up"):
-        find_addresses(settings.model_copy(update={"redis_url": None}))
-
-
-async def test_a_chore_that_fails_is_logged_and_begins_again(caplog: pytest.LogCaptureFixture) -> None:
-    begun = 0
-    goes_on = asyncio.Event()
-
-    async def chore() -> None:
-        nonlocal begun
-        begun += 1
-        if begun < 3:
-            raise RuntimeError("a table that is not there yet")
-        goes_on.set()
-        await asyncio.Event().wait()
-
-    running = asyncio.create_task(composition._keep_running(chore, pause_s=0))  # pyright: ignore[reportPrivateUsage]
-    await asyncio.wait_for(goes_on.wait(), 10)
-    running.cancel()
-    await asyncio.wait([running])
-    assert [record.levelname for record in caplog.records] == ["ERROR", "ERROR"]
-    assert "a table that is not there yet" in caplog.text

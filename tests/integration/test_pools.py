@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 import asyncpg
 import pytest
 
-from gateway.composition import READING_AT_A_TIME
+from gateway.pools import READING_AT_A_TIME
 from gateway.stack.state import StackState
 from llm_service.administration.transaction import change, read
 from llm_service.errors import DatabaseLocked, TookTooLong, TooManyReports

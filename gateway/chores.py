@@ -1,0 +1,37 @@
+"""Work that goes on as long as its process: sweeping, flushing, retention, audits.
+
+What must hold: an error ends no chore; it is logged, and the chore begins again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from contextlib import AsyncExitStack
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+Chore = Callable[[], Coroutine[Any, Any, None]]
+
+
+def begin(stack: AsyncExitStack, *chores: Chore) -> None:
+    """Run the chores until the stack is closed."""
+    for chore in chores:
+        stack.push_async_callback(_stop, asyncio.create_task(keep_running(chore)))
+
+
+async def keep_running(work: Chore, pause_s: float = 5.0) -> None:
+    """Do a chore that has no end. If it raises, the error is logged, and the chore begins again."""
+    while True:
+        try:
+            await work()
+        except Exception:
+            log.exception("a background task failed; it begins again in %g s", pause_s)
+        await asyncio.sleep(pause_s)
+
+
+async def _stop(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.wait([task])

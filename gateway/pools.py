@@ -1,0 +1,65 @@
+"""Connections to Postgres: a pool for each kind of work, so that none starves another.
+
+What must hold: opening a pool waits for nothing; connections are opened when they are needed and closed when they are idle.
+The treasury has connections of its own (`llm_service.treasury.connection`).
+"""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+
+import asyncpg
+
+from gateway.settings import Settings
+from llm_service.postgres import check_version
+
+#: How many reports and lists a gateway makes at the same time.
+READING_AT_A_TIME = 4
+
+
+@dataclass(frozen=True, slots=True)
+class CallPools:
+    """The pools that calls need. `keys` finds the owner of a key, for every call. `calls` is for everything else of a
+    call: idempotency keys, the sweeper, runs, refusals."""
+
+    keys: asyncpg.Pool
+    calls: asyncpg.Pool
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayPools(CallPools):
+    """The pools of a server.
+
+    `changes` is for administrators' changes, which wait for each other. `reading` is for reports and lists, as many at a
+    time as it has connections. `watching` is for the audit, for gauges and for retiring windows.
+    """
+
+    changes: asyncpg.Pool
+    reading: asyncpg.Pool
+    watching: asyncpg.Pool
+
+
+async def open_call_pools(stack: AsyncExitStack, settings: Settings, database_url: str) -> CallPools:
+    """The pools that calls need, until the stack is closed."""
+    return CallPools(
+        keys=await open_pool(stack, settings, database_url, "keys", most=2, statement_s=30),
+        calls=await open_pool(stack, settings, database_url, "calls", most=6, statement_s=30),
+    )
+
+
+async def open_pool(
+    stack: AsyncExitStack, settings: Settings, database_url: str, name: str, *, most: int, statement_s: float
+) -> asyncpg.Pool:
+    """A pool of at most `most` connections, on which a statement may take `statement_s`, until the stack is closed."""
+    return await stack.enter_async_context(
+        asyncpg.create_pool(
+            database_url,
+            min_size=0,
+            max_size=most,
+            timeout=settings.connect_timeout_s,
+            command_timeout=statement_s,
+            init=check_version,
+            server_settings={"application_name": f"treasurer {name}"},
+        )
+    )

@@ -1,0 +1,69 @@
+"""Addresses: those of the settings, and the running stack's where they are left out."""
+
+from __future__ import annotations
+
+import os
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import pytest
+from pydantic import SecretStr
+
+from gateway.addresses import Addresses, find_addresses
+from gateway.settings import Settings
+from gateway.stack.state import NotRunning, StackState
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(
+        data_dir=tmp_path,
+        database_url="postgresql://given/treasurer",
+        redis_url="redis://given/0",
+        proxy_url="http://given",
+        grant_secret=SecretStr("g" * 32),
+    )
+
+
+@pytest.fixture
+def stack(tmp_path: Path) -> StackState:
+    """A stack that this process runs, as its file says."""
+    (tmp_path / "grant").write_text("from a file\n")
+    state = StackState(
+        pid=os.getpid(),
+        pid_started=psutil.Process().create_time(),
+        started_at=datetime.now(UTC),
+        data_dir=tmp_path,
+        database_url="postgresql://running/treasurer",
+        redis_url="redis://running/0",
+        proxy_url="http://running",
+        provider_url=None,
+        gateway_url="http://gateway",
+        gateway_urls=[],
+        grant_secret_file=tmp_path / "grant",
+        proxy_master_key_file=tmp_path / "master",
+        admin_key_file=tmp_path / "admin",
+        real=[],
+        simulated=[],
+        pids={},
+    )
+    state.write()
+    return state
+
+
+def test_settings_that_name_everything_need_no_stack(settings: Settings) -> None:
+    assert find_addresses(settings) == Addresses(
+        "postgresql://given/treasurer", "redis://given/0", "http://given", "g" * 32
+    )
+
+
+@pytest.mark.parametrize("missing", ["database_url", "redis_url", "proxy_url", "grant_secret"])
+def test_without_a_stack_nothing_may_be_missing(settings: Settings, missing: str) -> None:
+    with pytest.raises(NotRunning, match="treasurer up"):
+        find_addresses(settings.model_copy(update={missing: None}))
+
+
+def test_what_is_missing_is_the_running_stacks(settings: Settings, stack: StackState) -> None:
+    found = find_addresses(settings.model_copy(update={"redis_url": None, "grant_secret": None}))
+    assert found == Addresses("postgresql://given/treasurer", stack.redis_url, "http://given", "from a file")
