@@ -226,9 +226,8 @@ class LLMService:
     async def _begin_stream(self, admitted: Admitted, claim: Claim | None) -> LiveStream:
         """A stream whose first token has come, within what the route says."""
         first_s = admitted.call.route.timeouts.first_token_s or self._timeouts.first_token_s
-        asked = (
-            time.perf_counter()
-        )  # what an attempt waited for before, such as its budget's pace, is not the model's time
+        # From here on: what the attempt waited for before, such as its budget's pace, is not the model's time.
+        asked = time.perf_counter()
         opening = self._finishing.in_background(self._sender.stream(admitted))
         try:
             await asyncio.wait((opening,), timeout=first_s)

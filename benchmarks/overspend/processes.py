@@ -22,17 +22,17 @@ class Processes:
     """Starts and ends processes, which it knows by their ids."""
 
     def __init__(self) -> None:
-        self._guard = WatchdogClient(lambda _: None)
+        self._watchdog = WatchdogClient(lambda _: None)
         self._running: dict[int, tuple[Process, signal.Signals]] = {}
 
     async def __aenter__(self) -> Processes:
-        await self._guard.__aenter__()
+        await self._watchdog.__aenter__()
         return self
 
     async def __aexit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
         for process, _ in reversed(list(self._running.values())):
             await self.end(process)
-        await self._guard.__aexit__(kind, error, trace)
+        await self._watchdog.__aexit__(kind, error, trace)
 
     async def start(
         self,
@@ -41,9 +41,9 @@ class Processes:
         log: Path,
         cwd: Path,
         environ: Mapping[str, str] | None = None,
-        gentle: signal.Signals = signal.SIGTERM,
+        stop_signal: signal.Signals = signal.SIGTERM,
     ) -> Process:
-        """Start a process and append its output to `log`. `gentle` is the signal that asks it to end."""
+        """Start a process and append its output to `log`. `stop_signal` is the signal that asks it to end."""
         with log.open("ab") as out:
             process = await asyncio.create_subprocess_exec(
                 *command,
@@ -54,15 +54,15 @@ class Processes:
                 cwd=cwd,
                 start_new_session=True,
             )
-        self._running[process.pid] = (process, gentle)
-        self._guard.add(process.pid, gentle)
+        self._running[process.pid] = (process, stop_signal)
+        self._watchdog.add(process.pid, stop_signal)
         return process
 
     async def end(self, process: Process, patience_s: float = 15) -> None:
         """Ask the process to end, wait for this long, and kill what is left of its group."""
-        _, gentle = self._running.pop(process.pid, (process, signal.SIGTERM))
+        _, stop_signal = self._running.pop(process.pid, (process, signal.SIGTERM))
         if process.returncode is None:
-            _signal(process.pid, gentle)
+            _signal(process.pid, stop_signal)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(process.wait(), patience_s)
         await self._gone(process)
@@ -75,7 +75,7 @@ class Processes:
     async def _gone(self, process: Process) -> None:
         _signal(process.pid, signal.SIGKILL)
         await process.wait()
-        self._guard.remove(process.pid)
+        self._watchdog.remove(process.pid)
 
 
 def _signal(group: int, number: signal.Signals) -> None:

@@ -1,5 +1,6 @@
-"""What administrators change: people, keys, budgets, limits. One file for each noun.
+"""What administrators change: organisations, keys, budgets, limits. One file for each noun.
 
-What must hold: each function is one transaction that also raises the epoch; what fails writes
-nothing; the REST API and the command line check input with the same models.
+What must hold:
+  Each change is one transaction, which also raises the epoch; a change that fails writes nothing.
+  The REST API and the command line check input with the same models.
 """

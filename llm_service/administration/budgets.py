@@ -1,10 +1,12 @@
 """Budgets: create, change, top up, archive, show.
 
-What must hold: a limit stands in one place, the budget's row, and admission reads it there, so a change costs the same
-however many windows are open. No call is admitted against the old limit after the change is done: its commit waits for
-the admissions that are under way (changes/0005_limits_that_hold.sql).
-What was already posted and held when a limit is lowered below it stays: invariant I1 speaks of what is admitted from
-then on, and the audit knows from the log of changes what the limit was before.
+What must hold:
+  A limit is stored once, in the budget's row, where admission reads it. So a change costs the same however many windows
+      are open.
+  After a change no call is admitted by the old limit: the change's commit waits for admissions that are running
+      (treasury/sql/migrations/0005_limits_that_hold.sql).
+  When a limit is lowered below what is posted and held, that stays. Invariant I1 is about what is admitted from then on;
+      the audit reads the earlier limit from the log of changes.
 """
 
 from __future__ import annotations
@@ -50,7 +52,7 @@ Period = Literal["minute", "hour", "day", "week", "month", "total", "run"]
 
 
 class Terms(Input):
-    """How much, for how long, and for which calls. `window="run"` means a total for each run."""
+    """How much, for which period, and for which calls. `window="run"` means a total for each run."""
 
     limit: Amount
     window: Period = "total"
@@ -94,7 +96,7 @@ class NewBudget(Target, Terms):
 
 
 class ChangeBudget(Input):
-    """A new limit or pace, at once and in the middle of a window. Pace "none": no curve."""
+    """A new limit or pace, in force at once, in the middle of a window. Pace "none" removes the curve."""
 
     limit: Amount | None = None
     pace: PaceOrNone | None = None
@@ -107,7 +109,7 @@ class ChangeBudget(Input):
 
 
 class NewTopUp(Input):
-    """More money for a time: from `starts` (now) until `ends`, or for as long as `lasts`; else for ever."""
+    """More money for a time: from `starts` (default: now) until `ends`, or for as long as `lasts`; without both, forever."""
 
     amount: Amount
     starts: Moment | None = None
@@ -124,7 +126,7 @@ class NewTopUp(Input):
 
 
 class TopUp(View):
-    """A top-up; `ends_at` None: for ever."""
+    """A top-up; `ends_at` None: it never ends."""
 
     id: int
     amount_nano: int
@@ -133,7 +135,7 @@ class TopUp(View):
 
 
 class Window(View):
-    """A live window of a budget. `subject` is the run, user, session or tag of a budget that is split."""
+    """A window that is not over. `subject` is the run, user, session or tag, where the budget is split by one."""
 
     subject: str
     starts_at: datetime | None
@@ -144,10 +146,10 @@ class Window(View):
 
 
 class BudgetState(View):
-    """A budget and its current windows: posted and pending are sums, left is that of the tightest.
+    """A budget and its current windows. `posted` and `pending` are sums over them; `left` is the least that one has.
 
-    `more_windows`: there are more live windows than `windows` (a budget for each of very many users). These three are
-    not known then: a report by the same property tells what was spent.
+    `more_windows`: there are more live windows than `windows` (a budget for each of very many users). Then the sums and
+    `left` are not computed; a report by the same property shows what was spent.
     """
 
     id: int
@@ -170,7 +172,7 @@ class BudgetState(View):
     resets_at: datetime | None
     created_at: datetime
     pace: str | None = None
-    #: What the pace lets through by now, of a limit and its top-ups.
+    #: How much of the limit and its top-ups the pace lets calls use by now.
     paced_nano: int | None = None
 
     @field_validator("pace", mode="before")
@@ -180,18 +182,21 @@ class BudgetState(View):
 
 
 class BudgetDetail(BudgetState):
-    """With the hundred live windows that have the least left (of ten thousand, where there are more), and the top-ups
-    that are not over."""
+    """A budget with the hundred live windows that have the least left, and the top-ups that are not over.
+
+    Where it has more than ten thousand live windows, the hundred are chosen from ten thousand of them.
+    """
 
     live_windows: list[Window]
     top_ups: list[TopUp]
 
 
 async def create_budget(pool: asyncpg.Pool, new: NewBudget) -> BudgetState:
-    """Create a budget; it governs every call from now on.
+    """Create a budget. It applies to every call from now on.
 
     Raises:
-        NotFound: what it is for does not exist. Conflict: the name is taken. InvalidRequest: time zone.
+        NotFound: its organisation, team, agent or key does not exist. Conflict: the name is taken.
+        InvalidRequest: Postgres does not know the time zone.
     """
     target = new.target()
     assert target is not None
@@ -203,7 +208,7 @@ async def create_budget(pool: asyncpg.Pool, new: NewBudget) -> BudgetState:
 async def add_budget(
     connection: asyncpg.Connection, terms: Terms, scope: Scope, subject: str, owner: int
 ) -> BudgetState:
-    """Create a budget as a part of another change. `owner` is the id of the scope's object."""
+    """Create a budget as a part of another change. `owner` is the id of the organisation, team, agent or key."""
     if not await connection.fetchval("SELECT EXISTS (SELECT FROM pg_timezone_names WHERE name = $1)", terms.time_zone):
         raise InvalidRequest(f"Postgres does not know the time zone {terms.time_zone!r}.", param="time_zone")
     if scope is Scope.KEY:
@@ -234,7 +239,7 @@ async def add_budget(
 
 
 async def change_budget(pool: asyncpg.Pool, name: str, new: ChangeBudget) -> BudgetState:
-    """Change a limit or a pace at once, in the middle of a window. What is held already stays held.
+    """Change a limit or a pace at once, in the middle of a window. Existing holds stay.
 
     Raises:
         NotFound: there is no budget of this name. InvalidRequest: a pace for a budget whose window never ends.
@@ -257,7 +262,7 @@ async def top_up(pool: asyncpg.Pool, name: str, new: NewTopUp) -> TopUp:
     """Add money to a budget for a time.
 
     Raises:
-        NotFound: no such budget. InvalidRequest: it is over before it starts, or the sum is too much.
+        NotFound: there is no such budget. InvalidRequest: the top-up is over before it starts, or the sum is too large.
     """
     async with change(pool) as connection:
         budget = await _lock(connection, name)
@@ -289,7 +294,7 @@ async def top_up(pool: asyncpg.Pool, name: str, new: NewTopUp) -> TopUp:
 
 
 async def archive_budget(pool: asyncpg.Pool, name: str) -> BudgetState:
-    """End a budget: it governs no further call; its windows and ledger entries remain for reports.
+    """End a budget. It applies to no further call; its windows and ledger entries remain for reports.
 
     Raises:
         NotFound: there is no budget of this name.
@@ -309,8 +314,10 @@ async def list_budgets(
     limit: int = DEFAULT,
     after: str | None = None,
 ) -> Page[BudgetState]:
-    """Budgets with their current windows, by name, `limit` of them behind the name `after`; of one scope, or of one
-    object ("agent", "news"; "key", "news/default")."""
+    """Budgets with their current windows, in the order of names: `limit` of them behind the name `after`.
+
+    With `scope`, those of one kind; with `subject` too, those of one owner ("agent", "news"; "key", "news/default").
+    """
     rows = await read(
         pool,
         PAGE,
@@ -323,7 +330,7 @@ async def list_budgets(
 
 
 async def show_budget(pool: asyncpg.Pool, name: str, *, subject: str | None = None) -> BudgetDetail:
-    """One budget, its live windows (or that of one `subject`: a run, user, session or tag) and its top-ups.
+    """One budget, its live windows (or only the window of one run, user, session or tag, `subject`) and its top-ups.
 
     Raises:
         NotFound: there is no budget of this name.

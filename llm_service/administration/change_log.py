@@ -1,6 +1,7 @@
-"""The log of changes: who, what, before, after. Of configuration triggers write it (changes/0004_change_log.sql).
+"""The log of changes: who changed what, and how it was before and after.
 
-A breaker that is set by hand is in no table, so it is noted here by whoever sets it.
+What must hold: each change of a table of configuration is logged. The database does that by triggers
+(treasury/sql/migrations/0004_change_log.sql). A breaker that is set by hand is in no table, so it is logged from here.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ KINDS = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "
 
 
 class Change(View):
-    """One row that was created, changed or removed. `before` and `after` are the whole row, without a key's hash."""
+    """One row that was created, changed or removed. `before` and `after` are whole rows; of a key, without its hash."""
 
     id: int
     at: datetime
@@ -37,13 +38,13 @@ class Change(View):
 
     @property
     def fields(self) -> dict[str, tuple[Any, Any]]:
-        """What differs: field → before, after."""
+        """The fields that differ, each with its value before and after."""
         old, new = self.before or {}, self.after or {}
         return {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
 
 
 async def note_breaker(pool: asyncpg.Pool, before: dict[str, Any], after: dict[str, Any]) -> None:
-    """Log that a breaker was set by hand. It has no row, and so no id.
+    """Log that a breaker was set by hand. A breaker has no row, so its id in the log is 0.
 
     Raises:
         TreasuryUnavailable: Postgres is away.
@@ -66,10 +67,10 @@ async def list_changes(
     after: int | None = None,
     limit: int = DEFAULT,
 ) -> Page[Change]:
-    """The newest changes first; of one kind, since a time (or for so long), `limit` of them behind the id `after`.
+    """Changes, the newest first: of one kind, since a time or within a duration, `limit` of them behind the id `after`.
 
     Raises:
-        InvalidRequest: there is no such kind.
+        InvalidRequest: there is no such kind of object.
     """
     if kind is not None and kind not in KINDS:
         raise InvalidRequest(f"There are no changes of {kind[:100]!r}; there are {', '.join(KINDS)}.", param="kind")

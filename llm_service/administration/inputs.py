@@ -1,8 +1,11 @@
-"""What an administrator may say: one set of strict models, shared by the REST API and the command line.
+"""The input of administrators: one set of strict models, shared by the REST API and the command line.
 
-What must hold: bad input is refused here, with a message that says what was expected, before
-Postgres is asked; an unknown field is an error, never ignored; money is parsed once, to nano-dollars.
-What only Postgres knows (does the agent exist, is the name taken) is checked where it is written.
+What must hold:
+  Bad input is refused here, before Postgres is asked, with a message that says what was expected.
+  An unknown field is an error, and is never ignored.
+  Money is parsed once, to nano-dollars.
+
+What only Postgres knows (whether an agent exists, whether a name is taken) is checked where it is written.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def _name(value: str) -> str:
 
 
 def is_budget_name(value: str) -> bool:
-    """A budget's name is also sent in a header: printable ASCII, no space at its ends."""
+    """Whether this can be a budget's name: printable ASCII without space at its ends, because headers carry it."""
     return _BUDGET_NAME.fullmatch(value) is not None
 
 
@@ -98,7 +101,7 @@ def parse_duration(value: object) -> timedelta:
     """Read `30s`, `15m`, `24h`, `30d`, `2w` or `0`. At most ten years.
 
     Raises:
-        ValueError: anything else.
+        ValueError: it is anything else.
     """
     if isinstance(value, timedelta):
         return value
@@ -116,7 +119,7 @@ def parse_moment(value: object) -> datetime:
     """Read an ISO 8601 time with its offset: `2027-01-31T18:00:00Z`.
 
     Raises:
-        ValueError: not a time, without an offset, or before 2000 or after 2200.
+        ValueError: it is not a time, has no offset, or is before 2000 or after 2200.
     """
     try:
         moment = value if isinstance(value, datetime) else datetime.fromisoformat(str(value).strip())
@@ -161,13 +164,13 @@ ModelPattern = Annotated[
 DimensionValue = Annotated[str, AfterValidator(_value)]
 TimeZone = Annotated[str, AfterValidator(_zone)]
 KeyReference = Annotated[str, BeforeValidator(_key_reference), WithJsonSchema({"type": "string"})]
-#: Dollars from outside, nano-dollars inside; more than zero.
+#: Given in dollars, kept in nano-dollars; more than zero.
 Amount = Annotated[int, BeforeValidator(_amount), WithJsonSchema({"type": ["string", "number"], "examples": ["0.05"]})]
 Duration = Annotated[
     timedelta, BeforeValidator(parse_duration), WithJsonSchema({"type": "string", "examples": ["24h"]})
 ]
 Moment = Annotated[datetime, BeforeValidator(parse_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
-#: A time, or a duration from now by Postgres' clock.
+#: A time; or a duration that begins now, by Postgres' clock.
 When = Annotated[
     datetime | timedelta,
     BeforeValidator(_when),
@@ -176,13 +179,13 @@ When = Annotated[
 
 
 class Input(BaseModel):
-    """A request: strict types, no unknown fields, and no value repeated in an error."""
+    """A request: strict types, no unknown fields, and errors that do not repeat what was given."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True, hide_input_in_errors=True)
 
 
 class Target(Input):
-    """What a budget or limit is attached to: exactly one of the four (a limit may have none)."""
+    """What a budget or limit belongs to: exactly one of the four. A limit may belong to none."""
 
     organisation: Name | None = None
     team: Name | None = None
@@ -216,13 +219,13 @@ def _describe_dollars(schema: dict[str, Any]) -> None:
 
 
 class View(BaseModel):
-    """An answer. Each amount `x_nano` is also given as `x`, a decimal number of dollars as text."""
+    """An answer. Each amount `x_nano` is also given in dollars as `x`, a decimal number in a text."""
 
     model_config = ConfigDict(frozen=True, json_schema_extra=_describe_dollars)
 
     @classmethod
     def of(cls, row: Record | None, **more: object) -> Self:
-        """The view of a row that a statement has just returned, and of what the row does not have."""
+        """The view of a row; `more` are the fields that the row does not have."""
         assert row is not None
         return cls.model_validate({**row, **more})
 
@@ -240,10 +243,10 @@ _Model = TypeVar("_Model", bound=Input)
 
 
 def read_input(model: type[_Model], fields: Mapping[str, object]) -> _Model:
-    """Check what a person typed; fields that are None were not given.
+    """Check input from the command line. Fields that are None were not given.
 
     Raises:
-        InvalidRequest: it says which field, and what was expected.
+        InvalidRequest: the message names the field and what was expected.
     """
     try:
         return model.model_validate({name: value for name, value in fields.items() if value is not None})
@@ -252,7 +255,7 @@ def read_input(model: type[_Model], fields: Mapping[str, object]) -> _Model:
 
 
 def bad_input(problems: Sequence[Mapping[str, Any]]) -> InvalidRequest:
-    """Pydantic's list of problems as one error for people; `param` names the first field."""
+    """Pydantic's list of problems as one readable error; `param` names the first field."""
     lines: list[str] = []
     for problem in problems[:5]:
         place = _place(problem)

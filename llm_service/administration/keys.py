@@ -28,7 +28,7 @@ _COLUMNS = """k.id, k.name, k.hint, k.models, k.expires_at, k.revoked_at, k.crea
 
 
 class NewKey(Input):
-    """A key of an agent, or with `admin` an administrator's. `models` are patterns; none allows all."""
+    """A key of an agent, or with `admin` an administrator's. `models` are patterns; an empty list allows every model."""
 
     agent: Name | None = None
     admin: bool = False
@@ -46,7 +46,7 @@ class NewKey(Input):
 
 
 class RotateKey(Input):
-    """How long the old secret goes on working, and when the new one expires (default: as long as the old one had)."""
+    """How long the old secret still works, and when the new one expires (default: after as long as the old one had)."""
 
     overlap: Duration = timedelta(hours=24)
     expires: When | None = None
@@ -67,16 +67,17 @@ class Key(View):
 
 
 class IssuedKey(Key):
-    """A new key with its secret, which is not kept and cannot be shown again."""
+    """A new key with its secret, which is not stored and cannot be shown again."""
 
     secret: str
 
 
 async def create_key(pool: asyncpg.Pool, new: NewKey) -> IssuedKey:
-    """Make a key; it works at once.
+    """Create a key. It works at once.
 
     Raises:
-        NotFound: no such agent. Conflict: the agent has a live key of this name. InvalidRequest: expired already.
+        NotFound: there is no such agent. Conflict: the agent has a live key of this name.
+        InvalidRequest: the key would be expired already.
     """
     async with change(pool) as connection:
         agent_id = None if new.agent is None else await scope_id(connection, Scope.AGENT, new.agent)
@@ -93,10 +94,10 @@ async def create_key(pool: asyncpg.Pool, new: NewKey) -> IssuedKey:
 
 
 async def rotate_key(pool: asyncpg.Pool, reference: str, change_: RotateKey) -> IssuedKey:
-    """Give a key a new secret; the old one works until the overlap is over (0: it ends at once).
+    """Give a key a new secret. The old one works until the overlap is over; with an overlap of 0 it ends at once.
 
     Raises:
-        NotFound: no such key. Conflict: it is not live. InvalidRequest: the new one would be expired already.
+        NotFound: there is no such key. Conflict: it is not live. InvalidRequest: the new one would be expired already.
     """
     async with change(pool) as connection:
         old = await find_key(connection, reference)
@@ -123,10 +124,10 @@ async def rotate_key(pool: asyncpg.Pool, reference: str, change_: RotateKey) -> 
 
 
 async def revoke_key(pool: asyncpg.Pool, reference: str) -> list[Key]:
-    """End a key in under a second, everywhere: one secret by its id, or all of agent/name.
+    """End a key, on every gateway in under a second: one secret by its id, or all secrets of agent/name.
 
     Raises:
-        NotFound: no such key.
+        NotFound: there is no such key.
     """
     async with change(pool) as connection:
         key = await find_key(connection, reference)
@@ -148,8 +149,10 @@ async def revoke_key(pool: asyncpg.Pool, reference: str) -> list[Key]:
 async def list_keys(
     pool: asyncpg.Pool, *, agent: str | None = None, limit: int = DEFAULT, after: int | None = None
 ) -> Page[Key]:
-    """Keys, or those of one agent, in the order in which they were made, `limit` of them behind the id `after`;
-    expired and revoked ones too."""
+    """Keys, or those of one agent, in the order in which they were created: `limit` of them behind the id `after`.
+
+    Expired and revoked keys are among them.
+    """
     rows = await read(
         pool,
         f"""SELECT {_COLUMNS}, a.name AS agent FROM api_keys k LEFT JOIN agents a ON a.id = k.agent_id

@@ -1,6 +1,6 @@
-"""Rate limits: set, remove, list. They are pace, not money; Redis counts them (`guards/limits.py`).
+"""Rate limits: set, remove, list. They are not about money; `guards/rate_limiter.py` enforces them.
 
-What must hold: one limit for each subject and model pattern; setting it again replaces it whole.
+What must hold: there is one limit for each subject and model pattern. Setting it again replaces all of it.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ from llm_service.administration.inputs import MAX_ID, ModelPattern, Target, View
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import change, read, scope_id, scope_name
 from llm_service.errors import NotFound
+from llm_service.treasury.queries import load_query
 
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 TokenCount = Annotated[int, Field(ge=1, le=1_000_000_000_000)]
 
 
 class SetLimit(Target):
-    """A limit on an organisation, team, agent or key, for all calls or those of a model pattern;
-    or, with `model` alone, on every caller of those models together."""
+    """A limit for an organisation, team, agent or key, for all calls or for those of a model pattern.
+
+    With `model` alone, the limit is for every caller of these models together.
+    """
 
     model: ModelPattern | None = None
     requests_per_minute: Count | None = None
@@ -39,7 +42,7 @@ class SetLimit(Target):
 
 
 class Limit(View):
-    """A limit; None is no limit. `subject` None: every caller."""
+    """A limit. A number that is None is not limited; `subject` None: the limit is for every caller together."""
 
     id: int
     scope: str
@@ -50,6 +53,7 @@ class Limit(View):
     concurrent: int | None
 
 
+_SET = load_query("administration/set_limit")
 _LIMITS = f"""
     SELECT l.id, l.scope, {scope_name("l")} AS subject, l.model_pattern AS model, l.requests_per_minute,
            l.tokens_per_minute, l.concurrent FROM rate_limits l
@@ -57,22 +61,16 @@ _LIMITS = f"""
 
 
 async def set_limit(pool: asyncpg.Pool, new: SetLimit) -> Limit:
-    """Set a limit, in place of the one that the same subject and model pattern had.
+    """Set a limit. It replaces the one that the same subject and model pattern had.
 
     Raises:
-        NotFound: what it is for does not exist.
+        NotFound: its organisation, team, agent or key does not exist.
     """
     target = new.target()
     async with change(pool) as connection:
         owner = None if target is None else await scope_id(connection, *target)
         limit_id = await connection.fetchval(
-            """INSERT INTO rate_limits
-                   (scope, scope_id, model_pattern, requests_per_minute, tokens_per_minute, concurrent)
-               VALUES ($1, $2, $3, $4, $5, $6)
-               ON CONFLICT (scope, coalesce(scope_id, 0), coalesce(model_pattern, '')) DO UPDATE SET
-                   requests_per_minute = excluded.requests_per_minute,
-                   tokens_per_minute = excluded.tokens_per_minute, concurrent = excluded.concurrent
-               RETURNING id""",
+            _SET,
             "model" if target is None else target[0].value,
             owner,
             new.model,
@@ -84,7 +82,7 @@ async def set_limit(pool: asyncpg.Pool, new: SetLimit) -> Limit:
 
 
 async def remove_limit(pool: asyncpg.Pool, limit_id: int) -> Limit:
-    """Remove a limit by its id. Raises NotFound."""
+    """Remove the limit of this id. Raises NotFound."""
     async with change(pool) as connection:
         found = limit_id if 0 < limit_id <= MAX_ID else 0
         row = await connection.fetchrow(f"{_LIMITS} WHERE l.id = $1 FOR UPDATE OF l", found)
@@ -95,6 +93,6 @@ async def remove_limit(pool: asyncpg.Pool, limit_id: int) -> Limit:
 
 
 async def list_limits(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: int | None = None) -> Page[Limit]:
-    """Limits in the order in which they were first set, `limit` of them behind the id `after`."""
+    """Limits in the order in which they were first set: `limit` of them behind the id `after`."""
     rows = await read(pool, f"{_LIMITS} WHERE l.id > $1 ORDER BY l.id LIMIT $2", after or 0, to_fetch(limit))
     return page_of(rows, limit, Limit.of)

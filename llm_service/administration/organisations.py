@@ -1,7 +1,8 @@
 """Organisations, teams and agents: create, list, set up, pause, resume.
 
-What must hold: a pause stops every new call of everything below it in under a second, and is
-undone by a resume alone.
+What must hold:
+  A pause stops every new call of everything below it in under a second.
+  Only a resume of the same scope ends a pause.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from llm_service.administration.budgets import BudgetState, Terms, add_budget
 from llm_service.administration.inputs import Input, Name, View
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import change, insert, missing, read, scope_id, searchable
+from llm_service.treasury.queries import load_query
 from llm_service.types import Scope
 
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
@@ -23,20 +25,20 @@ _TABLES = {Scope.ORGANISATION: "organisations", Scope.TEAM: "teams", Scope.AGENT
 
 
 class NewOrganisation(Input):
-    """The widest scope: teams are in it."""
+    """The widest scope. It has teams."""
 
     name: Name
 
 
 class NewTeam(Input):
-    """A team of an organisation; agents are in it."""
+    """A team of an organisation. It has agents."""
 
     name: Name
     organisation: Name = "default"
 
 
 class AgentTerms(Input):
-    """What an agent gets when a call leaves it out, and what becomes of a hold that nobody settles."""
+    """The defaults of an agent's calls, and what is done with a hold that nobody settles."""
 
     default_max_tokens: Tokens | None = None
     floor_tokens: Tokens | None = None
@@ -44,7 +46,7 @@ class AgentTerms(Input):
 
 
 class NewAgent(AgentTerms):
-    """An agent of a team, with a first budget if one is given: both or neither are made."""
+    """An agent of a team, and its first budget if one is given. Both are created, or neither."""
 
     name: Name
     team: Name = "default"
@@ -61,13 +63,13 @@ class Organisation(View):
 
 
 class Team(Organisation):
-    """A team and where it belongs."""
+    """A team and its organisation."""
 
     organisation: str
 
 
 class Agent(Team):
-    """An agent. `keys` is how many live ones it has; `paused_by` what stops it: itself or a wider scope."""
+    """An agent. `keys` is the number of its live keys; `paused_by` is the scope whose pause stops it."""
 
     team: str
     default_max_tokens: int
@@ -82,24 +84,11 @@ _TEAMS = """
     SELECT t.id, t.name, o.name AS organisation, t.paused_at, t.created_at
     FROM teams t JOIN organisations o ON o.id = t.organisation_id
 """
-_AGENTS = """
-    WITH listed AS MATERIALIZED (SELECT * FROM agents WHERE {which})
-    SELECT a.id, a.name, t.name AS team, o.name AS organisation, a.paused_at, a.created_at, a.default_max_tokens,
-           a.floor_tokens, a.expiry_policy,
-           CASE WHEN o.paused_at IS NOT NULL THEN 'organisation ' || o.name
-                WHEN t.paused_at IS NOT NULL THEN 'team ' || t.name
-                WHEN a.paused_at IS NOT NULL THEN 'agent ' || a.name END AS paused_by,
-           coalesce(live.keys, 0) AS keys
-    FROM listed a JOIN teams t ON t.id = a.team_id JOIN organisations o ON o.id = t.organisation_id
-    LEFT JOIN (SELECT k.agent_id, count(*) AS keys FROM api_keys k
-               WHERE k.agent_id IN (SELECT id FROM listed) AND k.revoked_at IS NULL
-                 AND coalesce(k.expires_at > now(), true) GROUP BY k.agent_id) AS live ON live.agent_id = a.id
-    ORDER BY a.name
-"""
-_ONE_AGENT = _AGENTS.format(which="id = $1")
-_PAGE_OF_AGENTS = _AGENTS.format(
+_ONE_AGENT = load_query("administration/agents", which="id = $1")
+_PAGE_OF_AGENTS = load_query(
+    "administration/agents",
     which="""($1::text IS NULL OR team_id = (SELECT id FROM teams WHERE name = $1))
-             AND ($2::text IS NULL OR name > $2) ORDER BY name LIMIT $3"""
+             AND ($2::text IS NULL OR name > $2) ORDER BY name LIMIT $3""",
 )
 
 
@@ -116,7 +105,7 @@ async def create_organisation(pool: asyncpg.Pool, new: NewOrganisation) -> Organ
 
 
 async def create_team(pool: asyncpg.Pool, new: NewTeam) -> Team:
-    """Raises NotFound without its organisation, Conflict when the name is taken."""
+    """Raises NotFound when its organisation does not exist, Conflict when the name is taken."""
     async with change(pool) as connection:
         owner = await scope_id(connection, Scope.ORGANISATION, new.organisation)
         row = await insert(
@@ -130,7 +119,7 @@ async def create_team(pool: asyncpg.Pool, new: NewTeam) -> Team:
 
 
 async def create_agent(pool: asyncpg.Pool, new: NewAgent) -> Agent:
-    """Raises NotFound without its team, Conflict when the agent's or the budget's name is taken."""
+    """Raises NotFound when its team does not exist, Conflict when the agent's or the budget's name is taken."""
     async with change(pool) as connection:
         owner = await scope_id(connection, Scope.TEAM, new.team)
         row = await insert(
@@ -149,7 +138,7 @@ async def create_agent(pool: asyncpg.Pool, new: NewAgent) -> Agent:
 
 
 async def change_agent(pool: asyncpg.Pool, name: str, new: AgentTerms) -> Agent:
-    """Set what is given and leave the rest. Raises NotFound."""
+    """Change the fields that are given. Raises NotFound."""
     async with change(pool) as connection:
         agent_id = await scope_id(connection, Scope.AGENT, name)
         await connection.execute(
@@ -167,7 +156,7 @@ async def change_agent(pool: asyncpg.Pool, name: str, new: AgentTerms) -> Agent:
 async def list_organisations(
     pool: asyncpg.Pool, *, limit: int = DEFAULT, after: str | None = None
 ) -> Page[Organisation]:
-    """Organisations by name, `limit` of them behind the name `after`."""
+    """Organisations in the order of names: `limit` of them behind the name `after`."""
     rows = await read(
         pool,
         """SELECT id, name, paused_at, created_at FROM organisations WHERE $1::text IS NULL OR name > $1
@@ -179,7 +168,7 @@ async def list_organisations(
 
 
 async def list_teams(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: str | None = None) -> Page[Team]:
-    """Teams by name, `limit` of them behind the name `after`."""
+    """Teams in the order of names: `limit` of them behind the name `after`."""
     rows = await read(
         pool,
         f"{_TEAMS} WHERE $1::text IS NULL OR t.name > $1 ORDER BY t.name LIMIT $2",
@@ -192,7 +181,7 @@ async def list_teams(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: str | N
 async def list_agents(
     pool: asyncpg.Pool, *, team: str | None = None, limit: int = DEFAULT, after: str | None = None
 ) -> Page[Agent]:
-    """Agents, or those of one team, by name, `limit` of them behind the name `after`."""
+    """Agents, or those of one team, in the order of names: `limit` of them behind the name `after`."""
     rows = await read(
         pool,
         _PAGE_OF_AGENTS,
@@ -204,12 +193,12 @@ async def list_agents(
 
 
 async def pause(pool: asyncpg.Pool, scope: Scope, name: str) -> None:
-    """Stop every new call of an organisation, team or agent; calls under way end. Raises NotFound."""
+    """Stop every new call of an organisation, team or agent. Calls that are running go on. Raises NotFound."""
     await _set_paused(pool, scope, name, "coalesce(paused_at, now())")
 
 
 async def resume(pool: asyncpg.Pool, scope: Scope, name: str) -> None:
-    """Undo a pause of this very scope. Raises NotFound."""
+    """End the pause of this scope; a wider or narrower scope stays paused. Raises NotFound."""
     await _set_paused(pool, scope, name, "NULL")
 
 

@@ -1,8 +1,9 @@
-"""Lists in pages, so that what a list costs does not grow with what there is.
+"""Lists in pages, so that what a list costs does not grow with how many rows there are.
 
-What must hold: each list has one stated order by a column that is unique and indexed; a page begins behind the
-column's value that the page before ended with, so nothing that stays in the list is left out or shown twice, whatever
-is created or removed meanwhile.
+What must hold:
+  Each list is ordered by one column that is unique and indexed.
+  A page begins behind the value of that column at which the page before it ended. So a row that stays in the list is
+      neither left out nor shown twice, whatever is created or removed in the meantime.
 """
 
 from __future__ import annotations
@@ -15,23 +16,23 @@ if TYPE_CHECKING:
 
 _T = TypeVar("_T")
 
-#: How many rows a page has unless another number is asked for, and at most.
+#: How many rows a page has by default, and at most.
 DEFAULT, MOST = 100, 1000
 
 
 class Page(list[_T]):
-    """The rows of one page. `more`: whether there are others behind them."""
+    """The rows of one page. `more`: whether there are rows behind them."""
 
     more: bool = False
 
 
 def to_fetch(limit: int) -> int:
-    """How many rows to ask Postgres for: one more than are shown tells whether there are others."""
+    """How many rows to ask Postgres for: one more than the page has, which shows whether there are more."""
     return max(1, min(limit, MOST)) + 1
 
 
 def page_of(rows: Sequence[Record], limit: int, read: Callable[[Record], _T]) -> Page[_T]:
-    """The page that was asked for, of rows that were asked for with `to_fetch`."""
+    """The page of at most `limit` rows, from rows of which `to_fetch(limit)` were asked for."""
     shown = to_fetch(limit) - 1
     page = Page(read(row) for row in rows[:shown])
     page.more = len(rows) > shown

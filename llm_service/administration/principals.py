@@ -1,10 +1,12 @@
-"""Who is spending: a key's secret, or an agent's name, to the principal and everything that governs it.
+"""Who is spending: from a key's secret, or an agent's name, to the principal and everything that governs it.
 
-What must hold: a principal is read in one statement, so its budgets, limits and pauses are those of
-one epoch. No answer rests on an epoch that was looked at longer than `fresh_s` ago, so a revoked
-key or a paused team stops everywhere in under a second, and a key that was just made works at once.
-Postgres is asked by one statement at a time, for all who wait together, and both caches are bounded:
-a storm of guessed keys costs one connection and no memory. Secrets are compared and kept as hashes.
+What must hold:
+  A principal is read in one statement, so that its budgets, limits and pauses are those of one epoch.
+  The cache is used only if the epoch was read within the last `fresh_s` seconds and has not changed. So a revoked key or
+      a paused team stops on every gateway in under a second, and a key that was just created works at once.
+  One statement at a time is sent to Postgres, for all callers that wait, and the caches are bounded. So a storm of
+      guessed keys costs one connection and a bounded amount of memory.
+  Secrets are compared and stored as hashes.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from llm_service.administration.routes import read_route
 from llm_service.administration.secrets import hash_secret, looks_like_secret
 from llm_service.errors import NotAuthenticated, NotFound, NotPermitted
 from llm_service.postgres import fetch
+from llm_service.treasury.queries import load_query
 from llm_service.types import Budget, Dimension, Principal, RateLimit, Scope, WindowKind
 
 if TYPE_CHECKING:
@@ -34,43 +37,7 @@ _CACHED = 20_000
 _GROUP = 200
 _TIMEOUT_S = 5.0
 
-# The epoch's row comes even when nothing was found: then it dates the absence. A key's budgets and
-# limits hang on the first row of its name, so that they hold for every secret it is rotated to.
-_LOAD = """
-WITH wanted AS (
-    SELECT k.hash, NULL::text AS agent_name, k.id AS key_id, k.name AS key, k.models, k.expires_at, k.revoked_at,
-           k.agent_id, extract(epoch FROM k.expires_at - clock_timestamp())::float8 AS expires_in_s,
-           (SELECT min(f.id) FROM api_keys f
-            WHERE f.name = k.name AND f.agent_id IS NOT DISTINCT FROM k.agent_id) AS first_id
-    FROM api_keys k WHERE k.hash = ANY ($1::bytea[])
-    UNION ALL
-    SELECT NULL, a.name, NULL, NULL, '{}', NULL, NULL, a.id, NULL, NULL FROM agents a WHERE a.name = ANY ($2::text[])
-)
-SELECT e.value AS epoch, w.hash, w.agent_name, w.key_id, w.key, w.models, w.expires_at, w.revoked_at, w.expires_in_s,
-       a.id AS agent_id, a.name AS agent, a.default_max_tokens, a.floor_tokens,
-       t.id AS team_id, t.name AS team, o.id AS organisation_id, o.name AS organisation,
-       CASE WHEN o.paused_at IS NOT NULL THEN 'organisation ' || o.name
-            WHEN t.paused_at IS NOT NULL THEN 'team ' || t.name
-            WHEN a.paused_at IS NOT NULL THEN 'agent ' || a.name END AS paused,
-       (SELECT json_agg(json_build_array(b.id, b.name, b.scope, b.scope_id, b.window_kind, b.per, b.per_value,
-                                         b.model_pattern) ORDER BY b.id)::text
-        FROM budgets b WHERE b.archived_at IS NULL AND (b.scope, b.scope_id) IN
-            (('organisation', o.id), ('team', t.id), ('agent', a.id), ('key', w.first_id))) AS budgets,
-       (SELECT json_agg(json_build_array(l.id, l.scope, l.scope_id, l.requests_per_minute, l.tokens_per_minute,
-                                         l.concurrent, l.model_pattern) ORDER BY l.id)::text
-        FROM rate_limits l WHERE l.scope = 'model' OR (l.scope, l.scope_id) IN
-            (('organisation', o.id), ('team', t.id), ('agent', a.id), ('key', w.first_id))) AS limits,
-       (SELECT json_agg(json_build_array(r.id, r.model_pattern, r.policy)
-                        ORDER BY array_position('{agent,team,organisation}', r.scope), r.model_pattern ~ '[*?[]',
-                                 length(r.model_pattern) DESC, r.id)::text
-        FROM routes r WHERE (r.scope, r.scope_id) IN
-            (('organisation', o.id), ('team', t.id), ('agent', a.id))) AS routes
-FROM epoch e
-LEFT JOIN wanted w ON true
-LEFT JOIN agents a ON a.id = w.agent_id
-LEFT JOIN teams t ON t.id = a.team_id
-LEFT JOIN organisations o ON o.id = t.organisation_id
-"""
+_LOAD = load_query("administration/principals")
 
 #: What is looked up: the hash of a secret, or an agent's name.
 _Wanted = bytes | str
@@ -78,7 +45,7 @@ _Wanted = bytes | str
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A key or an agent as it was read. `principal` is None for an administrator's key."""
+    """A key or an agent, as Postgres has it. `principal` is None for an administrator's key."""
 
     principal: Principal | None
     key: str | None
@@ -88,14 +55,14 @@ class _Found:
 
 
 class Principals:
-    """Principals by secret and by agent, cached in this process for as long as the epoch stands still."""
+    """Principals by secret and by agent, cached in this process until the epoch changes."""
 
     def __init__(self, pool: asyncpg.Pool, *, fresh_s: float = 0.5, admin_key: str | None = None) -> None:
         self._pool = pool
         self._fresh_s = fresh_s
         self._admin_hash = None if admin_key is None else hash_secret(admin_key)
         self._epoch = -1
-        self._seen_at = float("-inf")  # when the latest statement began that saw this epoch
+        self._seen_at = float("-inf")  # when the latest statement that read this epoch began
         self._looking: asyncio.Task[None] | None = None
         self._known: OrderedDict[_Wanted, _Found] = OrderedDict()
         self._unknown: OrderedDict[_Wanted, None] = OrderedDict()
@@ -104,10 +71,10 @@ class Principals:
         self._loading: asyncio.Task[None] | None = None
 
     async def by_secret(self, secret: str) -> Principal:
-        """The principal that a key's secret names. Whether it is paused is for the caller to look at.
+        """The principal of a key's secret. It may be paused, which the caller has to check.
 
         Raises:
-            NotAuthenticated: the key is unknown, expired or revoked; the message says which.
+            NotAuthenticated: the key is unknown, expired or revoked; the message says which of these.
             NotPermitted: it is an administrator's key.
             TreasuryUnavailable: Postgres is away.
         """
@@ -119,7 +86,7 @@ class Principals:
         return found.principal
 
     async def by_agent(self, name: str) -> Principal:
-        """The principal of an agent that calls in process, without a key.
+        """The principal of an agent in this process, which has no key.
 
         Raises:
             NotFound: there is no such agent. TreasuryUnavailable: Postgres is away.
@@ -130,10 +97,10 @@ class Principals:
         return found.principal
 
     async def administrator(self, secret: str) -> str:
-        """Check that a secret is an administrator's, the fixed one from the settings or one from Postgres; its name.
+        """Check that a secret is an administrator's: the one from the settings, or one from Postgres. Returns its name.
 
         Raises:
-            NotAuthenticated: unknown, expired or revoked. NotPermitted: an agent's key.
+            NotAuthenticated: the key is unknown, expired or revoked. NotPermitted: it is an agent's key.
             TreasuryUnavailable: Postgres is away.
         """
         if self._is_fixed_admin(secret):
@@ -147,7 +114,7 @@ class Principals:
         return f"key {found.key}"
 
     async def reload(self) -> None:
-        """Admission said that the epoch has moved: look again, and forget what is older.
+        """Read the epoch again now, because admission has refused an older one; forget what is older.
 
         Raises:
             TreasuryUnavailable: Postgres is away.
@@ -155,7 +122,7 @@ class Principals:
         await self._check(time.monotonic())
 
     async def renew(self, principal: Principal) -> Principal:
-        """The same principal at the newest epoch: admission said that the configuration has changed.
+        """The same principal at the newest epoch, because admission has refused an older one.
 
         Raises:
             NotAuthenticated: its key was revoked, or has expired. TreasuryUnavailable: Postgres is away.
@@ -179,7 +146,7 @@ class Principals:
         return _checked(await self._find(hash_secret(secret)) if looks_like_secret(secret) else None)
 
     async def _find(self, wanted: _Wanted) -> _Found | None:
-        """From the cache, if the epoch was looked at a moment ago; else from Postgres, with all who wait."""
+        """From the cache, if the epoch was read a moment ago; else from Postgres, together with others that are waited for."""
         await self._check(time.monotonic() - self._fresh_s)
         found = self._known.get(wanted)
         if found is not None:
@@ -195,7 +162,7 @@ class Principals:
         return await asyncio.shield(future)
 
     async def _check(self, not_before: float) -> None:
-        """Return once the epoch has been looked at by a statement that began at `not_before` or later."""
+        """Return when a statement that began at `not_before` or later has read the epoch."""
         while self._seen_at < not_before:
             if self._looking is None or self._looking.done():
                 self._looking = asyncio.create_task(self._look())
@@ -205,13 +172,13 @@ class Principals:
     async def _look(self) -> None:
         began = time.monotonic()
         rows = await self._fetch("SELECT value FROM epoch")
-        self._see(rows[0]["value"], began)
+        self._note_epoch(rows[0]["value"], began)
 
-    def _see(self, epoch: int, began: float) -> bool:
-        """Note the epoch that a statement saw; at another one than before, forget everything.
+    def _note_epoch(self, epoch: int, began: float) -> bool:
+        """Note the epoch that a statement has read. If it is another one than before, forget everything.
 
-        False: a statement that began later has seen another epoch; this answer is too old to use.
-        (Later, not higher, is newer: a database that was restored from a backup has an older epoch.)
+        False: a statement that began later has read another epoch, so this answer is too old to use. The newest epoch is
+        the one that was read last, and not the highest: a database that is restored from a backup has a lower one.
         """
         if epoch != self._epoch:
             if began < self._seen_at:
@@ -223,19 +190,19 @@ class Principals:
         return True
 
     async def _load(self) -> None:
-        """Answer those who wait, a group at a time, until nobody does. What fails, fails for its group."""
+        """Load what is waited for, a group at a time, until nothing is. An error is for all of its group."""
         while self._waiting:
             group = dict(list(self._waiting.items())[:_GROUP])
             try:
                 found = await self._load_group(list(group))
-            except Exception as error:  # noqa: BLE001 (whatever it is, those who wait get it)
+            except Exception as error:  # noqa: BLE001 (every error goes to the callers that wait)
                 for wanted, future in group.items():
                     del self._waiting[wanted]
                     future.add_done_callback(_retrieve)
                     future.set_exception(error)
                 continue
             if found is None:
-                continue  # overtaken by a change: read again
+                continue  # the configuration has changed meanwhile: read again
             for wanted, future in group.items():
                 del self._waiting[wanted]
                 self._remember(wanted, found.get(wanted))
@@ -246,7 +213,7 @@ class Principals:
         names = [wanted for wanted in group if isinstance(wanted, str)]
         began = time.monotonic()
         rows = await self._fetch(_LOAD, hashes, names)
-        if not self._see(rows[0]["epoch"], began):
+        if not self._note_epoch(rows[0]["epoch"], began):
             return None
         found: dict[_Wanted, _Found] = {}
         for row in rows:
@@ -274,7 +241,11 @@ class Principals:
 
 
 def _checked(found: _Found | None) -> _Found:
-    """A key that may be used now."""
+    """The key, if it may be used now.
+
+    Raises:
+        NotAuthenticated: it is unknown, expired or revoked.
+    """
     if found is None:
         raise NotAuthenticated("This key is unknown. Check that it was copied whole; it begins with sk-tr-.")
     whose = f"agent {found.principal.agent!r}" if found.principal else "an administrator"
@@ -290,7 +261,7 @@ def _checked(found: _Found | None) -> _Found:
 
 
 def _retrieve(done: asyncio.Future[Any]) -> None:
-    """An error is for those who asked; when all of them have left, it is nobody's."""
+    """Mark a future's error as retrieved. Those that wait for it get it; it is not logged when all of them have left."""
     if not done.cancelled():
         done.exception()
 

@@ -1,7 +1,8 @@
-"""Routes: set, remove, list. How calls for a model are served: fallbacks, retries, downgrades, timeouts, patience.
+"""Routes: set, remove, list. A route says how calls for a model are served: fallbacks, retries, downgrades, timeouts.
 
-What must hold: one route for each subject and model pattern; setting it again replaces it whole. What is kept is
-the policy as it was given, without defaults, so that a default that changes later changes it too.
+What must hold:
+  There is one route for each subject and model pattern. Setting it again replaces all of it.
+  The policy is stored as it was given, without defaults, so that a default that a later version changes applies to it.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ Seconds = Annotated[float, Field(ge=0.05, le=3600)]
 
 
 class FallbackTerms(Input):
-    """A model that may stand in, and after which failures; left out: all but near_limit and content_filter."""
+    """A model that may serve instead, and after which failures; by default after all but near_limit and content_filter."""
 
     model: ModelPattern
     on: Annotated[list[Annotated[Condition, Field(strict=False)]], Field(min_length=1)] | None = None
 
 
 class DowngradeTerms(Input):
-    """From `at_percent` of any of the budgets that apply, the first of `models` that is good enough serves."""
+    """When `at_percent` of any budget that applies is used, the first of `models` that is good enough serves."""
 
     at_percent: Annotated[float, Field(ge=0.01, le=99.99)]
     models: Annotated[list[ModelPattern], Field(min_length=1, max_length=10)]
@@ -39,7 +40,7 @@ class DowngradeTerms(Input):
 
 
 class TimeoutTerms(Input):
-    """Seconds. What is left out is as the gateway's settings say."""
+    """Seconds. The gateway's settings say what holds for a timeout that is left out."""
 
     connect_s: Seconds | None = None
     first_token_s: Seconds | None = None
@@ -48,7 +49,7 @@ class TimeoutTerms(Input):
 
 
 class RouteTerms(Input):
-    """A policy. `max_cost` in dollars, for all attempts of a call together."""
+    """A policy. `max_cost` is in dollars, for all attempts of a call together."""
 
     fallbacks: Annotated[list[FallbackTerms], Field(max_length=10)] | None = None
     retries: Annotated[int, Field(ge=0, le=5)] | None = None
@@ -110,7 +111,7 @@ class SetRoute(RouteTerms):
 
 
 class Route(View):
-    """A route and its policy; what the policy leaves out is at its default."""
+    """A route and its policy. What the policy leaves out has its default."""
 
     id: int
     scope: str
@@ -120,7 +121,7 @@ class Route(View):
 
     @classmethod
     def read(cls, row: Any) -> Self:
-        """The view of a row, whose policy is text."""
+        """The view of a row, whose policy is JSON in a text."""
         assert row is not None
         return cls.model_validate({**row, "policy": orjson.loads(row["policy"])})
 
@@ -131,10 +132,10 @@ _ROUTES = f"""
 
 
 async def set_route(pool: asyncpg.Pool, new: SetRoute) -> Route:
-    """Set a route, in place of the one that the same subject and model pattern had.
+    """Set a route. It replaces the one that the same subject and model pattern had.
 
     Raises:
-        NotFound: what it is for does not exist.
+        NotFound: its organisation, team or agent does not exist.
     """
     scope, name = new.target()
     async with change(pool) as connection:
@@ -151,7 +152,7 @@ async def set_route(pool: asyncpg.Pool, new: SetRoute) -> Route:
 
 
 async def remove_route(pool: asyncpg.Pool, route_id: int) -> Route:
-    """Remove a route by its id. Raises NotFound."""
+    """Remove the route of this id. Raises NotFound."""
     async with change(pool) as connection:
         found = route_id if 0 < route_id <= MAX_ID else 0
         row = await connection.fetchrow(f"{_ROUTES} WHERE r.id = $1 FOR UPDATE OF r", found)
@@ -162,7 +163,7 @@ async def remove_route(pool: asyncpg.Pool, route_id: int) -> Route:
 
 
 async def list_routes(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: int | None = None) -> Page[Route]:
-    """Routes in the order in which they were first set, `limit` of them behind the id `after`."""
+    """Routes in the order in which they were first set: `limit` of them behind the id `after`."""
     rows = await read(pool, f"{_ROUTES} WHERE r.id > $1 ORDER BY r.id LIMIT $2", after or 0, to_fetch(limit))
     return page_of(rows, limit, Route.read)
 

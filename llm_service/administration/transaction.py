@@ -1,10 +1,11 @@
 """The transaction around every change of configuration, and how names become ids.
 
-What must hold: a change and its raise of the epoch are one transaction, so that no process goes on
-with older rules for longer than it takes to look; a change that fails leaves the epoch alone. The
-epoch's row is locked first: changes are one after the other, so a check such as "is this name
-taken" cannot be overtaken, and two changes never deadlock. Admission only reads that row. Who makes a change is told
-to Postgres with it, whose triggers keep the log (`change_log.py`).
+What must hold:
+  A change and its raise of the epoch are one transaction. So no process uses older rules once it has read the epoch again,
+      and a change that fails leaves the epoch as it was.
+  Changes are made one after another, because each locks the epoch's row first. So nothing can happen between a check
+      ("is this name taken?") and the change, and two changes never deadlock. Admission only reads that row.
+  Postgres knows who makes a change, for its triggers, which write the log (`change_log.py`).
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ import asyncpg
 from llm_service.administration.inputs import MAX_ID
 from llm_service.errors import Conflict, NotFound
 from llm_service.postgres import POSTGRES_ERRORS, borrowed, explain, snapshot
+from llm_service.treasury.queries import load_query
 from llm_service.types import Scope
 
 if TYPE_CHECKING:
     from asyncpg import Record
 
-#: Who makes the changes of this task: "key ops (7)", "cli ann". Empty: the log names the database's user.
+#: Who makes the changes of this task, such as "key ops (7)" or "cli ann". Empty: the log names the database's user.
 ACTOR: ContextVar[str] = ContextVar("actor", default="")
 LOCK_S = 10.0
 _READ_S = 30.0
-# Administration reads few rows, by index, in the order of the index. Postgres must not think that the few are found
-# sooner in the whole table: with a LIMIT it takes every budget for the one that has nearly all windows.
+# Administration reads few rows, by an index and in its order. Without these settings Postgres would sometimes read the
+# whole table: it expects a statement with a LIMIT to find its rows soon, and is wrong where one budget has nearly all windows.
 _BY_INDEX = ", ".join(
     f"set_config('enable_{way}', 'off', true)" for way in ("seqscan", "bitmapscan", "sort", "incremental_sort")
 )
+_FIND_KEY = load_query("administration/find_key")
 _TABLES = {Scope.ORGANISATION: "organisations", Scope.TEAM: "teams", Scope.AGENT: "agents"}
 
 
@@ -41,7 +44,7 @@ async def change(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     """One change of configuration, as one transaction.
 
     Raises:
-        DatabaseLocked: another transaction kept this one waiting for 10 s. DatabaseBusy: so did other changes.
+        DatabaseLocked: another transaction kept a lock for 10 s. DatabaseBusy: no connection was free.
         TreasuryUnavailable: Postgres is away.
     """
     try:
@@ -54,7 +57,7 @@ async def change(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
 
 
 async def read(pool: asyncpg.Pool, statement: str, *arguments: object) -> list[Record]:
-    """The rows of one statement, which changes nothing.
+    """The rows of one statement that changes nothing.
 
     Raises:
         TooManyReports, TookTooLong, TreasuryUnavailable: as `snapshot` does.
@@ -65,7 +68,7 @@ async def read(pool: asyncpg.Pool, statement: str, *arguments: object) -> list[R
 
 @asynccontextmanager
 async def reading(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """A snapshot in which pages are read. Raises as `snapshot` does."""
+    """A snapshot for reading pages. Raises as `snapshot` does."""
     async with snapshot(pool, timeout_s=_READ_S, reading="list") as connection:
         await connection.execute(f"SELECT {_BY_INDEX}")
         yield connection
@@ -75,7 +78,7 @@ async def insert(connection: asyncpg.Connection, what: str, statement: str, *arg
     """Run an INSERT … RETURNING; `what` names the new object ("agent 'news'").
 
     Raises:
-        Conflict: the name is taken. The unique index decides, so of two creations at once one wins.
+        Conflict: the name is taken. A unique index decides, so that of two creations at once one succeeds.
     """
     try:
         row = await connection.fetchrow(statement, *arguments)
@@ -88,11 +91,11 @@ async def insert(connection: asyncpg.Connection, what: str, statement: str, *arg
 async def scope_id(connection: asyncpg.Connection, scope: Scope, name: str) -> int:
     """The id of an organisation, team, agent or key.
 
-    A key's secret is rotated but the key remains: it is known by the id of its first row, so that
-    budgets and limits hold for all its secrets together.
+    A key stays the same when its secret is rotated. Its id here is that of its first row, so that its budgets and limits
+    hold for all its secrets together.
 
     Raises:
-        NotFound: there is none of this name.
+        NotFound: there is none with this name.
     """
     if scope is Scope.KEY:
         row = await find_key(connection, name)
@@ -107,7 +110,7 @@ async def scope_id(connection: asyncpg.Connection, scope: Scope, name: str) -> i
 
 
 def missing(scope: Scope, name: str) -> NotFound:
-    """There is no such organisation, team, agent or key, and what to do."""
+    """The error for an organisation, team, agent or key that does not exist; it says what to do."""
     return NotFound(
         f"There is no {scope} {name[:200]!r}. Create it first (treasurer {scope} create), "
         f"or see which there are (treasurer {scope} list).",
@@ -116,12 +119,12 @@ def missing(scope: Scope, name: str) -> NotFound:
 
 
 def searchable(name: str) -> str:
-    """A name from a URL that may be looked for: what Postgres cannot hold as text is never found."""
+    """The name, or "" (which nothing has) where it has characters that Postgres may refuse."""
     return name if name.isprintable() else ""
 
 
 async def find_key(connection: asyncpg.Connection, reference: str) -> Record:
-    """The newest row of a key that is named by its id or as agent/name; a live one before any other.
+    """The newest row of a key, named by its id or as agent/name. A live row goes before others.
 
     Raises:
         NotFound: there is none.
@@ -129,13 +132,7 @@ async def find_key(connection: asyncpg.Connection, reference: str) -> Record:
     agent, slash, name = searchable(reference).partition("/")
     by_id = int(agent) if not slash and agent.isascii() and agent.isdigit() and len(agent) < 20 else 0
     row = await connection.fetchrow(
-        """SELECT k.id, k.agent_id, k.name, k.models, k.expires_at, k.created_at, a.name AS agent,
-                  k.revoked_at IS NULL AND coalesce(k.expires_at > now(), true) AS live,
-                  (SELECT min(f.id) FROM api_keys f
-                   WHERE f.name = k.name AND f.agent_id IS NOT DISTINCT FROM k.agent_id) AS first_id
-           FROM api_keys k LEFT JOIN agents a ON a.id = k.agent_id
-           WHERE k.id = $1 OR (a.name = $2 AND k.name = $3)
-           ORDER BY live DESC, k.id DESC LIMIT 1""",
+        _FIND_KEY,
         by_id if by_id <= MAX_ID else 0,
         agent if slash else None,
         name,
@@ -146,11 +143,5 @@ async def find_key(connection: asyncpg.Connection, reference: str) -> Record:
 
 
 def scope_name(row: str) -> str:
-    """SQL for the name of what a row's (scope, scope_id) points at; `row` is the row's alias."""
-    return f"""CASE {row}.scope
-        WHEN 'organisation' THEN (SELECT o.name FROM organisations o WHERE o.id = {row}.scope_id)
-        WHEN 'team' THEN (SELECT t.name FROM teams t WHERE t.id = {row}.scope_id)
-        WHEN 'agent' THEN (SELECT a.name FROM agents a WHERE a.id = {row}.scope_id)
-        WHEN 'key' THEN (SELECT a.name || '/' || k.name FROM api_keys k JOIN agents a ON a.id = k.agent_id
-                         WHERE k.id = {row}.scope_id)
-    END"""  # noqa: S608 (the alias is a constant of the caller)
+    """SQL for the name of a row's organisation, team, agent or key; `row` is the row's alias."""
+    return load_query("administration/scope_name", row=row)

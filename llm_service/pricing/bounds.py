@@ -1,7 +1,7 @@
-"""How much a call can cost at most, and what is left of it when a budget affords less. Pure.
+"""How much a call can cost at most, and how much output a smaller hold pays for. Pure.
 
-What must hold (I1): a hold covers every usage that the provider can bill for the request as it is
-sent: the input's bound at its dearest, and `max_tokens` for each choice, which always goes upstream.
+What must hold (I1): a hold covers each usage that the provider can bill for the request as it is sent. That is the bound
+of the input at the highest rate, and `max_tokens` of output for each choice; `max_tokens` is always sent.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ from llm_service.wire.requests import ParsedRequest
 
 @dataclass(frozen=True, slots=True)
 class CostBound:
-    """What to hold for a request. Tokens, and nano-dollars; `output_tokens` is for one choice.
+    """What to hold for a request, in tokens and nano-dollars; `output_tokens` is for one choice.
 
-    `floor_nano` is the least that is worth a call: the input, and the agent's floor of output.
+    `floor_nano` is the least with which the call is worth making: the input, and the agent's floor of output.
+    `defaulted`: the request did not set `max_tokens`. `counted`: the text was counted with a tokenizer.
     """
 
     input_tokens: int
@@ -34,12 +35,12 @@ class CostBound:
 def cost_bound(
     model: Model, request: ParsedRequest, principal: Principal, *, counted_input: int | None = None
 ) -> CostBound:
-    """Bound a request at a model's dearest deployment.
+    """Bound the cost of a request, at the highest rates of a model's deployments.
 
-    `counted_input` replaces the bound of the text by a tokenizer's count with its margin.
+    `counted_input` is a tokenizer's count with its margin. It replaces the text's bound by bytes, where it is less.
 
     Raises:
-        InvalidRequest: images or files that nothing bounds.
+        InvalidRequest: the model does not take token ids; or nothing bounds its images and files.
     """
     if request.token_ids and not model.reads_token_ids:
         raise InvalidRequest(
@@ -71,12 +72,12 @@ def cost_bound(
     )
 
 
-def output_within(model: Model, request: ParsedRequest, plan: CostBound, held_nano: int) -> int:
-    """The output tokens for each choice that a hold affords: what was planned, or clamped to fit."""
-    if held_nano >= plan.amount_nano:
-        return plan.output_tokens
-    total = rates.affordable_output(model.rates.values(), plan.input_tokens, held_nano, request.service_tier)
-    return max(1, min(plan.output_tokens, (total - request.extra_output) // request.choices))
+def output_within(model: Model, request: ParsedRequest, bound: CostBound, held_nano: int) -> int:
+    """The output tokens for each choice that a hold pays for: all that it was computed for, or fewer."""
+    if held_nano >= bound.amount_nano:
+        return bound.output_tokens
+    total = rates.affordable_output(model.rates.values(), bound.input_tokens, held_nano, request.service_tier)
+    return max(1, min(bound.output_tokens, (total - request.extra_output) // request.choices))
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,19 +89,19 @@ class TextCount:
 
     @property
     def bound(self) -> int:
-        """The most tokens that a model's tokenizer is taken to make of it.
+        """The most tokens that the model's tokenizer may make of the text.
 
-        All that is not ASCII by its bytes: in other scripts and emoji tokenizers differ several times over.
+        What is not ASCII counts as one token for each byte, because tokenizers differ several times over in other scripts.
         """
         return most_tokens(self.ascii_tokens) + self.other_bytes
 
 
 def counted_bound(request: ParsedRequest, count: TextCount) -> int:
-    """A bound of the input from a count of its text; never above the bound by bytes alone."""
+    """The bound of a request's input, from a count of its text; never more than the bound by bytes."""
     return min(request.input_bound, count.bound + request.allowance)
 
 
 def counting_may_help(model: Model, request: ParsedRequest, principal: Principal, left_nano: int) -> bool:
-    """Whether a tokenizer's count could make a call fit that its bytes do not: at best eight bytes are a token."""
+    """Whether a call could fit if its tokens were counted. At best, eight bytes of text are one token."""
     best = counted_bound(request, TextCount(request.text_bytes // 8, 0))
     return cost_bound(model, request, principal, counted_input=best).floor_nano <= left_nano

@@ -1,8 +1,12 @@
-"""The catalogue: which models there are, what they cost and how much they take, read from LiteLLM Proxy.
+"""The catalogue: which models there are, what they cost, and how long their input and output may be.
 
-What must hold: a model is served only if every one of its deployments has a price, or an operator
-marked it free (`model_info: {treasurer_free: true}` in config/litellm.yaml). A model whose
-deployments differ in price is bounded at the dearest and charged at the one that answered.
+It is read from LiteLLM Proxy.
+
+What must hold:
+  A model is served only if each of its deployments has a price, or an operator marked it as free
+      (`model_info: {treasurer_free: true}` in config/litellm.yaml).
+  Where the deployments of a model differ in price, a call is bounded at the highest price and charged at the price of the
+      deployment that answered.
 """
 
 from __future__ import annotations
@@ -26,23 +30,23 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """One model that callers may name, over all of its deployments. `rates` is by deployment id."""
+    """A model that callers can name, with all of its deployments. `rates` is by deployment id."""
 
     name: str
-    mode: str  # "chat" or "embedding", as LiteLLM says
+    mode: str  # "chat" or "embedding", in LiteLLM's words
     provider: str
     rates: Mapping[str, Rates]
     max_input_tokens: int | None = None
     max_output_tokens: int | None = None
     capabilities: frozenset[str] = frozenset()
     underlying: str = ""
-    unpriced: str | None = None  # why it cannot be served
+    unpriced: str | None = None  # why it cannot be served; None: it can
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
-    quality: int | None = None  # 0 to 100, as config/litellm.yaml says (model_info: treasurer_quality)
-    rate_card: str = "{}"  # `rates` as text: a hold is made, and later settled, at these
+    quality: int | None = None  # 0 to 100, from config/litellm.yaml (model_info: treasurer_quality)
+    rate_card: str = "{}"  # `rates` as text, which is stored with a hold so that it is settled at these
     uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
-    retried_statuses: frozenset[int] = frozenset()  # after which the proxy itself tries another deployment
-    prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy tells none
+    retried_statuses: frozenset[int] = frozenset()  # after these the proxy itself tries another deployment
+    prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy does not give one
 
     @property
     def providers(self) -> frozenset[str]:
@@ -51,40 +55,40 @@ class Model:
 
     @property
     def has_dearer_tiers(self) -> bool:
-        """Whether its providers may serve it in another service tier than their default, at another price."""
+        """Whether its providers may serve it in a service tier other than their default, at another price."""
         priced_apart = any(rates.priority or rates.flex for rates in self.rates.values())
         return priced_apart and bool(self.deployments) and CHOOSE_SERVICE_TIER.issuperset(self.deployments.values())
 
     @property
     def bills_to_the_end(self) -> bool:
-        """Whether one of its providers bills a stream to its end although its reader has left."""
+        """Whether one of its providers bills a whole stream although its reader has left."""
         return not BILL_TO_THE_END.isdisjoint(self.providers)
 
     @property
     def reasons_when_asked(self) -> bool:
-        """Whether it reasons only when a request asks for that; else it reasons unless it is told not to."""
+        """Whether it reasons only when a request asks for that; else it may reason in every call."""
         return self.provider in REASON_WHEN_ASKED
 
     @property
     def reads_token_ids(self) -> bool:
-        """Whether input may be given as numbers of OpenAI's tokenizers."""
+        """Whether input may be given as token ids of OpenAI's tokenizers."""
         return self.provider in READ_TOKEN_IDS
 
     def cost(self, deployment: str | None, usage: Usage, service_tier: str | None = None) -> int:
-        """What a usage costs at the deployment that answered, in nano-dollars; at the dearest when it is not known."""
+        """What a usage costs at the deployment that answered, in nano-dollars; if it is not known, at the highest price."""
         return cost_at(self.rates, deployment, usage, service_tier)
 
     def retried_upstream(self, status: int) -> bool:
-        """Whether the upstream itself has tried another deployment after this status."""
+        """Whether the upstream itself has tried another deployment after this status of an answer."""
         return status in self.retried_statuses
 
     def media_tokens(self, media: Sequence[str]) -> int | None:
-        """The most tokens that these images and files can become. None when nothing bounds them."""
+        """The most tokens that these images and files can be. None: nothing bounds them."""
         return media_tokens(self.underlying, media, self.max_input_tokens)
 
 
 class Catalog:
-    """The models by name, refreshed from the proxy every `refresh_s`, and on demand for an unknown name."""
+    """The models by name. Read from the proxy every `refresh_s` seconds, and when an unknown name is asked for."""
 
     def __init__(self, read: Callable[[], Awaitable[list[dict[str, Any]]]], *, refresh_s: float = 60.0) -> None:
         self._read = read
@@ -95,16 +99,16 @@ class Catalog:
 
     @property
     def models(self) -> Mapping[str, Model]:
-        """What was last read."""
+        """The models as they were last read."""
         return self._models
 
     async def get(self, name: str, *, mode: str = "chat") -> Model:
         """The model of this name.
 
         Raises:
-            UnknownModel: there is none, or it is of another mode.
+            UnknownModel: there is no such model, or its mode is another one.
             UnpricedModel: it has no price.
-            ProxyUnavailable: nothing was ever read and the proxy does not answer.
+            ProxyUnavailable: nothing has been read yet, and the proxy does not answer.
         """
         age = time.monotonic() - self._read_at
         if not self._models or (name not in self._models and age > 1):
@@ -127,12 +131,12 @@ class Catalog:
         return model
 
     async def newer(self, model: Model) -> None:
-        """Read the catalogue again, unless it has other prices of this model by now. Raises as `refresh` does."""
+        """Read the catalogue again, unless it has other prices for this model already. Raises as `refresh` does."""
         if self._models.get(model.name) == model:
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Read the catalogue now; callers at the same time share one reading."""
+        """Read the catalogue now. Callers at the same time share one request."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._load())
         await asyncio.shield(self._reading)
@@ -196,32 +200,32 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
 
 
 def _version(infos: Sequence[Mapping[str, Any]]) -> str | None:
-    """What all of its deployments say; where they differ it is none, and the proxy is not asked to compare."""
-    said = {info.get(PRICES_STAMP) for info in infos}
-    version = said.pop()
-    return version if not said and isinstance(version, str) else None
+    """The version of a model's prices that all of its deployments name. None: they differ, and the proxy compares nothing."""
+    versions = {info.get(PRICES_STAMP) for info in infos}
+    version = versions.pop()
+    return version if not versions and isinstance(version, str) else None
 
 
 def _retried(infos: Sequence[Mapping[str, Any]]) -> frozenset[int]:
-    """What the proxy shows of its router's retries. One deployment is never retried: there is no other."""
+    """The statuses after which the proxy's router tries another deployment. A model with one deployment has no other."""
     if len(infos) == 1:
         return frozenset()
-    shown = [info.get(RETRIES_STAMP) for info in infos]
-    lists = [cast("list[object]", each) for each in shown if isinstance(each, list)]
+    stamps = [info.get(RETRIES_STAMP) for info in infos]
+    lists = [cast("list[object]", each) for each in stamps if isinstance(each, list)]
     return frozenset(status for each in lists for status in each if isinstance(status, int))
 
 
 def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:
-    """The least that is said of any of its deployments."""
-    said = [info["treasurer_quality"] for info in infos if isinstance(info.get("treasurer_quality"), int)]
-    return min(said, default=None)
+    """The lowest quality of its deployments."""
+    qualities = [info["treasurer_quality"] for info in infos if isinstance(info.get("treasurer_quality"), int)]
+    return min(qualities, default=None)
 
 
 def _priced(info: Mapping[str, Any]) -> Rates:
     if info.get("input_cost_per_request") or info.get("output_cost_per_request"):
         raise RatesError("it costs something for each request, which cannot be priced yet")
     rates = read_rates(info)
-    if rates.default[0].dearest_input == 0 and rates.default[0].dearest_output == 0:
+    if rates.default[0].highest_input == 0 and rates.default[0].highest_output == 0:
         # LiteLLM reports 0 for a model that its map does not know.
         raise RatesError("its price is zero, and it is not marked free")
     return rates

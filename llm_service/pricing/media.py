@@ -1,7 +1,8 @@
-"""How many tokens an image or a file can become, by the rule that its provider has published. Pure.
+"""How many tokens an image or a file can be, by the rule that its provider has published. Pure.
 
-What must hold (I1): what a rule gives is never less than what the provider bills.
-What no rule bounds is bounded by the model's context window, and is refused where that is not known either.
+What must hold (I1):
+  A rule never gives less than what the provider bills.
+  Where there is no rule, the model's context window is the bound. Where that is not known either, the request is refused.
 
 To add a provider: a row for each family of its models, with the address of the page that states the rule.
 """
@@ -18,7 +19,7 @@ from llm_service.wire.requests import FILE, IMAGE_LOW
 class ImageRule:
     """The most tokens that one image becomes, for models whose name at the provider begins with `prefix`.
 
-    `low_tokens` is for an image whose caller asks for low detail.
+    `low_tokens` is for an image of which the request asks for low detail.
     """
 
     prefix: str
@@ -27,16 +28,16 @@ class ImageRule:
 
     @classmethod
     def tiled(cls, prefix: str, base: int, tile: int) -> ImageRule:
-        """OpenAI's rule: a base, and a price for each tile of 512 pixels. An image is scaled down to 8 at most."""
+        """OpenAI's rule: a base, and a number for each tile of 512 pixels. Images are scaled down to at most 8 tiles."""
         return cls(prefix, base + 8 * tile, base)
 
     @classmethod
     def whole(cls, prefix: str, tokens: int) -> ImageRule:
-        """An image costs at most so many tokens, whatever its size and detail."""
+        """An image is at most `tokens` tokens, whatever its size and detail."""
         return cls(prefix, tokens, tokens)
 
 
-#: The first prefix that fits is the rule: a longer name stands before the shorter one that it begins with.
+#: The first rule whose prefix fits is used. So a longer prefix stands before a shorter one with which it begins.
 #: https://platform.openai.com/docs/guides/images-vision#calculating-costs
 _RULES = (
     ImageRule.tiled("openai/gpt-4o-mini", base=2833, tile=5667),
@@ -48,7 +49,7 @@ _RULES = (
 
 
 def media_tokens(underlying: str, media: Sequence[str], window: int | None) -> int | None:
-    """The most tokens that these images and files become for a model; None when nothing bounds them.
+    """The most tokens that these images and files are for a model. None: nothing bounds them.
 
     `underlying` is the model's name at its provider, `media` the kinds that a parsed request lists, `window` the
     model's context window.

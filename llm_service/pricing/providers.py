@@ -1,14 +1,16 @@
-"""What a provider is known to do that its prices do not say. Pure: data, by LiteLLM's names of providers.
+"""What is known about providers beyond their prices. Pure data, by LiteLLM's names of providers.
 
-What must hold: each set says what becomes of a provider that is not in it. Where that can cost more than is bounded, it says so.
+What must hold: the comment of each set says how a provider that is not in it is treated, and whether that can cost more
+than was bounded.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-#: Generate and bill a whole answer although its reader has left, so that a stream is read to its end. A stream from any
-#: other provider is cancelled and posted at what came of it: if that provider bills the rest too, it is posted too low.
+#: These generate and bill a whole answer although its reader has left, so a stream from them is read to its end. A stream
+#: from any other provider is cancelled, and what was received is posted. If that provider bills the rest too, too little
+#: is posted.
 #: https://openrouter.ai/docs/api-reference/streaming#stream-cancellation
 BILL_TO_THE_END: Final = frozenset(
     {
@@ -28,14 +30,14 @@ BILL_TO_THE_END: Final = frozenset(
     }
 )
 
-#: Models that can reason do so only when a request asks for it. Any other provider's are taken to reason always.
+#: Their models reason only when a request asks for it. Those of any other provider are assumed to reason in every call.
 #: https://docs.anthropic.com/en/docs/build-with-claude/extended-thinking
 REASON_WHEN_ASKED: Final = frozenset({"anthropic"})
 
-#: Read input that is given as numbers of OpenAI's tokenizers. For any other provider such input is refused.
+#: These read input that is given as token ids of OpenAI's tokenizers. For any other provider such input is refused.
 READ_TOKEN_IDS: Final = frozenset({"openai", "azure"})
 
-#: May serve a call in another service tier than the default although the request names none, at another price, so that
-#: the request is made to name one. Any other provider is taken to serve and bill in its default tier.
+#: These may serve a request that names no service tier in a tier with another price, so a tier is put into the request.
+#: Any other provider is assumed to serve and bill such a request in its default tier.
 #: https://platform.openai.com/docs/guides/priority-processing
 CHOOSE_SERVICE_TIER: Final = frozenset({"openai"})

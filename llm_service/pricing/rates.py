@@ -1,9 +1,10 @@
 """Rates × usage → money, and upper bounds of it. Pure.
 
-What must hold (I4): prices per token are integers of femto-dollars (10⁻¹⁵ USD), exact for every
-price that LiteLLM's map names with up to 15 decimals (a finer one is rounded up when it is read);
-a call's cost is summed in these and rounded once, up, to a nano-dollar, in `_nano`.
-What must hold (I1): `bound` is never below `cost` for a usage within the bounded tokens.
+What must hold:
+  I4  A price for a token is an integer of femto-dollars (10⁻¹⁵ USD). That is exact for a price with up to 15 decimals;
+      one with more is rounded up when it is read.
+  I4  The cost of a call is summed in femto-dollars, and rounded once, up, to a nano-dollar, in `_nano`.
+  I1  `bound` is never less than `cost` for a usage within the bounded tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from llm_service.types import Usage
 FEMTO_PER_NANO = 1_000_000
 _FEMTO_PER_DOLLAR = Decimal(10) ** 15
 _LONG = re.compile(r"^input_cost_per_token_above_(\d+)k_tokens$")
-#: Service tiers of OpenAI and Google that have a price of their own in LiteLLM's map.
+#: Service tiers of OpenAI and Google that have separate prices in LiteLLM's price list.
 SERVICE_TIERS = ("flex", "priority")
 
 
@@ -29,8 +30,8 @@ SERVICE_TIERS = ("flex", "priority")
 class TokenRates:
     """Femto-dollars a token, for prompts longer than `above_tokens` input tokens.
 
-    A price that the map does not name is the dearer one that stands in for it: cached input costs
-    what input costs, a cache write what input costs, reasoning what output costs.
+    Where LiteLLM's list does not name a price, another one takes its place: that of input for cached input and for cache
+    writes, that of output for reasoning.
     """
 
     above_tokens: int
@@ -42,26 +43,26 @@ class TokenRates:
     reasoning: int
 
     @property
-    def dearest_input(self) -> int:
-        """The most that one token of input can cost, however it is cached."""
+    def highest_input(self) -> int:
+        """The highest price of a token of input, cached or not."""
         return max(self.input, self.cache_read, self.cache_write, self.cache_write_1h)
 
     @property
-    def dearest_output(self) -> int:
-        """The most that one token of output can cost, reasoning included."""
+    def highest_output(self) -> int:
+        """The highest price of a token of output, reasoning or not."""
         return max(self.output, self.reasoning)
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """The prices of one deployment: tiers by length of prompt, shortest first, for each service tier."""
+    """The prices of one deployment: for each service tier, tiers by length of prompt, the shortest first."""
 
     default: tuple[TokenRates, ...]
     flex: tuple[TokenRates, ...] = ()
     priority: tuple[TokenRates, ...] = ()
 
     def tiers(self, service_tier: str | None) -> tuple[TokenRates, ...]:
-        """The tiers of a service tier, or the default's where it has no price of its own."""
+        """The tiers of a service tier; those of the default where it has no separate price."""
         named = {"flex": self.flex, "priority": self.priority}.get(service_tier or "", ())
         return named or self.default
 
@@ -70,7 +71,7 @@ FREE = Rates((TokenRates(0, 0, 0, 0, 0, 0, 0),))
 
 
 class RatesError(ValueError):
-    """The map names no usable price for a model."""
+    """LiteLLM's list has no usable price for a model."""
 
 
 def _femto(value: Any) -> int:
@@ -79,7 +80,7 @@ def _femto(value: Any) -> int:
         if dollars.is_finite() and dollars >= 0:
             return int((dollars * _FEMTO_PER_DOLLAR).to_integral_value(rounding=ROUND_CEILING))
     except ArithmeticError:
-        pass  # not a number, or none that is anyone's price
+        pass  # not a number
     raise RatesError(f"{value!r} is not a price")
 
 
@@ -87,7 +88,7 @@ def read_rates(info: Mapping[str, Any]) -> Rates:
     """Read the prices of a `model_info` entry in LiteLLM's form (dollars a token, as floats).
 
     Raises:
-        RatesError: there is no price for input or output, or one is not a number ≥ 0.
+        RatesError: there is no price for input or for output, or a price is not a number of at least 0.
     """
     default = _read_tiers(info, "")
     tiers = {tier: _read_tiers(info, f"_{tier}") for tier in SERVICE_TIERS if info.get(f"input_cost_per_token_{tier}")}
@@ -112,7 +113,7 @@ def _read_tiers(info: Mapping[str, Any], suffix: str) -> tuple[TokenRates, ...]:
         output_rate = price(f"output_cost_per_token{mark}", below.output if below else 0)
 
         def cached(name: str, below_rate: int, otherwise: int) -> int:
-            # A price that only shorter prompts have stays; one that nothing names is this tier's own stand-in.
+            # A price that is named for shorter prompts only stays the same. One that is named nowhere is this tier's `otherwise`.
             named_below = below is not None and price(name, -1) != -1
             return price(f"{name}{mark}", below_rate if named_below else otherwise)
 
@@ -131,7 +132,7 @@ def _read_tiers(info: Mapping[str, Any], suffix: str) -> tuple[TokenRates, ...]:
     def reasoning(output_rate: int) -> int:
         name = "output_cost_per_reasoning_token"
         if info.get(name + suffix) is None and info.get(f"output_cost_per_token{suffix}") is not None and suffix:
-            return output_rate  # the service tier has a price for output, which is not the default tier's for reasoning
+            return output_rate  # the service tier's price for output goes before the default tier's for reasoning
         return price(name, output_rate)
 
     tiers = [tier(0, "", None)]
@@ -145,8 +146,8 @@ def _read_tiers(info: Mapping[str, Any], suffix: str) -> tuple[TokenRates, ...]:
 def cost(rates: Rates, usage: Usage, service_tier: str | None = None) -> int:
     """What a usage costs, in nano-dollars, rounded up.
 
-    A prompt longer than a tier's threshold is priced at that tier as a whole, output included
-    (the rule of Google's, Anthropic's and OpenAI's long-context prices, and of LiteLLM).
+    The whole call is priced at the tier of its prompt's length, output included. That is the rule of Google, Anthropic
+    and OpenAI for long prompts, and LiteLLM's.
     """
     tier = _tier_for(rates.tiers(service_tier), usage.input_tokens)
     cached = min(usage.cached_tokens, usage.input_tokens)
@@ -164,7 +165,7 @@ def cost(rates: Rates, usage: Usage, service_tier: str | None = None) -> int:
 
 
 def cost_at(rates: Mapping[str, Rates], deployment: str | None, usage: Usage, service_tier: str | None = None) -> int:
-    """What a usage costs at the deployment that answered; at the dearest of all where that is not known."""
+    """What a usage costs at the deployment that answered; if it is not known, at the most expensive deployment."""
     known = rates.get(deployment or "")
     return max(cost(rate, usage, service_tier) for rate in ([known] if known is not None else rates.values()))
 
@@ -202,26 +203,25 @@ def _numbers(tiers: tuple[TokenRates, ...]) -> list[tuple[int, ...]]:
 def bound(rates: Iterable[Rates], input_tokens: int, output_tokens: int, service_tier: str | None = None) -> int:
     """The most, in nano-dollars, that at most this many tokens can cost at any of these rates.
 
-    Takes the dearest price of each kind over the tiers that a prompt of at most `input_tokens` can
-    fall into. A caller that names a service tier is bounded over all of them: a provider may serve
-    another than was asked for, and the answer says which.
+    Takes the highest price of input and of output over the tiers into which a prompt of at most `input_tokens` can fall.
+    For a request that names a service tier, all service tiers count, because a provider may serve another one.
     """
     reachable = [tier for rate in rates for tier in _reachable(rate, input_tokens, service_tier)]
-    dearest_input = max(tier.dearest_input for tier in reachable)
-    dearest_output = max(tier.dearest_output for tier in reachable)
-    return _nano(input_tokens * dearest_input + output_tokens * dearest_output)
+    highest_input = max(tier.highest_input for tier in reachable)
+    highest_output = max(tier.highest_output for tier in reachable)
+    return _nano(input_tokens * highest_input + output_tokens * highest_output)
 
 
 def affordable_output(
     rates: Iterable[Rates], input_tokens: int, amount_nano: int, service_tier: str | None = None
 ) -> int:
-    """The most output tokens so that `bound` stays within an amount. Zero when the input alone passes it."""
+    """The most output tokens for which `bound` is within an amount. Zero: the input alone costs more."""
     reachable = [tier for rate in rates for tier in _reachable(rate, input_tokens, service_tier)]
-    left_femto = amount_nano * FEMTO_PER_NANO - input_tokens * max(tier.dearest_input for tier in reachable)
-    dearest_output = max(tier.dearest_output for tier in reachable)
-    if left_femto < 0 or dearest_output == 0:
+    left_femto = amount_nano * FEMTO_PER_NANO - input_tokens * max(tier.highest_input for tier in reachable)
+    highest_output = max(tier.highest_output for tier in reachable)
+    if left_femto < 0 or highest_output == 0:
         return 0
-    return left_femto // dearest_output
+    return left_femto // highest_output
 
 
 def _reachable(rates: Rates, input_tokens: int, service_tier: str | None) -> list[TokenRates]:
@@ -240,5 +240,5 @@ def _tier_for(tiers: tuple[TokenRates, ...], input_tokens: int) -> TokenRates:
 
 
 def _nano(femto: int) -> int:
-    """The one rounding: up, to a whole nano-dollar."""
+    """The only rounding: up, to a whole nano-dollar."""
     return -(-femto // FEMTO_PER_NANO)

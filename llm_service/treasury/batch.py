@@ -1,8 +1,10 @@
-"""Group commit: those that arrive while a statement is under way go together in the next one.
+"""Group commit: items that arrive while a statement is running go together into the next one.
 
-What must hold: every item that was submitted gets exactly one result or one error; items keep
-their order; one statement is under way at a time, so that a hot row is locked once a group and
-the cost of a commit is shared by the group.
+What must hold:
+  Each item that was submitted gets exactly one result or one error.
+  Items keep their order.
+  One statement runs at a time, so that a row that many items need is locked once for a group, and a group shares the
+      cost of its commit.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ class GroupCommit(Generic[Item, Result]):
     `run` returns one result (or an exception, for that item alone) for each item, in order. If it raises a
     `TreasurerError`, every item of the group gets that error; after any other error each item is tried alone.
     `observe(size, seconds)` is called after each group. An item whose future was cancelled before its group ran is
-    left out; `abandoned(item, result)` is called for an item that was cancelled while its group ran.
+    left out. `abandoned(item, result)` is called for an item that was cancelled while its group ran.
     The first item of a group waits `linger_s` for others.
     """
 
@@ -63,7 +65,7 @@ class GroupCommit(Generic[Item, Result]):
             await asyncio.wait([self._worker])
 
     async def stop(self, error: TreasurerError) -> None:
-        """Break off what is under way: what has no result yet gets `error`, though its statement may take effect."""
+        """Cancel the running statement. Items without a result get `error`, although the statement may have taken effect."""
         if (worker := self._worker) is None:
             return
         worker.cancel()
@@ -110,5 +112,5 @@ class GroupCommit(Generic[Item, Result]):
         except Exception as error:  # noqa: BLE001  # raised where the item is awaited
             if len(items) == 1:
                 return [error]
-            # One item that the database will not take must not fail its neighbours.
+            # One item that the database refuses must not fail the others of its group.
             return [(await self._results([item]))[0] for item in items]

@@ -1,10 +1,10 @@
-"""One connection to Postgres, which connects again after it was lost.
+"""One connection to Postgres, which is opened again after it was lost.
 
 What must hold:
   A statement that fails because Postgres is away raises `TreasuryUnavailable` soon, and `NotSent` where it certainly
       did not reach Postgres.
-  While Postgres stays away, connecting is tried at most every `retry_s`: an outage costs neither time nor processor.
-  One statement at a time.
+  While Postgres is away, a connection is tried at most every `retry_s` seconds, so that an outage costs little.
+  One statement runs at a time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Connection:
 
         Raises:
             NotSent: Postgres could not be reached, or was not migrated to this version.
-            LockTimeout: a lock that it needs was not free within `lock_s` seconds.
+            LockTimeout: a lock that the statement needs was not free within `lock_s` seconds.
             TreasuryUnavailable: Postgres is away. Whether the statement took effect is not known.
         """
         for last in (False, False, True):
@@ -80,10 +80,10 @@ class Connection:
                 "application_name": f"treasurer {self._name}",
                 "jit": "off",
                 "lock_timeout": str(int(self._lock_s * 1000)),
-                # The arrays differ each time, the right plan does not: planning again costs more than deciding.
+                # The arrays differ each time and the right plan does not, so planning again would cost more than it could gain.
                 "plan_cache_mode": "force_generic_plan",
-                # A generic plan is made once, often on a table that is still small, and then reads all of the table that
-                # it has become. Every row that these connections read is found by an index.
+                # A generic plan is made once. Made while a table is small, it would read the whole table, and go on doing so
+                # when the table is large. Every row that these connections read can be found by an index.
                 "enable_seqscan": "off",
             },
         )

@@ -8,7 +8,7 @@ from enum import StrEnum
 
 
 class StaleEpoch(Exception):
-    """The configuration changed since the principal was read: read it again and ask again."""
+    """The configuration has changed since the principal was read: read the principal again, and ask again."""
 
 
 class DenialKind(StrEnum):
@@ -25,13 +25,17 @@ class DenialKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Denial:
-    """No hold was made. Nano-dollars; the window is the one that had no room.
+    """No hold was made. The amounts are nano-dollars, of the window that had no room.
 
-    Exhausted: what is posted leaves less than the call's floor, and waiting cannot help before `resets_at`. Busy:
-    holds in flight have the rest. Near its limit: this model is served only up to a share of it. Paced: the
-    budget's curve lets it through later. Locked: another transaction in the database keeps the window. Crowded: the
-    budget takes no more new subjects in this minute. No window: there is none, and none could be opened. Of the last
-    three the amounts are zero.
+    - exhausted: so much is posted that less than the call's floor is left. Waiting cannot help before `resets_at`.
+    - busy: calls in flight hold the rest.
+    - near_limit: this model is served only up to a share of the limit, and that share is used up.
+    - paced: the budget's curve lets the call through at `resumes_at`.
+    - locked: another transaction in the database has locked the window.
+    - crowded: the budget takes no more new subjects in this minute.
+    - no_window: there is no window, and none could be opened.
+
+    The amounts are zero for the last three.
     """
 
     kind: DenialKind
@@ -50,5 +54,5 @@ class Denial:
 
     @property
     def left_nano(self) -> int:
-        """What a call could still take, now."""
+        """What is neither spent nor held now."""
         return max(0, self.limit_nano - self.posted_nano - self.pending_nano)

@@ -1,11 +1,11 @@
 """The treasury in Postgres: calls are admitted and settled in groups, with one round trip for each group.
 
 What must hold:
-  I1  a hold is in Postgres, in every window that applies, before `admit` returns it
-  I2  a hold that was perhaps written but not returned (its answer was lost, its caller left) is
-      voided: nothing was sent for it
-  settlements are retried until Postgres has them, and are on disk while it is away (spool.py); they are
-      idempotent by (call_id, attempt)
+  I1  When `admit` returns a hold, it is in Postgres, in every window that applies.
+  I2  A hold that may have been written but was not returned (the answer was lost, or the caller left) is voided, because
+      nothing was sent for it.
+  I2  A settlement is retried until Postgres has it, and is on disk while Postgres is away (`spool.py`). Only the first
+      one for a call and attempt counts.
 
 The SQL that decides is in `sql/functions/`; `statements.py` turns values into arrays and back.
 """
@@ -31,23 +31,24 @@ from llm_service.types import Hold, HoldRequest, LedgerState, Settlement
 
 log = logging.getLogger(__name__)
 
-#: Settlement is off the caller's path: a moment later it meets others, and no longer the next call's admission.
+#: Nobody waits for a settlement. A short wait gathers more of them into one group, and keeps them out of the way of the
+#: same caller's next admission.
 _SETTLE_LINGER_S = 0.005
 #: How long a call waits for a window that another transaction has locked, and how often it asks, in seconds.
 _LOCKED_PATIENCE_S = 2.0
 _LOCKED_PAUSE_S = 0.05
 _SETTLE_AGAIN_S = 0.25
 _LOCK_TRIES = 8
-#: For so many seconds groups do not wait for a window that was found locked.
+#: How long, in seconds, groups do not wait for a window that was found locked.
 _LOCKED_REMEMBERED_S = 1.0
 
 
 class WindowLocked(Exception):
-    """Another transaction has locked a hold or a window of an attempt: it is settled a moment later."""
+    """Another transaction has locked a hold or a window of an attempt, so settling it is tried again a moment later."""
 
 
 class PostgresTreasury:
-    """Admission and settlement over two connections of their own, so that neither waits for the other."""
+    """Admission and settlement. Each has a connection of its own, so that neither waits for the other."""
 
     def __init__(
         self,
@@ -62,14 +63,14 @@ class PostgresTreasury:
         self._settling = Connection(database_url, name="settlement")
         self._retry_s = retry_s
         self._most_new_subjects = most_new_subjects
-        tell = observe or _tell_nobody
+        report = observe or _ignore
         self._admissions: GroupCommit[HoldRequest, Hold | Denial] = GroupCommit(
             self._admit_group,
-            observe=lambda size, seconds: tell("admit", size, seconds),
+            observe=lambda size, seconds: report("admit", size, seconds),
             abandoned=self._void_unwanted,
         )
         self._settlements: GroupCommit[Settlement, str] = GroupCommit(
-            self._settle_group, linger_s=_SETTLE_LINGER_S, observe=lambda size, seconds: tell("settle", size, seconds)
+            self._settle_group, linger_s=_SETTLE_LINGER_S, observe=lambda size, seconds: report("settle", size, seconds)
         )
         self._freed = asyncio.Event()
         self._spool = spool
@@ -79,10 +80,10 @@ class PostgresTreasury:
         self._locked: dict[tuple[int, str], float] = {}
 
     async def admit(self, request: HoldRequest) -> Hold | Denial:
-        """Set money aside for one attempt, in every window of `request.lines`, or in none.
+        """Hold money for one attempt, in every window of `request.lines` or in none.
 
         Raises:
-            StaleEpoch: `request.principal` is of an older configuration.
+            StaleEpoch: `request.principal` was read before the configuration changed.
             TreasuryUnavailable: Postgres is away; a hold that may have been written is voided when it is back.
         """
         deadline = time.monotonic() + _LOCKED_PATIENCE_S
@@ -102,15 +103,16 @@ class PostgresTreasury:
             self.settle_soon(void(request))
             raise
         except asyncio.CancelledError:
-            # Decided, but its caller left before it heard. A decision that is still to come: see _void_unwanted.
+            # Decided, but the caller left before the answer came. Where it is not decided yet: see _void_unwanted.
             if not decision.cancelled():
                 self._void_unwanted(request, decision.exception() or decision.result())
             raise
 
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[str]:
-        """Queue a settlement, off the caller's path. The future gives the result, once Postgres has it.
+        """Queue a settlement without keeping the caller waiting. The future has the result once Postgres has it.
 
-        It fails with what Postgres refuses it for, or with TreasuryUnavailable when the treasury was closed before.
+        The future fails with the error for which Postgres refuses the settlement, or with TreasuryUnavailable when the
+        treasury was closed before.
         """
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._unsettled[future] = settlement
@@ -135,28 +137,28 @@ class PostgresTreasury:
             del self._unsettled[future]
             if not self._unsettled and self._spool is not None:
                 self._spool.clear()
-        # Else it was closed before Postgres had it: its journal is kept for the next process.
+        # Else the treasury was closed before Postgres had it: the journal is kept for another process.
         if isinstance(result, BaseException):
             _log_failure(result)
         if future.done():
             return
         if isinstance(result, BaseException):
             future.set_exception(result)
-            future.exception()  # nobody has to look at it
+            future.exception()  # marks it as retrieved: no caller has to look at it
         else:
             future.set_result(result)
 
     def _went_away(self) -> None:
-        """Postgres does not take what it is given: from now on it goes to disk, too."""
+        """Postgres is away: write what is not settled to disk, and from now on every settlement."""
         if self._spool is not None:
             self._spool.add([] if self._away else list(self._unsettled.values()))
             self._away = True
 
     async def recover(self) -> int:
-        """Settle what processes that died while Postgres was away have left on disk; how many.
+        """Settle what processes that died while Postgres was away left on disk. Returns how many settlements that were.
 
         Raises:
-            TreasuryUnavailable: this treasury was closed meanwhile; the journal stays.
+            TreasuryUnavailable: this treasury was closed in the meantime. The journal stays.
         """
         count = 0
         for path in self._spool.orphans() if self._spool is not None else ():
@@ -175,7 +177,7 @@ class PostgresTreasury:
         return count
 
     async def run(self, *, interval_s: float = 5.0) -> None:
-        """Recover what others left, for ever."""
+        """Recover what other processes left, every `interval_s` seconds, forever."""
         while True:
             try:
                 await self.recover()
@@ -184,7 +186,7 @@ class PostgresTreasury:
             await asyncio.sleep(interval_s)
 
     async def freed(self, timeout_s: float) -> None:
-        """Wait until a settlement of this process has given money back, or the time has passed."""
+        """Wait until a settlement of this process has given money back, for at most `timeout_s` seconds."""
         event = self._freed
         try:
             await asyncio.wait_for(event.wait(), timeout_s)
@@ -203,16 +205,16 @@ class PostgresTreasury:
         await self._settlements.drain()
 
     async def close(self, *, timeout_s: float = 5.0) -> None:
-        """Settle what is queued, for at most `timeout_s`, then close. What is left, the sweeper settles."""
+        """Settle what is queued, for at most `timeout_s` seconds, then close. The sweeper settles the rest."""
         try:
             await asyncio.wait_for(self.drain(), timeout_s)
         except TimeoutError:
             self._closed = True
-            # Or the next attempt would take the journal back that is let go of here.
+            # Else a retry of the running statement would open again the journal that is released here.
             await self._settlements.stop(TreasuryUnavailable("The treasury was closed."))
             kept = self._spool is not None and self._spool.add([] if self._away else list(self._unsettled.values()))
-            who = "whoever comes next settles them from the spool" if kept else "the sweeper will settle them"
-            log.warning("closing with %d settlements not written; %s", self.unsettled, who)
+            what_next = "another process settles them from the spool" if kept else "the sweeper will settle them"
+            log.warning("closing with %d settlements not written; %s", self.unsettled, what_next)
         if self._spool is not None:
             self._spool.close()
         await self._admitting.close()
@@ -227,13 +229,13 @@ class PostgresTreasury:
         decisions = [decision(request, row) for request, row in zip(group, rows, strict=True)]
         for each in decisions:
             if isinstance(each, Denial) and each.kind is DenialKind.LOCKED:
-                # Not for longer: what was skipped may only have been busy, and is waited for again then.
+                # Not for longer, because the window may only have been busy: after that it is waited for again.
                 self._locked.setdefault((each.budget_id, each.subject), now + _LOCKED_REMEMBERED_S)
         return decisions
 
     async def _settle_group(self, group: Sequence[Settlement]) -> list[str | Exception]:
         once = {(item.call_id, item.attempt): item for item in reversed(group)}
-        # Others for an attempt that is in this group already (the sweeper's, and then its owner's) come after it.
+        # A second settlement of the same attempt (the sweeper's, and then its owner's) is written after this group.
         again = [item for item in group if once[item.call_id, item.attempt] != item]
         while True:
             try:
@@ -257,7 +259,7 @@ class PostgresTreasury:
             self.settle_soon(void(request))
 
 
-def _tell_nobody(_kind: str, _size: int, _seconds: float) -> None:
+def _ignore(_kind: str, _size: int, _seconds: float) -> None:
     return
 
 
@@ -269,10 +271,10 @@ def void(request: HoldRequest) -> Settlement:
 async def _within_locks(
     connection: Connection, statement: str, arguments: tuple[object, ...], skip_locked: bool
 ) -> list[asyncpg.Record]:
-    """Run a group's statement, whose last argument says whether it waits for locked rows.
+    """Run a group's statement. Its last argument says whether locked rows are left out instead of waited for.
 
-    A lock that is kept for too long must not keep the whole group: what it is on is then left out. Waiting again is
-    for the rare locks that cannot be left out (a budget's row that somebody deletes by hand, a slow commit of a change).
+    A lock that is kept for too long must not stop the whole group, so the second try leaves locked rows out. Further tries
+    are for the rare locks that cannot be left out: a budget's row that somebody deletes by hand, a slow commit of a change.
 
     Raises:
         TreasuryUnavailable: Postgres is away, or such a lock is still kept.

@@ -1,9 +1,12 @@
-"""Pacing: how much of a budget may be gone at which time of its window. Pure.
+"""Pacing: how much of a budget may be used up at each time of its window. Pure.
 
-A curve is piecewise linear, in basis points (ten-thousandths) of the window's time and of its limit: it begins at
-time 0 and ends at the whole limit at the window's end, and its shares do not fall. Postgres decides by it
-(`treasury_paced_v1`, changes/0002_pacing.sql); this is how people write it, and the same arithmetic for what is
-told to them and for `treasurer simulate`.
+A curve is piecewise linear. Its points are a time and a share, in basis points (ten-thousandths) of the window's length
+and of the budget's limit.
+
+What must hold:
+  A curve begins at time 0, ends with the whole limit at the window's end, and its shares never fall.
+  The arithmetic here is that of Postgres, which decides (`treasury_paced_v1`, sql/migrations/0002_pacing.sql). It is
+      repeated here for messages and for `treasurer simulate`.
 """
 
 from __future__ import annotations
@@ -39,11 +42,11 @@ class Curve:
             raise ValueError("the shares of a pace do not fall")
 
     def flat(self) -> list[int]:
-        """As it is kept: `[time, share, time, share, …]`."""
+        """As it is stored: `[time, share, time, share, …]`."""
         return [number for point in self.points for number in point]
 
     def allowed(self, limit_nano: int, starts_at: datetime, ends_at: datetime, at: datetime) -> int:
-        """What is let through by `at`, in whole nano-dollars, rounded down."""
+        """How much may be used up at the time `at`, in nano-dollars, rounded down."""
         total, gone = (ends_at - starts_at) // _MICROSECOND, max(0, (at - starts_at) // _MICROSECOND)
         for (t0, s0), (t1, s1) in zip(self.points, self.points[1:], strict=False):
             if gone * _WHOLE < t1 * total:
@@ -52,7 +55,7 @@ class Curve:
         return limit_nano
 
     def __str__(self) -> str:
-        """As people write it."""
+        """As a person writes it, for `parse_pace`."""
         if len(self.points) == 2:
             head_start = self.points[0][1]
             return f"linear+{_percent(head_start)}" if head_start else "linear"
@@ -63,7 +66,7 @@ def parse_pace(text: str) -> Curve:
     """Read `linear`, `linear+10%` (a head start of a tenth), or points: `0%:5%,50%:40%,100%:100%`.
 
     Raises:
-        ValueError: it says what was expected.
+        ValueError: the message says what was expected.
     """
     text = text.strip().replace(" ", "")
     match = _LINEAR.fullmatch(text)
@@ -76,7 +79,7 @@ def parse_pace(text: str) -> Curve:
 
 
 def read_pace(flat: Sequence[int] | None) -> Curve | None:
-    """A curve as it is kept."""
+    """A curve from the form in which it is stored."""
     return None if flat is None else Curve(tuple(zip(flat[::2], flat[1::2], strict=True)))
 
 

@@ -1,10 +1,12 @@
-"""Rate cards: the prices of a model as a hold was made with them, kept in Postgres for the process that settles it.
+"""Rate cards: the prices that a hold was computed from, kept in Postgres for whichever process settles the hold.
 
-What must hold (I2): a hold is settled at the prices that it is a bound by. Another process may have read other
-prices since, and the model may be gone from the catalogue; a hold's rate card is there before the hold is.
+What must hold (I2):
+  A hold is settled at the prices that it was computed from. The process that settles it may have read other prices
+      since, or may not know the model any more.
+  A hold's rate card is written before the hold is.
 
-A card is known by the digest of its text, so processes with the same prices share it, and one is written once for
-each change of a model's prices.
+A card is identified by the digest of its text. So processes that have read the same prices share one card, and a card is
+written once for each change of a model's prices.
 """
 
 from __future__ import annotations
@@ -17,20 +19,20 @@ from llm_service.postgres import fetch
 from llm_service.pricing.catalog import Model
 
 _MOST = 10_000
-# A card that is there already is the common case, and costs no write.
+# Most often the card exists already: then nothing is written.
 _ID = "SELECT id FROM rate_cards WHERE digest = $1"
 _INSERT = "INSERT INTO rate_cards (digest, rates) VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING"
 
 
 class RateCards:
-    """The ids of rate cards; each is asked of Postgres once."""
+    """The ids of rate cards. Postgres is asked once for each."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
         self._ids: dict[str, int] = {}
 
     async def id_of(self, model: Model) -> int:
-        """The id of the card that holds for this model name.
+        """The id of the card with this model's prices. The card is written if it is new.
 
         Raises:
             TreasuryUnavailable: Postgres is away.

@@ -1,7 +1,10 @@
-"""Retention: windows that ended long ago and hold nothing are deleted; what they posted is kept in sum.
+"""Retention: windows that ended long ago and hold nothing are deleted; the sum of what they posted is kept.
 
-What must hold (I4): a window goes with its sum, in one transaction, into `retired_windows`, which the audit compares with
-the ledger. Reports read the ledger, so they stay as they are. Any number of processes may do this at once.
+What must hold (I4):
+  The transaction that deletes a window adds what it had posted to `retired_windows`, which the audit compares with the
+      ledger.
+  Reports do not change, because they read the ledger.
+  Any number of processes may do this at the same time.
 """
 
 from __future__ import annotations
@@ -21,8 +24,8 @@ SELECT treasury_retire_windows_v1(
     clock_timestamp() - make_interval(secs => $1), clock_timestamp() - make_interval(secs => $2), $3) AS count
 """
 _BATCH = 2_000
-#: Windows of a day or longer stay for so many seconds, which is 400 days: there are few of them, and `treasurer simulate`
-#: asks of the past year what another limit would have done.
+#: Windows of a day or longer are kept for 400 days, because `treasurer simulate` computes what another limit would have
+#: done in the past year. There are few of them.
 LONG_S = 400 * 86_400.0
 
 
@@ -30,7 +33,7 @@ async def retire_windows(pool: asyncpg.Pool, *, older_than_s: float, long_s: flo
     """Delete windows that ended more than `older_than_s` seconds ago (of a day or longer: `long_s`); how many.
 
     Raises:
-        TreasuryUnavailable: Postgres is away. Each window is gone with its sum, or still there.
+        TreasuryUnavailable: Postgres is away. Each window is either retired whole or untouched.
     """
     count = 0
     while True:
@@ -41,7 +44,7 @@ async def retire_windows(pool: asyncpg.Pool, *, older_than_s: float, long_s: flo
 
 
 async def retire_regularly(pool: asyncpg.Pool, *, older_than_s: float, interval_s: float = 60.0) -> None:
-    """Delete old windows every `interval_s` seconds. An outage of Postgres is waited out."""
+    """Delete old windows every `interval_s` seconds, forever. While Postgres is away nothing is deleted."""
     while True:
         await asyncio.sleep(interval_s)
         try:

@@ -1,12 +1,15 @@
-"""The spool: settlements that Postgres could not take yet, on disk, so that a crash meanwhile loses none.
+"""The spool: settlements that Postgres could not take yet are on disk, so that a crash in the meantime loses none.
 
-What must hold (I2): a settlement that was given to `add` is on disk before it returns, and stays until Postgres has
-it. After a crash any process that uses the folder takes the dead one's file over, once at a time; settling twice
-does no harm, because a settlement is idempotent by its attempt. A file's owner lives as long as it holds the lock
-of that file: the system lets go of it with the process, however that ends.
+What must hold (I2):
+  A settlement that was given to `add` is on disk when `add` returns, and stays there until Postgres has it.
+  After a crash another process that uses the folder settles what the dead process left; never two processes at once.
+      Settling twice would do no harm, because a settlement of an attempt counts once.
+  A process is alive as long as it holds the lock of its file. The system releases the lock when the process ends, however
+      it ends.
 
-One journal for each process: JSON lines, appended; a line that a crash has torn is the last, and is left out (its
-call is then settled by the proxy's witness). Fields of a newer version are ignored, missing ones are at their default.
+Each process has one journal, to which it appends lines of JSON. Only the last line can be cut off by a crash. It is then
+ignored, and its call is settled by the proxy's witness. Fields that a newer version added are ignored, and fields that an
+older version did not write have their defaults.
 """
 
 from __future__ import annotations
@@ -44,9 +47,9 @@ class SettlementSpool:
         return self._written
 
     def add(self, settlements: Sequence[Settlement]) -> bool:
-        """Keep settlements on disk, and those that an earlier `add` could not.
+        """Write settlements to disk, and with them those that an earlier `add` could not write.
 
-        False: it does not take them (said in the log, once); they are in memory only, until a later `add` can.
+        False: the disk takes nothing, which is logged once. They are in memory only, until a later `add` succeeds.
         """
         waited = self._written < len(self._lines)
         self._lines += [orjson.dumps(settlement) + b"\n" for settlement in settlements]
@@ -64,7 +67,7 @@ class SettlementSpool:
         return True
 
     def clear(self) -> None:
-        """Postgres has everything that this process had to settle."""
+        """Forget everything: Postgres has all that this process had to settle."""
         self._lines, self._written = [], 0
         if self._file is None:
             return
@@ -73,16 +76,16 @@ class SettlementSpool:
         self.close()
 
     def _journal(self) -> BinaryIO:
-        """This process's journal, locked and in its place: begun anew where it was taken away.
+        """This process's journal, open and locked. Where the file was deleted, another one is begun.
 
-        A hand may have cleared the folder; a neighbour may have taken a journal that was not locked yet for a dead
-        process's.
+        A person may have emptied the folder; or another process found the journal before it was locked, took its owner
+        for dead, and deleted it.
         """
         for _ in range(3):
             if self._file is None:
                 self._written = 0
                 self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-                # Unbuffered: what was written has reached the file, nothing waits in between.
+                # Unbuffered, so that a write that has returned has reached the file.
                 self._file = open(os.open(self._path, os.O_CREAT | os.O_WRONLY | os.O_APPEND, 0o600), "ab", buffering=0)  # noqa: SIM115, PTH123  # it stays open
                 fcntl.flock(self._file, fcntl.LOCK_EX)
             if os.fstat(self._file.fileno()).st_nlink:
@@ -97,24 +100,24 @@ class SettlementSpool:
         content = memoryview(b"".join(lines))
         length = os.fstat(file.fileno()).st_size
         try:
-            while content:  # a disk that fills up takes a part, and fails at the next
+            while content:  # a disk that is nearly full takes a part, and the next write fails
                 content = content[file.write(content) :]
             os.fsync(file.fileno())
         except OSError:
             with contextlib.suppress(OSError):
-                file.truncate(length)  # or the next line would begin in the middle of a torn one
+                file.truncate(length)  # else the next line would be appended to half of this one
             raise
         self._written += len(lines)
 
     def close(self) -> None:
-        """Let go of the journal: what is in it is anybody's."""
+        """Release the journal. From now on any process may settle what is in it."""
         if self._file is not None:
             self._file.close()
             self._file = None
 
     @contextlib.contextmanager
     def orphan(self, path: Path) -> Iterator[list[Settlement] | None]:
-        """What a dead process has left in a journal; None: its owner lives, or another process has taken it."""
+        """What a dead process left in a journal. None: its owner is alive, or another process is settling it."""
         try:
             file = path.open("rb")
         except OSError:
@@ -126,24 +129,24 @@ class SettlementSpool:
             except OSError:
                 yield None
                 return
-            # Whoever had it before may have deleted it between our opening and our lock.
+            # Another process may have settled and deleted it after it was opened here, and before it was locked here.
             yield read_lines(file.read()) if path.exists() else None
 
     def orphans(self) -> list[Path]:
-        """The journals of others, oldest first. Most belong to living processes."""
+        """The journals of other processes, oldest first. The owners of most are alive."""
         if not self._folder.is_dir():
             return []
         return sorted(path for path in self._folder.glob("*.jsonl") if path != self._path)
 
 
 def read_lines(content: bytes) -> list[Settlement]:
-    """The settlements of a journal. What is no settlement is left out, and said in the log, once."""
+    """The settlements of a journal. Lines that are not settlements are left out, and logged together once."""
     found: list[Settlement] = []
     wrong: list[str] = []
     for line in content.splitlines():
         try:
             found.append(_read(orjson.loads(line)))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # of what was read, not of reading
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # the line is wrong; it could be read
             wrong.append(type(error).__name__)
     if wrong:
         log.warning(

@@ -1,10 +1,10 @@
-"""The treasury's two statements: how a group of values becomes arrays, and how a row becomes a decision. Pure.
+"""The treasury's two statements: how a group of calls becomes arrays, and how a row becomes a decision. Pure.
 
 What must hold:
-  Each argument stands once, in the order of the SQL function's parameters, with its name, its type and its getter
+  Each argument is listed once, in the order of the SQL function's parameters, with its name, its type and its getter
       (tests/integration/test_treasury_statements.py compares them with the functions in the database).
-  The arrays over calls are of one length, place by place about the same call; so are those over principals, and those
-      over windows.
+  All arrays over calls have the same length, and the same place in each is about the same call. The same holds for the
+      arrays over principals, and for those over windows.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ _NUMBERS = {"smallint", "integer", "bigint", "double precision"}
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One array of a statement. `element` is the SQL type of its elements, `get` reads one from a member of `of`.
+    """One array of a statement. `element` is the SQL type of its elements; `get` reads one from each member of `of`.
 
-    `plain`: texts that need no quotes in an array's literal, such as the words of an enum.
+    `plain`: the elements are texts that need no quotes in the text form of an array, such as the words of an enum.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Parameter:
 
     @property
     def cast(self) -> str:
-        """Arrays of numbers, ids and plain words travel as text, which PostgreSQL reads faster than the driver encodes them."""
+        """The argument's type. Numbers, ids and plain words are sent as text: PostgreSQL parses it faster than the driver encodes arrays."""
         return f"text::{self.element}[]" if self.element != "text" or self.plain else "text[]"
 
     def encode(self, members: Iterable[Any]) -> object:
@@ -66,7 +66,7 @@ def _itself(value: int) -> int:
 
 
 def _bounded(name: str) -> Callable[[Settlement], str | None]:
-    """A provider's own word, as Postgres takes it: without NUL, and no longer than a word is."""
+    """A getter of a text that a provider chose: without NUL, which Postgres refuses, and at most 200 characters."""
     get = attrgetter(name)
 
     def bounded(settlement: Settlement) -> str | None:
@@ -119,7 +119,7 @@ SETTLEMENT = (
     Parameter("p_tier", "text", _bounded("service_tier")),
     Parameter("p_cache_write_1h", "integer", attrgetter("usage.cache_write_1h_tokens")),
 )
-#: What follows the arrays: (name, SQL type).
+#: The arguments after the arrays: (name, SQL type).
 ADMISSION_OPTIONS = (("p_most_new", "integer"), ("p_skip_locked", "boolean"))
 SETTLEMENT_OPTIONS = (("p_skip_locked", "boolean"),)
 
@@ -135,7 +135,7 @@ SETTLE = _statement("treasury_settle_v3", SETTLEMENT, SETTLEMENT_OPTIONS)
 
 @dataclass(slots=True)
 class _Admissions:
-    """A group, with each principal and each window that its calls name once. Places in lists begin at 1, as in SQL."""
+    """A group of calls; the principals and the windows that they name are each listed once. Places are counted from 1, as in SQL."""
 
     calls: Sequence[HoldRequest]
     principals: list[Principal] = field(default_factory=list[Principal])
@@ -158,8 +158,8 @@ class _Admissions:
 
 def admission_arrays(group: Sequence[HoldRequest]) -> tuple[object, ...]:
     """The arrays of `ADMISSION`, for a group of calls."""
-    laid = _Admissions(group)
-    return tuple([parameter.encode(getattr(laid, parameter.of)) for parameter in ADMISSION])
+    admissions = _Admissions(group)
+    return tuple([parameter.encode(getattr(admissions, parameter.of)) for parameter in ADMISSION])
 
 
 def settlement_arrays(group: Sequence[Settlement]) -> tuple[object, ...]:
@@ -168,6 +168,7 @@ def settlement_arrays(group: Sequence[Settlement]) -> tuple[object, ...]:
 
 
 def decision(request: HoldRequest, row: asyncpg.Record) -> Hold | Denial | Exception:
+    """What the row of `ADMIT` decides about its request. An exception is for the caller of that request alone."""
     verdict, granted, budget_id, subject, left, limit, posted, pending, resets_at, resumes_at = row
     if verdict == "admitted":
         return Hold(request.call_id, request.attempt, granted, budget_id, left)

@@ -1,11 +1,13 @@
-"""The sweeper: settles holds whose owner is gone, from the proxy's witness, else by the agent's policy.
+"""The sweeper: settles holds whose owner is gone, by the proxy's witness, or else by the agent's policy.
 
-What must hold (I2): every hold ends within its lifetime plus one sweep, whatever crashed; where the proxy has seen
-the answer's end, within seconds: an owner that has not settled by then is gone, or does no harm later. Two
-sweepers at once, or a sweeper and a late owner, do no harm: settlement is idempotent by attempt.
-What must hold (I2): a hold is settled at the rates that it was made with.
-What must hold (I1): without a witness of an answer the whole hold is posted, unless the agent's
-policy says void: what a provider may bill is never given out again.
+What must hold:
+  I2  Every hold ends within its lifetime plus one sweep, whatever crashed.
+  I2  Where the proxy has seen the end of the answer, the hold ends within seconds. An owner that has not settled it by
+      then is gone; if it is only late, its settlement changes nothing, or corrects.
+  I2  Two sweepers at once, or a sweeper and a late owner, do no harm: the settlement of an attempt counts once.
+  I2  A hold is settled at the rates that it was made with.
+  I1  Without a witness of an answer the whole hold is posted, unless the agent's policy is to void it. So what a provider
+      may bill is never given out again.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import orjson
 from llm_service.errors import TreasuryUnavailable
 from llm_service.postgres import fetch
 from llm_service.pricing.rates import Rates, cost_at, load_rates
+from llm_service.treasury.queries import load_query
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
 from llm_service.usage import UNREAD, most_used
@@ -31,51 +34,21 @@ from llm_service.witness import COLUMNS, Witness, read_witness
 
 log = logging.getLogger(__name__)
 
-_FOUND = f"""
-       (SELECT json_agg(w)::text FROM (
-            SELECT {COLUMNS}
-            FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt ORDER BY w.ended_at
-        ) w) AS witnesses
-"""  # noqa: S608  # of constants
-_RATES = "(SELECT r.rates FROM rate_cards r WHERE r.id = h.rate_card_id) AS rates"
-_WITNESSES = f"""
-SELECT h.call_id, h.attempt, h.model, h.amount_nano, a.expiry_policy, h.expires_at < clock_timestamp() AS expired,
-       {_RATES}, {_FOUND}
-FROM holds h JOIN agents a ON a.id = h.agent_id
-"""  # noqa: S608  # of constants
-_EXPIRED = _WITNESSES + " WHERE h.expires_at < clock_timestamp() ORDER BY h.expires_at LIMIT $1"
-# The proxy saw the answer's end and its cost, and nobody has settled it since: its owner has died, or is stuck.
-_ABANDONED = (
-    _WITNESSES
-    + """ WHERE h.expires_at >= clock_timestamp() AND h.started_at < clock_timestamp() - $2::interval AND EXISTS (
-        SELECT FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt AND w.outcome = 'success'
-            AND NOT w.counted AND w.input_tokens > 0 AND w.written_at < clock_timestamp() - $2::interval)
-      ORDER BY h.started_at LIMIT $1"""
-)
-# A witness that came after its hold had expired (the proxy's spool, when Postgres was away for long). What was posted
-# then is corrected by what a provider reported, or refused; not by what LiteLLM counted of a stream that was cut.
-# So is an attempt that was thought to have cost nothing, and was served.
-_LATE = f"""
-SELECT h.call_id, h.attempt, h.model, h.held_nano AS amount_nano, 'post' AS expiry_policy, true AS expired,
-       {_RATES}, {_FOUND}
-FROM ledger h
-WHERE (h.state = 'expired' AND h.settled_at > clock_timestamp() - interval '30 days'
-       OR h.state = 'voided' AND h.settled_at > clock_timestamp() - interval '1 hour')
-  AND NOT EXISTS (SELECT FROM ledger l WHERE l.call_id = h.call_id AND l.attempt = h.attempt AND l.state = 'adjusted')
-  AND EXISTS (SELECT FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt
-              HAVING bool_or(w.input_tokens > 0 AND w.outcome = 'success' AND NOT w.counted)
-                  OR h.state = 'expired' AND bool_and(w.outcome = 'failure' AND w.cost_nano IS NOT DISTINCT FROM 0))
-LIMIT $1
-"""  # noqa: S608  # of constants
-_ONE = _WITNESSES + " WHERE h.call_id = $1 AND h.attempt = $2"
+_WITNESSES = load_query("sweep/witnesses", columns=COLUMNS)
+_HOLDS = load_query("sweep/holds", witnesses=_WITNESSES)
+_EXPIRED = load_query("sweep/expired", holds=_HOLDS)
+_ABANDONED = load_query("sweep/abandoned", holds=_HOLDS)
+_LATE = load_query("sweep/late", witnesses=_WITNESSES)
+_ONE = load_query("sweep/one", holds=_HOLDS)
 
 _SETTLE_WAIT_S = 10.0
 #: An owner settles within milliseconds of the answer's end.
 _ABANDONED_AFTER = timedelta(seconds=10)
-#: So many times our own figure is more than prices of the same tokens are ever apart by their conditions.
+#: Two prices of the same tokens that are further apart than this factor are not prices under different conditions: one
+#: of them is wrong.
 _FAR_ABOVE = 2
 
-#: (model, deployment, usage, service tier) → nano-dollars, or None when the catalogue does not know the model any more.
+#: (model, deployment, usage, service tier) → nano-dollars; None: the catalogue does not have the model any more.
 Price = Callable[[str, str | None, Usage, str | None], int | None]
 
 
@@ -90,17 +63,24 @@ class OrphanHold:
     policy: ExpiryPolicy
     expired: bool
     witnesses: tuple[Witness, ...]
-    rates: Mapping[str, Rates] | None = None  # by deployment, as the hold was made with; None: of an older version
+    rates: Mapping[str, Rates] | None = (
+        None  # by deployment, those that the hold was made with; None: an older version made it
+    )
 
 
 def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) -> Settlement | None:
-    """How a hold ends: by its witnesses; if they prove nothing and it has expired, by policy. Pure.
+    """How a hold ends: by its witnesses; or, if they prove nothing and it has expired, by the agent's policy. Pure.
 
-    Witnesses of answers, whole or cut (with a margin), are added up: a router's retry may have been billed twice. One
-    without a token of input proves nothing: its usage was left out, or nothing had come when it was cut. One that says
-    that the provider had sent more than was read costs the whole hold (I1): what is not seen may be all of it. A
-    failure proves that nothing was bought only if it names a cost of zero, and no other attempt can be
-    under way: the hold has expired, or the proxy has `answered` its caller.
+    None: it does not end yet.
+
+    - Witnesses of answers are added up, because a router's retry may have been billed as well. An answer that was cut
+      counts with a margin.
+    - A witness without any input tokens proves nothing: the provider reported no usage, or the stream was cut before it
+      began.
+    - A witness of a stream of which the provider had sent more than was read costs the whole hold (I1), because the part
+      that nobody saw may be all of it.
+    - A failure proves that nothing was bought only if its cost is zero and no other try can be running: the hold has
+      expired, or the proxy has `answered` its caller.
     """
     proof = [witness for witness in hold.witnesses if witness.usage.input_tokens > 0 or witness.unread]
     if proof:
@@ -152,12 +132,10 @@ def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlem
 
 
 def _cost_of(hold: OrphanHold, witness: Witness, price: Price) -> int:
-    """What a witnessed answer cost: at the rates of its hold, whatever other rates this process knows.
+    """What a witnessed answer cost, in nano-dollars, at the rates of its hold, whatever rates this process has read.
 
-    All that was held, where it was not read to where the provider was.
-
-    Where LiteLLM names far more than that for a provider's whole report, the rates are not those that it was served
-    at, and the higher figure is posted.
+    Where the provider had sent more than was read, it costs all that was held. Where the provider's report is whole and
+    LiteLLM's price of it is far higher, the answer was not served at these rates, and the higher price is posted.
     """
     if witness.unread:
         return hold.amount_nano
@@ -182,7 +160,7 @@ def _certainty(proof: Sequence[Witness]) -> str:
 
 
 def _used(witness: Witness) -> Usage:
-    """What the provider reported; of an attempt that was cut, what LiteLLM counted, with a margin."""
+    """What the provider reported; for an attempt that was cut, what LiteLLM counted, with a margin."""
     return witness.usage if witness.exact else most_used(witness.usage)
 
 
@@ -198,7 +176,7 @@ def _sum(usages: Sequence[Usage]) -> Usage:
 
 
 class Sweeper:
-    """Looks for expired holds every `interval_s`; and for one call's witness when its answer was lost."""
+    """Looks for expired holds every `interval_s` seconds, and for the witness of a call whose answer was lost."""
 
     def __init__(
         self,
@@ -217,7 +195,7 @@ class Sweeper:
         self._watches: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Sweep for ever. Postgres away is waited out."""
+        """Sweep every `interval_s` seconds, forever. While Postgres is away, sweeps are put off."""
         while True:
             try:
                 while await self.sweep() >= 500:
@@ -229,8 +207,9 @@ class Sweeper:
             await asyncio.sleep(self._interval_s)
 
     async def sweep(self, limit: int = 500) -> int:
-        """Settle up to `limit` expired holds, oldest first, and those whose answer's end and cost the proxy has seen
-        long ago; correct ended ones by late witnesses; how many.
+        """Settle expired holds, and holds whose answer the proxy has seen to its end; correct by late witnesses.
+
+        Each is done for up to `limit` attempts. Returns how many have changed.
 
         Raises:
             TreasuryUnavailable: Postgres is away.
@@ -241,8 +220,8 @@ class Sweeper:
             *await self._fetch(_LATE, limit),
         ]
         found = [settlement for row in rows if (settlement := settlement_for(_orphan(row), self._price)) is not None]
-        # One that Postgres does not take (its error is logged) must not keep the others from their end.
-        # Nor must one whose window somebody has locked: it goes on being tried while the next sweep looks.
+        # A settlement that Postgres refuses (its error is logged) must not stop the others. Nor must one whose window
+        # another transaction has locked: it is tried again and again, while the next sweep looks for others.
         written = [self._treasury.settle_soon(settlement) for settlement in found]
         if written:
             await asyncio.wait(written, timeout=_SETTLE_WAIT_S)
@@ -255,9 +234,9 @@ class Sweeper:
         return len(settlements)
 
     async def witnessed(self, call_id: UUID, attempt: int, wait_s: float) -> Settlement | None:
-        """How a hold would be settled by its witness: what the proxy saw of an answer that was given up.
+        """How an attempt's witness would settle its hold: what the proxy saw of an answer that was given up.
 
-        Waits up to `wait_s` for the witness. None when there is none by then, or Postgres is away.
+        Waits up to `wait_s` seconds for the witness. None: there is none by then, or Postgres is away.
         """
         deadline = asyncio.get_running_loop().time() + wait_s
         pause_s = 0.1
@@ -273,16 +252,16 @@ class Sweeper:
             pause_s *= 1.5
 
     def watch(self, call_id: UUID, attempt: int, lifetime_s: float, *, answered: bool = False) -> None:
-        """Settle one hold from its witness as soon as there is one, and until its lifetime ends.
+        """Settle one hold by its witness as soon as there is one; look for it until the hold's lifetime ends.
 
-        `answered`: the proxy has answered, with an error that does not tell whether anything was billed.
+        `answered`: the proxy has answered, with an error that does not say whether anything was billed.
         """
         task = asyncio.create_task(self._watch(call_id, attempt, lifetime_s, answered))
         self._watches.add(task)
         task.add_done_callback(self._watches.discard)
 
     async def close(self) -> None:
-        """Stop watching. What is left, a sweep will find."""
+        """Stop watching. A later sweep settles what is left."""
         for task in self._watches:
             task.cancel()
         await asyncio.gather(*self._watches, return_exceptions=True)

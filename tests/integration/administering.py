@@ -1,4 +1,4 @@
-"""What tests of administration share: the fixed administrator's key, an error of the API, and what a command printed."""
+"""Shared by tests of administration: the fixed administrator's key, errors of the API, and what a command printed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Treasurer = Callable[..., Awaitable[Ran]]
 
 
 def error_of(answer: httpx2.Response) -> dict[str, Any]:
-    """The error, in OpenAI's shape or not at all."""
+    """The error in OpenAI's shape; an answer in any other shape fails the test."""
     error = answer.json()["error"]
     assert {"message", "type", "param", "code"} <= error.keys()
     assert answer.json().keys() == {"error"}

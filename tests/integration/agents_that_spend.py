@@ -1,4 +1,6 @@
-"""Agents that spend by the treasury's own doors, without a gateway: made by administration, admitted as the service does."""
+"""Agents that spend through the treasury directly, without a gateway: administration creates them, and they are
+admitted as the service would do it.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ _OVER_A_LIMIT = """
 
 @dataclass
 class House:
-    """One gateway's treasury and principals on a database. `held` and `posted` are what the agents know of."""
+    """One gateway's treasury and principals on a database. `held` and `posted` are the agents' own notes."""
 
     pool: asyncpg.Pool
     treasury: PostgresTreasury
@@ -47,7 +49,7 @@ class House:
     async def admit(
         self, agent: str, amount_nano: int, *, floor_nano: int = 0, lifetime_s: float = 60
     ) -> Hold | Denial:
-        """Ask for money as the service does: in every budget of the agent, again where the configuration has changed."""
+        """Ask for money as the service does, in every budget of the agent; ask again if the configuration has changed."""
         while True:
             principal = await self.principals.by_agent(agent)
             lines = tuple(
@@ -74,7 +76,7 @@ class House:
             return outcome
 
     async def settle(self, hold: Hold, cost_nano: int) -> str:
-        """Post what a call has cost, as the provider reported it."""
+        """Post what a call has cost, as if the provider had reported it."""
         self.posted[hold.call_id] = cost_nano
         return await self.treasury.settle_soon(
             Settlement(
@@ -89,29 +91,29 @@ class House:
         )
 
     async def spend(self, agent: str, amount_nano: int) -> Hold | Denial:
-        """One whole call, which costs all that was held for it."""
+        """Make one whole call, which costs all that was held for it."""
         outcome = await self.admit(agent, amount_nano)
         if isinstance(outcome, Hold):
             await self.settle(outcome, outcome.amount_nano)
         return outcome
 
     async def sweep(self) -> int:
-        """One sweep, by a sweeper that has no prices: there are no witnesses here."""
+        """Sweep once, with a sweeper that has no prices: there are no witnesses here."""
         return await Sweeper(self.pool, self.treasury, lambda *_: None).sweep()
 
     async def over_a_limit(self) -> Sequence[asyncpg.Record]:
-        """Windows that have passed their budget's limit, whatever the audit says."""
+        """The windows that have passed their budget's limit, computed without the audit."""
         return await self.pool.fetch(_OVER_A_LIMIT)
 
     async def posted_nano(self, agent: str) -> int:
-        """What the ledger has of an agent."""
+        """The sum that the ledger has for an agent."""
         return await self.pool.fetchval(
             "SELECT coalesce(sum(l.cost_nano), 0)::bigint FROM ledger l JOIN agents a ON a.id = l.agent_id WHERE a.name = $1",
             agent,
         )
 
     async def books(self) -> list[str]:
-        """What the audit and the agents' own notes find wrong: none of their calls is lost or has two ends."""
+        """All faults that the audit and the agents' own notes find: for example a call that is lost, or has two ends."""
         report = await audit(self.pool, sweep_grace_s=5)
         faults = [line for check in report.checks for line in check.differences]
         rows = await self.pool.fetch(

@@ -1,7 +1,7 @@
-"""A caller of the whole stack: an agent of its own with a key and a budget, and the two books to compare.
+"""A caller of the whole stack: a new agent with a key and a budget, and the two books to compare.
 
-What a test says of money rests on two witnesses that know nothing of each other: the ledger in Postgres, and
-the invoice of the simulated provider. `Caller.agrees` compares them to the nano-dollar.
+A test about money compares two records that know nothing of each other: the ledger in Postgres, and the invoice of the
+simulated provider. `Caller.agrees` compares them to the nano-dollar.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from openai import APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
 from gateway.stack.state import StackState
 from llm_service.treasury.audit.audit import audit
 
-#: Nano-dollars a token of the house's own server: config/litellm.yaml names them, and the provider's map does not.
+#: Nano-dollars a token of the local server: config/litellm.yaml has these prices, the provider's price map does not.
 HOUSE_RATES = {"llama-3.3-70b": (100, 400)}
-#: The machine may be busy: how long to wait for what happens off the caller's path.
+#: How long to wait for what happens after the caller has its answer: the machine may be busy.
 PATIENCE_S = 20.0
 
 
 @dataclass(frozen=True)
 class Answered:
-    """What one response of a gateway said in its head."""
+    """The status and headers of one response of a gateway."""
 
     status: int
     headers: dict[str, str]
@@ -51,7 +51,7 @@ class Answered:
 
 @dataclass
 class Caller:
-    """One agent. `responses` are the heads of all that the gateways answered to its SDK clients, in order."""
+    """One agent. `responses` has all that the gateways answered to its SDK clients, in order."""
 
     stack: StackState
     pool: asyncpg.Pool
@@ -67,7 +67,7 @@ class Caller:
     )
 
     def client(self, url: str | None = None, *, secret: str | None = None, max_retries: int = 0) -> AsyncOpenAI:
-        """An official client for one of the gateways (the shared address unless one is named). Closed with the caller."""
+        """An official client for one of the gateways (the shared address, if no URL is given), closed with the caller."""
 
         made = self._clients.get((url, secret, max_retries))
         if made is None:
@@ -80,7 +80,7 @@ class Caller:
                 base_url=f"{url or self.stack.gateway_url}/v1",
                 max_retries=max_retries,
                 timeout=60,
-                # Loading certificates, which nothing here needs, would be half of a test's time.
+                # Loading certificates would take half of a test's time, and no test here needs them.
                 http_client=DefaultAsyncHttpxClient(event_hooks={"response": [note]}, verify=False),
             )
             self.open.push_async_callback(made.close)
@@ -93,7 +93,7 @@ class Caller:
 
     @property
     def first_budget(self) -> str:
-        """The address of the budget that the agent was made with, if it is for all time."""
+        """The admin API's path of the budget that the agent was created with, if it is for all time."""
         return f"budgets/agent {self.agent}: total"
 
     @property
@@ -101,7 +101,7 @@ class Caller:
         return self.responses[-1]
 
     async def admin(self, method: str, path: str, body: object = None, *, url: str | None = None) -> dict[str, Any]:
-        """Ask the admin API; anything but success is a failure of the test."""
+        """Call the admin API. Any answer but success fails the test."""
         headers = {"Authorization": f"Bearer {self.stack.admin_key}"}
         address = f"{url or self.stack.gateway_url}/admin/v1/{path}"
         async with self.http.request(method, address, json=body, headers=headers) as response:
@@ -110,12 +110,12 @@ class Caller:
             return cast("dict[str, Any]", content)
 
     async def budget(self, limit: str, **terms: object) -> dict[str, Any]:
-        """A further budget, on this agent unless `team`, `organisation` or `key` is named."""
+        """Create a further budget, for this agent unless `team`, `organisation` or `key` is named."""
         owner = {} if terms.keys() & {"team", "organisation", "key"} else {"agent": self.agent}
         return await self.admin("POST", "budgets", {"limit": limit, **owner, **terms})
 
     async def invoice(self) -> list[dict[str, Any]]:
-        """The provider's invoice lines since this caller began; its own prices, or the house's."""
+        """The provider's invoice lines since this caller began, with the provider's prices, or the local server's."""
         address = f"{self.stack.provider_url}/_sim/invoice?lines=1&since={self.since}"
         async with self.http.get(address) as response:
             lines: list[dict[str, Any]] = (await response.json())["lines"]
@@ -129,7 +129,7 @@ class Caller:
         return sum(line["cost_nano"] for line in await self.invoice())
 
     async def ledger(self) -> list[asyncpg.Record]:
-        """Every entry of this agent, oldest first, once none of its calls is held any more."""
+        """Every entry of this agent, oldest first, when none of its calls is held any more."""
         await self.settled()
         return await self.pool.fetch("SELECT * FROM ledger WHERE agent_id = $1 ORDER BY started_at", self.agent_id)
 
@@ -141,14 +141,14 @@ class Caller:
         return await self.pool.fetchval("SELECT count(*) FROM holds WHERE agent_id = $1", self.agent_id)
 
     async def settled(self, patience_s: float = PATIENCE_S) -> None:
-        """Wait until no call of this agent is held: settlement is off the caller's path."""
+        """Wait until no call of this agent is held: settlement happens after the caller has its answer."""
         deadline = time.monotonic() + patience_s
         while await self.held():
             assert time.monotonic() < deadline, f"holds are left after {patience_s:g} s"
             await asyncio.sleep(0.05)
 
     async def agrees(self, calls: int) -> list[asyncpg.Record]:
-        """So many calls were posted, for exactly what the provider's invoice says, and the audit finds no fault."""
+        """Check that this many calls were posted, for exactly what the invoice says, and that the audit finds no fault."""
         entries = await self.ledger()
         lines = await self.invoice()
         found = ([entry["state"] for entry in entries], len(lines), await self.faults())
@@ -158,7 +158,7 @@ class Caller:
         return entries
 
     async def faults(self) -> list[str]:
-        """What the audit says against this agent's calls and budgets (other tests plant faults of their own)."""
+        """The audit's differences that concern this agent's calls and budgets (other tests plant faults of their own)."""
         ids = await self.pool.fetch(
             "SELECT call_id::text AS name FROM ledger WHERE agent_id = $1"
             " UNION SELECT call_id::text FROM holds WHERE agent_id = $1"
@@ -172,7 +172,7 @@ class Caller:
         return [difference for difference in said if any(name in difference for name in names)]
 
     async def witness(self, call_id: UUID) -> asyncpg.Record:
-        """The proxy's own record of a call, which comes in its own time."""
+        """The proxy's own record of a call. It is written asynchronously, so wait for it."""
         deadline = time.monotonic() + PATIENCE_S
         while (row := await self.pool.fetchrow("SELECT * FROM witnesses WHERE call_id = $1", call_id)) is None:
             assert time.monotonic() < deadline, f"no witness of call {call_id} came"
@@ -180,7 +180,7 @@ class Caller:
         return row
 
     async def counts(self) -> dict[str, int]:
-        """How many rows each table has that a call could write to, and how long the provider's invoice is."""
+        """How many rows each table has that a call could write to, and how many lines the provider's invoice has."""
         row = await self.pool.fetchrow(
             f"SELECT {', '.join(f'(SELECT count(*) FROM {name}) AS {name}' for name in _WRITTEN)}"
         )
@@ -194,7 +194,7 @@ _WRITTEN = ("holds", "ledger", "witnesses", "windows", "idempotency")
 
 @asynccontextmanager
 async def open_caller(stack: StackState, budget: str | None = "1", **terms: object) -> AsyncIterator[Caller]:
-    """A new agent with one key, and a budget in dollars (`terms` are further fields of it)."""
+    """Create an agent with one key and a budget in dollars (`terms` are further fields of the budget)."""
     async with AsyncExitStack() as things:
         # LiteLLM and uvicorn close idle connections; this client must not meet one that has just been closed.
         http = await things.enter_async_context(
@@ -214,17 +214,17 @@ async def open_caller(stack: StackState, budget: str | None = "1", **terms: obje
 
 
 def nano(dollars: str) -> int:
-    """Nano-dollars of an amount that a header or the admin API gives as text."""
+    """Nano-dollars of an amount that a header or the admin API returns as text."""
     return int(Decimal(dollars) * 1_000_000_000)
 
 
 def said(text: str = "Tell me of money.", script: dict[str, Any] | None = None) -> list[Any]:
-    """One user's message that no other is like; `script` tells the simulated provider what to do with it."""
+    """Messages with a text that no other call has; `script` tells the simulated provider what to do with it."""
     if script and "times" in script:
         script = {
             **script,
             "latency_s": uuid4().int % 10**9 / 10**12,
-        }  # the provider counts by the marker's text: each its own
+        }  # a unique text, because the provider counts calls by it
     marker = f" [[sim: {json.dumps(script)}]]" if script else ""
     return [{"role": "user", "content": f"{text} {uuid4().hex}{marker}"}]
 
@@ -235,5 +235,5 @@ def details(error: APIStatusError) -> dict[str, Any]:
 
 
 def text_of(chunks: Sequence[Any]) -> str:
-    """What a stream's chunks say together."""
+    """The text of all chunks of a stream, joined."""
     return "".join(choice.delta.content or "" for chunk in chunks for choice in chunk.choices)

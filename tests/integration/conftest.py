@@ -1,4 +1,4 @@
-"""Fixtures of administration: its API over HTTP, and its command line, each on the test's own database."""
+"""Fixtures for tests of administration: the admin API over HTTP, and the command line, each on the test's own database."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def treasurer(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest
         capsys.readouterr()
         code = 0
         try:
-            await asyncio.to_thread(main)  # it has an event loop of its own
+            await asyncio.to_thread(main)  # the command starts an event loop itself
         except SystemExit as ended:
             code = int(ended.code or 0)
         out, err = capsys.readouterr()

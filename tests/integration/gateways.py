@@ -1,4 +1,4 @@
-"""One more gateway of a running stack, with settings of its own."""
+"""Starts one more gateway of a running stack, with different settings."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def another_gateway(
     environ: Mapping[str, str],
     program: str = "from gateway.serve import main; main()",
 ) -> Iterator[tuple[str, int]]:
-    """Its address and its process; what it shares with the stack's own is found in the data folder."""
+    """Yields its address and its process. What it shares with the stack's gateways is found in the data folder."""
     port = free_port()
     given = {"TREASURER_DATA_DIR": str(stack.data_dir), "TREASURER_PORT": str(port), **environ}
     with log.open("wb") as out:

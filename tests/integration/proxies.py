@@ -1,4 +1,4 @@
-"""One more LiteLLM Proxy of a running stack: with our plugin, a grants folder and a configuration of its own."""
+"""Starts one more LiteLLM Proxy of a running stack: with our plugin, but a separate grants folder and configuration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def configuration(stack: StackState) -> dict[str, Any]:
-    """What the stack's own proxy was started with."""
+    """The configuration that the stack's own proxy was started with."""
     return yaml.safe_load((stack.data_dir / "litellm" / "config.yaml").read_text())
 
 
@@ -35,7 +35,7 @@ def another_proxy(
     port: int,
     config: Mapping[str, Any],
 ) -> Iterator[str]:
-    """Its address. `folder` holds its configuration, its used grants, its spool and its log."""
+    """Yields its address. `folder` gets its configuration, its used grants, its spool and its log."""
     folder.mkdir(exist_ok=True)
     file = folder / "config.yaml"
     file.write_text(yaml.safe_dump(dict(config)))

@@ -1,4 +1,4 @@
-"""Administration on a real Postgres: what changes, what fails without a trace, and who notices when."""
+"""Administration on a real Postgres: what it changes, which processes notice, and that failures leave no trace."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ async def limit(pool: asyncpg.Pool, **fields: object) -> limits.Limit:
 
 
 async def everything(pool: asyncpg.Pool) -> list[list[tuple[object, ...]]]:
-    """All configuration, to see that nothing was written."""
+    """All rows of configuration, to check that nothing was written."""
     return [[tuple(row) for row in await pool.fetch(f"SELECT * FROM {table} ORDER BY 1")] for table in TABLES]
 
 
@@ -207,7 +207,7 @@ async def test_of_two_creations_at_once_one_wins(pool: asyncpg.Pool) -> None:
 
 
 async def test_a_creation_past_the_check_is_stopped_by_the_index(pool: asyncpg.Pool) -> None:
-    """Another program that writes to the database itself does not wait for the epoch's row."""
+    """A program that writes to the database directly does not wait for the lock on the epoch's row."""
     async with pool.acquire() as other:
         transaction = other.transaction()
         await transaction.start()
@@ -288,7 +288,7 @@ async def test_rotation_keeps_budgets_and_limits_and_overlaps(pool: asyncpg.Pool
     assert timedelta(hours=23) < left - datetime.now(UTC) <= timedelta(hours=24)
     with pytest.raises(Conflict, match=f"rotate {new.id}"):
         await keys.rotate_key(pool, str(old.id), keys.RotateKey())
-    await limit(pool, key=str(new.id), concurrent=2)  # the same limit, by the new id
+    await limit(pool, key=str(new.id), concurrent=2)  # set again: the same limit, found by the key's new id
     assert [row.concurrent for row in await limits.list_limits(pool)] == [2]
 
 
@@ -338,7 +338,7 @@ async def test_i1_a_limit_lowered_in_mid_window_holds_from_then_on(pool: asyncpg
 
         lowered = await budgets.change_budget(pool, "b", read_input(budgets.ChangeBudget, {"limit": 5}))
         assert (lowered.limit_nano, lowered.pending_nano, lowered.left_nano) == (5 * 10**9, 8 * 10**9, 0)
-        assert (await audit(pool, sweep_grace_s=5)).ok  # what was there stays, and is allowed for
+        assert (await audit(pool, sweep_grace_s=5)).ok  # what was held before stays, and the audit allows it
         with pytest.raises(StaleEpoch):
             await treasury.admit(hold_of(principal, 1))
         principal = await principals.by_agent("news")
@@ -377,10 +377,10 @@ async def test_i1_under_fire_no_call_is_admitted_above_a_limit_that_was_lowered(
         await budgets.change_budget(pool, "b", read_input(budgets.ChangeBudget, {"limit": "0.5"}))
         pending = await pool.fetchval(
             "SELECT pending_nano FROM windows"
-        )  # of whatever was admitted before the change was done
+        )  # held by calls that were admitted before the change was complete
         await asyncio.sleep(0.2)
         assert await pool.fetchval("SELECT pending_nano FROM windows") == pending > 500_000_000
-        for dollars in (30, 20, 40):  # and no deadlock between changes and admissions
+        for dollars in (30, 20, 40):  # and changes and admissions do not deadlock
             await budgets.change_budget(pool, "b", read_input(budgets.ChangeBudget, {"limit": dollars}))
             await asyncio.sleep(0.05)
         stop = True

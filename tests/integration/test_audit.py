@@ -1,4 +1,4 @@
-"""The audit against the real database: each check finds the very difference that was planted, and no other."""
+"""The audit against the real database: each check finds exactly the difference that was planted, and no other."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ CALL, HELD = uuid.uuid4(), uuid.uuid4()
 
 @dataclass
 class Books:
-    """A small, right set of books: one settled call (600 of 1,000 held) and one held (300) in one window of 10,000."""
+    """A small, correct set of books: in one window of 10,000, a settled call (600 of 1,000 held) and a held one (300)."""
 
     pool: asyncpg.Pool
     agent: int
@@ -36,7 +36,7 @@ class Books:
         return await audit(self.pool, sweep_grace_s=GRACE_S)
 
     async def differences(self, *expected: str) -> list[Check]:
-        """The checks that failed; exactly those that were expected."""
+        """The checks that failed, which must be exactly the expected ones."""
         made = await self.audit()
         failed = [check for check in made.checks if not check.ok]
         assert [check.name for check in failed] == list(expected), failed
@@ -44,9 +44,10 @@ class Books:
         return failed
 
     async def tamper(self, *statements: str) -> None:
-        """Change what nothing may change: triggers and foreign keys are off, constraints must be dropped.
+        """Change rows that must not change: triggers and foreign keys are off; constraints must be dropped by the
+        caller.
 
-        But a budget is changed, and topped up, in the open, so that the log of changes is no difference of its own.
+        Budgets and top-ups are changed with triggers on, so that the log of changes does not differ too.
         """
         async with self.pool.acquire() as connection, connection.transaction():
             for statement in statements:
@@ -149,7 +150,7 @@ async def test_right_books_are_right_and_every_check_examined_something(books: B
 
 
 async def overspend(books: Books, nano: int = 10_000) -> None:
-    """A call that was held and posted beyond the limit, as no admission allows it: 10,600 posted, 300 pending."""
+    """Hold and post a call beyond the limit, as no admission allows it: 10,600 posted, 300 pending."""
     await books.entry(window_ids=[books.window], held_nano=nano, cost_nano=nano)
     await books.pool.execute("UPDATE windows SET posted_nano = posted_nano + $1", nano)
 
@@ -178,7 +179,7 @@ async def test_i1_a_window_over_its_limit(books: Books) -> None:
         "UPDATE budgets SET name = 'another'",
         "UPDATE budgets SET model_pattern = 'gpt-*'",
         "INSERT INTO top_ups (budget_id, amount_nano) SELECT id, 5000 FROM budgets",
-        # one that says it began before, one that has not begun, one that is over
+        # a top-up that claims an earlier beginning, one that has not begun, one that is over
         "INSERT INTO top_ups (budget_id, amount_nano, starts_at) SELECT id, 5000, now() - interval '3 day' FROM budgets",
         "INSERT INTO top_ups (budget_id, amount_nano, starts_at) SELECT id, 5000, now() + interval '1 s' FROM budgets",
         "INSERT INTO top_ups (budget_id, amount_nano, starts_at, ends_at) SELECT id, 5000, now(), now() + interval '1 ms' "
@@ -201,7 +202,7 @@ async def test_i1_an_overspend_stays_named_whatever_is_administered_after_it(boo
 @pytest.mark.parametrize(
     ("changes", "right"),
     [
-        # what is spent when a limit falls, within the old limit, is allowed for: 600 posted and 300 held
+        # what was spent within the old limit when a limit falls is allowed: 600 posted and 300 held
         (["UPDATE budgets SET limit_nano = 899"], True),
         (["UPDATE budgets SET limit_nano = 899", "SPEND 1"], False),
         (["UPDATE budgets SET limit_nano = 899", "SPEND 1", "UPDATE budgets SET limit_nano = 20000"], False),
@@ -209,7 +210,7 @@ async def test_i1_an_overspend_stays_named_whatever_is_administered_after_it(boo
         (["UPDATE budgets SET limit_nano = 899", "UPDATE budgets SET limit_nano = 901", "SPEND 2"], False),
         (["SPEND 9100", "UPDATE budgets SET limit_nano = 1", "UPDATE budgets SET limit_nano = 2"], True),
         (["SPEND 9101", "UPDATE budgets SET limit_nano = 1"], False),
-        # top-ups while they are active, and what was spent by one that is over
+        # top-ups while they are active, and what was spent while one was active that is over now
         (["INSERT INTO top_ups (budget_id, amount_nano) SELECT id, 400 FROM budgets", "SPEND 9500"], True),
         (["INSERT INTO top_ups (budget_id, amount_nano) SELECT id, 400 FROM budgets", "SPEND 9501"], False),
         (
@@ -227,7 +228,7 @@ async def test_i1_an_overspend_stays_named_whatever_is_administered_after_it(boo
             ],
             False,
         ),
-        # two that were never active together allow no more than the larger
+        # two top-ups that were never active at the same time: only the larger one counts
         (
             [
                 "INSERT INTO top_ups (budget_id, amount_nano, starts_at) SELECT id, 400, 'tomorrow'::date + 3 FROM budgets",
@@ -250,7 +251,7 @@ async def test_i1_lowered_limits_and_top_ups_are_allowed_for_and_no_more(
 
 
 async def test_i1_a_top_up_that_ends_after_a_change_of_nothing_makes_no_overspend(books: Books) -> None:
-    """The epoch rises without a row in the log of changes; what was spent by the top-up was allowed."""
+    """The epoch rises without a row in the log of changes. What was spent of the top-up is still allowed."""
     await books.pool.execute(
         "INSERT INTO top_ups (budget_id, amount_nano, ends_at) SELECT id, 400, clock_timestamp() + interval '1 s' FROM budgets"
     )
@@ -287,7 +288,7 @@ async def test_i1_an_attempt_that_cost_more_than_was_held(books: Books) -> None:
     ],
 )
 async def test_i1_windows_that_are_not_one_period(books: Books, change: str) -> None:
-    # the entry moves with its window, so that only the bounds are wrong
+    # the entry moves with its window, so that only the window's bounds are wrong
     await books.tamper(change, "UPDATE ledger SET started_at = (SELECT starts_at FROM windows)")
     (check,) = await books.differences("window_bounds")
     assert f"window {books.window} of budget 'daily'" in check.differences[0]
@@ -302,7 +303,7 @@ async def test_i1_windows_as_admission_opens_them_are_right(pool: asyncpg.Pool, 
         kind,
         zone,
     )
-    # around both changes of clocks, here and on the other half of the earth (and where midnight was skipped)
+    # around both changes of clocks, here and on the southern half of the earth, and where midnight was skipped
     autumn, spring = ("2026-10-25 00:30Z", "2026-10-25 01:30Z", "2026-04-04 15:40Z"), ("2026-03-29 00:59:59Z",)
     for moment in ("2018-11-04 03:30Z", "2026-10-03 15:40Z", *spring, *autumn):
         await pool.execute(
@@ -411,7 +412,7 @@ async def test_i3_a_served_call_without_a_hold(books: Books) -> None:
 
 
 async def test_i3_an_attempt_that_was_served_twice(books: Books) -> None:
-    """By two proxies that did not know of one another. What failed before is another deployment's, and was not served."""
+    """Two proxies that know nothing of each other served it; another deployment, asked before, failed and did not."""
     await books.entry(call_id=(call := uuid.uuid4()), state="expired")
     for outcome, cost_nano in (("failure", None), ("failure", 0), ("success", 600), ("cancelled", 5), ("success", 0)):
         await books.witness(call, outcome=outcome, cost_nano=cost_nano)
@@ -608,7 +609,7 @@ async def test_a_grace_that_is_no_time_is_refused(pool: asyncpg.Pool, grace: flo
 
 @asynccontextmanager
 async def _traffic(books: Books, database_url: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
-    """Callers that admit and settle as fast as they can, until left; yields how many calls were settled."""
+    """Callers that admit and settle as fast as they can while the block runs; yields how many calls were settled."""
     treasury = PostgresTreasury(database_url)
     epoch = await books.pool.fetchval("SELECT value FROM epoch")
     principal = Principal(1, "default", 1, "default", books.agent, "alice", None, None, epoch)
@@ -648,7 +649,7 @@ async def test_i1_to_i4_the_books_are_right_at_every_instant_under_load(books: B
             assert made.ok, [check for check in made.checks if not check.ok]
             held += next(check.examined for check in made.checks if check.name == "holds_end_in_time") - 1
         assert await settled() > 100
-        assert held > 0  # some audits saw calls in flight
+        assert held > 0  # some audits ran while calls were in flight
     await books.differences()
 
 

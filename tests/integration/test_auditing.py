@@ -1,4 +1,4 @@
-"""The gateway's own audit: it finds a difference and says so on a gauge."""
+"""The gateway's regular audit finds a difference and sets a gauge."""
 
 from __future__ import annotations
 

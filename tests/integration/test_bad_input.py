@@ -1,7 +1,7 @@
-"""Bad input on the OpenAI routes: each a clear 4xx in OpenAI's shape, naming the parameter; nothing written, nothing sent.
+"""Bad input on the OpenAI routes is a clear 4xx in OpenAI's shape that names the parameter. Nothing is written or sent.
 
-What must hold: after a refusal no table that a call writes to has another row, and the provider's invoice is as
-long as before. (Refusals of agents that are known are counted, in `refusals`.)
+What must hold: after a refusal, no table that a call writes to has another row, and the provider's invoice is as long
+as before. (Only refusals of known agents are counted, in `refusals`.)
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 @dataclass(frozen=True)
 class Bad:
-    """A request that must be refused: what is wrong with it, and what the answer must say."""
+    """A request that must be refused: what is wrong with it, and what the answer must contain."""
 
     name: str
     body: Any
@@ -39,13 +39,13 @@ class Bad:
 
 
 def chat(name: str, *, status: int = 400, param: str | None = "", code: str = "invalid_request", **fields: Any) -> Bad:
-    """A chat request that would be right but for `fields`; `param` is the first of them unless it is given."""
+    """A chat request that is valid without `fields`. `param`: the one that the error must name (default: the first)."""
     wrong = next(iter(fields)) if param == "" else param
     return Bad(name, {"model": "gpt-4o-mini", "messages": HELLO, **fields}, status, wrong, code)
 
 
 def given(name: str, fields: dict[str, Any], code: str = "invalid_request") -> Bad:
-    """As `chat`, for fields that are values of a table."""
+    """Like `chat`, for fields that are given as a table."""
     return Bad(name, {"model": "gpt-4o-mini", "messages": HELLO, **fields}, param=next(iter(fields)), code=code)
 
 
@@ -182,7 +182,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 
 
 async def refused(caller: Caller, bad: Bad, secret: str | None = None) -> dict[str, Any]:
-    """Send it; the error that comes back, whose shape is checked."""
+    """Send the request and return the error of the answer, whose shape is checked."""
     data = io.BytesIO(bad.body if isinstance(bad.body, bytes) else json.dumps(bad.body).encode())
     headers = {"Content-Type": "application/json", "Authorization": f"Bearer {secret or caller.secret}", **bad.headers}
     async with caller.http.post(caller.stack.gateway_url + bad.path, data=data, headers=headers) as response:
@@ -230,7 +230,7 @@ async def test_the_sdk_raises_its_own_errors(caller: Caller) -> None:
     with pytest.raises(openai.BadRequestError) as steering:
         await client.chat.completions.create(model="gpt-4o-mini", messages=said(), extra_body={"api_base": "http://x"})
     assert steering.value.code == UNKNOWN
-    assert len(caller.responses) == 3  # none of them was tried again
+    assert len(caller.responses) == 3  # no request was retried
 
 
 async def unauthorised(caller: Caller, headers: Mapping[str, str], path: str = CHAT) -> tuple[int, dict[str, Any], str]:
@@ -313,7 +313,7 @@ async def test_a_paused_agent_is_told_so(caller: Caller) -> None:
 
 
 async def raw(caller: Caller, request: bytes) -> bytes:
-    """What the gateway answers to bytes that no client library would send."""
+    """The gateway's answer to bytes that no client library would send."""
     address = urlsplit(caller.stack.gateway_url)
     reader, writer = await asyncio.open_connection(address.hostname, address.port)
     try:
@@ -322,7 +322,7 @@ async def raw(caller: Caller, request: bytes) -> bytes:
         return await asyncio.wait_for(reader.read(65536), 20)
     finally:
         writer.close()
-        with contextlib.suppress(ConnectionResetError):  # the gateway may have closed it with bytes unread
+        with contextlib.suppress(ConnectionResetError):  # the gateway may close it before it has read all
             await writer.wait_closed()
 
 
@@ -355,7 +355,7 @@ async def test_requests_that_no_library_would_send(caller: Caller) -> None:
 
 
 async def test_a_value_of_a_caller_s_never_becomes_a_header(caller: Caller) -> None:
-    """A model's or a budget's name travels in headers: line breaks in what a caller sends must not."""
+    """Names of models and budgets are put into headers. Line breaks in what a caller sends must not get there."""
     sneaky = "a\r\nx-evil: 1"
     before = await caller.counts()
     await refused(caller, chat("a model", model=sneaky))

@@ -1,4 +1,4 @@
-"""Breakers of several processes over one real Redis; and without it."""
+"""Breakers of several processes that share one real Redis, and breakers without Redis."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llm_service.guards.redis_scripts import connect
 from llm_service.pricing.catalog import Model, read_models
 from tests.llm_service.fakes import BREAKER_RULES, ENTRIES, PRICED, Clock
 
-#: Long enough that none ends before a test moves its clock, or Redis lets a probe's lock go.
+#: Long enough that a breaker stays open until a test moves its clock, and a probe's lock stays until Redis drops it.
 RULES = replace(BREAKER_RULES, failures=2, open_s=60.0)
 SHORT = replace(BREAKER_RULES, failures=2, open_s=0.05)
 MODEL = read_models(ENTRIES)["m"]
@@ -51,7 +51,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 async def pair(redis_url: str, clock: Clock) -> AsyncIterator[tuple[Breakers, Breakers]]:
-    """Two processes on one Redis; their own clock moves when a test moves it."""
+    """The breakers of two processes on one Redis. Their clock moves only when a test moves it."""
     async with breakers(redis_url, clock=clock) as one, breakers(redis_url, clock=clock) as two:
         yield one, two
 
@@ -70,7 +70,7 @@ async def acquire(one: Breakers) -> BreakerPermit | BreakerOpen:
 
 @asynccontextmanager
 async def cable(redis_url: str) -> AsyncIterator[tuple[str, Callable[[bool], None]]]:
-    """A way to Redis that can be cut: connections end, and new ones are dropped, until it is mended."""
+    """A connection to Redis that can be cut: open connections end and new ones are dropped, until it is repaired."""
     target = parse_url(redis_url)
     under_way: set[asyncio.StreamWriter] = set()
     pumps: set[asyncio.Task[None]] = set()
@@ -152,11 +152,11 @@ async def test_what_one_process_opens_is_open_in_the_other(pair: tuple[Breakers,
     assert await one.sync()
     assert await two.sync()
     assert two.blocked(MODEL) is not None
-    assert two.blocked(OTHER) is None  # the same provider's: it stands in
-    await fail(one, model=OTHER)  # failures are counted by each process, what they open is shared
+    assert two.blocked(OTHER) is None  # another model of the same provider can still take over
+    await fail(one, model=OTHER)  # each process counts its own failures; what they open is shared
     await one.sync()
     await two.sync()
-    assert state_of(two, "provider:openai") == OPEN  # two of its models are down
+    assert state_of(two, "provider:openai") == OPEN  # because two of its models are down
     with pytest.raises(BreakerOpen, match="has been open since"):
         await two.acquire(MODEL)
 
@@ -191,7 +191,7 @@ async def test_a_neutral_probe_is_given_back(pair: tuple[Breakers, Breakers], cl
     assert isinstance(await acquire(two), BreakerOpen)
     probe.release()
     await one.sync()
-    clock.now += 1  # after which the other asks again
+    clock.now += 1  # the other process tries again after a second
     (await two.acquire(MODEL)).succeeded()
     assert state_of(two, "model:m") == CLOSED
 
@@ -214,7 +214,7 @@ async def test_by_hand_everywhere(pair: tuple[Breakers, Breakers]) -> None:
     await one.sync()
     assert one.blocked(MODEL) is None
     await one.force("model:m", opened=True)
-    await two.force("model:m", opened=False)  # it has not heard of the other's, and is the last that was said
+    await two.force("model:m", opened=False)  # it does not know of `one`'s change: the later one wins
     await one.sync()
     assert one.blocked(MODEL) is None
 
@@ -226,7 +226,7 @@ async def test_a_probe_whose_process_dies_keeps_nobody_out_for_longer_than_its_l
         await one.sync()
         await two.sync()
         await until(lambda: one.blocked(MODEL) is None)
-        probe = await one.acquire(MODEL)  # and is never heard of again
+        probe = await one.acquire(MODEL)  # and this process dies before the probe ends
         passed: list[BreakerPermit] = []
 
         async def goes_on() -> bool:
@@ -236,7 +236,7 @@ async def test_a_probe_whose_process_dies_keeps_nobody_out_for_longer_than_its_l
             return bool(passed)
 
         await until_it(goes_on)
-        probe.release()  # from the grave: it gives nothing of the other's back
+        probe.release()  # from the dead process: this must not release the other's probe
         await one.sync()
         assert isinstance(await acquire(one), BreakerOpen)
         passed[0].succeeded()
@@ -252,7 +252,7 @@ async def test_what_a_probe_finds_is_told_in_the_step_that_gives_it_back(
     await two.sync()
     clock.now += 100
     (await one.acquire(MODEL)).failed()
-    refused = await acquire(two)  # has not heard of it yet: the lock is still there
+    refused = await acquire(two)  # it does not know the result yet, and the lock is still there
     assert isinstance(refused, BreakerOpen)
     await one.sync()
     await two.sync()
@@ -263,7 +263,7 @@ async def test_what_a_probe_finds_is_told_in_the_step_that_gives_it_back(
 async def test_i6_without_redis_it_goes_on_in_the_process_and_merges_when_it_is_back(
     redis_url: str, pair: tuple[Breakers, Breakers], clock: Clock
 ) -> None:
-    """A gateway is cut from Redis and then is not; open wins while its time lasts."""
+    """A gateway loses Redis and then gets it back. A breaker that is open anywhere stays open while its time lasts."""
     _, steady = pair
     degraded: list[bool] = []
     async with cable(redis_url) as (url, cut), breakers(url, clock=clock, on_degraded=degraded.append) as alone:
@@ -274,7 +274,7 @@ async def test_i6_without_redis_it_goes_on_in_the_process_and_merges_when_it_is_
         assert not await alone.sync()
         assert degraded == [True]
         await steady.force("model:m", opened=True, seconds=600)
-        # It goes on by itself: probes, closes, opens.
+        # Alone, it goes on: it probes, closes and opens.
         assert alone.blocked(OTHER) is not None
         clock.now += 100
         (await alone.acquire(OTHER)).succeeded()
@@ -285,9 +285,9 @@ async def test_i6_without_redis_it_goes_on_in_the_process_and_merges_when_it_is_
         await until(lambda: degraded == [True, False], alone)
         await alone.sync()
         await steady.sync()
-        # Closed by a probe while it was alone; opened by hand elsewhere meanwhile: open wins.
+        # One breaker was closed by a probe here, and meanwhile opened by hand elsewhere: it is open in both.
         assert (state_of(alone, "model:o"), state_of(steady, "model:o")) == (OPEN, OPEN)
-        # Opened here for a minute, and elsewhere for ten: the longer one, in both.
+        # Opened here for a minute, and elsewhere for ten: in both it is open for ten.
         [row] = [row for row in alone.states() if row.name == "model:m"]
         assert row.why == "by hand"
         assert row.retry_s is not None
@@ -329,13 +329,13 @@ async def test_a_probe_is_believed_though_the_answer_to_what_was_told_before_is_
 
 
 async def test_a_probe_that_succeeds_closes_what_another_process_opened_before(redis_url: str) -> None:
-    """Closed wins once the time of what is open is over, though its change was based on an older one."""
+    """Closed wins when the time of the open state is over, though the closing process did not know of the last change."""
     async with breakers(redis_url, SHORT) as one, breakers(redis_url, SHORT) as two:
         await fail(two, model=OTHER)
         await two.sync()
-        await fail(one, model=OTHER)  # it has not heard of the other's
+        await fail(one, model=OTHER)  # it does not know of the other process's change
         await until(lambda: one.blocked(OTHER) is None)
-        await asyncio.sleep(0.2)  # Redis' clock must have passed it, too
+        await asyncio.sleep(0.2)  # by Redis' clock, too, the open time must be over
         (await one.acquire(OTHER)).succeeded()
         await one.sync()
         await two.sync()
@@ -382,7 +382,7 @@ def client_has(url: str) -> list[bytes]:
 
 
 async def test_a_redis_that_does_not_answer_keeps_nobody_waiting(redis_url: str) -> None:
-    """The loop goes on while a probe is asked for, and the call is let through after a moment."""
+    """While a probe waits for Redis, the event loop goes on; the call is let through after a moment."""
     clock = Clock()
     async with breakers(redis_url, clock=clock) as one:
         await fail(one)
@@ -402,6 +402,6 @@ async def test_a_redis_that_does_not_answer_keeps_nobody_waiting(redis_url: str)
         probe = await acquire(one)
         ticking.cancel()
         assert not isinstance(probe, BreakerOpen)
-        assert ticks > 1  # a loop that waits for Redis itself runs nothing else meanwhile
+        assert ticks > 1  # if the loop waited for Redis, nothing else would run in the meantime
         probe.succeeded()
         assert one.blocked(MODEL) is None

@@ -1,4 +1,4 @@
-"""Breakers on the real stack: a provider that fails is left alone, calls go on elsewhere, and it is found again."""
+"""Breakers on the real stack: a failing provider is not asked, calls go to another model, and recovery is noticed."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MODEL, OTHER = "claude-sonnet-5-5", "gpt-4.1-mini"
 
 @pytest.fixture(scope="module")
 def breaking(stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path) -> Iterator[list[str]]:
-    """Two more gateway processes on the same stack, with breakers; their addresses."""
+    """Two more gateway processes on the same stack, with breakers enabled; their addresses."""
     environ = {
         "TREASURER_ADMIN_KEY": stack.admin_key,
         "TREASURER_BREAKER_FAILURES": "3",
@@ -39,7 +39,7 @@ def breaking(stack: StackState, stop_with_us: Callable[[int], None], service_dir
 
 @pytest.fixture
 async def caller(stack: StackState, breaking: list[str]) -> AsyncIterator[Caller]:
-    """A caller, once both processes have heard that every breaker is closed that the test before has left."""
+    """A caller, after both processes know that every breaker which the test before had left open is closed."""
     async with open_caller(stack) as caller:
         deadline = time.monotonic() + PATIENCE_S
         for url in breaking:
@@ -50,7 +50,7 @@ async def caller(stack: StackState, breaking: list[str]) -> AsyncIterator[Caller
 
 
 async def ask(caller: Caller, url: str, script: dict[str, Any] | None = None) -> str:
-    """The error's code, or ""."""
+    """Make a call; return the error's code, or ""."""
     try:
         await caller.client(url).chat.completions.create(model=MODEL, messages=said(script=script), max_tokens=20)
     except openai.APIStatusError as error:
@@ -59,7 +59,7 @@ async def ask(caller: Caller, url: str, script: dict[str, Any] | None = None) ->
 
 
 async def heard(caller: Caller, url: str) -> None:
-    """Wait until a process has heard that an earlier test, by way of the other process, closed what it had opened."""
+    """Wait until this process knows that the breakers which it opened were closed by another test through the other one."""
     deadline = time.monotonic() + PATIENCE_S
     while (await states(caller, url)).get(f"model:{MODEL}", "closed") != "closed":
         assert time.monotonic() < deadline, "it has not heard"
@@ -77,12 +77,12 @@ async def test_a_model_that_fails_is_left_alone_everywhere_and_found_again(calle
     billed = len(await caller.ledger())
     refused = await asyncio.gather(*(ask(caller, one) for _ in range(5)))
     assert refused == ["breaker_open"] * 5
-    assert len(await caller.ledger()) == billed  # nothing was held for them
+    assert len(await caller.ledger()) == billed  # nothing was held for the refused calls
     deadline = time.monotonic() + PATIENCE_S
     while await ask(caller, two) != "breaker_open":
         assert time.monotonic() < deadline, "the other process has not heard"
     assert caller.last.headers["retry-after"]
-    # Somebody probes by and by, and it closes in both.
+    # One of the next calls probes, and the breaker closes in both processes.
     while await ask(caller, two):
         assert time.monotonic() < deadline, "no probe was let through"
         await asyncio.sleep(0.2)
@@ -120,7 +120,7 @@ async def test_only_breakers_of_the_catalogue_are_set_by_hand(caller: Caller, br
         url = f"{breaking[0]}/admin/v1/breakers/proxy/open?seconds={seconds}"
         assert (await asked(caller, "POST", url))[0] in (400, 422)
     assert await states(caller, breaking[0]) == before
-    # The stack's own gateways have none in these tests, and say so.
+    # In these tests the stack's own gateways have no breakers, and report that.
     status, message = await asked(caller, "POST", f"{caller.stack.gateway_url}/admin/v1/breakers/proxy/open")
     assert (status, "TREASURER_BREAKER_FAILURES is 0" in message) == (400, True)
 
@@ -187,7 +187,7 @@ async def test_the_callers_own_errors_open_nothing(caller: Caller, breaking: lis
 
 
 async def test_bodies_that_nobody_can_read_open_no_breaker(caller: Caller, breaking: list[str]) -> None:
-    """One agent's mistakes, which LiteLLM calls its own (500), must not keep the others from a model."""
+    """LiteLLM reports one agent's mistakes as its own errors (500). They must not keep other agents from a model."""
     url = breaking[1]
     await heard(caller, url)
     client = caller.client(url)

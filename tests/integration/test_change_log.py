@@ -1,4 +1,4 @@
-"""The log of changes: one row for each, with who, before and after; whatever way it was made; and never a secret."""
+"""The log of changes: one row for each change, however it was made, with who, before and after; and never a secret."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.integration.administering import Treasurer
 
 
 async def told(pool: asyncpg.Pool) -> list[tuple[str, str]]:
-    """(action, kind), the oldest first; without what the migrations made."""
+    """(action, kind) of each change, the oldest first, without the rows that migrations make."""
     rows = await change_log.list_changes(pool, limit=1000)
     return [(row.action, row.kind) for row in reversed(rows)]
 
@@ -35,7 +35,7 @@ async def test_every_kind_of_change_is_one_row(pool: asyncpg.Pool) -> None:
     await routes.set_route(pool, read_input(routes.SetRoute, {"agent": "news", "model": "a", "retries": 2}))
     await routes.remove_route(pool, route.id)
     await organisations.pause(pool, organisations.Scope.AGENT, "news")
-    await organisations.pause(pool, organisations.Scope.AGENT, "news")  # it is paused already
+    await organisations.pause(pool, organisations.Scope.AGENT, "news")  # it is paused already, so this changes nothing
     await organisations.resume(pool, organisations.Scope.AGENT, "news")
     await keys.revoke_key(pool, str(key.id))
     await budgets.archive_budget(pool, "agent news: day")
@@ -57,11 +57,11 @@ async def test_what_it_says_of_a_change(pool: asyncpg.Pool) -> None:
     assert change.fields == {"limit_nano": (5_000_000_000, 6_000_000_000)}
     assert change.before is not None
     assert change.before["name"] == "agent news: total"
-    assert change.actor.startswith("database user")  # nobody said who
+    assert change.actor.startswith("database user")  # the transaction named no author
 
 
 async def test_every_table_of_configuration_is_logged_and_audited(pool: asyncpg.Pool) -> None:
-    """A table that a migration adds is one of these, or it has a trigger and a line in the audit."""
+    """A table that a migration adds is either listed here, or has a trigger and a line in the audit."""
     others = [
         "epoch",
         "windows",

@@ -1,6 +1,6 @@
-"""The treasury on a database whose clock is wrong, and jumps; and a gateway whose clock is an hour off.
+"""The treasury on a database whose clock is wrong, or jumps; and a gateway whose clock is wrong by an hour.
 
-The clocks are moved by libfaketime. Where it is missing these tests are skipped, and say so.
+libfaketime moves the clocks. Where it is not installed, these tests are skipped with a message.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def clock(service_dir: Path) -> MovableClock:
 def server(
     memory_dir: Path, service_dir: Path, stop_with_us: Callable[[int], None], clock: MovableClock
 ) -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL whose clock can be moved, and a migrated database in it to copy."""
+    """A PostgreSQL server whose clock can be moved, with a migrated database to copy."""
     tuning = {"fsync": "off", "full_page_writes": "off"}
     made = embedded_postgres(memory_dir / "clocks", free_port(), secrets.token_urlsafe(16), tuning)
     log = service_dir / "postgres-with-a-clock.log"
@@ -65,7 +65,7 @@ def server(
 
 @pytest.fixture
 async def house(server: EmbeddedPostgres, clock: MovableClock) -> AsyncIterator[House]:
-    """A treasury on a fresh database; the clock is right at first, and again afterwards."""
+    """A treasury on a fresh database. The clock is right at the start, and is set right again at the end."""
     clock.move(timedelta(0))
     async with copy_of_database(server, "template_clocks") as url, open_house(url) as house:
         try:
@@ -79,7 +79,7 @@ async def shown(pool: asyncpg.Pool) -> datetime:
 
 
 def about(moment: datetime, expected: datetime) -> bool:
-    """Within minutes: a clock that has not moved is hours away."""
+    """Whether two times differ by minutes at most; a clock that was moved differs by hours."""
     return abs(moment - expected) < timedelta(minutes=5)
 
 
@@ -87,7 +87,7 @@ async def test_the_clock_of_a_running_postgres_moves_in_every_process(house: Hou
     async with house.pool.acquire() as one, house.pool.acquire() as other:
         for offset in (timedelta(0), -HOURS_3, HOURS_3):
             clock.move(offset)
-            for connection in (one, other):  # a process each serves them
+            for connection in (one, other):  # each of these connections has a server process of its own
                 assert about(await connection.fetchval("SELECT clock_timestamp()"), datetime.now(UTC) + offset)
         clock.move_to(datetime(2026, 11, 1, 4, 6, tzinfo=UTC))
         assert about(await shown(house.pool), datetime(2026, 11, 1, 4, 6, tzinfo=UTC))
@@ -103,7 +103,7 @@ async def until_swept(house: House) -> int:
 async def test_i1_i2_no_limit_is_passed_and_nothing_is_lost_while_the_clock_jumps(
     house: House, clock: MovableClock
 ) -> None:
-    """Behind by 3 h, then forward and back under 12 callers and a sweeper that takes what has expired by that clock."""
+    """The clock is behind by 3 h, then jumps forward and back, under 12 callers and a sweeper that uses this clock."""
     for number in range(4):
         windows = [{"limit": "0.000004", "window": window} for window in ("minute", "hour", "day")]
         await house.agent(f"agent {number}", {"limit": "0.00001"}, *windows)
@@ -137,7 +137,7 @@ async def test_i1_i2_no_limit_is_passed_and_nothing_is_lost_while_the_clock_jump
     assert await house.books() == []
     assert await house.pool.fetchval("SELECT count(*) FROM holds") == 0
     assert sum(house.posted.values()) == sum([await house.posted_nano(f"agent {number}") for number in range(4)]) > 0
-    # The clock was at three different hours: each has its own windows.
+    # The clock was in three different hours, and each hour has its own windows.
     assert await house.pool.fetchval("SELECT count(DISTINCT w.starts_at) FROM windows w JOIN budgets b"
                                      " ON b.id = w.budget_id WHERE b.window_kind = 'hour'") >= 3  # fmt: skip
 
@@ -150,11 +150,11 @@ async def test_i2_holds_that_nobody_settles_end_by_the_clock_wherever_it_jumps(
     early = await house.admit(agent, 100)
     assert isinstance(early, Hold)
     assert await until_swept(house) == 0
-    clock.move(timedelta(0))  # three hours have passed for the hold: its minute is over
+    clock.move(timedelta(0))  # by this clock three hours have passed, so the hold's minute is over
     late = await house.admit(agent, 100)
     assert isinstance(late, Hold)
     assert await until_swept(house) == 1
-    clock.move(-HOURS_3)  # the other has three hours and a minute now; it stays held, and is never given out again
+    clock.move(-HOURS_3)  # the other hold now has three hours and a minute left: it stays held
     assert await until_swept(house) == 0
     assert await house.books() == []
     assert await house.pool.fetchval("SELECT sum(pending_nano)::bigint FROM windows") == 100
@@ -163,7 +163,7 @@ async def test_i2_holds_that_nobody_settles_end_by_the_clock_wherever_it_jumps(
     assert await house.pool.fetchval("SELECT count(*) FROM holds") == 0
     assert await house.posted_nano(agent) == 200
     assert await house.books() == []
-    # An owner that was only slow is heard still.
+    # A late settlement by an owner that was only slow is still accepted.
     assert await house.settle(late, 40) == "adjusted"
     assert await house.posted_nano(agent) == 140
     assert await house.books() == []
@@ -188,7 +188,7 @@ async def test_i1_a_day_is_not_spent_twice_when_the_clock_goes_back_over_midnigh
     assert await house.books() == []
 
 
-#: A moment between the two midnights of a place where clocks go back at 1 h to 0 h (by PostgreSQL, midnight is the later).
+#: Moments in an hour that clocks repeat: they go from 1 h back to 0 h, so there are two midnights (PostgreSQL: the later).
 REPEATED = [
     pytest.param("America/Havana", datetime(2026, 11, 1, 4, 6, tzinfo=UTC), id="Havana"),
     pytest.param("Atlantic/Azores", datetime(2026, 10, 25, 0, 6, tzinfo=UTC), id="Azores"),
@@ -199,7 +199,7 @@ REPEATED = [
 async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_own_limit(
     house: House, clock: MovableClock, zone: str, moment: datetime
 ) -> None:
-    """Calls of one group: an agent whose day has two midnights, and innocent ones in UTC and elsewhere."""
+    """A group has an agent whose day begins with two midnights, and innocent ones in UTC and elsewhere."""
     day = {"limit": "0.001", "window": "day"}
     there = await house.agent("there", {**day, "time_zone": zone})
     innocents = [
@@ -213,7 +213,7 @@ async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_
     limits = {there: 1_000_000, "with more": 4_000_000, **dict.fromkeys(("in UTC", "in Tokyo", "in all"), 1_000_000)}
     clock.move_to(moment)
 
-    # In groups, in any order, and each with a call more than fits: all get what is theirs, and no more.
+    # In groups, in any order, with more calls than fit: each agent gets its own limit, and no more.
     chance = random.Random(1)
     for _ in range(45):
         agents = chance.sample([there, *innocents], 5)
@@ -228,7 +228,7 @@ async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_
     assert await house.over_a_limit() == []
     assert await house.books() == []
 
-    # Alone in its group, too; and for a subject that had its window open since the day before.
+    # Also alone in its group; and for an agent whose window was already open the day before.
     clock.move_to(moment - timedelta(minutes=30))
     assert isinstance(await house.spend(before, 1_000_000), Hold)
     clock.move_to(moment + timedelta(minutes=20))
@@ -239,7 +239,7 @@ async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_
         assert refused.resets_at is not None
         assert refused.resets_at > await shown(house.pool)
 
-    # The windows follow one another to the next day, whenever one looks.
+    # At every half hour until the next day, the windows follow one another.
     for minutes in range(30, 26 * 60, 30):
         clock.move_to(moment + timedelta(minutes=minutes))
         await house.spend(there, 100_000)
@@ -253,7 +253,7 @@ async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_
 async def test_a_change_that_was_made_while_the_clock_was_behind_alarms_nobody(
     house: House, clock: MovableClock
 ) -> None:
-    """What was there before the log began is not taken for what the log has missed."""
+    """Rows from before the log began are not reported as missing in the log."""
     await house.agent("first", {"limit": "1"})
     clock.move(-timedelta(days=30))
     await house.agent("second", {"limit": "1"})
@@ -265,7 +265,7 @@ async def test_a_change_that_was_made_while_the_clock_was_behind_alarms_nobody(
 async def test_i1_a_call_that_ended_before_it_began_by_the_clock_is_no_overspend(
     house: House, clock: MovableClock, cost_nano: int
 ) -> None:
-    """Its hold was made, the clock went back, and then it was settled: the audit has nothing to name."""
+    """A hold was made, the clock went back, and then the hold was settled. The audit reports nothing."""
     agent = await house.agent("agent", {"limit": "0.000001"})
     await top_up(house.pool, "agent agent: total", read_input(NewTopUp, {"amount": "0.000001"}))
     hold = await house.admit(agent, 600)
@@ -280,7 +280,7 @@ async def test_i1_a_call_that_ended_before_it_began_by_the_clock_is_no_overspend
 async def test_i1_a_limit_that_was_raised_before_the_clock_went_back_is_no_overspend(
     house: House, clock: MovableClock
 ) -> None:
-    """What is spent then was allowed, though by the clock the limit was raised hours later."""
+    """By the clock, the limit was raised hours after the spending; it was allowed all the same."""
     agent = await house.agent("agent", {"limit": "0.000001"})
     await change_budget(house.pool, "agent agent: total", read_input(ChangeBudget, {"limit": "0.000002"}))
     clock.move(-HOURS_3)
@@ -293,7 +293,7 @@ async def test_i1_a_limit_that_was_raised_before_the_clock_went_back_is_no_overs
 async def test_i7_a_key_that_is_taken_over_because_the_clock_jumped_is_bought_once(
     house: House, clock: MovableClock
 ) -> None:
-    """Its maker has no hold yet when the clock jumps, so another call takes it for dead: only one of them may send."""
+    """When the clock jumps, the first call has no hold yet, so a second takes it for dead; only one of them may send."""
     await house.agent("agent")
     agent_id = await house.pool.fetchval("SELECT id FROM agents")
     keys = Idempotency(house.pool)
@@ -329,7 +329,7 @@ def moved_gateway(
 async def test_i3_a_gateway_whose_clock_is_an_hour_off_says_what_is_right_and_buys_nothing(
     stack: StackState, moved_gateway: tuple[str, MovableClock], offset: timedelta
 ) -> None:
-    """Its grants are of another hour, so the proxy refuses them; what the database says is right all the same."""
+    """Its grants are of another hour, so the proxy refuses them. What it reads from the database is right all the same."""
     url, clock = moved_gateway
     async with open_caller(stack, "1", window="day") as caller:
         await caller.call(url)
@@ -338,10 +338,10 @@ async def test_i3_a_gateway_whose_clock_is_an_hour_off_says_what_is_right_and_bu
             with pytest.raises(APIStatusError) as refused:
                 await caller.call(url)
             assert refused.value.status_code in (502, 503)
-            # Held, and given back: the proxy has sent nothing on.
+            # Each call was held and released again: the proxy has sent nothing to a provider.
             assert [row["state"] for row in await caller.ledger()] == ["posted", "voided"]
             assert len(await caller.invoice()) == 1
-            # The window, what is spent and when it ends are those of the database, as every other gateway says.
+            # Window, spending and end are the database's, the same as those that every other gateway reports.
             budget = f"budgets/agent {caller.agent}: day"
             right = await caller.admin("GET", budget)
             assert await caller.admin("GET", budget, url=url) == right

@@ -1,7 +1,7 @@
-"""What an administrator changes is in force at once, on every gateway process; and what each refusal tells.
+"""A change by an administrator takes effect at once, on every gateway process; and what each refusal reports.
 
-"At once" is measured from the admin API's answer: the call that is sent right after it, to the other process
-too, is already governed by the change.
+"At once" is measured from the admin API's answer: the next call, also one to the other process, is already governed by
+the change.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import pytest
 from gateway.stack.state import StackState
 from tests.integration.caller import Caller, details, open_caller, said
 
-#: Revoked keys, pauses and budgets are effective in less than this, on every process.
+#: Revoked keys, pauses and budgets take effect on every process in less than this time.
 AT_ONCE_S = 1.0
 
 
@@ -30,7 +30,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 
 
 async def becomes(caller: Caller, wanted: type[openai.APIStatusError] | None, **request: Any) -> None:
-    """On each process, from now on: every call ends so, at the latest one second after the change was answered."""
+    """Check on each process that calls end in this way, from one second after the change on at the latest."""
     changed = time.monotonic()
     for url in caller.stack.gateway_urls:
         while True:
@@ -49,7 +49,7 @@ async def becomes(caller: Caller, wanted: type[openai.APIStatusError] | None, **
 
 
 async def warm(caller: Caller, **request: Any) -> None:
-    """Both processes know the key, so that a change has something to overtake."""
+    """Make one call on each process, so that both have cached the key before the change."""
     for url in caller.stack.gateway_urls:
         await caller.call(url, **request)
 
@@ -96,7 +96,7 @@ async def test_pause_and_resume_are_in_force_at_once(stack: StackState, caller: 
     await becomes(caller, openai.PermissionDeniedError, secret=secret)
     with pytest.raises(openai.PermissionDeniedError, match=f"{kind.removesuffix('s')} {names[kind]} is paused"):
         await caller.call(secret=secret)
-    await becomes(caller, None)  # the others go on
+    await becomes(caller, None)  # other agents are not affected
     await caller.admin("POST", f"{kind}/{names[kind]}/resume", url=stack.gateway_urls[1])
     await becomes(caller, None, secret=secret)
 
@@ -127,7 +127,7 @@ async def test_i1_a_budget_below_what_was_spent_is_no_overspend(caller: Caller) 
     await caller.settled()
     await caller.admin("PATCH", caller.first_budget, {"limit": "0.000000001"})
     await becomes(caller, openai.RateLimitError)
-    assert await caller.faults() == []  # what was spent before is grandfathered
+    assert await caller.faults() == []  # what was spent before the limit was lowered is allowed
 
 
 async def test_a_top_up_admits_at_once_and_ends_by_itself(caller: Caller) -> None:
@@ -162,7 +162,7 @@ async def test_a_team_s_budget_binds_all_of_its_agents(caller: Caller) -> None:
     for name in (first, second):
         await caller.admin("POST", "agents", {"name": name, "team": team})
         secrets.append((await caller.admin("POST", "keys", {"agent": name}))["secret"])
-    await caller.budget("0.000060", team=team)  # 60,000 nano-dollars; a call holds some 55,000
+    await caller.budget("0.000060", team=team)  # 60,000 nano-dollars; a call holds about 55,000
     await caller.call(secret=secrets[0], max_tokens=60, messages=said(script={"output_tokens": 60}))
     await asyncio.sleep(0.2)
     with pytest.raises(openai.RateLimitError) as raised:

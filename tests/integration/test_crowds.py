@@ -1,7 +1,10 @@
-"""Crowds of long streams on the whole stack: what they leave is paid for, and no more of them than there is room for.
+"""Crowds of long streams on the whole stack: streams whose callers leave are paid for, and no more streams run than
+there are places.
 
-What must hold: what a provider bills for streams that were left while it was faster than its reader is posted (I1, I2);
-a stream too many is refused at once, costs nothing and leaves no place taken.
+What must hold:
+- When callers leave while the provider is faster than the reader, everything that the provider bills is posted (I1,
+  I2).
+- A stream without a free place is refused at once, costs nothing and takes no place.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ from gateway.stack.state import StackState
 from tests.integration.caller import Caller, open_caller, said
 from tests.integration.gateways import another_gateway
 
-#: A crowd is read to its end at LiteLLM's pace, which is about a thousand chunks a second on a quiet machine.
+#: A crowd's streams are read to their ends at LiteLLM's speed, about a thousand chunks a second on a quiet machine.
 CROWD_S = 150.0
 MODEL = "gpt-4.1-mini"
 
@@ -42,7 +45,7 @@ async def open_stream(caller: Caller, script: dict[str, Any], max_tokens: int = 
 
 
 async def test_i1_what_a_crowd_leaves_is_not_posted_below_the_bill(caller: Caller) -> None:
-    """All that they asked for was sent and billed before anybody could read it, and reading on takes its time."""
+    """Everything was sent and billed before anybody could read it, and draining the streams takes time."""
     callers, tokens = 5, 5000  # more than LiteLLM reads within two seconds
 
     async def leaves() -> None:
@@ -68,7 +71,7 @@ async def test_a_stream_too_many_is_refused_at_once_and_no_place_is_lost(caller:
     silent = {"hang_s": 60, "hang_after_tokens": 1, "chunk_tokens": 1}
 
     async def fill() -> list[Any]:
-        """As many as there are places: LiteLLM has one worker in these tests."""
+        """Open as many streams as there are places. LiteLLM has one worker in these tests."""
         opened = [await open_stream(caller, silent) for _ in range(most)]
         with pytest.raises(openai.APIStatusError) as refused:
             await open_stream(caller, silent)
@@ -88,9 +91,9 @@ async def test_a_stream_too_many_is_refused_at_once_and_no_place_is_lost(caller:
         await caller.settled(CROWD_S)
 
     await close(await fill())
-    whole = await caller.call()  # what is no stream needs no place
+    whole = await caller.call()  # a call without a stream needs no place
     assert whole.choices
-    for _ in range(3):  # each ends between its grant and its stream
+    for _ in range(3):  # each of these ends after its grant and before its stream
         await asyncio.gather(*(fail({"status": 400}) for _ in range(24)))
     await close(await fill())
     entries = await caller.ledger()
@@ -101,7 +104,7 @@ async def test_a_stream_too_many_is_refused_at_once_and_no_place_is_lost(caller:
 
 @pytest.fixture
 def impatient(stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path) -> Iterator[tuple[str, Path]]:
-    """One more gateway of the stack, which waits a second for a caller who takes nothing; its address and its log."""
+    """A gateway that waits one second for a caller that takes nothing; its address and its log."""
     environ, log = {"TREASURER_STALLED_TIMEOUT_S": "1"}, service_dir / "impatient-gateway.log"
     with another_gateway(stack, stop_with_us, log, environ) as (url, _):
         yield url, log
@@ -110,7 +113,7 @@ def impatient(stack: StackState, stop_with_us: Callable[[int], None], service_di
 async def test_i1_a_caller_that_takes_nothing_gets_an_error_and_its_stream_is_ended(
     caller: Caller, impatient: tuple[str, Path]
 ) -> None:
-    """It holds neither memory without a bound nor a place in LiteLLM; what it had asked for is paid."""
+    """Such a caller takes neither unbounded memory nor a place in LiteLLM; what it had asked for is paid."""
     (url, log), tokens = impatient, 4000
     script = {"output_tokens": tokens, "chunk_tokens": 1}
     body = {"model": MODEL, "stream": True, "max_tokens": tokens, "messages": said(script=script)}
@@ -133,7 +136,7 @@ async def test_i1_a_caller_that_takes_nothing_gets_an_error_and_its_stream_is_en
 
 
 def ask_and_take_nothing(url: str, secret: str, body: bytes) -> socket.socket:
-    """A request over a connection that buffers little here."""
+    """Send a request over a connection that has small buffers here, and read nothing."""
     host, _, port = url.removeprefix("http://").partition(":")
     connection = socket.socket()
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 * 1024)

@@ -1,4 +1,4 @@
-"""The first agent and GovernedModel on the real stack: what a run costs is what the ledger has, to the nano-dollar."""
+"""The first agent and GovernedModel on the real stack: a run's reported cost is the ledger's, to the nano-dollar."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def governed(runtime: ServiceRuntime, run: str, model: str = "gpt-4o-mini") -> G
 
 
 async def ledger_nano(runtime: ServiceRuntime, run: str, calls: int) -> int:
-    """What the ledger has of a run once all of its calls are settled, which happens off the caller's path."""
+    """The ledger's cost of a run, when all of its calls are settled (which happens after the caller has its answer)."""
     for _ in range(100):
         row = await runtime.pools.calls.fetchrow(
             "SELECT count(*) AS calls, sum(cost_nano)::bigint AS cost_nano FROM ledger"

@@ -1,4 +1,4 @@
-"""Failover on the real stack: another model is another attempt with a hold of its own; the invoice is the judge."""
+"""Failover on the real stack: another model is another attempt with a separate hold. The invoice is the judge."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FIRST, SECOND = "gpt-4.1-mini", "claude-haiku-5-5"
 
 @pytest.fixture
 async def caller(stack: StackState) -> AsyncIterator[Caller]:
-    """An agent with a dollar, whose calls for one model fall back to another provider's."""
+    """An agent with a dollar. Its calls for one model fall back to another provider's model."""
     async with open_caller(stack) as caller:
         await route(caller, fallbacks=[{"model": SECOND}])
         yield caller
@@ -97,7 +97,7 @@ async def test_attempts_are_bounded(caller: Caller) -> None:
 
 
 async def test_money_bounds_a_call_with_all_its_attempts(caller: Caller) -> None:
-    """The first attempt may have been billed, so its hold counts: nothing is left for a second one."""
+    """The first attempt may have been billed, so its hold counts, and nothing is left for a second one."""
     await route(caller, fallbacks=[{"model": SECOND}], max_cost="0.0002")
     lost = {"cut_before_headers": True, "billed": "full", "times": 1}
     with pytest.raises(openai.APIStatusError):
@@ -123,7 +123,7 @@ async def test_a_first_token_that_does_not_come_in_time(caller: Caller) -> None:
     await route(caller, fallbacks=[{"model": SECOND}], timeouts={"first_token_s": 1.0}, on_leave="finish")
     assert await ask(caller, True, {"first_token_s": 4, "times": 1})
     assert caller.last.headers["x-treasurer-model"] == SECOND
-    # The slow one is read to its end, and posted for what it truly cost.
+    # The slow attempt is read to its end, and posted at its true cost.
     states = await attempts(caller)
     assert sorted(states) == [(0, FIRST, "posted"), (1, SECOND, "posted")]
     assert await caller.posted_nano() == await caller.billed_nano()
@@ -145,7 +145,7 @@ async def test_a_stream_that_takes_too_long_in_all_is_ended_with_an_error(caller
     await route(caller, fallbacks=[{"model": SECOND}], timeouts={"total_s": 1.5}, on_leave=on_leave)
     with pytest.raises(openai.APIError, match="did not answer in time"):
         await ask(caller, True, {"tokens_per_s": 15, "output_tokens": 60})
-    assert "x-treasurer-model" not in caller.last.headers  # its first token had gone to the caller
+    assert "x-treasurer-model" not in caller.last.headers  # the first token had already been sent to the caller
     (row,) = await caller.ledger()
     source = "witness" if on_leave == "finish" else "estimated"
     assert (row["model"], row["state"], row["usage_source"]) == (FIRST, "posted", source)
@@ -155,7 +155,7 @@ async def test_a_stream_that_takes_too_long_in_all_is_ended_with_an_error(caller
 
 
 async def test_a_stream_that_falls_silent_costs_what_was_got_of_it(caller: Caller) -> None:
-    """Not all that was held, though its end was never seen: the proxy tells what it saw, after it was left."""
+    """It is not the whole hold, though nobody saw the stream's end: after it was closed, the proxy reports what it saw."""
     await route(caller, fallbacks=[{"model": SECOND}], timeouts={"silence_s": 1.0})
     script = {"hang_after_tokens": 10, "hang_s": 8, "output_tokens": 600}
     with pytest.raises(openai.APIError, match="did not answer in time"):
@@ -206,9 +206,9 @@ async def test_many_at_once_while_a_provider_fails(caller: Caller) -> None:
 
 
 async def test_near_a_budgets_limit_a_cheaper_model_serves(stack: StackState) -> None:
-    """Each dear call holds what it may cost; the share is a bound, and what is left buys cheaper ones.
+    """Each expensive call holds what it may cost. Its share of the budget is a bound; what is left buys cheaper calls.
 
-    The first of the cheaper ones is not good enough.
+    The first of the cheaper models is not good enough, so it is skipped.
     """
     async with open_caller(stack, "0.01") as caller:
         downgrade = {"at_percent": 50, "models": ["local/qwen3-8b", "gpt-4.1-mini"], "min_quality": 50}
@@ -222,7 +222,7 @@ async def test_near_a_budgets_limit_a_cheaper_model_serves(stack: StackState) ->
         assert cheap
         assert sum(row["cost_nano"] for row in dear) <= 5_000_000
         assert {row["requested_model"] for row in cheap} == {"gpt-4o"}
-        assert {row["attempt"] for row in cheap} == {1}  # the dear model was asked first, and had no room
+        assert {row["attempt"] for row in cheap} == {1}  # the expensive model was tried first
         assert await caller.posted_nano() == await caller.billed_nano()
         assert await caller.faults() == []
 
@@ -236,7 +236,7 @@ async def test_a_paced_call_waits_as_long_as_its_route_says(stack: StackState) -
 
 @STREAMED
 async def test_a_fallback_after_a_billed_failure_pays_for_both(caller: Caller, streamed: bool) -> None:
-    """The operator has said that errors are billed: the first attempt's whole hold is spent, and never less than the bill."""
+    """The route says that errors are billed: the first attempt's whole hold is spent, and never less than the bill."""
     await route(caller, fallbacks=[{"model": SECOND}], bills_errors=True)
     assert await ask(caller, streamed, {"status": 500, "billed": "full", "times": 1})
     first, second = await caller.ledger()
@@ -251,7 +251,7 @@ async def test_a_fallback_after_a_billed_failure_pays_for_both(caller: Caller, s
 
 @STREAMED
 async def test_where_errors_are_billed_another_deployment_is_another_purchase(caller: Caller, streamed: bool) -> None:
-    """Two deployments: LiteLLM does not go on to the second one under a hold that the first has spent; the service does."""
+    """LiteLLM must not try the second deployment under a hold that the first has spent. The service does, with a new hold."""
     await route(caller, "gpt-4o-mini", retries=1, bills_errors=True)
     assert await ask(caller, streamed, {"status": 503, "billed": "full", "times": 1}, "gpt-4o-mini")
     first, second = await caller.ledger()
@@ -263,11 +263,11 @@ async def test_where_errors_are_billed_another_deployment_is_another_purchase(ca
 
 
 async def test_a_retry_that_consumed_tokens_is_an_attempt_with_a_cost(caller: Caller) -> None:
-    """A connection that broke after the work was done: what it cost stays held while the retry serves the call."""
+    """A connection broke after the work was done. Its cost stays held while the retry serves the call."""
     await route(caller, retries=1)
     assert await ask(caller, False, {"cut_before_headers": True, "billed": "full", "times": 1})
     async with asyncio.timeout(PATIENCE_S):
-        while await caller.held() > 1:  # the retry's own is settled off its caller's path
+        while await caller.held() > 1:  # the retry is settled after the caller has its answer
             await asyncio.sleep(0.05)
     assert await caller.held() == 1
     assert len(await caller.invoice()) == 2

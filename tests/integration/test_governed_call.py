@@ -1,7 +1,7 @@
 """One governed call of each kind, through the official SDK, the real proxy and the simulated provider.
 
-What must hold after each: one entry in the ledger, for what the provider bills, to the nano-dollar; nothing
-held; an audit without a fault. Where a provider says nothing true of its usage, the ledger is not below the bill.
+What must hold after each call: the ledger has one entry, for exactly what the provider bills; nothing is held; the
+audit finds no fault. If a provider's report of usage is missing or wrong, the ledger is not below the bill.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import pytest
 from gateway.stack.state import StackState
 from tests.integration.caller import Caller, open_caller, said, text_of
 
-#: Every model for chat of config/litellm.yaml.
+#: Every chat model of config/litellm.yaml.
 MODELS = (
     "gpt-4o", "gpt-4o-mini", "gpt-4.1-mini", "gpt-5-mini",
     "claude-haiku-5-5", "claude-haiku-4-5", "claude-sonnet-5-5",
     "gemini-2.5-flash", "gemini-2.5-pro",
     "local/llama-3.3-70b", "local/qwen3-8b",
 )  # fmt: skip
-#: One of each wire format and price.
+#: One model for each wire format and price.
 KINDS = ("gpt-4.1-mini", "claude-haiku-4-5", "gemini-2.5-flash", "local/llama-3.3-70b")
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -50,7 +50,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 
 
 async def ask(caller: Caller, streamed: bool, **request: Any) -> list[Any]:
-    """The whole answer, or the chunks of a stream, read to its end."""
+    """Return the whole answer, or the chunks of a stream, read to its end."""
     request = {"max_tokens": 300, "messages": said(), **request}
     answer: Any = await caller.client().chat.completions.create(stream=streamed, **request)
     return [chunk async for chunk in answer] if streamed else [answer]
@@ -70,7 +70,7 @@ async def test_i4_every_model_is_charged_as_its_provider_bills(caller: Caller, m
     assert entry["proxy_cost_nano"] in (
         None,
         entry["cost_nano"],
-    )  # LiteLLM prices it the same; it has no price for what is free
+    )  # LiteLLM computes the same price; for a free model it has none
     assert caller.last.call_id == entry["call_id"]
     assert caller.last.headers["x-treasurer-budget"] == f"agent {caller.agent}: total"
     if streamed:
@@ -164,7 +164,7 @@ async def test_images_are_held_by_their_bound(caller: Caller, model: str, stream
     ]
     await ask(caller, streamed, model=model, messages=[{"role": "user", "content": parts}])
     (entry,) = await caller.agrees(1)
-    assert entry["input_tokens"] > 850  # the provider counts 85 and 765 tokens for them
+    assert entry["input_tokens"] > 850  # the provider counts 85 and 765 tokens for the images
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ async def test_max_tokens_is_defaulted_and_said(caller: Caller) -> None:
 async def test_i1_max_tokens_is_clamped_to_what_is_left_and_said(stack: StackState, name: str, streamed: bool) -> None:
     async with open_caller(
         stack, budget="0.001"
-    ) as caller:  # 1,000,000 nano-dollars; an output token of gpt-4o is 10,000
+    ) as caller:  # 1,000,000 nano-dollars; an output token of gpt-4o costs 10,000
         messages = said(script={"output_tokens": 5000})
         await ask(caller, streamed, model="gpt-4o", messages=messages, **{"max_tokens": None, name: 4000})
         said_, _, tokens = caller.last.headers["x-treasurer-max-tokens"].partition(":")

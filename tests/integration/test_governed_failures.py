@@ -1,8 +1,10 @@
-"""Governed calls that go wrong: providers that refuse, lie, cut or hang, and callers that leave.
+"""Governed calls that go wrong: providers that refuse, report wrong usage, cut or hang, and callers that leave.
 
-What must hold (I2): one end in the ledger for each call, no hold left, an audit without a fault. What a provider
-refused costs nothing. Where it says nothing true of its usage, the ledger is not below its invoice; where no
-answer came, the hold stays until a witness tells, or expires and is posted.
+What must hold (I2):
+- Each call has one end in the ledger, no hold is left, and the audit finds no fault.
+- A call that a provider refused costs nothing.
+- If a provider's report of usage is missing or wrong, the ledger is not below its invoice.
+- If no answer came, the hold stays until a witness arrives, or until it expires and is posted.
 """
 
 from __future__ import annotations
@@ -24,11 +26,11 @@ from tests.integration.caller import PATIENCE_S, Caller, open_caller, said
 from tests.integration.gateways import another_gateway
 
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
-#: One of each wire format and price.
+#: One model for each wire format and price.
 KINDS = ("gpt-4.1-mini", "claude-haiku-5-5", "gemini-2.5-flash", "local/llama-3.3-70b")
-#: LiteLLM takes a deployment that failed too often out for this long (router_settings.cooldown_time).
+#: LiteLLM does not use a deployment for this long after it failed too often (router_settings.cooldown_time).
 COOLDOWN_S = 5.5
-#: The hasty gateway gives a call this long, and a hold one second more.
+#: The hasty gateway allows a call this many seconds, and a hold one more.
 HASTE_S = 2.0
 
 
@@ -41,14 +43,14 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 
 @pytest.fixture(scope="module", autouse=True)
 def cooled_down(stack: StackState) -> Iterator[None]:
-    """Leave LiteLLM's deployments as they were: failures take them out for a while."""
+    """Wait at the end until LiteLLM uses all deployments again: failures take them out for a while."""
     yield
     time.sleep(COOLDOWN_S)
 
 
 @pytest.fixture(scope="module")
 def hasty(stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path) -> Iterator[str]:
-    """One more gateway process on the same stack, whose calls time out soon; its address."""
+    """One more gateway process on the same stack, with a short time-out for calls; its address."""
     environ = {
         "TREASURER_CALL_TIMEOUT_S": str(HASTE_S),
         "TREASURER_HOLD_MARGIN_S": "1",
@@ -59,7 +61,7 @@ def hasty(stack: StackState, stop_with_us: Callable[[int], None], service_dir: P
 
 
 async def ask(caller: Caller, model: str, streamed: bool, script: dict[str, Any], url: str | None = None) -> int:
-    """Ask, and read to the end: how many chunks came (of a whole answer: one)."""
+    """Make the call and read to the end; return the number of chunks (for a whole answer: one)."""
     answer: Any = await caller.client(url).chat.completions.create(
         model=model, messages=said(script=script), max_tokens=300, stream=streamed
     )
@@ -74,13 +76,13 @@ async def one_end(caller: Caller) -> asyncpg.Record:
 
 
 async def not_below_the_bill(caller: Caller) -> asyncpg.Record:
-    """As `one_end`, and the ledger has at least what the provider bills, and within the hold."""
+    """Like `one_end`; and the entry is at least what the provider bills, and at most the hold."""
     entry = await one_end(caller)
     assert await caller.billed_nano() <= entry["cost_nano"] <= entry["held_nano"]
     return entry
 
 
-#: LiteLLM cannot read whole answers of Anthropic and Google without usage: those are lost, see below.
+#: LiteLLM cannot read whole answers of Anthropic and Google without usage: they are lost (see below).
 UNTOLD = [
     (usage, model, streamed)
     for usage in ("missing", "zero")
@@ -114,7 +116,7 @@ async def test_i2_a_usage_that_is_not_told_is_estimated_not_below_the_bill(
 async def test_i2_what_a_model_thought_unseen_is_not_below_the_bill(
     caller: Caller, model: str, streamed: bool, script: dict[str, Any]
 ) -> None:
-    """Nobody but the provider counts it: where it does not tell, all of the output that was held for is spent."""
+    """Only the provider can count hidden reasoning. Without its report, all of the output that was held for is spent."""
     script = {"reasoning_tokens": 200, "output_tokens": 40, **script}
     await asyncio.gather(ask(caller, model, streamed, script), return_exceptions=True)
     entry = await not_below_the_bill(caller)
@@ -123,7 +125,7 @@ async def test_i2_what_a_model_thought_unseen_is_not_below_the_bill(
 
 @STREAMED
 async def test_i2_an_input_that_was_written_to_a_cache_is_not_below_the_bill(caller: Caller, streamed: bool) -> None:
-    """Writing for an hour costs twice what input costs; the provider does not say that it did."""
+    """Writing to a cache for an hour costs twice as much as input, and this provider does not report that it did."""
     script = {"usage": "missing" if streamed else "zero", "cache_write_1h_tokens": 5000, "output_tokens": 5}
     (message,) = said("Think about caches and their costs. " * 100, script)
     part: Any = {"type": "text", "text": message["content"], "cache_control": {"type": "ephemeral", "ttl": "1h"}}
@@ -136,7 +138,7 @@ async def test_i2_an_input_that_was_written_to_a_cache_is_not_below_the_bill(cal
     assert entry["usage_source"] == "estimated"
 
 
-#: What a provider says of an answer of 200 tokens, and bills as it is.
+#: Reports of usage for an answer of 200 tokens; the provider bills the real numbers.
 CONTRADICTIONS = ({"completion_tokens": 1}, {"cached_tokens": 9999}, {"completion_tokens": 2 * 10**18})
 
 
@@ -149,14 +151,14 @@ async def test_i2_a_usage_that_contradicts_itself_or_its_answer_is_not_believed(
     entries = await caller.ledger()
     assert {entry["usage_source"] for entry in entries} == {"estimated"}
     assert all(entry["cost_nano"] <= entry["held_nano"] for entry in entries)
-    for model in KINDS:  # the bill's lines are not the calls', so each model's together
+    for model in KINDS:  # a line of the bill does not name its call, so compare the sums for each model
         billed = sum(line["cost_nano"] for line in await caller.invoice() if line["model"] == model.rpartition("/")[2])
         assert 0 < billed <= sum(entry["cost_nano"] for entry in entries if entry["model"] == model)
     assert await caller.faults() == []
 
 
 async def test_i2_a_usage_that_is_not_believed_proves_nothing_after_a_crash_either(caller: Caller) -> None:
-    """What the gateway cannot believe the sweeper must not believe of the proxy's witness: the whole hold is spent."""
+    """If the gateway would not believe a report, the sweeper must not believe it in a witness: the whole hold is spent."""
     async with one_more_gateway(caller.stack, killed("llm_service.call.settlement:Settler.settle", "before")) as (
         url,
         _,
@@ -214,7 +216,7 @@ async def test_a_usage_that_is_too_high_is_posted_as_reported(caller: Caller, mo
 
 
 async def test_i1_a_usage_above_the_hold_is_posted_and_the_audit_names_it(caller: Caller) -> None:
-    """No hold is above what a provider may say. The truth is posted; the gauge and the audit show the overshoot."""
+    """No hold covers whatever a provider may report. The report is posted; the gauge and the audit show the overshoot."""
     await ask(
         caller, "gpt-4.1-mini", False, {"usage": {"completion_tokens": 5000}, "billed": {"completion_tokens": 5000}}
     )
@@ -236,7 +238,12 @@ async def test_i1_a_usage_above_the_hold_is_posted_and_the_audit_names_it(caller
         ("gemini-2.5-pro", True, {"status": 500}, 500),
         ("gpt-4o", False, {"status": 400}, 400),
         ("gpt-4o", True, {"status": 400}, 400),
-        ("local/qwen3-8b", True, {"status": 401}, 502),  # the operator's key is not the caller's fault
+        (
+            "local/qwen3-8b",
+            True,
+            {"status": 401},
+            502,
+        ),  # a wrong provider key is not the caller's fault
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else None,
 )
@@ -260,7 +267,7 @@ async def test_what_a_provider_refuses_costs_nothing(
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 async def test_another_deployment_is_tried_and_billed_once(caller: Caller, streamed: bool) -> None:
-    """gpt-4o-mini has two: what the first refuses, the second serves, under the same hold."""
+    """gpt-4o-mini has two deployments: the second serves what the first refuses, under the same hold."""
     await ask(caller, "gpt-4o-mini", streamed, {"status": 503, "times": 1})
     entry = (await caller.agrees(1))[0]
     assert entry["deployment"] in ("openai-gpt-4o-mini-a", "openai-gpt-4o-mini-b")
@@ -296,7 +303,7 @@ async def test_i2_a_caller_that_leaves_a_stream_pays_for_what_it_got(caller: Cal
     entry = await not_below_the_bill(caller)
     assert (entry["state"], entry["status"], entry["error_code"]) == ("posted", 499, "client_left")
     (line,) = await caller.invoice()
-    assert line["state"] == "client_left"  # the provider was told: it does not go on generating
+    assert line["state"] == "client_left"  # the proxy closed its connection, so the provider stops generating
     assert line["output_tokens"] < 400
     assert entry["cost_nano"] < entry["held_nano"] // 2
     assert (await caller.witness(entry["call_id"]))["outcome"] == "cancelled"
@@ -304,7 +311,7 @@ async def test_i2_a_caller_that_leaves_a_stream_pays_for_what_it_got(caller: Cal
 
 @pytest.mark.parametrize("model", [*KINDS, "gpt-5-mini"])
 async def test_i2_a_caller_that_leaves_after_the_last_token_pays_what_is_billed(caller: Caller, model: str) -> None:
-    """All is generated, and the usage is still to come."""
+    """Everything is generated; only the report of usage has not arrived."""
     stream: Any = await caller.client().chat.completions.create(
         model=model, messages=said(script={"output_tokens": 60}), max_tokens=300, stream=True
     )
@@ -318,7 +325,7 @@ async def test_i2_a_caller_that_leaves_after_the_last_token_pays_what_is_billed(
 
 @pytest.mark.parametrize("model", ["gpt-5-mini", "gemini-2.5-flash"])
 async def test_i2_what_a_model_thought_unseen_is_paid_by_who_leaves(caller: Caller, model: str) -> None:
-    """Only the end of the stream tells how much that was, so it is read to its end: the ledger is the bill."""
+    """Only the end of the stream reports hidden reasoning, so it is read to its end, and the ledger is the bill."""
     await leave(caller, model, 1, {"tokens_per_s": 100, "reasoning_tokens": 60, "output_tokens": 40})
     (entry,) = await caller.agrees(1)
     assert (entry["reasoning_tokens"], entry["usage_source"]) == (60, "provider")
@@ -334,7 +341,7 @@ async def test_i2_a_caller_that_leaves_before_the_first_token_pays_for_its_input
 
 @pytest.mark.parametrize("model", ["gpt-4.1-mini", "claude-haiku-5-5", "gemini-2.5-flash"])
 async def test_i2_a_caller_that_leaves_a_whole_answer_pays_its_true_cost(caller: Caller, model: str) -> None:
-    """The provider bills it whole, so it is waited for."""
+    """The provider bills the whole answer, so Treasurer waits for it."""
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(ask(caller, model, False, {"first_token_s": 1.0}), 0.4)
     assert await caller.held() == 1
@@ -363,7 +370,7 @@ LOST: tuple[tuple[str, bool, dict[str, Any]], ...] = (
 
 
 async def test_i2_answers_that_were_billed_and_lost_are_not_free(caller: Caller, hasty: str) -> None:
-    """LiteLLM answers with an error of its own. Whether the provider had served it, nobody can tell: the hold is posted."""
+    """LiteLLM answers with an error of its own. Nobody knows whether the provider served the call: the hold is posted."""
     answers = await asyncio.gather(*(ask(caller, *each, hasty) for each in LOST), return_exceptions=True)
     assert all(isinstance(answer, openai.APIStatusError) for answer in answers), answers
     assert len(await caller.invoice()) == len(LOST)
@@ -375,7 +382,7 @@ async def test_i2_answers_that_were_billed_and_lost_are_not_free(caller: Caller,
 
 
 async def test_i2_a_retry_that_consumed_tokens_is_paid_twice(caller: Caller, hasty: str) -> None:
-    """Each first attempt was served and its answer lost; each second one has a hold, and a cost, of its own."""
+    """Each first attempt was served, but its answer was lost. Each second attempt has its own hold and cost."""
     await caller.admin("PUT", "routes", {"agent": caller.agent, "model": "*", "retries": 1})
     lost: dict[str, Any] = {"cut_before_headers": True, "billed": "full", "times": 1}
     await asyncio.gather(*(ask(caller, "gpt-4.1-mini", streamed, lost, hasty) for streamed in (False, True)))
@@ -391,7 +398,7 @@ async def test_i2_a_retry_that_consumed_tokens_is_paid_twice(caller: Caller, has
 
 
 async def test_i2_a_provider_that_hangs_is_given_up(caller: Caller, hasty: str) -> None:
-    """The holds expire and are posted. An answer that comes after all corrects the ledger, by the proxy's witness."""
+    """The holds expire and are posted. If an answer arrives later, the proxy's witness corrects the ledger."""
     hang: dict[str, Any] = {"hang_s": HASTE_S + 2.5}
     calls = [(False, hang), (True, hang), (True, {**hang, "hang_after_tokens": 5, "output_tokens": 50})]
     began = time.monotonic()

@@ -2,7 +2,8 @@
 
 What must hold (I2), wherever it was: each attempt that was held ends in exactly one ledger entry, of what the provider
 billed for it; or of its whole hold, where it was not sent as far as anybody can tell; nothing stays held; and an
-idempotency key that was paid for is not given back.
+idempotency key that was paid for is not given back. Where the process lives on, no permit of a rate limit or of a
+breaker stays taken, and each was given back once.
 
 The upstream here is the proxy and the provider in one: what has reached it goes on without the gateway, is billed,
 and leaves its witness. The process that dies is left as it stands: what its coroutines would still do when Python
@@ -17,7 +18,7 @@ import json
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
@@ -25,10 +26,11 @@ import pytest
 from llm_service.call.admission import Admission
 from llm_service.call.settlement import Settler
 from llm_service.errors import TreasurerError
-from llm_service.pricing.catalog import Catalog
+from llm_service.pricing.catalog import Catalog, Model
 from llm_service.service import LLMService
 from llm_service.treasury.sweep import OrphanHold, settlement_for
 from llm_service.types import (
+    NO_CONTEXT,
     NO_TIMEOUTS,
     CallContext,
     ExpiryPolicy,
@@ -115,6 +117,36 @@ class Books:
             self.settle(settlement)
 
 
+class Permits:
+    """Breakers that let everything pass, and know which attempts have not ended yet."""
+
+    def __init__(self) -> None:
+        self.open: set[Permit] = set()
+
+    def blocked(self, model: Model) -> None:
+        return
+
+    async def acquire(self, model: Model) -> Permit:
+        await asyncio.sleep(0)
+        permit = Permit(self.open)
+        self.open.add(permit)
+        return permit
+
+
+class Permit:
+    def __init__(self, among: set[Permit]) -> None:
+        self._among = among
+
+    def succeeded(self) -> None:
+        self._among.discard(self)
+
+    def failed(self, part: Literal["model", "proxy"] = "model") -> None:
+        self._among.discard(self)
+
+    def release(self) -> None:
+        self._among.discard(self)
+
+
 class Process:
     """A gateway's service over the books; its Postgres and its proxy take a few turns of the loop to answer."""
 
@@ -126,6 +158,7 @@ class Process:
             return MODELS
 
         limiter, counter = FakeLimiter(), FakeCounter()
+        self.limiter, self.permits = limiter, Permits()
         self.service = LLMService(
             admission=Admission(
                 catalog=Catalog(read), principals=self, limiter=limiter, treasury=self,
@@ -135,11 +168,15 @@ class Process:
                 treasury=self, limiter=limiter, sweeper=self, count_tokens=counter.request,
                 count_text=counter.text, record=lambda _: None, lifetime_s=330,
             ),
-            upstream=self, idempotency=books.keys, grant_secret="s" * 32,
+            upstream=self, idempotency=books.keys, grant_secret="s" * 32, breakers=self.permits,
         )  # fmt: skip
 
     async def renew(self, principal: Any) -> Any:
         return principal
+
+    def check_permits(self) -> None:
+        assert self.permits.open == set()
+        assert len(self.limiter.taken) == len(self.limiter.released)
 
     # -- Postgres
 
@@ -222,8 +259,10 @@ async def embedded(service: LLMService) -> object:
     return await service.embed(b'{"model": "e", "input": "hello"}', PRINCIPAL, KEYED)
 
 
-async def streamed(service: LLMService, principal: Any = PRINCIPAL, most: int = 99) -> object:
-    answer = await service.stream(chat_body(stream=True, max_tokens=20), principal, KEYED)
+async def streamed(
+    service: LLMService, principal: Any = PRINCIPAL, most: int = 99, context: CallContext = KEYED
+) -> object:
+    answer = await service.stream(chat_body(stream=True, max_tokens=20), principal, context)
     got = 0
     try:
         async for _ in answer:
@@ -241,6 +280,8 @@ SCENARIOS: dict[str, tuple[int, Work]] = {
     "stream": (0, streamed),
     "stream that is left": (0, lambda service: streamed(service, most=1)),
     "stream that is left and finished": (0, lambda service: streamed(service, FINISHING, most=1)),
+    "stream that is left and given up": (0, lambda service: streamed(service, most=1, context=NO_CONTEXT)),
+    "stream that falls back without a key": (2, lambda service: streamed(service, FALLING, context=NO_CONTEXT)),
     "refused": (1, whole),
     "whole that falls back": (2, lambda service: whole(service, FALLING)),
     "stream that falls back": (2, lambda service: streamed(service, FALLING)),
@@ -256,9 +297,11 @@ def turn(loop: asyncio.AbstractEventLoop) -> None:
 def run(books: Books, fails: int, work: Work, number: int, *, dies: bool) -> tuple[Books, int]:
     """The books after the call was stopped after `number` turns (0: never); and how many turns there were."""
     loop = asyncio.new_event_loop()
+    processes: list[Process] = []
 
     async def main() -> object:
         process = Process(books, fails)
+        processes.append(process)
         try:
             return await work(process.service)
         finally:
@@ -281,6 +324,8 @@ def run(books: Books, fails: int, work: Work, number: int, *, dies: bool) -> tup
         turn(loop)
     error = None if task.cancelled() else task.exception()
     assert error is None or isinstance(error, TreasurerError), error
+    for process in processes:
+        process.check_permits()
     bury(loop)
     return books, turns
 

@@ -91,7 +91,9 @@ class Treasurer:
         }
         command = [sys.executable, "-m", "gateway.cli", "up", "--data-dir", str(data), "--port", "0"]
         command += ["--gateways", str(replicas), "--proxy-workers", "1"]
-        self._process = await self._processes.start(command, log=log, cwd=ROOT, environ=environ, gentle=signal.SIGINT)
+        self._process = await self._processes.start(
+            command, log=log, cwd=ROOT, environ=environ, stop_signal=signal.SIGINT
+        )
         deadline = time.monotonic() + _START_S
         while (state := StackState.read(data)) is None:
             if self._process.returncode is not None or time.monotonic() > deadline:

@@ -1,10 +1,12 @@
-"""The audit: recomputes from the ledger and the holds what the windows say, and names each difference.
+"""The audit: computes again, from the ledger and the holds, what the windows should say, and names each difference.
 
-What must hold: all checks read one snapshot, so that a report is true of one instant under any load,
-and a difference is never an artefact of calls that came and went meanwhile. A check never repairs.
-Nothing found is silently cut: where differences are too many to name, their number is exact.
+What must hold:
+  All checks read one snapshot. So a report is true of one instant under any load, and calls that came and went during the
+      audit cause no difference.
+  A check changes nothing.
+  Where there are too many differences to name all of them, their number is still exact.
 
-What each check asks is in `checks.py`.
+What each check looks for is in `checks.py`.
 """
 
 from __future__ import annotations
@@ -19,17 +21,17 @@ from llm_service.postgres import snapshot
 from llm_service.treasury.audit.checks import RULES
 from llm_service.treasury.audit.rule import Rule
 
-#: Of each check, so many differences are named; the rest is counted.
+#: How many differences of a check are named; the others are only counted.
 MAX_NAMED = 100
 _TIMEOUT_S = 600
 
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """One thing that must hold, and what was found. `examined` is how many rows it was asked of.
+    """One thing that must hold, and what was found. `examined` is the number of rows that were checked.
 
-    `found` is the number of differences, `differences` names the first of them, one sentence each.
-    `note` is what is worth knowing and is no failure.
+    `found` is the number of differences; `differences` has one sentence for each of the first `MAX_NAMED`.
+    `note` is worth knowing, and is not a failure.
     """
 
     name: str
@@ -52,7 +54,7 @@ class AuditReport:
 
 
 async def audit(pool: asyncpg.Pool, *, sweep_grace_s: float) -> AuditReport:
-    """Check every invariant that data can show. `sweep_grace_s`: how long (seconds) after its expiry a hold may stay.
+    """Check each invariant that data can show. `sweep_grace_s`: how many seconds after its expiry a hold may still exist.
 
     Raises:
         As `audit_alone` does.
@@ -63,7 +65,7 @@ async def audit(pool: asyncpg.Pool, *, sweep_grace_s: float) -> AuditReport:
 
 
 async def audit_alone(pool: asyncpg.Pool, *, sweep_grace_s: float, lock: int | None) -> AuditReport | None:
-    """The audit, unless another one with the same `lock` (an advisory one of Postgres) is under way: then None.
+    """The audit. None: another one with the same `lock` (an advisory lock of Postgres) is running.
 
     Raises:
         InvalidRequest: `sweep_grace_s` is negative or not a number of seconds.
@@ -84,7 +86,7 @@ async def audit_alone(pool: asyncpg.Pool, *, sweep_grace_s: float, lock: int | N
 
 async def _check(read: asyncpg.Connection, rule: Rule, sweep_grace_s: float) -> Check:
     examined: int = await read.fetchval(f"SELECT count(*) FROM {rule.examines}")  # noqa: S608 - a constant
-    limited = f"SELECT count(*) OVER () AS found, d.* FROM ({rule.differences}) AS d LIMIT {MAX_NAMED}"  # noqa: S608
+    limited = f"SELECT count(*) OVER () AS found, d.* FROM (\n{rule.differences}\n) AS d LIMIT {MAX_NAMED}"  # noqa: S608
     rows = await read.fetch(limited, *((sweep_grace_s,) if rule.with_grace else ()))
     note = None
     if rule.note is not None:

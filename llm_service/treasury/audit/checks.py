@@ -1,11 +1,12 @@
-"""What the audit asks: one rule for each thing that must hold, as the SQL that finds what does not.
+"""The rules of the audit: one for each thing that must hold, with the SQL that finds where it does not.
 
-What must hold: a rule's `differences` returns one row for each difference, and none when all is well.
-Rules recompute; they do not call the functions whose work they check.
+What must hold:
+  A rule's `differences` returns one row for each difference, and no row when all is well.
+  Rules compute again; they do not call the functions whose work they check.
 
-I5 and I6 leave no trace in data: tests show them. I7 is a line here as far as data show it.
+I5 and I6 leave no trace in data, so they are shown by tests. I7 has a rule for the part that data can show.
+The queries are in `sql/audit/`, each named like its rule.
 """
-# ruff: noqa: S608 - statements are made of constants of this module; the one value is a parameter
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ import asyncpg
 
 from llm_service.treasury.audit.configuration import AS_LOGGED, GUARDED
 from llm_service.treasury.audit.limits import WITHIN_LIMITS
-from llm_service.treasury.audit.rule import WINDOW, WINDOWS, Note, Rule, format_money, format_window
+from llm_service.treasury.audit.rule import Note, Rule, format_money, format_window
+from llm_service.treasury.queries import load_query
 
 
 def _attempt(row: asyncpg.Record) -> str:
@@ -25,11 +27,7 @@ _WITHIN_HOLDS = Rule(
     invariant="I1",
     holds="no attempt cost more than was held for it",
     examines="ledger WHERE state <> 'adjusted'",
-    differences="""
-        SELECT call_id, attempt, max(model) AS model, sum(cost_nano) AS cost,
-               max(held_nano) FILTER (WHERE state <> 'adjusted') AS held
-        FROM ledger GROUP BY call_id, attempt
-        HAVING sum(cost_nano) > max(held_nano) FILTER (WHERE state <> 'adjusted')""",
+    differences=load_query("audit/cost_within_hold"),
     say=lambda row: (
         f"{_attempt(row)} ({row['model']}) cost {format_money(row['cost'])} and held {format_money(row['held'])}: "
         f"overshoot {format_money(row['cost'] - row['held'])}"
@@ -41,41 +39,19 @@ _POSTED = Rule(
     invariant="I4",
     holds="what a window has posted is the sum of the ledger entries that name it",
     examines="windows",
-    differences=f"""
-        WITH entries AS (
-            SELECT named.id, sum(l.cost_nano) AS nano
-            FROM ledger l CROSS JOIN LATERAL unnest(l.window_ids) AS named (id) GROUP BY named.id
-        )
-        SELECT {WINDOW}, w.posted_nano AS says, coalesce(e.nano, 0) AS is
-        FROM {WINDOWS} LEFT JOIN entries e ON e.id = w.id
-        WHERE w.posted_nano <> coalesce(e.nano, 0)""",
+    differences=load_query("audit/posted_is_the_ledger"),
     say=lambda row: (
         f"{format_window(row)} says {format_money(row['says'])} posted; the ledger has {format_money(row['is'])} "
         f"(difference {format_money(row['says'] - row['is'])})"
     ),
 )
 
-# One row for each window that was retired: compared by a join, where asking each multirange would take hours.
-_RETIRED_IDS = """retired AS MATERIALIZED (
-            SELECT r.id, one.window_id FROM retired_windows r CROSS JOIN LATERAL unnest(r.ids) AS run
-            CROSS JOIN LATERAL generate_series(lower(run), upper(run) - 1) AS one (window_id)
-        )"""
-
 _RETIRED = Rule(
     name="retired_windows_are_the_ledger",
     invariant="I4",
     holds="what the windows that were retired together had posted is the sum of the ledger entries that name them",
     examines="retired_windows",
-    differences=f"""
-        WITH {_RETIRED_IDS}, entries AS (
-            SELECT r.id, sum(l.cost_nano) AS nano
-            FROM ledger l CROSS JOIN LATERAL unnest(l.window_ids) AS named (id)
-            JOIN retired r ON r.window_id = named.id
-            WHERE EXISTS (SELECT FROM retired) GROUP BY r.id
-        )
-        SELECT r.id, r.count, b.name AS budget, r.posted_nano AS says, coalesce(e.nano, 0) AS is
-        FROM retired_windows r LEFT JOIN budgets b ON b.id = r.budget_id LEFT JOIN entries e ON e.id = r.id
-        WHERE r.posted_nano <> coalesce(e.nano, 0)""",
+    differences=load_query("audit/retired_windows_are_the_ledger"),
     say=lambda row: (
         f"{row['count']} retired windows of budget {row['budget']!r} (row {row['id']}) say {format_money(row['says'])} "
         f"posted; the ledger has {format_money(row['is'])} (difference {format_money(row['says'] - row['is'])})"
@@ -87,14 +63,7 @@ _PENDING = Rule(
     invariant="I2",
     holds="what a window has pending is the sum of the holds that name it",
     examines="windows",
-    differences=f"""
-        WITH held AS (
-            SELECT named.id, sum(h.amount_nano) AS nano
-            FROM holds h CROSS JOIN LATERAL unnest(h.window_ids) AS named (id) GROUP BY named.id
-        )
-        SELECT {WINDOW}, w.pending_nano AS says, coalesce(e.nano, 0) AS is
-        FROM {WINDOWS} LEFT JOIN held e ON e.id = w.id
-        WHERE w.pending_nano <> coalesce(e.nano, 0)""",
+    differences=load_query("audit/pending_is_the_holds"),
     say=lambda row: (
         f"{format_window(row)} says {format_money(row['says'])} pending; the holds have {format_money(row['is'])} "
         f"(difference {format_money(row['says'] - row['is'])})"
@@ -106,13 +75,7 @@ _ONE_END = Rule(
     invariant="I2",
     holds="an attempt is either held or has exactly one end in the ledger",
     examines="(SELECT FROM holds UNION ALL SELECT FROM ledger WHERE state <> 'adjusted') AS attempts",
-    differences="""
-        SELECT h.call_id, h.attempt, 'is still held (' || h.amount_nano || ' nano-dollars), and the ledger has it as '
-            || l.state AS fault
-        FROM holds h JOIN ledger l ON l.call_id = h.call_id AND l.attempt = h.attempt AND l.state <> 'adjusted'
-        UNION ALL
-        SELECT call_id, attempt, 'has ' || count(*) || ' ends in the ledger: ' || string_agg(state, ', ' ORDER BY state)
-        FROM ledger WHERE state <> 'adjusted' GROUP BY call_id, attempt HAVING count(*) > 1""",
+    differences=load_query("audit/one_end"),
     say=lambda row: f"{_attempt(row)} {row['fault']}",
 )
 
@@ -122,9 +85,7 @@ _IN_TIME = Rule(
     holds="no hold outlives its expiry by more than one sweep",
     examines="holds",
     with_grace=True,
-    differences="""
-        SELECT call_id, attempt, amount_nano, extract(epoch FROM now() - expires_at)::bigint AS late_s
-        FROM holds WHERE expires_at < now() - make_interval(secs => $1::float8)""",
+    differences=load_query("audit/holds_end_in_time"),
     say=lambda row: (
         f"{_attempt(row)} holds {format_money(row['amount_nano'])} and expired {row['late_s']} s ago: does the sweeper run?"
     ),
@@ -135,10 +96,7 @@ _CORRECTIONS = Rule(
     invariant="I2",
     holds="what an adjustment corrects is in the ledger",
     examines="ledger WHERE state = 'adjusted'",
-    differences="""
-        SELECT a.call_id, a.attempt, a.cost_nano FROM ledger a
-        WHERE a.state = 'adjusted' AND NOT EXISTS (
-            SELECT FROM ledger l WHERE l.call_id = a.call_id AND l.attempt = a.attempt AND l.state <> 'adjusted')""",
+    differences=load_query("audit/corrections_have_an_end"),
     say=lambda row: f"{_attempt(row)} was adjusted by {format_money(row['cost_nano'])} and has no end",
 )
 
@@ -147,11 +105,7 @@ _WITNESSED = Rule(
     invariant="I3",
     holds="every call that the proxy served had a hold: it is held or in the ledger",
     examines="witnesses WHERE outcome <> 'failure'",
-    differences="""
-        SELECT w.call_id, w.attempt, w.outcome, w.model, w.cost_nano FROM witnesses w
-        WHERE w.outcome <> 'failure'
-          AND NOT EXISTS (SELECT FROM ledger l WHERE l.call_id = w.call_id AND l.attempt = w.attempt)
-          AND NOT EXISTS (SELECT FROM holds h WHERE h.call_id = w.call_id AND h.attempt = w.attempt)""",
+    differences=load_query("audit/witnesses_are_accounted_for"),
     say=lambda row: (
         f"{_attempt(row)} ({row['model']}): the proxy's witness says {row['outcome']}, "
         f"cost {format_money(row['cost_nano'])}; neither a hold nor the ledger has it"
@@ -164,14 +118,7 @@ _SERVED_IS_POSTED = Rule(
     holds="no attempt that the proxy served at a price ended as free",
     examines="witnesses WHERE outcome = 'success' AND cost_nano > 0",
     with_grace=True,
-    # A witness may come late: the sweep that follows corrects the entry, and has the grace to do it.
-    differences="""
-        SELECT w.call_id, w.attempt, w.model, w.cost_nano, l.state
-        FROM witnesses w JOIN ledger l ON l.call_id = w.call_id AND l.attempt = w.attempt
-        WHERE w.outcome = 'success' AND w.cost_nano > 0 AND w.written_at < now() - make_interval(secs => $1::float8)
-          AND l.state IN ('voided', 'expired') AND l.cost_nano = 0
-          AND NOT EXISTS (SELECT FROM ledger a
-                          WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted')""",
+    differences=load_query("audit/served_calls_are_posted"),
     say=lambda row: (
         f"{_attempt(row)} ({row['model']}) is {row['state']} at no cost; the proxy's witness says it was served "
         f"for {format_money(row['cost_nano'])}"
@@ -183,11 +130,7 @@ _BILLED_ONCE = Rule(
     invariant="I3",
     holds="no attempt was served more than once: one hold covers one answer",
     examines="witnesses WHERE outcome = 'success'",
-    # Deployments that failed before another one served have witnesses too, and were not served.
-    differences="""
-        SELECT call_id, attempt, min(model) AS model, count(*) AS times, sum(cost_nano)::bigint AS nano
-        FROM witnesses WHERE outcome = 'success' AND cost_nano > 0
-        GROUP BY call_id, attempt HAVING count(*) > 1""",
+    differences=load_query("audit/attempts_are_billed_once"),
     say=lambda row: (
         f"{_attempt(row)} ({row['model']}) was served {row['times']} times, for {format_money(row['nano'])} together, "
         "on one hold"
@@ -199,15 +142,7 @@ _NAMED_WINDOWS = Rule(
     invariant="I4",
     holds="every window that an entry or a hold names exists, or was retired",
     examines="(SELECT FROM ledger UNION ALL SELECT FROM holds) AS entries",
-    differences=f"""
-        WITH {_RETIRED_IDS}
-        SELECT e.source, e.call_id, e.attempt, e.nano, named.id AS missing
-        FROM (SELECT 'ledger' AS source, call_id, attempt, cost_nano AS nano, window_ids FROM ledger
-              UNION ALL SELECT 'holds', call_id, attempt, amount_nano, window_ids FROM holds) AS e
-        CROSS JOIN LATERAL unnest(e.window_ids) AS named (id)
-        LEFT JOIN windows w ON w.id = named.id
-        LEFT JOIN retired r ON r.window_id = named.id AND e.source = 'ledger'
-        WHERE w.id IS NULL AND r.window_id IS NULL""",
+    differences=load_query("audit/named_windows_exist"),
     say=lambda row: (
         f"{_attempt(row)} ({row['source']}, {format_money(row['nano'])}) names window {row['missing']}, which does not exist"
     ),
@@ -218,22 +153,7 @@ _RIGHT_WINDOWS = Rule(
     invariant="I4",
     holds="an entry counts in windows of its own principal, subject and time",
     examines="ledger WHERE window_ids <> '{}'",
-    differences=f"""
-        SELECT {WINDOW}, l.call_id, l.attempt, l.cost_nano, b.scope, b.scope_id, l.started_at::text AS at
-        FROM ledger l
-        CROSS JOIN LATERAL unnest(l.window_ids) AS named (id)
-        JOIN windows w ON w.id = named.id JOIN budgets b ON b.id = w.budget_id
-        WHERE l.started_at < w.starts_at OR l.started_at >= w.ends_at
-           OR b.scope_id IS DISTINCT FROM CASE b.scope WHEN 'organisation' THEN l.organisation_id
-                WHEN 'team' THEN l.team_id WHEN 'agent' THEN l.agent_id
-                ELSE (SELECT min(first.id) FROM api_keys k JOIN api_keys first
-                          ON first.name = k.name AND first.agent_id IS NOT DISTINCT FROM k.agent_id
-                      WHERE k.id = l.key_id) END -- where principals.py hangs a rotated key's budgets
-           OR NOT CASE b.per WHEN 'run' THEN w.subject = coalesce(l.run_id, '')
-                WHEN 'user' THEN w.subject = coalesce(l.user_id, '')
-                WHEN 'session' THEN w.subject = coalesce(l.session_id, '')
-                WHEN 'tag' THEN w.subject = ANY (l.tags) OR (w.subject = '' AND l.tags = '{{}}')
-                ELSE w.subject = '' END""",
+    differences=load_query("audit/entries_are_in_their_windows"),
     say=lambda row: (
         f"{_attempt(row)} ({format_money(row['cost_nano'])}, started {row['at']}) counts in {format_window(row)} "
         f"of {row['scope']} {row['scope_id']}, where it does not belong"
@@ -245,19 +165,7 @@ _BOUNDS = Rule(
     invariant="I1",
     holds="a window is exactly one period of its budget, in the budget's time zone",
     examines="windows",
-    differences=f"""
-        SELECT {WINDOW}, w.ends_at::text AS ends, b.window_kind, b.time_zone
-        FROM {WINDOWS}
-        WHERE b.id IS NULL OR w.ends_at <= w.starts_at OR CASE
-            WHEN b.window_kind = 'total' THEN w.starts_at <> '-infinity' OR w.ends_at <> 'infinity'
-            WHEN b.window_kind IN ('minute', 'hour') THEN
-                w.starts_at <> date_bin(('1 ' || b.window_kind)::interval, w.starts_at,
-                                        timestamp '2026-01-01 00:00' AT TIME ZONE b.time_zone)
-                OR w.ends_at <> w.starts_at + ('1 ' || b.window_kind)::interval
-            ELSE w.starts_at <> date_trunc(b.window_kind, w.starts_at, b.time_zone)
-                OR w.ends_at <> (date_trunc(b.window_kind, w.starts_at AT TIME ZONE b.time_zone)
-                                 + ('1 ' || b.window_kind)::interval) AT TIME ZONE b.time_zone
-            END""",
+    differences=load_query("audit/window_bounds"),
     say=lambda row: (
         f"{format_window(row)} ends {row['ends']}: that is not one {row['window_kind']} in {row['time_zone']}"
     ),
@@ -268,16 +176,9 @@ _OVERLAP = Rule(
     invariant="I1",
     holds="a budget has one window at a time for each subject",
     examines="windows",
-    differences=f"""
-        SELECT {WINDOW}, w.ends_before::text AS before
-        FROM (SELECT windows.*, max(ends_at) OVER (PARTITION BY budget_id, subject ORDER BY starts_at, id
-                  ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS ends_before
-              FROM windows) AS w LEFT JOIN budgets b ON b.id = w.budget_id
-        WHERE w.starts_at < w.ends_before""",
+    differences=load_query("audit/windows_do_not_overlap"),
     say=lambda row: f"{format_window(row)} begins before an earlier one ends ({row['before']})",
 )
-
-_TOKENS = "input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens"
 
 _NEGATIVE = Rule(
     name="no_negative_numbers",
@@ -285,26 +186,7 @@ _NEGATIVE = Rule(
     holds="no money and no tokens are negative, but in a correction",
     examines="(SELECT FROM windows UNION ALL SELECT FROM holds UNION ALL SELECT FROM ledger"
     " UNION ALL SELECT FROM witnesses) AS numbers",
-    differences=f"""
-        SELECT 'window ' || id || ': posted ' || posted_nano || ', pending ' || pending_nano || ', limit ' || limit_nano
-            || ', grandfathered ' || grandfathered_nano || ' nano-dollars' AS fault
-        FROM windows WHERE least(posted_nano, pending_nano, limit_nano, grandfathered_nano) < 0
-        UNION ALL
-        SELECT 'the hold of call ' || call_id || ' attempt ' || attempt || ': ' || amount_nano || ' nano-dollars'
-        FROM holds WHERE amount_nano < 0
-        UNION ALL
-        SELECT 'call ' || call_id || ' attempt ' || attempt || ' (' || state || '): cost ' || cost_nano || ', held '
-            || held_nano || ' nano-dollars, tokens ' || concat_ws(' ', {_TOKENS})
-        FROM ledger WHERE state <> 'adjusted' AND (cost_nano < 0 OR held_nano < 0 OR least({_TOKENS}) < 0)
-        UNION ALL
-        SELECT 'call ' || call_id || ' attempt ' || attempt || ': corrected to ' || sum(cost_nano) || ' nano-dollars'
-        FROM ledger GROUP BY call_id, attempt
-        HAVING bool_or(state = 'adjusted') AND min(cost_nano) FILTER (WHERE state <> 'adjusted') >= 0
-           AND sum(cost_nano) < 0
-        UNION ALL
-        SELECT 'the witness of call ' || call_id || ' attempt ' || attempt || ': cost ' || coalesce(cost_nano, 0)
-            || ' nano-dollars, tokens ' || concat_ws(' ', {_TOKENS})
-        FROM witnesses WHERE cost_nano < 0 OR least({_TOKENS}) < 0""",
+    differences=load_query("audit/no_negative_numbers"),
     say=lambda row: str(row["fault"]),
 )
 
@@ -313,10 +195,7 @@ _GUARDED = Rule(
     invariant="I4",
     holds="the database refuses to change, delete or truncate ledger entries",
     examines="(VALUES ('ledger_immutable'), ('ledger_not_truncated')) AS triggers",
-    differences="""
-        SELECT wanted.name FROM (VALUES ('ledger_immutable'), ('ledger_not_truncated')) AS wanted (name)
-        WHERE NOT EXISTS (SELECT FROM pg_trigger t WHERE t.tgrelid = 'ledger'::regclass
-                          AND t.tgname = wanted.name AND t.tgenabled IN ('O', 'A'))""",
+    differences=load_query("audit/ledger_is_guarded"),
     say=lambda row: f"the trigger {row['name']} on the ledger is missing or off: entries could have been changed",
 )
 
@@ -347,19 +226,7 @@ _PRICES = Rule(
     differences="SELECT 1 WHERE false",
     say=lambda row: "",
     note=Note(
-        sql="""
-        WITH witnessed AS (
-            SELECT call_id, attempt, sum(cost_nano) AS nano FROM witnesses
-            WHERE outcome <> 'failure' AND cost_nano IS NOT NULL GROUP BY call_id, attempt
-        ), priced AS (
-            SELECT l.cost_nano AS ours, CASE WHEN l.proxy_cost_nano <> l.cost_nano THEN l.proxy_cost_nano
-                                             ELSE coalesce(w.nano, l.proxy_cost_nano) END AS theirs
-            FROM ledger l LEFT JOIN witnessed w ON w.call_id = l.call_id AND w.attempt = l.attempt
-            WHERE l.state = 'posted'
-        )
-        SELECT count(*) FILTER (WHERE ours <> theirs) AS differ, count(theirs) AS compared,
-               sum(ours) FILTER (WHERE ours <> theirs) AS ours, sum(theirs) FILTER (WHERE ours <> theirs) AS theirs
-        FROM priced""",
+        sql=load_query("audit/prices_agree"),
         say=_prices,
     ),
 )

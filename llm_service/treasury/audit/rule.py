@@ -1,4 +1,4 @@
-"""The shape of what the audit asks: SQL that finds differences, and how to say one."""
+"""What a rule of the audit is: SQL that finds differences, and a sentence about each."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ import asyncpg
 
 from llm_service.money import format_dollars
 
-#: What a difference says of a window `w`, and where it is read from.
-WINDOW = "w.id, b.name AS budget, w.subject, w.starts_at::text AS starts"
-WINDOWS = "windows w LEFT JOIN budgets b ON b.id = w.budget_id"
-
 
 def format_money(value: int | Decimal | None) -> str:
     """Nano-dollars for people."""
@@ -21,14 +17,14 @@ def format_money(value: int | Decimal | None) -> str:
 
 
 def format_window(row: asyncpg.Record) -> str:
-    """The window of a row that has the columns of `WINDOW`."""
+    """The window that a row names in its columns `id`, `budget`, `subject` and `starts`."""
     subject = f" for {row['subject']!r}" if row["subject"] else ""
     return f"window {row['id']} of budget {row['budget']!r}{subject} (from {row['starts']})"
 
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something worth knowing that is no failure: one row, and how to say it (None: nothing to say)."""
+    """Something worth knowing that is not a failure. `sql` gives one row; `say` makes a sentence of it, or None."""
 
     sql: str
     say: Callable[[asyncpg.Record | None], str | None]
@@ -36,7 +32,7 @@ class Note:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`examines` is a table (with a condition) to count; `with_grace`: $1 is a number of seconds."""
+    """`examines` is the table (with a condition) whose rows are checked. `with_grace`: $1 of `differences` is a time in seconds."""
 
     name: str
     invariant: str

@@ -1,8 +1,8 @@
 """A cost report as JSON and as CSV, for programs and spreadsheets. Pure.
 
-What must hold: money is exact in both, as whole nano-dollars and as a decimal string of dollars. A CSV
-is opened by spreadsheets, which run texts that look like formulas: whatever a caller named itself,
-its tag or its run is never one.
+What must hold:
+  Money is exact in both: as whole nano-dollars, and as dollars in a decimal string.
+  No name, tag or run that a caller chose is a formula in the CSV. Spreadsheets run texts that look like formulas.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from llm_service.treasury.reports.reports import CostReport, Figures
 
 _LATENCIES = ("latency_avg_ms", "latency_p50_ms", "latency_p95_ms")
 _COUNTS = tuple(item.name for item in fields(Figures) if item.name not in ("cost_nano", *_LATENCIES))
-# = + - @ begin a formula, in full width too where the spreadsheet's language is Japanese; so does a
-# tab or a line break before one. https://owasp.org/www-community/attacks/CSV_Injection
+# A formula begins with = + - or @; in a Japanese spreadsheet also with their full-width forms; a tab or a line break may
+# stand before it. https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 
 def figures_as_json(figures: Figures) -> dict[str, Any]:
-    """Money twice (nano-dollars, and dollars as a decimal string), tokens by kind, latency in milliseconds."""
+    """Money in nano-dollars and in dollars as a decimal string; tokens by kind; latencies in milliseconds."""
     return {
         "cost": format_decimal(figures.cost_nano),
         "cost_nano": figures.cost_nano,
@@ -34,7 +34,7 @@ def figures_as_json(figures: Figures) -> dict[str, Any]:
 
 
 def report_as_json(report: CostReport) -> dict[str, Any]:
-    """The whole report. A call without a property has null there."""
+    """The whole report. Where calls do not have a property, its value is null."""
     query = report.query
     return {
         "group_by": list(query.group_by),
@@ -52,7 +52,7 @@ def report_as_json(report: CostReport) -> dict[str, Any]:
 
 
 def report_as_csv(report: CostReport) -> str:
-    """The rows, with a header (RFC 4180). Without the total and the notes, which are no rows of the table."""
+    """The rows with a header (RFC 4180), without the total and the notes, which are not rows of the table."""
     out = io.StringIO(newline="")
     writer = csv.writer(out)
     writer.writerow([*report.query.group_by, "cost_usd", "cost_nano", *_COUNTS, *_LATENCIES])

@@ -1,7 +1,8 @@
-"""What a report is asked for, read from text. Pure: no I/O, and the clock is an argument.
+"""The query of a report, parsed from text. Pure: no I/O, and the current time is an argument.
 
-What must hold: properties and orders are closed sets; whatever else is asked for is an `InvalidRequest`
-that names the parameter and what is allowed. The web API and the command line read with the same code.
+What must hold:
+  Properties and orders are closed sets. Anything else is an `InvalidRequest` that names the parameter and what is allowed.
+  The web API and the command line parse with the same code.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _MAX_VALUES = 100
 
 
 class Property(StrEnum):
-    """A property of a call to sum by. All but the times may also be filtered by."""
+    """A property of a call by which a report can sum. Reports can also be filtered by each, except the times."""
 
     ORGANISATION = "organisation"
     TEAM = "team"
@@ -48,7 +49,7 @@ FILTERS = tuple(prop for prop in Property if prop not in TIMES)
 
 
 class Order(StrEnum):
-    """What rows are sorted by: figures from the largest down, `group` from the first up."""
+    """What rows are sorted by: figures in falling order, `group` in rising order."""
 
     COST = "cost"
     CALLS = "calls"
@@ -61,10 +62,10 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReportQuery:
-    """What to sum, by what, and which calls count: those that started in [start, end).
+    """By which properties to sum, and over which calls: those that started in [start, end).
 
-    A filter names a property and the values that count (any of them; None: calls without it).
-    Without an order, rows are in the order of time if grouped by one, and then the dearest first.
+    A filter names a property and the values that count; None among them stands for calls without the property.
+    Without an `order`, rows are sorted by time if they are grouped by one, and then by cost, the highest first.
     """
 
     group_by: tuple[Property, ...] = (Property.AGENT,)
@@ -163,7 +164,7 @@ def _values(name: str, values: Sequence[str]) -> tuple[str | None, ...]:
 def _storable(value: str) -> bool:
     try:
         size = len(value.encode())
-    except UnicodeEncodeError:  # a lone surrogate, which is what Python makes of broken UTF-8
+    except UnicodeEncodeError:  # a lone surrogate: Python decodes broken UTF-8 to these
         return False
     return 0 < size <= _MAX_VALUE_BYTES and "\0" not in value
 
@@ -209,7 +210,7 @@ def _moment(name: str, value: str | None, zone: ZoneInfo, now: datetime) -> date
             return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         moment = datetime.fromisoformat(f"{value}-01" if _MONTH.fullmatch(value) else value)
         moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)
-        moment.astimezone(UTC).astimezone(zone)  # the calendar ends: not before the year 1, not after 9999
+        moment.astimezone(UTC).astimezone(zone)  # raises where the result is outside of the years 1 to 9999
     except (ValueError, OverflowError) as error:
         hint = " In a URL, write + as %2B." if re.search(r":[0-9]{2} [0-9]{2}:?[0-9]{2}$", value) else ""
         raise InvalidRequest(

@@ -1,8 +1,11 @@
-"""Refusals for the reports: counted in memory, written in batches, never in a caller's way.
+"""Refusals for the reports: counted in memory and written in batches, so that no caller waits for it.
 
-What must hold: a runaway agent that is refused a thousand times a second costs one row a second, not
-a thousand; and the counter is bounded. Refusals are statistics, not money: what could not be written
-when Postgres was away for long is dropped, and said.
+What must hold:
+  An agent that is refused a thousand times a second costs one row a second, not a thousand.
+  The counter is bounded.
+
+Refusals are statistics, not money: when Postgres is away for so long that the counter is full, further kinds of refusals are
+not counted.
 """
 
 from __future__ import annotations
@@ -27,7 +30,7 @@ _Kind = tuple[int, int, int, int | None, str, str, str | None, str | None, str |
 
 
 class RefusalLog:
-    """Counts by who was refused, for what model and why; `run` writes them every `interval_s`."""
+    """Counts refusals by principal, model and reason. `run` writes the counts every `interval_s` seconds."""
 
     def __init__(self, pool: asyncpg.Pool, *, interval_s: float = 1.0) -> None:
         self._pool = pool
@@ -44,13 +47,13 @@ class RefusalLog:
             self._counts[kind] += 1
 
     async def run(self) -> None:
-        """Write for ever."""
+        """Write the counts every `interval_s` seconds, forever."""
         while True:
             await asyncio.sleep(self._interval_s)
             await self.flush()
 
     async def flush(self) -> None:
-        """Write what was counted. When Postgres is away it is kept for the next time."""
+        """Write the counts. While Postgres is away they are kept for the next time."""
         if not self._counts:
             return
         counts, self._counts = self._counts, Counter()

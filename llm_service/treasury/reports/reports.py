@@ -1,12 +1,15 @@
 """Who spent what: the ledger and the refusals, summed by any properties of a call.
 
-What must hold: sums agree with the ledger to the nano-dollar, corrections included. The total is
-computed by its own statement, over the same calls in the same snapshot, and not from the rows. The
-properties are a closed set, each mapped to a fragment of SQL below: what a person types only ever
-reaches Postgres as a parameter.
+What must hold:
+  Sums agree with the ledger to the nano-dollar, corrections included.
+  The total is computed by a separate statement, over the same calls in the same snapshot, and not from the rows.
+  What a person typed reaches Postgres as a parameter only. The properties are a closed set, each with a fragment of SQL.
+  No call is left out: a call that does not have a property is in the row of those without it.
 
-A correction (`adjusted`) counts in the period of the call that it corrects; its tokens and cost are
-differences. A call that does not have a property is in the row of none, so that no call is left out.
+A correction (`adjusted`) counts in the period of the call that it corrects; its tokens and cost are differences.
+
+The SQL is composed here, and not in a file of `sql/`, because a request chooses its columns, joins, filters and order:
+thirteen properties, up to four at a time, are more statements than anybody could write down.
 """
 # ruff: noqa: S608 - the statements below are made of constants of this module; values are parameters
 
@@ -34,7 +37,8 @@ class Figures:
     """What is summed. Nano-dollars, tokens, milliseconds.
 
     An *attempt* is one request for money; a *call* has one for each model of its chain that was tried.
-    Errors are attempts that ended in one (a caller that left is none). Latencies are of attempts, None when there was none to time.
+    `errors` counts attempts that ended in an error; a caller that left is not an error. Latencies are those of attempts;
+    None: no attempt had one.
     """
 
     cost_nano: int = 0
@@ -54,7 +58,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class ReportRow:
-    """One combination of the properties asked for, in the order of `CostReport.group_by`. None: without it."""
+    """One combination of the query's properties, in the order of `group_by`. None: calls without the property."""
 
     group: tuple[str | None, ...]
     figures: Figures
@@ -62,7 +66,7 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """A finished report. `left_out` rows did not fit into the limit; `notes` are sentences for the reader."""
+    """A finished report. `left_out` counts the rows beyond the limit; `notes` are sentences for the reader."""
 
     query: ReportQuery
     rows: tuple[ReportRow, ...]
@@ -75,7 +79,7 @@ async def cost_report(pool: asyncpg.Pool, query: ReportQuery) -> CostReport:
     """Make the report that `query` asks for, from one snapshot of the treasury.
 
     Raises:
-        InvalidRequest: it filters by a name that does not exist. TookTooLong: it does.
+        InvalidRequest: it filters by a name that does not exist. TookTooLong: it took too long.
         TooManyReports, TreasuryUnavailable: as `snapshot` does.
     """
     try:
@@ -90,7 +94,7 @@ async def cost_report(pool: asyncpg.Pool, query: ReportQuery) -> CostReport:
             f"The report took longer than {_TIMEOUT_S} s. Narrow it: a shorter time (from, to) or a filter.",
             param="from",
         ) from error
-    except asyncpg.InvalidParameterValueError as error:  # the two programs' time zone data differ
+    except asyncpg.InvalidParameterValueError as error:  # Python's and PostgreSQL's time zone data differ
         raise InvalidRequest(
             f"PostgreSQL does not know the time zone {query.time_zone!r}.", param="time_zone"
         ) from error
@@ -110,7 +114,7 @@ async def cost_report(pool: asyncpg.Pool, query: ReportQuery) -> CostReport:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where a property is: in `ledger l`, in `refusals r`, and, for ids, whose name it is shown by."""
+    """Where a property is: its SQL over `ledger l` and over `refusals r`; for an id, the table and the name to show."""
 
     ledger: str
     refusals: str
@@ -118,7 +122,7 @@ class _Source:
     label: str = ""
 
 
-# An expired attempt may not know who served it; the correction that came later does.
+# The entry of an expired attempt may not name the provider; a correction that came later does.
 _PROVIDER = """coalesce(l.provider, (SELECT a.provider FROM ledger a
     WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted'))"""
 
@@ -126,7 +130,7 @@ _SOURCES: dict[Property, _Source] = {
     Property.ORGANISATION: _Source("l.organisation_id", "r.organisation_id", "organisations", "{n}.name"),
     Property.TEAM: _Source("l.team_id", "r.team_id", "teams", "{n}.name"),
     Property.AGENT: _Source("l.agent_id", "r.agent_id", "agents", "{n}.name"),
-    # Rotation leaves two keys of one name: the hint tells them apart.
+    # After a rotation two keys have the same name; the hint distinguishes them.
     Property.KEY: _Source("l.key_id", "r.key_id", "api_keys", "{n}.name || ' (' || {n}.hint || '…)'"),
     Property.MODEL: _Source("l.model", "r.model"),
     Property.PROVIDER: _Source(_PROVIDER, "NULL::text"),
@@ -175,7 +179,7 @@ _ORDER: dict[Order, str] = {
 
 
 class _Statement:
-    """One statement with its arguments: every value goes through `_argument` and comes out as `$n`."""
+    """One statement with its arguments. Each value is given to `_argument`, and its `$n` is put into the statement."""
 
     def __init__(self, query: ReportQuery, ids: dict[Property, list[int]]) -> None:
         self.arguments: list[object] = []
@@ -203,7 +207,7 @@ class _Statement:
             order = places
         elif self._query.order is not None:
             order = [_ORDER[self._query.order], *places]
-        else:  # time first and in its order; then the dearest
+        else:  # by time first, then by cost
             order = [f"g.by_{prop}" for prop in group_by if prop in TIMES] + [_ORDER[Order.COST], *places]
         return f"""SELECT {", ".join(labels)}, g.*, count(*) OVER () AS rows_all,
        sum(g.cost_nano) OVER () AS cost_all, sum(g.calls) OVER () AS calls_all,
@@ -270,7 +274,7 @@ def _any_of(*conditions: str | None) -> str:
 
 
 async def _ids(read: asyncpg.Connection, prop: Property, values: tuple[str | None, ...]) -> list[int]:
-    """The ids behind names; a name that nobody has is a slip of the pen, and said."""
+    """The ids of names. A name that does not exist is an InvalidRequest: it is most likely a typing error."""
     source = _NAMED[prop]
     label = source.label.format(n="n")
     names = [value for value in values if value is not None]
@@ -330,7 +334,7 @@ def _labels(query: ReportQuery, row: asyncpg.Record) -> tuple[str | None, ...]:
 
 
 def label(prop: Property, value: object, zone: ZoneInfo) -> str | None:
-    """How a value of a property is shown. An hour carries its offset: the one that clocks repeat is two."""
+    """A property's value as text. An hour has its offset from UTC, because clocks that are set back repeat one."""
     if not isinstance(value, datetime):
         return None if value is None else str(value)
     local = value.astimezone(zone)

@@ -1,11 +1,16 @@
-"""What a changed policy would have done to a period of the ledger: refused, downgraded, saved.
+"""What another policy would have done in a period of the ledger: refused, downgraded, saved.
 
-The replay is pure: posted calls in the order in which they began, and a policy, in; sums out. What it assumes is said
-with its result: a call would have had the same tokens; its cost counts when it begins (holds are not replayed, so
-calls at the same time are taken one after the other); a call that was refused then stays refused; the policy changes
-when the period begins, so what a window had spent before is spent; top-ups come on top of another limit, too.
+The replay is pure. It takes posted calls, in the order in which they began, and a policy; it returns sums. It assumes,
+and the result says so:
+- A call would have had the same tokens.
+- A call's cost counts from its beginning. Holds are not replayed, so calls at the same time are taken one after another.
+- A call that was refused in the period stays refused.
+- The policy changes when the period begins. What a window had spent before stays spent.
+- Top-ups are added to another limit, too.
 
-What must hold: the policy as it was refuses nothing and costs what the ledger says; a lower limit never costs more.
+What must hold:
+  The policy that was in force refuses nothing, and costs what the ledger says.
+  A lower limit never costs more.
 """
 
 from __future__ import annotations
@@ -20,6 +25,7 @@ import asyncpg
 from llm_service.errors import InvalidRequest, NotFound
 from llm_service.postgres import snapshot
 from llm_service.treasury.pacing import Curve
+from llm_service.treasury.queries import load_query
 from llm_service.types import Usage, WindowKind
 
 #: (model, usage) → nano-dollars; None: the catalogue has no such model.
@@ -28,9 +34,9 @@ PriceOf = Callable[[str, Usage], int | None]
 
 @dataclass(frozen=True, slots=True)
 class PastWindow:
-    """A window that a call fell into. `before_nano` was spent in it before the period began.
+    """A window in which a call counted. `before_nano` was spent in it before the period began.
 
-    `top_ups` are amounts with the times between which they counted.
+    `top_ups` are amounts, each with the time from which and until which it counted.
     """
 
     id: int
@@ -42,12 +48,12 @@ class PastWindow:
     top_ups: tuple[tuple[int, datetime, datetime], ...] = ()
 
     def limit(self, at: datetime, policy: Policy) -> int:
-        """What may be spent in it in all, by the top-ups of that time."""
+        """What may be spent in the window in all, with the top-ups that count at that time."""
         topped_up = sum(amount for amount, since, until in self.top_ups if since <= at < until)
         return policy.limits.get(self.budget, self.limit_nano) + topped_up
 
     def left(self, at: datetime, policy: Policy, spent: Mapping[int, int]) -> int | None:
-        """What it has left for a call; None where the policy leaves its budget as it was."""
+        """What the window has left for a call. None: the policy does not change its budget."""
         curve = policy.paces.get(self.budget)
         if curve is None and self.budget not in policy.limits:
             return None
@@ -72,9 +78,9 @@ class PastCall:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is to be different. Limits in nano-dollars and curves by budget; `downgrades`: model → (cheaper, share).
+    """What is to be different: limits (in nano-dollars) and curves by budget; `downgrades`: model → (cheaper model, share).
 
-    A share is in basis points of each limit that the call falls under.
+    The share is in basis points of the limit of each budget that applies to the call.
     """
 
     limits: Mapping[str, int] = field(default_factory=dict[str, int])
@@ -103,7 +109,7 @@ class Replayed:
 
 
 def replay(calls: Sequence[PastCall], policy: Policy, price: PriceOf) -> Replayed:
-    """Go through the calls, the earliest first, under another policy. Pure."""
+    """Take the calls under another policy, in the order in which they began. Pure."""
     result = Replayed()
     spent: dict[int, int] = defaultdict(int)
     for call in sorted(calls, key=lambda call: call.started_at):
@@ -131,7 +137,7 @@ def replay(calls: Sequence[PastCall], policy: Policy, price: PriceOf) -> Replaye
 
 
 def _downgrade(call: PastCall, policy: Policy, spent: Mapping[int, int], price: PriceOf) -> int | None:
-    """What the call would have cost at the cheaper model, if a budget's share for its own was used up."""
+    """What the call would have cost at the cheaper model, if a budget's share for its own model was used up; else None."""
     named = policy.downgrades.get(call.requested_model)
     if named is None or call.model != call.requested_model:
         return None
@@ -143,27 +149,11 @@ def _downgrade(call: PastCall, policy: Policy, spent: Mapping[int, int], price: 
     return None
 
 
-_CALLS = """
-SELECT l.started_at, a.name AS agent, l.model, coalesce(l.requested_model, l.model) AS requested_model,
-       l.cost_nano + coalesce((SELECT sum(c.cost_nano) FROM ledger c WHERE c.call_id = l.call_id AND c.attempt = l.attempt
-                               AND c.state = 'adjusted'), 0)::bigint AS cost_nano,
-       l.input_tokens, l.cached_tokens, l.cache_write_tokens, l.output_tokens, l.reasoning_tokens,
-       l.cache_write_1h_tokens, l.window_ids
-FROM ledger l JOIN agents a ON a.id = l.agent_id
-WHERE l.state <> 'adjusted' AND l.cost_nano > 0 AND l.started_at >= $1 AND l.started_at < $2
-ORDER BY l.started_at LIMIT $3
-"""
-# Python has no infinite times.
-_TIMES = """greatest({0}.starts_at, '1970-01-01 00:00:00+00') AS starts_at, least({0}.ends_at, '9999-01-01 00:00:00+00') AS ends_at"""
-_WINDOWS = f"""
-SELECT w.id, b.name AS budget, w.budget_id, treasury_limit_at_v1(b.id, w.ends_at) AS limit_nano, w.posted_nano, {_TIMES.format("w")}
-FROM windows w JOIN budgets b ON b.id = w.budget_id WHERE w.id = ANY ($1::bigint[])
-"""  # noqa: S608  # of constants
-_TOP_UPS = f"""
-SELECT u.budget_id, u.amount_nano, {_TIMES.format("u")} FROM top_ups u WHERE u.budget_id = ANY ($1::bigint[])
-"""  # noqa: S608  # of constants
+_CALLS = load_query("reports/posted_calls")
+_WINDOWS = load_query("reports/windows_of_calls")
+_TOP_UPS = load_query("reports/top_ups_of_budgets")
 _KNOWN = "SELECT name, window_kind FROM budgets WHERE name = ANY ($1::text[])"
-#: More calls than this are not read at once.
+#: At most so many calls are read at once.
 MOST_CALLS = 1_000_000
 _TIMEOUT_S = 120
 

@@ -267,7 +267,7 @@ def test_a_missing_price_is_no_price(missing: str) -> None:
 
 def test_an_embedding_has_no_output() -> None:
     rates = read_rates({"input_cost_per_token": 2e-08, "mode": "embedding"})
-    assert (rates.default[0].input, rates.default[0].dearest_output) == (20_000_000, 0)
+    assert (rates.default[0].input, rates.default[0].highest_output) == (20_000_000, 0)
 
 
 @pytest.mark.parametrize("value", ["cheap", -1e-06, "-1", float("nan"), float("inf"), True, "1e999999", [1], object()])

@@ -1,0 +1,8 @@
+-- The newest row of a key, a live one before any other: by its id ($1), or by its agent's name ($2) and its own ($3).
+SELECT k.id, k.agent_id, k.name, k.models, k.expires_at, k.created_at, a.name AS agent,
+       k.revoked_at IS NULL AND coalesce(k.expires_at > now(), true) AS live,
+       (SELECT min(f.id) FROM api_keys f
+        WHERE f.name = k.name AND f.agent_id IS NOT DISTINCT FROM k.agent_id) AS first_id
+FROM api_keys k LEFT JOIN agents a ON a.id = k.agent_id
+WHERE k.id = $1 OR (a.name = $2 AND k.name = $3)
+ORDER BY live DESC, k.id DESC LIMIT 1
