@@ -30,32 +30,12 @@ from llm_service.call.response_headers import MODEL
 from llm_service.errors import IdempotencyConflict, NotAuthenticated, NotPermitted, TreasurerError, TreasuryUnavailable
 from llm_service.money import format_dollars
 from llm_service.postgres import fetch
+from llm_service.treasury.queries import load_query
 
 log = logging.getLogger(__name__)
 
-# A row that has expired is nobody's, and is taken over in place.
-_CLAIM = """
-INSERT INTO idempotency (agent_id, key, body_digest, call_id, expires_at)
-VALUES ($1, $2, $3, $4, now() + make_interval(secs => $5))
-ON CONFLICT (agent_id, key) DO UPDATE SET body_digest = excluded.body_digest, call_id = excluded.call_id,
-    state = 'started', status = NULL, headers = NULL, body = NULL, created_at = now(), expires_at = excluded.expires_at
-WHERE idempotency.expires_at < now()
-RETURNING call_id
-"""
-_LOOK = """
-SELECT i.body_digest, i.call_id, i.state, i.status, i.headers::text AS headers, i.body,
-       greatest(i.created_at, (SELECT max(l.settled_at) FROM ledger l WHERE l.call_id = i.call_id))
-           < now() - interval '15 seconds' AS old,
-       EXISTS (SELECT FROM holds h WHERE h.call_id = i.call_id) AS held,
-       (SELECT count(*) FROM ledger l WHERE l.call_id = i.call_id) AS entries,
-       (SELECT coalesce(sum(l.cost_nano), 0)::bigint FROM ledger l WHERE l.call_id = i.call_id) AS cost_nano,
-       -- Nobody knows: its hold expired without a witness, and was given back by the agent's policy.
-       (SELECT coalesce(sum(l.held_nano), 0)::bigint FROM ledger l
-        WHERE l.call_id = i.call_id AND l.state = 'expired' AND l.usage_source = 'none' AND NOT EXISTS (
-            SELECT FROM ledger a WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted')
-       ) AS unknown_nano
-FROM idempotency i WHERE i.agent_id = $1 AND i.key = $2
-"""
+_CLAIM = load_query("idempotency/claim")
+_LOOK = load_query("idempotency/look")
 _FINISH = """
 UPDATE idempotency SET state = 'finished', status = $4, headers = $5::jsonb, body = $6
 WHERE agent_id = $1 AND key = $2 AND call_id = $3

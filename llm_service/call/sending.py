@@ -219,7 +219,7 @@ def governed_body(admitted: Admitted) -> bytes:
         name = "max_completion_tokens" if data.get("max_completion_tokens") is not None else "max_tokens"
         data.pop("max_tokens", None)
         data[name] = admitted.output_tokens
-        if data.get("service_tier") is None and admitted.model.has_dearer_tiers:
+        if data.get("service_tier") is None and admitted.model.prices_differ_by_tier:
             data["service_tier"] = "default"  # left out it means what the provider's project is set to: another price
         if call.request.stream:
             data["stream_options"] = (data.get("stream_options") or {}) | {"include_usage": True}

@@ -38,7 +38,7 @@ _SCRIPT = Path(__file__).with_name("rate_limiter.lua")
 
 
 class RateLimiter:
-    """Keeps callers to their permit. Belongs to one event loop; `None` for Redis keeps it in this process.
+    """Holds callers to their rate limits. Belongs to one event loop; with `None` for Redis the limits are this process's own.
 
     `timeout_s` is the longest that a call waits for Redis. `on_degraded(True)` is called when
     limits fall back to the process, `on_degraded(False)` when they are shared again. A process that has not beaten
@@ -111,7 +111,7 @@ class RateLimiter:
     def release(self, permit: RatePermit, tokens: int | None) -> None:
         """Give the slot back and correct the tokens to what was used (None: leave them as held). Never raises.
 
-        Returns at once; Redis hears of it with the next round trip. A second release does nothing.
+        Returns at once; Redis gets it with the next round trip. A second release does nothing.
         """
         if permit.released:
             return

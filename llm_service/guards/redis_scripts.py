@@ -1,10 +1,10 @@
 """One Lua script in Redis: grouped round trips, and what happens when Redis is away.
 
 What must hold:
-- Nobody waits for a dead Redis: a round trip has `timeout_s`, everyone queued behind a failed one
-  is told at once, and until a probe has succeeded nothing is sent. Redis' own client settings
+- Nobody waits for a dead Redis: a round trip has `timeout_s`, everything queued behind a failed one
+  fails at once, and until a probe has succeeded nothing is sent. The settings of Redis' own client
   cannot lengthen this.
-- RedisUnavailable costs nothing: one sleeping task probes, each time after a longer pause.
+- An outage of Redis costs nothing: one sleeping task probes, each time after a longer pause.
 - Commands keep their order. Those that arrive while a round trip is under way go together in the next
   one, so a hundred callers share one write and one read.
 - A command whose outcome is unknown (no answer came, or its caller left) is followed by its `undo`
@@ -62,7 +62,7 @@ _Item = tuple[Command, asyncio.Future[str] | None]
 class RedisScripts:
     """Runs a script in Redis, in order and in groups. Belongs to one event loop.
 
-    `probe_key` is written to see whether Redis takes writes again; `on_away(bool)` hears of changes.
+    `probe_key` is written to see whether Redis takes writes again; `on_away(bool)` is called when that changes.
     """
 
     def __init__(

@@ -54,10 +54,10 @@ class Model:
         return frozenset({self.provider, *self.deployments.values()})
 
     @property
-    def has_dearer_tiers(self) -> bool:
-        """Whether its providers may serve it in a service tier other than their default, at another price."""
-        priced_apart = any(rates.priority or rates.flex for rates in self.rates.values())
-        return priced_apart and bool(self.deployments) and CHOOSE_SERVICE_TIER.issuperset(self.deployments.values())
+    def prices_differ_by_tier(self) -> bool:
+        """Whether its providers may choose another service tier than their default, at another price."""
+        differ = any(rates.priority or rates.flex for rates in self.rates.values())
+        return differ and bool(self.deployments) and CHOOSE_SERVICE_TIER.issuperset(self.deployments.values())
 
     @property
     def bills_to_the_end(self) -> bool:

@@ -12,7 +12,7 @@ class StaleEpoch(Exception):
 
 
 class DenialKind(StrEnum):
-    """Why there is no room."""
+    """Why no hold was made."""
 
     EXHAUSTED = "exhausted"
     BUSY = "busy"

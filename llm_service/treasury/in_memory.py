@@ -3,7 +3,7 @@
 What must hold:
   It decides as the treasury in Postgres does, for what it has: tests/llm_service/treasury/contract.py runs the same
       cases against both.
-  I1, I2, I4: as `treasury.py` says.
+  I1, I2 and I4 hold as in `treasury.py`.
 
 What it leaves out, because nothing in one process of a test has a use for it: windows that end (each budget and subject
 has one window, which lasts as long as this object), a budget's pace, holds that expire, corrections of what was
@@ -42,7 +42,7 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """What a window says to a request: why it has no room (None: it has), and what it could give, in nano-dollars."""
+    """A window as a request finds it: why it has no room (None: it has room), and how much it could give (nano-dollars)."""
 
     line: tuple[int, str]
     window: Window | None

@@ -5,7 +5,7 @@ What must hold:
   I2  A hold that may have been written but was not returned (the answer was lost, or the caller left) is voided, because
       nothing was sent for it.
   I2  A settlement is retried until Postgres has it, and is on disk while Postgres is away (`spool.py`). Only the first
-      one for a call and attempt counts.
+      one for a call and attempt counts, unless a later one corrects it.
 
 The SQL that decides is in `sql/functions/`; `statements.py` turns values into arrays and back.
 """

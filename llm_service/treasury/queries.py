@@ -3,7 +3,7 @@
 What must hold:
   A file is read when the module that uses it is imported, so that one that is missing stops the start, not a call.
   What a person typed reaches Postgres as a parameter (`$1`) only. `{{name}}` in a file stands for text of this code: an
-      alias, a number, another file; each is given by whoever loads the file, and none is left open.
+      alias, a number, another file; the module that loads the file gives each of them.
 
 Whole lines of comment stay in the file. A statement whose parts depend on a request is composed where it is used:
 `reports/reports.py`.

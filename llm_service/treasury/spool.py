@@ -150,7 +150,7 @@ def read_lines(content: bytes) -> list[Settlement]:
             wrong.append(type(error).__name__)
     if wrong:
         log.warning(
-            "%d lines of the spool are no settlements (%s): their calls are left to the sweeper", len(wrong), wrong[0]
+            "%d lines of the spool are not settlements (%s): their calls are left to the sweeper", len(wrong), wrong[0]
         )
     return found
 

@@ -63,9 +63,8 @@ class OrphanHold:
     policy: ExpiryPolicy
     expired: bool
     witnesses: tuple[Witness, ...]
-    rates: Mapping[str, Rates] | None = (
-        None  # by deployment, those that the hold was made with; None: an older version made it
-    )
+    #: By deployment, those that the hold was made with; None: an older version made it.
+    rates: Mapping[str, Rates] | None = None
 
 
 def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) -> Settlement | None:

@@ -7,7 +7,7 @@ What must hold:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import orjson
 
@@ -15,17 +15,22 @@ from llm_service.errors import UpstreamError
 from llm_service.grants import for_service, sign
 from llm_service.pricing.bounds import TextCount
 from llm_service.pricing.catalog import Model
-from llm_service.upstream.litellm_proxy import ProxyUpstream
 from llm_service.wire.requests import ParsedRequest
 
 _PATH = "/utils/token_counter"
 _MEDIA_PARTS = frozenset({"image_url", "input_image", "file", "input_file", "input_audio", "audio"})
 
 
+class Asks(Protocol):
+    """Asks the proxy for what is not a call of a model (`ProxyUpstream`)."""
+
+    async def ask(self, path: str, body: bytes, grant: str) -> object: ...
+
+
 class TokenCounter:
     """Counts the tokens of texts, by asking the proxy."""
 
-    def __init__(self, proxy: ProxyUpstream, grant_secret: str) -> None:
+    def __init__(self, proxy: Asks, grant_secret: str) -> None:
         self._proxy = proxy
         self._grant_secret = grant_secret
 

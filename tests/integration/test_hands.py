@@ -1,7 +1,9 @@
-"""Hands in the database: what somebody changes by plain SQL is in force at once, and what goes behind triggers is named.
+"""Changes that somebody makes in plain SQL: they take effect at once, and the audit names those that bypass the
+triggers.
 
-Each change here is one statement on the pool, in mid-flight, and no other change follows it. "At once" is under a
-second, as for every change of configuration; the tests wait longer, for a busy machine, before they fail.
+Each change here is one statement on the pool while calls are in flight, and no other change follows it. "At once" means
+in under a second, as for every change of configuration; the tests wait longer before they fail, because the machine may
+be busy.
 """
 
 from __future__ import annotations
@@ -23,12 +25,12 @@ from llm_service.types import Hold
 from tests.integration.agents_that_spend import House, open_house
 from tests.integration.caller import Caller, open_caller
 
-#: Long after the second within which a change must be in force, and after what keeps a busy machine.
+#: Much longer than the second within which a change must take effect, and than a busy machine may need.
 PATIENCE_S = 10.0
 
 
 async def soon(seen: Callable[[], Awaitable[bool]]) -> None:
-    """Wait until something is so; fail where it stays otherwise."""
+    """Wait until a condition is true; fail if it stays false."""
     deadline = time.monotonic() + PATIENCE_S
     while not await seen():
         assert time.monotonic() < deadline, "the change is not in force"
@@ -46,7 +48,7 @@ async def house(database_url: str) -> AsyncIterator[House]:
 
 @pytest.fixture
 async def agent(house: House) -> str:
-    """An agent with a dollar, whose principal and window are in use already."""
+    """An agent with a dollar, whose principal and window have already been used."""
     agent = await house.agent("agent", {"limit": "1", "name": "first"})
     assert isinstance(await house.spend(agent, 1000), Hold)
     return agent
@@ -82,7 +84,7 @@ async def test_a_pause_by_sql_is_seen_and_so_is_its_end(house: House, agent: str
 
 
 async def test_i1_a_budget_added_by_sql_binds_the_very_next_admission(house: House, agent: str) -> None:
-    """Not a second later: the treasury itself refuses the older configuration."""
+    """Not a second later: the treasury itself refuses admissions that know the older configuration."""
     await house.pool.execute(
         "INSERT INTO budgets (name, scope, scope_id, window_kind, limit_nano)"
         " SELECT 'by hand', 'agent', id, 'day', 500 FROM agents"
@@ -188,7 +190,7 @@ async def test_the_audit_names_what_went_behind_the_triggers(
 
 @pytest.fixture
 async def caller(stack: StackState) -> AsyncIterator[Caller]:
-    """An agent whose principal every gateway knows already."""
+    """A caller whose principal is in every gateway's cache."""
     async with open_caller(stack) as caller:
         for url in stack.gateway_urls:
             await caller.call(url)
@@ -196,7 +198,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 
 
 async def refuses(caller: Caller, kind: type[openai.APIStatusError]) -> None:
-    """Both gateways refuse soon, and go on refusing."""
+    """Both gateways soon refuse, and go on refusing."""
     for url in caller.stack.gateway_urls:
 
         async def refused(url: str = url) -> bool:
@@ -257,7 +259,7 @@ async def test_a_route_removed_by_sql_serves_no_more(caller: Caller) -> None:
 
 
 async def test_changes_by_sql_while_calls_are_in_flight_lose_none(caller: Caller) -> None:
-    """Limits up and down and budgets made and ended by plain SQL under twelve callers: each call is on both books."""
+    """Plain SQL changes limits, and creates and ends budgets, under twelve callers: each call is in both books."""
 
     async def calls(number: int) -> None:
         for _ in range(6):
@@ -291,7 +293,7 @@ async def test_changes_by_sql_while_calls_are_in_flight_lose_none(caller: Caller
 
 
 async def test_each_kind_of_change_by_sql_raises_the_epoch(house: House, agent: str) -> None:
-    """It is what every process looks at."""
+    """Every process compares this number with the one that it knows."""
 
     async def epoch() -> int:
         return await house.pool.fetchval("SELECT value FROM epoch")

@@ -29,7 +29,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 async def send(
     caller: Caller, body: dict[str, Any], key: str, url: str | None = None
 ) -> tuple[int, dict[str, str], bytes]:
-    """The raw bytes of an answer: what is compared when an answer is given twice."""
+    """The raw bytes of an answer, to compare the answers to repeated requests."""
     headers = {"Authorization": f"Bearer {caller.secret}", "Idempotency-Key": key}
     address = f"{url or caller.stack.gateway_url}/v1/chat/completions"
     async with caller.http.post(address, json=body, headers=headers) as response:
@@ -60,7 +60,7 @@ async def test_i7_the_same_key_and_body_is_the_same_call(caller: Caller, streame
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 async def test_i7_the_sdk_s_own_retries_are_free(caller: Caller, streamed: bool) -> None:
-    """As the SDK sends it: one key for all tries of a request."""
+    """The SDK sends one key for all tries of a request."""
     messages, headers = said(), {"Idempotency-Key": uuid4().hex}
     texts: list[str] = []
     for url in caller.stack.gateway_urls:
@@ -89,7 +89,7 @@ async def test_i7_twenty_at_once_are_one_call(caller: Caller, streamed: bool) ->
 
 
 async def test_i7_twenty_at_once_whose_maker_fails_are_one_purchase(caller: Caller) -> None:
-    """What failed cost nothing: another one of them makes the call, and the rest get its answer."""
+    """A call that fails costs nothing. Then another of the twenty makes the call, and the others get its answer."""
     body, key = request(script={"status": 400, "times": 1, "first_token_s": 0.2}), uuid4().hex
     urls = caller.stack.gateway_urls
     answers = await asyncio.gather(*(send(caller, body, key, urls[number % 2]) for number in range(20)))
@@ -112,7 +112,7 @@ async def test_i7_embeddings_too(caller: Caller) -> None:
 
 
 async def test_i7_a_replay_costs_nothing(caller: Caller) -> None:
-    """The budget has room for one such call only; its repetitions need none."""
+    """The budget has room for one such call only; its repetitions need no room."""
     body, key = request(), uuid4().hex
     await send(caller, body, key)
     (entry,) = await caller.agrees(1)
@@ -136,8 +136,8 @@ async def test_i7_another_body_is_a_named_conflict(caller: Caller) -> None:
         )
     assert raised.value.code == "idempotency_conflict"
     assert details(raised.value)["call_id"] == head["x-treasurer-call-id"]
-    assert len(caller.responses) == before + 1  # told once: the SDK does not retry
-    # the same input for another operation is another body too
+    assert len(caller.responses) == before + 1  # one response: the SDK did not retry
+    # the same input for another operation is a different body
     with pytest.raises(openai.ConflictError):
         await client.embeddings.create(
             model="text-embedding-3-small", input="x", extra_headers={"Idempotency-Key": key}
@@ -182,7 +182,7 @@ async def test_i7_after_a_provider_s_error_the_key_is_free(caller: Caller, strea
 async def plant(
     caller: Caller, body: bytes, key: str, *, state: str | None, cost_nano: int = 5000, source: str = "hold"
 ) -> UUID:
-    """A call whose maker died: its key is taken, and it ended (or not) in the ledger without an answer being kept."""
+    """Insert a call whose process died. Its key is taken; it has ended in the ledger or not; no answer was kept."""
     call_id = uuid4()
     digest = hashlib.sha256(b"chat\0" + body).digest()
     await caller.pool.execute(
@@ -219,7 +219,7 @@ async def test_i7_an_answer_lost_with_its_process_is_said_and_not_bought_again(c
 
 
 async def test_i7_a_call_of_which_nobody_knows_is_not_bought_again_in_silence(caller: Caller) -> None:
-    """The agent's policy gives an expired hold back; the provider may have billed the call all the same."""
+    """The agent's policy releases an expired hold, but the provider may have billed the call all the same."""
     body, key = json.dumps(request()).encode(), uuid4().hex
     await plant(caller, body, key, state="expired", cost_nano=0, source="none")
     status, _, answer = await send_bytes(caller, body, key)
@@ -229,8 +229,9 @@ async def test_i7_a_call_of_which_nobody_knows_is_not_bought_again_in_silence(ca
 
 
 async def test_i7_after_a_crash_one_purchase_and_no_stuck_key(caller: Caller) -> None:
-    """kill -9 while calls are under way, and just after an answer was kept. Whoever comes again gets the answer, or
-    hears that it is lost and what it cost; nothing is bought twice."""
+    """kill -9 while calls are in flight, and just after an answer was kept. A repeated request gets the answer, or an
+    error that says that it is lost and what it cost. Nothing is bought twice.
+    """
     slow = {"first_token_s": 1.5, "output_tokens": 20}
     bodies = [
         request(script=slow),
@@ -243,7 +244,7 @@ async def test_i7_after_a_crash_one_purchase_and_no_stuck_key(caller: Caller) ->
         _,
     ):
         calls = [send(caller, body, f"key {n}", one) for n, body in enumerate([*bodies, kept])]
-        ends = await asyncio.gather(*calls, return_exceptions=True)  # the last one's end is the others' too
+        ends = await asyncio.gather(*calls, return_exceptions=True)  # when the last one has ended, so have the others
     assert all(isinstance(end, aiohttp.ClientError) for end in ends), ends
     status, head, _ = await send(caller, kept, "key 3", url[0])
     assert (status, head["x-treasurer-replayed"]) == (200, "true")
@@ -273,7 +274,7 @@ async def test_i7_a_call_that_died_before_it_cost_anything_is_made_again(caller:
 
 
 async def test_i7_a_caller_that_left_finds_its_answer(caller: Caller) -> None:
-    """The connection breaks while the answer is under way: the call goes on, is paid for once, and its answer is kept."""
+    """The connection breaks while the answer is on its way: the call goes on, is paid for once, and its answer is kept."""
     body, key = request(script={"first_token_s": 1.0}), uuid4().hex
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(send(caller, body, key), 0.5)

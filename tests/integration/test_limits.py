@@ -1,4 +1,4 @@
-"""Rate limits on a real Redis: several limiters share it, and it may vanish, freeze, forget and return."""
+"""Rate limits on a real Redis, which several limiters share, and which may vanish, freeze, lose its data and return."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from llm_service.types import RateLimit, Scope
 async def limiter_on(
     url: str, *, timeout_s: float = 2, dead_s: float = 60
 ) -> AsyncIterator[tuple[RateLimiter, Redis, list[bool]]]:
-    """A limiter with a client of its own, as a gateway process has one. Patient, since tests share a machine."""
+    """A limiter with a separate client, as in a gateway process. Its time-outs are long: tests share a machine."""
     client = connect(url)
     heard: list[bool] = []
     limiter = RateLimiter(client, timeout_s=timeout_s, on_degraded=heard.append, dead_s=dead_s)
@@ -44,13 +44,13 @@ async def limiter_on(
 
 @pytest.fixture
 async def cleanup() -> AsyncIterator[AsyncExitStack]:
-    """What a test opens in its midst is closed when it ends, however it ends."""
+    """Closes what a test has opened, however the test ends."""
     async with AsyncExitStack() as stack:
         yield stack
 
 
 async def until(true: Callable[[], bool], within_s: float = 10) -> None:
-    """Wait for something to become true."""
+    """Wait until a condition is true."""
     deadline = time.monotonic() + within_s
     while not true():
         assert time.monotonic() < deadline, "it did not happen in time"
@@ -126,7 +126,7 @@ async def test_slots_return_and_tokens_are_corrected(redis_url: str) -> None:
             await limiter.acquire(uuid4(), rules, "m", 1, 30)
         limiter.release(first, 1_000)
         limiter.release(second, None)
-        third = await limiter.acquire(uuid4(), rules, "m", 50_000, 30)  # in order: after the releases
+        third = await limiter.acquire(uuid4(), rules, "m", 50_000, 30)  # after the releases
         left = int(third.headers()["x-ratelimit-remaining-tokens"])
         assert 60_000 - 56_000 <= left <= 60_000 - 56_000 + 3_000
 
@@ -186,12 +186,12 @@ async def test_a_caller_that_leaves_in_mid_question_leaves_no_slot(redis_url: st
 
 
 async def test_the_script_and_the_process_answer_alike(redis_url: str, cleanup: AsyncExitStack) -> None:
-    """The same calls by the same clock through `rate_limiter.lua` and through `local_rates.py`: every level is equal."""
+    """The same calls, by the same clock, through `rate_limiter.lua` and through `local_rates.py`: all levels are equal."""
     now = 1_800_000_000_000
     source = Path(__file__).parents[2] / "llm_service/guards/rate_limiter.lua"
     clock = "{tostring(math.floor(tonumber(ARGV[#ARGV]) / 1000)), tostring(tonumber(ARGV[#ARGV]) % 1000 * 1000)}"
     script = source.read_text()
-    # Redis expires keys by its own clock, which this test does not move.
+    # Redis expires keys by its own clock, which this test cannot move.
     for text, other in (("redis.call('TIME')", clock), (", 'PX', math.ceil(used / limit)", "")):
         assert script.count(text) == 1
         script = script.replace(text, other)
@@ -261,7 +261,7 @@ SLOTS = (RateLimit(1, Scope.KEY, "key:1", concurrent=3), RateLimit(2, Scope.MODE
 
 @asynccontextmanager
 async def holder(url: str, dead_s: float) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Another process, which holds all three slots of key 1 for 300 s and lives."""
+    """Another process that is alive and holds all three slots of key 1 for 300 s."""
     command = (sys.executable, "-c", _HOLDER, url, str(dead_s))
     process = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     try:
@@ -315,7 +315,7 @@ async def test_slots_are_given_back_though_the_limit_was_changed_or_removed_mean
 
 
 async def test_i6_nobody_is_taken_for_dead_right_after_redis_was_away(tmp_path: Path) -> None:
-    """While Redis was away nobody could beat: those who live get the time to find it again."""
+    """While Redis was away, no process could report that it is alive. Those that are get time to reconnect."""
     async with (
         own_redis(tmp_path / "redis") as (server, processes),
         limiter_on(server.url, timeout_s=0.25, dead_s=2.0) as (one, client, _),
@@ -346,7 +346,7 @@ async def test_a_process_that_closes_leaves_nothing(redis_url: str) -> None:
 
 @asynccontextmanager
 async def own_redis(directory: Path) -> AsyncIterator[tuple[EmbeddedRedis, list[subprocess.Popen[bytes]]]]:
-    """A Redis that this test may stop; the last process in the list is the live one."""
+    """A Redis that this test may stop. The last process in the list is the running one."""
     server = EmbeddedRedis(directory, free_port(), secrets.token_urlsafe(8))
     server.prepare()
     processes = [await start(server)]
@@ -404,7 +404,7 @@ async def test_i6_a_frozen_redis_hangs_nobody_and_keeps_no_slot_of_a_call_it_ans
         permits = await asyncio.gather(*(limiter.acquire(uuid4(), rules, "m", 1, 30) for _ in range(3)))
         assert time.monotonic() - started < 15, "it does not hang"
         assert all(permit.local for permit in permits)
-        limiter.release(held, 0)  # waits for Redis
+        limiter.release(held, 0)  # this call waits for Redis
         processes[-1].send_signal(signal.SIGCONT)
         await until(lambda: not limiter.degraded)
         await limiter.drain()
@@ -418,7 +418,7 @@ async def test_i6_a_redis_that_takes_no_writes_is_away(redis_url: str) -> None:
     rules = (RateLimit(1, Scope.KEY, "key:1", requests_per_minute=100),)
     async with limiter_on(redis_url) as (limiter, client, heard):
         await limiter.acquire(uuid4(), rules, "m", 1, 30)
-        await client.execute_command("REPLICAOF", "127.0.0.1", "1")  # a failover has made it a replica
+        await client.execute_command("REPLICAOF", "127.0.0.1", "1")  # after a failover, this server is a replica
         try:
             assert (await limiter.acquire(uuid4(), rules, "m", 1, 30)).local
             await asyncio.sleep(1)

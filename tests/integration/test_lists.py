@@ -1,4 +1,4 @@
-"""Lists come in pages, and what a page costs does not grow with what there is."""
+"""Lists come in pages, and the cost of a page does not grow with the number of rows."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from llm_service.administration import budget_queries, budgets, change_log, keys
 from llm_service.administration.paging import MOST, Page
 from llm_service.administration.transaction import reading
 
-#: More than are added up for one budget alone.
+#: More windows than are added up for a single budget.
 _CROWD = 25_000
 
 
 @pytest.fixture
 async def furnished(pool: asyncpg.Pool) -> asyncpg.Pool:
-    """Five of each kind (and the organisation and team that every installation has)."""
+    """Five rows of each kind, beside the organisation and the team that every installation has."""
     for name in ("d", "b", "e", "a", "c"):
         await organisations.create_organisation(pool, organisations.NewOrganisation(name=f"o {name}"))
         await organisations.create_team(pool, organisations.NewTeam(name=f"t {name}"))
@@ -82,7 +82,7 @@ async def test_a_row_that_goes_between_two_pages_hides_no_other(furnished: async
 
 
 async def crowd(pool: asyncpg.Pool, name: str, count: int) -> None:
-    """A budget for each user, with so many live windows, and as many that have ended."""
+    """A budget that is split by user, with this many live windows, and as many that have ended."""
     terms = {"limit": "5", "agent": "agent a", "window": "day", "per": "user", "name": name}
     made = await budgets.create_budget(pool, budgets.NewBudget.model_validate(terms))
     for days_ago in (0, 2):
@@ -122,7 +122,7 @@ async def test_one_subject_of_a_crowd_is_shown_alone(furnished: asyncpg.Pool) ->
 
 @pytest.mark.parametrize("analysed", [False, True])
 async def test_a_list_reads_a_bounded_number_of_windows(furnished: asyncpg.Pool, analysed: bool) -> None:
-    """Not a second more for a million subjects, or a year of minutes: counted in rows, which no busy machine changes."""
+    """A million subjects cost no more. The test counts rows, because times depend on how busy the machine is."""
     await crowd(furnished, "crowd", _CROWD)
     if analysed:
         await furnished.execute("ANALYZE windows")
@@ -137,7 +137,7 @@ async def test_a_list_reads_a_bounded_number_of_windows(furnished: asyncpg.Pool,
 
 
 async def rows_read(pool: asyncpg.Pool, statement: str, *arguments: object) -> int:
-    """How many rows of windows a statement looked at, whether it used them or not."""
+    """How many rows of `windows` a statement read, whether it used them or not."""
     async with reading(pool) as connection:
         text = await connection.fetchval(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", *arguments)
     (plan,) = orjson.loads(text)

@@ -1,4 +1,4 @@
-"""Migrations run once, whoever starts them and however many start at once."""
+"""Migrations run once, even if several processes start them at the same time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A fast part of the overspend test, against the stack; and the same scenarios where nothing keeps a budget."""
+"""A fast part of the overspend test against the stack; and the same scenarios without a gateway, which overspend."""
 
 from __future__ import annotations
 
@@ -49,10 +49,10 @@ async def test_i1_treasurer_passes_no_limit(stack: StackState, processes: Proces
         faults = (verdict.unbooked, verdict.unanswered, verdict.doubled, verdict.strays, verdict.unused_nano or 0)
         assert faults == (0, 0, 0, 0, 0), verdict
         assert verdict.books_minus_bill_nano == 0, verdict
-    # The budgets were used: what refuses everything keeps every limit.
+    # The budgets were used: a gateway that refuses everything would keep every limit.
     assert verdicts["burst"].answered >= 24
     assert verdicts["replicas"].answered >= 24
-    assert verdicts["same-idempotency-key"].billed_calls == 8 + 1  # and the call that proves that more would fit
+    assert verdicts["same-idempotency-key"].billed_calls == 8 + 1  # and the call that shows that more would fit
 
 
 async def test_without_a_gateway_the_same_scenarios_find_the_faults(processes: Processes, tmp_path: Path) -> None:

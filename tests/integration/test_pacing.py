@@ -1,4 +1,4 @@
-"""Pace and shares, decided in Postgres: the same arithmetic as Python's, in front of any number of callers."""
+"""Pace and shares are decided in Postgres: with the same arithmetic as in Python, and exactly for many callers at once."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ async def test_postgres_and_python_agree_to_the_nano(pool: asyncpg.Pool) -> None
             "SELECT treasury_paced_v1($1, $2, $3, $4, $5)", limit, curve.flat(), STARTS, ENDS, at
         )
         assert paced == curve.allowed(limit, STARTS, ENDS, at), (limit, curve, at)
-        if limit >= 10**12:  # below, a nano-dollar may take longer than a microsecond of float8's precision
+        if limit >= 10**12:  # below, float8 is not precise enough
             when = await pool.fetchval(
                 "SELECT treasury_paced_until_v1($1, $2, $3, $4, $5)", limit, curve.flat(), STARTS, ENDS, paced
             )
@@ -74,13 +74,13 @@ def request(who: Any, amount: int, floor: int, **fields: Any) -> HoldRequest:
 
 
 async def test_i1_a_paced_budget_is_never_ahead_of_its_curve(pool: asyncpg.Pool, database_url: str) -> None:
-    """Half of it from the start, and no more before the window's last ten-thousandth."""
+    """Half of the limit from the start, and no more until the last ten-thousandth of the window."""
     who = await principal(pool, window="month", pace="0%:50%,99.99%:50%,100%:100%")
     treasury = PostgresTreasury(database_url)
     try:
         answers = await asyncio.gather(*(treasury.admit(request(who, 30_000_000, 20_000_000)) for _ in range(50)))
         held = sum(answer.amount_nano for answer in answers if isinstance(answer, Hold))
-        assert held == 500_000_000  # to the last nano: 16 of 30 million, and one of 20
+        assert held == 500_000_000  # exactly: 16 calls of 30 million, and one of 20 million
         assert {answer.kind for answer in answers if isinstance(answer, Denial)} == {DenialKind.BUSY}
         for answer in answers:
             if isinstance(answer, Hold):
@@ -145,7 +145,7 @@ async def test_what_has_no_end_has_no_pace(pool: asyncpg.Pool) -> None:
 
 
 async def test_a_budget_for_all_time_has_no_pace_and_is_made_listed_and_shown(pool: asyncpg.Pool) -> None:
-    """Its window has no ends, which PostgreSQL before 17 cannot subtract."""
+    """Its window has infinite bounds, which PostgreSQL before 17 cannot subtract."""
     fields = {"name": "everything", "team": "default", "limit": "5", "window": "total"}
     made = await budgets.create_budget(pool, read_input(budgets.NewBudget, fields))
     assert made.limit_nano == 5_000_000_000

@@ -1,4 +1,4 @@
-"""Reports that hang keep no call from being served: each kind of work has its own connections to Postgres."""
+"""Each kind of work has separate connections to Postgres, so that reports that hang do not stop calls."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ async def test_hanging_reports_starve_no_call_and_what_is_beyond_them_is_told_wh
         connection = await things.enter_async_context(caller.pool.acquire())
         transaction = connection.transaction()
         await transaction.start()
-        # Reports read it and calls do not: whoever makes a report hangs until the lock is gone.
+        # Reports read this table and calls do not: reports hang until the lock is released.
         await connection.execute("LOCK TABLE refusals IN ACCESS EXCLUSIVE MODE")
         reports = [asyncio.create_task(ask("/reports/costs")) for _ in range(2 * READING_AT_A_TIME)]
         refused = [await task for task in list(await _first(reports, READING_AT_A_TIME))]
@@ -59,7 +59,7 @@ async def test_hanging_reports_starve_no_call_and_what_is_beyond_them_is_told_wh
 
 
 async def _first(tasks: list[asyncio.Task[tuple[int, dict[str, str], str]]], count: int):
-    """The first so many tasks to end."""
+    """Wait for this many tasks to end, and return them."""
     pending, ended = set(tasks), set[asyncio.Task[tuple[int, dict[str, str], str]]]()
     async with asyncio.timeout(60):
         while len(ended) < count:

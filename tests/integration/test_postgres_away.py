@@ -36,7 +36,7 @@ from llm_service.administration.inputs import read_input
 from tests.processes import running_postgres
 
 ADMIN = "an-administrators-key-from-the-settings"
-#: Enough for the gateway's pools, few enough to take them all.
+#: Enough for the gateway's pools, but few enough for a test to take all of them.
 MAX_CONNECTIONS = 40
 
 MODEL: dict[str, Any] = {
@@ -51,7 +51,7 @@ MODEL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Ask:
-    """One request. `reads`: it changes nothing, so it is answered by a Postgres that takes no writes."""
+    """One request. `reads`: it changes nothing, so a Postgres that accepts no writes answers it."""
 
     path: str
     json: Mapping[str, Any] | None = None
@@ -99,7 +99,7 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", "/reports/costs"): [Ask("/reports/costs", reads=True), Ask("/reports/costs?format=csv", reads=True)],
     ("GET", "/readyz"): [Ask("/readyz", reads=True)],
 }
-#: Routes that serve without Postgres, and what they answer then. A breaker is for trouble, and Postgres may be part of it.
+#: Routes that work without Postgres, with their answers then. Breakers must work in an emergency such as this one.
 WITHOUT_POSTGRES: dict[tuple[str, str], tuple[str, int]] = {
     ("GET", "/healthz"): ("/healthz", 200),
     ("GET", "/metrics"): ("/metrics", 200),
@@ -145,13 +145,13 @@ READING_COMMANDS: dict[str, str] = {
 }
 #: What a database that was never migrated makes of everything.
 MIGRATE = "run `treasurer migrate`"
-#: These start a stack with a Postgres of its own, or ask a running gateway, whose routes are above.
+#: These start a stack with a separate Postgres, or call a running gateway, whose routes are tested above.
 OTHER_COMMANDS = {"up", "demo", "breaker list", "breaker open", "breaker reset"}
 
 
 @pytest.fixture(scope="module")
 def server(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[EmbeddedPostgres]:
-    """A PostgreSQL that may be stopped, with few connections."""
+    """A PostgreSQL server with few connections, which a test may stop."""
     tuning = {"fsync": "off", "max_connections": str(MAX_CONNECTIONS), "autovacuum": "off"}
     away = embedded_postgres(service_dir / "away", free_port(), secrets.token_urlsafe(16), tuning)
     with running_postgres(away, service_dir / "away.log", stop_with_us) as running:
@@ -206,7 +206,7 @@ async def world(
             capsys.readouterr()
             code = 0
             try:
-                await asyncio.to_thread(main)  # it has an event loop of its own
+                await asyncio.to_thread(main)  # the command starts an event loop itself
             except SystemExit as ended:
                 code = int(ended.code or 0)
             return code, capsys.readouterr().err
@@ -221,7 +221,7 @@ async def world(
 
 @asynccontextmanager
 async def _catalogue() -> AsyncIterator[str]:
-    """As much of LiteLLM Proxy as the catalogue is read from."""
+    """The part of LiteLLM Proxy's API from which the catalogue is read."""
 
     async def models(_: web.Request) -> web.Response:
         embedding = {**MODEL, "model_name": "e", "model_info": {**MODEL["model_info"], "id": "d2", "mode": "embedding"}}
@@ -261,7 +261,7 @@ def walked_commands(command: Any, path: tuple[str, ...]) -> Iterator[str]:
 
 @asynccontextmanager
 async def read_only(world: World) -> AsyncIterator[None]:
-    """As an operator sets it, or as a standby is."""
+    """As an operator may configure it, or as a standby server is."""
     other = await asyncpg.connect(world.maintenance)
     try:
         await other.execute("ALTER SYSTEM SET default_transaction_read_only = on")
@@ -304,7 +304,7 @@ END $$
 
 @asynccontextmanager
 async def full(world: World) -> AsyncIterator[None]:
-    """Whatever writes fails with what PostgreSQL raises for a disk without room."""
+    """Every write fails with the error that PostgreSQL raises when a disk is full."""
     other = await asyncpg.connect(world.url)
     try:
         await other.execute(_FULL)
@@ -316,7 +316,7 @@ async def full(world: World) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def without_connections(world: World) -> AsyncIterator[None]:
-    """Others have all connections that the server takes."""
+    """Other clients have all connections that the server accepts."""
     taken = [await asyncpg.connect(world.maintenance, server_settings={"application_name": "taken"})]
     try:
         async with asyncio.timeout(20):
@@ -341,7 +341,7 @@ async def without_connections(world: World) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def stopped(world: World) -> AsyncIterator[None]:
-    """The server is gone, for the rest of the module."""
+    """The server is stopped for the rest of the module."""
     os.kill(int((world.server.data / "postmaster.pid").read_text().split()[0]), signal.SIGINT)
     async with asyncio.timeout(20):
         while await world.server.answers():
@@ -351,7 +351,7 @@ async def stopped(world: World) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def never_migrated(world: World) -> AsyncIterator[None]:
-    """The database is there, and empty: as an operator has it who has made it and nothing else."""
+    """The database exists and is empty, as after an operator has created it and nothing else."""
     other = await asyncpg.connect(world.url)
     try:
         await other.execute("ALTER SCHEMA public RENAME TO aside; CREATE SCHEMA public")
@@ -361,7 +361,7 @@ async def never_migrated(world: World) -> AsyncIterator[None]:
         await other.close()
 
 
-# -- what is asked of each
+# -- what is asked in each state
 
 
 async def every_route_says_so(world: World, *, reads_go_on: bool, words: str = "", wrong: list[str]) -> None:
@@ -390,7 +390,7 @@ async def every_route_says_so(world: World, *, reads_go_on: bool, words: str = "
 async def every_command_says_so(world: World, *, reads_go_on: bool, words: str = "", wrong: list[str]) -> None:
     for name, arguments in (COMMANDS | READING_COMMANDS).items():
         if words == MIGRATE and name == "migrate":
-            continue  # it is what mends this
+            continue  # this command repairs the state
         code, err = await world.run(f"{name} {arguments.format(feed=world.feed)}")
         if reads_go_on and name in READING_COMMANDS:
             if code != 0:

@@ -1,7 +1,8 @@
-"""Servers of one's own: the treasury's tests hold on every PostgreSQL from 15 on; an older one is refused by name.
+"""Other PostgreSQL servers than the embedded one: the treasury's tests pass on versions from 15 on; an older version is
+refused with a message that names it.
 
-The other tests run on the embedded PostgreSQL. Here those of the treasury's SQL run again, in a pytest session of
-their own, on each older one that this machine has (Debian 12: `apt-get install postgresql-15`).
+The other tests run on the embedded PostgreSQL. Here those of the treasury's SQL run again, in a separate pytest
+session, on each older version that this machine has (Debian 12: `apt-get install postgresql-15`).
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ ROOT = Path(__file__).parent.parent.parent
 #: Where Debian keeps the programs of its versions.
 _INSTALLED = Path("/usr/lib/postgresql")
 _VERSIONS = (15, 16, 17)
-#: What goes to the treasury's functions, its windows and the audit. (With all that reads of them it would take minutes.)
+#: The tests of the treasury's functions, its windows and the audit; all tests that read them would take minutes.
 _SUBSET = ("test_migrations.py", "test_pacing.py", "test_treasury.py", "test_treasury_edges.py", "test_audit.py")
-#: Of administration what writes windows: among others `total` budgets, alone and in the list.
+#: The tests of administration that write windows: among others with `total` budgets, alone and in lists.
 _ADMINISTRATION = "test_administration.py"
 _CHOSEN = "not hundred_thousand and not under_fire and (not test_administration or budget or limit or top_up or state)"
 
@@ -60,7 +61,7 @@ def test_the_treasury_holds_on(version: int) -> None:
 
 
 async def test_the_session_runs_on_the_server_it_names(database_url: str) -> None:
-    """Or the session above would prove nothing."""
+    """Without this check, the session above would prove nothing."""
     connection = await asyncpg.connect(database_url)
     try:
         running = connection.get_server_version().major
@@ -75,7 +76,7 @@ async def test_the_session_runs_on_the_server_it_names(database_url: str) -> Non
 
 @pytest.fixture
 async def too_old(empty_database_url: str) -> AsyncIterator[str]:
-    """The address of a PostgreSQL that says it is 14: between it and us, its version is written over."""
+    """The address of a server that claims to be PostgreSQL 14: on the way to us, its version is overwritten."""
     where, _, database = empty_database_url.rpartition("@")[2].partition("/")
     host, _, port = where.partition(":")
 
@@ -94,7 +95,7 @@ async def too_old(empty_database_url: str) -> AsyncIterator[str]:
                 forward(reader, upstream_writer, rewrites=False), forward(upstream_reader, writer, rewrites=True)
             )
         except ConnectionError:
-            pass  # whoever has left
+            pass  # a client that has left
         finally:
             writer.close()
             upstream_writer.close()
@@ -117,7 +118,7 @@ async def run(url: str, *command: str) -> tuple[int | None, str]:
 
 
 def refused(said: str, url: str) -> bool:
-    """In one message, with version and address, and without the password."""
+    """The refusal is one message that contains the version and the address, but not the password."""
     password = url.split(":")[2].split("@")[0]
     wanted = rf"PostgreSQL 14\.\d+ at {re.escape(without_password(url))}: Treasurer needs {OLDEST_POSTGRES} or newer\."
     return re.search(wanted, said) is not None and password not in said and "Traceback" not in said
@@ -159,7 +160,7 @@ async def test_up_refuses_it(too_old: str, tmp_path: Path) -> None:
 
 
 async def test_a_gateway_that_meets_it_later_says_so(too_old: str) -> None:
-    """One that started while Postgres was away: every call is refused, the readiness page names it, nothing is written."""
+    """A gateway that started while Postgres was away refuses every call, writes nothing, and `/readyz` names the version."""
     connection = Connection(too_old, name="test")
     for _ in range(2):
         with pytest.raises(PostgresTooOld, match=r"^PostgreSQL 14\.\d+: Treasurer needs 15 or newer\.$"):

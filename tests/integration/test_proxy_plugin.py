@@ -1,4 +1,4 @@
-"""The plugin in the real LiteLLM Proxy: nobody comes in without a grant, and every attempt leaves its witness."""
+"""The plugin in the real LiteLLM Proxy: nothing is served without a grant, and every attempt leaves a witness."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 
 
 class Caller:
-    """Speaks to LiteLLM Proxy as the service does, with a grant for each request."""
+    """Calls LiteLLM Proxy as the service does, with a grant for each request."""
 
     def __init__(self, stack: StackState, session: aiohttp.ClientSession) -> None:
         self._stack = stack
@@ -60,14 +60,16 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 
 
 def chat(model: str = "gpt-4o", text: str = "hello", script: dict[str, Any] | None = None, **fields: Any) -> bytes:
-    """A request; `script` tells the simulated provider what to do with it."""
+    """The body of a request; `script` tells the simulated provider what to do with it."""
     marker = f" [[sim: {json.dumps(script)}]]" if script else ""
     message = {"role": "user", "content": f"{text} {uuid4()}{marker}"}
     return json.dumps({"model": model, "max_tokens": 40, "messages": [message], **fields}).encode()
 
 
 async def witnesses(stack: StackState, call_id: UUID, count: int = 1) -> list[asyncpg.Record]:
-    """The call's witnesses in the order of their ends, as soon as there are so many (a spool may be replayed ten seconds after Postgres is back)."""
+    """The call's witnesses by the time of their ends, as soon as there are this many. (After an outage of Postgres, a
+    spool may be replayed up to ten seconds late.)
+    """
     connection = await asyncpg.connect(stack.database_url)
     try:
         deadline = time.monotonic() + 40
@@ -243,7 +245,7 @@ async def test_i2_no_witness_is_lost_while_postgres_restarts(stack: StackState, 
 
 
 async def _ready(stack: StackState) -> None:
-    """Wait until the gateways have their Postgres back, for the tests that come next."""
+    """Wait until the gateways can use Postgres again, for the tests that come next."""
     async with aiohttp.ClientSession() as session:
         for url in stack.gateway_urls:
             for _ in range(100):

@@ -1,4 +1,4 @@
-"""Whoever settles a hold settles it at the rates that it was made with (I2)."""
+"""A hold is settled at the rates that it was made with, whichever process settles it (I2)."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ async def posted(pool: asyncpg.Pool, held: Hold) -> int:
 async def test_i2_a_sweeper_with_other_prices_or_without_the_model_posts_the_holds_own(
     pool: asyncpg.Pool, treasury: PostgresTreasury, theirs: float | None
 ) -> None:
-    """Two stacks on one database; a price that was changed, or a model that was taken away, while its call is held."""
+    """Two stacks use one database. While a call is held, the price of its model is changed, or the model is removed."""
     held = await hold(pool, treasury, model(0.000001))
     await witness(pool, held, 1_800_000)
 
@@ -94,14 +94,14 @@ async def test_i2_a_late_witness_corrects_by_the_rates_of_the_hold(
     await asyncio.sleep(0.05)
     sweeper = Sweeper(pool, treasury, lambda *_: 7)
     assert await sweeper.sweep() == 1
-    assert await posted(pool, held) == 5_000_000  # nobody could tell
+    assert await posted(pool, held) == 5_000_000  # no witness yet, so the whole hold is posted
     await witness(pool, held, 1_800_000)
     assert await sweeper.sweep() == 1
     assert await posted(pool, held) == 1_800_000
 
 
 async def test_i1_a_witness_far_above_the_rates_is_posted(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
-    """The proxy's prices were raised, and the gateway's catalogue was not read since."""
+    """The proxy's prices were raised, and the gateway has not read the catalogue since."""
     held = await hold(pool, treasury, model(0.00000001))
     await witness(pool, held, 1_800_000)
     await asyncio.sleep(0.05)

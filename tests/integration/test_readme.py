@@ -1,4 +1,4 @@
-"""The README's examples, run as they stand against the real stack; only the address and the key are put in."""
+"""The README's examples, run without changes against the real stack; only the address and the key are inserted."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Budgets and rate limits over real HTTP: which calls they bind, and what each refusal tells a program.
+"""Budgets and rate limits over real HTTP: which calls they apply to, and what each refusal tells a program.
 
-Exhausted, busy and too fast are three answers: final for the window, come back when others have settled, slow down.
+There are three different answers: exhausted (final for the window), busy (retry when other calls have been settled),
+and too fast (slow down).
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ async def test_exhausted_is_final_and_says_everything(caller: Caller) -> None:
     assert await caller.ledger() == []
     assert await caller.invoice() == []
     deadline = time.monotonic() + 10
-    while True:  # refusals are counted, some time later
+    while True:  # refusals are counted a little later
         counted = await caller.pool.fetch(
             "SELECT reason, sum(count)::int AS count FROM refusals WHERE agent_id = $1 GROUP BY reason", caller.agent_id
         )
@@ -70,7 +71,7 @@ async def test_exhausted_says_when_it_resets(stack: StackState) -> None:
 
 
 async def test_busy_is_not_exhausted_and_says_when_to_come_back(caller: Caller) -> None:
-    """One call in flight holds what is left: another one waits a little, is told to come back, and then has room."""
+    """One call in flight holds what is left. A second call waits a little, gets a time for a retry, and then has room."""
     await caller.admin("PATCH", caller.first_budget, {"limit": "0.000050"})  # 50,000 nano-dollars
     script = {"first_token_s": 4.0, "output_tokens": 1}
     holding = asyncio.create_task(caller.call(max_tokens=70, messages=said(script=script)))
@@ -136,7 +137,7 @@ async def test_tokens_a_minute_are_held_before_and_corrected_after(caller: Calle
     await limited(caller, tokens_per_minute=1000)
     await caller.call(
         max_tokens=700, messages=said(script={"output_tokens": 10})
-    )  # held: 700 and the text; used: some 60
+    )  # held: 700 and the text; used: about 60
     assert caller.last.headers["x-ratelimit-limit-tokens"] == "1000"
     assert int(caller.last.headers["x-ratelimit-remaining-tokens"]) < 300
     await asyncio.sleep(0.3)
@@ -170,7 +171,7 @@ async def test_calls_in_flight_are_counted_over_both_processes(caller: Caller) -
         max_tokens=400,
         stream=True,
     )
-    await stream.close()  # a caller who leaves gives its slot back
+    await stream.close()  # when a caller leaves, its slot is given back
     await caller.settled()
     await asyncio.gather(*(caller.call(url) for url in caller.stack.gateway_urls))
 
@@ -192,8 +193,8 @@ async def test_a_limit_on_a_model_leaves_the_others(caller: Caller) -> None:
     ],
 )
 async def test_a_budget_for_each_value_is_a_budget_each(caller: Caller, per: str, header: str) -> None:
-    """Room for one call of a value; another value, and none at all, have a window of their own."""
-    await caller.budget("0.000030", per=per)  # 30,000 nano-dollars: the text, and some tokens
+    """There is room for one call of each value. Another value, and calls without one, have separate windows."""
+    await caller.budget("0.000030", per=per)  # 30,000 nano-dollars: enough for the text and some tokens
     used = said(script={"output_tokens": 60})
     for value in ("one", "two", None):
         extra = {} if value is None else {header: value}
@@ -264,7 +265,7 @@ async def test_a_key_is_limited_to_its_models(caller: Caller) -> None:
 
 
 async def test_i1_many_at_once_never_pass_a_small_budget(caller: Caller) -> None:
-    """Forty callers through both processes; what is refused was refused for the right reason."""
+    """Forty callers through both processes. Each refusal must have the right reason."""
     await caller.admin("PATCH", caller.first_budget, {"limit": "0.000400"})
 
     async def one(number: int) -> str | None:

@@ -1,4 +1,4 @@
-"""Cost reports against the real database: every sum is compared with what was put into the ledger."""
+"""Cost reports against the real database: every sum is compared with the rows that the test put into the ledger."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NOW = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
 
 
 class Books:
-    """Writes ledger and refusal rows as settlement and the service would."""
+    """Writes rows of the ledger and of refusals, as settlement and the service would."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self.pool = pool

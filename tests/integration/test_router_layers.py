@@ -1,7 +1,7 @@
-"""LiteLLM's router and the service's chain together: how often the provider is really asked, counted by the provider.
+"""LiteLLM's router and the service's chain together: how often the provider is really asked, as the provider counts it.
 
 What must hold: no error is retried in both layers. LiteLLM tries another deployment of the same model after 429 and
-503, where there is one; the service retries the same model only for what LiteLLM has not.
+503, if there is one. The service retries the same model only after errors that LiteLLM has not retried.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import pytest
 from gateway.stack.state import StackState
 from tests.integration.caller import Caller, open_caller, said
 
-#: LiteLLM takes a deployment that failed out for this long.
+#: LiteLLM does not use a deployment for this long after it failed.
 COOLDOWN_S = 5.5
-#: Two deployments; all others have one.
+#: This model has two deployments; all others have one.
 BALANCED = "gpt-4o-mini"
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 
@@ -45,7 +45,7 @@ async def ask(caller: Caller, model: str, streamed: bool) -> None:
 
 
 async def asked(caller: Caller, model: str, do: dict[str, Any], *, streamed: bool = False) -> int:
-    """How often the provider was asked for one call that fails so."""
+    """How often the provider was asked for one call that fails in this way."""
     underlying = model.rpartition("/")[2]
     await script(caller, [{"model": underlying, "do": do}])
     with pytest.raises(openai.APIError):
@@ -95,7 +95,7 @@ async def test_embeddings_are_asked_for_once(caller: Caller) -> None:
 
 @STREAMED
 async def test_no_error_is_retried_in_both_layers(caller: Caller, streamed: bool) -> None:
-    """A route with two retries: after LiteLLM's own try of the other deployment there is none; else three tries."""
+    """The route has two retries. There are three tries, unless LiteLLM has already tried another deployment."""
     await caller.admin("PUT", "routes", {"agent": caller.agent, "model": "*", "retries": 2})
     await asyncio.sleep(COOLDOWN_S)
     assert await asked(caller, BALANCED, {"status": 503}, streamed=streamed) == 2

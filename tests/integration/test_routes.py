@@ -1,4 +1,4 @@
-"""Routes: set, listed, removed, and read with the principal at once; by REST and by the command line."""
+"""Routes are set, listed and removed, over the REST API and the command line, and are read with the principal at once."""
 
 from __future__ import annotations
 
@@ -163,10 +163,10 @@ async def test_by_the_command_line(treasurer: Treasurer, pool: asyncpg.Pool) -> 
 async def test_a_slip_in_a_models_name_is_told(
     treasurer: Treasurer, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The route is set all the same: models may come later. A condition that does not exist is read as a name, too."""
+    """The route is set all the same: the model may be added later. An unknown condition counts as part of a name."""
     await an_agent(pool)
     running = SimpleNamespace(real=["gpt-4o"], simulated=["claude-haiku-5-5"])
-    monkeypatch.setattr("gateway.cli.routes.running_state", lambda: running)
+    monkeypatch.setattr("gateway.stack.state.running_state", lambda: running)
     sound = ("route", "set", "--agent", "news", "--model", "gpt-*", "--fallback", "claude-haiku-5-5:error")
     assert (await treasurer(*sound)).err == ""
     slips = await treasurer(*sound, "--fallback", "gpt-4o:eror", "--downgrade", "gpt-4", "--json")

@@ -54,7 +54,7 @@ async def test_a_lower_limit(treasurer: Treasurer, pool: asyncpg.Pool, database_
 
 
 async def test_a_period_that_begins_within_a_window(pool: asyncpg.Pool, database_url: str) -> None:
-    """The policy changes when the period begins: what its windows had spent by then is spent."""
+    """The changed policy applies from the beginning of the period. What windows had spent by then stays spent."""
     await an_agent(pool)
     await spend(pool, database_url, [200_000_000] * 4)
     began = await pool.fetchval("SELECT clock_timestamp()")
@@ -70,7 +70,7 @@ async def test_a_period_that_begins_within_a_window(pool: asyncpg.Pool, database
     await budgets.top_up(pool, name, read_input(budgets.NewTopUp, {"amount": "0.05"}))
     await spend(pool, database_url, [50_000_000])
     calls = await read_calls(pool, began, datetime.now(UTC) + timedelta(minutes=1))
-    assert (len(calls), refused(850_000_000)) == (3, 1)  # the top-up began after the second
+    assert (len(calls), refused(850_000_000)) == (3, 1)  # the top-up began after the second call
 
 
 async def test_what_is_typed_wrong(treasurer: Treasurer) -> None:

@@ -1,4 +1,4 @@
-"""The whole stack is there, and says where."""
+"""The whole stack starts, and reports its addresses."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""`treasurer up` against what happens to it: signals, kills, a second start, taken ports, external servers.
+"""`treasurer up` under signals, kills, a second start, taken ports and external servers.
 
-LiteLLM Proxy is a stand-in here (an external one, as `TREASURER_PROXY_URL` allows), so that a start takes
-seconds; the whole real stack is in `test_stack_starts.py`.
+LiteLLM Proxy is replaced by a stand-in here (an external proxy, as `TREASURER_PROXY_URL` allows), so that a start takes
+seconds. The whole real stack is tested in `test_stack_starts.py`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 class StandIn(BaseHTTPRequestHandler):
-    """An upstream that says yes to everything."""
+    """A server that answers every request with success."""
 
     def do_GET(self) -> None:
         info = b'{"id": "1", "mode": "chat", "treasurer_free": true}'
@@ -95,7 +95,7 @@ Starter = Callable[..., Up]
 def up(
     service_dir: Path, proxy_url: str, stop_with_us: Callable[[int], None], request: pytest.FixtureRequest
 ) -> Iterator[Starter]:
-    """Starts supervisors, and stops what the test leaves."""
+    """Starts supervisors; stops those that are still running after the test."""
     started: list[Up] = []
 
     def start(*arguments: str, name: str = request.node.name, **environ: str) -> Up:

@@ -1,4 +1,4 @@
-"""The gauges that Prometheus gets from the treasury's tables, on a real database."""
+"""The gauges that are computed from the treasury's tables for Prometheus, on a real database."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The treasury on a real PostgreSQL: admission and settlement against a plain reference, crashes, expiry, changes."""
+"""The treasury on a real PostgreSQL: compared with a simple reference, and under crashes, expiry and changes."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def treasury(database_url: str) -> AsyncIterator[PostgresTreasury]:
 
 
 async def principal(pool: asyncpg.Pool) -> Principal:
-    """A new agent, at the newest epoch."""
+    """A new agent's principal, at the newest epoch."""
     name = f"agent {next(numbers)}"
     agent_id = await pool.fetchval("INSERT INTO agents (team_id, name) SELECT id, $1 FROM teams RETURNING id", name)
     await look_at_the_epoch(pool)
@@ -109,7 +109,7 @@ async def books_are_right(pool: asyncpg.Pool) -> None:
 
 @dataclass
 class Reference:
-    """Budgets as anybody would write them down: no groups, no locks, no SQL."""
+    """Budgets in plain Python, as a reference: no groups, no locks, no SQL."""
 
     limits: list[int]
     posted: list[int] = field(default_factory=list)
@@ -169,7 +169,7 @@ async def test_i1_i4_groups_decide_as_one_by_one(
                 ended.append((outcome, min(cost, outcome.amount_nano), budgets))
             else:
                 assert ("exhausted" if outcome.final else "busy") == expected
-        for hold, cost, budgets in ended[::2]:  # every other one stays in flight into the next group
+        for hold, cost, budgets in ended[::2]:  # half of the calls stay in flight while the next group is decided
             reference.settle(hold.amount_nano, cost, budgets)
         await asyncio.gather(*(treasury.settle_soon(post(hold, cost)) for hold, cost, _ in ended[::2]))
         for number, b in zip(ids, range(4), strict=True):
@@ -203,7 +203,7 @@ ZONES = [
 
 
 def reference_window(kind: str, zone: str, at: datetime) -> tuple[datetime, datetime]:
-    """Calendar periods on the wall clock of a zone, by zoneinfo alone."""
+    """Calendar periods in local time, computed with zoneinfo alone."""
     local = at.astimezone(ZoneInfo(zone)).replace(tzinfo=None)
     start = local.replace(hour=0, minute=0, second=0, microsecond=0)
     if kind == "week":
@@ -356,7 +356,7 @@ async def test_windows_start_again_when_their_period_is_over(pool: asyncpg.Pool,
     )
     await pool.execute("UPDATE holds SET started_at = started_at - interval '1 day'")
     assert isinstance(await treasury.admit(request(who, 100, number)), Hold)
-    await treasury.settle_soon(post(hold, 40))  # belongs to the day that it was held in
+    await treasury.settle_soon(post(hold, 40))  # it belongs to the day in which it was held
     rows = await pool.fetch(
         "SELECT posted_nano, pending_nano FROM windows WHERE budget_id = $1 ORDER BY starts_at", number
     )
@@ -409,7 +409,7 @@ async def test_i2_a_caller_who_leaves_during_admission_holds_nothing(
         if await pool.fetchval("SELECT count(*) FROM holds") == 0:
             break
         await asyncio.sleep(0.05)
-    await treasury.admit(request(who, 1, number))  # the next group has run, so the first one has
+    await treasury.admit(request(who, 1, number))  # the next group has run, so this one has too
     await treasury.drain()
     assert (await window(pool, number))[1] == 1
     await books_are_right(pool)
@@ -434,7 +434,7 @@ async def test_i2_an_admission_whose_answer_is_lost_is_voided(pool: asyncpg.Pool
     await pool.release(blocker)
     await treasury.drain()
     assert await window(pool, number) == (0, 1)
-    assert isinstance(await treasury.admit(request(who, 90, number)), Hold)  # it has connected again
+    assert isinstance(await treasury.admit(request(who, 90, number)), Hold)  # the treasury has connected again
     await books_are_right(pool)
 
 
@@ -558,5 +558,5 @@ async def test_i6_without_postgres_no_call_is_admitted() -> None:
         await away.admit(request(Principal(1, "o", 1, "t", 1, "a", None, None, 1), 5))
     assert caught.value.status == 503
     assert caught.value.retry_after == 1
-    await asyncio.wait_for(away.drain(), 0.3)  # it was not sent, so that there is nothing to void
+    await asyncio.wait_for(away.drain(), 0.3)  # it was never sent to Postgres, so there is nothing to void
     await away.close(timeout_s=0.1)

@@ -1,4 +1,4 @@
-"""The treasury in Postgres does what every treasury must do, and decides as the one in memory."""
+"""The treasury in Postgres passes the tests that every treasury must pass, and decides like the one in memory."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ async def world(pool: asyncpg.Pool, database_url: str) -> AsyncIterator[Postgres
 
 
 class TestInPostgres(TreasuryContract):
-    """The cases are inherited."""
+    """The test cases are inherited."""
 
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_both_treasuries_decide_alike(world: PostgresWorld, seed: int) -> None:
-    """A random sequence of holds and ends, given to both: the same amounts, denials and results."""
+    """Both get the same random holds and settlements, and must return the same amounts, denials and results."""
     chance = random.Random(seed)
     limits = {await world.budget(limit): limit for limit in (300, 1_000, 5_000)}
     memory = InMemoryTreasury(limits)
@@ -60,7 +60,7 @@ async def test_both_treasuries_decide_alike(world: PostgresWorld, seed: int) -> 
     denials = 0
     for _ in range(200):
         if holds and chance.random() < 0.45:
-            hold = chance.choice(holds)  # some are settled for a second time
+            hold = chance.choice(holds)  # some are settled twice
             end = posted(hold, chance.randint(0, hold.amount_nano)) if chance.random() < 0.8 else voided(hold)
             assert await world.treasury.settle_soon(end) == await memory.settle_soon(end)
             continue

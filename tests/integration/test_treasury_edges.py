@@ -1,4 +1,4 @@
-"""The treasury at its edges: callers who leave in the last moment, two who settle at once, outages that last."""
+"""Edge cases of the treasury: callers that leave at the last moment, two settlements at once, long outages."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def post(hold: Hold, cost: int) -> Settlement:
 
 
 def expire(hold: Hold) -> Settlement:
-    """As the sweeper ends a hold without a witness."""
+    """End a hold as the sweeper does when there is no witness."""
     return Settlement(hold.call_id, hold.attempt, LedgerState.EXPIRED, hold.amount_nano, usage_source=UsageSource.HOLD)
 
 
@@ -82,7 +82,7 @@ async def books_are_right(pool: asyncpg.Pool) -> None:
 
 
 async def test_i2_a_caller_who_leaves_as_the_hold_is_made_holds_nothing(pool: asyncpg.Pool, database_url: str) -> None:
-    """Cancelled after the group has run and before the task has woken: nobody else knows of the hold."""
+    """The caller is cancelled after its group has run but before its task wakes: only the treasury knows the hold."""
     tasks: list[asyncio.Task[object]] = []
 
     def leave(kind: str, _size: int, _seconds: float) -> None:
@@ -137,7 +137,7 @@ async def test_i2_the_owner_is_heard_in_the_same_group_as_the_sweeper(
 
 
 async def test_i6_refusals_while_postgres_is_away_leave_nothing_to_settle() -> None:
-    """What was never sent to Postgres needs no void: an outage must not fill the memory."""
+    """A request that was never sent to Postgres needs no void: an outage must not fill the memory."""
     treasury = PostgresTreasury("postgresql://nobody@127.0.0.1:1/nothing")
     who = Principal(1, "o", 1, "t", 1, "a", None, None, 1)
     for _ in range(20):
@@ -149,7 +149,7 @@ async def test_i6_refusals_while_postgres_is_away_leave_nothing_to_settle() -> N
 
 @asynccontextmanager
 async def slow_to_hang_up(database_url: str) -> AsyncIterator[str]:
-    """A wire to Postgres that carries all that Postgres says, and not (yet) that it has hung up."""
+    """A connection that forwards everything from Postgres, but not (yet) that Postgres has closed it."""
     parts = urlsplit(database_url)
     ends: list[asyncio.StreamWriter] = []
 
@@ -177,7 +177,7 @@ async def slow_to_hang_up(database_url: str) -> AsyncIterator[str]:
 async def test_i2_a_settlement_that_meets_postgres_last_word_is_tried_again(
     pool: asyncpg.Pool, database_url: str
 ) -> None:
-    """Postgres has said that it goes, and its connection is not closed yet: what comes then is not lost."""
+    """Postgres has announced that it stops, but the connection is not closed yet: a settlement now is not lost."""
     async with slow_to_hang_up(database_url) as url:
         treasury = PostgresTreasury(url, retry_s=0.05)
         who = await principal(pool)
@@ -189,11 +189,11 @@ async def test_i2_a_settlement_that_meets_postgres_last_word_is_tried_again(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() "
             "AND application_name LIKE 'treasurer %'"
         )
-        await asyncio.sleep(0.3)  # its last word has been carried
+        await asyncio.sleep(0.3)  # the announcement has been forwarded
         assert await treasury.settle_soon(post(second, 20)) == "settled"
         with pytest.raises(TreasuryUnavailable):
             await treasury.admit(request(who, 30, number))
-        await treasury.drain()  # the void of what may have been written
+        await treasury.drain()  # the void of a hold that may have been written
         assert await spent(pool, number) == (45, 0)
         await treasury.close()
     await books_are_right(pool)
@@ -226,13 +226,13 @@ async def held(pool: asyncpg.Pool, treasury: PostgresTreasury, *, expired: bool 
 async def test_i1_a_witness_without_usage_is_no_proof_that_nothing_was_bought(
     pool: asyncpg.Pool, treasury: PostgresTreasury, outcome: str, cost_nano: int | None
 ) -> None:
-    """A provider that left usage out, and a stream that was left before its first chunk: both bill the input."""
+    """The provider left usage out, or the stream was left before its first chunk: the input is billed in both cases."""
     hold, number = await held(pool, treasury)
     await witness(pool, hold, outcome, cost_nano)
     sweeper = Sweeper(pool, treasury, lambda _m, _d, usage, _t: usage.input_tokens)
     assert await sweeper.sweep() == 1
     assert await spent(pool, number) == (60, 0)
-    assert await sweeper.sweep() == 0  # it has ended: nothing is left to find, sweep after sweep
+    assert await sweeper.sweep() == 0  # it has ended, so later sweeps find nothing
     await books_are_right(pool)
 
 
@@ -271,7 +271,7 @@ async def test_i2_a_late_witness_that_nothing_was_bought_gives_the_hold_back(
 async def test_i2_an_owner_that_was_stopped_knows_better_than_half_of_the_witnesses(
     pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
-    """One deployment refused, and its witness came; the second one answered, and its witness never did."""
+    """One deployment refused, and there is a witness of that. The second one answered, and its witness never arrived."""
     hold, number = await held(pool, treasury)
     await witness(pool, hold, "failure", 0)
     assert await Sweeper(pool, treasury, lambda _m, _d, _u, _t: 0).sweep() == 1
@@ -287,7 +287,7 @@ async def test_i2_one_hold_that_cannot_be_settled_does_not_stop_the_sweeper(
 ) -> None:
     bad, _ = await held(pool, treasury)
     await witness(pool, bad, "success", 0, 2_000_000_000, 1)
-    await witness(pool, bad, "success", 0, 2_000_000_000, 1)  # together more than the ledger's column takes
+    await witness(pool, bad, "success", 0, 2_000_000_000, 1)  # the sum is larger than the ledger's column can hold
     _, number = await held(pool, treasury)
     sweeper = Sweeper(pool, treasury, lambda _m, _d, _u, _t: 1, interval_s=0.05)
     running = asyncio.create_task(sweeper.run())
@@ -301,7 +301,7 @@ async def test_i2_one_hold_that_cannot_be_settled_does_not_stop_the_sweeper(
 
 
 async def claimed(pool: asyncpg.Pool, keys: Idempotency, agent_id: int) -> Claim:
-    """A key whose maker has been slow for longer than it is its own without a hold."""
+    """A key that another call may take over: for too long, the first call has had no hold."""
     claim = await keys.claim(agent_id, "k", "chat", b"{}", new_call_id())
     assert isinstance(claim, Claim)
     await pool.execute("UPDATE idempotency SET created_at = now() - interval '16 seconds'")
@@ -329,7 +329,7 @@ async def test_i7_a_slow_maker_that_has_confirmed_keeps_its_key(pool: asyncpg.Po
 async def test_i7_an_answer_that_is_just_being_kept_is_waited_for(
     pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
-    """A long call was settled a moment before its answer is kept: it is not lost."""
+    """A long call was settled a moment before its answer is kept. A repeated request waits and gets the answer."""
     keys, who = Idempotency(pool), await principal(pool)
     first = await claimed(pool, keys, who.agent_id)
     hold = await treasury.admit(replace(request(who, 60), call_id=first.call_id))

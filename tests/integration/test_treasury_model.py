@@ -1,7 +1,7 @@
-"""The treasury against a model of it, by Hypothesis: any order of admissions, ends, crashes, sweeps and changes.
+"""Hypothesis compares the treasury with a model of it, in any order of admissions, ends, crashes, sweeps and changes.
 
-The model is a dictionary and a few sums. After every step Postgres must have the model's sums to the nano-dollar, window
-by window, and every admission must have been decided as the model decides it: to the last nano-dollar of a limit.
+The model is a dictionary and a few sums. After every step Postgres must have the model's sums to the nano-dollar,
+window by window. Every admission must be decided as the model decides it, to the last nano-dollar of a limit.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ amounts = st.integers(1, 400)
 
 @dataclass
 class World:
-    """Postgres, and the loop that speaks to it."""
+    """A connection to Postgres, and the event loop for it."""
 
     loop: asyncio.AbstractEventLoop
     pool: asyncpg.Pool
@@ -60,7 +60,7 @@ WORLD: list[World] = []
 
 
 class TreasuryMachine(RuleBasedStateMachine):
-    """Rules are what callers, crashes, sweepers and administrators do."""
+    """The rules are what callers, crashes, sweepers and administrators do."""
 
     @initialize()
     def begin(self) -> None:
@@ -105,14 +105,14 @@ class TreasuryMachine(RuleBasedStateMachine):
 
     @rule(of=st.sampled_from(("left", "unposted")), more=st.integers(-1, 1))
     def one_asks_for_just_what_is_left(self, of: str, more: int) -> None:
-        """All of it or nothing; also one nano-dollar less, and one more."""
+        """The request is for all or nothing: exactly what is left, one nano-dollar less, or one more."""
         amount = max(1, getattr(self.model, of) + more)
         request = self.request(amount, amount)
         assert self.admit((self.treasury, request)) == [self.model.decide(request)]
 
     @rule(first=amounts, second=amounts)
     def two_processes_ask_at_once(self, first: int, second: int) -> None:
-        """Whoever comes first: both are decided one after the other."""
+        """Both are decided one after the other; the order does not matter."""
         requests = [self.request(first, first), self.request(second, second)]
         other = PostgresTreasury(self.world.url)
         answers = self.admit((self.treasury, requests[0]), (other, requests[1]))
@@ -134,7 +134,7 @@ class TreasuryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.of_state("held"))
     @rule(data=st.data(), later=amounts)
     def an_owner_settles_twice_at_once(self, data: st.DataObject, later: int) -> None:
-        """The first word counts, in one group too."""
+        """The first settlement counts, even if both are in one group."""
         call_id = data.draw(st.sampled_from(self.of_state("held")))
         attempt = self.model.attempts[call_id]
         attempt.state, attempt.cost = "posted", data.draw(st.sampled_from((0, attempt.amount)))
@@ -146,13 +146,13 @@ class TreasuryMachine(RuleBasedStateMachine):
         async def run() -> list[str]:
             return list(await asyncio.gather(*map(self.treasury.settle_soon, words)))
 
-        # Two that are the same word for word are one, and get one answer.
+        # Two identical settlements count as one, and get the same answer.
         assert self.world.do(run()) == ["settled", "settled" if words[0] == words[1] else "already"]
 
     @precondition(lambda self: self.of_state("held"))
     @rule(data=st.data(), asked=amounts)
     def one_asks_while_another_is_settled(self, data: st.DataObject, asked: int) -> None:
-        """Before or after: never something between."""
+        """The request is decided before the settlement or after it, never in between."""
         call_id = data.draw(st.sampled_from(self.of_state("held")))
         request = self.request(asked, asked)
         settlement = Settlement(call_id, 0, LedgerState.VOIDED, 0)
@@ -173,7 +173,7 @@ class TreasuryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.of_state("posted", "voided"))
     @rule(data=st.data(), cost=amounts)
     def what_has_ended_is_settled_again(self, data: st.DataObject, cost: int) -> None:
-        """A void after a post, a sweeper's late end, another figure: nothing of it changes anything."""
+        """A void after a post, a sweeper's late end, or another amount changes nothing."""
         call_id = data.draw(st.sampled_from(self.of_state("posted", "voided")))
         ends = [
             (LedgerState.POSTED, cost, UsageSource.PROVIDER),
@@ -186,13 +186,13 @@ class TreasuryMachine(RuleBasedStateMachine):
 
     @rule(cost=amounts)
     def what_was_never_held_is_settled(self, cost: int) -> None:
-        """The void of an admission whose answer was lost, and which had never been written."""
+        """This is what voids an admission whose answer was lost, if the hold was never written."""
         assert self.settle(new_call_id(), LedgerState.VOIDED, 0) == "unknown"
 
     @precondition(lambda self: self.of_state("held"))
     @rule(data=st.data())
     def an_owner_dies(self, data: st.DataObject) -> None:
-        """Nobody settles it; its lifetime passes."""
+        """Nobody settles the hold, and its lifetime passes."""
         call_id = data.draw(st.sampled_from(self.of_state("held")))
         self.model.attempts[call_id].expired = True
         statement = "UPDATE holds SET expires_at = now() - interval '1 second' WHERE call_id = $1"
@@ -216,7 +216,7 @@ class TreasuryMachine(RuleBasedStateMachine):
 
     @rule(sweepers=st.integers(1, 3))
     def sweepers_sweep(self, sweepers: int) -> None:
-        """However many: each hold ends once."""
+        """Each hold ends once, however many sweepers there are."""
         every = [
             Sweeper(self.world.pool, self.treasury, lambda _m, _d, usage, _t: usage.input_tokens)
             for _ in range(sweepers)
@@ -236,7 +236,7 @@ class TreasuryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.of_state("expired", "witnessed"))
     @rule(data=st.data())
     def an_owner_comes_late(self, data: st.DataObject) -> None:
-        """It was stopped for longer than its hold lived, and knows the provider's report: an adjustment, once."""
+        """The owner was suspended for longer than its hold lived, but has the provider's report: one adjustment."""
         call_id = data.draw(st.sampled_from(self.of_state("expired", "witnessed")))
         attempt = self.model.attempts[call_id]
         cost = data.draw(st.integers(0, attempt.amount))
@@ -247,7 +247,7 @@ class TreasuryMachine(RuleBasedStateMachine):
 
     @rule(data=st.data())
     def an_administrator_changes_the_limit(self, data: st.DataObject) -> None:
-        """Also to just what is spent or held, and below it."""
+        """The new limit may also be exactly what is spent or held, or less."""
         spent = self.model.posted(self.model.today)
         edges = [spent + more for more in (-1, 0, 1)] + [spent + self.model.pending(self.model.today)]
         limit = max(1, data.draw(st.one_of(st.integers(1, 2_000), st.sampled_from(edges))))
@@ -266,7 +266,7 @@ class TreasuryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.top_ups)
     @rule()
     def top_ups_end(self) -> None:
-        """What was spent of them stays spent."""
+        """What was spent of the top-ups stays spent."""
         statement = "UPDATE top_ups SET ends_at = clock_timestamp() WHERE budget_id = $1 AND ends_at = 'infinity'"
         self.world.do(self.world.pool.execute(statement, self.who.budgets[0].id))
         self.model.top_ups.clear()
@@ -275,7 +275,7 @@ class TreasuryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.days)
     @rule()
     def a_day_passes(self) -> None:
-        """All that was goes a day back; what is still held counts where it was held."""
+        """Move everything back by a day. What is still held counts in the day in which it was held."""
         self.world.do(self.go_a_day_back())
         self.model.today += 1
         self.renew()
@@ -288,12 +288,12 @@ class TreasuryMachine(RuleBasedStateMachine):
                 f"UPDATE top_ups SET starts_at = starts_at - {day}, ends_at = ends_at - {day} WHERE budget_id = $1",
                 number,
             )
-            # Far off and back: one day's window would meet the next one's, whichever of them is moved first.
+            # Far away and back: moved by a day directly, a window would overlap with that of the day before.
             for far in ("- interval '9999 days'", f"+ interval '9999 days' - {day}"):
                 moved = f"UPDATE windows SET starts_at = starts_at {far}, ends_at = ends_at {far} WHERE budget_id = $1"
                 await connection.execute(moved, number)
             await connection.execute(f"UPDATE holds SET started_at = started_at - {day} WHERE agent_id = $1", agent)
-            await connection.execute("SET LOCAL session_replication_role = replica")  # the ledger lets nobody else
+            await connection.execute("SET LOCAL session_replication_role = replica")  # else the ledger refuses it
             await connection.execute(f"UPDATE ledger SET started_at = started_at - {day} WHERE agent_id = $1", agent)
 
     @rule()
@@ -328,13 +328,13 @@ class TreasuryMachine(RuleBasedStateMachine):
             call_id: (1, each.cost) for call_id, each in self.model.attempts.items() if each.state != "held"
         }
         report = self.world.do(audit(self.world.pool, sweep_grace_s=10_000))
-        # Other examples' agents are in the same database: each answers for its own.
+        # The database also has agents of other examples. Compare only this example's.
         said = [difference for check in report.checks for difference in check.differences]
         ours = [self.name + ":", *map(str, self.model.attempts)]
         found = [difference for difference in said if any(name in difference for name in ours)]
         if (
             self.model.given_out_again
-        ):  # the truth came when others had the money: the audit may say so, and nothing else
+        ):  # a true cost arrived when its money was held by others: only this overspend may be reported
             found = [difference for difference in found if "are more than the" not in difference]
         assert found == []
 

@@ -1,4 +1,4 @@
-"""What the treasury's statements read grows with the group, not with the tables: a plan is made once and then kept."""
+"""A treasury statement reads more for a larger group, not for larger tables, though its plan is made once and kept."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ FROM generate_series(1, 2 * $1::integer) AS n
 
 
 async def _spend(treasury: PostgresTreasury, who: Principal, lines: Sequence[tuple[int, str]], count: int) -> None:
-    """One group of holds, and one group of their settlements."""
+    """Admit one group of holds, and settle it as one group."""
     requests = [HoldRequest(new_call_id(), 0, who, NO_CONTEXT, "m", 5, 5, 60, tuple(lines)) for _ in range(count)]
     holds = await asyncio.gather(*map(treasury.admit, requests))
     ends = [Settlement(hold.call_id, 0, LedgerState.POSTED, 1) for hold in holds if isinstance(hold, Hold)]
@@ -35,11 +35,11 @@ async def test_no_group_reads_all_holds_though_its_plan_was_made_when_there_were
         "INSERT INTO budgets (name, scope, scope_id, window_kind, limit_nano) "
         "VALUES ('b', 'agent', $1, 'day', 1000000) RETURNING id", agent
     )  # fmt: skip
-    # A vacuum would have Postgres plan anew, and hide what a plan of a small table does.
+    # A vacuum would make Postgres plan again, and hide the effects of a plan that was made for a small table.
     await pool.execute("ALTER TABLE holds SET (autovacuum_enabled = false)")
     who = Principal(1, "default", 1, "default", agent, "a", None, None, await pool.fetchval("SELECT value FROM epoch"))
     treasury = PostgresTreasury(database_url)
-    await _spend(treasury, who, [(budget, "")], 3)  # the plans are made here
+    await _spend(treasury, who, [(budget, "")], 3)  # Postgres makes its plans here
     await _apart(
         database_url,
         ("SELECT set_config('application_name', 'pile', false)",),
@@ -55,7 +55,7 @@ async def test_no_group_reads_all_holds_though_its_plan_was_made_when_there_were
 
 
 async def _apart(database_url: str, *statements: tuple[object, ...]) -> None:
-    """Run statements on a connection that then ends, so that Postgres counts what they read."""
+    """Run statements on a connection that then ends, because Postgres counts the rows that it read only then."""
     connection = await asyncpg.connect(database_url)
     for statement, *arguments in statements:
         await connection.execute(str(statement), *arguments)
@@ -63,7 +63,7 @@ async def _apart(database_url: str, *statements: tuple[object, ...]) -> None:
 
 
 async def _rows_scanned(pool: asyncpg.Pool, *ended: str) -> int:
-    """How many rows of `holds` all scans have read, once the connections of these names are gone and thus counted."""
+    """How many rows of `holds` were read by scans. Waits until the connections of these names have ended."""
     async with asyncio.timeout(10):
         while await pool.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE application_name = ANY ($1) AND datname = current_database()",

@@ -1,4 +1,4 @@
-"""What Python sends is what the treasury's functions take: names, types and order, as PostgreSQL itself lists them."""
+"""Python sends the arguments of the treasury's functions with the names, types and order that PostgreSQL reports."""
 
 from __future__ import annotations
 

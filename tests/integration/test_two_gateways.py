@@ -1,4 +1,4 @@
-"""200 callers through two gateway processes on one small budget, with the provider's own invoice as judge."""
+"""200 callers use one small budget through two gateway processes; the provider's own invoice is the judge."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ async def invoice_nano(state: StackState) -> int:
 
 
 async def odd_lines(state: StackState) -> list[Any]:
-    """The lines of the invoice that are not of a whole answer."""
+    """The lines of the invoice that are not for whole answers."""
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"{state.provider_url}/_sim/invoice?lines=1") as response,
@@ -47,7 +47,7 @@ async def odd_lines(state: StackState) -> list[Any]:
 
 
 async def call(client: AsyncOpenAI, number: int, turn: int) -> None:
-    """Every second one leaves max_tokens out; every fourth one streams; every third one is another model."""
+    """Half of the calls leave max_tokens out, a quarter are streams, and a third use another model."""
     wanted: dict[str, Any] = {} if number % 2 else {"max_tokens": 20 + number % 60}
     arguments: dict[str, Any] = {
         "model": "gpt-4o-mini" if number % 3 else "claude-haiku-4-5",
@@ -62,7 +62,7 @@ async def call(client: AsyncOpenAI, number: int, turn: int) -> None:
 
 
 async def caller(client: AsyncOpenAI, number: int, outcomes: Counter[str]) -> None:
-    """Calls until the budget is exhausted. Bounded in turns, so that the test ends whatever happens."""
+    """Make calls until the budget is exhausted. The number of calls is bounded, so that the test always ends."""
     for turn in range(60):
         try:
             await call(client, number, turn)
@@ -110,7 +110,7 @@ async def test_i1_200_callers_through_two_gateways_on_one_budget(stack: StackSta
         assert billed <= LIMIT_NANO, await odd_lines(stack)
         assert posted == billed, await odd_lines(stack)
         assert billed > 0.95 * LIMIT_NANO, (billed, outcomes)
-        # What other tests on this stack do wrong on purpose is not looked at.
+        # Ignore the faults that other tests on this stack plant.
         names = {entry["call_id"] for entry in entries} | {"'agent crowd: total'"}
         report = await audit(pool, sweep_grace_s=10)
         said = [difference for check in report.checks for difference in check.differences]

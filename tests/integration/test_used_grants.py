@@ -1,4 +1,4 @@
-"""Two real proxies with a folder each on one database: a grant is served once; and who answered an error is known."""
+"""Two real proxies with separate folders and one database: a grant is served once, and errors show who answered."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def grant_for(body: bytes = b"", model: str = "gpt-4o-mini") -> Grant:
 
 @pytest.fixture
 def shared(database_url: str) -> Iterator[Shared]:
-    """Proxies' uses of this test's database, as many as are asked for."""
+    """Creates uses of grants on this test's database, one for each proxy that the test needs."""
     made: list[SharedUses] = []
 
     def make() -> SharedUses:
@@ -79,7 +79,7 @@ async def test_i3_what_the_database_does_not_say_is_not_served(pool: asyncpg.Poo
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'treasurer grants' "
         "AND datname = current_database()"
     )
-    for _ in range(2):  # the first may find the connection cut under it
+    for _ in range(2):  # the first try may find that the connection was cut
         try:
             assert await proxy.use(grant_for())
             break
@@ -98,7 +98,7 @@ async def test_grants_that_expired_long_ago_are_forgotten(pool: asyncpg.Pool, sh
     proxy = shared()
     old, fresh = replace(grant_for(), expires_at=int(time.time()) - 700), grant_for()
     await proxy.use(old)
-    # by the database's clock, whatever the gateway's said
+    # by the database's clock, whatever the gateway's clock shows
     assert await pool.fetchval("SELECT expires_at > now() - interval '1 minute' FROM used_grants")
     await pool.execute("UPDATE used_grants SET expires_at = expires_at - interval '11 minutes'")
     proxy._forget_at = 0  # pyright: ignore[reportPrivateUsage]
@@ -147,12 +147,12 @@ async def test_i3_a_grant_is_served_by_one_proxy_of_all(stack: StackState, other
     revoked = grant_for(body)
     assert await revoke(caller.pool, revoked.call_id, revoked.attempt)
     assert await post(other_proxy, body, sign(stack.grant_secret, revoked)) == (401, "grant_used")
-    await caller.pool.execute("DELETE FROM witnesses WHERE call_id = $1", grant.call_id)  # no hold of anybody's
+    await caller.pool.execute("DELETE FROM witnesses WHERE call_id = $1", grant.call_id)  # it has no hold
 
 
 @asynccontextmanager
 async def balancer(target: str) -> AsyncIterator[tuple[str, list[str]]]:
-    """Forwards all; a call as the list says: "before" answers 502 instead, "after" forwards it and answers 504."""
+    """A load balancer. By its script it answers 502 without forwarding ("before"), or 504 after it has ("after")."""
     script: list[str] = []
     where = urlsplit(target)
 
@@ -216,7 +216,7 @@ async def failed(caller: Caller, url: str) -> int:
 
 
 async def ended(caller: Caller) -> tuple[Any, ...]:
-    """How the caller's last attempt ended, when its hold is gone."""
+    """How the caller's last attempt ended, when it is no longer held."""
     async with asyncio.timeout(60):
         while await caller.pool.fetchval("SELECT count(*) FROM holds WHERE agent_id = $1", caller.agent_id):
             await asyncio.sleep(0.05)

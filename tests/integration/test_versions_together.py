@@ -1,4 +1,4 @@
-"""An older gateway beside the new one: its version of the functions goes on, on the new tables."""
+"""An older gateway beside the new one: its version of the functions still works on the new tables."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests.chaos.older import before
 
 
 class OldTreasury(PostgresTreasury):
-    """As it was before migration 0005: it asks for the second version of both functions."""
+    """The treasury as it was before migration 0005, when it called the second version of both functions."""
 
     async def _admit_group(self, group: Sequence[HoldRequest]) -> list[Hold | Denial | Exception]:
         rows = await self._admitting.fetch(before(ADMIT, 3), *admission_arrays(group)[:-1])
@@ -56,7 +56,7 @@ async def test_both_versions_share_a_budget_and_the_books_are_right(
         if isinstance(answer, Hold):
             holds.append((treasury, answer))
     assert sum(hold.amount_nano for _, hold in holds) <= 10_000
-    for treasury, hold in holds:  # each settles what the other has admitted, too
+    for treasury, hold in holds:  # each also settles what the other has admitted
         if treasury is new:
             await settle_as_before(pool, hold, 300)
         else:

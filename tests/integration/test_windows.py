@@ -1,4 +1,4 @@
-"""Windows contain the moment asked for: all zones, all years, around every change of clocks (I1). Needs no faked clock."""
+"""Windows contain the requested moment: in all zones and years, around every change of clocks (I1). No clock is faked."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from llm_service.types import NO_CONTEXT, HoldRequest, Principal
 KINDS = ("minute", "hour", "day", "week", "month")
 AROUND = [timedelta(hours=hours) for hours in (-25, -1.5, -0.5, 0, 0.5, 1.5, 25)] + [timedelta(microseconds=-1)]
 _YEARS = range(1970, 2038)
-# One row for each moment at which any kind of window does not contain it, or neighbours do not meet.
+# Rows where a window does not contain its moment, or does not end where the next one begins.
 _WRONG = """
 SELECT kind, at, w.starts_at, w.ends_at
 FROM unnest($2::timestamptz[]) AS at, unnest($3::text[]) AS kind
@@ -32,7 +32,7 @@ WHERE NOT (w.starts_at <= at AND at < w.ends_at AND next.starts_at = w.ends_at A
 
 
 def changes_of_clocks(zone: ZoneInfo) -> Iterator[datetime]:
-    """Every moment within the years at which the zone's offset changes, to the second."""
+    """Every moment of these years, to the second, at which the zone's offset changes."""
     week, at = timedelta(days=7), datetime(_YEARS.start, 1, 1, tzinfo=UTC)
     before = at.astimezone(zone).utcoffset()
     while at.year < _YEARS.stop:
@@ -52,7 +52,7 @@ async def test_i1_a_window_contains_its_moment_in_every_zone_around_every_change
     asked = 0
     for name in sorted(zoneinfo.available_timezones() & known):
         changes = tuple(changes_of_clocks(ZoneInfo(name)))
-        if changes in seen:  # another name of a zone whose clocks change at the same moments
+        if changes in seen:  # only a second name of a zone whose clocks change at the same moments
             continue
         seen.add(changes)
         moments = [change + delta for change in changes for delta in AROUND]
@@ -81,7 +81,7 @@ _ADMIT_AT = ADMIT.removesuffix(")") + ",$23::timestamptz)"
 async def admit(
     pool: asyncpg.Pool, nano: int, calls: list[list[tuple[int, str]]], at: datetime
 ) -> list[asyncpg.Record]:
-    """One group: each call asks for `nano` in each of its (budget, subject) windows, at a moment."""
+    """Admit one group at a moment. Each call asks for `nano` in each of its (budget, subject) windows."""
     epoch = await pool.fetchval("SELECT value FROM epoch")
     who = Principal(1, "default", 1, "default", 1, "alice", None, None, epoch)
     group = [HoldRequest(new_call_id(), 0, who, NO_CONTEXT, "m", nano, nano, 60, tuple(lines)) for lines in calls]
@@ -108,7 +108,7 @@ async def day_budget(pool: asyncpg.Pool, zone: str, limit_nano: int) -> int:
     ],
 )
 async def test_i1_the_hour_that_clocks_repeat_at_midnight(pool: asyncpg.Pool, zone: str, at: str) -> None:
-    """The limits of a group stay at their own windows, however many of its windows are opened in that hour."""
+    """Each limit of a group applies to its own window, even if several of its windows are opened in that hour."""
     moment = datetime.fromisoformat(at.replace("Z", "+00:00"))
     here, utc, small = (
         await day_budget(pool, zone, 1_000),
@@ -118,7 +118,7 @@ async def test_i1_the_hour_that_clocks_repeat_at_midnight(pool: asyncpg.Pool, zo
     group = [[(here, "")], [(utc, "")], [(small, "")], [(here, ""), (utc, "")]]
     for number in range(40):
         rows = await admit(pool, 100, group[number % 3 :] + group[: number % 3], moment + timedelta(seconds=number))
-        assert [row["budget_id"] for row in rows if row["verdict"] != "admitted"]  # `small` never has room
+        assert [row["budget_id"] for row in rows if row["verdict"] != "admitted"]  # `small` has no room in any group
         assert {row["verdict"] for row in rows} <= {"admitted", "busy", "exhausted"}
     pending = dict(await pool.fetch("SELECT budget_id, sum(pending_nano) FROM windows GROUP BY budget_id"))  # pyright: ignore[reportArgumentType, reportUnknownVariableType, reportCallIssue]
     assert pending == {here: 1_000, utc: 2_000, small: 0}
@@ -126,7 +126,7 @@ async def test_i1_the_hour_that_clocks_repeat_at_midnight(pool: asyncpg.Pool, zo
 
 
 async def test_a_window_whose_end_was_moved_is_the_same_window_again(pool: asyncpg.Pool) -> None:
-    """As a newer time-zone database does it. What was spent in that day stays spent."""
+    """A newer time-zone database may move it. What was spent in that day stays spent."""
     budget = await day_budget(pool, "Europe/Berlin", 1_000)
     noon = datetime(2026, 6, 1, 10, tzinfo=UTC)
     assert [row["verdict"] for row in await admit(pool, 900, [[(budget, "")]], noon)] == ["admitted"]

@@ -1,4 +1,4 @@
-"""What the treasury must decide, as a dictionary and a few sums: the model that test_treasury_model.py holds it against."""
+"""What the treasury must decide, as a dictionary and a few sums; test_treasury_model.py compares the treasury with it."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ class Attempt:
 
 @dataclass
 class Model:
-    """A budget for each day. `days` are those of which there is a window."""
+    """A budget with a window for each day. `days` are those whose window has been opened."""
 
     limit: int = 1_000
     top_ups: list[int] = field(default_factory=list[int])
     today: int = 0
     days: set[int] = field(default_factory=set[int])
     attempts: dict[UUID, Attempt] = field(default_factory=dict[UUID, Attempt])
-    given_out_again: bool = False  # what a later truth has taken after all
+    given_out_again: bool = False  # true costs that arrived after the money had been given to others
 
     def pending(self, day: int) -> int:
         return sum(each.amount for each in self.attempts.values() if each.day == day and each.state == "held")
@@ -49,7 +49,7 @@ class Model:
         return self.unposted - self.pending(self.today)
 
     def decide(self, request: HoldRequest) -> tuple[str, int]:
-        """What is to become of a request; it is remembered, if it is admitted."""
+        """Decide a request, and remember it if it is admitted."""
         self.days.add(self.today)
         amount, floor = request.amount_nano, request.floor_nano
         if self.unposted < floor:
@@ -61,7 +61,7 @@ class Model:
         return "admitted", granted
 
     def correct(self, attempt: Attempt, cost: int) -> None:
-        """A better word came for an attempt that had ended: once."""
+        """A correction of an attempt that had ended; only the first one counts."""
         if not attempt.adjusted:
             self.given_out_again |= cost > attempt.cost
             attempt.cost, attempt.adjusted = cost, True
@@ -77,6 +77,6 @@ def told(answer: Hold | Denial) -> tuple[str, int]:
 
 
 def noon() -> str:
-    """A time zone in which it is about noon: no day ends while the test runs."""
+    """A time zone in which it is about noon now, so that no day ends while the test runs."""
     east = 12 - datetime.now(UTC).hour
     return f"Etc/GMT{-east:+d}"

@@ -90,7 +90,7 @@ async def _check(read: asyncpg.Connection, rule: Rule, sweep_grace_s: float) -> 
     rows = await read.fetch(limited, *((sweep_grace_s,) if rule.with_grace else ()))
     note = None
     if rule.note is not None:
-        note = rule.note.say(await read.fetchrow(rule.note.sql))
+        note = rule.note.describe(await read.fetchrow(rule.note.sql))
     found: int = rows[0]["found"] if rows else 0
     return Check(
         name=rule.name,
@@ -99,6 +99,6 @@ async def _check(read: asyncpg.Connection, rule: Rule, sweep_grace_s: float) -> 
         ok=not rows,
         examined=examined,
         found=found,
-        differences=tuple(rule.say(row) for row in rows),
+        differences=tuple(rule.describe(row) for row in rows),
         note=note,
     )

@@ -28,7 +28,7 @@ _WITHIN_HOLDS = Rule(
     holds="no attempt cost more than was held for it",
     examines="ledger WHERE state <> 'adjusted'",
     differences=load_query("audit/cost_within_hold"),
-    say=lambda row: (
+    describe=lambda row: (
         f"{_attempt(row)} ({row['model']}) cost {format_money(row['cost'])} and held {format_money(row['held'])}: "
         f"overshoot {format_money(row['cost'] - row['held'])}"
     ),
@@ -40,7 +40,7 @@ _POSTED = Rule(
     holds="what a window has posted is the sum of the ledger entries that name it",
     examines="windows",
     differences=load_query("audit/posted_is_the_ledger"),
-    say=lambda row: (
+    describe=lambda row: (
         f"{format_window(row)} says {format_money(row['says'])} posted; the ledger has {format_money(row['is'])} "
         f"(difference {format_money(row['says'] - row['is'])})"
     ),
@@ -52,7 +52,7 @@ _RETIRED = Rule(
     holds="what the windows that were retired together had posted is the sum of the ledger entries that name them",
     examines="retired_windows",
     differences=load_query("audit/retired_windows_are_the_ledger"),
-    say=lambda row: (
+    describe=lambda row: (
         f"{row['count']} retired windows of budget {row['budget']!r} (row {row['id']}) say {format_money(row['says'])} "
         f"posted; the ledger has {format_money(row['is'])} (difference {format_money(row['says'] - row['is'])})"
     ),
@@ -64,7 +64,7 @@ _PENDING = Rule(
     holds="what a window has pending is the sum of the holds that name it",
     examines="windows",
     differences=load_query("audit/pending_is_the_holds"),
-    say=lambda row: (
+    describe=lambda row: (
         f"{format_window(row)} says {format_money(row['says'])} pending; the holds have {format_money(row['is'])} "
         f"(difference {format_money(row['says'] - row['is'])})"
     ),
@@ -76,7 +76,7 @@ _ONE_END = Rule(
     holds="an attempt is either held or has exactly one end in the ledger",
     examines="(SELECT FROM holds UNION ALL SELECT FROM ledger WHERE state <> 'adjusted') AS attempts",
     differences=load_query("audit/one_end"),
-    say=lambda row: f"{_attempt(row)} {row['fault']}",
+    describe=lambda row: f"{_attempt(row)} {row['fault']}",
 )
 
 _IN_TIME = Rule(
@@ -86,7 +86,7 @@ _IN_TIME = Rule(
     examines="holds",
     with_grace=True,
     differences=load_query("audit/holds_end_in_time"),
-    say=lambda row: (
+    describe=lambda row: (
         f"{_attempt(row)} holds {format_money(row['amount_nano'])} and expired {row['late_s']} s ago: does the sweeper run?"
     ),
 )
@@ -97,7 +97,7 @@ _CORRECTIONS = Rule(
     holds="what an adjustment corrects is in the ledger",
     examines="ledger WHERE state = 'adjusted'",
     differences=load_query("audit/corrections_have_an_end"),
-    say=lambda row: f"{_attempt(row)} was adjusted by {format_money(row['cost_nano'])} and has no end",
+    describe=lambda row: f"{_attempt(row)} was adjusted by {format_money(row['cost_nano'])} and has no end",
 )
 
 _WITNESSED = Rule(
@@ -106,7 +106,7 @@ _WITNESSED = Rule(
     holds="every call that the proxy served had a hold: it is held or in the ledger",
     examines="witnesses WHERE outcome <> 'failure'",
     differences=load_query("audit/witnesses_are_accounted_for"),
-    say=lambda row: (
+    describe=lambda row: (
         f"{_attempt(row)} ({row['model']}): the proxy's witness says {row['outcome']}, "
         f"cost {format_money(row['cost_nano'])}; neither a hold nor the ledger has it"
     ),
@@ -119,7 +119,7 @@ _SERVED_IS_POSTED = Rule(
     examines="witnesses WHERE outcome = 'success' AND cost_nano > 0",
     with_grace=True,
     differences=load_query("audit/served_calls_are_posted"),
-    say=lambda row: (
+    describe=lambda row: (
         f"{_attempt(row)} ({row['model']}) is {row['state']} at no cost; the proxy's witness says it was served "
         f"for {format_money(row['cost_nano'])}"
     ),
@@ -131,7 +131,7 @@ _BILLED_ONCE = Rule(
     holds="no attempt was served more than once: one hold covers one answer",
     examines="witnesses WHERE outcome = 'success'",
     differences=load_query("audit/attempts_are_billed_once"),
-    say=lambda row: (
+    describe=lambda row: (
         f"{_attempt(row)} ({row['model']}) was served {row['times']} times, for {format_money(row['nano'])} together, "
         "on one hold"
     ),
@@ -143,7 +143,7 @@ _NAMED_WINDOWS = Rule(
     holds="every window that an entry or a hold names exists, or was retired",
     examines="(SELECT FROM ledger UNION ALL SELECT FROM holds) AS entries",
     differences=load_query("audit/named_windows_exist"),
-    say=lambda row: (
+    describe=lambda row: (
         f"{_attempt(row)} ({row['source']}, {format_money(row['nano'])}) names window {row['missing']}, which does not exist"
     ),
 )
@@ -154,7 +154,7 @@ _RIGHT_WINDOWS = Rule(
     holds="an entry counts in windows of its own principal, subject and time",
     examines="ledger WHERE window_ids <> '{}'",
     differences=load_query("audit/entries_are_in_their_windows"),
-    say=lambda row: (
+    describe=lambda row: (
         f"{_attempt(row)} ({format_money(row['cost_nano'])}, started {row['at']}) counts in {format_window(row)} "
         f"of {row['scope']} {row['scope_id']}, where it does not belong"
     ),
@@ -166,7 +166,7 @@ _BOUNDS = Rule(
     holds="a window is exactly one period of its budget, in the budget's time zone",
     examines="windows",
     differences=load_query("audit/window_bounds"),
-    say=lambda row: (
+    describe=lambda row: (
         f"{format_window(row)} ends {row['ends']}: that is not one {row['window_kind']} in {row['time_zone']}"
     ),
 )
@@ -177,7 +177,7 @@ _OVERLAP = Rule(
     holds="a budget has one window at a time for each subject",
     examines="windows",
     differences=load_query("audit/windows_do_not_overlap"),
-    say=lambda row: f"{format_window(row)} begins before an earlier one ends ({row['before']})",
+    describe=lambda row: f"{format_window(row)} begins before an earlier one ends ({row['before']})",
 )
 
 _NEGATIVE = Rule(
@@ -187,7 +187,7 @@ _NEGATIVE = Rule(
     examines="(SELECT FROM windows UNION ALL SELECT FROM holds UNION ALL SELECT FROM ledger"
     " UNION ALL SELECT FROM witnesses) AS numbers",
     differences=load_query("audit/no_negative_numbers"),
-    say=lambda row: str(row["fault"]),
+    describe=lambda row: str(row["fault"]),
 )
 
 _GUARDED = Rule(
@@ -196,7 +196,7 @@ _GUARDED = Rule(
     holds="the database refuses to change, delete or truncate ledger entries",
     examines="(VALUES ('ledger_immutable'), ('ledger_not_truncated')) AS triggers",
     differences=load_query("audit/ledger_is_guarded"),
-    say=lambda row: f"the trigger {row['name']} on the ledger is missing or off: entries could have been changed",
+    describe=lambda row: f"the trigger {row['name']} on the ledger is missing or off: entries could have been changed",
 )
 
 _IDEMPOTENT = Rule(
@@ -205,7 +205,7 @@ _IDEMPOTENT = Rule(
     holds="no call answers two idempotency keys",
     examines="idempotency",
     differences="SELECT call_id, count(*) AS keys FROM idempotency GROUP BY call_id HAVING count(*) > 1",
-    say=lambda row: f"call {row['call_id']} answers {row['keys']} idempotency keys",
+    describe=lambda row: f"call {row['call_id']} answers {row['keys']} idempotency keys",
 )
 
 
@@ -224,10 +224,10 @@ _PRICES = Rule(
     holds="Treasurer's price and LiteLLM's are compared (a difference is a note, not a failure)",
     examines="ledger WHERE state = 'posted'",
     differences="SELECT 1 WHERE false",
-    say=lambda row: "",
+    describe=lambda row: "",
     note=Note(
         sql=load_query("audit/prices_agree"),
-        say=_prices,
+        describe=_prices,
     ),
 )
 

@@ -30,7 +30,7 @@ GUARDED = Rule(
     holds="the database logs each change of configuration, raises the epoch for it, and refuses to change the log",
     examines=f"(VALUES {_WANTED}) AS triggers",
     differences=load_query("audit/changes_are_logged", wanted=_WANTED),
-    say=lambda row: (
+    describe=lambda row: (
         f"the trigger {row['name']} on {row['of']} is missing, off or another: changes could have been made unseen, "
         "or not be in force"
     ),
@@ -44,5 +44,5 @@ AS_LOGGED = Rule(
     holds="every row of configuration is what the log of changes last said of it",
     examines="changes",
     differences=load_query("audit/configuration_is_as_logged", tables=_TABLES),
-    say=lambda row: f"row {row['id']} of {row['of']} {row['fault']}",
+    describe=lambda row: f"row {row['id']} of {row['of']} {row['fault']}",
 )

@@ -30,7 +30,7 @@ WITHIN_LIMITS = Rule(
     holds="in every window, posted + pending is, and at every change was, within the limit and its top-ups",
     examines="windows",
     differences=load_query("audit/spend_within_limits"),
-    say=lambda row: (
+    describe=lambda row: (
         f"{format_window(row)}: {format_money(row['posted_nano'])} posted and {format_money(row['pending_nano'])} pending "
         f"are more than the {format_money(row['allowed'])} allowed, by "
         f"{format_money(row['posted_nano'] + row['pending_nano'] - row['allowed'])}"

@@ -24,10 +24,10 @@ def format_window(row: asyncpg.Record) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something worth knowing that is not a failure. `sql` gives one row; `say` makes a sentence of it, or None."""
+    """Something worth knowing that is not a failure. `sql` gives one row; `describe` makes a sentence of it, or None."""
 
     sql: str
-    say: Callable[[asyncpg.Record | None], str | None]
+    describe: Callable[[asyncpg.Record | None], str | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,6 @@ class Rule:
     holds: str
     examines: str
     differences: str
-    say: Callable[[asyncpg.Record], str]
+    describe: Callable[[asyncpg.Record], str]
     with_grace: bool = False
     note: Note | None = None

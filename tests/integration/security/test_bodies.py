@@ -1,4 +1,4 @@
-"""Bodies that try to be read in two ways, or to have somebody's network read for them."""
+"""Bodies that could be read in two ways, or that try to make a server read something from its private network."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.integration.caller import Caller, open_caller, said
 
 @pytest.fixture
 async def caller(stack: StackState) -> AsyncIterator[Caller]:
-    async with open_caller(stack, "50") as caller:  # a file is held for at what a whole context may cost
+    async with open_caller(stack, "50") as caller:  # a file is held for at the price of a whole context window
         yield caller
 
 
@@ -29,7 +29,7 @@ async def send(caller: Caller, body: bytes) -> int:
 
 
 async def test_of_a_field_that_is_there_twice_one_counts_everywhere(caller: Caller) -> None:
-    """The one that was held for is the one that the provider gets: nothing is read twice in two ways."""
+    """The value that the hold was made for is the value that the provider gets: both come from one reading."""
     asked = json.dumps(said(script={"output_tokens": 300}))
     for fields in (
         '"model": "gpt-4o-mini", "max_tokens": 1, "max_tokens": 200',
@@ -48,7 +48,7 @@ async def test_of_a_field_that_is_there_twice_one_counts_everywhere(caller: Call
 
 @pytest.fixture
 def within() -> Iterator[tuple[int, list[str]]]:
-    """A server of the private network: its port, and who has read what."""
+    """A server of the private network: its port, and a list of the requests that it got."""
     read: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -63,7 +63,7 @@ def within() -> Iterator[tuple[int, list[str]]]:
         do_HEAD = do_GET
 
         def log_message(self, format: str, *args: object) -> None:
-            """Tests are quiet."""
+            """Write no log: tests are quiet."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
@@ -75,7 +75,7 @@ def within() -> Iterator[tuple[int, list[str]]]:
 
 @pytest.mark.parametrize("model", ["claude-haiku-5-5", "gemini-2.5-flash", "gpt-4o-mini"])
 async def test_no_private_address_is_fetched(caller: Caller, within: tuple[int, list[str]], model: str) -> None:
-    """LiteLLM fetches images and files itself for some providers, from within the network that it is in."""
+    """For some providers LiteLLM fetches images and files itself, from within its own network."""
     port, read = within
     for host in ("127.0.0.1", "localhost", "[::1]", "2130706433", "127.1", "0"):
         address = f"http://{host}:{port}/secret.png"

@@ -1,4 +1,4 @@
-"""Connections that are slow, silent, half open or not what they say: the gateway answers the others meanwhile."""
+"""Connections that are slow, silent, half open or malformed; the gateway goes on serving the others."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 
 @pytest.fixture(scope="module")
 def impatient(stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path) -> Iterator[str]:
-    """One more gateway, which waits a second for heads and bodies; its address."""
+    """One more gateway, which waits one second for heads and bodies; its address."""
     program = "import gateway.protocol as p; p.HEAD_S = 1.0; from gateway.serve import main; main()"
     log = service_dir / "impatient-gateway.log"
     with another_gateway(stack, stop_with_us, log, {"TREASURER_BODY_TIMEOUT_S": "1"}, program) as (url, _):
@@ -32,7 +32,7 @@ def impatient(stack: StackState, stop_with_us: Callable[[int], None], service_di
 
 
 async def say(url: str, *parts: bytes, pause_s: float = 0.3) -> bytes:
-    """All that the gateway answers to these bytes, until it closes the connection."""
+    """Send these bytes, and return all that the gateway answers until it closes the connection."""
     parts_of_url = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts_of_url.hostname, parts_of_url.port)
     try:
@@ -78,7 +78,7 @@ async def test_a_chunked_body_without_an_end_is_bounded(caller: Caller, impatien
     "endless", [b"GET /" + b"a" * 70_000, b"GET / HTTP/1.1\r\nx: " + b"a" * 70_000, b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 12_000]
 )  # fmt: skip
 async def test_a_head_without_an_end_is_bounded(impatient: str, endless: bytes) -> None:
-    """The parser keeps what it has not read to its end: nobody without a key may fill the gateway's memory."""
+    """The parser keeps an incomplete head; without a bound, anybody without a key could fill the gateway's memory."""
     answer = await say(impatient, endless)
     assert answer.startswith(b"HTTP/1.1 431")
     assert b"headers_too_large" in answer
@@ -117,7 +117,7 @@ async def test_many_silent_connections_keep_nobody_out(caller: Caller, impatient
     ],
 )
 async def test_a_request_of_two_lengths_smuggles_nothing(caller: Caller, impatient: str, more: tuple[str, ...]) -> None:
-    """What comes after the first length is no second request."""
+    """What comes after the first length must not be read as a second request."""
     hidden = b"0\r\n\r\nGET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
     answer = await say(impatient, head(caller, *more) + hidden)
     assert answer.count(b"HTTP/1.1 2") == 0
@@ -152,7 +152,7 @@ async def test_headers_of_proxies_open_nothing(impatient: str, header: str) -> N
     "path", ["/admin/v1/agents", "/admin/v1/agents/", "/reports/costs/", "/healthz/", "/v1/models/"]
 )
 async def test_a_forged_host_leads_nobody_astray(caller: Caller, path: str) -> None:
-    """No answer repeats the Host: a redirect to where it says would take a key along."""
+    """No answer repeats the Host header: with a redirect to that host, a client would send its key there."""
     lines = [f"GET {path} HTTP/1.1", "Host: evil.example", f"Authorization: Bearer {caller.stack.admin_key}"]
     answer = await say(caller.stack.gateway_url, "\r\n".join([*lines, "Connection: close", "", ""]).encode())
     assert answer.split(b" ")[1] in (b"200", b"403", b"404")
@@ -179,7 +179,7 @@ async def test_what_is_no_http_is_told_so_as_any_error_is(impatient: str, reques
     for before in (
         [],
         [b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"],
-    ):  # at once, and behind a request that was answered
+    ):  # in the first request, and after one that was answered
         answer = await say(impatient, *before, request_)
         answers = re.findall(rb"HTTP/1.1 (\d+)", answer)
         assert answers == [b"200"] * len(before) + [b"400"]
@@ -187,7 +187,7 @@ async def test_what_is_no_http_is_told_so_as_any_error_is(impatient: str, reques
 
 
 async def test_garbage_behind_a_call_is_no_answer_to_it(caller: Caller, impatient: str) -> None:
-    """Requests may follow each other without waiting; what is wrong with the second is not said in place of the first."""
+    """Requests may follow each other without waiting. An error in the second must not replace the answer to the first."""
     body = json.dumps({"model": "gpt-4o-mini", "messages": said(script={"latency_s": 1}), "max_tokens": 5}).encode()
     answer = await say(impatient, head(caller, f"Content-Length: {len(body)}") + body + b"GARBAGE\r\n\r\n")
     assert b"invalid_http" not in answer

@@ -1,4 +1,6 @@
-"""Who may come in: keys guessed, sent as SQL, in odd headers, twice, or for the other side; one team at another's books."""
+"""Keys that are guessed, sent as SQL, sent in odd headers, sent twice or used for the other side's routes; and one team
+that asks for another's books.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,7 @@ from tests.integration.caller import Caller, open_caller, said
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
-#: What an agent's key opens, and what an administrator's does.
+#: A path that an agent's key opens, and one that an administrator's key opens.
 AGENTS, ADMINISTRATORS = (
     (("POST", CHAT), ("GET", "/v1/models")),
     (("GET", "/admin/v1/agents"), ("GET", "/reports/costs")),
@@ -42,7 +44,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 async def ask(
     caller: Caller, method: str, path: str, *headers: tuple[str, str], body: object = BODY
 ) -> tuple[int, Any]:
-    """Status and body of an answer that is JSON; the body of an error is the error itself, whose shape is checked."""
+    """The status and the body of an answer in JSON. Of an error, the error object itself, after a check of its shape."""
     content = {"json": body} if method in ("POST", "PUT", "PATCH") else {}
     address = caller.stack.gateway_url + path
     async with caller.http.request(method, address, headers=headers, **content) as response:  # type: ignore[arg-type]
@@ -59,7 +61,7 @@ def bearer(secret: str) -> tuple[str, str]:
 
 
 async def operations(caller: Caller) -> list[tuple[str, str]]:
-    """Every operation that the API's description has, with something in the place of each parameter."""
+    """Every operation in the API's description, with a value for each parameter."""
     async with caller.http.get(f"{caller.stack.gateway_url}/openapi.json") as response:
         paths: dict[str, dict[str, Any]] = (await response.json())["paths"]
     filled = {
@@ -69,14 +71,14 @@ async def operations(caller: Caller) -> list[tuple[str, str]]:
 
 
 async def changes(caller: Caller) -> dict[str, int]:
-    """What moves when anything of the configuration does."""
+    """Numbers that change whenever any configuration changes."""
     row = await caller.pool.fetchrow("SELECT value, (SELECT count(*) FROM changes) AS changes FROM epoch")
     assert row is not None
     return dict(row)
 
 
 async def test_only_one_bearer_key_is_a_key(caller: Caller) -> None:
-    """The right key at a place where some other server would look for it."""
+    """The right key, in places where some other servers look for it."""
     for secret, places in ((caller.secret, AGENTS), (caller.stack.admin_key, ADMINISTRATORS)):
         ways: dict[str, list[tuple[str, str]]] = {
             "x-api-key": [("x-api-key", secret)],
@@ -100,7 +102,7 @@ async def test_only_one_bearer_key_is_a_key(caller: Caller) -> None:
                 assert secret not in error["message"]
             query = f"{path}?key={secret}&api_key={secret}&access_token={secret}&authorization=Bearer%20{secret}"
             assert (await ask(caller, method, query))[0] == 401
-            for scheme in ("Bearer", "bearer", "BEARER"):  # RFC 9110 §11.1: in any case
+            for scheme in ("Bearer", "bearer", "BEARER"):  # RFC 9110 §11.1: upper or lower case
                 assert (await ask(caller, method, path, ("authorization", f"{scheme} {secret}")))[0] == 200
 
 
@@ -114,7 +116,7 @@ async def test_sql_for_a_key_is_no_key(caller: Caller, secret: str) -> None:
 
 
 async def test_sql_for_a_name_is_that_name(caller: Caller) -> None:
-    """What a caller says of a call is kept as it was said; what an administrator asks for is compared, and no more."""
+    """What a caller says of its call is stored unchanged. What an administrator searches for is only compared."""
     said_so = "'; DROP TABLE ledger; --"
     headers = {f"x-treasurer-{name}": said_so for name in ("run", "user", "session", "tags")}
     await caller.client().chat.completions.create(
@@ -136,7 +138,7 @@ async def test_sql_for_a_name_is_that_name(caller: Caller) -> None:
 
 
 async def test_no_key_but_an_administrators_opens_an_administrators_route(caller: Caller) -> None:
-    """Every one of them, as the API's own description lists them."""
+    """All administrators' routes, as the API's own description lists them."""
     before = await changes(caller)
     routes = [each for each in await operations(caller) if not each[1].startswith(("/v1/", "/healthz", "/readyz"))]
     routes.remove(("GET", "/metrics"))
@@ -169,8 +171,8 @@ async def test_an_administrators_key_calls_no_model(caller: Caller) -> None:
 
 
 async def test_one_team_reads_nothing_of_another(stack: StackState, caller: Caller) -> None:
-    """Neither its reports and budgets, nor, by what an answer or a refusal tells, its name or an answer of its."""
-    team, word = f"team-{uuid4().hex[:8]}", uuid4().hex[:12]  # few enough tokens for max_tokens, whatever they are
+    """It sees no reports, budgets or kept answers of the other team, and no answer or refusal reveals the other's name."""
+    team, word = f"team-{uuid4().hex[:8]}", uuid4().hex[:12]  # max_tokens is enough for it, whatever its words are
     await caller.admin("POST", "teams", {"name": team})
     agent = f"agent-{uuid4().hex[:8]}"
     await caller.admin("POST", "agents", {"name": agent, "team": team, "budget": {"limit": "1"}})
@@ -194,14 +196,14 @@ async def test_one_team_reads_nothing_of_another(stack: StackState, caller: Call
         assert team not in str(error), path
         assert agent not in str(error), path
     ours = await caller.call(messages=asked, extra_headers=key)
-    assert ours.id != their.id  # bought, not found
+    assert ours.id != their.id  # the answer was bought, not taken from the other team
     told = str([answer.headers for answer in caller.responses[-1:]]) + str(await ask(caller, "GET", "/v1/models", mine))
     assert team not in told
     assert agent not in told
 
 
 async def test_a_near_guess_is_answered_as_a_far_one(caller: Caller) -> None:
-    """No time is measured: what is compared is a hash (test_principals.py), of which a near guess shares nothing."""
+    """No time is measured: what is compared is a hash (test_principals.py), and that of a near guess is not near."""
     guesses = [caller.secret[:kept] + "x" * (len(caller.secret) - kept) for kept in (6, 14, 30)]
     guesses.append(caller.secret[:-1] + ("x" if caller.secret[-1] != "x" else "y"))
     answers = [await ask(caller, "GET", "/v1/models", bearer(guess)) for guess in guesses]

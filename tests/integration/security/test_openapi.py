@@ -1,4 +1,4 @@
-"""Schemathesis over the whole description of the API: whatever is sent by whomever, the answer is one that it describes."""
+"""Schemathesis on the whole description of the API: whatever anybody sends, the description lists the answer."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ WITHIN = settings(
     derandomize=True, deadline=None, database=None, phases=[Phase.generate],
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],
 )  # fmt: skip
-#: Far from the numbers that anything has.
+#: A number that no object has.
 NOBODYS = 10**12
 
 
 @dataclass
 class Asked:
-    """What was sent by one of the callers, and the statuses that came back."""
+    """What was sent by one of the callers, and the statuses of the answers."""
 
     who: str
     headers: dict[str, str]
@@ -42,7 +42,7 @@ class Asked:
 
 @pytest.fixture
 async def caller(stack: StackState) -> AsyncIterator[Caller]:
-    """An agent with a dollar. What is set for all others meanwhile is removed at the end."""
+    """An agent with a dollar. Limits and routes for all agents that tests set are removed at the end."""
     async with open_caller(stack) as caller:
         before = {kind: await numbers(caller, kind) for kind in ("limits", "routes")}
         yield caller
@@ -56,7 +56,7 @@ async def numbers(caller: Caller, kind: str) -> set[int]:
 
 
 def has_our_error_shape(_context: object, response: Any, _case: object) -> None:
-    """Every answer that is no success is OpenAI's error object, and tells nothing of what is inside."""
+    """Every error is OpenAI's error object, and reveals nothing about the gateway's internals."""
     if response.status_code >= 400:
         error = response.json()
         assert error.keys() == {"error"}, error
@@ -76,7 +76,7 @@ CHECKS = [
 
 
 def send(asked: Asked, case: Any) -> None:
-    """Ask, and check the answer; what would pause, cut off or change what other tests use is sent for nobody's."""
+    """Send a request and check the answer. If it would affect other tests, it names an object that does not exist."""
     given_ = dict(case.path_parameters or {})
     if "breakers" in case.path or case.path.endswith("/pause"):
         given_ |= {name: "nobody" for name in given_ if name == "name"}
@@ -91,7 +91,7 @@ def send(asked: Asked, case: Any) -> None:
 
 
 def sender(asked: Asked) -> Callable[[Any], None]:
-    """`send` for one of the callers, as Hypothesis takes a test."""
+    """`send` for one of the callers, in the form that Hypothesis needs."""
 
     def ask(case: Any) -> None:
         send(asked, case)
@@ -100,7 +100,7 @@ def sender(asked: Asked) -> Callable[[Any], None]:
 
 
 def ask_everything(url: str, asked: Asked, only: str, examples: int) -> None:
-    """Every operation whose path begins so, with what the description allows and with what it forbids."""
+    """Try every operation under this path, with input that the description allows and input that it forbids."""
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     for result in schema.get_all_operations():
         operation: Any = result.ok()  # pyright: ignore[reportAttributeAccessIssue]  # a broken description fails here
@@ -128,8 +128,8 @@ async def test_every_answer_to_an_agent_is_described(caller: Caller) -> None:
     asked = Asked("agent", {"Authorization": f"Bearer {caller.secret}"})
     await asyncio.to_thread(ask_everything, caller.stack.gateway_url, asked, "/v1", 40)
     assert len(asked.operations) == 4
-    assert not asked.statuses.keys() - {200, 400, 401, 404}  # the key is among what is made wrong
-    assert await caller.invoice() == []  # nothing that is made up is a call that costs
+    assert not asked.statuses.keys() - {200, 400, 401, 404}  # 401: Schemathesis also sends wrong keys
+    assert await caller.invoice() == []  # no generated request is a valid call that costs money
 
 
 @pytest.mark.parametrize("key", [None, "sk-tr-" + "x" * 43])

@@ -1,4 +1,4 @@
-"""A planted secret is looked for everywhere: it is in none of the places that people, programs or thieves read."""
+"""Planted secrets are searched for in all places that people, programs or thieves can read, and are in none."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PROMPT = f"the-planted-prompt-{uuid4().hex}"
 ANSWER = f"the-planted-answer-{uuid4().hex}"
 LANGFUSE = f"sk-lf-{uuid4().hex}"
 
-#: Under the data folder: what must hold a secret, for those who come after.
+#: The files under the data folder that must hold a secret, because other processes read it there.
 HOLDERS = {
     "stack.json", "redis/redis.conf", "secrets/admin_key", "secrets/grant_secret", "secrets/postgres_password",
     "secrets/proxy_master_key", "secrets/redis_password",
@@ -41,7 +41,7 @@ _READ: Mapping[bytes, tuple[object, ...]] = {
     b"zset": ("ZRANGE", 0, -1), b"stream": ("XRANGE", "-", "+"),
 }  # fmt: skip
 
-#: A gateway in which GET /v1/models fails, with a key in a local variable and in the error's message.
+#: A gateway in which GET /v1/models fails; a key is in a local variable and in the error's message.
 BROKEN = """
 from gateway.routes import models
 async def caller(request):
@@ -55,7 +55,7 @@ main()
 
 @dataclass(frozen=True)
 class Traced:
-    """A further gateway that exports its traces, and what came of them."""
+    """One more gateway that exports its traces, and what the collector got."""
 
     url: str
     pid: int
@@ -89,7 +89,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 
 
 async def use(caller: Caller, url: str) -> str:
-    """Calls of every kind of end, with a planted prompt; all that was told of those that failed."""
+    """Make calls that end in every way, with a planted prompt. Returns all error texts."""
     told: list[str] = []
     for script in ({"text": ANSWER}, {"status": 500}, {"status": 400}, {"cut_before_headers": True}):
         for streamed in (False, True):
@@ -106,14 +106,14 @@ async def use(caller: Caller, url: str) -> str:
         with pytest.raises(openai.APIError) as raised:
             await caller.call(url, secret=secret)
         told.append(str(raised.value))
-    # The answer of a call that may be repeated is kept, and nothing that was asked.
+    # Of a call with an idempotency key the answer is kept, but not the prompt.
     keyed = {"Idempotency-Key": uuid4().hex}
     await caller.call(url, messages=said(PROMPT, {"text": "kept"}), extra_headers=keyed)
     return "\n".join(told)
 
 
 async def everything(caller: Caller, traced: Traced) -> dict[str, bytes]:
-    """Every place, by name."""
+    """The content of every place, by name."""
     stack = caller.stack
     places = {f"file {name}": path.read_bytes() for name, path in files(stack.data_dir) if name not in HOLDERS}
     places["log of the traced gateway"] = traced.log.read_bytes()
@@ -132,7 +132,7 @@ def files(folder: Path) -> Iterator[tuple[str, Path]]:
     for at, _, names in os.walk(folder, followlinks=True):
         for name in names:
             path = Path(at, name)
-            if path.is_file():  # and not gone meanwhile
+            if path.is_file():  # files may disappear meanwhile
                 yield path.relative_to(folder).as_posix(), path
 
 
@@ -147,7 +147,7 @@ def processes() -> Iterator[psutil.Process]:
 
 
 def dump_of(stack: StackState) -> bytes:
-    """All databases and roles as `pg_dumpall` writes them."""
+    """All databases and roles, as `pg_dumpall` writes them."""
     url = urlsplit(stack.database_url)
     command = [str(embedded_postgres(stack.data_dir, 0, "").binaries / "pg_dumpall"), "--no-password"]
     command += ["-h", str(url.hostname), "-p", str(url.port), "-U", str(url.username), "-l", url.path.strip("/")]
@@ -162,17 +162,17 @@ async def content_of_redis(stack: StackState) -> bytes:
         found: list[object] = [await raw.execute_command("SLOWLOG", "GET", 100), await raw.client_list()]
         async for key in raw.scan_iter():
             kind: bytes = await raw.type(key)
-            if kind != b"none":  # expired meanwhile
+            if kind != b"none":  # the key has expired meanwhile
                 command, *arguments = _READ[kind]
                 found += [key, await raw.execute_command(command, key, *arguments)]
         return repr(found).encode()
 
 
 def forms(secret: str) -> set[bytes]:
-    """A secret as it is, and as other formats write it."""
+    """A secret as it is, and as other formats would write it."""
     plain = secret.encode()
     encoded = {plain, plain.hex().encode(), quote(secret, safe="").encode()}
-    for before in range(3):  # base64 depends on what comes before it
+    for before in range(3):  # base64 depends on the offset of the secret
         text = base64.b64encode(b"\0" * before + plain)
         encoded.add(text[(before * 8 + 5) // 6 : (before + len(plain)) * 8 // 6])
     return encoded
@@ -196,9 +196,9 @@ def planted(caller: Caller) -> dict[str, str]:
 async def test_no_secret_and_no_prompt_is_anywhere(caller: Caller, traced: Traced) -> None:
     errors = [await use(caller, url) for url in (caller.stack.gateway_url, traced.url)]
     errors.append(str([answer.headers for answer in caller.responses]))
-    await asyncio.sleep(2.5)  # logs, witnesses and traces come in their own time
+    await asyncio.sleep(2.5)  # logs, witnesses and traces are written with a delay
     places = await everything(caller, traced) | {"errors": "\n".join(errors).encode()}
-    # What is looked through is what there is to look through.
+    # First check that the places exist and are not empty.
     assert {"file logs/gateway-1.log", "file logs/litellm-proxy.log", "file logs/postgres.log"} <= places.keys()
     assert any(name.startswith("file postgres/pg_wal/") for name in places)
     for name in ("traces", "a dump of the database", "process list", "Redis", "log of the traced gateway"):
@@ -255,7 +255,7 @@ async def test_the_files_that_must_hold_a_secret_are_their_owners_alone(caller: 
 
 @pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="only Linux tells the limits of other processes")
 async def test_no_process_leaves_a_core_dump(caller: Caller, traced: Traced) -> None:
-    """Neither what the supervisor starts, nor a gateway that was started without it."""
+    """Neither the processes that the supervisor starts, nor a gateway that was started without it."""
     stack = StackState.read(caller.stack.data_dir)
     assert stack is not None
     supervisor = psutil.Process(stack.pid)

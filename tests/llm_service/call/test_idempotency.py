@@ -81,6 +81,14 @@ async def claim(
     return await idempotency.claim(7, key, operation, BODY, call_id)
 
 
+async def ours(idempotency: Idempotency) -> Claim:
+    """The claim of a key that nobody has."""
+    claimed = await claim(idempotency)
+    assert isinstance(claimed, Claim)
+    assert is_ours(claimed, LATER)
+    return claimed
+
+
 def is_ours(claimed: Claim | Replay, call_id: UUID) -> bool:
     return isinstance(claimed, Claim) and (claimed.agent_id, claimed.key, claimed.call_id) == (7, "k", call_id)
 
@@ -93,18 +101,17 @@ async def conflict(idempotency: Idempotency, **fields: Any) -> IdempotencyConfli
 
 async def test_the_first_makes_the_call_and_the_others_get_its_answer() -> None:
     idempotency, _ = keys()
-    first = await claim(idempotency)
-    assert is_ours(first, LATER)
+    first = await ours(idempotency)
     others = [asyncio.create_task(claim(idempotency, call_id=new_call_id())) for _ in range(3)]
     await asyncio.sleep(0.03)
     assert not any(other.done() for other in others)
-    await idempotency.finish(cast("Claim", first), 200, {"a": "b"}, b"answer")
+    await idempotency.finish(first, 200, {"a": "b"}, b"answer")
     assert await asyncio.gather(*others) == [Replay(LATER, 200, {"a": "b"}, b"answer")] * 3
 
 
 async def test_a_key_that_was_given_back_is_the_next_callers() -> None:
     idempotency, _ = keys()
-    first = cast("Claim", await claim(idempotency))
+    first = await ours(idempotency)
     waiting = asyncio.create_task(claim(idempotency, call_id=EARLIER))
     await asyncio.sleep(0.01)
     await idempotency.release(first)
@@ -147,7 +154,7 @@ async def test_i7_a_call_that_cost_money_and_lost_its_answer_is_not_bought_again
 
 async def test_i7_a_maker_makes_sure_before_it_sends() -> None:
     idempotency, pool = keys()
-    claimed = cast("Claim", await claim(idempotency))
+    claimed = await ours(idempotency)
     await idempotency.confirm(claimed)
     assert pool.statements[-1] == module._CONFIRM
     pool.row = row()  # another's by now

@@ -109,7 +109,7 @@ def test_openai_alone_may_choose_a_service_tier_of_another_price(
     providers: tuple[str, ...], prices: dict[str, Any], dearer: bool
 ) -> None:
     entries = [entry(id_=f"d{place}", litellm_provider=name, **prices) for place, name in enumerate(providers)]
-    assert read_models(entries)["m"].has_dearer_tiers is dearer
+    assert read_models(entries)["m"].prices_differ_by_tier is dearer
 
 
 # -- reading it

@@ -16,7 +16,9 @@ SERVICE = Path(llm_service.__file__).parent
 SQL = SERVICE / "treasury" / "sql"
 #: The schema's files are run by migrations.
 QUERIES = [path for path in SQL.rglob("*.sql") if path.parent.name not in ("sql", "functions", "migrations")]
-MODULES = [path for room in ("treasury", "administration") for path in (SERVICE / room).rglob("*.py")]
+#: The plugin in LiteLLM Proxy may not load the treasury, so what both processes load has its SQL in Python.
+BOTH_PROCESSES = {SERVICE / "used_grants.py", SERVICE / "witness.py"}
+MODULES = [path for path in SERVICE.rglob("*.py") if path not in BOTH_PROCESSES]
 #: Composed of parts that a request names; its module says why.
 COMPOSED = SERVICE / "treasury" / "reports" / "reports.py"
 #: More lines than this are hard to read between Python's quotes.

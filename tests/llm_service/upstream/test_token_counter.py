@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, cast
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -13,7 +13,6 @@ from llm_service.errors import ProxyUnavailable, UpstreamError
 from llm_service.grants import verify
 from llm_service.pricing.bounds import TextCount
 from llm_service.pricing.catalog import read_models
-from llm_service.upstream.litellm_proxy import ProxyUpstream
 from llm_service.upstream.token_counter import TokenCounter, texts
 from llm_service.wire.requests import parse_chat, parse_embeddings
 from tests.llm_service.fakes import ENTRIES, chat_body
@@ -38,7 +37,7 @@ class Proxy:
 
 def counter(answer: object) -> tuple[TokenCounter, Proxy]:
     proxy = Proxy(answer)
-    return TokenCounter(cast("ProxyUpstream", proxy), SECRET), proxy
+    return TokenCounter(proxy, SECRET), proxy
 
 
 async def test_ascii_is_counted_and_the_rest_is_bytes() -> None:

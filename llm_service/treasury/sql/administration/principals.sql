@@ -1,5 +1,5 @@
 -- Keys by the hash of their secret ($1) and agents by name ($2), with all that governs them, at one epoch.
--- The epoch's row comes even when nothing was found, because it then says at which epoch that was so.
+-- A row with the epoch is returned even when nothing was found, because it shows at which epoch nothing was found.
 -- A key's budgets and limits belong to the first row of its name, so that they hold for every secret it is rotated to.
 WITH wanted AS (
     SELECT k.hash, NULL::text AS agent_name, k.id AS key_id, k.name AS key, k.models, k.expires_at, k.revoked_at,

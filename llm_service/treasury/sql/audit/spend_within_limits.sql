@@ -1,7 +1,8 @@
--- Windows over which more is posted and pending than was allowed. llm_service/treasury/audit/limits.py says how one is judged.
+-- Windows in which more is, or was, posted and pending than was allowed. llm_service/treasury/audit/limits.py explains how.
 WITH
-    -- Limits and top-ups by epoch: after each logged change until the next one. Epoch 0 is all that was before changes were
-    -- logged with their epoch: what the first change says was there before it, or else the row as it stands.
+    -- Limits and top-ups by epoch: after each logged change until the next one. Epoch 0 stands for the
+    -- time before changes were logged with their epoch: its values are those that the first logged change replaced, or those
+    -- of the row where no change was logged.
     logged AS (
         SELECT object AS budget_id, (before ->> 'limit_nano')::bigint AS old, (after ->> 'limit_nano')::bigint AS new, epoch,
                at, id, row_number() OVER (PARTITION BY object ORDER BY id) AS n
@@ -52,7 +53,7 @@ WITH
             ON least.budget_id = w.budget_id
         WHERE w.posted_nano::numeric + w.pending_nano > least.nano
     ),
-    -- Only windows that hold more than the least that was ever allowed need their calls replayed.
+    -- Calls are replayed only for windows that hold more than the least that was ever allowed.
     entries AS (
         SELECT s.id, l.call_id, l.attempt, max(coalesce(l.epoch, 0)) AS epoch, min(l.started_at) AS started_at,
                max(coalesce(l.settled_epoch, 0)) AS settled_epoch,
