@@ -1,1 +1,1 @@
-"""Guards: pace and health, kept in Redis. Losing them loses no money (invariant I6)."""
+"""Guards: rate limits and circuit breakers, shared through Redis. Losing Redis loses no money (invariant I6)."""

@@ -1,16 +1,17 @@
-"""One circuit breaker: pybreaker's states and counter, with our clock, one probe at a time and a rule for a share. No I/O.
+"""One circuit breaker: pybreaker's states and counter, our clock, one probe at a time, a limit on the share of failures. No I/O.
 
 What must hold:
-- While it is open nothing passes. When its time is over one probe passes and decides: a success closes the breaker, a
-  failure opens it again for longer. A probe without an outcome is given up after `probe_s`; an outcome that it reports
-  after another probe has begun counts for nothing.
-- It opens after `failures` in a row, or when too large a share of the calls of a window of time fails.
-- A call that is released without an outcome (a cancellation, the caller's own error) changes nothing and gives its probe back.
-- Reporting an outcome never raises, whatever state the breaker has taken meanwhile.
+- While the breaker is open, no call passes. When its time is over, one call passes as a probe: if it succeeds, the
+  breaker closes; if it fails, the breaker opens again for longer.
+- A probe that reports no outcome ends after `probe_s`. If it reports one after another probe has begun, that is ignored.
+- The breaker opens after `failures` in a row, or if too large a share of the calls within a window of time fails.
+- A call that is released without an outcome (a cancellation, the caller's own error) changes no state. If it was the
+  probe, another call may probe.
+- Reporting an outcome never raises an error, whatever state the breaker has entered in the meantime.
 
-pybreaker keeps the state, the transitions and the number of failures in a row. Its `call` is not used: it runs a function
-to count, raises while the breaker is open, and reads the wall clock. Nor are its listeners: they run before it has
-stored the new state, so what must follow a transition stands after it.
+pybreaker keeps the state, the transitions and the number of failures in a row. Its `call` is not used, because it can only
+count a function that it runs itself, raises an error while the breaker is open, and reads the wall clock. Its listeners are
+not used either: they run before pybreaker has stored the new state, so our code follows each transition instead.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ from llm_service.guards.failure_rate import FailureRate, share_too_large
 
 CLOSED, OPEN, HALF_OPEN = pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN
 
-#: While another call probes, ask again after this: how long a probe takes is not known, and most take a second.
+#: While another call is the probe, callers are asked to wait for this long. Most probes take about a second.
 ASK_AGAIN_S = 1.0
 _MOST_DOUBLINGS = 20  # a float has room for a thousand; no outage needs more
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerRules:
-    """When a breaker opens, and for how long. Times in seconds. What an operator may set has its default in the settings.
+    """When a breaker opens, and for how long. Times in seconds. Rules that an operator may set have defaults in the settings.
 
-    `failures` in a row; or, of at least `min_calls` within `window_s`, `rate_percent` that failed. It is open for
-    `open_s`, twice as long after each probe that fails, up to `most_open_s` (or `open_s`, if that is more).
+    It opens after `failures` in a row, or if `rate_percent` of at least `min_calls` within `window_s` failed. It stays open
+    for `open_s`, and twice as long after each probe that fails, up to `most_open_s` (or `open_s`, if that is more).
     """
 
     failures: int
@@ -47,16 +48,16 @@ class BreakerRules:
     most_open_s: float = 120.0
 
     def open_for(self, tries: int) -> float:
-        """How long it is open after it was opened `tries` times in a row."""
+        """How long a breaker stays open after it was opened `tries` times in a row."""
         longer = self.open_s * 2.0 ** min(max(tries - 1, 0), _MOST_DOUBLINGS)
         return min(longer, max(self.most_open_s, self.open_s))
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A state that a breaker has taken, for the other processes: open or closed. A probe concerns its own process only.
+    """A state that a breaker has entered, open or closed, as it is sent to the other processes. A probe is not sent.
 
-    `open_s` is what is left of its time; `age_s` is how long ago it was taken.
+    `open_s` is how long the breaker stays open from now; `age_s` is how long ago it entered the state.
     """
 
     state: str
@@ -67,7 +68,7 @@ class Change:
 
 
 class Breaker:
-    """A named breaker. `changed(breaker)` is called after each state that it takes here; `clock` is monotonic.
+    """A named breaker. `changed(breaker)` is called after each change of state in this process; `clock` is monotonic.
 
     A probe is identified by its token; the token None is an ordinary call.
     """
@@ -91,11 +92,11 @@ class Breaker:
 
     @property
     def state(self) -> str:
-        """closed, open or half-open. It stays open in name after its time is over, until a probe begins."""
+        """closed, open or half-open. After its time is over a breaker is still called open until a probe begins."""
         return self._row.state
 
     def wait_s(self) -> float | None:
-        """For how long nothing passes; None: a call, or a probe, may pass now."""
+        """For how long no call passes; None: a call, or a probe, may pass now."""
         if self.state == CLOSED:
             return None
         now = self._clock()
@@ -108,12 +109,12 @@ class Breaker:
     # -- the probe
 
     def reserve(self, token: str) -> None:
-        """Take the probe that `wait_s` has offered, as far as this process is concerned."""
+        """Keep the other calls of this process from probing, after `wait_s` has returned None."""
         self._probe = token
         self._probe_until = self._clock() + self._rules.probe_s
 
     def begin_probe(self, token: str) -> bool:
-        """The reserved probe goes out. False: the breaker was closed, or opened again, meanwhile."""
+        """Begin the reserved probe. False: in the meantime the breaker was closed, or opened again."""
         if self._probe != token:
             return False
         if self.state == OPEN:
@@ -122,19 +123,19 @@ class Breaker:
         return True
 
     def give_back(self, token: str, *, ask_again_s: float = 0.0) -> None:
-        """This probe is over, or never began. Only the probe of this token is given back, not a later one."""
+        """End this probe, or its reservation. If another probe was reserved since, this has no effect."""
         if self._probe == token:
             self._probe = None
             self._probe_until = self._clock() + ask_again_s
 
     def counts(self, token: str | None) -> bool:
-        """Whether the outcome of this call counts: that of a call which began before the breaker opened does not."""
+        """Whether the outcome of this call counts. It does not if the call began before the breaker opened."""
         return self.state == CLOSED or (self.state == HALF_OPEN and token is not None and self._probe == token)
 
-    # -- how calls went
+    # -- outcomes of calls
 
     def succeeded(self, token: str | None = None) -> None:
-        """A call went well."""
+        """Count a call that succeeded."""
         if self.state == CLOSED:
             self._rate.add(self._clock(), failed=False)
             self._row.reset_counter()
@@ -143,7 +144,7 @@ class Breaker:
             self._changed(self)
 
     def failed(self, token: str | None = None) -> None:
-        """A call failed."""
+        """Count a call that failed."""
         if not self.counts(token):
             return
         why = self._too_many_failed() if self.state == CLOSED else "a probe failed"
@@ -155,7 +156,7 @@ class Breaker:
             self._changed(self)
 
     def _too_many_failed(self) -> str | None:
-        """Count one more failure of a closed breaker; why it opens by that, if it does."""
+        """Count one more failure of a closed breaker. Returns why the breaker has to open, or None."""
         now, rules = self._clock(), self._rules
         self._rate.add(now, failed=True)
         self._row.increment_counter()
@@ -165,10 +166,10 @@ class Breaker:
         share = share_too_large(failures, calls, min_calls=rules.min_calls, rate_percent=rules.rate_percent)
         return None if share is None else f"{share} % of the last {calls} calls within {rules.window_s:g} s failed"
 
-    # -- from outside
+    # -- an administrator, and other processes
 
     def force(self, *, opened: bool, seconds: float) -> None:
-        """Open it by hand for so long, or close it."""
+        """Open the breaker by hand for so many seconds, or close it."""
         if opened:
             self._open("by hand")
             self._until = self.since + seconds
@@ -177,11 +178,11 @@ class Breaker:
         self._changed(self)
 
     def adopt(self, change: Change) -> None:
-        """Take over a state that another process has taken. `changed` is not called."""
+        """Enter the state that another process reports. `changed` is not called."""
         if change.state == CLOSED:
             if self.state != CLOSED:
                 self._close(change.why)
-        elif self.state == CLOSED or change.open_s > 0:  # one whose time is over does not stop a probe of this process
+        elif self.state == CLOSED or change.open_s > 0:  # an open state whose time is over must not stop a probe here
             if self.state != OPEN:
                 self._open(change.why)
             self._probe = None
@@ -190,7 +191,7 @@ class Breaker:
         self._until = now + change.open_s
 
     def change(self) -> Change:
-        """The state as other processes take it over."""
+        """The state as it is sent to the other processes."""
         now = self._clock()
         state = CLOSED if self.state == CLOSED else OPEN
         return Change(state, max(0.0, self._until - now), self.why, self.tries, now - self.since)
@@ -202,7 +203,7 @@ class Breaker:
         self._entered(why)
 
     def _close(self, why: str) -> None:
-        self._machine.close()  # its number of failures in a row begins again
+        self._machine.close()  # sets the number of failures in a row to zero
         self._entered(why)
         self.tries, self._until = 0, 0.0
         self._rate.clear()

@@ -1,6 +1,6 @@
-"""What the governed call needs of circuit breakers: a permit before an attempt, which takes its outcome after it.
+"""The protocol between the governed call and circuit breakers: a permit before an attempt, to which its outcome is reported.
 
-The real ones are in `breakers.py`; `NO_BREAKERS` lets everything pass.
+`breakers.py` implements it; `NO_BREAKERS` lets every attempt pass.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class BreakerPermit(Protocol):
 
 
 class BreakerGate(Protocol):
-    """`acquire` raises `BreakerOpen`; `blocked` only reads this process's memory and takes nothing."""
+    """`acquire` raises `BreakerOpen`. `blocked` only reads this process's memory: it reserves no probe."""
 
     def blocked(self, model: Model) -> Unavailable | None: ...
     async def acquire(self, model: Model) -> BreakerPermit: ...

@@ -1,16 +1,16 @@
--- The shared state of circuit breakers: one hash, a field for each that was ever opened.
+-- The shared state of circuit breakers: one hash, with a field for each breaker that was ever opened.
 -- KEYS[1] the hash; then the locks of probes. Times in milliseconds, by Redis' clock.
 --   sync  owner, count, {name, state, open_ms, why, tries, age_ms, seen}…, token…
---         tell these changes, and give back a probe for each token (its lock is the key of the same place);
+--         store these changes, and release the lock of each token's probe (the lock is the key at the same position);
 --         answer with all fields and the time
---   probe token, lifetime_ms    take a breaker's one probe (KEYS[2]); answer "1", or "0": it is taken
---   free  token                 give it back, if it is still ours
+--   probe token, lifetime_ms    take the lock of a breaker's probe (KEYS[2]); answer "1", or "0" if it is taken
+--   free  token                 release that lock, if this token still holds it
 --
--- A field is JSON {state, until_ms, at_ms, why, tries, owner, version}. A change is based on the version that its
--- teller has `seen` ("" for none, "*" for by hand, which always counts). If another process told one meanwhile, the
--- one that is open for longer wins: open wins while its time lasts, and closed wins after that.
--- Versions are text: a number of more than 14 digits would not survive cjson. Time is in them, so that after a
--- flush none comes again.
+-- A field is JSON {state, until_ms, at_ms, why, tries, owner, version}. A change is based on the version that its sender
+-- has `seen` ("" for none; "*" for a change by hand, which always counts). If another process stored a change in between,
+-- the one that is open for longer wins: open wins while its time lasts, and closed wins after that.
+-- Versions are text, because a number of more than 14 digits would not survive cjson. They contain the time, so that no
+-- version is used again after Redis was flushed.
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local kind = ARGV[1]

@@ -1,14 +1,15 @@
 """Circuit breakers for each model, each provider and LiteLLM Proxy, shared by all processes through Redis.
 
 What must hold:
-- A call reads the state from this process's memory. Only a probe waits, for one bounded round trip.
-  A separate task (`run`) exchanges changes of state with the other processes.
-- One probe at a time over all processes, by a lock in Redis that expires: a process that dies while it probes
-  keeps the others out for no longer than that. A probe's result is shared in the same step that gives the probe back.
-- Without Redis each process goes on with its own breakers (I6). When Redis is available again, states merge: open
-  wins while its time lasts (`breakers.lua`).
-- Each call that succeeds is counted, although nothing is open: the share of failures needs the number of all calls.
-- A breaker is only made for a model of the catalogue, and for its provider.
+- A call reads the state of a breaker from this process's memory. Only a probe waits for Redis, for one bounded round
+  trip. A separate task (`run`) exchanges changes of state with the other processes.
+- One call at a time, over all processes, is the probe of a breaker. It holds a lock in Redis that expires, so a process
+  that dies during its probe keeps the others from probing for no longer than that.
+- The result of a probe is shared in the same step that releases its lock.
+- Without Redis each process goes on with its own breakers (I6). When Redis is available again, the states are merged:
+  open wins while its time lasts (`breakers.lua`).
+- Each success is counted even while all breakers are closed, because the share of failures needs the number of all calls.
+- Breakers exist only for LiteLLM Proxy, for models of the catalogue, and for their providers.
 """
 
 from __future__ import annotations
@@ -38,13 +39,13 @@ log = logging.getLogger(__name__)
 
 _SCRIPT = Path(__file__).with_name("breakers.lua")
 PROXY = "proxy"
-#: How long one that is opened by hand stays open, if not said otherwise; and the longest: as long as Redis keeps it.
+#: How long a breaker that was opened by hand stays open, by default and at most. Redis keeps a state for no longer.
 HELD_S, MOST_HELD_S = 3_600.0, 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class BreakerStatus:
-    """A breaker, for people. `retry_s`: when a probe may pass; None: now."""
+    """A breaker as it is shown to people. `retry_s`: in how many seconds a probe may pass; None: now."""
 
     name: str
     state: str
@@ -56,14 +57,14 @@ class BreakerStatus:
 @dataclass(frozen=True, slots=True)
 class _Probe:
     token: str
-    shared: bool  # whether Redis holds its lock
+    shared: bool  # whether it holds a lock in Redis
 
 
 class Breakers:
-    """All breakers of this process. Belongs to one event loop; `None` for Redis keeps them in this process.
+    """All breakers of this process. Belongs to one event loop. Without Redis (`None`) they are not shared.
 
     `on_change(name, state, own)` is called after each change of state; `own` is False for a change that was taken over
-    from another process. `on_refused(name)` is called for each call that was kept out, and `on_degraded(away)` when
+    from another process. `on_refused(name)` is called for each call that was refused, and `on_degraded(away)` when
     Redis becomes unavailable or available again.
     """
 
@@ -91,10 +92,10 @@ class Breakers:
         self._names: dict[
             str, tuple[Model, tuple[str, ...]]
         ] = {}  # by the model's name, until the catalogue changes it
-        self._seen: dict[str, str] = {}  # the version of each in Redis that was last taken over, or told
-        self._untold: set[str] = set()
-        self._forced: set[str] = set()  # of the untold, those that were changed by hand
-        self._given_back: dict[str, str] = {}  # token of a lock that Redis holds → breaker
+        self._seen: dict[str, str] = {}  # the version in Redis that was last read, by breaker
+        self._unshared: set[str] = set()
+        self._forced: set[str] = set()  # those of the unshared changes that were made by hand
+        self._given_back: dict[str, str] = {}  # locks to release in Redis: token of the probe → breaker
         self._wake = asyncio.Event()
         self._scripts: RedisScripts | None = None
         if redis is not None:
@@ -105,7 +106,7 @@ class Breakers:
     # -- for calls
 
     def blocked(self, model: Model) -> BreakerOpen | None:
-        """Why an attempt at this model would be kept out now. Takes nothing."""
+        """Why an attempt at this model would be refused now; None: it would not. Reserves no probe."""
         for name in self._names_of(model):
             breaker = self._known.get(name)
             wait_s = None if breaker is None else breaker.wait_s()
@@ -138,20 +139,22 @@ class Breakers:
         return _Permit(self, names, probes)
 
     def settle(self, names: tuple[str, ...], probes: Mapping[str, _Probe], outcome: bool | None, part: str) -> None:
-        """Report an attempt's outcome to its breakers; None: it has none."""
-        if outcome and not probes:  # nearly every call there is: it counts in the shares of failures
+        """Report the outcome of an attempt to its breakers; None: the attempt had none."""
+        if outcome and not probes:  # nearly every call; it is counted for the shares of failures
             for name in names:
                 self._breaker(name).succeeded()
             return
         if outcome is not None:
             *wider, model = (self._breaker(name) for name in names)
-            # A model that has just opened is not asked again: what is still under way to it says nothing new of
-            # its provider either, whose other models may be well.
+            # If the model's breaker has opened since the attempt began, the attempt's failure is not counted against
+            # the provider either: its cause is known already, and the provider's other models may work.
             stale = part != PROXY and not outcome and not model.counts(_token(probes, model.name))
             for breaker in (*wider, model):
                 if part == PROXY and breaker.name != PROXY:
                     continue
-                well = outcome or (part != PROXY and breaker.name == PROXY)  # it was reached, whatever the model did
+                well = outcome or (
+                    part != PROXY and breaker.name == PROXY
+                )  # the proxy was reached, so it counts as a success for it
                 if well:
                     breaker.succeeded(_token(probes, breaker.name))
                 elif not stale:
@@ -159,13 +162,13 @@ class Breakers:
         self._give_back(probes)
 
     async def _pass(self, name: str, probes: dict[str, _Probe]) -> float | None:
-        """Pass one breaker, as its probe if it needs one; or how long to wait."""
+        """Pass one breaker, as its probe if the breaker needs one. Returns how long to wait if that is not possible."""
         breaker = self._breaker(name)
         wait_s = breaker.wait_s()
         if wait_s is not None or breaker.state == CLOSED:
             return wait_s
         token = uuid4().hex
-        probes[name] = _Probe(token, shared=False)  # whatever happens from here on, it is given back
+        probes[name] = _Probe(token, shared=False)  # stored first, so that it is given back whatever happens
         breaker.reserve(token)
         taken = await self._lock(name, token)
         if taken is False:
@@ -175,7 +178,7 @@ class Breakers:
         return None if breaker.begin_probe(token) else breaker.wait_s()
 
     async def _lock(self, name: str, token: str) -> bool | None:
-        """Whether Redis gives this process the one probe; None: there is no Redis to ask."""
+        """Whether this process has got the lock for the probe; None: there is no Redis to ask."""
         if self._scripts is None:
             return None
         keys = (self._prefix, self._lock_key(name))
@@ -198,7 +201,7 @@ class Breakers:
     # -- for people
 
     def states(self) -> list[BreakerStatus]:
-        """All breakers that were ever needed."""
+        """All breakers that this process has used so far."""
         mono, now = self._clock(), datetime.now(UTC)
         return [
             BreakerStatus(each.name, each.state, now - timedelta(seconds=mono - each.since), each.why, each.wait_s())
@@ -206,7 +209,7 @@ class Breakers:
         ]
 
     async def force(self, name: str, *, opened: bool, seconds: float = HELD_S) -> bool:
-        """Open one by hand for so long, or close it, everywhere. False: Redis is away, and it is so here alone."""
+        """Open a breaker by hand for so many seconds, or close it, in all processes. False: Redis is away, so only in this one."""
         self._breaker(name).force(opened=opened, seconds=min(seconds, MOST_HELD_S))
         self._forced.add(name)
         return await self.sync()
@@ -220,23 +223,23 @@ class Breakers:
             try:
                 await self.sync()
             except Exception:
-                log.exception("the breakers were not shared; the next time will try again")
+                log.exception("changes of breakers could not be shared with the other processes; this is tried again")
                 await asyncio.sleep(self._sync_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._wake.wait(), self._sync_s)
 
     async def sync(self) -> bool:
-        """Share what has changed here, and take over what has changed elsewhere. False: Redis is away."""
+        """Share the changes of this process, and adopt those of the others. False: Redis is away."""
         if self._scripts is None:
             return True
-        untold, self._untold = self._untold, set()
+        unshared, self._unshared = self._unshared, set()
         forced, self._forced = self._forced, set()
         given_back, self._given_back = self._given_back, {}
         try:
-            answer = orjson.loads(await self._scripts.run(self._telling(untold, forced, given_back)))
+            answer = orjson.loads(await self._scripts.run(self._sync_command(unshared, forced, given_back)))
             self._merge(answer["now_ms"], answer["states"])
-        except BaseException as error:  # a task that is stopped, too: what is not told now is told later
-            self._untold |= untold
+        except BaseException as error:  # also if the task is cancelled: the changes are shared the next time
+            self._unshared |= unshared
             self._forced |= forced
             self._given_back = given_back | self._given_back
             if isinstance(error, RedisUnavailable):
@@ -249,9 +252,9 @@ class Breakers:
         if self._scripts is not None:
             await self._scripts.close()
 
-    def _telling(self, untold: set[str], forced: set[str], given_back: Mapping[str, str]) -> Command:
-        arguments = ["sync", self._owner, str(len(untold))]
-        for name in sorted(untold):
+    def _sync_command(self, unshared: set[str], forced: set[str], given_back: Mapping[str, str]) -> Command:
+        arguments = ["sync", self._owner, str(len(unshared))]
+        for name in sorted(unshared):
             change = self._known[name].change()
             seen = "*" if name in forced else self._seen.get(name, "")
             open_ms, age_ms = str(int(change.open_s * 1000)), str(int(change.age_s * 1000))
@@ -261,8 +264,8 @@ class Breakers:
 
     def _merge(self, now_ms: int, states: Mapping[str, Any]) -> None:
         for name, fields in states.items():
-            if name in self._untold or fields["version"] == self._seen.get(name):
-                continue  # what has changed here since is told first, as based on what was seen before
+            if name in self._unshared or fields["version"] == self._seen.get(name):
+                continue  # a change that was made here since is shared first, based on the version seen before it
             self._seen[name] = fields["version"]
             if fields["owner"] == self._owner:
                 continue
@@ -272,12 +275,12 @@ class Breakers:
             before = breaker.state
             breaker.adopt(Change(fields["state"], open_s, fields["why"], int(fields["tries"]), age_s))
             if breaker.state != before:
-                log.info("breaker %s is %s, says another process: %s", name, breaker.state, breaker.why)
+                log.info("breaker %s is %s, as another process reports: %s", name, breaker.state, breaker.why)
                 self._on_change(name, breaker.state, False)
-        for name in self._seen.keys() - states.keys():  # Redis was flushed: what is open here is open
+        for name in self._seen.keys() - states.keys():  # Redis was flushed: share again the breakers that are open here
             del self._seen[name]
             if self._breaker(name).state != CLOSED:
-                self._untold.add(name)
+                self._unshared.add(name)
 
     def _names_of(self, model: Model) -> tuple[str, ...]:
         known = self._names.get(model.name)
@@ -298,8 +301,8 @@ class Breakers:
     def _changed(self, breaker: Breaker) -> None:
         log.warning("breaker %s is %s: %s", breaker.name, breaker.state, breaker.why)
         self._on_change(breaker.name, breaker.state, True)
-        if breaker.state != HALF_OPEN:  # that is for whoever probes; the others go on waiting
-            self._untold.add(breaker.name)
+        if breaker.state != HALF_OPEN:  # half-open concerns only the process that probes; the others go on waiting
+            self._unshared.add(breaker.name)
             self._wake.set()
 
     def _refusal(self, breaker: Breaker, model: Model, wait_s: float) -> BreakerOpen:
@@ -325,24 +328,25 @@ class _Permit:
         self._probes = probes
 
     def succeeded(self) -> None:
-        self._tell(True)
+        self._end(True)
 
     def failed(self, part: Literal["model", "proxy"] = "model") -> None:
-        self._tell(False, part)
+        self._end(False, part)
 
     def release(self) -> None:
-        self._tell(None)
+        self._end(None)
 
-    def _tell(self, outcome: bool | None, part: str = "model") -> None:
+    def _end(self, outcome: bool | None, part: str = "model") -> None:
         owner, self._owner = self._owner, None
         if owner is not None:
             owner.settle(self._names, self._probes, outcome, part)
 
 
 def names_of(model: Model) -> tuple[str, ...]:
-    """The breakers that an attempt at a model passes, the model's last.
+    """The names of the breakers that an attempt at a model passes; the model's own is the last.
 
-    A model whose deployments are of several providers has none for them: which one failed is not known.
+    If a model has deployments at several providers, no provider's breaker is among them, because it is not known which
+    provider failed.
     """
     providers = set(model.deployments.values()) or {model.provider}
     provider = (f"provider:{next(iter(providers))}",) if len(providers) == 1 else ()
@@ -352,9 +356,9 @@ def names_of(model: Model) -> tuple[str, ...]:
 def rules_of(name: str, rules: BreakerRules) -> BreakerRules:
     """The rules of one breaker.
 
-    A provider's takes twice as many failures as a model's: one model that is down opens its own and then fails no
-    more, so that its siblings, which may stand in for it, are still asked. The proxy is ours, restarts within
-    seconds, and refuses a connection for nothing: it is probed soon.
+    A provider's breaker opens after twice as many failures as a model's. So one model that is down opens its own breaker,
+    after which it is not asked and cannot fail, and the provider's other models, which may stand in for it, are still asked.
+    LiteLLM Proxy restarts within seconds, and a probe that it refuses costs nothing, so it is probed soon.
     """
     if name == PROXY:
         return replace(rules, open_s=min(rules.open_s, 1.0), most_open_s=min(rules.most_open_s, 5.0))

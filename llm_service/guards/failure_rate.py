@@ -1,7 +1,8 @@
-"""The share of calls that failed lately: what pybreaker, which counts failures in a row, does not know. Pure.
+"""The share of recent calls that failed. pybreaker counts only failures in a row. Pure.
 
-What must hold: memory and time do not grow with the number of calls. A window slides by tenths of itself, so it
-holds between nine tenths and the whole of its time.
+What must hold:
+- Memory and time do not grow with the number of calls.
+- The window moves on by a tenth of its length at a time, so it covers between nine tenths and all of that length.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ _BUCKETS = 10
 
 
 class FailureRate:
-    """Calls and failures of the last `window_s`. Times are of any one clock that does not go back."""
+    """Calls and failures of the last `window_s`. All times are from one clock that never goes back."""
 
     def __init__(self, window_s: float) -> None:
         self._bucket_s = window_s / _BUCKETS
@@ -35,7 +36,7 @@ class FailureRate:
         return self._failures, self._calls
 
     def clear(self) -> None:
-        """Forget all."""
+        """Forget all calls."""
         self._buckets.clear()
         self._calls = self._failures = 0
 
@@ -49,7 +50,7 @@ class FailureRate:
 
 
 def share_too_large(failures: int, calls: int, *, min_calls: int, rate_percent: int) -> int | None:
-    """The share of calls that failed, in per cent rounded down, if it opens a breaker by these rules."""
+    """The share of calls that failed, in per cent rounded down, if by these rules it opens a breaker; else None."""
     if calls < min_calls or failures * 100 < calls * rate_percent:
         return None
     return failures * 100 // calls

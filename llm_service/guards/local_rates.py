@@ -1,7 +1,9 @@
-"""Rate limits in this process: what is used while Redis is away, or when there is none.
+"""Rate limits in this process, used while Redis is away, or if there is none.
 
-What must hold: the same answers as `rate_limiter.lua` for the same calls (a test runs both side by side).
-Several gateways each allow the whole limit meanwhile: pace fails soft (I6), money does not.
+What must hold:
+- The same calls get the same answers as from `rate_limiter.lua` (a test runs both side by side).
+
+During that time each of several gateways allows the whole limit: rate limits fail soft (I6), money does not.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from uuid import UUID
 
 from llm_service.guards.token_bucket import UNIT, Charge, Decision, Metric, RatePermit, bucket_level, passes
 
-#: Between two clearings of what has expired, so that memory follows the subjects in use.
+#: How often expired entries are removed, so that memory holds only the subjects in use.
 _CLEAR_EVERY_MS = UNIT
 
 

@@ -1,26 +1,26 @@
--- Takes from every limit that applies to one call, or from none; or gives back and corrects.
+-- Takes a call's share of every limit that applies to it, or of none; or releases the share and corrects it.
 --
 -- KEYS[i]  one key for each limit and metric; then, where slots are concerned, what this process holds, and the
---          set of processes. All carry one hash tag
+--          set of all processes. All keys carry one hash tag
 -- ARGV[1]  'acquire' or 'release'; 'beat' or 'leave' of the process
--- ARGV[2]  call id: the member of the sets of calls in flight. Of a beat: '1' if it may give back what the dead hold
+-- ARGV[2]  call id, the member of the sets of calls in flight. Of a beat: '1' if it may release slots of dead processes
 -- ARGV[3]  acquire: how long the call's slot lives, in ms
---          release: the expiry that its acquire answered, in ms; '' removes the slot whatever its expiry
+--          release: the expiry of the slot, which follows from the acquire's answer, in ms; '' removes any
 -- ARGV[4]  for each key "metric limit amount": metric is requests, tokens or concurrent; amount is what
 --          to take, or by how much to correct (negative gives back). One argument, since each costs the caller 1 µs
 -- ARGV[5]  acquire, beat: after how long without a beat a process is dead, in ms
 --
--- A process that dies leaves its slots behind. So each process keeps a hash of what it holds (call → expiry and the
--- sets that its slots are in, which stays right when limits are changed meanwhile), and beats. Whoever beats next
--- after a process has been silent for too long gives its slots back.
+-- A process that dies leaves its slots behind. So each process has a hash of the slots that it holds: call → expiry and
+-- the sets with its slots, which stays right if limits are changed in between. And each process sends beats. When a process
+-- has sent none for too long, the next beat of any other process releases its slots.
 --
 -- A bucket is "used at": what is used, in 1/60000ths of a request or token, at a time in ms. It drains
--- by `limit` of these units each ms, which is the limit each minute, so every number is an integer
--- below 2^53 and exact. It expires when it would be empty. local_rates.py and token_bucket.py do the same sums.
+-- by `limit` of these units each ms, which is the limit each minute. So every number is an integer
+-- below 2^53 and exact. It expires when it would be empty. local_rates.py and token_bucket.py calculate the same.
 --
--- acquire answers "admitted now orphans level level …": levels after the take, or unchanged if refused; orphans is
--- in how many ms slots are given back, where dead processes hold all that a refused call needs, else 0.
--- beat answers how many slots of dead processes it has given back.
+-- acquire answers "admitted now orphans level level …": levels after the take, or unchanged if refused. orphans is 0,
+-- except if dead processes hold all slots that a refused call needs: then it is in how many ms they are released.
+-- beat answers how many slots of dead processes it has released.
 
 local UNIT = 60000
 
@@ -96,7 +96,7 @@ local function give_back(of)
     return count
 end
 
--- In how many ms slots of the set are given back, if processes that have been silent for long hold all of them.
+-- In how many ms the slots of the set are released, if processes that have been silent for long hold all of them; else 0.
 local function orphaned_for(key, level, dead)
     local orphans, wait = 0, 0
     local silent = redis.call('ZRANGEBYSCORE', processes, '-inf', now - dead / 2, 'WITHSCORES')

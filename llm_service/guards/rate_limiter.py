@@ -1,17 +1,18 @@
 """Rate limits: requests a minute, tokens a minute and calls in flight, all that apply to a call at once.
 
 What must hold:
-- All or nothing in one round trip: one Lua script (`rate_limiter.lua`) checks every limit by Redis' clock
-  and takes from all of them, or from none. `token_bucket.py` says what a bucket is and its worst case.
-- A crash leaks nothing: buckets refill, and the slots of a process that is dead are given back within
-  `dead_s` and a quarter, whoever settles its calls, by any other process (`run`). A slot expires with its call anyway.
-- Pace fails soft (I6): with Redis away the same rules are kept in this process, `degraded` says so,
-  and no call waits for longer than `timeout_s` for it. Slots taken on one side are given back there.
+- A call takes its share of all limits that apply, or of none, in one round trip: one Lua script (`rate_limiter.lua`)
+  checks every limit by Redis' clock. `token_bucket.py` explains what a bucket is, and its worst case.
+- A crash leaks nothing. Buckets refill. The slots of a process that died are released by any other process (`run`)
+  within `dead_s` and a quarter, independently of the settlement of its calls. Each slot expires with its call anyway.
+- Rate limits fail soft (I6): while Redis is away this process applies the same rules alone, and `degraded` is true.
+- No call waits for Redis for longer than `timeout_s`.
+- A slot is released where it was taken, in Redis or in this process.
 
-Redis Cluster: one script may touch keys of one hash slot only, and a call's limits range from its key
-to its model, so all keys carry one hash tag. In a cluster one shard then keeps all rate limits, and the
-others do not help: measured, a call with its release is 30 µs of Redis' one core with one rule of
-three limits, 70 µs with four rules of eight, so 14,000 to 30,000 calls a second. The client here is for one server.
+Redis Cluster: a script may touch keys of only one hash slot, and a call's limits range from its key to its model, so all
+keys carry one hash tag. In a cluster one shard then keeps all rate limits, and the other shards do not help. Measured, a
+call with its release takes 30 µs of Redis' one core with one rule of three limits, and 70 µs with four rules of eight, so
+one shard serves 14,000 to 30,000 calls a second. The client here is for one server.
 """
 
 from __future__ import annotations
@@ -38,11 +39,11 @@ _SCRIPT = Path(__file__).with_name("rate_limiter.lua")
 
 
 class RateLimiter:
-    """Holds callers to their rate limits. Belongs to one event loop; with `None` for Redis the limits are this process's own.
+    """Holds callers to their rate limits. Belongs to one event loop. Without Redis (`None`) the limits are not shared.
 
-    `timeout_s` is the longest that a call waits for Redis. `on_degraded(True)` is called when
-    limits fall back to the process, `on_degraded(False)` when they are shared again. A process that has not beaten
-    for `dead_s` is dead: `run` beats four times in that.
+    `timeout_s` is the longest that a call waits for Redis. `on_degraded(True)` is called when limits are no longer shared
+    with other processes, `on_degraded(False)` when they are shared again. A process without a heartbeat for `dead_s`
+    counts as dead; `run` sends four in that time.
     """
 
     def __init__(
@@ -76,11 +77,11 @@ class RateLimiter:
     ) -> RatePermit:
         """Take one request, `tokens` and a slot from every limit that applies to `model`, or nothing.
 
-        The slot is the call's: taken again by the same `call_id` it counts once, and lives
-        `lifetime_s` from now. Requests and tokens count each time.
+        A slot belongs to its call: if the same `call_id` takes it again, it counts once, and lives for `lifetime_s` from
+        then. Requests and tokens count each time.
 
         Raises:
-            RateLimited: names the limit that takes longest to wait for, or one that the call can never pass.
+            RateLimited: it names the limit with the longest wait, or one that the call can never pass.
         """
         charges = charges_of(self._prefix, limits, model, tokens) if limits else ()
         if not charges:
@@ -99,7 +100,7 @@ class RateLimiter:
         return RatePermit(call_id, charges, decision.levels, expires_ms, local)
 
     async def _shared(self, call_id: UUID, charges: Sequence[Charge], lifetime_s: float) -> Decision | None:
-        """Redis' decision, or None when it is away."""
+        """The decision by Redis; None: Redis is away."""
         assert self._scripts is not None
         try:
             answer = await self._scripts.run(self._acquisition(call_id, charges, lifetime_s))
@@ -125,15 +126,15 @@ class RateLimiter:
             self._scripts.post(self._release(permit, changes))
 
     async def run(self) -> None:
-        """Beat, so that this process' slots stay its own, and give back those of processes that have died; forever."""
+        """Send heartbeats, so that this process keeps its slots, and release the slots of dead processes; forever."""
         while True:
             await self.beat()
             await asyncio.sleep(self._dead_s / 4)
 
     async def beat(self) -> int:
-        """Beat once; how many slots of dead processes were given back.
+        """Send one heartbeat. Returns how many slots of dead processes were released.
 
-        None are for as long as nobody can tell: when Redis was away, those that live may not have found it again yet.
+        For `dead_s` after Redis was away none are released, because processes that live may not have reconnected yet.
         """
         if self._scripts is None:
             return 0
@@ -148,17 +149,16 @@ class RateLimiter:
         if self._shared_since is None:
             self._shared_since = now
         if given_back:
-            log.warning("gave back %d slots of calls in flight that dead processes had left", given_back)
+            log.warning("released %d slots of calls in flight that dead processes had left", given_back)
         return given_back
 
     async def drain(self) -> None:
-        """Wait until Redis has heard of every release, or is away."""
+        """Wait until Redis has got every release, or is away."""
         if self._scripts is not None:
             await self._scripts.drain()
 
     async def close(self) -> None:
-        """Drain, give back what this process still holds, and stop looking for Redis. The client is left open: close
-        it after this."""
+        """Drain, release the slots that this process still holds, and stop probing Redis. Close the client afterwards."""
         if self._scripts is not None:
             if self._shared_since is not None and not self._scripts.away:
                 self._scripts.post(Command(self._process, ("leave", "", "", "")))
@@ -167,7 +167,8 @@ class RateLimiter:
     def _acquisition(self, call_id: UUID, charges: Sequence[Charge], lifetime_s: float) -> Command:
         call = str(call_id)
         slots = [(charge, 0) for charge in charges if charge.metric is Metric.CONCURRENT]
-        # Unknown whether it was admitted: its slot goes, whatever its expiry; its tokens refill within a minute.
+        # If no answer comes, the call may have been admitted: then its slot is released whatever its expiry, and its
+        # tokens refill within a minute.
         undo = self._command("release", call, "", slots) if slots else None
         amounts = [(charge, charge.amount) for charge in charges]
         return self._command("acquire", call, _milliseconds(lifetime_s), amounts, undo)
@@ -175,7 +176,8 @@ class RateLimiter:
     def _release(self, permit: RatePermit, changes: Sequence[tuple[Charge, int]]) -> Command:
         call, expiry = str(permit.call_id), str(permit.slot_expires_ms)
         slots = [change for change in changes if change[0].metric is Metric.CONCURRENT]
-        # Unknown whether it happened: the slots again, but not a correction, which must not be made twice.
+        # If no answer comes, the release may have happened. Releasing slots twice does no harm, correcting tokens twice
+        # does, so only the slots are released again.
         undo = self._command("release", call, expiry, slots) if slots else None
         return self._command("release", call, expiry, changes, undo)
 
@@ -194,4 +196,4 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _ignore(_: bool) -> None:
-    """No gauge is connected."""
+    """There is no gauge to set."""

@@ -1,14 +1,13 @@
 """One Lua script in Redis: grouped round trips, and what happens when Redis is away.
 
 What must hold:
-- Nobody waits for a dead Redis: a round trip has `timeout_s`, everything queued behind a failed one
-  fails at once, and until a probe has succeeded nothing is sent. The settings of Redis' own client
-  cannot lengthen this.
-- An outage of Redis costs nothing: one sleeping task probes, each time after a longer pause.
-- Commands keep their order. Those that arrive while a round trip is under way go together in the next
-  one, so a hundred callers share one write and one read.
-- A command whose outcome is unknown (no answer came, or its caller left) is followed by its `undo`
-  when Redis is back. What waits for Redis is bounded; the oldest is dropped, and expires by itself.
+- No caller waits for a dead Redis. A round trip takes at most `timeout_s`, whatever the settings of the Redis client.
+  When one fails, all commands queued behind it fail at once, and nothing is sent until a probe has succeeded.
+- While Redis is away calls are not slowed down: only one task probes, each time after a longer pause.
+- Commands keep their order. Commands that arrive during a round trip go together in the next one, so a hundred callers
+  share one write and one read.
+- If the outcome of a command is unknown (no answer came, or its caller left), its `undo` follows when Redis is available.
+- The number of commands that wait for Redis is bounded. The oldest are dropped; their entries in Redis expire anyway.
 """
 
 from __future__ import annotations
@@ -37,19 +36,19 @@ _LONGEST_PAUSE_S = 5.0
 
 
 def connect(url: str) -> Redis:
-    """A client for guards: no retries of its own, and no operation that waits for more than a second."""
+    """A Redis client for guards: it never retries, and no operation of it waits for more than a second."""
     return Redis.from_url(
         url, socket_connect_timeout=1, socket_timeout=1, retry=Retry(NoBackoff(), 0), health_check_interval=0
     )
 
 
 class RedisUnavailable(Exception):
-    """Redis did not answer, or refused the script. The outcome of what was sent is unknown."""
+    """Redis did not answer, or refused the script. Whether the script has run is unknown."""
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One run of the script. `undo` must do no harm if this never ran, or ran and was undone."""
+    """One run of the script. `undo` must be harmless if the command never ran, or was undone already."""
 
     keys: tuple[str, ...]
     arguments: tuple[str, ...]
@@ -62,7 +61,8 @@ _Item = tuple[Command, asyncio.Future[str] | None]
 class RedisScripts:
     """Runs a script in Redis, in order and in groups. Belongs to one event loop.
 
-    `probe_key` is written to see whether Redis takes writes again; `on_away(bool)` is called when that changes.
+    `probe_key` is written to find out whether Redis takes writes again. `on_away` is called with True when Redis becomes
+    unavailable, and with False when it is available again.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class RedisScripts:
         """Run the script and return its answer.
 
         Raises:
-            RedisUnavailable: see there; the command's undo will follow by itself.
+            RedisUnavailable: the command's undo follows when Redis is available again.
         """
         if self.away:
             raise RedisUnavailable("Redis is away")
@@ -99,13 +99,13 @@ class RedisScripts:
         try:
             return await answer
         except asyncio.CancelledError:
-            # Answered, but the caller left before it heard. An answer that is still to come: see _answered.
+            # The caller left after the answer came, so undo the command. If the answer is yet to come, `_answered` does.
             if not answer.cancelled() and command.undo is not None:
                 self.post(command.undo)
             raise
 
     def post(self, command: Command) -> None:
-        """Run the script sometime soon, or when Redis is back. Its answer is not awaited."""
+        """Run the script soon, or when Redis is available again, without waiting for its answer."""
         if len(self._waiting) >= _WAITING and self.away:
             self._waiting.popleft()
         self._send((command, None))
@@ -116,7 +116,7 @@ class RedisScripts:
             await asyncio.shield(self._worker)
 
     async def close(self) -> None:
-        """Stop probing and finish what is under way. The client stays open: it is its maker's."""
+        """Finish the round trips under way and stop probing. The client stays open, because its creator closes it."""
         await self.drain()
         if self._prober is not None:
             self._prober.cancel()
@@ -135,13 +135,13 @@ class RedisScripts:
             try:
                 async with asyncio.timeout(self._timeout_s):
                     answers = await self._round_trip([command for command, _ in group])
-            except Exception as error:  # noqa: BLE001 (whatever the client or the loop raises, nobody may hang)
+            except Exception as error:  # noqa: BLE001  # whatever the client or the loop raises, no caller may hang
                 self._failed(group, error)
             else:
                 self._answered(group, answers)
 
     def _next_group(self) -> list[_Item]:
-        """The next to send. Callers that have left while they waited are left out."""
+        """The next commands to send, without those whose callers have left while they waited."""
         group: list[_Item] = []
         while self._waiting and len(group) < _GROUP:
             item = self._waiting.popleft()
@@ -162,7 +162,7 @@ class RedisScripts:
         return answers
 
     async def _evaluate(self, commands: Sequence[Command]) -> list[object]:
-        if len(commands) == 1:  # half the CPU of a pipeline of one
+        if len(commands) == 1:  # takes half the CPU of a pipeline with one command
             (command,) = commands
             try:
                 return [
@@ -198,7 +198,7 @@ class RedisScripts:
             self._pause_s = _FIRST_PAUSE_S
 
     def _failed(self, group: Sequence[_Item], error: Exception) -> None:
-        """Go away: tell everyone who waits, keep what must follow, and start to probe."""
+        """Redis has become unavailable: fail all waiting callers, keep the commands that must still run, and start to probe."""
         behind = list(self._waiting)
         self._waiting.clear()
         self.away = True
@@ -209,7 +209,7 @@ class RedisScripts:
                 self.post(command)
             if future is not None and not future.done():
                 future.set_exception(RedisUnavailable(str(error)))
-        _log.warning("Redis is away (%s: %s): what is shared through it is kept here", type(error).__name__, error)
+        _log.warning("Redis is away (%s: %s): this process goes on without sharing", type(error).__name__, error)
         self._prober = _start(self._probe())
         self._on_away(True)
 
@@ -222,10 +222,10 @@ class RedisScripts:
                     self._sha = await self._client.script_load(self._script)
                     await self._client.set(self._probe_key, "1", px=1_000)
                 break
-            except Exception as error:  # noqa: BLE001 (whatever it is, Redis is not back)
+            except Exception as error:  # noqa: BLE001  # whatever it is, Redis is not available yet
                 _log.debug("Redis is still away: %s", error)
         self.away = False
-        _log.warning("Redis is back: it is shared again")
+        _log.warning("Redis is available again: this process shares again")
         if self._waiting:
             self._worker = _start(self._work())
         self._on_away(False)

@@ -1,22 +1,21 @@
-"""Pace as pure functions: which limits a call must pass, what is used of each, and what a caller is told.
+"""Rate limits as pure functions: which limits a call must pass, how much of each is used, and the refusal.
 
 Requests and tokens a minute are token buckets: as large as the limit a minute, refilled without
 pause. A bucket's level is what is *used*, in 1/60000ths of a request or token, so that it drains by
 exactly `limit` units each millisecond and every sum is an integer (the same in Python and in Lua).
 
-Why a bucket, and its worst case. After a quiet minute a caller may send a whole minute's limit at
-once and then the refill, so any 60 seconds can hold up to twice the limit, once; the long-run rate is
-the limit, and waiting is always short (one request's share of a minute) and never "until the window
-turns". A counter of fixed minutes has the same worst case without the smoothness; a sliding log is
-exact and costs memory for each request. OpenAI's own headers (remaining, and a reset that shrinks
-continuously) describe the same bucket; OpenAI may also enforce fractions of a minute ("60 a minute
-as 1 a second"), which this does not: a burst that Treasurer allows may still meet a provider's 429.
+Why a bucket, and its worst case. After a quiet minute a caller may send a whole minute's limit at once, and then as much as
+is refilled. So 60 seconds can contain up to twice the limit, once. In the long run the rate is the limit, and a wait is
+always short (one request's share of a minute), never "until the next window begins". A counter of fixed minutes has the same
+worst case, and longer waits. A log of all requests of the last minute is exact, and takes memory for each request. OpenAI's
+own headers (remaining, and a reset that shrinks continuously) describe the same bucket. OpenAI may also enforce fractions
+of a minute ("60 a minute as 1 a second"), which this does not, so a provider may still answer a burst that Treasurer allows
+with a 429.
 
-Tokens are held by their upper bound and corrected when the call ends. What is given back never makes
-a bucket more than full, so from any start: tokens used by finished calls ≤ limit + limit × minutes.
-Tokens that return from calls begun earlier can be spent again at once, so a burst may be larger by
-what was held too much. A call that used more than it held takes the bucket below zero, by at
-most one more limit: the debt is waited off in a minute at most.
+A call takes the upper bound of its tokens, which is corrected when the call ends. A correction never makes a bucket more
+than full, so from any start: tokens used by finished calls ≤ limit + limit × minutes. Tokens that a call gives back can be
+used again at once, so a burst may be larger by the amount that earlier calls took too much. A call that used more than it
+took puts the bucket in debt, by at most one more limit, and the debt is gone after a minute at most.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from llm_service.types import RateLimit
 
 #: Units of a bucket in one request or token; also the milliseconds of a minute.
 UNIT = 60_000
-#: Limits above this count as this: Redis' numbers stay exact, and nothing reaches it.
+#: A larger limit counts as this one, so that numbers in Redis stay exact. No traffic reaches it.
 LARGEST_LIMIT = 10_000_000_000
-#: When to try again for a slot of calls that live: one may end at any moment, and nobody knows when.
+#: When to try again for a slot that a live call holds. The call may end at any moment.
 SLOT_RETRY_MS = 1_000
 
 
 class Metric(StrEnum):
-    """What is counted. The values are what `rate_limiter.lua` reads."""
+    """What a limit counts. `rate_limiter.lua` reads these values."""
 
     REQUESTS = "requests"
     TOKENS = "tokens"
@@ -66,9 +65,9 @@ class Charge:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What the store answered. `levels` are per charge: units used of a bucket, or calls in flight.
+    """The answer of Redis or of this process. `levels`: for each charge, units used of a bucket, or calls in flight.
 
-    `orphans_ms`: all the slots that a refused call needs are of processes that have died, and are given back by then.
+    `orphans_ms`: not 0 if dead processes hold all slots that a refused call needs; they are released within this time.
     """
 
     admitted: bool
@@ -78,7 +77,7 @@ class Decision:
 
 
 def charges_of(prefix: str, limits: Sequence[RateLimit], model: str, tokens: int) -> tuple[Charge, ...]:
-    """The charges of a call to `model` that holds `tokens`: one for each limit set that applies to it."""
+    """The charges of a call to `model` that takes `tokens`: one for each limit that is set and applies to the call."""
     charges: list[Charge] = []
     for rule in limits:
         if rule.model_pattern is not None and not fnmatchcase(model, rule.model_pattern):
@@ -96,7 +95,7 @@ def charges_of(prefix: str, limits: Sequence[RateLimit], model: str, tokens: int
 
 
 def bucket_level(used: int, at_ms: int, limit: int, now_ms: int) -> int:
-    """What is used now of a bucket that had `used` at `at_ms`. Units; see `rate_limiter.lua`, which does the same."""
+    """The units used now of a bucket that had `used` at `at_ms`. The same calculation as in `rate_limiter.lua`."""
     elapsed_ms = min(max(now_ms - at_ms, 0), 2 * UNIT)
     return max(min(used, 2 * limit * UNIT) - elapsed_ms * limit, 0)
 
@@ -137,7 +136,7 @@ def go_duration(milliseconds: int) -> str:
 
 
 def ratelimit_headers(charges: Sequence[Charge], levels: Sequence[int]) -> dict[str, str]:
-    """OpenAI's x-ratelimit headers: of the request limit and of the token limit with the least left."""
+    """OpenAI's x-ratelimit headers, for the request limit and for the token limit with the least left."""
     headers: dict[str, str] = {}
     for metric in (Metric.REQUESTS, Metric.TOKENS):
         pairs = [pair for pair in zip(charges, levels, strict=True) if pair[0].metric is metric]
@@ -209,29 +208,31 @@ def _details(charge: Charge, remaining: int, wait_s: float | None) -> dict[str, 
 
 @dataclass(slots=True)
 class RatePermit:
-    """What an admitted call took. Give it to `RateLimiter.release` when the call has ended, once."""
+    """The shares of limits that an admitted call took. Pass it to `RateLimiter.release` when the call has ended."""
 
     call_id: UUID
     charges: tuple[Charge, ...]
     levels: tuple[int, ...]
-    #: When the call's slot expires by itself, in ms of the store's clock. Names the slot: see `rate_limiter.lua`.
+    #: When the call's slot expires, in ms of the clock of Redis or of this process. `rate_limiter.lua` finds the slot by it.
     slot_expires_ms: int
-    #: Whether the process, not Redis, has it.
+    #: Whether the shares were taken in this process, not in Redis.
     local: bool
     released: bool = False
 
     def headers(self) -> dict[str, str]:
-        """The x-ratelimit headers of the answer: none where no limit a minute applies."""
+        """The x-ratelimit headers of the answer; none if no limit for a minute applies."""
         return ratelimit_headers(self.charges, self.levels)
 
     def returns(self, tokens: int | None) -> list[tuple[Charge, int]]:
-        """What to do at the end: each slot, and each token limit with its correction (negative gives back)."""
+        """The charges to release at the end: each slot, and each token limit with its correction (negative gives back)."""
         changes: list[tuple[Charge, int]] = []
         for charge in self.charges:
             if charge.metric is Metric.CONCURRENT:
                 changes.append((charge, 0))
             elif charge.metric is Metric.TOKENS and tokens is not None:
-                change = min(max(0, tokens) - charge.amount, 2 * charge.limit)  # more would only be cut off
+                change = min(
+                    max(0, tokens) - charge.amount, 2 * charge.limit
+                )  # a larger correction has no further effect
                 if change:
                     changes.append((charge, change))
         return changes

@@ -1,8 +1,11 @@
-"""Streams begin a few at a time in a worker of LiteLLM Proxy, however many come at once.
+"""Streams begin a few at a time in a worker of LiteLLM Proxy, however many arrive at once.
 
-What must hold: LiteLLM spends some twenty milliseconds on a request before it asks a provider; when two hundred come
-at once, each waits for all the others, and so does every other call. Between its grant and its provider only a few
-streams are at work, in the order in which they came; a stream that waits for its provider's first word holds nobody up.
+What must hold:
+  Between its grant and its provider only a few streams are worked on, in the order in which they arrived. LiteLLM spends
+  about twenty milliseconds on a request before it asks a provider. If two hundred streams began at once, each of them, and
+  every other call, would wait for all of that work.
+  A stream that waits for its provider's first chunk does not keep others from beginning.
+
 Runs inside LiteLLM Proxy: standard library only.
 """
 
@@ -11,14 +14,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-#: At work at once: while one waits (for a file, another thread) the next one can go on.
+#: Streams that begin at the same time: while one waits, for a file or another thread, the other one goes on.
 _AT_ONCE = 2
-#: The longest that a beginning holds others up, whatever has become of it.
+#: The longest that one beginning keeps others waiting, even if its end is never reported.
 _LONGEST_S = 0.2
 
 
 class Beginnings:
-    """One for each event loop. Streams are named as their grants are."""
+    """One for each event loop. A stream has the name of its grant."""
 
     def __init__(self, at_once: int = _AT_ONCE, longest_s: float = _LONGEST_S) -> None:
         self._room = at_once
@@ -27,7 +30,7 @@ class Beginnings:
         self._begun: dict[str, asyncio.TimerHandle] = {}
 
     async def begin(self, name: str) -> None:
-        """Return when it is this stream's turn. `done` is called when its provider is asked, or its request has ended."""
+        """Return when this stream may begin. Call `done` when its provider is asked, or when its request has ended."""
         loop = asyncio.get_running_loop()
         if self._room > 0:
             self._room -= 1
@@ -43,7 +46,7 @@ class Beginnings:
         self._begun[name] = loop.call_later(self._longest_s, self.done, name)
 
     def done(self, name: str) -> None:
-        """This stream is past its beginning. Again: nothing more."""
+        """This stream has begun, so the next one may. Calling it again has no effect."""
         timer = self._begun.pop(name, None)
         if timer is not None:
             timer.cancel()

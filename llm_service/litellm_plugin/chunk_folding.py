@@ -1,12 +1,16 @@
-"""The chunks of a stream, as LiteLLM keeps them until its end, in little room. Loaded by the plugin.
+"""Folds the chunks that LiteLLM keeps until a stream's end into few, so that they need little memory.
 
-What must hold: a stream takes as much memory as its text, and not several kilobytes for each token; what LiteLLM builds
-from the chunks in the end (text, reasoning, calls of tools, usage, the reason for the end) stays what it was. LiteLLM
-looks at the first chunks, at the last, and at what all of them say together: those in between are folded into one for
-each choice. What is more than text (the beginning of a call, an image, a source) is left as it is. Seen with LiteLLM 1.106.
+What must hold:
+  A stream needs about as much memory as its text, instead of several kilobytes for each token.
+  The answer that LiteLLM builds from the chunks in the end (text, reasoning, tool calls, usage, finish reason) is the
+  same as without folding. LiteLLM reads the first chunks, the last ones, and the content of all of them put together, so
+  the chunks in between are folded into one for each choice.
+  A chunk that carries more than text (the beginning of a tool call, an image, a source) is left as it is.
+
+Loaded by the plugin in LiteLLM's environment; seen with LiteLLM 1.106.
 """
 
-# LiteLLM is in another environment than the type checker's, and its objects are what they are at run time.
+# LiteLLM is in another environment than the type checker's, so its types are unknown here.
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 
@@ -16,24 +20,25 @@ from typing import Any
 
 from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
 
-#: A list of so many chunks is folded.
+#: A list is folded when it has this many chunks.
 MOST = 64
-#: Not folded: a report of usage may come at the beginning, and again and again; LiteLLM compares the last chunks.
+#: How many chunks at both ends are not folded. Usage may be reported in the first ones and again later, and LiteLLM
+#: compares the last ones with each other.
 _FIRST, _LAST = 4, 8
-#: What a delta may carry that is more than text.
+#: Fields of a delta that are more than text.
 _MORE_THAN_TEXT = ("audio", "images", "annotations", "reasoning_items", "function_call")
-#: What a usage counts, and what else it may say.
+#: Fields of a usage: its counts, and its details.
 _COUNTS = ("prompt_tokens", "completion_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 _DETAILS = ("prompt_tokens_details", "completion_tokens_details", "server_tool_use", "cost")
 
-#: Which chunks can be folded into one: choice, call of a tool, whether each reports the usage until then.
+#: Chunks of the same place can be folded into one: (choice, tool call, whether the chunk reports usage).
 _Place = tuple[int, int | None, bool]
 
 
 def fold(chunks: list[Any], at: int = MOST) -> int:
-    """Fold a list of chunks in place if it has grown to `at`; at how many to fold it next.
+    """Fold a list of chunks in place if it has grown to `at` chunks; returns the length at which to fold it next.
 
-    That is twice what could not be folded, so that a stream of such chunks is not walked again for each of them.
+    That is twice the length that is left, so that chunks which cannot be folded are not examined again for each new one.
     """
     if len(chunks) < at:
         return at
@@ -44,7 +49,7 @@ def fold(chunks: list[Any], at: int = MOST) -> int:
         place = _place(chunk)
         if place is None:
             kept.append(chunk)
-        elif place in folded and _says_all(_usage(chunk), folded[place].usage):
+        elif place in folded and _covers(_usage(chunk), folded[place].usage):
             folded[place].add(chunk)
         else:
             folded[place] = _Folded(chunk)
@@ -54,12 +59,12 @@ def fold(chunks: list[Any], at: int = MOST) -> int:
 
 
 class _Folded:
-    """Chunks of one choice, or of one call's arguments in it, as one."""
+    """Chunks with text of one choice, or with arguments of one tool call in it, as one chunk."""
 
     def __init__(self, chunk: Any) -> None:
         self._first = chunk
-        self._said: list[str | None] = []
-        self._thought: list[str | None] = []
+        self._texts: list[str | None] = []
+        self._reasonings: list[str | None] = []
         self._arguments: list[str] = []
         self._count = 0
         self.usage: Any = None
@@ -69,8 +74,8 @@ class _Folded:
         delta = _fields(chunk.choices[0].delta)
         self._count += 1
         self.usage = _usage(chunk)
-        self._said.append(delta.get("content"))
-        self._thought.append(delta.get("reasoning_content"))
+        self._texts.append(delta.get("content"))
+        self._reasonings.append(delta.get("reasoning_content"))
         for call in delta.get("tool_calls") or ():
             self._arguments.append(call.function.arguments or "")
 
@@ -84,9 +89,9 @@ class _Folded:
             call.function = call.function.model_copy(update={"arguments": "".join(self._arguments)})
             calls = [call]
         delta = Delta(
-            content=_joined(self._said),
+            content=_joined(self._texts),
             role=getattr(choice.delta, "role", None),
-            reasoning_content=_joined(self._thought),
+            reasoning_content=_joined(self._reasonings),
             tool_calls=calls,
         )
         folded = self._first.model_copy(update={"choices": [StreamingChoices(index=choice.index, delta=delta)]})
@@ -96,12 +101,12 @@ class _Folded:
 
 
 def _joined(parts: list[str | None]) -> str | None:
-    said = [part for part in parts if part is not None]
-    return "".join(said) if said else None
+    present = [part for part in parts if part is not None]
+    return "".join(present) if present else None
 
 
 def _fields(model: Any) -> dict[str, Any]:
-    """What one of LiteLLM's objects has, without asking it: what it has not, it takes microseconds to deny."""
+    """The fields of one of LiteLLM's objects. Asking the object for a field that it lacks takes microseconds."""
     return {**model.__dict__, **(model.__pydantic_extra__ or {})}
 
 
@@ -109,8 +114,8 @@ def _usage(chunk: Any) -> Any:
     return chunk.__dict__.get("usage") or (chunk.__pydantic_extra__ or {}).get("usage")
 
 
-def _says_all(later: Any, earlier: Any) -> bool:
-    """Whether a report of usage leaves nothing out that an earlier one has said."""
+def _covers(later: Any, earlier: Any) -> bool:
+    """Whether a report of usage contains everything that an earlier one does."""
     if earlier is None:
         return True
     counted = all((getattr(later, name, 0) or 0) >= (getattr(earlier, name, 0) or 0) for name in _COUNTS)
@@ -120,7 +125,7 @@ def _says_all(later: Any, earlier: Any) -> bool:
 
 
 def _place(chunk: Any) -> _Place | None:
-    """With which others a chunk can be folded; None: it stays."""
+    """With which other chunks this one can be folded; None: with none."""
     if type(chunk) is not ModelResponseStream or len(chunk.choices) != 1:
         return None
     choice = chunk.choices[0]

@@ -1,10 +1,15 @@
-"""A provider's stream, read by a task of its own, so that its reader may leave before it ends.
+"""A provider's stream, read by a separate task, so that it can be read on after its reader has left.
 
-What must hold: the reader gets every chunk in order and its end, or its error; while it reads, no more than one
-chunk waits for it. When it leaves, the stream is read on: only its end tells what it cost, and what waits in buffers is
-billed already. Reading on ends with the stream, or when it has caught up with a provider that generates slowly: closing
-stops such a provider, and what was seen is about what it bills. Where neither comes in time, nobody may take what was
-seen for the bill: the end is `BEHIND`. Runs inside LiteLLM Proxy: standard library and anyio only.
+What must hold:
+  The reader gets every chunk in order, and then the stream's end or its error.
+  While there is a reader, at most one chunk waits for it.
+  After the reader has left, the stream is drained: the provider bills the chunks that wait in buffers already, and
+  only the end of the stream reports what it cost.
+  The drain stops when it has caught up with a provider that generates slowly. Closing the connection then stops that
+  provider, and the chunks that were seen are about what it bills.
+  A drain that neither ends nor catches up in time is `BEHIND`: then the chunks that were seen are not the bill (I1).
+
+Runs inside LiteLLM Proxy: standard library and anyio only.
 """
 
 from __future__ import annotations
@@ -12,122 +17,145 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
 import anyio
 
-from llm_service.litellm_plugin.turnstile import Passage, Turnstile
+from llm_service.litellm_plugin.turnstile import StreamTurns, Turnstile
 
-#: A provider that is quicker than LiteLLM never lets the reader's task rest: what is read before the first chunk is
-#: handed over is what the caller's first token waits for.
-_WAITING = 1
+#: Chunks that are read ahead of the reader. A provider that is quicker than LiteLLM never lets the reader's task run in
+#: between, so the caller's first token waits until this many chunks were read.
+_READ_AHEAD = 1
 _BEAT_S = 0.05
 
 
-class LastRead(Enum):
-    """How reading on ended."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainLimits:
+    """For how long a stream is drained after its reader has left, in seconds.
+
+    `round_s`: after each round it is checked whether all that the provider has sent was read. If so, the drain stops.
+    `most_s`: the drain stops after this time, although the provider has sent more than was read.
+    `to_end_s`: the same for a provider that bills a stream to its end, read or not. Such a stream is not checked in
+    rounds: only its end stops the drain sooner.
+    """
+
+    round_s: float = 2.0
+    most_s: float = 60.0
+    to_end_s: float = 300.0
+
+
+class DrainEnd(Enum):
+    """How a drain ended."""
 
     ENDED = "ended"  # the stream came to its own end, or broke
     CAUGHT_UP = "caught up"  # all that the provider had sent was read
-    BEHIND = "behind"  # it had sent more, or nobody can know
+    BEHIND = "behind"  # the provider had sent more, or this is not known
 
 
-def last_read(left_s: float, most_s: float, round_s: float, waited_s: float) -> LastRead | None:
-    """Whether reading on stops, after a round of it in which the stream did not end. None: it goes on.
+def drain_end(drained_s: float, most_s: float, round_s: float, waited_s: float) -> DrainEnd | None:
+    """Whether a drain stops after a round in which the stream did not end. None: it goes on.
 
-    `left_s`: since its reader has left, of at most `most_s`. `waited_s`: for how long of this round the worker had
-    nothing to read, though it looked. A stream that still has something waiting is always ready, and one that is
-    generated slowly is mostly not: for half of a round is far from both.
+    `drained_s`: since the reader has left, of at most `most_s`. `waited_s`: for how long of this round there was
+    nothing to read although the worker looked. A stream with chunks waiting is always ready, and one that is generated
+    slowly mostly is not, so half of a round is far from both.
     """
     if waited_s >= round_s / 2:
-        return LastRead.CAUGHT_UP
-    return LastRead.BEHIND if left_s >= most_s else None
+        return DrainEnd.CAUGHT_UP
+    return DrainEnd.BEHIND if drained_s >= most_s else None
 
 
 class Lateness:
-    """For how long this worker was too busy to look at its connections, in all, while somebody asks."""
+    """For how long, in all, this worker was too busy to look at its connections. Measured only inside `with`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.late_s = 0.0
         self._clock = clock
-        self._asking = 0
+        self._users = 0
         self._timer: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Lateness:
-        self._asking += 1
+        self._users += 1
         if self._timer is None:
-            self._beat_soon()
+            self._schedule()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._asking -= 1
+        self._users -= 1
 
-    def _beat_soon(self) -> None:
+    def _schedule(self) -> None:
         self._timer = asyncio.get_running_loop().call_later(_BEAT_S, self._beat, self._clock() + _BEAT_S)
 
     def _beat(self, due: float) -> None:
         self.late_s += max(0.0, self._clock() - due)
         self._timer = None
-        if self._asking > 0:
-            self._beat_soon()
+        if self._users > 0:
+            self._schedule()
 
 
-class ReadOn:
-    """Reads `stream` ahead of the reader of `chunks`. `saw` gets each chunk as it comes."""
+class DrainedStream:
+    """A stream that is read ahead of the reader of `chunks`, and drained by `drain` after that reader has left.
+
+    `observe` is called with each chunk as it is read, also during the drain.
+    """
 
     def __init__(
         self,
         stream: AsyncIterable[Any],
         turnstile: Turnstile,
         lateness: Lateness,
-        saw: Callable[[Any], None] = lambda _chunk: None,
+        observe: Callable[[Any], None] = lambda _chunk: None,
+        limits: DrainLimits = DrainLimits(),
     ) -> None:
         self.error: Exception | None = None
         self._stream: AsyncIterable[Any] = stream
-        self._passage = Passage(turnstile)
+        self._turns = StreamTurns(turnstile)
         self._lateness = lateness
-        self._saw = saw
-        self._waiting: asyncio.Queue[Any] = asyncio.Queue(_WAITING)
+        self._observe = observe
+        self._limits = limits
+        self._read_ahead: asyncio.Queue[Any] = asyncio.Queue(_READ_AHEAD)
         self._task: asyncio.Task[None] | None = None
 
     async def chunks(self) -> AsyncGenerator[Any, None]:
         """The stream's chunks. Raises what the stream raises."""
         self._task = asyncio.create_task(self._read())
-        while (chunk := await self._waiting.get()) is not _END:
+        while (chunk := await self._read_ahead.get()) is not _END:
             yield chunk
         if self.error is not None:
             raise self.error
 
-    async def finish(self, most_s: float, round_s: float | None = None) -> LastRead:
-        """Read on without a reader, for at most `most_s`; how that ended.
+    async def drain(self, *, to_end: bool = False) -> DrainEnd:
+        """Read on without a reader, within the limits, and return how that ended.
 
-        `round_s`: after each such time it is looked at whether all that has come is read. None: only the stream's end
-        will do. Not to be cancelled: the server cancels whatever serves a reader who has left.
+        `to_end`: only the stream's end will do, because the provider bills it to the end. A cancellation does not stop
+        the drain: the server cancels the task that served a reader when that reader leaves.
         """
-        self._passage.read = False
-        while not self._waiting.empty():
-            self._waiting.get_nowait()
+        self._turns.has_reader = False
+        while not self._read_ahead.empty():
+            self._read_ahead.get_nowait()
         if self._task is None:
-            return LastRead.BEHIND  # nobody has asked for its first chunk
-        ended = LastRead.BEHIND
+            return DrainEnd.BEHIND  # the reader left before it asked for a chunk
+        ended = DrainEnd.BEHIND
         with anyio.CancelScope(shield=True), self._lateness:
-            ended = await self._rounds(self._task, most_s, round_s)
-            if ended is not LastRead.ENDED:
+            ended = await self._rounds(self._task, to_end=to_end)
+            if ended is not DrainEnd.ENDED:
                 self._task.cancel()
                 await asyncio.wait((self._task,), timeout=5)
         return ended
 
-    async def _rounds(self, task: asyncio.Task[None], most_s: float, round_s: float | None) -> LastRead:
+    async def _rounds(self, task: asyncio.Task[None], *, to_end: bool) -> DrainEnd:
         left_at = time.monotonic()
+        most_s = self._limits.to_end_s if to_end else self._limits.most_s
+        round_s = most_s if to_end else self._limits.round_s
         while True:
-            began, waited, late = time.monotonic(), self._passage.waited_s, self._lateness.late_s
-            await asyncio.wait((task,), timeout=most_s if round_s is None else round_s)
+            began, waited, late = time.monotonic(), self._turns.waited_s, self._lateness.late_s
+            await asyncio.wait((task,), timeout=round_s)
             if task.done():
-                return LastRead.ENDED
+                return DrainEnd.ENDED
             now = time.monotonic()
-            waited = self._passage.waited_s - waited - (self._lateness.late_s - late)
-            stop = last_read(now - left_at, most_s, now - began, 0.0 if round_s is None else waited)
+            waited = self._turns.waited_s - waited - (self._lateness.late_s - late)
+            stop = drain_end(now - left_at, most_s, now - began, 0.0 if to_end else waited)
             if stop is not None:
                 return stop
 
@@ -135,16 +163,16 @@ class ReadOn:
         chunks = aiter(self._stream)
         try:
             while True:
-                chunk = await self._passage.through(anext(chunks))
-                self._saw(chunk)
-                if self._passage.read:
-                    await self._waiting.put(chunk)
+                chunk = await self._turns.take(anext(chunks))
+                self._observe(chunk)
+                if self._turns.has_reader:
+                    await self._read_ahead.put(chunk)
         except StopAsyncIteration:
             pass
-        except Exception as error:  # noqa: BLE001  # it is the reader's
+        except Exception as error:  # noqa: BLE001  # raised to the reader by `chunks`
             self.error = error
-        if self._passage.read:
-            await self._waiting.put(_END)
+        if self._turns.has_reader:
+            await self._read_ahead.put(_END)
 
 
 _END = object()

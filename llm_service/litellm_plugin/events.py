@@ -1,11 +1,13 @@
-"""What LiteLLM's events say of an attempt, in our words: its witness, and whether it can have been billed.
+"""Translates LiteLLM's events: the witness of an attempt, and whether the attempt can have been billed.
 
-What must hold: what the provider reported is told apart from what LiteLLM counted itself, and a report that cannot
-be true proves nothing (I2); an attempt is called free only where nothing can have been bought (I1).
+What must hold:
+  A usage that the provider reported is distinguished from one that LiteLLM counted itself (I2).
+  A report that cannot be true proves nothing (I2).
+  An attempt counts as free only if nothing can have been bought (I1).
 
-Runs in LiteLLM's environment, for `hooks.py`. Seen with LiteLLM 1.106.
+Runs inside LiteLLM Proxy, seen with LiteLLM 1.106.
 """
-# LiteLLM is in another environment than the type checker's, and its objects are what they are at run time.
+# LiteLLM is in another environment than the type checker's, so its types are unknown here.
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false, reportUnknownParameterType=false
 
@@ -26,15 +28,17 @@ from llm_service.witness import Outcome, Witness
 
 _log = logging.getLogger("treasurer.litellm_plugin")
 
-CLAIM = "treasurer"  # where a grant's call id and attempt travel in the metadata of LiteLLM's key
-COUNTED = "treasurer_counted"  # set on a stream whose provider reported no usage: what LiteLLM tells is its own count
+#: Where the metadata of LiteLLM's key carries the call id and the attempt of a grant.
+CLAIM = "treasurer"
+#: Set on a stream whose provider reported no usage, so that the usage which LiteLLM reports is its own count.
+COUNTED = "treasurer_counted"
 
-#: Of httpx, aiohttp and the OpenAI SDK: an error status of the provider's, or no connection to it.
+#: Errors of httpx, aiohttp and the OpenAI SDK: the provider answered with an error status, or was not reached.
 _FREE_CAUSES = frozenset(
     {
         "HTTPStatusError",
         "APIStatusError",
-        # Not httpx's ConnectError: LiteLLM's transport calls a connection that was reset in mid-answer one, too.
+        # Not httpx's ConnectError: LiteLLM's transport raises it for a connection that was reset in mid-answer, too.
         "ConnectTimeout",
         "ClientConnectorError",
         "ClientConnectorDNSError",
@@ -44,7 +48,7 @@ _FREE_CAUSES = frozenset(
     }
 )
 
-#: What LiteLLM says when it has seen the same chunk a hundred times.
+#: Words of LiteLLM's error for a model that has sent the same chunk a hundred times.
 _REPEATS = "repeating the same chunk"
 
 
@@ -57,18 +61,19 @@ def witness_of(
     ended_at: Any,
     error: Exception | None,
 ) -> Witness | None:
+    """The witness of an attempt that has ended; None if no grant was involved. `call` is LiteLLM's record of it."""
     parameters: Mapping[str, Any] = call.get("litellm_params") or {}
     metadata = metadata_of(call) or metadata_of(parameters)
     claim = (metadata.get("user_api_key_metadata") or {}).get(CLAIM)
-    if not claim:  # a read of the service's own, or LiteLLM's health check
+    if not claim:  # the service read one of LiteLLM's pages, or LiteLLM checked its own health
         return None
     information: Mapping[str, Any] = metadata.get("model_info") or call.get("model_info") or {}
     status = _status(outcome, error)
     counted = outcome != "success" or bool(call.get(COUNTED))
     if counted and usage is not None and claim.get("drain_on_disconnect"):
-        usage, cost = None, None  # much of it may be unseen: what was counted would pass for what it cost
+        usage, cost = None, None  # much of the stream may be unseen, and a count of the rest would pass for its cost
     used, tier = _usage(usage), _service_tier(call)
-    if counted:  # nobody has told how the input was cached, nor perhaps the tier: at the dearest, and as was asked for
+    if counted:  # nobody reported how the input was cached, so the highest rate counts; the tier is the requested one
         tier = tier or (call.get("optional_params") or {}).get("service_tier")
         if "cache_control" in repr(call.get("messages")):
             used = replace(used, cache_write_tokens=used.input_tokens, cache_write_1h_tokens=used.input_tokens)
@@ -93,18 +98,18 @@ def witness_of(
 def certainly_unbilled(error: BaseException) -> bool:
     """Whether a failed attempt cannot have been billed: the provider answered with an error, or was not reached.
 
-    Anything else may have been served: a connection that broke, a time-out, an answer that LiteLLM could
-    not read (Anthropic's and Google's without usage). LiteLLM's own exceptions look alike for all of
-    these; the causes that they were raised from do not.
+    Any other request may have been served: its connection broke, it took too long, or LiteLLM could not read the answer
+    (such as an answer of Anthropic's or Google's without usage). LiteLLM raises the same exceptions for all of these, so
+    the decision is made by the causes that they were raised from.
     """
     return any(type(cause).__name__ in _FREE_CAUSES for cause in causes(error))
 
 
 def unreadable(error: BaseException) -> bool:
-    """Whether LiteLLM stumbled over a request that it had not sent: over its caller's mistake, which it calls a 500.
+    """Whether an error that LiteLLM raised before it sent a request shows a mistake of the caller's.
 
-    Told by what it was raised from: Python's own errors and LiteLLM's. A network's, a file's or a cloud's
-    credentials' are the operator's to mend.
+    LiteLLM calls that a 500. If all causes are errors of Python's or of LiteLLM's, LiteLLM could not translate the request.
+    Errors of the network, of files or of a cloud's credentials have to be mended by the operator.
     """
     return getattr(error, "status_code", None) == 500 and all(
         type(cause).__module__.partition(".")[0] in ("builtins", "json", "litellm", "pydantic_core")
@@ -114,17 +119,17 @@ def unreadable(error: BaseException) -> bool:
 
 
 def ended_by_litellm(error: BaseException) -> bool:
-    """Whether LiteLLM itself has ended a stream: what its provider had sent by then need not have been read.
+    """Whether LiteLLM itself has ended a stream, so that the provider may have sent more than was read.
 
-    Its times-out run while it is busy elsewhere, and it leaves a model that repeats itself. Whatever else ends a stream
-    (a connection that breaks, the provider's own error) comes after all that was sent.
+    LiteLLM's time-outs run while it is busy elsewhere, and it stops reading a model that repeats itself. Any other end of
+    a stream (a connection that breaks, the provider's own error) is seen after everything that was sent.
     """
     own = any("Timeout" in type(cause).__name__ or _REPEATS in str(cause) for cause in causes(error))
     return own and not certainly_unbilled(error)
 
 
 def causes(error: BaseException) -> Iterator[BaseException]:
-    """An exception and what it was raised from, one after the other."""
+    """An exception, the one that it was raised from, and so on."""
     seen: BaseException | None = error
     while seen is not None:
         yield seen
@@ -138,14 +143,14 @@ def grant_name(metadata: Any) -> str:
 
 
 def details_of(request: Mapping[str, Any]) -> dict[str, Any]:
-    """What LiteLLM keeps of a call while it is under way."""
+    """LiteLLM's own record of a call that is under way; LiteLLM adds to it, and so do we."""
     return getattr(request.get("litellm_logging_obj"), "model_call_details", {})
 
 
 def is_own_count(chunk: Any, response: Any) -> bool:
-    """Whether a chunk tells a usage that no provider reported: LiteLLM then counts the stream itself, as it thinks.
+    """Whether a chunk carries a usage that no provider reported: LiteLLM has then counted the stream itself.
 
-    Whoever reads that as a report would charge too little; without it, the service estimates with a margin.
+    Its count may be too low. If the chunk is withheld from the service, the service estimates with a margin instead.
     """
     received = getattr(response, "chunks", None)
     if getattr(chunk, "usage", None) is None or not isinstance(received, list):
@@ -154,6 +159,7 @@ def is_own_count(chunk: Any, response: Any) -> bool:
 
 
 def metadata_of(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The metadata of a request with that of its key, under whichever name LiteLLM has put them; empty if there are none."""
     for name in ("litellm_metadata", "metadata"):
         found = call.get(name)
         if isinstance(found, Mapping) and "user_api_key_metadata" in found:
@@ -179,12 +185,12 @@ def _status(outcome: Outcome, error: Exception | None) -> int | None:
 
 
 def _usage(usage: Any) -> Usage:
-    """LiteLLM's usage in our terms. It has translated every provider to OpenAI's convention, more or less."""
+    """LiteLLM's usage as ours. LiteLLM has translated every provider's usage to OpenAI's convention, more or less."""
     if usage is None:
         return Usage()
     prompt = getattr(usage, "prompt_tokens_details", None)
     completion = getattr(usage, "completion_tokens_details", None)
-    told = Usage(
+    reported = Usage(
         input_tokens=_tokens(usage, "prompt_tokens"),
         cached_tokens=_tokens(prompt, "cached_tokens"),
         cache_write_tokens=_tokens(prompt, "cache_creation_tokens") or _tokens(usage, "cache_creation_input_tokens"),
@@ -194,20 +200,20 @@ def _usage(usage: Any) -> Usage:
             getattr(prompt, "cache_creation_token_details", None), "ephemeral_1h_input_tokens"
         ),
     )
-    return Usage() if contradicts_itself(told) else told
+    return Usage() if contradicts_itself(reported) else reported
 
 
 def usage_of(response: Any) -> Any:
-    """The usage of an answer; None where the answer itself says otherwise: it proves nothing then."""
+    """The usage of an answer; None if it is too small for the answer's own text, so that it proves nothing."""
     usage, choices = getattr(response, "usage", None), getattr(response, "choices", None)
     messages = [getattr(choice, "message", None) for choice in choices] if isinstance(choices, list) else []
-    said = [getattr(message, name, None) for message in messages for name in ("content", "reasoning_content")]
-    text = "".join(part for part in said if isinstance(part, str))
+    parts = [getattr(message, name, None) for message in messages for name in ("content", "reasoning_content")]
+    text = "".join(part for part in parts if isinstance(part, str))
     return None if says_too_little(_tokens(usage, "completion_tokens"), text) else usage
 
 
 def _service_tier(call: Mapping[str, Any]) -> str | None:
-    """The tier in which a provider says that it served, where LiteLLM has kept it."""
+    """The service tier that the provider reported, if LiteLLM has kept it."""
     for source in (
         call.get("complete_streaming_response"),
         call.get("async_complete_streaming_response"),
@@ -225,18 +231,18 @@ def _tokens(source: Any, name: str) -> int:
 
 
 def estimate(call: Any, details: Mapping[str, Any], chunks: list[Any], messages: Any) -> tuple[Any, float | None]:
-    """Usage and dollars of a stream that was cut, as LiteLLM counts what had come. None: nothing is known."""
+    """Usage and dollars of a stream that was cut, by LiteLLM's count of the chunks that came. None: nothing is known."""
     if not chunks:
         return None, None
     try:
         built = litellm.stream_chunk_builder(chunks=chunks, messages=messages)
         if built is None:
             return None, None
-        built.model = details["model"]  # the chunks carry the name that the caller asked for, which has no price
-        built._hidden_params.pop("response_cost", None)  # computed without the deployment's own prices
+        built.model = details["model"]  # the chunks carry the caller's name for the model, which has no price
+        built._hidden_params.pop("response_cost", None)  # was computed without the deployment's own prices
         return built.usage, call.response_cost_calculator(result=built)
-    except Exception as fault:  # noqa: BLE001 (LiteLLM's own counting may fail in any way)
-        _log.warning("What a cut stream cost could not be estimated: %s", type(fault).__name__)
+    except Exception as fault:  # noqa: BLE001  # LiteLLM's counting may fail in any way
+        _log.warning("The cost of a stream that was cut could not be estimated: %s", type(fault).__name__)
         return None, None
 
 

@@ -1,9 +1,12 @@
-"""LiteLLM's log without what callers wrote. Loaded by the plugin, in LiteLLM's environment; standard library only.
+"""LiteLLM's log without the words of callers and providers. Loaded by the plugin in LiteLLM's environment.
 
-What must hold: once the proxy serves, no line of its log holds a prompt, an answer, or a line break of a caller's.
-LiteLLM and uvicorn log every failed request with its error's message and a traceback, and both quote what a
-caller sent, or what a provider said of it. What is left tells where to look: the kinds of the errors, where they
-were raised, and the call. What the error said went to the gateway, as its answer.
+What must hold:
+  Once the proxy serves, no line of its log contains a prompt, an answer, or a line break that a caller sent. LiteLLM and
+  uvicorn log every failed request with its error's message and a traceback, and both quote the request or the answer.
+  What is left shows where to look: the types of the errors, where they were raised, and the call's id. The error's message
+  is not lost, because the gateway gets it as the answer.
+
+Standard library only.
 """
 
 from __future__ import annotations
@@ -16,31 +19,31 @@ from typing import Any
 
 _KIND = re.compile(r"\b[A-Z][A-Za-z]{2,40}(?:Error|Exception|Timeout)\b")
 _CALL = re.compile(r"\blitellm_call_id=([0-9a-f-]{36})\b")
-#: Ours say what they mean, and no caller's words.
+#: Our own loggers never quote a caller, so their messages are kept.
 _OURS = "treasurer."
 _MOST_ERRORS, _FRAMES = 6, 4
 
 
-def without_words(record: logging.LogRecord) -> logging.LogRecord:
-    """A warning or an error in one line that holds nothing of a request."""
+def redacted(record: logging.LogRecord) -> logging.LogRecord:
+    """A warning or an error as one line that contains nothing of a request."""
     error = record.exc_info[1] if record.exc_info else None
     if record.name.startswith(_OURS):
-        told = [record.getMessage()]
+        parts = [record.getMessage()]
     else:
-        said = str(record.msg) if not record.args else record.getMessage()
-        kind, call = _KIND.search(said), _CALL.search(said)
-        told = [kind.group() if kind else "a message of LiteLLM's, left out"]
+        message = str(record.msg) if not record.args else record.getMessage()
+        kind, call = _KIND.search(message), _CALL.search(message)
+        parts = [kind.group() if kind else "a message of LiteLLM's, left out"]
         if call:
-            told.append(f"call {call.group(1)}")
+            parts.append(f"call {call.group(1)}")
     if error is not None:
-        told.append(_raised(error))
-    record.msg, record.args = "; ".join(told), None
+        parts.append(_raised(error))
+    record.msg, record.args = "; ".join(parts), None
     record.exc_info = record.exc_text = record.stack_info = None
     return record
 
 
 def _raised(error: BaseException) -> str:
-    """The kinds of an error and of what it was raised from, and where the first of them was raised."""
+    """The types of an error and of its causes, and where the first cause was raised."""
     kinds: list[str] = []
     first: BaseException = error
     seen: BaseException | None = error
@@ -52,20 +55,20 @@ def _raised(error: BaseException) -> str:
     return f"{' from '.join(kinds)} at {at or 'an unknown place'}"
 
 
-class QuietLogs:
-    """Makes records without words, from `begin` on: what goes wrong while LiteLLM starts is the operator's to read."""
+class LogRedaction:
+    """Redacts all records of this process from `begin` on. Before that, while LiteLLM starts, the operator needs them."""
 
     def __init__(self) -> None:
         self._make: Callable[..., logging.LogRecord] | None = None
 
     def begin(self) -> None:
-        """From now on. Again: nothing."""
+        """Redact from now on. Calling it again has no effect."""
         if self._make is None:
             self._make = logging.getLogRecordFactory()
             logging.setLogRecordFactory(self._record)
 
     def end(self) -> None:
-        """As it was."""
+        """Log as before `begin`."""
         if self._make is not None:
             logging.setLogRecordFactory(self._make)
             self._make = None
@@ -73,4 +76,4 @@ class QuietLogs:
     def _record(self, *arguments: Any, **named: Any) -> logging.LogRecord:
         assert self._make is not None
         record = self._make(*arguments, **named)
-        return without_words(record) if record.levelno >= logging.WARNING else record
+        return redacted(record) if record.levelno >= logging.WARNING else record

@@ -1,10 +1,13 @@
-"""What a crowd of streams needed of memory goes back to the system when the crowd has gone. Loaded by the plugin.
+"""Memory that a crowd of streams needed is returned to the operating system after the crowd. Loaded by the plugin.
 
-What must hold: a worker of LiteLLM Proxy does not stay as large as its largest crowd. What a request leaves behind are
-objects that point at each other, which only Python's collector of cycles finds, and it looks seldom (on purpose: see
-`PYTHON_GC_THRESHOLD` in gateway/stack/litellm.py); the system's allocator keeps what it gets back. So both are asked, once
-after each crowd and not while anything streams. What LiteLLM is made of itself is taken out of the collector's way
-before: looking through it takes a second in which nobody is served. Standard library only.
+What must hold:
+  A worker of LiteLLM Proxy does not stay as large as its largest crowd. A request leaves objects that refer to each
+  other, which only Python's cyclic collector frees, and it runs seldom (on purpose: see `PYTHON_GC_THRESHOLD` in
+  gateway/stack/litellm.py). The C allocator then keeps what was freed. So both are asked to release memory.
+  They are asked once after each crowd, and never while a stream is under way.
+  The collector does not visit the objects that make up LiteLLM itself: that takes a second in which nobody is served.
+
+Standard library only.
 """
 
 from __future__ import annotations
@@ -15,45 +18,45 @@ import gc
 from collections.abc import Callable
 from contextlib import suppress
 
-#: So many streams are a crowd.
+#: This many streams are a crowd.
 _CROWD = 50
-_QUIET_S = 2.0
 
 
-class GivingBack:
-    """Counts streams that have ended. `under_way` tells how many have not."""
+class MemoryRelease:
+    """Calls `release` when a crowd of streams has ended and none was under way for `quiet_s` seconds."""
 
-    def __init__(self, under_way: Callable[[], int], give: Callable[[], None]) -> None:
+    def __init__(self, under_way: Callable[[], int], release: Callable[[], None], *, quiet_s: float = 2.0) -> None:
         self._under_way = under_way
-        self._give = give
+        self._release = release
+        self._quiet_s = quiet_s
         self._ended = 0
         self._timer: asyncio.TimerHandle | None = None
 
-    def ended(self) -> None:
-        """One more stream has ended."""
+    def stream_ended(self) -> None:
+        """Count one more stream that has ended."""
         self._ended += 1
         if self._ended >= _CROWD and self._under_way() == 0:
-            self._later()
+            self._schedule()
 
-    def _later(self) -> None:
+    def _schedule(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(_QUIET_S, self._now)
+        self._timer = asyncio.get_running_loop().call_later(self._quiet_s, self._release_if_quiet)
 
-    def _now(self) -> None:
+    def _release_if_quiet(self) -> None:
         self._timer = None
         if self._under_way() == 0:
             self._ended = 0
-            self._give()
+            self._release()
 
 
-def settle_in() -> None:
-    """What is loaded now stays: the collector need not look at it again."""
+def freeze_loaded_objects() -> None:
+    """Take the objects that are loaded now out of the cyclic collector's sight, because they stay anyway."""
     gc.freeze()
 
 
-def give_back() -> None:
-    """Collect cycles, and return freed memory to the system where its allocator can be asked to."""
+def release_memory() -> None:
+    """Collect cycles, and have the allocator return freed memory to the operating system where it can."""
     gc.collect()
-    with suppress(AttributeError, OSError):  # not of every system
+    with suppress(AttributeError, OSError):  # only glibc has malloc_trim
         ctypes.CDLL(None).malloc_trim(0)

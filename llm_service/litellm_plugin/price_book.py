@@ -1,11 +1,14 @@
 """The version of each model's prices, as this worker of LiteLLM Proxy has them. Runs in LiteLLM's environment.
 
-What must hold: a call is served only at the prices that it was held for (I1). LiteLLM reads its prices once, at its
-start; so each worker takes a digest of what its page `/model/info` shows of a model's prices and bounds, and stamps
-that on the model. The service reads the stamp with the prices, and names it in the grant; a worker that has another
-refuses. Where no stamp can be made (a wildcard, another LiteLLM) there is none, and the service names none.
+What must hold:
+  A call is served only at the prices that its hold was computed with (I1).
+  A model whose version cannot be computed (a wildcard, another LiteLLM) has none, and is served without this check.
+
+LiteLLM reads its prices once, when it starts. So each worker computes a digest of the prices and bounds that its page
+`/model/info` shows for a model, and adds it to that page as the model's version. The service reads the version together
+with the prices, and names it in the grant. A worker whose version is another one refuses the call.
 """
-# LiteLLM is in another environment than the type checker's, and its objects are what they are at run time.
+# LiteLLM is in another environment than the type checker's, so its types are unknown here.
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -24,12 +27,12 @@ from llm_service.litellm_plugin.router_retries import retried_statuses
 
 _log = logging.getLogger("treasurer.litellm_plugin")
 
-#: What else than its costs changes what the service holds for a call, and what it posts.
+#: Facts of a model, besides its costs, that change the amount that the service holds or posts for a call.
 _DECIDING = frozenset({"id", "mode", "litellm_provider", "treasurer_free", USES_STAMP})
 
 
 def version_of(entries: Iterable[Mapping[str, Any]]) -> str:
-    """The version of a model's prices, of its entries in `/model/info` (one for each deployment), in any order."""
+    """The version of a model's prices, from its entries in `/model/info`: one for each deployment, in any order."""
     deployments = sorted(json.dumps(_deciding(entry), sort_keys=True, default=str) for entry in entries)
     return sha256("\n".join(deployments).encode()).hexdigest()[:16]
 
@@ -46,9 +49,9 @@ def _deciding(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class PriceBook:
-    """The versions of one worker. Made at the first request, and again where LiteLLM has made a new router.
+    """The versions of one worker. Computed at the first request, and again whenever LiteLLM has made a new router.
 
-    `registers`: models also say that this proxy writes each grant's use to the database before it asks a provider.
+    `registers`: this proxy writes each grant's use to the database before it asks a provider, and its models say so.
     """
 
     def __init__(self, *, registers: bool = False) -> None:
@@ -57,13 +60,13 @@ class PriceBook:
         self._versions: dict[str, str] = {}
 
     def refuses(self, model: str | None, version: str | None) -> bool:
-        """Whether a grant names a version that is not this worker's. One that names none is served, as it always was."""
+        """Whether a grant names another version than this worker's. A grant that names none is never refused for it."""
         self.stamp()
         return version is not None and self._versions.get(model or "") != version
 
     def stamp(self) -> None:
-        """Take the versions, and put them where `/model/info` shows them. Nothing happens the next times."""
-        proxy_server = sys.modules.get("litellm.proxy.proxy_server")  # it loads the plugin before it is whole itself
+        """Compute the versions, and put them where `/model/info` shows them. Has no effect until there is a new router."""
+        proxy_server = sys.modules.get("litellm.proxy.proxy_server")  # while it loads the plugin, it is not complete
         router = getattr(proxy_server, "llm_router", None)
         if proxy_server is None or router is None or router is self._router:
             return
@@ -74,9 +77,9 @@ class PriceBook:
                     deployment["model_info"][USES_STAMP] = True
                 deployment["model_info"][RETRIES_STAMP] = retried_statuses(router, str(deployment["model_name"]))
             self._versions = _stamp(router, proxy_server._get_proxy_model_info)
-        except Exception as fault:  # noqa: BLE001  # of another LiteLLM: calls are served without versions
+        except Exception as fault:  # noqa: BLE001  # another LiteLLM: calls are served without this check
             self._versions = {}
-            _log.exception("The prices' versions cannot be taken: %s", type(fault).__name__)
+            _log.exception("The versions of prices cannot be computed: %s", type(fault).__name__)
 
 
 def _stamp(router: Any, shown: Any) -> dict[str, str]:
@@ -85,7 +88,7 @@ def _stamp(router: Any, shown: Any) -> dict[str, str]:
         by_name.setdefault(str(deployment["model_name"]), []).append(deployment)
     versions: dict[str, str] = {}
     for name, deployments in by_name.items():
-        if "*" in name:  # stands for models whose prices are not known before one is asked for
+        if "*" in name:  # a pattern: which models it stands for is not known in advance
             continue
         versions[name] = version_of([shown(model=copy.deepcopy(deployment)) for deployment in deployments])
     for name, version in versions.items():

@@ -1,9 +1,12 @@
-"""After which errors LiteLLM's router tries another deployment automatically, as its configuration says.
+"""After which errors LiteLLM's router tries another deployment, according to LiteLLM's configuration.
 
-What must hold: the service learns this from the router that runs, so that an error is not retried by both: the policy
-stands in LiteLLM's configuration and nowhere else. Seen with LiteLLM 1.106.
+What must hold:
+  The service learns this from the running router, so that an error is not retried by both. The policy is stated only in
+  LiteLLM's configuration.
+
+Seen with LiteLLM 1.106.
 """
-# LiteLLM is in another environment than the type checker's, and its objects are what they are at run time.
+# LiteLLM is in another environment than the type checker's, so its types are unknown here.
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
 # pyright: reportUnknownArgumentType=false
 
@@ -14,7 +17,7 @@ from typing import Any
 from litellm import exceptions
 from litellm.router_utils.get_retry_from_policy import get_num_retries_from_retry_policy
 
-#: The error that LiteLLM raises for a provider's status.
+#: The error that LiteLLM raises for each status of a provider.
 _BY_STATUS = {
     400: exceptions.BadRequestError,
     401: exceptions.AuthenticationError,

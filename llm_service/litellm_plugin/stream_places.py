@@ -1,8 +1,11 @@
 """How many streams are under way in this worker of LiteLLM Proxy, and whether there is room for one more.
 
-What must hold: a place is taken before LiteLLM looks at a request, and given back when nothing works on it any more,
-however it ended: the task that serves the request is done, and so is whatever reads its stream on. Runs inside LiteLLM
-Proxy: standard library only.
+What must hold:
+  A place is taken before LiteLLM looks at a request.
+  A place is free again when nothing works on the stream any more, however it ended: neither the task that serves the
+  request, nor a drain of the stream after its reader has left.
+
+Runs inside LiteLLM Proxy: standard library only.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from contextlib import contextmanager
 
 
 class StreamPlaces:
-    """Places for streams, by the name of the grant that a stream was asked for with. `most` 0: without a bound.
+    """Places for streams, each under the name of its grant. `most` 0: any number of streams.
 
     `ended` is called with the name when a place is free again.
     """
@@ -25,11 +28,11 @@ class StreamPlaces:
 
     @property
     def taken(self) -> int:
-        """Streams under way."""
+        """How many streams are under way."""
         return len(self._users)
 
     def take(self, name: str) -> bool:
-        """Take a place for as long as the running task lives; whether there was one."""
+        """Take a place for as long as the running task lives. False: all places are taken."""
         task = asyncio.current_task()
         if task is None or (self.most and self.taken >= self.most):
             return False
@@ -39,7 +42,7 @@ class StreamPlaces:
 
     @contextmanager
     def kept(self, name: str) -> Generator[None]:
-        """Keep the place of a stream, if it has one, though the task that has taken it may end."""
+        """Keep a stream's place, if it has one, even if the task that took the place ends."""
         if name not in self._users:
             yield
             return

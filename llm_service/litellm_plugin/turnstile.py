@@ -1,9 +1,12 @@
-"""Streams pass here chunk by chunk, a few in each turn of the event loop, so that other calls are served in between.
+"""Streams pass through here chunk by chunk, a few in each turn of the event loop, so that other calls are served too.
 
-What must hold: LiteLLM spends about a millisecond on each chunk, and a provider that is faster leaves hundreds of chunks
-waiting for each stream; other calls wait for a few chunks in each turn of the loop, and not for all.
-Streams wait in the order in which they came; those that nobody reads any more have what the others leave, and at least
-one passage in `DRAINS_SHARE`. Runs inside LiteLLM Proxy: standard library only.
+What must hold:
+  In each turn of the loop other calls wait for a few chunks, not for all of them. LiteLLM spends about a millisecond on
+  each chunk, and a provider that is faster than that keeps hundreds of chunks ready for each stream.
+  Streams wait in the order in which they came.
+  Streams without a reader get the turns that the others leave, and at least one turn in `DRAIN_SHARE`.
+
+Runs inside LiteLLM Proxy: standard library only.
 """
 
 from __future__ import annotations
@@ -17,10 +20,10 @@ from typing import Any, TypeVar
 
 Chunk = TypeVar("Chunk")
 
-#: Passages in one turn of the loop. Measured with 200 streams, see docs/decisions/0016-streams-in-a-crowd.md.
+#: Streams that may go on in one turn of the loop. Measured with 200 streams: docs/decisions/0016-streams-in-a-crowd.md.
 EACH_TURN = 1
-#: Of so many passages one is for a stream that nobody reads any more, while there are both.
-DRAINS_SHARE = 4
+#: While streams with and without a reader wait, one turn in this many goes to a stream without a reader.
+DRAIN_SHARE = 4
 
 
 class Turnstile:
@@ -29,29 +32,29 @@ class Turnstile:
     def __init__(self, each_turn: int = EACH_TURN) -> None:
         self._each_turn = each_turn
         self._room = each_turn
-        self._read: deque[asyncio.Future[None]] = deque()
-        self._unread: deque[asyncio.Future[None]] = deque()
+        self._with_reader: deque[asyncio.Future[None]] = deque()
+        self._without_reader: deque[asyncio.Future[None]] = deque()
         self._passed: int = 0
-        self._turning = False
+        self._turn_is_due = False
 
-    async def enter(self, *, read: bool) -> None:
-        """Return when it is this stream's turn. `read`: somebody waits for its chunk."""
-        if self._room > 0 and not self._read and not self._unread:
+    async def enter(self, *, has_reader: bool) -> None:
+        """Return when it is this stream's turn. `has_reader`: a reader waits for its chunk."""
+        if self._room > 0 and not self._with_reader and not self._without_reader:
             self._room -= 1
             self._turn_soon()
             return
         waiter = asyncio.get_running_loop().create_future()
-        (self._read if read else self._unread).append(waiter)
+        (self._with_reader if has_reader else self._without_reader).append(waiter)
         self._turn_soon()
         await waiter
 
     def _turn_soon(self) -> None:
-        if not self._turning:
-            self._turning = True
+        if not self._turn_is_due:
+            self._turn_is_due = True
             asyncio.get_running_loop().call_soon(self._turn)
 
     def _turn(self) -> None:
-        self._turning = False
+        self._turn_is_due = False
         self._room = self._each_turn
         while self._room > 0 and (waiter := self._next()) is not None:
             waiter.set_result(None)
@@ -60,27 +63,27 @@ class Turnstile:
             self._turn_soon()
 
     def _next(self) -> asyncio.Future[None] | None:
-        """Who is next; those who have left meanwhile are passed over."""
-        for queue in (self._read, self._unread):
+        """The stream whose turn is next. Streams that were cancelled while they waited are skipped."""
+        for queue in (self._with_reader, self._without_reader):
             while queue and queue[0].done():
                 queue.popleft()
-        if not self._read and not self._unread:
+        if not self._with_reader and not self._without_reader:
             return None
         self._passed += 1
-        drains_turn = self._passed % DRAINS_SHARE == 0
-        first, second = (self._unread, self._read) if drains_turn else (self._read, self._unread)
+        first, second = self._with_reader, self._without_reader
+        if self._passed % DRAIN_SHARE == 0:
+            first, second = second, first
         return (first or second).popleft()
 
 
-class Passage:
-    """How one stream is read through a turnstile: each step of its work waits for its turn.
+class StreamTurns:
+    """The turns of one stream at a turnstile: each step of the work on the stream waits for its turn.
 
-    `waited_s` is how long the stream has waited for the provider: the work was suspended, with nothing to read. Waits
-    for the turnstile, and the work itself, do not count.
+    `has_reader` is whether a reader waits for the stream's chunks.
     """
 
     def __init__(self, turnstile: Turnstile, clock: Callable[[], float] = time.monotonic) -> None:
-        self.read = True  # whether somebody waits for the chunks
+        self.has_reader = True
         self._turnstile = turnstile
         self._clock = clock
         self._waited_s = 0.0
@@ -88,23 +91,26 @@ class Passage:
 
     @property
     def waited_s(self) -> float:
-        """Seconds waited for the provider until now."""
+        """Seconds until now in which the work was suspended because the provider had sent nothing to read.
+
+        Waits for a turn, and the work itself, do not count.
+        """
         if self._suspended_at is None:
             return self._waited_s
         return self._waited_s + self._clock() - self._suspended_at
 
-    def through(self, work: Awaitable[Chunk]) -> Awaitable[Chunk]:
-        """The same work, each of whose steps passes the turnstile."""
+    def take(self, work: Awaitable[Chunk]) -> Awaitable[Chunk]:
+        """The same work, but each of its steps waits for a turn."""
         return _Stepwise(self, work)
 
     def steps(self, work: Awaitable[Chunk]) -> Generator[Any, Any, Chunk]:
-        """Drive the work as a task would do it. What is thrown in (a cancellation) is the work's to handle."""
+        """Drive the work as a task would. An exception that is thrown in, such as a cancellation, goes to the work."""
         inner = work.__await__()
         step: Callable[[], Any] = partial(next, inner)
         while True:
             try:
-                yield from self._turnstile.enter(read=self.read).__await__()
-            except BaseException as error:  # noqa: BLE001  # it is the work's
+                yield from self._turnstile.enter(has_reader=self.has_reader).__await__()
+            except BaseException as error:  # noqa: BLE001  # passed on to the work
                 step = partial(_throw, inner, error)
             try:
                 awaited = step()
@@ -114,7 +120,7 @@ class Passage:
             try:
                 yield awaited
                 step = partial(next, inner)
-            except BaseException as error:  # noqa: BLE001  # it is the work's
+            except BaseException as error:  # noqa: BLE001  # passed on to the work
                 step = partial(_throw, inner, error)
             finally:
                 self._waited_s += self._clock() - self._suspended_at
@@ -122,12 +128,12 @@ class Passage:
 
 
 class _Stepwise(Awaitable[Chunk]):
-    def __init__(self, passage: Passage, work: Awaitable[Chunk]) -> None:
-        self._passage = passage
+    def __init__(self, turns: StreamTurns, work: Awaitable[Chunk]) -> None:
+        self._turns = turns
         self._work = work
 
     def __await__(self) -> Generator[Any, Any, Chunk]:
-        return self._passage.steps(self._work)
+        return self._turns.steps(self._work)
 
 
 def _throw(inner: Generator[Any, Any, Any], error: BaseException) -> Any:

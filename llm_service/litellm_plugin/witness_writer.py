@@ -1,17 +1,19 @@
-"""Witnesses: the proxy's own record of each attempt at a deployment, on its way to Postgres.
+"""Writes witnesses, the proxy's own records of each attempt at a deployment, to Postgres.
 
-What must hold: a witness that was handed to `add` reaches the table exactly once, whatever happens
-to Postgres meanwhile, and handing it over neither waits nor fails. A batch that Postgres does not
-take goes to disk at once (the *spool*), as JSON lines, and is replayed when Postgres is back, by any
-worker; each witness has an id of its own, so that a line that is sent twice counts once. What is
-only in memory is never older than a flush.
+What must hold:
+  A witness that was passed to `add` reaches the table exactly once, whatever happens to Postgres in between. Each has a
+  unique id, so that a witness which is sent twice counts once.
+  `add` neither waits nor fails.
+  A batch that Postgres does not take goes to disk at once (the *spool*), as JSON lines. Any worker replays it when
+  Postgres is available again.
+  A witness is only in memory for no longer than one flush.
 
-It is neither of the other two writers in groups (`treasury/batch.py`, `used_grants.SharedUses`), because nobody waits
-for a result here, so what Postgres does not take is kept instead of refused. Nor is its folder the spool of settlements
-(`treasury/spool.py`): a settlement is in a journal before Postgres is asked and belongs to one living process; a witness is on
-disk only when Postgres did not take it, in files that are whole and belong to nobody.
+There are two other writers in groups, `treasury/batch.py` and `used_grants.SharedUses`. This is a separate one because here
+nobody waits for a result, so that a batch which Postgres does not take is kept instead of refused. Its folder is not the
+spool of settlements (`treasury/spool.py`) either: a settlement is in a journal before Postgres is asked, and belongs to one
+living process; a witness is on disk only if Postgres did not take it, in complete files that belong to no process.
 
-Runs inside LiteLLM Proxy: standard library and asyncpg, and `witness.py`.
+Runs inside LiteLLM Proxy: standard library, asyncpg and `witness.py` only.
 """
 
 from __future__ import annotations
@@ -35,9 +37,10 @@ class WitnessWriter:
     """Carries witnesses to Postgres in batches, over one connection, from one background task.
 
     Args:
-        database_url: where the table `witnesses` is; None keeps everything in the spool.
-        spool: a folder for what Postgres did not take; shared by the workers.
-        flush_s: the longest that a witness waits for others to go with it.
+        database_url: the database with the table `witnesses`; None keeps all witnesses in the spool.
+        spool: a folder, shared by the workers, for witnesses that Postgres did not take.
+        flush_s: the longest that a witness waits for others to be written together with it.
+        batch: the most witnesses in one statement.
     """
 
     def __init__(self, database_url: str | None, spool: Path, *, flush_s: float = 0.2, batch: int = 200) -> None:
@@ -60,7 +63,7 @@ class WitnessWriter:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="treasurer-witnesses")
 
     def add(self, witness: Witness) -> None:
-        """Take a witness. Does not wait; what does not fit in memory goes to the spool."""
+        """Take a witness, without waiting. If too many are in memory, they go to the spool."""
         self._waiting.append(witness.line())
         if self._stopped or len(self._waiting) >= self._most_waiting:
             self._to_spool(self._take(len(self._waiting)))
@@ -69,13 +72,13 @@ class WitnessWriter:
         self.start()
 
     async def close(self) -> None:
-        """Deliver what is waiting, to Postgres within two seconds or else to the spool, and stop."""
+        """Write the waiting witnesses, to Postgres within two seconds or else to the spool, and stop."""
         if self._task is not None:
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         self._stopped = True
-        self._to_spool(self._take(len(self._waiting)))  # of a task that was cancelled before it ran
+        self._to_spool(self._take(len(self._waiting)))  # if the task was cancelled before it ran
 
     async def _run(self) -> None:
         try:
@@ -83,11 +86,11 @@ class WitnessWriter:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._arrived.wait(), timeout=5)
                 if self._arrived.is_set():
-                    # While Postgres is away, fewer and larger files.
+                    # While Postgres is away, a longer wait makes fewer and larger files.
                     await asyncio.sleep(self._flush_s if self._pause_s == 0 else max(1.0, self._flush_s))
                 self._arrived.clear()
                 await self._deliver()
-        finally:  # the worker is shutting down: what comes from now on goes to the spool
+        finally:  # the worker is shutting down: later witnesses go to the spool
             self._stopped = True
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._deliver(), timeout=2)
@@ -106,7 +109,7 @@ class WitnessWriter:
             await self._replay(connection)
 
     async def _connected(self) -> asyncpg.Connection | None:
-        """The connection; None while Postgres is away, asked for again after a pause that grows to five seconds."""
+        """The connection; None while Postgres is away. It is tried again after a pause, which grows to five seconds."""
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
         if self._database_url is None or time.monotonic() < self._connect_at:
@@ -114,21 +117,21 @@ class WitnessWriter:
         try:
             self._connection = await asyncpg.connect(self._database_url, timeout=2, command_timeout=5)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            self._away(error)
+            self._note_away(error)
             return None
         if self._pause_s > 0:
-            _log.warning("Postgres is back: replaying the witnesses in %s", self._spool)
+            _log.warning("Postgres is available again: replaying the witnesses in %s", self._spool)
         self._pause_s = 0.0
         return self._connection
 
-    def _away(self, error: Exception) -> None:
+    def _note_away(self, error: Exception) -> None:
         if self._pause_s == 0:
             _log.warning("Postgres is away (%s): witnesses go to %s", type(error).__name__, self._spool)
         self._pause_s = min(5.0, max(0.2, self._pause_s * 2))
         self._connect_at = time.monotonic() + self._pause_s
 
     async def _write(self, connection: asyncpg.Connection, lines: Sequence[str]) -> bool:
-        """Whether Postgres has taken these lines, or refused them for good (then they are set aside)."""
+        """Whether Postgres has taken these lines. Lines that it will never take are set aside, and count as taken."""
         try:
             await connection.execute(INSERT, f"[{','.join(lines)}]")
         except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
@@ -139,7 +142,7 @@ class WitnessWriter:
             return all(results)
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             connection.terminate()
-            self._away(error)
+            self._note_away(error)
             return False
         except asyncio.CancelledError:
             self._waiting[:0] = lines
@@ -150,10 +153,10 @@ class WitnessWriter:
         for file in sorted(self._spool.glob("*.jsonl")) if self._spool.is_dir() else ():
             try:
                 lines = file.read_text("utf-8").splitlines()
-            except FileNotFoundError:  # another worker has replayed it
+            except FileNotFoundError:  # another worker has replayed the file
                 continue
             except (OSError, UnicodeDecodeError) as error:
-                # It must not keep the others, nor what comes from now on, from their table.
+                # One file must not keep the others, and all later witnesses, from the table.
                 _log.error("%s cannot be replayed (%s) and is set aside", file, type(error).__name__)
                 with contextlib.suppress(OSError):
                     file.rename(file.with_suffix(".unreadable"))
@@ -169,7 +172,7 @@ class WitnessWriter:
         return taken
 
     def _to_spool(self, lines: Sequence[str]) -> None:
-        """Keep lines on disk: a file is complete before it has its name."""
+        """Keep lines on disk. A file gets its name only when it is complete, so that no worker replays a part of it."""
         if not lines:
             return
         name = f"{time.time_ns()}-{os.getpid()}"

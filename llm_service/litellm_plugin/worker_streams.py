@@ -1,7 +1,7 @@
-"""All streams of one LiteLLM worker: whether there is room for one more, in which order they begin, and how they are read.
+"""All streams of one worker of LiteLLM Proxy: whether there is room for one more, when each begins, how each is read.
 
-What must hold: see stream_places.py, beginnings.py, turnstile.py and memory_release.py; here they are put together. One for
-each event loop. Runs inside LiteLLM Proxy: standard library and anyio only.
+What must hold stands in stream_places.py, beginnings.py, turnstile.py, drain.py and memory_release.py, which are put
+together here. Runs inside LiteLLM Proxy: standard library and anyio only.
 """
 
 from __future__ import annotations
@@ -12,21 +12,28 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 from llm_service.litellm_plugin.beginnings import Beginnings
-from llm_service.litellm_plugin.drain import Lateness, ReadOn
-from llm_service.litellm_plugin.memory_release import GivingBack, give_back
+from llm_service.litellm_plugin.drain import DrainedStream, DrainLimits, Lateness
+from llm_service.litellm_plugin.memory_release import MemoryRelease, release_memory
 from llm_service.litellm_plugin.stream_places import StreamPlaces
 from llm_service.litellm_plugin.turnstile import Turnstile
 
 
 class WorkerStreams:
-    """Streams are named as their grants are. `most` under way at once; 0: without a bound."""
+    """One for each event loop. A stream has the name of its grant. At most `most` are under way; 0: any number."""
 
-    def __init__(self, most: int = 0) -> None:
+    def __init__(
+        self,
+        most: int = 0,
+        *,
+        drain_limits: DrainLimits = DrainLimits(),  # noqa: B008  # frozen
+        beginnings: Beginnings | None = None,
+    ) -> None:
         self.most = max(0, most)
+        self._drain_limits = drain_limits
         self._loop: asyncio.AbstractEventLoop | None = None
         self._places = StreamPlaces(self.most, self._ended)
-        self._beginnings = Beginnings()
-        self._giving_back = GivingBack(lambda: self.under_way, give_back)
+        self._beginnings = beginnings or Beginnings()
+        self._memory = MemoryRelease(lambda: self.under_way, release_memory)
         self._turnstile = Turnstile()
         self._lateness = Lateness()
 
@@ -36,16 +43,16 @@ class WorkerStreams:
         return self._places.taken
 
     def take(self, name: str) -> bool:
-        """Take a place for a stream, for as long as the running task lives; whether there is one."""
+        """Take a place for a stream, for as long as the running task lives. False: all places are taken."""
         return self._places.take(name)
 
     async def begin(self, name: str) -> None:
-        """Wait for the turn of a stream that has a place to begin."""
+        """Wait until a stream that has a place may begin."""
         self._loop = asyncio.get_running_loop()
         await self._beginnings.begin(name)
 
-    def asks_provider(self, name: str) -> None:
-        """LiteLLM has done its own work on a stream that begins. Also called by LiteLLM's other threads."""
+    def provider_is_asked(self, name: str) -> None:
+        """LiteLLM has done its own work on a stream that begins. Also called from LiteLLM's other threads."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._beginnings.done, name)
 
@@ -53,10 +60,10 @@ class WorkerStreams:
         """Keep a stream's place while it is read."""
         return self._places.kept(name)
 
-    def reading(self, stream: AsyncIterable[Any], saw: Callable[[Any], None]) -> ReadOn:
-        """Read a stream in turn with the others; `saw` gets each chunk."""
-        return ReadOn(stream, self._turnstile, self._lateness, saw)
+    def drained(self, stream: AsyncIterable[Any], observe: Callable[[Any], None]) -> DrainedStream:
+        """The stream, read in turn with the others. `observe` is called with each chunk."""
+        return DrainedStream(stream, self._turnstile, self._lateness, observe, self._drain_limits)
 
     def _ended(self, name: str) -> None:
         self._beginnings.done(name)
-        self._giving_back.ended()
+        self._memory.stream_ended()

@@ -1,4 +1,4 @@
-"""Commands without servers: what they ask of the database is recorded, and answered by the test."""
+"""Command lines that run in this process: in an empty folder, or on a database of the test's own."""
 
 from __future__ import annotations
 
@@ -23,3 +23,10 @@ def treasurer(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> Treasurer:
         return CliRunner(env={"COLUMNS": "200"}).invoke(build(), list(arguments))
 
     return run
+
+
+@pytest.fixture
+def administer(treasurer: Treasurer, database_url: str, monkeypatch: pytest.MonkeyPatch) -> Treasurer:
+    """Runs a command line on a fresh database."""
+    monkeypatch.setenv("TREASURER_DATABASE_URL", database_url)
+    return treasurer

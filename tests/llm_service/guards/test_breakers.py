@@ -259,7 +259,7 @@ async def test_sharing_goes_on_after_an_answer_that_cannot_be_read(caplog: pytes
     while len(scripts.sent) < 3:
         await asyncio.sleep(0)
     sharing.cancel()
-    assert "the breakers were not shared" in caplog.text
+    assert "could not be shared with the other processes" in caplog.text
 
 
 async def test_each_transition_is_logged_once_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:

@@ -1,7 +1,7 @@
 """Run by LiteLLM Proxy's own Python (see test_no_retries.py): how often LiteLLM sends one request to a provider.
 
 Prints one JSON object: for each way to fail and each provider, the number of requests that the provider has
-read whole, and whether the plugin takes the failure for surely free.
+read whole, and whether the plugin takes the failure for certainly unbilled.
 """
 # pyright: basic, reportMissingImports=false
 

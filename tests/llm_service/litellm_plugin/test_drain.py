@@ -1,4 +1,4 @@
-"""When reading on ends after a stream's reader has left, and what may be said of it then (I1)."""
+"""When the drain of a stream whose reader has left ends, and what its end proves (I1)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_service.litellm_plugin.drain import LastRead, Lateness, ReadOn, last_read
+from llm_service.litellm_plugin.drain import DrainedStream, DrainEnd, DrainLimits, Lateness, drain_end
 from llm_service.litellm_plugin.turnstile import Turnstile
 
 ROUND_S = 0.2
@@ -32,19 +32,20 @@ async def paced(pause_s: float) -> AsyncIterator[int]:
         yield number
 
 
-async def left(stream: AsyncIterator[int], most_s: float, round_s: float | None = ROUND_S) -> LastRead:
+async def left(stream: AsyncIterator[int], most_s: float, *, to_end: bool = False) -> DrainEnd:
     """The end of a stream whose reader leaves after the first chunk."""
-    reading = ReadOn(stream, Turnstile(), Lateness())
+    limits = DrainLimits(round_s=ROUND_S, most_s=1e9 if to_end else most_s, to_end_s=most_s if to_end else 0)
+    reading = DrainedStream(stream, Turnstile(), Lateness(), limits=limits)
     chunks = reading.chunks()
     async with asyncio.timeout(20):
         assert await anext(chunks) == 1
         await chunks.aclose()
-        return await reading.finish(most_s, round_s)
+        return await reading.drain(to_end=to_end)
 
 
 async def test_a_reader_gets_every_chunk_in_order_and_the_end() -> None:
     seen: list[int] = []
-    reading = ReadOn(ready(100), Turnstile(), Lateness(), seen.append)
+    reading = DrainedStream(ready(100), Turnstile(), Lateness(), seen.append)
     assert [chunk async for chunk in reading.chunks()] == [*range(1, 101)] == seen
 
 
@@ -53,27 +54,27 @@ async def test_a_reader_gets_the_streams_error() -> None:
         yield 1
         raise ValueError("cut")
 
-    reading, came = ReadOn(breaks(), Turnstile(), Lateness()), list[int]()
+    reading, came = DrainedStream(breaks(), Turnstile(), Lateness()), list[int]()
     with pytest.raises(ValueError, match="cut"):
         await take_all(reading, came)
     assert came == [1]
 
 
-async def take_all(reading: ReadOn, came: list[int]) -> None:
+async def take_all(reading: DrainedStream, came: list[int]) -> None:
     async for chunk in reading.chunks():
         came.append(chunk)
 
 
 async def test_what_has_come_already_is_read_to_its_end() -> None:
-    assert await left(ready(5000), 60) is LastRead.ENDED
+    assert await left(ready(5000), 60) is DrainEnd.ENDED
 
 
 async def test_i1_a_stream_that_still_has_something_waiting_is_never_caught_up() -> None:
-    assert await left(ready(), 3 * ROUND_S) is LastRead.BEHIND
+    assert await left(ready(), 3 * ROUND_S) is DrainEnd.BEHIND
 
 
 async def test_a_provider_that_generates_slowly_is_caught_up_with_and_stopped() -> None:
-    assert await left(paced(0.01), 60) is LastRead.CAUGHT_UP
+    assert await left(paced(0.01), 60) is DrainEnd.CAUGHT_UP
 
 
 async def test_a_provider_that_says_nothing_is_caught_up_with() -> None:
@@ -81,7 +82,7 @@ async def test_a_provider_that_says_nothing_is_caught_up_with() -> None:
         yield 1
         await asyncio.sleep(3600)
 
-    assert await left(silent(), 60) is LastRead.CAUGHT_UP
+    assert await left(silent(), 60) is DrainEnd.CAUGHT_UP
 
 
 async def test_a_stream_whose_end_alone_will_do_is_not_stopped_before() -> None:
@@ -89,8 +90,8 @@ async def test_a_stream_whose_end_alone_will_do_is_not_stopped_before() -> None:
         yield 1
         await asyncio.sleep(3 * ROUND_S)
 
-    assert await left(slow(), 60, None) is LastRead.ENDED
-    assert await left(paced(0.01), ROUND_S, None) is LastRead.BEHIND
+    assert await left(slow(), 60, to_end=True) is DrainEnd.ENDED
+    assert await left(paced(0.01), ROUND_S, to_end=True) is DrainEnd.BEHIND
 
 
 async def test_i1_a_worker_that_was_too_busy_to_look_has_not_caught_up() -> None:
@@ -105,7 +106,7 @@ async def test_i1_a_worker_that_was_too_busy_to_look_has_not_caught_up() -> None
             await came
             yield 1
 
-    assert await left(blocked(), 3 * ROUND_S) is LastRead.BEHIND
+    assert await left(blocked(), 3 * ROUND_S) is DrainEnd.BEHIND
 
 
 def _block_then(came: asyncio.Future[None]) -> None:
@@ -116,7 +117,7 @@ def _block_then(came: asyncio.Future[None]) -> None:
 
 @given(st.floats(0, 100), st.floats(0.001, 10), st.floats(0, 10))
 def test_i1_only_a_reader_that_waited_has_caught_up(left_s: float, round_s: float, waited_s: float) -> None:
-    stop = last_read(left_s, 60, round_s, waited_s)
-    assert (stop is LastRead.CAUGHT_UP) == (waited_s >= round_s / 2)
+    stop = drain_end(left_s, 60, round_s, waited_s)
+    assert (stop is DrainEnd.CAUGHT_UP) == (waited_s >= round_s / 2)
     assert (stop is None) == (waited_s < round_s / 2 and left_s < 60)
-    assert stop is not LastRead.ENDED
+    assert stop is not DrainEnd.ENDED

@@ -7,15 +7,15 @@ from collections.abc import Iterator
 
 import pytest
 
-from llm_service.litellm_plugin.log_redaction import QuietLogs
+from llm_service.litellm_plugin.log_redaction import LogRedaction
 
 PROMPT = "the planted prompt\n12:00:00 - FORGED:ERROR: all is well"
 CALL = "3790b609-859d-4cb8-8d4f-f3cd16d4d3f1"
 
 
 @pytest.fixture
-def quiet() -> Iterator[QuietLogs]:
-    quiet = QuietLogs()
+def quiet() -> Iterator[LogRedaction]:
+    quiet = LogRedaction()
     yield quiet
     quiet.end()
 
@@ -40,7 +40,7 @@ def logged(caplog: pytest.LogCaptureFixture, name: str, message: str, *, failing
 
 
 def test_an_errors_kind_place_and_call_are_told_and_not_its_words(
-    quiet: QuietLogs, caplog: pytest.LogCaptureFixture
+    quiet: LogRedaction, caplog: pytest.LogCaptureFixture
 ) -> None:
     message = f"chat_completion(): Exception occured - litellm_call_id={CALL} - litellm.BadRequestError: {PROMPT}"
     assert PROMPT in logged(caplog, "LiteLLM Proxy", message)  # while it starts
@@ -59,7 +59,7 @@ def test_an_errors_kind_place_and_call_are_told_and_not_its_words(
 
 
 def test_ours_say_what_they_mean_and_not_what_an_error_quotes(
-    quiet: QuietLogs, caplog: pytest.LogCaptureFixture
+    quiet: LogRedaction, caplog: pytest.LogCaptureFixture
 ) -> None:
     quiet.begin()
     line = logged(caplog, "treasurer.litellm_plugin", "A witness could not be recorded: KeyError", failing=True)
@@ -69,7 +69,7 @@ def test_ours_say_what_they_mean_and_not_what_an_error_quotes(
     assert "planted" not in line
 
 
-def test_what_is_no_warning_is_left_as_it_is(quiet: QuietLogs, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_is_no_warning_is_left_as_it_is(quiet: LogRedaction, caplog: pytest.LogCaptureFixture) -> None:
     quiet.begin()
     with caplog.at_level(logging.INFO):
         logging.getLogger("uvicorn.error").info("Uvicorn running on %s", "here")

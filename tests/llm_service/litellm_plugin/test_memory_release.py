@@ -1,60 +1,57 @@
-"""When a LiteLLM worker gives memory back: after a crowd, and not while anything streams."""
+"""When a LiteLLM worker releases memory: after a crowd of streams, and not while a stream is under way."""
 
 from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass
 
-import pytest
-
-from llm_service.litellm_plugin import memory_release
-from llm_service.litellm_plugin.memory_release import GivingBack
+from llm_service.litellm_plugin.memory_release import MemoryRelease, release_memory
 
 
 @dataclass
 class Worker:
     under_way: int = 0
-    given: int = 0
+    released: int = 0
 
-    def give(self) -> None:
-        self.given += 1
-
-
-@pytest.fixture
-def worker(monkeypatch: pytest.MonkeyPatch) -> Worker:
-    monkeypatch.setattr(memory_release, "_QUIET_S", 0.01)
-    return Worker()
+    def release(self) -> None:
+        self.released += 1
 
 
-async def end(giving: GivingBack, worker: Worker, streams: int) -> None:
+def memory_of(worker: Worker) -> MemoryRelease:
+    return MemoryRelease(lambda: worker.under_way, worker.release, quiet_s=0.01)
+
+
+async def end(memory: MemoryRelease, worker: Worker, streams: int) -> None:
     worker.under_way = streams
     for _ in range(streams):
         worker.under_way -= 1
-        giving.ended()
+        memory.stream_ended()
 
 
-async def test_after_a_crowd_it_is_given_back_once(worker: Worker) -> None:
-    giving = GivingBack(lambda: worker.under_way, worker.give)
+async def test_after_a_crowd_memory_is_released_once() -> None:
+    worker = Worker()
+    memory = memory_of(worker)
     for crowds in (1, 2):
-        await end(giving, worker, 60)
+        await end(memory, worker, 60)
         await asyncio.sleep(0.1)
-        assert worker.given == crowds
-    await end(giving, worker, 10)
+        assert worker.released == crowds
+    await end(memory, worker, 10)
     await asyncio.sleep(0.1)
-    assert worker.given == 2, "a few streams are no crowd"
+    assert worker.released == 2, "a few streams are no crowd"
 
 
-async def test_while_anything_streams_it_is_put_off(worker: Worker) -> None:
-    giving = GivingBack(lambda: worker.under_way, worker.give)
-    await end(giving, worker, 60)
+async def test_while_anything_streams_the_release_is_put_off() -> None:
+    worker = Worker()
+    memory = memory_of(worker)
+    await end(memory, worker, 60)
     worker.under_way = 1
     await asyncio.sleep(0.1)
-    assert worker.given == 0
+    assert worker.released == 0
     worker.under_way = 0
-    giving.ended()
+    memory.stream_ended()
     await asyncio.sleep(0.1)
-    assert worker.given == 1
+    assert worker.released == 1
 
 
-def test_it_can_be_given_back_here() -> None:
-    memory_release.give_back()
+def test_memory_can_be_released_here() -> None:
+    release_memory()

@@ -39,13 +39,13 @@ async def test_a_place_comes_back_when_its_request_fails_or_is_cancelled() -> No
 async def test_a_stream_that_is_read_on_keeps_its_place() -> None:
     places, over = StreamPlaces(1), asyncio.Event()
 
-    async def reading_on() -> None:
+    async def drained() -> None:
         with places.kept("a"):
             await over.wait()
 
     taking = asyncio.create_task(request(places, "a"))
     await asyncio.sleep(0)
-    drain = asyncio.create_task(reading_on())
+    drain = asyncio.create_task(drained())
     assert await taking
     await asyncio.sleep(0)
     assert not await asyncio.create_task(request(places, "b"))

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import pytest
 
-from llm_service.litellm_plugin.turnstile import DRAINS_SHARE, Passage, Turnstile
+from llm_service.litellm_plugin.turnstile import DRAIN_SHARE, StreamTurns, Turnstile
 
 TURNS = 200
 
@@ -46,11 +46,11 @@ async def crowd(turnstile: Turnstile, *, read: int, unread: int) -> tuple[Counte
     of_kind: Counter[str] = Counter()
 
     async def one(kind: str) -> None:
-        passage = Passage(turnstile)
-        passage.read = kind == "read"
+        own = StreamTurns(turnstile)
+        own.has_reader = kind == "read"
         chunks = aiter(always_ready())
         while turns.now < TURNS:
-            await passage.through(anext(chunks))
+            await own.take(anext(chunks))
             in_turn[turns.now] += 1
             of_kind[kind] += 1
 
@@ -85,7 +85,7 @@ async def test_streams_pass_in_the_order_in_which_they_came() -> None:
 
     async def one(number: int) -> None:
         for _ in range(3):
-            await turnstile.enter(read=True)
+            await turnstile.enter(has_reader=True)
             order.append(number)
 
     async with asyncio.timeout(20):
@@ -94,18 +94,18 @@ async def test_streams_pass_in_the_order_in_which_they_came() -> None:
     assert order == [0, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 1, 2, 3, 4]
 
 
-async def test_what_nobody_reads_passes_after_the_rest_and_is_not_forgotten() -> None:
+async def test_a_stream_without_a_reader_passes_after_the_rest_and_is_not_forgotten() -> None:
     _, of_kind = await crowd(Turnstile(1), read=30, unread=30)
     share = of_kind["unread"] / sum(of_kind.values())
-    assert 0 < share <= 1.5 / DRAINS_SHARE
+    assert 0 < share <= 1.5 / DRAIN_SHARE
 
 
-async def test_whoever_is_cancelled_while_it_waits_holds_nobody_up() -> None:
+async def test_a_stream_that_is_cancelled_while_it_waits_keeps_no_other_waiting() -> None:
     turnstile = Turnstile(1)
 
     async def entering() -> None:
         while True:
-            await turnstile.enter(read=True)
+            await turnstile.enter(has_reader=True)
 
     tasks = [asyncio.create_task(entering()) for _ in range(10)]
     await asyncio.sleep(0)
@@ -114,15 +114,15 @@ async def test_whoever_is_cancelled_while_it_waits_holds_nobody_up() -> None:
     await asyncio.gather(*tasks[:9], return_exceptions=True)
     async with asyncio.timeout(20):
         for _ in range(20):
-            await turnstile.enter(read=True)
+            await turnstile.enter(has_reader=True)
     tasks[9].cancel()
     with suppress(asyncio.CancelledError):
         await tasks[9]
 
 
-async def test_what_is_thrown_in_is_the_works_to_handle() -> None:
+async def test_an_exception_that_is_thrown_in_goes_to_the_work() -> None:
     """As LiteLLM's HTTP client does it: a time-out within the work is a cancellation from outside."""
-    passage = Passage(Turnstile(1))
+    turns = StreamTurns(Turnstile(1))
 
     async def work() -> str:
         try:
@@ -133,9 +133,9 @@ async def test_what_is_thrown_in_is_the_works_to_handle() -> None:
         return "slept"
 
     async with asyncio.timeout(20):
-        assert await passage.through(work()) == "timed out"
+        assert await turns.take(work()) == "timed out"
     with pytest.raises(ZeroDivisionError):
-        await passage.through(failing())
+        await turns.take(failing())
 
 
 async def failing() -> None:
@@ -145,7 +145,7 @@ async def failing() -> None:
 
 async def test_waiting_for_the_provider_counts_and_work_does_not() -> None:
     clock = [0.0]
-    passage = Passage(Turnstile(1), lambda: clock[0])
+    turns = StreamTurns(Turnstile(1), lambda: clock[0])
     came = asyncio.get_running_loop().create_future()
 
     async def work() -> None:
@@ -153,11 +153,11 @@ async def test_waiting_for_the_provider_counts_and_work_does_not() -> None:
         await came
         clock[0] += 7
 
-    reading = asyncio.ensure_future(passage.through(work()))
+    reading = asyncio.ensure_future(turns.take(work()))
     await asyncio.sleep(0)
     clock[0] += 3
-    assert passage.waited_s == 3, "it waits still"
+    assert turns.waited_s == 3, "it is still waiting"
     came.set_result(None)
     async with asyncio.timeout(20):
         await reading
-    assert passage.waited_s == 3
+    assert turns.waited_s == 3

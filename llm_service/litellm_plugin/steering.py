@@ -1,0 +1,54 @@
+"""Fields and headers that steer LiteLLM, or a provider behind it, away from what a call's money is held for. Pure.
+
+What must hold (I1):
+  A granted request reaches the model, the address and the amount of output that its hold was computed for.
+  LiteLLM's own parameters count as steering, except those that change nothing about the cost.
+
+The service lets none of these pass. This is the second lock, for a body that did not go through the service.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+#: Fields that LiteLLM does not call its own, but that name another model or another address, or that ask for more output
+#: than `max_tokens` (Gemini obeys `max_output_tokens` instead of it, and `candidateCount` multiplies it).
+_FIELDS = frozenset(
+    {
+        "additional_drop_params",
+        "best_of",
+        "candidateCount",
+        "candidate_count",
+        "content_policy_fallbacks",
+        "context_window_fallbacks",
+        "drop_params",
+        "extra_body",
+        "extra_headers",
+        "extra_query",
+        "generationConfig",
+        "generation_config",
+        "maxOutputTokens",
+        "max_new_tokens",
+        "max_output_tokens",
+        "max_tokens_to_sample",
+        "mock_testing_content_policy_fallbacks",
+        "mock_testing_context_fallbacks",
+        "mock_testing_fallbacks",
+        "mock_testing_rate_limit_error",
+        "modify_params",
+        "num_retries_per_request",
+    }
+)
+_HARMLESS_FIELDS = frozenset({"metadata", "tags"})
+#: Prefixes of headers that steer LiteLLM (`x-litellm-num-retries`), or that it passes on to a provider (`anthropic-beta`).
+_HEADERS = ("x-litellm-", "litellm-", "anthropic-", "openai-", "x-mcp-")
+
+
+def steering_fields(names: Iterable[str], is_litellms_own: Callable[[str], bool]) -> list[str]:
+    """The names of a body's fields that steer, sorted. `is_litellms_own`: whether a field is LiteLLM's own parameter."""
+    return sorted(name for name in names if name in _FIELDS or (name not in _HARMLESS_FIELDS and is_litellms_own(name)))
+
+
+def steering_headers(names: Iterable[str]) -> list[str]:
+    """The names of headers that steer, sorted."""
+    return sorted(name for name in names if name.lower().startswith(_HEADERS))

@@ -1,0 +1,235 @@
+"""LiteLLM's callbacks, as witnesses: each callback reports one kind of end of one attempt.
+
+What must hold:
+  Every attempt at a deployment leaves one witness, whether it succeeded, failed, was retried by the router, or was left by
+  its caller in mid-stream (I2).
+  An error answer says in a header whether anything can have been billed, and whether the request itself was at fault.
+  Chunks that were seen of a stream pass for what it cost only if all that the provider had sent was read (I1).
+  A fault in here never takes an answer from LiteLLM's caller.
+
+LiteLLM reports a failed request once, however often its router retried, so failures are taken from the callback for each
+deployment's attempt. The end of a stream is found by wrapping the stream's iterator, because LiteLLM reports nothing of
+a stream that was cut. Runs inside LiteLLM Proxy, seen with LiteLLM 1.106.
+"""
+# LiteLLM is in another environment than the type checker's, so its types are unknown here.
+# pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
+# pyright: reportUnknownArgumentType=false, reportUntypedBaseClass=false, reportUnknownParameterType=false
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import sys
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import replace
+from typing import Any, Literal, Protocol
+
+from litellm.integrations.custom_logger import CustomLogger
+
+from llm_service.litellm_plugin.chunk_folding import MOST, fold
+from llm_service.litellm_plugin.drain import DrainEnd
+from llm_service.litellm_plugin.events import (
+    CLAIM,
+    COUNTED,
+    causes,
+    certainly_unbilled,
+    details_of,
+    ended_by_litellm,
+    estimate,
+    grant_name,
+    is_own_count,
+    metadata_of,
+    unreadable,
+    usage_of,
+    witness_of,
+)
+from llm_service.litellm_plugin.worker_streams import WorkerStreams
+from llm_service.witness import Outcome, Witness
+
+_log = logging.getLogger("treasurer.litellm_plugin")
+
+_FREE = "treasurer_free"  # set on a request that failed: "1" if nothing can have been billed
+_UNREADABLE = (
+    "treasurer_unreadable"  # set on a request that failed: "1" if LiteLLM could not translate it for a provider
+)
+_WITNESSED = "treasurer_witnessed"  # set on a call, and on an exception, whose witness has been written
+#: Failures of attempts are kept until their request fails. A request that another deployment served never does, so the
+#: oldest are dropped beyond this number.
+_MOST_FAILED = 10_000
+
+
+class WitnessSink(Protocol):
+    """Takes witnesses. `add` neither waits nor fails."""
+
+    def add(self, witness: Witness) -> None: ...
+
+
+class WitnessLogger(CustomLogger):
+    """The callbacks of one worker. Its witnesses go to `sink`."""
+
+    def __init__(self, sink: WitnessSink, streams: WorkerStreams) -> None:
+        super().__init__()
+        self._sink: WitnessSink = sink
+        self._streams: WorkerStreams = streams
+        #: By grant: whether all of its failed attempts were free, and whether all were unreadable.
+        self._failed: dict[str, tuple[bool, bool]] = {}
+
+    # -- before a provider is asked
+
+    async def async_pre_call_hook(self, user_api_key_dict: Any, cache: Any, data: Any, call_type: Any) -> None:
+        """If errors are billed, only one deployment is asked: a second one would be a second purchase on one hold."""
+        claim: Mapping[str, Any] = (getattr(user_api_key_dict, "metadata", None) or {}).get(CLAIM) or {}
+        if claim.get("once"):
+            data["num_retries"] = 0
+
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: Any) -> None:
+        """LiteLLM is about to ask a provider, so the next stream may begin."""
+        metadata = metadata_of(kwargs) or metadata_of(kwargs.get("litellm_params") or {})
+        self._streams.provider_is_asked(grant_name(metadata.get("user_api_key_metadata")))
+
+    # -- whole answers, and failures
+
+    async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+        """An answer was served whole; a stream, to its end. If the reader had left, LiteLLM may report that twice."""
+        if kwargs.get(_WITNESSED):
+            return
+        kwargs[_WITNESSED] = True
+        self._record("success", kwargs, usage_of(response_obj), kwargs.get("response_cost"), start_time, end_time)
+
+    async def async_post_call_failure_deployment_hook(
+        self, request_data: Any, exception: Exception, call_type: Any, fallback_depth: int | None = None
+    ) -> None:
+        """One attempt at one deployment failed before it answered. The router may try another deployment."""
+        started = getattr(request_data.get("litellm_logging_obj"), "start_time", None)
+        sent = details_of(request_data).get("api_call_start_time") is not None
+        free = certainly_unbilled(exception) or not sent
+        self._note_failure(
+            metadata_of(request_data).get("user_api_key_metadata"), free, not sent and unreadable(exception)
+        )
+        self._record("failure", request_data, None, 0 if free else None, started, None, exception)
+        for cause in causes(exception):
+            with contextlib.suppress(AttributeError):
+                setattr(cause, _WITNESSED, True)
+
+    async def async_post_call_failure_hook(
+        self, request_data: Any, original_exception: Exception, user_api_key_dict: Any, traceback_str: str | None = None
+    ) -> None:
+        """A request failed: note what the error answer says, and write the witness if no other callback did.
+
+        LiteLLM asks some providers (Google) for a stream only when the stream's first chunk is wanted. A failure of that
+        comes after the callback for a deployment's attempt, and before the stream reaches the wrapper below.
+        """
+        free, was_unreadable = self._failed.pop(grant_name(getattr(user_api_key_dict, "metadata", None)), (None, False))
+        if free is None:  # no attempt failed: LiteLLM refused the request before (a cooldown), or a stream broke late
+            free = certainly_unbilled(original_exception) or not request_data.get("stream")
+        request_data[_FREE] = "1" if free else "0"
+        request_data[_UNREADABLE] = "1" if was_unreadable else "0"
+        witnessed = any(getattr(cause, _WITNESSED, False) for cause in causes(original_exception))
+        if not witnessed and certainly_unbilled(original_exception):
+            self._record("failure", request_data, None, 0, None, None, original_exception)
+
+    async def async_post_call_response_headers_hook(
+        self, data: Any, user_api_key_dict: Any, response: Any, request_headers: Any = None
+    ) -> dict[str, str] | None:
+        """The headers of an error answer, which the service reads: see `llm_service/upstream/litellm_errors.py`."""
+        free = data.get(_FREE) if response is None else None
+        return None if free is None else {"x-treasurer-free": free, "x-treasurer-unreadable": data[_UNREADABLE]}
+
+    def _note_failure(self, metadata: Any, free: bool, was_unreadable: bool) -> None:
+        name = grant_name(metadata)
+        all_free, all_unreadable = self._failed.get(name, (True, True))
+        self._failed[name] = free and all_free, was_unreadable and all_unreadable
+        if len(self._failed) > _MOST_FAILED:
+            del self._failed[next(iter(self._failed))]
+
+    # -- streams
+
+    async def async_post_call_streaming_iterator_hook(
+        self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
+    ) -> AsyncGenerator[Any, None]:
+        """Pass a stream on. If it breaks, or if its reader leaves and it does not end soon, record what was seen."""
+        metadata = getattr(user_api_key_dict, "metadata", None) or {}
+        claim: Mapping[str, Any] = metadata.get(CLAIM) or {}
+        seen = _SeenChunks(response, request_data)
+        stream = self._streams.drained(response, seen.add)
+        with self._streams.kept(grant_name(metadata)):
+            try:
+                async for chunk in stream.chunks():
+                    if not is_own_count(chunk, response):
+                        yield chunk
+            except (GeneratorExit, asyncio.CancelledError):
+                end = await stream.drain(to_end=bool(claim.get("drain_on_disconnect")))
+                if end is not DrainEnd.ENDED:
+                    self._record_cut("cancelled", request_data, seen.chunks, None, unread=end is DrainEnd.BEHIND)
+                elif stream.error is not None:
+                    self._record_broken(request_data, seen.chunks, stream.error)
+                raise
+            except Exception as error:
+                self._record_broken(request_data, seen.chunks, error)
+                raise
+
+    def _record_broken(self, data: Mapping[str, Any], chunks: list[Any], error: Exception) -> None:
+        # Before the first chunk nobody knows whether there is anything to pay for: the agent's policy decides about that.
+        self._record_cut("failure", data, chunks, error, unread=bool(chunks) and ended_by_litellm(error))
+
+    def _record_cut(
+        self,
+        outcome: Literal["failure", "cancelled"],
+        data: Mapping[str, Any],
+        chunks: list[Any],
+        error: Exception | None,
+        *,
+        unread: bool = False,
+    ) -> None:
+        call = data.get("litellm_logging_obj")
+        details = details_of(data)
+        details[_WITNESSED] = True
+        usage, cost = estimate(call, details, chunks, data.get("messages"))
+        started_at = getattr(call, "start_time", None)
+        self._record(outcome, details or data, usage, cost, started_at, None, error, unread=unread)
+
+    # -- all of them
+
+    def _record(
+        self,
+        outcome: Outcome,
+        call: Mapping[str, Any],
+        usage: Any,
+        cost: Any,
+        started_at: Any,
+        ended_at: Any,
+        error: Exception | None = None,
+        *,
+        unread: bool = False,
+    ) -> None:
+        try:
+            witness = witness_of(outcome, call, usage, cost, started_at, ended_at, error)
+            if witness is not None:
+                self._sink.add(replace(witness, unread=unread))
+        except Exception as fault:  # noqa: BLE001  # of an event in another shape: LiteLLM's caller gets its answer
+            _log.exception("A witness could not be recorded: %s", type(fault).__name__)
+
+
+class _SeenChunks:
+    """The chunks of one stream, folded while they come: here, and in the list that LiteLLM keeps of them."""
+
+    def __init__(self, response: Any, request: Mapping[str, Any]) -> None:
+        self.chunks: list[Any] = []
+        self._response = response
+        self._request = request
+        self._litellms: object = getattr(response, "chunks", None)
+        self._fold_at, self._fold_litellms_at = MOST, MOST
+
+    def add(self, chunk: Any) -> None:
+        """Also called during a drain, when nobody reads the stream any more."""
+        if is_own_count(chunk, self._response):
+            details_of(self._request)[COUNTED] = True
+        self.chunks.append(chunk)
+        try:
+            self._fold_at = fold(self.chunks, self._fold_at)
+            if isinstance(self._litellms, list):
+                self._fold_litellms_at = fold(self._litellms, self._fold_litellms_at)
+        except Exception as fault:  # noqa: BLE001  # chunks of another shape stay as they are
+            self._fold_at = self._fold_litellms_at = sys.maxsize
+            _log.warning("The chunks of a stream could not be folded: %s", type(fault).__name__)

@@ -1,0 +1,59 @@
+"""`treasurer budget`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from typer.testing import Result
+
+from gateway.cli.common import ExitCode
+from llm_service.errors import Conflict, NotFound
+
+Treasurer = Callable[..., Result]
+
+
+NAME = "agent news: day"
+
+
+@pytest.fixture
+def budget(administer: Treasurer) -> Treasurer:
+    """A database in which an agent has a budget."""
+    administer("agent", "create", "news")
+    made = administer("budget", "create", "--agent", "news", "--limit", "5", "--window", "day")
+    assert made.stdout.startswith(f"Budget {NAME!r}: $5.00 a day; $5.00 left until ")
+    return administer
+
+
+def test_a_budget_is_listed_and_shown(budget: Treasurer) -> None:
+    [row] = json.loads(budget("budget", "list", "--agent", "news", "--json").stdout)
+    assert (row["name"], row["limit_nano"], row["left_nano"]) == (NAME, 5 * 10**9, 5 * 10**9)
+    assert NAME in budget("budget", "list").stdout
+    shown = budget("budget", "show", NAME).stdout
+    assert "Nothing was spent in this window yet." in shown
+
+
+def test_a_budget_is_changed_topped_up_and_archived(budget: Treasurer) -> None:
+    assert "$7.25 a day" in budget("budget", "set", NAME, "--limit", "7.25").stdout
+    added = budget("budget", "top-up", NAME, "--amount", "2", "--for", "3h").stdout
+    assert added.startswith(f"Budget {NAME!r} has $2.00 more, from ")
+    assert "$9.25 left" in budget("budget", "show", NAME).stdout
+    assert budget("budget", "archive", NAME).stdout == f"Budget {NAME!r} is archived: it governs no further call.\n"
+    assert "There are no budgets." in budget("budget", "list").stdout
+    assert isinstance(budget("budget", "show", NAME).exception, NotFound)
+
+
+def test_a_list_that_goes_on_says_how_to_see_the_rest(budget: Treasurer) -> None:
+    budget("budget", "create", "--agent", "news", "--limit", "1")
+    first = budget("budget", "list", "--limit", "1")
+    assert f"Add --after '{NAME}'" in first.stderr
+    assert NAME not in budget("budget", "list", "--after", NAME).stdout
+
+
+def test_mistakes(budget: Treasurer) -> None:
+    twice = budget("budget", "create", "--agent", "news", "--limit", "5", "--window", "day")
+    assert isinstance(twice.exception, Conflict)
+    wrong = budget("budget", "set", NAME, "--limit", "much")
+    assert (wrong.exit_code, wrong.stdout) == (ExitCode.USAGE, "")
+    assert "limit" in wrong.stderr

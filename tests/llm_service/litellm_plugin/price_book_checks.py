@@ -1,0 +1,95 @@
+"""The versions of prices, against LiteLLM's router. Run by run_checks.py."""
+
+# pyright: basic, reportMissingImports=false, reportPrivateUsage=false
+
+from __future__ import annotations
+
+import json
+import sys
+from types import SimpleNamespace
+from typing import Any
+
+from litellm import Router
+
+from tests.llm_service.litellm_plugin.checking import Door, body, granted
+
+
+def a_proxy_with(*deployments: dict[str, Any], **more: Any) -> Any:
+    """LiteLLM's router, and its own page as far as prices go."""
+    router = Router(model_list=[json.loads(json.dumps(each)) for each in deployments], **more)
+
+    def shown(model: dict[str, Any]) -> dict[str, Any]:
+        named = {key: value for key, value in model["litellm_params"].items() if "cost" in key}
+        return model | {"model_info": {**model["model_info"], **named}}
+
+    return SimpleNamespace(llm_router=router, _get_proxy_model_info=shown)
+
+
+def house(cost: float, name: str = "house", number: str = "h1") -> dict[str, Any]:
+    parameters = {"model": "openai/house", "api_base": "http://127.0.0.1:1", "api_key": "k"}
+    costs = {"input_cost_per_token": cost, "output_cost_per_token": cost}
+    return {"model_name": name, "litellm_params": parameters | costs, "model_info": {"id": number}}
+
+
+async def check_i1_a_call_of_other_prices_is_refused_and_its_grant_is_used_up() -> None:
+    door = Door()
+    sys.modules["litellm.proxy.proxy_server"] = proxy = a_proxy_with(  # type: ignore[assignment]
+        house(1e-7), house(1e-7, number="h2"), house(1e-7, "wild/*", "w"), model_group_alias={"home": "house"}
+    )
+    try:
+        stamped = {each["model_info"]["id"]: each["model_info"] for each in proxy.llm_router.model_list}
+        listing = granted(b"", "/model/info", model=None)
+        await door.ask(listing, b"", "/model/info", method="GET")
+        version = stamped["h1"]["treasurer_prices"]
+        assert version == stamped["h2"]["treasurer_prices"]
+        assert "treasurer_prices" not in stamped["w"], "a wildcard's prices are not known"
+        content = body(model="house")
+        now = granted(content, model="house", prices=version)
+        await door.ask(now, content)
+        await door.refused(401, "used before", now, content)
+        await door.ask(granted(content, model="house"), content)  # of a gateway of the version before
+        alias = body(model="home")
+        await door.ask(granted(alias, model="home", prices=version), alias)
+        gone = body(model="gone")
+        await door.refused(409, "have changed", granted(gone, model="gone", prices=version), gone)
+
+        sys.modules["litellm.proxy.proxy_server"] = a_proxy_with(house(1e-5), house(1e-7, number="h2"))  # type: ignore[assignment]
+        stale = granted(content, model="house", prices=version)
+        headers = await door.refused(409, "have changed", stale, content)
+        assert headers["x-treasurer-refused"] == "prices_changed", headers
+        await door.refused(401, "used before", stale, content)  # as a balancer's second sending
+        await door.ask(granted(content, model="house"), content)
+    finally:
+        del sys.modules["litellm.proxy.proxy_server"]
+
+
+async def check_the_statuses_that_the_router_retries_are_shown_as_it_is_configured() -> None:
+    door = Door()
+    policy = {"house": {"RateLimitErrorRetries": 1, "ServiceUnavailableErrorRetries": 2, "TimeoutErrorRetries": 0}}
+    for configured, shown in (
+        ({"model_group_retry_policy": policy, "num_retries": 0}, [429, 503]),
+        ({"num_retries": 0}, []),
+        ({"num_retries": 1}, [400, 401, 404, 408, 429, 500, 503]),
+    ):
+        sys.modules["litellm.proxy.proxy_server"] = proxy = a_proxy_with(  # type: ignore[assignment]
+            house(1e-7), house(1e-7, number="h2"), **configured
+        )
+        try:
+            await door.ask(granted(b"", "/model/info", model=None), b"", "/model/info", method="GET")
+            stamped = [each["model_info"]["treasurer_retries"] for each in proxy.llm_router.model_list]
+            assert stamped == [shown, shown], (configured, stamped)
+        finally:
+            del sys.modules["litellm.proxy.proxy_server"]
+
+
+async def check_a_litellm_that_shows_its_prices_in_another_way_is_served_without_versions() -> None:
+    door = Door()
+    proxy = a_proxy_with(house(1e-7))
+    del proxy._get_proxy_model_info
+    sys.modules["litellm.proxy.proxy_server"] = proxy  # type: ignore[assignment]
+    try:
+        content = body(model="house")
+        await door.ask(granted(content, model="house"), content)
+        assert "treasurer_prices" not in proxy.llm_router.model_list[0]["model_info"]
+    finally:
+        del sys.modules["litellm.proxy.proxy_server"]

@@ -1,0 +1,14 @@
+"""The folding of chunks, against LiteLLM's real classes: the checks of chunk_folding_checks.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.llm_service.litellm_plugin.checks import checks_of
+
+pytestmark = pytest.mark.servers  # runs LiteLLM's own Python
+
+
+@pytest.mark.parametrize("name", checks_of("chunk_folding_checks"))
+def test_inside_litellm(inside_litellm: dict[str, dict[str, str | None]], name: str) -> None:
+    assert inside_litellm["chunk_folding_checks"][name] is None, inside_litellm["chunk_folding_checks"][name]
