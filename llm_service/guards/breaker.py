@@ -1,4 +1,4 @@
-"""One circuit breaker: pybreaker's states and counter, our clock, one probe at a time, a limit on the share of failures. No I/O.
+"""One circuit breaker: pybreaker's states and counter, with our clock and probes, and a limit on the share of failures.
 
 What must hold:
 - While the breaker is open, no call passes. When its time is over, one call passes as a probe: if it succeeds, the
@@ -12,6 +12,8 @@ What must hold:
 pybreaker keeps the state, the transitions and the number of failures in a row. Its `call` is not used, because it can only
 count a function that it runs itself, raises an error while the breaker is open, and reads the wall clock. Its listeners are
 not used either: they run before pybreaker has stored the new state, so our code follows each transition instead.
+
+No I/O.
 """
 
 from __future__ import annotations
@@ -33,7 +35,7 @@ _MOST_DOUBLINGS = 20  # a float has room for a thousand; no outage needs more
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerRules:
-    """When a breaker opens, and for how long. Times in seconds. Rules that an operator may set have defaults in the settings.
+    """When a breaker opens, and for how long. Times in seconds. The settings have the defaults.
 
     It opens after `failures` in a row, or if `rate_percent` of at least `min_calls` within `window_s` failed. It stays open
     for `open_s`, and twice as long after each probe that fails, up to `most_open_s` (or `open_s`, if that is more).

@@ -1,4 +1,4 @@
-"""The protocol between the governed call and circuit breakers: a permit before an attempt, to which its outcome is reported.
+"""The protocol between the governed call and circuit breakers: a permit before an attempt, and its outcome after it.
 
 `breakers.py` implements it; `NO_BREAKERS` lets every attempt pass.
 """

@@ -209,7 +209,7 @@ class Breakers:
         ]
 
     async def force(self, name: str, *, opened: bool, seconds: float = HELD_S) -> bool:
-        """Open a breaker by hand for so many seconds, or close it, in all processes. False: Redis is away, so only in this one."""
+        """Open a breaker by hand for so long, or close it, in all processes. False: Redis is away, so only here."""
         self._breaker(name).force(opened=opened, seconds=min(seconds, MOST_HELD_S))
         self._forced.add(name)
         return await self.sync()

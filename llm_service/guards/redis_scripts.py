@@ -198,7 +198,7 @@ class RedisScripts:
             self._pause_s = _FIRST_PAUSE_S
 
     def _failed(self, group: Sequence[_Item], error: Exception) -> None:
-        """Redis has become unavailable: fail all waiting callers, keep the commands that must still run, and start to probe."""
+        """Redis has become unavailable: fail waiting callers, keep the commands that must still run, start to probe."""
         behind = list(self._waiting)
         self._waiting.clear()
         self.away = True

@@ -143,7 +143,7 @@ def grant_name(metadata: Any) -> str:
 
 
 def details_of(request: Mapping[str, Any]) -> dict[str, Any]:
-    """LiteLLM's own record of a call that is under way; LiteLLM adds to it, and so do we."""
+    """LiteLLM's own record of a call under way, to which we add marks of ours."""
     return getattr(request.get("litellm_logging_obj"), "model_call_details", {})
 
 

@@ -1,4 +1,4 @@
-"""Pace as pure functions: which limits apply, what is left, and what a caller is told."""
+"""Rate limits as pure functions: which limits apply, how much of each is left, and the refusal."""
 
 from __future__ import annotations
 
