@@ -101,6 +101,8 @@ $(APP_STAMP): $(TOOLS_STAMP)
 
 $(DEV_STAMP): $(TOOLS_STAMP)
 	$(call fill_app,requirements/dev.txt)
+	@echo "Compiling it to byte code, because the tests start hundreds of processes …"
+	@$(BIN)/python -m compileall -q -j 0 .venv/lib || true
 	@rm -f $(STAMPS)/app-* $(STAMPS)/dev-* && touch $@ $(APP_STAMP)
 
 $(PROXY_STAMP): $(TOOLS_STAMP)

@@ -1,1 +1,1 @@
-"""Who spends. Knows nothing of HTTP servers; reaches a model only through `llm_service`."""
+"""The agents. They know nothing of HTTP servers, and reach a model only through `llm_service` (invariant I5)."""

@@ -1,7 +1,7 @@
-"""What an agent is to the executor: a name, a typed input, and PydanticAI's agent.
+"""An agent as the executor sees it: a name, a typed input, and PydanticAI's agent.
 
-What must hold: an agent says nothing of who pays, of a run, or of how it was triggered; the executor
-adds these, the same way for every agent and every trigger.
+What must hold: a definition names neither a payer nor a run nor a trigger; the executor adds these in the
+same way for every agent and every trigger.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Task(Generic[DepsT]):
 
 @dataclass(frozen=True, slots=True)
 class AgentDefinition(Generic[InputT, DepsT, OutputT]):
-    """`name` is also the agent's row in Postgres: budgets, limits and reports are by it."""
+    """`name` is also the agent's name in Postgres, which budgets, limits and reports refer to."""
 
     name: str
     description: str

@@ -1,8 +1,10 @@
-"""AgentExecutor: every trigger ends here. A name, an input and who asks go in; a run comes out.
+"""AgentExecutor: every trigger calls it. It takes an agent's name, an input and a caller, and returns a run.
 
-What must hold: each run has an id that all of its calls carry, and pays through `GovernedModel` as its
-own agent. A run's budget is a real budget in the treasury, made before the first call and archived after
-the last, so that it holds whatever the run does, in whichever process.
+What must hold:
+  Each run has an id that all of its calls carry.
+  A run's agent pays for its calls, because they go through `GovernedModel` with that agent as their principal.
+  A run's budget is an ordinary budget in the treasury, made before the first call and archived after the last, so that
+  it binds the run in every process.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ class PrincipalSource(Protocol):
 
 
 class RunBudgetSource(Protocol):
-    """Makes sure that an agent has its row, and bounds a run (`agents.run_budgets`)."""
+    """Makes sure that an agent has a row in Postgres, and limits what a run spends (`agents.run_budgets`)."""
 
     async def register(self, agent: str) -> None: ...
     def limited(self, agent: str, run: str, limit_nano: int) -> AbstractAsyncContextManager[None]: ...
@@ -38,7 +40,7 @@ class RunBudgetSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """What a trigger asks for. Without `model` the agent's own; without `budget_nano` no limit but the agent's."""
+    """A trigger's request. By default the model is the agent's, and only the agent's limits apply."""
 
     agent: str
     input: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -52,7 +54,7 @@ class RunRequest:
 
 @dataclass(frozen=True, slots=True)
 class RunResult:
-    """A finished run. `cost_nano` is the sum of what its calls were posted at."""
+    """A finished run. `cost_nano` is the sum of its calls' posted costs."""
 
     run_id: str
     output: BaseModel
@@ -63,7 +65,7 @@ class RunResult:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run that is ready to start. `tally` counts its calls and their cost while it goes, and after a failure."""
+    """A run that is ready to start. `tally` has its calls and their cost so far, also after a failure."""
 
     id: str
     definition: AnyAgent
@@ -81,7 +83,7 @@ class Run:
 
         Raises:
             TreasurerError: governance refused a call (`BudgetExhausted` …) or an upstream failed.
-            pydantic_ai.exceptions.AgentRunError: the model did not come to a valid answer.
+            pydantic_ai.exceptions.AgentRunError: the model gave no valid answer.
         """
         name = self.definition.name
         await self.budgets.register(name)
@@ -106,7 +108,7 @@ class AgentExecutor:
         """Check a request and make its run; nothing is written or spent yet.
 
         Raises:
-            NotFound: there is no such agent. InvalidRequest: the input is not what it takes.
+            NotFound: there is no such agent. InvalidRequest: the input does not fit the agent's input type.
         """
         definition = find_agent(request.agent)
         try:

@@ -1,4 +1,4 @@
-"""The agents there are, by name. A table, not a scan: what can spend money is listed in one place."""
+"""All agents, by name. The table is written by hand, so that everything that can spend money is listed in one place."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from agents.catalog import digest
 from agents.definition import AgentDefinition
 from llm_service.errors import NotFound
 
-#: The types of an agent's input, dependencies and output belong to each other, not to the table.
+#: An agent of any types: those of its input, dependencies and output depend on each other, and differ between agents.
 AnyAgent = AgentDefinition[Any, Any, Any]
 
 AGENTS: dict[str, AnyAgent] = {definition.name: definition for definition in (digest.DEFINITION,)}
 
 
 def find_agent(name: str) -> AnyAgent:
-    """The agent of this name. Raises `NotFound`, which lists those that there are."""
+    """The agent of this name. Raises `NotFound`, whose message lists all agents."""
     definition = AGENTS.get(name)
     if definition is None:
         raise NotFound(
-            f"There is no agent {name[:200]!r} to run. There are: {', '.join(sorted(AGENTS))}.", param="agent"
+            f"There is no agent {name[:200]!r} to run. The agents are: {', '.join(sorted(AGENTS))}.", param="agent"
         )
     return definition

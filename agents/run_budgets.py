@@ -1,7 +1,8 @@
-"""A budget for one run: a total that only the calls of that run draw on, beside all others that apply.
+"""A budget for one run: a total that counts the calls of that run only. Every other budget that applies still does.
 
-What must hold: it is in force before the run's first call and no other run is bound by it. It is archived
-when the run ends, however it ends; its windows and entries stay for reports.
+What must hold:
+  The budget is in force before the run's first call, and binds no other run.
+  It is archived when the run ends, however it ends; its windows and entries stay for reports.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class RunBudgets:
         self._registered: set[str] = set()
 
     async def register(self, agent: str) -> None:
-        """Make the agent's row, in team "default", where it has none yet.
+        """Make the agent's row, in team "default", if it has none yet.
 
         Raises:
             TreasuryUnavailable: Postgres is away.
@@ -48,10 +49,10 @@ class RunBudgets:
 
     @asynccontextmanager
     async def limited(self, agent: str, run: str, limit_nano: int) -> AsyncIterator[None]:
-        """Within this, the run may spend `limit_nano` in all. A run that is tried again goes on in its budget.
+        """Within this context the run may spend `limit_nano` in all. A run that is tried again keeps its budget.
 
         Raises:
-            InvalidRequest: the run's id or the amount cannot be a budget's. TreasuryUnavailable: Postgres is away.
+            InvalidRequest: a budget cannot have this run id or this amount. TreasuryUnavailable: Postgres is away.
         """
         name, limit = f"{agent} run {run}", format_decimal(limit_nano)
         terms = {"name": name, "agent": agent, "window": "total", "per": "run", "per_value": run, "limit": limit}
@@ -66,5 +67,5 @@ class RunBudgets:
             try:
                 await archive_budget(self._pool, name)
             except Unavailable as error:
-                # The run's own outcome matters more; a budget that is left governs a run that is over.
+                # The run's own outcome matters more: a budget that is not archived binds only a run that is over.
                 _logger.warning("the budget of run %s could not be archived: %s", run, error.message)

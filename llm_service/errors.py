@@ -1,4 +1,4 @@
-"""The error tree. Each error carries the HTTP status, OpenAI's type and code, and when to come back.
+"""The error tree. Each error carries the HTTP status, OpenAI's type and code, and when to retry.
 
     TreasurerError
     ├── InvalidRequest            400  the caller's request cannot be served as it stands
@@ -6,7 +6,7 @@
     │   ├── UnpricedModel         400  no price: an operator gives one or marks the model free
     │   ├── BodyTooLarge          413
     │   ├── RequestTimeout        408  its body did not arrive in time; the connection is closed
-    │   ├── TookTooLong           400  a report: a shorter time or a filter helps
+    │   ├── TookTooLong           400  a report: ask for a shorter period, or filter it
     │   ├── NotFound              404  an administrative object that does not exist
     │   ├── Conflict              409  it exists already, or is in use
     │   └── IdempotencyConflict   409  the same key with another body, or its answer is gone
@@ -14,14 +14,14 @@
     ├── NotPermitted              403
     │   ├── ModelNotAllowed       403
     │   └── Paused                403  agent, team or organisation
-    ├── Refused                   429  governance said no; nothing was sent upstream
+    ├── Refused                   429  governance refused it; nothing was sent upstream
     │   ├── BudgetExhausted       429  final for this window: x-should-retry false
     │   ├── NearLimit             429  the model is served only up to a share of the budget
     │   ├── BudgetPaced           429  the budget's curve lets it through later: Retry-After
     │   ├── BudgetBusy            429  calls in flight hold the rest: Retry-After
     │   ├── BudgetCrowded         429  too many new users, runs … of a budget in this minute: Retry-After
     │   ├── CostLimited           429  the route's limit for one call: x-should-retry false
-    │   ├── TooManyReports        429  as many reports and lists as a gateway makes at a time are under way: Retry-After
+    │   ├── TooManyReports        429  the gateway makes as many reports and lists as it may at once: Retry-After
     │   └── RateLimited           429  pace: Retry-After
     ├── Unavailable               503  a part of Treasurer is away; nothing was spent
     │   ├── TreasuryUnavailable   503  Postgres
@@ -31,7 +31,7 @@
     │   ├── BudgetUnusable        503  a budget has no window for this moment: an operator looks at the audit
     │   ├── ProxyUnavailable      503  LiteLLM Proxy
     │   │   └── ProxyClock        503  its clock and ours differ, so it refuses our grants
-    │   ├── ProxyBusy             503  LiteLLM Proxy has as many streams as it takes: Retry-After
+    │   ├── ProxyBusy             503  LiteLLM Proxy serves as many streams as it can: Retry-After
     │   ├── PricesChanged         503  the prices changed three times between hold and sending
     │   └── BreakerOpen           503  a model, a provider or the proxy failed too often: Retry-After
     └── UpstreamError             as the provider said, else 502
@@ -56,7 +56,7 @@ class TreasurerError(Exception):
     status: int = 500
     type: str = "api_error"
     code: str = "internal_error"
-    #: What the official SDKs obey before they look at the status; None leaves it to them.
+    #: Tells OpenAI's SDKs whether to retry, whatever the status; None leaves it to them.
     should_retry: bool | None = None
 
     def __init__(
@@ -110,13 +110,13 @@ class BodyTooLarge(InvalidRequest):
 
 
 class RequestTimeout(InvalidRequest):
-    """The request did not arrive in time: what is left of it is not waited for."""
+    """The request did not arrive in time, and the rest of it is not waited for."""
 
     status = 408
     code = "request_timeout"
 
     def headers(self) -> dict[str, str]:
-        """The root's headers, and the end of the connection."""
+        """The root's headers, and one that closes the connection."""
         return super().headers() | {"connection": "close"}
 
 
@@ -204,7 +204,7 @@ class BudgetCrowded(Refused):
 
 
 class CostLimited(Refused):
-    """The route's limit for one call, over all of its attempts."""
+    """The call would pass its route's limit for one call, which counts all of its attempts."""
 
     code = "call_cost_limit"
     should_retry = False
@@ -216,7 +216,7 @@ class TooManyReports(Refused):
 
 
 class RateLimited(Refused):
-    """Pace. `extra_headers` are the x-ratelimit ones; `should_retry` is False for what can never pass."""
+    """A rate limit. `extra_headers` are the x-ratelimit ones; `should_retry` is False for calls that can never pass."""
 
     code = "rate_limit_exceeded"
     should_retry = True
@@ -273,7 +273,7 @@ class ProxyUnavailable(Unavailable):
 
 
 class ProxyBusy(Unavailable):
-    """Of a worker of the proxy: nothing was sent to a provider, and another model would be served by the same proxy."""
+    """A worker of the proxy is busy. Nothing was sent to a provider, and another model would meet the same proxy."""
 
     code = "proxy_busy"
     should_retry = True
@@ -295,7 +295,7 @@ class UpstreamError(TreasurerError):
     status = 502
     type = "upstream_error"
     code = "upstream_error"
-    #: What a provider refused a request for, where it said so: its context or its content.
+    #: Why a provider refused a request, if it gave a reason: the context was too long, or the content was filtered.
     reason: Condition | None = None
 
 

@@ -5,7 +5,7 @@ that has not expired, and that names exactly this path, this model and these byt
 this module: the service signs, the plugin inside LiteLLM Proxy verifies, so that the two cannot
 drift apart. An error names the reason and never the token.
 
-A grant is good for one request: `UsedGrants` remembers each by its `jti` until it has expired.
+A grant is valid for one request: `UsedGrants` remembers each by its `jti` until it has expired.
 """
 
 from __future__ import annotations
@@ -37,20 +37,20 @@ READ_PATHS = frozenset({"/model/info", "/utils/token_counter"})
 
 #: Where a model's entry in `/model/info` carries the version of its prices: a field of its `model_info`.
 PRICES_STAMP = "treasurer_prices"
-#: True beside it where the proxy writes each use of a grant to the database before it asks a provider.
+#: In the same place: true if the proxy writes each use of a grant to the database before it asks a provider.
 USES_STAMP = "treasurer_uses_shared"
 #: In a model's entry of `/model/info`: the statuses after which the proxy's router tries another deployment automatically.
 RETRIES_STAMP = "treasurer_retries"
-#: What the plugin's refusal says in `x-treasurer-refused` where the grant names other prices than the worker has.
+#: The plugin's reasons, in `x-treasurer-refused`. The grant names other prices than the proxy's worker has.
 PRICES_CHANGED = "prices_changed"
-#: And where the grant has been used before: by a sending of which only the answer is missing, so that it may be billed.
+#: The grant was used before, by a sending whose answer never arrived and which may be billed.
 GRANT_USED = "grant_used"
-#: And where it cannot be made sure that the grant is used once.
+#: The plugin cannot make sure that the grant is used only once.
 GRANTS_UNAVAILABLE = "grants_unavailable"
 
 
 class GrantError(Exception):
-    """A token is no grant for this request. `reason` is one clause, without any of the token's text."""
+    """A token is not a grant for this request. `reason` is one clause, without any of the token's text."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
@@ -63,7 +63,7 @@ class GrantTimeError(GrantError):
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """Who may send which bytes to which model, until when. Times are Unix seconds."""
+    """The permission to send these bytes to this model until `expires_at`. Times are Unix seconds."""
 
     call_id: UUID
     attempt: int
@@ -81,11 +81,11 @@ class Grant:
     run: str | None = None
     user: str | None = None
     session: str | None = None
-    #: Whether the proxy reads a stream to its end though the service has left it: nothing else tells what it cost.
+    #: Whether the proxy reads a stream to its end after the service has left it, because nothing else shows its cost.
     drain_on_disconnect: bool = False
-    #: Whether the proxy asks one deployment only: where errors are billed, the hold covers no second one.
+    #: Whether the proxy asks one deployment only, because errors are billed and the hold does not cover a second one.
     once: bool = False
-    #: The version of the model's prices that the hold was made with. None: the proxy had told none.
+    #: The version of the model's prices that the hold was made with. None: the proxy had not reported one.
     prices: str | None = None
 
     @property
@@ -95,7 +95,7 @@ class Grant:
 
 
 def digest_of(body: bytes) -> str:
-    """What a grant says of a body: sha256 in hexadecimal, or `""` for an empty one."""
+    """A body's digest, as a grant names it: sha256 in hexadecimal, or `""` for an empty one."""
     return sha256(body).hexdigest() if body else ""
 
 
@@ -166,7 +166,7 @@ def verify(secret: str, token: str, *, path: str, model: str | None, body: bytes
     except jwt.MissingRequiredClaimError as error:
         raise GrantError(f"the grant lacks the claim {error.claim}") from None
     except jwt.PyJWTError:
-        # Includes `alg: none`, other algorithms, and anything that is no JWT at all, such as an agent's key.
+        # Includes `alg: none`, other algorithms, and anything that is not a JWT, such as an agent's key.
         raise GrantError("the bearer token is not a grant") from None
     grant = _parse(claims)
     if grant.path != path:
@@ -181,11 +181,11 @@ def verify(secret: str, token: str, *, path: str, model: str | None, body: bytes
 class UsedGrants:
     """Grants that were used, in files that all of the proxy's workers share and that outlive them.
 
-    One file for each minute of expiry, `<directory>/<minute>.used`, that is only appended to. Whoever's line
-    is the first to name a grant has used it: the order of lines in the file decides between processes,
-    without locks or a server (an append to a local file is one step; to a network file system it is not).
-    A file each, created exclusively, would do the same at a hundred times the cost.
-    A minute's file goes when its grants have expired anyhow.
+    One file for each minute of expiry, `<directory>/<minute>.used`, that is only appended to. The process
+    whose line is the first to name a grant has used it: the order of lines decides between processes,
+    without locks or a server (an append is atomic on a local file, but not on a network file system).
+    A separate file for each grant, created exclusively, would do the same at a hundred times the cost.
+    A minute's file is removed when its grants have expired.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -193,7 +193,7 @@ class UsedGrants:
         self._minutes: dict[int, _Minute] = {}
 
     def use(self, grant: Grant) -> bool:
-        """Whether this is the grant's first use. Raises OSError when that cannot be remembered."""
+        """Whether this is the grant's first use. Raises OSError when the use cannot be recorded."""
         number = grant.expires_at // 60
         minute = self._minutes.get(number)
         if minute is None:
@@ -222,7 +222,7 @@ class _Minute:
         self._us: str = f"{os.getpid()}-{token_hex(4)}"
 
     def enter(self, name: str) -> bool:
-        """Append a line, read on to the end, and see whose line was the first to name it."""
+        """Append our line, read the file on to its end, and return whether our line is the first with this name."""
         if name in self._names:
             return False
         line = f"{name} {self._us}\n".encode()
@@ -246,7 +246,7 @@ class _Minute:
 
 
 def _parse(claims: Mapping[str, object]) -> Grant:
-    """Claims as a grant: every type checked, because what follows makes a file name and database rows of them."""
+    """Claims as a grant. Each type is checked, because a file name and database rows are made from them."""
     call_id, _, attempt = _text(claims, "jti").rpartition(".")
     tags = claims.get("tags")
     if not isinstance(tags, list) or not all(isinstance(tag, str) for tag in cast("list[object]", tags)):

@@ -1,15 +1,15 @@
 """GovernedModel: the PydanticAI model whose every request is a governed call, in the same process.
 
-What must hold: an agent's request takes the very path of an HTTP client's (invariant I5). PydanticAI's
-own OpenAI chat model writes the OpenAI-wire body, an in-process transport hands that body to
-`LLMService`, and what the service answers goes back as the response. There is no second mapping of
+What must hold: an agent's request takes the same path as an HTTP client's (invariant I5). PydanticAI's
+own OpenAI chat model writes the body in OpenAI's format, an in-process transport hands that body to
+`LLMService`, and the service's answer becomes the response. There is no second mapping of
 messages, tools or usage, and nothing here knows a price: `usage.cost` is what the treasury posted, so
 that `UsageLimits(cost_limit=…)` enforces Treasurer's own figure.
 
 Refusals reach the agent as they are (`BudgetExhausted`, `RateLimited`, `Paused` …): catch them by type.
-They are no `ModelAPIError`, on purpose: nothing in PydanticAI retries them, and a `FallbackModel` lets
-them pass, for another model would draw on the same budget and the service owns the chain of models. An
-agent that wants it otherwise says so: `FallbackModel(…, fallback_on=(ModelAPIError, UpstreamError))`.
+They are deliberately not `ModelAPIError`s: so nothing in PydanticAI retries them, and no `FallbackModel` catches
+them, because another model would draw on the same budget and the service chooses the chain of models. An
+agent that needs a fallback sets `FallbackModel(…, fallback_on=(ModelAPIError, UpstreamError))`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from llm_service.errors import NotPermitted
 from llm_service.money import format_decimal
 from llm_service.types import Answer, CallContext, Principal
 
-#: Never looked up: the transport answers before any name would be resolved (RFC 2606).
+#: This name is never looked up, because the transport answers without a network (RFC 2606).
 _BASE_URL = "http://treasurer.invalid/v1"
 _OPENAI_FAMILIES = ("gpt-", "chatgpt-", "o1", "o3", "o4")
 
@@ -60,7 +60,7 @@ class StreamedAnswer(Protocol):
 
 
 class GovernedService(Protocol):
-    """What of `LLMService` a model needs. Both raise `TreasurerError`s."""
+    """The part of `LLMService` that a model needs. Both raise `TreasurerError`s."""
 
     async def complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer: ...
     async def stream(self, body: bytes, principal: Principal, context: CallContext) -> StreamedAnswer: ...
@@ -68,7 +68,7 @@ class GovernedService(Protocol):
 
 @dataclass(slots=True)
 class Tally:
-    """What the calls of one model value have cost so far: a run's spend, also where the run failed. Nano-dollars."""
+    """The calls through one `GovernedModel` and their cost in nano-dollars, also if the run failed."""
 
     calls: int = 0
     cost_nano: int = 0
@@ -100,16 +100,16 @@ class _Call:
         self.tally.cost_nano += self.answer.cost_nano or 0
 
 
-#: The OpenAI client has no way to carry our values to its transport; the context of the task has.
+#: The request that is being made. The OpenAI client cannot pass it on to its transport; a context variable can.
 _current: ContextVar[_Call] = ContextVar("treasurer_model_call")
 
 
 class GovernedModel(WrapperModel):
     """A PydanticAI model over `LLMService`.
 
-    `principal` is who spends: a value, or an async function that is asked before each request, so that a
-    pause or a new limit takes effect within a long run. `context` is what every request carries; when it
-    names no run, PydanticAI's run id is the run.
+    `principal` pays: it is a value, or an async function that is called before each request, so that a
+    pause or a new limit takes effect during a long run. Every request carries `context`; if that names no run,
+    PydanticAI's run id is used.
     """
 
     def __init__(
@@ -121,14 +121,14 @@ class GovernedModel(WrapperModel):
         context: CallContext | None = None,
         settings: ModelSettings | None = None,
     ) -> None:
-        """Raises `ValueError` for a context with an idempotency key: that names one call, a model makes many."""
+        """Raises `ValueError` for a context with an idempotency key: a key names one call, and a model makes many."""
         super().__init__(_ChatModel(model_name, provider=_InProcessProvider(service), settings=settings))
         self._principal = principal
         self._context = _checked(context or CallContext())
         self.tally = Tally()
 
     def with_context(self, context: CallContext) -> Self:
-        """The same model for another run, user, session or tags, with a tally of its own."""
+        """The same model for another run, user, session or tags, with its own tally."""
         other = copy(self)
         other._context = _checked(context)
         other.tally = Tally()
@@ -159,8 +159,8 @@ class GovernedModel(WrapperModel):
     ) -> AsyncGenerator[StreamedResponse]:
         call = await self._begin(messages, stream=True)
         async with AsyncExitStack() as stack:
-            # The request is sent on entry. The variable is reset before the yield: what follows it may
-            # run in another task's context, where a reset raises ValueError.
+            # The request is sent on entry. The variable is reset before the yield, because the code after
+            # it may run in another task's context, where a reset raises ValueError.
             token = _current.set(call)
             try:
                 response = await stack.enter_async_context(
@@ -182,8 +182,9 @@ class GovernedModel(WrapperModel):
 def governed_profile(model_name: str) -> ModelProfile:
     """How to speak OpenAI's chat format to any model behind LiteLLM, by its name with or without a prefix.
 
-    Nothing is sent that only some providers take: no strict schemas and no `max_completion_tokens` outside
-    OpenAI's own models. Tools that run at the provider are off: they are billed by use, which no hold bounds.
+    Parameters that only some providers accept are not sent: strict schemas and `max_completion_tokens` go to
+    OpenAI's own models only. Tools that run at the provider are off, because they are billed by use, which no hold can
+    bound.
     """
     name = model_name.rsplit("/", 1)[-1]
     is_openai = name.startswith(_OPENAI_FAMILIES)
@@ -193,7 +194,7 @@ def governed_profile(model_name: str) -> ModelProfile:
         openai_chat_supports_multiple_system_messages=is_openai,
         openai_supports_strict_tool_definition=is_openai,
         openai_chat_supports_max_completion_tokens=is_openai,
-        openai_chat_streaming_requires_finish_reason=True,  # LiteLLM always gives one: without it, it was cut
+        openai_chat_streaming_requires_finish_reason=True,  # LiteLLM always sends one: a stream without it was cut
     )
     return merge_profile(openai_model_profile(name), ours)
 
@@ -205,7 +206,7 @@ def _checked(context: CallContext) -> CallContext:
 
 
 class _InProcessProvider(Provider[AsyncOpenAI]):
-    """An OpenAI client that never opens a socket and never retries: the service decides what is tried again."""
+    """An OpenAI client that never opens a socket and never retries: the service decides on retries."""
 
     def __init__(self, service: GovernedService) -> None:
         self._client = AsyncOpenAI(
@@ -236,8 +237,8 @@ class _InProcessProvider(Provider[AsyncOpenAI]):
 
 
 class _InProcessTransport(httpx2.AsyncBaseTransport):
-    """Hands a request's body to the service and its answer back. A `TreasurerError` passes through untouched:
-    the OpenAI client wraps only httpx2's own errors, and only those would be retried."""
+    """Hands a request's body to the service and its answer back. A `TreasurerError` passes through untouched,
+    because the OpenAI client wraps and retries only httpx2's own errors."""
 
     def __init__(self, service: GovernedService) -> None:
         self._service = service
@@ -291,7 +292,7 @@ class _Events(httpx2.AsyncByteStream):
                 chunk = await anext(chunks)
             except StopAsyncIteration:
                 if self._closed:
-                    raise httpx2.StreamClosed from None  # as over a socket: PydanticAI tells a cut from an end by it
+                    raise httpx2.StreamClosed from None  # as a socket does: so PydanticAI sees a cut, not an end
                 return
             except asyncio.CancelledError:
                 if self._interrupted is not None and reader is not None and reader.uncancel() == 0:
@@ -316,7 +317,7 @@ class _Events(httpx2.AsyncByteStream):
 
 
 def _read_timeout_s(request: httpx2.Request) -> float | None:
-    """`ModelSettings(timeout=…)`, where an agent sets one; the service bounds every call by its own besides."""
+    """The agent's `ModelSettings(timeout=…)`, if it sets one. The service's own timeouts apply besides."""
     timeouts = cast(Mapping[str, float | None], request.extensions.get("timeout", {}))
     return timeouts.get("read")
 

@@ -3,7 +3,7 @@
 What must hold (invariant I4): money is an integer number of nano-dollars (10⁻⁹ USD). No float
 ever holds money: a float that comes from outside (LiteLLM's price map, a JSON number) is read
 by its shortest decimal form, which is what its author wrote. Fractions of a nano-dollar exist
-only inside a price per token (`pricing.py`), where they are rounded once, up.
+only inside a price per token (`pricing/`), where they are rounded once, up.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import re
 from decimal import ROUND_CEILING, Context, Decimal, Inexact, InvalidOperation
 
 NANO_PER_DOLLAR = 1_000_000_000
-#: The largest amount that may be named: a billion dollars. Sums of these still fit in 64 bits.
+#: The largest amount that is accepted: a billion dollars. Sums of these still fit in 64 bits.
 MAX_NANO = 1_000_000_000 * NANO_PER_DOLLAR
 
-#: Multiplies without rounding in silence: what does not fit is `Inexact`.
+#: Multiplies exactly: a result that would have to be rounded raises `Inexact`.
 _EXACT = Context(prec=60, traps=[Inexact, InvalidOperation])
 _DOLLARS = re.compile(r"^\$?\s*([0-9][0-9_,]*(?:\.[0-9]+)?|\.[0-9]+)$")
 
@@ -61,8 +61,8 @@ def parse_dollars(value: str | int | float | Decimal) -> int:
 def format_dollars(nano: int, *, places: int | None = None) -> str:
     """Print nano-dollars as dollars: `1_500_000` → `"$0.0015"`.
 
-    Without `places` the print is exact: all decimals that are needed, at least two. With
-    `places` it is rounded for people, half up, and never used to compute.
+    Without `places` the text is exact: all decimals that are needed, at least two. With
+    `places` it is rounded half up, for people to read, and never used to compute.
     """
     sign = "-" if nano < 0 else ""
     nano = abs(nano)
@@ -87,8 +87,8 @@ def format_decimal(nano: int) -> str:
 def nano_from_reported_dollars(value: float | int | str) -> int:
     """Read a cost in dollars that another program computed in floating point, rounded up to a nano-dollar.
 
-    A relative error of 10⁻¹² is taken off first, so that 0.1 + 0.2 does not become one nano-dollar more. What is
-    beyond `MAX_NANO` is that: a mistake of others, which must not keep an entry out of the ledger.
+    A relative error of 10⁻¹² is taken off first, so that 0.1 + 0.2 does not become one nano-dollar more. A cost
+    above `MAX_NANO` is read as `MAX_NANO`, because another program's mistake must not keep an entry out of the ledger.
     """
     dollars = Decimal(str(value))
     if not dollars.is_finite() or dollars <= 0:

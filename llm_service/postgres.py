@@ -1,13 +1,13 @@
-"""Postgres for everything but admission and settlement: borrowed connections, reads, and errors with their true names.
+"""Postgres for everything but admission and settlement: borrowed connections, reads, and errors by cause.
 
 What must hold:
   "Postgres is away" is decided here and nowhere else.
   It is said of a database that is away, and of nothing else: a pool without a free connection, a lock that another
       transaction keeps, a statement that took too long, a full disk and a database that was not migrated each have their
-      own name, because each is mended in another way.
+      own error, because each has another remedy.
   A driver's error never reaches a caller: what Postgres raises becomes an error of `llm_service.errors`.
-  Nobody waits for a connection without an end.
-  A server whose version the treasury's SQL was never tried on is refused by name.
+  Every wait for a connection has an end.
+  A server of a version on which the treasury's SQL was never tested is refused; the error names the version.
 
 Each kind of work has its own pool (`gateway/pools.py`), so that none keeps another from working. The plugin in
 LiteLLM Proxy may not load this module: that environment has asyncpg, but not the errors that are explained here.
@@ -33,13 +33,13 @@ from llm_service.errors import (
 #: The oldest major version that the treasury's tests run on (tests/integration/test_postgres_versions.py).
 OLDEST_POSTGRES = 15
 
-#: What asyncpg raises when the server is gone, stopping, starting, full, closed to us, a standby that takes no writes, or
-#: does not answer in time.
+#: The errors of asyncpg when the server is gone, stopping, starting, full, does not let us in, is a standby that takes
+#: no writes, or does not answer in time.
 AWAY = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,
-    asyncpg.InternalClientError,  # the server has announced its end, and the connection is not closed yet
+    asyncpg.InternalClientError,  # the server has announced that it stops, and the connection is still open
     asyncpg.PostgresConnectionError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
@@ -52,8 +52,8 @@ AWAY = (
 )
 
 
-#: What a statement of ours ends with where the schema is not this version's. A mistake in a statement would end so, too:
-#: therefore the error names what is missing, in the server's words.
+#: The errors of our statements if the schema is not this version's. A mistake in a statement would raise them too, so
+#: the message quotes the server on what is missing.
 MISSING = (
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedFunctionError,
@@ -70,9 +70,9 @@ class PoolExhausted(Exception):
         self.size = size
 
 
-#: What `explain` can name.
+#: The errors that `explain` translates.
 POSTGRES_ERRORS = (*AWAY, *MISSING, asyncpg.LockNotAvailableError, PoolExhausted)
-#: Whatever a statement can end with, mistakes of ours included: for work that goes on in any case.
+#: Every error that a statement can raise, our own mistakes included: for work that goes on in any case.
 ANY_POSTGRES_ERROR = (asyncpg.PostgresError, *POSTGRES_ERRORS)
 
 _CAUSES: tuple[tuple[type[BaseException], str], ...] = (
@@ -87,7 +87,7 @@ _CAUSES: tuple[tuple[type[BaseException], str], ...] = (
     (asyncpg.QueryCanceledError, "cancelled the statement (its own statement_timeout, or somebody by hand)"),
 )
 
-#: How long to wait for a free connection of a pool; and of a pool for reports and lists.
+#: Seconds to wait for a free connection of a pool, and of the pool for reports and lists.
 _WAIT_S = 5.0
 _READING_WAIT_S = 2.0
 _SETTINGS_S = 5.0
@@ -116,7 +116,7 @@ class PostgresTooOld(NotSent):
 
 
 class NotMigrated(NotSent):
-    """The database has not got the schema of this version: its operator has to migrate it."""
+    """The database does not have this version's schema: its operator has to migrate it."""
 
     def __init__(self, error: BaseException) -> None:
         missing = str(error).partition("\n")[0]
@@ -132,7 +132,7 @@ async def check_version(connection: asyncpg.Connection) -> None:
     """Refuse a server that is too old. The version came with the connection, so this sends nothing to the server.
 
     Raises:
-        PostgresTooOld: it is.
+        PostgresTooOld: the server is too old.
     """
     version = connection.get_server_version()
     if version.major < OLDEST_POSTGRES:
@@ -155,8 +155,8 @@ def unavailable(error: BaseException, kind: type[_Kind] = TreasuryUnavailable) -
 def explain(error: BaseException, *, reading: str = "", bound_s: float | None = None) -> TreasurerError:
     """The error for a caller whose statement ended with one of `POSTGRES_ERRORS`.
 
-    `reading` names what a person asked to read ("report"), from the pool for such; where Postgres itself ends its
-    statements after `bound_s` seconds, a cancelled statement was too slow.
+    `reading` names the thing that a person asked to read ("report"), from the pool for reports and lists. With
+    `bound_s`, Postgres itself ends a statement after so many seconds, so a cancelled statement was too slow.
     """
     if isinstance(error, PoolExhausted):
         return _exhausted(error.size, reading)
@@ -210,9 +210,9 @@ async def borrowed(pool: asyncpg.Pool, wait_s: float = _WAIT_S) -> AsyncIterator
 
     Raises:
         PoolExhausted: none was free for `wait_s` seconds.
-        RuntimeError: a statement was used wrongly (asyncpg's InterfaceError over a connection that is open).
+        RuntimeError: a statement was used wrongly (asyncpg's InterfaceError on an open connection).
         PostgresTooOld: the pool's `init` is `check_version`, and the server is too old.
-        What asyncpg raises, for `explain`.
+        Errors of asyncpg, which `explain` translates.
     """
     connection: asyncpg.Connection | None = None
     try:

@@ -1,10 +1,10 @@
-"""What each process of ours sets for itself. Standard library only: LiteLLM Proxy loads it too.
+"""Settings that each of our processes makes at its start. Standard library only: LiteLLM Proxy loads this too.
 
 What must hold:
-- A process that crashes, and whatever it has started, leaves no copy of its memory behind: it holds secrets.
+- A process that crashes leaves no copy of its memory on disk, because it holds secrets; nor do those that it started.
 - Python's collector of cycles does not crash the process. Before Python 3.12 it may run in the middle of
-  `ContextVar.set`; if what it collects sets a variable too (a generator left behind does, in its `finally`), memory that
-  was freed is read: a segmentation fault (https://github.com/python/cpython/issues/148891, seen in LiteLLM Proxy).
+  `ContextVar.set`; if an object that it collects sets a variable too (as an abandoned generator can, in its `finally`),
+  freed memory is read: a segmentation fault (https://github.com/python/cpython/issues/148891, seen in LiteLLM Proxy).
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ import gc
 import resource
 import sys
 
-#: Bytes of a core dump. Not 0: at 0 Linux still hands a dump to a program that `core_pattern` names, at 1 to nobody;
-#: and no file is as small as that.
+#: The limit for a core dump, in bytes. With 0, Linux still hands a dump to a program that `core_pattern` names; with 1
+#: it does not, and no dump is small enough to be written to a file.
 _MOST = 1
 #: Seconds between two moments in which the collector may run.
 _COLLECT_EVERY_S = 0.05
 
 
 def forbid_core_dumps() -> None:
-    """For this process and those that it starts from now on; for good."""
+    """Forbid them, permanently, for this process and for those that it starts from now on."""
     _, most = resource.getrlimit(resource.RLIMIT_CORE)
     if most == resource.RLIM_INFINITY or most > _MOST:
         most = _MOST
@@ -30,12 +30,12 @@ def forbid_core_dumps() -> None:
 
 
 def collect_between_callbacks() -> None:
-    """From now on the collector runs between two callbacks of the running event loop only, by its usual thresholds.
+    """From now on the collector runs only between two callbacks of the running event loop, at its usual thresholds.
 
-    Where Python does so by itself (3.12 and later), nothing changes.
+    From Python 3.12 on, which does not have the fault, nothing changes.
 
     Raises:
-        RuntimeError: no event loop runs.
+        RuntimeError: no event loop is running.
     """
     loop = asyncio.get_running_loop()
     if sys.version_info < (3, 12):

@@ -4,12 +4,12 @@
     (Redis) → hold (Postgres) → send with a grant → read the usage → settle, off the caller's path
 
 What must hold:
-  I1/I3  nothing is sent without a hold on disk that covers whatever it can cost, and a grant that names it
-  I2     what was sent is settled from the provider's usage; where that is missing, from an estimate with
-         a margin; where no answer came, from the proxy's witness, by whichever process finds it
-  I7     the same idempotency key with the same body is the same call, for a caller who may make it
-A whole answer that was asked for goes on to its end, though its caller may have left: it is billed whole.
-A call goes on to its chain's next model until something of an answer has gone to its caller, never after.
+  I1/I3  nothing is sent without a hold on disk that covers the most it can cost, and a grant that names the hold
+  I2     a call that was sent is settled from the usage that the provider reports; if the report is missing, from
+         an estimate with a margin; if no answer came, from the proxy's witness, by the process that finds it
+  I7     the same idempotency key with the same body is the same call; only a caller who may make it gets its answer
+A request for a whole answer runs to its end even if its caller has left, because the provider bills all of it.
+A call may go on to the next model of its chain until a part of an answer has gone to its caller, never after that.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embedding
 
 Result = TypeVar("Result")
 
-#: How often an attempt is held for anew because the prices have changed. Once is enough, unless two proxies differ.
+#: How often an attempt gets a new hold because prices changed. Once is enough, unless two proxies have other prices.
 _MOST_REPRICED = 2
 
 
 class LLMService:
-    """Every way to a model. One for each process; close it with `close`.
+    """The only way to a model. There is one for each process; close it with `close`.
 
-    `timeouts` are the defaults of what a route leaves out. `fell_back(attempt, reason, model)` is called when a call
-    goes on to another model, or tries again. Where the caller of a method has parsed the body, `request` is the result.
+    `timeouts` apply where a route sets none. `fell_back(attempt, reason, model)` is called when a call goes on to
+    another model, or tries the same one again. A caller that has parsed the body already passes the result as `request`.
     """
 
     def __init__(
@@ -141,14 +141,14 @@ class LLMService:
 
     async def _whole(self, call: Call, body: bytes) -> Answer:
         claim = await claim_for(call, body, self._idempotency, self._admission)
-        if isinstance(claim, Replay):  # it was paid for by the call that it repeats
+        if isinstance(claim, Replay):  # paid for by the call that this one repeats
             return Answer(claim.status, claim.body, replayed_headers(claim.headers), claim.call_id, cost_nano=0)
         return await self._serve(call, claim, self._answer_within)
 
     async def _serve(
         self, call: Call, claim: Claim | None, serve: Callable[[Admitted, Claim | None], Awaitable[Result]]
     ) -> Result:
-        """Make an attempt; while it fails in a way that the route has an answer to, make the next one."""
+        """Make an attempt, and the next one each time that an attempt fails in a way that the route provides for."""
         admitted: Admitted | None = None
         try:
             call.route, call.chain = await self._admission.chain(call)
@@ -170,7 +170,7 @@ class LLMService:
             raise
 
     async def _next(self, attempt: Attempt, admitted: Admitted | None, error: TreasurerError) -> Attempt:
-        """The attempt to make after this error. Raises the caller's error where there is none."""
+        """The attempt to make after this error. If there is none, raises the error that the caller gets."""
         if not isinstance(error, PricesChanged):
             following = self._failover.following(attempt, error)
         elif admitted is not None and attempt.call.repriced < _MOST_REPRICED:
@@ -183,7 +183,7 @@ class LLMService:
         return following
 
     async def _admit(self, attempt: Attempt, claim: Claim | None) -> Admitted:
-        """The breakers' permit, and a hold, for an attempt whose idempotency key is its call's own.
+        """Get the breakers' permit and a hold for an attempt, and confirm that its call still has its idempotency key.
 
         Raises TreasurerErrors; nothing is held then.
         """
@@ -204,7 +204,7 @@ class LLMService:
         return admitted
 
     async def _answer_within(self, admitted: Admitted, claim: Claim | None) -> Answer:
-        """A whole answer, waited for as long as the route says. It is paid for to its end, waited for or not."""
+        """A whole answer, within the time that the route allows. A later one is still awaited and paid, unseen."""
         total_s = admitted.call.route.timeouts.total_s
         work = self._finishing.in_background(self._answer(admitted, claim))
         await asyncio.wait((work,), timeout=total_s)
@@ -224,9 +224,9 @@ class LLMService:
         return Answer(200, upstream.body, headers, admitted.call.call_id, cost_nano)
 
     async def _begin_stream(self, admitted: Admitted, claim: Claim | None) -> LiveStream:
-        """A stream whose first token has come, within what the route says."""
+        """A stream whose first token has come within the time that the route allows."""
         first_s = admitted.call.route.timeouts.first_token_s or self._timeouts.first_token_s
-        # From here on: what the attempt waited for before, such as its budget's pace, is not the model's time.
+        # Counted from here, because the model is not to blame for earlier waits, such as for the budget's pace.
         asked = time.perf_counter()
         opening = self._finishing.in_background(self._sender.stream(admitted))
         try:
@@ -242,13 +242,13 @@ class LLMService:
         if not await answer.begin(left_s):
             raise late_error(admitted, "a first token", first_s)
         if self._failover.stands_in(admitted, answer.withheld):
-            async for _ in answer:  # its end, which is near, says what it cost
+            async for _ in answer:  # its end is near, and only there is the cost known
                 pass
             raise withheld_error(admitted)
         return answer
 
     def _abandon(self, admitted: Admitted, claim: Claim | None, opening: asyncio.Task[UpstreamStream]) -> None:
-        """Nobody waits any more for a stream that has not been opened yet, or that has just been opened."""
+        """Give up a stream that nobody waits for any more, and that is not open yet or was opened only now."""
         if not admitted.drain_on_disconnect and opening.cancel():
             return
 

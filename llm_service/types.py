@@ -72,11 +72,11 @@ class ExpiryPolicy(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """A budget's definition as far as choosing which budgets apply to a call needs it.
+    """The part of a budget's definition that decides whether it applies to a call.
 
-    `per` with `per_value=None` gives each value of the dimension a window of its own (a limit per
+    `per` with `per_value=None` gives each value of the dimension its own window (a limit per
     run, per user …); with a `per_value` only the calls that carry exactly that value count.
-    The limit itself is not here: it is read where it is enforced, in Postgres.
+    The limit itself is not here, because it is read where it is enforced, in Postgres.
     """
 
     id: int
@@ -89,10 +89,10 @@ class Budget:
     model_pattern: str | None = None
 
     def subjects(self, model: str, context: CallContext) -> tuple[str, ...]:
-        """The window subjects that a call falls into: none when the budget does not apply to it.
+        """The subjects of the windows in which a call counts; none when the budget does not apply to it.
 
-        A budget for each run, user or session takes calls that name none together, in the
-        subject `""`: leaving a header out is no way around a limit.
+        In a budget for each run, user or session, all calls that name none count together, under the
+        subject `""`, so that nobody evades a limit by leaving a header out.
         """
         if self.model_pattern is not None and not fnmatchcase(model, self.model_pattern):
             return ()
@@ -113,14 +113,15 @@ class Condition(StrEnum):
     BREAKER_OPEN = "breaker_open"
     CONTEXT_TOO_LONG = "context_too_long"
     CONTENT_FILTER = "content_filter"
-    NEAR_LIMIT = "near_limit"  # a budget's share for this model is used up, or all of it
+    NEAR_LIMIT = "near_limit"  # a budget is used up, or the share of it that this model may use
 
 
 class OnLeave(StrEnum):
-    """What becomes of a stream whose caller has left.
+    """What happens to a stream whose caller has left.
 
-    `CANCEL` gives it up: the provider stops, and what was got is paid for, which only an estimate tells. Where a
-    provider goes on and bills all the same it is read to its end even so. `FINISH` always does: dearer, and exact.
+    `CANCEL` closes it: the provider stops, and the part that came is paid for at an estimate. If the provider would go
+    on and bill all of it anyway, the stream is read to its end. `FINISH` always reads it to its end: that costs more,
+    but the cost is exact.
     """
 
     CANCEL = "cancel"
@@ -129,7 +130,7 @@ class OnLeave(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """A model that may stand in for another, and after what."""
+    """A model that may stand in for another, and after which failures."""
 
     model: str
     on: frozenset[Condition] = frozenset(Condition) - {Condition.NEAR_LIMIT, Condition.CONTENT_FILTER}
@@ -137,9 +138,10 @@ class Fallback:
 
 @dataclass(frozen=True, slots=True)
 class Downgrade:
-    """From `at_share` (basis points of a budget's limit, 1 to 10,000) the first of `models` that is good enough serves.
+    """Once `at_share` of a budget's limit is used, the first of `models` that is good enough serves.
 
-    Good enough: its `treasurer_quality` in config/litellm.yaml is at least `min_quality` (0 to 100).
+    `at_share` is in basis points, 1 to 10,000. A model is good enough if its `treasurer_quality` in config/litellm.yaml
+    is at least `min_quality` (0 to 100).
     """
 
     at_share: int
@@ -149,7 +151,7 @@ class Downgrade:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """Seconds. None: the service's own setting. `total_s` is of one attempt, to its end, and never above the service's."""
+    """In seconds; None: the service's setting. `total_s` bounds one whole attempt, and never exceeds the service's."""
 
     connect_s: float | None = None
     first_token_s: float | None = None
@@ -157,19 +159,20 @@ class Timeouts:
     total_s: float | None = None
 
 
-#: The service's own settings.
+#: Leaves each timeout to the service's own settings.
 NO_TIMEOUTS = Timeouts()
 
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How calls for the models that fit `model_pattern` are served: the chain, its bounds and its patience.
+    """How calls for the models that fit `model_pattern` are served: the chain, its bounds and its waiting times.
 
-    `retries` are more attempts at the same model; `max_attempts` counts all of a call's. No attempt begins
-    `max_elapsed_s` seconds after the call came in, nor where its hold and what the earlier ones cost, or may
-    have, pass `max_cost_nano`. `queue_s` is how long a call may wait for held money, for its budget's
-    pace or for a rate limit; None: for held money as long as the service's setting says, else not at all.
-    `errors_are_billed`: the provider may bill what it answers with an error of its own (5xx): the whole hold is posted.
+    `retries` is the number of further attempts at the same model; `max_attempts` counts all attempts of a call. No
+    attempt begins once `max_elapsed_s` seconds have passed since the call came in, nor if its hold would take the call
+    above `max_cost_nano`, together with what earlier attempts cost or may have cost. `queue_s` is how long a call may
+    wait for held money, for its budget's pace or for a rate limit; None means that it waits for held money as long as
+    the service's setting says, and for nothing else. `errors_are_billed` means that the provider may bill a request that it
+    answers with an error (5xx), so that the whole hold is then posted.
     """
 
     id: int = 0
@@ -192,10 +195,10 @@ NO_ROUTE = Route(max_attempts=1)
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """Pace, not money: how often, how many tokens, how many at once. `None` is no limit.
+    """A limit of pace, not of money: requests and tokens a minute, and calls at once. `None` means no limit.
 
     `subject` names the bucket in Redis (`"agent:7"`); `model_pattern` narrows which calls count.
-    `name` is what people call the subject (`"agent researcher"`), for messages; empty: the subject.
+    `name` is the subject as messages call it (`"agent researcher"`); if it is empty, they say `subject`.
     """
 
     id: int
@@ -210,11 +213,11 @@ class RateLimit:
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who is spending: organisation → team → agent → key, with what governs them at one epoch.
+    """The one who pays: organisation → team → agent → key, with the budgets, limits and routes of one epoch.
 
     `paused` names the scope that is paused ("team research"), if any. `models` are the patterns
     of models that the key may use; empty means all. `epoch` is the version of the configuration
-    this was read at: admission refuses a principal of an older epoch, so it is read again.
+    at which this was read: admission refuses a principal of an older epoch, and it is then read again.
     `ends_at` is when its key expires, in seconds of this process's monotonic clock; None: never.
     """
 
@@ -235,7 +238,7 @@ class Principal:
     floor_tokens: int = 16
     budgets: tuple[Budget, ...] = ()
     limits: tuple[RateLimit, ...] = ()
-    routes: tuple[Route, ...] = ()  # the agent's, its team's, its organisation's: the first that fits counts
+    routes: tuple[Route, ...] = ()  # the agent's, then its team's, then its organisation's: the first that fits applies
 
     def route(self, model: str) -> Route:
         """How calls for this model are served."""
@@ -248,7 +251,7 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """What the caller says about a call: attribution that budgets, reports, metrics and traces carry."""
+    """The caller's attribution of a call, by which budgets, reports, metrics and traces sort it."""
 
     run: str | None = None
     user: str | None = None
@@ -259,12 +262,12 @@ class CallContext:
     def values(self, dimension: Dimension) -> tuple[str, ...]:
         """The values of a dimension on this call: none, one, or for tags any number."""
         if dimension is Dimension.TAG:
-            return tuple(dict.fromkeys(self.tags))  # a tag named twice is one: a window takes a call once
+            return tuple(dict.fromkeys(self.tags))  # a tag that is named twice counts once
         value = {Dimension.RUN: self.run, Dimension.USER: self.user, Dimension.SESSION: self.session}[dimension]
         return () if value is None else (value,)
 
 
-#: A call about which its caller says nothing.
+#: The context of a call whose caller gives none.
 NO_CONTEXT = CallContext()
 
 
@@ -287,7 +290,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class HoldRequest:
-    """One attempt's request for money. Nano-dollars; `floor_nano` is the least that is worth having."""
+    """One attempt's request for money. Nano-dollars; `floor_nano` is the smallest hold that is of use."""
 
     call_id: UUID
     attempt: int
@@ -299,13 +302,13 @@ class HoldRequest:
     lifetime_s: float
     lines: tuple[tuple[int, str], ...]  # (budget id, window subject): every window that must have room
     requested_model: str | None = None  # what the caller asked for, where another model serves
-    max_share: int = 10_000  # basis points of each limit that may be used for this model; less: near its limit
-    rate_card_id: int | None = None  # the rates that the amount is a bound by, and that it is settled at
+    max_share: int = 10_000  # basis points of each limit that this model may use; past them it is near its limit
+    rate_card_id: int | None = None  # the rates by which the amount was bounded, and at which it is settled
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
-    """Money set aside, durable. `amount_nano` may be less than was asked for, never less than the floor."""
+    """Money that is set aside, on disk. `amount_nano` may be less than was asked for, but not less than the floor."""
 
     call_id: UUID
     attempt: int
@@ -317,7 +320,7 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How one attempt ended, as the ledger will have it. Nano-dollars and milliseconds."""
+    """How one attempt ended, as the ledger will record it. Nano-dollars and milliseconds."""
 
     call_id: UUID
     attempt: int

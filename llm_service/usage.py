@@ -1,9 +1,12 @@
-"""How many tokens a call used: which reports are believed, and the margins on what is only counted. Pure.
+"""How many tokens a call used: which reports are believed, and the margins that are added to a count. Pure.
 
-What must hold (I2): a report that cannot be true is not believed: one without any token of input (LiteLLM may have
-counted the output itself then), one whose parts are more than their whole (to believe it would charge the price of
-cached tokens for tokens that were not cached, or leave out what is billed beside them), one of too few tokens for its text.
-What must hold (I1): a count that stands in for a report is taken with these margins, everywhere.
+What must hold:
+  A report that cannot be true is not believed (I2):
+    one without any input tokens, because LiteLLM may then have counted the output itself;
+    one whose parts are more than their whole, because it would charge the price of cached tokens for tokens that were
+    not cached, or leave out tokens that are billed beside them;
+    one with too few tokens for its text.
+  A count that stands in for a report is always taken with the margins of this module (I1).
 Reports are in OpenAI's form, to which LiteLLM translates those of other providers:
 https://platform.openai.com/docs/api-reference/chat/object#chat/object-usage
 """
@@ -16,18 +19,19 @@ from typing import Any, cast
 from llm_service.money import nano_from_reported_dollars
 from llm_service.types import Usage
 
-#: Bytes of the longest tokens there are (runs of spaces, in OpenAI's and Meta's vocabularies).
+#: The longest tokens that are known, in bytes (runs of spaces, in OpenAI's and Meta's vocabularies).
 LONGEST_TOKEN = 128
-#: What a provider adds around a text that was counted (the frame of a message, of a tool call …), in tokens.
+#: The tokens that a provider adds around a text that was counted (the frame of a message, of a tool call …).
 FRAME_TOKENS = 16
-#: What a provider may have generated beyond what was seen of a stream when it was cut, in tokens.
+#: The tokens that a provider may have generated, when a stream was cut, beyond those that were seen.
 IN_FLIGHT_TOKENS = 32
-#: The error code of an attempt whose witness says that the provider had sent more than was read: its count has no upper side.
+#: The error code of an attempt of which the provider had sent more than was read, so that no count of it is an upper
+#: bound.
 UNREAD = "owner_lost_unread"
 
 
 def read_usage(report: object) -> Usage | None:
-    """The usage of an answer, or None when the report is missing, empty or not numbers."""
+    """The usage that an answer reports; None if the report is missing, not made of numbers, or contradicts itself."""
     if not isinstance(report, dict):
         return None
     fields = cast("dict[str, Any]", report)
@@ -64,26 +68,26 @@ def contradicts_itself(usage: Usage) -> bool:
 
 
 def says_too_little(output_tokens: int, text: str) -> bool:
-    """Whether a text cannot be so few tokens: no vocabulary has longer ones."""
-    # Half of a character, as a model that was cut leaves it, is no UTF-8, and counts all the same.
+    """Whether a text is longer than so many tokens can be in any vocabulary."""
+    # A model that was cut may leave half a character, which is not valid UTF-8 and still counts.
     return len(text.encode("utf-8", "surrogatepass")) > LONGEST_TOKEN * output_tokens
 
 
 def most_tokens(counted: int) -> int:
-    """The most tokens that a model's tokenizer is taken to make of a text that another tokenizer counted.
+    """An upper bound for the tokens that a model's tokenizer makes of a text, from another tokenizer's count.
 
-    Half as much again: others were seen to make up to a third more than the one that counted.
+    Half as much again, because other tokenizers were seen to make up to a third more than the one that counted.
     """
     return counted + counted // 2
 
 
 def most_used(counted: Usage) -> Usage:
-    """The most that a stream which was cut is taken to have used, from LiteLLM's own count of what had come of it.
+    """An upper bound for the usage of a stream that was cut, from LiteLLM's own count.
 
-    LiteLLM's tokenizer need not be the provider's, and it counts only what had reached it.
+    LiteLLM's tokenizer may not be the provider's, and it counts only the part that LiteLLM had received.
     """
     input_tokens = most_tokens(counted.input_tokens) + FRAME_TOKENS
-    # The plugin names cache writes wherever the request asked for a cache: then all of the input may have been written.
+    # The plugin reports cache writes if the request asked for a cache: all of the input may have been written to it.
     written = input_tokens if counted.cache_write_1h_tokens else 0
     return Usage(
         input_tokens=input_tokens,
@@ -94,7 +98,7 @@ def most_used(counted: Usage) -> Usage:
 
 
 def reported_cost(report: object) -> int | None:
-    """What LiteLLM says in a stream's usage that it cost, in nano-dollars."""
+    """The cost that LiteLLM reports in a stream's usage, in nano-dollars."""
     if not isinstance(report, dict):
         return None
     cost: object = cast("dict[str, Any]", report).get("cost")

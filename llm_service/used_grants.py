@@ -1,13 +1,17 @@
-"""Used grants in the database: known to all proxies that share it. Standard library and asyncpg only: both sides load it.
+"""Used grants in the database: known to all proxies that share it.
 
-What must hold: a grant is used once, at one proxy (I3), because the first to insert its row has used it; a grant
-that the service has revoked is used by nobody. So a service that could revoke a grant knows for certain that its
-request was never sent to a provider, whatever a balancer or a broken connection told it (I2).
+Standard library and asyncpg only, because the service and the plugin both load this module.
+
+What must hold:
+  A grant is used once, at one proxy (I3), because the proxy that inserts its row first has used it.
+  A grant that the service has revoked can no longer be used. So once a grant is revoked, its request is certain never
+  to reach a provider, whatever a load balancer has answered and however the connection broke (I2).
 
 A proxy remembers uses in files first (`grants.UsedGrants`): they refuse a second use at the same proxy without asking
-Postgres. The calls that arrive while one statement is under way go together in the next one. That is not the engine of
-`treasury/batch.py`: a group that fails fails as a whole here, within one time limit, and is not tried again grant by grant,
-because a use that is sent twice would be refused as the second one; and a grant that waits already is refused at once.
+Postgres. The calls that arrive while one statement is under way go together in the next one. This does not
+use `treasury/batch.py`, because a group here fails as a whole, within one time limit: if it were tried again grant by
+grant, a use that was recorded the first time would be refused as a second one. And a grant that already waits is
+refused at once.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from llm_service.grants import Grant
 
 _log = logging.getLogger("treasurer.litellm_plugin")
 
-#: Sorted, so that two proxies which insert the same grants wait for one another and never both at once.
+#: Sorted, so that two proxies which insert the same grants cannot deadlock.
 _USE = """
 INSERT INTO used_grants (call_id, attempt, expires_at)
 SELECT g.call_id, g.attempt, greatest(g.expires_at, now())
@@ -37,21 +41,22 @@ _REVOKE = """
 INSERT INTO used_grants (call_id, attempt, expires_at, revoked) VALUES ($1, $2, now() + interval '1 hour', true)
 ON CONFLICT (call_id, attempt) DO UPDATE SET revoked = used_grants.revoked RETURNING revoked
 """
-#: Of grants that expired a while ago, so that no clock that is a little wrong finds one forgotten that it still accepts.
+#: Forgets grants only some time after they expired, so that a proxy whose clock is a little slow still finds those that
+#: it would accept.
 _FORGET = """
 DELETE FROM used_grants WHERE ctid IN (
     SELECT ctid FROM used_grants WHERE expires_at < now() - interval '10 minutes' LIMIT 20000 FOR UPDATE SKIP LOCKED)
 """
 _TIMEOUT_S = 5.0
 _FORGET_EVERY_S = 30.0
-#: So long after its sending a grant's use is surely not forgotten yet, in seconds: later, nothing follows from its absence.
+#: For so many seconds after a grant was sent, its use is certainly still recorded; later, a missing row proves nothing.
 REMEMBERED_S = 300.0
 
 _Key = tuple[UUID, int]
 
 
 class UsesUnknown(Exception):
-    """The database did not say whether a grant was used: it must not be served. The message is the cause's name."""
+    """It is unknown whether a grant was used, so it must not be served. The message is the name of the cause."""
 
 
 class Fetches(Protocol):
@@ -61,9 +66,10 @@ class Fetches(Protocol):
 
 
 async def revoke(database: Fetches, call_id: UUID, attempt: int) -> bool:
-    """Have a grant used by nobody from now on; False: a proxy has used it already. Asked again it answers the same.
+    """Make a grant unusable. False: a proxy has used it already. A second call returns the same.
 
-    Ask within `REMEMBERED_S` of the sending. Raises what asyncpg raises when Postgres is away: then it may have been revoked or not.
+    Call it within `REMEMBERED_S` of the sending. Raises asyncpg's errors when Postgres is away; the grant may be
+    revoked or not then.
     """
     return await database.fetchval(_REVOKE, call_id, attempt, timeout=_TIMEOUT_S) is True
 
@@ -98,7 +104,7 @@ class SharedUses:
             group, self._waiting = self._waiting, {}
             try:
                 first = await asyncio.wait_for(self._insert([grant for grant, _ in group.values()]), _TIMEOUT_S)
-            except Exception as error:  # noqa: BLE001  # whatever it is, those who wait must not wait for good
+            except Exception as error:  # noqa: BLE001  # whatever the error is, no caller may wait forever
                 self.close()
                 for _, future in group.values():
                     if not future.done():

@@ -1,12 +1,12 @@
 """Witnesses: one record of one attempt at a deployment. LiteLLM Proxy writes it, the service reads it.
 
 What must hold:
-  A column is named here once: the record's lines, the statement that writes them and what is read derive from one list (I2).
-  A line that an older version left on a disk is read: each column says what a line without it means.
+  Each column is named once (I2): lines, the statement that writes them and the reading of rows derive from one list.
+  A line that an older version left on a disk can be read: a column that was added later has a value for such lines.
   A line holds only what Postgres can take: no NUL in a text, no number beyond its column.
-  The table refuses no line that it has already: each has an id, so that a line that is sent twice counts once.
+  A line may be sent twice and counts once, because each has an id.
 
-Both processes load this module: standard library and orjson only.
+Standard library and orjson only, because both processes load this module.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ Outcome = Literal["success", "failure", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """What one attempt at one deployment came to. `cost_nano` is LiteLLM's price; None: it has none to give.
+    """The outcome of one attempt at one deployment. `cost_nano` is LiteLLM's price, or None if it has none.
 
     A success has the usage that the provider reported; a failure or a cancellation in mid-stream has an
     estimate of what had been served by then. `counted`: the usage is LiteLLM's own count, and not a report.
-    `unread`: the provider had sent more than was read, or nobody can know, so that the count has no upper side.
+    `unread`: the provider had sent more than was read, or that cannot be known, so that the count is not an upper
+    bound.
     """
 
     call_id: UUID
@@ -64,7 +65,7 @@ class Witness:
 class _Column(NamedTuple):
     name: str
     type: str
-    #: The value, in SQL, for a line that was written before there was the column. None: all lines have it.
+    #: The value, in SQL, for a line that was written before the column existed. None: all lines have it.
     if_missing: str | None = None
 
 

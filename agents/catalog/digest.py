@@ -1,7 +1,7 @@
 """The news digest: reads feeds and writes what a busy person should know, as typed data.
 
-What must hold: every link in a digest was in a feed. A link that a model made up is emptied here rather
-than asked for again, which would cost another request and might go wrong again.
+What must hold: every link in a digest was in a feed. A link that the model made up is replaced by an
+empty text: to ask the model again would cost another request and might fail again.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ do not do it.
 
 
 class DigestRequest(BaseModel):
-    """What a trigger may ask for. Feeds are http(s) addresses, samples or, for a person at this machine, paths."""
+    """The input of a digest. A feed is an http(s) address, a sample's name or, for a person at this machine, a path."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

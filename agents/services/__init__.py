@@ -1,4 +1,4 @@
-"""What tools call. Built once by the composition root, with its settings, and handed to every agent."""
+"""The services that tools call. The composition root builds them once, from the settings, for all agents."""
 
 from __future__ import annotations
 

@@ -1,10 +1,12 @@
-"""Reading news feeds: RSS and Atom, from the web, from a file, or one of the samples that ship.
+"""Reading news feeds: RSS and Atom, from the web, from a file, or one of the samples that ship with Treasurer.
 
-What must hold: a feed's address may come from anyone and its text is written by strangers. So a read is
-bounded in time, size and redirects; only http and https are followed; an address within a private
-network is refused at every hop and after the name was looked up, so that no name can point inside; a
-file is read only for a caller who sits at this machine. What comes out is plain text, cut to a length:
-data for a prompt, never markup. Every failure is a `FeedError` that says which feed and why.
+What must hold, because a feed's address may come from anyone and its text is written by strangers:
+  A read is bounded in time, size and redirects, and follows http and https only.
+  An address within a private network is refused at every redirect, and after a host's name was looked up, so that no
+  name can point there.
+  A file is read only for a caller at this machine.
+  The result is plain text, cut to a length: data for a prompt, never markup.
+  Every failure is a `FeedError` that names the feed and the reason.
 """
 
 from __future__ import annotations
@@ -42,20 +44,20 @@ class FeedError(Exception):
 
 
 class FeedRefused(FeedError):
-    """The address is not one that may be read: another scheme, a private network, a file from afar."""
+    """The address may not be read: another scheme, a private network, or a file for a remote caller."""
 
 
 class FeedUnreachable(FeedError):
-    """The feed's host or file did not give it: not found, refused, too slow, too large."""
+    """The host or the file did not give the feed: not found, refused, too slow or too large."""
 
 
 class FeedBroken(FeedError):
-    """What came back is neither RSS nor Atom."""
+    """The content is neither RSS nor Atom."""
 
 
 @dataclass(frozen=True, slots=True)
 class FeedEntry:
-    """One story, as plain text. `published` is as the feed wrote it; empty where it says nothing."""
+    """One story, as plain text. `published` is the feed's own text for it, or empty."""
 
     title: str
     url: str
@@ -72,7 +74,7 @@ class Feed:
 
 @dataclass(frozen=True, slots=True)
 class FeedReader:
-    """Reads feeds. `allow_files`: paths of this machine; `allow_private`: hosts of a private network."""
+    """Reads feeds. `allow_files` permits paths of this machine, `allow_private` hosts of a private network."""
 
     allow_files: bool = False
     allow_private: bool = False
@@ -83,7 +85,7 @@ class FeedReader:
     max_summary_chars: int = 600
 
     async def read(self, source: str) -> Feed:
-        """The feed at an http(s) address, at a path, or of `SAMPLES`; its newest `max_entries` stories.
+        """The feed at an http(s) address, at a path, or among `SAMPLES`, with its first `max_entries` stories.
 
         Raises:
             FeedRefused, FeedUnreachable, FeedBroken.
@@ -99,7 +101,7 @@ class FeedReader:
 
     def _file(self, source: str) -> bytes:
         if not self.allow_files:
-            raise FeedRefused(source, "is no http or https address, and files may not be read here")
+            raise FeedRefused(source, "is not an http or https address, and files may not be read here")
         path = Path(source)
         try:
             with path.open("rb") as file:
@@ -132,7 +134,7 @@ class FeedReader:
             ) from error
 
     async def _follow(self, session: aiohttp.ClientSession, source: str) -> tuple[bytes, str]:
-        """Redirects by hand: every hop is checked as the first address was."""
+        """Follow redirects here, not in aiohttp, so that each address is checked as the first one was."""
         url = URL(source)
         for _ in range(self.max_redirects + 1):
             self._check(source, url)
@@ -147,7 +149,7 @@ class FeedReader:
         raise FeedUnreachable(shown(source), f"redirects more than {self.max_redirects} times")
 
     async def _body(self, source: str, response: aiohttp.ClientResponse) -> bytes:
-        """The decompressed body, counted as it comes, so that a small bomb is cut off as a large file is."""
+        """The decompressed body. It is counted as it arrives, so that a compressed bomb is cut off too."""
         data = bytearray()
         async for chunk in response.content.iter_chunked(64 * 1024):
             data += chunk
@@ -163,7 +165,7 @@ class FeedReader:
 
     def _parse(self, source: str, data: bytes, content_type: str) -> Feed:
         headers = {"content-type": content_type} if content_type else {}
-        # A stream, not the bytes: feedparser takes a value to be an address or a file name first.
+        # A stream, because feedparser would first try to use the bytes as an address or a file name.
         parsed = cast(Mapping[str, object], feedparser.parse(io.BytesIO(data), response_headers=headers))
         entries = cast(list[Mapping[str, object]], parsed["entries"])
         if not parsed.get("version") and not entries:
@@ -185,7 +187,7 @@ class FeedReader:
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is one of the open internet, also where IPv6 wraps an IPv4 one."""
+    """Whether an address is public. An IPv6 address that stands for an IPv4 one is judged by that one, or refused."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
@@ -197,7 +199,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 def plain_text(markup: str, max_chars: int) -> str:
     """HTML as one line of text: no tags, scripts, styles or control characters; cut with an ellipsis."""
     parser = _Text()
-    parser.feed(markup[: 50 * max_chars])  # what comes later would be cut anyway
+    parser.feed(markup[: 50 * max_chars])  # the rest would be cut anyway
     parser.close()
     printable = (char if char.isprintable() or char in "\u200c\u200d" else " " for char in "".join(parser.parts))
     text = " ".join("".join(printable).split())
@@ -205,7 +207,7 @@ def plain_text(markup: str, max_chars: int) -> str:
 
 
 class _Text(HTMLParser):
-    """Collects what a browser would show."""
+    """Collects the text that a browser would show."""
 
     def __init__(self) -> None:
         super().__init__(convert_charrefs=True)
@@ -232,7 +234,7 @@ class _PrivateAddress(OSError):
 
 
 class _PublicResolver(AbstractResolver):
-    """Looks names up and keeps public addresses only: the very addresses that are then connected to."""
+    """Looks names up and keeps public addresses only. aiohttp connects to these, and looks nothing up a second time."""
 
     def __init__(self) -> None:
         self._resolver = DefaultResolver()
@@ -258,7 +260,7 @@ def _address(host: str) -> IPv4Address | IPv6Address | None:
 
 
 def shown(source: str) -> str:
-    """A source for messages: without a password or a query, which may hold a secret."""
+    """A source as messages show it: without its password and its query, which may hold secrets."""
     if "://" not in source:
         return source
     try:

@@ -1,8 +1,10 @@
-"""`read_feed`: the stories of one of the run's own feeds.
+"""The tool `read_feed`: the stories of one of the feeds that the run was given.
 
-What must hold: an agent reads the feeds that its caller named and no other. A story's text can ask for
-an address to be opened; the tool has no way to do it. Names stand for addresses, so that a query or
-password in an address reaches neither the model nor its provider.
+What must hold:
+  An agent reads the feeds that its caller named and no others. A story's text may ask the model to open another
+  address, but no tool can do that.
+  The model sees the names of feeds, not their addresses, so that a query or a password in an address reaches neither
+  the model nor its provider.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from agents.services.feeds import Feed, FeedError, FeedReader, shown
 
 @dataclass(slots=True)
 class FeedDeps:
-    """The feeds of one run: what may be read, what was, and what could not be. `sources` is by shown name."""
+    """The feeds of one run, by name: all addresses, the feeds that were read, the errors of the others."""
 
     reader: FeedReader
     sources: dict[str, str]
@@ -32,7 +34,7 @@ class FeedDeps:
 
 
 def named(sources: Sequence[str]) -> dict[str, str]:
-    """A name for each source, as it may be shown; told apart where two look alike."""
+    """A name for each source, fit to be shown. Two that would look alike are numbered."""
     names: dict[str, str] = {}
     for source in dict.fromkeys(sources):
         name, number = shown(source), 2
@@ -67,7 +69,7 @@ async def read_feed(ctx: RunContext[FeedDeps], feed: str) -> dict[str, Any]:
 
 
 async def _only_these(ctx: RunContext[FeedDeps], definition: ToolDefinition) -> ToolDefinition:
-    """Tell the model the names there are: fewer wrong calls, each of which costs a request."""
+    """List the feeds' names in the tool's schema: the model makes fewer wrong calls, each of which costs a request."""
     schema = definition.parameters_json_schema
     feed = {**schema["properties"]["feed"], "enum": list(ctx.deps.sources)}
     return replace(definition, parameters_json_schema={**schema, "properties": {**schema["properties"], "feed": feed}})

@@ -21,7 +21,6 @@ import psutil
 import yaml
 from prometheus_client.multiprocess import mark_process_dead  # pyright: ignore[reportUnknownVariableType]
 
-from gateway.migrations import MigrationFailed, migrate
 from gateway.settings import Settings, SettingsError, without_password
 from gateway.stack.litellm import NOT_INHERITED, EffectiveConfig, effective_config, own_prices, proxy_command
 from gateway.stack.own_folder import FolderNotOurs, own_folder
@@ -200,6 +199,9 @@ def _state(site: _Site, provider_url: str) -> StackState:
 
 def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
     async def bring_up_to_date() -> None:
+        # Alembic takes one or two seconds to import: not before the first line is shown.
+        from gateway.migrations import MigrationFailed, migrate
+
         try:
             await migrate(site.database_url)
         except PostgresTooOld as error:

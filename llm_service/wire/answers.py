@@ -1,4 +1,4 @@
-"""What a whole answer of a chat completion says: its text, and whether a filter withheld it. Pure."""
+"""The content of a whole chat completion: its text, and whether a filter withheld it. Pure."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """A stream of server-sent events, forwarded as bytes and only scanned for what settlement needs.
 
-What must hold: events reach the caller in order and unchanged, but for the usage event that
-governance asked for and the caller did not; and an event is forwarded as soon as it is whole.
+What must hold:
+  Events reach the caller in order and unchanged. Only a usage event that the caller did not ask for is left out.
+  An event is forwarded as soon as it is whole.
 The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
@@ -16,18 +17,18 @@ _END = b"\n\n"
 #: The fields of a message, or of a part of one, that hold generated text.
 GENERATED = ("content", "reasoning_content", "refusal")
 _KEEP_BYTES = 8 * 1024 * 1024
-#: What nobody will ask for again is boiled down to its text, so many bytes at a time.
+#: Events that will not be repeated are reduced to their text each time that they reach so many bytes.
 _BOIL_BYTES = 64 * 1024
 
 
 class EventScanner:
-    """Feeds on the chunks of one answer.
+    """Scans the chunks of one answer.
 
-    `usage` is the provider's last report, if nothing was generated after it (some report with every event,
-    and a stream may be cut); `error` the error event that ended the stream, `finished`
-    says that the stream came to its own end. `begun` is set with the first event that carries something
-    generated, or a choice's end; `withheld` if that is a content filter's, of all there is. `size`: how many bytes
-    were forwarded. `keeps`: what was forwarded is asked for again in the end; else only the text of it is kept.
+    `usage` is the provider's last report, if nothing was generated after it (some providers report with every event,
+    and a stream may be cut). `error` is the error event that ended the stream. `finished` is true once the stream's own
+    end has come. `begun` is true from the first event on that carries generated text or the end of a choice; `withheld`
+    is true if that event carries no text, and a content filter ended every choice. `size` is the number of bytes that
+    were forwarded. With `keeps` all of them are kept for `forwarded`, else only their text.
     """
 
     def __init__(self, *, hide_usage: bool, keeps: bool = True) -> None:
@@ -36,7 +37,7 @@ class EventScanner:
         self._tail = b""
         self._kept: list[bytes] = []
         self._kept_bytes = 0
-        self._said: list[str] = []  # what was generated, of what is not kept
+        self._said: list[str] = []  # the text of events that are not kept
         self._said_events = 0
         self.size = 0
         self.usage: dict[str, Any] | None = None
@@ -47,9 +48,9 @@ class EventScanner:
         self.withheld = False
 
     def feed(self, chunk: bytes) -> bytes:
-        """Take what has arrived; give back what may be forwarded now."""
+        """Take the bytes that have arrived; return those that may be forwarded now."""
         self._tail += chunk
-        if b"\r" in self._tail:  # also where a chunk ends between the two
+        if b"\r" in self._tail:  # in the whole tail, because a chunk may end between the two
             self._tail = self._tail.replace(b"\r\n", b"\n")
         cut = self._tail.rfind(_END)
         if cut < 0:
@@ -64,7 +65,7 @@ class EventScanner:
         return forwarded
 
     def text(self) -> tuple[str, int]:
-        """What was generated, as far as it was seen: the text, and the number of events that carried some."""
+        """The text that was generated, as far as it was seen, and the number of events that carried some."""
         parts = [*_texts(self._kept)]
         return "".join([*self._said, *parts]), self._said_events + len(parts)
 
@@ -76,7 +77,7 @@ class EventScanner:
         self.size += len(event)
         self._kept_bytes += len(event)
         self._kept.append(event)
-        if self._kept_bytes > self._most_kept:  # it will not be repeated; what it says counts, where nobody reports it
+        if self._kept_bytes > self._most_kept:  # it will not be repeated; its text is kept, for an estimate
             said = [*_texts(self._kept)]
             self._said.append("".join(said))
             self._said_events += len(said)
@@ -84,7 +85,7 @@ class EventScanner:
             self._kept_bytes, self._most_kept = 0, _BOIL_BYTES
 
     def _scan(self, event: bytes) -> bool:
-        """Note what an event says; whether it is to be forwarded."""
+        """Note the facts of an event, and return whether to forward it."""
         if event.strip() == b"data: [DONE]":
             self.finished = True
             return True
@@ -121,7 +122,7 @@ def _json(event: bytes) -> dict[str, Any] | None:
 
 
 def objects(value: object) -> Iterator[dict[str, Any]]:
-    """The objects of a list; nothing where it is no list."""
+    """The objects of a list; nothing if it is not a list."""
     if isinstance(value, list):
         for item in cast("list[object]", value):
             if isinstance(item, dict):

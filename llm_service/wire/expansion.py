@@ -1,6 +1,7 @@
-"""What makes a request's text longer between the caller and the model, so that its bytes alone do not bound it. Pure.
+"""How much longer a request's text can become between the caller and the model: its bytes alone do not bound it. Pure.
 
-What must hold (I1): whatever LiteLLM or a tokenizer makes of a text is no longer than its bytes and these.
+What must hold (I1): a text that LiteLLM or a tokenizer makes of a request's is never longer than its bytes and this
+growth.
 """
 
 from __future__ import annotations
@@ -17,16 +18,18 @@ from llm_service.errors import InvalidRequest
 
 #: The most references of schemas that are followed to see how long the schemas become.
 _MAX_REFERENCES = 10_000
-#: The most that a composed letter grows by when it is taken apart: to three times its bytes, of which it has four at most.
+#: The most bytes that a composed letter grows by when it is decomposed: it has four at most, and becomes three times as
+#: long.
 _TAKEN_APART_BYTES = 8
 
 
 def nfkc_growth_bytes(text: bytes) -> int:
-    """The bytes that a text grows by where a tokenizer writes it in Unicode's form NFKC first, as Anthropic's did.
+    """The bytes that a text grows by if a tokenizer first brings it into Unicode's form NFKC, as Anthropic's did.
 
-    One character of three bytes can become eighteen characters (U+FDFA). Added up by character, because to spell
-    the whole text out takes a minute for a few hundred thousand accents on one letter. What that does not see: an
-    accent may come between a letter and the accent that it was written in one with, and take them apart.
+    One character of three bytes can become eighteen characters (U+FDFA). The growth is added up by character,
+    because normalising the whole text takes a minute for a few hundred thousand accents on one letter. This sum misses
+    one case, for which the last line adds an allowance: another accent can come between a composed letter and its own
+    accent, so that the letter is decomposed.
     """
     if text.isascii():
         return 0
@@ -50,14 +53,14 @@ def _spelled_out(char: str) -> tuple[int, int, int]:
 
 
 def ref_expansion_bytes(schemas: object) -> int:
-    """The bytes that schemas grow by where every reference is replaced by a copy of what it names.
+    """The bytes that schemas grow by if every reference is replaced by a copy of the schema that it names.
 
     LiteLLM does that for Google's and, in part, for Anthropic's models: with nested references a schema of one
-    kilobyte becomes megabytes. As LiteLLM does: a name is the last part of its reference, and one that is
-    being replaced already is left alone. What is defined more than once counts with all of its definitions.
+    kilobyte becomes megabytes. As in LiteLLM, a name is the last part of its reference, and a reference
+    within its own replacement is left alone. A name that is defined more than once counts with all of its definitions.
 
     Raises:
-        InvalidRequest: that is too much to follow.
+        InvalidRequest: there are too many references to follow.
     """
     named: dict[str, tuple[int, tuple[str, ...]]] = {}
     for name, schema in _definitions(schemas):

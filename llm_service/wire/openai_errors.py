@@ -1,6 +1,6 @@
 """An error as OpenAI's API shows it: https://platform.openai.com/docs/guides/error-codes. Pure.
 
-What must hold: an answer's body is made here alone, for every route that speaks OpenAI's API. An API with another
+What must hold: the body of an error is made only here, for every route that speaks OpenAI's API. An API with another
 shape of errors has its own module beside this one. Status and headers belong to HTTP: they are `TreasurerError`'s.
 """
 
@@ -14,7 +14,7 @@ from llm_service.errors import TreasurerError
 
 
 def openai_error(error: TreasurerError) -> dict[str, Any]:
-    """OpenAI's error object. What Treasurer has to add, for programs, is in its own field."""
+    """OpenAI's error object. Treasurer's details, for programs, are in a separate field."""
     fields: dict[str, Any] = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
     if error.details:
         fields["treasurer"] = error.details
@@ -22,10 +22,10 @@ def openai_error(error: TreasurerError) -> dict[str, Any]:
 
 
 def openai_error_body(error: TreasurerError) -> bytes:
-    """The whole body of an answer."""
+    """The whole body of an error answer."""
     return orjson.dumps(openai_error(error))
 
 
 def openai_error_event(error: TreasurerError) -> bytes:
-    """The event that ends a stream which has begun already."""
+    """The event that ends a stream after it has begun."""
     return b"data: " + openai_error_body(error) + b"\n\n"

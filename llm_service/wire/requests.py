@@ -1,14 +1,15 @@
-"""A caller's body, read once: what governance needs to know of it, and nothing changed. Pure.
+"""Reads a caller's body once, for the facts that governance needs, and changes nothing in it. Pure.
 
-What must hold: whatever is passed on can be bounded and priced. So parameters are those of OpenAI's
-API (and the few that LiteLLM adds for other providers' features); an unknown one is refused by
+What must hold: each request that is passed on can be bounded and priced. So only the parameters of OpenAI's
+API (and the few that LiteLLM adds for other providers' features) are accepted. An unknown one is refused by
 name, as OpenAI does, because LiteLLM would obey some of them (`api_base`, `fallbacks`,
-`input_cost_per_token` …). What costs money beyond tokens (hosted tools, audio) is refused by name.
+`input_cost_per_token` …). Features that cost money beyond tokens (hosted tools, audio) are refused by name.
 
 `input_bound` is an upper bound of the tokens that the text can become: no byte-level tokenizer makes
 more tokens than there are UTF-8 bytes, plus an allowance for what a provider wraps around messages
 and tools, and for what makes the text longer on its way: references within schemas that LiteLLM
-replaces by what they name, and compatibility characters that tokenizers spell out. Images and files are counted apart, because their bound depends on the model.
+replaces by the schemas that they name, and compatibility characters that tokenizers spell out. Images and files
+are counted separately, because their bound depends on the model.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ MAX_CHOICES = 128
 MAX_ATTRIBUTION = 128
 #: orjson reads deeper bodies than it writes (254); a body that was read must be one that can be sent.
 _MAX_DEPTH = 200
-#: LiteLLM walks through them several times, while everybody else waits: a million take it ten seconds.
+#: The most lists and objects of a body. LiteLLM walks through them several times, and no other request is served
+#: meanwhile: a million take it ten seconds.
 _MAX_PARTS = 250_000
 _LARGE_BYTES = 1 << 20
 
@@ -50,8 +52,8 @@ _PER_REQUEST = 16
 _PER_MESSAGE = 8
 _WITH_TOOLS = 600
 _PER_TOOL = 32
-#: Parts of a content that are text, by every provider. LiteLLM passes some others on (`document`, `video_url` …) whose
-#: few bytes become many tokens.
+#: Types of parts that are text for every provider. LiteLLM passes on some others (`document`, `video_url` …) whose few
+#: bytes become many tokens.
 _TEXT_PARTS = frozenset({"text", "refusal", "thinking", "redacted_thinking"})
 #: The kinds of media that `ParsedRequest.media` lists: an image, one that is asked for in low detail, a file.
 IMAGE, IMAGE_LOW, FILE = "image", "image_low", "file"
@@ -61,9 +63,9 @@ _MEDIA = {"image_url": "image_url", "input_image": "image_url", "file": "file", 
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """What governance knows of a request. `data` is the caller's body, to be passed on.
+    """The facts of a request that governance uses. `data` is the caller's body, to be passed on.
 
-    `max_tokens` is what the caller asked for, for one choice; None when it left that out.
+    `max_tokens` is the caller's limit for one choice; None if the caller set none.
     `media` counts images and files by kind ("image", "image_low", "file").
     `text_bytes` is the size of the text alone, for estimates; `input_bound` is the upper bound.
     """
@@ -111,7 +113,7 @@ def _read(body: bytes) -> object:
     if len(body) < _LARGE_BYTES:
         return orjson.loads(body)
     enabled = gc.isenabled()
-    gc.disable()  # it would look through all that was read so far, again and again
+    gc.disable()  # the collector would search all that was read so far, again and again
     try:
         return orjson.loads(body)
     finally:
@@ -120,7 +122,7 @@ def _read(body: bytes) -> object:
 
 
 def _check_shape(value: object) -> None:
-    """That lists and objects are not nested too deeply, nor too many: level by level, without recursion."""
+    """Refuse lists and objects that are nested too deeply or too many. Goes level by level, without recursion."""
     depth, total, level = 0, 0, [value]
     while level:
         depth += 1
@@ -160,7 +162,7 @@ def parse_chat(body: bytes) -> ParsedRequest:
     if b'"$ref"' in written:
         allowance += ref_expansion_bytes(text[1:])
     if data.get("response_format") is not None:
-        tools += 1  # for Anthropic LiteLLM makes a tool of it
+        tools += 1  # LiteLLM makes a tool of it for Anthropic's models
     if tools:
         allowance += _WITH_TOOLS + _PER_TOOL * tools
     prediction = data.get("prediction")
@@ -249,7 +251,7 @@ def _model(data: dict[str, Any]) -> str:
 
 
 def attribution(value: object, what: str, param: str, most: int = MAX_ATTRIBUTION) -> str | None:
-    """What a caller says about a call, from a header or from the body, without white space at its ends; None: nothing.
+    """A caller's text about a call, from a header or the body, without white space at its ends; None if it is empty.
 
     Raises:
         InvalidRequest: it is not text, is longer than `most`, or has characters that are not printable.
@@ -317,7 +319,7 @@ def _tools(data: dict[str, Any]) -> int:
             kind: object = fields.get("type")
             if name == "tools" and kind not in ("function", "custom"):
                 raise _unpriced(
-                    name, "Only tools of type 'function' or 'custom' can be priced; hosted tools bill apart"
+                    name, "Only tools of type 'function' or 'custom' can be priced; hosted tools are billed separately"
                 )
             # Without its definition LiteLLM would look for a hosted tool among the other fields.
             if name == "tools" and not isinstance(fields.get(str(kind)), dict):

@@ -120,7 +120,7 @@ async def test_without_a_budget_none_is_made_and_each_run_has_its_own_id() -> No
 
 def test_a_wrong_request_spends_nothing() -> None:
     executor = AgentExecutor(Service(), Principals(), Budgets())
-    with pytest.raises(NotFound, match="There are: digest"):
+    with pytest.raises(NotFound, match="The agents are: digest"):
         executor.prepare(RunRequest("nobody"))
     for wrong in ({"feeds": []}, {"stories": 0}, {"unknown": 1}, {"feeds": "a.xml"}):
         with pytest.raises(InvalidRequest, match="cannot run with this input"):

@@ -114,11 +114,19 @@ class Caller:
         owner = {} if terms.keys() & {"team", "organisation", "key"} else {"agent": self.agent}
         return await self.admin("POST", "budgets", {"limit": limit, **owner, **terms})
 
-    async def invoice(self) -> list[dict[str, Any]]:
-        """The provider's invoice lines since this caller began, with the provider's prices, or the local server's."""
+    async def invoice(self, at_least: int = 0) -> list[dict[str, Any]]:
+        """The provider's invoice lines since this caller began, with the provider's prices, or the local server's.
+
+        The provider writes a line when its stream ends, which may be after the caller has left: so many are waited for.
+        """
         address = f"{self.stack.provider_url}/_sim/invoice?lines=1&since={self.since}"
-        async with self.http.get(address) as response:
-            lines: list[dict[str, Any]] = (await response.json())["lines"]
+        deadline = time.monotonic() + PATIENCE_S
+        while True:
+            async with self.http.get(address) as response:
+                lines: list[dict[str, Any]] = (await response.json())["lines"]
+            if len(lines) >= at_least or time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.05)
         for line in lines:
             if line["face"] == "local" and line["model"] in HOUSE_RATES:
                 rates = HOUSE_RATES[line["model"]]
@@ -150,7 +158,7 @@ class Caller:
     async def agrees(self, calls: int) -> list[asyncpg.Record]:
         """Check that this many calls were posted, for exactly what the invoice says, and that the audit finds no fault."""
         entries = await self.ledger()
-        lines = await self.invoice()
+        lines = await self.invoice(calls)
         found = ([entry["state"] for entry in entries], len(lines), await self.faults())
         assert found == (["posted"] * calls, calls, []), found
         posted, billed = (sum(row["cost_nano"] for row in rows) for rows in (entries, lines))

@@ -205,4 +205,4 @@ async def test_bodies_that_nobody_can_read_open_no_breaker(caller: Caller, break
             assert (raised.value.code, raised.value.type) == ("upstream_400", "invalid_request_error")
     assert await ask(caller, url) == ""
     assert [entry["state"] for entry in await caller.ledger()] == ["voided"] * 6 + ["posted"]
-    assert len(await caller.invoice()) == 1
+    assert len(await caller.invoice(1)) == 1

@@ -340,7 +340,7 @@ async def test_i3_a_gateway_whose_clock_is_an_hour_off_says_what_is_right_and_bu
             assert refused.value.status_code in (502, 503)
             # Each call was held and released again: the proxy has sent nothing to a provider.
             assert [row["state"] for row in await caller.ledger()] == ["posted", "voided"]
-            assert len(await caller.invoice()) == 1
+            assert len(await caller.invoice(1)) == 1
             # Window, spending and end are the database's, the same as those that every other gateway reports.
             budget = f"budgets/agent {caller.agent}: day"
             right = await caller.admin("GET", budget)
@@ -352,5 +352,5 @@ async def test_i3_a_gateway_whose_clock_is_an_hour_off_says_what_is_right_and_bu
             clock.move(timedelta(0))
         await caller.call(url)
         await caller.settled()
-        assert len(await caller.invoice()) == 2
+        assert len(await caller.invoice(2)) == 2
         assert await caller.faults() == []

@@ -129,7 +129,7 @@ async def test_i1_a_caller_that_takes_nothing_gets_an_error_and_its_stream_is_en
     assert len(rest) < 2_000_000
     await caller.settled(CROWD_S)
     (entry,) = await caller.ledger()
-    (line,) = await caller.invoice()
+    (line,) = await caller.invoice(1)
     assert (entry["error_code"], entry["status"]) == ("client_left", 499)
     assert entry["cost_nano"] >= line["cost_nano"]
     assert await caller.faults() == []

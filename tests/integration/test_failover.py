@@ -50,7 +50,7 @@ async def test_another_model_serves_what_the_first_refused(caller: Caller, strea
     headers = caller.last.headers
     assert (headers["x-treasurer-model"], headers["x-treasurer-attempts"]) == (SECOND, "2")
     assert await attempts(caller) == [(0, FIRST, "voided"), (1, SECOND, "posted")]
-    (line,) = await caller.invoice()
+    (line,) = await caller.invoice(1)
     assert line["cost_nano"] == await caller.posted_nano()
     assert await caller.faults() == []
 
@@ -103,7 +103,7 @@ async def test_money_bounds_a_call_with_all_its_attempts(caller: Caller) -> None
     with pytest.raises(openai.APIStatusError):
         await ask(caller, False, lost)
     assert await caller.held() == 1
-    assert len(await caller.invoice()) == 1
+    assert len(await caller.invoice(1)) == 1
 
 
 async def test_a_stream_that_breaks_before_its_first_token_goes_on_elsewhere(caller: Caller) -> None:
@@ -127,7 +127,7 @@ async def test_a_first_token_that_does_not_come_in_time(caller: Caller) -> None:
     states = await attempts(caller)
     assert sorted(states) == [(0, FIRST, "posted"), (1, SECOND, "posted")]
     assert await caller.posted_nano() == await caller.billed_nano()
-    assert len(await caller.invoice()) == 2
+    assert len(await caller.invoice(2)) == 2
 
 
 async def test_a_stream_that_is_given_up_for_its_first_token_is_told_and_booked_so(caller: Caller) -> None:
@@ -192,7 +192,7 @@ async def test_i7_a_call_that_failed_over_is_repeated_as_it_was_answered(caller:
         for _ in range(2)
     ]
     assert answers[0] == answers[1]
-    assert len(await caller.invoice()) == 1
+    assert len(await caller.invoice(1)) == 1
     assert await attempts(caller) == [(0, FIRST, "voided"), (1, SECOND, "posted")]
 
 
@@ -200,7 +200,7 @@ async def test_many_at_once_while_a_provider_fails(caller: Caller) -> None:
     answers = await asyncio.gather(*(ask(caller, n % 2 == 0, {"status": 503, "times": 1}) for n in range(20)))
     assert all(answers)
     ledger = await caller.ledger()
-    assert sum(row["state"] == "posted" for row in ledger) == len(await caller.invoice()) == 20
+    assert sum(row["state"] == "posted" for row in ledger) == len(await caller.invoice(20)) == 20
     assert await caller.posted_nano() == await caller.billed_nano()
     assert await caller.faults() == []
 
@@ -257,7 +257,7 @@ async def test_where_errors_are_billed_another_deployment_is_another_purchase(ca
     first, second = await caller.ledger()
     assert (first["state"], first["usage_source"]) == ("posted", "hold")
     assert (second["attempt"], second["usage_source"]) == (1, "provider")
-    assert len(await caller.invoice()) == 2
+    assert len(await caller.invoice(2)) == 2
     assert await caller.billed_nano() <= await caller.posted_nano()
     assert await caller.faults() == []
 
@@ -270,6 +270,6 @@ async def test_a_retry_that_consumed_tokens_is_an_attempt_with_a_cost(caller: Ca
         while await caller.held() > 1:  # the retry is settled after the caller has its answer
             await asyncio.sleep(0.05)
     assert await caller.held() == 1
-    assert len(await caller.invoice()) == 2
+    assert len(await caller.invoice(2)) == 2
     (budget,) = (await caller.admin("GET", f"budgets?agent={caller.agent}"))["data"]
     assert budget["posted_nano"] + budget["pending_nano"] >= await caller.billed_nano()

@@ -61,7 +61,7 @@ async def ask(caller: Caller, streamed: bool, **request: Any) -> list[Any]:
 async def test_i4_every_model_is_charged_as_its_provider_bills(caller: Caller, model: str, streamed: bool) -> None:
     answers = await ask(caller, streamed, model=model)
     (entry,) = await caller.agrees(1)
-    (line,) = await caller.invoice()
+    (line,) = await caller.invoice(1)
     tokens = ("input_tokens", "output_tokens")
     assert [entry[name] for name in tokens] == [line[name] for name in tokens]
     assert (entry["usage_source"], entry["status"], entry["error_code"]) == ("provider", 200, None)

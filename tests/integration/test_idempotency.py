@@ -96,7 +96,7 @@ async def test_i7_twenty_at_once_whose_maker_fails_are_one_purchase(caller: Call
     assert sorted(status for status, _, _ in answers) == [200] * 19 + [400]
     assert len({content for status, _, content in answers if status == 200}) == 1
     assert replayed(head for _, head, _ in answers) == 18
-    assert [entry["state"] for entry in await caller.ledger()].count("posted") == len(await caller.invoice()) == 1
+    assert [entry["state"] for entry in await caller.ledger()].count("posted") == len(await caller.invoice(1)) == 1
     assert await caller.posted_nano() == await caller.billed_nano()
 
 
@@ -151,7 +151,7 @@ async def test_i7_keys_are_each_agent_s_own(stack: StackState, caller: Caller) -
         first, second = await send(caller, body, key), await send(other, body, key)
         assert replayed((first[1], second[1])) == 0
         await other.settled()
-        assert len(await other.invoice()) == 2 or len(await caller.invoice()) == 2
+        assert len(await other.invoice()) == 2 or len(await caller.invoice(2)) == 2
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
@@ -175,7 +175,7 @@ async def test_i7_after_a_provider_s_error_the_key_is_free(caller: Caller, strea
     status, head, _ = await send(caller, body, key)
     assert (status, replayed([head])) == (200, 0)
     await caller.settled()
-    assert len(await caller.invoice()) == 1
+    assert len(await caller.invoice(1)) == 1
     assert await caller.posted_nano() == await caller.billed_nano()
 
 
@@ -254,7 +254,7 @@ async def test_i7_after_a_crash_one_purchase_and_no_stuck_key(caller: Caller) ->
     told = [json.loads(content)["error"] for _, _, content in answers]
     assert {error["code"] for error in told} == {"idempotency_answer_lost"}
     entries = {str(entry["call_id"]): entry["cost_nano"] for entry in await caller.ledger()}
-    assert len(entries) == len(await caller.invoice()) == 4
+    assert len(entries) == len(await caller.invoice(4)) == 4
     for error in told:
         assert entries[error["treasurer"]["call_id"]] == error["treasurer"]["cost_nano"] > 0
     assert await caller.billed_nano() <= sum(entries.values())
@@ -270,7 +270,7 @@ async def test_i7_a_call_that_died_before_it_cost_anything_is_made_again(caller:
     status, head, _ = await send_bytes(caller, body, key)
     assert (status, replayed([head])) == (200, 0)
     await caller.settled()
-    assert len(await caller.invoice()) == 1
+    assert len(await caller.invoice(1)) == 1
 
 
 async def test_i7_a_caller_that_left_finds_its_answer(caller: Caller) -> None:

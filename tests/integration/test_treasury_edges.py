@@ -105,7 +105,7 @@ async def test_i2_a_caller_who_leaves_as_the_hold_is_made_holds_nothing(pool: as
 async def test_i2_an_owner_that_settles_while_the_sweeper_does_is_heard(
     pool: asyncpg.Pool, treasury: PostgresTreasury, database_url: str
 ) -> None:
-    """Both read the hold, and the sweeper was faster. The owner's figures are the true ones, and become an adjustment."""
+    """Both saw the hold and wait for its window's row. Whichever is first, the owner's figures are the truth in the end."""
     who = await principal(pool)
     number = await budget(pool, who, 100)
     hold = await treasury.admit(request(who, 60, number))
@@ -114,10 +114,10 @@ async def test_i2_an_owner_that_settles_while_the_sweeper_does_is_heard(
     async with pool.acquire() as blocker, blocker.transaction():
         await blocker.execute("SELECT 1 FROM windows WHERE budget_id = $1 FOR UPDATE", number)
         swept = sweeping.settle_soon(expire(hold))
-        await asyncio.sleep(0.3)  # this one waits for the window's row
+        await asyncio.sleep(0.3)  # in the meantime it tries, and waits
         settled = treasury.settle_soon(post(hold, 25))
-        await asyncio.sleep(0.3)  # this one waits behind it
-    assert (await swept, await settled) == ("settled", "adjusted")
+        await asyncio.sleep(0.3)
+    assert (await swept, await settled) in {("settled", "adjusted"), ("already", "settled")}
     assert await spent(pool, number) == (25, 0)
     await sweeping.close()
     await books_are_right(pool)
