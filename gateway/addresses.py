@@ -1,4 +1,4 @@
-"""Where the parts that are processes are reached: by the settings, or else as the running stack says."""
+"""The addresses of Postgres, Redis and LiteLLM Proxy: from the settings, or else from the running stack."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gateway.stack.state import running_state
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where the parts that are processes are reached, and the secret that grants are signed with."""
+    """The addresses of the parts that are processes, and the secret that grants are signed with."""
 
     database_url: str
     redis_url: str
@@ -19,7 +19,7 @@ class Addresses:
 
 
 def find_addresses(settings: Settings) -> Addresses:
-    """The addresses in the settings; those that are left out are the running stack's.
+    """The addresses in the settings. Those that the settings leave out are taken from the running stack.
 
     Raises:
         NotRunning: something is left out and no stack runs.

@@ -1,4 +1,4 @@
-"""The gateway: FastAPI for everything that is not hot, behind a bare layer for what is."""
+"""The gateway: a bare ASGI layer serves the two busiest routes and hands every other request to FastAPI."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def create_app(settings: Settings) -> App:
         description="The LLM gateway that cannot overspend.",
         version="1",
         lifespan=lifespan,
-        redirect_slashes=False,  # to where a forged Host says
-        docs_url=None,  # pages that run what a third party serves, and ask for an administrator's key
+        redirect_slashes=False,  # a redirect would lead to the host that a forged Host header names
+        docs_url=None,  # those pages run scripts from a third party, and ask for an administrator's key
         redoc_url=None,
     )
     errors.install(app)

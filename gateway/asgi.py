@@ -1,9 +1,9 @@
-"""What every door of the gateway has in common, as bare ASGI: read a body, stop with the caller, send an answer.
+"""What every door of the gateway has in common, as bare ASGI: read a body, stop when the caller leaves, send an answer.
 
 What must hold:
 A body is read once, within a time and up to a size.
-A caller who leaves, or who takes nothing of a stream for long, cancels what was started for it.
-A stream's events go out as they come in, and no faster than the caller takes them.
+When a caller leaves, or reads nothing from a stream for long, the work that was started for it is cancelled.
+A stream's events go out as they come in, and no faster than the caller reads them.
 An error has the shape of the door's API, and never the text of a bug.
 """
 
@@ -29,22 +29,22 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 _T = TypeVar("_T")
 
-#: What a caller is told of a bug.
+#: The message that a caller gets when a bug ends its request.
 FAILED = "Treasurer failed; the cause is in its log."
-#: How long a body that nobody needs is still read: in all, and at most between two parts, in seconds.
+#: How long the rest of a refused request's body is still read, in seconds: in total, and while no part of it arrives.
 _DRAIN_S = 10.0
 _DRAIN_PAUSE_S = 1.0
 
 
 class ErrorWire(Protocol):
-    """How an API shows an error."""
+    """How one API writes an error."""
 
     def body(self, error: TreasurerError) -> bytes:
-        """The body of an answer, as JSON."""
+        """The error as the body of an answer, in JSON."""
         ...
 
     def event(self, error: TreasurerError) -> bytes:
-        """The last event of a stream."""
+        """The error as the last event of a stream."""
         ...
 
 
@@ -60,17 +60,17 @@ class EventStream(Protocol):
 
 
 class CallerLeft(Exception):
-    """The connection was closed by the caller: there is nobody to answer."""
+    """The caller closed the connection, so nobody is left to answer."""
 
 
 # -- requests
 
 
 def request_headers(scope: Scope) -> dict[str, str]:
-    """The headers by name, in lower case; of one that is repeated, the last.
+    """The headers by name, in lower case. If a header is repeated, its last value counts.
 
     Raises:
-        NotAuthenticated: several Authorization headers; which one counts would depend on the reader.
+        NotAuthenticated: there are several Authorization headers. Different readers might choose different ones.
     """
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
@@ -88,9 +88,9 @@ async def read_body(
     """The whole body of a request.
 
     Raises:
-        BodyTooLarge: it is larger than `most_bytes`; the message is `too_large`.
-        RequestTimeout: it did not arrive within `within_s`.
-        CallerLeft: the caller left before its end.
+        BodyTooLarge: the body is larger than `most_bytes`; the message is `too_large`.
+        RequestTimeout: the body did not arrive within `within_s`.
+        CallerLeft: the caller left before the end of the body.
     """
     try:
         async with asyncio.timeout(within_s):
@@ -102,7 +102,7 @@ async def read_body(
 async def _read(receive: Receive, headers: Mapping[str, str], most_bytes: int, too_large: str) -> bytes:
     length = headers.get("content-length", "")
     if length.isdecimal() and int(length) > most_bytes:
-        if "expect" not in headers:  # with `expect: 100-continue` the caller waits, and has not begun to send
+        if "expect" not in headers:  # with `expect: 100-continue` the caller has not begun to send the body
             await drain_body(receive)
         raise BodyTooLarge(too_large)
     parts: list[bytes] = []
@@ -121,9 +121,9 @@ async def _read(receive: Receive, headers: Mapping[str, str], most_bytes: int, t
 
 
 async def drain_body(receive: Receive) -> None:
-    """Read and drop what a caller still sends, for a limited time.
+    """Read and drop the rest of a body, for a limited time.
 
-    A connection that is closed while its caller sends loses the answer as well.
+    If the connection were closed while the caller is still sending, the caller would lose the answer too.
     """
     with contextlib.suppress(TimeoutError):
         async with asyncio.timeout(_DRAIN_S):
@@ -134,7 +134,7 @@ async def drain_body(receive: Receive) -> None:
 
 
 async def unless_caller_leaves(work: Coroutine[Any, Any, _T], receive: Receive) -> _T:
-    """The result of the work, which is cancelled when the caller leaves first.
+    """The result of the work. If the caller leaves before it is done, the work is cancelled.
 
     Raises:
         CallerLeft: the caller left, and the work was cancelled.
@@ -165,7 +165,7 @@ async def wait_for_disconnect(receive: Receive) -> None:
 
 
 async def answer_errors(work: Coroutine[Any, Any, None], send: Send, wire: ErrorWire, path: str) -> None:
-    """Do the work of one request. An error that it raises before it has sent anything is the answer."""
+    """Do the work of one request. An error that it raises is sent as the answer: until then it must have sent nothing."""
     try:
         await work
     except CallerLeft:
@@ -178,7 +178,7 @@ async def answer_errors(work: Coroutine[Any, Any, None], send: Send, wire: Error
 
 
 async def send_whole(send: Send, status: int, headers: Mapping[str, str], body: bytes) -> None:
-    """Send an answer whose end is known."""
+    """Send an answer in one piece, with its length."""
     encoded = _encode(headers)
     encoded.append((b"content-length", str(len(body)).encode()))
     await send({"type": "http.response.start", "status": status, "headers": encoded})
@@ -186,13 +186,13 @@ async def send_whole(send: Send, status: int, headers: Mapping[str, str], body: 
 
 
 async def send_error(send: Send, error: TreasurerError, wire: ErrorWire, **more: str) -> None:
-    """Send an error as a whole answer, with `more` as further headers."""
+    """Send an error as a whole answer. `more` are further headers."""
     headers = {"content-type": "application/json"} | error_headers(error) | more
     await send_whole(send, error.status, headers, wire.body(error))
 
 
 def error_headers(error: TreasurerError) -> dict[str, str]:
-    """The headers of an error's answer, beside its content type."""
+    """The headers of an error's answer, except the content type."""
     headers = error.headers()
     if isinstance(error, NotAuthenticated):
         headers["www-authenticate"] = "Bearer"
@@ -200,13 +200,14 @@ def error_headers(error: TreasurerError) -> dict[str, str]:
 
 
 class _Stalled(Exception):
-    """The caller has taken nothing of a stream for long."""
+    """The caller has read nothing from a stream for too long."""
 
 
 async def send_stream(answer: EventStream, send: Send, scope: Scope, wire: ErrorWire, *, stalled_s: float) -> None:
-    """Send the events of a stream as they come, and close the stream however that ends.
+    """Send the events of a stream as they come, and close the stream at the end, also after an error.
 
-    A caller who takes nothing for `stalled_s` gets an error as the last event, if it ever reads again.
+    If the caller reads nothing for `stalled_s`, the stream ends with an error event, which the caller gets if it reads
+    again soon.
     """
 
     async def send_events(events: bytes, *, more: bool = True) -> None:
@@ -227,7 +228,7 @@ async def send_stream(answer: EventStream, send: Send, scope: Scope, wire: Error
         except TreasurerError as error:
             await send_events(wire.event(error))
         except (OSError, _Stalled):
-            raise  # the caller's connection is at fault: no event would arrive
+            raise  # the caller's connection is broken or blocked, so an error event could not be sent this way
         except Exception:
             log.exception("a stream failed")
             await send_events(wire.event(TreasurerError(FAILED)))

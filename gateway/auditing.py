@@ -1,7 +1,9 @@
-"""The gateway audits its own books, so that a difference raises an alert before a person looks.
+"""The gateway audits the books regularly, so that a difference raises an alert before a person looks.
 
-What must hold: of all gateway processes one audits at a time (an advisory lock in Postgres), and an audit
-changes nothing. It uses one connection, of a pool that calls do not need.
+What must hold:
+Of all gateway processes, only one audits at a time (an advisory lock in Postgres).
+An audit changes nothing.
+An audit uses one connection, from a pool that calls do not need.
 """
 
 from __future__ import annotations
@@ -17,15 +19,15 @@ from llm_service.treasury.audit.audit import audit_alone
 
 log = logging.getLogger(__name__)
 
-_LOCK = 0x7265_6173_7572_6572  # "reasurer": any number that nobody else uses
-#: Settlements that wait for their group when the audit looks are no difference.
+_LOCK = 0x7265_6173_7572_6572  # "reasurer" in ASCII: any number that nothing else uses as a lock would do
+#: Added to the time that an expired hold may wait for the sweeper. A settlement that waits for its group is not a fault.
 _GRACE_S = 10.0
 
 
 async def audit_regularly(
     pool: asyncpg.Pool, telemetry: Telemetry, *, interval_s: float, sweep_interval_s: float
 ) -> None:
-    """Audit every `interval_s`, for ever."""
+    """Audit every `interval_s`, forever."""
     while True:
         await asyncio.sleep(interval_s)
         try:

@@ -1,7 +1,9 @@
-"""Who may use the admin API: `Authorization: Bearer <an administrator's key>`.
+"""Lets only administrators use the admin API: `Authorization: Bearer <an administrator's key>`.
 
-What must hold: who has no valid key learns nothing but that. As a dependency it runs after FastAPI has
-parsed a body: routes that take one call it before they read (`gateway/routes/admin.py`).
+What must hold:
+A caller without a valid key learns only that its key is not valid.
+FastAPI runs a dependency only after it has parsed the body. So routes that take a body check the key themselves,
+before they read it (`gateway/routes/admin/common.py`).
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from llm_service.administration.principals import Principals
 from llm_service.administration.transaction import ACTOR
 from llm_service.errors import NotAuthenticated
 
-#: Alone, this only documents the key in the API's description.
+#: This only documents the key in the API's description; `administrator` checks it.
 scheme = HTTPBearer(auto_error=False, description="An administrator's key (treasurer key create --admin)")
 
 SEVERAL = "Send one Authorization header, not several."
@@ -35,10 +37,10 @@ def bearer_secret(authorization: str | None) -> str:
 
 
 def secret_of(request: Request) -> str:
-    """The secret that a request carries.
+    """The secret in a request's Authorization header.
 
     Raises:
-        NotAuthenticated: none, or several: which of them counts would be a matter of who reads.
+        NotAuthenticated: there is no such header, or there are several: different readers might choose different ones.
     """
     given = request.headers.getlist("authorization")
     if len(given) > 1:
@@ -49,10 +51,11 @@ def secret_of(request: Request) -> str:
 async def administrator(
     request: Request, _documented: Annotated[HTTPAuthorizationCredentials | None, Depends(scheme)] = None
 ) -> None:
-    """FastAPI dependency: let administrators through; what they change is logged under their key's name.
+    """FastAPI dependency: let administrators pass, and log their changes under their key's name.
 
     Raises:
-        NotAuthenticated: no key, or an unknown, expired or revoked one. NotPermitted: an agent's key.
+        NotAuthenticated: there is no key, or it is unknown, expired or revoked.
+        NotPermitted: it is an agent's key.
     """
     principals: Principals = request.app.state.runtime.principals
     ACTOR.set(await principals.administrator(secret_of(request)))

@@ -1,6 +1,6 @@
-"""Work that goes on as long as its process: sweeping, flushing, retention, audits.
+"""Background work that lasts as long as its process: sweeping, flushing, retention, audits.
 
-What must hold: an error ends no chore; it is logged, and the chore begins again.
+What must hold: an error does not end a chore. It is logged, and the chore starts again after a pause.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ def begin(stack: AsyncExitStack, *chores: Chore) -> None:
 
 
 async def keep_running(work: Chore, pause_s: float = 5.0) -> None:
-    """Do a chore that has no end. If it raises, the error is logged, and the chore begins again."""
+    """Run a chore forever. If it raises or returns, it starts again after `pause_s`; an error is logged."""
     while True:
         try:
             await work()
         except Exception:
-            log.exception("a background task failed; it begins again in %g s", pause_s)
+            log.exception("a background task failed; it starts again in %g s", pause_s)
         await asyncio.sleep(pause_s)
 
 

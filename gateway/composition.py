@@ -1,15 +1,16 @@
-"""Where the parts are put together, in three levels, each on top of the former. The only composition root.
+"""The only place where the parts are put together, in three levels, each built on the one before.
 
     open_catalog   which models there are, and what they cost
-    open_service   governed calls, and the end of those that a process has left behind: sweeping, recovery of the spool
-    open_gateway   what a server does beside calls: administration, reports, retention, audits
+    open_service   governed calls, and the settlement of those that a dead process left behind (sweeper, spool)
+    open_gateway   what a server does besides calls: administration, reports, retention, audits
 
 What must hold:
 Opening waits for nothing that may be away (Postgres, Redis, LiteLLM Proxy): a gateway that starts during an outage
 starts, reports which part is missing, and serves when that part is available again.
-A level has no part, and starts no chore, that only a higher level needs.
-Every process that makes calls also ends those that another has left behind (I2), as it may be the only process there is.
-Parts are closed in the opposite order: calls end before what they use.
+A level contains no part, and starts no chore, that only a higher level needs.
+Every process that makes calls also settles those that another process has left behind (I2), because no other process
+may be running.
+Parts are closed in the opposite order, so that calls end before the parts that they use.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ class CatalogRuntime:
 async def open_catalog(
     settings: Settings, *, observe: Callable[[set[str]], None] = lambda _names: None
 ) -> AsyncIterator[CatalogRuntime]:
-    """The catalogue. `observe` is called with the names of the models each time it has been read.
+    """The catalogue. Each time it has been read, `observe` is called with the names of its models.
 
     Raises:
         NotRunning: an address is missing and no stack runs.
@@ -122,7 +123,7 @@ class ServiceRuntime(CatalogRuntime):
 
 @asynccontextmanager
 async def open_service(settings: Settings, *, gauges: asyncpg.Pool | None = None) -> AsyncIterator[ServiceRuntime]:
-    """The service that makes governed calls, and ends those that another process has left behind.
+    """The service that makes governed calls, and settles those that another process has left behind.
 
     `gauges` is the pool for metrics that are read from the database, if any.
 
@@ -217,7 +218,7 @@ def _money(
         prices.addresses.database_url,
         observe=telemetry.group,
         most_new_subjects=settings.new_subjects_per_minute,
-        # In a folder of this name, because LiteLLM Proxy may spool its witnesses into the same TREASURER_SPOOL_DIR.
+        # In a subfolder, because LiteLLM Proxy may spool its witnesses into the same TREASURER_SPOOL_DIR.
         spool=SettlementSpool((settings.spool_dir or settings.data_dir) / "settlements"),
     )
     stack.push_async_callback(treasury.close)
@@ -288,7 +289,7 @@ def _revoke_by(pool: asyncpg.Pool) -> Revoke:
             async with borrowed(pool) as connection:
                 return await revoke_grant(connection, call_id, attempt)
         except (*ANY_POSTGRES_ERROR, PostgresTooOld) as error:
-            # The grant may have been used: what the call may cost stays held until a witness reports its cost.
+            # The grant may have been used, so the hold stays until a witness reports the cost or the hold expires.
             log.warning("a grant could not be revoked: %s", type(error).__name__)
             return False
 

@@ -1,6 +1,8 @@
-"""Errors as answers: every failure of every route has OpenAI's error shape.
+"""Turns errors into answers.
 
-What must hold: a caller never sees a traceback, a secret, or the values that a request carried.
+What must hold:
+Every failure of every route has the shape of OpenAI's errors.
+An answer never contains a traceback, a secret, or the values that a request carried.
 """
 
 from __future__ import annotations
@@ -30,7 +32,7 @@ def install(app: FastAPI) -> None:
 
 
 def error_response(error: TreasurerError, headers: Mapping[str, str] | None = None) -> Response:
-    """The answer that says this error, with Retry-After and the like."""
+    """The answer for this error, with its headers, such as Retry-After."""
     return JSONResponse(openai_error(error), error.status, headers={**(headers or {}), **error_headers(error)})
 
 
@@ -51,7 +53,7 @@ async def _malformed(_: Request, error: Exception) -> Response:
 
 
 async def _http(_: Request, error: Exception) -> Response:
-    """What the framework itself refuses: no such route, wrong method, a body that cannot be read."""
+    """The answer to a request that FastAPI itself refuses: no such route, wrong method, a body that cannot be read."""
     assert isinstance(error, HTTPException)
     if error.status_code == 404:
         known: TreasurerError = NotFound("There is nothing at this address.")

@@ -1,6 +1,8 @@
-"""The API's description: FastAPI's own, and what it does not know.
+"""The API's description: the one that FastAPI makes, completed with what FastAPI does not know.
 
-What must hold: what an answer may be, of whatever status, is described; errors have OpenAI's shape on every route.
+What must hold:
+Every answer is described, whatever its status.
+Errors are described in OpenAI's shape, on every route.
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from fastapi import FastAPI
 _NULLABLE = {"type": ["string", "null"]}
 _ERROR = {
     "title": "Error",
-    "description": "OpenAI's error object; `treasurer` says more, for programs.",
+    "description": "OpenAI's error object. Its field `treasurer` has further details, for programs.",
     "type": "object",
     "required": ["error"],
     "properties": {
@@ -32,7 +34,7 @@ _ERROR = {
     "additionalProperties": False,
 }
 _ANYTHING = {"type": "object", "additionalProperties": True}
-#: The two hot routes, which FastAPI does not see: what is governed, and which fields a request must have.
+#: The two hot routes, which FastAPI does not see: the name of what is asked for, and the fields that a request must have.
 _HOT = {
     "/v1/chat/completions": (
         "chat completion",
@@ -40,18 +42,18 @@ _HOT = {
     ),
     "/v1/embeddings": ("embedding", {"model": {"type": "string"}, "input": {"type": ["string", "array"]}}),
 }
-#: These say how the process is, to anybody, and have no errors of their own.
+#: These routes report the state of the process, need no key, and return none of the errors described here.
 _OPEN = ("/healthz", "/readyz", "/metrics")
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The description of all routes, made once."""
+    """The description of all routes. It is made once and kept."""
     if app.openapi_schema is None:
         schema = FastAPI.openapi(app)
         for path, (name, fields) in _HOT.items():
             schema["paths"][path] = {"post": _hot(name, fields)}
         schemas = schema["components"]["schemas"]
-        for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's own shape, which no answer of ours has
+        for name in ("HTTPValidationError", "ValidationError"):  # FastAPI's shape of errors, which we never send
             schemas.pop(name, None)
         schemas["Error"] = _ERROR
         for path, operations in schema["paths"].items():

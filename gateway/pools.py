@@ -1,7 +1,7 @@
-"""Connections to Postgres: a pool for each kind of work, so that none starves another.
+"""Connections to Postgres: a pool for each kind of work, so that one kind cannot use up the connections of another.
 
-What must hold: opening a pool waits for nothing; connections are opened when they are needed and closed when they are idle.
-The treasury has connections of its own (`llm_service.treasury.connection`).
+What must hold: opening a pool waits for nothing. Connections are opened when they are needed, and closed when they are idle.
+The treasury does not use these pools (`llm_service.treasury.connection`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ READING_AT_A_TIME = 4
 
 @dataclass(frozen=True, slots=True)
 class CallPools:
-    """The pools that calls need. `keys` finds the owner of a key, for every call. `calls` is for everything else of a
-    call: idempotency keys, the sweeper, runs, refusals."""
+    """The pools that calls need. `keys` is for finding the owner of a key, at every call. `calls` is for everything else:
+    idempotency keys, the sweeper, runs, refusals."""
 
     keys: asyncpg.Pool
     calls: asyncpg.Pool
@@ -31,8 +31,8 @@ class CallPools:
 class GatewayPools(CallPools):
     """The pools of a server.
 
-    `changes` is for administrators' changes, which wait for each other. `reading` is for reports and lists, as many at a
-    time as it has connections. `watching` is for the audit, for gauges and for retiring windows.
+    `changes` is for administrators' changes, which wait for each other. `reading` is for reports and lists; its size
+    limits how many are made at a time. `watching` is for the audit, for gauges and for retiring windows.
     """
 
     changes: asyncpg.Pool
@@ -41,7 +41,7 @@ class GatewayPools(CallPools):
 
 
 async def open_call_pools(stack: AsyncExitStack, settings: Settings, database_url: str) -> CallPools:
-    """The pools that calls need, until the stack is closed."""
+    """The pools that calls need. They are open until `stack` is closed."""
     return CallPools(
         keys=await open_pool(stack, settings, database_url, "keys", most=2, statement_s=30),
         calls=await open_pool(stack, settings, database_url, "calls", most=6, statement_s=30),
@@ -51,7 +51,7 @@ async def open_call_pools(stack: AsyncExitStack, settings: Settings, database_ur
 async def open_pool(
     stack: AsyncExitStack, settings: Settings, database_url: str, name: str, *, most: int, statement_s: float
 ) -> asyncpg.Pool:
-    """A pool of at most `most` connections, on which a statement may take `statement_s`, until the stack is closed."""
+    """A pool of at most `most` connections, on which a statement may take `statement_s`. It is open until `stack` is closed."""
     return await stack.enter_async_context(
         asyncpg.create_pool(
             database_url,

@@ -1,10 +1,11 @@
-"""Uvicorn's HTTP protocol, with a limit to the time and to the size of a request's head.
+"""Uvicorn's HTTP protocol, with a limit on the time and on the size of a request's head (its address and headers).
 
 What must hold:
-A connection that sends nothing, or drips its headers, is closed after `HEAD_S`: nobody keeps connections by doing nothing.
-Whatever is not a body is limited before a key is looked at: the parser keeps a line until it ends, however long it is.
-(A body has its own limits, where it is read: `asgi.py`.)
-What a caller has not taken of an answer yet is limited, here and in the kernel: beyond that, sending waits.
+A connection that sends nothing, or sends its headers too slowly, is closed after `HEAD_S`. So nobody can use up the
+gateway's connections by doing nothing.
+Everything except the body is limited before the key is checked, because the parser keeps a line in memory until it ends.
+(The body has its own limits, where it is read: `asgi.py`.)
+The part of an answer that its caller has not read yet is limited, here and in the kernel. At the limit, sending waits.
 """
 
 from __future__ import annotations
@@ -21,92 +22,93 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from llm_service.errors import InvalidRequest
 from llm_service.wire.openai_errors import openai_error_body
 
-#: Seconds from the connection, or from a request's first byte, to the end of its headers.
+#: The most seconds from the opening of a connection, or from a later request's first byte, to the end of the headers.
 HEAD_S = 20.0
-#: The most that a request's address and headers may be. (Node's is 16 KiB, Apache's 8 KiB a line.)
+#: The largest size of a request's address and headers together. (Node allows 16 KiB, Apache 8 KiB a line.)
 MOST_HEAD_BYTES = 64 * 1024
-#: Beside a body in chunks come their lengths: five bytes for a chunk of one.
+#: A chunked body contains the length of each chunk, which is not part of the head. For each byte of the body, so many
+#: bytes more are allowed: a chunk of one byte has five bytes around it.
 _BESIDE_A_BYTE = 8
-#: What the kernel takes for a caller beyond what is on its way; its own idea is several megabytes for each connection.
+#: How many unsent bytes the kernel may keep for a connection. Its default is several megabytes.
 UNSENT_BYTES = 128 * 1024
 _UNSENT_OPTION: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
-#: How long a caller who takes nothing may still take the end of its answer, in seconds.
+#: When an answer is cut off because its caller reads nothing: how long the end of it may still be read, in seconds.
 _LAST_S = 10.0
 _CUT = "treasurer.cut"
 
 
 class BoundedHeadProtocol(HttpToolsProtocol):
-    """Closes connections whose request's head does not come in time, or does not end."""
+    """Closes a connection when the head of a request is too slow or too long."""
 
     _head_timer: asyncio.TimerHandle | None = None
     _head_complete: bool = False
-    _beside_bytes: int = 0  # of this request, without its body
+    _beside_bytes: int = 0  # bytes of this request beside its body
     _body_bytes: int = 0
 
     def connection_made(self, transport: Any) -> None:
-        """A connection is open: its first request has to arrive in time."""
+        """A connection was opened. The head of its first request has to arrive in time."""
         super().connection_made(transport)
         connection = transport.get_extra_info("socket")
         if connection is not None and _UNSENT_OPTION is not None:
-            with contextlib.suppress(OSError):  # not of every kind of connection
+            with contextlib.suppress(OSError):  # not every kind of socket has this option
                 connection.setsockopt(socket.IPPROTO_TCP, _UNSENT_OPTION, UNSENT_BYTES)
         self._await_head()
 
     def data_received(self, data: bytes) -> None:
-        """Bytes of requests, cut anywhere."""
+        """Bytes arrived, of one or more requests. A request may be split at any byte."""
         self._beside_bytes += len(data)
         super().data_received(data)
         if self._beside_bytes > MOST_HEAD_BYTES + _BESIDE_A_BYTE * self._body_bytes:
             self._refuse(_TOO_LONG)
 
     def on_message_begin(self) -> None:
-        """The first byte of a request on a connection that was kept."""
+        """A request begins, on a new connection or on one that was kept open."""
         super().on_message_begin()
         self._head_complete = False
         if self._head_timer is None:
             self._await_head()
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header. A trailer, after a body in chunks, is dropped: nothing reads it, and it must not be taken for a header."""
+        """A header has arrived. A trailer (after a chunked body) is dropped, so that it cannot pass for a header."""
         if not self._head_complete:
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """The head is complete."""
         self._head_came()
-        super().on_headers_complete()  # raises for an address that is not valid
+        super().on_headers_complete()  # raises if the address is not valid
         self._head_complete = True
         cast("MutableMapping[str, Any]", self.scope)[_CUT] = self._cut
 
     def on_body(self, body: bytes) -> None:
-        """A part of a request's body."""
+        """A part of a request's body has arrived."""
         self._beside_bytes -= len(body)
         self._body_bytes += len(body)
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """A request has come whole."""
+        """The whole request has arrived."""
         self._beside_bytes = self._body_bytes = 0
         self._head_complete = False
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """The answer to bytes that are not HTTP."""
+        """The bytes are not HTTP: answer so, and close the connection."""
         self._refuse(_NO_HTTP)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """The caller has left."""
+        """The connection is closed."""
         self._head_came()
         super().connection_lost(exc)
 
     def _cut(self, last: bytes) -> None:
-        """End an answer in chunks with `last`, without waiting for its caller, who takes nothing of it."""
+        """End a chunked answer with `last`, without waiting until its caller reads."""
         if self.transport.is_closing():
             return
         self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
-        self.transport.close()  # when it has taken this …
-        self.loop.call_later(_LAST_S, self.transport.abort)  # … or has had its time
-        self.cycle.disconnected = True  # for the task that is still sending
+        self.transport.close()  # once the caller has read everything …
+        self.loop.call_later(_LAST_S, self.transport.abort)  # … or at the latest after this time
+        self.cycle.disconnected = True  # so that the task that still waits to send gives up
         self.cycle.message_event.set()
 
     def _await_head(self) -> None:
@@ -122,12 +124,12 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             self.transport.close()
 
     def _refuse(self, answer: bytes) -> None:
-        """Close the connection, with this answer if it can be read as one."""
+        """Close the connection. The answer is sent first, unless it would end up inside another answer."""
         if self.transport.is_closing():
             return
-        if self._head_complete:  # its body is at fault
+        if self._head_complete:  # the fault is in the body
             readable = self.cycle.more_body and not self.cycle.response_started
-        else:  # an earlier request, on the same connection, may still be answered
+        else:  # an earlier request on the same connection may not be answered yet
             readable = not self.cycle or self.cycle.response_complete
         if readable:
             self.transport.write(answer)
@@ -135,7 +137,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
 
 def cut(scope: MutableMapping[str, Any], last: bytes) -> None:
-    """End the answer to a request whose caller takes nothing of it. Does nothing on another server than ours."""
+    """End the answer to a request whose caller reads nothing of it. Only our server can do this; others ignore it."""
     end = scope.get(_CUT)
     if end is not None:
         end(last)

@@ -1,4 +1,4 @@
-"""One gateway process: `python -m gateway.serve`. Several share a port (SO_REUSEPORT)."""
+"""One gateway process: `python -m gateway.serve`. Several processes can share a port (SO_REUSEPORT)."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from llm_service import process
 from llm_service.postgres import AWAY, PostgresTooOld, check_version
 from llm_service.telemetry import logs
 
-#: How long a connection that was just made may take to send its request, when the process is to end.
+#: When the process is asked to stop: how long a connection that was just made may take to send its request, in seconds.
 _JUST_COME_S = 0.5
-#: New objects until the youngest are looked at, and how often that leads to a look at older ones (Python: 700, 10, 10).
+#: After how many new objects the youngest generation is collected, and after how many collections of a generation the
+#: next older one is collected too (Python's default: 700, 10, 10).
 GC_THRESHOLD = (10_000, 20, 20)
 #: How long the start may wait to learn PostgreSQL's version, in seconds.
 _VERSION_S = 2.0
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT; calls under way are finished first."""
+    """Serve until SIGTERM or SIGINT. Calls under way are finished before the process ends."""
     process.forbid_core_dumps()
     try:
         settings = load_settings()
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 async def _too_old(database_url: str) -> str | None:
-    """Why the gateway does not start on this PostgreSQL. One that is away is waited for while the gateway serves."""
+    """Why the gateway cannot start on this PostgreSQL, or None. None also if it is away: the gateway serves without it."""
     try:
         connection = await asyncpg.connect(database_url, timeout=_VERSION_S)
     except AWAY:
@@ -68,15 +69,15 @@ async def _too_old(database_url: str) -> str | None:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's server, which spares the garbage collector work, and at its end serves connections that were just made."""
+    """Uvicorn's server. It spares the garbage collector work, and before it stops it serves connections just made."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen."""
+        """Start to listen."""
         await super().startup(sockets)
         spare_garbage_collection()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, wait a moment for the requests of those that there are, then finish and close."""
+        """Accept no more connections, wait a moment for the requests of the open ones, then finish them and close."""
         for server in self.servers:
             server.close()
         await asyncio.sleep(_JUST_COME_S)
@@ -84,9 +85,9 @@ class _Server(uvicorn.Server):
 
 
 def spare_garbage_collection() -> None:
-    """Let the garbage collector look less often, and never at what the start has made, which lives until the end.
+    """Let the garbage collector run less often, and skip the objects made so far, which live as long as the process.
 
-    Almost everything that a call leaves is freed by reference counts; cycles wait a little longer than before.
+    Almost everything that a call allocates is freed by its reference count. Only cycles are freed a little later.
     """
     gc.collect()
     gc.freeze()
@@ -95,10 +96,10 @@ def spare_garbage_collection() -> None:
 
 
 def _sockets(settings: Settings) -> list[socket.socket]:
-    """The shared port, and the process's own on the loopback interface where one is named.
+    """The socket of the shared port and, if the settings name one, of this process's own port on the loopback interface.
 
-    A supervisor that listens itself hands its socket over: connections then wait for another gateway
-    when this one ends, and none is reset.
+    A supervisor may have opened the shared socket and passed it on. Then connections that wait when this process ends
+    are not reset: another gateway accepts them.
     """
     if settings.listen_fd is not None:
         shared = socket.socket(fileno=settings.listen_fd)

@@ -1,7 +1,8 @@
 """Settings: one class, read from the environment (`TREASURER_…`) and an optional `.env` file.
 
-What must hold: a wrong setting is named, with what was expected, before anything starts. Secrets
-are `SecretStr`, so that no log or traceback prints them.
+What must hold:
+A wrong setting is named, with what was expected, before anything starts.
+Secrets are `SecretStr`, so that no log or traceback shows them.
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ class Settings(BaseSettings):
 
     data_dir: Path = Field(default=Path(".treasurer"), description="where the embedded stack keeps its data")
     host: str = Field(default="127.0.0.1", description="address that the gateway listens on")
-    port: int = Field(default=4100, ge=0, le=65535, description="gateway port; another free one if taken; 0: any")
-    listen_fd: int | None = Field(default=None, ge=3, description="a listening socket that was handed over; none: own")
+    port: int = Field(default=4100, ge=0, le=65535, description="the gateway's port; if taken, another; 0: any free")
+    listen_fd: int | None = Field(default=None, ge=3, description="descriptor of an open socket; none: open one")
     gateways: int = Field(default=1, ge=1, le=64, description="gateway processes, sharing the port")
-    direct_port: int | None = Field(default=None, ge=0, le=65535, description="a second, loopback port of one process")
+    direct_port: int | None = Field(default=None, ge=0, le=65535, description="one process's own loopback port")
     proxy_workers: int = Field(default=min(2, os.cpu_count() or 1), ge=1, le=64, description="LiteLLM Proxy workers")
 
     streams_per_worker: int = Field(
-        default=200, ge=0, le=10_000, description="streams under way in each LiteLLM Proxy worker; 0: without a bound"
+        default=200, ge=0, le=10_000, description="streams at a time in each LiteLLM Proxy worker; 0: unlimited"
     )
 
     database_url: str | None = Field(default=None, description="an external PostgreSQL; none: embedded")
@@ -50,22 +51,22 @@ class Settings(BaseSettings):
     call_timeout_s: float = Field(default=300, gt=0, le=3600, description="the longest that one call may take")
     connect_timeout_s: float = Field(default=5, gt=0)
     first_token_timeout_s: float | None = Field(
-        default=None, gt=0, le=3600, description="how long a stream may take to its first token; none: call_timeout_s"
+        default=None, gt=0, le=3600, description="how long a stream's first token may take; none: call_timeout_s"
     )
     silence_timeout_s: float = Field(
         default=120, gt=0, le=3600, description="the longest silence between two events of a stream"
     )
-    hold_margin_s: float = Field(default=30, gt=0, description="a hold outlives its call's timeout by this")
+    hold_margin_s: float = Field(default=30, gt=0, description="how long a hold lasts beyond call_timeout_s")
     breaker_failures: int = Field(
-        default=5, ge=0, le=1000, description="failures in a row that open a breaker; 0: none"
+        default=5, ge=0, le=1000, description="failures in a row that open a breaker; 0: no breakers"
     )
     breaker_window_s: float = Field(default=30, gt=0, le=3600, description="the window of a breaker's failure rate")
-    breaker_rate_percent: int = Field(default=50, ge=1, le=100, description="the share of failures that opens it")
-    breaker_min_calls: int = Field(default=20, ge=1, le=10_000, description="of at least so many calls in the window")
-    breaker_open_s: float = Field(default=10, gt=0, le=3600, description="how long it stays open; longer each time")
+    breaker_rate_percent: int = Field(default=50, ge=1, le=100, description="failures that open it, in percent")
+    breaker_min_calls: int = Field(default=20, ge=1, le=10_000, description="calls in the window before it can open")
+    breaker_open_s: float = Field(default=10, gt=0, le=3600, description="how long it stays open at first; then longer")
     sweep_interval_s: float = Field(default=5, gt=0)
     window_retention_s: float = Field(
-        default=172_800, ge=3600, description="how long windows shorter than a day stay after their end; sums stay"
+        default=172_800, ge=3600, description="how long ended windows shorter than a day are kept; their sums remain"
     )
     new_subjects_per_minute: int = Field(
         default=10_000,
@@ -78,11 +79,11 @@ class Settings(BaseSettings):
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     body_timeout_s: float = Field(default=60, gt=0, le=3600, description="how long a request's body may take to arrive")
     stalled_timeout_s: float = Field(
-        default=60, gt=0, le=3600, description="how long a caller may take nothing of a stream before it is ended"
+        default=60, gt=0, le=3600, description="how long a caller may read nothing from a stream before it is ended"
     )
     spool_dir: Path | None = Field(
         default=None,
-        description="its folder settlements keeps them while Postgres is away; none: data_dir has that folder",
+        description="its subfolder settlements keeps settlements while Postgres is away; none: in data_dir",
     )
     idempotency_ttl_s: float = Field(default=86_400, gt=0)
 
@@ -119,14 +120,14 @@ class Settings(BaseSettings):
 
 
 def without_password(url: str) -> str:
-    """An address as people may see it."""
+    """An address without its user name and password, fit for messages."""
     parts = urlsplit(url)
     port = f":{parts.port}" if parts.port else ""
     return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
 
 
 class SettingsError(Exception):
-    """A setting is wrong. The message names each one, what was given's fault, and what was expected."""
+    """At least one setting is wrong. The message names each of them, and what was expected."""
 
 
 def load_settings(**overrides: object) -> Settings:

@@ -1,4 +1,4 @@
-"""Liveness, readiness and metrics. Readiness says which part is missing, and which clock is wrong, in words."""
+"""Liveness, readiness and metrics. Readiness names the part that is missing, and the clock that is wrong."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ router = APIRouter(tags=["health"])
 
 @router.get("/healthz")
 async def alive() -> dict[str, str]:
-    """The process answers."""
+    """Whether this process answers at all."""
     return {"status": "ok"}
 
 
@@ -54,8 +54,11 @@ async def metrics(request: Request) -> Response:
 
 
 def clock_warnings(proxy_ahead_s: float | None, database_ahead_s: float | None) -> list[str]:
-    """What is wrong with the clocks, for an operator. A gateway with such a warning stays ready: its answers name the
-    fault, which nobody's answer would if no gateway were ready. None: that clock was not seen."""
+    """A sentence for the operator about each clock that is wrong. A clock that could not be read is None.
+
+    A gateway with such a warning stays ready, because its answers to callers name the fault too. If no gateway were
+    ready, callers would not learn it.
+    """
     found: list[str] = []
     if proxy_ahead_s is not None and disagrees(proxy_ahead_s):
         refuses = not -CLOCK_SKEW_S <= proxy_ahead_s <= GRANT_LIFETIME_S + CLOCK_SKEW_S
@@ -64,14 +67,14 @@ def clock_warnings(proxy_ahead_s: float | None, database_ahead_s: float | None) 
         found.append(f"LiteLLM Proxy's clock is {difference(proxy_ahead_s)}: {follows}. Set both machines' clocks.")
     if database_ahead_s is not None and disagrees(database_ahead_s):
         found.append(
-            f"The database's clock is {difference(database_ahead_s)}: windows of budgets begin and end, and keys "
-            "expire, by the database's."
+            f"The database's clock is {difference(database_ahead_s)}. By that clock the windows of budgets begin and "
+            "end, and keys expire."
         )
     return found
 
 
 async def _postgres(runtime: GatewayRuntime) -> tuple[str, float | None]:
-    """Whether it answers, and by how many seconds its clock is ahead of ours."""
+    """The state of Postgres, and by how many seconds its clock is ahead of ours (None: unknown)."""
     began = time.time()
     try:
         async with asyncio.timeout(3):

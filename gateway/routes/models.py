@@ -1,4 +1,4 @@
-"""GET /v1/models: what a key may use, in OpenAI's form, with prices in Treasurer's own field."""
+"""GET /v1/models: the models that a key may use, in OpenAI's form, with prices in a field of Treasurer's."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ async def models(request: Request) -> dict[str, Any]:
     runtime, principal = await _caller(request)
     if not runtime.catalog.models:
         await runtime.catalog.refresh()
-    data = [_shown(model) for model in runtime.catalog.models.values() if _usable(principal, model)]
+    data = [_openai_model(model) for model in runtime.catalog.models.values() if _usable(principal, model)]
     return {"object": "list", "data": data}
 
 
@@ -34,7 +34,7 @@ async def model(request: Request, name: str) -> dict[str, Any]:
     found = runtime.catalog.models.get(name)
     if found is None or not _usable(principal, found):
         raise UnknownModel(f"The model {name[:200]!r} does not exist, or this key may not use it.", param="model")
-    return _shown(found)
+    return _openai_model(found)
 
 
 async def _caller(request: Request) -> tuple[GatewayRuntime, Principal]:
@@ -46,7 +46,7 @@ def _usable(principal: Principal, model: Model) -> bool:
     return model.unpriced is None and principal.may_use(model.name)
 
 
-def _shown(model: Model) -> dict[str, Any]:
+def _openai_model(model: Model) -> dict[str, Any]:
     dearest = max(model.rates.values(), key=lambda rates: rates.default[0].output)
     rates = dearest.default[0]
     return {

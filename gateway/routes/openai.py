@@ -1,6 +1,8 @@
 """The door for OpenAI's API: chat completions and embeddings, as a bare ASGI layer before FastAPI, because they are hot.
 
-What must hold, beside what `gateway/asgi.py` promises: a body is parsed once, and every error has OpenAI's shape.
+What must hold, besides what `gateway/asgi.py` promises:
+A body is parsed once.
+Every error has OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -43,7 +45,7 @@ _ERRORS = _OpenAIErrors()
 
 
 class OpenAIDoor:
-    """Serves POST /v1/chat/completions and /v1/embeddings; hands every other request to the app behind it."""
+    """Serves POST /v1/chat/completions and /v1/embeddings, and passes every other request on to the app behind it."""
 
     def __init__(self, app: App, runtime: Callable[[], GatewayRuntime]) -> None:
         self._app = app
@@ -100,10 +102,10 @@ _CALLS = {"/v1/chat/completions": _chat, "/v1/embeddings": _embed}
 
 
 def read_context(headers: Mapping[str, str]) -> CallContext:
-    """Attribution from the x-treasurer-… headers and Idempotency-Key.
+    """The run, user, session and tags that a call names in its x-treasurer-… headers, and its Idempotency-Key.
 
     Raises:
-        InvalidRequest: a value is too long, or not printable.
+        InvalidRequest: a value is too long or not printable, or there are too many tags.
     """
     given = {name: _value(headers, f"x-treasurer-{name}") for name in ("run", "user", "session", "tags")}
     key = _value(headers, "idempotency-key", most=255)

@@ -1,7 +1,9 @@
 """GET /reports/costs: who spent what, for administrators.
 
-What must hold: the key is checked before a parameter is read; a wrong parameter is a 400 that names it
-and what is allowed. What is summed, and how, is decided in `llm_service.treasury.reports.reports`.
+What must hold:
+The key is checked before a parameter is read.
+A wrong parameter is answered with a 400 that names it and what is allowed.
+(`llm_service.treasury.reports.reports` decides what is summed, and how.)
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ def _parameter(name: str, description: str, schema: dict[str, Any]) -> dict[str,
     return {"in": "query", "name": name, "required": False, "description": description, "schema": schema}
 
 
-# Read by `parse_query`, which the command line shares, and not by FastAPI: so described by hand.
+# Described by hand, because FastAPI does not read them: `parse_query` does, for the command line too.
 _PARAMETERS = [
     _parameter(
         "group_by",
@@ -38,9 +40,9 @@ _PARAMETERS = [
     ),
     _parameter("from", "The first moment: 2026-11, 2026-11-30, 2026-11-30T14:00+01:00, 7d …", {"type": "string"}),
     _parameter("to", "The moment after the last; written like from.", {"type": "string"}),
-    _parameter("time_zone", "Where hours, days and months are cut. Default: UTC.", {"type": "string"}),
+    _parameter("time_zone", "The time zone of hours, days and months. Default: UTC.", {"type": "string"}),
     *(
-        _parameter(name, f"Only calls of this {name}; {NONE} for none. May be repeated.", {"type": "string"})
+        _parameter(name, f"Only calls of this {name}; {NONE}: calls without one. May be repeated.", {"type": "string"})
         for name in FILTERS
     ),
     _parameter("order", "Default: time, then cost.", {"type": "string", "enum": list(Order)}),

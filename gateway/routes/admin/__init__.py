@@ -1,7 +1,8 @@
 """The admin API, `/admin/v1`: a file for each noun.
 
-What must hold: only administrators pass (`common.py`); every change goes through `llm_service.administration`, which the
-command line uses too. Nothing is decided here.
+What must hold:
+Only administrators pass (`common.py`).
+Every change goes through `llm_service.administration`, which the command line uses too. Nothing is decided here.
 """
 
 from __future__ import annotations

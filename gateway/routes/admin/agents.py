@@ -25,5 +25,5 @@ async def create_agent(pool: Pool, new: organisations.NewAgent) -> organisations
 
 @router.patch("/agents/{name}")
 async def change_agent(pool: Pool, name: str, new: organisations.AgentTerms) -> organisations.Agent:
-    """Set what is given, leave the rest."""
+    """Change the fields that are given, and leave the others as they are."""
     return await organisations.change_agent(pool, name, new)

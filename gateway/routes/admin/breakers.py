@@ -23,7 +23,7 @@ router = admin_router()
 
 
 class BreakerState(BaseModel):
-    """A circuit breaker, as this process sees it. `retry_s`: when a probe may pass; None: now."""
+    """A circuit breaker, as this process sees it. `retry_s`: in how many seconds a probe may pass; null: now."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -35,20 +35,22 @@ class BreakerState(BaseModel):
 
 
 class ForcedBreaker(BreakerState):
-    """A breaker that was changed by hand. `everywhere`: whether Redis was there to tell the other processes."""
+    """A breaker that was changed by hand. `everywhere`: whether the other processes were notified, through Redis."""
 
     everywhere: bool
 
 
 @router.get("/breakers")
 async def list_breakers(request: Request) -> Listing[BreakerState]:
-    """The circuit breakers that were ever needed. A name is model:…, provider:… or proxy."""
+    """All circuit breakers that a call has passed. A name is model:…, provider:… or proxy."""
     breakers: Breakers = request.app.state.runtime.breakers
     await breakers.sync()
     return Listing(data=[BreakerState.model_validate(row) for row in breakers.states()])
 
 
-HeldS = Annotated[float, Query(gt=0, le=MOST_HELD_S, description="How long it stays open, if nobody closes it.")]
+HeldS = Annotated[
+    float, Query(gt=0, le=MOST_HELD_S, description="After how long it closes, if nobody closes it before.")
+]
 
 
 @router.post("/breakers/{name:path}/{state}")
@@ -64,10 +66,11 @@ async def force_breaker(
     known = {each for model in runtime.catalog.models.values() for each in names_of(model)}
     if name not in known:
         raise NotFound(
-            f"There is no breaker {name[:200]!r}: it is proxy, or model:NAME or provider:NAME of the catalogue.",
+            f"There is no breaker {name[:200]!r}. A breaker is called proxy, or model:NAME or provider:NAME, with a "
+            "name from the catalogue.",
             param="name",
         )
-    # Callers are not told who it was.
+    # The log names the administrator; refused callers see only that the breaker was opened by hand.
     log.warning("breaker %s is set by hand (%s) by %s", name, state, ACTOR.get())
     before = next((each.state for each in runtime.breakers.states() if each.name == name), "closed")
     everywhere = await runtime.breakers.force(name, opened=state == "open", seconds=seconds)
@@ -75,6 +78,8 @@ async def force_breaker(
     after = {"name": name, "state": found.state} | ({"seconds": seconds} if state == "open" else {})
     try:
         await change_log.note_breaker(runtime.pools.changes, {"name": name, "state": before}, after)
-    except TreasuryUnavailable:  # a breaker is for trouble, and Postgres may be part of it
-        log.error("that breaker %s was set by hand (%s) by %s is in no log but this one", name, state, ACTOR.get())
+    except TreasuryUnavailable:  # a breaker must work in an outage, even if Postgres is away too
+        log.error(
+            "breaker %s was set by hand (%s) by %s: the log of changes lacks this change", name, state, ACTOR.get()
+        )
     return ForcedBreaker.model_validate({**asdict(found), "everywhere": everywhere})

@@ -36,11 +36,11 @@ async def list_budgets(
 
 @router.post("/budgets", status_code=201)
 async def create_budget(pool: Pool, new: budgets.NewBudget) -> budgets.BudgetState:
-    """Create a budget; it governs every call from now on."""
+    """Create a budget. It governs every call from now on."""
     return await budgets.create_budget(pool, new)
 
 
-# A budget's name may hold a slash: the longer address comes first.
+# A budget's name may contain a slash, so this longer address has to come before the shorter one.
 @router.post("/budgets/{name:path}/top-ups", status_code=201)
 async def top_up(pool: Pool, name: str, new: budgets.NewTopUp) -> budgets.TopUp:
     """Add money to a budget for a time."""
@@ -61,11 +61,11 @@ async def show_budget(
 
 @router.patch("/budgets/{name:path}")
 async def change_budget(pool: Pool, name: str, new: budgets.ChangeBudget) -> budgets.BudgetState:
-    """Raise or lower a limit, at once."""
+    """Change a budget's limit or pace, at once."""
     return await budgets.change_budget(pool, name, new)
 
 
 @router.delete("/budgets/{name:path}")
 async def archive_budget(pool: Pool, name: str) -> budgets.BudgetState:
-    """End a budget. What it recorded remains."""
+    """End a budget. Its records remain for reports."""
     return await budgets.archive_budget(pool, name)

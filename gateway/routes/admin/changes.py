@@ -24,7 +24,7 @@ async def list_changes(
     limit: Limit = DEFAULT,
     after: AfterId = None,
 ) -> Listing[change_log.Change]:
-    """The log of changes of configuration, the newest first. `since`: a time, or how long ago (30d)."""
+    """The log of changes of configuration, the newest first. `since`: a time, or a duration back from now (30d)."""
     moment = None
     if since is not None:
         try:

@@ -1,6 +1,8 @@
 """What all routes of the admin API have in common: administrators only, bounded bodies, pages of lists.
 
-What must hold: a body is read after its sender is known to be an administrator, and up to 64 KiB.
+What must hold:
+A body is read only after its sender is known to be an administrator.
+At most 64 KiB of a body are read.
 """
 
 from __future__ import annotations
@@ -21,13 +23,13 @@ from llm_service.administration.paging import MOST, Page
 
 _MAX_BODY_BYTES = 64 * 1024
 _BODY_S = 60.0
-_TOO_LARGE = f"A request to the admin API has at most {_MAX_BODY_BYTES // 1024} KiB."
+_TOO_LARGE = f"The body of a request to the admin API may be at most {_MAX_BODY_BYTES // 1024} KiB."
 _T = TypeVar("_T")
 
 
 class Listing(BaseModel, Generic[_T]):
-    """A list, in the shape that OpenAI gives its lists. `next_after`: as `after`, it gives the next page; None: this is
-    the last."""
+    """One page of a list, in the shape of OpenAI's lists. `next_after`: the value of `after` for the next page; null: this
+    is the last page."""
 
     object: Literal["list"] = "list"
     data: list[_T]
@@ -36,7 +38,7 @@ class Listing(BaseModel, Generic[_T]):
 
 
 def listing(page: Page[_T], cursor: Callable[[_T], str | int]) -> Listing[_T]:
-    """One page of a list that is in the order of `cursor`."""
+    """One page of a list that is sorted by `cursor`."""
     return Listing(data=page, has_more=page.more, next_after=cursor(page[-1]) if page.more else None)
 
 
@@ -57,7 +59,7 @@ class _AdminRoute(APIRoute):
                     too_large=_TOO_LARGE,
                 )
             except CallerLeft:
-                return Response(status_code=400)  # nobody reads it
+                return Response(status_code=400)  # nobody reads this answer
             message = {"type": "http.request", "body": body, "more_body": False}
 
             async def receive() -> dict[str, Any]:
@@ -81,5 +83,5 @@ def _pool(request: Request) -> asyncpg.Pool:
 Pool = Annotated[asyncpg.Pool, Depends(_pool)]
 Id = Annotated[int, Path(ge=1, le=MAX_ID)]
 Limit = Annotated[int, Query(ge=1, le=MOST, description="How many rows at most.")]
-AfterName = Annotated[str | None, Query(max_length=200, description="The name that the page before ended with.")]
-AfterId = Annotated[int | None, Query(ge=1, le=MAX_ID, description="The id that the page before ended with.")]
+AfterName = Annotated[str | None, Query(max_length=200, description="The last name of the page before.")]
+AfterId = Annotated[int | None, Query(ge=1, le=MAX_ID, description="The last id of the page before.")]

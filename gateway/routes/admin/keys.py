@@ -30,12 +30,12 @@ async def create_key(pool: Pool, new: keys.NewKey, response: Response) -> keys.I
 async def rotate_key(
     pool: Pool, key_id: Id, response: Response, change: keys.RotateKey | None = None
 ) -> keys.IssuedKey:
-    """Give a key a new secret; the old one goes on working for the overlap (24 hours)."""
+    """Give a key a new secret. The old one works for the time of the overlap (24 hours if none is given)."""
     response.headers["cache-control"] = "no-store"
     return await keys.rotate_key(pool, str(key_id), change or keys.RotateKey())
 
 
 @router.delete("/keys/{key_id}")
 async def revoke_key(pool: Pool, key_id: Id) -> Listing[keys.Key]:
-    """End a secret, everywhere, in under a second."""
+    """Revoke a key's secret. No gateway accepts it after less than a second."""
     return Listing(data=await keys.revoke_key(pool, str(key_id)))

@@ -39,7 +39,7 @@ def test_a_difference_says_which_clock_is_ahead() -> None:
         (3600, 0, ["LiteLLM Proxy's clock is 3,600 s ahead of this gateway's: it refuses every call."]),
         (-6, 0, ["LiteLLM Proxy's clock is 6 s behind this gateway's: it refuses every call."]),
         (25, 0, ["LiteLLM Proxy's clock is 25 s ahead of this gateway's: it refuses calls that wait in it for over 40 s."]),
-        (None, -7200, ["The database's clock is 7,200 s behind this gateway's: windows of budgets begin"]),
+        (None, -7200, ["The database's clock is 7,200 s behind this gateway's. By that clock the windows"]),
         (3600, 3600, ["LiteLLM Proxy's clock is 3,600 s ahead", "The database's clock is 3,600 s ahead"]),
     ],
 )  # fmt: skip
