@@ -1,0 +1,128 @@
+"""The whole gateway in this process: the real app on a runtime that has no server behind it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx2
+import pytest
+
+from gateway import app as app_module
+from gateway.app import create_app
+from gateway.asgi import App
+from gateway.settings import Settings
+from llm_service.errors import NotAuthenticated, NotPermitted, TreasuryUnavailable
+
+ADMIN = {"authorization": "Bearer sk-tr-admin"}
+
+
+class FakePrincipals:
+    """Knows one administrator's key and one agent's; with a third, Postgres is away."""
+
+    async def administrator(self, secret: str) -> str:
+        """The name under which an administrator's changes are logged."""
+        self._check(secret)
+        if secret != "sk-tr-admin":
+            raise NotPermitted("This needs an administrator's key.")
+        return "key ops (7)"
+
+    async def by_secret(self, secret: str) -> object:
+        """An agent."""
+        self._check(secret)
+        if secret != "sk-tr-agent":
+            raise NotPermitted("This needs an agent's key.")
+        return SimpleNamespace(may_use=lambda _name: True)
+
+    def _check(self, secret: str) -> None:
+        if secret == "sk-tr-away":
+            raise TreasuryUnavailable("Postgres is away.", retry_after=1)
+        if secret not in ("sk-tr-admin", "sk-tr-agent"):
+            raise NotAuthenticated("This key is unknown.")
+
+
+@dataclass
+class OpenedGateway:
+    """The app as a server has it, a client of it, and the runtime, parts of which a test may replace."""
+
+    door: App
+    client: httpx2.AsyncClient
+    runtime: Any
+    events: list[str] = field(default_factory=list[str])
+
+
+@asynccontextmanager
+async def lifespan_of(door: App) -> AsyncIterator[dict[str, Any]]:
+    """What the app answers to a server's "startup", and in the end the same of its "shutdown"."""
+    incoming, outgoing = asyncio.Queue[dict[str, Any]](), asyncio.Queue[Any]()
+
+    async def run() -> None:
+        await door({"type": "lifespan", "state": {}}, incoming.get, outgoing.put)
+
+    running = asyncio.create_task(run())
+    incoming.put_nowait({"type": "lifespan.startup"})
+    answer = await asyncio.wait_for(outgoing.get(), 5)
+    try:
+        yield answer
+    finally:
+        if answer["type"] == "lifespan.startup.complete":
+            incoming.put_nowait({"type": "lifespan.shutdown"})
+            assert (await asyncio.wait_for(outgoing.get(), 5))["type"] == "lifespan.shutdown.complete"
+        await running
+
+
+@pytest.fixture
+async def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncIterator[OpenedGateway]:
+    """A gateway whose runtime remembers when it was opened and closed."""
+    events: list[str] = []
+    runtime = SimpleNamespace(
+        principals=FakePrincipals(),
+        pools=SimpleNamespace(reading="the pool for reading", changes="the pool for changes"),
+        catalog=SimpleNamespace(models={}),
+        settings=SimpleNamespace(max_body_bytes=100, body_timeout_s=5, stalled_timeout_s=5, breaker_failures=5),
+        telemetry=SimpleNamespace(parent=lambda traceparent: traceparent),
+    )
+
+    @asynccontextmanager
+    async def opened(_settings: Settings) -> AsyncIterator[Any]:
+        events.append("opened")
+        yield runtime
+        events.append("closed")
+
+    monkeypatch.setattr(app_module, "open_gateway", opened)
+    door = create_app(Settings(data_dir=tmp_path))
+    async with lifespan_of(door) as answer:
+        assert answer["type"] == "lifespan.startup.complete"
+        transport = httpx2.ASGITransport(app=door, raise_app_exceptions=False)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
+            yield OpenedGateway(door, client, runtime, events)
+    assert events == ["opened", "closed"]
+
+
+@pytest.fixture
+def principals() -> FakePrincipals:
+    """The keys that there are."""
+    return FakePrincipals()
+
+
+@pytest.fixture
+def admin() -> dict[str, str]:
+    """The headers of an administrator."""
+    return dict(ADMIN)
+
+
+@pytest.fixture
+def agent() -> dict[str, str]:
+    """The headers of an agent."""
+    return {"authorization": "Bearer sk-tr-agent"}
+
+
+@pytest.fixture
+def lifespan() -> Callable[[App], AbstractAsyncContextManager[dict[str, Any]]]:
+    """Starts an app as a server does, and stops it at the end of the block."""
+    return lifespan_of
