@@ -15,7 +15,7 @@ from uuid import UUID
 
 
 class WindowKind(StrEnum):
-    """The period after which a budget starts again. Calendar periods, in the budget's time zone."""
+    """The period after which a budget starts again: a calendar period, in the budget's time zone."""
 
     MINUTE = "minute"
     HOUR = "hour"
@@ -26,7 +26,7 @@ class WindowKind(StrEnum):
 
 
 class Scope(StrEnum):
-    """What a budget, limit or pause is attached to."""
+    """The kind of object to which a budget, limit or pause belongs."""
 
     ORGANISATION = "organisation"
     TEAM = "team"
@@ -64,7 +64,7 @@ class UsageSource(StrEnum):
 
 
 class ExpiryPolicy(StrEnum):
-    """What the sweeper does with an expired hold that has no witness."""
+    """How the sweeper ends an expired hold that has no witness."""
 
     POST = "post"
     VOID = "void"
@@ -171,8 +171,8 @@ class Route:
     attempt begins once `max_elapsed_s` seconds have passed since the call came in, nor if its hold would take the call
     above `max_cost_nano`, together with what earlier attempts cost or may have cost. `queue_s` is how long a call may
     wait for held money, for its budget's pace or for a rate limit; None means that it waits for held money as long as
-    the service's setting says, and for nothing else. `errors_are_billed` means that the provider may bill a request that it
-    answers with an error (5xx), so that the whole hold is then posted.
+    the service's setting says, and for nothing else. `errors_are_billed` means that the provider may bill a
+    request that it answers with an error (5xx), so that the whole hold is then posted.
     """
 
     id: int = 0

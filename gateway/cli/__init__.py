@@ -2,7 +2,7 @@
 
 What must hold:
 An expected failure is one plain message on stderr and an exit code with a meaning (`ExitCode`), never a traceback.
-A command's module is imported only when that command is typed: `treasurer --help` waits for no library of another.
+A command's module is imported only when that command is typed, so that `treasurer --help` waits for no command's libraries.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from gateway.cli.common import ExitCode, Group, fail
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """Where a command is: a function, or a group of commands, in a module of `gateway.cli`. `help` is the first line of
-    its help, which the list of all commands shows."""
+    """Where a command is: the module of `gateway.cli`, and in it the name of a function or of a group of commands. `help`
+    is the first line of the command's help, which the list of all commands shows."""
 
     module: str
     attribute: str
@@ -105,8 +105,8 @@ def main() -> None:
 
 
 def _expected(error: Exception) -> tuple[str | None, ExitCode]:
-    """What to print of an error that a command may end with, and the exit code; None: it is a bug."""
-    # Imported here: without an error nothing waits for them.
+    """The message and the exit code of an expected error. The message is None if the error is a bug."""
+    # Imported here, because they take time and a command without an error does not need them.
     from gateway.settings import SettingsError
     from gateway.stack.state import NotRunning
     from llm_service.errors import TreasurerError

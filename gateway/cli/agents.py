@@ -1,4 +1,4 @@
-"""`treasurer agent`: those who spend."""
+"""`treasurer agent`: the agents, which spend."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _MaxTokens = Annotated[
 ]
 _Floor = Annotated[int | None, typer.Option("--floor-tokens", help="The least answer worth paying for. Default: 16.")]
 _Policy = Annotated[
-    str | None, typer.Option("--expiry-policy", help="What becomes of a lost call's hold: post or void. Default: post.")
+    str | None, typer.Option("--expiry-policy", help="How a lost call's hold is settled: post or void. Default: post.")
 ]
 
 
@@ -72,8 +72,7 @@ def create_agent(
         typer.echo(format_budget(made.budget))
     else:
         typer.echo(
-            "It has no budget of its own. Give it one: "
-            + f"treasurer budget create --agent '{name}' --limit 5 --window day"
+            "It has no budget yet. Give it one: " + f"treasurer budget create --agent '{name}' --limit 5 --window day"
         )
     typer.echo(f"Next, its key: treasurer key create '{made.name}'")
 
@@ -86,7 +85,7 @@ def change_agent(
     expiry_policy: _Policy = None,
     json: AsJson = False,
 ) -> None:
-    """Change what an agent's calls get when they leave it out."""
+    """Change the values that an agent's calls get when they name none."""
     from llm_service.administration import organisations
 
     new = checked(

@@ -17,7 +17,7 @@ from gateway.cli.reports import printable
 if TYPE_CHECKING:
     from llm_service.treasury.audit.audit import AuditReport
 
-#: A sweep that has begun may take so long until it has settled a hold.
+#: How long a sweep may take to settle a hold, in seconds.
 _SWEEP_TAKES_S = 5.0
 
 
@@ -25,7 +25,11 @@ def audit_command(
     json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
     sweep_grace_s: Annotated[
         float | None,
-        typer.Option("--sweep-grace", metavar="SECONDS", help="How long an expired hold may wait for the sweeper."),
+        typer.Option(
+            "--sweep-grace",
+            metavar="SECONDS",
+            help="How long an expired hold may wait for the sweeper without being reported.",
+        ),
     ] = None,
 ) -> None:
     """Recompute the books and name each difference. Exit code 4 when there is one."""

@@ -1,7 +1,7 @@
-"""`treasurer breaker`: what is kept out at the moment, and opening or closing a breaker by hand.
+"""`treasurer breaker`: list the circuit breakers, and open or close one by hand.
 
-What must hold: a running gateway makes the change, by its admin API. It knows the catalogue, so that a misspelt name
-opens nothing, and it passes the change on to all other processes.
+What must hold: the change is made by a running gateway, through its admin API. The gateway knows the catalogue, so that a
+misspelt name is refused, and it notifies all other processes.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="model:gpt-4o, provid
 
 @commands.command("list")
 def list_breakers(json: AsJson = False) -> None:
-    """All breakers that a call has passed: state, since when, why."""
+    """All breakers that a call has passed, with their state, its beginning and its reason."""
     rows: list[dict[str, Any]] = _ask("GET", "")["data"]
     if json:
         emit(rows, json=True)
@@ -36,10 +36,12 @@ def list_breakers(json: AsJson = False) -> None:
 @commands.command("open")
 def open_breaker(
     name: _Name,
-    seconds: Annotated[float, typer.Option("--for", metavar="SECONDS", help="If nobody closes it.")] = 3_600,
+    seconds: Annotated[
+        float, typer.Option("--for", metavar="SECONDS", help="After how long it closes, if nobody closes it before.")
+    ] = 3_600,
     json: AsJson = False,
 ) -> None:
-    """Keep every call out, for maintenance. Routes with fallbacks go on elsewhere."""
+    """Refuse every call to it, for maintenance. Routes with fallbacks use their other models."""
     done = _ask("POST", f"/{quote(name, safe='')}/open?seconds={seconds:g}")
     print_change(
         done, f"{name} is open: no call passes for {seconds:g} s, or until `treasurer breaker reset {name}`", json
@@ -48,7 +50,7 @@ def open_breaker(
 
 @commands.command("reset")
 def reset_breaker(name: _Name, json: AsJson = False) -> None:
-    """Close it: calls pass at once, and failures are counted from nought."""
+    """Close it: calls pass at once, and its count of failures starts again at 0."""
     print_change(_ask("POST", f"/{quote(name, safe='')}/close"), f"{name} is closed", json)
 
 

@@ -32,11 +32,12 @@ commands = command_group("Budgets: how much may be spent in a window of time.")
 
 _Budget = Annotated[str, typer.Argument(metavar="NAME", help="The budget's name.")]
 _Dollars = Annotated[str, typer.Option("--limit", help="Dollars, such as 0.05 or 12.50.")]
-_Model = Annotated[str | None, typer.Option("--model", help="Only for this model or pattern, such as claude-*.")]
+_Model = Annotated[str | None, typer.Option("--model", help="Only for this model or these models, such as claude-*.")]
 _Pace = Annotated[
     str | None,
     typer.Option(
-        "--pace", help="No faster than: linear, linear+10% (a head start), or time:share points; none takes it away."
+        "--pace",
+        help="How fast it may be spent: linear, linear+10% (a head start), or time:share points; none: no pace.",
     ),
 ]
 _COLUMNS = {
@@ -194,7 +195,7 @@ def top_up(
 
 @commands.command("archive")
 def archive_budget(name: _Budget, json: AsJson = False) -> None:
-    """End a budget. What it recorded remains for reports."""
+    """End a budget. Its records remain for reports."""
     from llm_service.administration import budgets
 
     ended = administer(lambda pool: budgets.archive_budget(pool, name))
@@ -254,5 +255,5 @@ def print_budgets(found: list[BudgetState], json: bool) -> None:
 
 
 def format_amount(nano: int | None, budget: BudgetState) -> str:
-    """An amount; of a budget with too many windows to add up, that it has so many."""
+    """An amount. If the budget has too many windows to add them up, the number of windows instead."""
     return dollars(nano) if nano is not None else f"(over {budget.windows:,} windows)"

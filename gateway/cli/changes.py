@@ -1,4 +1,4 @@
-"""`treasurer changes`: who changed which configuration, when, from what to what."""
+"""`treasurer changes`: the log of changes of configuration, with who made each, when, and the values before and after."""
 
 from __future__ import annotations
 

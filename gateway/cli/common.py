@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 
 class ExitCode(IntEnum):
-    """What a command's exit status says."""
+    """The meanings of a command's exit status."""
 
     OK = 0
     FAILED = 1
@@ -37,10 +37,10 @@ class ExitCode(IntEnum):
 
 
 class Group(TyperGroup):
-    """A group of commands that is parsed without pydantic, by which Typer converts values.
+    """A group of commands that is parsed without pydantic, which Typer uses to convert values.
 
-    The options of a group are flags (`--help`). Typer takes a flag that is not given as None, and imports pydantic to
-    convert that; False needs no conversion, and means the same.
+    The options of a group are flags (`--help`). Typer gives a flag that was not typed the value None, and imports pydantic
+    to convert it. The value False means the same and needs no conversion.
     """
 
     def get_params(self, ctx: Any) -> list[Any]:
@@ -65,7 +65,7 @@ def fail(message: str, code: int = ExitCode.FAILED) -> NoReturn:
 
 def run_async(coroutine: Coroutine[Any, Any, T]) -> T:
     """Run a command's coroutine to its end."""
-    import asyncio  # `treasurer --help` needs none of it
+    import asyncio  # imported here, because `treasurer --help` does not need it
 
     return asyncio.run(coroutine)
 
@@ -97,7 +97,7 @@ def emit(
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(format_cell(row.get(key))) for key in headings))
-    if not sys.stdout.isatty():  # into a file or a pipe: never cut a row to a guessed width
+    if not sys.stdout.isatty():  # into a file or a pipe, whose width is only a guess: never cut a row to it
         console.width = max(console.width, console.measure(table).maximum)
     console.print(table)
 

@@ -1,9 +1,9 @@
-"""What the administrative commands share: checking what was typed, and running a change on the database.
+"""What the administrative commands share: checking the input, and running a change on the database.
 
 What must hold:
-A mistake in what was typed is found before the database is asked, and exits with 2.
-What only a command that runs needs is imported inside it, here and in all modules of commands: a help is printed without
-pydantic and asyncpg, which take longer to import than everything else together.
+A mistake in the input is found before the database is asked, and the command exits with 2.
+Libraries that only a running command needs are imported inside its function, here and in all modules of commands. So a
+help is printed without pydantic and asyncpg, which take longer to import than everything else together.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ async def open_pool(settings: Settings | None = None) -> AsyncIterator[asyncpg.P
     """A small pool on `TREASURER_DATABASE_URL`, or else on the running stack's database.
 
     Raises:
-        NotRunning: there is neither, or it cannot be reached.
+        NotRunning: there is neither, or the database cannot be reached.
     """
     import asyncpg
 
@@ -109,7 +109,7 @@ def administer(action: Callable[[asyncpg.Pool], Awaitable[_T]]) -> _T:
 
 
 def _person() -> str:
-    """The user at the command line, by the operating system's name."""
+    """The operating system's name for the user at the command line."""
     try:
         return getpass.getuser()
     except (KeyError, OSError):

@@ -1,8 +1,9 @@
-"""`treasurer demo`: starts everything in a folder of its own, lets agents spend, and shows who spent what.
+"""`treasurer demo`: starts everything in a temporary folder, lets agents spend, and shows who spent what.
 
-What must hold: everything shown is what happened: calls through the gateway with the official SDK, the
-real LiteLLM Proxy, and at the end the ledger beside the provider's own invoice. It exits 0 only if
-the two agree, the budget held, and the audit found the books right.
+What must hold:
+Nothing that it shows is staged. The calls go through the gateway with the official SDK and through the real LiteLLM Proxy.
+At the end the ledger is shown beside the provider's own invoice. The demo exits with 0 only if the two agree, the budget
+held, and the audit found the books right.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _PROMPTS = (
 
 @dataclass(frozen=True, slots=True)
 class _Actor:
-    """An agent of the demo. `limit` in dollars, for a day; `calls` is what it wants to make."""
+    """An agent of the demo. `limit` is in dollars, for a day; `calls` is how many calls it makes."""
 
     name: str
     team: str
@@ -63,7 +64,7 @@ def demo() -> None:
 
     folder = Path(tempfile.mkdtemp(prefix="treasurer-demo-"))
     folder.chmod(0o755)  # as root, PostgreSQL runs under another account and has to reach its data
-    # Another database, Redis or proxy of the operator's is no place for a demo.
+    # The demo must not spend from, or write to, a database, Redis or proxy that the operator's settings name.
     own = {"database_url": None, "redis_url": None, "proxy_url": None}
     settings = load_settings(data_dir=folder / "data", port=0).model_copy(update=own)
     try:
@@ -214,7 +215,7 @@ async def _run_away(state: StackState, key: str, pool: asyncpg.Pool, console: Co
     )
     assert row is not None
     used = format_dollars(row["posted_nano"])
-    console.print(f"  {served} calls were served, {busy} had to come again, then every caller was refused.")
+    console.print(f"  {served} calls were served, {busy} had to be repeated, then every caller was refused.")
     console.print(
         f"  It used {used} of {format_dollars(row['limit_nano'])}: {100 * row['posted_nano'] / row['limit_nano']:.2f} %."
     )

@@ -44,7 +44,7 @@ def create_key(
 def rotate_key(
     key: _KeyRef,
     overlap: Annotated[
-        str | None, typer.Option("--overlap", help="How long the old secret goes on working; 0: not. Default: 24h.")
+        str | None, typer.Option("--overlap", help="How long the old secret still works; 0: not at all. Default: 24h.")
     ] = None,
     expires: _Expires = None,
     json: AsJson = False,

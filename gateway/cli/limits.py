@@ -41,7 +41,7 @@ def set_limit(
     concurrent: Annotated[int | None, typer.Option("--concurrent", help="Calls in flight.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Set a rate limit, in place of the one that the same subject and model had."""
+    """Set a rate limit. It replaces the one that the same subject and model had."""
     from llm_service.administration import limits
 
     new = checked(

@@ -1,7 +1,8 @@
-"""`treasurer report`: who spent what. Whether the books are right: `audit.py`.
+"""`treasurer report`: who spent what. (`audit.py` checks whether the books are right.)
 
-What must hold: money is printed exactly, and never cut to fit a terminal. Names that callers
-chose (runs, users, tags) cannot control the terminal that they are printed on.
+What must hold:
+Money is printed exactly, and never cut to fit a terminal.
+Names that callers chose (runs, users, tags) cannot control the terminal that they are printed on.
 """
 
 from __future__ import annotations
@@ -120,7 +121,7 @@ def print_report(made: CostReport, console: Console) -> None:
 def _columns(rows: list[Figures], total: Figures) -> dict[str, list[str]]:
     """Columns of figures, the total last. Kinds of tokens, errors and refusals that never occur are left out."""
     every = [*rows, total]
-    # As many decimals as the finest amount needs: exact, and the points are under each other.
+    # As many decimals as the finest amount needs, so that amounts are exact and their decimal points are aligned.
     places = max(len(format_dollars(figures.cost_nano).partition(".")[2]) for figures in every)
     columns = {
         "cost": [format_dollars(figures.cost_nano, places=places) for figures in every],
@@ -150,5 +151,5 @@ def format_milliseconds(value: float | None) -> str:
 
 
 def printable(text: str) -> str:
-    """Escape what would move the cursor, change colours or turn the direction of writing."""
+    """Escape characters that would move the cursor, change colours or reverse the direction of the text."""
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)

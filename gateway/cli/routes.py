@@ -1,4 +1,4 @@
-"""`treasurer route`: how calls for a model are served when it fails, is slow, or becomes too dear."""
+"""`treasurer route`: how calls for a model are served when it fails, is slow, or becomes too expensive."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ _Downgrades = Annotated[
     typer.Option("--downgrade", metavar="MODEL", help="A cheaper model, for calls near a budget's limit."),
 ]
 _DowngradeAt = Annotated[
-    float, typer.Option("--downgrade-at", metavar="PERCENT", help="The used share of any budget that applies.")
+    float, typer.Option("--downgrade-at", metavar="PERCENT", help="How much of any budget that applies must be used.")
 ]
 _MinQuality = Annotated[
     int, typer.Option("--min-quality", help="The lowest treasurer_quality of a downgrade (config/litellm.yaml).")
@@ -74,7 +74,7 @@ _Queue = Annotated[
 # What is paid for.
 _OnLeave = Annotated[
     str | None,
-    typer.Option("--on-leave", help="What becomes of a stream whose caller leaves: cancel or finish. Default: cancel."),
+    typer.Option("--on-leave", help="How a stream ends whose caller leaves: cancel or finish. Default: cancel."),
 ]
 _BillsErrors = Annotated[
     bool | None,
@@ -105,7 +105,7 @@ def set_route(
     bills_errors: _BillsErrors = None,
     json: AsJson = False,
 ) -> None:
-    """Set a route, in place of the one that the same subject and model had."""
+    """Set a route. It replaces the one that the same subject and model had."""
     from llm_service.administration import routes
 
     timeouts = {"connect_s": connect, "first_token_s": first_token, "silence_s": silence, "total_s": total}
@@ -154,8 +154,8 @@ def remove_route(route_id: Annotated[int, typer.Argument(metavar="ID")], json: A
 
 
 def warn_of_unknown_models(names: list[str]) -> None:
-    """Name the models that the running stack does not have: a misspelt name would otherwise be noticed only when it is
-    needed."""
+    """Print the models that the running stack does not have. Otherwise a misspelt name would be noticed only when a call
+    needs that model."""
     from gateway.stack.state import NotRunning, running_state
 
     try:
@@ -169,7 +169,7 @@ def warn_of_unknown_models(names: list[str]) -> None:
 
 
 def read_fallback(text: str) -> dict[str, Any]:
-    """`MODEL`, or `MODEL:error,timeout`. A model's name may contain colons: conditions are behind the last one."""
+    """`MODEL`, or `MODEL:error,timeout`. As a model's name may contain colons, the conditions follow the last one."""
     from llm_service.administration.routes import Condition
 
     model, colon, conditions = text.rpartition(":")

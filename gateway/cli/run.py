@@ -2,8 +2,8 @@
 
 What must hold:
 `--budget` is a limit in the treasury, for all calls of this run together; it is not advice to the agent.
-A run that fails reports what it has cost, too.
-A model's or a feed's words are printed as text: they cannot colour, clear or otherwise control a terminal.
+A run that fails also reports what it has cost.
+The words of a model or a feed are printed as plain text, so that they cannot colour, clear or otherwise control a terminal.
 """
 
 from __future__ import annotations
@@ -78,14 +78,14 @@ async def _digest(settings: Settings, request: RunRequest, *, json: bool) -> Non
         print(json_.dumps(as_json(result), indent=2, ensure_ascii=False))
     else:
         console = Console()
-        if not console.is_terminal:  # into a file or a pipe: no line is cut to a guessed width
+        if not console.is_terminal:  # into a file or a pipe, whose width is only a guess: no line is cut to it
             console.width = 10_000
         console.print(format_digest(cast("Digest", result.output), result, request.budget_nano))
 
 
 @asynccontextmanager
 async def _ready(settings: Settings, request: RunRequest) -> AsyncIterator[Run]:
-    """A run against the running stack; what goes wrong in it is said with what it has cost."""
+    """A run against the running stack. If it fails, the error is printed together with what the run has cost."""
     from pydantic_ai.exceptions import AgentRunError
 
     from agents.executor import AgentExecutor

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
     from llm_service.types import Usage
 
 _ASSUMED = (
-    "Assumed: the same tokens from any model; calls one after the other, in the order in which they began; what was "
-    "refused then stays refused; what was spent before the period is spent; top-ups come on top of another limit."
+    "Assumed: every model uses the same tokens; calls come one after the other, in the order in which they began; calls "
+    "that were refused stay refused; money spent before the period stays spent; top-ups are added to a changed limit."
 )
 _PERCENT = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,2})?)%?")
 
@@ -84,7 +84,7 @@ def _policy(limits: list[str], paces: list[str], downgrades: list[str]) -> Polic
     except (ValueError, MoneyError) as error:
         fail(str(error), ExitCode.USAGE)
     if not (changed or curves or cheaper):
-        fail("say what is to be different: --limit, --pace or --downgrade", ExitCode.USAGE)
+        fail("name at least one change: --limit, --pace or --downgrade", ExitCode.USAGE)
     return Policy(changed, curves, cheaper)
 
 

@@ -1,6 +1,8 @@
-"""What `treasurer up` shows: a live board on a terminal, one line for each change elsewhere.
+"""What `treasurer up` shows: a live board on a terminal; elsewhere, a line for each change.
 
-What must hold: nobody can take a simulated provider for a real one, and a wait always says for what.
+What must hold:
+Nobody can mistake a simulated provider for a real one.
+While the user has to wait, the board shows for what.
 """
 
 from __future__ import annotations
@@ -29,12 +31,12 @@ _COLOUR = {
     PartState.STOPPED: "dim",
     PartState.WAITING: "dim",
 }
-#: What is said of a part that is ready is a warning.
+#: The colours of a part's detail. The detail of a part that is ready is a warning.
 _DETAIL_COLOUR = {PartState.DOWN: "red", PartState.READY: "yellow"}
 
 
 def duration(seconds: float) -> str:
-    """Seconds as people say them: 42 s, 3 min 5 s, 2 h 7 min."""
+    """Seconds in units that people read easily: 42 s, 3 min 5 s, 2 h 7 min."""
     whole = int(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -44,7 +46,7 @@ def duration(seconds: float) -> str:
 
 
 def provider_words(real: list[str], simulated: list[str]) -> tuple[str, str] | None:
-    """Who answers, in words nobody can miss, and their colour. None when an external proxy decides."""
+    """A clear sentence about which providers answer, and its colour. None if an external proxy decides that."""
     if not real and not simulated:
         return None
     if not simulated:
@@ -64,7 +66,7 @@ def provider_words(real: list[str], simulated: list[str]) -> tuple[str, str] | N
 
 
 class Board:
-    """Shows a stack's progress on a console. Enter it, hand `progress` and `plan` to `running_stack`."""
+    """Shows a stack's progress on a console. Enter it, and pass `progress` and `plan` to `running_stack`."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -90,14 +92,14 @@ class Board:
             self._live.stop()
 
     def plan(self, plan: Plan) -> None:
-        """What will be started."""
+        """Note which parts will be started, and show which providers answer."""
         self._plan = plan
         words = provider_words(plan.state.real, plan.state.simulated)
         if self._live is None and words is not None:
             self._line(words[0])
 
     def progress(self, change: Progress) -> None:
-        """A part's change, or a notice."""
+        """Show a part's change, or a notice."""
         if isinstance(change, str):
             self._notices.append(change)
             self._line(change)
@@ -108,7 +110,7 @@ class Board:
             self._line(self._sentence(change))
 
     def ready(self, state: StackState) -> None:
-        """Everything runs."""
+        """Show that everything runs."""
         self._gateway_url = state.gateway_url
         self._line(f"Treasurer is ready: {state.gateway_url}/v1  (stop it with Ctrl-C)")
 
@@ -144,7 +146,7 @@ class Board:
         return Group(*shown)
 
     def stopping(self) -> None:
-        """The end has begun."""
+        """Show that the stack is being stopped."""
         self._gateway_url, self._doing = None, "stopping"
         self._line("Stopping …")
 

@@ -1,7 +1,7 @@
-"""One supervisor for one data folder, and a clean start after one that was killed.
+"""Only one supervisor for a data folder, and a clean start after a supervisor that was killed.
 
 What must hold:
-The kernel's lock decides: a file that a dead process left behind locks nobody out.
+The kernel's lock decides, so that a file which a dead process left behind locks nobody out.
 Processes that a dead supervisor left running, because its watchdog was killed with it, are stopped before anything starts.
 A process counts as left behind only if its id and its start time are the recorded ones.
 """
@@ -36,13 +36,13 @@ class AlreadyRunning(Exception):
 
 
 class DataLock:
-    """A data folder that is locked for this supervisor. Records each process that it starts, for the next supervisor."""
+    """A data folder that is locked for this supervisor. Records each process that the supervisor starts, for the next one."""
 
     def __init__(self, children: Path) -> None:
         self._children = children
 
     def record(self, pid: int, stop_signal: int) -> None:
-        """Record a process group that was started, by its leader."""
+        """Record a process group that was started. `pid` is its leader."""
         with contextlib.suppress(psutil.NoSuchProcess):
             line = f"{pid} {psutil.Process(pid).create_time()} {stop_signal}\n"
             with self._children.open("a", encoding="utf-8") as out:

@@ -1,7 +1,8 @@
 """How the stack runs LiteLLM Proxy: its effective configuration and its command line. Pure.
 
-What must hold: a real provider is called only with keys that the operator set; a model whose keys
-are absent is served by the simulated provider as a whole, never half real and half simulated; and
+What must hold:
+A real provider is called only with keys that the operator set.
+A model without any keys is served by the simulated provider alone; no model is partly real and partly simulated.
 LiteLLM listens on the loopback interface only.
 """
 
@@ -15,12 +16,13 @@ from pathlib import Path
 from typing import Any, cast
 
 _REFERENCE = "os.environ/"
-#: Where the simulated provider speaks each provider's wire. What names an `api_base` of its own speaks OpenAI's.
+#: The paths of the simulated provider, by the provider whose wire format it serves there. A deployment with its own
+#: `api_base` is served in OpenAI's format, under `_OWN_SERVER`.
 _BASES = {"openai": "/openai/v1", "anthropic": "/anthropic", "gemini": "/google"}
 _OWN_SERVER = "/local/v1"
 _NO_KEY = "simulated-no-key-needed"
 
-#: What must not reach LiteLLM from our own environment: it would look for its own database there, or run slower.
+#: Variables of our environment that LiteLLM must not get: with them it would look for a database of its own, or run slower.
 NOT_INHERITED = (
     "DATABASE_URL",
     "DIRECT_URL",
@@ -41,7 +43,7 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EffectiveConfig:
-    """What LiteLLM is started with, and what became of each model, by its name."""
+    """The configuration that LiteLLM is started with, and the names of the models by who serves them."""
 
     config: dict[str, Any]
     real: list[str]
@@ -76,10 +78,10 @@ def effective_config(config: dict[str, Any], environ: Mapping[str, str], provide
 
 
 def own_prices(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The prices that simulated deployments name themselves, by their provider's name of the model.
+    """The prices in the configuration of simulated deployments, by the provider's name of the model.
 
-    In the format of LiteLLM's map, for the simulated provider's `--price-overrides`: its invoice then knows
-    what LiteLLM's map does not.
+    They are in the format of LiteLLM's map, for the simulated provider's `--price-overrides`. With them it can bill
+    models that LiteLLM's map lacks.
     """
     prices: dict[str, dict[str, Any]] = {}
     for deployment in cast("list[dict[str, Any]]", config.get("model_list") or []):
@@ -98,10 +100,10 @@ def own_prices(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def proxy_command(
     *, python: Path, config_path: Path, port: int, workers: int, host: str = "127.0.0.1"
 ) -> tuple[list[str], dict[str, str]]:
-    """The command that starts LiteLLM Proxy, and what its environment needs beside our own variables.
+    """The command that starts LiteLLM Proxy, and the variables that make it fast.
 
-    `config_path` is the effective configuration's file, in a folder of its own: LiteLLM looks for the plugin
-    beside it first. The caller removes `NOT_INHERITED` from the environment and adds LITELLM_MASTER_KEY, the
+    `config_path` is the file of the effective configuration, alone in its folder, because LiteLLM looks for plugins in
+    that folder first. The caller removes `NOT_INHERITED` from the environment and adds LITELLM_MASTER_KEY, the
     providers' keys, TREASURER_… and PYTHONPATH.
     """
     command = [
@@ -111,7 +113,7 @@ def proxy_command(
         *("--host", host),
         *("--port", str(port)),
         *("--num_workers", str(workers)),
-        # Longer than any client keeps an idle connection, so that it is the client who closes it.
+        # Longer than any client keeps an idle connection, so that the client closes it and no request is lost.
         *("--keepalive_timeout", "75"),
         # A worker takes ten to thirty seconds to import LiteLLM; uvicorn would kill it after five.
         *("--timeout_worker_healthcheck", "120"),
@@ -119,7 +121,7 @@ def proxy_command(
     return command, dict(_FASTEST)
 
 
-#: As docs/decisions and the shared facts have measured it.
+#: Each of these was measured to save time for a call or for the start, or turns off something that the stack does not use.
 _FASTEST = {
     "LITELLM_MODE": "PRODUCTION",
     "LITELLM_LOG": "ERROR",
@@ -135,7 +137,7 @@ _FASTEST = {
 
 
 def _without_idle_retries(config: dict[str, Any], effective: list[dict[str, Any]]) -> dict[str, Any]:
-    """Leave out the retries of models that are left with one deployment: LiteLLM would sleep, and try the same again."""
+    """Leave out the retries of models that have only one deployment, which LiteLLM would call again after a pause."""
     router = cast("dict[str, Any]", config.get("router_settings") or {})
     policies = cast("dict[str, Any] | None", router.get("model_group_retry_policy"))
     if policies is not None:
@@ -147,7 +149,7 @@ def _without_idle_retries(config: dict[str, Any], effective: list[dict[str, Any]
 def _name(deployment: Mapping[str, Any]) -> str:
     name = deployment.get("model_name")
     if not isinstance(name, str) or not isinstance(deployment.get("litellm_params"), dict):
-        raise ConfigError(f"an entry of model_list lacks model_name or litellm_params: {sorted(deployment)}")
+        raise ConfigError(f"an entry of model_list lacks model_name or litellm_params; it has {sorted(deployment)}")
     return name
 
 
@@ -165,7 +167,7 @@ def _references(value: object) -> Iterator[str]:
 
 
 def _simulated(deployment: dict[str, Any], provider_url: str) -> dict[str, Any]:
-    """The same deployment, called at the simulated provider: the same model, so LiteLLM's price stays what it is."""
+    """The same deployment, but at the simulated provider. The model stays the same, and so does its price in LiteLLM."""
     parameters = cast("dict[str, Any]", deployment["litellm_params"])
     provider = str(parameters.get("model", "")).partition("/")[0]
     if provider not in _BASES:

@@ -1,8 +1,8 @@
-"""Each part's log file: written by the part itself, kept to a bounded size by the supervisor.
+"""Each part's log file. The part writes it, and the supervisor limits its size.
 
-What must hold: a part never waits for the supervisor to take its output (so a file, not a pipe),
-and no log grows forever. The files are opened for appending, so that cutting one to nothing is
-safe while it is written to.
+What must hold:
+A part never waits until the supervisor reads its output, so each part writes to a file and not to a pipe.
+No log grows forever. The files are opened for appending, so that one can be emptied while its part writes to it.
 """
 
 from __future__ import annotations

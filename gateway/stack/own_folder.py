@@ -1,8 +1,11 @@
 """A folder that nobody else can put anything into.
 
-What must hold: LiteLLM imports the plugins that it finds beside its configuration before it looks anywhere else, with
-the grants' secret and the providers' keys in its environment. So that folder is the account's that runs it, nobody
-else may write to it, nothing in it is anybody else's, and nobody else can put another folder in its place.
+Why: LiteLLM looks for plugins first in the folder of its configuration, and it runs them with the grants' secret and the
+providers' keys in its environment. Whoever can write there has those secrets.
+
+What must hold:
+The folder and everything in it belong to the account that runs LiteLLM (or to root).
+No other account may write to the folder, or put another folder in its place.
 """
 
 from __future__ import annotations
@@ -13,15 +16,15 @@ from pathlib import Path
 
 
 class FolderNotOurs(Exception):
-    """Somebody else owns a folder or may write to it. The message names the folder, and says what to do."""
+    """Another account owns a folder or may write to it. The message names the folder and the remedy."""
 
 
 def own_folder(folder: Path) -> Path:
-    """Make the folder, for this account alone, or make sure that the one which is there is such a folder.
+    """Make the folder, for this account alone. If it exists, check that it belongs to this account alone.
 
     Raises:
-        FolderNotOurs: it is not.
-        OSError: it cannot be made or read.
+        FolderNotOurs: another account owns it, may write to it, or could replace it.
+        OSError: the folder cannot be made or read.
     """
     folder = folder.absolute()
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -29,7 +32,7 @@ def own_folder(folder: Path) -> Path:
     _check(folder)
     for entry in folder.iterdir():
         if entry.lstat().st_uid not in (os.geteuid(), 0):
-            raise FolderNotOurs(f"{entry} is not ours: another account has put it there. Remove it.")
+            raise FolderNotOurs(f"{entry} belongs to another account, which has put it there. Remove it.")
     return folder
 
 
@@ -40,8 +43,8 @@ def _check(folder: Path) -> None:
     if found.st_uid != os.geteuid():
         raise FolderNotOurs(f"{folder} belongs to another account (user {found.st_uid}). Name another folder.")
     if found.st_mode & 0o022:
-        raise FolderNotOurs(f"Others may write to {folder}. Remove it, or take that away: chmod 700 {folder}")
+        raise FolderNotOurs(f"Others may write to {folder}. Remove it, or forbid that: chmod 700 {folder}")
     for above in folder.resolve().parents:
         mode = above.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # in a sticky one (/tmp) others cannot rename what is ours
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # in a sticky folder (/tmp) others cannot rename ours
             raise FolderNotOurs(f"Anybody may put another folder in the place of {folder}: {above} is open to all.")

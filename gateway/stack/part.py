@@ -2,9 +2,9 @@
 
 What must hold:
 A part is `ready` only while it answers as it should.
-A part that ends, or has not answered for `patience_s`, is started again after a pause that grows. Once the stack has been
-up this goes on forever; while the stack starts, `_FIRST_TRIES` times.
-When a part ends, nothing of its process group is left before the next start.
+A part that ends, or has not answered for `patience_s`, is started again after a pause that grows with each failure.
+A part that was ready once is started again forever. One that never was is given up after `_FIRST_TRIES` starts.
+When a part ends, its whole process group is killed before the next start.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gateway.stack.postgres import Identity, PostgresError
 from gateway.stack.watchdog_client import WatchdogClient
 
 _FIRST_TRIES = 3
-#: After so long a part counts as healthy: its next failure is its first again.
+#: A part that was up for longer than this counts as healthy: its next failure counts as the first one again.
 _HEALTHY_AFTER_S = 60.0
 _LONGEST_PAUSE_S = 30.0
 
@@ -35,19 +35,19 @@ _LONGEST_PAUSE_S = 30.0
 class PartState(StrEnum):
     """Where a part is in its life."""
 
-    WAITING = "waiting"  # for the parts that it needs
+    WAITING = "waiting"  # until the parts that it needs are ready
     PREPARING = "preparing"
     STARTING = "starting"
     READY = "ready"
-    DOWN = "down"  # and about to be started again
-    FAILED = "failed"  # and given up: the stack does not start
+    DOWN = "down"  # it will be started again
+    FAILED = "failed"  # it was given up, so the stack does not start
     STOPPING = "stopping"
     STOPPED = "stopped"
 
 
 @dataclass(frozen=True, slots=True)
 class PartStatus:
-    """A part at one moment, for people. `since` is monotonic seconds."""
+    """A part's state at one moment, to be shown. `since` is in seconds of the monotonic clock."""
 
     name: str
     address: str
@@ -65,7 +65,7 @@ class PartFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What a part is. Without a `command` it is an external server: awaited, not started."""
+    """How a part is started and checked. One without a `command` is an external server, which is only waited for."""
 
     name: str
     address: str
@@ -73,26 +73,26 @@ class Part:
     command: Sequence[str] | None = None
     environ: Mapping[str, str] = field(default_factory=dict[str, str])
     depends_on: tuple[str, ...] = ()
-    prepare: Callable[[], None] | None = None  # blocking; before each start
-    prepare_detail: str = ""  # what takes long, for people
+    prepare: Callable[[], None] | None = None  # called before each start; may block
+    prepare_detail: str = ""  # shown while `prepare` runs; `start_detail` and `once_detail` likewise
     start_detail: str = ""
-    once_ready: Callable[[], Awaitable[None]] | None = None  # before it counts as ready the first time
+    once_ready: Callable[[], Awaitable[None]] | None = None  # awaited once, before the part counts as ready
     once_detail: str = ""
     on_exit: Callable[[int], None] | None = None
     identity: Identity = field(default_factory=Identity)
     directory: Path | None = None
-    listens: tuple[str, int] | None = None  # the supervisor listens there for it, and hands the socket over
+    listens: tuple[str, int] | None = None  # the supervisor listens there, and passes the socket on
     stop_signal: signal.Signals = signal.SIGTERM
     start_timeout_s: float = 30.0
     stop_timeout_s: float = 5.0
-    answers: Callable[[], Awaitable[bool]] | None = None  # asked while it runs; None: only its end ends it
+    answers: Callable[[], Awaitable[bool]] | None = None  # whether a running part answers; None: it is not asked
     answers_every_s: float = 5.0
-    patience_s: float = 120.0  # without an answer, until it is started again
-    remark: Callable[[], Awaitable[str]] | None = None  # asked while it is ready: what people should know, or ""
+    patience_s: float = 120.0  # how long it may not answer before it is started again
+    remark: Callable[[], Awaitable[str]] | None = None  # a warning about a part that is ready, or ""
 
 
 def pause_s(failures: int) -> float:
-    """How long to wait before the next start after so many failures in a row: 0.5, 1, 2 … 30 seconds."""
+    """The pause before the next start, after `failures` failures in a row: 0.5, 1, 2 … 30 seconds."""
     return min(_LONGEST_PAUSE_S, 0.5 * 2 ** min(failures - 1, 10))
 
 
@@ -128,10 +128,10 @@ class SupervisedPart:
         self._was_ready = False
 
     async def run(self) -> None:
-        """Keep the part running. Ends only by cancellation, or:
+        """Keep the part running, until this task is cancelled. For an external part, return once it is ready.
 
         Raises:
-            PartFailed: it never got ready.
+            PartFailed: the part never became ready.
         """
         failures = 0
         while True:
@@ -154,7 +154,7 @@ class SupervisedPart:
             await asyncio.sleep(pause)
 
     async def look(self) -> None:
-        """Show what people should know of a part that is ready."""
+        """Show the warning about a part that is ready, if there is one."""
         if self.part.remark is None or self.status.state is not PartState.READY:
             return
         remark = await self.part.remark()
@@ -163,7 +163,7 @@ class SupervisedPart:
             self._changed(self.status)
 
     async def stop(self) -> None:
-        """Ask the process to end, and kill what is left of it after its time is up."""
+        """Ask the process to end. If it has not ended after `stop_timeout_s`, kill its whole group."""
         process = self._process
         self.ready.clear()
         if process is None or process.returncode is not None:
@@ -174,7 +174,7 @@ class SupervisedPart:
         self._show(PartState.STOPPED)
 
     async def _bring_to_an_end(self, process: Process) -> None:
-        # The whole group: a uvicorn that waits for a worker's imports ignores a signal to itself alone.
+        # Signal the whole group, because a uvicorn that waits for a worker's imports ignores a signal to itself alone.
         self._signal_group(process.pid, self.part.stop_signal)
         try:
             await asyncio.wait_for(process.wait(), self.part.stop_timeout_s)
@@ -183,7 +183,7 @@ class SupervisedPart:
             await process.wait()
 
     async def _ended(self, process: Process) -> str:
-        """Wait until the process has ended, or end it because it does not answer any more. Returns the reason."""
+        """Wait until the process has ended, or end it when it no longer answers. Returns the reason."""
         if self.part.answers is None:
             return describe_exit(await process.wait())
         answered = time.monotonic()
@@ -197,7 +197,7 @@ class SupervisedPart:
                 return f"did not answer for {self.part.patience_s:g} s"
 
     async def _start(self) -> str | None:
-        """Start and wait until ready: None, or why it is not."""
+        """Start the part and wait until it is ready. Returns None, or the reason why it is not ready."""
         if self.part.prepare is not None:
             self._show(PartState.PREPARING, self.part.prepare_detail)
             try:
@@ -237,7 +237,7 @@ class SupervisedPart:
                 env=environ,
                 pass_fds=handed,
                 cwd=self.part.directory,
-                start_new_session=True,  # its own group: Ctrl-C reaches us alone, and we stop it in order
+                start_new_session=True,  # a separate group: Ctrl-C reaches only us, and we stop the parts in order
                 **self.part.identity,
             )
         self._watchdog.add(process.pid, self.part.stop_signal)
@@ -245,7 +245,7 @@ class SupervisedPart:
         return process
 
     def _end(self) -> None:
-        """Nothing of the process's group stays."""
+        """Kill what is left of the process's group, and remove the group from the watchdog's list."""
         self.ready.clear()
         process, self._process = self._process, None
         if process is None:

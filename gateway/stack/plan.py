@@ -1,8 +1,9 @@
-"""What a stack is made of: its parts with their commands, ports and environments, decided before any starts.
+"""What a stack is made of: its parts with their commands, ports and environments, decided before any of them starts.
 
-What must hold: ports are all chosen up front, so that parts start side by side; an address that the
-settings name (`TREASURER_DATABASE_URL` …) is awaited, not started; each process gets the secrets it
-needs in its environment and no other's.
+What must hold:
+All ports are chosen first, so that the parts can start side by side.
+A server that the settings name (`TREASURER_DATABASE_URL` …) is waited for, and not started.
+Each process gets in its environment the secrets that it needs, and no others.
 """
 
 from __future__ import annotations
@@ -39,12 +40,12 @@ _PRICES = "litellm/model_prices_and_context_window_backup.json"
 
 
 class PlanError(Exception):
-    """The stack cannot be started as things are. The message says what to do."""
+    """The stack cannot be started. The message names the cause and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The parts in the order in which they are shown and stopped (backwards), and what the stack will say."""
+    """The parts, in the order in which they are shown, and what the stack will publish about itself."""
 
     parts: list[Part]
     state: StackState
@@ -67,7 +68,7 @@ class _Ports:
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """What the parts are built from."""
+    """The values that the parts are built from."""
 
     settings: Settings
     data_dir: Path
@@ -96,7 +97,7 @@ def make_plan(settings: Settings, environ: Mapping[str, str] = os.environ) -> Pl
     """Choose ports, make secrets and folders, and lay out the parts. Blocking.
 
     Raises:
-        PlanError, SettingsError, PostgresError, ConfigError: something is missing; the message says what.
+        PlanError, SettingsError, PostgresError, ConfigError: something is missing or wrong; the message names it.
     """
     notices: list[str] = []
     data_dir = settings.data_dir.resolve()
@@ -137,7 +138,7 @@ def make_plan(settings: Settings, environ: Mapping[str, str] = os.environ) -> Pl
 
 
 def reachable_host(host: str) -> str:
-    """Where a server that listens on `host` is reached from this machine."""
+    """The host under which this machine reaches a server that listens on `host`."""
     everywhere = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}  # noqa: S104
     return everywhere.get(host, f"[{host}]" if ":" in host else host)
 
@@ -170,7 +171,7 @@ def _effective(settings: Settings, environ: Mapping[str, str], provider_url: str
 
 
 def _make_folders(site: _Site) -> None:
-    shutil.rmtree(site.metrics, ignore_errors=True)  # counters of processes that are gone
+    shutil.rmtree(site.metrics, ignore_errors=True)  # they hold the counters of an earlier start's processes
     for folder in (site.metrics, site.data_dir / "grants", site.data_dir / "spool", site.data_dir / "logs"):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
@@ -231,13 +232,15 @@ def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
         command=server.command(),
         environ=server.environ(),
         prepare=server.prepare,
-        prepare_detail="" if (server.data / "PG_VERSION").exists() else "making its data folder, the first time",
+        prepare_detail=""
+        if (server.data / "PG_VERSION").exists()
+        else "making its data folder (only at the first start)",
         once_ready=bring_up_to_date,
         once_detail="migrating the database",
         identity=server.identity,
         directory=server.data,
-        stop_signal=signal.SIGINT,  # fast shutdown: does not wait for clients to leave
-        start_timeout_s=120,  # recovery after a crash
+        stop_signal=signal.SIGINT,  # PostgreSQL's fast shutdown, which does not wait until clients leave
+        start_timeout_s=120,  # after a crash PostgreSQL first recovers
         answers=server.answers,
         stop_timeout_s=15,
     )
@@ -262,7 +265,7 @@ def _redis_part(site: _Site, server: EmbeddedRedis | None) -> Part:
 def _provider_part(site: _Site) -> Part:
     port = site.ports.provider
     arguments = ["--port", str(port), "--prices", str(_price_map(proxy_python(site.settings)))]
-    arguments += ["--meter", str(site.data_dir / "simulated-invoice.jsonl")]  # a restart forgets no bill
+    arguments += ["--meter", str(site.data_dir / "simulated-invoice.jsonl")]  # so that no bill is lost in a restart
     own, effective = site.data_dir / "simulated-prices.json", site.effective
     arguments += ["--price-overrides", str(own)]
 
@@ -325,7 +328,7 @@ def _proxy_part(site: _Site) -> Part:
         start_detail="imports LiteLLM: 10 to 30 s",
         directory=folder,
         start_timeout_s=180,
-        stop_timeout_s=4,  # its workers need one second; LiteLLM lingers ten more at its exit, doing nothing
+        stop_timeout_s=4,  # its workers end within a second; LiteLLM then waits ten seconds for nothing
     )
 
 
@@ -354,17 +357,17 @@ def _gateway_part(site: _Site, number: int) -> Part:
         environ={**site.environ, **environ},
         depends_on=("postgres", "redis"),
         on_exit=lambda pid: mark_process_dead(pid, str(site.metrics)),
-        start_timeout_s=240,  # it is ready when the proxy is
+        start_timeout_s=240,  # a gateway is ready only when the proxy is
         stop_timeout_s=12,
     )
 
 
-#: Ours alone: nothing of these reaches the proxy unless it is given on purpose.
+#: Variables that are meant for our processes, and are not passed on to the proxy.
 _OURS = frozenset({"VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "TREASURER_ADMIN_KEY", "PROMETHEUS_MULTIPROC_DIR"})
 
 
 def _plain_environ(site: _Site) -> dict[str, str]:
-    """For parts that need no secret and no key."""
+    """The environment of parts that need no secret and no key."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "PYTHONDONTWRITEBYTECODE", "PYTHONUNBUFFERED")
     return {name: site.environ[name] for name in kept if name in site.environ}
 
@@ -380,7 +383,7 @@ def proxy_python(settings: Settings) -> Path:
 
 
 def _price_map(python: Path) -> Path:
-    """LiteLLM's own map of prices, in the proxy's environment: the simulated provider bills by it."""
+    """The file of LiteLLM's price map, in the proxy's environment. The simulated provider bills by it."""
     for found in python.parent.parent.glob(f"lib/python3*/site-packages/{_PRICES}"):
         return found
     raise PlanError(f"LiteLLM is not installed beside {python}. Run `make setup`.")

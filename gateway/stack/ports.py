@@ -1,4 +1,4 @@
-"""TCP ports: free ones, and listening on one."""
+"""Finds free TCP ports, and listens on one."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from contextlib import ExitStack
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """So many different ports of `host` that nothing listens on now."""
-    with ExitStack() as held:  # all are held until all are found, or one could be found twice
+    """`count` different ports of `host` on which nothing listens now."""
+    with ExitStack() as held:  # keep each port until all are found, so that none is found twice
         probes = [held.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
             probe.bind((host, 0))
@@ -16,14 +16,14 @@ def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """A port of `host` that nothing listens on now."""
+    """A port of `host` on which nothing listens now."""
     return free_ports(1, host)[0]
 
 
 def is_free(host: str, port: int) -> bool:
     """Whether a server could listen on the port.
 
-    SO_REUSEADDR as servers set it: a port in TIME_WAIT is free, a port that is listened on is not.
+    With SO_REUSEADDR, as servers set it, a port in TIME_WAIT counts as free. A port with a listener does not.
     """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -35,7 +35,7 @@ def is_free(host: str, port: int) -> bool:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens; another process may listen there, too (SO_REUSEPORT)."""
+    """A listening socket. Other processes may listen on the same port too (SO_REUSEPORT)."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

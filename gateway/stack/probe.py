@@ -1,4 +1,4 @@
-"""Whether an HTTP server says that it is well, and what it warns of."""
+"""Asks an HTTP server whether it is well, and for its warnings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import orjson
 
 
 async def http_ok(url: str, timeout_s: float = 3.0) -> bool:
-    """Whether `url` answers 200 in time."""
+    """Whether `url` answers with 200 in time."""
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,
@@ -21,7 +21,7 @@ async def http_ok(url: str, timeout_s: float = 3.0) -> bool:
 
 
 async def warnings_of(url: str, timeout_s: float = 3.0) -> str:
-    """The `warnings` of a page such as /readyz, as one text; empty where there are none, or no answer in time."""
+    """The `warnings` of a page such as /readyz, as one text. It is empty if there are none, or no answer in time."""
     try:
         async with (
             aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session,

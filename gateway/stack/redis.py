@@ -1,7 +1,9 @@
-"""The embedded Redis: pace, never money. Loopback only, in memory only, with a password.
+"""The embedded Redis: pace, never money.
 
-What must hold: nothing that is lost with this server may be missed, so it writes no file. The
-password is in a 0600 configuration file, not on the command line, where every user could read it.
+What must hold:
+It listens on loopback only, and asks for a password.
+It keeps everything in memory and writes no file, because nothing that it holds is needed after a restart.
+Its password is in a configuration file (0600), and not on the command line, where every user could read it.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ _OLDEST = 7
 
 @cache
 def redis_server() -> Path:
-    """The server to run: the one on the PATH when it is recent enough, else the one that came with a wheel."""
+    """The server to run: the one on the PATH if it is recent enough, or else the one from the wheel."""
     found = shutil.which("redis-server")
     if found is not None:
         said = subprocess.run([found, "--version"], capture_output=True, text=True, check=False).stdout
@@ -64,7 +66,7 @@ class EmbeddedRedis:
     def command(self) -> list[str]:
         """The server as a foreground process."""
         file = str((self.directory / "redis.conf").resolve())
-        # Redis takes the name for a pattern; one that matches nothing would start it without our settings.
+        # Redis reads the name as a pattern. If it matched no file, Redis would start without our settings.
         return [str(redis_server()), re.sub(r"([*?\[\\])", r"\\\1", file)]
 
     async def ready(self) -> bool:

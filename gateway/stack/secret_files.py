@@ -14,7 +14,7 @@ from gateway.settings import Settings
 
 @dataclass(frozen=True, slots=True)
 class StackSecrets:
-    """Each secret's value, and where the shared ones are kept. `admin_key_is_new`: show it, once."""
+    """The value of each secret, and the folder of their files. `admin_key_is_new`: it was just made, so show it once."""
 
     directory: Path
     grant_secret: str
@@ -29,7 +29,7 @@ class StackSecrets:
 
 
 def stack_secrets(settings: Settings) -> StackSecrets:
-    """Read the secrets, making the ones that are missing. What the settings name wins, and is kept too."""
+    """Read the secrets, and make those that are missing. A secret in the settings replaces the kept one, and is kept."""
     directory = settings.data_dir.resolve() / "secrets"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)

@@ -1,7 +1,9 @@
-"""What a running stack says about itself, in `<data_dir>/stack.json`: where everything is.
+"""What a running stack publishes about itself in `<data_dir>/stack.json`: addresses, process ids, and files of secrets.
 
-What must hold: the file is there only while the stack is ready and its supervisor lives; it holds
-passwords, so only its owner may read it; it is replaced in one step, never half written.
+What must hold:
+The file counts only while the stack is ready and its supervisor lives.
+Only its owner may read it, because its addresses contain passwords.
+It is replaced in one step, so that a reader never finds it half written.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ _FILE = "stack.json"
 
 
 class NotRunning(Exception):
-    """A running Treasurer (or its database) is needed, and there is none."""
+    """A command needs a running Treasurer (or its database), and there is none."""
 
 
 class StackState(BaseModel):
     """Addresses, secrets' files and process ids of a running stack."""
 
     pid: int
-    pid_started: float  # the supervisor's start time: a recycled process id is not the supervisor
+    pid_started: float  # the supervisor's start time, because its process id may be reused
     started_at: datetime
     data_dir: Path
     database_url: str
@@ -34,13 +36,13 @@ class StackState(BaseModel):
     proxy_url: str
     provider_url: str | None  # the simulated provider; None when every provider is real
     gateway_url: str  # shared by all gateway processes
-    gateway_urls: list[str]  # each gateway process alone
+    gateway_urls: list[str]  # one for each gateway process
     grant_secret_file: Path
     proxy_master_key_file: Path
     admin_key_file: Path
     real: list[str]  # models that a real provider serves
     simulated: list[str]  # models that the simulated provider serves
-    pids: dict[str, int]  # of each part that we started: "postgres", "gateway-1", …
+    pids: dict[str, int]  # by the name of the part: "postgres", "gateway-1", …
 
     def secret(self, file: Path) -> str:
         """The content of one of the secrets' files."""
@@ -80,7 +82,7 @@ class StackState(BaseModel):
 
     @staticmethod
     def remove(data_dir: Path) -> None:
-        """Take the file away, if it is there."""
+        """Delete the file, if it exists."""
         (data_dir / _FILE).unlink(missing_ok=True)
 
 
@@ -88,7 +90,7 @@ def running_state(settings: Settings | None = None) -> StackState:
     """The stack that runs on the data folder.
 
     Raises:
-        NotRunning: none does.
+        NotRunning: there is no such stack.
     """
     settings = settings or load_settings()
     state = StackState.read(settings.data_dir)

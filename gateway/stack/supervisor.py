@@ -1,7 +1,7 @@
-"""Runs the whole stack: every part in its order, watched until the end, stopped backwards.
+"""Runs the whole stack: starts the parts in order, watches them until the end, and stops them in the opposite order.
 
 What must hold:
-When `running_stack` is left, in any way, nothing that it started is running.
+After `running_stack` has been left, however that happened, nothing that it started is running.
 While its body runs, every part has been ready, and a part that dies is started again.
 """
 
@@ -23,7 +23,7 @@ from gateway.stack.state import StackState
 from gateway.stack.watchdog_client import WatchdogClient
 from llm_service import process
 
-#: What is shown while a stack runs: a part's change, or a sentence.
+#: What is shown while a stack runs: a part's change, or a notice.
 Progress = PartStatus | str
 
 _TIDY_S = 30.0
@@ -37,18 +37,18 @@ async def running_stack(
     on_progress: Callable[[Progress], None] = lambda _: None,
     on_plan: Callable[[Plan], None] = lambda _: None,
 ) -> AsyncIterator[StackState]:
-    """Start the stack, give its state once every part is ready, stop it at the end of the block.
+    """Start the stack, return its state once every part is ready, and stop it at the end of the block.
 
-    `on_progress` is called at each change of a part (all are announced before the first start) and
-    for each notice; `on_plan` once, before anything starts. If a part that must start cannot, or the
-    block is cancelled, everything is stopped.
+    `on_progress` is called for each notice, for each part before the first one starts, and then at each change of a part.
+    `on_plan` is called once, before anything starts. If a part cannot be started, or the block is cancelled, everything
+    is stopped.
 
     Raises:
         AlreadyRunning: another supervisor has the data folder.
-        PlanError, SettingsError, PostgresError, ConfigError: something is missing.
+        PlanError, SettingsError, PostgresError, ConfigError: something is missing or wrong; the message names it.
         PartFailed: a part did not start; the message has the last lines of its log.
     """
-    process.forbid_core_dumps()  # everything that is started inherits it
+    process.forbid_core_dumps()  # every process that is started inherits this
     with data_lock(settings.data_dir.resolve()) as lock:
         plan = await asyncio.to_thread(make_plan, settings)
         on_plan(plan)
@@ -60,7 +60,7 @@ async def running_stack(
                 await stack.start()
                 yield stack.state
             finally:
-                # Shielded: a second cancellation does not leave processes behind half-way.
+                # Shielded, so that a second cancellation cannot interrupt the stop and leave processes behind.
                 await asyncio.shield(asyncio.ensure_future(stack.stop()))
 
 
@@ -77,7 +77,7 @@ class _Stack:
             for part in plan.parts
         }
         self._tasks: list[asyncio.Task[None]] = []
-        # Shared by the gateways, and kept open while one or all of them are started again: callers wait, and none is reset.
+        # Shared by the gateways, and kept open while gateways are started again, so that callers wait and none is reset.
         self._listeners: dict[tuple[str, int], socket.socket] = {}
         for part in self._parts.values():
             on_progress(part.status)
@@ -144,7 +144,7 @@ class _Stack:
 
 
 async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:
-    """Cancel the tasks and wait for their end. A library may swallow a cancellation (redis-py does), so ask again."""
+    """Cancel the tasks and wait for their end. A library may swallow a cancellation (redis-py does), so cancel again."""
     pending = set(tasks)
     while pending:
         for task in pending:
@@ -153,7 +153,7 @@ async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 
 def _layers(names: Iterable[str]) -> list[list[str]]:
-    """The parts that are stopped together, first to last: callers before what they call, Postgres at the very end."""
+    """Groups of parts that are stopped together, in order: callers before the parts that they call, Postgres last."""
     gateways = [name for name in names if name.startswith("gateway-")]
     last = [name for name in names if name == "postgres"]
     return [gateways, [name for name in names if name not in {*gateways, *last}], last]

@@ -1,9 +1,10 @@
-"""The process that outlives a killed supervisor by the time it takes to stop what it left behind.
+"""The process that outlives a killed supervisor, and stops the processes that the supervisor left behind.
 
-What must hold: whatever ends the supervisor, kill -9 included, its standard input here comes to its
-end, and then every process group that was named and not taken back is stopped: first gently, each
-by its own signal, and what is left after `GRACE_S` by SIGKILL. Standard library only: it starts in
-milliseconds, and it runs as a plain script. It works wherever there are pipes and process groups.
+What must hold:
+When the supervisor ends, even by kill -9, this process's standard input ends too. Then every process group that is still
+on the list is stopped: first by the group's stop signal, and after `GRACE_S` by SIGKILL.
+It uses only the standard library and runs as a plain script, so that it starts in milliseconds.
+It works wherever there are pipes and process groups.
 
 Lines it reads: `+ <group> <signal>` a group to stop, `- <group>` one that has ended.
 """
@@ -21,7 +22,7 @@ GRACE_S = 5.0
 
 
 def groups_left(lines: Iterable[str]) -> dict[int, int]:
-    """The groups that are to be stopped when the lines have come to an end, with each one's stop_signal signal."""
+    """The groups that are on the list at the end of the lines, each with its stop signal."""
     groups: dict[int, int] = {}
     for line in lines:
         match line.split():
@@ -46,7 +47,7 @@ def stop_groups(groups: dict[int, int], grace_s: float = GRACE_S) -> None:
 
 
 def _signal(group: int, number: int) -> bool:
-    """Signal a group; whether it was there."""
+    """Signal a group. Returns whether it exists and may be signalled."""
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
         return True
@@ -54,7 +55,7 @@ def _signal(group: int, number: int) -> bool:
 
 
 def main() -> None:
-    """Read to the end of the input, then stop what is left."""
+    """Read the input to its end, then stop the groups that are left."""
     for ignored in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(ignored, signal.SIG_IGN)
     stop_groups(groups_left(sys.stdin))

@@ -19,7 +19,7 @@ _SCRIPT = Path(watchdog.__file__)
 
 
 class WatchdogClient:
-    """A watchdog for the time of the block. At its end the watchdog stops the groups that are still in its list, and exits."""
+    """A watchdog that runs during the block. At the end it stops the groups that are still on its list, and exits."""
 
     def __init__(self, notice: Callable[[str], None]) -> None:
         self._notice = notice
@@ -47,12 +47,12 @@ class WatchdogClient:
                 await asyncio.wait_for(self._process.wait(), watchdog.GRACE_S + 2)
 
     def add(self, group: int, stop_signal: int) -> None:
-        """From now on the group is stopped if this process dies: by `stop_signal` first."""
+        """Put a group on the list: if this process dies, the group is stopped, first with `stop_signal`."""
         self._groups[group] = stop_signal
         self._write(f"+ {group} {stop_signal}\n")
 
     def remove(self, group: int) -> None:
-        """The group has ended."""
+        """Take a group that has ended off the list."""
         if self._groups.pop(group, None) is not None:
             self._write(f"- {group}\n")
 
@@ -81,6 +81,6 @@ class WatchdogClient:
     async def _keep(self) -> None:
         while self._process is not None:
             await self._process.wait()
-            self._notice("The watchdog died; started again.")
+            self._notice("The watchdog died, and is started again.")
             await asyncio.sleep(0.2)
             self._process = await self._start()

@@ -1,11 +1,11 @@
 """From a parsed request to a hold: allowed, bounded, paced, held. Everything before the proxy is asked.
 
 What must hold: when `admit` returns, a hold that covers the call is on disk; when it raises, nothing
-of it is held, in Redis or in Postgres.
+is held for the attempt, in Redis or in Postgres.
 
-Exhausted and busy are different answers. Exhausted is final for the window and is said at once. Busy
-means that calls in flight hold the rest: the call waits up to `busy_wait_s` for them to settle, or for as long
-as its route says (`queue_s`); then also for its budget's pace and for its rate limits.
+Exhausted and busy are different answers. Exhausted is final for the window and is reported at once. Busy
+means that calls in flight hold the rest, so the call waits for them to settle, for up to `busy_wait_s`. If its route
+sets another time (`queue_s`), it waits for that long, and for its budget's pace and its rate limits too.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class RateLimits(Protocol):
 
 
 class Admission:
-    """Admits attempts, or says why not. `refused(principal, context, model, error)` is called for calls that ended there.
+    """Admits attempts, or raises why not. `refused(principal, context, model, error)` is called for refused calls.
 
-    `rate_card(model)` gives the id under which a model's rates are kept, for the process that will settle its holds.
+    `rate_card(model)` returns the id under which a model's rates are kept for the process that will settle its holds.
     """
 
     def __init__(
@@ -89,10 +89,10 @@ class Admission:
         return self._catalog.models
 
     def check(self, call: Call, model: str | None = None) -> None:
-        """Refuse a call that its principal, as it was read, may not make; or, of another `model`, that one's answer.
+        """Refuse a call that its principal, as last read, may not make; with `model`, as if it asked for that model.
 
         Raises:
-            NotAuthenticated, NotPermitted: it may not.
+            NotAuthenticated, NotPermitted: the principal may not make it.
         """
         check_allowed(call.principal, model or call.request.model, time.monotonic())
 
@@ -100,7 +100,8 @@ class Admission:
         """Read the call's principal again, as it is now, and check the call against it.
 
         Raises:
-            NotAuthenticated, NotPermitted: it may not make this call any more. TreasuryUnavailable: Postgres is away.
+            NotAuthenticated, NotPermitted: the principal may not make this call any more. TreasuryUnavailable: Postgres
+            is away.
         """
         call.principal = await self._principals.renew(call.principal)
         self.check(call)
@@ -109,7 +110,7 @@ class Admission:
         """The call's route, and the models that may serve it; the first is the one that was asked for.
 
         Raises:
-            TreasurerError: the caller may not use it, or it does not exist.
+            TreasurerError: the caller may not use the model, or it does not exist.
         """
         name, principal = call.request.model, call.principal
         check_allowed(principal, name, time.monotonic())
@@ -123,7 +124,7 @@ class Admission:
         return await self._catalog.get(attempt.candidate.model, mode=_MODES[attempt.call.operation])
 
     async def reprice(self, model: Model) -> None:
-        """Read newer prices of the model than these.
+        """Read newer prices than those that this model has.
 
         Raises:
             TreasurerError: the upstream does not give them.
@@ -131,14 +132,14 @@ class Admission:
         await self._catalog.newer(model)
 
     def refused(self, call: Call, error: TreasurerError) -> None:
-        """Tell that a call was refused for good, and nothing was sent for it."""
+        """Report that a call was refused finally, and that nothing was sent for it."""
         self._refused(call.principal, call.context, call.request.model, error)
 
     async def admit(self, attempt: Attempt, model: Model, breaker_permit: BreakerPermit) -> Admitted:
         """Admit an attempt at a model, for which the breakers have given their permit.
 
         Raises:
-            TreasurerError: why not. Nothing is held then.
+            TreasurerError: it is refused. Nothing is held then.
         """
         call = attempt.call
         self.check(call)
@@ -176,7 +177,7 @@ class Admission:
                 await asyncio.sleep(wait_s)
 
     async def _hold(self, attempt: Attempt, model: Model, bound: CostBound, deadline: float) -> tuple[Hold, CostBound]:
-        """A hold, and the bound that it covers: a tighter one where the input had to be counted."""
+        """A hold, and the bound that it covers, which is tighter if the input had to be counted."""
         call = attempt.call
         while True:
             outcome = await self._ask(attempt, model, bound)
@@ -229,7 +230,7 @@ class Admission:
                 await self.renew(call)
 
     async def _count(self, call: Call, model: Model, bound: CostBound, left_nano: int) -> tuple[CostBound, bool]:
-        """The bytes of the input were too many: count its tokens, where that can help. The bound, and whether it fits."""
+        """Count the tokens of an input with too many bytes, if that can help. Returns a bound, and whether it fits."""
         if bound.counted or not counting_may_help(model, call.request, call.principal, left_nano):
             return bound, False
         try:
@@ -242,27 +243,27 @@ class Admission:
 
 
 def _worth_waiting(denial: Denial, left_s: float) -> float | None:
-    """How long to wait before asking again, in seconds; None: it cannot help, or not in time."""
+    """Seconds to wait before asking again; None if waiting cannot help, or not in time."""
     if denial.kind is DenialKind.BUSY and left_s > 0:
         return min(left_s, 0.25)
     if denial.kind is DenialKind.PACED and denial.resumes_at is not None:
         wait_s = (denial.resumes_at - datetime.now(UTC)).total_seconds()
         if wait_s <= left_s:
-            return min(max(wait_s, 0.01), 1.0)  # not in one piece: what settles lower may let it through before
+            return min(max(wait_s, 0.01), 1.0)  # in steps: a call that settles below its hold may let it through
     return None
 
 
 def _patience_s(attempt: Attempt, wait_s: float) -> float:
-    """How long an attempt may wait: one after the first, not past the time by which its route lets it begin."""
+    """Seconds that an attempt may wait. Only a first one may wait past the route's limit of time for new attempts."""
     call = attempt.call
     return min(wait_s, max(0.0, call.route.max_elapsed_s - call.elapsed_s)) if attempt.number else wait_s
 
 
 def _within_cost_limit(call: Call, model: Model, bound: CostBound) -> int:
-    """What may be held for this attempt, of what the route lets all of a call's attempts cost.
+    """The most that may be held for this attempt, within the route's limit for all attempts of a call.
 
     Raises:
-        CostLimited: it is less than the attempt's floor.
+        CostLimited: that is less than the attempt's floor.
     """
     most = call.route.max_cost_nano
     if most is None:
@@ -279,11 +280,11 @@ def _within_cost_limit(call: Call, model: Model, bound: CostBound) -> int:
     return min(bound.amount_nano, left_nano)
 
 
-#: The budget could not be asked: counting tokens, or waiting as for held money, cannot help.
+#: The budget could not be checked, so neither counting tokens nor waiting for held money can help.
 _UNDECIDED = frozenset({DenialKind.LOCKED, DenialKind.CROWDED, DenialKind.NO_WINDOW})
 _MODES = {"chat": "chat", "embeddings": "embedding"}
 
 
 def _estimated_tokens(request: ParsedRequest, bound: CostBound) -> int:
-    """What a tokens-a-minute limit holds before the call, as is common: a quarter of the text, and max_tokens."""
+    """The tokens that a tokens-a-minute limit counts before the call: a quarter of the text, and max_tokens."""
     return request.text_bytes // 4 + bound.output_tokens * request.choices

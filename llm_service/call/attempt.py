@@ -1,8 +1,8 @@
 """A call, its attempts, and what an attempt is admitted with.
 
 `Call` is the request and what all of its attempts have in common; `Attempt` is its n-th try (the ledger's key is the
-call's id and that number); `Admitted` is an attempt with all that it was admitted with. So a signature says what may be
-called when: only what is admitted can be sent, and only what is admitted can be settled.
+call's id and that number); `Admitted` is an attempt with all that it was admitted with. So the signatures
+enforce the order: only an admitted attempt can be sent or settled.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ EMBEDDINGS_PATH = "/v1/embeddings"
 
 @dataclass(slots=True)
 class Call:
-    """A request of a principal, and how far it has come. Nano-dollars, by the attempt's number."""
+    """A principal's request, and how far it has come."""
 
     operation: str
     path: str
@@ -41,10 +41,10 @@ class Call:
     chain: tuple[Candidate, ...] = ()
     began_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     began: float = field(default_factory=time.perf_counter)
-    #: What each attempt that was sent has cost, or may have.
+    #: By the number of an attempt that was sent: the nano-dollars that it has cost, or may have cost.
     spent_nano: dict[int, int] = field(default_factory=dict[int, int])
     failures: list[tuple[str, TreasurerError]] = field(default_factory=list[tuple[str, TreasurerError]])
-    #: Attempts that were held for at prices which the upstream no longer has: they were not sent, and were made again.
+    #: How many attempts had holds at prices that the upstream no longer has. They bought nothing, and were made again.
     repriced: int = 0
 
     @property
@@ -54,7 +54,7 @@ class Call:
 
     @property
     def may_have_cost(self) -> bool:
-        """Whether any attempt has cost something, or may have: then the call's idempotency key is spent."""
+        """Whether any attempt has cost something, or may have. Then the call's idempotency key is not given back."""
         return bool(self.spent_nano)
 
 
@@ -74,12 +74,12 @@ class Attempt:
 
     @classmethod
     def first(cls, call: Call) -> Attempt:
-        """The first one began with its call: what that waited for, such as its idempotency key, counts as its time."""
+        """The first attempt began with its call: its time includes waits such as for the idempotency key."""
         return cls(call, started_at=call.began_at, started=call.began)
 
     @property
     def candidate(self) -> Candidate:
-        """The model of this attempt, and under which conditions."""
+        """The model of this attempt, and the conditions of its use."""
         return self.call.chain[self.place]
 
     def following(self, place: int) -> Attempt:
@@ -89,7 +89,7 @@ class Attempt:
         return Attempt(self.call, self.number + 1, place, tries_here)
 
     def repriced(self) -> Attempt:
-        """The same attempt once more, under its next number, at newer prices. It counts for no limit of the route."""
+        """The same attempt once more, under its next number, at newer prices. No limit of the route counts it."""
         self.call.repriced += 1
         following = self.following(self.place)
         following.tries_here = self.tries_here
@@ -101,7 +101,7 @@ class Attempt:
 
     @property
     def abandonment(self) -> tuple[str, int]:
-        """How an attempt is booked that nobody waits for any more: its error code and its status."""
+        """The error code and the status of an attempt that nobody waits for any more."""
         if self.superseded:
             return "superseded", 504
         return ("upstream_timeout", 504) if self.late else ("client_left", 499)
@@ -124,22 +124,23 @@ class Admitted:
         return self.attempt.call
 
     def sent(self) -> None:
-        """The attempt leaves: from now on it may cost what is held for it."""
+        """Note that the attempt is being sent: from now on it may cost all of its hold."""
         self.call.spent_nano[self.attempt.number] = self.hold.amount_nano
 
     def cost(self, cost_nano: int) -> None:
-        """What the attempt has cost is known."""
+        """Note what the attempt has cost."""
         self.call.spent_nano[self.attempt.number] = cost_nano
 
     def free(self) -> None:
-        """The attempt has cost nothing."""
+        """Note that the attempt has cost nothing."""
         self.call.spent_nano.pop(self.attempt.number, None)
 
     @property
     def drain_on_disconnect(self) -> bool:
         """Whether a stream is read to its end though its caller has left.
 
-        It is where nothing else tells what it cost, and where an idempotency key may bring the caller back (I7).
+        It is if the route asks for it, if nothing else shows what it cost, and if its idempotency key may be used again
+        (I7).
         """
         call = self.call
         return (

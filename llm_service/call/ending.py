@@ -1,6 +1,6 @@
-"""How an attempt ended, by what its answer says of itself: the step before it is priced. Pure.
+"""How an attempt ended, as its answer shows, before it is priced. Pure.
 
-What must hold: a report of no output, or of far too little, is not believed of an answer that carries more.
+What must hold: a report of no output, or of far less than the answer carries, is not believed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from llm_service.usage import LONGEST_TOKEN, read_usage, reported_cost, says_too
 from llm_service.wire.answers import generated_text, json_object
 from llm_service.wire.events import EventScanner
 
-#: A stream with fewer bytes than this for each reported token is believed unread: most have an event for each.
+#: With no more than so many bytes a reported token, a stream is believed without a look at its text, because most
+#: streams send an event for each token.
 _BYTES_AN_EVENT = 1000
 
 
@@ -31,7 +32,7 @@ class Ending:
     error_code: str | None = None
 
     def abandoned(self, error_code: str, status: int) -> Ending:
-        """The same of an attempt that nobody waited for any more."""
+        """This ending, for an attempt that nobody waited for any more."""
         return replace(self, error_code=error_code, status=status)
 
 
@@ -53,7 +54,7 @@ def answer_ending(answer: UpstreamAnswer) -> Ending:
 
 
 def stream_ending(deployment: str | None, scanner: EventScanner, error_code: str | None, status: int) -> Ending:
-    """The ending of a stream, by what was scanned of it."""
+    """The ending of a stream, from its scanned events."""
     usage = read_usage(scanner.usage)
     if usage is not None and not _is_plausible(usage, scanner.size, _BYTES_AN_EVENT):
         usage = None if says_too_little(usage.output_tokens, scanner.text()[0]) else usage
@@ -68,7 +69,7 @@ def stream_ending(deployment: str | None, scanner: EventScanner, error_code: str
 
 
 def _is_plausible(usage: Usage, size: int, most_bytes_a_token: int) -> bool:
-    """Whether `size` bytes are no more than the reported output can have taken: then the text need not be read."""
+    """Whether the reported output can account for `size` bytes. If so, the text need not be read."""
     return usage.output_tokens > 0 and size <= usage.output_tokens * most_bytes_a_token
 
 

@@ -38,7 +38,7 @@ class Failover:
         before = routing.condition_of(call.failures[-1][1]) if call.failures else None
         own = reason is None or (reason is Condition.NEAR_LIMIT and before is not Condition.NEAR_LIMIT)
         if place is None and before is not None and own:
-            # A stand-in that cannot take this request, or has no budget for it: as if it were not there.
+            # A stand-in that cannot take this request, or has no budget for it, is skipped.
             reason, place = before, self._next_place(attempt, before, error.status, again=False)
         else:
             call.failures.append((attempt.candidate.model, error))
@@ -95,13 +95,13 @@ def final_error(attempt: Attempt, last: TreasurerError) -> TreasurerError:
 
 
 def late_error(admitted: Admitted, what: str, waited_s: float | None) -> UpstreamTimeout:
-    """The error of an attempt that is given up because it did not give `what` in time; the breakers learn of it."""
+    """The error of an attempt that is given up because it did not give `what` in time. The breakers count it."""
     admitted.attempt.late = True
     admitted.breaker_permit.failed()
     goes_on = not admitted.call.request.stream or admitted.drain_on_disconnect
     return UpstreamTimeout(
         f"{admitted.model.name!r} did not give {what} within {waited_s:g} s. "
-        + ("It goes on unheard to its end, and what that costs" if goes_on else "It was given up, and what it cost")
+        + ("It still runs to its end, and what that costs" if goes_on else "It was given up, and what it cost")
         + " is posted.",
         details={"model": admitted.model.name, "timeout_s": waited_s},
     )

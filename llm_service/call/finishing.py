@@ -2,8 +2,8 @@
 
 What must hold (I2):
   Every stream ends here once, also when nobody is left to wait for it.
-  What was begun in the background is finished before the service closes.
-  An answer is kept only if it is the call's: not one that another model stands in for.
+  Work that was begun in the background is finished before the service closes.
+  An answer is kept only if it is the call's own, and not if another model stands in for it.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Finishing:
         self._background: set[asyncio.Task[Any]] = set()
 
     def in_background(self, work: Coroutine[Any, Any, Result]) -> asyncio.Task[Result]:
-        """Work that goes on to its end, though nobody may wait for it any more."""
+        """Start work that runs to its end even if nobody waits for it any more."""
         task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._forget)
@@ -51,7 +51,7 @@ class Finishing:
             await asyncio.wait(self._background)
 
     async def settle_answer(self, admitted: Admitted, answer: UpstreamAnswer) -> int:
-        """Settle a whole answer; what it cost, in nano-dollars."""
+        """Settle a whole answer, and return its cost in nano-dollars."""
         attempt = admitted.attempt
         ending = answer_ending(answer)
         if attempt.superseded or attempt.late:
@@ -77,11 +77,11 @@ class Finishing:
     def drain_stream(
         self, admitted: Admitted, claim: Claim | None, stream: UpstreamStream, scanner: EventScanner
     ) -> asyncio.Task[int | None]:
-        """Read a stream that its caller has left to its end: nothing else tells what it cost."""
+        """Read a stream to its end after its caller has left, because nothing else shows what it cost."""
         return self.in_background(self.drain(admitted, claim, stream, scanner))
 
     def lose(self, admitted: Admitted, error: TreasurerError, *, answered: bool = False) -> None:
-        """A stream broke, or had an error in place of its first token: the proxy's witness will show what it cost."""
+        """End a stream that broke, or had an error for a first token. The proxy's witness will show its cost."""
         self._settler.unanswered(admitted, error, answered=answered)
 
     async def drain(
@@ -105,7 +105,7 @@ class Finishing:
         return await self._end_stream(admitted, claim, ending, scanner)
 
     async def keep(self, claim: Claim, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Keep an answer for its repetitions. It is paid for: its caller gets it, kept or not."""
+        """Keep an answer for repetitions. If that fails, the caller still gets it, because it is paid for."""
         try:
             await self._idempotency.finish(claim, status, dict(headers), body)
         except TreasuryUnavailable as error:
@@ -136,7 +136,7 @@ class Finishing:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
         error = None if task.cancelled() else task.exception()
-        # An error that the service means for a caller needs no line: where no caller waits, the attempt is settled all
-        # the same. Any other is a bug that nobody else may see.
+        # An error that is meant for a caller is not logged: if no caller waits, the attempt is settled anyway. Any
+        # other error is a bug, which would show nowhere else.
         if error is not None and not isinstance(error, TreasurerError | Unanswered):
-            log.error("what a call had begun in the background failed", exc_info=error)
+            log.error("work that a call had begun in the background failed", exc_info=error)

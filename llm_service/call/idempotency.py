@@ -1,12 +1,15 @@
 """Idempotency keys (invariant I7): a retry is not a second purchase.
 
-What must hold: for one agent and one key there is one call. Whoever writes the row first makes it;
-the others wait for its answer and get the same bytes, from whichever process. The same key with
-another body is a named conflict. A call that cost nothing (refused, or not sent) gives its key back.
-A maker that is slow may lose its key to another until it has a hold: so it sends nothing before it has
-made sure (`confirm`) that the key is still its own.
-A kept answer is given again only to a caller who may make the call now.
-A call whose maker died is never bought again in silence: if it may have cost money, its key says so.
+What must hold:
+  For one agent and one key there is one call. The request that writes the row first makes the call; the others wait for
+  its answer and get the same bytes, in every process.
+  The same key with another body is a named conflict.
+  A call that cost nothing (refused, or not sent) gives its key back.
+  A slow call may lose its key to another until it has a hold. So it confirms that the key is still its own (`confirm`)
+  before it sends anything.
+  A kept answer is given again only to a caller who may make the call now.
+  A call whose process died is never bought again in silence: if it may have cost money, the next call with its key gets
+  an error that says so.
 
 The draft standard: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header
 The answer is kept only for calls that carry a key, until `ttl_s` has passed.
@@ -41,7 +44,7 @@ UPDATE idempotency SET state = 'finished', status = $4, headers = $5::jsonb, bod
 WHERE agent_id = $1 AND key = $2 AND call_id = $3
 """
 _RELEASE = "DELETE FROM idempotency WHERE agent_id = $1 AND key = $2 AND call_id = $3 AND state = 'started'"
-# Decided on the row as it is then: its maker may have confirmed it since it was looked at.
+# The conditions are part of the statement, because the call may have confirmed its key since the row was read.
 _ABANDON = (
     _RELEASE
     + " AND created_at < now() - interval '15 seconds' AND NOT EXISTS (SELECT FROM holds h WHERE h.call_id = $3)"
@@ -56,7 +59,7 @@ _MAX_KEY = 255
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """This call is the one for its key."""
+    """The claim of the one call that a key has."""
 
     agent_id: int
     key: str
@@ -74,7 +77,7 @@ class Replay:
 
 
 class Gate(Protocol):
-    """Who may make a call (`Admission`)."""
+    """Decides whether a call may be made (`Admission`)."""
 
     def check(self, call: Call, model: str | None = None) -> None: ...
     async def renew(self, call: Call) -> None: ...
@@ -82,7 +85,7 @@ class Gate(Protocol):
 
 
 class IdempotencyKeys(Protocol):
-    """Claims idempotency keys, and keeps what their calls answered (`Idempotency`)."""
+    """Claims idempotency keys, and keeps the answers of their calls (`Idempotency`)."""
 
     async def claim(self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Claim | Replay: ...
     async def confirm(self, claim: Claim) -> None: ...
@@ -91,7 +94,7 @@ class IdempotencyKeys(Protocol):
 
 
 async def claim_for(call: Call, body: bytes, idempotency: IdempotencyKeys, gate: Gate) -> Claim | Replay | None:
-    """A call's claim to its idempotency key, or the answer that the key has; None: the call has no key.
+    """A call's claim to its idempotency key, or the answer that is kept for the key; None: the call has no key.
 
     Raises:
         NotAuthenticated, NotPermitted: the caller may not make this call now, so gets no kept answer either.
@@ -121,10 +124,10 @@ class Idempotency:
         self._wait_s = wait_s
 
     async def claim(self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Claim | Replay:
-        """Become the call for a key, or get the answer of the one that is; waits while it is under way.
+        """Claim a key, or get the answer of the call that has claimed it; waits while that call is under way.
 
         Raises:
-            IdempotencyConflict: another body, an answer that is lost, or one that does not come.
+            IdempotencyConflict: the other call had another body, or its answer is lost, or does not come in time.
             TreasuryUnavailable: Postgres is away.
         """
         if not key.isprintable() or len(key) > _MAX_KEY:
@@ -157,7 +160,8 @@ class Idempotency:
     async def confirm(self, claim: Claim) -> None:
         """Make sure, with the hold on disk and before anything is sent, that the key is still this call's.
 
-        However soon that is: a key without a hold is its maker's for 15 seconds by the database's clock, which may jump.
+        Even if little time has passed: a key without a hold is safe for 15 seconds by the database's clock, which may
+        jump.
 
         Raises:
             IdempotencyConflict: another call has taken it over meanwhile.
@@ -176,11 +180,11 @@ class Idempotency:
         await self._fetch(_FINISH, claim.agent_id, claim.key, claim.call_id, status, kept, body)
 
     async def release(self, claim: Claim) -> None:
-        """The call cost nothing: its key may be used again. Raises TreasuryUnavailable."""
+        """Give back the key of a call that cost nothing. Raises TreasuryUnavailable."""
         await self._fetch(_RELEASE, claim.agent_id, claim.key, claim.call_id)
 
     async def run(self, *, interval_s: float = 60.0) -> None:
-        """Delete answers whose time has passed, for ever."""
+        """Delete expired answers, forever."""
         while True:
             try:
                 await self._fetch(_FORGET)
@@ -200,7 +204,7 @@ class Idempotency:
         if row["held"] or not row["old"]:
             return None
         if row["entries"] == 0 or row["cost_nano"] + row["unknown_nano"] == 0:
-            # Its maker died before it cost anything.
+            # Its process died before it cost anything.
             await self._fetch(_ABANDON, earlier.agent_id, earlier.key, earlier.call_id)
             return None
         cost = f"It cost {format_dollars(row['cost_nano'])}"
@@ -210,7 +214,7 @@ class Idempotency:
             )
         raise IdempotencyConflict(
             f"The call with Idempotency-Key {earlier.key!r} ended without its answer being kept (its process died, or its "
-            f"stream was cut, left or too long). {cost}. It is not bought again by itself: use a new key to do so.",
+            f"stream was cut, left or too long). {cost}. It is not bought again automatically: use a new key to do so.",
             code="idempotency_answer_lost",
             details={"call_id": str(earlier.call_id), "cost_nano": row["cost_nano"]},
         )

@@ -1,4 +1,4 @@
-"""What a caller is told when governance says no: what happened, to whom, what is left, what to do. Pure."""
+"""The errors with which governance refuses a call: what happened, to whom, what is left, what to do. Pure."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def check_live(principal: Principal, now: float) -> None:
 
 
 def check_allowed(principal: Principal, model: str, now: float) -> None:
-    """Refuse what no budget has to be asked for. `now` as in `check_live`.
+    """Refuse a call for the reasons that need no look at a budget. `now` as in `check_live`.
 
     Raises:
-        NotAuthenticated: the key has expired. Paused: the agent, its team or its organisation.
-        ModelNotAllowed: not in the key's list.
+        NotAuthenticated: the key has expired. Paused: the agent, its team or its organisation is.
+        ModelNotAllowed: the model is not in the key's list.
     """
     check_live(principal, now)
     if principal.paused is not None:
@@ -57,7 +57,7 @@ def check_allowed(principal: Principal, model: str, now: float) -> None:
 
 
 def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetime) -> TreasurerError:
-    """The error for a call that a budget has no room for. `needed_nano` is the least that it would take."""
+    """The error for a call that a budget has no room for. `needed_nano` is the least that the call needs."""
     budget = next((budget for budget in principal.budgets if budget.id == denial.budget_id), None)
     name = budget.name if budget is not None else str(denial.budget_id)
     if denial.kind in (DenialKind.LOCKED, DenialKind.CROWDED, DenialKind.NO_WINDOW):
@@ -114,7 +114,7 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
 def _without_a_window(
     principal: Principal, denial: Denial, budget: Budget | None, name: str, now: datetime
 ) -> TreasurerError:
-    """The error for a call whose budget could not be asked: nothing is known of what is left."""
+    """The error for a call whose budget could not be checked, so that it is not known what is left."""
     details = {"agent": principal.agent, "budget": name, "subject": denial.subject or None}
     if denial.kind is DenialKind.LOCKED:
         return BudgetLocked(

@@ -1,4 +1,4 @@
-"""The headers by which Treasurer tells a caller about a call: the one place that names them. Pure."""
+"""The headers in which Treasurer reports on a call to its caller. They are named only here. Pure."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from llm_service.call.attempt import Admitted
 from llm_service.money import format_decimal
 
 CALL_ID = "x-treasurer-call-id"
-#: Of a kept answer, the model that gave it: it is given again only to a caller who may use that model.
+#: The model that answered. A kept answer is given again only to a caller who may use this model.
 MODEL = "x-treasurer-model"
 
 
 def response_headers(admitted: Admitted, cost_nano: int | None) -> dict[str, str]:
-    """What Treasurer tells the caller. Without a cost (a stream) `left` counts the whole hold as spent."""
+    """The headers for the caller. Without a cost (a stream) the budget's rest counts the whole hold as spent."""
     attempt, call, hold = admitted.attempt, admitted.call, admitted.hold
     headers = {CALL_ID: str(call.call_id)}
     if cost_nano is not None:

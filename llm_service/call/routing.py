@@ -1,9 +1,12 @@
 """From a policy and facts to a chain, and from a failure to the chain's next model. Pure.
 
-What must hold: every walk along a chain ends. A model that was left is not tried again; an attempt after a
-failure is made only where the route names the failure's kind, within its bounds of attempts, time and money, and
-never for an error that the upstream has already tried another deployment for (that would be two layers' retries
-of one error). A caller's own error (a bad request) ends the walk.
+What must hold:
+  Every walk along a chain ends: it never goes back to an earlier model.
+  After a failure an attempt is made only if the route names this kind of failure, and within the route's bounds of
+  attempts, time and money.
+  A model is not tried again after an error for which the upstream has already tried another deployment, because two
+  layers would then retry one error.
+  A caller's own error (a bad request) ends the walk.
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ from llm_service.pricing.catalog import Model
 from llm_service.types import Condition, Route
 
 _RETRIED = frozenset({Condition.ERROR, Condition.TIMEOUT, Condition.RATE_LIMIT})
-#: What the model that was asked for is always tried for.
+#: The conditions of the model that was asked for, which needs none.
 _ALWAYS = frozenset(Condition)
 
 
@@ -39,7 +42,7 @@ class Candidate:
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a call has come. `spent_nano`: what its attempts have cost, or may have."""
+    """How far a call has come. `spent_nano`: what its attempts have cost, or may have cost."""
 
     attempts: int
     elapsed_s: float
@@ -52,7 +55,7 @@ def chain_of(
 ) -> tuple[Candidate, ...]:
     """The models that may serve a request, the one that was asked for first, each once.
 
-    What the caller may not use, what does not exist, has no price or is of another mode is left out.
+    Models that the caller may not use, that do not exist, have no price or have another mode are left out.
     """
     downgrade = route.downgrade
     if downgrade is None and not route.fallbacks:
@@ -75,12 +78,12 @@ def chain_of(
 
 
 def good_enough(model: Model, min_quality: int) -> bool:
-    """Whether a model may stand in for a dearer one. What nobody has judged is good enough for no floor."""
+    """Whether a model may replace a more expensive one. A model without a judged quality may, if there is no floor."""
     return min_quality == 0 or (model.quality is not None and model.quality >= min_quality)
 
 
 def condition_of(error: TreasurerError) -> Condition | None:
-    """What kind of failure an error is; None: the caller's own, or one that no other model would help with."""
+    """The kind of failure that an error is; None: it is the caller's own, or no other model would help."""
     if isinstance(error, BreakerOpen):
         return Condition.BREAKER_OPEN
     if isinstance(error, BudgetExhausted | NearLimit):
@@ -109,8 +112,8 @@ def next_after(
 ) -> int | None:
     """Where in the chain the next attempt is made after the one at `index` failed for `reason`; None: nowhere.
 
-    The same model again, as often as the route says, where the upstream has not done so already; else the next one
-    that stands in for this kind of failure and is not `blocked` by an open breaker.
+    That is the same model, as often as the route says, unless the upstream has already retried; else the next one that
+    stands in for this kind of failure and is not `blocked` by an open breaker.
     """
     if progress.attempts >= route.max_attempts or progress.elapsed_s >= route.max_elapsed_s:
         return None

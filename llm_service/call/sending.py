@@ -1,12 +1,12 @@
 """One attempt at the upstream: the request as governance sends it, its grant, and what an error answer means.
 
 What must hold:
-  What leaves has a hold on disk, a grant that names it (I3), and a key that has not expired.
-  Whatever is not answered is settled before the error is raised: given back where nothing can have been bought, and
-  else left to the witness (I2).
-  Where an answer does not say which (a balancer's, a broken connection), the grant is revoked: if that succeeds,
-  no proxy has used it and none ever will, so that nothing was bought.
-  The breakers learn how it went; a caller's own error says nothing about the model.
+  A request that is sent has a hold on disk, a grant that names it (I3), and a key that has not expired.
+  An attempt without an answer is settled before its error is raised: its hold goes back if nothing can have been
+  bought, and else it waits for the witness (I2).
+  If it is not clear which (a load balancer answered, or the connection broke), the grant is revoked: if that succeeds,
+  no proxy has used it and none ever will, so nothing was bought.
+  The breakers count the outcome, except for a caller's own error, which is not the model's fault.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from llm_service.used_grants import REMEMBERED_S
 Response = TypeVar("Response")
 
 #: Revokes the grant of a call's attempt: True if no proxy has used it, so that none ever will; False if one has, or if
-#: that cannot be told.
+#: that is not known.
 Revoke = Callable[[UUID, int], Awaitable[bool]]
 
 
 async def never(_call_id: UUID, _attempt: int) -> bool:
-    """For where used grants are not shared: it is not known of any whether it was used."""
+    """Revokes nothing: if used grants are not shared, nobody can know whether a grant was used."""
     return False
 
 
@@ -65,7 +65,7 @@ class Sender:
         """A whole answer that was served.
 
         Raises:
-            TreasurerError: there is none. The attempt is settled, or watched.
+            TreasurerError: there is none. The attempt is settled, or the sweeper watches for its witness.
         """
         answer = await self._send(admitted, self._upstream.send)
         if isinstance(answer, Refusal):
@@ -95,7 +95,7 @@ class Sender:
         call = admitted.call
         try:
             check_live(call.principal, time.monotonic())
-        except NotAuthenticated as error:  # between its hold and here, such as while its idempotency key was confirmed
+        except NotAuthenticated as error:  # it expired after the hold was made, as while a key was confirmed
             admitted.breaker_permit.release()
             self._settler.void(admitted, error)
             raise
@@ -118,7 +118,7 @@ class Sender:
             raise
 
     def _left(self, admitted: Admitted) -> None:
-        """The caller has left before there was an answer: a request that the proxy has not begun with is taken back."""
+        """The caller has left before the answer: take the request back, if the proxy has not begun with it."""
         admitted.breaker_permit.release()
         self._in_background(self._take_back(admitted, TreasurerError("the caller left", code="client_left")))
 
@@ -130,7 +130,7 @@ class Sender:
             self._settler.unanswered(admitted, left)
 
     async def _refused(self, admitted: Admitted, refusal: Refusal) -> TreasurerError:
-        """An error answer: nothing was bought, or the witness will show what was."""
+        """Settle an attempt after an error answer: nothing was bought, or the witness will show what was."""
         if not refusal.begun and await self._never_used(admitted):
             return self._not_sent(admitted, refusal.never_begun)
         return self._booked(admitted, refusal)
@@ -151,7 +151,7 @@ class Sender:
         return admitted.model.uses_shared and admitted.attempt.elapsed_ms() < REMEMBERED_S * 1000
 
     def _not_sent(self, admitted: Admitted, error: ProxyUnavailable) -> ProxyUnavailable:
-        """The proxy never began with it, so it is not the model's failure, and nothing was bought."""
+        """Settle an attempt that the proxy never began with: nothing was bought, and the model did not fail."""
         admitted.breaker_permit.failed("proxy")
         admitted.free()
         self._settler.void(admitted, error)
@@ -161,7 +161,8 @@ class Sender:
         error = refusal.error
         if isinstance(error, PricesChanged):
             error = _prices_changed(admitted.model.name)
-        # Our own plugin's refusal (a clock that is wrong …) is not a failure of the model, and opens no breaker for all.
+        # A refusal of our own plugin (a wrong clock …) is not the model's failure, and must not open its breaker for
+        # all.
         if error.status >= 500 and not refusal.by_us:
             admitted.breaker_permit.failed()
         else:
@@ -211,16 +212,16 @@ def _prices_changed(model: str) -> PricesChanged:
 
 
 def governed_body(admitted: Admitted) -> bytes:
-    """The caller's body with what governance must set: the model, the bound of the output, a report of the usage."""
+    """The caller's body, with the fields that governance sets: the model, the limit of the output, the usage report."""
     call = admitted.call
     data = dict(call.request.data)
     if call.operation == "chat":
-        # Exactly one of the two: given both, some providers obey the one and some the other.
+        # Exactly one of the two, because some providers would obey the one and some the other.
         name = "max_completion_tokens" if data.get("max_completion_tokens") is not None else "max_tokens"
         data.pop("max_tokens", None)
         data[name] = admitted.output_tokens
         if data.get("service_tier") is None and admitted.model.prices_differ_by_tier:
-            data["service_tier"] = "default"  # left out it means what the provider's project is set to: another price
+            data["service_tier"] = "default"  # else the provider's project decides, at another price
         if call.request.stream:
             data["stream_options"] = (data.get("stream_options") or {}) | {"include_usage": True}
     data["model"] = admitted.model.name

@@ -1,12 +1,12 @@
-"""How an attempt is settled: from what is known of its end to one ledger entry, telemetry, and its rate permit's release.
+"""How an attempt is settled: its end becomes a ledger entry and a telemetry record, and its rate permit is released.
 
 What must hold (I2):
   Each attempt is settled once.
-  What the provider reports is posted as it is; an answer whose usage is missing or zero is estimated with a margin,
-  never above what was held.
-  All of the output that was held for is posted where an estimate would have no upper side (I1): where the model
-  reasoned unseen, and where a stream was left while the provider had sent more than was read.
-  What may have been served without an answer is left to the witness.
+  The usage that the provider reports is posted as it is; an answer whose usage is missing or zero is estimated with a
+  margin, never above the hold.
+  If an estimate would have no upper bound, all of the output that was held for is posted (I1). This is so if the model
+  reasoned unseen, and if a stream was left while the provider had sent more than was read.
+  An attempt that may have been served without an answer is left to the witness.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 #: How long a cut stream's hold waits for the proxy's record of it before it is estimated, in seconds.
 WITNESS_WAIT_S = 5.0
-#: Ends of which the proxy has seen more than the service.
+#: The error codes of streams of which the proxy has read more than the service.
 _DRAINED_UPSTREAM = ("client_left", "superseded", "upstream_timeout")
 
 
@@ -76,9 +76,9 @@ class Settler:
         self._lifetime_s = lifetime_s
 
     async def settle(self, admitted: Admitted, ending: Ending, generated: Callable[[], str]) -> int | None:
-        """Post what an attempt cost, in nano-dollars. `generated` gives the answer's text, where it must be estimated.
+        """Post an attempt's cost, and return it in nano-dollars. `generated` returns the answer's text for an estimate.
 
-        None: that is not known yet, and the hold waits for the proxy's witness.
+        Returns None if the cost is not known yet, so that the hold waits for the proxy's witness.
         """
         if ending.usage_source is UsageSource.NONE and ending.state is LedgerState.POSTED:
             found = await self._unreported(admitted, ending, generated)
@@ -95,16 +95,16 @@ class Settler:
         return cost_nano
 
     def void(self, admitted: Admitted, error: TreasurerError) -> None:
-        """Nothing was bought: the whole hold goes back."""
+        """Give the whole hold back, because nothing was bought."""
         self._finish(admitted, Ending(LedgerState.VOIDED, error.status, error_code=error.code), 0)
 
     def post_hold(self, admitted: Admitted, error: TreasurerError) -> None:
-        """It may have been bought, and that will never be known: all that was held is spent."""
+        """Post the whole hold, because the answer may have been bought, and that will never be known."""
         ending = Ending(LedgerState.POSTED, error.status, usage_source=UsageSource.HOLD, error_code=error.code)
         self._finish(admitted, ending, admitted.hold.amount_nano)
 
     def unanswered(self, admitted: Admitted, error: TreasurerError, *, answered: bool = False) -> None:
-        """It may have been bought. Its hold stays until a witness is found, or until it expires.
+        """Keep the hold until a witness is found or it expires, because the answer may have been bought.
 
         `answered`: the upstream has answered, with an error that does not say whether it was billed.
         """
@@ -177,11 +177,11 @@ class Settler:
     async def _unreported(self, admitted: Admitted, ending: Ending, generated: Callable[[], str]) -> Ending | None:
         """The ending of an attempt whose answer carries no usage, with the usage as it is known elsewhere.
 
-        Of a stream that was given up or cut, the proxy's witness has the provider's report, or a count of what the
-        proxy saw: it read on there after the service had left. That count is made by a tokenizer which need not be the
-        provider's, so an estimate with its margin goes before it, and not below it. Without a witness, what was seen
-        here of a stream that was left says too little: None. What was read to its end here (a whole answer, a stream
-        that is drained) is estimated: nothing has seen more of it.
+        The proxy reads a stream on after the service has left it. So the witness of a stream that was given up or cut
+        has the provider's report, or else a count of all that the proxy saw. The tokenizer of that count may not be the
+        provider's, so an estimate with its margin is posted if it is higher. Without a witness, the part of a stream
+        that was seen before it was left is not enough for an estimate: None. An answer that was read to its end here (a
+        whole answer, a stream that is drained) is estimated, because nothing has seen more of it.
         """
         found = None
         seen_all = admitted.drain_on_disconnect or not admitted.call.request.stream
@@ -204,9 +204,9 @@ class Settler:
         return replace(ending, usage=Usage(input_tokens=input_tokens, output_tokens=output_tokens))
 
     async def _estimated(self, admitted: Admitted, ending: Ending, text: str, *, unread: bool = False) -> Ending:
-        """The provider did not report: count what went in and what came out, with a margin, within the hold.
+        """Without the provider's report: count the input and the output, with a margin, within the hold.
 
-        `unread`: more had come than was read, so that all may have been generated that was held for.
+        `unread`: more had come than was read, so all of the output that was held for may have been generated.
         """
         call, model = admitted.call, admitted.model
         input_tokens, output_tokens = admitted.bound.input_tokens, len(text.encode())
@@ -230,7 +230,7 @@ class Settler:
 
 
 def _at_the_highest_rate(admitted: Admitted, ending: Ending) -> Ending:
-    """An estimate's input as what costs most, and its tier as it was asked for: nothing has said how it was served."""
+    """Price an estimate's input at the highest rate, and at the tier that was asked for: no report shows another."""
     request = admitted.call.request
     tier = ending.service_tier or request.service_tier
     if b'"cache_control"' not in orjson.dumps(request.data):  # writing to such a cache costs more than input

@@ -1,9 +1,12 @@
-"""A streamed answer: events as they come, and what becomes of the call however they end.
+"""A streamed answer: events as they come, and the settlement of the call, however they end.
 
-What must hold (I2): a stream is settled once, by its own end if it had one, also when nobody ever reads it.
-A stream that its caller leaves, or that is too slow, is given up, and what was got of it is paid for; where the provider
-would bill all of it even so, the route wants it exact, or an idempotency key wants it kept (before its end is told), it is
-read to its end. Until the first token nothing goes to the caller: the call may still go on elsewhere.
+What must hold (I2):
+  A stream is settled once, by its own end if it had one, even if nobody ever reads it.
+  A stream that its caller leaves, or that is too slow, is closed, and the part that came is paid for.
+  It is read to its end instead if the provider would bill all of it anyway, if the route asks for the exact cost, or if
+  its answer is to be kept for an idempotency key.
+  An answer is kept before its caller sees the end, so that a repetition finds it.
+  Nothing goes to the caller before the first token, because until then another model may serve the call.
 """
 
 from __future__ import annotations
@@ -25,7 +28,7 @@ from llm_service.wire.events import EventScanner
 class StreamingAnswer(ABC):
     """Server-sent events as they come. Iterate it once, to its end or until `aclose`; then `cost_nano` is known.
 
-    It stays None where only the proxy's witness can show it, later.
+    `cost_nano` stays None if only the proxy's witness can show it, later.
     """
 
     status: int
@@ -41,7 +44,7 @@ class StreamingAnswer(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Give the stream up. Waits a moment for the cost; it stays None where it will be known only later."""
+        """Close the stream. Waits a moment for the cost, which stays None if it is known only later."""
 
     @abstractmethod
     async def settled(self) -> None:
@@ -99,10 +102,10 @@ class LiveStream(StreamingAnswer):
         self._events = self._forward()
 
     async def begin(self, within_s: float | None) -> bool:
-        """Wait for the first token; whether it came in time. Nothing has gone to the caller before.
+        """Wait for the first token, and return whether it came in time. Nothing goes to the caller before.
 
         Raises:
-            TreasurerError: the stream broke before. It is settled, or watched.
+            TreasurerError: the stream broke before. It is settled, or the sweeper watches for its witness.
         """
         self._beginning = asyncio.timeout(within_s)
         try:
@@ -114,7 +117,7 @@ class LiveStream(StreamingAnswer):
 
     @property
     def withheld(self) -> bool:
-        """Whether a content filter has ended it before anything was generated."""
+        """Whether a content filter ended the stream before anything was generated."""
         return self._scanner.withheld
 
     async def __anext__(self) -> bytes:
@@ -138,7 +141,7 @@ class LiveStream(StreamingAnswer):
     async def _forward(self) -> AsyncGenerator[bytes]:
         scanner, attempt = self._scanner, self._attempt
         error_code, status = "client_left", 499
-        held = b""  # what comes before the first token
+        held = b""  # the events before the first token
         try:
             async for chunk in self._upstream.chunks():
                 held += scanner.feed(chunk)
@@ -164,7 +167,7 @@ class LiveStream(StreamingAnswer):
             if not scanner.finished:
                 if scanner.begun and isinstance(lost.error, UpstreamTimeout):
                     attempt.late = True
-                    self._end("client_left", 499)  # given up: it costs what was got of it
+                    self._end("client_left", 499)  # given up: the part that came is paid for
                 else:
                     self._lose(lost.error)
                 raise lost.error from lost
@@ -174,7 +177,7 @@ class LiveStream(StreamingAnswer):
         await self.settled()
 
     def _refused(self) -> TreasurerError:
-        """The provider sent an error in place of a first token. Whether it billed the input, the witness will show."""
+        """The provider sent an error in place of a first token. The witness will show whether the input was billed."""
         assert self._scanner.error is not None
         error = self._upstream.event_error(self._scanner.error)
         self._lose(error, answered=True)
@@ -195,11 +198,11 @@ class LiveStream(StreamingAnswer):
         self._ended = True
         admitted, attempt, scanner = self._admitted, self._attempt, self._scanner
         if error_code == "client_left" and (scanner.finished or scanner.error is not None):
-            # A caller that leaves after the last event has not left: the stream's own end counts.
+            # A caller that closes the stream after its last event has not left early: the stream's own end counts.
             error_code, status = (None, 200) if scanner.error is None else ("upstream_cut", 502)
         left = error_code == "client_left"
         if left:
-            # A stream whose first token did not come in time was not left by its caller: it was given up.
+            # If the first token did not come in time, the stream was given up, and not left by its caller.
             attempt.late = attempt.late or (self._beginning is not None and self._beginning.expired())
             error_code, status = attempt.abandonment
         if error_code is None:

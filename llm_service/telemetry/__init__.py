@@ -1,7 +1,7 @@
-"""Metrics and traces of governed calls. What a call costs is decided elsewhere; here it is only reported.
+"""Metrics and traces of governed calls. They only report what a call costs; nothing here decides it.
 
 What must hold: telemetry never delays, fails or changes a call. `Telemetry.record` runs after the
-caller has its answer, does no I/O that waits, and never raises.
+caller has its answer, does no I/O that blocks, and never raises.
 """
 
 from __future__ import annotations

@@ -1,11 +1,13 @@
-"""Gauges that only the database can tell: what is held, and what is left of each budget.
+"""Gauges whose values are in the database: the money that is held, and the money left in each budget.
 
-What must hold: read at scrape time, never more often than `_FRESH_S`, within `_TIMEOUT_S`, and at a
-cost that does not grow with history: budgets are probed by index, and of budgets that are split (by
-run, user, session, tag) only the windows among the newest `_NEWEST_WINDOWS` are looked at. At most
-`MAX_BUDGETS` budgets are exported, the most used first; a split budget shows its most used window.
-Every instance on one database exports the same values: aggregate with `max`, never `sum`.
-Without the database they are left out, and `treasurer_database_readable` is 0: stale money is not shown.
+What must hold:
+  The database is read at scrape time, at most once every `_FRESH_S`, and for at most `_TIMEOUT_S`.
+  The cost of a read does not grow with history: budgets are looked up by index, and of budgets that are split (by run,
+  user, session, tag) only windows among the newest `_NEWEST_WINDOWS` are read.
+  At most `MAX_BUDGETS` budgets are exported, the most used first; a split budget shows its most used window.
+  Every instance on one database exports the same values: aggregate them with `max`, never with `sum`.
+  If the database cannot be read, these gauges are left out and `treasurer_database_readable` is 0, so that no stale
+  amount is shown.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _BUDGETS = load_query("telemetry/budgets")
 
 
 class Pool(Protocol):
-    """As much of an asyncpg pool as is needed here."""
+    """The part of an asyncpg pool that is needed here."""
 
     async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[Any]: ...
 

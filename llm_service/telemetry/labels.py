@@ -1,8 +1,8 @@
-"""Label values, bounded: a metric has as many series as its labels have combinations, and each costs memory forever.
+"""Bounds the values of labels: a metric has a series for each combination of them, which takes memory forever.
 
 What must hold: whatever callers send, a label takes at most its limit of distinct values, and every
-value can be encoded (a lone surrogate in one label would break every scrape from then on). What does
-not fit is counted under `OTHER`, so that sums stay true.
+value can be encoded (a lone surrogate in one label would break every scrape from then on). Further
+values are counted under `OTHER`, so that sums stay true.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def clean(text: str, length: int = _MAX_LENGTH) -> str:
 
 
 class BoundedLabels:
-    """Admits the first values of each label up to its limit; answers `OTHER` for later ones."""
+    """Admits the first values of each label up to its limit; returns `OTHER` for later ones."""
 
     def __init__(self, limits: Mapping[str, int] = LIMITS) -> None:
         self._limits = limits

@@ -1,9 +1,10 @@
 """Logging: one line a record, with the call id, without secrets.
 
 What must hold:
-- Whatever is logged, by us or by a library, in a message, an argument, an extra or a traceback: text that
-  looks like a credential is replaced before it is written.
-- Only an `OwnText` is not searched for credentials: there is one for each call, and the search took a seventh of a call's time.
+- Text that looks like a credential is replaced before it is written, whether we or a library logged it, and whether it
+  is in a message, an argument, an extra or a traceback.
+- Only an `OwnText` is not searched for credentials, because one is logged for each call, and the search took a seventh
+  of a call's time.
 - A caller cannot forge a record: in the text format control characters are escaped, and the lines of a
   traceback are marked; in the JSON format a record is one JSON object on one line.
 - Levels and destination are set once, on the root logger; the loggers of servers write through it too.
@@ -26,8 +27,8 @@ _call_id: ContextVar[str | None] = ContextVar("treasurer_call_id", default=None)
 
 REDACTED = "[redacted]"
 
-# Each keeps what tells a reader which kind of secret it was, and no more. None asks for a boundary before
-# a distinctive prefix (a repr may put `\n` there); repeats that can fail are bounded, so time is linear.
+# Each replacement keeps only enough to show which kind of secret it was. No pattern asks for a word boundary before a
+# distinctive prefix, because a repr may put `\n` there. Repeats that can fail are bounded, so the search is linear.
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"eyJ[\w-]{5,1024}\.[\w-]+(?:\.[\w-]*)?"), f"eyJ{REDACTED}"),  # JWT: our grants, cloud tokens
     (re.compile(r"sk-tr-[\w-]{4,}"), f"sk-tr-{REDACTED}"),
@@ -49,13 +50,13 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
 )
 _SECRET_NAME = re.compile(r"(?i)api[_-]?key|token$|secret|password|authorization|master_key")
-_MAX_TEXT = 16_384  # of a message or a value: a caller who provokes a long one pays no CPU of ours for it
+_MAX_TEXT = 16_384  # of a message or a value, so that a caller who provokes a long one does not cost us CPU
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "call_id", "taskName"}
 
 
-#: Short texts that were searched and are no credential: names of agents, models and errors come with every call. A text
-#: that was redacted is not kept, so no credential stays in memory here.
+#: Short texts that were searched and hold no credential, such as the names of agents, models and errors in each call. A
+#: text that was redacted is not kept, so no credential stays in memory here.
 _clean: set[str] = set()
 _MAX_CLEAN, _MAX_CLEAN_TEXT = 4_096, 128
 
@@ -69,7 +70,7 @@ class OwnText(str):
 
 @contextmanager
 def calling(call_id: UUID | str) -> Iterator[None]:
-    """Records that are logged inside carry this call id. Not across a `yield` of a generator: use `bind` there."""
+    """Records that are logged inside carry this call id. In a generator that yields inside, use `bind` instead."""
     token = _call_id.set(str(call_id))
     try:
         yield
@@ -92,7 +93,7 @@ def redact(text: str) -> str:
 
 
 def _redact_name(text: str) -> str:
-    """`redact` for texts that come again and again."""
+    """`redact` for texts that are often repeated."""
     if text in _clean:
         return text
     redacted = redact(text)
@@ -127,7 +128,7 @@ class _Formatter(logging.Formatter):
         parts = [self.formatException(record.exc_info)] if record.exc_info else [record.exc_text or ""]
         if record.stack_info:
             parts.append(self.formatStack(record.stack_info))
-        # By line: the last ones say what happened, so a long trace is not cut as a long message is.
+        # Line by line, so that a long trace is not cut as a long message is: its last lines show what happened.
         return "\n".join(redact(line) for part in parts if part for line in part.split("\n"))
 
 
@@ -171,7 +172,7 @@ def _is_own(record: logging.LogRecord) -> bool:
 
 
 def _redacted(name: str, value: object) -> object:
-    """A value of an extra as JSON can have it, redacted at any depth: by what it is, or by what it is called."""
+    """An extra's value in a form that JSON can hold, redacted at any depth, by its text or by its name."""
     if value is None or isinstance(value, (bool, int, float)):
         return value
     if _SECRET_NAME.search(name):

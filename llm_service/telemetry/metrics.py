@@ -1,13 +1,14 @@
-"""Prometheus metrics, true over several processes.
+"""Prometheus metrics, correct over several processes.
 
 What must hold:
 - Money is counted in whole nano-dollars. A series is a float64 and so exact up to 2⁵³ nano-dollars
   (9.007 million dollars for one agent on one model between restarts of the stack); the ledger is
-  exact without end, and is the truth.
+  exact without limit, and decides.
 - With `PROMETHEUS_MULTIPROC_DIR` in the environment before the process starts, each process writes a
   memory-mapped file there and any of them can `render` the sum. Counters of a dead process stay in the
-  sum, its gauges leave it. Without it an instance has a registry of its own. The folder belongs to one
-  machine (liveness is asked by process id): emptied when the stack starts, not shared by containers.
+  sum; its gauges are removed. Without the variable each instance has its own registry. The folder belongs to one
+  machine, because processes are found alive by their ids: the stack empties it at its start, and containers must not
+  share it.
 - Labels are bounded (`labels.py`), and so is their product: see `MAX_COMBINATIONS`.
 - `call` costs tens of microseconds: children are looked up once for each combination, then kept.
 """
@@ -33,7 +34,7 @@ from llm_service.types import LedgerState, Principal, UsageSource
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 #: Distinct (organisation, team, agent, model, provider) before all the rest is counted as `other`. A scrape
-#: at this bound costs 0.2 to 0.35 s of CPU, in a thread of the process that is asked.
+#: at this bound costs 0.2 to 0.35 s of CPU, in a thread of the process that answers.
 MAX_COMBINATIONS = 1_000
 _MAX_CACHED = 20_000
 
@@ -46,7 +47,7 @@ _LIVE_FILE = re.compile(r"^gauge_live[a-z]*_([0-9]+)\.db$")
 
 
 class _Call:
-    """The children that calls of one combination of labels move. Rare ones are made when first needed."""
+    """The metrics that calls of one combination of labels change. Rarely needed ones are made on first use."""
 
     __slots__ = ("calls", "error", "first_token", "latency", "model", "provider", "spend", "tokens", "who")
 
@@ -66,7 +67,7 @@ class _Call:
 
 
 class Metrics:
-    """The families, and how a call moves them. One instance a process when the multiprocess folder is in use."""
+    """The metric families, and how a call changes them. A process with the multiprocess folder has only one instance."""
 
     def __init__(self, *, max_combinations: int = MAX_COMBINATIONS, bounded: BoundedLabels | None = None) -> None:
         disable_created_metrics()  # the multiprocess mode has none; so both modes render the same series
@@ -125,7 +126,7 @@ class Metrics:
         )
         self.upstream_errors = self._counter(
             "upstream_errors",
-            "Attempts that ended in an error; callers that left are none.",
+            "Attempts that ended in an error; those that callers left are not counted.",
             "model",
             "provider",
             "status",
@@ -139,7 +140,7 @@ class Metrics:
             "Money posted by this stack's processes, in nano-dollars; exact up to 2^53 in one series.",
             *(*_WHO, *where),
         )
-        # Without labels, so that they are there from the start: an alert on their first step needs a 0 before it.
+        # Without labels, so that they exist from the start, because an alert on the first increase needs a 0 before it.
         self.overshoot_calls = self._counter("hold_overshoot_calls", "Attempts that cost more than was held.")
         self.overshoot_nano = self._counter("hold_overshoot_nano_dollars", "Cost above what was held, in nano-dollars.")
         self.compared = self._counter(
@@ -160,17 +161,19 @@ class Metrics:
             "group_seconds", "Duration of one grouped statement.", _GROUP_SECONDS_BUCKETS, "kind"
         )
         self.sweeps = self._counter("sweeps", "Runs of the sweeper.")
-        self.swept = self._counter("swept_holds", "Holds that the sweeper ended, by what it went by.", "how")
+        self.swept = self._counter(
+            "swept_holds", "Holds that the sweeper ended: expired by policy, or witnessed.", "how"
+        )
         self.swept_at = self._gauge("last_sweep_timestamp_seconds", "When the sweeper last ran.", mode="max")
         self.degraded = self._gauge("degraded", "1 while a part has fallen back, in any live process.", "part")
         self.audit_differences = self._gauge(
-            "audit_differences", "What the last audit found to differ.", mode="mostrecent"
+            "audit_differences", "Differences that the last audit found.", mode="mostrecent"
         )
         self.audited_at = self._gauge("last_audit_timestamp_seconds", "When an audit last ran.", mode="max")
         self.spans = self._counter("spans", "Spans by exporter and what became of them.", "exporter", "outcome")
 
     def catalogue(self, models: Iterable[str]) -> None:
-        """From now on a model that is not among these is labelled `unknown`: callers do not make series."""
+        """From now on a model that is not among these is labelled `unknown`, so that callers cannot create series."""
         self._models = frozenset(models)
 
     def _model(self, name: str) -> str:
@@ -233,7 +236,7 @@ class Metrics:
             self.overshoot_nano.inc(call.cost_nano - call.held_nano)
         measured = call.usage_source in (UsageSource.PROVIDER, UsageSource.WITNESS)
         if call.proxy_cost_nano is None or call.state is not LedgerState.POSTED or not measured:
-            return  # an estimate has no price of LiteLLM's to agree with
+            return  # LiteLLM has no price for an estimate
         self.compared.labels(*where).inc()
         difference = call.cost_nano - call.proxy_cost_nano
         if difference:
@@ -257,13 +260,13 @@ class Metrics:
         """The text that Prometheus reads: the sum over processes, then `more` once. CPU only; may take milliseconds."""
         if self._directory is None:
             return generate_latest(_Joined(self.registry, more))
-        self._directory.mkdir(parents=True, exist_ok=True)  # a hand may have cleared it: `more` is told nevertheless
+        self._directory.mkdir(parents=True, exist_ok=True)  # somebody may have removed it: `more` is still due
         _forget_dead(self._directory)
         return generate_latest(_Joined(_Processes(self._directory), more))
 
 
 class _Processes(Collector):
-    """The sum over every process's file. A file is empty until its process has made room in it."""
+    """The sum over every process's file. A file is empty until its process has allocated space in it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -291,7 +294,7 @@ def _multiprocess_directory() -> Path | None:
 
 
 def _forget_dead(directory: Path) -> None:
-    """Remove the live gauges of processes that are gone. Their counters stay: what they counted happened."""
+    """Remove the live gauges of processes that are gone. Their counters stay: the counted events did happen."""
     for file in directory.iterdir():
         match = _LIVE_FILE.match(file.name)
         if match is None:
@@ -301,4 +304,4 @@ def _forget_dead(directory: Path) -> None:
         except ProcessLookupError:
             file.unlink(missing_ok=True)
         except PermissionError:
-            continue  # alive, another user's
+            continue  # alive, but another user's

@@ -1,4 +1,4 @@
-"""What telemetry is told of one attempt. No prompt and no answer: what is not here cannot leak from here."""
+"""The facts of one attempt that telemetry receives. It cannot leak a prompt or an answer, because it gets neither."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from llm_service.types import CallContext, LedgerState, Principal, Usage, UsageS
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """One attempt of one call, as it ended. Nano-dollars and milliseconds; `parent` is `Telemetry.parent`'s."""
+    """One attempt of one call, as it ended. Nano-dollars and milliseconds; `parent` is from `Telemetry.parent`."""
 
     call_id: UUID
     attempt: int
@@ -39,7 +39,7 @@ class CallRecord:
 
     @property
     def outcome(self) -> Literal["ok", "error", "left"]:
-        """Whose doing the end was: a caller that left is no fault of the provider's."""
+        """How the attempt ended. A caller that left is counted separately, because the provider did not fail then."""
         if self.error_code == "client_left":
             return "left"
         return "ok" if self.error_code is None and self.status < 400 else "error"

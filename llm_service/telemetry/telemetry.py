@@ -1,4 +1,4 @@
-"""The one object that the service tells what happened: metrics always, spans where an endpoint is configured."""
+"""The one object to which the service reports events: as metrics always, as spans if an endpoint is configured."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ CLOSE_S = 2.0
 
 
 class Telemetry:
-    """Metrics and spans. No method but `close` and `render` waits, and none that records raises."""
+    """Metrics and spans. Only `close` and `render` wait, and no method that records raises."""
 
     def __init__(self, metrics: Metrics, gauges: DatabaseGauges, traces: Traces | None) -> None:
         self.metrics = metrics
@@ -73,11 +73,11 @@ class Telemetry:
         self._safely(lambda: self.metrics.refused(principal, model, error.code))
 
     def fell_back(self, model: str, to: str, reason: str) -> None:
-        """A call goes on with another attempt. The models are of the catalogue."""
+        """Count a call's further attempt. Both models must be in the catalogue, because they become labels."""
         self._safely(lambda: self.metrics.fallbacks.labels(model, to, reason).inc())
 
     def breaker(self, name: str, state: str, own: bool) -> None:
-        """A circuit breaker has taken a state: closed, half-open or open. Counted where it happened (`own`)."""
+        """Show a breaker's new state: closed, half-open or open. Count it if this process made the change (`own`)."""
 
         def observe() -> None:
             self.metrics.breaker_state.labels(name).set({"closed": 0, "half-open": 1}.get(state, 2))
@@ -87,11 +87,11 @@ class Telemetry:
         self._safely(observe)
 
     def breaker_refused(self, name: str) -> None:
-        """A circuit breaker kept an attempt out."""
+        """Count an attempt that a circuit breaker kept out."""
         self._safely(lambda: self.metrics.breaker_refusals.labels(name).inc())
 
     def group(self, kind: str, size: int, seconds: float) -> None:
-        """One grouped statement: `kind` is "admit" or "settle"."""
+        """Observe one grouped statement: `kind` is "admit" or "settle"."""
 
         def observe() -> None:
             self.metrics.group_size.labels(kind).observe(size)
@@ -100,7 +100,7 @@ class Telemetry:
         self._safely(observe)
 
     def degraded(self, part: str, active: bool) -> None:
-        """A part has fallen back (`active`), or is itself again."""
+        """Show that a part has fallen back (`active`), or works normally again."""
         part = self.metrics.bounded("part", part)
         self._safely(lambda: self.metrics.degraded.labels(part).set(1 if active else 0))
 
@@ -125,28 +125,29 @@ class Telemetry:
         self._safely(observe)
 
     def catalogue(self, models: Iterable[str]) -> None:
-        """The models there are. Anything else a caller names is labelled `unknown`."""
+        """Set the models that exist. Any other name that a caller gives is labelled `unknown`."""
         self.metrics.catalogue(models)
 
     def parent(self, traceparent: str | None) -> object | None:
-        """What a call's span goes under: the caller's W3C `traceparent`, else the span that is open here."""
+        """The parent of a call's span: the caller's W3C `traceparent`, else the span that is open here."""
         return None if self._traces is None else self._traces.parent(traceparent)
 
     async def render(self) -> bytes:
         """All metrics, of all processes, for Prometheus (`CONTENT_TYPE`); the database's gauges once.
 
-        CPU in a thread. Scrapes that wait for each other share one text, so that many cost as one.
+        The text is made in a thread. Scrapes that wait at the same time share one text, so that many cost no more than
+        one.
         """
         asked_at = time.monotonic()
         async with self._rendering:
-            if self._rendered_at < asked_at:  # else one was begun while this waited: it is as good
+            if self._rendered_at < asked_at:  # else a text was begun after this scrape arrived, and is new enough
                 self._rendered_at = time.monotonic()
                 more = await self._gauges.families()
                 self._rendered = await asyncio.to_thread(self.metrics.render, more)
             return self._rendered
 
     async def close(self) -> None:
-        """Export what waits, for at most two seconds."""
+        """Export the spans that still wait, for at most two seconds."""
         if self._traces is not None:
             await self._traces.close(CLOSE_S)
 
@@ -161,7 +162,7 @@ class Telemetry:
             _logger.warning("spans do not reach %s: they are dropped and counted, calls go on", exporter)
 
     def _safely(self, observe: Callable[[], None]) -> None:
-        """A fault in telemetry is logged and goes no further: the call it tells of is over, and was right."""
+        """Log a fault in telemetry, and let it go no further: the call itself is over, and not at fault."""
         try:
             observe()
         except Exception:

@@ -1,8 +1,8 @@
 """Spans: one for each attempt, built when it has ended, exported by OTLP over HTTP. Imported only when configured.
 
 What must hold:
-- No call waits for an exporter. Each endpoint has a bounded queue and a daemon thread of its own; what
-  does not fit is dropped and counted, a dead or silent endpoint costs its own spans and nothing else.
+- No call waits for an exporter. Each endpoint has its own bounded queue and daemon thread; spans
+  that do not fit are dropped and counted, and a dead or silent endpoint loses its own spans and nothing else.
 - `close` ends within its time, whatever the endpoint does.
 - Names are those of OpenTelemetry's GenAI conventions, `treasurer.*`, and `langfuse.*` where Langfuse
   would otherwise guess (its cost and usage). Prompts and answers are never on a span.
@@ -100,7 +100,7 @@ def _http(url: str, name: str) -> str:
 
 
 class _Watched(SpanExporter):
-    """The exporter, telling its queue what became of each batch."""
+    """An exporter that reports the outcome of each batch to its queue."""
 
     def __init__(self, inner: SpanExporter, ended: Callable[[int, bool], None]) -> None:
         self._inner, self._ended = inner, ended
@@ -137,7 +137,7 @@ class SpanQueue(SpanProcessor):
         self._closed = False
         self._failing = False
         self._exporter = _Watched(exporter, self._ended)
-        # One place more than we let in: the processor's own dropping, which cannot be counted, never happens.
+        # One place more than we fill, so that the processor never drops a span itself, which could not be counted.
         self._batch = BatchSpanProcessor(
             self._exporter,
             max_queue_size=max_queue + 1,
@@ -167,14 +167,14 @@ class SpanQueue(SpanProcessor):
             self._health(self.name, exported)
 
     def shutdown(self) -> None:
-        """Export what waits, then stop. May block for as long as the endpoint does: call it in a thread."""
+        """Export the spans that wait, then stop. May block for as long as the endpoint does, so call it in a thread."""
         self._batch.shutdown()
 
     def force_flush(self, timeout_millis: int | None = None) -> bool:
         return self._batch.force_flush(timeout_millis)
 
     def give_up(self) -> None:
-        """Count what still waits as dropped, and interrupt the exporter."""
+        """Count the spans that still wait as dropped, and interrupt the exporter."""
         with self._lock:
             if self._closed:
                 return
@@ -216,7 +216,7 @@ class Traces:
         max_queue: int = MAX_QUEUE,
     ) -> Traces:
         """Start a queue for each endpoint. `count` and `health` are called from the queues' threads."""
-        # They say the same thing for every batch, without end; `health` says it once.
+        # These loggers would repeat an error for every batch; `health` reports it once.
         logging.getLogger("opentelemetry.exporter.otlp").setLevel(logging.CRITICAL)
         logging.getLogger("opentelemetry.sdk._shared_internal").setLevel(logging.CRITICAL)
         queues: list[SpanQueue] = []
@@ -249,9 +249,9 @@ class Traces:
         span.end(start_ns + call.latency_ms * 1_000_000)
 
     async def close(self, timeout_s: float) -> None:
-        """Flush every queue at once; after `timeout_s` give up what is left."""
-        # Daemon threads, not the loop's executor: that one is joined at exit, however long it takes. And
-        # looked at, not awaited: a thread that ends late must not touch a loop that has closed.
+        """Flush all queues at the same time; after `timeout_s` give up the spans that are left."""
+        # Daemon threads, because the loop's executor is joined at exit, however long that takes. They are
+        # polled, not awaited, because a thread that ends late must not touch a loop that has closed.
         threads = [threading.Thread(target=queue.shutdown, daemon=True) for queue in self._queues]
         for thread in threads:
             thread.start()
@@ -263,7 +263,7 @@ class Traces:
 
 
 def attributes(call: CallRecord) -> dict[str, AttributeValue]:
-    """A span's attributes. Everything here is safe to show to who may see costs: no prompt, answer or secret."""
+    """A span's attributes. All are safe to show to anybody who may see costs: no prompt, answer or secret."""
     who, context, usage = call.principal, call.context, call.usage
     values: dict[str, AttributeValue | None] = {
         "gen_ai.operation.name": call.operation,
@@ -300,7 +300,7 @@ def attributes(call: CallRecord) -> dict[str, AttributeValue]:
 
 
 def _langfuse(call: CallRecord) -> dict[str, AttributeValue | None]:
-    """What Langfuse reads before anything else. Its usage kinds exclude each other; ours include."""
+    """The attributes that Langfuse prefers to all others. Its kinds of usage do not overlap, so ours are subtracted."""
     usage, context = call.usage, call.context
     kinds = {
         "input": usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens,

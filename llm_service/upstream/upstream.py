@@ -41,7 +41,7 @@ class Refusal:
     billing: Billing
     #: The error for the caller where it turns out that the upstream never began with the request.
     never_begun: ProxyUnavailable
-    #: False: a server on the way may have answered instead, so the upstream may never have begun with the request.
+    #: False: the answer may be from a server in between, so the upstream may never have got the request.
     begun: bool = True
     #: Our own check of the grant refused the request: no provider was asked, and nothing follows about the model.
     by_us: bool = False

@@ -100,7 +100,7 @@ def test_what_another_account_has_put_there_is_refused(tmp_path: Path) -> None:
     (folder / "callbacks.py").write_text("")
     own_folder(folder)
     os.chown(folder / "callbacks.py", 12345, 12345)
-    with pytest.raises(FolderNotOurs, match=r"callbacks\.py is not ours"):
+    with pytest.raises(FolderNotOurs, match=r"callbacks\.py belongs to another account"):
         own_folder(folder)
 
 

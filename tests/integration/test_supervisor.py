@@ -190,7 +190,7 @@ def test_parts_that_die_are_started_again_and_so_is_the_watchdog(up: Starter) ->
         assert time.monotonic() < deadline, running.said
         time.sleep(0.1)
     assert running.said.count("killed by SIGKILL; starting again in") >= 3
-    assert "The watchdog died; started again." in running.said
+    assert "The watchdog died, and is started again." in running.said
     family = running.family()
     running.process.kill()
     running.process.wait()

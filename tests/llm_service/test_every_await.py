@@ -355,7 +355,7 @@ def check(books: Books) -> None:
             assert entry.cost_nano == books.billed[attempt] or entry.usage_source == "estimated", entry
         elif attempt in books.refused:
             assert entry.cost_nano == 0
-        else:  # nobody can tell that it was not sent
+        else:  # it cannot be proved that it was not sent
             assert entry.cost_nano in (0, books.ever_held[attempt])
     if books.billed:
         assert books.keys.released == []
@@ -366,7 +366,7 @@ def check(books: Books) -> None:
 def test_i2_wherever_a_call_is_stopped_each_attempt_ends_once_at_its_cost(name: str, dies: bool) -> None:
     fails, work = SCENARIOS[name]
     books, turns = run(Books(), fails, work, 0, dies=False)
-    check(books)  # it needs no sweep where nothing stops it
+    check(books)  # a call that nothing stops is settled without a sweep
     assert turns >= 8
     for number in range(1, turns + 1):
         books, _ = run(Books(), fails, work, number, dies=dies)

@@ -31,10 +31,10 @@ class Ask:
 
     face: str
     model: str
-    fingerprint: bytes  # what the answer is a function of
+    fingerprint: bytes  # the parts of the request that decide the answer
     input_tokens: int
     user_text: str  # the last user message
-    marked_text: str  # all user messages: where scripts are looked for
+    marked_text: str  # all user messages, which may contain a script
     stream: bool = False
     max_tokens: int | None = None
     n: int = 1

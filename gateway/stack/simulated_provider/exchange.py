@@ -1,7 +1,8 @@
 """One HTTP exchange over bare ASGI: body in, headers and bytes out, and noticing that the client has left.
 
-What must hold: whoever waits or streams here learns of a client that left, as `ClientLeft`, while it waits and not
-after. Nothing is watched for an answer that is sent at once: that path costs no task.
+What must hold:
+If the client leaves during a wait or a stream, `ClientLeft` is raised at once, and not only after the wait.
+For an answer that is sent at once, nothing watches the client, so that it costs no task.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ def serve(
     book = Meter(PriceList.load(prices, overrides), meter)
     provider = Provider(book, seed=seed, models=models)
     gc.freeze()
-    gc.set_threshold(50_000, 20, 20)  # the meter's lines live for ever: do not walk them often
+    gc.set_threshold(50_000, 20, 20)  # the meter's lines are kept forever, so collect rarely
     listener = socket.create_server((host, port), backlog=2048)
     config = uvicorn.Config(
         provider,  # pyright: ignore[reportArgumentType]  # ASGI with plain mappings

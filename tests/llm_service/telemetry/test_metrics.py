@@ -85,7 +85,7 @@ async def test_a_caller_that_left_is_no_error_of_the_provider(make_record: MakeR
 async def test_i1_cost_above_the_hold_moves_the_overshoot_counters(make_record: MakeRecord):
     telemetry = Telemetry.create()
     before = await telemetry.render()
-    assert samples(before)["treasurer_hold_overshoot_nano_dollars_total"] == {(): 0}  # there before it moves
+    assert samples(before)["treasurer_hold_overshoot_nano_dollars_total"] == {(): 0}  # it exists before it moves
     telemetry.record(make_record(held_nano=1_000, cost_nano=1_250, proxy_cost_nano=1_250))
     text = await telemetry.render()
     assert value(text, "treasurer_hold_overshoot_nano_dollars_total") == 250
