@@ -77,6 +77,7 @@ def demo() -> None:
 
 async def _demo(settings: Settings) -> None:
     from gateway.stack.board import Board
+    from gateway.stack.data_lock import DataFolderUnusable
     from gateway.stack.litellm import ConfigError
     from gateway.stack.part import PartFailed
     from gateway.stack.plan import PlanError
@@ -96,7 +97,7 @@ async def _demo(settings: Settings) -> None:
         finally:
             console.print("Stopping …", style="dim")
             await manager.__aexit__(None, None, None)
-    except (ConfigError, PartFailed, PlanError, PostgresError) as error:
+    except (ConfigError, DataFolderUnusable, PartFailed, PlanError, PostgresError) as error:
         fail(str(error))
 
 

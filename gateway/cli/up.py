@@ -35,7 +35,7 @@ def up(
 
 async def _up(settings: Settings) -> None:
     from gateway.stack.board import Board
-    from gateway.stack.data_lock import AlreadyRunning
+    from gateway.stack.data_lock import AlreadyRunning, DataFolderUnusable
     from gateway.stack.litellm import ConfigError
     from gateway.stack.part import PartFailed
     from gateway.stack.plan import Plan, PlanError
@@ -69,7 +69,7 @@ async def _up(settings: Settings) -> None:
         console.print("Treasurer has stopped.")
     except AlreadyRunning as error:
         fail(str(error), ExitCode.ALREADY_RUNNING)
-    except (ConfigError, PartFailed, PlanError, PostgresError) as error:
+    except (ConfigError, DataFolderUnusable, PartFailed, PlanError, PostgresError) as error:
         fail(str(error), ExitCode.FAILED)
 
 

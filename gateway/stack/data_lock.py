@@ -35,6 +35,10 @@ class AlreadyRunning(Exception):
         )
 
 
+class DataFolderUnusable(Exception):
+    """The data folder cannot be made, or not written to. The message says which folder, and why."""
+
+
 class DataLock:
     """A data folder that is locked for this supervisor. Records each process that the supervisor starts, for the next one."""
 
@@ -55,9 +59,16 @@ def data_lock(data_dir: Path) -> Iterator[DataLock]:
 
     Raises:
         AlreadyRunning: another supervisor holds it.
+        DataFolderUnusable: it cannot be made or written to.
     """
-    data_dir.mkdir(parents=True, exist_ok=True)
-    handle = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        data_dir.mkdir(parents=True, exist_ok=True)
+        handle = os.open(data_dir / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise DataFolderUnusable(
+            f"The data folder {data_dir} cannot be used: {error.strerror}. "
+            "Give another one with --data-dir or TREASURER_DATA_DIR."
+        ) from error
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -144,6 +144,13 @@ def reachable_host(host: str) -> str:
 
 
 def _choose_ports(settings: Settings, notices: list[str]) -> _Ports:
+    try:
+        free_ports(1, settings.host)
+    except OSError as error:
+        raise PlanError(
+            f"The gateway cannot listen on {settings.host}: {error.strerror}. "
+            "Give an address of this machine with --host or TREASURER_HOST."
+        ) from error
     *parts, spare = free_ports(5 + settings.gateways)
     gateway = settings.port or spare
     if not is_free(settings.host, gateway):

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
     """`count` different ports of `host` on which nothing listens now."""
     with ExitStack() as held:  # keep each port until all are found, so that none is found twice
-        probes = [held.enter_context(socket.socket()) for _ in range(count)]
+        probes = [held.enter_context(socket.socket(_family(host))) for _ in range(count)]
         for probe in probes:
             probe.bind((host, 0))
         return [int(probe.getsockname()[1]) for probe in probes]
@@ -25,7 +25,7 @@ def is_free(host: str, port: int) -> bool:
 
     With SO_REUSEADDR, as servers set it, a port in TIME_WAIT counts as free. A port with a listener does not.
     """
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+    with socket.socket(_family(host)) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
@@ -36,10 +36,13 @@ def is_free(host: str, port: int) -> bool:
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Other processes may listen on the same port too (SO_REUSEPORT)."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener = socket.socket(_family(host), socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.bind((host, port))
     listener.listen(2048)
     return listener
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET

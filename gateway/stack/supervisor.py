@@ -45,6 +45,7 @@ async def running_stack(
 
     Raises:
         AlreadyRunning: another supervisor has the data folder.
+        DataFolderUnusable: the data folder cannot be made or written to.
         PlanError, SettingsError, PostgresError, ConfigError: something is missing or wrong; the message names it.
         PartFailed: a part did not start; the message has the last lines of its log.
     """

@@ -100,13 +100,3 @@ async def test_a_hot_route_is_described_as_it_is_served(
     assert (await gateway.client.post(path, content=b"{}")).status_code == 401
     wrong = await gateway.client.get(path)
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
-
-
-async def test_the_description_is_made_once(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    first = await gateway.client.get("/openapi.json")
-
-    def again(*_: object, **__: object) -> None:
-        raise AssertionError("it is made again")
-
-    monkeypatch.setattr("fastapi.applications.get_openapi", again)
-    assert (await gateway.client.get("/openapi.json")).content == first.content
