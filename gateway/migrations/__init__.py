@@ -1,9 +1,10 @@
 """The database's schema, brought up to date by Alembic.
 
-What must hold: any number of starters may call `migrate` at once and each revision runs exactly
-once: the whole upgrade is one transaction that first takes an advisory lock, so the others wait,
-then find nothing to do; a revision that fails leaves nothing behind. SQLAlchemy is used here and
-nowhere else, and only to give Alembic a connection.
+What must hold:
+  Any number of processes may call `migrate` at once, and each revision runs exactly once. The whole upgrade is one
+      transaction, which first takes an advisory lock. The other processes wait for the lock, and then find nothing to do.
+  A revision that fails leaves nothing behind.
+SQLAlchemy is used here and nowhere else, and only to give Alembic a connection.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the provider says: text, JSON, or tool calls, each a function of the request and of the seed.
 
-What must hold: an answer never has more tokens than the request allows, thought included; it is then cut and
-finished with "length". A tool's arguments are valid against its schema.
+What must hold: an answer never has more tokens than the request allows, reasoning included. A longer one is cut, and
+ends with the finish reason "length". A tool's arguments are valid against its schema.
 
 Which tool is called: those that the last user message names (all of them when parallel calls are allowed). If
 none is named and a call is required, the last tool offered: agent frameworks put the output tool there.
@@ -88,7 +88,7 @@ def _choice(ask: Ask, knobs: Knobs, random: Random) -> Choice:
 
 
 def prose(random: Random, length: int) -> list[str]:
-    """So many tokens of plausible text: words in sentences, a full stop being a token too."""
+    """Plausible text of `length` tokens: words in sentences. A full stop counts as a token too."""
     words = iter(random.choices(WORDS, k=length))
     pieces: list[str] = []
     while len(pieces) < length:
@@ -143,7 +143,7 @@ def _mentions(text: str, name: str) -> bool:
 
 
 def grouped(pieces: list[str], size: int) -> Iterator[tuple[str, int]]:
-    """The pieces joined by so many, each with how many tokens it holds."""
+    """The pieces, joined in groups of `size`. Each group comes with the number of its tokens."""
     for start in range(0, len(pieces), size):
         part = pieces[start : start + size]
         yield "".join(part), len(part)

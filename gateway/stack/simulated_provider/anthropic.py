@@ -130,7 +130,7 @@ def _schema(body: Json) -> Json | None:
 
 
 def _heeding_notes(value: Any) -> Any:
-    """The schema with the bounds that its descriptions tell of.
+    """The schema, with the bounds that stand in its descriptions.
 
     Anthropic's schemas know no bounds, so its SDK and LiteLLM move them into descriptions, where a model reads them.
     """

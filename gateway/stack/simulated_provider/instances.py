@@ -18,7 +18,7 @@ from gateway.stack.simulated_provider.ask import Json
 from gateway.stack.simulated_provider.patterns import matching
 from gateway.stack.simulated_provider.words import WORDS
 
-#: From this depth on only what the schema requires is made; from the second, a schema is taken as unending.
+#: From the first depth on, only what the schema requires is made. At the second, the schema counts as one without an end.
 _SPARSE, _UNENDING = 5, 60
 
 _MADE: dict[str, Callable[[Random], str]] = {

@@ -1,7 +1,8 @@
 """The meter: one invoice line for each request that did work, and sums of them in integers.
 
 What must hold: the invoice is the sum of its lines, to the nano-dollar. With a file, each line is
-flushed to the system as it is booked, so that a kill of this program loses none (a power cut may).
+flushed to the operating system as soon as it is written, so that no line is lost when this program is killed (a power
+cut may lose some).
 """
 
 from __future__ import annotations

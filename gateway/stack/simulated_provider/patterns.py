@@ -1,7 +1,7 @@
-"""A string that a regular expression matches: enough of the language for the patterns that schemas carry.
+"""Makes a string that a regular expression matches, for the kinds of patterns that schemas have.
 
-The expression is parsed by Python's own parser and walked; what comes out is checked against the
-expression, so that a construct this walk does not know is an error and never a wrong string.
+Python's own parser reads the expression, and this module walks the result. The string is checked against the expression
+at the end, so that a construct that the walk does not know is an error and never a wrong string.
 """
 
 from __future__ import annotations

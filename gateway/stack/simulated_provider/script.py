@@ -4,7 +4,7 @@ Three ways, later ones win knob by knob:
 - rules, posted as a list to `/_sim/script`; the first rule that matches and has times left is used;
 - the request header `x-sim-script`, a JSON object of knobs;
 - a marker in a user's message or an embedding's input, `[[sim: {"status": 429, "retry_after": 2}]]`, which
-  passes through any proxy. A marker may say `"times": 1`: that very text then works so often only.
+  passes through any proxy. A marker may say `"times": 1`: the marker with exactly this text then counts only so many times.
 
 What must hold: an unknown or ill-typed knob is refused by name, never ignored.
 """
@@ -38,28 +38,28 @@ _TOKEN_NAMES = frozenset(
 class Knobs:
     """What one request is to do. Times in seconds; `None` leaves a thing as it is."""
 
-    latency_s: float = 0  # before anything, a scripted status too
+    latency_s: float = 0  # before everything else, also before a scripted status
     first_token_s: float = 0  # after a stream's headers, before its first token
-    tokens_per_s: float | None = None  # none: as fast as can be
-    chunk_tokens: int | None = None  # tokens in one streamed event; none: as this provider does
+    tokens_per_s: float | None = None  # None: as fast as possible
+    chunk_tokens: int | None = None  # tokens in one streamed event. None: as many as this provider sends
     output_tokens: int | None = None  # the answer's length, still bounded by the request's max tokens
     text: str | None = None  # the exact answer
     tool_calls: list[dict[str, Any]] | None = None  # exactly these calls: [{"name": …, "arguments": {…}}]
     status: int | None = None  # an error instead of an answer; bills nothing unless `billed` says so
     retry_after: float | None = None
     error: dict[str, Any] | None = None  # the error's whole body
-    hang_s: float = 0  # silence before the headers, or in a stream after `hang_after_tokens`
+    hang_s: float = 0  # sends nothing for so long: before the headers, or in a stream after `hang_after_tokens`
     hang_after_tokens: int | None = None
     cut_after_tokens: int | None = None  # closes the connection after the event that holds this token
     cut_before_headers: bool = False  # closes it without an answer; bills nothing unless `billed` says so
-    slow_body_s: float = 0  # an answer that is not streamed drips out over this time
+    slow_body_s: float = 0  # an answer that is not streamed is sent in small parts over this time
     usage: Literal["missing", "zero"] | dict[str, int] | None = None  # what is reported
     billed: Literal["full", "none"] | dict[str, int] | None = None  # what is truly billed, whatever happens
     cached_tokens: int = 0  # this much of the input came from the cache
     cache_write_tokens: int = 0  # this much of the input was written to the cache
     cache_write_1h_tokens: int = 0  # this much of that for an hour
-    reasoning_tokens: int = 0  # thought before the answer; output tokens that nobody sees
-    mark: str = ""  # what the line on the invoice is to carry: so that it names the caller's call
+    reasoning_tokens: int = 0  # output tokens of reasoning before the answer, which the caller does not see
+    mark: str = ""  # written on the invoice's line, so that a test finds the line of its own call
 
 
 _TYPES: dict[str, tuple[type, ...]] = {

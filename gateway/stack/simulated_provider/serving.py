@@ -1,9 +1,10 @@
-"""Serving one request that does work: what its script makes of it, and the one line that it leaves on the invoice.
+"""Serves one request that makes the provider work: follows the request's script, and writes one line on the invoice.
 
-What must hold: from the moment that work begins a request is billed exactly once, whatever ends it. A refusal
-(a scripted status, a connection cut before the headers) is not billed, unless the script's `billed` says so.
-A client that leaves pays for the input and for what was generated until then; one that
-leaves while its answer is still awaited, hanging included, for the input and the pace so far.
+What must hold:
+  From the moment that work begins, a request is billed exactly once, however it ends.
+  A refusal (a scripted status, a connection cut before the headers) is billed only if the script's `billed` says so.
+  A client that leaves is billed for the input and for what was generated until then. If it leaves before the answer has
+      begun (the provider may be hanging), that is the input and what the script's pace would have generated so far.
 """
 
 from __future__ import annotations
@@ -82,13 +83,13 @@ class Job:
             )
 
     def refuse(self, state: State) -> None:
-        """Bill nothing, unless the script insists."""
+        """Bill nothing, unless the script says what is billed."""
         if self.knobs.billed is None:
             self.booked = True
         self.book(state)
 
     def generated(self, elapsed_s: float) -> int:
-        """Output tokens generated so long after the start, at the script's pace; none is known without one."""
+        """Output tokens generated this long after the start, at the script's pace. A script without a pace: 0."""
         rate = self.knobs.tokens_per_s
         return int(max(0.0, elapsed_s - self.knobs.first_token_s) * rate) if rate else 0
 

@@ -36,7 +36,7 @@ def with_output(tokens: Tokens, output: int, reasoning: int) -> Tokens:
 
 
 def reported(tokens: Tokens, knobs: Knobs) -> Tokens | None:
-    """What the answer says was used; None when it says nothing."""
+    """The usage that the answer reports. None: it reports none."""
     if knobs.usage == "missing":
         return None
     if knobs.usage == "zero":
