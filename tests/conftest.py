@@ -49,6 +49,7 @@ _LONG = (
     "integration/test_audit.py",
     "integration/test_governed_failures.py",
     "integration/test_price_book.py",
+    "integration/test_demo.py",
     "integration/test_crowds.py",
     "integration/test_digest.py",
     "integration/test_reports.py",

@@ -70,7 +70,10 @@ def demo() -> None:
     try:
         run_async(_demo(settings))
     except BaseException:
-        Console(stderr=True).print(f"What happened is in the logs in {folder / 'data' / 'logs'}")
+        if any((folder / "data" / "logs").glob("*")):
+            Console(stderr=True).print(f"What happened is in the logs in {folder / 'data' / 'logs'}")
+        else:
+            shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -80,16 +83,24 @@ async def _demo(settings: Settings) -> None:
     from gateway.stack.data_lock import DataFolderUnusable
     from gateway.stack.litellm import ConfigError
     from gateway.stack.part import PartFailed
-    from gateway.stack.plan import PlanError
+    from gateway.stack.plan import Plan, PlanError
     from gateway.stack.postgres import PostgresError
     from gateway.stack.supervisor import running_stack
 
     console = Console()
     console.print(Rule("Treasurer: starting everything (the first start takes half a minute)"))
     board = Board(console)
+
+    def planned(plan: Plan) -> None:
+        if plan.state.provider_url is None or plan.state.real:
+            raise PlanError(
+                "The demo only spends with the simulated provider: unset the providers' keys (OPENAI_API_KEY …) and try again."
+            )
+        board.plan(plan)
+
     try:
         with board:
-            manager = running_stack(settings, board.progress, board.plan)
+            manager = running_stack(settings, board.progress, planned)
             state = await manager.__aenter__()
             board.ready(state)
         try:
@@ -104,10 +115,6 @@ async def _demo(settings: Settings) -> None:
 async def _scenario(settings: Settings, state: StackState, console: Console) -> None:
     import asyncpg
 
-    if state.provider_url is None or state.real:
-        fail(
-            "The demo only spends with the simulated provider: unset the providers' keys (OPENAI_API_KEY …) and try again."
-        )
     async with asyncpg.create_pool(state.database_url, min_size=1, max_size=4) as pool:
         keys = await _set_up(pool, console)
         console.print(Rule("1. Agents spend"))
