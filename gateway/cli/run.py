@@ -73,7 +73,7 @@ async def _digest(settings: Settings, request: RunRequest, *, json: bool) -> Non
         except FeedError as error:
             fail(f"{error}.{format_spent(run)}")
     for error in deps.failed.values():
-        Console(stderr=True).print(Text.assemble(("left out: ", "yellow"), printable(str(error))))
+        Console(stderr=True).print(Text.assemble(("left out: ", "yellow"), one_line(str(error))))
     if json:
         print(json_.dumps(as_json(result), indent=2, ensure_ascii=False))
     else:
@@ -107,7 +107,7 @@ async def _ready(settings: Settings, request: RunRequest) -> AsyncIterator[Run]:
         except TreasurerError as error:
             fail(f"{error.message}{format_spent(run)}")
         except AgentRunError as error:
-            fail(f"Agent {request.agent!r} came to no answer: {printable(str(error))}.{format_spent(run)}")
+            fail(f"Agent {request.agent!r} came to no answer: {one_line(str(error))}.{format_spent(run)}")
 
 
 def _amount(budget: str | None) -> int | None:
@@ -147,11 +147,11 @@ def as_json(result: RunResult) -> dict[str, object]:
 
 
 def format_digest(digest: Digest, result: RunResult, budget_nano: int | None) -> Group:
-    lines: list[Text | Padding] = [Text(printable(digest.title), style="bold"), Text(printable(digest.summary)), Text()]
+    lines: list[Text | Padding] = [Text(one_line(digest.title), style="bold"), Text(one_line(digest.summary)), Text()]
     for number, item in enumerate(digest.items, 1):
-        source = " · ".join(printable(part) for part in (item.source, item.url) if part)
-        lines.append(Text(f"{number}. {printable(item.headline)}", style="bold"))
-        lines.append(Padding(Text(printable(item.why_it_matters)), (0, 0, 0, 3), expand=False))
+        source = " · ".join(one_line(part) for part in (item.source, item.url) if part)
+        lines.append(Text(f"{number}. {one_line(item.headline)}", style="bold"))
+        lines.append(Padding(Text(one_line(item.why_it_matters)), (0, 0, 0, 3), expand=False))
         lines.append(Padding(Text(source, style="dim", overflow="fold"), (0, 0, 1, 3), expand=False))
     of = f" of {format_dollars(budget_nano)}" if budget_nano is not None else ""
     tokens = f"{result.usage.total_tokens:,} tokens"
@@ -160,5 +160,6 @@ def format_digest(digest: Digest, result: RunResult, budget_nano: int | None) ->
     return Group(*lines)
 
 
-def printable(text: str) -> str:
+def one_line(text: str) -> str:
+    """The text of a model or a page, without line breaks and without characters that would steer the terminal."""
     return "".join(char if char.isprintable() else " " for char in text)

@@ -22,7 +22,7 @@ _BASES = {"openai": "/openai/v1", "anthropic": "/anthropic", "gemini": "/google"
 _OWN_SERVER = "/local/v1"
 _NO_KEY = "simulated-no-key-needed"
 
-#: Variables of our environment that LiteLLM must not get: with them it would look for a database of its own, or run slower.
+#: Variables of our environment that LiteLLM must not get: with these it would connect to its own database, or run slower.
 NOT_INHERITED = (
     "DATABASE_URL",
     "DIRECT_URL",

@@ -48,7 +48,7 @@ class WindowLocked(Exception):
 
 
 class PostgresTreasury:
-    """Admission and settlement. Each has a connection of its own, so that neither waits for the other."""
+    """Admission and settlement. Each has its own connection, so that neither waits for the other."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Who may use the admin API: whoever has no valid key learns that, and nothing else."""
+"""Only administrators may use the admin API. A caller without a valid key is told so, and learns nothing else."""
 
 from __future__ import annotations
 

@@ -87,7 +87,7 @@ async def test_the_clock_of_a_running_postgres_moves_in_every_process(house: Hou
     async with house.pool.acquire() as one, house.pool.acquire() as other:
         for offset in (timedelta(0), -HOURS_3, HOURS_3):
             clock.move(offset)
-            for connection in (one, other):  # each of these connections has a server process of its own
+            for connection in (one, other):  # each of these connections has its own server process
                 assert about(await connection.fetchval("SELECT clock_timestamp()"), datetime.now(UTC) + offset)
         clock.move_to(datetime(2026, 11, 1, 4, 6, tzinfo=UTC))
         assert about(await shown(house.pool), datetime(2026, 11, 1, 4, 6, tzinfo=UTC))

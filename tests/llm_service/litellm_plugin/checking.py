@@ -1,5 +1,5 @@
 """What the checks of this folder share. They run in LiteLLM Proxy's own Python (see run_checks.py), without pytest."""
-# ruff: noqa: PT017 (there is no pytest here)
+# ruff: noqa: PT017 (pytest is not installed in LiteLLM's environment)
 # pyright: basic, reportMissingImports=false
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 """The plugin as LiteLLM loads it. Run by run_checks.py, which sets the environment."""
-# ruff: noqa: PT017 (there is no pytest here)
+# ruff: noqa: PT017 (pytest is not installed in LiteLLM's environment)
 # pyright: basic, reportMissingImports=false, reportPrivateUsage=false
 
 from __future__ import annotations
