@@ -93,7 +93,7 @@ async def _ready(settings: Settings, request: RunRequest) -> AsyncIterator[Run]:
     from agents.services import Services
     from agents.services.feeds import FeedReader
     from gateway.composition import open_service
-    from llm_service.errors import BudgetExhausted, TreasurerError
+    from llm_service.errors import BudgetExhausted, BudgetTooSmall, TreasurerError
 
     os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")
     services = Services(FeedReader(allow_files=True, allow_private=settings.feeds_allow_private))
@@ -102,7 +102,7 @@ async def _ready(settings: Settings, request: RunRequest) -> AsyncIterator[Run]:
         run = executor.prepare(request)
         try:
             yield run
-        except BudgetExhausted as error:
+        except (BudgetExhausted, BudgetTooSmall) as error:
             fail(f"{error.message}{format_spent(run)} Give the run more with --budget, or ask a cheaper --model.")
         except TreasurerError as error:
             fail(f"{error.message}{format_spent(run)}")
