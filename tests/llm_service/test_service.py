@@ -111,7 +111,7 @@ async def test_i3_what_is_sent_carries_a_grant_for_exactly_itself(parts: Parts) 
     assert 0 < grant.expires_at - grant.issued_at <= 60
 
 
-async def test_an_answer_without_max_tokens_gets_the_agents_default_and_is_told(parts: Parts) -> None:
+async def test_an_answer_without_max_tokens_gets_the_agents_default_and_a_header_says_so(parts: Parts) -> None:
     answer = await parts.service.complete(chat_body(), PRINCIPAL, NO_CONTEXT)
     assert parts.sent["max_tokens"] == 4096
     assert answer.headers["x-treasurer-max-tokens"] == "default:4096"
@@ -278,7 +278,7 @@ class Gate:
         (503, {"x-treasurer-refused": "grants_unavailable"}, "release"),
     ],
 )
-async def test_a_models_breaker_is_told_of_the_model(status: int, headers: dict[str, str], told: str) -> None:
+async def test_a_models_breaker_counts_what_the_model_answered(status: int, headers: dict[str, str], told: str) -> None:
     gate = Gate()
     parts = Parts(breakers=gate)
     parts.upstream.answer = HttpAnswer(status, headers, BODY if status == 200 else b"{}")
@@ -356,7 +356,7 @@ async def test_an_answer_that_cannot_be_kept_is_given_all_the_same(parts: Parts)
     assert stream.cost_nano == COST
 
 
-async def test_the_reason_of_a_refusal_is_told_though_its_key_cannot_be_given_back() -> None:
+async def test_the_reason_of_a_refusal_is_answered_though_its_key_cannot_be_released() -> None:
     parts = Parts(limit_nano=10)
     parts.idempotency.error = TreasuryUnavailable("away")
     with pytest.raises(BudgetExhausted):
@@ -395,7 +395,7 @@ async def test_a_stream_is_forwarded_and_its_usage_posted(parts: Parts) -> None:
     parts.nothing_is_held()
 
 
-async def test_who_asks_for_the_usage_gets_it_and_keeps_other_options(parts: Parts) -> None:
+async def test_a_caller_that_asks_for_the_usage_gets_it_and_keeps_other_options(parts: Parts) -> None:
     answer = await parts.stream(*EVENTS, stream_options={"include_usage": True, "x": 1})
     assert await collect(answer) == b"".join(EVENTS)
     assert parts.sent["stream_options"] == {"include_usage": True, "x": 1}
@@ -779,7 +779,7 @@ async def test_prices_that_change_again_and_again_are_a_503_and_nothing_is_held(
     parts.nothing_is_held()
 
 
-async def test_a_proxy_that_tells_no_version_is_asked_as_ever() -> None:
+async def test_a_proxy_that_reports_no_version_is_called_as_before() -> None:
     book = Book()
     parts = Parts(entries=priced(None), upstream=book)
     book.version = "v9"
@@ -867,7 +867,7 @@ async def test_i2_a_stream_that_its_caller_leaves_before_the_proxy_has_begun_wit
     assert [each.state for each in parts.treasury.settled] == ([LedgerState.VOIDED] if revoked else [])
 
 
-async def test_i6_a_proxy_that_cannot_write_a_grants_use_sends_nothing_and_the_caller_is_told_so() -> None:
+async def test_i6_a_proxy_that_cannot_write_a_grants_use_sends_nothing_and_the_caller_gets_a_503() -> None:
     parts = after(HttpAnswer(503, {"x-treasurer-refused": "grants_unavailable"}, b"{}"), revoked=False)
     with pytest.raises(ProxyUnavailable) as error:
         await once(parts, False)

@@ -307,7 +307,7 @@ def test_overrides_and_unpriced_models_on_the_invoice(provider: Running) -> None
     assert provider.http.get("/_sim/invoice", params={"since": "x"}).status_code == 400
 
 
-async def test_an_invoice_under_many_callers_is_the_sum_of_what_they_were_told(provider: Running) -> None:
+async def test_an_invoice_under_many_callers_is_the_sum_of_the_usage_in_their_answers(provider: Running) -> None:
     async with httpx2.AsyncClient(base_url=provider.url, timeout=30) as client:
 
         async def call(number: int) -> int:
