@@ -8,6 +8,7 @@ Every error has OpenAI's shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from gateway.asgi import (
     App,
@@ -24,11 +25,58 @@ from gateway.asgi import (
     unless_caller_leaves,
 )
 from gateway.auth import bearer_secret
-from gateway.composition import GatewayRuntime
 from llm_service.errors import InvalidRequest, TreasurerError
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error_body, openai_error_event
-from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, attribution, parse_chat
+from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, ParsedRequest, attribution, parse_chat
+
+
+class Calls(Protocol):
+    """The calls that this door makes: `LLMService`."""
+
+    async def complete(
+        self, body: bytes, principal: Principal, context: CallContext, parent: object, /, *, request: ParsedRequest
+    ) -> Answer: ...
+    async def stream(
+        self, body: bytes, principal: Principal, context: CallContext, parent: object, /, *, request: ParsedRequest
+    ) -> EventStream: ...
+    async def embed(self, body: bytes, principal: Principal, context: CallContext, parent: object, /) -> Answer: ...
+
+
+class Keys(Protocol):
+    """Whose key it is: `Principals`."""
+
+    async def by_secret(self, secret: str) -> Principal: ...
+
+
+class Traces(Protocol):
+    """What a call is a part of: `Telemetry`."""
+
+    def parent(self, traceparent: str | None) -> object | None: ...
+
+
+class DoorSettings(Protocol):
+    """The limits to what a caller sends, and to how slowly it reads: `Settings`."""
+
+    @property
+    def max_body_bytes(self) -> int: ...
+    @property
+    def body_timeout_s(self) -> float: ...
+    @property
+    def stalled_timeout_s(self) -> float: ...
+
+
+class DoorRuntime(Protocol):
+    """What this door needs of a gateway: `GatewayRuntime` has it."""
+
+    @property
+    def service(self) -> Calls: ...
+    @property
+    def principals(self) -> Keys: ...
+    @property
+    def telemetry(self) -> Traces: ...
+    @property
+    def settings(self) -> DoorSettings: ...
 
 
 class _OpenAIErrors:
@@ -45,7 +93,7 @@ _ERRORS = _OpenAIErrors()
 class OpenAIDoor:
     """Serves POST /v1/chat/completions and /v1/embeddings, and passes every other request on to the app behind it."""
 
-    def __init__(self, app: App, runtime: Callable[[], GatewayRuntime]) -> None:
+    def __init__(self, app: App, runtime: Callable[[], DoorRuntime]) -> None:
         self._app = app
         self._runtime = runtime
 
@@ -82,7 +130,7 @@ class OpenAIDoor:
 
 
 async def _chat(
-    runtime: GatewayRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
+    runtime: DoorRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
 ) -> Answer | EventStream:
     request = parse_chat(body)
     if request.stream:
@@ -91,7 +139,7 @@ async def _chat(
 
 
 async def _embed(
-    runtime: GatewayRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
+    runtime: DoorRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
 ) -> Answer | EventStream:
     return await runtime.service.embed(body, principal, context, parent)
 

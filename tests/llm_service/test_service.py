@@ -46,6 +46,7 @@ from llm_service.types import (
     UsageSource,
 )
 from llm_service.upstream.upstream import Refusal, Unanswered, UpstreamAnswer, UpstreamStream
+from tests.examples import examples
 from tests.llm_service.fakes import (
     COUNTED,
     ENTRIES,
@@ -129,7 +130,7 @@ async def test_i1_an_answer_is_clamped_to_what_the_budget_affords() -> None:
     st.integers(1, 2_000_000), st.integers(1, 4),
     st.sampled_from([{}, {"max_tokens": 300}, {"max_completion_tokens": 300}, {"max_tokens": 900, "max_completion_tokens": 300}]),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 async def test_i1_the_dearest_answer_to_what_is_sent_is_within_the_hold(
     limit_nano: int, n: int, most: dict[str, int]
 ) -> None:
@@ -401,7 +402,7 @@ async def test_who_asks_for_the_usage_gets_it_and_keeps_other_options(parts: Par
 
 
 @given(st.lists(st.integers(1, 300), max_size=8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 async def test_however_it_is_chunked(cuts: list[int]) -> None:
     parts, whole = Parts(), b"".join(EVENTS)
     edges = [0, *sorted(cut % len(whole) for cut in cuts), len(whole)]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llm_service.guards.breaker import CLOSED, HALF_OPEN, OPEN, Breaker, BreakerRules, Change
+from tests.examples import examples
 from tests.llm_service.fakes import Clock
 
 RULES = BreakerRules(
@@ -315,4 +316,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestMachine.settings = settings(max_examples=examples(100), stateful_step_count=50, deadline=None)

@@ -19,6 +19,7 @@ from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.breakers import Breakers, names_of, rules_of
 from llm_service.guards.redis_scripts import Command, RedisUnavailable
 from llm_service.pricing.catalog import Model, read_models
+from tests.examples import examples
 from tests.llm_service.fakes import BREAKER_RULES, ENTRIES, PRICED, Clock
 
 RULES = replace(BREAKER_RULES, failures=2, min_calls=1_000, open_s=4.0, probe_s=30.0)
@@ -310,7 +311,7 @@ async def _play(steps: list[tuple[int, str, float]]) -> None:
     assert all(own for *_, own in seen.changes)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from llm_service.errors import TreasuryUnavailable
 from llm_service.treasury.batch import GroupCommit
+from tests.examples import examples
 
 
 class Statement:
@@ -54,7 +55,7 @@ async def test_those_that_arrive_meanwhile_go_together() -> None:
 
 
 @given(st.lists(st.integers(), max_size=40), st.integers(1, 10))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 async def test_every_item_gets_its_own_result_in_order(items: list[int], most: int) -> None:
     run = Statement()
     group: GroupCommit[int, int] = GroupCommit(run, max_size=most)
@@ -170,7 +171,7 @@ async def test_drain_waits_for_what_is_under_way_and_for_what_comes_meanwhile() 
     st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["stay", "leave", "poison", "away"])), max_size=25),
     st.integers(1, 6),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 async def test_i2_every_item_ends_exactly_once(plan: list[tuple[int, str]], most: int) -> None:
     ends: list[int] = []
     run = Statement()

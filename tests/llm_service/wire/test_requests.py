@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llm_service.errors import InvalidRequest
 from llm_service.wire.requests import MAX_TOKENS_CEILING, ParsedRequest, parse_body, parse_chat, parse_embeddings
+from tests.examples import examples
 
 HI = [{"role": "user", "content": "Hi"}]
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
@@ -242,7 +243,7 @@ def strings(value: object) -> Iterator[str]:
 
 
 @given(MESSAGES, TOOLS, st.dictionaries(TEXT, TEXT, max_size=3), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_i1_the_input_bound_is_above_the_utf8_bytes_of_all_text(
     messages: list[Any], tools: list[Any], schema: dict[str, str], ascii_only: bool
 ) -> None:
@@ -255,7 +256,7 @@ def test_i1_the_input_bound_is_above_the_utf8_bytes_of_all_text(
 
 
 @given(MESSAGES, MESSAGES, TOOLS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_more_messages_and_tools_are_never_bounded_lower(
     messages: list[Any], more: list[Any], tools: list[Any]
 ) -> None:
@@ -306,7 +307,7 @@ def test_an_embedding_is_bounded_by_its_bytes_or_tokens(given_input: Any, least:
 
 
 @given(st.lists(TEXT.filter(bool), min_size=1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_i1_an_embeddings_bound_is_above_its_bytes(texts: list[str]) -> None:
     assert parse_embeddings(embedding(texts)).input_bound >= sum(len(text.encode()) for text in texts)
 
@@ -353,7 +354,7 @@ REQUESTS = st.one_of(
 
 
 @given(REQUESTS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_any_json_is_a_request_or_a_4xx_that_says_what_is_wrong(fields: dict[str, Any]) -> None:
     sent = json.dumps(fields).encode()
     for parse in (parse_chat, parse_embeddings):
@@ -372,7 +373,7 @@ def test_any_json_is_a_request_or_a_4xx_that_says_what_is_wrong(fields: dict[str
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_any_bytes_are_a_4xx_or_an_object(sent: bytes) -> None:
     said = None
     try:
