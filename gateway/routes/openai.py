@@ -28,9 +28,7 @@ from gateway.auth import bearer_secret
 from llm_service.errors import InvalidRequest, TreasurerError
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error_body, openai_error_event
-from llm_service.wire.requests import MAX_ATTRIBUTION, ParsedRequest, attribution, parse_chat
-
-_MAX_TAGS = 32
+from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, ParsedRequest, attribution, parse_chat
 
 
 class Calls(Protocol):
@@ -160,9 +158,9 @@ def read_context(headers: Mapping[str, str]) -> CallContext:
     if key is None and not any(given.values()):
         return NO_CONTEXT
     tags = tuple(dict.fromkeys(tag for part in (given["tags"] or "").split(",") if (tag := part.strip())))
-    if len(tags) > _MAX_TAGS or any(len(tag) > MAX_ATTRIBUTION for tag in tags):
+    if len(tags) > MAX_TAGS or any(len(tag) > MAX_ATTRIBUTION for tag in tags):
         raise InvalidRequest(
-            f"x-treasurer-tags takes at most {_MAX_TAGS} tags of at most {MAX_ATTRIBUTION} characters.",
+            f"x-treasurer-tags takes at most {MAX_TAGS} tags of at most {MAX_ATTRIBUTION} characters.",
             param="x-treasurer-tags",
         )
     return CallContext(given["run"], given["user"], given["session"], tags, key)
@@ -170,5 +168,5 @@ def read_context(headers: Mapping[str, str]) -> CallContext:
 
 def _value(headers: Mapping[str, str], name: str, most: int = MAX_ATTRIBUTION) -> str | None:
     if name == "x-treasurer-tags":
-        most *= _MAX_TAGS
+        most *= MAX_TAGS
     return attribution(headers.get(name), f"The header {name}", name, most)

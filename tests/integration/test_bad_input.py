@@ -134,7 +134,7 @@ UNPRICED = [
         )
     ],
     chat("audio out", modalities=["text", "audio"], code="not_priced"),
-    chat("audio settings", audio={"voice": "alloy", "format": "wav"}, code=UNKNOWN),
+    chat("audio settings", audio={"voice": "alloy", "format": "wav"}, code="not_priced"),
     chat("a service tier without a price", service_tier="scale", code="not_priced"),
     content("audio in", {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}),
     content("a video", {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}}),

@@ -51,7 +51,7 @@ def test_what_is_no_json_object_is_invalid_json(parse: Callable[[bytes], Any], s
 @pytest.mark.parametrize("depth", [100, 198, 201, 260, 1_000, 1_023])
 def test_a_body_that_could_not_be_written_again_is_refused_as_too_deep(depth: int) -> None:
     """A hold must never be taken for what cannot be sent: what was read must be what can be written."""
-    nested = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "metadata": %s}'
+    nested = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "response_format": %s}'
     for deep in (b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
         if depth < 200:
             orjson.dumps(parse_chat(nested % deep).data)
@@ -121,6 +121,11 @@ WRONG_CHAT: list[tuple[str, list[Any]]] = [
     ("functions", [1, "x", {}, [1], [None]]),
     ("service_tier", ["scale", "ultrafast", 1, [], {}]),
     ("modalities", [["text", "audio"], ["image"], [], "text", 1]),
+    ("audio", [{"voice": "alloy", "format": "wav"}, 1, {}]),
+    ("moderation", [{"model": "omni-moderation-latest"}]),
+    ("prompt_cache_retention", ["48h", 1, [], {}]),
+    ("prompt_cache_options", [{"ttl": "24h"}, {"mode": "all"}, {"breakpoints": 3}, {"ttl": ["30m"]}, "30m", [], 1]),
+    ("metadata", [1, "x", [], {"tags": [1]}, {"tags": ["x" * 129]}, {"tags": ["a\tb"]}, {"tags": ["x"] * 33}]),
 ]
 
 
@@ -133,13 +138,48 @@ def test_a_wrong_parameter_is_named(param: str, wrong: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     ["api_base", "api_key", "base_url", "fallbacks", "input_cost_per_token", "model_list", "mock_response", "num_retries",
-     "timeout", "extra_body", "extra_headers", "web_search_options", "audio", "litellm_metadata", "custom_llm_provider",
+     "timeout", "extra_body", "extra_headers", "web_search_options", "litellm_metadata", "custom_llm_provider",
      "Max_Tokens", "", "x" * 500],
 )  # fmt: skip
 def test_an_unknown_parameter_is_refused_by_name(name: str) -> None:
     for parse, sent in ((parse_chat, body(**{name: None})), (parse_embeddings, embedding("x", **{name: 1}))):
         error = refusal(parse, sent)
         assert (error.code, error.param) == ("unknown_parameter", name[:64])
+
+
+def test_what_is_known_but_has_no_price_may_be_null() -> None:
+    parse_chat(body(audio=None, moderation=None, prompt_cache_options=None, prompt_cache_retention=None, metadata=None))
+    assert refusal(parse_chat, body(moderation={"model": "omni-moderation-latest"})).code == "not_priced"
+
+
+def test_caches_with_a_known_price_are_welcome() -> None:
+    for retention in ("in_memory", "24h"):
+        parse_chat(body(prompt_cache_retention=retention, prompt_cache_options={"mode": "explicit", "ttl": "30m"}))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tags", "passed_on"),
+    [
+        ({"tags": ["job 7", "night ", "job 7", ""]}, ("job 7", "night"), None),
+        ({"tags": ["a"], "order": "9"}, ("a",), {"order": "9"}),
+        ({"tags": []}, (), None),
+        ({"tags": "a,b"}, (), {"tags": "a,b"}),
+        ({"order": "9"}, (), {"order": "9"}),
+        ({}, (), {}),
+    ],
+)
+def test_tags_in_the_metadata_are_for_treasurer_alone(
+    metadata: dict[str, Any], tags: tuple[str, ...], passed_on: object
+) -> None:
+    parsed = parse_chat(body(metadata=metadata))
+    assert (parsed.tags, parsed.data.get("metadata")) == (tags, passed_on)
+
+
+def test_metadata_of_embeddings_holds_tags_and_nothing_else() -> None:
+    parsed = parse_embeddings(embedding("x", metadata={"tags": ["a"]}))
+    assert (parsed.tags, "metadata" in parsed.data) == (("a",), False)
+    error = refusal(parse_embeddings, embedding("x", metadata={"tags": ["a"], "order": "9"}))
+    assert (error.code, error.param) == ("unsupported_parameter", "metadata")
 
 
 @pytest.mark.parametrize(
