@@ -19,6 +19,7 @@ from llm_service.pricing.built_in_search import searching
 from llm_service.pricing.litellm_prices import read_rates
 from llm_service.pricing.rates import RatesError, TokenRates, cost
 from llm_service.types import Usage
+from tests.examples import examples
 
 ROOT = Path(__file__).parents[3]
 PRICE_MAPS = sorted(
@@ -100,7 +101,7 @@ PRICES_GIVEN = st.decimals("0", "0.01", places=13, allow_nan=False)
     ),
     st.sampled_from((float, str, Decimal)),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @example({"input_cost_per_token": Decimal("1E-16"), "output_cost_per_token": Decimal("0.3")}, float)
 def test_i4_prices_are_read_exactly_from_floats_and_texts(info: dict[str, Decimal], form: type[Any]) -> None:
     tier = read_rates({name: form(value) for name, value in info.items()}).default[0]

@@ -27,6 +27,7 @@ from llm_service.pricing.rates import (
     load_rates,
 )
 from llm_service.types import Usage
+from tests.examples import examples
 
 ASKED_TIERS = (None, "auto", "default", "flex", "priority")
 ANSWERED_TIERS = (None, "default", "flex", "priority", "scale")
@@ -140,7 +141,7 @@ SMALL = st.integers(0, 3)
     st.tuples(*[st.integers(0, 50)] * 6),
     st.tuples(*[st.none() | st.integers(0, 50)] * 8),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 def test_i2_the_dearest_reading_of_a_report_is_priced(
     usage: Usage, prices: tuple[int, ...], media: tuple[int | None, ...]
 ) -> None:
@@ -176,7 +177,7 @@ def expected_tier(rates: Rates, usage: Usage, service_tier: str | None) -> Token
 
 
 @given(st.data(), RATES, st.sampled_from(ANSWERED_TIERS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_i4_a_cost_is_the_exact_price_rounded_up_once(data: st.DataObject, rates: Rates, tier: str | None) -> None:
     usage = data.draw(usages(Most(500_000, 500_000, citation_tokens=9, searches=9)))
     usage = replace(usage, image_output_tokens=0, video_output_tokens=0, search_context="")
@@ -184,7 +185,7 @@ def test_i4_a_cost_is_the_exact_price_rounded_up_once(data: st.DataObject, rates
 
 
 @given(st.data(), st.lists(RATES, min_size=1, max_size=3), MOST)
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_i1_no_usage_within_the_bounded_amounts_costs_more_than_the_bound(
     data: st.DataObject, tables: list[Rates], most: Most
 ) -> None:
@@ -208,7 +209,7 @@ def test_i1_a_long_prompts_tier_is_bounded_from_its_first_token_on(input_tokens:
 
 
 @given(st.lists(RATES, min_size=1, max_size=3), MOST, MOST)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_more_is_never_bounded_lower(tables: list[Rates], most: Most, more: Most) -> None:
     both = replace(
         most,
@@ -226,7 +227,7 @@ def test_more_is_never_bounded_lower(tables: list[Rates], most: Most, more: Most
 
 
 @given(RATES, st.integers(0, 400_000), TOKENS, st.sampled_from(ANSWERED_TIERS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_within_one_tier_more_tokens_never_cost_less(
     rates: Rates, input_tokens: int, output_tokens: int, tier: str | None
 ) -> None:
@@ -235,7 +236,7 @@ def test_within_one_tier_more_tokens_never_cost_less(
 
 
 @given(st.lists(RATES, min_size=1, max_size=3), MOST, st.integers(0, 10**13))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_i1_affordable_output_is_the_largest_whose_bound_fits(
     tables: list[Rates], most: Most, amount_nano: int
 ) -> None:
@@ -252,7 +253,7 @@ def test_i1_affordable_output_is_the_largest_whose_bound_fits(
 
 
 @given(st.data(), MOST)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_what_is_free_costs_nothing(data: st.DataObject, most: Most) -> None:
     assert bound([FREE], most) == 0
     assert cost(FREE, data.draw(usages(most)), most.service_tier) == 0

@@ -9,8 +9,8 @@ from alembic import op
 import llm_service.treasury
 from gateway.migrations.script import run_script
 
-revision = "0009"
-down_revision = "0008"
+revision = "0011"
+down_revision = "0010"
 branch_labels = None
 depends_on = None
 
@@ -19,5 +19,5 @@ _SQL = Path(llm_service.treasury.__file__).parent / "sql"
 
 def upgrade() -> None:
     """Add the columns, and the settlement that fills them."""
-    for script in ("migrations/0009_more_usage.sql", "functions/33_settle_v4.sql"):
+    for script in ("migrations/0011_more_usage.sql", "functions/33_settle_v4.sql"):
         run_script(op.get_bind(), (_SQL / script).read_text(encoding="utf-8"))
