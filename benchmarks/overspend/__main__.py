@@ -28,7 +28,7 @@ from benchmarks.overspend.adapters.nothing import Nothing
 from benchmarks.overspend.adapters.treasurer import Treasurer
 from benchmarks.overspend.judge import Verdict
 from benchmarks.overspend.processes import Processes
-from benchmarks.overspend.provider import Provider, price_map, start_provider
+from benchmarks.overspend.provider import Provider, start_provider
 from benchmarks.overspend.report import document, dollars, markdown, table
 from benchmarks.overspend.runner import play_all
 from benchmarks.overspend.scenarios import SCENARIOS, Scenario
@@ -57,7 +57,7 @@ async def run(
         async with Processes() as processes, aiohttp.ClientSession() as http:
             adapter = ADAPTERS[name](processes)
             url = await start_provider(processes, folder, seed)
-            provider = Provider(url, PriceList.load(price_map()), http)
+            provider = Provider(url, PriceList(), http)
             versions = adapter.versions()  # now: somebody may edit the code while the test runs
             with console.status(f"starting {adapter.name} …") as status:
                 try:

@@ -19,7 +19,7 @@ from typing import Any
 from benchmarks.overspend.adapter import Account, Adapter, Window
 from benchmarks.overspend.calls import Ask, Caller, Leave, Made
 from benchmarks.overspend.provider import Provider, count_tokens
-from gateway.stack.simulated_provider.prices import Tokens
+from gateway.stack.simulated_provider.prices import Used
 
 MODEL = "gpt-4o-mini"
 _WORDS = ("river", "stone", "cloud", "bread", "paper", "light", "winter", "garden", "letter", "market", "silver")
@@ -87,7 +87,7 @@ class Field:
         if stream:
             body["stream"] = True
         text, length = self._text(text, knobs, chat=True)
-        used = Tokens(
+        used = Used(
             input=length,
             cached=script.get("cached_tokens", 0),
             cache_write=script.get("cache_write_tokens", 0),
@@ -102,7 +102,7 @@ class Field:
     def embed(self, text: str, *, model: str = "text-embedding-3-small") -> Ask:
         """An embedding of one text."""
         text, length = self._text(text, {}, chat=False)
-        cost = self._provider.cost_nano(model, Tokens(input=length))
+        cost = self._provider.cost_nano(model, Used(input=length))
         return Ask(model, text, length, {}, cost, embeddings=True)
 
     def _text(self, text: str, knobs: Mapping[str, Any], *, chat: bool) -> tuple[str, int]:

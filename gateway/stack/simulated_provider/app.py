@@ -2,6 +2,7 @@
 
     POST /openai/v1/chat/completions   /openai/v1/embeddings   GET /openai/v1/models
     POST /local/v1/…                   the same, as an OpenAI-compatible local server
+    POST /perplexity/… /openrouter/… /xai/… /deepseek/…   …/chat/completions, with these providers' usage
     POST /anthropic/v1/messages        /anthropic/v1/messages/count_tokens
     POST /google/…/models/{model}:generateContent   :streamGenerateContent   :countTokens
     GET  /_sim/health
@@ -21,6 +22,7 @@ from gateway.stack.simulated_provider import anthropic, google, openai
 from gateway.stack.simulated_provider.answers import compose
 from gateway.stack.simulated_provider.ask import Ask, BadRequest
 from gateway.stack.simulated_provider.exchange import ClientLeft, Exchange, Receive, Scope, Send
+from gateway.stack.simulated_provider.habits import habits
 from gateway.stack.simulated_provider.meter import Meter
 from gateway.stack.simulated_provider.script import Knobs, Scripts
 from gateway.stack.simulated_provider.serving import Job, before, new_id, stream, whole
@@ -28,6 +30,8 @@ from gateway.stack.simulated_provider.usage import reported
 from gateway.stack.simulated_provider.wire import Reply, Wire
 
 _PLAIN = Knobs()
+#: Providers that speak OpenAI's format at addresses of their own.
+_LIKE_OPENAI = ("openai", "local", "perplexity", "openrouter", "xai", "deepseek")
 _CHAT, _MESSAGES, _GENERATE = openai.ChatWire(), anthropic.MessagesWire(), google.GenerateWire()
 
 
@@ -48,7 +52,7 @@ class Provider:
         face, _, rest = exchange.path[1:].partition("/")
         wire: Wire = {"anthropic": _MESSAGES, "google": _GENERATE}.get(face, _CHAT)
         try:
-            if face in ("openai", "local"):
+            if face in _LIKE_OPENAI:
                 await self._openai(exchange, face, rest)
             elif face == "anthropic":
                 await self._anthropic(exchange, rest)
@@ -68,9 +72,9 @@ class Provider:
     async def _openai(self, exchange: Exchange, face: str, rest: str) -> None:
         if exchange.method == "GET" and rest == "v1/models":
             await exchange.json(200, openai.models(self._models))
-        elif exchange.method == "POST" and rest == "v1/chat/completions":
+        elif exchange.method == "POST" and rest.endswith("chat/completions"):
             await self._chat(exchange, _CHAT, openai.read(face, await exchange.object()), "chatcmpl-")
-        elif exchange.method == "POST" and rest == "v1/embeddings":
+        elif exchange.method == "POST" and rest.endswith("embeddings"):
             await self._embeddings(exchange, face)
         else:
             raise BadRequest(f"Invalid URL ({exchange.method} {exchange.path})", status=404)
@@ -100,7 +104,8 @@ class Provider:
             raise BadRequest(f"Not found: the method {method!r}", status=404)
 
     def _knobs(self, exchange: Exchange, operation: str, ask: Ask) -> Knobs:
-        return self._scripts.knobs(ask.face, operation, ask.model, exchange.headers, ask.marked_text) or _PLAIN
+        own = habits(ask.face, ask.model)
+        return self._scripts.knobs(ask.face, operation, ask.model, exchange.headers, ask.marked_text, own) or _PLAIN
 
     async def _chat(self, exchange: Exchange, wire: Wire, ask: Ask, prefix: str) -> None:
         knobs = self._knobs(exchange, "chat", ask)
@@ -110,7 +115,8 @@ class Provider:
         try:
             if not await before(exchange, job, wire):
                 return
-            reply = Reply(job.id, ask, choices, reported(job.full, knobs), knobs.chunk_tokens)
+            usage = reported(job.full, knobs)
+            reply = Reply(job.id, ask, choices, usage, knobs.chunk_tokens, job.terms, job.reported_cost_nano)
             if ask.stream:
                 await stream(exchange, job, wire, reply)
             else:
