@@ -7,8 +7,9 @@
     POST /google/…/models/{model}:generateContent   :streamGenerateContent   :countTokens
     GET  /_sim/health
     GET  /_sim/invoice?lines=1&since=SEQ
+    GET  /_sim/requests?mark=MARK      the bodies, as they arrived, of the latest requests whose script keeps them
     GET, POST /_sim/script             the rules in force; a list of rules that replaces them
-    POST /_sim/reset                   forgets the rules and the meter
+    POST /_sim/reset                   forgets the rules, the kept requests and the meter
 
 What must hold: a request that cannot be served gets a 4xx in its own format's error shape, and is not billed.
 """
@@ -16,11 +17,12 @@ What must hold: a request that cannot be served gets a 4xx in its own format's e
 from __future__ import annotations
 
 import time
+from collections import deque
 from urllib.parse import parse_qs
 
 from gateway.stack.simulated_provider import anthropic, google, openai
 from gateway.stack.simulated_provider.answers import compose
-from gateway.stack.simulated_provider.ask import Ask, BadRequest
+from gateway.stack.simulated_provider.ask import Ask, BadRequest, Json
 from gateway.stack.simulated_provider.exchange import ClientLeft, Exchange, Receive, Scope, Send
 from gateway.stack.simulated_provider.habits import habits
 from gateway.stack.simulated_provider.meter import Meter
@@ -32,6 +34,7 @@ from gateway.stack.simulated_provider.wire import Reply, Wire
 _PLAIN = Knobs()
 #: Providers that speak OpenAI's format at addresses of their own.
 _LIKE_OPENAI = ("openai", "local", "perplexity", "openrouter", "xai", "deepseek")
+_MOST_KEPT = 256
 _CHAT, _MESSAGES, _GENERATE = openai.ChatWire(), anthropic.MessagesWire(), google.GenerateWire()
 
 
@@ -43,6 +46,7 @@ class Provider:
         self._seed = seed
         self._models = models or []
         self._scripts = Scripts()
+        self._kept: deque[Json] = deque(maxlen=_MOST_KEPT)
         self._began = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +109,11 @@ class Provider:
 
     def _knobs(self, exchange: Exchange, operation: str, ask: Ask) -> Knobs:
         own = habits(ask.face, ask.model)
-        return self._scripts.knobs(ask.face, operation, ask.model, exchange.headers, ask.marked_text, own) or _PLAIN
+        found = self._scripts.knobs(ask.face, operation, ask.model, exchange.headers, ask.marked_text, own)
+        knobs = found or _PLAIN
+        if knobs.keep_request:
+            self._kept.append({"mark": knobs.mark, "face": ask.face, "path": exchange.path, "body": exchange.received})
+        return knobs
 
     async def _chat(self, exchange: Exchange, wire: Wire, ask: Ask, prefix: str) -> None:
         knobs = self._knobs(exchange, "chat", ask)
@@ -147,6 +155,9 @@ class Provider:
                 raise BadRequest("since must be a line's sequence number")
             lines = query.get("lines", ["0"])[0] not in ("0", "")
             await exchange.json(200, self._meter.invoice(int(since), lines=lines))
+        elif asked == ("GET", "requests"):
+            mark = parse_qs(exchange.query.decode("latin-1")).get("mark", [""])[0]
+            await exchange.json(200, {"requests": [kept for kept in self._kept if kept["mark"] == mark]})
         elif asked == ("GET", "script"):
             await exchange.json(200, self._scripts.listing())
         elif asked == ("POST", "script"):
@@ -154,6 +165,7 @@ class Provider:
             await exchange.json(200, self._scripts.listing())
         elif asked == ("POST", "reset"):
             self._scripts.replace([])
+            self._kept.clear()
             self._meter.reset()
             await exchange.json(200, {"status": "ok"})
         else:

@@ -130,14 +130,28 @@ def _parts(length: int, size: int) -> int:
 
 
 def _size(data: bytes | None) -> tuple[int, int] | None:
-    """Width and height of a PNG, JPEG or GIF. None: not known."""
+    """Width and height of a PNG, JPEG, GIF or WebP. None: not known."""
     if data is None or len(data) < 24:
         return None
     if data.startswith(b"\x89PNG"):
         return struct.unpack(">II", data[16:24])
     if data.startswith(b"GIF8"):
         return struct.unpack("<HH", data[6:10])
+    if data[8:12] == b"WEBP":
+        return _webp_size(data)
     return next(_jpeg_frames(data), None) if data.startswith(b"\xff\xd8") else None
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    if data[12:16] == b"VP8X" and len(data) >= 30:
+        return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
+    if data[12:16] == b"VP8L" and len(data) >= 25:
+        bits = int.from_bytes(data[21:25], "little")
+        return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+    if data[12:16] == b"VP8 " and len(data) >= 30:
+        width, height = struct.unpack("<HH", data[26:30])
+        return width & 0x3FFF, height & 0x3FFF
+    return None
 
 
 def _jpeg_frames(data: bytes) -> Iterator[tuple[int, int]]:

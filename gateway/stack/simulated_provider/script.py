@@ -80,6 +80,7 @@ class Knobs:
     cost_nano: int | None = None  # what the whole request costs, whatever the price list says
     reported_cost_nano: int | None = None  # what it reports as its cost, if it reports one: a lie
     mark: str = ""  # written on the invoice's line, so that a test finds the line of its own call
+    keep_request: bool = False  # its body is kept as it arrived, for `/_sim/requests`
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -111,6 +112,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "cost_nano": (int,),
     "reported_cost_nano": (int,),
     "mark": (str,),
+    "keep_request": (bool,),
 }
 _WORDS = {
     "usage": ("missing", "zero"),

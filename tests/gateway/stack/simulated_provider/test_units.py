@@ -52,6 +52,15 @@ def jpeg(width: int, height: int) -> bytes:
     )
 
 
+def webp(kind: bytes, width: int, height: int) -> bytes:
+    sizes = {
+        b"VP8X": bytes(4) + (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little"),
+        b"VP8L": b"\x2f" + ((width - 1) | (height - 1) << 14).to_bytes(4, "little"),
+        b"VP8 ": bytes(3) + b"\x9d\x01\x2a" + struct.pack("<HH", width, height),
+    }
+    return b"RIFF" + bytes(4) + b"WEBP" + kind + bytes(4) + sizes[kind] + bytes(4)
+
+
 def wav(seconds: float, rate: int = 8000) -> bytes:
     data = bytes(int(seconds * rate))
     head = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16, 1, 1, rate, rate, 1, 8)
@@ -212,13 +221,18 @@ def test_pictures_cost_what_their_providers_say(model: str, width: int, height: 
     assert measure(model, "image/png", make(width, height)).image == tokens
 
 
+@pytest.mark.parametrize("kind", [b"VP8X", b"VP8L", b"VP8 "])
+def test_a_webp_s_size_is_read_in_each_of_its_kinds(kind: bytes) -> None:
+    assert measure("claude-sonnet-5-5", "image/webp", webp(kind, 256, 512)).image == 10 * 19
+
+
 def test_low_detail_costs_the_base() -> None:
     assert measure("gpt-4o", "image/png", png(1024, 1024), "low").image == 85
 
 
 def test_an_unknown_picture_is_never_free() -> None:
     assert measure("claude-haiku-4-5", "", None).image == 1369
-    assert measure("gpt-4o", "image/webp", b"RIFF0000WEBPVP8 " + bytes(9)).image == 765
+    assert measure("gpt-4o", "image/webp", b"RIFF0000WEBPVP8?" + bytes(9)).image == 765
 
 
 def test_a_document_is_billed_by_its_pages() -> None:
