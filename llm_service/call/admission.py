@@ -31,6 +31,7 @@ from llm_service.pricing.catalog import Catalog, Model
 from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Hold, HoldRequest, Principal, RateLimit, Route
+from llm_service.wire.parameters import check_arrives
 from llm_service.wire.requests import ParsedRequest
 
 log = logging.getLogger(__name__)
@@ -145,6 +146,8 @@ class Admission:
         """
         call = attempt.call
         self.check(call)
+        if call.operation == "chat":
+            check_arrives(call.request.data, model.name, model.providers, always_thinks=model.always_thinks)
         call.request = await self._documents.counted(call.request)
         bound = cost_bound(model, call.request, call.principal)
         queue_s = call.route.queue_s

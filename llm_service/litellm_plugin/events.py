@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -52,24 +52,31 @@ _FREE_CAUSES = frozenset(
 _REPEATS = "repeating the same chunk"
 
 
-def witness_of(
-    outcome: Outcome,
-    call: Mapping[str, Any],
-    usage: Any,
-    cost: Any,
-    started_at: Any,
-    ended_at: Any,
-    error: Exception | None,
-) -> Witness | None:
-    """The witness of an attempt that has ended; None if no grant was involved. `call` is LiteLLM's record of it."""
+@dataclass(frozen=True, slots=True)
+class AttemptEnd:
+    """How one attempt ended, as one of LiteLLM's callbacks reported it."""
+
+    outcome: Outcome
+    call: Mapping[str, Any]  # LiteLLM's record of the attempt
+    usage: Any = None
+    cost: Any = None  # in dollars
+    started_at: Any = None
+    ended_at: Any = None  # None: just now
+    error: Exception | None = None
+    unread: bool = False  # whether the provider may have sent more than was read
+
+
+def witness_of(end: AttemptEnd) -> Witness | None:
+    """The witness of an attempt that has ended; None if no grant was involved."""
+    call = end.call
     parameters: Mapping[str, Any] = call.get("litellm_params") or {}
     metadata = metadata_of(call) or metadata_of(parameters)
     claim = (metadata.get("user_api_key_metadata") or {}).get(CLAIM)
     if not claim:  # the service read one of LiteLLM's pages, or LiteLLM checked its own health
         return None
     information: Mapping[str, Any] = metadata.get("model_info") or call.get("model_info") or {}
-    status = _status(outcome, error)
-    counted = outcome != "success" or bool(call.get(COUNTED))
+    usage, cost = end.usage, end.cost
+    counted = end.outcome != "success" or bool(call.get(COUNTED))
     if counted and usage is not None and claim.get("drain_on_disconnect"):
         usage, cost = None, None  # much of the stream may be unseen, and a count of the rest would pass for its cost
     used, tier = _usage(usage), _service_tier(call)
@@ -80,7 +87,7 @@ def witness_of(
     return Witness(
         call_id=claim["call_id"],
         attempt=int(claim["attempt"]),
-        outcome=outcome,
+        outcome=end.outcome,
         model=str(metadata.get("model_group") or call.get("model") or ""),
         provider=_provider(call, parameters),
         deployment=information.get("id"),
@@ -88,10 +95,11 @@ def witness_of(
         usage=used,
         service_tier=tier,
         counted=counted,
-        status=status,
-        error=None if error is None else type(error).__name__,
-        started_at=_utc(started_at),
-        ended_at=_utc(ended_at) or datetime.now(UTC),
+        unread=end.unread,
+        status=_status(end.outcome, end.error),
+        error=None if end.error is None else type(end.error).__name__,
+        started_at=_utc(end.started_at),
+        ended_at=_utc(end.ended_at) or datetime.now(UTC),
     )
 
 

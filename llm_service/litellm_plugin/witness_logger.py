@@ -22,7 +22,6 @@ import contextlib
 import logging
 import sys
 from collections.abc import AsyncGenerator, Mapping
-from dataclasses import replace
 from typing import Any, Literal, Protocol
 
 from litellm.integrations.custom_logger import CustomLogger
@@ -32,6 +31,7 @@ from llm_service.litellm_plugin.drain import DrainEnd
 from llm_service.litellm_plugin.events import (
     CLAIM,
     COUNTED,
+    AttemptEnd,
     causes,
     certainly_unbilled,
     details_of,
@@ -45,7 +45,7 @@ from llm_service.litellm_plugin.events import (
     witness_of,
 )
 from llm_service.litellm_plugin.worker_streams import WorkerStreams
-from llm_service.witness import Outcome, Witness
+from llm_service.witness import Witness
 
 _log = logging.getLogger("treasurer.litellm_plugin")
 
@@ -95,7 +95,8 @@ class WitnessLogger(CustomLogger):
         if kwargs.get(_WITNESSED):
             return
         kwargs[_WITNESSED] = True
-        self._record("success", kwargs, usage_of(response_obj), kwargs.get("response_cost"), start_time, end_time)
+        cost = kwargs.get("response_cost")
+        self._record(AttemptEnd("success", kwargs, usage_of(response_obj), cost, start_time, end_time))
 
     async def async_post_call_failure_deployment_hook(
         self, request_data: Any, exception: Exception, call_type: Any, fallback_depth: int | None = None
@@ -107,7 +108,8 @@ class WitnessLogger(CustomLogger):
         self._note_failure(
             metadata_of(request_data).get("user_api_key_metadata"), free, not sent and unreadable(exception)
         )
-        self._record("failure", request_data, None, 0 if free else None, started, None, exception)
+        cost = 0 if free else None
+        self._record(AttemptEnd("failure", request_data, cost=cost, started_at=started, error=exception))
         for cause in causes(exception):
             with contextlib.suppress(AttributeError):
                 setattr(cause, _WITNESSED, True)
@@ -127,7 +129,7 @@ class WitnessLogger(CustomLogger):
         request_data[_UNREADABLE] = "1" if was_unreadable else "0"
         witnessed = any(getattr(cause, _WITNESSED, False) for cause in causes(original_exception))
         if not witnessed and certainly_unbilled(original_exception):
-            self._record("failure", request_data, None, 0, None, None, original_exception)
+            self._record(AttemptEnd("failure", request_data, cost=0, error=original_exception))
 
     async def async_post_call_response_headers_hook(
         self, data: Any, user_api_key_dict: Any, response: Any, request_headers: Any = None
@@ -186,27 +188,16 @@ class WitnessLogger(CustomLogger):
         details = details_of(data)
         details[_WITNESSED] = True
         usage, cost = estimate(call, details, chunks, data.get("messages"))
-        started_at = getattr(call, "start_time", None)
-        self._record(outcome, details or data, usage, cost, started_at, None, error, unread=unread)
+        started = getattr(call, "start_time", None)
+        self._record(AttemptEnd(outcome, details or data, usage, cost, started_at=started, error=error, unread=unread))
 
     # -- all of them
 
-    def _record(
-        self,
-        outcome: Outcome,
-        call: Mapping[str, Any],
-        usage: Any,
-        cost: Any,
-        started_at: Any,
-        ended_at: Any,
-        error: Exception | None = None,
-        *,
-        unread: bool = False,
-    ) -> None:
+    def _record(self, end: AttemptEnd) -> None:
         try:
-            witness = witness_of(outcome, call, usage, cost, started_at, ended_at, error)
+            witness = witness_of(end)
             if witness is not None:
-                self._sink.add(replace(witness, unread=unread))
+                self._sink.add(witness)
         except Exception as fault:  # noqa: BLE001  # of an event in another shape: LiteLLM's caller gets its answer
             _log.exception("A witness could not be recorded: %s", type(fault).__name__)
 

@@ -130,7 +130,7 @@ async def test_a_first_token_that_does_not_come_in_time(caller: Caller) -> None:
     assert len(await caller.invoice(2)) == 2
 
 
-async def test_a_stream_that_is_given_up_for_its_first_token_is_told_and_booked_so(caller: Caller) -> None:
+async def test_a_stream_that_is_abandoned_before_its_first_token_is_reported_and_booked_as_such(caller: Caller) -> None:
     await route(caller, timeouts={"first_token_s": 1.0})
     with pytest.raises(openai.APIStatusError) as told:
         await ask(caller, True, {"first_token_s": 3})

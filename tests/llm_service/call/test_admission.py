@@ -278,7 +278,7 @@ async def test_without_a_tokenizer_the_bytes_decide() -> None:
     assert isinstance(await parts.refusal(chat(**LONG)), BudgetExhausted)
 
 
-async def test_a_denial_is_told_with_the_windows_figures() -> None:
+async def test_a_denial_is_answered_with_the_windows_figures() -> None:
     parts = Parts(busy_wait_s=0)
     parts.treasury.outcomes = [Denial(DenialKind.BUSY, DAILY.id, "", 1_000, 100, 900, None)]
     error = await parts.refusal(chat())

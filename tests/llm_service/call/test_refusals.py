@@ -34,7 +34,7 @@ def denial(*, final: bool, budget_id: int = 3, subject: str = "", resets_at: dat
     )
 
 
-def test_whoever_is_not_paused_and_may_use_the_model_may_go_on() -> None:
+def test_an_agent_that_is_not_paused_and_may_use_the_model_may_go_on() -> None:
     check_allowed(principal(), "gpt-4o", 100.0)
     check_allowed(principal(models=("gpt-*",), ends_at=100.1), "gpt-4o", 100.0)
 

@@ -220,7 +220,7 @@ class TreasuryContract:
             await world.treasury.admit(older)
         assert await left(world, line) == 100
 
-    async def test_who_waits_for_money_goes_on_when_some_is_given_back(self, world: World) -> None:
+    async def test_a_call_that_waits_for_money_goes_on_when_some_is_released(self, world: World) -> None:
         hold = await held(world, 60, (await world.budget(100), ""))
         waiting = asyncio.create_task(world.treasury.freed(30))
         await asyncio.sleep(0)

@@ -34,6 +34,14 @@ def test_a_marker_makes_an_error_that_costs_nothing(provider: Running) -> None:
     assert provider.lines() == []
 
 
+def test_a_script_keeps_the_request_as_it_arrived(provider: Running) -> None:
+    provider.chat('Hi [[sim: {"keep_request": true, "mark": "k7"}]]', seed=5)
+    provider.chat('Hi [[sim: {"mark": "k7"}]]')
+    (kept,) = provider.http.get("/_sim/requests", params={"mark": "k7"}).json()["requests"]
+    assert (kept["face"], kept["path"], kept["body"]["seed"]) == ("openai", "/openai/v1/chat/completions", 5)
+    assert provider.http.get("/_sim/requests", params={"mark": "k8"}).json() == {"requests": []}
+
+
 def test_a_marker_may_work_so_often_only(provider: Running) -> None:
     prompt = 'Hi [[sim: {"status": 500, "times": 2}]]'
     assert [provider.chat(prompt).status_code for _ in range(4)] == [500, 500, 200, 200]
@@ -307,7 +315,7 @@ def test_overrides_and_unpriced_models_on_the_invoice(provider: Running) -> None
     assert provider.http.get("/_sim/invoice", params={"since": "x"}).status_code == 400
 
 
-async def test_an_invoice_under_many_callers_is_the_sum_of_what_they_were_told(provider: Running) -> None:
+async def test_an_invoice_under_many_callers_is_the_sum_of_the_usage_in_their_answers(provider: Running) -> None:
     async with httpx2.AsyncClient(base_url=provider.url, timeout=30) as client:
 
         async def call(number: int) -> int:
