@@ -13,6 +13,7 @@ from PIL import Image
 
 from llm_service.errors import InvalidRequest
 from llm_service.wire.media import Kind, Medium, read_part
+from tests.examples import examples
 from tests.llm_service.wire.media_files import data_url, jpeg, mp3, pdf, png, wav
 
 MP4 = b"\0\0\0\x18ftypisom\0\0\0\0isommp41" + b"\0" * 64
@@ -218,7 +219,7 @@ def test_i1_an_image_without_a_readable_header_has_no_size(content: bytes) -> No
 @given(
     st.binary(max_size=200), st.sampled_from(["image/png", "audio/wav", "audio/mpeg", "application/pdf", "text/plain"])
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_any_bytes_are_read_or_refused(content: bytes, mime: str) -> None:
     for start in (b"", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF1234WAVEfmt ", b"RIFF1234WEBPVP8X", b"\xff\xfb", b"GIF89a",
                   b"II*\0", b"MM\0*", b"ID3"):  # fmt: skip
