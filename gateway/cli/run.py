@@ -96,7 +96,7 @@ async def _ready(settings: Settings, request: RunRequest, warnings: Warnings) ->
     from agents.services import Services
     from agents.services.feeds import FeedReader
     from gateway.composition import open_service
-    from llm_service.errors import BudgetExhausted, TreasurerError, TreasuryUnavailable
+    from llm_service.errors import BudgetExhausted, BudgetTooSmall, TreasurerError, TreasuryUnavailable
 
     os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")
     services = Services(FeedReader(allow_files=True, allow_private=settings.feeds_allow_private))
@@ -105,7 +105,7 @@ async def _ready(settings: Settings, request: RunRequest, warnings: Warnings) ->
         run = executor.prepare(request)
         try:
             yield run
-        except BudgetExhausted as error:
+        except (BudgetExhausted, BudgetTooSmall) as error:
             fail(f"{error.message}{format_spent(run)} Give the run more with --budget, or ask a cheaper --model.")
         except TreasurerError as error:
             warnings.are_said = isinstance(error, TreasuryUnavailable) and run.tally.calls == 0

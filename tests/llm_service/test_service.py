@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.errors import (
-    BudgetExhausted,
+    BudgetTooSmall,
     InvalidRequest,
     PricesChanged,
     ProxyBusy,
@@ -138,7 +138,7 @@ async def test_i1_the_dearest_answer_to_what_is_sent_is_within_the_hold(
     body = chat_body(n=n, **most)
     try:
         await parts.service.complete(body, PRINCIPAL, NO_CONTEXT)
-    except BudgetExhausted:
+    except BudgetTooSmall:
         assert parts.upstream.sent == []
         return
     allowed = [parts.sent[name] for name in ("max_tokens", "max_completion_tokens") if parts.sent.get(name) is not None]
@@ -180,7 +180,7 @@ async def test_a_stream_has_to_be_asked_for(parts: Parts) -> None:
 async def test_i1_a_refused_call_sends_nothing_and_gives_its_key_back() -> None:
     parts = Parts(limit_nano=10)
     for ask in (parts.service.complete(chat_body(), PRINCIPAL, KEYED), parts.stream(*EVENTS, context=KEYED)):
-        with pytest.raises(BudgetExhausted):
+        with pytest.raises(BudgetTooSmall):
             await ask
     assert parts.upstream.sent == []
     assert parts.treasury.settled == []
@@ -359,7 +359,7 @@ async def test_an_answer_that_cannot_be_kept_is_given_all_the_same(parts: Parts)
 async def test_the_reason_of_a_refusal_is_answered_though_its_key_cannot_be_released() -> None:
     parts = Parts(limit_nano=10)
     parts.idempotency.error = TreasuryUnavailable("away")
-    with pytest.raises(BudgetExhausted):
+    with pytest.raises(BudgetTooSmall):
         await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
 
 
@@ -691,7 +691,11 @@ async def test_i1_callers_at_once_never_spend_more_than_the_limit() -> None:
     assert parts.treasury.pending == {}
     served = sum(not isinstance(result, str) for result in results)
     assert served == len(parts.treasury.settled) >= 3
-    assert {result for result in results if isinstance(result, str)} <= {"budget_busy", "insufficient_quota"}
+    assert {result for result in results if isinstance(result, str)} <= {
+        "budget_busy",
+        "insufficient_quota",
+        "budget_too_small_for_call",
+    }
 
 
 # -- prices that change between the hold and the call

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 import agents.run_budgets
 from gateway.cli import build
 from gateway.stack.ports import free_port
-from llm_service.errors import BudgetExhausted, TreasurerError, TreasuryUnavailable
+from llm_service.errors import BudgetExhausted, BudgetTooSmall, TreasurerError, TreasuryUnavailable
 from llm_service.types import Answer, CallContext, Principal
 
 ITEM = {
@@ -126,8 +126,9 @@ def test_json_is_for_programs(service: Service) -> None:
     assert Budgets.made == []
 
 
-def test_an_exhausted_budget_is_said_with_what_was_spent(service: Service) -> None:
-    service.refuse = BudgetExhausted("Budget 'digest run 1' has nothing left.")
+@pytest.mark.parametrize("refusal", [BudgetExhausted, BudgetTooSmall])
+def test_a_budget_at_its_end_is_said_with_what_was_spent(service: Service, refusal: type[TreasurerError]) -> None:
+    service.refuse = refusal("Budget 'digest run 1' has nothing left.")
     result = treasurer("--budget", "0.0002")
     assert result.exit_code == 1
     assert result.stdout == ""
