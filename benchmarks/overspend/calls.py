@@ -49,6 +49,7 @@ class Ask:
     leave: Leave | None = None
     timeout_s: float = _TIMEOUT_S
     fails: bool = False  # the provider's script makes it fail, so no answer is expected
+    media: tuple[Mapping[str, Any], ...] = ()  # parts of the message beside its text
 
     @property
     def stream(self) -> bool:
@@ -108,7 +109,8 @@ class Caller:
             )
             return "answered"
         create: Any = self._client.chat.completions.create
-        messages = [{"role": "user", "content": ask.text}]
+        content = [{"type": "text", "text": ask.text}, *ask.media] if ask.media else ask.text
+        messages = [{"role": "user", "content": content}]
         answer = await create(model=ask.model, messages=messages, extra_headers=headers, **ask.body)
         if not ask.stream:
             return "answered"
