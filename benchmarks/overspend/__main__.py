@@ -23,7 +23,9 @@ import orjson
 from rich.console import Console
 
 from benchmarks.overspend.adapter import Adapter
-from benchmarks.overspend.adapters.litellm import LiteLLM
+from benchmarks.overspend.adapters.ferrogw import FerroGateway
+from benchmarks.overspend.adapters.litellm import LiteLLM, LiteLLMAtItsBest
+from benchmarks.overspend.adapters.mlflow import MLflowGateway
 from benchmarks.overspend.adapters.nothing import Nothing
 from benchmarks.overspend.adapters.treasurer import Treasurer
 from benchmarks.overspend.judge import Verdict
@@ -37,6 +39,9 @@ from gateway.stack.simulated_provider.prices import PriceList
 ADAPTERS: dict[str, Callable[[Processes], Adapter]] = {
     "treasurer": Treasurer,
     "litellm": LiteLLM,
+    "litellm-best": LiteLLMAtItsBest,
+    "ferrogw": FerroGateway,
+    "mlflow": MLflowGateway,
     "nothing": Nothing,
 }
 REPLICAS = 2

@@ -47,6 +47,11 @@ class Line:
     at: float
 
 
+def face_of(model: str) -> str:
+    """The API under which the provider serves a model."""
+    return next((face for start, face in _FACES if model.startswith(start)), "openai")
+
+
 class Provider:
     """Asks the simulated provider at `url` for its invoice, and prices calls as it does."""
 
@@ -61,8 +66,7 @@ class Provider:
         Raises:
             ValueError: the provider has no price for it, so the scenario could not be judged.
         """
-        face = next((face for start, face in _FACES if model.startswith(start)), "openai")
-        rates = self._prices.rates(face, model)
+        rates = self._prices.rates(face_of(model), model)
         if rates is None:
             raise ValueError(f"the price list has no {model}")
         cost = rates.cost(used, terms or Terms(at=time.time()))
