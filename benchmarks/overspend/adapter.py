@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 Window = Literal["total", "minute"]
-EVERYTHING = frozenset(
+EVERYTHING: frozenset[str] = frozenset(
     ("one rate", "openai", "anthropic", "google", "perplexity", "openrouter", "deepseek", "own prices")
 )
 

@@ -24,7 +24,9 @@ def more_models() -> list[dict[str, Any]]:
         "deepseek-flash": "deepseek/deepseek-flash",
         "openai/gpt-4o-mini": "openrouter/openai/gpt-4o-mini",
     }
-    made = [{"model_name": name, "litellm_params": {"model": model, "api_key": _KEY}} for name, model in names.items()]
+    made: list[dict[str, Any]] = [
+        {"model_name": name, "litellm_params": {"model": model, "api_key": _KEY}} for name, model in names.items()
+    ]
     prices = {"input_cost_per_token": 1.5e-7, "output_cost_per_token": 6e-7, "output_cost_per_answer": FEE_NANO / 10**9}
     made.append(
         {

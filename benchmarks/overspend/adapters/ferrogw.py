@@ -35,7 +35,7 @@ class FerroGateway:
     """An account is a gateway with the account's limit; its key is the gateway's master key."""
 
     name = "Ferro Labs AI Gateway"
-    serves = frozenset(("one rate",))
+    serves: frozenset[str] = frozenset(("one rate",))
     settle_s = 0.0
 
     def __init__(self, processes: Processes) -> None:

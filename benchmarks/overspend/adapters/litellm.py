@@ -48,7 +48,7 @@ class LiteLLM:
 
     name = "LiteLLM Proxy"
     how = "no database, no Redis"
-    serves = EVERYTHING
+    serves: frozenset[str] = EVERYTHING
     settle_s = 4.0
 
     def __init__(self, processes: Processes) -> None:
@@ -164,7 +164,7 @@ class LiteLLMAtItsBest(LiteLLM):
             counted = await client.get(f"spend:key:{_counted_as(account.key)}")
         finally:
             await client.aclose()
-        return Books(round(Decimal(counted or 0).scaleb(9)), own.paid_calls if own is not None else None)
+        return Books(round(Decimal(str(counted or 0)).scaleb(9)), own.paid_calls if own is not None else None)
 
 
 def _config(provider_url: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ class MLflowGateway:
     """One server, and one policy after the other. It asks for no key."""
 
     name = "MLflow AI gateway"
-    serves = frozenset(("one rate", "openai"))
+    serves: frozenset[str] = frozenset(("one rate", "openai"))
     settle_s = 6.0
 
     def __init__(self, processes: Processes) -> None:

@@ -48,7 +48,7 @@ class Treasurer:
     """Treasurer. `running` names a running stack whose providers are simulated; such a stack is not stopped."""
 
     name = "Treasurer"
-    serves = EVERYTHING
+    serves: frozenset[str] = EVERYTHING
 
     def __init__(self, processes: Processes, running: StackState | None = None) -> None:
         self.settle_s = _CALL_TIMEOUT_S + _MARGIN_S + 2 * _SWEEP_S + 3.0
