@@ -50,8 +50,9 @@ class Adapter(Protocol):
     name: str
     #: How long after the last call the books may still change: the longest life of a hold that a crash leaves.
     settle_s: float
-    #: What it serves here: "one rate" is OpenAI's gpt-4o-mini; else the providers of more models ("openai", "anthropic", "google", "perplexity", "openrouter",
-    #: "deepseek"), and "own prices" if an operator's configuration may name a model's prices.
+    #: What it serves here: "one rate" is OpenAI's gpt-4o-mini. More models are named by their providers ("openai",
+    #: "anthropic", "google", "perplexity", "openrouter", "deepseek"). "own prices": an operator's configuration may name a
+    #: model's prices.
     serves: frozenset[str]
 
     async def start(self, provider_url: str, folder: Path, replicas: int) -> None:

@@ -52,9 +52,7 @@ class FerroGateway:
 
     def versions(self) -> dict[str, str]:
         said = subprocess.run([str(_program()), "version"], capture_output=True, text=True, check=True, timeout=30)
-        return {
-            "ferrogw": f"{' '.join(said.stdout.split())[:80]}, budget plugin, rates of gpt-4o-mini, state in memory"
-        }
+        return {"ferrogw": f"{said.stdout.split()[1]}, budget plugin, rates of gpt-4o-mini, state in memory"}
 
     async def start(self, provider_url: str, folder: Path, replicas: int) -> None:
         self._provider_url, self._folder = provider_url, folder / "ferrogw"
