@@ -14,12 +14,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
 from datetime import UTC, datetime, time
 from itertools import permutations
-from typing import Any, Literal
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import orjson
 
 from llm_service.types import Usage
+from llm_service.wire.requests import CacheWrites
 
 FEMTO_PER_NANO = 1_000_000
 #: A multiplier is an integer of ten-thousandths.
@@ -28,8 +29,6 @@ WHOLE = 10_000
 SEARCH_CONTEXTS = ("low", "medium", "high")
 #: Regions that are none: the provider chose freely where to serve the call.
 _ANYWHERE = ("", "global", "not_available")
-#: Whether a request asks its provider to write to a cache, and for how long that is kept.
-CacheWrites = Literal["none", "5m", "1h"]
 
 
 @dataclass(frozen=True, slots=True)
