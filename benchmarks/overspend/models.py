@@ -31,8 +31,9 @@ def more_models() -> list[dict[str, Any]]:
     limits = {"mode": "chat", "max_input_tokens": 128_000, "max_output_tokens": 16_384}
     prices = {"input_cost_per_token": 1.5e-7, "output_cost_per_token": 6e-7}
     fee = {"output_cost_per_answer": FEE_NANO / 10**9}
+    no_fee: dict[str, float] = {}
     for name, model, more in (
-        (ROUTED, f"openrouter/{ROUTED}", {}),
+        (ROUTED, f"openrouter/{ROUTED}", no_fee),
         (WITH_A_FEE, f"openai/{WITH_A_FEE}", fee),
     ):
         parameters = {"model": model, "api_key": _KEY}
