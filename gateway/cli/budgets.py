@@ -24,6 +24,7 @@ from gateway.cli.database import (
     print_more,
 )
 from llm_service.administration.paging import DEFAULT
+from llm_service.treasury.zones import told
 
 if TYPE_CHECKING:
     from llm_service.administration.budgets import BudgetState
@@ -134,7 +135,7 @@ def show_budget(
             "posted": dollars(row.posted_nano),
             "pending": dollars(row.pending_nano),
             "left": dollars(row.left_nano),
-            "resets_at": row.resets_at,
+            "resets_at": told(row.resets_at, found.time_zone) if row.resets_at else None,
         }
         for row in found.live_windows
     ]
@@ -223,7 +224,7 @@ def format_budget(budget: BudgetState) -> str:
         text += f"; {dollars(budget.left_nano)} left"
     if budget.windows > 1 and not budget.more_windows:
         text += f" in the tightest of {budget.windows} windows"
-    return text + (f" until {budget.resets_at:%Y-%m-%d %H:%M:%S} UTC." if budget.resets_at else ".")
+    return text + (f" until {told(budget.resets_at, budget.time_zone)}." if budget.resets_at else ".")
 
 
 def print_budget(budget: BudgetState, json: bool) -> None:
@@ -245,7 +246,7 @@ def print_budgets(found: list[BudgetState], json: bool) -> None:
             "posted": format_amount(row.posted_nano, row),
             "pending": format_amount(row.pending_nano, row),
             "left": format_amount(row.left_nano, row),
-            "resets_at": row.resets_at,
+            "resets_at": told(row.resets_at, row.time_zone) if row.resets_at else None,
         }
         for row in found
     ]

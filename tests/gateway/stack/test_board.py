@@ -55,7 +55,7 @@ def test_a_server_on_this_machine_is_not_called_a_provider_that_costs_money(
     said = words[0].splitlines()
     assert len(said) == len(lines)
     assert all(sentence.startswith(begins) for sentence, begins in zip(said, lines, strict=True))
-    assert [sentence for sentence in said if "own." in sentence][0].startswith("YOUR OWN")
+    assert next(sentence for sentence in said if "own." in sentence).startswith("YOUR OWN")
 
 
 def test_a_change_is_one_line_where_there_is_no_terminal() -> None:
