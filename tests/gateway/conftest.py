@@ -51,7 +51,7 @@ class FakePrincipals:
 
 
 class StateOf(Protocol):
-    """Writes nothing: makes the state of a stack that this process runs, on the test's folder, with what differs."""
+    """Makes the state of a stack that this process runs on the test's folder, with some values changed."""
 
     def __call__(self, **changes: object) -> StackState: ...
 
@@ -116,7 +116,7 @@ async def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncItera
 
 @pytest.fixture
 def state_of(tmp_path: Path) -> StateOf:
-    """States of stacks; each test changes what it is about."""
+    """States of stacks, of which each test changes what it is about. Nothing is written."""
 
     def state_of(**changes: object) -> StackState:
         values: dict[str, object] = {

@@ -304,7 +304,7 @@ async def test_a_key_opens_only_its_own_side(caller: Caller) -> None:
     assert await caller.counts() == before
 
 
-async def test_a_paused_agent_is_told_so(caller: Caller) -> None:
+async def test_a_paused_agent_is_refused_as_paused(caller: Caller) -> None:
     await caller.admin("POST", f"agents/{caller.agent}/pause")
     before = await caller.counts()
     client = caller.client(max_retries=2)

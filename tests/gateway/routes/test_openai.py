@@ -259,7 +259,7 @@ async def test_everything_else_is_the_apps(gateway: Gateway, path: str, method: 
 @pytest.mark.parametrize(
     ("path", "method"), [(CHAT, "GET"), (CHAT, "PUT"), (EMBEDDINGS, "OPTIONS"), (EMBEDDINGS, "HEAD")]
 )
-async def test_another_method_is_told_which_one_it_takes(gateway: Gateway, path: str, method: str) -> None:
+async def test_another_method_is_refused_with_the_one_that_is_allowed(gateway: Gateway, path: str, method: str) -> None:
     client = await gateway.ask(Client(), path, method=method)
     assert (client.status, client.headers["allow"]) == (405, "POST")
     assert client.error["type"] == "invalid_request_error"

@@ -242,7 +242,7 @@ async def test_i2_an_input_that_may_have_been_written_to_a_cache_is_estimated_at
 
 
 @pytest.mark.parametrize(("told", "tier"), [(None, "priority"), ("flex", "flex")])
-async def test_an_estimate_is_of_the_tier_that_was_told_or_else_asked_for(
+async def test_an_estimate_is_of_the_tier_that_was_reported_or_else_requested(
     parts: Parts, told: str | None, tier: str
 ) -> None:
     call = admitted(service_tier="priority")

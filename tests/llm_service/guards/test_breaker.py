@@ -182,7 +182,7 @@ def test_a_reserved_probe_does_not_go_out_if_it_was_opened_or_closed_meanwhile()
         assert breaker.wait_s() == wait_s
 
 
-def test_what_another_process_tells_is_taken_over_and_not_told_again() -> None:
+def test_a_state_that_another_process_reports_is_adopted_and_not_reported_again() -> None:
     breaker, clock, heard = made()
     breaker.adopt(Change(OPEN, 7.0, "there", 2, age_s=3.0))
     assert (breaker.state, breaker.wait_s(), breaker.why, heard) == (OPEN, 7.0, "there", [])

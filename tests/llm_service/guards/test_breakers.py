@@ -216,7 +216,7 @@ async def test_another_processs_probe_is_waited_for() -> None:
     assert states(breakers) == {}
 
 
-async def test_what_was_not_told_is_told_later() -> None:
+async def test_a_report_that_was_not_delivered_is_delivered_later() -> None:
     breakers, _, _ = made()
     await fail(breakers)
     scripts = through(breakers, AnsweringScripts(RedisUnavailable("no")))
@@ -235,7 +235,7 @@ async def test_what_was_not_told_is_told_later() -> None:
     assert told == [["model:m"], ["model:m"], []]
 
 
-async def test_what_changes_here_while_others_are_heard_is_told_as_based_on_what_was_known_before() -> None:
+async def test_a_change_made_while_others_are_read_is_reported_as_based_on_the_state_before() -> None:
     breakers, _, _ = made()
     there = {"state": "closed", "until_ms": 0, "at_ms": 0, "why": "there", "tries": 0, "owner": "two", "version": "v1"}
 

@@ -103,7 +103,7 @@ async def test_a_treasurers_error_is_everyones_and_nobody_is_tried_again() -> No
     assert await group.submit(5) == 10
 
 
-async def test_who_leaves_before_the_group_ran_is_left_out() -> None:
+async def test_a_caller_that_leaves_before_the_group_ran_is_left_out() -> None:
     run, abandoned = Statement(), list[object]()
     run.gate = asyncio.Event()
     group: GroupCommit[int, int] = GroupCommit(run, abandoned=lambda item, result: abandoned.append((item, result)))
@@ -127,7 +127,7 @@ async def test_a_group_that_everyone_left_does_not_run() -> None:
     assert run.groups == [[9]]
 
 
-async def test_who_leaves_while_the_statement_is_under_way_is_told_of() -> None:
+async def test_a_caller_that_leaves_while_the_statement_is_under_way_is_reported() -> None:
     run, abandoned = Statement(), list[tuple[int, object]]()
     run.gate = asyncio.Event()
     group: GroupCommit[int, int] = GroupCommit(run, abandoned=lambda item, result: abandoned.append((item, result)))
@@ -139,7 +139,7 @@ async def test_who_leaves_while_the_statement_is_under_way_is_told_of() -> None:
     assert abandoned == [(1, 2)]
 
 
-async def test_whose_statement_failed_after_they_left_is_told_of_too() -> None:
+async def test_a_caller_whose_statement_failed_after_it_left_is_reported_too() -> None:
     run, abandoned, away = Statement(), list[tuple[int, object]](), TreasuryUnavailable("away")
     run.gate, run.poison[1] = asyncio.Event(), away
     group: GroupCommit[int, int] = GroupCommit(run, abandoned=lambda item, result: abandoned.append((item, result)))
