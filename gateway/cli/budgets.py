@@ -70,6 +70,12 @@ def create_budget(
     model: _Model = None,
     pace: _Pace = None,
     most_per_call: _MostPerCall = None,
+    count_from: Annotated[
+        str | None,
+        typer.Option(
+            "--count-from", help="now: start at zero (default). window: at what was spent in its window so far."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Default: such as 'agent news: day'.")] = None,
     json: AsJson = False,
 ) -> None:
@@ -89,11 +95,19 @@ def create_budget(
         per_value=value,
         model=model,
         pace=pace,
+        count_from=count_from,
         most_per_call=None if most_per_call == "none" else most_per_call,
         name=name,
     )
     made = administer(lambda pool: budgets.create_budget(pool, new))
     print_budget(made, json)
+    if not json:
+        typer.echo(
+            "It starts at what was spent in its window so far."
+            if new.count_from == "window"
+            else "It starts at zero: what was spent before now does not count. To count that too, create it with "
+            "--count-from window."
+        )
 
 
 @commands.command("list")
