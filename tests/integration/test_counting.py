@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from gateway.stack.state import StackState
 from llm_service.administration.budgets import (
     ChangeBudget,
     CreatedBudget,
@@ -26,6 +27,7 @@ from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.types import CallContext, Hold
 from tests.integration.administering import Treasurer
 from tests.integration.agents_that_spend import House, open_house
+from tests.integration.caller import nano, open_caller
 
 DOLLAR = 1_000_000_000
 
@@ -235,3 +237,17 @@ async def test_the_command_says_where_a_budget_starts(house: House, treasurer: T
     wrong = await treasurer("budget", "create", "--agent", "news", "--limit", "5", "--count-from", "yesterday")
     assert wrong.code != 0
     assert "count_from" in wrong.err
+
+
+async def test_a_budget_made_after_real_calls_counts_what_the_provider_billed(stack: StackState) -> None:
+    async with open_caller(stack) as caller:
+        for _ in range(3):
+            await caller.call()
+        await caller.settled()
+        made = await caller.budget("1", window="day", count_from="window", name=f"{caller.agent} counted")
+        assert (nano(made["posted"]), made["pending_nano"]) == (await caller.billed_nano(), 0)
+        assert made["counts_from"] == made["starts_at"]
+        await caller.call()
+        await caller.agrees(4)
+        shown = await caller.admin("GET", f"budgets/{caller.agent} counted")
+        assert nano(shown["posted"]) == await caller.billed_nano()
