@@ -16,13 +16,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import admission, governed
+from benchmarks import admission, assistants, governed
 from gateway.settings import load_settings
 from gateway.stack.supervisor import running_stack
+from llm_service.money import format_dollars
 
 
 async def main(sections: set[str]) -> None:
-    """Run these sections. Without a name: admission, growth, governed, streams and memory."""
+    """Run these sections. Without a name: admission, growth, governed, streams, assistants and memory."""
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="treasurer-bench-"))
     folder.chmod(0o755)
@@ -46,6 +47,9 @@ async def main(sections: set[str]) -> None:
             if not sections or "streams" in sections:
                 with console.status("a governed stream against the same stream straight from LiteLLM Proxy …"):
                     _show_streams(console, await governed.streams(state, settings))
+            if not sections or "assistants" in sections:
+                with console.status("many callers on one budget: what holds take from the others …"):
+                    _show_assistants(console, await assistants.measure(state))
             _show_memory(console, governed.memory(state))
             if "flags" in sections:
                 await governed.flags(state, settings, console)
@@ -104,6 +108,21 @@ def _show_streams(console: Console, rows: list[governed.StreamLane]) -> None:
         more = f"{row.first_more_ms:+.2f}" if row.first_more_ms is not None else ""
         ratio = f"{row.rate_ratio:.3f}" if row.rate_ratio is not None else ""
         table.add_row(str(row.callers), row.name, f"{row.first_ms:.1f}", f"{row.tokens_per_s:.0f}", more, ratio)
+    console.print(table)
+
+
+def _show_assistants(console: Console, rows: list[assistants.Result]) -> None:
+    table = Table(title="Many callers on one budget; a refused call is not repeated")
+    table.add_column("callers", no_wrap=True)
+    for heading in ("served", "cut short", "refused", "held", "cost", "held ÷ cost", "s"):
+        table.add_column(heading, justify="left" if heading == "refused" else "right")
+    for row in rows:
+        ratio = f"{row.held_over_cost:.1f}" if row.held_over_cost is not None else ""
+        refused = ", ".join(f"{count} {code}" for code, count in row.refused.most_common())
+        table.add_row(
+            row.name, str(row.served), str(row.cut_short), refused, format_dollars(row.held_nano, places=4),
+            format_dollars(row.cost_nano, places=4), ratio, f"{row.seconds:.0f}",
+        )  # fmt: skip
     console.print(table)
 
 
