@@ -46,15 +46,13 @@ def cost_bound(
         raise InvalidRequest(
             f"{model.name!r} does not read OpenAI's token numbers; send text.", param="input", code="not_priced"
         )
-    media_tokens = model.media_tokens(request.media)
-    if media_tokens is None:
+    media = model.media_tokens(request.media)
+    if media.audio or media.video:
         raise InvalidRequest(
-            f"Images and files cannot be bounded for {model.name!r}: neither a published rule nor its context window is known.",
-            param="messages",
-            code="not_priced",
+            f"Audio and video cannot be priced for {model.name!r} yet.", param="messages", code="not_priced"
         )
     text_tokens = request.input_bound if counted_input is None else min(counted_input, request.input_bound)
-    input_tokens = text_tokens + media_tokens
+    input_tokens = text_tokens + media.total
     if model.mode == "embedding":
         amount = rates.bound(model.rates.values(), input_tokens, 0)
         return CostBound(input_tokens, 0, False, amount, amount, counted_input is not None)

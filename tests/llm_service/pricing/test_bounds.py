@@ -130,14 +130,18 @@ def test_an_embedding_holds_its_input_alone() -> None:
     assert planned.amount_nano == planned.floor_nano == request.input_bound * 1_000
 
 
+def with_part(part: dict[str, Any], **fields: Any) -> ParsedRequest:
+    return chat(messages=[{"role": "user", "content": [part]}], **fields)
+
+
 def test_images_are_held_for_by_the_models_rule() -> None:
-    request = chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}])
-    ruled = model(underlying="openai/gpt-4o-2024")
+    request = with_part({"type": "image_url", "image_url": {"url": "https://x/y.png"}})
+    ruled = model(names=("openai/gpt-4o-2024",))
     assert cost_bound(ruled, request, PRINCIPAL).input_tokens == request.input_bound + 85 + 8 * 170
-    windowed = model(max_input_tokens=128_000)
+    windowed = model(names=("p/m",), max_input_tokens=128_000)
     assert cost_bound(windowed, request, PRINCIPAL).input_tokens == request.input_bound + 128_000
     with pytest.raises(InvalidRequest) as refused:
-        cost_bound(model(), request, PRINCIPAL)
+        cost_bound(model(names=("p/m",)), request, PRINCIPAL)
     assert (refused.value.status, refused.value.param, refused.value.code) == (400, "messages", "not_priced")
 
 

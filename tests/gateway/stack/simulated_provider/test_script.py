@@ -244,7 +244,9 @@ def test_a_client_that_leaves_a_fast_stream_does_not_pay_for_all(provider: Runni
 def test_a_client_that_leaves_while_it_waits_pays_for_the_input(provider: Running, stream: bool) -> None:
     provider.script(rule(hang_s=30))
     with pytest.raises(httpx2.ReadTimeout):
-        provider.http.post("/openai/v1/chat/completions", json={**BODY, "stream": stream}, timeout=0.2)
+        provider.http.post(
+            "/openai/v1/chat/completions", json={**BODY, "stream": stream}, timeout=httpx2.Timeout(10, read=0.2)
+        )
     line = provider.awaited_line()
     assert (line["state"], line["cost_nano"]) == ("client_left", INPUT * 1000)
 
@@ -252,14 +254,14 @@ def test_a_client_that_leaves_while_it_waits_pays_for_the_input(provider: Runnin
 def test_a_client_that_leaves_an_unstreamed_answer_pays_for_the_pace_so_far(provider: Running) -> None:
     provider.script(rule(tokens_per_s=100, output_tokens=1000))
     with pytest.raises(httpx2.ReadTimeout):
-        provider.http.post("/openai/v1/chat/completions", json=BODY, timeout=0.3)
+        provider.http.post("/openai/v1/chat/completions", json=BODY, timeout=httpx2.Timeout(10, read=0.3))
     assert 15 <= provider.awaited_line()["output_tokens"] <= 100
 
 
 def test_a_provider_may_bill_all_though_the_client_left(provider: Running) -> None:
     provider.script(rule(hang_s=30, output_tokens=70, billed="full"))
     with pytest.raises(httpx2.ReadTimeout):
-        provider.http.post("/openai/v1/chat/completions", json=BODY, timeout=0.2)
+        provider.http.post("/openai/v1/chat/completions", json=BODY, timeout=httpx2.Timeout(10, read=0.2))
     assert provider.awaited_line()["cost_nano"] == INPUT * 1000 + 70 * 4000
 
 
