@@ -19,9 +19,16 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
-from llm_service.grants import PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+from llm_service.grants import CACHES_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
 from llm_service.pricing.media import MediaTokens, media_tokens
-from llm_service.pricing.providers import BILL_TO_THE_END, CHOOSE_SERVICE_TIER, READ_TOKEN_IDS, REASON_WHEN_ASKED
+from llm_service.pricing.providers import (
+    BILL_TO_THE_END,
+    CHOOSE_SERVICE_TIER,
+    READ_TOKEN_IDS,
+    REASON_WHEN_ASKED,
+    STORE_CACHES,
+    WRITE_CACHES_WHEN_ASKED,
+)
 from llm_service.pricing.rates import FREE, Rates, RatesError, cost_at, dump_rates, read_rates
 from llm_service.types import Usage
 from llm_service.wire.media import Medium
@@ -47,6 +54,7 @@ class Model:
     quality: int | None = None  # 0 to 100, from config/litellm.yaml (model_info: treasurer_quality)
     rate_card: str = "{}"  # `rates` as text, which is stored with a hold so that it is settled at these
     uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
+    adds_caches: bool = True  # the proxy may ask for caches that a request does not ask for
     retried_statuses: frozenset[int] = frozenset()  # after these the proxy itself tries another deployment
     always_thinks: bool = False  # it reasons in every call, whatever the request asks for
     prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy does not give one
@@ -71,6 +79,16 @@ class Model:
     def reasons_when_asked(self) -> bool:
         """Whether it reasons only when a request asks for that; else it may reason in every call."""
         return self.provider in REASON_WHEN_ASKED and not self.always_thinks
+
+    @property
+    def caches_only_when_asked(self) -> bool:
+        """Whether nothing of a request is written to a cache, at a price of its own, unless the request asks for it."""
+        return not self.adds_caches and WRITE_CACHES_WHEN_ASKED.issuperset(self.providers)
+
+    @property
+    def stores_caches(self) -> bool:
+        """Whether a request for a cache makes one that is billed by the hour."""
+        return not STORE_CACHES.isdisjoint(self.providers)
 
     @property
     def reads_token_ids(self) -> bool:
@@ -202,6 +220,7 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
         quality=_quality(infos),
         rate_card=dump_rates(rates),
         retried_statuses=_retried(infos),
+        adds_caches=not all(info.get(CACHES_STAMP) is False for info in infos),
         always_thinks=any(info.get("thinking_always_on") is True for info in infos),
         prices=_version(infos),
         uses_shared=all(info.get(USES_STAMP) is True for info in infos),
