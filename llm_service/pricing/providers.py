@@ -51,3 +51,14 @@ WRITE_CACHES_WHEN_ASKED: Final = frozenset({"anthropic", "bedrock", "bedrock_con
 #: bounds that, so such a request is refused.
 #: https://ai.google.dev/gemini-api/docs/caching, https://docs.litellm.ai/docs/providers/gemini#context-caching
 STORE_CACHES: Final = frozenset({"gemini", "vertex_ai", "vertex_ai_beta", "vertex_ai-language-models"})
+
+#: These name one price for all input. Any other model must name a price for audio before it is sent any.
+#: https://ai.google.dev/gemini-api/docs/pricing
+AUDIO_AT_THE_PRICE_OF_TEXT: Final = frozenset(
+    {
+        "gemini/gemini-2.5-pro",
+        "gemini/gemini-3.1-pro-preview",
+        "vertex_ai/gemini-2.5-pro",
+        "vertex_ai/gemini-3.1-pro-preview",
+    }
+)
