@@ -233,14 +233,15 @@ class Settler:
 def _cost(admitted: Admitted, ending: Ending) -> tuple[int, CostSource]:
     """What an attempt cost, in nano-dollars, and whose figure that is.
 
-    An estimate is at most the hold, but never below what a report that was not believed would cost.
+    An estimate is never below what a report that was not believed would cost, but at most the hold, because no call can
+    cost more than that.
     """
     model = admitted.model
     served = (admitted.attempt.started_at, datetime.now(UTC))
     own_nano = model.cost(ending.deployment, ending.usage, ending.service_tier, served)
     if ending.usage_source is UsageSource.ESTIMATED:
         least = ending.least and model.cost(ending.deployment, ending.least, ending.service_tier, served)
-        return max(min(own_nano, admitted.hold.amount_nano), least or 0), CostSource.ESTIMATE
+        return min(max(own_nano, least or 0), admitted.hold.amount_nano), CostSource.ESTIMATE
     return believed(
         named_nano=ending.named_cost_nano,
         own_nano=own_nano,

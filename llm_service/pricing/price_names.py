@@ -108,8 +108,9 @@ _MEDIA_OUTPUT: Final = re.compile(
 )
 _CHARACTERS: Final = ("input_cost_per_character", "output_cost_per_character")
 
-#: Facts of a model that are no prices, although their names look like one.
-_FACTS: Final = frozenset({"supports_pricing", "input_cost_unit"})
+#: Facts of a model that are no prices, although their names look like one. (LiteLLM's page lists under
+#: `pricing_overrides` which prices an operator has set; it shows each of them by its own name, too.)
+_FACTS: Final = frozenset({"pricing_overrides"})
 
 #: Within `provider_specific_entry`: what is a number and no multiplier of the price.
 _NO_MULTIPLIERS: Final = frozenset({"minimax_free_input_images"})
@@ -130,6 +131,8 @@ def meaning_of(name: str, entry: Mapping[str, Any], mode: str) -> Meaning | None
 
     `entry` is the model's in LiteLLM's map, with what an operator has set; `mode` is "chat" or "embedding".
     """
+    if name in _FACTS:
+        return None
     base, _, tier = split(name)
     if tier in _OTHER_TIERS and (base in _UNDERSTOOD or base in _NOT_HERE):
         return Meaning.NOT_HERE
@@ -151,7 +154,7 @@ def meaning_of(name: str, entry: Mapping[str, Any], mode: str) -> Meaning | None
         made: object = entry.get("supported_output_modalities")
         text_only = isinstance(made, list) and set(cast("list[object]", made)) <= {"text"}
         return Meaning.NOT_HERE if text_only or mode == "embedding" else Meaning.UNBOUNDED
-    if base in _FACTS or not _LOOKS_LIKE_A_PRICE.search(base):
+    if not _LOOKS_LIKE_A_PRICE.search(base):
         return None
     return Meaning.UNKNOWN
 

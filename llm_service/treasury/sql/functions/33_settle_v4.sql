@@ -143,7 +143,7 @@ BEGIN
     RETURN QUERY SELECT r.* FROM unnest(p_call_id, p_attempt, v_results) AS r (call_id, attempt, result);
 END $$;
 
--- For gateways of the version before, until 0.4: the same settlement.
+-- For gateways of the version before, until 0.3: the same settlement. (treasury_settle_v2 calls this one.)
 CREATE OR REPLACE FUNCTION treasury_settle_v3(
     p_call_id uuid[], p_attempt smallint[], p_state text[], p_cost bigint[], p_proxy_cost bigint[],
     p_input integer[], p_cached integer[], p_cache_write integer[], p_output integer[], p_reasoning integer[],
@@ -157,4 +157,3 @@ CREATE OR REPLACE FUNCTION treasury_settle_v3(
         p_cache_write_1h, array_fill(NULL::text, ARRAY[cardinality(p_call_id)]),
         array_fill(NULL::text, ARRAY[cardinality(p_call_id)]), p_skip_locked)
 $$;
-DROP FUNCTION treasury_settle_v2;
