@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from openai import APIStatusError
 
-from tests.integration.caller import Caller, said
+from gateway.stack.state import StackState
+from tests.integration.caller import Caller, open_caller, said
 from tests.llm_service.wire.media_files import data_url, pdf, png, wav
 
 PIXEL = {"type": "image_url", "image_url": {"url": data_url("image/png", png(1, 1))}}
@@ -22,6 +24,13 @@ MODELS = [
     "gpt-4o",
     "gpt-4o-mini",
 ]
+
+
+@pytest.fixture
+async def caller(stack: StackState) -> AsyncIterator[Caller]:
+    """An agent with a dollar."""
+    async with open_caller(stack) as caller:
+        yield caller
 
 
 def asked(part: dict[str, Any]) -> list[dict[str, Any]]:
