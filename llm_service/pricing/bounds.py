@@ -49,13 +49,16 @@ def cost_bound(
             f"{model.name!r} does not read OpenAI's token numbers; send text.", param="input", code="not_priced"
         )
     media = model.media_tokens(request.media)
-    if (media.audio or media.video) and not model.prices_audio:
-        raise InvalidRequest(
-            f"{model.name!r} names no price for audio, so audio and video cannot be priced. An operator can give it one in "
-            "config/litellm.yaml (model_info: input_cost_per_audio_token).",
-            param="messages",
-            code="not_priced",
-        )
+    for name, tokens, priced in (
+        ("Audio", media.audio, model.prices_audio),
+        ("Video", media.video, model.prices_video),
+    ):
+        if tokens and not priced:
+            raise InvalidRequest(
+                f"{name} has no known price for {model.name!r}, so its cost cannot be bounded.",
+                param="messages",
+                code="not_priced",
+            )
     if request.cache_writes != "none" and model.stores_caches:
         raise InvalidRequest(
             f"'cache_control' would make a stored cache for {model.name!r}, which is billed by the hour; leave it out. "
@@ -70,11 +73,11 @@ def cost_bound(
         image_tokens=media.image,
         audio_tokens=media.audio,
         video_tokens=media.video,
-        cache_writes=cache_writes(model, request),
         reasoning_tokens=model.most.reasoning_tokens,
         citation_tokens=model.most.citation_tokens,
         searches=model.most.searches,
         requests=request.choices,
+        cache_writes=cache_writes(model, request),
         service_tier=request.service_tier,
     )
     if model.mode == "embedding":

@@ -26,12 +26,12 @@ from llm_service.pricing.litellm_prices import read_rates
 from llm_service.pricing.media import MediaTokens, media_tokens
 from llm_service.pricing.price_names import fields_of, is_price
 from llm_service.pricing.providers import (
-    AUDIO_AT_THE_PRICE_OF_TEXT,
     BILL_TO_THE_END,
     CHOOSE_SERVICE_TIER,
     READ_TOKEN_IDS,
     REASON_WHEN_ASKED,
     STORE_CACHES,
+    VIDEO_COSTS_AS_TEXT,
     WRITE_CACHES_WHEN_ASKED,
 )
 from llm_service.pricing.rates import FREE, Rates, RatesError, cost_at, dump_rates
@@ -93,6 +93,17 @@ class Model:
         return differ and bool(self.deployments) and CHOOSE_SERVICE_TIER.issuperset(self.deployments.values())
 
     @property
+    def prices_audio(self) -> bool:
+        """Whether each of its deployments has a price for audio input."""
+        return all(tier.audio_input is not None for rates in self.rates.values() for tier in rates.default) or self.free
+
+    @property
+    def prices_video(self) -> bool:
+        """Whether video input has a price: its own, or by the provider's page that of text. Its sound is audio."""
+        own = all(tier.video_input is not None for rates in self.rates.values() for tier in rates.default)
+        return (own or self.providers <= VIDEO_COSTS_AS_TEXT) and self.prices_audio
+
+    @property
     def bills_to_the_end(self) -> bool:
         """Whether one of its providers bills a whole stream although its reader has left."""
         return not BILL_TO_THE_END.isdisjoint(self.providers)
@@ -106,12 +117,6 @@ class Model:
     def caches_only_when_asked(self) -> bool:
         """Whether nothing of a request is written to a cache, at a price of its own, unless the request asks for it."""
         return not self.adds_caches and WRITE_CACHES_WHEN_ASKED.issuperset(self.providers)
-
-    @property
-    def prices_audio(self) -> bool:
-        """Whether the price of a token of audio is known at each of its deployments."""
-        named = all(tier.audio_input is not None for rates in self.rates.values() for tier in rates.default[:1])
-        return named or AUDIO_AT_THE_PRICE_OF_TEXT.issuperset(self.names or (self.name,))
 
     @property
     def stores_caches(self) -> bool:

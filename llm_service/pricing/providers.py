@@ -52,13 +52,7 @@ WRITE_CACHES_WHEN_ASKED: Final = frozenset({"anthropic", "bedrock", "bedrock_con
 #: https://ai.google.dev/gemini-api/docs/caching, https://docs.litellm.ai/docs/providers/gemini#context-caching
 STORE_CACHES: Final = frozenset({"gemini", "vertex_ai", "vertex_ai_beta", "vertex_ai-language-models"})
 
-#: These name one price for all input. Any other model must name a price for audio before it is sent any.
-#: https://ai.google.dev/gemini-api/docs/pricing
-AUDIO_AT_THE_PRICE_OF_TEXT: Final = frozenset(
-    {
-        "gemini/gemini-2.5-pro",
-        "gemini/gemini-3.1-pro-preview",
-        "vertex_ai/gemini-2.5-pro",
-        "vertex_ai/gemini-3.1-pro-preview",
-    }
-)
+#: A token of video costs as much as one of text there, where no price of its own is named. For any other provider video is
+#: refused unless it has a price.
+#: https://ai.google.dev/gemini-api/docs/pricing ("text / image / video", 2026-11-28)
+VIDEO_COSTS_AS_TEXT: Final = frozenset({"gemini", "vertex_ai", "vertex_ai-language-models"})

@@ -209,10 +209,9 @@ def test_i1_audio_without_a_price_is_refused_by_name() -> None:
     with pytest.raises(InvalidRequest) as refused:
         cost_bound(unpriced, with_part(AUDIO), PRINCIPAL)
     assert (refused.value.status, refused.value.param, refused.value.code) == (400, "messages", "not_priced")
-    assert "input_cost_per_audio_token" in refused.value.message
+    assert refused.value.message.startswith("Audio has no known price")
     mixed = model(FLASH, CENT, names=("gemini/gemini-2.5-flash", "gemini/gemini-2.5-pro"))
     assert not mixed.prices_audio
-    assert model(names=("gemini/gemini-2.5-pro",)).prices_audio  # its page names one price for all input
 
 
 @pytest.mark.parametrize("provider", ["gemini", "vertex_ai", "vertex_ai-language-models"])
