@@ -97,6 +97,7 @@ class Budget:
     per: Dimension | None = None
     per_value: str | None = None
     model_pattern: str | None = None
+    time_zone: str = "UTC"
 
     def subjects(self, model: str, context: CallContext) -> tuple[str, ...]:
         """The subjects of the windows in which a call counts; none when the budget does not apply to it.
