@@ -28,6 +28,8 @@ IN_FLIGHT_TOKENS = 32
 #: The error code of an attempt of which the provider had sent more than was read, so that no count of it is an upper
 #: bound.
 UNREAD = "owner_lost_unread"
+#: The field of a stream's report of usage in which the plugin puts LiteLLM's own figure. `cost` there is the provider's.
+LITELLM_COST = "litellm_cost"
 
 
 def read_usage(report: object) -> Usage | None:
@@ -101,7 +103,7 @@ def reported_cost(report: object) -> int | None:
     """The cost that LiteLLM reports in a stream's usage, in nano-dollars."""
     if not isinstance(report, dict):
         return None
-    cost: object = cast("dict[str, Any]", report).get("cost")
+    cost: object = cast("dict[str, Any]", report).get(LITELLM_COST)
     return nano_from_reported_dollars(cost) if isinstance(cost, int | float) and not isinstance(cost, bool) else None
 
 
