@@ -68,6 +68,13 @@ def stream_ending(deployment: str | None, scanner: EventScanner, error_code: str
     )
 
 
+def cut_ending(deployment: str | None) -> Ending:
+    """The ending of a stream that was cut before anything of it came."""
+    return _posted(
+        None, status=502, deployment=deployment, proxy_cost_nano=None, service_tier=None, error_code="upstream_cut"
+    )
+
+
 def _is_plausible(usage: Usage, size: int, most_bytes_a_token: int) -> bool:
     """Whether the reported output can account for `size` bytes. If so, the text need not be read."""
     return usage.output_tokens > 0 and size <= usage.output_tokens * most_bytes_a_token
