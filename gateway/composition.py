@@ -159,6 +159,7 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
             refused=_refused_by(catalog, telemetry, refusals),
             lifetime_s=lifetime_s,
             busy_wait_s=settings.busy_wait_s,
+            default_share=settings.default_share_percent * 100,
         ),
         settler=Settler(
             treasury=treasury,

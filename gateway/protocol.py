@@ -34,6 +34,8 @@ UNSENT_BYTES = 128 * 1024
 _UNSENT_OPTION: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
 #: When an answer is cut off because its caller reads nothing: how long the end of it may still be read, in seconds.
 _LAST_S = 10.0
+#: What stands around a request's address, beside its method; and the empty line at the end of the head.
+_AROUND_ADDRESS = b"  HTTP/1.1\r\n\r\n"
 _CUT = "treasurer.cut"
 
 
@@ -42,6 +44,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     _head_timer: asyncio.TimerHandle | None = None
     _head_complete: bool = False
+    _head_bytes: int = 0  # of this request, as far as it was parsed
     _beside_bytes: int = 0  # bytes of this request beside its body
     _body_bytes: int = 0
 
@@ -64,18 +67,28 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """A request begins, on a new connection or on one that was kept open."""
         super().on_message_begin()
-        self._head_complete = False
+        self._head_complete, self._head_bytes = False, 0
         if self._head_timer is None:
             self._await_head()
+
+    def on_url(self, url: bytes) -> None:
+        """A part of the address has arrived."""
+        self._head_bytes += len(url)
+        super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """A header has arrived. A trailer (after a chunked body) is dropped, so that it cannot pass for a header."""
         if not self._head_complete:
+            self._head_bytes += len(name) + len(value) + len(b": \r\n")
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """The head is complete."""
+        """The head is complete. It may have arrived in one piece, perhaps together with its body or with other requests."""
         self._head_came()
+        assert self.parser is not None  # this is called by it
+        if self._head_bytes + len(self.parser.get_method()) + len(_AROUND_ADDRESS) > MOST_HEAD_BYTES:
+            self._refuse(_TOO_LONG)
+            raise ValueError("The head is too long.")  # so that the parser reads no further
         super().on_headers_complete()  # raises if the address is not valid
         self._head_complete = True
         cast("MutableMapping[str, Any]", self.scope)[_CUT] = self._cut

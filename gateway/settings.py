@@ -76,6 +76,12 @@ class Settings(BaseSettings):
     )
     audit_interval_s: float = Field(default=300, ge=0, description="how often the gateways audit the books; 0: never")
     busy_wait_s: float = Field(default=2, ge=0, description="how long a call waits for held money before it is refused")
+    default_share_percent: int = Field(
+        default=25,
+        ge=1,
+        le=100,
+        description="the most of what is left of a budget that a call without max_tokens may hold, in percent",
+    )
     max_body_bytes: int = Field(default=16 * 1024 * 1024, gt=0)
     body_timeout_s: float = Field(default=60, gt=0, le=3600, description="how long a request's body may take to arrive")
     stalled_timeout_s: float = Field(

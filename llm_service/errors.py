@@ -15,7 +15,8 @@
     │   ├── ModelNotAllowed       403
     │   └── Paused                403  agent, team or organisation
     ├── Refused                   429  governance refused it; nothing was sent upstream
-    │   ├── BudgetExhausted       429  final for this window: x-should-retry false
+    │   ├── BudgetExhausted       429  final for this window: x-should-retry false, unless it resets in a minute
+    │   ├── BudgetTooSmall        429  much is left, but this call needs more: x-should-retry false, unless it resets in a minute
     │   ├── NearLimit             429  the model is served only up to a share of the budget
     │   ├── BudgetPaced           429  the budget's curve lets it through later: Retry-After
     │   ├── BudgetBusy            429  calls in flight hold the rest: Retry-After
@@ -178,6 +179,14 @@ class Refused(TreasurerError):
 class BudgetExhausted(Refused):
     type = "insufficient_quota"
     code = "insufficient_quota"
+    should_retry = False
+
+
+class BudgetTooSmall(Refused):
+    """Much of a budget is left, but not as much as this call needs, or not for one call."""
+
+    type = "insufficient_quota"
+    code = "budget_too_small_for_call"
     should_retry = False
 
 

@@ -34,6 +34,8 @@ CALL_PATHS = frozenset({"/v1/chat/completions", "/v1/embeddings"})
 #: Requests of the service itself that cost nothing; their grants may be used until they expire.
 READ_PATHS = frozenset({"/model/info", "/utils/token_counter"})
 
+#: The only fields that a granted body may have in `extra_body`, which LiteLLM passes on to a provider without a look at it.
+EXTRA_BODY_FIELDS = frozenset({"metadata", "prompt_cache_retention", "prompt_cache_options", "tool_choice"})
 
 #: Where a model's entry in `/model/info` carries the version of its prices: a field of its `model_info`.
 PRICES_STAMP = "treasurer_prices"

@@ -84,6 +84,16 @@ def format_decimal(nano: int) -> str:
     return f"{sign}{whole}.{fraction:09d}"
 
 
+def share_of(nano: int, basis_points: int) -> int:
+    """A share of an amount that is zero or more, rounded down."""
+    return nano * basis_points // 10_000
+
+
+def format_percent(basis_points: int) -> str:
+    """Print a share: `2_000` → `"20%"`, `1_250` → `"12.5%"`."""
+    return f"{basis_points / 100:g}%"
+
+
 def nano_from_reported_dollars(value: float | int | str) -> int:
     """Read a cost in dollars that another program computed in floating point, rounded up to a nano-dollar.
 

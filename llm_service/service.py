@@ -17,11 +17,10 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
 from typing import TypeVar
 
 from llm_service.call.admission import Admission
-from llm_service.call.attempt import CHAT_PATH, EMBEDDINGS_PATH, Admitted, Attempt, Call
+from llm_service.call.attempt import CHAT_PATH, EMBEDDINGS_PATH, Admitted, Attempt, Call, attributed
 from llm_service.call.failover import Failover, FellBack, final_error, late_error, withheld_error
 from llm_service.call.finishing import Finishing
 from llm_service.call.idempotency import Claim, IdempotencyKeys, Replay, claim_for
@@ -133,8 +132,7 @@ class LLMService:
         context: CallContext,
         parent: object,
     ) -> Call:
-        if context.user is None and request.user is not None:
-            context = replace(context, user=request.user)
+        context = attributed(context, request)
         call = Call(operation, path, request, principal, context, parent if parent is not None else self._parent())
         logs.bind(call.call_id)
         return call

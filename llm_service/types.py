@@ -113,7 +113,7 @@ class Condition(StrEnum):
     BREAKER_OPEN = "breaker_open"
     CONTEXT_TOO_LONG = "context_too_long"
     CONTENT_FILTER = "content_filter"
-    NEAR_LIMIT = "near_limit"  # a budget is used up, or the share of it that this model may use
+    NEAR_LIMIT = "near_limit"  # a budget, or the share of it that this model may use, has no room for the call
 
 
 class OnLeave(StrEnum):
@@ -303,6 +303,8 @@ class HoldRequest:
     lines: tuple[tuple[int, str], ...]  # (budget id, window subject): every window that must have room
     requested_model: str | None = None  # what the caller asked for, where another model serves
     max_share: int = 10_000  # basis points of each limit that this model may use; past them it is near its limit
+    #: Basis points of what is left of each budget that this hold may take; its floor is granted even if that is more.
+    most_of_left: int = 10_000
     rate_card_id: int | None = None  # the rates by which the amount was bounded, and at which it is settled
 
 

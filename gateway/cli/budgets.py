@@ -40,6 +40,10 @@ _Pace = Annotated[
         help="How fast it may be spent: linear, linear+10% (a head start), or time:share points; none: no pace.",
     ),
 ]
+_MostPerCall = Annotated[
+    str | None,
+    typer.Option("--most-per-call", help="The share of what is left that one call may hold, such as 20%; none: all."),
+]
 _COLUMNS = {
     "name": "budget",
     "window": "window",
@@ -64,6 +68,7 @@ def create_budget(
     value: Annotated[str | None, typer.Option("--value", help="Only for this run, user, session or tag.")] = None,
     model: _Model = None,
     pace: _Pace = None,
+    most_per_call: _MostPerCall = None,
     name: Annotated[str | None, typer.Option("--name", help="Default: such as 'agent news: day'.")] = None,
     json: AsJson = False,
 ) -> None:
@@ -83,6 +88,7 @@ def create_budget(
         per_value=value,
         model=model,
         pace=pace,
+        most_per_call=None if most_per_call == "none" else most_per_call,
         name=name,
     )
     made = administer(lambda pool: budgets.create_budget(pool, new))
@@ -158,12 +164,13 @@ def change_budget(
     name: _Budget,
     limit: Annotated[str | None, typer.Option("--limit", help="Dollars, such as 0.05 or 12.50.")] = None,
     pace: _Pace = None,
+    most_per_call: _MostPerCall = None,
     json: AsJson = False,
 ) -> None:
-    """Change a budget's limit or pace, at once."""
+    """Change a budget's limit, pace or share for one call, at once."""
     from llm_service.administration import budgets
 
-    new = checked(budgets.ChangeBudget, limit=limit, pace=pace)
+    new = checked(budgets.ChangeBudget, limit=limit, pace=pace, most_per_call=most_per_call)
     changed = administer(lambda pool: budgets.change_budget(pool, name, new))
     print_budget(changed, json)
 
@@ -217,6 +224,8 @@ def format_budget(budget: BudgetState) -> str:
         text += f" and {dollars(budget.top_up_nano)} more for now"
     if budget.pace is not None and budget.paced_nano is not None:
         text += f", {budget.pace} (so far {dollars(budget.paced_nano)})"
+    if budget.most_per_call is not None:
+        text += f", at most {budget.most_per_call} of what is left for one call"
     if budget.left_nano is None:
         text += f"; more than {budget.windows:,} windows are live"
     else:
@@ -245,12 +254,16 @@ def print_budgets(found: list[BudgetState], json: bool) -> None:
             "posted": format_amount(row.posted_nano, row),
             "pending": format_amount(row.pending_nano, row),
             "left": format_amount(row.left_nano, row),
+            "most_per_call": row.most_per_call,
             "resets_at": row.resets_at,
         }
         for row in found
     ]
+    shared = {"most_per_call": "for one call"} if any(row.most_per_call for row in found) else {}
     emit(
-        rows, columns=_COLUMNS, empty="There are no budgets. Create one: treasurer budget create --agent NAME --limit 5"
+        rows,
+        columns=_COLUMNS | shared,
+        empty="There are no budgets. Create one: treasurer budget create --agent NAME --limit 5",
     )
 
 

@@ -197,10 +197,10 @@ async def _run_away(state: StackState, key: str, pool: asyncpg.Pool, console: Co
     from openai import APIStatusError, AsyncOpenAI
 
     served = busy = 0
-    refusal = ""
+    refusal = code = ""
 
     async def caller(client: AsyncOpenAI, number: int) -> None:
-        nonlocal served, busy, refusal
+        nonlocal served, busy, refusal, code
         while True:
             try:
                 await client.chat.completions.create(
@@ -210,7 +210,8 @@ async def _run_away(state: StackState, key: str, pool: asyncpg.Pool, console: Co
                 )
                 served += 1
             except APIStatusError as error:
-                if error.code == "insufficient_quota":
+                if error.type == "insufficient_quota":
+                    code = str(error.code)
                     refusal = str(error.body["message"]) if isinstance(error.body, dict) else error.message  # pyright: ignore[reportUnknownArgumentType]
                     return
                 busy += 1
@@ -227,7 +228,7 @@ async def _run_away(state: StackState, key: str, pool: asyncpg.Pool, console: Co
     console.print(
         f"  It used {used} of {format_dollars(row['limit_nano'])}: {100 * row['posted_nano'] / row['limit_nano']:.2f} %."
     )
-    console.print(Panel(Text(refusal), title="429 insufficient_quota", border_style="red"))
+    console.print(Panel(Text(refusal), title=f"429 {code}", border_style="red"))
 
 
 async def _account(state: StackState, pool: asyncpg.Pool, console: Console) -> bool:

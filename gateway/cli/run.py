@@ -3,15 +3,17 @@
 What must hold:
 `--budget` is a limit in the treasury, for all calls of this run together; it is not advice to the agent.
 A run that fails also reports what it has cost.
+What the service warns of is printed in one line each, below what the run prints; not where the error says it already.
 The words of a model or a feed are printed as plain text, so that they cannot colour, clear or otherwise control a terminal.
 """
 
 from __future__ import annotations
 
 import json as json_
+import logging
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -58,13 +60,14 @@ def digest(
     request = RunRequest(
         "digest", wanted, model, _amount(budget), user=user, session=session, tags=tuple(dict.fromkeys(tag or ()))
     )
-    run_async(_digest(load_settings(), request, json=json))
+    with warnings_below() as warnings:
+        run_async(_digest(load_settings(), request, warnings, json=json))
 
 
-async def _digest(settings: Settings, request: RunRequest, *, json: bool) -> None:
+async def _digest(settings: Settings, request: RunRequest, warnings: Warnings, *, json: bool) -> None:
     from agents.services.feeds import FeedError
 
-    async with _ready(settings, request) as run:
+    async with _ready(settings, request, warnings) as run:
         deps, spinner = cast("FeedDeps", run.task.deps), Spinner("dots")
         show = partial(_progress, spinner, run, deps)
         try:
@@ -84,7 +87,7 @@ async def _digest(settings: Settings, request: RunRequest, *, json: bool) -> Non
 
 
 @asynccontextmanager
-async def _ready(settings: Settings, request: RunRequest) -> AsyncIterator[Run]:
+async def _ready(settings: Settings, request: RunRequest, warnings: Warnings) -> AsyncIterator[Run]:
     """A run against the running stack. If it fails, the error is printed together with what the run has cost."""
     from pydantic_ai.exceptions import AgentRunError
 
@@ -93,7 +96,7 @@ async def _ready(settings: Settings, request: RunRequest) -> AsyncIterator[Run]:
     from agents.services import Services
     from agents.services.feeds import FeedReader
     from gateway.composition import open_service
-    from llm_service.errors import BudgetExhausted, TreasurerError
+    from llm_service.errors import BudgetExhausted, BudgetTooSmall, TreasurerError, TreasuryUnavailable
 
     os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")
     services = Services(FeedReader(allow_files=True, allow_private=settings.feeds_allow_private))
@@ -102,12 +105,49 @@ async def _ready(settings: Settings, request: RunRequest) -> AsyncIterator[Run]:
         run = executor.prepare(request)
         try:
             yield run
-        except BudgetExhausted as error:
+        except (BudgetExhausted, BudgetTooSmall) as error:
             fail(f"{error.message}{format_spent(run)} Give the run more with --budget, or ask a cheaper --model.")
         except TreasurerError as error:
+            warnings.are_said = isinstance(error, TreasuryUnavailable) and run.tally.calls == 0
             fail(f"{error.message}{format_spent(run)}")
         except AgentRunError as error:
             fail(f"Agent {request.agent!r} came to no answer: {one_line(str(error))}.{format_spent(run)}")
+
+
+class Warnings(logging.Handler):
+    """Keeps the warnings of a run: each text once, in the order in which they came."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self._texts: dict[str, int] = {}
+        self.are_said = False  # without the treasury nothing was begun, so the error of the run says all that matters
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one."""
+        cause = record.exc_info[1] if record.exc_info else None
+        text = record.getMessage() if cause is None else f"{record.getMessage()} ({type(cause).__name__}: {cause})"
+        self._texts.setdefault(text, record.levelno)
+
+    def print(self) -> None:
+        """Print them to standard error. Errors are always printed."""
+        from llm_service.telemetry.logs import redact
+
+        for text, level in self._texts.items():
+            if level >= logging.ERROR or not self.are_said:
+                line = Text.assemble(("warning: ", "yellow"), one_line(redact(text)))
+                Console(stderr=True, soft_wrap=True).print(line)
+
+
+@contextmanager
+def warnings_below() -> Iterator[Warnings]:
+    """Whatever is logged meanwhile as a warning is printed at the end, however it ends."""
+    warnings, root = Warnings(), logging.getLogger()
+    root.addHandler(warnings)
+    try:
+        yield warnings
+    finally:
+        root.removeHandler(warnings)
+        warnings.print()
 
 
 def _amount(budget: str | None) -> int | None:

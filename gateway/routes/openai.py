@@ -8,6 +8,7 @@ Every error has OpenAI's shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Protocol
 
 from gateway.asgi import (
     App,
@@ -24,13 +25,58 @@ from gateway.asgi import (
     unless_caller_leaves,
 )
 from gateway.auth import bearer_secret
-from gateway.composition import GatewayRuntime
 from llm_service.errors import InvalidRequest, TreasurerError
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error_body, openai_error_event
-from llm_service.wire.requests import MAX_ATTRIBUTION, attribution, parse_chat
+from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, ParsedRequest, attribution, parse_chat
 
-_MAX_TAGS = 32
+
+class Calls(Protocol):
+    """The calls that this door makes: `LLMService`."""
+
+    async def complete(
+        self, body: bytes, principal: Principal, context: CallContext, parent: object, /, *, request: ParsedRequest
+    ) -> Answer: ...
+    async def stream(
+        self, body: bytes, principal: Principal, context: CallContext, parent: object, /, *, request: ParsedRequest
+    ) -> EventStream: ...
+    async def embed(self, body: bytes, principal: Principal, context: CallContext, parent: object, /) -> Answer: ...
+
+
+class Keys(Protocol):
+    """Whose key it is: `Principals`."""
+
+    async def by_secret(self, secret: str) -> Principal: ...
+
+
+class Traces(Protocol):
+    """What a call is a part of: `Telemetry`."""
+
+    def parent(self, traceparent: str | None) -> object | None: ...
+
+
+class DoorSettings(Protocol):
+    """The limits to what a caller sends, and to how slowly it reads: `Settings`."""
+
+    @property
+    def max_body_bytes(self) -> int: ...
+    @property
+    def body_timeout_s(self) -> float: ...
+    @property
+    def stalled_timeout_s(self) -> float: ...
+
+
+class DoorRuntime(Protocol):
+    """What this door needs of a gateway: `GatewayRuntime` has it."""
+
+    @property
+    def service(self) -> Calls: ...
+    @property
+    def principals(self) -> Keys: ...
+    @property
+    def telemetry(self) -> Traces: ...
+    @property
+    def settings(self) -> DoorSettings: ...
 
 
 class _OpenAIErrors:
@@ -47,7 +93,7 @@ _ERRORS = _OpenAIErrors()
 class OpenAIDoor:
     """Serves POST /v1/chat/completions and /v1/embeddings, and passes every other request on to the app behind it."""
 
-    def __init__(self, app: App, runtime: Callable[[], GatewayRuntime]) -> None:
+    def __init__(self, app: App, runtime: Callable[[], DoorRuntime]) -> None:
         self._app = app
         self._runtime = runtime
 
@@ -84,7 +130,7 @@ class OpenAIDoor:
 
 
 async def _chat(
-    runtime: GatewayRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
+    runtime: DoorRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
 ) -> Answer | EventStream:
     request = parse_chat(body)
     if request.stream:
@@ -93,7 +139,7 @@ async def _chat(
 
 
 async def _embed(
-    runtime: GatewayRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
+    runtime: DoorRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
 ) -> Answer | EventStream:
     return await runtime.service.embed(body, principal, context, parent)
 
@@ -112,9 +158,9 @@ def read_context(headers: Mapping[str, str]) -> CallContext:
     if key is None and not any(given.values()):
         return NO_CONTEXT
     tags = tuple(dict.fromkeys(tag for part in (given["tags"] or "").split(",") if (tag := part.strip())))
-    if len(tags) > _MAX_TAGS or any(len(tag) > MAX_ATTRIBUTION for tag in tags):
+    if len(tags) > MAX_TAGS or any(len(tag) > MAX_ATTRIBUTION for tag in tags):
         raise InvalidRequest(
-            f"x-treasurer-tags takes at most {_MAX_TAGS} tags of at most {MAX_ATTRIBUTION} characters.",
+            f"x-treasurer-tags takes at most {MAX_TAGS} tags of at most {MAX_ATTRIBUTION} characters.",
             param="x-treasurer-tags",
         )
     return CallContext(given["run"], given["user"], given["session"], tags, key)
@@ -122,5 +168,5 @@ def read_context(headers: Mapping[str, str]) -> CallContext:
 
 def _value(headers: Mapping[str, str], name: str, most: int = MAX_ATTRIBUTION) -> str | None:
     if name == "x-treasurer-tags":
-        most *= _MAX_TAGS
+        most *= MAX_TAGS
     return attribution(headers.get(name), f"The header {name}", name, most)

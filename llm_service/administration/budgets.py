@@ -15,7 +15,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import asyncpg
-from pydantic import AfterValidator, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema, field_validator, model_validator
 
 from llm_service.administration.budget_queries import LIVE_WINDOWS, ONE_BY_ID, ONE_BY_NAME, ONE_SUBJECT, PAGE
 from llm_service.administration.inputs import (
@@ -26,15 +26,17 @@ from llm_service.administration.inputs import (
     Input,
     ModelPattern,
     Moment,
+    Share,
     Target,
     TimeZone,
     View,
     is_budget_name,
+    parse_share,
 )
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import change, insert, read, scope_id, searchable
 from llm_service.errors import InvalidRequest, NotFound
-from llm_service.money import MAX_NANO, format_dollars
+from llm_service.money import MAX_NANO, format_dollars, format_percent
 from llm_service.treasury.pacing import parse_pace, read_pace
 from llm_service.types import Scope
 
@@ -48,11 +50,19 @@ def _pace(value: str) -> str:
 
 Pace = Annotated[str, AfterValidator(_pace), WithJsonSchema({"type": "string", "examples": ["linear+10%"]})]
 PaceOrNone = Annotated[str, AfterValidator(lambda value: value if value == "none" else _pace(value))]
+ShareOrNone = Annotated[
+    int | Literal["none"],
+    BeforeValidator(lambda value: value if value == "none" else parse_share(value)),
+    WithJsonSchema({"type": "string", "examples": ["20%", "none"]}),
+]
 Period = Literal["minute", "hour", "day", "week", "month", "total", "run"]
 
 
 class Terms(Input):
-    """How much, for which period, and for which calls. `window="run"` means a total for each run."""
+    """How much, for which period, and for which calls. `window="run"` means a total for each run.
+
+    `most_per_call` is the share of what is left that one call may hold.
+    """
 
     limit: Amount
     window: Period = "total"
@@ -61,6 +71,7 @@ class Terms(Input):
     per_value: DimensionValue | None = None
     model: ModelPattern | None = None
     pace: Pace | None = None
+    most_per_call: Share | None = None
     name: BudgetName | None = None
 
     @model_validator(mode="after")
@@ -96,15 +107,16 @@ class NewBudget(Target, Terms):
 
 
 class ChangeBudget(Input):
-    """A new limit or pace, in force at once, in the middle of a window. Pace "none" removes the curve."""
+    """New terms, in force at once, in the middle of a window. "none" removes the pace, or the share for one call."""
 
     limit: Amount | None = None
     pace: PaceOrNone | None = None
+    most_per_call: ShareOrNone | None = None
 
     @model_validator(mode="after")
     def _something(self) -> Self:
-        if self.limit is None and self.pace is None:
-            raise ValueError("give limit, pace, or both")
+        if self.limit is None and self.pace is None and self.most_per_call is None:
+            raise ValueError("give at least one of limit, pace and most_per_call")
         return self
 
 
@@ -174,6 +186,13 @@ class BudgetState(View):
     pace: str | None = None
     #: How much of the limit and its top-ups the pace lets calls use by now.
     paced_nano: int | None = None
+    #: The share of what is left that one call may hold.
+    most_per_call: str | None = None
+
+    @field_validator("most_per_call", mode="before")
+    @classmethod
+    def _in_percent(cls, value: object) -> object:
+        return format_percent(value) if isinstance(value, int) else value
 
     @field_validator("pace", mode="before")
     @classmethod
@@ -222,8 +241,9 @@ async def add_budget(
         connection,
         f"a budget {name!r}",
         """INSERT INTO budgets
-               (name, scope, scope_id, per, per_value, model_pattern, window_kind, time_zone, limit_nano, pace)
-           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) RETURNING id""",
+               (name, scope, scope_id, per, per_value, model_pattern, window_kind, time_zone, limit_nano, pace,
+                most_per_call)
+           VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) RETURNING id""",
         name,
         scope.value,
         owner,
@@ -234,12 +254,13 @@ async def add_budget(
         terms.time_zone,
         terms.limit,
         parse_pace(terms.pace).flat() if terms.pace is not None else None,
+        terms.most_per_call,
     )
     return await _state(connection, row["id"])
 
 
 async def change_budget(pool: asyncpg.Pool, name: str, new: ChangeBudget) -> BudgetState:
-    """Change a limit or a pace at once, in the middle of a window. Existing holds stay.
+    """Change a budget's terms at once, in the middle of a window. Existing holds stay.
 
     Raises:
         NotFound: there is no budget of this name. InvalidRequest: a pace for a budget whose window never ends.
@@ -252,8 +273,15 @@ async def change_budget(pool: asyncpg.Pool, name: str, new: ChangeBudget) -> Bud
         pace: list[int] | None = budget["pace"]
         if new.pace is not None:
             pace = None if new.pace == "none" else parse_pace(new.pace).flat()
+        most_per_call: int | None = budget["most_per_call"]
+        if new.most_per_call is not None:
+            most_per_call = None if new.most_per_call == "none" else new.most_per_call
         await connection.execute(
-            "UPDATE budgets SET limit_nano = $2, pace = $3 WHERE id = $1", budget["id"], limit_nano, pace
+            "UPDATE budgets SET limit_nano = $2, pace = $3, most_per_call = $4 WHERE id = $1",
+            budget["id"],
+            limit_nano,
+            pace,
+            most_per_call,
         )
         return await _state(connection, budget["id"])
 
@@ -357,7 +385,7 @@ async def show_budget(pool: asyncpg.Pool, name: str, *, subject: str | None = No
 
 async def _lock(connection: asyncpg.Connection, name: str) -> Record:
     row = await connection.fetchrow(
-        "SELECT id, limit_nano, pace, window_kind FROM budgets WHERE name = $1 AND archived_at IS NULL FOR NO KEY UPDATE",
+        "SELECT id, limit_nano, pace, most_per_call, window_kind FROM budgets WHERE name = $1 AND archived_at IS NULL FOR NO KEY UPDATE",
         searchable(name),
     )
     if row is None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated, Any, Self, TypeVar
 from zoneinfo import ZoneInfo
 
@@ -39,6 +40,7 @@ _NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._ -]{0,62}[A-Za-z0-9._-])?")
 _BUDGET_NAME = re.compile(r"[A-Za-z0-9](?:[\x20-\x7e]{0,198}[\x21-\x7e])?")
 _PATTERN = re.compile(r"[A-Za-z0-9*?\[\]!._:/@+-]{1,128}")
 _DURATION = re.compile(r"([0-9]{1,9})\s*([smhdw])")
+_SHARE = re.compile(r"([0-9]{1,2}(?:\.[0-9]{1,2})?)\s?%")
 _UNIT = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 _LONGEST = timedelta(days=3660)
 #: The largest id that Postgres' bigint can hold: a larger one names nothing.
@@ -85,6 +87,19 @@ def _amount(value: object) -> int:
     if nano == 0:
         raise ValueError("an amount is more than zero (to stop an agent, pause it)")
     return nano
+
+
+def parse_share(value: object) -> int:
+    """Read a share such as `20%` or `12.5%`, in basis points. More than nothing, and less than all.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    match = _SHARE.fullmatch(value.strip()) if isinstance(value, str) else None
+    share = 0 if match is None else int(Decimal(match[1]) * 100)
+    if not 0 < share < 10_000:
+        raise ValueError("a share is more than 0% and less than 100%, with at most two decimals: 20% or 12.5%")
+    return share
 
 
 def _zone(value: str) -> str:
@@ -170,6 +185,8 @@ Duration = Annotated[
     timedelta, BeforeValidator(parse_duration), WithJsonSchema({"type": "string", "examples": ["24h"]})
 ]
 Moment = Annotated[datetime, BeforeValidator(parse_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
+#: A part of something, in percent; kept in basis points.
+Share = Annotated[int, BeforeValidator(parse_share), WithJsonSchema({"type": "string", "examples": ["20%"]})]
 #: A time; or a duration that begins now, by Postgres' clock.
 When = Annotated[
     datetime | timedelta,

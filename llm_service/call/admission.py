@@ -6,6 +6,9 @@ is held for the attempt, in Redis or in Postgres.
 Exhausted and busy are different answers. Exhausted is final for the window and is reported at once. Busy
 means that calls in flight hold the rest, so the call waits for them to settle, for up to `busy_wait_s`. If its route
 sets another time (`queue_s`), it waits for that long, and for its budget's pace and its rate limits too.
+
+A call that names no `max_tokens` holds at most a share of what is left, because its caller asked for no such hold, and
+other calls need the rest. Its floor is held even if that is more.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from llm_service.pricing.catalog import Catalog, Model
 from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Hold, HoldRequest, Principal, RateLimit, Route
+from llm_service.wire.parameters import check_arrives
 from llm_service.wire.requests import ParsedRequest
 
 log = logging.getLogger(__name__)
@@ -58,6 +62,7 @@ class Admission:
     """Admits attempts, or raises why not. `refused(principal, context, model, error)` is called for refused calls.
 
     `rate_card(model)` returns the id under which a model's rates are kept for the process that will settle its holds.
+    `default_share` is the share of what is left that a call without `max_tokens` may hold, in basis points.
     """
 
     def __init__(
@@ -72,6 +77,7 @@ class Admission:
         refused: Callable[[Principal, CallContext, str, TreasurerError], None],
         lifetime_s: float,
         busy_wait_s: float = 2.0,
+        default_share: int = 2_500,
     ) -> None:
         self._catalog = catalog
         self._principals = principals
@@ -82,6 +88,7 @@ class Admission:
         self._refused = refused
         self._lifetime_s = lifetime_s
         self._busy_wait_s = busy_wait_s
+        self._default_share = default_share
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -143,6 +150,8 @@ class Admission:
         """
         call = attempt.call
         self.check(call)
+        if call.operation == "chat":
+            check_arrives(call.request.data, model.name, model.providers, always_thinks=model.always_thinks)
         bound = cost_bound(model, call.request, call.principal)
         queue_s = call.route.queue_s
         deadline = time.monotonic() + _patience_s(attempt, queue_s or 0)
@@ -186,13 +195,13 @@ class Admission:
             if outcome.kind in _UNDECIDED:
                 raise refusal(call.principal, outcome, bound.floor_nano, datetime.now(UTC))
             if outcome.final:
-                bound, helped = await self._count(call, model, bound, outcome.limit_nano - outcome.posted_nano)
+                bound, helped = await self._count(call, model, bound, outcome.for_one_call(outcome.unspent_nano))
                 if helped:
                     continue
             left_s = deadline - time.monotonic()
             wait_s = _worth_waiting(outcome, left_s)
             if wait_s is None:
-                bound, helped = await self._count(call, model, bound, outcome.left_nano)
+                bound, helped = await self._count(call, model, bound, outcome.for_one_call(outcome.left_nano))
                 if helped:
                     continue
                 raise refusal(call.principal, outcome, bound.floor_nano, datetime.now(UTC))
@@ -222,6 +231,7 @@ class Admission:
                 ),
                 requested_model=None if model.name == call.request.model else call.request.model,
                 max_share=attempt.candidate.max_share,
+                most_of_left=self._default_share if bound.defaulted else _WHOLE,
                 rate_card_id=rate_card_id,
             )
             try:
@@ -282,6 +292,7 @@ def _within_cost_limit(call: Call, model: Model, bound: CostBound) -> int:
 
 #: The budget could not be checked, so neither counting tokens nor waiting for held money can help.
 _UNDECIDED = frozenset({DenialKind.LOCKED, DenialKind.CROWDED, DenialKind.NO_WINDOW})
+_WHOLE = 10_000
 _MODES = {"chat": "chat", "embeddings": "embedding"}
 
 

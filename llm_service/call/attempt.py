@@ -8,22 +8,38 @@ enforce the order: only an admitted attempt can be sent or settled.
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from uuid import UUID
 
 from llm_service.call.routing import Candidate
-from llm_service.errors import TreasurerError
+from llm_service.errors import InvalidRequest, TreasurerError
 from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.token_bucket import RatePermit
 from llm_service.ids import new_call_id
 from llm_service.pricing.bounds import CostBound
 from llm_service.pricing.catalog import Model
 from llm_service.types import NO_ROUTE, CallContext, Hold, OnLeave, Principal, Route
-from llm_service.wire.requests import ParsedRequest
+from llm_service.wire.requests import MAX_TAGS, ParsedRequest
 
 CHAT_PATH = "/v1/chat/completions"
 EMBEDDINGS_PATH = "/v1/embeddings"
+
+
+def attributed(context: CallContext, request: ParsedRequest) -> CallContext:
+    """The context of a call: what its headers name, and what its body does. A user in a header goes first.
+
+    Raises:
+        InvalidRequest: together they name too many tags.
+    """
+    if not request.tags and (request.user is None or context.user is not None):
+        return context
+    tags = tuple(dict.fromkeys((*context.tags, *request.tags)))
+    if len(tags) > MAX_TAGS:
+        raise InvalidRequest(
+            f"A call takes at most {MAX_TAGS} tags, in its header and in 'metadata.tags' together.", param="metadata"
+        )
+    return replace(context, user=context.user or request.user, tags=tags)
 
 
 @dataclass(slots=True)

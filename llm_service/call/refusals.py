@@ -10,6 +10,7 @@ from llm_service.errors import (
     BudgetExhausted,
     BudgetLocked,
     BudgetPaced,
+    BudgetTooSmall,
     BudgetUnusable,
     ModelNotAllowed,
     NearLimit,
@@ -17,11 +18,18 @@ from llm_service.errors import (
     Paused,
     TreasurerError,
 )
-from llm_service.money import format_decimal, format_dollars
+from llm_service.money import format_decimal, format_dollars, format_percent, share_of
 from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.types import Budget, Principal, WindowKind
 
 _PERIOD = {kind: f"a {kind.value}" for kind in WindowKind} | {WindowKind.TOTAL: "in total", WindowKind.HOUR: "an hour"}
+
+
+#: A budget with less than this share of its limit left is called used up, in basis points. With more, a call that needs
+#: still more does not fit.
+_USED_UP = 500
+#: So long, at most, callers are asked to wait and try again. Some libraries sleep through whatever Retry-After says.
+_RETRY_WITHIN_S = 60.0
 
 
 def check_live(principal: Principal, now: float) -> None:
@@ -62,7 +70,7 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
     name = budget.name if budget is not None else str(denial.budget_id)
     if denial.kind in (DenialKind.LOCKED, DenialKind.CROWDED, DenialKind.NO_WINDOW):
         return _without_a_window(principal, denial, budget, name, now)
-    details = {
+    details: dict[str, object] = {
         "agent": principal.agent,
         "budget": name,
         "window": budget.window.value if budget is not None else None,
@@ -74,14 +82,11 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
         "needed": format_decimal(needed_nano),
         "resets_at": denial.resets_at.astimezone(UTC).isoformat() if denial.resets_at is not None else None,
     }
+    if denial.most_per_call is not None:
+        details["most_per_call"] = format_percent(denial.most_per_call)
     what = f"budget {name!r} ({_describe(budget, denial)})"
     if denial.final:
-        return BudgetExhausted(
-            f"Agent {principal.agent!r} has used up {what}: {format_dollars(denial.posted_nano)} is spent, "
-            f"{format_dollars(max(0, denial.limit_nano - denial.posted_nano))} is left, and this call needs at least "
-            f"{format_dollars(needed_nano)}. {_resets(denial)}Ask for less, or have an administrator raise or top up the budget.",
-            details=details,
-        )
+        return _final(principal, denial, what, needed_nano, now, details)
     if denial.kind is DenialKind.NEAR_LIMIT:
         return NearLimit(
             f"This model is served to agent {principal.agent!r} only up to a share of {what}, and no cheaper one could "
@@ -104,10 +109,57 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
     until_reset = (denial.resets_at - now).total_seconds() if denial.resets_at is not None else 2.0
     return BudgetBusy(
         f"Calls in flight hold what is left of {what} for agent {principal.agent!r}: {format_dollars(denial.posted_nano)} "
-        f"is spent, {format_dollars(denial.pending_nano)} is held, {format_dollars(denial.left_nano)} is free, and this "
-        f"call needs at least {format_dollars(needed_nano)}. Try again when they have settled.",
+        f"is spent, {format_dollars(denial.pending_nano)} is held, {format_dollars(denial.left_nano)} is free"
+        f"{_of_which(denial, denial.left_nano)}, and this call needs at least {format_dollars(needed_nano)}. Try again "
+        "when they have settled.",
         retry_after=max(1.0, min(2.0, until_reset)),
         details=details,
+    )
+
+
+def _final(
+    principal: Principal, denial: Denial, what: str, needed_nano: int, now: datetime, details: dict[str, object]
+) -> TreasurerError:
+    """The error for a call that waiting for other calls cannot help.
+
+    Waiting for the next window can help, if the call would fit in an untouched one. The caller is asked to wait for it
+    only where that is soon.
+    """
+    left_nano = denial.unspent_nano
+    figures = (
+        f"{format_dollars(denial.posted_nano)} is spent, {format_dollars(left_nano)} is left{_of_which(denial, left_nano)}, "
+        f"and this call needs at least {format_dollars(needed_nano)}. {_resets(denial)}"
+    )
+    until_s = None if denial.resets_at is None else max(1.0, (denial.resets_at - now).total_seconds())
+    fits_later = until_s is not None and needed_nano <= denial.for_one_call(denial.limit_nano)
+    soon = fits_later and until_s is not None and until_s <= _RETRY_WITHIN_S
+    used_up = left_nano < share_of(denial.limit_nano, _USED_UP)
+    less = "" if used_up else " (a shorter prompt, fewer or smaller images, a cheaper model)"
+    ask = f"Ask for less{less}, or have an administrator raise or top up the budget."
+    if soon:
+        ask = "Try again then."
+    elif until_s is not None and not fits_later:
+        ask = f"The call would not fit after that either. {ask}"
+    if used_up:
+        error: TreasurerError = BudgetExhausted(
+            f"Agent {principal.agent!r} has used up {what}: {figures}{ask}", details=details
+        )
+    else:
+        error = BudgetTooSmall(
+            f"This call of agent {principal.agent!r} does not fit in what is left of {what}: {figures}{ask}",
+            details=details,
+        )
+    if soon:
+        error.retry_after, error.should_retry = until_s, True
+    return error
+
+
+def _of_which(denial: Denial, left_nano: int) -> str:
+    if denial.most_per_call is None:
+        return ""
+    return (
+        f" (of which one call may hold {format_percent(denial.most_per_call)}: "
+        f"{format_dollars(denial.for_one_call(left_nano))})"
     )
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from llm_service.errors import (
     BreakerOpen,
     BudgetExhausted,
+    BudgetTooSmall,
     NearLimit,
     ProxyClock,
     ProxyUnavailable,
@@ -86,7 +87,7 @@ def condition_of(error: TreasurerError) -> Condition | None:
     """The kind of failure that an error is; None: it is the caller's own, or no other model would help."""
     if isinstance(error, BreakerOpen):
         return Condition.BREAKER_OPEN
-    if isinstance(error, BudgetExhausted | NearLimit):
+    if isinstance(error, BudgetExhausted | BudgetTooSmall | NearLimit):
         return Condition.NEAR_LIMIT
     if isinstance(error, ProxyUnavailable):
         return None if isinstance(error, ProxyClock) else Condition.ERROR

@@ -29,6 +29,7 @@ from llm_service.grants import Grant, digest_of, sign
 from llm_service.types import Timeouts
 from llm_service.upstream.upstream import Billing, Refusal, Unanswered, Upstream, UpstreamAnswer, UpstreamStream
 from llm_service.used_grants import REMEMBERED_S
+from llm_service.wire.parameters import as_sent
 
 Response = TypeVar("Response")
 
@@ -244,6 +245,7 @@ def governed_body(admitted: Admitted) -> bytes:
     call = admitted.call
     data = dict(call.request.data)
     if call.operation == "chat":
+        data = as_sent(data, admitted.model.providers)
         # Exactly one of the two, because some providers would obey the one and some the other.
         name = "max_completion_tokens" if data.get("max_completion_tokens") is not None else "max_tokens"
         data.pop("max_tokens", None)

@@ -71,18 +71,26 @@ class PriceBook:
         if proxy_server is None or router is None or router is self._router:
             return
         self._router = router
+        self._versions = {}
         try:
-            for deployment in router.model_list:
-                if self._registers:
+            if self._registers:
+                for deployment in router.model_list:
                     deployment["model_info"][USES_STAMP] = True
-                deployment["model_info"][RETRIES_STAMP] = retried_statuses(router, str(deployment["model_name"]))
-            self._versions = _stamp(router, proxy_server._get_proxy_model_info)
+            self._versions = _stamp_versions(router, proxy_server._get_proxy_model_info)
         except Exception as fault:  # noqa: BLE001  # another LiteLLM: calls are served without this check
-            self._versions = {}
             _log.exception("The versions of prices cannot be computed: %s", type(fault).__name__)
+        try:
+            _stamp_retries(router)
+        except Exception as fault:  # noqa: BLE001  # another LiteLLM: the service retries as if the router did not
+            _log.exception("The statuses that the router retries cannot be read: %s", type(fault).__name__)
 
 
-def _stamp(router: Any, shown: Any) -> dict[str, str]:
+def _stamp_retries(router: Any) -> None:
+    for deployment in router.model_list:
+        deployment["model_info"][RETRIES_STAMP] = retried_statuses(router, str(deployment["model_name"]))
+
+
+def _stamp_versions(router: Any, shown: Any) -> dict[str, str]:
     by_name: dict[str, list[dict[str, Any]]] = {}
     for deployment in router.model_list:
         by_name.setdefault(str(deployment["model_name"]), []).append(deployment)

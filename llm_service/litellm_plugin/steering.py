@@ -3,13 +3,17 @@
 What must hold (I1):
   A granted request reaches the model, the address and the amount of output that its hold was computed for.
   LiteLLM's own parameters count as steering, except those that change nothing about the cost.
+  In `extra_body`, which LiteLLM passes on unread, there are only fields that change nothing about it either.
 
 The service lets none of these pass. This is the second lock, for a body that did not go through the service.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from llm_service.grants import EXTRA_BODY_FIELDS
 
 #: Fields that LiteLLM does not call its own, but that name another model or another address, or that ask for more output
 #: than `max_tokens` (Gemini obeys `max_output_tokens` instead of it, and `candidateCount` multiplies it).
@@ -22,7 +26,6 @@ _FIELDS = frozenset(
         "content_policy_fallbacks",
         "context_window_fallbacks",
         "drop_params",
-        "extra_body",
         "extra_headers",
         "extra_query",
         "generationConfig",
@@ -44,9 +47,15 @@ _HARMLESS_FIELDS = frozenset({"metadata", "tags"})
 _HEADERS = ("x-litellm-", "litellm-", "anthropic-", "openai-", "x-mcp-")
 
 
-def steering_fields(names: Iterable[str], is_litellms_own: Callable[[str], bool]) -> list[str]:
+def steering_fields(fields: Mapping[str, Any], is_litellms_own: Callable[[str], bool]) -> list[str]:
     """The names of a body's fields that steer, sorted. `is_litellms_own`: whether a field is LiteLLM's own parameter."""
-    return sorted(name for name in names if name in _FIELDS or (name not in _HARMLESS_FIELDS and is_litellms_own(name)))
+
+    def steers(name: str, value: object) -> bool:
+        if name == "extra_body":
+            return not isinstance(value, dict) or not EXTRA_BODY_FIELDS.issuperset(value)  # pyright: ignore[reportUnknownArgumentType]  # JSON
+        return name in _FIELDS or (name not in _HARMLESS_FIELDS and is_litellms_own(name))
+
+    return sorted(name for name, value in fields.items() if steers(name, value))
 
 
 def steering_headers(names: Iterable[str]) -> list[str]:

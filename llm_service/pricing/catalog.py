@@ -46,6 +46,7 @@ class Model:
     rate_card: str = "{}"  # `rates` as text, which is stored with a hold so that it is settled at these
     uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
     retried_statuses: frozenset[int] = frozenset()  # after these the proxy itself tries another deployment
+    always_thinks: bool = False  # it reasons in every call, whatever the request asks for
     prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy does not give one
 
     @property
@@ -67,7 +68,7 @@ class Model:
     @property
     def reasons_when_asked(self) -> bool:
         """Whether it reasons only when a request asks for that; else it may reason in every call."""
-        return self.provider in REASON_WHEN_ASKED
+        return self.provider in REASON_WHEN_ASKED and not self.always_thinks
 
     @property
     def reads_token_ids(self) -> bool:
@@ -194,6 +195,7 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
         quality=_quality(infos),
         rate_card=dump_rates(rates),
         retried_statuses=_retried(infos),
+        always_thinks=any(info.get("thinking_always_on") is True for info in infos),
         prices=_version(infos),
         uses_shared=all(info.get(USES_STAMP) is True for info in infos),
     )

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from llm_service.money import share_of
+
 
 class StaleEpoch(Exception):
     """The configuration has changed since the principal was read: read the principal again, and ask again."""
@@ -27,7 +29,8 @@ class DenialKind(StrEnum):
 class Denial:
     """No hold was made. The amounts are nano-dollars, of the window that had no room.
 
-    - exhausted: so much is posted that less than the call's floor is left. Waiting cannot help before `resets_at`.
+    - exhausted: so much is posted that less than the call's floor is left, or that its floor is more than one call may
+      hold of the rest. Waiting cannot help before `resets_at`.
     - busy: calls in flight hold the rest.
     - near_limit: this model is served only up to a share of the limit, and that share is used up.
     - paced: the budget's curve lets the call through at `resumes_at`.
@@ -35,7 +38,8 @@ class Denial:
     - crowded: the budget takes no more new subjects in this minute.
     - no_window: there is no window, and none could be opened.
 
-    The amounts are zero for the last three.
+    The amounts are zero for the last three. `most_per_call` is the budget's share for one call of what is left, in basis
+    points; None: one call may hold all of it.
     """
 
     kind: DenialKind
@@ -46,6 +50,7 @@ class Denial:
     pending_nano: int
     resets_at: datetime | None
     resumes_at: datetime | None = None
+    most_per_call: int | None = None
 
     @property
     def final(self) -> bool:
@@ -56,3 +61,12 @@ class Denial:
     def left_nano(self) -> int:
         """What is neither spent nor held now."""
         return max(0, self.limit_nano - self.posted_nano - self.pending_nano)
+
+    @property
+    def unspent_nano(self) -> int:
+        """What is not spent: left once every call in flight has given its hold back."""
+        return max(0, self.limit_nano - self.posted_nano)
+
+    def for_one_call(self, left_nano: int) -> int:
+        """The most that one call may hold when so much is left."""
+        return left_nano if self.most_per_call is None else share_of(left_nano, self.most_per_call)

@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
+from llm_service.money import share_of
 from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
 from llm_service.types import Hold, HoldRequest, Settlement
 
@@ -42,12 +43,16 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """A window as a request finds it: why it has no room (None: it has room), and how much it could give (nano-dollars)."""
+    """A window as a request finds it: why it has no room (None: it has room), what is left of it, and what it could give.
+
+    Nano-dollars. A budget's share for one call, and the call's own, are what it could give less than what is left.
+    """
 
     line: tuple[int, str]
     window: Window | None
     denial: DenialKind | None
     room_nano: int
+    grantable_nano: int
 
     @property
     def gravity(self) -> int:
@@ -57,11 +62,13 @@ class _Judged:
 class InMemoryTreasury:
     """A `Treasury` over a limit for each budget id, in nano-dollars. Belongs to one event loop.
 
+    `most_per_call`: by budget id, the share of what is left that one call may hold, in basis points.
     `epoch` is the version of the configuration that principals must have been read at; None: any.
     """
 
     def __init__(self, limits_nano: Mapping[int, int], *, epoch: int | None = None) -> None:
         self.limits_nano = dict(limits_nano)
+        self.most_per_call: dict[int, int] = {}
         self.epoch = epoch
         #: Windows by budget id and subject, each from the first request that names it.
         self.windows: dict[tuple[int, str], Window] = {}
@@ -87,8 +94,12 @@ class InMemoryTreasury:
         gravest = max((one.gravity for one in judged), default=-1)
         tightest = min((one for one in judged if one.gravity == gravest), key=lambda one: one.room_nano, default=None)
         if tightest is not None and tightest.denial is not None:
-            return _denial(tightest.denial, tightest)
-        granted = request.amount_nano if tightest is None else min(request.amount_nano, tightest.room_nano)
+            return _denial(tightest.denial, tightest, self.most_per_call.get(tightest.line[0]))
+        granted = (
+            request.amount_nano
+            if tightest is None
+            else min(request.amount_nano, *(one.grantable_nano for one in judged))
+        )
         for line in request.lines:
             self.windows[line].pending_nano += granted
         hold = Hold(
@@ -129,19 +140,29 @@ class InMemoryTreasury:
     def _judge(self, line: tuple[int, str], request: HoldRequest) -> _Judged:
         limit_nano = self.limits_nano.get(line[0])
         if limit_nano is None:
-            return _Judged(line, None, DenialKind.NO_WINDOW, 0)
+            return _Judged(line, None, DenialKind.NO_WINDOW, 0, 0)
         window = self.windows.setdefault(line, Window(limit_nano))
         window.limit_nano = limit_nano
         room_nano = limit_nano * request.max_share // _WHOLE - window.posted_nano - window.pending_nano
+        most = self.most_per_call.get(line[0], _WHOLE)
         denial = None
-        if room_nano < request.floor_nano:
-            if limit_nano - window.posted_nano < request.floor_nano:
+        if share_of(room_nano, most) < request.floor_nano:
+            if share_of(limit_nano - window.posted_nano, most) < request.floor_nano:
                 denial = DenialKind.EXHAUSTED
             else:
                 denial = DenialKind.NEAR_LIMIT if request.max_share < _WHOLE else DenialKind.BUSY
-        return _Judged(line, window, denial, room_nano)
+        mild = max(request.floor_nano, share_of(room_nano, request.most_of_left))
+        return _Judged(line, window, denial, room_nano, min(share_of(room_nano, most), mild))
 
 
-def _denial(kind: DenialKind, judged: _Judged) -> Denial:
+def _denial(kind: DenialKind, judged: _Judged, most_per_call: int | None) -> Denial:
     window = judged.window or Window(0)
-    return Denial(kind, *judged.line, window.limit_nano, window.posted_nano, window.pending_nano, None)
+    return Denial(
+        kind,
+        *judged.line,
+        window.limit_nano,
+        window.posted_nano,
+        window.pending_nano,
+        None,
+        most_per_call=most_per_call,
+    )

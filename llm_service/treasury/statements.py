@@ -97,6 +97,7 @@ ADMISSION = (
     Parameter("p_max_share", "integer", attrgetter("max_share")),
     Parameter("p_requested", "text", attrgetter("requested_model")),
     Parameter("p_rate_card", "bigint", attrgetter("rate_card_id")),
+    Parameter("p_most_of_left", "integer", attrgetter("most_of_left")),
 )
 SETTLEMENT = (
     Parameter("p_call_id", "uuid", attrgetter("call_id")),
@@ -129,7 +130,7 @@ def _statement(function: str, parameters: Sequence[Parameter], options: Sequence
     return f"SELECT * FROM {function}({','.join(f'${n}::{cast}' for n, cast in enumerate(casts, 1))})"  # noqa: S608 (all are constants of this module)
 
 
-ADMIT = _statement("treasury_admit_v3", ADMISSION, ADMISSION_OPTIONS)
+ADMIT = _statement("treasury_admit_v4", ADMISSION, ADMISSION_OPTIONS)
 SETTLE = _statement("treasury_settle_v3", SETTLEMENT, SETTLEMENT_OPTIONS)
 
 
@@ -169,11 +170,11 @@ def settlement_arrays(group: Sequence[Settlement]) -> tuple[object, ...]:
 
 def decision(request: HoldRequest, row: asyncpg.Record) -> Hold | Denial | Exception:
     """What the row of `ADMIT` decides about its request. An exception is for the caller of that request alone."""
-    verdict, granted, budget_id, subject, left, limit, posted, pending, resets_at, resumes_at = row
+    verdict, granted, budget_id, subject, left, limit, posted, pending, resets_at, resumes_at, most = row
     if verdict == "admitted":
         return Hold(request.call_id, request.attempt, granted, budget_id, left)
     if verdict == "stale":
         return StaleEpoch()
     resets = resets_at if isinstance(resets_at, datetime) and resets_at.year < 9999 else None
     kind = DenialKind(verdict)
-    return Denial(kind, budget_id, subject, limit or 0, posted or 0, pending or 0, resets, resumes_at)
+    return Denial(kind, budget_id, subject, limit or 0, posted or 0, pending or 0, resets, resumes_at, most)

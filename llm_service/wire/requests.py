@@ -1,4 +1,4 @@
-"""Reads a caller's body once, for the facts that governance needs, and changes nothing in it. Pure.
+"""Reads a caller's body once, for the facts that governance needs. It takes out only what is meant for Treasurer. Pure.
 
 What must hold: each request that is passed on can be bounded and priced. So only the parameters of OpenAI's
 API (and the few that LiteLLM adds for other providers' features) are accepted. An unknown one is refused by
@@ -27,6 +27,8 @@ MAX_TOKENS_CEILING = 10_000_000
 MAX_CHOICES = 128
 #: The longest run, user, session or tag that a call may name.
 MAX_ATTRIBUTION = 128
+#: The most tags that a call may name.
+MAX_TAGS = 32
 #: orjson reads deeper bodies than it writes (254); a body that was read must be one that can be sent.
 _MAX_DEPTH = 200
 #: The most lists and objects of a body. LiteLLM walks through them several times, and no other request is served
@@ -34,17 +36,25 @@ _MAX_DEPTH = 200
 _MAX_PARTS = 250_000
 _LARGE_BYTES = 1 << 20
 
-_COMMON = frozenset({"model", "user", "safety_identifier"})
+_COMMON = frozenset({"model", "user"})
 # fmt: off
-_CHAT = _COMMON | {
+CHAT_PARAMETERS = _COMMON | {
     "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "temperature", "top_p", "top_k",
     "min_p", "stop", "seed", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "logprobs",
     "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format",
     "reasoning_effort", "thinking", "verbosity", "prediction", "service_tier", "metadata", "store", "modalities",
-    "prompt_cache_key", "prompt_cache_retention",
+    "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "safety_identifier",
 }
 # fmt: on
-_EMBEDDINGS = _COMMON | frozenset({"input", "encoding_format", "dimensions"})
+EMBEDDINGS_PARAMETERS = _COMMON | frozenset({"input", "encoding_format", "dimensions", "metadata"})
+#: Parameters that are known, and refused with a reason unless they are null.
+_UNPRICED = {
+    "audio": "Only text output can be bounded and priced",
+    "moderation": "Moderation within a completion has no known price",
+}
+#: How long a provider keeps a cache, with the values whose price is known: it is the same for each.
+_CACHE_RETENTIONS = (None, "in_memory", "in-memory", "24h")
+_CACHE_OPTIONS = {"mode": ("implicit", "explicit"), "ttl": ("30m",)}
 
 # Allowances, in tokens, for what providers add around the caller's text. The largest published are
 # Anthropic's tool-use system prompts: up to 530 tokens, and each tool's wrapping.
@@ -63,7 +73,7 @@ _MEDIA = {"image_url": "image_url", "input_image": "image_url", "file": "file", 
 
 @dataclass(frozen=True, slots=True)
 class ParsedRequest:
-    """The facts of a request that governance uses. `data` is the caller's body, to be passed on.
+    """The facts of a request that governance uses. `data` is the caller's body, to be passed on, without `metadata.tags`.
 
     `max_tokens` is the caller's limit for one choice; None if the caller set none.
     `media` counts images and files by kind ("image", "image_low", "file").
@@ -83,6 +93,7 @@ class ParsedRequest:
     media: tuple[str, ...] = ()
     service_tier: str | None = None
     user: str | None = None
+    tags: tuple[str, ...] = ()
     token_ids: bool = False  # the input is given as numbers of OpenAI's tokenizers
 
 
@@ -145,7 +156,8 @@ def parse_chat(body: bytes) -> ParsedRequest:
         InvalidRequest: naming the parameter, and what was expected.
     """
     data = parse_body(body)
-    _refuse_unknown(data, _CHAT)
+    _refuse_unknown(data, CHAT_PARAMETERS | _UNPRICED.keys())
+    data, tags = _take_tags(data)
     model, user = _model(data), attribution(data.get("user"), "'user'", "user")
     messages = data.get("messages")
     if not isinstance(messages, list) or not messages:
@@ -180,6 +192,7 @@ def parse_chat(body: bytes) -> ParsedRequest:
         media=media,
         service_tier=_service_tier(data),
         user=user,
+        tags=tags,
     )
 
 
@@ -190,7 +203,14 @@ def parse_embeddings(body: bytes) -> ParsedRequest:
         InvalidRequest: naming the parameter, and what was expected.
     """
     data = parse_body(body)
-    _refuse_unknown(data, _EMBEDDINGS)
+    _refuse_unknown(data, EMBEDDINGS_PARAMETERS)
+    data, tags = _take_tags(data)
+    if data.pop("metadata", None) is not None:
+        raise InvalidRequest(
+            "No provider keeps metadata of embeddings. 'metadata' may hold 'tags', which stay in Treasurer.",
+            param="metadata",
+            code="unsupported_parameter",
+        )
     given = data.get("input")
     items = cast("list[object]", given) if isinstance(given, list) else [given]
     if not items or (len(items) > 2048 and not isinstance(items[0], int)):
@@ -220,6 +240,7 @@ def parse_embeddings(body: bytes) -> ParsedRequest:
         text_bytes=tokens,
         token_ids=token_ids,
         user=attribution(data.get("user"), "'user'", "user"),
+        tags=tags,
     )
 
 
@@ -232,9 +253,22 @@ def _refuse_unknown(data: dict[str, Any], known: frozenset[str]) -> None:
 
 
 def _refuse_unpriced(data: dict[str, Any]) -> None:
+    for name, why in _UNPRICED.items():
+        if data.get(name) is not None:
+            raise _unpriced(name, why)
     modalities = data.get("modalities")
     if modalities is not None and modalities != ["text"]:
         raise _unpriced("modalities", "Only text output can be bounded and priced")
+    if data.get("prompt_cache_retention") not in _CACHE_RETENTIONS:
+        raise _unpriced("prompt_cache_retention", "A cache that is kept for this long has no known price")
+    options: object = data.get("prompt_cache_options")
+    if options is None:
+        return
+    if not isinstance(options, dict):
+        raise _invalid("prompt_cache_options", "'prompt_cache_options' must be an object.")
+    for name, value in cast("dict[str, Any]", options).items():
+        if value is not None and value not in _CACHE_OPTIONS.get(name, ()):
+            raise _unpriced("prompt_cache_options", f"This {name[:64]!r} of a cache has no known price")
 
 
 def _unpriced(param: str, why: str) -> InvalidRequest:
@@ -262,6 +296,26 @@ def attribution(value: object, what: str, param: str, most: int = MAX_ATTRIBUTIO
     if not isinstance(text, str) or len(text) > most or not text.isprintable() or "\ufffd" in text:  # was not UTF-8
         raise _invalid(param, f"{what} must be at most {most} printable characters.")
     return text
+
+
+def _take_tags(data: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The body without `metadata.tags`, and these tags. LiteLLM's users send tags there, for their gateway and no provider."""
+    metadata: object = data.get("metadata")
+    if metadata is None:
+        return data, ()
+    if not isinstance(metadata, dict):
+        raise _invalid("metadata", "'metadata' must be an object.")
+    kept = dict(cast("dict[str, Any]", metadata))
+    given: object = kept.get("tags")
+    if not isinstance(given, list):  # a text is a value of OpenAI's own metadata
+        return data, ()
+    del kept["tags"]
+    named = cast("list[object]", given)
+    if len(named) > MAX_TAGS or not all(isinstance(tag, str) for tag in named):
+        raise _invalid("metadata", f"'metadata.tags' must be an array of at most {MAX_TAGS} strings.")
+    tags = (attribution(tag, "Each of 'metadata.tags'", "metadata") for tag in named)
+    rest = {name: value for name, value in data.items() if name != "metadata"}
+    return rest | ({"metadata": kept} if kept else {}), tuple(dict.fromkeys(tag for tag in tags if tag is not None))
 
 
 def _flag(data: dict[str, Any], name: str) -> bool:

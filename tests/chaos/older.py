@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +13,21 @@ from llm_service.treasury.connection import Connection
 
 
 def before(statement: str, fewer: int) -> str:
-    """The statement as it was: it calls the second version of its function, which takes fewer arguments."""
-    head, *arguments = statement.replace("_v3(", "_v2(").split("$")
+    """The statement as it was: it calls the second version of its function, which takes fewer arguments.
+
+    That version of admission returns no share for one call, so its column is added here.
+    """
+    head, *arguments = re.sub(r"_v\d\(", "_v2(", statement).split("$")
     older = "$".join([head, *arguments[:-fewer]]).rstrip(",") + ")"
+    if "admit" in older:
+        older = older.replace("SELECT *", "SELECT *, NULL::integer AS most_per_call")
     assert older.count("$") == statement.count("$") - fewer, older
     return older
 
 
 def without_rates(arrays: Callable[[Any], tuple[object, ...]]) -> Callable[[Any], tuple[object, ...]]:
-    """The arrays of an admission as they were, when holds had no rate card."""
-    return lambda group: arrays(group)[:-1]
+    """The arrays of an admission as they were, when holds had no rate card, and no share of what is left."""
+    return lambda group: arrays(group)[:-2]
 
 
 async def without_locks(
@@ -33,6 +39,6 @@ async def without_locks(
 
 def speak_as_before() -> None:
     """From now on, every treasury of this process speaks like that version."""
-    module.ADMIT, module.SETTLE = before(module.ADMIT, 3), before(module.SETTLE, 1)
+    module.ADMIT, module.SETTLE = before(module.ADMIT, 4), before(module.SETTLE, 1)
     module.admission_arrays = without_rates(module.admission_arrays)
     module._within_locks = without_locks  # pyright: ignore[reportPrivateUsage]

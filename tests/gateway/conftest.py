@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Protocol
 
 import httpx2
+import psutil
 import pytest
 
 from gateway import app as app_module
 from gateway.app import create_app
 from gateway.asgi import App
 from gateway.settings import Settings
+from gateway.stack.state import StackState
 from llm_service.errors import NotAuthenticated, NotPermitted, TreasuryUnavailable
 
 ADMIN = {"authorization": "Bearer sk-tr-admin"}
@@ -44,6 +48,12 @@ class FakePrincipals:
             raise TreasuryUnavailable("Postgres is away.", retry_after=1)
         if secret not in ("sk-tr-admin", "sk-tr-agent"):
             raise NotAuthenticated("This key is unknown.")
+
+
+class StateOf(Protocol):
+    """Makes the state of a stack that this process runs on the test's folder, with some values changed."""
+
+    def __call__(self, **changes: object) -> StackState: ...
 
 
 @dataclass
@@ -102,6 +112,34 @@ async def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncItera
         async with httpx2.AsyncClient(transport=transport, base_url="http://gateway") as client:
             yield OpenedGateway(door, client, runtime, events)
     assert events == ["opened", "closed"]
+
+
+@pytest.fixture
+def state_of(tmp_path: Path) -> StateOf:
+    """States of stacks, of which each test changes what it is about. Nothing is written."""
+
+    def state_of(**changes: object) -> StackState:
+        values: dict[str, object] = {
+            "pid": os.getpid(),
+            "pid_started": psutil.Process().create_time(),
+            "started_at": datetime.now(UTC),
+            "data_dir": tmp_path,
+            "database_url": "postgresql://running/treasurer",
+            "redis_url": "redis://running/0",
+            "proxy_url": "http://running",
+            "provider_url": None,
+            "gateway_url": "http://127.0.0.1:4100",
+            "gateway_urls": [],
+            "grant_secret_file": tmp_path / "grant",
+            "proxy_master_key_file": tmp_path / "master",
+            "admin_key_file": tmp_path / "admin",
+            "real": [],
+            "simulated": [],
+            "pids": {},
+        }
+        return StackState.model_validate(values | changes)
+
+    return state_of
 
 
 @pytest.fixture

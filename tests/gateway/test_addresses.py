@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-from datetime import UTC, datetime
+from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from pydantic import SecretStr
 
@@ -27,27 +25,10 @@ def settings(tmp_path: Path) -> Settings:
 
 
 @pytest.fixture
-def stack(tmp_path: Path) -> StackState:
+def stack(state_of: Callable[..., StackState], tmp_path: Path) -> StackState:
     """A stack that this process runs, as its file says."""
     (tmp_path / "grant").write_text("from a file\n")
-    state = StackState(
-        pid=os.getpid(),
-        pid_started=psutil.Process().create_time(),
-        started_at=datetime.now(UTC),
-        data_dir=tmp_path,
-        database_url="postgresql://running/treasurer",
-        redis_url="redis://running/0",
-        proxy_url="http://running",
-        provider_url=None,
-        gateway_url="http://gateway",
-        gateway_urls=[],
-        grant_secret_file=tmp_path / "grant",
-        proxy_master_key_file=tmp_path / "master",
-        admin_key_file=tmp_path / "admin",
-        real=[],
-        simulated=[],
-        pids={},
-    )
+    state = state_of()
     state.write()
     return state
 

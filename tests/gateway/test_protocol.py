@@ -16,6 +16,7 @@ from uvicorn.config import Config
 from uvicorn.server import ServerState
 
 from gateway.protocol import HEAD_S, MOST_HEAD_BYTES, UNSENT_BYTES, BoundedHeadProtocol, cut
+from tests.examples import examples
 
 GET = b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n"
 
@@ -211,8 +212,44 @@ async def test_the_largest_head_is_taken() -> None:
     await it.leave()
 
 
+@pytest.mark.parametrize("size", [MOST_HEAD_BYTES + 1, 4 * MOST_HEAD_BYTES])
+@pytest.mark.parametrize(
+    "behind", [b"", b"x" * 100, GET], ids=["alone", "before other bytes", "before another request"]
+)
+async def test_a_head_that_arrives_whole_is_refused_too(size: int, behind: bytes) -> None:
+    it = Connection()
+    await it.send(head_of(size) + behind)
+    assert it.refusal == (431, "headers_too_large")
+    assert it.requests == []
+    await it.leave()
+
+
+@pytest.mark.parametrize("many", ["address", "headers"])
+async def test_every_part_of_a_head_counts(many: str) -> None:
+    it = Connection()
+    parts = {"address": b"GET /%b HTTP/1.1\r\nhost: h\r\n\r\n", "headers": b"GET / HTTP/1.1\r\nhost: h\r\n%b\r\n"}
+    filling = {"address": b"x", "headers": b"a: b\r\n"}[many]
+    await it.send(parts[many] % (filling * (MOST_HEAD_BYTES // len(filling) + 1)))
+    assert it.refusal == (431, "headers_too_large")
+    assert it.requests == []
+    await it.leave()
+
+
+async def test_the_second_of_two_requests_that_arrive_together_is_measured_alone() -> None:
+    it = Connection()
+    it.gate.clear()
+    await it.send(GET + head_of(MOST_HEAD_BYTES))
+    assert not it.transport.closed
+    await it.leave()
+    it = Connection()
+    it.gate.clear()
+    await it.send(GET + head_of(MOST_HEAD_BYTES + 1))
+    assert (it.transport.closed, it.transport.written) == (True, b"")  # never taken for the first one's answer
+    await it.leave()
+
+
 @given(st.lists(st.integers(1, MOST_HEAD_BYTES), max_size=8))
-@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=examples(25), suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_head_that_does_not_end_is_refused_however_it_is_cut(cuts: list[int]) -> None:
     async def check() -> None:
         it = Connection()

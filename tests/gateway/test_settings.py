@@ -66,6 +66,8 @@ def test_options_win_and_options_that_were_not_given_do_not(monkeypatch: pytest.
         ("HOLD_MARGIN_S", "0", "greater than 0"),
         ("SWEEP_INTERVAL_S", "-1", "greater than 0"),
         ("BUSY_WAIT_S", "-1", "0"),
+        ("DEFAULT_SHARE_PERCENT", "0", "1"),
+        ("DEFAULT_SHARE_PERCENT", "101", "100"),
         ("MAX_BODY_BYTES", "0", "greater than 0"),
         ("LOG_LEVEL", "loud", "info"),
         ("LOG_FORMAT", "xml", "json"),

@@ -46,10 +46,15 @@ async def test_budgets(api: httpx2.AsyncClient) -> None:
     assert name == "agent news: month, openai/gpt-*"
     changed = await api.patch(f"/budgets/{name}", json={"limit": "7.25"})
     assert (changed.status_code, changed.json()["limit"], changed.json()["left"]) == (200, "7.250000000", "7.250000000")
+    assert changed.json()["most_per_call"] is None
+    shared = await api.patch(f"/budgets/{name}", json={"most_per_call": "20%"})
+    assert (shared.json()["most_per_call"], shared.json()["limit"]) == ("20%", "7.250000000")
+    assert (await api.patch(f"/budgets/{name}", json={"most_per_call": 20})).status_code == 400
     top_up = await api.post(f"/budgets/{name}/top-ups", json={"amount": 2, "lasts": "3h"})
     assert (top_up.status_code, top_up.json()["amount_nano"]) == (201, 2 * 10**9)
     shown = (await api.get(f"/budgets/{name}")).json()
     assert (shown["top_up_nano"], shown["left_nano"]) == (2 * 10**9, 9_250_000_000)
+    assert shown["most_per_call"] == "20%"
     assert shown["resets_at"].endswith("T15:00:00Z")  # midnight in Tokyo
     assert shown["top_ups"][0]["amount"] == "2.000000000"
     assert len((await api.get("/budgets", params={"agent": "news"})).json()["data"]) == 1

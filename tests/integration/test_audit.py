@@ -537,6 +537,7 @@ async def test_a_change_log_whose_triggers_do_something_else(books: Books, chang
     ("change", "says"),
     [
         ("UPDATE agents SET floor_tokens = 17", "of agents is not what the log says"),
+        ("UPDATE ONLY budgets SET most_per_call = 9000", "of budgets is not what the log says"),
         ("UPDATE agents SET paused_at = now() WHERE name = 'alice'", "of agents is not what the log says"),
         ("INSERT INTO teams (organisation_id, name, created_at) VALUES (1, 'x', clock_timestamp())", "of teams was made, and the log does not"),
         ("DELETE FROM top_ups", "of top_ups is gone, and the log does not say so"),

@@ -134,7 +134,7 @@ UNPRICED = [
         )
     ],
     chat("audio out", modalities=["text", "audio"], code="not_priced"),
-    chat("audio settings", audio={"voice": "alloy", "format": "wav"}, code=UNKNOWN),
+    chat("audio settings", audio={"voice": "alloy", "format": "wav"}, code="not_priced"),
     chat("a service tier without a price", service_tier="scale", code="not_priced"),
     content("audio in", {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}),
     content("a video", {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}}),
@@ -297,7 +297,7 @@ async def test_a_key_opens_only_its_own_side(caller: Caller) -> None:
     assert await caller.counts() == before
 
 
-async def test_a_paused_agent_is_told_so(caller: Caller) -> None:
+async def test_a_paused_agent_is_refused_as_paused(caller: Caller) -> None:
     await caller.admin("POST", f"agents/{caller.agent}/pause")
     before = await caller.counts()
     client = caller.client(max_retries=2)

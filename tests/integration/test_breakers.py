@@ -243,7 +243,7 @@ async def test_a_probe_whose_process_dies_keeps_nobody_out_for_longer_than_its_l
         await until(lambda: {row.state for each in (one, two) for row in each.states()} == {CLOSED}, one, two)
 
 
-async def test_what_a_probe_finds_is_told_in_the_step_that_gives_it_back(
+async def test_the_result_of_a_probe_is_shared_in_the_step_that_releases_the_probe(
     pair: tuple[Breakers, Breakers], clock: Clock
 ) -> None:
     one, two = pair
@@ -313,7 +313,7 @@ async def test_of_two_that_open_it_at_once_the_longer_counts(
             await shorter.sync()
 
 
-async def test_a_probe_is_believed_though_the_answer_to_what_was_told_before_is_lost(
+async def test_a_probes_result_counts_though_the_answer_to_an_earlier_report_is_lost(
     pair: tuple[Breakers, Breakers], clock: Clock
 ) -> None:
     one, two = pair
@@ -342,7 +342,9 @@ async def test_a_probe_that_succeeds_closes_what_another_process_opened_before(r
         assert (state_of(one, "model:o"), state_of(two, "model:o")) == (CLOSED, CLOSED)
 
 
-async def test_a_new_process_hears_what_is_open_and_since_when(redis_url: str, pair: tuple[Breakers, Breakers]) -> None:
+async def test_a_new_process_learns_what_is_open_and_since_when(
+    redis_url: str, pair: tuple[Breakers, Breakers]
+) -> None:
     one, _ = pair
     await one.force("model:m", opened=True, seconds=60)
     async with breakers(redis_url) as late:

@@ -102,7 +102,7 @@ async def test_a_budget_that_is_too_small_stops_the_run_and_is_not_passed(
     finished = await asyncio.to_thread(treasurer, stack, "--budget", "0.0004")
     assert finished.returncode == 1
     assert finished.stdout == ""
-    assert "has used up budget" in finished.stderr
+    assert "does not fit in what is left of budget" in finished.stderr
     assert "Give the run more with --budget" in finished.stderr
     spent = await runtime.pools.calls.fetchval(
         """SELECT coalesce(max(w.posted_nano + w.pending_nano), 0) FROM windows w JOIN budgets b ON b.id = w.budget_id

@@ -130,7 +130,7 @@ async def test_a_first_token_that_does_not_come_in_time(caller: Caller) -> None:
     assert len(await caller.invoice(2)) == 2
 
 
-async def test_a_stream_that_is_given_up_for_its_first_token_is_told_and_booked_so(caller: Caller) -> None:
+async def test_a_stream_that_is_abandoned_before_its_first_token_is_reported_and_booked_as_such(caller: Caller) -> None:
     await route(caller, timeouts={"first_token_s": 1.0})
     with pytest.raises(openai.APIStatusError) as told:
         await ask(caller, True, {"first_token_s": 3})
@@ -231,7 +231,7 @@ async def test_a_paced_call_waits_as_long_as_its_route_says(stack: StackState) -
     async with open_caller(stack, "0.000001", window="minute", pace="linear") as caller:
         with pytest.raises(openai.RateLimitError) as refused:
             await ask(caller, False, {"output_tokens": 1})
-        assert refused.value.code in ("budget_paced", "insufficient_quota")
+        assert refused.value.code in ("budget_paced", "budget_too_small_for_call")
 
 
 @STREAMED

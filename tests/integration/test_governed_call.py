@@ -87,7 +87,7 @@ async def test_i4_every_model_is_charged_as_its_provider_bills(caller: Caller, m
 
 
 @pytest.mark.parametrize("model", KINDS)
-async def test_a_stream_tells_its_usage_only_to_who_asks(caller: Caller, model: str) -> None:
+async def test_a_stream_reports_its_usage_only_if_it_was_asked_for(caller: Caller, model: str) -> None:
     plain = await ask(caller, True, model=model)
     asked = await ask(caller, True, model=model, stream_options={"include_usage": True})
     refused = await ask(caller, True, model=model, stream_options={"include_usage": False})

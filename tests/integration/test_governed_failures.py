@@ -94,7 +94,7 @@ UNTOLD = [
 
 
 @pytest.mark.parametrize(("usage", "model", "streamed"), UNTOLD)
-async def test_i2_a_usage_that_is_not_told_is_estimated_not_below_the_bill(
+async def test_i2_a_usage_that_is_not_reported_is_estimated_not_below_the_bill(
     caller: Caller, usage: str, model: str, streamed: bool
 ) -> None:
     await ask(caller, model, streamed, {"usage": usage})

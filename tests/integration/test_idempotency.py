@@ -283,7 +283,7 @@ async def test_i7_a_caller_that_left_finds_its_answer(caller: Caller) -> None:
     await caller.agrees(1)
 
 
-async def test_i7_a_stream_that_its_caller_left_is_read_to_its_end_and_told_again(caller: Caller) -> None:
+async def test_i7_a_stream_that_its_caller_left_is_read_to_its_end_and_replayed(caller: Caller) -> None:
     body = request(stream=True, script={"tokens_per_s": 30, "output_tokens": 45})
     headers = {"Authorization": f"Bearer {caller.secret}", "Idempotency-Key": "left"}
     address = f"{caller.stack.gateway_url}/v1/chat/completions"

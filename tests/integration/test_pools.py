@@ -23,7 +23,9 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
         yield caller
 
 
-async def test_hanging_reports_starve_no_call_and_what_is_beyond_them_is_told_when_to_come_back(caller: Caller) -> None:
+async def test_hanging_reports_starve_no_call_and_further_reports_are_refused_with_a_time_to_retry(
+    caller: Caller,
+) -> None:
     url = caller.stack.gateway_urls[0]
     headers = {"Authorization": f"Bearer {caller.stack.admin_key}"}
 

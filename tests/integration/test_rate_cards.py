@@ -109,7 +109,7 @@ async def test_i1_a_witness_far_above_the_rates_is_posted(pool: asyncpg.Pool, tr
     assert await posted(pool, held) == 1_800_000
 
 
-async def test_one_card_for_the_same_prices_whoever_reads_them(pool: asyncpg.Pool) -> None:
+async def test_one_card_for_the_same_prices_in_all_processes(pool: asyncpg.Pool) -> None:
     async def read() -> list[dict[str, Any]]:
         return [entry(0.000002)]
 

@@ -1,7 +1,7 @@
 """Budgets and rate limits over real HTTP: which calls they apply to, and what each refusal tells a program.
 
-There are three different answers: exhausted (final for the window), busy (retry when other calls have been settled),
-and too fast (slow down).
+There are four different answers: exhausted and too small for this call (final for the window), busy (retry when other
+calls have been settled), and too fast (slow down).
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import openai
@@ -26,13 +27,13 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
         yield caller
 
 
-async def test_exhausted_is_final_and_says_everything(caller: Caller) -> None:
+async def test_too_small_for_a_call_is_final_and_says_everything(caller: Caller) -> None:
     await caller.admin("PATCH", caller.first_budget, {"limit": "0.000000100"})
     client = caller.client(max_retries=3)
     with pytest.raises(openai.RateLimitError) as raised:
         await client.chat.completions.create(model="gpt-4o-mini", messages=said())
     error = raised.value
-    assert (error.type, error.code) == ("insufficient_quota", "insufficient_quota")
+    assert (error.type, error.code) == ("insufficient_quota", "budget_too_small_for_call")
     assert error.response.headers["x-should-retry"] == "false"
     assert "retry-after" not in error.response.headers
     assert len(caller.responses) == 1  # the SDK did not try again
@@ -56,10 +57,68 @@ async def test_exhausted_is_final_and_says_everything(caller: Caller) -> None:
         counted = await caller.pool.fetch(
             "SELECT reason, sum(count)::int AS count FROM refusals WHERE agent_id = $1 GROUP BY reason", caller.agent_id
         )
-        if [tuple(row) for row in counted] == [("insufficient_quota", 3)]:
+        if [tuple(row) for row in counted] == [("budget_too_small_for_call", 3)]:
             break
         assert time.monotonic() < deadline, counted
         await asyncio.sleep(0.1)
+
+
+async def test_exhausted_is_final_and_told_from_too_small(caller: Caller) -> None:
+    await caller.call(max_tokens=60, messages=said(script={"output_tokens": 60}))
+    await caller.settled()
+    await caller.admin("PATCH", caller.first_budget, {"limit": f"{(caller.last.cost_nano + 1) / 10**9:.9f}"})
+    with pytest.raises(openai.RateLimitError) as raised:
+        await caller.call()
+    assert (raised.value.type, raised.value.code) == ("insufficient_quota", "insufficient_quota")
+    assert raised.value.response.headers["x-should-retry"] == "false"
+    assert "has used up budget" in raised.value.message
+    assert details(raised.value)["left"] == "0.000000001"
+
+
+async def test_what_does_not_fit_into_a_minute_is_served_in_the_next(stack: StackState) -> None:
+    """The SDK waits for as long as Retry-After says, because the window is over then."""
+    async with open_caller(stack, budget="0.000060", window="minute") as caller:
+        if datetime.now(UTC).second > 50:  # too late in this minute for two calls
+            await asyncio.sleep(11)
+        await caller.call(max_tokens=60, messages=said(script={"output_tokens": 60}))
+        await caller.settled()
+        with pytest.raises(openai.RateLimitError) as raised:
+            await caller.call(max_tokens=16, messages=said("x" * 150))
+        error = raised.value
+        assert error.code == "budget_too_small_for_call"
+        assert error.response.headers["x-should-retry"] == "true"
+        assert 1 <= int(error.response.headers["retry-after"]) <= 60
+        assert "Try again then." in error.message
+        await caller.client(max_retries=1).chat.completions.create(
+            model="gpt-4o-mini", max_tokens=16, messages=said("x" * 150)
+        )
+
+
+async def test_one_call_may_hold_a_share_of_what_is_left(caller: Caller) -> None:
+    await caller.admin("PATCH", caller.first_budget, {"limit": "0.001", "most_per_call": "20%"})
+    await caller.call(max_tokens=16_000, messages=said(script={"output_tokens": 30}))
+    clamped = caller.last.headers["x-treasurer-max-tokens"].removeprefix("clamped:")
+    assert 100 < int(clamped) < 334  # a fifth of a thousandth of a dollar, at $0.60 a million, less the input
+    (entry,) = await caller.ledger()
+    assert entry["held_nano"] <= 200_000
+    await caller.agrees(1)
+    await caller.admin("PATCH", caller.first_budget, {"most_per_call": "0.01%"})
+    with pytest.raises(openai.RateLimitError) as raised:
+        await caller.call()
+    assert raised.value.code == "budget_too_small_for_call"
+    assert "of which one call may hold 0.01%" in raised.value.message
+    await caller.admin("PATCH", caller.first_budget, {"most_per_call": "none"})
+    await caller.call()
+
+
+async def test_callers_without_max_tokens_do_not_lock_each_other_out(stack: StackState) -> None:
+    """Six callers on a third of a cent, whose answers take a while."""
+    async with open_caller(stack, budget="0.0033") as caller:
+        slow = said(script={"first_token_s": 3.0, "output_tokens": 30})
+        await asyncio.gather(*(caller.call(messages=slow, max_tokens=openai.omit) for _ in range(6)))
+        asked = [answer.headers["x-treasurer-max-tokens"].partition(":") for answer in caller.responses]
+        assert {how for how, _, _ in asked} == {"clamped"}
+        await caller.agrees(6)
 
 
 async def test_exhausted_says_when_it_resets(stack: StackState) -> None:
@@ -202,7 +261,7 @@ async def test_a_budget_for_each_value_is_a_budget_each(caller: Caller, per: str
         await caller.settled()
         with pytest.raises(openai.RateLimitError) as raised:
             await caller.call(messages=said("x" * 60), extra_headers=extra)
-        assert raised.value.code == "insufficient_quota"
+        assert raised.value.code == "budget_too_small_for_call"  # most of it was held, but not spent
         assert details(raised.value)["subject"] == value
     await caller.agrees(3)
 

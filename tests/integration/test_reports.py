@@ -308,7 +308,7 @@ async def test_text_of_people_is_only_ever_a_parameter(pool: asyncpg.Pool, books
 async def test_a_filter_by_a_name_that_nobody_has_is_said_with_the_names_there_are(
     pool: asyncpg.Pool, books: Books
 ) -> None:
-    with pytest.raises(InvalidRequest, match=r"no agent named 'alise'. There are: alice, bob, carol ") as caught:
+    with pytest.raises(InvalidRequest, match=r"no agent named 'alise'. Known names: alice, bob, carol ") as caught:
         await report(pool, agent=["bob", "alise"])
     assert caught.value.param == "agent"
 

@@ -92,7 +92,7 @@ async def test_the_api_answers_csv_with_the_total_in_a_header(client: httpx2.Asy
         ("group_by=colour", "group_by", "is not one of: organisation, team"),
         ("format=xml", "format", "is not one of: json, csv"),
         ("format=json&format=csv", "format", "is not one of"),
-        ("agent=nobody", "agent", "There are: alice, bob"),
+        ("agent=nobody", "agent", "Known names: alice, bob"),
         ("agent=%00", "agent", "UTF-8"),
         ("limit=many", "limit", "from 1 to"),
         ("to=2026-11-30T10:00:00+01:00", "to", "%2B"),

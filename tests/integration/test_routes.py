@@ -160,7 +160,7 @@ async def test_by_the_command_line(treasurer: Treasurer, pool: asyncpg.Pool) -> 
     assert "There are no routes" in (await treasurer("route", "list")).out
 
 
-async def test_a_slip_in_a_models_name_is_told(
+async def test_a_warning_names_a_misspelt_model(
     treasurer: Treasurer, pool: asyncpg.Pool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The route is set all the same: the model may be added later. An unknown condition counts as part of a name."""

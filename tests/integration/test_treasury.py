@@ -301,7 +301,7 @@ async def test_a_refusal_in_one_window_holds_nothing_in_any(pool: asyncpg.Pool, 
     assert await pool.fetchval("SELECT count(*) FROM holds") == 0
 
 
-async def test_exhausted_and_busy_are_told_apart(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
+async def test_exhausted_and_busy_are_distinguished(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
     who = await principal(pool)
     number = await budget(pool, who, 100)
     first = await treasury.admit(request(who, 80, number))

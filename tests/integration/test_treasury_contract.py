@@ -24,11 +24,11 @@ class PostgresWorld:
     agent_id: int
     numbers: itertools.count[int] = field(default_factory=itertools.count)
 
-    async def budget(self, limit_nano: int) -> int:
+    async def budget(self, limit_nano: int, most_per_call: int | None = None) -> int:
         number = await self.pool.fetchval(
-            "INSERT INTO budgets (name, scope, scope_id, window_kind, time_zone, limit_nano) "
-            "VALUES ($1, 'agent', $2, 'total', 'UTC', $3) RETURNING id",
-            f"budget {next(self.numbers)}", self.agent_id, limit_nano,
+            "INSERT INTO budgets (name, scope, scope_id, window_kind, time_zone, limit_nano, most_per_call) "
+            "VALUES ($1, 'agent', $2, 'total', 'UTC', $3, $4) RETURNING id",
+            f"budget {next(self.numbers)}", self.agent_id, limit_nano, most_per_call,
         )  # fmt: skip
         return int(number)
 
@@ -53,8 +53,10 @@ class TestInPostgres(TreasuryContract):
 async def test_both_treasuries_decide_alike(world: PostgresWorld, seed: int) -> None:
     """Both get the same random holds and settlements, and must return the same amounts, denials and results."""
     chance = random.Random(seed)
-    limits = {await world.budget(limit): limit for limit in (300, 1_000, 5_000)}
+    shares = {300: None, 1_000: 2_000, 5_000: 333}
+    limits = {await world.budget(limit, share): limit for limit, share in shares.items()}
     memory = InMemoryTreasury(limits)
+    memory.most_per_call = {budget: share for budget, limit in limits.items() if (share := shares[limit]) is not None}
     lines = [(budget, subject) for budget in limits for subject in ("", "ann")]
     holds: list[Hold] = []
     denials = 0
@@ -66,11 +68,12 @@ async def test_both_treasuries_decide_alike(world: PostgresWorld, seed: int) -> 
             continue
         amount = chance.randint(1, 200)
         request = await ask(world, amount, chance.sample(lines, chance.randint(0, 4)), floor=chance.randint(1, amount))
-        request = replace(request, max_share=chance.choice((10_000, 10_000, 5_000)))
+        max_share, most_of_left = chance.choice((10_000, 10_000, 5_000)), chance.choice((10_000, 2_500, 1))
+        request = replace(request, max_share=max_share, most_of_left=most_of_left)
         theirs, ours = await world.treasury.admit(request), await memory.admit(request)
         if isinstance(ours, Denial) and isinstance(theirs, Denial):
             denials += 1
-            assert theirs.kind == ours.kind
+            assert (theirs.kind, theirs.most_per_call) == (ours.kind, memory.most_per_call.get(theirs.budget_id))
             window = memory.windows[theirs.budget_id, theirs.subject]
             assert (theirs.limit_nano, theirs.posted_nano, theirs.pending_nano) == (
                 window.limit_nano, window.posted_nano, window.pending_nano,

@@ -102,7 +102,7 @@ async def test_i2_a_caller_who_leaves_as_the_hold_is_made_holds_nothing(pool: as
     await books_are_right(pool)
 
 
-async def test_i2_an_owner_that_settles_while_the_sweeper_does_is_heard(
+async def test_i2_an_owner_that_settles_at_the_same_time_as_the_sweeper_is_not_ignored(
     pool: asyncpg.Pool, treasury: PostgresTreasury, database_url: str
 ) -> None:
     """Both saw the hold and wait for its window's row. Whichever is first, the owner's figures are the truth in the end."""
@@ -123,7 +123,7 @@ async def test_i2_an_owner_that_settles_while_the_sweeper_does_is_heard(
     await books_are_right(pool)
 
 
-async def test_i2_the_owner_is_heard_in_the_same_group_as_the_sweeper(
+async def test_i2_the_owners_settlement_prevails_in_the_same_group_as_the_sweepers(
     pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
     who = await principal(pool)
@@ -308,7 +308,7 @@ async def claimed(pool: asyncpg.Pool, keys: Idempotency, agent_id: int) -> Claim
     return claim
 
 
-async def test_i7_a_slow_maker_that_lost_its_key_is_told_before_it_sends(pool: asyncpg.Pool) -> None:
+async def test_i7_a_slow_maker_that_lost_its_key_learns_it_before_it_sends(pool: asyncpg.Pool) -> None:
     keys, who = Idempotency(pool), await principal(pool)
     slow = await claimed(pool, keys, who.agent_id)
     other = await keys.claim(who.agent_id, "k", "chat", b"{}", new_call_id())

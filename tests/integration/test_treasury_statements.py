@@ -24,7 +24,7 @@ WHERE proname = $1 AND a.mode = 'i' ORDER BY a.n
 @pytest.mark.parametrize(
     ("function", "parameters", "options", "for_tests"),
     [
-        ("treasury_admit_v3", ADMISSION, ADMISSION_OPTIONS, [("p_now", "timestamp with time zone")]),
+        ("treasury_admit_v4", ADMISSION, ADMISSION_OPTIONS, [("p_now", "timestamp with time zone")]),
         ("treasury_settle_v3", SETTLEMENT, SETTLEMENT_OPTIONS, []),
     ],
 )

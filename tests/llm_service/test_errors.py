@@ -63,6 +63,7 @@ def test_codes_and_types() -> None:
         "Refused": (429, "rate_limit_error", "refused", None),
         "BudgetExhausted": (429, "insufficient_quota", "insufficient_quota", False),
         "BreakerOpen": (503, "service_unavailable_error", "breaker_open", None),
+        "BudgetTooSmall": (429, "insufficient_quota", "budget_too_small_for_call", False),
         "BudgetBusy": (429, "rate_limit_error", "budget_busy", True),
         "BudgetCrowded": (429, "rate_limit_error", "budget_crowded", True),
         "BudgetLocked": (503, "service_unavailable_error", "budget_locked", None),

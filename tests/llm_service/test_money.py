@@ -18,6 +18,7 @@ from llm_service.money import (
     nano_from_reported_dollars,
     parse_dollars,
 )
+from tests.examples import examples
 
 AMOUNTS = st.integers(0, MAX_NANO)
 
@@ -87,7 +88,7 @@ def test_refuses_what_cannot_be_held_exactly(given_as: str | int | float | Decim
 
 
 @given(st.one_of(st.text(max_size=40), st.floats(), st.integers(), st.decimals(), st.booleans()))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_any_other_input_is_an_amount_or_a_money_error(value: str | float | int | Decimal) -> None:
     try:
         nano = parse_dollars(value)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.errors import (
-    BudgetExhausted,
+    BudgetTooSmall,
     InvalidRequest,
     PricesChanged,
     ProxyBusy,
@@ -47,6 +47,7 @@ from llm_service.types import (
 )
 from llm_service.upstream.upstream import Refusal, Unanswered, UpstreamAnswer, UpstreamStream
 from llm_service.usage import IN_FLIGHT_TOKENS
+from tests.examples import examples
 from tests.llm_service.fakes import (
     COUNTED,
     ENTRIES,
@@ -111,7 +112,7 @@ async def test_i3_what_is_sent_carries_a_grant_for_exactly_itself(parts: Parts) 
     assert 0 < grant.expires_at - grant.issued_at <= 60
 
 
-async def test_an_answer_without_max_tokens_gets_the_agents_default_and_is_told(parts: Parts) -> None:
+async def test_an_answer_without_max_tokens_gets_the_agents_default_and_a_header_says_so(parts: Parts) -> None:
     answer = await parts.service.complete(chat_body(), PRINCIPAL, NO_CONTEXT)
     assert parts.sent["max_tokens"] == 4096
     assert answer.headers["x-treasurer-max-tokens"] == "default:4096"
@@ -130,7 +131,7 @@ async def test_i1_an_answer_is_clamped_to_what_the_budget_affords() -> None:
     st.integers(1, 2_000_000), st.integers(1, 4),
     st.sampled_from([{}, {"max_tokens": 300}, {"max_completion_tokens": 300}, {"max_tokens": 900, "max_completion_tokens": 300}]),
 )  # fmt: skip
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 async def test_i1_the_dearest_answer_to_what_is_sent_is_within_the_hold(
     limit_nano: int, n: int, most: dict[str, int]
 ) -> None:
@@ -138,7 +139,7 @@ async def test_i1_the_dearest_answer_to_what_is_sent_is_within_the_hold(
     body = chat_body(n=n, **most)
     try:
         await parts.service.complete(body, PRINCIPAL, NO_CONTEXT)
-    except BudgetExhausted:
+    except BudgetTooSmall:
         assert parts.upstream.sent == []
         return
     allowed = [parts.sent[name] for name in ("max_tokens", "max_completion_tokens") if parts.sent.get(name) is not None]
@@ -180,7 +181,7 @@ async def test_a_stream_has_to_be_asked_for(parts: Parts) -> None:
 async def test_i1_a_refused_call_sends_nothing_and_gives_its_key_back() -> None:
     parts = Parts(limit_nano=10)
     for ask in (parts.service.complete(chat_body(), PRINCIPAL, KEYED), parts.stream(*EVENTS, context=KEYED)):
-        with pytest.raises(BudgetExhausted):
+        with pytest.raises(BudgetTooSmall):
             await ask
     assert parts.upstream.sent == []
     assert parts.treasury.settled == []
@@ -280,7 +281,7 @@ class Gate:
         (503, {"x-treasurer-refused": "grants_unavailable"}, "release"),
     ],
 )
-async def test_a_models_breaker_is_told_of_the_model(status: int, headers: dict[str, str], told: str) -> None:
+async def test_a_models_breaker_counts_what_the_model_answered(status: int, headers: dict[str, str], told: str) -> None:
     gate = Gate()
     parts = Parts(breakers=gate)
     parts.upstream.answer = HttpAnswer(status, headers, BODY if status == 200 else b"{}")
@@ -358,10 +359,10 @@ async def test_an_answer_that_cannot_be_kept_is_given_all_the_same(parts: Parts)
     assert stream.cost_nano == COST
 
 
-async def test_the_reason_of_a_refusal_is_told_though_its_key_cannot_be_given_back() -> None:
+async def test_the_reason_of_a_refusal_is_answered_though_its_key_cannot_be_released() -> None:
     parts = Parts(limit_nano=10)
     parts.idempotency.error = TreasuryUnavailable("away")
-    with pytest.raises(BudgetExhausted):
+    with pytest.raises(BudgetTooSmall):
         await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
 
 
@@ -397,7 +398,7 @@ async def test_a_stream_is_forwarded_and_its_usage_posted(parts: Parts) -> None:
     parts.nothing_is_held()
 
 
-async def test_who_asks_for_the_usage_gets_it_and_keeps_other_options(parts: Parts) -> None:
+async def test_a_caller_that_asks_for_the_usage_gets_it_and_keeps_other_options(parts: Parts) -> None:
     answer = await parts.stream(*EVENTS, stream_options={"include_usage": True, "x": 1})
     shown = (await collect(answer)).split(b"\n\n")
     sent = b"".join(EVENTS).split(b"\n\n")
@@ -406,7 +407,7 @@ async def test_who_asks_for_the_usage_gets_it_and_keeps_other_options(parts: Par
 
 
 @given(st.lists(st.integers(1, 300), max_size=8))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=examples(40), deadline=None)
 async def test_however_it_is_chunked(cuts: list[int]) -> None:
     parts, whole = Parts(), b"".join(EVENTS)
     edges = [0, *sorted(cut % len(whole) for cut in cuts), len(whole)]
@@ -789,7 +790,11 @@ async def test_i1_callers_at_once_never_spend_more_than_the_limit() -> None:
     assert parts.treasury.pending == {}
     served = sum(not isinstance(result, str) for result in results)
     assert served == len(parts.treasury.settled) >= 3
-    assert {result for result in results if isinstance(result, str)} <= {"budget_busy", "insufficient_quota"}
+    assert {result for result in results if isinstance(result, str)} <= {
+        "budget_busy",
+        "insufficient_quota",
+        "budget_too_small_for_call",
+    }
 
 
 # -- prices that change between the hold and the call
@@ -877,7 +882,7 @@ async def test_prices_that_change_again_and_again_are_a_503_and_nothing_is_held(
     parts.nothing_is_held()
 
 
-async def test_a_proxy_that_tells_no_version_is_asked_as_ever() -> None:
+async def test_a_proxy_that_reports_no_version_is_called_as_before() -> None:
     book = Book()
     parts = Parts(entries=priced(None), upstream=book)
     book.version = "v9"
@@ -965,7 +970,7 @@ async def test_i2_a_stream_that_its_caller_leaves_before_the_proxy_has_begun_wit
     assert [each.state for each in parts.treasury.settled] == ([LedgerState.VOIDED] if revoked else [])
 
 
-async def test_i6_a_proxy_that_cannot_write_a_grants_use_sends_nothing_and_the_caller_is_told_so() -> None:
+async def test_i6_a_proxy_that_cannot_write_a_grants_use_sends_nothing_and_the_caller_gets_a_503() -> None:
     parts = after(HttpAnswer(503, {"x-treasurer-refused": "grants_unavailable"}, b"{}"), revoked=False)
     with pytest.raises(ProxyUnavailable) as error:
         await once(parts, False)

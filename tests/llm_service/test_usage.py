@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from llm_service.types import Usage
 from llm_service.usage import most_tokens, most_used, read_usage, reported_cost, says_too_little
+from tests.examples import examples
 
 NUMBERS = st.one_of(st.integers(-10, 10**12), st.floats(), st.booleans(), st.none(), st.text(max_size=3))
 DETAILS = st.one_of(
@@ -32,7 +33,7 @@ REPORTS = st.one_of(
 
 
 @given(REPORTS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_a_part_is_never_more_than_its_whole(report: object) -> None:
     usage = read_usage(report)
     if usage is None:
@@ -45,7 +46,7 @@ def test_a_part_is_never_more_than_its_whole(report: object) -> None:
 
 
 @given(REPORTS)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_a_reported_cost_is_a_whole_number_or_nothing(report: object) -> None:
     reported = reported_cost(report)
     assert reported is None or (type(reported) is int and reported >= 0)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta, timezone
-from uuid import UUID
+from datetime import UTC, timedelta, timezone
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,33 +12,20 @@ from hypothesis import strategies as st
 from llm_service.types import Usage
 from llm_service.witness import Witness, read_witness
 
-WITNESS = Witness(
-    call_id=UUID(int=1),
-    attempt=2,
-    outcome="success",
-    model="gpt-4o",
-    provider="openai",
-    deployment="openai-gpt-4o",
-    cost_nano=123,
-    usage=Usage(100, 40, 0, 20, 5),
-    status=200,
-    started_at=datetime(2026, 11, 22, tzinfo=UTC),
-    ended_at=datetime(2026, 11, 22, 0, 0, 1, tzinfo=UTC),
-)
 TEXTS = st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))
 TOKENS = st.integers(0, 2**31 - 1)
 TIMES = st.datetimes(timezones=st.sampled_from([UTC, timezone(timedelta(hours=5, minutes=30))]))
 
 
-def test_a_line_has_the_columns_of_the_table() -> None:
-    line = json.loads(WITNESS.line())
+def test_a_line_has_the_columns_of_the_table(witness: Witness) -> None:
+    line = json.loads(witness.line())
     assert line["call_id"] == "00000000-0000-0000-0000-000000000001"
     assert (line["cost_nano"], line["cached_tokens"], line["reasoning_tokens"]) == (123, 40, 5)
     assert line["started_at"] == "2026-11-22T00:00:00+00:00"
 
 
-def test_a_line_holds_what_postgres_can_take() -> None:
-    odd = replace(WITNESS, error="Bad\0Error\nsecond line", started_at=None, usage=Usage(2**40))
+def test_a_line_holds_what_postgres_can_take(witness: Witness) -> None:
+    odd = replace(witness, error="Bad\0Error\nsecond line", started_at=None, usage=Usage(2**40))
     line = odd.line()
     assert "\n" not in line
     assert json.loads(line)["error"] == "BadError\nsecond line"
@@ -47,8 +33,8 @@ def test_a_line_holds_what_postgres_can_take() -> None:
     assert json.loads(line)["input_tokens"] == 2**31 - 1
 
 
-def test_a_text_that_only_looks_like_an_escaped_nul_is_kept() -> None:
-    named = replace(WITNESS, model="a\\u0000b")
+def test_a_text_that_only_looks_like_an_escaped_nul_is_kept(witness: Witness) -> None:
+    named = replace(witness, model="a\\u0000b")
     assert json.loads(named.line())["model"] == "a\\u0000b"
 
 

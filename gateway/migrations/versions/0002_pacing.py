@@ -1,4 +1,4 @@
-"""Pacing, shares of a limit, the model that was asked for, and what witnesses lacked."""
+"""The pace of a budget, limits as a share of another limit, the requested model, and more columns for witnesses."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Limits that are not copied, an epoch that changes by hand raise, rates kept with holds, windows that go."""
+"""Limits that stand only in budgets, an epoch that manual changes raise too, rates kept with holds, windows that are retired."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ async def show_budget(
 
 @router.patch("/budgets/{name:path}")
 async def change_budget(pool: Pool, name: str, new: budgets.ChangeBudget) -> budgets.BudgetState:
-    """Change a budget's limit or pace, at once."""
+    """Change a budget's limit, pace or share for one call, at once."""
     return await budgets.change_budget(pool, name, new)
 
 

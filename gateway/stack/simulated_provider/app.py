@@ -6,8 +6,9 @@
     POST /google/…/models/{model}:generateContent   :streamGenerateContent   :countTokens
     GET  /_sim/health
     GET  /_sim/invoice?lines=1&since=SEQ
+    GET  /_sim/requests?mark=MARK      the bodies, as they arrived, of the latest requests whose script keeps them
     GET, POST /_sim/script             the rules in force; a list of rules that replaces them
-    POST /_sim/reset                   forgets the rules and the meter
+    POST /_sim/reset                   forgets the rules, the kept requests and the meter
 
 What must hold: a request that cannot be served gets a 4xx in its own format's error shape, and is not billed.
 """
@@ -15,11 +16,12 @@ What must hold: a request that cannot be served gets a 4xx in its own format's e
 from __future__ import annotations
 
 import time
+from collections import deque
 from urllib.parse import parse_qs
 
 from gateway.stack.simulated_provider import anthropic, google, openai
 from gateway.stack.simulated_provider.answers import compose
-from gateway.stack.simulated_provider.ask import Ask, BadRequest
+from gateway.stack.simulated_provider.ask import Ask, BadRequest, Json
 from gateway.stack.simulated_provider.exchange import ClientLeft, Exchange, Receive, Scope, Send
 from gateway.stack.simulated_provider.meter import Meter
 from gateway.stack.simulated_provider.script import Knobs, Scripts
@@ -28,6 +30,7 @@ from gateway.stack.simulated_provider.usage import reported
 from gateway.stack.simulated_provider.wire import Reply, Wire
 
 _PLAIN = Knobs()
+_MOST_KEPT = 256
 _CHAT, _MESSAGES, _GENERATE = openai.ChatWire(), anthropic.MessagesWire(), google.GenerateWire()
 
 
@@ -39,6 +42,7 @@ class Provider:
         self._seed = seed
         self._models = models or []
         self._scripts = Scripts()
+        self._kept: deque[Json] = deque(maxlen=_MOST_KEPT)
         self._began = time.monotonic()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -100,7 +104,10 @@ class Provider:
             raise BadRequest(f"Not found: the method {method!r}", status=404)
 
     def _knobs(self, exchange: Exchange, operation: str, ask: Ask) -> Knobs:
-        return self._scripts.knobs(ask.face, operation, ask.model, exchange.headers, ask.marked_text) or _PLAIN
+        knobs = self._scripts.knobs(ask.face, operation, ask.model, exchange.headers, ask.marked_text) or _PLAIN
+        if knobs.keep_request:
+            self._kept.append({"mark": knobs.mark, "face": ask.face, "path": exchange.path, "body": exchange.received})
+        return knobs
 
     async def _chat(self, exchange: Exchange, wire: Wire, ask: Ask, prefix: str) -> None:
         knobs = self._knobs(exchange, "chat", ask)
@@ -141,6 +148,9 @@ class Provider:
                 raise BadRequest("since must be a line's sequence number")
             lines = query.get("lines", ["0"])[0] not in ("0", "")
             await exchange.json(200, self._meter.invoice(int(since), lines=lines))
+        elif asked == ("GET", "requests"):
+            mark = parse_qs(exchange.query.decode("latin-1")).get("mark", [""])[0]
+            await exchange.json(200, {"requests": [kept for kept in self._kept if kept["mark"] == mark]})
         elif asked == ("GET", "script"):
             await exchange.json(200, self._scripts.listing())
         elif asked == ("POST", "script"):
@@ -148,6 +158,7 @@ class Provider:
             await exchange.json(200, self._scripts.listing())
         elif asked == ("POST", "reset"):
             self._scripts.replace([])
+            self._kept.clear()
             self._meter.reset()
             await exchange.json(200, {"status": "ok"})
         else:

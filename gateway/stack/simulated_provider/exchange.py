@@ -38,6 +38,7 @@ class Exchange:
         self.query: bytes = scope["query_string"]
         self.headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         self.started = False
+        self.received: Any = None  # the request's body as JSON, once it is read
         self._transport: asyncio.Transport | None = scope.get(TRANSPORT)
         self._receive = receive
         self._send = send
@@ -76,9 +77,10 @@ class Exchange:
             BadRequest: it is not JSON in UTF-8.
         """
         try:
-            return orjson.loads(await self.body())
+            self.received = orjson.loads(await self.body())
         except orjson.JSONDecodeError as error:
             raise BadRequest(f"We could not parse the JSON body of your request: {error}") from None
+        return self.received
 
     async def json(self, status: int, payload: Any, headers: Headers | None = None) -> None:
         """Send a whole JSON response at once."""

@@ -44,8 +44,10 @@ def read(face: str, body: Json) -> Ask:
         used += tokens.TOKENS_PER_MESSAGE + tokens.count(text) + extra
         if role == "user":
             user_texts.append(text)
-    tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(objects(body.get("tools"), "tools"))]
-    used += sum(tokens.count(orjson.dumps(tool["function"]).decode()) for tool in body.get("tools") or ())
+    given = objects(body.get("tools"), "tools")
+    # A custom tool takes any text. The simulated model never calls one.
+    tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(given) if tool.get("type") != "custom"]
+    used += sum(tokens.count(orjson.dumps(tool.get("function") or tool.get("custom")).decode()) for tool in given)
     schema, json_object = _response_format(body.get("response_format"))
     if schema is not None:
         used += tokens.count(orjson.dumps(schema).decode())
@@ -109,7 +111,10 @@ def _tool_choice(choice: Any) -> str:
         return "auto"
     if isinstance(choice, str):
         return choice
-    function: Json = expect(choice, dict, "tool_choice").get("function") or {}
+    if expect(choice, dict, "tool_choice").get("type") == "allowed_tools":
+        allowed: Json = expect(choice.get("allowed_tools"), dict, "tool_choice.allowed_tools")
+        return expect(allowed.get("mode"), str, "tool_choice.allowed_tools.mode")
+    function: Json = choice.get("function") or {}
     return expect(function.get("name"), str, "tool_choice.function.name")
 
 

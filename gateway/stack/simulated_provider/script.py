@@ -60,6 +60,7 @@ class Knobs:
     cache_write_1h_tokens: int = 0  # this much of that for an hour
     reasoning_tokens: int = 0  # output tokens of reasoning before the answer, which the caller does not see
     mark: str = ""  # written on the invoice's line, so that a test finds the line of its own call
+    keep_request: bool = False  # its body is kept as it arrived, for `/_sim/requests`
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -79,6 +80,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "cache_write_1h_tokens": (int,),
     "reasoning_tokens": (int,),
     "mark": (str,),
+    "keep_request": (bool,),
 }
 _WORDS = {"usage": ("missing", "zero"), "billed": ("full", "none")}
 _NAMES = frozenset(field.name for field in fields(Knobs))

@@ -289,7 +289,7 @@ async def _ids(read: asyncpg.Connection, prop: Property, values: tuple[str | Non
             allowed = ", ".join(str(row["name"]) for row in some[:_NAMES_SHOWN]) or "none yet"
             more = ", …" if len(some) > _NAMES_SHOWN else ""
             raise InvalidRequest(
-                f"There is no {prop} named {name!r}. There are: {allowed}{more} (and {NONE!r} for calls without one).",
+                f"There is no {prop} named {name!r}. Known names: {allowed}{more} (and {NONE!r} for calls without one).",
                 param=prop,
             )
     return [_integer(row, "id") for row in rows]

@@ -146,7 +146,7 @@ async def test_time_and_size_are_bounded(serve: Serve) -> None:
         await OPEN.read(await serve(bomb))
 
 
-async def test_what_is_no_feed_says_so(serve: Serve, tmp_path: Path) -> None:
+async def test_a_source_without_a_feed_is_refused_with_the_reason(serve: Serve, tmp_path: Path) -> None:
     async def page(request: web.Request) -> web.Response:
         if "missing" in request.path_qs:
             raise web.HTTPNotFound

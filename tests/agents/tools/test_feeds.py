@@ -56,7 +56,7 @@ async def test_a_run_goes_on_without_a_broken_feed_and_ends_when_none_is_left(tm
         await run(FeedDeps(reader, named([missing])), missing)
 
 
-async def test_the_model_is_told_the_names_there_are() -> None:
+async def test_the_tool_offers_the_model_the_names_that_exist() -> None:
     offered: list[object] = []
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:

@@ -48,7 +48,7 @@ def test_max_tokens_can_be_left_out() -> None:
     assert field().chat(output=7, max_tokens=None).body == {}
 
 
-def test_a_call_whose_provider_is_told_to_fail_is_due_no_answer() -> None:
+def test_a_call_whose_provider_is_set_to_fail_is_due_no_answer() -> None:
     assert field().chat(script={"status": 500}).fails
     assert not field().chat(script={"status": 500, "times": 1}).fails
     assert not field().chat(script={"latency_s": 1}).fails

@@ -22,7 +22,7 @@ def test_an_agent_is_made_with_its_first_budget(administer: Treasurer) -> None:
     assert following == "Next, its key: treasurer key create 'news'"
 
 
-def test_without_a_budget_it_is_told_how_to_get_one(administer: Treasurer) -> None:
+def test_without_a_budget_the_output_says_how_to_create_one(administer: Treasurer) -> None:
     made = administer("agent", "create", "news")
     assert "treasurer budget create --agent 'news' --limit 5 --window day" in made.stdout
 

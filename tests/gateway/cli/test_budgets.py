@@ -44,6 +44,24 @@ def test_a_budget_is_changed_topped_up_and_archived(budget: Treasurer) -> None:
     assert isinstance(budget("budget", "show", NAME).exception, NotFound)
 
 
+def test_a_budget_says_what_share_of_what_is_left_one_call_may_hold(budget: Treasurer) -> None:
+    assert "for one call" not in budget("budget", "list").stdout
+    shared = budget("budget", "set", NAME, "--most-per-call", "20%").stdout
+    assert shared.startswith(f"Budget {NAME!r}: $5.00 a day, at most 20% of what is left for one call; $5.00 left")
+    assert "for one call" in (listed := budget("budget", "list").stdout)
+    assert "20%" in listed
+    assert "at most 20% of what is left for one call" in budget("budget", "show", NAME).stdout
+    [row] = json.loads(budget("budget", "set", NAME, "--limit", "6", "--json").stdout)
+    assert (row["most_per_call"], row["limit_nano"]) == ("20%", 6 * 10**9)
+    assert "most_per_call: none → 2000" in budget("changes", "--kind", "budgets").stdout
+    assert "at most" not in budget("budget", "set", NAME, "--most-per-call", "none").stdout
+    made = budget("budget", "create", "--agent", "news", "--limit", "9", "--most-per-call", "12.5%", "--name", "wide")
+    assert "at most 12.5% of what is left for one call" in made.stdout
+    wrong = budget("budget", "set", NAME, "--most-per-call", "100%")
+    assert (wrong.exit_code, wrong.stdout) == (ExitCode.USAGE, "")
+    assert "more than 0% and less than 100%" in wrong.stderr
+
+
 def test_a_list_that_goes_on_says_how_to_see_the_rest(budget: Treasurer) -> None:
     budget("budget", "create", "--agent", "news", "--limit", "1")
     first = budget("budget", "list", "--limit", "1")

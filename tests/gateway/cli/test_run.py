@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -17,7 +18,8 @@ from typer.testing import CliRunner, Result
 
 import agents.run_budgets
 from gateway.cli import build
-from llm_service.errors import BudgetExhausted, TreasurerError
+from gateway.stack.ports import free_port
+from llm_service.errors import BudgetExhausted, BudgetTooSmall, TreasurerError, TreasuryUnavailable
 from llm_service.types import Answer, CallContext, Principal
 
 ITEM = {
@@ -31,10 +33,13 @@ ITEM = {
 @dataclass
 class Service:
     refuse: TreasurerError | None = None
+    warning: str | None = None
     calls: list[CallContext] = field(default_factory=list[CallContext])
 
     async def complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer:
         self.calls.append(context)
+        if self.warning is not None:
+            logging.getLogger("llm_service").warning("%s", self.warning)
         if self.refuse is not None and len(self.calls) > 1:
             raise self.refuse
         tools = json.loads(body)["tools"]
@@ -121,8 +126,9 @@ def test_json_is_for_programs(service: Service) -> None:
     assert Budgets.made == []
 
 
-def test_an_exhausted_budget_is_said_with_what_was_spent(service: Service) -> None:
-    service.refuse = BudgetExhausted("Budget 'digest run 1' has nothing left.")
+@pytest.mark.parametrize("refusal", [BudgetExhausted, BudgetTooSmall])
+def test_a_budget_at_its_end_is_said_with_what_was_spent(service: Service, refusal: type[TreasurerError]) -> None:
+    service.refuse = refusal("Budget 'digest run 1' has nothing left.")
     result = treasurer("--budget", "0.0002")
     assert result.exit_code == 1
     assert result.stdout == ""
@@ -139,6 +145,38 @@ def test_a_feed_that_cannot_be_read_is_left_out_and_said(service: Service) -> No
     result = treasurer("--feed", "/nowhere/feed.xml")
     assert result.exit_code == 1
     assert "made 1 call for $0.000162" in result.stderr
+
+
+def test_a_warning_is_printed_once_below_the_digest_and_cannot_control_the_terminal(service: Service) -> None:
+    service.warning = "Redis is away (\x1b[2Jrefused, password=hunter2)"
+    result = treasurer()
+    assert (result.exit_code, len(service.calls)) == (0, 2)
+    assert result.stderr.splitlines()[-1].startswith("warning: Redis is away ( [2Jrefused, password=")
+    assert result.stderr.count("Redis is away") == 1
+    assert "hunter2" not in result.stderr
+    assert "Redis" not in result.stdout
+
+
+def test_without_the_treasury_the_error_stands_alone() -> None:
+    environ = {
+        "TREASURER_DATABASE_URL": f"postgresql://u:p@127.0.0.1:{free_port()}/d",
+        "TREASURER_REDIS_URL": f"redis://127.0.0.1:{free_port()}/0",
+        "TREASURER_PROXY_URL": f"http://127.0.0.1:{free_port()}",
+        "TREASURER_GRANT_SECRET": "g" * 32,
+    }
+    with override_allow_model_requests(True):
+        result = CliRunner(env={"COLUMNS": "200", **environ}).invoke(build(), ["run", "digest", "--budget", "1"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("error: The treasury's database is away")
+    assert len(result.stderr.splitlines()) == 1, result.stderr
+
+
+def test_what_goes_wrong_after_a_call_is_printed_below_the_error(service: Service) -> None:
+    service.warning = "closing with 1 settlement not written"
+    service.refuse = TreasuryUnavailable("The treasury's database is away.", retry_after=1)
+    result = treasurer()
+    assert result.exit_code == 1
+    assert [line.partition(":")[0] for line in result.stderr.splitlines()] == ["error", "warning"]
 
 
 @pytest.mark.parametrize("budget", ["0", "-1", "much", "0.0000000001"])

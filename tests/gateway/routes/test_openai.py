@@ -6,17 +6,18 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from dataclasses import dataclass
+from typing import Any
 
 import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gateway.composition import GatewayRuntime
+from gateway import asgi
 from gateway.routes import openai
 from gateway.routes.openai import OpenAIDoor, read_context
+from gateway.settings import Settings
 from llm_service.call.streaming import StreamingAnswer
 from llm_service.errors import (
     BudgetBusy,
@@ -30,6 +31,7 @@ from llm_service.ids import new_call_id
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error
 from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings
+from tests.examples import examples
 
 PRINCIPAL = Principal(1, "o", 1, "t", 7, "a", 1, "k", 1)
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
@@ -157,28 +159,40 @@ def body(content: bytes = WHOLE, *, more: bool = False) -> dict[str, Any]:
     return {"type": "http.request", "body": content, "more_body": more}
 
 
+class Keys:
+    """Knows one key."""
+
+    async def by_secret(self, secret: str) -> Principal:
+        if secret != "sk-tr-good":
+            raise NotAuthenticated("This key is unknown.")
+        return PRINCIPAL
+
+
+class Traces:
+    """A parent is the header that names it."""
+
+    def parent(self, traceparent: str | None) -> object:
+        return traceparent
+
+
+@dataclass
+class Runtime:
+    service: Service
+    principals: Keys
+    telemetry: Traces
+    settings: Settings
+
+
 class Gateway:
     def __init__(self) -> None:
         self.service, self.behind = Service(), list[str]()
 
-        async def by_secret(secret: str) -> Principal:
-            if secret != "sk-tr-good":
-                raise NotAuthenticated("This key is unknown.")
-            return PRINCIPAL
-
         async def app(scope: Any, receive: Any, send: Any) -> None:
             self.behind.append(scope.get("path", scope["type"]))
 
-        runtime = SimpleNamespace(
-            service=self.service, principals=SimpleNamespace(by_secret=by_secret),
-            settings=SimpleNamespace(max_body_bytes=100, body_timeout_s=10, stalled_timeout_s=10),
-            telemetry=SimpleNamespace(parent=lambda traceparent: traceparent),
-        )  # fmt: skip
-        self.settings: Any = runtime.settings
-        self.routes = OpenAIDoor(app, lambda: cast("GatewayRuntime", runtime))
-
-    def stalled_timeout_s(self, seconds: float) -> None:
-        self.settings.stalled_timeout_s = seconds
+        self.settings = Settings(max_body_bytes=100, body_timeout_s=10, stalled_timeout_s=10)
+        runtime = Runtime(self.service, Keys(), Traces(), self.settings)
+        self.routes = OpenAIDoor(app, lambda: runtime)
 
     async def ask(
         self,
@@ -245,7 +259,7 @@ async def test_everything_else_is_the_apps(gateway: Gateway, path: str, method: 
 @pytest.mark.parametrize(
     ("path", "method"), [(CHAT, "GET"), (CHAT, "PUT"), (EMBEDDINGS, "OPTIONS"), (EMBEDDINGS, "HEAD")]
 )
-async def test_another_method_is_told_which_one_it_takes(gateway: Gateway, path: str, method: str) -> None:
+async def test_another_method_is_refused_with_the_one_that_is_allowed(gateway: Gateway, path: str, method: str) -> None:
     client = await gateway.ask(Client(), path, method=method)
     assert (client.status, client.headers["allow"]) == (405, "POST")
     assert client.error["type"] == "invalid_request_error"
@@ -292,7 +306,10 @@ async def test_without_one_good_key_nobody_is_served(gateway: Gateway, headers: 
         (b"5", [body(b"x" * 101)]),
     ],
 )
-async def test_a_body_that_is_too_large(gateway: Gateway, length: bytes | None, messages: list[dict[str, Any]]) -> None:
+async def test_a_body_that_is_too_large(
+    gateway: Gateway, length: bytes | None, messages: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(asgi, "_DRAIN_PAUSE_S", 0.05)  # the rest of the body never comes
     headers = [KEY] if length is None else [KEY, (b"content-length", length)]
     client = await gateway.ask(Client(*messages), headers=headers)
     assert (client.status, client.error["code"]) == (413, "request_too_large")
@@ -462,7 +479,7 @@ async def test_a_caller_who_takes_nothing_for_long_gets_an_error_and_its_stream_
                 await asyncio.sleep(3600)
 
     client = Stalled(body(STREAM))
-    gateway.stalled_timeout_s(0.05)
+    gateway.settings.stalled_timeout_s = 0.05
     await gateway.ask(client, cut=told.append)
     assert gateway.service.stream_answer.closed == 1
     (event,) = told
@@ -516,7 +533,7 @@ def test_a_header_that_says_too_much_is_named(headers: dict[str, str]) -> None:
         st.text(max_size=200),
     )
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_any_headers_are_a_context_or_a_400(headers: dict[str, str]) -> None:
     with contextlib.suppress(InvalidRequest):
         context = read_context(headers)
@@ -537,7 +554,7 @@ def _read(read: Callable[[], str | None]) -> tuple[str | None, int]:
 
 
 @given(st.one_of(st.sampled_from(_USERS), st.text(max_size=200)))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_the_bodys_user_obeys_what_the_headers_obeys(user: str) -> None:
     """A longer name, or one that cannot be printed, is no way around a budget for each user."""
     header = _read(lambda: read_context({"x-treasurer-user": user}).user)

@@ -52,16 +52,16 @@ def head(caller: Caller, *more: str, path: str = "/v1/chat/completions") -> byte
     return "\r\n".join(lines).encode()
 
 
-async def test_who_says_nothing_is_let_go(impatient: str) -> None:
+async def test_a_caller_that_sends_nothing_is_disconnected(impatient: str) -> None:
     assert await say(impatient) == b""
 
 
-async def test_who_drips_headers_is_let_go(impatient: str) -> None:
+async def test_a_caller_that_drips_headers_is_disconnected(impatient: str) -> None:
     dripped = [b"POST /v1/chat/completions HTTP/1.1\r\n", *(b"x-%d: y\r\n" % n for n in range(8))]
     assert await say(impatient, *dripped) == b""
 
 
-async def test_who_drips_a_body_is_told_and_let_go(caller: Caller, impatient: str) -> None:
+async def test_a_caller_that_drips_a_body_is_answered_and_disconnected(caller: Caller, impatient: str) -> None:
     answer = await say(impatient, head(caller, "Content-Length: 1000"), b"{", b'"model"')
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"request_timeout" in answer
@@ -175,7 +175,7 @@ async def test_there_is_no_page_that_runs_a_third_partys_code(impatient: str, pa
         b"GET / HTTP/1.1\r\nx: a\0b\r\n\r\n",
     ],
 )
-async def test_what_is_no_http_is_told_so_as_any_error_is(impatient: str, request_: bytes) -> None:
+async def test_bytes_that_are_not_http_are_answered_in_the_shape_of_any_error(impatient: str, request_: bytes) -> None:
     for before in (
         [],
         [b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"],
@@ -195,7 +195,9 @@ async def test_garbage_behind_a_call_is_no_answer_to_it(caller: Caller, impatien
 
 
 @pytest.mark.parametrize("whole", [False, True])
-async def test_who_half_closes_is_let_go_and_leaves_no_hold(caller: Caller, impatient: str, whole: bool) -> None:
+async def test_a_caller_that_half_closes_is_disconnected_and_leaves_no_hold(
+    caller: Caller, impatient: str, whole: bool
+) -> None:
     body = json.dumps({"model": "gpt-4o-mini", "messages": said(), "max_tokens": 5}).encode()
     parts = urlsplit(impatient)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)

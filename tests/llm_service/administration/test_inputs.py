@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_service.administration.budgets import NewBudget, NewTopUp, Terms
+from llm_service.administration.budgets import ChangeBudget, NewBudget, NewTopUp, Terms
 from llm_service.administration.inputs import Input, View, parse_duration, read_input
 from llm_service.administration.keys import NewKey, RotateKey
 from llm_service.administration.limits import SetLimit
@@ -36,6 +36,14 @@ BUDGET = {"agent": "news", "limit": "0.05", "window": "day"}
         (NewBudget, BUDGET | {"limit": True}, "limit: an amount is dollars"),
         (NewBudget, BUDGET | {"limit": ["5"]}, "limit: an amount is dollars"),
         (NewBudget, {"agent": "news", "window": "day"}, "limit: Field required"),
+        (NewBudget, BUDGET | {"most_per_call": "0%"}, "most_per_call: a share is more than 0% and less than 100%"),
+        (NewBudget, BUDGET | {"most_per_call": "100%"}, "most_per_call: a share is more than 0%"),
+        (NewBudget, BUDGET | {"most_per_call": "-20%"}, "most_per_call: a share is more than 0%"),
+        (NewBudget, BUDGET | {"most_per_call": "12.345%"}, "at most two decimals: 20% or 12.5%"),
+        (NewBudget, BUDGET | {"most_per_call": 0.2}, "most_per_call: a share is more than 0%"),
+        (NewBudget, BUDGET | {"most_per_call": "none"}, "most_per_call: a share is more than 0%"),
+        (ChangeBudget, {}, "give at least one of limit, pace and most_per_call"),
+        (ChangeBudget, {"most_per_call": "all"}, "most_per_call: a share is more than 0%"),
         (NewBudget, BUDGET | {"window": "year"}, "window: Input should be 'minute', 'hour', 'day'"),
         (NewBudget, BUDGET | {"window": "run", "per": "user"}, "budget for each run"),
         (NewBudget, BUDGET | {"per_value": "u1"}, "per_value needs per"),
@@ -91,6 +99,13 @@ def test_bad_input_is_named(model: type[Input], fields: dict[str, Any], said: st
     assert said in refused.value.message
     assert "Value error" not in refused.value.message
     assert refused.value.status == 400
+
+
+@pytest.mark.parametrize(
+    ("text", "basis_points"), [("20%", 2_000), ("12.5%", 1_250), (" 0.01 % ", 1), ("99.99%", 9_999)]
+)
+def test_shares_are_percent_outside_and_basis_points_inside(text: str, basis_points: int) -> None:
+    assert read_input(NewBudget, BUDGET | {"most_per_call": text}).most_per_call == basis_points
 
 
 @pytest.mark.parametrize(

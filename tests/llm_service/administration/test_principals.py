@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from llm_service.administration import principals as module
 from llm_service.administration.principals import Principals
 from llm_service.administration.secrets import hash_secret
 from llm_service.errors import NotAuthenticated, NotFound, NotPermitted, TreasuryUnavailable
@@ -35,6 +36,7 @@ class FakePool:
         self.most_running = 0
         self.away = False
         self.delay_s = 0.0
+        self.gate: asyncio.Event | None = None  # a statement that began before it was opened is answered then
 
     def add_key(self, number: int, **columns: Any) -> str:
         secret = secret_of(number)
@@ -48,19 +50,27 @@ class FakePool:
 
     async def fetch(self, statement: str, *arguments: object, timeout: float) -> list[dict[str, Any]]:
         self.statements.append(arguments)
-        epoch = self.epoch
+        gate, rows = (
+            self.gate,
+            self._rows(*arguments),
+        )  # as they are when the statement begins, however late it is answered
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         await asyncio.sleep(self.delay_s)
+        if gate is not None:
+            await gate.wait()
         self.running -= 1
         if self.away:
             raise ConnectionRefusedError
+        return rows
+
+    def _rows(self, *arguments: object) -> list[dict[str, Any]]:
         if not arguments:
-            return [{"value": epoch}]
+            return [{"value": self.epoch}]
         hashes, _ = arguments
         assert isinstance(hashes, list)
-        found = [self.keys[hash_] | {"epoch": epoch} for hash_ in hashes if hash_ in self.keys]
-        return found or [row(0, hash=None) | {"agent_id": None, "epoch": epoch}]
+        found = [self.keys[hash_] | {"epoch": self.epoch} for hash_ in hashes if hash_ in self.keys]
+        return found or [row(0, hash=None) | {"agent_id": None, "epoch": self.epoch}]
 
     def looks(self) -> int:
         return sum(not arguments for arguments in self.statements)
@@ -100,6 +110,24 @@ def database() -> FakePool:
     return FakePool()
 
 
+class Clock:
+    """Stands still until a test moves it."""
+
+    def __init__(self) -> None:
+        self.now_s = 1_000.0
+
+    def monotonic(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """The clock of all principals."""
+    clock = Clock()
+    monkeypatch.setattr(module, "time", clock)
+    return clock
+
+
 def principals_of(database: FakePool, fresh_s: float = 60.0) -> Principals:
     return Principals(database, fresh_s=fresh_s, admin_key=ADMIN)  # type: ignore[arg-type]
 
@@ -131,35 +159,35 @@ async def test_budgets_and_limits_are_read_as_they_are(database: FakePool) -> No
     )
 
 
-async def test_the_epoch_is_looked_at_again_after_fresh_s_by_one_for_all(database: FakePool) -> None:
+async def test_the_epoch_is_looked_at_again_after_fresh_s_by_one_for_all(database: FakePool, clock: Clock) -> None:
     secret = database.add_key(12)
-    principals = principals_of(database, fresh_s=0.05)
+    principals = principals_of(database, fresh_s=0.5)
     await principals.by_secret(secret)
-    await asyncio.sleep(0.06)
+    clock.now_s += 0.6
     database.delay_s = 0.005
     await asyncio.gather(*(principals.by_secret(secret) for _ in range(100)))
     assert (database.looks(), database.loads(), database.most_running) == (2, 1, 1)
 
 
-async def test_a_revoked_key_stops_when_the_epoch_has_moved(database: FakePool) -> None:
+async def test_a_revoked_key_stops_when_the_epoch_has_moved(database: FakePool, clock: Clock) -> None:
     from datetime import UTC, datetime
 
     secret = database.add_key(12)
-    principals = principals_of(database, fresh_s=0.02)
+    principals = principals_of(database, fresh_s=0.5)
     await principals.by_secret(secret)
     database.add_key(12, revoked_at=datetime(2026, 11, 2, tzinfo=UTC))
-    await asyncio.sleep(0.03)
+    clock.now_s += 0.6
     with pytest.raises(NotAuthenticated, match="was revoked at 2026-11-02"):
         await principals.by_secret(secret)
 
 
-async def test_a_key_expires_without_a_change_of_configuration(database: FakePool) -> None:
+async def test_a_key_expires_without_a_change_of_configuration(database: FakePool, clock: Clock) -> None:
     from datetime import UTC, datetime
 
-    secret = database.add_key(12, expires_in_s=0.05, expires_at=datetime(2026, 11, 2, tzinfo=UTC))
+    secret = database.add_key(12, expires_in_s=5, expires_at=datetime(2026, 11, 2, tzinfo=UTC))
     principals = principals_of(database)
     await principals.by_secret(secret)
-    await asyncio.sleep(0.06)
+    clock.now_s += 6
     with pytest.raises(NotAuthenticated, match="expired at 2026-11-02"):
         await principals.by_secret(secret)
     assert database.loads() == 1
@@ -222,12 +250,15 @@ async def test_an_answer_that_was_overtaken_is_read_again(database: FakePool) ->
     principals = principals_of(database)
     await principals.reload()
     secret = database.add_key(12)
-    database.delay_s = 0.02
+    database.gate = gate = asyncio.Event()
     asking = asyncio.create_task(principals.by_secret(secret))
-    await asyncio.sleep(0.005)  # the load has read its epoch
+    async with asyncio.timeout(20):
+        while not database.loads():  # … has read its epoch
+            await asyncio.sleep(0)
     database.add_key(12, paused="team research")
-    database.delay_s = 0.0
+    database.gate = None
     await principals.reload()
+    gate.set()
     assert (await asking).paused == "team research"
 
 

@@ -10,9 +10,11 @@ import pytest
 
 from llm_service.call.admission import Admission
 from llm_service.call.attempt import CHAT_PATH, EMBEDDINGS_PATH, Admitted, Attempt, Call
+from llm_service.call.response_headers import response_headers
 from llm_service.errors import (
     BudgetBusy,
     BudgetExhausted,
+    BudgetTooSmall,
     InvalidRequest,
     ModelNotAllowed,
     Paused,
@@ -63,7 +65,7 @@ class Principals:
 
 
 class Parts:
-    def __init__(self, limit_nano: int | None = None, busy_wait_s: float = 0.05) -> None:
+    def __init__(self, limit_nano: int | None = None, busy_wait_s: float = 0.05, default_share: int = 2_500) -> None:
         self.treasury, self.limiter, self.counter = FakeTreasury(limit_nano), FakeLimiter(), FakeCounter()
         self.principals, self.refused = Principals(), Refusals()
 
@@ -73,7 +75,7 @@ class Parts:
         self.admission = Admission(
             catalog=Catalog(read), principals=self.principals, limiter=self.limiter,
             treasury=self.treasury, count_tokens=self.counter.request, rate_card=one_rate_card, refused=self.refused, lifetime_s=330,
-            busy_wait_s=busy_wait_s,
+            busy_wait_s=busy_wait_s, default_share=default_share,
         )  # fmt: skip
 
     async def admit(self, call: Call) -> Admitted:
@@ -196,10 +198,58 @@ async def test_a_caller_who_leaves_while_waiting_gives_the_pace_back() -> None:
 
 
 async def test_exhausted_is_said_at_once() -> None:
-    parts = Parts(1_000, busy_wait_s=60)
+    parts = Parts(10**9, busy_wait_s=60)
+    other = await parts.treasury.hold_elsewhere(10**9)
+    parts.treasury.settle_soon(Settlement(other, 0, LedgerState.POSTED, 10**9 - 1_000))
     error = await parts.refusal(chat())
     assert isinstance(error, BudgetExhausted)
     assert parts.treasury.waits == 0
+
+
+async def test_a_call_that_is_too_large_is_refused_at_once() -> None:
+    parts = Parts(1_000, busy_wait_s=60)
+    error = await parts.refusal(chat())
+    assert isinstance(error, BudgetTooSmall)
+    assert error.details["left"] == "0.000001000"
+    assert parts.treasury.waits == 0
+
+
+async def test_a_default_that_nobody_asked_for_holds_a_share_of_what_is_left() -> None:
+    """Six callers at once that name no max_tokens, where one default alone would be more than the budget."""
+    parts = Parts(3_300_000, busy_wait_s=0)
+    admitted = [await parts.admit(chat()) for _ in range(6)]
+    left = 3_300_000
+    for each in admitted:
+        assert each.hold.amount_nano == left // 4
+        assert 16 <= each.output_tokens < 4_096
+        assert response_headers(each, None)["x-treasurer-max-tokens"] == f"clamped:{each.output_tokens}"
+        left -= left // 4
+
+
+async def test_a_default_is_never_below_the_agents_floor() -> None:
+    parts = Parts(100_000, busy_wait_s=0)
+    admitted = await parts.admit(chat(replace(PRINCIPAL, floor_tokens=20)))
+    assert admitted.hold.amount_nano == admitted.bound.floor_nano > 100_000 // 4
+    assert admitted.output_tokens == 20
+
+
+async def test_whoever_names_max_tokens_may_hold_all_that_is_left() -> None:
+    parts = Parts(400_000)
+    assert (await parts.admit(chat(max_tokens=4_096))).hold.amount_nano == 400_000
+
+
+async def test_the_share_of_a_default_is_a_setting() -> None:
+    parts = Parts(400_000, default_share=10_000)
+    assert (await parts.admit(chat())).hold.amount_nano == 400_000
+
+
+async def test_i1_a_budgets_share_for_one_call_clamps_the_output() -> None:
+    parts = Parts(10_000_000)
+    parts.treasury.most_per_call[DAILY.id] = 2_000
+    admitted = await parts.admit(chat(max_tokens=64_000))
+    assert admitted.hold.amount_nano == 2_000_000
+    assert admitted.bound.input_tokens * 1_000 + admitted.output_tokens * 2_000 <= 2_000_000
+    assert response_headers(admitted, None)["x-treasurer-max-tokens"] == f"clamped:{admitted.output_tokens}"
 
 
 async def test_busy_is_said_after_waiting_for_what_is_in_flight() -> None:
@@ -262,23 +312,51 @@ async def test_it_is_not_counted_where_the_bytes_fit() -> None:
 
 async def test_it_is_not_counted_where_no_count_could_help() -> None:
     parts = Parts(1_000_000)
-    assert isinstance(await parts.refusal(chat(**LONG)), BudgetExhausted)
+    assert isinstance(await parts.refusal(chat(**LONG)), BudgetTooSmall)
     assert parts.counter.asked == 0
+
+
+async def test_it_is_counted_where_its_bytes_are_more_than_one_call_may_hold() -> None:
+    parts = Parts(60_000_000)  # bytes: 20 million; a fifth: 12 million; counted: 7.5 million
+    parts.treasury.most_per_call[DAILY.id] = 2_000
+    admitted = await parts.admit(chat(**LONG))
+    assert admitted.bound.counted
+    assert admitted.hold.amount_nano <= 12_000_000
+
+
+async def test_it_is_not_counted_where_no_count_is_within_one_calls_share() -> None:
+    parts = Parts(60_000_000)
+    parts.treasury.most_per_call[DAILY.id] = 10
+    error = await parts.refusal(chat(**LONG))
+    assert isinstance(error, BudgetTooSmall)
+    assert error.details["most_per_call"] == "0.1%"
+    assert parts.counter.asked == 0
+
+
+async def test_a_call_waits_until_one_calls_share_is_enough() -> None:
+    parts = Parts(2_100_000, busy_wait_s=60)
+    other = await parts.treasury.hold_elsewhere(2_000_000)
+    parts.treasury.most_per_call[DAILY.id] = 2_000
+    task = asyncio.create_task(parts.admit(chat(max_tokens=16)))  # a fifth of 100,000 is too little
+    while not parts.treasury.waits:
+        await asyncio.sleep(0)
+    parts.treasury.settle_soon(Settlement(other, 0, LedgerState.VOIDED, 0))
+    assert 20_000 < (await task).hold.amount_nano <= 420_000
 
 
 async def test_a_count_that_does_not_help_is_not_repeated() -> None:
     parts = Parts(5_000_000)
-    assert isinstance(await parts.refusal(chat(**LONG)), BudgetExhausted)
+    assert isinstance(await parts.refusal(chat(**LONG)), BudgetTooSmall)
     assert parts.counter.asked == 1
 
 
 async def test_without_a_tokenizer_the_bytes_decide() -> None:
     parts = Parts(12_000_000)
     parts.counter.error = ProxyUnavailable("away")
-    assert isinstance(await parts.refusal(chat(**LONG)), BudgetExhausted)
+    assert isinstance(await parts.refusal(chat(**LONG)), BudgetTooSmall)
 
 
-async def test_a_denial_is_told_with_the_windows_figures() -> None:
+async def test_a_denial_is_answered_with_the_windows_figures() -> None:
     parts = Parts(busy_wait_s=0)
     parts.treasury.outcomes = [Denial(DenialKind.BUSY, DAILY.id, "", 1_000, 100, 900, None)]
     error = await parts.refusal(chat())

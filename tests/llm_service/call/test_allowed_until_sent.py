@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from llm_service.call import sending
 from llm_service.call.idempotency import Claim
 from llm_service.errors import ModelNotAllowed, NotAuthenticated, NotPermitted, Paused, RateLimited, TreasurerError
 from llm_service.treasury.denial import Denial, DenialKind
@@ -69,11 +70,12 @@ async def test_a_key_that_expires_between_its_hold_and_its_sending_is_not_served
     parts = Parts()
 
     async def slow(_claim: Claim) -> None:
-        await asyncio.sleep(0.06)
+        later = time.monotonic() + 61
+        monkeypatch.setattr(sending, "time", SimpleNamespace(monotonic=lambda: later))
 
     monkeypatch.setattr(parts.idempotency, "confirm", slow)
     with pytest.raises(NotAuthenticated):
-        await ask(parts, expiring(0.05), KEYED)
+        await ask(parts, expiring(60), KEYED)
     assert parts.upstream.sent == []
     assert (parts.settled.state, parts.settled.cost_nano) == (LedgerState.VOIDED, 0)
     assert parts.idempotency.released == ["k1"]

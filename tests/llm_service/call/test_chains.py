@@ -136,7 +136,7 @@ async def test_a_stand_in_without_a_budget_is_as_if_it_were_not_there(streamed: 
     parts.nothing_is_held()
 
 
-async def test_when_no_stand_in_has_a_budget_the_failure_that_led_to_it_is_told() -> None:
+async def test_when_no_fallback_has_a_budget_the_failure_before_it_is_reported() -> None:
     parts = Chained(m=[FAILED])
     admit = parts.treasury.admit
 
@@ -150,7 +150,7 @@ async def test_when_no_stand_in_has_a_budget_the_failure_that_led_to_it_is_told(
     parts.nothing_is_held()
 
 
-async def test_a_downgrade_that_is_exhausted_too_is_told_as_exhausted() -> None:
+async def test_a_downgrade_that_is_exhausted_too_is_refused_as_exhausted() -> None:
     parts = Chained()
 
     async def decide(request: Any) -> Denial:
@@ -212,7 +212,7 @@ async def test_a_stream_that_ends_before_its_first_token_goes_on_elsewhere() -> 
 
 
 @pytest.mark.parametrize("on_leave", OnLeave)
-async def test_a_first_token_that_does_not_come_is_told_and_booked_as_what_it_is(on_leave: OnLeave) -> None:
+async def test_a_first_token_that_does_not_come_is_reported_and_booked_as_such(on_leave: OnLeave) -> None:
     """Nobody has left: the ledger, the reports and the caller all say that the model was too slow."""
     slow = Slow()
     parts = Chained(m=[slow])

@@ -14,6 +14,7 @@ from llm_service.types import LedgerState, Usage, UsageSource
 from llm_service.upstream.upstream import UpstreamAnswer
 from llm_service.wire.answers import generated_text
 from llm_service.wire.events import EventScanner
+from tests.examples import examples
 
 
 def scanned(usage: dict[str, Any], text: str, **fields: Any) -> EventScanner:
@@ -87,7 +88,7 @@ JSON = st.recursive(
 
 
 @given(st.one_of(st.binary(max_size=20), JSON.map(lambda value: json.dumps(value).encode())))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_any_answer_can_be_read(body: bytes) -> None:
     answer_ending(UpstreamAnswer(body))
     generated_text(body)

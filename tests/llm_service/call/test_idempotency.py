@@ -132,7 +132,7 @@ async def test_the_same_key_with_another_body_or_operation_is_a_conflict(state: 
 
 
 @pytest.mark.parametrize("under_way", [{}, {"held": True}, {"held": True, "old": True}, {"entries": 1, "cost_nano": 5}])
-async def test_a_call_that_is_under_way_is_waited_for_and_not_for_ever(under_way: dict[str, Any]) -> None:
+async def test_a_call_that_is_under_way_is_waited_for_and_not_forever(under_way: dict[str, Any]) -> None:
     idempotency, pool = keys(row(**under_way), wait_s=0.05)
     error = await conflict(idempotency)
     assert (error.code, error.retry_after) == ("idempotency_in_progress", 5)

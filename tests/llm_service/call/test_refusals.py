@@ -1,4 +1,4 @@
-"""What a caller is told when governance says no: exhausted and busy are never confused."""
+"""What a caller is told when governance says no: used up, too small for this call and busy are never confused."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo
 import pytest
 
 from llm_service.call.refusals import check_allowed, refusal
-from llm_service.errors import BudgetBusy, BudgetExhausted, ModelNotAllowed, NotAuthenticated, Paused
+from llm_service.errors import BudgetBusy, BudgetExhausted, BudgetTooSmall, ModelNotAllowed, NotAuthenticated, Paused
 from llm_service.money import NANO_PER_DOLLAR as DOLLAR
 from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.types import Budget, Dimension, Principal, Scope, WindowKind
@@ -34,7 +34,7 @@ def denial(*, final: bool, budget_id: int = 3, subject: str = "", resets_at: dat
     )
 
 
-def test_whoever_is_not_paused_and_may_use_the_model_may_go_on() -> None:
+def test_an_agent_that_is_not_paused_and_may_use_the_model_may_go_on() -> None:
     check_allowed(principal(), "gpt-4o", 100.0)
     check_allowed(principal(models=("gpt-*",), ends_at=100.1), "gpt-4o", 100.0)
 
@@ -62,26 +62,86 @@ def test_a_model_that_is_not_on_the_keys_list() -> None:
     assert all(part in error.message for part in ("'laptop'", "'digest'", "'gpt-4o'", "gpt-4o-mini, claude-*"))
 
 
-def test_exhausted_is_final_and_says_what_is_left_and_when_it_resets() -> None:
-    resets = datetime(2026, 11, 23, 1, 0, tzinfo=ZoneInfo("Europe/Berlin"))
-    error = refusal(principal(), denial(final=True, resets_at=resets), 300_000_000, NOW)
+def final(
+    left_nano: int, *, resets_at: datetime | None, budget_id: int = 3, most_per_call: int | None = None
+) -> Denial:
+    """Of a dollar so much is not spent; a tenth of that is held."""
+    return Denial(
+        DenialKind.EXHAUSTED, budget_id, "", DOLLAR, DOLLAR - left_nano, left_nano // 10, resets_at, None, most_per_call
+    )
+
+
+TOMORROW = datetime(2026, 11, 23, 1, 0, tzinfo=ZoneInfo("Europe/Berlin"))
+
+
+def test_used_up_is_final_and_says_what_is_left_and_when_it_resets() -> None:
+    error = refusal(principal(), final(40_000_000, resets_at=TOMORROW), 300_000_000, NOW)
     assert isinstance(error, BudgetExhausted)
     assert error.headers() == {"x-should-retry": "false"}
-    for part in (
-        "'digest'",
-        "'daily'",
-        "$1.00 a day",
-        "$0.75 is spent",
-        "$0.25 is left",
-        "at least $0.30",
-        "2026-11-23 00:00:00 UTC",
-    ):
-        assert part in error.message
+    assert error.message == (
+        "Agent 'digest' has used up budget 'daily' ($1.00 a day): $0.96 is spent, $0.04 is left, and this call needs at "
+        "least $0.30. It resets at 2026-11-23 00:00:00 UTC. Ask for less, or have an administrator raise or top up the "
+        "budget."
+    )
     assert error.details == {
         "agent": "digest", "budget": "daily", "window": "day", "subject": None, "limit": "1.000000000",
-        "spent": "0.750000000", "held": "0.200000000", "left": "0.050000000", "needed": "0.300000000",
+        "spent": "0.960000000", "held": "0.004000000", "left": "0.036000000", "needed": "0.300000000",
         "resets_at": "2026-11-23T00:00:00+00:00",
     }  # fmt: skip
+
+
+def test_a_call_that_is_too_large_for_what_is_left_is_not_told_that_the_budget_is_used_up() -> None:
+    """An image of four dollars for a budget of one, of which 99.6 % is unspent."""
+    error = refusal(principal(), final(996_000_000, resets_at=TOMORROW), 4 * DOLLAR, NOW)
+    assert isinstance(error, BudgetTooSmall)
+    assert (error.status, error.code) == (429, "budget_too_small_for_call")
+    assert error.headers() == {"x-should-retry": "false"}
+    assert error.message == (
+        "This call of agent 'digest' does not fit in what is left of budget 'daily' ($1.00 a day): $0.004 is spent, "
+        "$0.996 is left, and this call needs at least $4.00. It resets at 2026-11-23 00:00:00 UTC. The call would not fit "
+        "after that either. Ask for less (a shorter prompt, fewer or smaller images, a cheaper model), or have an "
+        "administrator raise or top up the budget."
+    )
+    assert (error.details["left"], error.details["needed"]) == ("0.896400000", "4.000000000")
+
+
+@pytest.mark.parametrize(
+    ("left_nano", "kind"), [(DOLLAR // 20, BudgetTooSmall), (DOLLAR // 20 - 1, BudgetExhausted), (0, BudgetExhausted)]
+)
+def test_a_budget_is_used_up_when_less_than_a_twentieth_is_left(left_nano: int, kind: type) -> None:
+    assert type(refusal(principal(), final(left_nano, resets_at=None), DOLLAR, NOW)) is kind
+
+
+@pytest.mark.parametrize("left_nano", [0, DOLLAR // 2])
+@pytest.mark.parametrize(
+    ("wait_s", "needed_nano", "retry_after"),
+    [(42, DOLLAR, 42), (0, DOLLAR, 1), (60, DOLLAR, 60), (61, DOLLAR, None), (42, DOLLAR + 1, None)],
+)
+def test_only_a_window_that_ends_soon_is_worth_waiting_for(
+    left_nano: int, wait_s: int, needed_nano: int, retry_after: int | None
+) -> None:
+    error = refusal(principal(), final(left_nano, resets_at=NOW + timedelta(seconds=wait_s)), needed_nano, NOW)
+    assert error.retry_after == retry_after
+    assert error.should_retry is (retry_after is not None)
+    assert error.message.endswith("UTC. Try again then.") is (retry_after is not None)
+
+
+def test_a_total_says_what_to_do_instead_of_waiting() -> None:
+    error = refusal(principal(), final(DOLLAR // 2, resets_at=None, budget_id=4), DOLLAR, NOW)
+    assert (error.retry_after, error.should_retry) == (None, False)
+    assert "It does not reset. Ask for less" in error.message
+
+
+def test_a_share_for_one_call_is_named_with_what_it_amounts_to() -> None:
+    denied = final(DOLLAR // 2, resets_at=NOW + timedelta(seconds=30), most_per_call=1_250)
+    error = refusal(principal(), denied, 125_000_001, NOW)
+    assert isinstance(error, BudgetTooSmall)
+    assert "$0.50 is left (of which one call may hold 12.5%: $0.0625), and this call needs at least" in error.message
+    assert error.details["most_per_call"] == "12.5%"
+    assert error.retry_after is None  # an eighth of the whole dollar is not enough either
+    assert refusal(principal(), denied, 125_000_000, NOW).retry_after == 30
+    busy = Denial(DenialKind.BUSY, 3, "", DOLLAR, 0, DOLLAR // 2, None, None, 1_250)
+    assert "$0.50 is free (of which one call may hold 12.5%: $0.0625)" in refusal(principal(), busy, 1, NOW).message
 
 
 def test_busy_says_when_to_try_again() -> None:

@@ -19,6 +19,7 @@ from llm_service.pricing.bounds import cost_bound
 from llm_service.pricing.catalog import read_models
 from llm_service.types import NO_CONTEXT, Hold, LedgerState, Settlement, Usage, UsageSource
 from llm_service.wire.requests import parse_chat
+from tests.examples import examples
 from tests.llm_service.fakes import (
     COUNTED,
     ENTRIES,
@@ -116,7 +117,7 @@ async def test_what_cannot_be_counted_is_settled_by_its_bytes(parts: Parts, erro
 
 
 @given(st.text(max_size=300), st.integers(1, 200), st.integers(1, 3), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=examples(60), deadline=None)
 async def test_i1_an_estimate_is_never_above_the_hold(text: str, most: int, choices: int, countable: bool) -> None:
     parts, call = Parts(), admitted(max_tokens=most, n=choices)
     parts.counter.error = None if countable else ProxyUnavailable("away")
@@ -241,7 +242,7 @@ async def test_i2_an_input_that_may_have_been_written_to_a_cache_is_estimated_at
 
 
 @pytest.mark.parametrize(("told", "tier"), [(None, "priority"), ("flex", "flex")])
-async def test_an_estimate_is_of_the_tier_that_was_told_or_else_asked_for(
+async def test_an_estimate_is_of_the_tier_that_was_reported_or_else_requested(
     parts: Parts, told: str | None, tier: str
 ) -> None:
     call = admitted(service_tier="priority")

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from llm_service.guards.breaker import CLOSED, HALF_OPEN, OPEN, Breaker, BreakerRules, Change
+from tests.examples import examples
 from tests.llm_service.fakes import Clock
 
 RULES = BreakerRules(
@@ -181,7 +182,7 @@ def test_a_reserved_probe_does_not_go_out_if_it_was_opened_or_closed_meanwhile()
         assert breaker.wait_s() == wait_s
 
 
-def test_what_another_process_tells_is_taken_over_and_not_told_again() -> None:
+def test_a_state_that_another_process_reports_is_adopted_and_not_reported_again() -> None:
     breaker, clock, heard = made()
     breaker.adopt(Change(OPEN, 7.0, "there", 2, age_s=3.0))
     assert (breaker.state, breaker.wait_s(), breaker.why, heard) == (OPEN, 7.0, "there", [])
@@ -315,4 +316,4 @@ class Machine(RuleBasedStateMachine):
 
 
 TestMachine = Machine.TestCase
-TestMachine.settings = settings(max_examples=100, stateful_step_count=50, deadline=None)
+TestMachine.settings = settings(max_examples=examples(100), stateful_step_count=50, deadline=None)

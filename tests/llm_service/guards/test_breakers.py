@@ -19,6 +19,7 @@ from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.breakers import Breakers, names_of, rules_of
 from llm_service.guards.redis_scripts import Command, RedisUnavailable
 from llm_service.pricing.catalog import Model, read_models
+from tests.examples import examples
 from tests.llm_service.fakes import BREAKER_RULES, ENTRIES, PRICED, Clock
 
 RULES = replace(BREAKER_RULES, failures=2, min_calls=1_000, open_s=4.0, probe_s=30.0)
@@ -215,7 +216,7 @@ async def test_another_processs_probe_is_waited_for() -> None:
     assert states(breakers) == {}
 
 
-async def test_what_was_not_told_is_told_later() -> None:
+async def test_a_report_that_was_not_delivered_is_delivered_later() -> None:
     breakers, _, _ = made()
     await fail(breakers)
     scripts = through(breakers, AnsweringScripts(RedisUnavailable("no")))
@@ -234,7 +235,7 @@ async def test_what_was_not_told_is_told_later() -> None:
     assert told == [["model:m"], ["model:m"], []]
 
 
-async def test_what_changes_here_while_others_are_heard_is_told_as_based_on_what_was_known_before() -> None:
+async def test_a_change_made_while_others_are_read_is_reported_as_based_on_the_state_before() -> None:
     breakers, _, _ = made()
     there = {"state": "closed", "until_ms": 0, "at_ms": 0, "why": "there", "tries": 0, "owner": "two", "version": "v1"}
 
@@ -310,7 +311,7 @@ async def _play(steps: list[tuple[int, str, float]]) -> None:
     assert all(own for *_, own in seen.changes)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -82,6 +82,33 @@ async def check_the_statuses_that_the_router_retries_are_shown_as_it_is_configur
             del sys.modules["litellm.proxy.proxy_server"]
 
 
+async def check_i1_prices_are_compared_though_the_routers_retries_cannot_be_read() -> None:
+    door = Door()
+    sys.modules["litellm.proxy.proxy_server"] = proxy = a_proxy_with(house(1e-7))  # type: ignore[assignment]
+    del proxy.llm_router.retry_policy
+    try:
+        content = body(model="house")
+        stale = granted(content, model="house", prices="another version")
+        await door.refused(409, "have changed", stale, content)
+        stamped = proxy.llm_router.model_list[0]["model_info"]
+        assert "treasurer_retries" not in stamped
+        await door.ask(granted(content, model="house", prices=stamped["treasurer_prices"]), content)
+    finally:
+        del sys.modules["litellm.proxy.proxy_server"]
+
+
+async def check_the_retries_are_shown_though_the_prices_cannot_be_read() -> None:
+    door = Door()
+    proxy = a_proxy_with(house(1e-7), num_retries=1)
+    del proxy._get_proxy_model_info
+    sys.modules["litellm.proxy.proxy_server"] = proxy  # type: ignore[assignment]
+    try:
+        await door.ask(granted(b"", "/model/info", model=None), b"", "/model/info", method="GET")
+        assert proxy.llm_router.model_list[0]["model_info"]["treasurer_retries"] != []
+    finally:
+        del sys.modules["litellm.proxy.proxy_server"]
+
+
 async def check_a_litellm_that_shows_its_prices_in_another_way_is_served_without_versions() -> None:
     door = Door()
     proxy = a_proxy_with(house(1e-7))

@@ -34,7 +34,7 @@ async def test_a_beginning_that_nobody_ends_holds_others_up_for_a_while_only() -
             await beginnings.begin(str(number))
 
 
-async def test_whoever_is_cancelled_takes_no_turn_away() -> None:
+async def test_a_cancelled_request_takes_no_turn_away() -> None:
     beginnings = Beginnings(1, 3600)
     await beginnings.begin("first")
     waiting = [asyncio.create_task(beginnings.begin(str(number))) for number in range(3)]

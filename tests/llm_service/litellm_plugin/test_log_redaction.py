@@ -39,7 +39,7 @@ def logged(caplog: pytest.LogCaptureFixture, name: str, message: str, *, failing
     return logging.Formatter("%(name)s:%(levelname)s: %(message)s").format(record)
 
 
-def test_an_errors_kind_place_and_call_are_told_and_not_its_words(
+def test_an_errors_kind_place_and_call_are_logged_and_not_its_text(
     quiet: LogRedaction, caplog: pytest.LogCaptureFixture
 ) -> None:
     message = f"chat_completion(): Exception occured - litellm_call_id={CALL} - litellm.BadRequestError: {PROMPT}"

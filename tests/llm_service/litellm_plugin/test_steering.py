@@ -22,7 +22,24 @@ def litellms_own(name: str) -> bool:
     ],
 )
 def test_i1_fields_that_steer_are_named_in_order(names: list[str], steering: list[str]) -> None:
-    assert steering_fields(names, litellms_own) == steering
+    assert steering_fields(dict.fromkeys(names, 1), litellms_own) == steering
+
+
+@pytest.mark.parametrize(
+    ("value", "steers"),
+    [
+        ({"metadata": {"a": "b"}, "prompt_cache_retention": "24h"}, False),
+        ({}, False),
+        ({"metadata": {}, "max_tokens": 100_000}, True),
+        ({"model": "gpt-4o"}, True),
+        ({"generationConfig": {}}, True),
+        ("metadata", True),
+        (["metadata"], True),
+        (None, True),
+    ],
+)
+def test_i1_what_goes_past_litellm_names_no_other_output_or_model(value: object, steers: bool) -> None:
+    assert steering_fields({"model": "m", "extra_body": value}, litellms_own) == (["extra_body"] if steers else [])
 
 
 @pytest.mark.parametrize(

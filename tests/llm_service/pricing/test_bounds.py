@@ -17,6 +17,7 @@ from llm_service.pricing.catalog import Model
 from llm_service.pricing.rates import FREE, Rates, TokenRates
 from llm_service.types import Principal, Usage
 from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings
+from tests.examples import examples
 
 PRINCIPAL = Principal(1, "o", 1, "t", 1, "a", 1, "k", 1)
 PRICE = st.integers(0, 10**11)
@@ -53,7 +54,7 @@ PRINCIPALS = st.builds(
 
 
 @given(MODELS, REQUESTS, PRINCIPALS, st.data())
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 def test_i1_what_is_sent_never_costs_more_than_the_hold(
     chosen: Model, request: ParsedRequest, principal: Principal, data: st.DataObject
 ) -> None:
@@ -75,7 +76,7 @@ def test_i1_what_is_sent_never_costs_more_than_the_hold(
 
 
 @given(MODELS, REQUESTS, PRINCIPALS, st.data())
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_a_larger_hold_never_affords_less(
     chosen: Model, request: ParsedRequest, principal: Principal, data: st.DataObject
 ) -> None:
@@ -141,7 +142,7 @@ def test_images_are_held_for_by_the_models_rule() -> None:
 
 
 @given(st.text(max_size=300), st.integers(0, 2_000), st.integers(0, 2_000))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_i1_a_counted_bound_has_a_margin_and_is_never_above_the_bytes(text: str, tokens: int, other_bytes: int) -> None:
     request = chat(text.encode("utf-8", "replace").decode())
     bounded = counted_bound(request, TextCount(tokens, other_bytes))

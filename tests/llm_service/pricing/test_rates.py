@@ -27,6 +27,7 @@ from llm_service.pricing.rates import (
     read_rates,
 )
 from llm_service.types import Usage
+from tests.examples import examples
 
 ROOT = Path(__file__).parents[3]
 PRICE_MAPS = sorted(
@@ -90,14 +91,14 @@ def expected_tier(rates: Rates, usage: Usage, service_tier: str | None) -> Token
 
 
 @given(st.data(), RATES, st.sampled_from(ANSWERED_TIERS))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_i4_a_cost_is_the_exact_price_rounded_up_once(data: st.DataObject, rates: Rates, tier: str | None) -> None:
     usage = data.draw(usages(500_000, 500_000))
     assert cost(rates, usage, tier) == ceil(exact_cost(expected_tier(rates, usage, tier), usage))
 
 
 @given(st.data(), st.lists(RATES, min_size=1, max_size=3), TOKENS, TOKENS, st.sampled_from(ASKED_TIERS))
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=examples(250), deadline=None)
 def test_i1_no_usage_within_the_bounded_tokens_costs_more_than_the_bound(
     data: st.DataObject, tables: list[Rates], most_input: int, most_output: int, asked: str | None
 ) -> None:
@@ -120,7 +121,7 @@ def test_i1_a_long_prompts_tier_is_bounded_from_its_first_token_on(input_tokens:
 
 
 @given(st.lists(RATES, min_size=1, max_size=3), TOKENS, TOKENS, TOKENS, TOKENS, st.sampled_from(ASKED_TIERS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_more_tokens_are_never_bounded_lower(
     tables: list[Rates], input_tokens: int, more_input: int, output_tokens: int, more_output: int, asked: str | None
 ) -> None:
@@ -131,7 +132,7 @@ def test_more_tokens_are_never_bounded_lower(
 
 
 @given(RATES, st.integers(0, 400_000), TOKENS, st.sampled_from(ANSWERED_TIERS))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_within_one_tier_more_tokens_never_cost_less(
     rates: Rates, input_tokens: int, output_tokens: int, tier: str | None
 ) -> None:
@@ -142,7 +143,7 @@ def test_within_one_tier_more_tokens_never_cost_less(
 @given(
     st.lists(RATES, min_size=1, max_size=3), TOKENS, st.integers(0, 10**13), st.sampled_from(ASKED_TIERS)
 )  # fmt: skip
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_i1_affordable_output_is_the_largest_whose_bound_fits(
     tables: list[Rates], input_tokens: int, amount_nano: int, asked: str | None
 ) -> None:
@@ -158,7 +159,7 @@ def test_i1_affordable_output_is_the_largest_whose_bound_fits(
 
 
 @given(st.data(), TOKENS, TOKENS, st.sampled_from(ASKED_TIERS))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_what_is_free_costs_nothing(data: st.DataObject, most_input: int, most_output: int, tier: str | None) -> None:
     assert bound([FREE], most_input, most_output, tier) == 0
     assert cost(FREE, data.draw(usages(most_input, most_output)), tier) == 0
@@ -238,7 +239,7 @@ PRICES_GIVEN = st.decimals("0", "0.01", places=13, allow_nan=False)
     ),
     st.sampled_from((float, str, Decimal)),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 @example({"input_cost_per_token": Decimal("1E-16"), "output_cost_per_token": Decimal("0.3")}, float)
 def test_i4_prices_are_read_exactly_from_floats_and_texts(info: dict[str, Decimal], form: type[Any]) -> None:
     tier = read_rates({name: form(value) for name, value in info.items()}).default[0]
@@ -353,7 +354,7 @@ def test_every_long_prompt_tier_of_litellms_map_is_found() -> None:
 
 
 @given(st.data())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_i1_the_bound_holds_for_every_model_of_litellms_map(data: st.DataObject) -> None:
     rates = read_rates(priced_entries()[data.draw(st.sampled_from(sorted(priced_entries())))][0])
     most_input, most_output = data.draw(TOKENS), data.draw(TOKENS)

@@ -111,5 +111,5 @@ def test_a_process_that_died_before_it_filled_its_file_does_not_break_every_scra
         process.communicate("\n")
 
 
-def test_what_the_database_knows_is_told_though_the_folder_was_cleared(tmp_path: Path):
+def test_figures_of_the_database_are_shown_though_the_folder_was_cleared(tmp_path: Path):
     assert float(_render(tmp_path / "metrics", "cleared")["treasurer_holds_pending"]) == 4

@@ -28,8 +28,8 @@ class World(Protocol):
     @property
     def treasury(self) -> Treasury: ...
 
-    async def budget(self, limit_nano: int) -> int:
-        """A new budget without a period; its id."""
+    async def budget(self, limit_nano: int, most_per_call: int | None = None) -> int:
+        """A new budget without a period; its id. `most_per_call` is in basis points of what is left."""
         ...
 
     async def principal(self) -> Principal:
@@ -136,6 +136,45 @@ class TreasuryContract:
         assert isinstance(clamped, Hold)
         assert (clamped.amount_nano, clamped.tightest_left_nano) == (5, 50)
 
+    async def test_a_budgets_share_for_one_call_bounds_each_call(self, world: World) -> None:
+        line = (await world.budget(1_000, 2_000), "")
+        assert [(await held(world, 900, line, floor=1)).amount_nano for _ in range(3)] == [200, 160, 128]
+        busy = await denied(world, 900, line, floor=103)  # a fifth of the 512 that are left is 102
+        assert (busy.kind, busy.most_per_call, busy.for_one_call(busy.left_nano)) == (DenialKind.BUSY, 2_000, 102)
+        assert (await held(world, 900, line, floor=102)).amount_nano == 102
+        final = await denied(world, 900, line, floor=201)
+        assert (final.kind, final.for_one_call(final.unspent_nano)) == (DenialKind.EXHAUSTED, 200)
+        assert await left(world, line) == 410
+
+    async def test_a_hold_that_takes_a_share_of_what_is_left_is_never_below_its_floor(self, world: World) -> None:
+        line = (await world.budget(1_000), "")
+        shared = replace(await ask(world, 900, [line], floor=100), most_of_left=2_500)
+        grants: list[int] = []
+        for number in range(5):
+            hold = await world.treasury.admit(replace(shared, attempt=number))
+            assert isinstance(hold, Hold)
+            grants.append(hold.amount_nano)
+        assert grants == [250, 187, 140, 105, 100]
+        assert (await held(world, 900, line, floor=1)).amount_nano == 218
+
+    async def test_the_smaller_of_two_shares_counts_and_the_budgets_is_strict(self, world: World) -> None:
+        wide, tight = (await world.budget(1_000), ""), (await world.budget(400, 1_000), "")
+        shared = replace(await ask(world, 900, [wide, tight], floor=30), most_of_left=2_500)
+        hold = await world.treasury.admit(shared)
+        assert isinstance(hold, Hold)
+        assert (hold.amount_nano, hold.tightest_budget_id, hold.tightest_left_nano) == (40, tight[0], 360)
+        refused = await world.treasury.admit(replace(shared, attempt=1, floor_nano=41))
+        assert isinstance(refused, Denial)
+        assert (refused.kind, refused.budget_id) == (DenialKind.EXHAUSTED, tight[0])
+
+    async def test_what_is_free_needs_no_share(self, world: World) -> None:
+        line = (await world.budget(3, 1), "")
+        assert (await held(world, 0, line)).amount_nano == 0
+
+    async def test_a_floor_that_no_budget_could_hold_is_refused(self, world: World) -> None:
+        line = (await world.budget(10**18, 1), "")
+        assert (await denied(world, 2**63 - 1, line)).kind is DenialKind.EXHAUSTED
+
     async def test_subjects_of_a_budget_have_windows_of_their_own(self, world: World) -> None:
         budget = await world.budget(100)
         await held(world, 100, (budget, "ann"))
@@ -220,7 +259,7 @@ class TreasuryContract:
             await world.treasury.admit(older)
         assert await left(world, line) == 100
 
-    async def test_who_waits_for_money_goes_on_when_some_is_given_back(self, world: World) -> None:
+    async def test_a_call_that_waits_for_money_goes_on_when_some_is_released(self, world: World) -> None:
         hold = await held(world, 60, (await world.budget(100), ""))
         waiting = asyncio.create_task(world.treasury.freed(30))
         await asyncio.sleep(0)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from llm_service.errors import TreasuryUnavailable
 from llm_service.treasury.batch import GroupCommit
+from tests.examples import examples
 
 
 class Statement:
@@ -54,7 +55,7 @@ async def test_those_that_arrive_meanwhile_go_together() -> None:
 
 
 @given(st.lists(st.integers(), max_size=40), st.integers(1, 10))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 async def test_every_item_gets_its_own_result_in_order(items: list[int], most: int) -> None:
     run = Statement()
     group: GroupCommit[int, int] = GroupCommit(run, max_size=most)
@@ -102,7 +103,7 @@ async def test_a_treasurers_error_is_everyones_and_nobody_is_tried_again() -> No
     assert await group.submit(5) == 10
 
 
-async def test_who_leaves_before_the_group_ran_is_left_out() -> None:
+async def test_a_caller_that_leaves_before_the_group_ran_is_left_out() -> None:
     run, abandoned = Statement(), list[object]()
     run.gate = asyncio.Event()
     group: GroupCommit[int, int] = GroupCommit(run, abandoned=lambda item, result: abandoned.append((item, result)))
@@ -126,7 +127,7 @@ async def test_a_group_that_everyone_left_does_not_run() -> None:
     assert run.groups == [[9]]
 
 
-async def test_who_leaves_while_the_statement_is_under_way_is_told_of() -> None:
+async def test_a_caller_that_leaves_while_the_statement_is_under_way_is_reported() -> None:
     run, abandoned = Statement(), list[tuple[int, object]]()
     run.gate = asyncio.Event()
     group: GroupCommit[int, int] = GroupCommit(run, abandoned=lambda item, result: abandoned.append((item, result)))
@@ -138,7 +139,7 @@ async def test_who_leaves_while_the_statement_is_under_way_is_told_of() -> None:
     assert abandoned == [(1, 2)]
 
 
-async def test_whose_statement_failed_after_they_left_is_told_of_too() -> None:
+async def test_a_caller_whose_statement_failed_after_it_left_is_reported_too() -> None:
     run, abandoned, away = Statement(), list[tuple[int, object]](), TreasuryUnavailable("away")
     run.gate, run.poison[1] = asyncio.Event(), away
     group: GroupCommit[int, int] = GroupCommit(run, abandoned=lambda item, result: abandoned.append((item, result)))
@@ -170,7 +171,7 @@ async def test_drain_waits_for_what_is_under_way_and_for_what_comes_meanwhile() 
     st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["stay", "leave", "poison", "away"])), max_size=25),
     st.integers(1, 6),
 )
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=examples(80), deadline=None)
 async def test_i2_every_item_ends_exactly_once(plan: list[tuple[int, str]], most: int) -> None:
     ends: list[int] = []
     run = Statement()

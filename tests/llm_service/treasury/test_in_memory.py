@@ -17,9 +17,11 @@ class InMemoryWorld:
     treasury: InMemoryTreasury = field(default_factory=lambda: InMemoryTreasury({}, epoch=1))
     numbers: count[int] = field(default_factory=lambda: count(1))
 
-    async def budget(self, limit_nano: int) -> int:
+    async def budget(self, limit_nano: int, most_per_call: int | None = None) -> int:
         number = next(self.numbers)
         self.treasury.limits_nano[number] = limit_nano
+        if most_per_call is not None:
+            self.treasury.most_per_call[number] = most_per_call
         return number
 
     async def principal(self) -> Principal:

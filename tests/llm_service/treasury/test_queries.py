@@ -61,12 +61,10 @@ def long_sql(source: str) -> list[int]:
     """The lines at which statements of more than a few lines begin."""
     found: list[int] = []
     for node in ast.walk(ast.parse(source)):
-        if not isinstance(node, ast.JoinedStr | ast.Constant):
+        if not isinstance(node, ast.JoinedStr | ast.Constant) or (node.end_lineno or 0) - node.lineno < FEW:
             continue
         text = ast.get_source_segment(source, node) or ""
-        if text.count("\n") >= FEW and re.search(
-            r"\b(SELECT|INSERT INTO|UPDATE|DELETE FROM)\b[\s\S]*\b(FROM|VALUES|SET)\b", text
-        ):
+        if re.search(r"\b(SELECT|INSERT INTO|UPDATE|DELETE FROM)\b[\s\S]*\b(FROM|VALUES|SET)\b", text):
             found.append(node.lineno)
     return found
 

@@ -15,6 +15,7 @@ from llm_service.pricing.rates import FREE, Rates, TokenRates
 from llm_service.treasury.sweep import OrphanHold, settlement_for
 from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
 from llm_service.witness import Outcome, Witness
+from tests.examples import examples
 
 CALL = new_call_id()
 HELD = 1_000_000
@@ -145,7 +146,7 @@ WITNESSES = st.builds(
 
 
 @given(st.lists(WITNESSES, max_size=4), st.booleans(), st.booleans(), st.sampled_from(ExpiryPolicy))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_i2_an_expired_hold_always_ends_and_never_below_what_was_proved(
     witnesses: list[Witness], expired: bool, answered: bool, policy: ExpiryPolicy
 ) -> None:

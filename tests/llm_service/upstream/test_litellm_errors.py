@@ -24,6 +24,7 @@ from llm_service.upstream.litellm_errors import (
 )
 from llm_service.upstream.upstream import Billing
 from llm_service.wire.openai_errors import openai_error
+from tests.examples import examples
 
 NOW = 1_790_000_000.0
 
@@ -82,7 +83,7 @@ def test_retry_after(given_as: str, seconds: float | None) -> None:
     st.dictionaries(st.sampled_from(["Retry-After", "x"]), st.text(max_size=8)),
     st.binary(max_size=40),
 )
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_any_error_answer_can_be_shown(status: int, headers: dict[str, str], sent: bytes) -> None:
     error = upstream_error(status, headers, sent, NOW)
     assert error.status not in (401, 403)

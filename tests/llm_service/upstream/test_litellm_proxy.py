@@ -158,7 +158,7 @@ async def test_a_streams_whole_time_is_bounded_though_it_is_never_silent() -> No
     assert isinstance(late.value.error, UpstreamTimeout)
 
 
-async def test_a_whole_answer_is_waited_for_to_its_end_whoever_has_given_it_up() -> None:
+async def test_a_whole_answer_is_awaited_to_its_end_beyond_the_callers_timeout() -> None:
     async def slow(request: web.Request) -> web.Response:
         await asyncio.sleep(0.3)
         return web.Response(body=b"{}")

@@ -15,6 +15,7 @@ from llm_service.pricing.bounds import TextCount
 from llm_service.pricing.catalog import read_models
 from llm_service.upstream.token_counter import TokenCounter, texts
 from llm_service.wire.requests import parse_chat, parse_embeddings
+from tests.examples import examples
 from tests.llm_service.fakes import ENTRIES, chat_body
 
 SECRET = "s" * 32
@@ -91,7 +92,7 @@ def test_an_array_of_tokens_is_a_word_each() -> None:
         ),
     )
 )
-@settings(max_examples=100, deadline=None)  # fmt: skip
+@settings(max_examples=examples(100), deadline=None)  # fmt: skip
 def test_no_text_of_a_tool_is_left_out(parameters: Any) -> None:
     written = json.dumps(parameters)
     counted = "".join(texts({"tools": [parameters]}))

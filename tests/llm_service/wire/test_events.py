@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.wire.events import EventScanner, objects
+from tests.examples import examples
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=12)
 DONE = b"data: [DONE]"
@@ -62,7 +63,7 @@ def known(scanner: EventScanner) -> tuple[object, ...]:
 
 
 @given(EVENTS, st.lists(st.integers(0, 2000), max_size=12), st.sampled_from([b"\n", b"\r\n"]), st.booleans())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=examples(300), deadline=None)
 def test_any_chunking_forwards_and_finds_the_same(
     events: list[bytes], cuts: list[int], line: bytes, hide: bool
 ) -> None:
@@ -77,7 +78,7 @@ def test_any_chunking_forwards_and_finds_the_same(
 
 
 @given(EVENTS, st.lists(st.integers(0, 2000), max_size=12))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=examples(200), deadline=None)
 def test_only_the_usage_that_was_not_asked_for_is_left_out(events: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(item + b"\n\n" for item in events)
     passed = [item for item in events if not item.startswith(b'data: {"error": {')]

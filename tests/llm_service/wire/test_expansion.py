@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.wire.expansion import nfkc_growth_bytes
+from tests.examples import examples
 
 #: Letters that are composed, letters that compose with what follows, accents of several classes, compatibility characters.
 ODD = st.sampled_from("aeuαωאก한가각çäǖᾂΐḿṩệﬁ½ﷺﷻｶﾞ①㎞̴়゙্ًّ้̧̨̛̖̣̀́̄̈̈́ͅো𝅗𝅥𝅘𝅥𝅮𑂚")
@@ -19,7 +20,7 @@ def exact(text: str) -> int:
 
 
 @given(st.text(st.one_of(ODD, st.characters(exclude_categories=["Cs"])), max_size=40))
-@settings(max_examples=2000)
+@settings(max_examples=examples(2000))
 def test_i1_no_text_is_longer_than_its_bytes_and_what_it_grows_by(text: str) -> None:
     assert exact(text) <= len(text.encode()) + nfkc_growth_bytes(text.encode())
 

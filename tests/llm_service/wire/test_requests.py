@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from llm_service.errors import InvalidRequest
 from llm_service.wire.requests import MAX_TOKENS_CEILING, ParsedRequest, parse_body, parse_chat, parse_embeddings
+from tests.examples import examples
 
 HI = [{"role": "user", "content": "Hi"}]
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
@@ -50,7 +51,7 @@ def test_what_is_no_json_object_is_invalid_json(parse: Callable[[bytes], Any], s
 @pytest.mark.parametrize("depth", [100, 198, 201, 260, 1_000, 1_023])
 def test_a_body_that_could_not_be_written_again_is_refused_as_too_deep(depth: int) -> None:
     """A hold must never be taken for what cannot be sent: what was read must be what can be written."""
-    nested = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "metadata": %s}'
+    nested = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "response_format": %s}'
     for deep in (b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
         if depth < 200:
             orjson.dumps(parse_chat(nested % deep).data)
@@ -120,6 +121,11 @@ WRONG_CHAT: list[tuple[str, list[Any]]] = [
     ("functions", [1, "x", {}, [1], [None]]),
     ("service_tier", ["scale", "ultrafast", 1, [], {}]),
     ("modalities", [["text", "audio"], ["image"], [], "text", 1]),
+    ("audio", [{"voice": "alloy", "format": "wav"}, 1, {}]),
+    ("moderation", [{"model": "omni-moderation-latest"}]),
+    ("prompt_cache_retention", ["48h", 1, [], {}]),
+    ("prompt_cache_options", [{"ttl": "24h"}, {"mode": "all"}, {"breakpoints": 3}, {"ttl": ["30m"]}, "30m", [], 1]),
+    ("metadata", [1, "x", [], {"tags": [1]}, {"tags": ["x" * 129]}, {"tags": ["a\tb"]}, {"tags": ["x"] * 33}]),
 ]
 
 
@@ -132,13 +138,48 @@ def test_a_wrong_parameter_is_named(param: str, wrong: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     ["api_base", "api_key", "base_url", "fallbacks", "input_cost_per_token", "model_list", "mock_response", "num_retries",
-     "timeout", "extra_body", "extra_headers", "web_search_options", "audio", "litellm_metadata", "custom_llm_provider",
+     "timeout", "extra_body", "extra_headers", "web_search_options", "litellm_metadata", "custom_llm_provider",
      "Max_Tokens", "", "x" * 500],
 )  # fmt: skip
 def test_an_unknown_parameter_is_refused_by_name(name: str) -> None:
     for parse, sent in ((parse_chat, body(**{name: None})), (parse_embeddings, embedding("x", **{name: 1}))):
         error = refusal(parse, sent)
         assert (error.code, error.param) == ("unknown_parameter", name[:64])
+
+
+def test_what_is_known_but_has_no_price_may_be_null() -> None:
+    parse_chat(body(audio=None, moderation=None, prompt_cache_options=None, prompt_cache_retention=None, metadata=None))
+    assert refusal(parse_chat, body(moderation={"model": "omni-moderation-latest"})).code == "not_priced"
+
+
+def test_caches_with_a_known_price_are_welcome() -> None:
+    for retention in ("in_memory", "24h"):
+        parse_chat(body(prompt_cache_retention=retention, prompt_cache_options={"mode": "explicit", "ttl": "30m"}))
+
+
+@pytest.mark.parametrize(
+    ("metadata", "tags", "passed_on"),
+    [
+        ({"tags": ["job 7", "night ", "job 7", ""]}, ("job 7", "night"), None),
+        ({"tags": ["a"], "order": "9"}, ("a",), {"order": "9"}),
+        ({"tags": []}, (), None),
+        ({"tags": "a,b"}, (), {"tags": "a,b"}),
+        ({"order": "9"}, (), {"order": "9"}),
+        ({}, (), {}),
+    ],
+)
+def test_tags_in_the_metadata_are_for_treasurer_alone(
+    metadata: dict[str, Any], tags: tuple[str, ...], passed_on: object
+) -> None:
+    parsed = parse_chat(body(metadata=metadata))
+    assert (parsed.tags, parsed.data.get("metadata")) == (tags, passed_on)
+
+
+def test_metadata_of_embeddings_holds_tags_and_nothing_else() -> None:
+    parsed = parse_embeddings(embedding("x", metadata={"tags": ["a"]}))
+    assert (parsed.tags, "metadata" in parsed.data) == (("a",), False)
+    error = refusal(parse_embeddings, embedding("x", metadata={"tags": ["a"], "order": "9"}))
+    assert (error.code, error.param) == ("unsupported_parameter", "metadata")
 
 
 @pytest.mark.parametrize(
@@ -202,7 +243,7 @@ def strings(value: object) -> Iterator[str]:
 
 
 @given(MESSAGES, TOOLS, st.dictionaries(TEXT, TEXT, max_size=3), st.booleans())
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=examples(150), deadline=None)
 def test_i1_the_input_bound_is_above_the_utf8_bytes_of_all_text(
     messages: list[Any], tools: list[Any], schema: dict[str, str], ascii_only: bool
 ) -> None:
@@ -215,7 +256,7 @@ def test_i1_the_input_bound_is_above_the_utf8_bytes_of_all_text(
 
 
 @given(MESSAGES, MESSAGES, TOOLS)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_more_messages_and_tools_are_never_bounded_lower(
     messages: list[Any], more: list[Any], tools: list[Any]
 ) -> None:
@@ -266,7 +307,7 @@ def test_an_embedding_is_bounded_by_its_bytes_or_tokens(given_input: Any, least:
 
 
 @given(st.lists(TEXT.filter(bool), min_size=1))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=examples(50), deadline=None)
 def test_i1_an_embeddings_bound_is_above_its_bytes(texts: list[str]) -> None:
     assert parse_embeddings(embedding(texts)).input_bound >= sum(len(text.encode()) for text in texts)
 
@@ -313,7 +354,7 @@ REQUESTS = st.one_of(
 
 
 @given(REQUESTS)
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=examples(400), deadline=None)
 def test_any_json_is_a_request_or_a_4xx_that_says_what_is_wrong(fields: dict[str, Any]) -> None:
     sent = json.dumps(fields).encode()
     for parse in (parse_chat, parse_embeddings):
@@ -332,7 +373,7 @@ def test_any_json_is_a_request_or_a_4xx_that_says_what_is_wrong(fields: dict[str
 
 
 @given(st.binary(max_size=60))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=examples(100), deadline=None)
 def test_any_bytes_are_a_4xx_or_an_object(sent: bytes) -> None:
     said = None
     try:

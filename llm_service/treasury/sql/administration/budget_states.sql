@@ -7,7 +7,7 @@ SELECT b.id, b.name, b.scope, {{subject}} AS subject, b.window_kind AS window, b
        CASE WHEN live.count <= {{most}} THEN live.pending END AS pending_nano,
        CASE WHEN live.count <= {{most}} THEN greatest(b.limit_nano + extra.nano - live.most, 0) END AS left_nano,
        CASE WHEN isfinite(period.starts_at) THEN period.starts_at END AS starts_at,
-       CASE WHEN isfinite(period.ends_at) THEN period.ends_at END AS resets_at, b.pace,
+       CASE WHEN isfinite(period.ends_at) THEN period.ends_at END AS resets_at, b.pace, b.most_per_call,
        treasury_paced_v1(b.limit_nano + extra.nano, b.pace, period.starts_at, period.ends_at, now()) AS paced_nano
 FROM ({{chosen}}) AS b
 CROSS JOIN LATERAL treasury_window_v1(b.window_kind, b.time_zone, now()) AS period

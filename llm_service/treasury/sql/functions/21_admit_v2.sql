@@ -1,4 +1,4 @@
--- Goes with release 0.3. Until then 22_admit_v3.sql has it call the third version, for gateways of the release before.
+-- Goes with release 0.3. Until then 24_admit_v4.sql has it call the fourth version, for gateways of the release before.
 -- Admission, for a group of calls at once: each call gets its hold in every window that applies to
 -- it, or nothing. One statement, one transaction, one commit for the group.
 --

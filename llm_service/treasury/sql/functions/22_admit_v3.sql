@@ -1,4 +1,4 @@
--- The body of treasury_admit_v3 is replaced by 23_admit_v3_verdicts.sql. treasury_admit_v2 below goes with release 0.3.
+-- Gone: treasury_admit_v3 is dropped by migration 0010. The type treasury_room stays.
 -- Admission, for a group of calls at once: each call gets its hold in every window that applies to
 -- it, or nothing. One statement, one transaction, one commit for the group.
 --

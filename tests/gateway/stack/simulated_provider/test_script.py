@@ -34,6 +34,14 @@ def test_a_marker_makes_an_error_that_costs_nothing(provider: Running) -> None:
     assert provider.lines() == []
 
 
+def test_a_script_keeps_the_request_as_it_arrived(provider: Running) -> None:
+    provider.chat('Hi [[sim: {"keep_request": true, "mark": "k7"}]]', seed=5)
+    provider.chat('Hi [[sim: {"mark": "k7"}]]')
+    (kept,) = provider.http.get("/_sim/requests", params={"mark": "k7"}).json()["requests"]
+    assert (kept["face"], kept["path"], kept["body"]["seed"]) == ("openai", "/openai/v1/chat/completions", 5)
+    assert provider.http.get("/_sim/requests", params={"mark": "k8"}).json() == {"requests": []}
+
+
 def test_a_marker_may_work_so_often_only(provider: Running) -> None:
     prompt = 'Hi [[sim: {"status": 500, "times": 2}]]'
     assert [provider.chat(prompt).status_code for _ in range(4)] == [500, 500, 200, 200]
@@ -236,7 +244,9 @@ def test_a_client_that_leaves_a_fast_stream_does_not_pay_for_all(provider: Runni
 def test_a_client_that_leaves_while_it_waits_pays_for_the_input(provider: Running, stream: bool) -> None:
     provider.script(rule(hang_s=30))
     with pytest.raises(httpx2.ReadTimeout):
-        provider.http.post("/openai/v1/chat/completions", json={**BODY, "stream": stream}, timeout=0.2)
+        provider.http.post(
+            "/openai/v1/chat/completions", json={**BODY, "stream": stream}, timeout=httpx2.Timeout(10, read=0.2)
+        )
     line = provider.awaited_line()
     assert (line["state"], line["cost_nano"]) == ("client_left", INPUT * 1000)
 
@@ -244,14 +254,14 @@ def test_a_client_that_leaves_while_it_waits_pays_for_the_input(provider: Runnin
 def test_a_client_that_leaves_an_unstreamed_answer_pays_for_the_pace_so_far(provider: Running) -> None:
     provider.script(rule(tokens_per_s=100, output_tokens=1000))
     with pytest.raises(httpx2.ReadTimeout):
-        provider.http.post("/openai/v1/chat/completions", json=BODY, timeout=0.3)
+        provider.http.post("/openai/v1/chat/completions", json=BODY, timeout=httpx2.Timeout(10, read=0.3))
     assert 15 <= provider.awaited_line()["output_tokens"] <= 100
 
 
 def test_a_provider_may_bill_all_though_the_client_left(provider: Running) -> None:
     provider.script(rule(hang_s=30, output_tokens=70, billed="full"))
     with pytest.raises(httpx2.ReadTimeout):
-        provider.http.post("/openai/v1/chat/completions", json=BODY, timeout=0.2)
+        provider.http.post("/openai/v1/chat/completions", json=BODY, timeout=httpx2.Timeout(10, read=0.2))
     assert provider.awaited_line()["cost_nano"] == INPUT * 1000 + 70 * 4000
 
 
@@ -307,7 +317,7 @@ def test_overrides_and_unpriced_models_on_the_invoice(provider: Running) -> None
     assert provider.http.get("/_sim/invoice", params={"since": "x"}).status_code == 400
 
 
-async def test_an_invoice_under_many_callers_is_the_sum_of_what_they_were_told(provider: Running) -> None:
+async def test_an_invoice_under_many_callers_is_the_sum_of_the_usage_in_their_answers(provider: Running) -> None:
     async with httpx2.AsyncClient(base_url=provider.url, timeout=30) as client:
 
         async def call(number: int) -> int:
