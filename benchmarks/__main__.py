@@ -16,13 +16,13 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import admission, governed
+from benchmarks import admission, governed, holds
 from gateway.settings import load_settings
 from gateway.stack.supervisor import running_stack
 
 
 async def main(sections: set[str]) -> None:
-    """Run these sections. Without a name: admission, growth, governed, streams and memory."""
+    """Run these sections. Without a name: admission, growth, governed, streams, holds and memory."""
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="treasurer-bench-"))
     folder.chmod(0o755)
@@ -46,6 +46,9 @@ async def main(sections: set[str]) -> None:
             if not sections or "streams" in sections:
                 with console.status("a governed stream against the same stream straight from LiteLLM Proxy …"):
                     _show_streams(console, await governed.streams(state, settings))
+            if not sections or "holds" in sections:
+                with console.status("what is held for a photograph and for text, beside its cost …"):
+                    _show_holds(console, await holds.measure(state, await governed.agent_key(state, "holds")))
             _show_memory(console, governed.memory(state))
             if "flags" in sections:
                 await governed.flags(state, settings, console)
@@ -105,6 +108,23 @@ def _show_streams(console: Console, rows: list[governed.StreamLane]) -> None:
         ratio = f"{row.rate_ratio:.3f}" if row.rate_ratio is not None else ""
         table.add_row(str(row.callers), row.name, f"{row.first_ms:.1f}", f"{row.tokens_per_s:.0f}", more, ratio)
     console.print(table)
+
+
+def _show_holds(console: Console, rows: list[holds.Row]) -> None:
+    table = Table(title=f"Hold ÷ cost: a photograph (aim ≤ {holds.MOST_PHOTO}), a short text (aim ≤ {holds.MOST_TEXT})")
+    for heading in ("model", "photo held $", "costs $", "ratio", "text held $", "costs $", "ratio"):
+        table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=heading == "model")
+    for row in rows:
+        photo = ("", "", "")
+        if row.photo_held is not None and row.photo_cost is not None:
+            photo = _ratio(row.photo_held, row.photo_cost, holds.MOST_PHOTO)
+        table.add_row(row.model, *photo, *_ratio(row.text_held, row.text_cost, holds.MOST_TEXT))
+    console.print(table)
+
+
+def _ratio(held_nano: int, cost_nano: int, most: int) -> tuple[str, str, str]:
+    ratio = held_nano / cost_nano
+    return f"{held_nano / 1e9:.6f}", f"{cost_nano / 1e9:.6f}", f"{ratio:.2f}" + ("" if ratio <= most else " !")
 
 
 def _show_memory(console: Console, rows: dict[str, float]) -> None:

@@ -68,7 +68,7 @@ class _Round:
 
 async def measure(state: StackState, settings: Settings, callers: tuple[int, ...] = (1, 16)) -> list[Lane]:
     """Measure both lanes at each number of callers."""
-    key = await _agent_key(state)
+    key = await agent_key(state)
     lanes: list[Lane] = []
     async with straight_proxy(state, settings) as (url, master_key), aiohttp.ClientSession() as session:
         targets = {"straight": (url, master_key), "governed": (state.gateway_url, key)}
@@ -135,7 +135,7 @@ class StreamLane:
 
 async def streams(state: StackState, settings: Settings, callers: tuple[int, ...] = (1, 8)) -> list[StreamLane]:
     """Time to the first token, and tokens a second, of a stream, governed and straight, in turns."""
-    key = await _agent_key(state, "bench-streams")
+    key = await agent_key(state, "bench-streams")
     lanes: list[StreamLane] = []
     async with straight_proxy(state, settings) as (url, master_key), aiohttp.ClientSession() as session:
         targets = {"straight": (url, master_key), "governed": (state.gateway_url, key)}
@@ -192,7 +192,8 @@ async def _stream_round(
     return statistics.median(firsts), tokens / (time.perf_counter() - began)
 
 
-async def _agent_key(state: StackState, agent: str = "bench") -> str:
+async def agent_key(state: StackState, agent: str = "bench") -> str:
+    """A key of a new agent with a large budget."""
     async with asyncpg.create_pool(state.database_url, min_size=1, max_size=2) as pool:
         await create_agent(pool, read_input(NewAgent, {"name": agent}))
         await create_budget(pool, read_input(NewBudget, {"agent": agent, "limit": "1000", "window": "day"}))

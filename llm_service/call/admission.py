@@ -22,6 +22,7 @@ from typing import Protocol
 from uuid import UUID
 
 from llm_service.call.attempt import Admitted, Attempt, Call
+from llm_service.call.documents import Documents
 from llm_service.call.refusals import check_allowed, check_live, refusal
 from llm_service.call.routing import Candidate, chain_of
 from llm_service.errors import CostLimited, ProxyUnavailable, RateLimited, TreasurerError, UpstreamError
@@ -89,6 +90,7 @@ class Admission:
         self._lifetime_s = lifetime_s
         self._busy_wait_s = busy_wait_s
         self._default_share = default_share
+        self._documents = Documents()
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -152,6 +154,7 @@ class Admission:
         self.check(call)
         if call.operation == "chat":
             check_arrives(call.request.data, model.name, model.providers, always_thinks=model.always_thinks)
+        call.request = await self._documents.counted(call.request)
         bound = cost_bound(model, call.request, call.principal)
         queue_s = call.route.queue_s
         deadline = time.monotonic() + _patience_s(attempt, queue_s or 0)

@@ -22,13 +22,13 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 
-from llm_service.grants import PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+from llm_service.grants import CACHES_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
 from llm_service.litellm_plugin.router_retries import retried_statuses
 
 _log = logging.getLogger("treasurer.litellm_plugin")
 
 #: Facts of a model, besides its costs, that change the amount that the service holds or posts for a call.
-_DECIDING = frozenset({"id", "mode", "litellm_provider", "treasurer_free", USES_STAMP})
+_DECIDING = frozenset({"id", "mode", "litellm_provider", "treasurer_free", USES_STAMP, CACHES_STAMP})
 
 
 def version_of(entries: Iterable[Mapping[str, Any]]) -> str:
@@ -73,8 +73,9 @@ class PriceBook:
         self._router = router
         self._versions = {}
         try:
-            if self._registers:
-                for deployment in router.model_list:
+            for deployment in router.model_list:
+                deployment["model_info"][CACHES_STAMP] = _adds_caches(router, deployment)
+                if self._registers:
                     deployment["model_info"][USES_STAMP] = True
             self._versions = _stamp_versions(router, proxy_server._get_proxy_model_info)
         except Exception as fault:  # noqa: BLE001  # another LiteLLM: calls are served without this check
@@ -83,6 +84,18 @@ class PriceBook:
             _stamp_retries(router)
         except Exception as fault:  # noqa: BLE001  # another LiteLLM: the service retries as if the router did not
             _log.exception("The statuses that the router retries cannot be read: %s", type(fault).__name__)
+
+
+def _adds_caches(router: Any, deployment: Mapping[str, Any]) -> bool:
+    """Whether LiteLLM may write parts of a request to a provider's cache although the request does not ask for it.
+
+    https://docs.litellm.ai/docs/tutorials/prompt_caching (`cache_control_injection_points`); `enable_anthropic_prompt_caching`
+    """
+    settings = (deployment.get("litellm_params"), getattr(router, "default_litellm_params", None))
+    named = (name for each in settings for name, value in dict(each or {}).items() if value)
+    return bool(sys.modules["litellm"].enable_anthropic_prompt_caching) or any(
+        name.startswith("cache_control") or "prompt_caching" in name for name in named
+    )
 
 
 def _stamp_retries(router: Any) -> None:

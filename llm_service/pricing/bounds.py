@@ -13,7 +13,7 @@ from llm_service.pricing import rates
 from llm_service.pricing.catalog import Model
 from llm_service.types import Principal
 from llm_service.usage import most_tokens
-from llm_service.wire.requests import ParsedRequest
+from llm_service.wire.requests import CacheWrites, ParsedRequest
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,15 +46,20 @@ def cost_bound(
         raise InvalidRequest(
             f"{model.name!r} does not read OpenAI's token numbers; send text.", param="input", code="not_priced"
         )
-    media_tokens = model.media_tokens(request.media)
-    if media_tokens is None:
+    media = model.media_tokens(request.media)
+    if media.audio or media.video:
         raise InvalidRequest(
-            f"Images and files cannot be bounded for {model.name!r}: neither a published rule nor its context window is known.",
+            f"Audio and video cannot be priced for {model.name!r} yet.", param="messages", code="not_priced"
+        )
+    if request.cache_writes != "none" and model.stores_caches:
+        raise InvalidRequest(
+            f"'cache_control' would make a stored cache for {model.name!r}, which is billed by the hour; leave it out. "
+            "Its caching of prompts without 'cache_control' is not affected.",
             param="messages",
             code="not_priced",
         )
     text_tokens = request.input_bound if counted_input is None else min(counted_input, request.input_bound)
-    input_tokens = text_tokens + media_tokens
+    input_tokens = text_tokens + media.total
     if model.mode == "embedding":
         amount = rates.bound(model.rates.values(), input_tokens, 0)
         return CostBound(input_tokens, 0, False, amount, amount, counted_input is not None)
@@ -70,6 +75,13 @@ def cost_bound(
     return CostBound(
         input_tokens, asked, request.max_tokens is None, held(asked), held(floor), counted_input is not None
     )
+
+
+def cache_writes(model: Model, request: ParsedRequest) -> CacheWrites:
+    """How much of a request may be written to a cache, at the price of that. "1h" includes "5m"."""
+    if model.caches_only_when_asked or request.cache_writes == "1h":
+        return request.cache_writes
+    return "5m"
 
 
 def output_within(model: Model, request: ParsedRequest, bound: CostBound, held_nano: int) -> int:

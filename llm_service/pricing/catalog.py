@@ -19,11 +19,19 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
-from llm_service.grants import PRICES_STAMP, RETRIES_STAMP, USES_STAMP
-from llm_service.pricing.media import media_tokens
-from llm_service.pricing.providers import BILL_TO_THE_END, CHOOSE_SERVICE_TIER, READ_TOKEN_IDS, REASON_WHEN_ASKED
+from llm_service.grants import CACHES_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+from llm_service.pricing.media import MediaTokens, media_tokens
+from llm_service.pricing.providers import (
+    BILL_TO_THE_END,
+    CHOOSE_SERVICE_TIER,
+    READ_TOKEN_IDS,
+    REASON_WHEN_ASKED,
+    STORE_CACHES,
+    WRITE_CACHES_WHEN_ASKED,
+)
 from llm_service.pricing.rates import FREE, Rates, RatesError, cost_at, dump_rates, read_rates
 from llm_service.types import Usage
+from llm_service.wire.media import Medium
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +48,13 @@ class Model:
     max_output_tokens: int | None = None
     capabilities: frozenset[str] = frozenset()
     underlying: str = ""
+    names: tuple[str, ...] = ()  # of its deployments at their providers: "openai/gpt-4o"
     unpriced: str | None = None  # why it cannot be served; None: it can
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
     quality: int | None = None  # 0 to 100, from config/litellm.yaml (model_info: treasurer_quality)
     rate_card: str = "{}"  # `rates` as text, which is stored with a hold so that it is settled at these
     uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
+    adds_caches: bool = True  # the proxy may ask for caches that a request does not ask for
     retried_statuses: frozenset[int] = frozenset()  # after these the proxy itself tries another deployment
     always_thinks: bool = False  # it reasons in every call, whatever the request asks for
     prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy does not give one
@@ -71,6 +81,16 @@ class Model:
         return self.provider in REASON_WHEN_ASKED and not self.always_thinks
 
     @property
+    def caches_only_when_asked(self) -> bool:
+        """Whether nothing of a request is written to a cache, at a price of its own, unless the request asks for it."""
+        return not self.adds_caches and WRITE_CACHES_WHEN_ASKED.issuperset(self.providers)
+
+    @property
+    def stores_caches(self) -> bool:
+        """Whether a request for a cache makes one that is billed by the hour."""
+        return not STORE_CACHES.isdisjoint(self.providers)
+
+    @property
     def reads_token_ids(self) -> bool:
         """Whether input may be given as token ids of OpenAI's tokenizers."""
         return self.provider in READ_TOKEN_IDS
@@ -83,9 +103,13 @@ class Model:
         """Whether the upstream itself has tried another deployment after this status of an answer."""
         return status in self.retried_statuses
 
-    def media_tokens(self, media: Sequence[str]) -> int | None:
-        """The most tokens that these images and files can be. None: nothing bounds them."""
-        return media_tokens(self.underlying, media, self.max_input_tokens)
+    def media_tokens(self, media: Sequence[Medium]) -> MediaTokens:
+        """The most tokens that these images, recordings and files can be, at any of its deployments.
+
+        Raises:
+            InvalidRequest: something cannot be bounded.
+        """
+        return media_tokens(self.names or (self.name,), media, self.max_input_tokens)
 
 
 class Catalog:
@@ -190,15 +214,23 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
             key.removeprefix("supports_") for key, value in infos[0].items() if key.startswith("supports_") and value
         ),
         underlying=underlying,
+        names=tuple(dict.fromkeys(_name_at_provider(entry, info) for entry, info in zip(entries, infos, strict=True))),
         unpriced=unpriced,
         deployments=providers,
         quality=_quality(infos),
         rate_card=dump_rates(rates),
         retried_statuses=_retried(infos),
+        adds_caches=not all(info.get(CACHES_STAMP) is False for info in infos),
         always_thinks=any(info.get("thinking_always_on") is True for info in infos),
         prices=_version(infos),
         uses_shared=all(info.get(USES_STAMP) is True for info in infos),
     )
+
+
+def _name_at_provider(entry: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """A deployment's name with its provider in front, which a configuration may leave out."""
+    name = str(cast("Mapping[str, Any]", entry.get("litellm_params") or {}).get("model") or entry["model_name"])
+    return name if "/" in name else f"{info.get('litellm_provider') or 'unknown'}/{name}"
 
 
 def _version(infos: Sequence[Mapping[str, Any]]) -> str | None:

@@ -41,3 +41,13 @@ READ_TOKEN_IDS: Final = frozenset({"openai", "azure"})
 #: Any other provider is assumed to serve and bill such a request in its default tier.
 #: https://platform.openai.com/docs/guides/priority-processing
 CHOOSE_SERVICE_TIER: Final = frozenset({"openai"})
+
+#: These write to their caches only what a request marks for that (`cache_control`), and at a price of its own. Any other
+#: provider is assumed to write the whole of any request, as OpenAI does from GPT-5.6 on.
+#: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
+WRITE_CACHES_WHEN_ASKED: Final = frozenset({"anthropic", "bedrock", "bedrock_converse", "vertex_ai-anthropic_models"})
+
+#: For these LiteLLM makes a stored cache of what a request marks, which is billed by the hour until it expires. Nothing
+#: bounds that, so such a request is refused.
+#: https://ai.google.dev/gemini-api/docs/caching, https://docs.litellm.ai/docs/providers/gemini#context-caching
+STORE_CACHES: Final = frozenset({"gemini", "vertex_ai", "vertex_ai_beta", "vertex_ai-language-models"})

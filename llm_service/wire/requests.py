@@ -3,25 +3,27 @@
 What must hold: each request that is passed on can be bounded and priced. So only the parameters of OpenAI's
 API (and the few that LiteLLM adds for other providers' features) are accepted. An unknown one is refused by
 name, as OpenAI does, because LiteLLM would obey some of them (`api_base`, `fallbacks`,
-`input_cost_per_token` …). Features that cost money beyond tokens (hosted tools, audio) are refused by name.
+`input_cost_per_token` …). Features that cost money beyond tokens (hosted tools, audio output) are refused by name.
 
 `input_bound` is an upper bound of the tokens that the text can become: no byte-level tokenizer makes
 more tokens than there are UTF-8 bytes, plus an allowance for what a provider wraps around messages
 and tools, and for what makes the text longer on its way: references within schemas that LiteLLM
-replaces by the schemas that they name, and compatibility characters that tokenizers spell out. Images and files
-are counted separately, because their bound depends on the model.
+replaces by the schemas that they name, and compatibility characters that tokenizers spell out. Images,
+recordings and files are read separately (media.py), because their bound depends on the model.
 """
 
 from __future__ import annotations
 
 import gc
+import re
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, Final, Literal, cast
 
 import orjson
 
 from llm_service.errors import InvalidRequest
 from llm_service.wire.expansion import nfkc_growth_bytes, ref_expansion_bytes
+from llm_service.wire.media import Medium, read_part
 
 MAX_TOKENS_CEILING = 10_000_000
 MAX_CHOICES = 128
@@ -62,13 +64,10 @@ _PER_REQUEST = 16
 _PER_MESSAGE = 8
 _WITH_TOOLS = 600
 _PER_TOOL = 32
-#: Types of parts that are text for every provider. LiteLLM passes on some others (`document`, `video_url` …) whose few
-#: bytes become many tokens.
-_TEXT_PARTS = frozenset({"text", "refusal", "thinking", "redacted_thinking"})
-#: The kinds of media that `ParsedRequest.media` lists: an image, one that is asked for in low detail, a file.
-IMAGE, IMAGE_LOW, FILE = "image", "image_low", "file"
-#: Types of parts that are media → the field that holds them.
-_MEDIA = {"image_url": "image_url", "input_image": "image_url", "file": "file", "input_file": "file"}
+#: Anthropic's caches: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
+CacheWrites = Literal["none", "5m", "1h"]
+_TTL: Final = re.compile(rb'"ttl":')
+_TTL_5M: Final = re.compile(rb'"ttl":"5m"')
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,8 @@ class ParsedRequest:
     """The facts of a request that governance uses. `data` is the caller's body, to be passed on, without `metadata.tags`.
 
     `max_tokens` is the caller's limit for one choice; None if the caller set none.
-    `media` counts images and files by kind ("image", "image_low", "file").
+    `media` are the images, recordings and files in it. `cache_writes`: whether it asks that a part of it be kept in a
+    cache, and for how long at most.
     `text_bytes` is the size of the text alone, for estimates; `input_bound` is the upper bound.
     """
 
@@ -90,7 +90,8 @@ class ParsedRequest:
     text_bytes: int = 0
     allowance: int = 0
     extra_output: int = 0
-    media: tuple[str, ...] = ()
+    media: tuple[Medium, ...] = ()
+    cache_writes: CacheWrites = "none"
     service_tier: str | None = None
     user: str | None = None
     tags: tuple[str, ...] = ()
@@ -190,6 +191,7 @@ def parse_chat(body: bytes) -> ParsedRequest:
         allowance=allowance,
         extra_output=0 if prediction is None else len(orjson.dumps(prediction)),
         media=media,
+        cache_writes=_cache_writes(written),
         service_tier=_service_tier(data),
         user=user,
         tags=tags,
@@ -384,9 +386,9 @@ def _tools(data: dict[str, Any]) -> int:
     return count
 
 
-def _scan_messages(messages: list[object]) -> tuple[tuple[str, ...], int]:
-    """The images and files in the messages, and how many bytes of the body are theirs."""
-    media: list[str] = []
+def _scan_messages(messages: list[object]) -> tuple[tuple[Medium, ...], int]:
+    """The images, recordings and files in the messages, and how many bytes of the body are theirs."""
+    media: list[Medium] = []
     size = 0
     for message in messages:
         if not isinstance(message, dict):
@@ -403,27 +405,18 @@ def _scan_messages(messages: list[object]) -> tuple[tuple[str, ...], int]:
         if not isinstance(content, list):
             raise _invalid("messages", "A message's 'content' must be a string or an array of parts.")
         for part in cast("list[object]", content):
-            kind, payload = _media_part(part)
-            if kind is not None:
-                media.append(kind)
+            medium, payload = read_part(part)
+            if medium is not None:
+                media.append(medium)
                 size += payload
     return tuple(media), size
 
 
-def _media_part(part: object) -> tuple[str | None, int]:
-    if not isinstance(part, dict):
-        raise _invalid("messages", "Each part of a message's 'content' must be an object.")
-    fields = cast("dict[str, Any]", part)
-    kind: object = fields.get("type")
-    if kind in ("input_audio", "audio"):
-        raise _unpriced("messages", "Audio input cannot be bounded and priced yet")
-    if isinstance(kind, str) and kind in _TEXT_PARTS:
-        return None, 0
-    name = _MEDIA.get(kind) if isinstance(kind, str) else None
-    if name is None:
-        raise _unpriced("messages", f"A part of type {str(kind)[:64]!r} cannot be bounded and priced")
-    payload: object = fields.get(name)
-    if name == "file":
-        return FILE, len(orjson.dumps(payload))
-    low = isinstance(payload, dict) and cast("dict[str, Any]", payload).get("detail") == "low"
-    return IMAGE_LOW if low else IMAGE, len(orjson.dumps(payload))
+def _cache_writes(written: bytes) -> CacheWrites:
+    """Whether a request asks that a part of it be kept in a cache, and for how long at most.
+
+    Looked for in the text of the request. So a request that only quotes such JSON may count, but none is overlooked.
+    """
+    if b'"cache_control"' not in written:
+        return "none"
+    return "5m" if len(_TTL.findall(written)) == len(_TTL_5M.findall(written)) else "1h"

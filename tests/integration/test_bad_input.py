@@ -20,6 +20,7 @@ import pytest
 
 from gateway.stack.state import StackState
 from tests.integration.caller import Caller, open_caller, said
+from tests.llm_service.wire.media_files import data_url, wav
 
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 HELLO = [{"role": "user", "content": "hello"}]
@@ -137,6 +138,11 @@ UNPRICED = [
     chat("audio settings", audio={"voice": "alloy", "format": "wav"}, code="not_priced"),
     chat("a service tier without a price", service_tier="scale", code="not_priced"),
     content("audio in", {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}),
+    content("audio as a file", {"type": "file", "file": {"file_data": data_url("audio/wav", wav(1))}}),
+    content("audio as an image", {"type": "image_url", "image_url": {"url": data_url("audio/wav", wav(1))}}),
+    content("audio that says it is an image", {"type": "image_url", "image_url": data_url("image/png", wav(1))}),
+    content("an uploaded file", {"type": "file", "file": {"file_id": "file-123"}}),
+    content("a file at Google", {"type": "file", "file": {"file_data": "gs://bucket/film.mp4"}}),
     content("a video", {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}}),
     content("a document", {"type": "document", "source": {"type": "text", "data": "x"}}),
     content("a part of no type", {"text": "x"}),

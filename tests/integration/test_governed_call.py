@@ -16,6 +16,7 @@ import pytest
 
 from gateway.stack.state import StackState
 from tests.integration.caller import Caller, open_caller, said, text_of
+from tests.llm_service.wire.media_files import data_url, png
 
 #: Every chat model of config/litellm.yaml.
 MODELS = (
@@ -27,7 +28,6 @@ MODELS = (
 #: One model for each wire format and price.
 KINDS = ("gpt-4.1-mini", "claude-haiku-4-5", "gemini-2.5-flash", "local/llama-3.3-70b")
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
-PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 WEATHER: Any = {
     "type": "function",
     "function": {
@@ -157,10 +157,11 @@ async def test_three_choices_are_held_and_billed(caller: Caller, model: str, str
 @STREAMED
 @pytest.mark.parametrize("model", ["gpt-4o", "gpt-4o-mini", "gpt-4.1-mini", "claude-haiku-4-5", "gemini-2.5-flash"])
 async def test_images_are_held_by_their_bound(caller: Caller, model: str, streamed: bool) -> None:
+    picture = data_url("image/png", png(1024, 1024))
     parts = [
         {"type": "text", "text": said("What is this?")[0]["content"]},
-        {"type": "image_url", "image_url": {"url": PIXEL, "detail": "low"}},
-        {"type": "image_url", "image_url": {"url": PIXEL, "detail": "high"}},
+        {"type": "image_url", "image_url": {"url": picture, "detail": "low"}},
+        {"type": "image_url", "image_url": {"url": picture, "detail": "high"}},
     ]
     await ask(caller, streamed, model=model, messages=[{"role": "user", "content": parts}])
     (entry,) = await caller.agrees(1)

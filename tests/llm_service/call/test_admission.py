@@ -146,7 +146,7 @@ async def test_i1_a_call_is_clamped_to_what_the_budget_affords() -> None:
         (chat(model="e"), UnknownModel),
         (Call("embeddings", EMBEDDINGS_PATH, parse_embeddings(b'{"model": "m", "input": "x"}'), PRINCIPAL, CallContext(), None),
          UnknownModel),
-        (chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": "u"}]}]), InvalidRequest),
+        (chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": "https://x/y.png"}]}]), InvalidRequest),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else "",
 )  # fmt: skip

@@ -138,7 +138,9 @@ async def test_i1_an_estimate_at_a_dearer_price_than_was_held_for_stays_within_t
 async def test_images_are_estimated_at_their_bound(parts: Parts) -> None:
     call = admitted()
     call.call.request = parse_chat(
-        chat_body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}])
+        chat_body(
+            messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "https://x/y.png"}}]}]
+        )
     )
     await parts.settler.settle(call, MISSING, lambda: "")
     assert parts.counter.asked == 0

@@ -120,3 +120,25 @@ async def check_a_litellm_that_shows_its_prices_in_another_way_is_served_without
         assert "treasurer_prices" not in proxy.llm_router.model_list[0]["model_info"]
     finally:
         del sys.modules["litellm.proxy.proxy_server"]
+
+
+async def check_i1_a_proxy_that_asks_for_caches_on_its_own_account_says_so() -> None:
+    import litellm
+
+    points = [{"location": "message", "role": "system"}]
+    marked = house(1e-7, "marked", "m")
+    marked["litellm_params"]["cache_control_injection_points"] = points
+    for given, everywhere, adds in (
+        ({}, False, {"h1": False, "m": True}),
+        ({}, True, {"h1": True, "m": True}),
+        ({"default_litellm_params": {"cache_control_injection_points": points}}, False, {"h1": True, "m": True}),
+    ):
+        litellm.enable_anthropic_prompt_caching = everywhere
+        sys.modules["litellm.proxy.proxy_server"] = proxy = a_proxy_with(house(1e-7), marked, **given)  # type: ignore[assignment]
+        try:
+            await Door().ask(granted(b"", "/model/info", model=None), b"", "/model/info", method="GET")
+            stamped = {each["model_info"]["id"]: each["model_info"] for each in proxy.llm_router.model_list}
+            assert {id_: info["treasurer_adds_caches"] for id_, info in stamped.items()} == adds, stamped
+        finally:
+            litellm.enable_anthropic_prompt_caching = False
+            del sys.modules["litellm.proxy.proxy_server"]

@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from llm_service.errors import InvalidRequest
 from llm_service.pricing import rates
-from llm_service.pricing.bounds import TextCount, cost_bound, counted_bound, counting_may_help, output_within
+from llm_service.pricing.bounds import (
+    TextCount,
+    cache_writes,
+    cost_bound,
+    counted_bound,
+    counting_may_help,
+    output_within,
+)
 from llm_service.pricing.catalog import Model
 from llm_service.pricing.rates import FREE, Rates, TokenRates
 from llm_service.types import Principal, Usage
@@ -130,15 +137,50 @@ def test_an_embedding_holds_its_input_alone() -> None:
     assert planned.amount_nano == planned.floor_nano == request.input_bound * 1_000
 
 
+def with_part(part: dict[str, Any], **fields: Any) -> ParsedRequest:
+    return chat(messages=[{"role": "user", "content": [part]}], **fields)
+
+
 def test_images_are_held_for_by_the_models_rule() -> None:
-    request = chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "u"}}]}])
-    ruled = model(underlying="openai/gpt-4o-2024")
+    request = with_part({"type": "image_url", "image_url": {"url": "https://x/y.png"}})
+    ruled = model(names=("openai/gpt-4o-2024",))
     assert cost_bound(ruled, request, PRINCIPAL).input_tokens == request.input_bound + 85 + 8 * 170
-    windowed = model(max_input_tokens=128_000)
+    windowed = model(names=("p/m",), max_input_tokens=128_000)
     assert cost_bound(windowed, request, PRINCIPAL).input_tokens == request.input_bound + 128_000
     with pytest.raises(InvalidRequest) as refused:
-        cost_bound(model(), request, PRINCIPAL)
+        cost_bound(model(names=("p/m",)), request, PRINCIPAL)
     assert (refused.value.status, refused.value.param, refused.value.code) == (400, "messages", "not_priced")
+
+
+CACHED = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}
+CACHED_1H = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral", "ttl": "1h"}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "plain", "cached", "cached_1h"),
+    [
+        ({"adds_caches": False}, "none", "5m", "1h"),
+        ({}, "5m", "5m", "1h"),  # the proxy may be set to ask for caches, or does not say
+        ({"adds_caches": False, "provider": "openai"}, "5m", "5m", "1h"),  # writes caches without being asked
+        ({"adds_caches": False, "deployments": {"a": "anthropic", "b": "openai"}}, "5m", "5m", "1h"),
+    ],
+)
+def test_i1_the_price_of_a_cache_is_held_where_a_cache_may_be_written(
+    fields: dict[str, Any], plain: str, cached: str, cached_1h: str
+) -> None:
+    provider = fields.pop("provider", "anthropic")
+    chosen = replace(model(**fields), provider=provider)
+    assert cache_writes(chosen, chat()) == plain
+    assert cache_writes(chosen, with_part(CACHED)) == cached
+    assert cache_writes(chosen, with_part(CACHED_1H)) == cached_1h
+
+
+@pytest.mark.parametrize("provider", ["gemini", "vertex_ai", "vertex_ai-language-models"])
+def test_i1_a_stored_cache_is_refused_because_its_hours_have_no_bound(provider: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        cost_bound(replace(model(), provider=provider), with_part(CACHED), PRINCIPAL)
+    assert (refused.value.status, refused.value.param, refused.value.code) == (400, "messages", "not_priced")
+    cost_bound(replace(model(), provider=provider), chat(), PRINCIPAL)
 
 
 @given(st.text(max_size=300), st.integers(0, 2_000), st.integers(0, 2_000))

@@ -14,6 +14,7 @@ from llm_service.pricing import catalog as module
 from llm_service.pricing.catalog import Catalog, read_models
 from llm_service.pricing.rates import FREE
 from llm_service.types import Usage
+from llm_service.wire.media import Kind, Medium
 
 PRICED = {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "litellm_provider": "openai", "mode": "chat"}
 
@@ -67,10 +68,15 @@ def test_an_operator_marks_a_model_free() -> None:
     assert model.rates == {"d1": FREE}
 
 
-def test_a_model_bounds_media_by_its_own_name_and_window() -> None:
-    model = read_models([entry(underlying="openai/gpt-4.1-mini", max_input_tokens=128_000)])["m"]
-    assert model.media_tokens(("image", "image")) == 5_000
-    assert model.media_tokens(("file",)) == 128_000
+def test_i1_a_model_bounds_media_by_the_names_of_all_its_deployments() -> None:
+    photo = Medium(Kind.IMAGE, width=1024, height=768)
+    mini = entry(underlying="openai/gpt-4.1-mini", max_input_tokens=128_000)
+    assert read_models([mini])["m"].media_tokens((photo, photo)).image == 2 * 1245
+    larger = entry(id_="d2", underlying="gpt-4o-mini", litellm_provider="openai", max_input_tokens=128_000)
+    model = read_models([mini, larger])["m"]
+    assert model.names == ("openai/gpt-4.1-mini", "openai/gpt-4o-mini")
+    assert model.media_tokens((photo,)).image == 25_501
+    assert model.media_tokens((Medium(Kind.DOCUMENT),)).image == 128_000
 
 
 @pytest.mark.parametrize(

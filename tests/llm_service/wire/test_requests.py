@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.errors import InvalidRequest
+from llm_service.wire.media import Kind
 from llm_service.wire.requests import MAX_TOKENS_CEILING, ParsedRequest, parse_body, parse_chat, parse_embeddings
 from tests.examples import examples
+from tests.llm_service.wire.media_files import data_url, png, wav
 
 HI = [{"role": "user", "content": "Hi"}]
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=40)
@@ -274,22 +276,50 @@ def test_a_response_format_is_allowed_for_like_a_tool() -> None:
 @pytest.mark.parametrize(
     ("part", "kind"),
     [
-        ({"type": "image_url", "image_url": {"url": "data:" + "A" * 10_000}}, "image"),
-        ({"type": "image_url", "image_url": "https://x/" + "A" * 10_000}, "image"),
-        ({"type": "image_url", "image_url": {"url": "A" * 10_000, "detail": "low"}}, "image_low"),
-        ({"type": "image_url", "image_url": {"url": "A" * 10_000, "detail": "high"}}, "image"),
-        ({"type": "input_image", "image_url": {"url": "A" * 10_000}}, "image"),
-        ({"type": "file", "file": {"file_data": "A" * 10_000}}, "file"),
-        ({"type": "file"}, "file"),
-        ({"type": "image_url"}, "image"),
+        ({"type": "image_url", "image_url": "https://x/" + "A" * 10_000}, Kind.IMAGE),
+        ({"type": "image_url", "image_url": {"url": "https://x/" + "A" * 10_000, "detail": "low"}}, Kind.IMAGE),
+        ({"type": "image_url", "image_url": {"url": data_url("image/png", png(9, 9) + b"A" * 10_000)}}, Kind.IMAGE),
+        ({"type": "file", "file": {"file_data": data_url("audio/wav", wav(1))}}, Kind.AUDIO),
+        ({"type": "file", "file": {"file_data": data_url("text/plain", b"A" * 10_000)}}, Kind.TEXT),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_images_and_files_are_counted_apart_from_the_text(part: dict[str, Any], kind: str) -> None:
+def test_images_and_files_are_counted_apart_from_the_text(part: dict[str, Any], kind: Kind) -> None:
     text = "naïve 文 🙂" * 20
     parsed = parse_chat(body(messages=[{"role": "user", "content": [{"type": "text", "text": text}, part, part]}]))
-    assert parsed.media == (kind, kind)
+    assert [medium.kind for medium in parsed.media] == [kind, kind]
     assert len(text.encode()) <= parsed.text_bytes < 2 * len(text.encode()) + 500
+
+
+def test_i1_a_files_name_is_text() -> None:
+    """OpenAI shows it to the model."""
+    part = {"type": "file", "file": {"file_data": data_url("text/plain", b"A"), "filename": "x" * 5_000}}
+    assert parse_chat(body(messages=[{"role": "user", "content": [part]}])).input_bound > 5_000
+
+
+# -- caches
+
+
+def cached(**control: Any) -> dict[str, Any]:
+    return {"type": "text", "text": "x", "cache_control": {"type": "ephemeral"} | control}
+
+
+@pytest.mark.parametrize(
+    ("fields", "writes"),
+    [
+        ({}, "none"),
+        ({"messages": [{"role": "user", "content": 'a text with "cache_control": {"ttl": "1h"} in it'}]}, "none"),
+        ({"messages": [{"role": "user", "content": [cached()]}]}, "5m"),
+        ({"messages": [{"role": "user", "content": [cached(ttl="5m")]}]}, "5m"),
+        ({"messages": [{"role": "user", "content": [cached(ttl="5m"), cached(ttl="1h")]}]}, "1h"),
+        ({"messages": [{"role": "user", "content": [cached(ttl=3600)]}]}, "1h"),
+        ({"messages": [{"role": "user", "content": "x", "cache_control": {"type": "ephemeral"}}]}, "5m"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}, "cache_control": {"ttl": "1h"}}]}, "1h"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "cache_control": {}}}]}, "5m"),
+    ],
+)
+def test_i1_each_request_for_a_cache_is_seen(fields: dict[str, Any], writes: str) -> None:
+    assert parse_chat(body(**fields)).cache_writes == writes
 
 
 # -- embeddings
