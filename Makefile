@@ -22,7 +22,7 @@ PROXY_STAMP := $(STAMPS)/proxy-$(call digest,requirements/proxy.txt)
 # If the tools for development are installed, keep them: `make up` after `make test` must not remove them.
 READY_STAMP := $(if $(wildcard $(DEV_STAMP)),$(DEV_STAMP),$(APP_STAMP))
 
-.PHONY: help setup setup-dev demo up test test-quick check format bench overspend chaos lock clean python
+.PHONY: help setup setup-dev demo up test test-quick check format bench overspend overspend-peers chaos lock clean python
 
 help: ## print this
 	@echo "Treasurer: the LLM gateway that cannot overspend."
@@ -67,6 +67,15 @@ bench: setup-dev ## measure Treasurer, each figure beside an alternative
 overspend: setup ## try to make a gateway overspend (ARGS="--adapter litellm": another gateway)
 	@$(BIN)/python -m benchmarks.overspend $(ARGS)
 
+#: Gateways of other people, which the overspend test compares.
+PEERS := ferrogw mlflow
+overspend-peers: $(TOOLS_STAMP) $(PEERS:%=.venv-%/.ready) ## install the other gateways of the overspend test (ARGS="--adapter ferrogw", mlflow)
+.venv-%/.ready: requirements/%.txt $(TOOLS_STAMP)
+	@echo "Installing $* into a separate environment (.venv-$*) …"
+	@test -x .venv-$*/bin/python || $(UV) venv -q --python $(PYTHON) .venv-$*
+	@$(UV) pip sync -q --python .venv-$*/bin/python --require-hashes $<
+	@touch $@
+
 chaos: setup-dev ## kill, pause and cut every part in turn, under load; eight minutes (ARGS="--seed 1 --only Redis")
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
@@ -75,10 +84,11 @@ lock: $(TOOLS_STAMP) ## resolve the lock files anew (ARGS=--upgrade for newer ve
 	@$(UV) pip compile -q $(LOCK) $(ARGS) pyproject.toml requirements/app.in --group dev -o requirements/dev.txt
 	@$(UV) pip compile -q $(LOCK) $(ARGS) pyproject.toml requirements/app.in -c requirements/dev.txt -o requirements/app.txt
 	@$(UV) pip compile -q $(LOCK) $(ARGS) requirements/proxy.in -o requirements/proxy.txt
+	@for peer in $(PEERS); do $(UV) pip compile -q $(LOCK) $(ARGS) requirements/$$peer.in -o requirements/$$peer.txt; done
 LOCK := --universal --python-version 3.11 --generate-hashes --no-emit-index-url
 
 clean: ## remove environments and caches (the data in .treasurer stays)
-	rm -rf .venv .venv-proxy .venv-tools .stamps .pytest_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-proxy .venv-tools $(PEERS:%=.venv-%) .stamps .pytest_cache .ruff_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
 
 python:

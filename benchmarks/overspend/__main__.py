@@ -23,12 +23,14 @@ import orjson
 from rich.console import Console
 
 from benchmarks.overspend.adapter import Adapter
-from benchmarks.overspend.adapters.litellm import LiteLLM
+from benchmarks.overspend.adapters.ferrogw import FerroGateway
+from benchmarks.overspend.adapters.litellm import LiteLLM, LiteLLMAtItsBest
+from benchmarks.overspend.adapters.mlflow import MLflowGateway
 from benchmarks.overspend.adapters.nothing import Nothing
 from benchmarks.overspend.adapters.treasurer import Treasurer
 from benchmarks.overspend.judge import Verdict
 from benchmarks.overspend.processes import Processes
-from benchmarks.overspend.provider import Provider, price_map, start_provider
+from benchmarks.overspend.provider import Provider, start_provider
 from benchmarks.overspend.report import document, dollars, markdown, table
 from benchmarks.overspend.runner import play_all
 from benchmarks.overspend.scenarios import SCENARIOS, Scenario
@@ -37,6 +39,9 @@ from gateway.stack.simulated_provider.prices import PriceList
 ADAPTERS: dict[str, Callable[[Processes], Adapter]] = {
     "treasurer": Treasurer,
     "litellm": LiteLLM,
+    "litellm-best": LiteLLMAtItsBest,
+    "ferrogw": FerroGateway,
+    "mlflow": MLflowGateway,
     "nothing": Nothing,
 }
 REPLICAS = 2
@@ -57,7 +62,7 @@ async def run(
         async with Processes() as processes, aiohttp.ClientSession() as http:
             adapter = ADAPTERS[name](processes)
             url = await start_provider(processes, folder, seed)
-            provider = Provider(url, PriceList.load(price_map()), http)
+            provider = Provider(url, PriceList(), http)
             versions = adapter.versions()  # now: somebody may edit the code while the test runs
             with console.status(f"starting {adapter.name} …") as status:
                 try:

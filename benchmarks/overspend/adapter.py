@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 Window = Literal["total", "minute"]
+EVERYTHING: frozenset[str] = frozenset(
+    ("one rate", "openai", "anthropic", "google", "perplexity", "openrouter", "deepseek", "own prices")
+)
 
 
 class Unsupported(Exception):
@@ -47,6 +50,10 @@ class Adapter(Protocol):
     name: str
     #: How long after the last call the books may still change: the longest life of a hold that a crash leaves.
     settle_s: float
+    #: What it serves here: "one rate" is OpenAI's gpt-4o-mini. More models are named by their providers ("openai",
+    #: "anthropic", "google", "perplexity", "openrouter", "deepseek"). "own prices": an operator's configuration may name a
+    #: model's prices.
+    serves: frozenset[str]
 
     async def start(self, provider_url: str, folder: Path, replicas: int) -> None:
         """Start so many instances; the simulated provider serves every model. The adapter may write to `folder`."""

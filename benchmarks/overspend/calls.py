@@ -9,6 +9,7 @@ What must hold:
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class Ask:
     leave: Leave | None = None
     timeout_s: float = _TIMEOUT_S
     fails: bool = False  # the provider's script makes it fail, so no answer is expected
+    media: tuple[Mapping[str, Any], ...] = ()  # parts of the message beside its text
 
     @property
     def stream(self) -> bool:
@@ -108,7 +110,8 @@ class Caller:
             )
             return "answered"
         create: Any = self._client.chat.completions.create
-        messages = [{"role": "user", "content": ask.text}]
+        content = [{"type": "text", "text": ask.text}, *ask.media] if ask.media else ask.text
+        messages = [{"role": "user", "content": content}]
         answer = await create(model=ask.model, messages=messages, extra_headers=headers, **ask.body)
         if not ask.stream:
             return "answered"
@@ -125,6 +128,8 @@ class Caller:
                     return "left"
         except httpx2.HTTPError as error:
             raise _Broken(f"the stream broke: {type(error).__name__}") from None
+        except json.JSONDecodeError as error:
+            raise _Broken(f"an event of the stream is not JSON: {error}") from None
         finally:
             await stream.close()
         if not finished:

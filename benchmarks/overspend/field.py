@@ -18,10 +18,13 @@ from typing import Any
 
 from benchmarks.overspend.adapter import Account, Adapter, Window
 from benchmarks.overspend.calls import Ask, Caller, Leave, Made
-from benchmarks.overspend.provider import Provider, count_tokens
-from gateway.stack.simulated_provider.prices import Tokens
+from benchmarks.overspend.provider import Provider, count_tokens, face_of
+from gateway.stack.simulated_provider.habits import habits
+from gateway.stack.simulated_provider.media import Media
+from gateway.stack.simulated_provider.prices import Terms, Used
 
 MODEL = "gpt-4o-mini"
+NO_MEDIA = Media()
 _WORDS = ("river", "stone", "cloud", "bread", "paper", "light", "winter", "garden", "letter", "market", "silver")
 #: The longest time that a caller waits when a gateway asks it to retry later.
 _MOST_WAIT_S = 3.0
@@ -68,17 +71,20 @@ class Field:
         stream: bool = False,
         leave: Leave | None = None,
         headers: Mapping[str, str] | None = None,
+        media: Mapping[str, Any] | None = None,
+        media_tokens: Media = NO_MEDIA,
+        more: Mapping[str, Any] | None = None,
         timeout_s: float = 30.0,
         script: Mapping[str, Any] | None = None,
     ) -> Ask:
         """A chat call whose answer has `output` tokens, after `reasoning` tokens of hidden reasoning.
 
-        `max_tokens`: as many as the answer has, unless given; None: left out. `script` tells the provider what else to
-        do.
+        `max_tokens`: as many as the answer has, unless given; None: left out. `media`: a part of the message beside its
+        text, of so many tokens. `more`: other parameters. `script` tells the provider what else to do.
         """
-        script = script or {}
+        script = {**habits(face_of(model), model), **(script or {})}
         knobs = {"output_tokens": output, **({"reasoning_tokens": reasoning} if reasoning else {}), **script}
-        body: dict[str, Any] = {}
+        body: dict[str, Any] = dict(more or {})
         most = output + reasoning if max_tokens == -1 else max_tokens
         if most is not None:
             body["max_completion_tokens" if model.startswith("gpt-5") else "max_tokens"] = most
@@ -86,37 +92,48 @@ class Field:
             body["n"] = n
         if stream:
             body["stream"] = True
-        text, length = self._text(text, knobs, chat=True)
-        used = Tokens(
+        beside = media_tokens.image + media_tokens.audio
+        text, length = self._text(text, knobs, chat=True, beside=beside)
+        reasoning = max(reasoning, script.get("reasoning_tokens", 0))
+        used = Used(
             input=length,
             cached=script.get("cached_tokens", 0),
             cache_write=script.get("cache_write_tokens", 0),
             cache_write_1h=script.get("cache_write_1h_tokens", 0),
             output=(output + reasoning) * n,
             reasoning=reasoning * n,
+            image=media_tokens.image,
+            audio=media_tokens.audio,
+            citations=script.get("citation_tokens", 0),
+            searches=script.get("searches", 0),
         )
+        context = body.get("web_search_options", {}).get("search_context_size", "")
+        terms = Terms(search_context=context, region=script.get("region", ""), at=time.time())
         fails = bool(script.keys() & {"status", "cut_after_tokens", "cut_before_headers"}) and "times" not in script
-        cost = self._provider.cost_nano(model, used)
-        return Ask(model, text, length, body, cost, headers or {}, False, leave, timeout_s, fails)
+        cost = script["cost_nano"] if "cost_nano" in script else self._provider.cost_nano(model, used, terms)
+        parts = (media,) if media is not None else ()
+        return Ask(model, text, length, body, cost, headers or {}, False, leave, timeout_s, fails, parts)
 
     def embed(self, text: str, *, model: str = "text-embedding-3-small") -> Ask:
         """An embedding of one text."""
         text, length = self._text(text, {}, chat=False)
-        cost = self._provider.cost_nano(model, Tokens(input=length))
+        cost = self._provider.cost_nano(model, Used(input=length))
         return Ask(model, text, length, {}, cost, embeddings=True)
 
-    def _text(self, text: str, knobs: Mapping[str, Any], *, chat: bool) -> tuple[str, int]:
-        """The text with a marker, lengthened until no other call of this scenario has as many tokens."""
+    def _text(self, text: str, knobs: Mapping[str, Any], *, chat: bool, beside: int = 0) -> tuple[str, int]:
+        """The text with a marker, lengthened until no other call of this scenario has as many tokens. `beside`: tokens of
+        the call that are not in the text.
+        """
         if knobs.get("times"):  # the provider counts markers like this one by their text
             knobs = {**knobs, "latency_s": knobs.get("latency_s", 0) + next(self._numbers) / 10**6}
         words = " ".join(self.random.choices(_WORDS, k=8))
         marker = f" [[sim: {json.dumps(knobs)}]]" if knobs else ""
         text = f"{text or 'Tell me of'} {words}.{marker}"
-        length = count_tokens(text, chat=chat)
+        length = beside + count_tokens(text, chat=chat)
         while length in self._lengths:
             text += " go"
             length += 1
-        assert length == count_tokens(text, chat=chat)
+        assert length == beside + count_tokens(text, chat=chat)
         self._lengths.add(length)
         return text, length
 

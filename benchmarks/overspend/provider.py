@@ -1,13 +1,14 @@
 """The simulated provider: its invoice, and what a call costs there. This program starts it, or uses a running one.
 
-What must hold: the judge knows nothing of any gateway. It counts and prices with the provider's own modules, which
-import nothing of Treasurer, and with LiteLLM's price map as the gateway under test has it.
+What must hold: the judge knows nothing of any gateway. It counts and prices with the provider's own modules and price
+list, which come from no gateway.
 """
 
 from __future__ import annotations
 
 import asyncio
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,24 +19,19 @@ from benchmarks.overspend.processes import Processes
 from gateway.stack.ports import free_port
 from gateway.stack.probe import http_ok
 from gateway.stack.simulated_provider import tokens
-from gateway.stack.simulated_provider.prices import PriceList, Tokens
+from gateway.stack.simulated_provider.prices import PriceList, Terms, Used
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-_MAP = "lib/python3*/site-packages/litellm/model_prices_and_context_window_backup.json"
-#: For each model, the API whose entry of the price map applies.
-_FACES = {"claude": "anthropic"}
+#: By the beginning of a model's name, the API under which the provider serves it.
+_FACES = (
+    ("claude", "anthropic"),
+    ("gemini", "google"),
+    ("sonar", "perplexity"),
+    ("grok", "xai"),
+    ("deepseek", "deepseek"),
+    ("openai/", "openrouter"),
+)
 _QUIET_S = 0.6
-
-
-def price_map() -> Path:
-    """LiteLLM's price map, from LiteLLM's environment.
-
-    Raises:
-        FileNotFoundError: LiteLLM is not installed.
-    """
-    for found in (ROOT / ".venv-proxy").glob(_MAP):
-        return found
-    raise FileNotFoundError("LiteLLM Proxy's environment is missing: run `make setup`")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +47,11 @@ class Line:
     at: float
 
 
+def face_of(model: str) -> str:
+    """The API under which the provider serves a model."""
+    return next((face for start, face in _FACES if model.startswith(start)), "openai")
+
+
 class Provider:
     """Asks the simulated provider at `url` for its invoice, and prices calls as it does."""
 
@@ -59,16 +60,19 @@ class Provider:
         self._prices = prices
         self._http = http
 
-    def cost_nano(self, model: str, used: Tokens) -> int:
-        """What the provider bills for these tokens.
+    def cost_nano(self, model: str, used: Used, terms: Terms | None = None) -> int:
+        """What the provider bills for this, on these terms (now, unless they name a time).
 
         Raises:
-            ValueError: the provider has no price for the model, so the scenario could not be judged.
+            ValueError: the provider has no price for it, so the scenario could not be judged.
         """
-        rates = self._prices.rates(_FACES.get(model.partition("-")[0], "openai"), model)
+        rates = self._prices.rates(face_of(model), model)
         if rates is None:
-            raise ValueError(f"the price map has no {model}")
-        return rates.cost_nano(used)
+            raise ValueError(f"the price list has no {model}")
+        cost = rates.cost(used, terms or Terms(at=time.time()))
+        if cost.unpriced:
+            raise ValueError(f"the price list has no price for {', '.join(cost.unpriced)} of {model}")
+        return cost.nano
 
     async def last(self) -> int:
         """The number of the last line of the invoice."""
@@ -121,7 +125,7 @@ async def start_provider(processes: Processes, folder: Path, seed: int) -> str:
         RuntimeError: it did not start.
     """
     port, log = free_port(), folder / "provider.log"
-    arguments = ["--port", str(port), "--prices", str(price_map()), "--seed", str(seed)]
+    arguments = ["--port", str(port), "--seed", str(seed)]
     command = [sys.executable, "-m", "gateway.stack.simulated_provider", *arguments]
     process = await processes.start(command, log=log, cwd=ROOT)
     url = f"http://127.0.0.1:{port}"

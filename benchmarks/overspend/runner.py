@@ -61,6 +61,9 @@ async def play(scenario: Scenario, adapter: Adapter, provider: Provider, seed: i
     """Play one scenario and judge it."""
     if len(adapter.urls) < scenario.replicas:
         return Verdict(scenario.name, scenario.title, skipped="not supported: there is one instance")
+    if missing := scenario.needs - adapter.serves:
+        said = f"not supported: this adapter has no {', '.join(sorted(missing))}"
+        return Verdict(scenario.name, scenario.title, skipped=said)
     field = Field(scenario.name, adapter, provider, seed)
     await provider.quiet(0)
     since = await provider.last()

@@ -8,7 +8,10 @@ for a whole answer, so that they mean the same at any gateway and any price.
 from __future__ import annotations
 
 import asyncio
+import base64
+import struct
 import time
+import zlib
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +19,8 @@ from uuid import UUID
 
 from benchmarks.overspend.calls import Ask, Leave
 from benchmarks.overspend.field import Field
+from benchmarks.overspend.models import FEE_NANO, WITH_A_FEE
+from gateway.stack.simulated_provider.media import measure
 
 Later = Callable[[], Ask]
 Script = dict[str, Any]
@@ -41,6 +46,7 @@ class Scenario:
     replicas: int = 1
     quick: bool = False
     at_boundary: bool = False  # it must be played near the end of a minute
+    needs: frozenset[str] = frozenset(("one rate",))  # the providers whose models it calls
 
     @property
     def shows(self) -> str:
@@ -310,6 +316,151 @@ async def several_choices(field: Field) -> Later:
     return ask
 
 
+async def built_in_search(field: Field) -> Later:
+    """A model that searches by itself: one search a call, at ten times the price of its tokens. A gateway that prices
+    tokens serves ten times as many calls as the budget has.
+    """
+
+    def ask() -> Ask:
+        return field.chat(model="gpt-4o-search-preview", output=60, script={"latency_s": 0.2})
+
+    asks = [ask() for _ in range(40)]
+    await field.fund(asks[0].cost_nano * 12)
+    await field.by(10, asks, tries=2)
+    return ask
+
+
+async def deep_research(field: Field) -> Later:
+    """A model that searches as often as it likes, reads what it finds, and thinks at length, whatever max_tokens says.
+    No parameter bounds that. What a gateway cannot bound it must refuse, and the budget must be left for other calls.
+    """
+    asks = [field.chat(model="sonar-deep-research", output=200, script={"latency_s": 0.2}) for _ in range(16)]
+    await field.fund(asks[0].cost_nano * 4)
+    await field.by(8, asks, tries=1)
+    return field.chat
+
+
+async def audio_as_a_file(field: Field) -> Later:
+    """Audio that comes in a `file` or an `image_url` part. It has a price of its own, three times that of text."""
+    sound = _wav(20)
+    url = f"data:audio/wav;base64,{base64.b64encode(sound).decode()}"
+    parts = ({"type": "file", "file": {"file_data": url}}, {"type": "image_url", "image_url": {"url": url}})
+    tokens = measure("gemini-2.5-flash", "audio/wav", sound)
+
+    def ask(number: int) -> Ask:
+        part = parts[number % 2]
+        return field.chat(
+            model="gemini-2.5-flash", output=20, media=part, media_tokens=tokens, script={"latency_s": 0.2}
+        )
+
+    asks = [ask(number) for number in range(40)]
+    await field.fund(sum(made.cost_nano for made in asks) // 3)
+    await field.by(10, asks, tries=2)
+    return field.chat
+
+
+async def images_at_once(field: Field) -> Later:
+    """24 small pictures at once, on a budget with room for 9 of them. If a gateway takes each for a picture of the
+    greatest size, or for a whole context window, it serves none; if it takes them for nothing, it serves them all.
+    """
+    picture = _png(512, 512)
+    url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
+    part = {"type": "image_url", "image_url": {"url": url}}
+    tokens = measure("claude-sonnet-5-5", "image/png", picture)
+
+    def ask() -> Ask:
+        script = {"latency_s": 0.4}
+        return field.chat(model="claude-sonnet-5-5", output=40, media=part, media_tokens=tokens, script=script)
+
+    asks = [ask() for _ in range(24)]
+    await field.fund(asks[0].cost_nano * 9)
+    await field.by(24, asks, tries=4)
+    return ask
+
+
+async def surcharge(field: Field) -> Later:
+    """A surcharge that nobody asked for: a workspace's default has its models run in one region, at 1.1 × every price.
+    The usage says so.
+    """
+
+    def ask() -> Ask:
+        return field.chat(model="claude-sonnet-5-5", output=100, script={"region": "us", "latency_s": 0.2})
+
+    asks = [ask() for _ in range(40)]
+    await field.fund(asks[0].cost_nano * 12)
+    await field.by(10, asks, tries=2)
+    return ask
+
+
+async def off_peak(field: Field) -> Later:
+    """A model with another price at peak hours. Whichever hour this is played at: what is billed must be counted, and
+    the budget must not be used up by a price that is not billed.
+    """
+
+    def ask() -> Ask:
+        return field.chat(model="deepseek-flash", output=100, script={"latency_s": 0.2})
+
+    asks = [ask() for _ in range(40)]
+    await field.fund(asks[0].cost_nano * 14)
+    await field.by(10, asks, tries=2)
+    return ask
+
+
+async def own_cost(field: Field) -> Later:
+    """Providers that say what a call cost: one bills less than its list (another host served it), one a fee by the size of
+    the search. Neither can be reckoned from tokens.
+    """
+
+    def ask(number: int) -> Ask:
+        if number % 2:
+            options = {"web_search_options": {"search_context_size": ("low", "medium", "high")[number % 3]}}
+            return field.chat(model="sonar", output=40, more=options, script={"latency_s": 0.2})
+        listed = field.chat(model="openai/gpt-4o-mini", output=400).cost_nano
+        script = {"latency_s": 0.2, "cost_nano": listed * 3 // 5}
+        return field.chat(model="openai/gpt-4o-mini", output=400, script=script)
+
+    asks = [ask(number) for number in range(40)]
+    await field.fund(sum(made.cost_nano for made in asks) // 3)
+    await field.by(10, asks, tries=2)
+    return lambda: ask(0)
+
+
+async def unknown_price(field: Field) -> Later:
+    """A model whose configuration has a price that no gateway knows: a fee for each answer. It is billed. What is not
+    understood must not be taken for free.
+    """
+
+    def ask() -> Ask:
+        words = field.chat(output=40).cost_nano  # about as much as this one's, at the same rates
+        return field.chat(model=WITH_A_FEE, output=40, script={"latency_s": 0.2, "cost_nano": FEE_NANO + words})
+
+    asks = [ask() for _ in range(40)]
+    await field.fund(asks[0].cost_nano * 12)
+    await field.by(10, asks, tries=1)
+    return field.chat
+
+
+def _wav(seconds: int, rate: int = 4000) -> bytes:
+    """Silence, in 8 bits."""
+    data = b"\x80" * (seconds * rate)
+    head = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16, 1, 1, rate, rate, 1, 8)
+    return head + struct.pack("<4sI", b"data", len(data)) + data
+
+
+def _png(width: int, height: int) -> bytes:
+    """A black picture."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    rows = zlib.compress((b"\0" + bytes(width)) * height)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+_CLAUDE = frozenset(("anthropic",))
+_OPENAI = frozenset(("openai",))
+
 SCENARIOS = (
     Scenario("burst", "burst: 64 callers, room for 27", burst, quick=True),
     Scenario("replicas", "the same burst on two instances", replicas, replicas=2, quick=True),
@@ -328,8 +479,16 @@ SCENARIOS = (
     Scenario("broken-connections", "connections break, billed", broken_connections),
     Scenario("cut-streams", "provider cuts streams", cut_streams),
     Scenario("slow-provider", "provider hangs, callers leave", slow_provider, drain_s=2.7),
-    Scenario("dear-tokens", "cached, cache-write, reasoning", dear_tokens),
-    Scenario("embeddings", "embeddings", embeddings, quick=True),
+    Scenario("dear-tokens", "cached, cache-write, reasoning", dear_tokens, needs=_CLAUDE | _OPENAI),
+    Scenario("built-in-search", "a search built into the model", built_in_search, needs=_OPENAI),
+    Scenario("deep-research", "deep research", deep_research, needs=frozenset(("perplexity", "openai"))),
+    Scenario("audio-as-a-file", "audio as a file", audio_as_a_file, needs=frozenset(("google", "openai"))),
+    Scenario("images-at-once", "24 small pictures at once", images_at_once, needs=_CLAUDE),
+    Scenario("surcharge", "a surcharge nobody asked for", surcharge, needs=_CLAUDE),
+    Scenario("off-peak", "prices by the hour", off_peak, needs=frozenset(("deepseek",))),
+    Scenario("own-cost", "providers that name their cost", own_cost, needs=frozenset(("openrouter", "perplexity"))),
+    Scenario("unknown-price", "a price that nobody knows", unknown_price, needs=frozenset(("openai", "own prices"))),
+    Scenario("embeddings", "embeddings", embeddings, quick=True, needs=_OPENAI),
     Scenario("several-choices", "n = 4", several_choices),
     Scenario("window-boundary", "window roll-over", window_boundary, drain_s=1.0, at_boundary=True),
     Scenario("killed", "kill -9 in mid-flight, restart", killed, drain_s=2.5),

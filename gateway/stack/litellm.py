@@ -18,7 +18,15 @@ from typing import Any, cast
 _REFERENCE = "os.environ/"
 #: The paths of the simulated provider, by the provider whose wire format it serves there. A deployment with its own
 #: `api_base` is served in OpenAI's format, under `_OWN_SERVER`.
-_BASES = {"openai": "/openai/v1", "anthropic": "/anthropic", "gemini": "/google"}
+_BASES = {
+    "openai": "/openai/v1",
+    "anthropic": "/anthropic",
+    "gemini": "/google",
+    "perplexity": "/perplexity",
+    "openrouter": "/openrouter/v1",
+    "xai": "/xai/v1",
+    "deepseek": "/deepseek",
+}
 _OWN_SERVER = "/local/v1"
 _NO_KEY = "simulated-no-key-needed"
 
@@ -80,8 +88,8 @@ def effective_config(config: dict[str, Any], environ: Mapping[str, str], provide
 def own_prices(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The prices in the configuration of simulated deployments, by the provider's name of the model.
 
-    They are in the format of LiteLLM's map, for the simulated provider's `--price-overrides`. With them it can bill
-    models that LiteLLM's map lacks.
+    For the simulated provider's `--own-prices`: it bills what an operator says that a model costs there, and can bill
+    models that its price list lacks.
     """
     prices: dict[str, dict[str, Any]] = {}
     for deployment in cast("list[dict[str, Any]]", config.get("model_list") or []):

@@ -36,7 +36,6 @@ from llm_service.postgres import PostgresTooOld
 
 _ROOT = Path(__file__).resolve().parent.parent.parent
 _EXTERNAL_S = 15.0
-_PRICES = "litellm/model_prices_and_context_window_backup.json"
 
 
 class PlanError(Exception):
@@ -271,10 +270,10 @@ def _redis_part(site: _Site, server: EmbeddedRedis | None) -> Part:
 
 def _provider_part(site: _Site) -> Part:
     port = site.ports.provider
-    arguments = ["--port", str(port), "--prices", str(_price_map(proxy_python(site.settings)))]
+    arguments = ["--port", str(port)]
     arguments += ["--meter", str(site.data_dir / "simulated-invoice.jsonl")]  # so that no bill is lost in a restart
     own, effective = site.data_dir / "simulated-prices.json", site.effective
-    arguments += ["--price-overrides", str(own)]
+    arguments += ["--own-prices", str(own)]
 
     def prepare() -> None:
         own.write_text(json.dumps(own_prices(effective.config) if effective is not None else {}), encoding="utf-8")
@@ -387,10 +386,3 @@ def proxy_python(settings: Settings) -> Path:
             "Run `make setup`, or set TREASURER_PROXY_PYTHON to its Python."
         )
     return python.absolute()
-
-
-def _price_map(python: Path) -> Path:
-    """The file of LiteLLM's price map, in the proxy's environment. The simulated provider bills by it."""
-    for found in python.parent.parent.glob(f"lib/python3*/site-packages/{_PRICES}"):
-        return found
-    raise PlanError(f"LiteLLM is not installed beside {python}. Run `make setup`.")

@@ -14,7 +14,7 @@ from benchmarks.overspend.adapters.nothing import Nothing
 from benchmarks.overspend.adapters.treasurer import Treasurer
 from benchmarks.overspend.judge import Verdict
 from benchmarks.overspend.processes import Processes
-from benchmarks.overspend.provider import Provider, price_map, start_provider
+from benchmarks.overspend.provider import Provider, start_provider
 from benchmarks.overspend.runner import play_all
 from benchmarks.overspend.scenarios import SCENARIOS
 from gateway.stack.simulated_provider.prices import PriceList
@@ -31,7 +31,7 @@ async def processes() -> AsyncIterator[Processes]:
 
 async def played(adapter: Adapter, provider_url: str) -> dict[str, Verdict]:
     async with aiohttp.ClientSession() as http:
-        provider = Provider(provider_url, PriceList.load(price_map()), http)
+        provider = Provider(provider_url, PriceList(), http)
         verdicts = await play_all(QUICK, adapter, provider, seed=7)
     return {verdict.name: verdict for verdict in verdicts}
 

@@ -1,8 +1,9 @@
-"""LiteLLM Proxy with its own in-memory budgets: no database, no Redis, one worker for each instance.
+"""LiteLLM Proxy with its own budgets, one worker for each instance, in two configurations: as it comes, and at its best.
 
 What must hold: LiteLLM runs as its documentation describes, with the same speed settings and the same router as under
-Treasurer, and nothing of Treasurer's is loaded. Each instance keeps its counters in memory, because that is how its
-budgets work without its database. (With Redis, which is not tried here, instances share them.)
+Treasurer, and nothing of Treasurer's is loaded. As it comes, each instance keeps its counters in memory. At its best they
+are in a Redis of its own, which all instances share, and `fail_closed_budget_enforcement` refuses what does not fit.
+Neither has LiteLLM's database, whose client downloads a binary when it is installed.
 """
 
 from __future__ import annotations
@@ -20,14 +21,17 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import redis.asyncio
 import yaml
 
-from benchmarks.overspend.adapter import Account, Books, Unsupported, Window
+from benchmarks.overspend.adapter import EVERYTHING, Account, Books, Unsupported, Window
+from benchmarks.overspend.models import more_models
 from benchmarks.overspend.processes import Processes
 from benchmarks.overspend.provider import ROOT
 from gateway.stack.litellm import effective_config, proxy_command
-from gateway.stack.ports import free_ports
+from gateway.stack.ports import free_port, free_ports
 from gateway.stack.probe import http_ok
+from gateway.stack.redis import EmbeddedRedis
 
 _HOOKS = "benchmarks.overspend.adapters.litellm_hooks"
 _START_S = 150.0
@@ -40,9 +44,11 @@ class _Instance:
 
 
 class LiteLLM:
-    """LiteLLM Proxy. An account is a key whose name contains its budget (see the hooks)."""
+    """LiteLLM Proxy as it comes. An account is a key whose name contains its budget (see the hooks)."""
 
     name = "LiteLLM Proxy"
+    how = "no database, no Redis"
+    serves: frozenset[str] = EVERYTHING
     settle_s = 4.0
 
     def __init__(self, processes: Processes) -> None:
@@ -58,14 +64,17 @@ class LiteLLM:
     def versions(self) -> dict[str, str]:
         command = [str(_python()), "-c", "from importlib.metadata import version; print(version('litellm'))"]
         found = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-        return {"LiteLLM Proxy": f"{found.stdout.strip()}, one worker an instance, no database, no Redis"}
+        return {"LiteLLM Proxy": f"{found.stdout.strip()}, one worker an instance, {self.how}"}
 
     async def start(self, provider_url: str, folder: Path, replicas: int) -> None:
         self._folder = folder / "litellm"
         (self._folder / "books").mkdir(parents=True)
-        (self._folder / "config.yaml").write_text(yaml.safe_dump(_config(provider_url)), encoding="utf-8")
+        (self._folder / "config.yaml").write_text(yaml.safe_dump(self._config(provider_url)), encoding="utf-8")
         self._instances = [_Instance(port) for port in free_ports(replicas)]
         await self._start_all()
+
+    def _config(self, provider_url: str) -> dict[str, Any]:
+        return _config(provider_url)
 
     async def account(self, limit_nano: int, window: Window = "total", *, errors_are_billed: bool = False) -> Account:
         if window != "total":
@@ -118,9 +127,50 @@ class LiteLLM:
         return await self._processes.start(command, log=self._folder / "log", cwd=self._folder, environ=environ)
 
 
+class LiteLLMAtItsBest(LiteLLM):
+    """LiteLLM Proxy with Redis, and refusing what does not fit."""
+
+    name = "LiteLLM Proxy at its best"
+    how = "Redis, fail_closed_budget_enforcement, no database"
+
+    def __init__(self, processes: Processes) -> None:
+        super().__init__(processes)
+        self._redis: EmbeddedRedis | None = None
+
+    async def start(self, provider_url: str, folder: Path, replicas: int) -> None:
+        self._redis = EmbeddedRedis(folder / "redis", free_port(), secrets.token_urlsafe(16))
+        self._redis.prepare()
+        await self._processes.start(self._redis.command(), log=folder / "redis.log", cwd=folder)
+        deadline = time.monotonic() + 10
+        while not await self._redis.ready():
+            if time.monotonic() > deadline:
+                raise RuntimeError("Redis did not start")
+            await asyncio.sleep(0.1)
+        await super().start(provider_url, folder, replicas)
+
+    def _config(self, provider_url: str) -> dict[str, Any]:
+        assert self._redis is not None
+        config = _config(provider_url)
+        config["general_settings"]["coordination_redis"] = {"url": self._redis.url}
+        config["general_settings"]["fail_closed_budget_enforcement"] = True
+        return config
+
+    async def books(self, account: Account) -> Books | None:
+        """What the shared counter has; the number of calls is each instance's own."""
+        assert self._redis is not None
+        own = await super().books(account)
+        client = redis.asyncio.Redis.from_url(self._redis.url, decode_responses=True)
+        try:
+            counted = await client.get(f"spend:key:{_counted_as(account.key)}")
+        finally:
+            await client.aclose()
+        return Books(round(Decimal(str(counted or 0)).scaleb(9)), own.paid_calls if own is not None else None)
+
+
 def _config(provider_url: str) -> dict[str, Any]:
     """The models and the router of config/litellm.yaml, with LiteLLM's own budgets in place of Treasurer's plugin."""
     given = yaml.safe_load((ROOT / "config" / "litellm.yaml").read_text(encoding="utf-8"))
+    given["model_list"] += more_models()
     config = effective_config(given, {}, provider_url).config
     # Otherwise LiteLLM stops asking the failing provider after the first failures, and the test shows nothing.
     config["router_settings"]["disable_cooldowns"] = True

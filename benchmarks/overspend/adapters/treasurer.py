@@ -27,7 +27,8 @@ import asyncpg
 import psutil
 import yaml
 
-from benchmarks.overspend.adapter import Account, Books, Unsupported, Window
+from benchmarks.overspend.adapter import EVERYTHING, Account, Books, Unsupported, Window
+from benchmarks.overspend.models import more_models
 from benchmarks.overspend.processes import Processes
 from benchmarks.overspend.provider import ROOT
 from gateway.stack.litellm import effective_config
@@ -47,6 +48,7 @@ class Treasurer:
     """Treasurer. `running` names a running stack whose providers are simulated; such a stack is not stopped."""
 
     name = "Treasurer"
+    serves: frozenset[str] = EVERYTHING
 
     def __init__(self, processes: Processes, running: StackState | None = None) -> None:
         self.settle_s = _CALL_TIMEOUT_S + _MARGIN_S + 2 * _SWEEP_S + 3.0
@@ -171,6 +173,7 @@ def _commit() -> str:
 def _config(provider_url: str) -> dict[str, object]:
     """config/litellm.yaml with this program's provider behind every model, and attempts that end before their holds do."""
     given = yaml.safe_load((ROOT / "config" / "litellm.yaml").read_text(encoding="utf-8"))
+    given["model_list"] += more_models()
     config = effective_config(given, {}, provider_url).config
     # Otherwise LiteLLM stops asking the failing provider after the first failures, and the test shows nothing.
     config["router_settings"]["disable_cooldowns"] = True

@@ -14,8 +14,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="simulated_provider", description="An LLM provider that bills exactly.")
     parser.add_argument("--port", type=int, required=True, help="0: any free one")
     parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--prices", type=Path, help="JSON in the format of LiteLLM's price map")
-    parser.add_argument("--price-overrides", type=Path, help="the same format; these prices win")
+    parser.add_argument("--own-prices", type=Path, help="JSON, by model: prices that replace those of the list")
     parser.add_argument("--meter", type=Path, help="keeps the invoice over a restart (JSON lines)")
     parser.add_argument("--seed", type=int, default=0, help="other answers to the same requests")
     parser.add_argument("--model", action="append", default=[], help="a model that GET /openai/v1/models lists")
@@ -24,8 +23,7 @@ def main() -> int:
         serve(
             host=given.host,
             port=given.port,
-            prices=given.prices,
-            overrides=given.price_overrides,
+            own_prices=given.own_prices,
             meter=given.meter,
             seed=given.seed,
             models=given.model,

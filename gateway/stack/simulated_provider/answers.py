@@ -1,6 +1,7 @@
 """What the provider says: text, JSON, or tool calls, each a function of the request and of the seed.
 
-What must hold: an answer never has more tokens than the request allows, reasoning included. A longer one is cut, and
+What must hold: an answer never has more tokens than the request allows, reasoning included
+(unless the model reasons freely). A longer one is cut, and
 ends with the finish reason "length". A tool's arguments are valid against its schema.
 
 Which tool is called: those that the last user message names (all of them when parallel calls are allowed). If
@@ -69,8 +70,8 @@ def _number(ask: Ask, seed: int, index: int) -> int:
 
 def _choice(ask: Ask, knobs: Knobs, random: Random) -> Choice:
     most = ask.max_tokens if ask.max_tokens is not None else 1 << 31
-    reasoning = min(knobs.reasoning_tokens, most)
-    room = most - reasoning
+    reasoning = knobs.reasoning_tokens if ask.reasons_freely else min(knobs.reasoning_tokens, most)
+    room = most if ask.reasons_freely else most - reasoning
     if knobs.tool_calls is not None:
         calls = [_call(str(call.get("name")), call.get("arguments") or {}, random) for call in knobs.tool_calls]
         return _calls(calls, room, reasoning)

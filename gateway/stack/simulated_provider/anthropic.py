@@ -11,8 +11,9 @@ import orjson
 from gateway.stack.simulated_provider import tokens
 from gateway.stack.simulated_provider.answers import Call, grouped
 from gateway.stack.simulated_provider.ask import Ask, BadRequest, Json, Tool, expect, positive
-from gateway.stack.simulated_provider.prices import Tokens
-from gateway.stack.simulated_provider.wire import Event, Reply, image_tokens, joined, objects
+from gateway.stack.simulated_provider.media import Media, measure, raw
+from gateway.stack.simulated_provider.prices import Used
+from gateway.stack.simulated_provider.wire import Event, Reply, joined, objects
 
 _STOPS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
 _TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}  # else a tool's name
@@ -52,14 +53,16 @@ def read(face: str, body: Json, *, limited: bool = True) -> Ask:
     most = positive(body.get("max_tokens"), "max_tokens")
     if most is None and limited:
         raise BadRequest("max_tokens: Field required")
-    system, _, system_extra = _content(body.get("system") or "", "system")
+    model: str = expect(body.get("model"), str, "model")
+    system, _, system_extra, media = _content(body.get("system") or "", "system", model)
     used = tokens.TOKENS_PER_ANSWER + (tokens.TOKENS_PER_MESSAGE + tokens.count(system) + system_extra if system else 0)
     user_texts: list[str] = []
     after_tool = False
     for index, message in enumerate(messages):
         if message.get("role") not in ("user", "assistant", "system"):
             raise BadRequest(f"messages.{index}.role: Input should be 'user' or 'assistant'")
-        text, after_tool, extra = _content(message.get("content"), f"messages.{index}.content")
+        text, after_tool, extra, more = _content(message.get("content"), f"messages.{index}.content", model)
+        media += more
         used += tokens.TOKENS_PER_MESSAGE + tokens.count(text) + extra
         if message["role"] == "user" and text:
             user_texts.append(text)
@@ -71,9 +74,9 @@ def read(face: str, body: Json, *, limited: bool = True) -> Ask:
     kind = choice.get("type", "auto")
     return Ask(
         face=face,
-        model=expect(body.get("model"), str, "model"),
+        model=model,
         fingerprint=orjson.dumps([body.get("system"), messages]),
-        input_tokens=used + tool_tokens,
+        input_tokens=used + tool_tokens + media.text + media.image,
         user_text=user_texts[-1] if user_texts else "",
         marked_text=joined(user_texts),
         stream=bool(body.get("stream")),
@@ -84,30 +87,39 @@ def read(face: str, body: Json, *, limited: bool = True) -> Ask:
         schema=_heeding_notes(schema),
         after_tool=after_tool,
         include_usage=True,
+        image=media.image,
+        region=str(region) if (region := body.get("inference_geo")) not in (None, "global") else "",
     )
 
 
-def _content(content: Any, name: str) -> tuple[str, bool, int]:
-    """The text, whether it holds a tool's result, and the tokens of what is neither text nor an image."""
+def _content(content: Any, name: str, model: str) -> tuple[str, bool, int, Media]:
+    """The text, whether it holds a tool's result, the tokens of what is neither text nor media, and those of media."""
     if isinstance(content, str):
-        return content, False, 0
+        return content, False, 0, Media()
     texts: list[str] = []
-    has_result, extra = False, 0
+    has_result, extra, media = False, 0, Media()
     for block in objects(content, name):
         kind = block.get("type")
         if kind == "text":
             texts.append(expect(block.get("text"), str, f"{name}.text"))
-        elif kind == "image":
-            extra += image_tokens()
+        elif kind in ("image", "document") and isinstance(block.get("source"), dict):
+            source: Json = block["source"]
+            mime = str(source.get("media_type") or ("application/pdf" if kind == "document" else ""))
+            data = source.get("data")
+            if source.get("type") == "text":
+                extra += tokens.count(str(data))
+            else:
+                media += measure(model, mime, raw(data) if isinstance(data, str) else None)
         elif kind == "tool_result":
             has_result = True
-            text, _, more = _content(block.get("content") or "", f"{name}.tool_result")
-            extra += tokens.count(text) + more
+            text, _, inner, more = _content(block.get("content") or "", f"{name}.tool_result", model)
+            extra += tokens.count(text) + inner
+            media += more
         elif kind == "tool_use":
             extra += tokens.count(str(block.get("name"))) + tokens.count(orjson.dumps(block.get("input")).decode())
-        else:  # documents, thinking
+        else:  # thinking
             extra += tokens.count(orjson.dumps(block).decode())
-    return joined(texts), has_result, extra
+    return joined(texts), has_result, extra, media
 
 
 def _tools(body: Json) -> tuple[list[Tool], int]:
@@ -168,12 +180,12 @@ class MessagesWire:
         }
 
     def _usage(self, reply: Reply) -> Json:
-        return {} if reply.usage is None else {"usage": _usage(reply.usage)}
+        return {} if reply.usage is None else {"usage": _usage(reply, reply.usage)}
 
     def opening(self, reply: Reply) -> list[bytes]:
         message = self._head(reply)
         if reply.usage is not None:
-            message["usage"] = {**_usage(reply.usage), "output_tokens": min(1, reply.usage.output)}
+            message["usage"] = {**_usage(reply, reply.usage), "output_tokens": min(1, reply.usage.output)}
         return [_event("message_start", message=message), _event("ping")]
 
     def events(self, reply: Reply) -> Iterator[Event]:
@@ -213,8 +225,8 @@ def _event(kind: str, **fields: Any) -> bytes:
     return b"event: " + kind.encode() + b"\ndata: " + orjson.dumps({"type": kind, **fields}) + b"\n\n"
 
 
-def _usage(used: Tokens) -> Json:
-    return {
+def _usage(reply: Reply, used: Used) -> Json:
+    usage: Json = {
         "input_tokens": used.input - used.cached - used.cache_write,
         "cache_creation_input_tokens": used.cache_write,
         "cache_read_input_tokens": used.cached,
@@ -223,5 +235,9 @@ def _usage(used: Tokens) -> Json:
             "ephemeral_1h_input_tokens": used.cache_write_1h,
         },
         "output_tokens": used.output,
-        "service_tier": "standard",
+        "service_tier": reply.terms.tier or "standard",
+        "inference_geo": reply.terms.region or "global",
     }
+    if used.searches:
+        usage["server_tool_use"] = {"web_search_requests": used.searches}
+    return usage

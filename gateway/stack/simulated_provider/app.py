@@ -2,6 +2,7 @@
 
     POST /openai/v1/chat/completions   /openai/v1/embeddings   GET /openai/v1/models
     POST /local/v1/…                   the same, as an OpenAI-compatible local server
+    POST /perplexity/… /openrouter/… /xai/… /deepseek/…   …/chat/completions, with these providers' usage
     POST /anthropic/v1/messages        /anthropic/v1/messages/count_tokens
     POST /google/…/models/{model}:generateContent   :streamGenerateContent   :countTokens
     GET  /_sim/health
@@ -23,6 +24,7 @@ from gateway.stack.simulated_provider import anthropic, google, openai
 from gateway.stack.simulated_provider.answers import compose
 from gateway.stack.simulated_provider.ask import Ask, BadRequest, Json
 from gateway.stack.simulated_provider.exchange import ClientLeft, Exchange, Receive, Scope, Send
+from gateway.stack.simulated_provider.habits import habits
 from gateway.stack.simulated_provider.meter import Meter
 from gateway.stack.simulated_provider.script import Knobs, Scripts
 from gateway.stack.simulated_provider.serving import Job, before, new_id, stream, whole
@@ -30,6 +32,8 @@ from gateway.stack.simulated_provider.usage import reported
 from gateway.stack.simulated_provider.wire import Reply, Wire
 
 _PLAIN = Knobs()
+#: Providers that speak OpenAI's format at addresses of their own.
+_LIKE_OPENAI = ("openai", "local", "perplexity", "openrouter", "xai", "deepseek")
 _MOST_KEPT = 256
 _CHAT, _MESSAGES, _GENERATE = openai.ChatWire(), anthropic.MessagesWire(), google.GenerateWire()
 
@@ -52,7 +56,7 @@ class Provider:
         face, _, rest = exchange.path[1:].partition("/")
         wire: Wire = {"anthropic": _MESSAGES, "google": _GENERATE}.get(face, _CHAT)
         try:
-            if face in ("openai", "local"):
+            if face in _LIKE_OPENAI:
                 await self._openai(exchange, face, rest)
             elif face == "anthropic":
                 await self._anthropic(exchange, rest)
@@ -72,9 +76,9 @@ class Provider:
     async def _openai(self, exchange: Exchange, face: str, rest: str) -> None:
         if exchange.method == "GET" and rest == "v1/models":
             await exchange.json(200, openai.models(self._models))
-        elif exchange.method == "POST" and rest == "v1/chat/completions":
+        elif exchange.method == "POST" and rest.endswith("chat/completions"):
             await self._chat(exchange, _CHAT, openai.read(face, await exchange.object()), "chatcmpl-")
-        elif exchange.method == "POST" and rest == "v1/embeddings":
+        elif exchange.method == "POST" and rest.endswith("embeddings"):
             await self._embeddings(exchange, face)
         else:
             raise BadRequest(f"Invalid URL ({exchange.method} {exchange.path})", status=404)
@@ -104,7 +108,9 @@ class Provider:
             raise BadRequest(f"Not found: the method {method!r}", status=404)
 
     def _knobs(self, exchange: Exchange, operation: str, ask: Ask) -> Knobs:
-        knobs = self._scripts.knobs(ask.face, operation, ask.model, exchange.headers, ask.marked_text) or _PLAIN
+        own = habits(ask.face, ask.model)
+        found = self._scripts.knobs(ask.face, operation, ask.model, exchange.headers, ask.marked_text, own)
+        knobs = found or _PLAIN
         if knobs.keep_request:
             self._kept.append({"mark": knobs.mark, "face": ask.face, "path": exchange.path, "body": exchange.received})
         return knobs
@@ -117,7 +123,8 @@ class Provider:
         try:
             if not await before(exchange, job, wire):
                 return
-            reply = Reply(job.id, ask, choices, reported(job.full, knobs), knobs.chunk_tokens)
+            usage = reported(job.full, knobs)
+            reply = Reply(job.id, ask, choices, usage, knobs.chunk_tokens, job.terms, job.reported_cost_nano)
             if ask.stream:
                 await stream(exchange, job, wire, reply)
             else:

@@ -32,7 +32,7 @@ class Ask:
     face: str
     model: str
     fingerprint: bytes  # the parts of the request that decide the answer
-    input_tokens: int
+    input_tokens: int  # with those of audio, images and video
     user_text: str  # the last user message
     marked_text: str  # all user messages, which may contain a script
     stream: bool = False
@@ -46,6 +46,12 @@ class Ask:
     after_tool: bool = False  # the last message is a tool's result
     include_usage: bool = False
     tier: str = ""
+    audio: int = 0  # input tokens of audio
+    image: int = 0
+    video: int = 0
+    search_context: str = ""  # how much the provider is to read of what it finds: low, medium, high
+    region: str = ""  # where the model is to run, if the request says so
+    reasons_freely: bool = False  # what it thinks does not count towards `max_tokens`
 
 
 def expect(value: Any, kind: type | tuple[type, ...], name: str) -> Any:

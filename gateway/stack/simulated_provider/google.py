@@ -15,8 +15,9 @@ import orjson
 from gateway.stack.simulated_provider import tokens
 from gateway.stack.simulated_provider.answers import Call, Choice, grouped
 from gateway.stack.simulated_provider.ask import Ask, BadRequest, Json, Tool, expect, positive
-from gateway.stack.simulated_provider.prices import Tokens
-from gateway.stack.simulated_provider.wire import Event, Reply, image_tokens, interleave, joined, objects
+from gateway.stack.simulated_provider.media import Media, measure, raw
+from gateway.stack.simulated_provider.prices import Used
+from gateway.stack.simulated_provider.wire import Event, Reply, interleave, joined, objects
 
 _FINISHES = {"stop": "STOP", "length": "MAX_TOKENS", "tool_calls": "STOP"}
 _STATUSES = {
@@ -43,14 +44,15 @@ def read(model: str, body: Json, *, stream: bool) -> Ask:
     if not contents:
         raise BadRequest("contents is not specified")
     system: Any = _either(body, "systemInstruction")
-    used = tokens.TOKENS_PER_ANSWER
+    used, media = tokens.TOKENS_PER_ANSWER, Media()
     if system:
-        text, _, extra = _parts(expect(system, dict, "systemInstruction"), "systemInstruction")
+        text, _, extra, _ = _parts(expect(system, dict, "systemInstruction"), "systemInstruction", model)
         used += tokens.TOKENS_PER_MESSAGE + tokens.count(text) + extra
     user_texts: list[str] = []
     after_tool = False
     for index, content in enumerate(contents):
-        text, after_tool, extra = _parts(content, f"contents[{index}]")
+        text, after_tool, extra, more = _parts(content, f"contents[{index}]", model)
+        media += more
         used += tokens.TOKENS_PER_MESSAGE + tokens.count(text) + extra
         if content.get("role", "user") == "user" and text:
             user_texts.append(text)
@@ -63,7 +65,7 @@ def read(model: str, body: Json, *, stream: bool) -> Ask:
         face="google",
         model=model,
         fingerprint=orjson.dumps([system, contents]),
-        input_tokens=used + tool_tokens,
+        input_tokens=used + tool_tokens + media.text + media.image + media.audio + media.video,
         user_text=user_texts[-1] if user_texts else "",
         marked_text=joined(user_texts),
         stream=stream,
@@ -75,6 +77,9 @@ def read(model: str, body: Json, *, stream: bool) -> Ask:
         json_object=_either(config, "responseMimeType") == "application/json",
         after_tool=after_tool,
         include_usage=True,
+        audio=media.audio,
+        image=media.image,
+        video=media.video,
     )
 
 
@@ -84,19 +89,20 @@ def _either(body: Json, name: str) -> Any:
     return body.get(name, body.get(snake))
 
 
-def _parts(content: Json, name: str) -> tuple[str, bool, int]:
+def _parts(content: Json, name: str, model: str) -> tuple[str, bool, int, Media]:
     texts: list[str] = []
-    has_result, extra = False, 0
+    has_result, extra, media = False, 0, Media()
     for part in objects(content.get("parts"), f"{name}.parts"):
         inline: Any = _either(part, "inlineData") or _either(part, "fileData")
         if "text" in part:
             texts.append(expect(part["text"], str, f"{name}.text"))
-        elif inline is not None and str(_either(inline, "mimeType")).startswith("image/"):
-            extra += image_tokens()
+        elif inline is not None:
+            data: Any = inline.get("data")
+            media += measure(model, str(_either(inline, "mimeType")), raw(data) if isinstance(data, str) else None)
         else:
             has_result = has_result or _either(part, "functionResponse") is not None
             extra += tokens.count(orjson.dumps(part).decode())
-    return joined(texts), has_result, extra
+    return joined(texts), has_result, extra, media
 
 
 def _tools(body: Json) -> tuple[list[Tool], int]:
@@ -155,10 +161,13 @@ class GenerateWire:
     def _event(self, response: Json) -> bytes:
         return b"data: " + orjson.dumps(response) + b"\r\n\r\n"
 
-    def _response(self, reply: Reply, candidates: list[Json], usage: Tokens | None) -> Json:
+    def _response(self, reply: Reply, candidates: list[Json], usage: Used | None) -> Json:
         made: Json = {"candidates": candidates}
         if usage is not None:
             made["usageMetadata"] = _usage(usage)
+            for candidate in candidates if usage.searches else ():
+                queries = [f"query {number + 1}" for number in range(usage.searches)]
+                candidate["groundingMetadata"] = {"webSearchQueries": queries}
         made["modelVersion"] = reply.ask.model
         made["responseId"] = reply.id
         return made
@@ -186,15 +195,27 @@ def _call_part(call: Call) -> Json:
     return {"functionCall": {"name": call.name, "args": arguments}}
 
 
-def _usage(used: Tokens) -> Json:
+def _usage(used: Used) -> Json:
+    fresh = {"TEXT": used.input - used.audio - used.image - used.video}
+    fresh |= {"AUDIO": used.audio, "IMAGE": used.image, "VIDEO": used.video}
     made: Json = {
         "promptTokenCount": used.input,
         "candidatesTokenCount": used.output - used.reasoning,
         "totalTokenCount": used.input + used.output,
-        "promptTokensDetails": [{"modality": "TEXT", "tokenCount": used.input}],
+        "promptTokensDetails": _by_modality(fresh),
     }
     if used.cached:
         made["cachedContentTokenCount"] = used.cached
+        kinds = {"TEXT": used.cached - used.cached_audio, "AUDIO": used.cached_audio}
+        made["cacheTokensDetails"] = _by_modality(kinds)
+    if used.audio_output or used.image_output:
+        text = used.output - used.reasoning - used.audio_output - used.image_output
+        kinds = {"TEXT": text, "AUDIO": used.audio_output, "IMAGE": used.image_output}
+        made["candidatesTokensDetails"] = _by_modality(kinds)
     if used.reasoning:
         made["thoughtsTokenCount"] = used.reasoning
     return made
+
+
+def _by_modality(kinds: dict[str, int]) -> list[Json]:
+    return [{"modality": kind, "tokenCount": count} for kind, count in kinds.items() if count or kind == "TEXT"]

@@ -15,17 +15,17 @@ from typing import Any, BinaryIO, Literal
 
 import orjson
 
-from gateway.stack.simulated_provider.prices import PriceList, Tokens
+from gateway.stack.simulated_provider.prices import Cost, PriceList, Terms, Used
 
 State = Literal["complete", "cut", "client_left"]
-_TOKENS = ("input", "cached", "cache_write", "cache_write_1h", "output", "reasoning")
+_SUMMED = ("input", "cached", "cache_write", "cache_write_1h", "output", "reasoning")
 
 
 @dataclass(frozen=True, slots=True)
 class Line:
     """One request on the invoice. `at` is in seconds since the epoch, `cost_nano` in nano-dollars.
 
-    `mark` is what the request's script says of it.
+    `mark` is what the request's script says of it; `unpriced` names what it used that the price list has no price for.
     """
 
     seq: int
@@ -45,6 +45,17 @@ class Line:
     priced: bool
     at: float
     mark: str = ""
+    audio_tokens: int = 0
+    cached_audio_tokens: int = 0
+    image_tokens: int = 0
+    video_tokens: int = 0
+    audio_output_tokens: int = 0
+    image_output_tokens: int = 0
+    citation_tokens: int = 0
+    searches: int = 0
+    search_context: str = ""
+    region: str = ""
+    unpriced: tuple[str, ...] = ()
 
 
 class Meter:
@@ -60,6 +71,11 @@ class Meter:
             self._file = path.open("ab")
             self._file.truncate(length)
 
+    def cost(self, face: str, model: str, used: Used, terms: Terms) -> Cost | None:
+        """What a request costs by the price list. None: the list does not have the model."""
+        rates = self._prices.rates(face, model)
+        return rates.cost(used, terms) if rates is not None else None
+
     def book(
         self,
         *,
@@ -67,31 +83,42 @@ class Meter:
         face: str,
         operation: str,
         model: str,
-        tier: str,
+        terms: Terms,
         state: State,
-        tokens: Tokens,
+        used: Used,
+        cost: Cost | None,
         mark: str = "",
     ) -> Line:
-        """Bill one request. The line's sequence number is one more than the last."""
-        rates = self._prices.rates(face, model)
+        """Bill one request. The line's sequence number is one more than the last. `cost` None: the model has no price."""
         line = Line(
             seq=self._lines[-1].seq + 1 if self._lines else 1,
             id=id,
             face=face,
             operation=operation,
             model=model,
-            tier=tier,
+            tier=terms.tier,
             state=state,
-            input_tokens=tokens.input,
-            cached_tokens=tokens.cached,
-            cache_write_tokens=tokens.cache_write,
-            cache_write_1h_tokens=tokens.cache_write_1h,
-            output_tokens=tokens.output,
-            reasoning_tokens=tokens.reasoning,
-            cost_nano=rates.cost_nano(tokens, tier) if rates else 0,
-            priced=rates is not None,
+            input_tokens=used.input,
+            cached_tokens=used.cached,
+            cache_write_tokens=used.cache_write,
+            cache_write_1h_tokens=used.cache_write_1h,
+            output_tokens=used.output,
+            reasoning_tokens=used.reasoning,
+            cost_nano=cost.nano if cost is not None else 0,
+            priced=cost is not None and not cost.unpriced,
             at=round(time.time(), 6),
             mark=mark,
+            audio_tokens=used.audio,
+            cached_audio_tokens=used.cached_audio,
+            image_tokens=used.image,
+            video_tokens=used.video,
+            audio_output_tokens=used.audio_output,
+            image_output_tokens=used.image_output,
+            citation_tokens=used.citations,
+            searches=used.searches,
+            search_context=terms.search_context,
+            region=terms.region,
+            unpriced=cost.unpriced if cost is not None else (),
         )
         self._lines.append(line)
         if self._file is not None:
@@ -129,7 +156,7 @@ class Meter:
 
 
 def _by(lines: list[Line], key: Literal["model", "face"]) -> dict[str, dict[str, int]]:
-    names = [f"{kind}_tokens" for kind in _TOKENS] + ["cost_nano"]
+    names = [f"{kind}_tokens" for kind in _SUMMED] + ["cost_nano"]
     sums: dict[str, dict[str, int]] = {}
     for line in lines:
         row = sums.setdefault(getattr(line, key), dict.fromkeys(["requests", *names], 0))
@@ -145,4 +172,9 @@ def _recover(path: Path) -> tuple[list[Line], int]:
         return [], 0
     data = path.read_bytes()
     length = data.rfind(b"\n") + 1
-    return [Line(**orjson.loads(line)) for line in data[:length].splitlines()], length
+    return [_line(orjson.loads(line)) for line in data[:length].splitlines()], length
+
+
+def _line(given: dict[str, Any]) -> Line:
+    given["unpriced"] = tuple(given.get("unpriced", ()))
+    return Line(**given)

@@ -1,4 +1,8 @@
-"""OpenAI's wire format: chat completions and embeddings. Also that of local servers which speak it."""
+"""OpenAI's wire format: chat completions and embeddings. Others speak it too, and say more in their usage.
+
+A local server, DeepSeek: as OpenAI. OpenRouter and xAI: with what the call cost. Perplexity: with its searches, citations
+and costs, and with reasoning beside the completion's tokens instead of among them.
+"""
 
 from __future__ import annotations
 
@@ -15,11 +19,16 @@ import orjson
 from gateway.stack.simulated_provider import tokens
 from gateway.stack.simulated_provider.answers import Choice, grouped
 from gateway.stack.simulated_provider.ask import Ask, BadRequest, Json, Tool, expect, positive
-from gateway.stack.simulated_provider.prices import Tokens
-from gateway.stack.simulated_provider.wire import Event, Reply, image_tokens, interleave, joined, objects
+from gateway.stack.simulated_provider.media import Media, decoded, measure, raw
+from gateway.stack.simulated_provider.prices import Used
+from gateway.stack.simulated_provider.wire import Event, Reply, interleave, joined, objects
 
 _ROLES = frozenset(("system", "developer", "user", "assistant", "tool", "function"))
-_TIERS = frozenset(("flex", "priority"))
+_TIERS = frozenset(("flex", "priority", "batch"))
+_SEARCH_CONTEXTS = frozenset(("low", "medium", "high"))
+_NANO = 10**9
+#: xAI's unit of money: 10⁻¹⁰ dollars.
+_TICKS_PER_NANO = 10
 _MOST_CHOICES = 128
 _DIMENSIONS = 1536
 _MOST_DIMENSIONS = 4096
@@ -35,13 +44,15 @@ def read(face: str, body: Json) -> Ask:
     if not messages:
         raise BadRequest("Invalid 'messages': expected at least one message.")
     user_texts: list[str] = []
-    used = tokens.TOKENS_PER_ANSWER
+    used, media = tokens.TOKENS_PER_ANSWER, Media()
+    model: str = expect(body.get("model"), str, "model")
     for index, message in enumerate(messages):
         role = message.get("role")
         if role not in _ROLES:
             raise BadRequest(f"Invalid value for 'messages[{index}].role': {role!r}.")
-        text, extra = _content(message, f"messages[{index}]")
+        text, extra, more = _content(message, f"messages[{index}]", model)
         used += tokens.TOKENS_PER_MESSAGE + tokens.count(text) + extra
+        media += more
         if role == "user":
             user_texts.append(text)
     given = objects(body.get("tools"), "tools")
@@ -56,12 +67,13 @@ def read(face: str, body: Json) -> Ask:
         raise BadRequest(f"Invalid value for 'n': expected at most {_MOST_CHOICES}.")
     options: Json = expect(body.get("stream_options") or {}, dict, "stream_options")
     tier = body.get("service_tier")
+    size = expect(body.get("web_search_options") or {}, dict, "web_search_options").get("search_context_size")
     newest = positive(body.get("max_completion_tokens"), "max_completion_tokens")
     return Ask(
         face=face,
-        model=expect(body.get("model"), str, "model"),
+        model=model,
         fingerprint=orjson.dumps(messages),
-        input_tokens=used,
+        input_tokens=used + media.text + media.image + media.audio + media.video,
         user_text=user_texts[-1] if user_texts else "",
         marked_text=joined(user_texts),
         stream=bool(body.get("stream")),
@@ -75,14 +87,19 @@ def read(face: str, body: Json) -> Ask:
         after_tool=messages[-1].get("role") in ("tool", "function"),
         include_usage=bool(options.get("include_usage")),
         tier=str(tier) if tier in _TIERS else "",
+        audio=media.audio,
+        image=media.image,
+        video=media.video,
+        search_context=str(size) if size in _SEARCH_CONTEXTS else "",
+        reasons_freely=face == "perplexity",
     )
 
 
-def _content(message: Json, name: str) -> tuple[str, int]:
-    """A message's text, its tool calls included, and the tokens of what is not text."""
+def _content(message: Json, name: str, model: str) -> tuple[str, int, Media]:
+    """A message's text, the tokens of its tool calls, and those of its media."""
     content = message.get("content")
     texts: list[str] = []
-    extra = 0
+    extra, media = 0, Media()
     if isinstance(content, str):
         texts.append(content)
     else:
@@ -92,12 +109,18 @@ def _content(message: Json, name: str) -> tuple[str, int]:
                 texts.append(expect(part.get(kind), str, f"{name}.content.{kind}"))
             elif kind == "image_url":
                 image: Json = expect(part.get("image_url"), dict, f"{name}.content.image_url")
-                extra += image_tokens(image.get("detail"))
-            else:  # audio and files: their data, as text
+                media += measure(model, *decoded(str(image.get("url"))), image.get("detail"))
+            elif kind == "input_audio":
+                sound: Json = expect(part.get("input_audio"), dict, f"{name}.content.input_audio")
+                media += measure(model, f"audio/{sound.get('format')}", raw(str(sound.get("data"))))
+            elif kind == "file":
+                file: Json = expect(part.get("file"), dict, f"{name}.content.file")
+                media += measure(model, *decoded(str(file.get("file_data"))))
+            else:
                 extra += tokens.count(orjson.dumps(part).decode())
     for call in objects(message.get("tool_calls"), f"{name}.tool_calls"):
         extra += tokens.count(orjson.dumps(call.get("function")).decode())
-    return joined(texts), extra
+    return joined(texts), extra, media
 
 
 def _tool(tool: Json, name: str) -> Tool:
@@ -140,7 +163,7 @@ class ChatWire:
             for index, choice in enumerate(reply.choices)
         ]
         if reply.usage is not None:
-            made["usage"] = _usage(reply.usage)
+            made["usage"] = _usage(reply, reply.usage)
         return made
 
     def opening(self, reply: Reply) -> list[bytes]:
@@ -172,7 +195,11 @@ class ChatWire:
     def closing(self, reply: Reply) -> list[bytes]:
         events = [self._chunk(reply, index, {}, choice.finish) for index, choice in enumerate(reply.choices)]
         if reply.ask.include_usage and reply.usage is not None:
-            last: Json = {**self._head(reply, "chat.completion.chunk"), "choices": [], "usage": _usage(reply.usage)}
+            last: Json = {
+                **self._head(reply, "chat.completion.chunk"),
+                "choices": [],
+                "usage": _usage(reply, reply.usage),
+            }
             events.append(b"data: " + orjson.dumps(last) + b"\n\n")
         return [*events, b"data: [DONE]\n\n"]
 
@@ -189,7 +216,7 @@ class ChatWire:
             "object": kind,
             "created": int(time.time()),
             "model": reply.ask.model,
-            "service_tier": reply.ask.tier or "default",
+            "service_tier": reply.terms.tier or "default",
             "system_fingerprint": "fp_simulated",
         }
 
@@ -211,22 +238,51 @@ def _message(choice: Choice) -> Json:
     return message
 
 
-def _usage(used: Tokens) -> Json:
-    prompt: Json = {"cached_tokens": used.cached, "audio_tokens": 0}
+def _usage(reply: Reply, used: Used) -> Json:
+    if reply.ask.face == "perplexity":
+        return _perplexity_usage(reply, used)
+    prompt: Json = {"cached_tokens": used.cached, "audio_tokens": used.audio}
     if used.cache_write:
         prompt["cache_write_tokens"] = used.cache_write
-    return {
+    if used.image:
+        prompt["image_tokens"] = used.image
+    usage: Json = {
         "prompt_tokens": used.input,
         "completion_tokens": used.output,
         "total_tokens": used.input + used.output,
         "prompt_tokens_details": prompt,
         "completion_tokens_details": {
             "reasoning_tokens": used.reasoning,
-            "audio_tokens": 0,
+            "audio_tokens": used.audio_output,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
         },
     }
+    if reply.ask.face == "openrouter":
+        usage |= {"cost": reply.cost_nano / _NANO, "is_byok": False}
+        usage["cost_details"] = {"upstream_inference_cost": None}
+    elif reply.ask.face == "xai":
+        # Reasoning is beside the completion's tokens here, and in the total.
+        usage["completion_tokens"] = used.output - used.reasoning
+        usage |= {"num_sources_used": used.searches, "cost_in_usd_ticks": reply.cost_nano * _TICKS_PER_NANO}
+    return usage
+
+
+def _perplexity_usage(reply: Reply, used: Used) -> Json:
+    usage: Json = {
+        "prompt_tokens": used.input,
+        "completion_tokens": used.output - used.reasoning,
+        "total_tokens": used.input + used.output - used.reasoning,
+        "search_context_size": reply.terms.search_context or "low",
+        "cost": {"total_cost": reply.cost_nano / _NANO},
+    }
+    if used.reasoning:
+        usage["reasoning_tokens"] = used.reasoning
+    if used.citations:
+        usage["citation_tokens"] = used.citations
+    if used.searches:
+        usage["num_search_queries"] = used.searches
+    return usage
 
 
 def read_embeddings(face: str, body: Json) -> tuple[Ask, list[str]]:
@@ -256,7 +312,7 @@ def read_embeddings(face: str, body: Json) -> tuple[Ask, list[str]]:
     return ask, texts
 
 
-def embeddings(body: Json, ask: Ask, texts: list[str], usage: Tokens | None) -> Json:
+def embeddings(body: Json, ask: Ask, texts: list[str], usage: Used | None) -> Json:
     """The embeddings of the texts: unit vectors, each a function of its text and the model."""
     size = body.get("dimensions") or _DIMENSIONS
     encoded = body.get("encoding_format") == "base64"

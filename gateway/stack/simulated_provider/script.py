@@ -22,7 +22,7 @@ import orjson
 from gateway.stack.simulated_provider.ask import BadRequest
 
 _MARKER = re.compile(r"\[\[sim:\s*(\{.*?\})\s*\]\]", re.DOTALL)
-_TOKEN_NAMES = frozenset(
+_USED_NAMES = frozenset(
     (
         "prompt_tokens",
         "completion_tokens",
@@ -30,6 +30,14 @@ _TOKEN_NAMES = frozenset(
         "cache_write_tokens",
         "cache_write_1h_tokens",
         "reasoning_tokens",
+        "audio_tokens",
+        "cached_audio_tokens",
+        "image_tokens",
+        "video_tokens",
+        "audio_output_tokens",
+        "image_output_tokens",
+        "citation_tokens",
+        "searches",
     )
 )
 
@@ -59,6 +67,18 @@ class Knobs:
     cache_write_tokens: int = 0  # this much of the input was written to the cache
     cache_write_1h_tokens: int = 0  # this much of that for an hour
     reasoning_tokens: int = 0  # output tokens of reasoning before the answer, which the caller does not see
+    audio_tokens: int | None = None  # input tokens of audio. None: as many as were counted in the request
+    image_tokens: int | None = None
+    video_tokens: int | None = None
+    audio_output_tokens: int = 0  # this much of the answer is audio
+    image_output_tokens: int = 0  # this much of the answer is images
+    citation_tokens: int = 0  # read in what was found, billed beside input and output
+    searches: int = 0  # made by the provider itself
+    search_context: Literal["low", "medium", "high"] | None = None  # None: as the request says
+    region: str | None = None  # where the model runs, as if a workspace's default said so. None: as the request says
+    tier: Literal["", "priority", "flex", "batch"] | None = None  # as if a project's default said so
+    cost_nano: int | None = None  # what the whole request costs, whatever the price list says
+    reported_cost_nano: int | None = None  # what it reports as its cost, if it reports one: a lie
     mark: str = ""  # written on the invoice's line, so that a test finds the line of its own call
     keep_request: bool = False  # its body is kept as it arrived, for `/_sim/requests`
 
@@ -79,10 +99,27 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "cache_write_tokens": (int,),
     "cache_write_1h_tokens": (int,),
     "reasoning_tokens": (int,),
+    "audio_tokens": (int,),
+    "image_tokens": (int,),
+    "video_tokens": (int,),
+    "audio_output_tokens": (int,),
+    "image_output_tokens": (int,),
+    "citation_tokens": (int,),
+    "searches": (int,),
+    "search_context": (str,),
+    "region": (str,),
+    "tier": (str,),
+    "cost_nano": (int,),
+    "reported_cost_nano": (int,),
     "mark": (str,),
     "keep_request": (bool,),
 }
-_WORDS = {"usage": ("missing", "zero"), "billed": ("full", "none")}
+_WORDS = {
+    "usage": ("missing", "zero"),
+    "billed": ("full", "none"),
+    "search_context": ("low", "medium", "high"),
+    "tier": ("", "priority", "flex", "batch"),
+}
 _NAMES = frozenset(field.name for field in fields(Knobs))
 
 
@@ -101,15 +138,19 @@ def check_knobs(knobs: Mapping[str, Any]) -> None:
                 f"sim script: {name} must be {' or '.join(kind.__name__ for kind in types)}, not {value!r}"
             )
         if isinstance(value, str) and name in _WORDS and value not in _WORDS[name]:
-            raise BadRequest(f"sim script: {name} must be one of {', '.join(_WORDS[name])} or an object of tokens")
+            raise BadRequest(f"sim script: {name} must be one of {', '.join(_WORDS[name])}{_or_object(types)}")
         if isinstance(value, int | float) and value < 0:
             raise BadRequest(f"sim script: {name} must not be negative")
         if name in ("tokens_per_s", "chunk_tokens") and value == 0:
             raise BadRequest(f"sim script: {name} must be above zero")
         if name == "status" and isinstance(value, int) and not 400 <= value <= 599:
             raise BadRequest("sim script: status must be from 400 to 599")
-        if name in _WORDS and isinstance(value, dict) and not _TOKEN_NAMES.issuperset(cast("dict[str, Any]", value)):
-            raise BadRequest(f"sim script: {name} may hold {', '.join(sorted(_TOKEN_NAMES))}")
+        if name in _WORDS and isinstance(value, dict) and not _USED_NAMES.issuperset(cast("dict[str, Any]", value)):
+            raise BadRequest(f"sim script: {name} may hold {', '.join(sorted(_USED_NAMES))}")
+
+
+def _or_object(types: tuple[type, ...]) -> str:
+    return " or an object of tokens" if dict in types else ""
 
 
 @dataclass(slots=True)
@@ -180,17 +221,26 @@ class Scripts:
         """The rules with how often each matched, and the uses of markers that count."""
         return {"rules": [asdict(rule) for rule in self._rules], "markers": dict(self._markers)}
 
-    def knobs(self, face: str, operation: str, model: str, headers: Mapping[str, str], text: str) -> Knobs | None:
-        """The knobs for one request, counting the match; None when nothing is scripted for it.
+    def knobs(
+        self,
+        face: str,
+        operation: str,
+        model: str,
+        headers: Mapping[str, str],
+        text: str,
+        habits: Mapping[str, Any] | None = None,
+    ) -> Knobs | None:
+        """The knobs for one request, counting the match; None when nothing is scripted for it. `habits`: knobs that the
+        model has without a script.
 
         Raises:
             BadRequest: a header or marker is not JSON, or names a knob wrongly.
         """
         header = headers.get("x-sim-script")
         marked = "[[sim:" in text
-        if not self._rules and header is None and not marked:
+        if not self._rules and header is None and not marked and not habits:
             return None
-        found: dict[str, Any] = {}
+        found: dict[str, Any] = dict(habits or {})
         for rule in self._rules:
             if rule.matches(face, operation, model, headers, text):
                 rule.matched += 1

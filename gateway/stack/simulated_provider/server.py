@@ -37,8 +37,7 @@ def serve(
     *,
     host: str,
     port: int,
-    prices: Path | None,
-    overrides: Path | None,
+    own_prices: Path | None,
     meter: Path | None,
     seed: int,
     models: list[str],
@@ -47,9 +46,9 @@ def serve(
 
     Raises:
         OSError: the address is taken, or a file cannot be read.
-        ValueError: a price map is not one.
+        ValueError: the file of own prices has none.
     """
-    book = Meter(PriceList.load(prices, overrides), meter)
+    book = Meter(PriceList.load(own_prices), meter)
     provider = Provider(book, seed=seed, models=models)
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)  # the meter's lines are kept forever, so collect rarely

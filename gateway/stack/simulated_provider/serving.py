@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import orjson
@@ -20,9 +21,9 @@ import orjson
 from gateway.stack.simulated_provider.ask import Ask, Json
 from gateway.stack.simulated_provider.exchange import ClientLeft, Exchange, Headers
 from gateway.stack.simulated_provider.meter import Meter, State
-from gateway.stack.simulated_provider.prices import Tokens
+from gateway.stack.simulated_provider.prices import Cost, Terms, Used
 from gateway.stack.simulated_provider.script import Knobs
-from gateway.stack.simulated_provider.usage import billed, true_input, with_output
+from gateway.stack.simulated_provider.usage import billed, terms, true_input, with_output
 from gateway.stack.simulated_provider.wire import Reply, Wire
 
 #: Events of a stream without a pace go out this many at a time.
@@ -52,15 +53,35 @@ class Job:
     visible: int = 0  # output tokens that the answer shows
     reasoning: int = 0  # and those thought before
     booked: bool = False
+    began: float = field(default_factory=time.time)
 
     @property
-    def input(self) -> Tokens:
-        return true_input(self.ask.input_tokens, self.knobs)
+    def input(self) -> Used:
+        return true_input(self.ask, self.knobs)
 
     @property
-    def full(self) -> Tokens:
+    def full(self) -> Used:
         """What the whole answer uses."""
-        return with_output(self.input, self.visible + self.reasoning, self.reasoning)
+        return with_output(self.input, self.visible + self.reasoning, self.reasoning, self.knobs)
+
+    @property
+    def terms(self) -> Terms:
+        return terms(self.ask, self.knobs, self.began)
+
+    def cost(self, used: Used) -> Cost | None:
+        """What is billed for this much: by the price list, or what a script says."""
+        if self.knobs.cost_nano is not None:
+            return Cost(self.knobs.cost_nano)
+        return self.meter.cost(self.ask.face, self.ask.model, used, self.terms)
+
+    @property
+    def reported_cost_nano(self) -> int:
+        """What the provider says that the whole answer costs, if it says so: the truth, unless a script lies."""
+        if self.knobs.reported_cost_nano is not None:
+            return self.knobs.reported_cost_nano
+        full = self.full
+        cost = self.cost(billed(full, full, self.knobs) or Used())
+        return cost.nano if cost is not None else 0
 
     def book(self, state: State, generated: int | None = None) -> None:
         """Bill the input and so many output tokens, thought first (None: all), once."""
@@ -68,17 +89,18 @@ class Job:
             return
         self.booked = True
         full = self.full
-        used = full if generated is None else with_output(full, min(generated, full.output), self.reasoning)
-        tokens = billed(used, full, self.knobs)
-        if tokens is not None:
+        used = full if generated is None else with_output(full, min(generated, full.output), self.reasoning, self.knobs)
+        charged = billed(used, full, self.knobs)
+        if charged is not None:
             self.meter.book(
                 id=self.id,
                 face=self.ask.face,
                 operation=self.operation,
                 model=self.ask.model,
-                tier=self.ask.tier,
+                terms=self.terms,
                 state=state,
-                tokens=tokens,
+                used=charged,
+                cost=self.cost(charged),
                 mark=self.knobs.mark,
             )
 

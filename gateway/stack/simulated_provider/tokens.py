@@ -12,9 +12,6 @@ import re
 #: What a message, and an answer's beginning, cost beyond their text.
 TOKENS_PER_MESSAGE = 3
 TOKENS_PER_ANSWER = 3
-#: Images, by a fixed rule in the manner of OpenAI's tiles: 85, and 170 for each of four tiles unless detail is low.
-TOKENS_PER_IMAGE_LOW = 85
-TOKENS_PER_IMAGE = 85 + 4 * 170
 
 _TOKEN = re.compile(
     r" ?[A-Z]?[a-z]{1,6}"  # a word, or six letters of a long one

@@ -7,13 +7,12 @@ tokens of the events add up to the answer's visible tokens, so that a bill can s
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from gateway.stack.simulated_provider import tokens
 from gateway.stack.simulated_provider.answers import Choice
 from gateway.stack.simulated_provider.ask import Ask, Json, expect
-from gateway.stack.simulated_provider.prices import Tokens
+from gateway.stack.simulated_provider.prices import Terms, Used
 
 Event = tuple[bytes, int]
 T = TypeVar("T")
@@ -21,13 +20,18 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Reply:
-    """What is to be written: the answer's id, its choices, and the usage that it reports (None: none)."""
+    """What is to be written: the answer's id, its choices, and the usage that it reports (None: none).
+
+    `cost_nano` is what the provider says that the whole request costs, for those that say so.
+    """
 
     id: str
     ask: Ask
     choices: list[Choice]
-    usage: Tokens | None
+    usage: Used | None
     chunk_tokens: int | None = None
+    terms: Terms = field(default_factory=Terms)
+    cost_nano: int = 0
 
 
 class Wire(Protocol):
@@ -56,11 +60,6 @@ def interleave(streams: list[Iterator[T]]) -> Iterator[T]:
                 running.append(stream)
                 yield item
         streams = running
-
-
-def image_tokens(detail: Any = None) -> int:
-    """An image's tokens, by the fixed rule of `tokens.py`."""
-    return tokens.TOKENS_PER_IMAGE_LOW if detail == "low" else tokens.TOKENS_PER_IMAGE
 
 
 def objects(value: Any, name: str) -> list[Json]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
 
+from benchmarks.overspend.__main__ import ADAPTERS
 from benchmarks.overspend.adapters.nothing import Nothing
+from benchmarks.overspend.adapters.treasurer import Treasurer
 from benchmarks.overspend.field import Field
 from benchmarks.overspend.processes import Processes
 from benchmarks.overspend.provider import Provider, count_tokens
-from benchmarks.overspend.runner import next_one
+from benchmarks.overspend.runner import next_one, play
 from benchmarks.overspend.scenarios import SCENARIOS
+from gateway.stack.simulated_provider.media import Media
 from gateway.stack.simulated_provider.prices import PriceList
 
 PRICES = {"input_cost_per_token": 1e-6, "output_cost_per_token": 2e-6}
@@ -41,6 +45,48 @@ def test_the_cost_is_that_of_the_whole_answer() -> None:
     thought = field().chat(model="gpt-5-mini", output=10, reasoning=90)
     assert thought.body == {"max_completion_tokens": 100}
     assert thought.cost_nano == thought.tokens * 1_000 + 100 * 2_000
+
+
+def listed(name: str = "x") -> Field:
+    """A field whose calls are priced by the provider's own list."""
+    return Field(name, Nothing(Processes()), Provider("", PriceList(), None), 1)  # type: ignore[arg-type]
+
+
+def test_what_a_model_does_by_itself_is_in_the_cost() -> None:
+    ask = listed().chat(model="gpt-4o-search-preview", output=10)
+    assert ask.cost_nano == ask.tokens * 2_500 + 10 * 10_000 + 25_000_000
+    deep = listed().chat(model="sonar-deep-research", output=10)
+    assert deep.body == {"max_tokens": 10}
+    expected = deep.tokens * 2_000 + 10 * 8_000 + 12_000 * 3_000 + 4_000 * 2_000 + 24 * 5_000_000
+    assert deep.cost_nano == expected
+
+
+def test_terms_and_media_are_in_the_cost() -> None:
+    abroad = listed().chat(model="claude-sonnet-5-5", output=10, script={"region": "us"})
+    assert abroad.cost_nano == -(-(abroad.tokens * 2_000 + 10 * 10_000) * 11 // 10)
+    wide = listed().chat(model="sonar", output=10, more={"web_search_options": {"search_context_size": "high"}})
+    assert wide.cost_nano == (wide.tokens + 10) * 1_000 + 12_000_000
+    heard = listed().chat(model="gemini-2.5-flash", output=10, media={"type": "file"}, media_tokens=Media(audio=320))
+    assert heard.tokens == 320 + count_tokens(heard.text, chat=True)
+    assert heard.cost_nano == (heard.tokens - 320) * 300 + 320 * 1_000 + 10 * 2_500
+    assert listed().chat(model="unheard-of", script={"cost_nano": 77}).cost_nano == 77
+
+
+async def test_a_scenario_whose_models_an_adapter_lacks_is_not_played() -> None:
+    scenario = next(scenario for scenario in SCENARIOS if scenario.name == "own-cost")
+    provider = Provider("", PriceList(), None)  # type: ignore[arg-type]  # nobody is asked
+    adapter = Nothing(Processes())
+    await adapter.start("http://127.0.0.1:9", Path(), 1)
+    verdict = await play(scenario, adapter, provider, seed=1)
+    assert verdict.skipped == "not supported: this adapter has no openrouter, perplexity"
+    assert not verdict.broke
+
+
+def test_every_adapter_says_what_it_serves_and_ours_plays_all() -> None:
+    wanted = frozenset[str]().union(*(scenario.needs for scenario in SCENARIOS))
+    for make in ADAPTERS.values():
+        assert "one rate" in make(Processes()).serves
+    assert Treasurer(Processes()).serves >= wanted
 
 
 def test_max_tokens_can_be_left_out() -> None:

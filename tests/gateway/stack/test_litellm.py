@@ -58,6 +58,20 @@ def test_each_provider_is_simulated_in_its_own_wire_and_keeps_its_model(name: st
     assert parameters(effective, name)["model"] == parameters(SHIPPED, name)["model"]
 
 
+@pytest.mark.parametrize(
+    ("model", "base"),
+    [
+        ("perplexity/sonar", "/perplexity"),
+        ("openrouter/openai/gpt-4o-mini", "/openrouter/v1"),
+        ("xai/grok-4.20", "/xai/v1"),
+        ("deepseek/deepseek-flash", "/deepseek"),
+    ],
+)
+def test_providers_that_are_not_shipped_are_simulated_too(model: str, base: str) -> None:
+    config = {"model_list": [{"model_name": "one", "litellm_params": {"model": model, "api_key": "os.environ/A_KEY"}}]}
+    assert parameters(effective_config(config, {}, PROVIDER).config, "one")["api_base"] == PROVIDER + base
+
+
 def test_with_all_keys_everything_is_real_and_untouched() -> None:
     effective = effective_config(SHIPPED, KEYS, PROVIDER)
     assert effective.simulated == effective.left_out == []

@@ -26,11 +26,10 @@ PRICES = {
         "cache_read_input_token_cost": 3e-07,
         "output_cost_per_token": 1.5e-05,
     },
-    "gemini/gemini-sim": {"input_cost_per_token": 1.25e-06, "output_cost_per_token": 1e-05},
+    "gemini-sim": {"input_cost_per_token": 1.25e-06, "output_cost_per_token": 1e-05},
     "embed-sim": {"input_cost_per_token": 2e-08, "output_cost_per_token": 0.0},
-    "overridden": {"input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06},
+    "gpt-4o-mini": {"input_cost_per_token": 7e-06, "output_cost_per_token": 0},  # which the list has otherwise
 }
-OVERRIDES = {"overridden": {"input_cost_per_token": 7e-06, "output_cost_per_token": 0}}
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +37,6 @@ def provider_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that a provider is started with."""
     folder = tmp_path_factory.mktemp("simulated_provider")
     (folder / "prices.json").write_text(json.dumps(PRICES))
-    (folder / "overrides.json").write_text(json.dumps(OVERRIDES))
     return folder
 
 
@@ -50,7 +48,7 @@ def start(provider_files: Path) -> Iterator[Callable[..., Running]]:
 
     def begin(*options: str) -> Running:
         argv = [sys.executable, "-m", "gateway.stack.simulated_provider", "--port", "0"]
-        argv += ["--prices", str(folder / "prices.json"), "--price-overrides", str(folder / "overrides.json")]
+        argv += ["--own-prices", str(folder / "prices.json")]
         root = Path(__file__).parents[4]
         process = subprocess.Popen([*argv, *options], stdout=subprocess.PIPE, text=True, cwd=root)
         assert process.stdout is not None

@@ -29,3 +29,17 @@ def test_no_module_of_treasurer_is_loaded() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+def test_the_price_list_is_neither_litellm_s_nor_treasurer_s() -> None:
+    """The program runs and bills where neither is installed: only its own files and genai-prices' are opened."""
+    code = (
+        "import sys\n"
+        "opened = []\n"
+        "sys.addaudithook(lambda event, given: opened.append(str(given[0])) if event == 'open' else None)\n"
+        "from gateway.stack.simulated_provider.prices import PriceList, Used\n"
+        "assert PriceList().rates('openai', 'gpt-4o-mini').cost(Used(input=1)).nano == 150\n"
+        "print([name for name in opened if 'litellm' in name or 'llm_service' in name or name.endswith('.json')])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"

@@ -2,15 +2,15 @@ from contextlib import closing
 from pathlib import Path
 
 from gateway.stack.simulated_provider.meter import Meter, State
-from gateway.stack.simulated_provider.prices import PriceList, Tokens
+from gateway.stack.simulated_provider.prices import PriceList, Terms, Used
 
 PRICES = PriceList({"m": {"input_cost_per_token": 1e-09, "output_cost_per_token": 2e-09}})
 
 
 def book(meter: Meter, model: str = "m", state: State = "complete") -> None:
-    meter.book(
-        id="x", face="openai", operation="chat", model=model, tier="", state=state, tokens=Tokens(input=5, output=3)
-    )
+    used, terms = Used(input=5, output=3), Terms()
+    cost = meter.cost("openai", model, used, terms)
+    meter.book(id="x", face="openai", operation="chat", model=model, terms=terms, state=state, used=used, cost=cost)
 
 
 def test_an_invoice_adds_up_its_lines() -> None:
@@ -43,6 +43,17 @@ def test_an_invoice_of_before_lines_had_marks_is_read(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes().replace(b',"mark":""', b""))
     with closing(Meter(PRICES, path)) as now:
         assert [line["mark"] for line in now.invoice(lines=True)["lines"]] == [""]
+
+
+def test_a_unit_without_a_price_makes_its_line_unpriced() -> None:
+    meter = Meter(PRICES)
+    used, terms = Used(input=5, searches=2), Terms()
+    cost = meter.cost("openai", "m", used, terms)
+    line = meter.book(
+        id="x", face="openai", operation="chat", model="m", terms=terms, state="complete", used=used, cost=cost
+    )
+    assert (line.priced, line.unpriced, line.searches, line.cost_nano) == (False, ("searches",), 2, 5)
+    assert meter.invoice()["unpriced"] == ["m"]
 
 
 def test_since_leaves_earlier_lines_out() -> None:

@@ -306,9 +306,9 @@ def test_embeddings_obey_scripts(provider: Running) -> None:
     assert provider.line()["operation"] == "embeddings"
 
 
-def test_overrides_and_unpriced_models_on_the_invoice(provider: Running) -> None:
+def test_own_prices_and_unpriced_models_on_the_invoice(provider: Running) -> None:
     provider.script(rule(output_tokens=5))
-    provider.chat(model="overridden")
+    provider.chat(model="gpt-4o-mini")
     provider.chat(model="home-made")
     invoice = provider.invoice()
     assert invoice["total_nano"] == INPUT * 7000
