@@ -16,13 +16,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import admission, governed, holds
+from benchmarks import admission, assistants, governed, holds
 from gateway.settings import load_settings
 from gateway.stack.supervisor import running_stack
+from llm_service.money import format_dollars
 
 
 async def main(sections: set[str]) -> None:
-    """Run these sections. Without a name: admission, growth, governed, streams, holds and memory."""
+    """Run these sections. Without a name: admission, growth, governed, streams, holds, assistants and memory."""
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="treasurer-bench-"))
     folder.chmod(0o755)
@@ -49,6 +50,9 @@ async def main(sections: set[str]) -> None:
             if not sections or "holds" in sections:
                 with console.status("what is held for a photograph and for text, beside its cost …"):
                     _show_holds(console, await holds.measure(state, await governed.agent_key(state, "holds")))
+            if not sections or "assistants" in sections:
+                with console.status("many callers on one budget: what holds take from the others …"):
+                    _show_assistants(console, await assistants.measure(state))
             _show_memory(console, governed.memory(state))
             if "flags" in sections:
                 await governed.flags(state, settings, console)
@@ -125,6 +129,21 @@ def _show_holds(console: Console, rows: list[holds.Row]) -> None:
 def _ratio(held_nano: int, cost_nano: int, most: int) -> tuple[str, str, str]:
     ratio = held_nano / cost_nano
     return f"{held_nano / 1e9:.6f}", f"{cost_nano / 1e9:.6f}", f"{ratio:.2f}" + ("" if ratio <= most else " !")
+
+
+def _show_assistants(console: Console, rows: list[assistants.Result]) -> None:
+    table = Table(title="Many callers on one budget; a refused call is not repeated")
+    table.add_column("callers", no_wrap=True)
+    for heading in ("served", "cut short", "refused", "held", "cost", "held ÷ cost", "s"):
+        table.add_column(heading, justify="left" if heading == "refused" else "right")
+    for row in rows:
+        ratio = f"{row.held_over_cost:.1f}" if row.held_over_cost is not None else ""
+        refused = ", ".join(f"{count} {code}" for code, count in row.refused.most_common())
+        table.add_row(
+            row.name, str(row.served), str(row.cut_short), refused, format_dollars(row.held_nano, places=4),
+            format_dollars(row.cost_nano, places=4), ratio, f"{row.seconds:.0f}",
+        )  # fmt: skip
+    console.print(table)
 
 
 def _show_memory(console: Console, rows: dict[str, float]) -> None:

@@ -1,7 +1,7 @@
 """What every door of the gateway has in common, as bare ASGI: read a body, stop when the caller leaves, send an answer.
 
 What must hold:
-A body is read once, within a time and up to a size.
+A body is read once, within a time and up to a size, also of what it is unpacked to.
 When a caller leaves, or reads nothing from a stream for long, the work that was started for it is cancelled.
 A stream's events go out as they come in, and no faster than the caller reads them.
 An error has the shape of the door's API, and never the text of a bug.
@@ -18,6 +18,7 @@ from uuid import UUID
 
 from gateway.auth import SEVERAL
 from gateway.protocol import cut
+from gateway.unpacking import is_packed, plain_body
 from llm_service.errors import BodyTooLarge, NotAuthenticated, RequestTimeout, TreasurerError
 
 log = logging.getLogger(__name__)
@@ -85,18 +86,22 @@ def request_headers(scope: Scope) -> dict[str, str]:
 async def read_body(
     receive: Receive, headers: Mapping[str, str], *, most_bytes: int, within_s: float, too_large: str
 ) -> bytes:
-    """The whole body of a request.
+    """The whole body of a request, unpacked.
 
     Raises:
+        UnsupportedBody, InvalidRequest: it is not JSON in UTF-8, or is packed in a way that is not unpacked.
         BodyTooLarge: the body is larger than `most_bytes`; the message is `too_large`.
         RequestTimeout: the body did not arrive within `within_s`.
         CallerLeft: the caller left before the end of the body.
     """
     try:
         async with asyncio.timeout(within_s):
-            return await _read(receive, headers, most_bytes, too_large)
+            body = await _read(receive, headers, most_bytes, too_large)
     except TimeoutError:
         raise RequestTimeout(f"The request's body did not arrive within {within_s:g} s.") from None
+    if is_packed(headers):  # it may take a tenth of a second
+        return await asyncio.to_thread(plain_body, body, headers, most_bytes=most_bytes, too_large=too_large)
+    return plain_body(body, headers, most_bytes=most_bytes, too_large=too_large)
 
 
 async def _read(receive: Receive, headers: Mapping[str, str], most_bytes: int, too_large: str) -> bytes:

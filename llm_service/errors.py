@@ -5,6 +5,7 @@
     │   ├── UnknownModel          404
     │   ├── UnpricedModel         400  no price: an operator gives one or marks the model free
     │   ├── BodyTooLarge          413
+    │   ├── UnsupportedBody       415  a body in another form than JSON in UTF-8, or packed in a way that is not unpacked
     │   ├── RequestTimeout        408  its body did not arrive in time; the connection is closed
     │   ├── TookTooLong           400  a report: ask for a shorter period, or filter it
     │   ├── NotFound              404  an administrative object that does not exist
@@ -108,6 +109,21 @@ class UnpricedModel(InvalidRequest):
 class BodyTooLarge(InvalidRequest):
     status = 413
     code = "request_too_large"
+
+
+class UnsupportedBody(InvalidRequest):
+    """The body is not in a form that is read. `accepts`: the codings that are, for a client that chooses by itself."""
+
+    status = 415
+    code = "unsupported_media_type"
+
+    def __init__(self, message: str, *, accepts: str | None = None) -> None:
+        super().__init__(message)
+        self.accepts = accepts
+
+    def headers(self) -> dict[str, str]:
+        """The root's headers, and Accept-Encoding where the coding was the reason (RFC 9110 §12.5.3)."""
+        return super().headers() | ({} if self.accepts is None else {"accept-encoding": self.accepts})
 
 
 class RequestTimeout(InvalidRequest):

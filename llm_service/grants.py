@@ -43,6 +43,8 @@ PRICES_STAMP = "treasurer_prices"
 USES_STAMP = "treasurer_uses_shared"
 #: In a model's entry of `/model/info`: the statuses after which the proxy's router tries another deployment automatically.
 RETRIES_STAMP = "treasurer_retries"
+#: … the prices of its entry in LiteLLM's map, with those that LiteLLM's page leaves out.
+ENTRY_STAMP = "treasurer_price_entry"
 #: In a model's entry of `/model/info`: whether the proxy is set to ask for caches that its callers did not ask for.
 CACHES_STAMP = "treasurer_adds_caches"
 #: The plugin's reasons, in `x-treasurer-refused`. The grant names other prices than the proxy's worker has.

@@ -63,6 +63,16 @@ class UsageSource(StrEnum):
     NONE = "none"
 
 
+class CostSource(StrEnum):
+    """Whose figure the cost of a ledger entry is."""
+
+    PROVIDER = "provider"  # the provider itself says what it bills
+    RATES = "rates"  # our rate card, over the usage that the provider reports
+    UPSTREAM = "upstream"  # the figure of the upstream's own price list, which was above that of our rate card
+    ESTIMATE = "estimate"  # our rate card, over a usage that was counted
+    HOLD = "hold"  # the whole hold, because nothing shows what was bought
+
+
 class ExpiryPolicy(StrEnum):
     """How the sweeper ends an expired hold that has no witness."""
 
@@ -87,6 +97,7 @@ class Budget:
     per: Dimension | None = None
     per_value: str | None = None
     model_pattern: str | None = None
+    time_zone: str = "UTC"
 
     def subjects(self, model: str, context: CallContext) -> tuple[str, ...]:
         """The subjects of the windows in which a call counts; none when the budget does not apply to it.
@@ -273,11 +284,14 @@ NO_CONTEXT = CallContext()
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """Tokens of one attempt, as a provider reports them.
+    """What one attempt used, as a provider reports it: tokens, searches, and the conditions under which it was served.
 
-    `input_tokens` includes `cached_tokens` and `cache_write_tokens`; `output_tokens` includes
-    `reasoning_tokens` (OpenAI's convention; LiteLLM translates the others to it).
-    `cache_write_1h_tokens` are the part of the cache writes that are kept for an hour (Anthropic).
+    `input_tokens` includes cached tokens, cache writes, and the tokens of audio, images and video; `output_tokens`
+    includes `reasoning_tokens` and the tokens of audio, images and video (OpenAI's convention; LiteLLM translates the
+    others to it). `cache_write_1h_tokens` are the part of the cache writes that are kept for an hour (Anthropic), and
+    `cached_audio_tokens` the part of the cached tokens that are audio. `citation_tokens` come beside both (Perplexity).
+    `region` is where the call was served, `speed` how fast, and `search_context` how much of its finds a search used
+    ("low", "medium" or "high"); empty where the provider does not say.
     """
 
     input_tokens: int = 0
@@ -286,6 +300,18 @@ class Usage:
     output_tokens: int = 0
     reasoning_tokens: int = 0
     cache_write_1h_tokens: int = 0
+    audio_input_tokens: int = 0
+    cached_audio_tokens: int = 0
+    image_input_tokens: int = 0
+    video_input_tokens: int = 0
+    audio_output_tokens: int = 0
+    image_output_tokens: int = 0
+    video_output_tokens: int = 0
+    citation_tokens: int = 0
+    searches: int = 0
+    region: str = ""
+    speed: str = ""
+    search_context: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +364,7 @@ class Settlement:
     latency_ms: int | None = None
     first_token_ms: int | None = None
     service_tier: str | None = None
+    cost_source: CostSource | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,20 +1,22 @@
-"""How many tokens a call used: which reports are believed, and the margins that are added to a count. Pure.
+"""What a call used: how a provider's report is read, which reports are believed, and the margins added to a count. Pure.
 
 What must hold:
   A report that cannot be true is not believed (I2):
     one without any input tokens, because LiteLLM may then have counted the output itself;
-    one whose parts are more than their whole, because it would charge the price of cached tokens for tokens that were
-    not cached, or leave out tokens that are billed beside them;
+    one whose parts are more than their whole, unless its provider is known to report them beside it;
     one with too few tokens for its text.
+  What stands in for such a report is never less than the dearest way to read it.
   A count that stands in for a report is always taken with the margins of this module (I1).
-Reports are in OpenAI's form, to which LiteLLM translates those of other providers:
-https://platform.openai.com/docs/api-reference/chat/object#chat/object-usage
+Reports are in OpenAI's form, to which LiteLLM translates those of other providers, with the fields of theirs that it
+passes on: https://platform.openai.com/docs/api-reference/chat/object#chat/object-usage
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from decimal import ROUND_CEILING, Decimal
+from typing import Any, Final, cast
 
 from llm_service.money import nano_from_reported_dollars
 from llm_service.types import Usage
@@ -31,9 +33,29 @@ UNREAD = "owner_lost_unread"
 #: The field of a stream's report of usage in which the plugin puts LiteLLM's own figure. `cost` there is the provider's.
 LITELLM_COST = "litellm_cost"
 
+#: Providers that report reasoning beside the completion's tokens, and not among them.
+#: https://docs.perplexity.ai/docs/getting-started/pricing (Sonar Deep Research)
+_REASONING_BESIDE: Final = frozenset({"perplexity"})
+#: An xAI tick is 10⁻¹⁰ dollars: https://docs.x.ai/docs/models
+_NANO_A_TICK: Final = Decimal("0.1")
 
-def read_usage(report: object) -> Usage | None:
-    """The usage that an answer reports; None if the report is missing, not made of numbers, or contradicts itself."""
+
+def read_usage(report: object, provider: str | None = None) -> Usage | None:
+    """The usage that an answer reports; None if the report is missing, not made of numbers, or contradicts itself.
+
+    `provider` is LiteLLM's name of the provider, if it is known: some count in a way of their own.
+    """
+    usage = _read(report, provider)
+    return None if usage is None or _whole(usage) != usage else usage
+
+
+def dearest_reading(report: object, provider: str | None = None) -> Usage | None:
+    """As `read_usage`, but a report that contradicts itself is read as if its parts came beside their whole."""
+    usage = _read(report, provider)
+    return None if usage is None else _whole(usage)
+
+
+def _read(report: object, provider: str | None) -> Usage | None:
     if not isinstance(report, dict):
         return None
     fields = cast("dict[str, Any]", report)
@@ -41,32 +63,121 @@ def read_usage(report: object) -> Usage | None:
     output_tokens = _tokens(fields, "completion_tokens")
     if input_tokens == 0:
         return None
-    prompt = _details(fields, "prompt_tokens_details")
+    prompt, completion = _details(fields, "prompt_tokens_details"), _details(fields, "completion_tokens_details")
     cached = max(_tokens(prompt, "cached_tokens"), _tokens(fields, "cache_read_input_tokens"))
     written = max(
         _tokens(prompt, "cache_creation_tokens"),
         _tokens(prompt, "cache_write_tokens"),
         _tokens(fields, "cache_creation_input_tokens"),
     )
-    usage = Usage(
+    reasoning = max(_tokens(completion, "reasoning_tokens"), _tokens(fields, "reasoning_tokens"))
+    cached_details = _details(prompt, "cached_tokens_details")
+    return Usage(
         input_tokens=input_tokens,
         cached_tokens=cached,
         cache_write_tokens=written,
-        output_tokens=output_tokens,
-        reasoning_tokens=_tokens(_details(fields, "completion_tokens_details"), "reasoning_tokens"),
+        output_tokens=output_tokens + (reasoning if provider in _REASONING_BESIDE else 0),
+        reasoning_tokens=reasoning,
         cache_write_1h_tokens=min(
             _tokens(_details(prompt, "cache_creation_token_details"), "ephemeral_1h_input_tokens"), written
         ),
+        audio_input_tokens=_tokens(prompt, "audio_tokens"),
+        cached_audio_tokens=_tokens(cached_details, "audio_tokens"),
+        image_input_tokens=_tokens(prompt, "image_tokens"),
+        video_input_tokens=_tokens(prompt, "video_tokens"),
+        audio_output_tokens=_tokens(completion, "audio_tokens"),
+        image_output_tokens=_tokens(completion, "image_tokens"),
+        video_output_tokens=_tokens(completion, "video_tokens"),
+        citation_tokens=_tokens(fields, "citation_tokens"),
+        searches=max(
+            _tokens(prompt, "web_search_requests"),
+            _tokens(_details(fields, "server_tool_use"), "web_search_requests"),
+            _tokens(fields, "num_search_queries"),
+        ),
+        region=_word(fields, "inference_geo"),
+        speed=_word(fields, "speed"),
+        search_context=_word(fields, "search_context_size"),
     )
-    return None if contradicts_itself(usage) else usage
 
 
-def contradicts_itself(usage: Usage) -> bool:
-    """Whether a part is more than its whole."""
-    return (
-        usage.cached_tokens + usage.cache_write_tokens > usage.input_tokens
-        or usage.reasoning_tokens > usage.output_tokens
-    )
+def _whole(usage: Usage) -> Usage:
+    """The usage with wholes that are at least their parts: parts that were more than their whole come beside it."""
+    output_tokens = usage.output_tokens
+    parts = usage.reasoning_tokens + usage.audio_output_tokens + usage.image_output_tokens + usage.video_output_tokens
+    if parts > output_tokens:
+        output_tokens += parts
+    input_tokens = usage.input_tokens
+    if usage.cached_tokens + usage.cache_write_tokens > input_tokens:
+        input_tokens += usage.cached_tokens + usage.cache_write_tokens
+    media = usage.audio_input_tokens + usage.image_input_tokens + usage.video_input_tokens
+    if media > input_tokens:
+        input_tokens += media
+    if (input_tokens, output_tokens) == (usage.input_tokens, usage.output_tokens):
+        return usage
+    return replace(usage, input_tokens=input_tokens, output_tokens=output_tokens)
+
+
+#: What of a usage has a column of its own in the ledger and in a witness. The rest is JSON there.
+COLUMNS: Final = (
+    "input_tokens",
+    "cached_tokens",
+    "cache_write_tokens",
+    "cache_write_1h_tokens",
+    "output_tokens",
+    "reasoning_tokens",
+)
+_MORE: Final = tuple(name for name in Usage.__dataclass_fields__ if name not in COLUMNS)
+
+
+def more_usage(usage: Usage) -> dict[str, int | str]:
+    """What a usage has beyond the columns, by name, without what is zero or empty."""
+    return {name: value for name in _MORE if (value := getattr(usage, name))}
+
+
+def read_columns(columns: Mapping[str, int], more: Mapping[str, Any]) -> Usage:
+    """The usage of a row: its columns, and its `more_usage`. Names that another version wrote are left out."""
+    known: dict[str, Any] = {name: more[name] for name in _MORE if name in more}
+    return Usage(**{name: columns[name] for name in COLUMNS}, **known)
+
+
+def total(usages: Sequence[Usage]) -> Usage:
+    """All usages together. Of what is no number, the first that is named counts."""
+    summed: dict[str, Any] = {}
+    for name in Usage.__dataclass_fields__:
+        values = [getattr(usage, name) for usage in usages]
+        words = [value for value in values if isinstance(value, str)]
+        summed[name] = next(filter(None, words), "") if words else sum(values)
+    return Usage(**summed)
+
+
+def named_cost_nano(report: object, provider: str | None) -> int | None:
+    """What a provider itself says that a call cost, in nano-dollars, rounded up. None: it does not say so.
+
+    Only the fields of providers are read that are known to mean their own bill:
+    OpenRouter's `cost`, with what a key of the customer's own is billed elsewhere
+    (https://openrouter.ai/docs/use-cases/usage-accounting), Perplexity's `cost.total_cost`
+    (https://docs.perplexity.ai/api-reference/chat-completions-post) and xAI's `cost_in_usd_ticks`.
+    """
+    if not isinstance(report, dict):
+        return None
+    fields = cast("dict[str, Any]", report)
+    if provider == "xai":
+        ticks: object = fields.get("cost_in_usd_ticks")
+        if type(ticks) is int and ticks >= 0:
+            return int((ticks * _NANO_A_TICK).to_integral_value(rounding=ROUND_CEILING))
+        return None
+    cost: object = fields.get("cost")
+    if provider == "perplexity":
+        return _dollars(cast("dict[str, Any]", cost).get("total_cost") if isinstance(cost, dict) else cost)
+    if provider == "openrouter":
+        own = _dollars(cost)
+        elsewhere = _dollars(_details(fields, "cost_details").get("upstream_inference_cost"))
+        return own + (elsewhere or 0) if own is not None and fields.get("is_byok") is True else own
+    return None
+
+
+def _dollars(value: object) -> int | None:
+    return nano_from_reported_dollars(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def says_too_little(output_tokens: int, text: str) -> bool:
@@ -103,8 +214,7 @@ def reported_cost(report: object) -> int | None:
     """The cost that LiteLLM reports in a stream's usage, in nano-dollars."""
     if not isinstance(report, dict):
         return None
-    cost: object = cast("dict[str, Any]", report).get(LITELLM_COST)
-    return nano_from_reported_dollars(cost) if isinstance(cost, int | float) and not isinstance(cost, bool) else None
+    return _dollars(cast("dict[str, Any]", report).get(LITELLM_COST))
 
 
 def _tokens(fields: Mapping[str, Any], name: str) -> int:
@@ -115,3 +225,8 @@ def _tokens(fields: Mapping[str, Any], name: str) -> int:
 def _details(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     value: object = fields.get(name)
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def _word(fields: Mapping[str, Any], name: str) -> str:
+    value: object = fields.get(name)
+    return value.lower()[:32] if isinstance(value, str) and value.isprintable() else ""

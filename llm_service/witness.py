@@ -20,6 +20,8 @@ from uuid import UUID, uuid4
 import orjson
 
 from llm_service.types import Usage
+from llm_service.usage import COLUMNS as USAGE_COLUMNS
+from llm_service.usage import more_usage, read_columns
 
 Outcome = Literal["success", "failure", "cancelled"]
 
@@ -27,6 +29,8 @@ Outcome = Literal["success", "failure", "cancelled"]
 @dataclass(frozen=True, slots=True)
 class Witness:
     """The outcome of one attempt at one deployment. `cost_nano` is LiteLLM's price, or None if it has none.
+
+    `named_cost_nano` is what the provider itself says that it bills; None: it does not say.
 
     A success has the usage that the provider reported; a failure or a cancellation in mid-stream has an
     estimate of what had been served by then. `counted`: the usage is LiteLLM's own count, and not a report.
@@ -49,6 +53,7 @@ class Witness:
     unread: bool = False
     status: int | None = None
     error: str | None = None
+    named_cost_nano: int | None = None
     id: UUID = field(default_factory=uuid4)
 
     @property
@@ -84,6 +89,8 @@ _COLUMNS = (
     _Column("cache_write_1h_tokens", "integer", "0"),
     _Column("output_tokens", "integer"),
     _Column("reasoning_tokens", "integer"),
+    _Column("more_usage", "jsonb", "'{}'"),
+    _Column("named_cost_nano", "bigint"),
     _Column("service_tier", "text"),
     _Column("counted", "boolean", "outcome <> 'success'"),
     _Column("unread", "boolean", "false"),
@@ -92,7 +99,7 @@ _COLUMNS = (
     _Column("started_at", "timestamptz"),
     _Column("ended_at", "timestamptz"),
 )
-_USAGE = frozenset(Usage.__dataclass_fields__)
+_USAGE = frozenset((*USAGE_COLUMNS, "more_usage"))
 _INT32_MAX = 2**31 - 1
 
 #: The table's columns that a witness has, for a SELECT of rows that `read_witness` takes.
@@ -116,10 +123,12 @@ def read_witness(row: Mapping[str, Any]) -> Witness:
         fields[name] = UUID(fields[name])
     for name in ("started_at", "ended_at"):
         fields[name] = None if fields[name] is None else datetime.fromisoformat(fields[name])
-    return Witness(usage=Usage(**{name: row[name] for name in _USAGE}), **fields)
+    return Witness(usage=read_columns(row, row["more_usage"]), **fields)
 
 
 def _postgres_value(witness: Witness, name: str) -> object:
+    if name == "more_usage":
+        return more_usage(witness.usage)
     if name in _USAGE:
         return min(cast("int", getattr(witness.usage, name)), _INT32_MAX)
     value: object = getattr(witness, name)

@@ -19,7 +19,7 @@ from uuid import UUID
 
 from benchmarks.overspend.calls import Ask, Leave
 from benchmarks.overspend.field import Field
-from benchmarks.overspend.models import FEE_NANO, WITH_A_FEE
+from benchmarks.overspend.models import FEE_NANO, ROUTED, WITH_A_FEE
 from gateway.stack.simulated_provider.media import measure
 
 Later = Callable[[], Ask]
@@ -407,17 +407,16 @@ async def off_peak(field: Field) -> Later:
 
 
 async def own_cost(field: Field) -> Later:
-    """Providers that say what a call cost: one bills less than its list (another host served it), one a fee by the size of
-    the search. Neither can be reckoned from tokens.
+    """Providers that say what a call cost: one bills less than its list (another host served it), one a fee for each
+    request. Neither can be reckoned from tokens.
     """
 
     def ask(number: int) -> Ask:
         if number % 2:
-            options = {"web_search_options": {"search_context_size": ("low", "medium", "high")[number % 3]}}
-            return field.chat(model="sonar", output=40, more=options, script={"latency_s": 0.2})
-        listed = field.chat(model="openai/gpt-4o-mini", output=400).cost_nano
+            return field.chat(model="sonar", output=40, script={"latency_s": 0.2})
+        listed = field.chat(model=ROUTED, output=400).cost_nano
         script = {"latency_s": 0.2, "cost_nano": listed * 3 // 5}
-        return field.chat(model="openai/gpt-4o-mini", output=400, script=script)
+        return field.chat(model=ROUTED, output=400, script=script)
 
     asks = [ask(number) for number in range(40)]
     await field.fund(sum(made.cost_nano for made in asks) // 3)

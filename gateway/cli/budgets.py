@@ -24,6 +24,7 @@ from gateway.cli.database import (
     print_more,
 )
 from llm_service.administration.paging import DEFAULT
+from llm_service.treasury.zones import told
 
 if TYPE_CHECKING:
     from llm_service.administration.budgets import BudgetState
@@ -69,6 +70,12 @@ def create_budget(
     model: _Model = None,
     pace: _Pace = None,
     most_per_call: _MostPerCall = None,
+    count_from: Annotated[
+        str | None,
+        typer.Option(
+            "--count-from", help="now: start at zero (default). window: at what was spent in its window so far."
+        ),
+    ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Default: such as 'agent news: day'.")] = None,
     json: AsJson = False,
 ) -> None:
@@ -88,11 +95,19 @@ def create_budget(
         per_value=value,
         model=model,
         pace=pace,
+        count_from=count_from,
         most_per_call=None if most_per_call == "none" else most_per_call,
         name=name,
     )
     made = administer(lambda pool: budgets.create_budget(pool, new))
     print_budget(made, json)
+    if not json:
+        typer.echo(
+            "It starts at what was spent in its window so far."
+            if new.count_from == "window"
+            else "It starts at zero: what was spent before now does not count. To count that too, create it with "
+            "--count-from window."
+        )
 
 
 @commands.command("list")
@@ -140,7 +155,7 @@ def show_budget(
             "posted": dollars(row.posted_nano),
             "pending": dollars(row.pending_nano),
             "left": dollars(row.left_nano),
-            "resets_at": row.resets_at,
+            "resets_at": told(row.resets_at, found.time_zone) if row.resets_at else None,
         }
         for row in found.live_windows
     ]
@@ -232,7 +247,7 @@ def format_budget(budget: BudgetState) -> str:
         text += f"; {dollars(budget.left_nano)} left"
     if budget.windows > 1 and not budget.more_windows:
         text += f" in the tightest of {budget.windows} windows"
-    return text + (f" until {budget.resets_at:%Y-%m-%d %H:%M:%S} UTC." if budget.resets_at else ".")
+    return text + (f" until {told(budget.resets_at, budget.time_zone)}." if budget.resets_at else ".")
 
 
 def print_budget(budget: BudgetState, json: bool) -> None:
@@ -255,7 +270,7 @@ def print_budgets(found: list[BudgetState], json: bool) -> None:
             "pending": format_amount(row.pending_nano, row),
             "left": format_amount(row.left_nano, row),
             "most_per_call": row.most_per_call,
-            "resets_at": row.resets_at,
+            "resets_at": told(row.resets_at, row.time_zone) if row.resets_at else None,
         }
         for row in found
     ]

@@ -45,10 +45,21 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
-def provider_words(real: list[str], simulated: list[str]) -> tuple[str, str] | None:
-    """A clear sentence about which providers answer, and its colour. None if an external proxy decides that."""
+def provider_words(real: list[str], simulated: list[str], own: list[str]) -> tuple[str, str] | None:
+    """Clear sentences about which providers answer, and their colour. None if an external proxy decides that.
+
+    `own` are those of `real` that only servers on this machine serve.
+    """
     if not real and not simulated:
         return None
+    if own:
+        paid = [name for name in real if name not in own]
+        sentences = [
+            f"REAL, costing real money: {', '.join(paid)}." if paid else "",
+            f"YOUR OWN servers on this machine, which cost only what they ask of others: {', '.join(own)}.",
+            f"SIMULATED, made up on this machine, free of charge: {', '.join(simulated)}." if simulated else "",
+        ]
+        return "\n".join(sentence for sentence in sentences if sentence), "magenta" if paid else "cyan"
     if not simulated:
         return f"REAL providers serve every model, and real money is spent: {', '.join(real)}.", "red"
     if not real:
@@ -63,6 +74,10 @@ def provider_words(real: list[str], simulated: list[str]) -> tuple[str, str] | N
         f"SIMULATED, made up on this machine, free of charge: {', '.join(simulated)}.",
         "magenta",
     )
+
+
+def _words(plan: Plan) -> tuple[str, str] | None:
+    return provider_words(plan.state.real, plan.state.simulated, plan.state.own)
 
 
 class Board:
@@ -94,7 +109,7 @@ class Board:
     def plan(self, plan: Plan) -> None:
         """Note which parts will be started, and show which providers answer."""
         self._plan = plan
-        words = provider_words(plan.state.real, plan.state.simulated)
+        words = _words(plan)
         if self._live is None and words is not None:
             self._line(words[0])
 
@@ -131,7 +146,7 @@ class Board:
                 Text(part.detail, style=_DETAIL_COLOUR.get(part.state, "dim")),
             )
         shown: list[RenderableType] = [table]
-        words = provider_words(self._plan.state.real, self._plan.state.simulated) if self._plan is not None else None
+        words = _words(self._plan) if self._plan is not None else None
         if words is not None:
             shown.append(Panel(Text(words[0]), border_style=words[1], box=box.HEAVY, title="who answers"))
         shown += [Text(notice, style="yellow") for notice in self._notices]

@@ -12,8 +12,10 @@ import copy
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import urlsplit
 
 _REFERENCE = "os.environ/"
 #: The paths of the simulated provider, by the provider whose wire format it serves there. A deployment with its own
@@ -55,6 +57,7 @@ class EffectiveConfig:
 
     config: dict[str, Any]
     real: list[str]
+    own: list[str]  # of the real ones, those that only servers on this machine serve
     simulated: list[str]
     left_out: list[str]  # their keys are absent and there is no simulated provider
 
@@ -80,6 +83,7 @@ def effective_config(config: dict[str, Any], environ: Mapping[str, str], provide
     return EffectiveConfig(
         config={**_without_idle_retries(rest, effective), "model_list": effective},
         real=[name for name in names if has_keys[name]],
+        own=[name for name in names if has_keys[name] and all(_is_local(d, environ) for d in has_keys[name])],
         simulated=unserved if provider_url is not None else [],
         left_out=unserved if provider_url is None else [],
     )
@@ -163,6 +167,23 @@ def _name(deployment: Mapping[str, Any]) -> str:
 
 def _keys_present(deployment: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
     return all(environ.get(variable) for variable in _references(deployment["litellm_params"]))
+
+
+def _is_local(deployment: Mapping[str, Any], environ: Mapping[str, str]) -> bool:
+    """Whether a deployment's address is on this machine: no provider is paid for it, unless that server asks one."""
+    base = deployment["litellm_params"].get("api_base")
+    if not isinstance(base, str):
+        return False
+    try:
+        host = urlsplit(
+            environ.get(base.removeprefix(_REFERENCE), "") if base.startswith(_REFERENCE) else base
+        ).hostname
+    except ValueError:
+        return False
+    try:
+        return host == "localhost" or (host is not None and ip_address(host).is_loopback)
+    except ValueError:  # a name
+        return False
 
 
 def _references(value: object) -> Iterator[str]:

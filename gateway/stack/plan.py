@@ -199,6 +199,7 @@ def _state(site: _Site, provider_url: str) -> StackState:
         proxy_master_key_file=site.secrets.file("proxy_master_key"),
         admin_key_file=site.secrets.file("admin_key"),
         real=site.effective.real if site.effective else [],
+        own=site.effective.own if site.effective else [],
         simulated=site.effective.simulated if site.effective else [],
         pids={},
     )

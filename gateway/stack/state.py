@@ -40,7 +40,8 @@ class StackState(BaseModel):
     grant_secret_file: Path
     proxy_master_key_file: Path
     admin_key_file: Path
-    real: list[str]  # models that a real provider serves
+    real: list[str]  # models that a real provider serves, or a server of the operator's
+    own: list[str] = []  # of these, the ones that only servers on this machine serve
     simulated: list[str]  # models that the simulated provider serves
     pids: dict[str, int]  # by the name of the part: "postgres", "gateway-1", …
 

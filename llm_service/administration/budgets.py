@@ -1,6 +1,8 @@
 """Budgets: create, change, top up, archive, show.
 
 What must hold:
+  A budget counts each call of its first window once, or none from before it was made: a window that starts at what was
+      spent is opened while nothing is admitted or settled.
   A limit is stored once, in the budget's row, where admission reads it. So a change costs the same however many windows
       are open.
   After a change no call is admitted by the old limit: the change's commit waits for admissions that are running
@@ -12,6 +14,7 @@ What must hold:
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import asyncpg
@@ -35,9 +38,10 @@ from llm_service.administration.inputs import (
 )
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import change, insert, read, scope_id, searchable
-from llm_service.errors import InvalidRequest, NotFound
+from llm_service.errors import InvalidRequest, NotFound, TookTooLong
 from llm_service.money import MAX_NANO, format_dollars, format_percent
 from llm_service.treasury.pacing import parse_pace, read_pace
+from llm_service.treasury.queries import load_query
 from llm_service.types import Scope
 
 if TYPE_CHECKING:
@@ -47,6 +51,11 @@ if TYPE_CHECKING:
 def _pace(value: str) -> str:
     return str(parse_pace(value))
 
+
+_OPEN_COUNTED = load_query("administration/open_counted_windows")
+#: The lock that each admission shares (treasury/sql/functions).
+_ADMISSIONS = 7811895328343531809
+_COUNT_S = 5
 
 Pace = Annotated[str, AfterValidator(_pace), WithJsonSchema({"type": "string", "examples": ["linear+10%"]})]
 PaceOrNone = Annotated[str, AfterValidator(lambda value: value if value == "none" else _pace(value))]
@@ -103,7 +112,12 @@ class Terms(Input):
 
 
 class NewBudget(Target, Terms):
-    """A budget on one organisation, team, agent or key."""
+    """A budget on one organisation, team, agent or key.
+
+    `count_from="window"`: its first window starts at what was spent in its period so far; `"now"`: it starts at zero.
+    """
+
+    count_from: Literal["now", "window"] = "now"
 
 
 class ChangeBudget(Input):
@@ -200,6 +214,12 @@ class BudgetState(View):
         return str(read_pace(value)) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]  # integers, by the table
 
 
+class CreatedBudget(BudgetState):
+    """A new budget, and from when on spending counts in its first window; None: from the beginning."""
+
+    counts_from: datetime | None
+
+
 class BudgetDetail(BudgetState):
     """A budget with the hundred live windows that have the least left, and the top-ups that are not over.
 
@@ -210,18 +230,53 @@ class BudgetDetail(BudgetState):
     top_ups: list[TopUp]
 
 
-async def create_budget(pool: asyncpg.Pool, new: NewBudget) -> BudgetState:
-    """Create a budget. It applies to every call from now on.
+async def create_budget(pool: asyncpg.Pool, new: NewBudget) -> CreatedBudget:
+    """Create a budget. It applies to every call from now on; where it counts from the window, also to those in flight.
 
     Raises:
         NotFound: its organisation, team, agent or key does not exist. Conflict: the name is taken.
-        InvalidRequest: Postgres does not know the time zone.
+        InvalidRequest: Postgres does not know the time zone. TookTooLong: what was spent could not be counted in time.
     """
     target = new.target()
     assert target is not None
     async with change(pool) as connection:
         owner = await scope_id(connection, *target)
-        return await add_budget(connection, new, *target, owner)
+        state = await add_budget(connection, new, *target, owner)
+        if new.count_from == "window":
+            await _count_from_window(connection, state.id, new.model)
+            state = await _state(connection, state.id)
+        counts_from = state.starts_at if new.count_from == "window" else state.created_at
+        fields = {name: getattr(state, name) for name in BudgetState.model_fields}
+        return CreatedBudget.model_validate({**fields, "counts_from": counts_from})
+
+
+async def _count_from_window(connection: asyncpg.Connection, budget_id: int, pattern: str | None) -> None:
+    """Open a new budget's windows at what was spent in their period so far.
+
+    Until the change is committed, nothing else is admitted or settled. So each call of the period either has ended, and
+    is counted, or is held, and counts in the window when it ends.
+
+    Raises:
+        TookTooLong: it took longer than admissions may be kept waiting.
+    """
+    try:
+        # Counting reads much of the ledger, for which the settings of a change are wrong.
+        await connection.execute(
+            f"SET LOCAL enable_seqscan = on; SET LOCAL enable_bitmapscan = on; SET LOCAL statement_timeout = '{_COUNT_S}s';"
+            f"SELECT pg_advisory_xact_lock({_ADMISSIONS}); LOCK TABLE holds IN SHARE ROW EXCLUSIVE MODE"
+        )
+        models = None
+        if pattern is not None:
+            named = await connection.fetch("SELECT DISTINCT model FROM ledger UNION SELECT DISTINCT model FROM holds")
+            models = [row["model"] for row in named if fnmatchcase(row["model"], pattern)]
+        await connection.execute(_OPEN_COUNTED, budget_id, models)
+        await connection.execute("SET LOCAL statement_timeout TO DEFAULT")
+    except asyncpg.QueryCanceledError:
+        raise TookTooLong(
+            f"What was spent in this window could not be counted within {_COUNT_S} s, for which other calls wait. Nothing was "
+            "changed. Try again, or create the budget without count_from.",
+            param="count_from",
+        ) from None
 
 
 async def add_budget(

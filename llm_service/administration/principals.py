@@ -296,9 +296,9 @@ def _read(row: Record, now: float) -> _Found:
 
 
 def _budget(fields: list[Any]) -> Budget:
-    number, name, scope, scope_id, window, per, per_value, pattern = fields
+    number, name, scope, scope_id, window, per, per_value, pattern, zone = fields
     dimension = None if per is None else Dimension(per)
-    return Budget(number, name, Scope(scope), scope_id, WindowKind(window), dimension, per_value, pattern)
+    return Budget(number, name, Scope(scope), scope_id, WindowKind(window), dimension, per_value, pattern, zone)
 
 
 def _limit(fields: list[Any], names: dict[str, str | None]) -> RateLimit:

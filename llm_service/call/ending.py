@@ -9,7 +9,14 @@ from dataclasses import dataclass, field, replace
 
 from llm_service.types import LedgerState, Usage, UsageSource
 from llm_service.upstream.upstream import UpstreamAnswer
-from llm_service.usage import LONGEST_TOKEN, read_usage, reported_cost, says_too_little
+from llm_service.usage import (
+    LONGEST_TOKEN,
+    dearest_reading,
+    named_cost_nano,
+    read_usage,
+    reported_cost,
+    says_too_little,
+)
 from llm_service.wire.answers import generated_text, json_object
 from llm_service.wire.events import EventScanner
 
@@ -30,42 +37,54 @@ class Ending:
     proxy_cost_nano: int | None = None
     service_tier: str | None = None
     error_code: str | None = None
+    named_cost_nano: int | None = None  # what the provider itself says that the call cost
+    least: Usage | None = None  # a report that is not believed: no estimate is below what it would cost
 
     def abandoned(self, error_code: str, status: int) -> Ending:
         """This ending, for an attempt that nobody waited for any more."""
         return replace(self, error_code=error_code, status=status)
 
 
-def answer_ending(answer: UpstreamAnswer) -> Ending:
-    """The ending of a whole answer."""
+def answer_ending(answer: UpstreamAnswer, provider: str | None = None) -> Ending:
+    """The ending of a whole answer. `provider` is that of the deployment which answered."""
     content = json_object(answer.body)
-    usage = read_usage(content.get("usage"))
-    if usage is not None and not _is_plausible(usage, len(answer.body), LONGEST_TOKEN):
-        usage = None if says_too_little(usage.output_tokens, generated_text(answer.body)) else usage
+    report = content.get("usage")
+    usage = read_usage(report, provider)
+    believable = usage is None or _is_plausible(usage, len(answer.body), LONGEST_TOKEN)
+    if usage is not None and not believable:
+        believable = not says_too_little(usage.output_tokens, generated_text(answer.body))
     tier: object = content.get("service_tier")
-    return _posted(
-        usage,
-        status=200,
+    ending = Ending(
+        LedgerState.POSTED,
+        200,
         deployment=answer.deployment,
         proxy_cost_nano=answer.reported_cost_nano,
         service_tier=tier if isinstance(tier, str) else None,
-        error_code=None,
     )
+    return _reported(ending, report, provider, usage if believable else None)
 
 
-def stream_ending(deployment: str | None, scanner: EventScanner, error_code: str | None, status: int) -> Ending:
-    """The ending of a stream, from its scanned events."""
-    usage = read_usage(scanner.usage)
-    if usage is not None and not _is_plausible(usage, scanner.size, _BYTES_AN_EVENT):
-        usage = None if says_too_little(usage.output_tokens, scanner.text()[0]) else usage
-    return _posted(
-        usage,
-        status=status,
+def stream_ending(
+    deployment: str | None,
+    scanner: EventScanner,
+    error_code: str | None,
+    status: int,
+    provider: str | None = None,
+) -> Ending:
+    """The ending of a stream, from its scanned events. `provider` is that of the deployment which answered."""
+    usage = read_usage(scanner.usage, provider)
+    believable = usage is None or _is_plausible(usage, scanner.size, _BYTES_AN_EVENT)
+    if usage is not None and not believable:
+        believable = not says_too_little(usage.output_tokens, scanner.text()[0])
+    ending = Ending(
+        LedgerState.POSTED,
+        status,
         deployment=deployment,
         proxy_cost_nano=reported_cost(scanner.usage),
         service_tier=scanner.service_tier,
         error_code=error_code,
     )
+    return _reported(ending, scanner.usage, provider, usage if believable else None)
 
 
 def cut_ending(deployment: str | None) -> Ending:
@@ -80,22 +99,9 @@ def _is_plausible(usage: Usage, size: int, most_bytes_a_token: int) -> bool:
     return usage.output_tokens > 0 and size <= usage.output_tokens * most_bytes_a_token
 
 
-def _posted(
-    usage: Usage | None,
-    *,
-    status: int,
-    deployment: str | None,
-    proxy_cost_nano: int | None,
-    service_tier: str | None,
-    error_code: str | None,
-) -> Ending:
-    return Ending(
-        LedgerState.POSTED,
-        status,
-        usage=usage or Usage(),
-        usage_source=UsageSource.NONE if usage is None else UsageSource.PROVIDER,
-        deployment=deployment,
-        proxy_cost_nano=proxy_cost_nano,
-        service_tier=service_tier,
-        error_code=error_code,
-    )
+def _reported(ending: Ending, report: object, provider: str | None, usage: Usage | None) -> Ending:
+    """The ending with what was reported: `usage` is the report if it is believed."""
+    if usage is None:
+        return replace(ending, least=dearest_reading(report, provider))
+    named_nano = named_cost_nano(report, provider)
+    return replace(ending, usage=usage, usage_source=UsageSource.PROVIDER, named_cost_nano=named_nano)

@@ -1,7 +1,7 @@
 """From a failed attempt to the next one, or to the end of the chain.
 
 What must hold: every walk ends (`routing.next_after`); a stand-in's own refusal (it cannot take the request, or has no
-budget for it) does not hide why the model that was asked for failed.
+budget for it) does not hide why the model that was asked for failed, but is named among the attempts.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class Failover:
     def following(self, attempt: Attempt, error: TreasurerError) -> Attempt | None:
         """The next attempt after this error; None where the chain ends."""
         call = attempt.call
+        call.tried.append((attempt.candidate.model, error))
         reason = routing.condition_of(error)
         place = None if reason is None else self._next_place(attempt, reason, error.status)
         before = routing.condition_of(call.failures[-1][1]) if call.failures else None
@@ -89,7 +90,7 @@ def final_error(attempt: Attempt, last: TreasurerError) -> TreasurerError:
         return last
     error = call.failures[-1][1]
     error.details = error.details | {
-        "attempts": [{"model": model, "status": failed.status, "code": failed.code} for model, failed in call.failures]
+        "attempts": [{"model": model, "status": failed.status, "code": failed.code} for model, failed in call.tried]
     }
     return error
 

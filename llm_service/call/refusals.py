@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import datetime
 
 from llm_service.errors import (
     BudgetBusy,
@@ -20,6 +20,7 @@ from llm_service.errors import (
 )
 from llm_service.money import format_decimal, format_dollars, format_percent, share_of
 from llm_service.treasury.denial import Denial, DenialKind
+from llm_service.treasury.zones import in_zone, told
 from llm_service.types import Budget, Principal, WindowKind
 
 _PERIOD = {kind: f"a {kind.value}" for kind in WindowKind} | {WindowKind.TOTAL: "in total", WindowKind.HOUR: "an hour"}
@@ -68,6 +69,7 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
     """The error for a call that a budget has no room for. `needed_nano` is the least that the call needs."""
     budget = next((budget for budget in principal.budgets if budget.id == denial.budget_id), None)
     name = budget.name if budget is not None else str(denial.budget_id)
+    zone = budget.time_zone if budget is not None else "UTC"
     if denial.kind in (DenialKind.LOCKED, DenialKind.CROWDED, DenialKind.NO_WINDOW):
         return _without_a_window(principal, denial, budget, name, now)
     details: dict[str, object] = {
@@ -80,18 +82,18 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
         "held": format_decimal(denial.pending_nano),
         "left": format_decimal(denial.left_nano),
         "needed": format_decimal(needed_nano),
-        "resets_at": denial.resets_at.astimezone(UTC).isoformat() if denial.resets_at is not None else None,
+        "resets_at": in_zone(denial.resets_at, zone).isoformat() if denial.resets_at is not None else None,
     }
     if denial.most_per_call is not None:
         details["most_per_call"] = format_percent(denial.most_per_call)
     what = f"budget {name!r} ({_describe(budget, denial)})"
     if denial.final:
-        return _final(principal, denial, what, needed_nano, now, details)
+        return _final(principal, denial, what, needed_nano, now, zone, details)
     if denial.kind is DenialKind.NEAR_LIMIT:
         return NearLimit(
             f"This model is served to agent {principal.agent!r} only up to a share of {what}, and no cheaper one could "
             f"serve this call: {format_dollars(denial.posted_nano)} is spent, {format_dollars(denial.pending_nano)} is "
-            f"held, {format_dollars(denial.left_nano)} is left. {_resets(denial)}Ask for a cheaper model, or have an "
+            f"held, {format_dollars(denial.left_nano)} is left. {_resets(denial, zone)}Ask for a cheaper model, or have an "
             "administrator change the route (treasurer route list).",
             details=details,
         )
@@ -100,9 +102,9 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
         error = BudgetPaced(
             f"Agent {principal.agent!r} is ahead of the pace of {what}: {format_dollars(denial.posted_nano)} is spent, and "
             f"this call, which needs at least {format_dollars(needed_nano)}, is let through from "
-            f"{denial.resumes_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC.",
+            f"{told(denial.resumes_at, zone)}.",
             retry_after=min(max(wait_s, 1.0), 3600.0),
-            details=details | {"resumes_at": denial.resumes_at.astimezone(UTC).isoformat()},
+            details=details | {"resumes_at": in_zone(denial.resumes_at, zone).isoformat()},
         )
         error.should_retry = wait_s <= 60
         return error
@@ -118,7 +120,13 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
 
 
 def _final(
-    principal: Principal, denial: Denial, what: str, needed_nano: int, now: datetime, details: dict[str, object]
+    principal: Principal,
+    denial: Denial,
+    what: str,
+    needed_nano: int,
+    now: datetime,
+    zone: str,
+    details: dict[str, object],
 ) -> TreasurerError:
     """The error for a call that waiting for other calls cannot help.
 
@@ -128,7 +136,7 @@ def _final(
     left_nano = denial.unspent_nano
     figures = (
         f"{format_dollars(denial.posted_nano)} is spent, {format_dollars(left_nano)} is left{_of_which(denial, left_nano)}, "
-        f"and this call needs at least {format_dollars(needed_nano)}. {_resets(denial)}"
+        f"and this call needs at least {format_dollars(needed_nano)}. {_resets(denial, zone)}"
     )
     until_s = None if denial.resets_at is None else max(1.0, (denial.resets_at - now).total_seconds())
     fits_later = until_s is not None and needed_nano <= denial.for_one_call(denial.limit_nano)
@@ -200,7 +208,7 @@ def _describe(budget: Budget | None, denial: Denial) -> str:
     return f"{limit} {_PERIOD[budget.window]}{split}"
 
 
-def _resets(denial: Denial) -> str:
+def _resets(denial: Denial, zone: str) -> str:
     if denial.resets_at is None:
         return "It does not reset. "
-    return f"It resets at {denial.resets_at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC. "
+    return f"It resets at {told(denial.resets_at, zone)}. "

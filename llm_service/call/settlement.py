@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
@@ -23,12 +24,13 @@ from llm_service.call.attempt import Admitted
 from llm_service.call.ending import Ending
 from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError
 from llm_service.guards.token_bucket import RatePermit
+from llm_service.pricing.belief import believed
 from llm_service.pricing.bounds import TextCount, counted_bound
 from llm_service.pricing.catalog import Model
 from llm_service.telemetry.logs import OwnText
 from llm_service.telemetry.record import CallRecord
 from llm_service.treasury.treasury import Treasury
-from llm_service.types import LedgerState, Settlement, Usage, UsageSource
+from llm_service.types import CostSource, LedgerState, Settlement, Usage, UsageSource
 from llm_service.usage import FRAME_TOKENS, IN_FLIGHT_TOKENS, UNREAD
 from llm_service.wire.requests import ParsedRequest
 
@@ -88,10 +90,8 @@ class Settler:
             ending = found
         if ending.usage_source is UsageSource.ESTIMATED:
             ending = _at_the_highest_rate(admitted, ending)
-        cost_nano = admitted.model.cost(ending.deployment, ending.usage, ending.service_tier)
-        if ending.usage_source is UsageSource.ESTIMATED:
-            cost_nano = min(cost_nano, admitted.hold.amount_nano)
-        self._finish(admitted, ending, cost_nano)
+        cost_nano, source = _cost(admitted, ending)
+        self._finish(admitted, ending, cost_nano, source)
         return cost_nano
 
     def void(self, admitted: Admitted, error: TreasurerError) -> None:
@@ -101,7 +101,7 @@ class Settler:
     def post_hold(self, admitted: Admitted, error: TreasurerError) -> None:
         """Post the whole hold, because the answer may have been bought, and that will never be known."""
         ending = Ending(LedgerState.POSTED, error.status, usage_source=UsageSource.HOLD, error_code=error.code)
-        self._finish(admitted, ending, admitted.hold.amount_nano)
+        self._finish(admitted, ending, admitted.hold.amount_nano, CostSource.HOLD)
 
     def unanswered(self, admitted: Admitted, error: TreasurerError, *, answered: bool = False) -> None:
         """Keep the hold until a witness is found or it expires, because the answer may have been bought.
@@ -113,9 +113,9 @@ class Settler:
         self._sweeper.watch(call_id, admitted.attempt.number, self._lifetime_s, answered=answered)
         self._limiter.release(admitted.rate_permit, None)
 
-    def _finish(self, admitted: Admitted, ending: Ending, cost_nano: int) -> None:
+    def _finish(self, admitted: Admitted, ending: Ending, cost_nano: int, source: CostSource | None = None) -> None:
         attempt, call, model = admitted.attempt, admitted.call, admitted.model
-        provider = model.deployments.get(ending.deployment or "", model.provider)
+        provider = model.provider_of(ending.deployment)
         latency_ms = attempt.elapsed_ms()
         self._treasury.settle_soon(
             Settlement(
@@ -133,6 +133,7 @@ class Settler:
                 latency_ms=latency_ms,
                 first_token_ms=attempt.first_token_ms,
                 service_tier=ending.service_tier,
+                cost_source=source,
             )
         )
         self._limiter.release(admitted.rate_permit, ending.usage.input_tokens + ending.usage.output_tokens)
@@ -227,6 +228,26 @@ class Settler:
             output_tokens += IN_FLIGHT_TOKENS
         usage = Usage(input_tokens=input_tokens, output_tokens=min(output_tokens, admitted.most_output_tokens))
         return replace(ending, usage=usage, usage_source=UsageSource.ESTIMATED)
+
+
+def _cost(admitted: Admitted, ending: Ending) -> tuple[int, CostSource]:
+    """What an attempt cost, in nano-dollars, and whose figure that is.
+
+    An estimate is never below what a report that was not believed would cost, but at most the hold, because no call can
+    cost more than that.
+    """
+    model = admitted.model
+    served = (admitted.attempt.started_at, datetime.now(UTC))
+    own_nano = model.cost(ending.deployment, ending.usage, ending.service_tier, served)
+    if ending.usage_source is UsageSource.ESTIMATED:
+        least = ending.least and model.cost(ending.deployment, ending.least, ending.service_tier, served)
+        return min(max(own_nano, least or 0), admitted.hold.amount_nano), CostSource.ESTIMATE
+    return believed(
+        named_nano=ending.named_cost_nano,
+        own_nano=own_nano,
+        upstream_nano=ending.proxy_cost_nano,
+        free=model.free,
+    )
 
 
 def _at_the_highest_rate(admitted: Admitted, ending: Ending) -> Ending:

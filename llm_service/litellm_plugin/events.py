@@ -23,7 +23,7 @@ import litellm
 
 from llm_service.money import nano_from_reported_dollars
 from llm_service.types import Usage
-from llm_service.usage import LITELLM_COST, contradicts_itself, says_too_little
+from llm_service.usage import LITELLM_COST, named_cost_nano, read_usage, says_too_little
 from llm_service.witness import Outcome, Witness
 
 _log = logging.getLogger("treasurer.litellm_plugin")
@@ -79,7 +79,8 @@ def witness_of(end: AttemptEnd) -> Witness | None:
     counted = end.outcome != "success" or bool(call.get(COUNTED))
     if counted and usage is not None and claim.get("drain_on_disconnect"):
         usage, cost = None, None  # much of the stream may be unseen, and a count of the rest would pass for its cost
-    used, tier = _usage(usage), _service_tier(call)
+    provider, report = _provider(call, parameters), _report(usage)
+    used, tier = read_usage(report, provider) or Usage(), _service_tier(call)
     if counted:  # nobody reported how the input was cached, so the highest rate counts; the tier is the requested one
         tier = tier or (call.get("optional_params") or {}).get("service_tier")
         if "cache_control" in repr(call.get("messages")):
@@ -89,10 +90,11 @@ def witness_of(end: AttemptEnd) -> Witness | None:
         attempt=int(claim["attempt"]),
         outcome=end.outcome,
         model=str(metadata.get("model_group") or call.get("model") or ""),
-        provider=_provider(call, parameters),
+        provider=provider,
         deployment=information.get("id"),
         cost_nano=None if cost is None else nano_from_reported_dollars(cost),
         usage=used,
+        named_cost_nano=None if counted else named_cost_nano(report, provider),
         service_tier=tier,
         counted=counted,
         unread=end.unread,
@@ -192,23 +194,9 @@ def _status(outcome: Outcome, error: Exception | None) -> int | None:
     return status if isinstance(status, int) and 100 <= status <= 599 else None
 
 
-def _usage(usage: Any) -> Usage:
-    """LiteLLM's usage as ours. LiteLLM has translated every provider's usage to OpenAI's convention, more or less."""
-    if usage is None:
-        return Usage()
-    prompt = getattr(usage, "prompt_tokens_details", None)
-    completion = getattr(usage, "completion_tokens_details", None)
-    reported = Usage(
-        input_tokens=_tokens(usage, "prompt_tokens"),
-        cached_tokens=_tokens(prompt, "cached_tokens"),
-        cache_write_tokens=_tokens(prompt, "cache_creation_tokens") or _tokens(usage, "cache_creation_input_tokens"),
-        output_tokens=_tokens(usage, "completion_tokens"),
-        reasoning_tokens=_tokens(completion, "reasoning_tokens"),
-        cache_write_1h_tokens=_tokens(
-            getattr(prompt, "cache_creation_token_details", None), "ephemeral_1h_input_tokens"
-        ),
-    )
-    return Usage() if contradicts_itself(reported) else reported
+def _report(usage: Any) -> dict[str, Any]:
+    """LiteLLM's usage as its fields. LiteLLM has translated every provider's usage to OpenAI's convention, more or less."""
+    return {} if usage is None else usage.model_dump()
 
 
 def usage_of(response: Any) -> Any:

@@ -22,13 +22,18 @@ from collections.abc import Iterable, Mapping
 from hashlib import sha256
 from typing import Any
 
-from llm_service.grants import CACHES_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+import litellm
+
+from llm_service.grants import CACHES_STAMP, ENTRY_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
 from llm_service.litellm_plugin.router_retries import retried_statuses
 
 _log = logging.getLogger("treasurer.litellm_plugin")
 
 #: Facts of a model, besides its costs, that change the amount that the service holds or posts for a call.
 _DECIDING = frozenset({"id", "mode", "litellm_provider", "treasurer_free", USES_STAMP, CACHES_STAMP})
+
+#: How names of a model's entry begin that are facts about it, and no prices.
+_NO_PRICES = ("supports_", "max_", "source", "metadata", "comment", "token_count_", "supported_endpoints")
 
 
 def version_of(entries: Iterable[Mapping[str, Any]]) -> str:
@@ -77,7 +82,7 @@ class PriceBook:
                 deployment["model_info"][CACHES_STAMP] = _adds_caches(router, deployment)
                 if self._registers:
                     deployment["model_info"][USES_STAMP] = True
-            self._versions = _stamp_versions(router, proxy_server._get_proxy_model_info)
+            self._versions = _stamp_versions(router, proxy_server._get_proxy_model_info, litellm.model_cost)
         except Exception as fault:  # noqa: BLE001  # another LiteLLM: calls are served without this check
             _log.exception("The versions of prices cannot be computed: %s", type(fault).__name__)
         try:
@@ -103,7 +108,13 @@ def _stamp_retries(router: Any) -> None:
         deployment["model_info"][RETRIES_STAMP] = retried_statuses(router, str(deployment["model_name"]))
 
 
-def _stamp_versions(router: Any, shown: Any) -> dict[str, str]:
+def _listed(entry: Mapping[str, Any], price_map: Mapping[str, Any]) -> dict[str, Any]:
+    """A deployment's entry in LiteLLM's price map. Its page shows the prices that LiteLLM's own code knows, and no others."""
+    found: Mapping[str, Any] = price_map.get((entry.get("model_info") or {}).get("key") or "") or {}
+    return {name: value for name, value in found.items() if not name.startswith(_NO_PRICES)}
+
+
+def _stamp_versions(router: Any, shown: Any, price_map: Mapping[str, Any]) -> dict[str, str]:
     by_name: dict[str, list[dict[str, Any]]] = {}
     for deployment in router.model_list:
         by_name.setdefault(str(deployment["model_name"]), []).append(deployment)
@@ -111,7 +122,11 @@ def _stamp_versions(router: Any, shown: Any) -> dict[str, str]:
     for name, deployments in by_name.items():
         if "*" in name:  # a pattern: which models it stands for is not known in advance
             continue
-        versions[name] = version_of([shown(model=copy.deepcopy(deployment)) for deployment in deployments])
+        entries = [shown(model=copy.deepcopy(deployment)) for deployment in deployments]
+        for deployment, entry in zip(deployments, entries, strict=True):
+            listed = _listed(entry, price_map)
+            deployment["model_info"][ENTRY_STAMP] = entry["model_info"][ENTRY_STAMP] = listed
+        versions[name] = version_of(entries)
     for name, version in versions.items():
         for deployment in by_name[name]:
             deployment["model_info"][PRICES_STAMP] = version

@@ -6,7 +6,7 @@ of the input at the highest rate, and `max_tokens` of output for each choice; `m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llm_service.errors import InvalidRequest
 from llm_service.pricing import rates
@@ -21,7 +21,8 @@ class CostBound:
     """What to hold for a request, in tokens and nano-dollars; `output_tokens` is for one choice.
 
     `floor_nano` is the least with which the call is worth making: the input, and the agent's floor of output.
-    `defaulted`: the request did not set `max_tokens`. `counted`: the text was counted with a tokenizer.
+    `defaulted`: the request did not set `max_tokens`. `counted`: the text was counted with a tokenizer. `most` is what
+    the amount was computed from, without the output.
     """
 
     input_tokens: int
@@ -30,6 +31,7 @@ class CostBound:
     amount_nano: int
     floor_nano: int
     counted: bool = False
+    most: rates.Most = rates.NOTHING
 
 
 def cost_bound(
@@ -47,10 +49,16 @@ def cost_bound(
             f"{model.name!r} does not read OpenAI's token numbers; send text.", param="input", code="not_priced"
         )
     media = model.media_tokens(request.media)
-    if media.audio or media.video:
-        raise InvalidRequest(
-            f"Audio and video cannot be priced for {model.name!r} yet.", param="messages", code="not_priced"
-        )
+    for name, tokens, priced in (
+        ("Audio", media.audio, model.prices_audio),
+        ("Video", media.video, model.prices_video),
+    ):
+        if tokens and not priced:
+            raise InvalidRequest(
+                f"{name} has no known price for {model.name!r}, so its cost cannot be bounded.",
+                param="messages",
+                code="not_priced",
+            )
     if request.cache_writes != "none" and model.stores_caches:
         raise InvalidRequest(
             f"'cache_control' would make a stored cache for {model.name!r}, which is billed by the hour; leave it out. "
@@ -60,9 +68,21 @@ def cost_bound(
         )
     text_tokens = request.input_bound if counted_input is None else min(counted_input, request.input_bound)
     input_tokens = text_tokens + media.total
+    most = rates.Most(
+        text_tokens=text_tokens + media.text,
+        image_tokens=media.image,
+        audio_tokens=media.audio,
+        video_tokens=media.video,
+        reasoning_tokens=model.most.reasoning_tokens,
+        citation_tokens=model.most.citation_tokens,
+        searches=model.most.searches,
+        requests=request.choices,
+        cache_writes=cache_writes(model, request),
+        service_tier=request.service_tier,
+    )
     if model.mode == "embedding":
-        amount = rates.bound(model.rates.values(), input_tokens, 0)
-        return CostBound(input_tokens, 0, False, amount, amount, counted_input is not None)
+        amount = rates.bound(model.rates.values(), most)
+        return CostBound(input_tokens, 0, False, amount, amount, counted_input is not None, most)
     asked = request.max_tokens if request.max_tokens is not None else principal.default_max_tokens
     if model.max_output_tokens is not None:
         asked = min(asked, model.max_output_tokens)
@@ -70,10 +90,10 @@ def cost_bound(
 
     def held(output_tokens: int) -> int:
         total = output_tokens * request.choices + request.extra_output
-        return rates.bound(model.rates.values(), input_tokens, total, request.service_tier)
+        return rates.bound(model.rates.values(), replace(most, output_tokens=total))
 
     return CostBound(
-        input_tokens, asked, request.max_tokens is None, held(asked), held(floor), counted_input is not None
+        input_tokens, asked, request.max_tokens is None, held(asked), held(floor), counted_input is not None, most
     )
 
 
@@ -88,7 +108,7 @@ def output_within(model: Model, request: ParsedRequest, bound: CostBound, held_n
     """The output tokens for each choice that a hold pays for: all that it was computed for, or fewer."""
     if held_nano >= bound.amount_nano:
         return bound.output_tokens
-    total = rates.affordable_output(model.rates.values(), bound.input_tokens, held_nano, request.service_tier)
+    total = rates.affordable_output(model.rates.values(), bound.most, held_nano)
     return max(1, min(bound.output_tokens, (total - request.extra_output) // request.choices))
 
 

@@ -16,24 +16,45 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from typing import Any, cast
 
 from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
-from llm_service.grants import CACHES_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+from llm_service.grants import CACHES_STAMP, ENTRY_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+from llm_service.pricing.built_in_search import Searching, searching
+from llm_service.pricing.litellm_prices import read_rates
 from llm_service.pricing.media import MediaTokens, media_tokens
+from llm_service.pricing.price_names import fields_of, is_price
 from llm_service.pricing.providers import (
     BILL_TO_THE_END,
     CHOOSE_SERVICE_TIER,
     READ_TOKEN_IDS,
     REASON_WHEN_ASKED,
     STORE_CACHES,
+    VIDEO_COSTS_AS_TEXT,
     WRITE_CACHES_WHEN_ASKED,
 )
-from llm_service.pricing.rates import FREE, Rates, RatesError, cost_at, dump_rates, read_rates
+from llm_service.pricing.rates import FREE, Rates, RatesError, cost_at, dump_rates
 from llm_service.types import Usage
 from llm_service.wire.media import Medium
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class MostBeyondTokens:
+    """The most that one call of a model can use of what no parameter of a request bounds.
+
+    An operator names it in `model_info: treasurer_most`, for a model that works by itself as long as it likes.
+    `reasoning_tokens` are those beside the output.
+    """
+
+    searches: int = 0
+    citation_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+NOTHING_BEYOND = MostBeyondTokens()
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +77,7 @@ class Model:
     uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
     adds_caches: bool = True  # the proxy may ask for caches that a request does not ask for
     retried_statuses: frozenset[int] = frozenset()  # after these the proxy itself tries another deployment
+    most: MostBeyondTokens = NOTHING_BEYOND  # what a call can use that no request bounds
     always_thinks: bool = False  # it reasons in every call, whatever the request asks for
     prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy does not give one
 
@@ -69,6 +91,17 @@ class Model:
         """Whether its providers may choose another service tier than their default, at another price."""
         differ = any(rates.priority or rates.flex for rates in self.rates.values())
         return differ and bool(self.deployments) and CHOOSE_SERVICE_TIER.issuperset(self.deployments.values())
+
+    @property
+    def prices_audio(self) -> bool:
+        """Whether each of its deployments has a price for audio input."""
+        return all(tier.audio_input is not None for rates in self.rates.values() for tier in rates.default) or self.free
+
+    @property
+    def prices_video(self) -> bool:
+        """Whether video input has a price: its own, or by the provider's page that of text. Its sound is audio."""
+        own = all(tier.video_input is not None for rates in self.rates.values() for tier in rates.default)
+        return (own or self.providers <= VIDEO_COSTS_AS_TEXT) and self.prices_audio
 
     @property
     def bills_to_the_end(self) -> bool:
@@ -95,9 +128,27 @@ class Model:
         """Whether input may be given as token ids of OpenAI's tokenizers."""
         return self.provider in READ_TOKEN_IDS
 
-    def cost(self, deployment: str | None, usage: Usage, service_tier: str | None = None) -> int:
-        """What a usage costs at the deployment that answered, in nano-dollars; if it is not known, at the highest price."""
-        return cost_at(self.rates, deployment, usage, service_tier)
+    @property
+    def free(self) -> bool:
+        """Whether the operator has said that it costs nothing."""
+        return bool(self.rates) and all(rates == FREE for rates in self.rates.values())
+
+    def provider_of(self, deployment: str | None) -> str:
+        """The provider of a deployment; of the model's first one if it is not known."""
+        return self.deployments.get(deployment or "", self.provider)
+
+    def cost(
+        self,
+        deployment: str | None,
+        usage: Usage,
+        service_tier: str | None = None,
+        served: tuple[datetime, datetime] | None = None,
+    ) -> int:
+        """What a usage costs at the deployment that answered, in nano-dollars; if it is not known, at the highest price.
+
+        `served` is when the call began and ended.
+        """
+        return cost_at(self.rates, deployment, usage, service_tier, served)
 
     def retried_upstream(self, status: int) -> bool:
         """Whether the upstream itself has tried another deployment after this status of an answer."""
@@ -193,9 +244,9 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
     infos: list[Mapping[str, Any]] = [cast("Mapping[str, Any]", entry.get("model_info") or {}) for entry in entries]
     rates: dict[str, Rates] = {}
     unpriced = None
-    for info in infos:
+    for entry, info in zip(entries, infos, strict=True):
         try:
-            rates[str(info["id"])] = FREE if info.get("treasurer_free") is True else _priced(info)
+            rates[str(info["id"])] = FREE if info.get("treasurer_free") is True else _priced(entry)
         except RatesError as error:
             unpriced = str(error)
     inputs = [int(info["max_input_tokens"]) for info in infos if info.get("max_input_tokens")]
@@ -223,6 +274,7 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
         adds_caches=not all(info.get(CACHES_STAMP) is False for info in infos),
         always_thinks=any(info.get("thinking_always_on") is True for info in infos),
         prices=_version(infos),
+        most=_dearest_most(infos) if unpriced is None else NOTHING_BEYOND,
         uses_shared=all(info.get(USES_STAMP) is True for info in infos),
     )
 
@@ -255,11 +307,63 @@ def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:
     return min(qualities, default=None)
 
 
-def _priced(info: Mapping[str, Any]) -> Rates:
-    if info.get("input_cost_per_request") or info.get("output_cost_per_request"):
-        raise RatesError("it costs something for each request, which cannot be priced yet")
-    rates = read_rates(info)
+def _priced(entry: Mapping[str, Any]) -> Rates:
+    """The rate card of one deployment, from its entry of `/model/info`."""
+    info = cast("Mapping[str, Any]", entry.get("model_info") or {})
+    parameters = cast("Mapping[str, Any]", entry.get("litellm_params") or {})
+    underlying = str(parameters.get("model") or entry["model_name"])
+    if "*" in str(entry["model_name"]):
+        raise RatesError("it is a pattern and no model: list each model by its name")
+    listed = dict(fields_of(info.get(ENTRY_STAMP)))
+    # LiteLLM shows the prices that it uses, with the operator's over those of its map; the map has more of them.
+    given = {name: value for name, value in parameters.items() if is_price(name)}
+    shown = {name: value for name, value in info.items() if value is not None and not name.startswith("treasurer_")}
+    how = searching(underlying)
+    _check_bounds(info, how)
+    rates = read_rates(listed | given | shown, searching=how, everywhere=_everywhere(info, parameters))
     if rates.default[0].highest_input == 0 and rates.default[0].highest_output == 0:
         # LiteLLM reports 0 for a model that its map does not know.
         raise RatesError("its price is zero, and it is not marked free")
     return rates
+
+
+def _check_bounds(info: Mapping[str, Any], how: Searching | None) -> None:
+    if how is not None and not how.once and not _most(info).searches:
+        raise RatesError(
+            "it searches as often as it likes, and nothing bounds that; name the most for one call in model_info: "
+            "treasurer_most: {searches: …, citation_tokens: …, reasoning_tokens: …}"
+        )
+
+
+def _dearest_most(infos: Sequence[Mapping[str, Any]]) -> MostBeyondTokens:
+    """The most of any of its deployments."""
+    each = [_most(info) for info in infos]
+    return MostBeyondTokens(
+        *(max(getattr(most, name) for most in each) for name in MostBeyondTokens.__dataclass_fields__)
+    )
+
+
+def _most(info: Mapping[str, Any]) -> MostBeyondTokens:
+    named = info.get("treasurer_most")
+    if named is None:
+        return NOTHING_BEYOND
+    fields = fields_of(named) or {"treasurer_most": named}
+    known = MostBeyondTokens.__dataclass_fields__
+    wrong = [name for name, value in fields.items() if name not in known or type(value) is not int or value < 0]
+    if wrong:
+        raise RatesError(f"treasurer_most has {wrong[0]!r}, and must have numbers for {', '.join(known)}")
+    return MostBeyondTokens(**fields)
+
+
+def _everywhere(info: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """The multipliers that apply to each call, because of where the deployment is.
+
+    https://platform.openai.com/docs/guides/your-data (a region has its own host);
+    https://cloud.google.com/vertex-ai/generative-ai/pricing (all locations but the global one).
+    """
+    base = str(parameters.get("api_base") or "")
+    regions = [region for region in ("eu", "us") if f"//{region}.api.openai.com" in base]
+    names = [f"regional_processing_uplift_multiplier_{region}" for region in regions]
+    if str(info.get("litellm_provider")).startswith("vertex_ai") and parameters.get("vertex_location") != "global":
+        names.append("regional_endpoint_uplift_multiplier")
+    return tuple(names)

@@ -51,3 +51,8 @@ WRITE_CACHES_WHEN_ASKED: Final = frozenset({"anthropic", "bedrock", "bedrock_con
 #: bounds that, so such a request is refused.
 #: https://ai.google.dev/gemini-api/docs/caching, https://docs.litellm.ai/docs/providers/gemini#context-caching
 STORE_CACHES: Final = frozenset({"gemini", "vertex_ai", "vertex_ai_beta", "vertex_ai-language-models"})
+
+#: A token of video costs as much as one of text there, where no price of its own is named. For any other provider video is
+#: refused unless it has a price.
+#: https://ai.google.dev/gemini-api/docs/pricing ("text / image / video", 2026-11-28)
+VIDEO_COSTS_AS_TEXT: Final = frozenset({"gemini", "vertex_ai", "vertex_ai-language-models"})

@@ -1,37 +1,41 @@
 """Rates × usage → money, and upper bounds of it. Pure.
 
 What must hold:
-  I4  A price for a token is an integer of femto-dollars (10⁻¹⁵ USD). That is exact for a price with up to 15 decimals;
+  I4  A price of a unit is an integer of femto-dollars (10⁻¹⁵ USD). That is exact for a price with up to 15 decimals;
       one with more is rounded up when it is read.
   I4  The cost of a call is summed in femto-dollars, and rounded once, up, to a nano-dollar, in `_nano`.
-  I1  `bound` is never less than `cost` for a usage within the bounded tokens.
+  I1  `bound` is never less than `cost` for a usage within the bounded amounts, whatever the provider may report.
+  I2  Where a report leaves open how its parts overlap, the dearest reading is priced.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass
-from decimal import ROUND_CEILING, Decimal
+from datetime import UTC, datetime, time
+from itertools import permutations
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import orjson
 
 from llm_service.types import Usage
+from llm_service.wire.requests import CacheWrites
 
 FEMTO_PER_NANO = 1_000_000
-_FEMTO_PER_DOLLAR = Decimal(10) ** 15
-_LONG = re.compile(r"^input_cost_per_token_above_(\d+)k_tokens$")
-#: Service tiers of OpenAI and Google that have separate prices in LiteLLM's price list.
-SERVICE_TIERS = ("flex", "priority")
+#: A multiplier is an integer of ten-thousandths.
+WHOLE = 10_000
+#: How much of its finds a search may use, in the order of a rate card's prices for it.
+SEARCH_CONTEXTS = ("low", "medium", "high")
+#: Regions that are none: the provider chose freely where to serve the call.
+_ANYWHERE = ("", "global", "not_available")
 
 
 @dataclass(frozen=True, slots=True)
 class TokenRates:
     """Femto-dollars a token, for prompts longer than `above_tokens` input tokens.
 
-    Where LiteLLM's list does not name a price, another one takes its place: that of input for cached input and for cache
-    writes, that of output for reasoning.
+    A price of audio, images or video that is None is that of text.
     """
 
     above_tokens: int
@@ -41,191 +45,308 @@ class TokenRates:
     cache_write: int
     cache_write_1h: int
     reasoning: int
+    audio_input: int | None = None
+    audio_cache_read: int | None = None
+    audio_output: int | None = None
+    image_input: int | None = None
+    image_cache_read: int | None = None
+    image_output: int | None = None
+    video_input: int | None = None
+    video_output: int | None = None
 
     @property
     def highest_input(self) -> int:
-        """The highest price of a token of input, cached or not."""
+        """The highest price of a token of text input, cached or not."""
         return max(self.input, self.cache_read, self.cache_write, self.cache_write_1h)
 
     @property
     def highest_output(self) -> int:
-        """The highest price of a token of output, reasoning or not."""
-        return max(self.output, self.reasoning)
+        """The highest price of a token of output. Audio is not among them: no request may ask for it."""
+        return max(self.output, self.reasoning, self.image_output or 0, self.video_output or 0)
+
+    def highest_text(self, writes: CacheWrites) -> int:
+        """The highest price of a token of text input for a request that writes to a cache so."""
+        written = {"none": 0, "5m": self.cache_write, "1h": max(self.cache_write, self.cache_write_1h)}[writes]
+        return max(self.input, self.cache_read, written)
+
+    def highest_medium(self, price: int | None, cached: int | None, writes: CacheWrites) -> int:
+        """The highest price of a token of audio, image or video input: a report may also count it as text."""
+        return max(price or 0, cached or 0, self.highest_text(writes))
+
+
+@dataclass(frozen=True, slots=True)
+class OffPeak:
+    """Cheaper hours. `windows` are ISO weekdays (none: every day) in `zone`, with minutes of a day in UTC.
+
+    A window of which the end is not after the start goes over midnight. A window without any minutes is a whole day.
+    """
+
+    tiers: tuple[TokenRates, ...]
+    windows: tuple[tuple[tuple[int, ...], int, int], ...]
+    zone: str = "UTC"
+
+    def covers(self, moment: datetime) -> bool:
+        """Whether these hours apply at this moment."""
+        minute = _minute_of(moment.astimezone(UTC).time())
+        weekday = moment.astimezone(ZoneInfo(self.zone)).isoweekday()
+        return any(
+            (not weekdays or weekday in weekdays)
+            and (start <= minute < end if start < end else minute >= start or minute < end)
+            for weekdays, start, end in self.windows
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class Rates:
-    """The prices of one deployment: for each service tier, tiers by length of prompt, the shortest first."""
+    """The rate card of one deployment.
+
+    For each service tier, the prices of tokens by length of prompt, the shortest first. `request` is charged once for a
+    call and `search` for each search, both by search context (low, medium, high); `context` is the one that applies if
+    neither request nor report names one. `citation` is the price of a citation token. All in femto-dollars.
+    `regions` and `speeds` are multipliers over everything that apply where a report names them, and `always` is one
+    that applies to each call, in ten-thousandths.
+    """
 
     default: tuple[TokenRates, ...]
     flex: tuple[TokenRates, ...] = ()
     priority: tuple[TokenRates, ...] = ()
+    request: tuple[int, int, int] = (0, 0, 0)
+    search: tuple[int, int, int] = (0, 0, 0)
+    context: int = 1
+    citation: int = 0
+    regions: tuple[tuple[str, int], ...] = ()
+    speeds: tuple[tuple[str, int], ...] = ()
+    always: int = WHOLE
+    off_peak: OffPeak | None = None
 
     def tiers(self, service_tier: str | None) -> tuple[TokenRates, ...]:
         """The tiers of a service tier; those of the default where it has no separate price."""
         named = {"flex": self.flex, "priority": self.priority}.get(service_tier or "", ())
         return named or self.default
 
+    @property
+    def most_multiplied(self) -> int:
+        """The highest multiplier of a call whose region nobody has chosen, in ten-thousandths."""
+        return max([self.always, *(-(-self.always * factor // WHOLE) for _, factor in self.regions)])
+
 
 FREE = Rates((TokenRates(0, 0, 0, 0, 0, 0, 0),))
 
 
-class RatesError(ValueError):
-    """LiteLLM's list has no usable price for a model."""
+@dataclass(frozen=True, slots=True)
+class Most:
+    """The most that a call can use. `text_tokens`, `image_tokens`, `audio_tokens` and `video_tokens` are its input.
 
-
-def _femto(value: Any) -> int:
-    try:
-        dollars = Decimal(repr(value)) if isinstance(value, float) else Decimal(str(value))
-        if dollars.is_finite() and dollars >= 0:
-            return int((dollars * _FEMTO_PER_DOLLAR).to_integral_value(rounding=ROUND_CEILING))
-    except ArithmeticError:
-        pass  # not a number
-    raise RatesError(f"{value!r} is not a price")
-
-
-def read_rates(info: Mapping[str, Any]) -> Rates:
-    """Read the prices of a `model_info` entry in LiteLLM's form (dollars a token, as floats).
-
-    Raises:
-        RatesError: there is no price for input or for output, or a price is not a number of at least 0.
+    `requests` is the number of answers for which a fee for a request may be charged. `search_context` is the one that
+    the request asks for, if it does. For a request that names a service tier, all of them count, because a provider
+    may serve another one.
     """
-    default = _read_tiers(info, "")
-    tiers = {tier: _read_tiers(info, f"_{tier}") for tier in SERVICE_TIERS if info.get(f"input_cost_per_token_{tier}")}
-    return Rates(default, tiers.get("flex", ()), tiers.get("priority", ()))
+
+    text_tokens: int = 0
+    output_tokens: int = 0
+    image_tokens: int = 0
+    audio_tokens: int = 0
+    video_tokens: int = 0
+    reasoning_tokens: int = 0  # beside the output
+    citation_tokens: int = 0
+    searches: int = 0
+    requests: int = 1
+    search_context: str | None = None
+    cache_writes: CacheWrites = "1h"
+    service_tier: str | None = None
+
+    @property
+    def input_tokens(self) -> int:
+        """All tokens of the input."""
+        return self.text_tokens + self.image_tokens + self.audio_tokens + self.video_tokens
 
 
-def _read_tiers(info: Mapping[str, Any], suffix: str) -> tuple[TokenRates, ...]:
-    base_input, base_output = info.get("input_cost_per_token"), info.get("output_cost_per_token")
-    if base_output is None and info.get("mode") == "embedding":
-        base_output = 0
-    if base_input is None or base_output is None:
-        raise RatesError("no price for input or output")
-
-    def price(name: str, otherwise: int) -> int:
-        value = info.get(name + suffix)
-        if value is None and suffix:
-            value = info.get(name)
-        return otherwise if value is None else _femto(value)
-
-    def tier(above_tokens: int, mark: str, below: TokenRates | None) -> TokenRates:
-        input_rate = price(f"input_cost_per_token{mark}", below.input if below else 0)
-        output_rate = price(f"output_cost_per_token{mark}", below.output if below else 0)
-
-        def cached(name: str, below_rate: int, otherwise: int) -> int:
-            # A price that is named for shorter prompts only stays the same. One that is named nowhere is this tier's `otherwise`.
-            named_below = below is not None and price(name, -1) != -1
-            return price(f"{name}{mark}", below_rate if named_below else otherwise)
-
-        write = cached("cache_creation_input_token_cost", below.cache_write if below else 0, input_rate)
-        write_1h = "cache_creation_input_token_cost_above_1hr"
-        return TokenRates(
-            above_tokens=above_tokens,
-            input=input_rate,
-            output=output_rate,
-            cache_read=cached("cache_read_input_token_cost", below.cache_read if below else 0, input_rate),
-            cache_write=write,
-            cache_write_1h=cached(write_1h, below.cache_write_1h if below else 0, write),
-            reasoning=output_rate if mark else reasoning(output_rate),
-        )
-
-    def reasoning(output_rate: int) -> int:
-        name = "output_cost_per_reasoning_token"
-        if info.get(name + suffix) is None and info.get(f"output_cost_per_token{suffix}") is not None and suffix:
-            return output_rate  # the service tier's price for output goes before the default tier's for reasoning
-        return price(name, output_rate)
-
-    tiers = [tier(0, "", None)]
-    for thousands in sorted(
-        int(match.group(1)) for name in info if info[name] is not None and (match := _LONG.match(name))
-    ):
-        tiers.append(tier(thousands * 1000, f"_above_{thousands}k_tokens", tiers[-1]))
-    return tuple(tiers)
+NOTHING = Most()
 
 
-def cost(rates: Rates, usage: Usage, service_tier: str | None = None) -> int:
+class RatesError(ValueError):
+    """There is no usable price for a model."""
+
+
+def cost(
+    rates: Rates,
+    usage: Usage,
+    service_tier: str | None = None,
+    served: tuple[datetime, datetime] | None = None,
+) -> int:
     """What a usage costs, in nano-dollars, rounded up.
+
+    `served` is when the call began and ended: cheaper hours count only if it did both within them.
 
     The whole call is priced at the tier of its prompt's length, output included. That is the rule of Google, Anthropic
     and OpenAI for long prompts, and LiteLLM's.
     """
-    tier = _tier_for(rates.tiers(service_tier), usage.input_tokens)
-    cached = min(usage.cached_tokens, usage.input_tokens)
-    written = min(usage.cache_write_tokens, usage.input_tokens - cached)
+    tiers = rates.tiers(service_tier)
+    off_peak = rates.off_peak
+    if off_peak is not None and served is not None and tiers is rates.default and all(map(off_peak.covers, served)):
+        tiers = off_peak.tiers
+    tier = _tier_for(tiers, usage.input_tokens)
+    context = _context(rates, usage.search_context)
+    femto = (
+        _input(tier, usage)
+        + _output(tier, usage)
+        + usage.citation_tokens * rates.citation
+        + usage.searches * rates.search[context]
+        + rates.request[context]
+    )
+    return _nano(_multiplied(femto, _factors(rates, usage)))
+
+
+def _input(tier: TokenRates, usage: Usage) -> int:
+    """Femto-dollars of the input. Which kinds of tokens were written to a cache or read from one is mostly not reported."""
+    total = usage.input_tokens
+    cached = min(usage.cached_tokens, total)
+    written = min(usage.cache_write_tokens, total - cached)
     written_1h = min(usage.cache_write_1h_tokens, written)
-    reasoning = min(usage.reasoning_tokens, usage.output_tokens)
-    return _nano(
-        (usage.input_tokens - cached - written) * tier.input
-        + cached * tier.cache_read
-        + (written - written_1h) * tier.cache_write
-        + written_1h * tier.cache_write_1h
-        + (usage.output_tokens - reasoning) * tier.output
+    audio = min(usage.audio_input_tokens, total)
+    image = min(usage.image_input_tokens, total - audio)
+    video = min(usage.video_input_tokens, total - audio - image)
+    cached_audio = min(usage.cached_audio_tokens, audio, cached)
+    femto = (written - written_1h) * tier.cache_write + written_1h * tier.cache_write_1h
+    if not audio and not image and not video:
+        return femto + (total - cached - written) * tier.input + cached * tier.cache_read
+    audio_price = tier.input if tier.audio_input is None else tier.audio_input
+    image_price = tier.input if tier.image_input is None else tier.image_input
+    video_price = tier.input if tier.video_input is None else tier.video_input
+    audio_cached = tier.audio_cache_read if tier.audio_cache_read is not None else tier.cache_read
+    image_cached = tier.image_cache_read if tier.image_cache_read is not None else tier.cache_read
+    kinds = (  # number, price, price from the cache
+        (total - audio - image - video, tier.input, tier.cache_read),
+        (audio - cached_audio, audio_price, audio_cached),
+        (image, image_price, image_cached),
+        (video, video_price, tier.cache_read),
+    )
+    present = [kind for kind in kinds if kind[0]]
+    orders = permutations(present) if written else (present,)
+    rest = max((_dearest_reading(order, written, cached - cached_audio) for order in orders), default=0)
+    return femto + cached_audio * audio_cached + rest
+
+
+def _dearest_reading(kinds: Sequence[tuple[int, int, int]], written: int, cached: int) -> int:
+    """Femto-dollars of the tokens that were not written to a cache, if the first kinds were, in this order.
+
+    Those that were read from a cache are taken to be of the kinds with which that saves least.
+    """
+    left: list[tuple[int, int, int]] = []
+    for number, price, from_cache in kinds:
+        taken = min(number, written)
+        written -= taken
+        left.append((number - taken, price, from_cache))
+    femto = 0
+    for number, price, from_cache in sorted(left, key=lambda kind: kind[1] - kind[2]):
+        taken = min(number, cached)
+        cached -= taken
+        femto += taken * from_cache + (number - taken) * price
+    return femto
+
+
+def _output(tier: TokenRates, usage: Usage) -> int:
+    """Femto-dollars of the output."""
+    total = usage.output_tokens
+    audio = min(usage.audio_output_tokens, total)
+    image = min(usage.image_output_tokens, total - audio)
+    video = min(usage.video_output_tokens, total - audio - image)
+    reasoning = min(usage.reasoning_tokens, total - audio - image - video)
+    return (
+        (total - audio - image - video - reasoning) * tier.output
         + reasoning * tier.reasoning
+        + audio * (tier.output if tier.audio_output is None else tier.audio_output)
+        + image * (tier.output if tier.image_output is None else tier.image_output)
+        + video * (tier.output if tier.video_output is None else tier.video_output)
     )
 
 
-def cost_at(rates: Mapping[str, Rates], deployment: str | None, usage: Usage, service_tier: str | None = None) -> int:
+def _factors(rates: Rates, usage: Usage) -> tuple[int, ...]:
+    """The multipliers of a call. A region or speed that has none in a card with others counts as the dearest of them."""
+    factors = [rates.always]
+    if rates.regions and usage.region not in _ANYWHERE:
+        named = dict(rates.regions)
+        factors.append(named.get(usage.region, max(named.values())))
+    if rates.speeds and usage.speed not in ("", "standard"):
+        named = dict(rates.speeds)
+        factors.append(named.get(usage.speed, max(named.values())))
+    return tuple(factor for factor in factors if factor != WHOLE)
+
+
+def _multiplied(femto: int, factors: Iterable[int]) -> int:
+    whole = 1
+    for factor in factors:
+        femto, whole = femto * factor, whole * WHOLE
+    return -(-femto // whole)
+
+
+def _context(rates: Rates, named: str | None) -> int:
+    return SEARCH_CONTEXTS.index(named) if named in SEARCH_CONTEXTS else rates.context
+
+
+def cost_at(
+    rates: Mapping[str, Rates],
+    deployment: str | None,
+    usage: Usage,
+    service_tier: str | None = None,
+    served: tuple[datetime, datetime] | None = None,
+) -> int:
     """What a usage costs at the deployment that answered; if it is not known, at the most expensive deployment."""
     known = rates.get(deployment or "")
-    return max(cost(rate, usage, service_tier) for rate in ([known] if known is not None else rates.values()))
+    return max(cost(rate, usage, service_tier, served) for rate in ([known] if known is not None else rates.values()))
 
 
-def dump_rates(rates: Mapping[str, Rates]) -> str:
-    """The rates of a model's deployments as JSON: the same text for the same rates.
+def bound(rates: Iterable[Rates], most: Most) -> int:
+    """The most, in nano-dollars, that a call which uses at most this can cost at any of these rates.
 
-    Each tier of prices is its seven numbers, in the order of `TokenRates`.
+    Takes the highest price of each unit over the tiers into which a prompt of at most so many tokens can fall.
     """
-    card = {
-        deployment: {
-            "default": _numbers(each.default),
-            "flex": _numbers(each.flex),
-            "priority": _numbers(each.priority),
-        }
-        for deployment, each in rates.items()
-    }
-    return orjson.dumps(card, option=orjson.OPT_SORT_KEYS).decode()
+    fixed, output, factor = _highest(rates, most)
+    return _nano(_multiplied(fixed + most.output_tokens * output, (factor,)))
 
 
-def load_rates(card: str) -> dict[str, Rates]:
-    """What `dump_rates` wrote."""
-    return {
-        deployment: Rates(
-            *(tuple(TokenRates(*tier) for tier in each[name]) for name in ("default", "flex", "priority"))
-        )
-        for deployment, each in orjson.loads(card).items()
-    }
+def affordable_output(rates: Iterable[Rates], most: Most, amount_nano: int) -> int:
+    """The most output tokens for which `bound` is within an amount. Zero: the rest alone costs more.
 
-
-def _numbers(tiers: tuple[TokenRates, ...]) -> list[tuple[int, ...]]:
-    return [astuple(tier) for tier in tiers]
-
-
-def bound(rates: Iterable[Rates], input_tokens: int, output_tokens: int, service_tier: str | None = None) -> int:
-    """The most, in nano-dollars, that at most this many tokens can cost at any of these rates.
-
-    Takes the highest price of input and of output over the tiers into which a prompt of at most `input_tokens` can fall.
-    For a request that names a service tier, all service tiers count, because a provider may serve another one.
+    `most.output_tokens` is not read.
     """
-    reachable = [tier for rate in rates for tier in _reachable(rate, input_tokens, service_tier)]
-    highest_input = max(tier.highest_input for tier in reachable)
-    highest_output = max(tier.highest_output for tier in reachable)
-    return _nano(input_tokens * highest_input + output_tokens * highest_output)
-
-
-def affordable_output(
-    rates: Iterable[Rates], input_tokens: int, amount_nano: int, service_tier: str | None = None
-) -> int:
-    """The most output tokens for which `bound` is within an amount. Zero: the input alone costs more."""
-    reachable = [tier for rate in rates for tier in _reachable(rate, input_tokens, service_tier)]
-    left_femto = amount_nano * FEMTO_PER_NANO - input_tokens * max(tier.highest_input for tier in reachable)
-    highest_output = max(tier.highest_output for tier in reachable)
-    if left_femto < 0 or highest_output == 0:
+    fixed, output, factor = _highest(rates, most)
+    left_femto = amount_nano * FEMTO_PER_NANO * WHOLE // factor - fixed
+    if left_femto < 0 or output == 0:
         return 0
-    return left_femto // highest_output
+    return left_femto // output
+
+
+def _highest(rates: Iterable[Rates], most: Most) -> tuple[int, int, int]:
+    """Femto-dollars of all but the output, femto-dollars of a token of output, and the multiplier over both."""
+    cards = list(rates)
+    tiers = [tier for card in cards for tier in _reachable(card, most.input_tokens, most.service_tier)]
+    writes = most.cache_writes
+    image = max(tier.highest_medium(tier.image_input, tier.image_cache_read, writes) for tier in tiers)
+    audio = max(tier.highest_medium(tier.audio_input, tier.audio_cache_read, writes) for tier in tiers)
+    video = max(tier.highest_medium(tier.video_input, None, writes) for tier in tiers)
+    fixed = (
+        most.text_tokens * max(tier.highest_text(writes) for tier in tiers)
+        + most.image_tokens * image
+        + most.audio_tokens * audio
+        + most.video_tokens * video
+        + most.reasoning_tokens * max(tier.reasoning for tier in tiers)
+        + most.citation_tokens * max(card.citation for card in cards)
+        + most.searches * max(_dearest(card, card.search, most.search_context) for card in cards)
+        + most.requests * max(_dearest(card, card.request, most.search_context) for card in cards)
+    )
+    return fixed, max(tier.highest_output for tier in tiers), max(card.most_multiplied for card in cards)
+
+
+def _dearest(card: Rates, prices: tuple[int, int, int], named: str | None) -> int:
+    """A price by search context. The provider may use a smaller one than was asked for, but no larger one."""
+    return max(prices[: _context(card, named) + 1])
 
 
 def _reachable(rates: Rates, input_tokens: int, service_tier: str | None) -> list[TokenRates]:
     families = (rates.default, rates.flex, rates.priority) if service_tier is not None else (rates.default,)
+    if rates.off_peak is not None:
+        families = (*families, rates.off_peak.tiers)
     return [
         tier for family in families for tier in family if tier.above_tokens == 0 or tier.above_tokens < input_tokens
     ]
@@ -239,6 +360,77 @@ def _tier_for(tiers: tuple[TokenRates, ...], input_tokens: int) -> TokenRates:
     return chosen
 
 
+def _minute_of(moment: time) -> int:
+    return moment.hour * 60 + moment.minute
+
+
 def _nano(femto: int) -> int:
     """The only rounding: up, to a whole nano-dollar."""
     return -(-femto // FEMTO_PER_NANO)
+
+
+def dump_rates(rates: Mapping[str, Rates]) -> str:
+    """The rate cards of a model's deployments as JSON: the same text for the same rates.
+
+    Each tier of prices is its numbers, in the order of `TokenRates`, without the prices at its end that are None. What
+    a card does not charge for is left out.
+    """
+    return orjson.dumps(
+        {deployment: _dump(each) for deployment, each in rates.items()}, option=orjson.OPT_SORT_KEYS
+    ).decode()
+
+
+def load_rates(cards: str) -> dict[str, Rates]:
+    """What `dump_rates` wrote, by this version or by an earlier one."""
+    return {deployment: _load(each) for deployment, each in orjson.loads(cards).items()}
+
+
+def _dump(rates: Rates) -> dict[str, Any]:
+    card: dict[str, Any] = {
+        "default": _numbers(rates.default),
+        "flex": _numbers(rates.flex),
+        "priority": _numbers(rates.priority),
+    }
+    plain = Rates(rates.default)
+    for name in ("request", "search", "context", "citation", "regions", "speeds", "always"):
+        if getattr(rates, name) != getattr(plain, name):
+            card[name] = getattr(rates, name)
+    if rates.off_peak is not None:
+        windows, zone = rates.off_peak.windows, rates.off_peak.zone
+        card["off_peak"] = {"tiers": _numbers(rates.off_peak.tiers), "windows": windows, "zone": zone}
+    return card
+
+
+def _load(card: Mapping[str, Any]) -> Rates:
+    off_peak = card.get("off_peak")
+    return Rates(
+        default=_tiers(card["default"]),
+        flex=_tiers(card["flex"]),
+        priority=_tiers(card["priority"]),
+        request=tuple(card.get("request", (0, 0, 0))),
+        search=tuple(card.get("search", (0, 0, 0))),
+        context=card.get("context", 1),
+        citation=card.get("citation", 0),
+        regions=tuple((name, factor) for name, factor in card.get("regions", ())),
+        speeds=tuple((name, factor) for name, factor in card.get("speeds", ())),
+        always=card.get("always", WHOLE),
+        off_peak=None
+        if off_peak is None
+        else OffPeak(
+            _tiers(off_peak["tiers"]),
+            tuple((tuple(days), start, end) for days, start, end in off_peak["windows"]),
+            off_peak["zone"],
+        ),
+    )
+
+
+def _numbers(tiers: tuple[TokenRates, ...]) -> list[list[int | None]]:
+    rows = [list(astuple(tier)) for tier in tiers]
+    for row in rows:
+        while row[-1] is None:
+            row.pop()
+    return rows
+
+
+def _tiers(rows: list[list[int | None]]) -> tuple[TokenRates, ...]:
+    return tuple(TokenRates(*row) for row in rows)  # pyright: ignore[reportArgumentType]  # only the last may be None

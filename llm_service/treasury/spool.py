@@ -27,7 +27,7 @@ from uuid import UUID
 
 import orjson
 
-from llm_service.types import LedgerState, Settlement, Usage, UsageSource
+from llm_service.types import CostSource, LedgerState, Settlement, Usage, UsageSource
 
 log = logging.getLogger(__name__)
 
@@ -157,9 +157,11 @@ def read_lines(content: bytes) -> list[Settlement]:
 
 def _read(fields: dict[str, Any]) -> Settlement:
     known = {name: fields[name] for name in Settlement.__dataclass_fields__ if name in fields}
-    usage: dict[str, int] = known.get("usage") or {}
+    usage: dict[str, Any] = known.get("usage") or {}
     known["usage"] = Usage(**{name: usage[name] for name in Usage.__dataclass_fields__ if name in usage})
     known["call_id"] = UUID(known["call_id"])
     known["state"] = LedgerState(known["state"])
     known["usage_source"] = UsageSource(known.get("usage_source", UsageSource.NONE))
+    source: str | None = known.get("cost_source")
+    known["cost_source"] = None if source is None else CostSource(source)
     return Settlement(**known)

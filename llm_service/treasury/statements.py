@@ -20,6 +20,7 @@ import orjson
 
 from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
 from llm_service.types import NO_CONTEXT, CallContext, Hold, HoldRequest, Principal, Settlement
+from llm_service.usage import more_usage
 
 _NUMBERS = {"smallint", "integer", "bigint", "double precision"}
 
@@ -49,7 +50,9 @@ class Parameter:
             return "{" + ",".join([f"{value.int:032x}" for value in values]) + "}"
         if self.element in _NUMBERS:
             return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
-        return "{" + ",".join(values) + "}" if self.plain else list(values)
+        if self.plain:
+            return "{" + ",".join(["NULL" if value is None else value for value in values]) + "}"
+        return list(values)
 
 
 def _context_json(request: HoldRequest) -> str | None:
@@ -74,6 +77,11 @@ def _bounded(name: str) -> Callable[[Settlement], str | None]:
         return None if text is None else text.replace("\0", "")[:200]
 
     return bounded
+
+
+def _more_usage(settlement: Settlement) -> str | None:
+    more = more_usage(settlement.usage)
+    return orjson.dumps(more).decode() if more else None
 
 
 ADMISSION = (
@@ -119,6 +127,8 @@ SETTLEMENT = (
     Parameter("p_first_token_ms", "integer", attrgetter("first_token_ms")),
     Parameter("p_tier", "text", _bounded("service_tier")),
     Parameter("p_cache_write_1h", "integer", attrgetter("usage.cache_write_1h_tokens")),
+    Parameter("p_more_usage", "text", _more_usage),
+    Parameter("p_cost_source", "text", attrgetter("cost_source"), plain=True),
 )
 #: The arguments after the arrays: (name, SQL type).
 ADMISSION_OPTIONS = (("p_most_new", "integer"), ("p_skip_locked", "boolean"))
@@ -131,7 +141,7 @@ def _statement(function: str, parameters: Sequence[Parameter], options: Sequence
 
 
 ADMIT = _statement("treasury_admit_v4", ADMISSION, ADMISSION_OPTIONS)
-SETTLE = _statement("treasury_settle_v3", SETTLEMENT, SETTLEMENT_OPTIONS)
+SETTLE = _statement("treasury_settle_v4", SETTLEMENT, SETTLEMENT_OPTIONS)
 
 
 @dataclass(slots=True)

@@ -25,11 +25,12 @@ import orjson
 
 from llm_service.errors import TreasuryUnavailable
 from llm_service.postgres import fetch
-from llm_service.pricing.rates import Rates, cost_at, load_rates
+from llm_service.pricing.belief import believed
+from llm_service.pricing.rates import FREE, Rates, cost_at, load_rates
 from llm_service.treasury.queries import load_query
 from llm_service.treasury.treasury import Treasury
-from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
-from llm_service.usage import UNREAD, most_used
+from llm_service.types import CostSource, ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
+from llm_service.usage import UNREAD, most_used, total
 from llm_service.witness import COLUMNS, Witness, read_witness
 
 log = logging.getLogger(__name__)
@@ -44,9 +45,8 @@ _ONE = load_query("sweep/one", holds=_HOLDS)
 _SETTLE_WAIT_S = 10.0
 #: An owner settles within milliseconds of the answer's end.
 _ABANDONED_AFTER = timedelta(seconds=10)
-#: Two prices of the same tokens that are further apart than this factor are not prices under different conditions: one
-#: of them is wrong.
-_FAR_ABOVE = 2
+#: Whose figure the cost of several attempts together is: the most doubtful of them.
+_DOUBTFUL = (CostSource.HOLD, CostSource.ESTIMATE, CostSource.UPSTREAM, CostSource.RATES, CostSource.PROVIDER)
 
 #: (model, deployment, usage, service tier) → nano-dollars; None: the catalogue does not have the model any more.
 Price = Callable[[str, str | None, Usage, str | None], int | None]
@@ -107,6 +107,7 @@ def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) ->
         hold.amount_nano if posts else 0,
         usage_source=UsageSource.HOLD if posts else UsageSource.NONE,
         error_code="expired",
+        cost_source=CostSource.HOLD if posts else None,
     )
 
 
@@ -118,8 +119,8 @@ def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlem
         hold.call_id,
         hold.attempt,
         LedgerState.POSTED,
-        sum(costs),
-        usage=_sum([_used(witness) for witness in proof]),
+        sum(cost_nano for cost_nano, _ in costs),
+        usage=total([_used(witness) for witness in proof]),
         usage_source=UsageSource.WITNESS,
         proxy_cost_nano=sum(reported) if reported else None,
         provider=last.provider,
@@ -127,29 +128,32 @@ def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlem
         status=last.status,
         error_code=_certainty(proof),
         service_tier=last.service_tier,
+        cost_source=min((source for _, source in costs), key=_DOUBTFUL.index),
     )
 
 
-def _cost_of(hold: OrphanHold, witness: Witness, price: Price) -> int:
-    """What a witnessed answer cost, in nano-dollars, at the rates of its hold, whatever rates this process has read.
+def _cost_of(hold: OrphanHold, witness: Witness, price: Price) -> tuple[int, CostSource]:
+    """What a witnessed answer cost, in nano-dollars, at the rates of its hold, and whose figure that is.
 
-    Where the provider had sent more than was read, it costs all that was held. Where the provider's report is whole and
-    LiteLLM's price of it is far higher, the answer was not served at these rates, and the higher price is posted.
+    Whatever rates this process has read: a hold is settled at its own. Where the provider had sent more than was read,
+    the answer costs all that was held.
     """
     if witness.unread:
-        return hold.amount_nano
-    used = _used(witness)
+        return hold.amount_nano, CostSource.HOLD
+    used, theirs = _used(witness), witness.cost_nano
     if hold.rates:
-        ours = cost_at(hold.rates, witness.deployment, used, witness.service_tier)
+        served = None if witness.started_at is None else (witness.started_at, witness.ended_at)
+        ours = cost_at(hold.rates, witness.deployment, used, witness.service_tier, served)
     else:
         ours = price(hold.model, witness.deployment, used, witness.service_tier)
-    theirs = witness.cost_nano
-    if ours is None:
-        ours = theirs if theirs is not None else hold.amount_nano
-    elif witness.exact and theirs is not None and theirs > _FAR_ABOVE * ours > 0:
-        log.warning("call %s: its witness names %d nano-dollars, its rates %d", hold.call_id, theirs, ours)
-        ours = theirs
-    return ours if witness.exact else min(ours, hold.amount_nano)
+    if ours is None and witness.named_cost_nano is None:
+        if theirs is None:
+            return hold.amount_nano, CostSource.HOLD
+        return (theirs, CostSource.UPSTREAM) if witness.exact else (min(theirs, hold.amount_nano), CostSource.ESTIMATE)
+    if not witness.exact:
+        return min(ours or 0, hold.amount_nano), CostSource.ESTIMATE
+    free = bool(hold.rates) and all(rates == FREE for rates in hold.rates.values())
+    return believed(named_nano=witness.named_cost_nano, own_nano=ours or 0, upstream_nano=theirs, free=free)
 
 
 def _certainty(proof: Sequence[Witness]) -> str:
@@ -161,17 +165,6 @@ def _certainty(proof: Sequence[Witness]) -> str:
 def _used(witness: Witness) -> Usage:
     """What the provider reported; for an attempt that was cut, what LiteLLM counted, with a margin."""
     return witness.usage if witness.exact else most_used(witness.usage)
-
-
-def _sum(usages: Sequence[Usage]) -> Usage:
-    return Usage(
-        input_tokens=sum(u.input_tokens for u in usages),
-        cached_tokens=sum(u.cached_tokens for u in usages),
-        cache_write_tokens=sum(u.cache_write_tokens for u in usages),
-        output_tokens=sum(u.output_tokens for u in usages),
-        reasoning_tokens=sum(u.reasoning_tokens for u in usages),
-        cache_write_1h_tokens=sum(u.cache_write_1h_tokens for u in usages),
-    )
 
 
 class Sweeper:

@@ -20,7 +20,7 @@ from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial, StaleEpoch
 from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.sweep import Sweeper
-from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
+from llm_service.types import NO_CONTEXT, CallContext, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
 
 MODEL = "gpt-4o-mini"
 _OVER_A_LIMIT = """
@@ -47,20 +47,27 @@ class House:
         return name
 
     async def admit(
-        self, agent: str, amount_nano: int, *, floor_nano: int = 0, lifetime_s: float = 60
+        self,
+        agent: str,
+        amount_nano: int,
+        *,
+        floor_nano: int = 0,
+        lifetime_s: float = 60,
+        context: CallContext = NO_CONTEXT,
+        model: str = MODEL,
     ) -> Hold | Denial:
         """Ask for money as the service does, in every budget of the agent; ask again if the configuration has changed."""
         while True:
             principal = await self.principals.by_agent(agent)
             lines = tuple(
-                (budget.id, subject) for budget in principal.budgets for subject in budget.subjects(MODEL, NO_CONTEXT)
+                (budget.id, subject) for budget in principal.budgets for subject in budget.subjects(model, context)
             )
             request = HoldRequest(
                 call_id=new_call_id(),
                 attempt=0,
                 principal=principal,
-                context=NO_CONTEXT,
-                model=MODEL,
+                context=context,
+                model=model,
                 amount_nano=amount_nano,
                 floor_nano=floor_nano or amount_nano,
                 lifetime_s=lifetime_s,
@@ -90,9 +97,11 @@ class House:
             )
         )
 
-    async def spend(self, agent: str, amount_nano: int) -> Hold | Denial:
+    async def spend(
+        self, agent: str, amount_nano: int, *, context: CallContext = NO_CONTEXT, model: str = MODEL
+    ) -> Hold | Denial:
         """Make one whole call, which costs all that was held for it."""
-        outcome = await self.admit(agent, amount_nano)
+        outcome = await self.admit(agent, amount_nano, context=context, model=model)
         if isinstance(outcome, Hold):
             await self.settle(outcome, outcome.amount_nano)
         return outcome

@@ -23,7 +23,7 @@ from openai import APIStatusError, AsyncOpenAI, DefaultAsyncHttpxClient
 from gateway.stack.state import StackState
 from llm_service.treasury.audit.audit import audit
 
-#: Nano-dollars a token of the local server: config/litellm.yaml has these prices, the provider's price map does not.
+#: Nano-dollars a token of the local server: config/litellm.yaml has these prices, the provider's price list does not.
 HOUSE_RATES = {"llama-3.3-70b": (100, 400)}
 #: How long to wait for what happens after the caller has its answer: the machine may be busy.
 PATIENCE_S = 20.0

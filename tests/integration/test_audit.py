@@ -135,6 +135,9 @@ async def test_right_books_are_right_and_every_check_examined_something(books: B
     )
     await books.entry(call_id=CALL, state="adjusted", held_nano=0, cost_nano=-100, window_ids=[books.window])
     await books.pool.execute("UPDATE windows SET posted_nano = 500")
+    await books.pool.execute(
+        "INSERT INTO counted_windows SELECT id, budget_id, subject, starts_at, ends_at, 0, starts_at FROM windows"
+    )
     ended = await books.pool.fetchval(
         "INSERT INTO windows (budget_id, starts_at, ends_at) "
         "SELECT $1, starts_at - interval '9 d', ends_at - interval '9 d' FROM windows RETURNING id",

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gzip
 import io
 import json
+import zlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -75,6 +77,11 @@ RAW = [
     Bad("a number of 400 digits", b'{"model": "gpt-4o-mini", "max_tokens": 1' + b"0" * 400 + b"}", code="invalid_json"),
     Bad("20 MB", b'{"model": "gpt-4o-mini", "x": "' + b"x" * 20_000_000 + b'"}', status=413, code="request_too_large"),
     Bad("a form", b"model=gpt-4o-mini", code="invalid_json"),
+    Bad("a multipart form", b"--x\r\n", 415, code="unsupported_media_type", headers={"Content-Type": "multipart/form-data; boundary=x"}),
+    Bad("UTF-16", json.dumps({"model": "gpt-4o-mini"}).encode("utf-16"), 415, code="unsupported_media_type"),
+    Bad("Brotli", b"{}", 415, code="unsupported_media_type", headers={"Content-Encoding": "br"}),
+    Bad("not gzip", b"{}", code="invalid_encoding", headers={"Content-Encoding": "gzip"}),
+    Bad("a gzip bomb", gzip.compress(b" " * 20_000_000), 413, code="request_too_large", headers={"Content-Encoding": "gzip"}),
 ]  # fmt: skip
 FIELDS = [
     Bad("no model", {"messages": HELLO}, param="model"),
@@ -370,3 +377,21 @@ async def test_a_value_of_a_caller_s_never_becomes_a_header(caller: Caller) -> N
     async with caller.http.post(f"{caller.stack.gateway_url}/admin/v1/budgets", json=body, headers=headers) as response:
         assert response.status == 400
     assert await caller.counts() == before
+
+
+async def test_a_packed_body_is_a_call_like_any_other(caller: Caller) -> None:
+    """Its idempotency key is bound to the text and not to how that was packed."""
+    text = json.dumps({"model": "gpt-4.1-mini", "messages": said(), "max_tokens": 5}).encode()
+    calls: list[str] = []
+    for body, coding in ((gzip.compress(text), "gzip"), (zlib.compress(text), "deflate"), (text, "identity")):
+        headers = {
+            "Content-Type": "application/json",
+            "Authorization": f"Bearer {caller.secret}",
+            "Content-Encoding": coding,
+            "Idempotency-Key": "k",
+        }
+        async with caller.http.post(caller.stack.gateway_url + CHAT, data=body, headers=headers) as response:
+            assert response.status == 200, await response.text()
+            calls.append(response.headers["x-treasurer-call-id"])
+    assert len(set(calls)) == 1
+    await caller.agrees(1)

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 
 from llm_service.errors import TreasuryUnavailable
 from llm_service.ids import new_call_id
+from llm_service.pricing.litellm_prices import read_rates
 from llm_service.pricing.rates import cost as price_of
-from llm_service.pricing.rates import read_rates
 from llm_service.treasury.audit.audit import audit
 from llm_service.treasury.denial import Denial, StaleEpoch
 from llm_service.treasury.in_postgres import PostgresTreasury

@@ -42,6 +42,8 @@ from tests.integration.treasury_model import Model, noon, told
 _T = TypeVar("_T")
 _numbers = itertools.count(1)
 amounts = st.integers(1, 400)
+#: In basis points; often a whole.
+shares = st.one_of(st.just(10_000), st.integers(1, 9_999))
 
 
 @dataclass
@@ -76,9 +78,12 @@ class TreasuryMachine(RuleBasedStateMachine):
     def renew(self) -> None:
         self.who = self.world.do(Principals(self.world.pool).by_agent(self.name))
 
-    def request(self, amount: int, floor: int) -> HoldRequest:
+    def request(self, amount: int, floor: int, most_of_left: int = 10_000) -> HoldRequest:
         line = ((self.who.budgets[0].id, ""),)
-        return HoldRequest(new_call_id(), 0, self.who, NO_CONTEXT, "m", amount, min(amount, floor), 600, line)
+        call_id, least = new_call_id(), min(amount, floor)
+        return HoldRequest(
+            call_id, 0, self.who, NO_CONTEXT, "m", amount, least, 600, line, most_of_left=most_of_left
+        )  # fmt: skip
 
     def of_state(self, *states: str) -> list[UUID]:
         return [call_id for call_id, each in self.model.attempts.items() if each.state in states]
@@ -97,8 +102,8 @@ class TreasuryMachine(RuleBasedStateMachine):
 
         return [told(answer) for answer in self.world.do(run())]
 
-    @rule(asked=st.lists(st.tuples(amounts, st.integers(1, 100)), min_size=1, max_size=4))
-    def callers_ask_at_once(self, asked: list[tuple[int, int]]) -> None:
+    @rule(asked=st.lists(st.tuples(amounts, st.integers(1, 100), shares), min_size=1, max_size=4))
+    def callers_ask_at_once(self, asked: list[tuple[int, int, int]]) -> None:
         requests = [self.request(*each) for each in asked]
         answers = self.admit(*((self.treasury, request) for request in requests))
         assert answers == [self.model.decide(request) for request in requests]
@@ -254,6 +259,14 @@ class TreasuryMachine(RuleBasedStateMachine):
         change = read_input(budgets.ChangeBudget, {"limit": f"{limit / 10**9:.9f}"})
         self.world.do(budgets.change_budget(self.world.pool, self.who.budgets[0].name, change))
         self.model.limit = limit
+        self.renew()
+
+    @rule(share=shares)
+    def an_administrator_changes_the_share_for_one_call(self, share: int) -> None:
+        text = "none" if share == 10_000 else f"{share / 100:.2f}%"
+        change = read_input(budgets.ChangeBudget, {"most_per_call": text})
+        self.world.do(budgets.change_budget(self.world.pool, self.who.budgets[0].name, change))
+        self.model.most_per_call = share
         self.renew()
 
     @rule(amount=st.one_of(st.just(1), amounts))

@@ -25,7 +25,7 @@ WHERE proname = $1 AND a.mode = 'i' ORDER BY a.n
     ("function", "parameters", "options", "for_tests"),
     [
         ("treasury_admit_v4", ADMISSION, ADMISSION_OPTIONS, [("p_now", "timestamp with time zone")]),
-        ("treasury_settle_v3", SETTLEMENT, SETTLEMENT_OPTIONS, []),
+        ("treasury_settle_v4", SETTLEMENT, SETTLEMENT_OPTIONS, []),
     ],
 )
 async def test_the_parameters_are_those_of_the_function(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from fractions import Fraction
 from uuid import UUID
 
 from llm_service.treasury.denial import Denial, DenialKind
@@ -28,6 +30,7 @@ class Model:
     """A budget with a window for each day. `days` are those whose window has been opened."""
 
     limit: int = 1_000
+    most_per_call: int = 10_000
     top_ups: list[int] = field(default_factory=list[int])
     today: int = 0
     days: set[int] = field(default_factory=set[int])
@@ -52,11 +55,13 @@ class Model:
         """Decide a request, and remember it if it is admitted."""
         self.days.add(self.today)
         amount, floor = request.amount_nano, request.floor_nano
-        if self.unposted < floor:
+        share = Fraction(self.most_per_call, 10_000)
+        if self.unposted * share < floor:
             return "exhausted", 0
-        if self.left < floor:
+        if self.left * share < floor:
             return "busy", 0
-        granted = min(amount, self.left)
+        mild = max(floor, math.floor(self.left * Fraction(request.most_of_left, 10_000)))
+        granted = min(amount, math.floor(self.left * share), mild)
         self.attempts[request.call_id] = Attempt(granted, self.today)
         return "admitted", granted
 

@@ -70,6 +70,7 @@ def test_codes_and_types() -> None:
         "BudgetUnusable": (503, "service_unavailable_error", "budget_unusable", None),
         "BudgetPaced": (429, "rate_limit_error", "budget_paced", True),
         "CostLimited": (429, "rate_limit_error", "call_cost_limit", False),
+        "UnsupportedBody": (415, "invalid_request_error", "unsupported_media_type", None),
         "RequestTimeout": (408, "invalid_request_error", "request_timeout", None),
         "NearLimit": (429, "rate_limit_error", "budget_near_limit", False),
         "TooManyReports": (429, "rate_limit_error", "too_many_reports", True),

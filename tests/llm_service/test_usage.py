@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.types import Usage
-from llm_service.usage import most_tokens, most_used, read_usage, reported_cost, says_too_little
+from llm_service.usage import (
+    dearest_reading,
+    more_usage,
+    most_tokens,
+    most_used,
+    named_cost_nano,
+    read_columns,
+    read_usage,
+    reported_cost,
+    says_too_little,
+    total,
+)
 from tests.examples import examples
 
 NUMBERS = st.one_of(st.integers(-10, 10**12), st.floats(), st.booleans(), st.none(), st.text(max_size=3))
@@ -72,7 +84,67 @@ def test_an_empty_report_is_none(report: object) -> None:
 )
 def test_parts_that_are_more_than_their_whole_are_not_believed(parts: dict[str, Any]) -> None:
     """Charged as cached, what was not would be too cheap; and what a provider bills beside the whole would be left out."""
-    assert read_usage({"prompt_tokens": 10, "completion_tokens": 5} | parts) is None
+    report = {"prompt_tokens": 10, "completion_tokens": 5} | parts
+    assert read_usage(report) is None
+    dearest = dearest_reading(report)
+    assert dearest is not None
+    assert dearest.input_tokens + dearest.output_tokens > 15
+
+
+REPORT = {"prompt_tokens": 108, "completion_tokens": 3256}
+
+
+def test_reasoning_is_beside_the_completion_where_the_provider_counts_so() -> None:
+    report = REPORT | {"completion_tokens_details": {"reasoning_tokens": 100}}
+    beside, within = read_usage(report, "perplexity"), read_usage(report, "openai")
+    assert beside is not None
+    assert within is not None
+    assert (beside.output_tokens, beside.reasoning_tokens) == (3356, 100)
+    assert (within.output_tokens, within.reasoning_tokens) == (3256, 100)
+
+
+def test_what_is_used_beyond_text_is_read() -> None:
+    usage = read_usage(
+        REPORT
+        | {
+            "prompt_tokens_details": {
+                "audio_tokens": 1, "image_tokens": 2, "video_tokens": 3, "web_search_requests": 4, "cached_tokens": 9,
+                "cached_tokens_details": {"audio_tokens": 1},
+            },
+            "completion_tokens_details": {"audio_tokens": 5, "image_tokens": 6, "video_tokens": 7},
+            "citation_tokens": 8,
+            "num_search_queries": 3,
+            "inference_geo": "US",
+            "speed": "standard",
+            "search_context_size": "high",
+        }
+    )  # fmt: skip
+    assert usage == Usage(
+        108, 9, 0, 3256, 0, 0, 1, 1, 2, 3, 5, 6, 7, 8, 4, region="us", speed="standard", search_context="high"
+    )  # fmt: skip
+    assert usage is not None
+    assert read_columns(asdict(usage), more_usage(usage)) == usage
+    assert total([usage, Usage(1, searches=1)]) == replace(usage, input_tokens=109, searches=5)
+
+
+@pytest.mark.parametrize(
+    ("provider", "fields", "nano"),
+    [
+        ("openrouter", {"cost": 0.00014}, 140_000),
+        ("openrouter", {"cost": 0, "is_byok": True, "cost_details": {"upstream_inference_cost": 0.0002}}, 200_000),
+        ("openrouter", {"cost": 0.1, "cost_details": {"upstream_inference_cost": 0.09}}, 100_000_000),
+        ("perplexity", {"cost": {"input_tokens_cost": 0.1, "total_cost": 0.005156}}, 5_156_000),
+        ("perplexity", {"cost": 0.005156}, 5_156_000),
+        ("xai", {"cost_in_usd_ticks": 51_560_001}, 5_156_001),
+        ("xai", {"cost": 0.1}, None),
+        ("openai", {"cost": 0.1}, None),
+        (None, {"cost": 0.1}, None),
+        ("openrouter", {"cost": "free"}, None),
+        ("openrouter", {"cost": True}, None),
+    ],
+)
+def test_what_a_provider_says_that_it_bills(provider: str | None, fields: dict[str, Any], nano: int | None) -> None:
+    assert named_cost_nano(REPORT | fields, provider) == nano
 
 
 @pytest.mark.parametrize(

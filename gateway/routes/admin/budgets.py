@@ -35,8 +35,8 @@ async def list_budgets(
 
 
 @router.post("/budgets", status_code=201)
-async def create_budget(pool: Pool, new: budgets.NewBudget) -> budgets.BudgetState:
-    """Create a budget. It governs every call from now on."""
+async def create_budget(pool: Pool, new: budgets.NewBudget) -> budgets.CreatedBudget:
+    """Create a budget. It governs every call from now on, and starts at zero unless `count_from` is "window"."""
     return await budgets.create_budget(pool, new)
 
 

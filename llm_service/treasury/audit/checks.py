@@ -37,12 +37,24 @@ _WITHIN_HOLDS = Rule(
 _POSTED = Rule(
     name="posted_is_the_ledger",
     invariant="I4",
-    holds="what a window has posted is the sum of the ledger entries that name it",
+    holds="what a window has posted is what it was opened with, and the sum of the ledger entries that name it",
     examines="windows",
     differences=load_query("audit/posted_is_the_ledger"),
     describe=lambda row: (
         f"{format_window(row)} says {format_money(row['says'])} posted; the ledger has {format_money(row['is'])} "
         f"(difference {format_money(row['says'] - row['is'])})"
+    ),
+)
+
+_COUNTED = Rule(
+    name="counted_is_the_ledger",
+    invariant="I4",
+    holds="a window that was opened at what had been spent was opened at what the ledger says",
+    examines="counted_windows",
+    differences=load_query("audit/counted_is_the_ledger"),
+    describe=lambda row: (
+        f"{format_window(row)} was opened at {format_money(row['says'])}; by the ledger {format_money(row['is'])} had been "
+        f"spent before (difference {format_money(row['says'] - row['is'])})"
     ),
 )
 
@@ -234,6 +246,6 @@ _PRICES = Rule(
 RULES: tuple[Rule, ...] = (
     *(WITHIN_LIMITS, _WITHIN_HOLDS, _BOUNDS, _OVERLAP),
     *(_PENDING, _ONE_END, _IN_TIME, _CORRECTIONS, _SERVED_IS_POSTED, _WITNESSED, _BILLED_ONCE),
-    *(_POSTED, _RETIRED, _NAMED_WINDOWS, _RIGHT_WINDOWS, _NEGATIVE, _GUARDED, _PRICES),
+    *(_POSTED, _COUNTED, _RETIRED, _NAMED_WINDOWS, _RIGHT_WINDOWS, _NEGATIVE, _GUARDED, _PRICES),
     *(_IDEMPOTENT, GUARDED, AS_LOGGED),
 )

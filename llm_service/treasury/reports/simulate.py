@@ -21,12 +21,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 import asyncpg
+import orjson
 
 from llm_service.errors import InvalidRequest, NotFound
 from llm_service.postgres import snapshot
 from llm_service.treasury.pacing import Curve
 from llm_service.treasury.queries import load_query
 from llm_service.types import Usage, WindowKind
+from llm_service.usage import read_columns
 
 #: (model, usage) → nano-dollars; None: the catalogue has no such model.
 PriceOf = Callable[[str, Usage], int | None]
@@ -190,14 +192,7 @@ async def read_calls(
             row["model"],
             row["requested_model"],
             row["cost_nano"],
-            Usage(
-                row["input_tokens"],
-                row["cached_tokens"],
-                row["cache_write_tokens"],
-                row["output_tokens"],
-                row["reasoning_tokens"],
-                row["cache_write_1h_tokens"],
-            ),
+            read_columns(dict(row), orjson.loads(row["more_usage"])),
             tuple(windows[number] for number in row["window_ids"] if number in windows),
         )
         for row in rows

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
 from gateway.stack.board import Board, duration, provider_words
@@ -24,9 +25,9 @@ def test_durations_as_people_say_them() -> None:
 
 
 def test_nobody_takes_a_simulated_provider_for_a_real_one() -> None:
-    all_simulated = provider_words([], ["gpt-4o"])
-    some = provider_words(["claude"], ["gpt-4o"])
-    all_real = provider_words(["claude"], [])
+    all_simulated = provider_words([], ["gpt-4o"], [])
+    some = provider_words(["claude"], ["gpt-4o"], [])
+    all_real = provider_words(["claude"], [], [])
     assert all_simulated is not None
     assert some is not None
     assert all_real is not None
@@ -34,7 +35,27 @@ def test_nobody_takes_a_simulated_provider_for_a_real_one() -> None:
     assert "REAL, costing real money: claude." in some[0]
     assert "SIMULATED, made up on this machine, free of charge: gpt-4o." in some[0]
     assert "real money is spent: claude" in all_real[0]
-    assert provider_words([], []) is None
+    assert provider_words([], [], []) is None
+
+
+@pytest.mark.parametrize(
+    ("real", "simulated", "lines"),
+    [
+        (["own"], [], ["YOUR OWN"]),
+        (["own"], ["gpt-4o"], ["YOUR OWN", "SIMULATED"]),
+        (["claude", "own"], ["gpt-4o"], ["REAL, costing real money: claude.", "YOUR OWN", "SIMULATED"]),
+        (["claude", "own"], [], ["REAL, costing real money: claude.", "YOUR OWN"]),
+    ],
+)
+def test_a_server_on_this_machine_is_not_called_a_provider_that_costs_money(
+    real: list[str], simulated: list[str], lines: list[str]
+) -> None:
+    words = provider_words(real, simulated, ["own"])
+    assert words is not None
+    said = words[0].splitlines()
+    assert len(said) == len(lines)
+    assert all(sentence.startswith(begins) for sentence, begins in zip(said, lines, strict=True))
+    assert next(sentence for sentence in said if "own." in sentence).startswith("YOUR OWN")
 
 
 def test_a_change_is_one_line_where_there_is_no_terminal() -> None:

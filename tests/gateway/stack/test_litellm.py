@@ -85,6 +85,42 @@ def test_one_provider_s_key_makes_its_models_real_alone() -> None:
     assert parameters(effective.config, "claude-haiku-5-5")["api_key"] == "os.environ/ANTHROPIC_API_KEY"
 
 
+@pytest.mark.parametrize(
+    ("base", "environ", "own"),
+    [
+        ("http://127.0.0.1:8000/v1", {}, True),
+        ("http://127.9.9.9/v1", {}, True),
+        ("http://localhost:11434", {}, True),
+        ("http://[::1]:8000/v1", {}, True),
+        ("os.environ/BASE", {"BASE": "http://localhost:8000/v1"}, True),
+        ("os.environ/BASE", {"BASE": "https://llm.example.com/v1"}, False),
+        ("https://localhost.example.com/v1", {}, False),
+        ("http://10.0.0.7:8000/v1", {}, False),
+        ("http://[::1", {}, False),
+        ("http://0x7f.1.evil", {}, False),
+        (None, {}, False),
+        (7, {}, False),
+    ],
+)
+def test_a_model_with_a_literal_key_and_an_address_on_this_machine_is_the_operators_own(
+    base: object, environ: dict[str, str], own: bool
+) -> None:
+    deployment = {"model_name": "m", "litellm_params": {"model": "openai/m", "api_key": "not-needed", "api_base": base}}
+    effective = effective_config({"model_list": [deployment]}, environ, PROVIDER)
+    assert (effective.real, effective.own, effective.simulated) == (["m"], ["m"] if own else [], [])
+
+
+def test_a_model_that_is_only_partly_on_this_machine_is_real() -> None:
+    here = {"model_name": "m", "litellm_params": {"model": "openai/m", "api_base": "http://127.0.0.1:1"}}
+    there = {"model_name": "m", "litellm_params": {"model": "openai/m", "api_key": "sk-1"}}
+    assert effective_config({"model_list": [here, there]}, {}, PROVIDER).own == []
+
+
+def test_the_simulated_provider_is_nobodys_own_server() -> None:
+    assert effective_config(SHIPPED, {}, PROVIDER).own == []
+    assert effective_config(SHIPPED, KEYS, PROVIDER).own == ["local/llama-3.3-70b", "local/qwen3-8b"]
+
+
 def test_an_empty_key_is_no_key() -> None:
     assert effective_config(SHIPPED, {"ANTHROPIC_API_KEY": ""}, PROVIDER).real == []
 

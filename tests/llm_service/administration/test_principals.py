@@ -144,13 +144,13 @@ async def test_a_known_key_is_read_once_and_then_comes_from_memory(database: Fak
 async def test_budgets_and_limits_are_read_as_they_are(database: FakePool) -> None:
     secret = database.add_key(
         12,
-        budgets='[[5, "agent news: total", "agent", 7, "total", "run", null, "gpt-*"]]',
+        budgets='[[5, "agent news: total", "agent", 7, "total", "run", null, "gpt-*", "Asia/Tokyo"]]',
         limits='[[1, "agent", 7, 60, null, 4, null], [2, "model", null, null, 1000, null, "gpt-*"], '
         '[3, "key", 9, 1, null, null, null]]',
     )
     principal = await principals_of(database).by_secret(secret)
     assert principal.budgets == (
-        Budget(5, "agent news: total", Scope.AGENT, 7, WindowKind.TOTAL, Dimension.RUN, None, "gpt-*"),
+        Budget(5, "agent news: total", Scope.AGENT, 7, WindowKind.TOTAL, Dimension.RUN, None, "gpt-*", "Asia/Tokyo"),
     )
     assert principal.limits == (
         RateLimit(1, Scope.AGENT, "agent:7", requests_per_minute=60, concurrent=4, name="agent news"),

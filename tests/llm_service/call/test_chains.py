@@ -147,7 +147,31 @@ async def test_when_no_fallback_has_a_budget_the_failure_before_it_is_reported()
     with pytest.raises(UpstreamError) as told:
         await parts.ask(FALLING, streamed=False)
     assert told.value.status == 500
+    assert told.value.details["attempts"] == [
+        {"model": "m", "status": 500, "code": "upstream_500"},
+        {"model": "n", "status": 429, "code": "insufficient_quota"},
+        {"model": "o", "status": 429, "code": "insufficient_quota"},
+    ]
     parts.nothing_is_held()
+
+
+async def test_a_stand_in_that_was_passed_over_is_named_between_those_that_failed() -> None:
+    parts = Chained(m=[FAILED], o=[FAILED])
+    admit = parts.treasury.admit
+
+    async def decide(request: Any) -> Any:
+        return exhausted() if request.model == "n" else await admit(request)
+
+    parts.treasury.admit = decide
+    with pytest.raises(UpstreamError) as told:
+        await parts.ask(FALLING, streamed=False)
+    attempts = told.value.details["attempts"]
+    assert [(each["model"], each["code"]) for each in attempts] == [
+        ("m", "upstream_500"),
+        ("n", "insufficient_quota"),
+        ("o", "upstream_500"),
+    ]
+    assert parts.by_model.asked == ["m", "o"]
 
 
 async def test_a_downgrade_that_is_exhausted_too_is_refused_as_exhausted() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from zoneinfo import ZoneInfo
 
@@ -88,6 +89,19 @@ def test_used_up_is_final_and_says_what_is_left_and_when_it_resets() -> None:
         "spent": "0.960000000", "held": "0.004000000", "left": "0.036000000", "needed": "0.300000000",
         "resets_at": "2026-11-23T00:00:00+00:00",
     }  # fmt: skip
+
+
+def test_times_are_in_the_budgets_own_zone_with_their_offset() -> None:
+    berlins = replace(DAILY, time_zone="Europe/Berlin")
+    resets = datetime(2026, 11, 22, 23, 0, tzinfo=UTC)
+    whose = replace(principal(), budgets=(berlins,))
+    error = refusal(whose, denial(final=True, resets_at=resets), 1, NOW)
+    assert "It resets at 2026-11-23 00:00:00+01:00 (Europe/Berlin). " in error.message
+    assert error.details["resets_at"] == "2026-11-23T00:00:00+01:00"
+    paced = replace(denial(final=False, resets_at=resets), kind=DenialKind.PACED, resumes_at=NOW + timedelta(hours=1))
+    error = refusal(whose, paced, 1, NOW)
+    assert "is let through from 2026-11-22 14:00:00+01:00 (Europe/Berlin)." in error.message
+    assert error.details["resumes_at"] == "2026-11-22T14:00:00+01:00"
 
 
 def test_a_call_that_is_too_large_for_what_is_left_is_not_told_that_the_budget_is_used_up() -> None:

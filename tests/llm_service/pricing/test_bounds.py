@@ -73,7 +73,7 @@ def test_i1_what_is_sent_never_costs_more_than_the_hold(
 
     assert min(principal.floor_tokens, planned.output_tokens) <= output <= planned.output_tokens
     sent = output * request.choices + request.extra_output
-    assert rates.bound(chosen.rates.values(), planned.input_tokens, sent, request.service_tier) <= held
+    assert rates.bound(chosen.rates.values(), replace(planned.most, output_tokens=sent)) <= held
     usage = Usage(
         data.draw(st.integers(0, planned.input_tokens)), data.draw(st.integers(0, planned.input_tokens)), 0,
         data.draw(st.integers(0, sent)), data.draw(st.integers(0, sent)),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llm_service.ids import new_call_id
 from llm_service.pricing.rates import FREE, Rates, TokenRates
 from llm_service.treasury.sweep import OrphanHold, settlement_for
-from llm_service.types import ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
+from llm_service.types import CostSource, ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
 from llm_service.witness import Outcome, Witness
 from tests.examples import examples
 
@@ -174,10 +174,15 @@ def test_i2_a_hold_is_priced_at_the_rates_that_it_was_made_with() -> None:
     assert settle(replace(hold(witness(deployment="gone")), rates={"gone": FREE})).cost_nano == 0
 
 
-def test_i1_a_witness_far_above_the_rates_is_posted_whatever_was_held() -> None:
-    assert settle(hold(witness(cost=4_001))).cost_nano == 4_001
-    assert settle(hold(witness(cost=2 * HELD))).cost_nano == 2 * HELD
-    assert settle(hold(witness(cost=4_000))).cost_nano == 2_000  # within what conditions of a price make
+def test_i1_the_dearer_of_two_prices_is_posted_whatever_was_held() -> None:
+    for cost_nano in (2_002, 2 * HELD):
+        settled = settle(hold(witness(cost=cost_nano)))
+        assert (settled.cost_nano, settled.cost_source) == (cost_nano, CostSource.UPSTREAM)
+    for cost_nano in (1_000, 2_000, 2_001):  # less, or no more than rounding
+        settled = settle(hold(witness(cost=cost_nano)))
+        assert (settled.cost_nano, settled.cost_source) == (2_000, CostSource.RATES)
     assert settle(replace(hold(witness(cost=4_000)), rates={"d1": FREE})).cost_nano == 0  # an operator marked it free
+    named = replace(witness(cost=4_001), named_cost_nano=1_234)  # by the provider itself
+    assert (settle(hold(named)).cost_nano, settle(hold(named)).cost_source) == (1_234, CostSource.PROVIDER)
     counted = replace(witness(cost=10**9), counted=True)
     assert settle(hold(counted)).cost_nano < HELD  # LiteLLM's own count of a stream is no report

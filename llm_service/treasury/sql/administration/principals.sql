@@ -17,7 +17,7 @@ SELECT e.value AS epoch, w.hash, w.agent_name, w.key_id, w.key, w.models, w.expi
             WHEN t.paused_at IS NOT NULL THEN 'team ' || t.name
             WHEN a.paused_at IS NOT NULL THEN 'agent ' || a.name END AS paused,
        (SELECT json_agg(json_build_array(b.id, b.name, b.scope, b.scope_id, b.window_kind, b.per, b.per_value,
-                                         b.model_pattern) ORDER BY b.id)::text
+                                         b.model_pattern, b.time_zone) ORDER BY b.id)::text
         FROM budgets b WHERE b.archived_at IS NULL AND (b.scope, b.scope_id) IN
             (('organisation', o.id), ('team', t.id), ('agent', a.id), ('key', w.first_id))) AS budgets,
        (SELECT json_agg(json_build_array(l.id, l.scope, l.scope_id, l.requests_per_minute, l.tokens_per_minute,

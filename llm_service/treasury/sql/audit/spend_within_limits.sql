@@ -66,6 +66,8 @@ WITH
         UNION ALL SELECT id, settled_epoch, settled_at, 1, NULL, cost - held, 0 FROM entries
         UNION ALL SELECT s.id, coalesce(h.epoch, 0), h.started_at, 1, NULL, h.amount_nano, h.amount_nano
         FROM holds h CROSS JOIN LATERAL unnest(h.window_ids) AS named (id) JOIN suspects s ON s.id = named.id
+        UNION ALL SELECT s.id, 0, '-infinity', 1, NULL, c.counted_nano, c.counted_nano
+        FROM counted_windows c JOIN suspects s ON s.id = c.window_id
         UNION ALL SELECT s.id, a.epoch, a.since, 0, a.allowed, 0, 0
         FROM suspects s JOIN allowances a ON a.budget_id = s.budget_id
     ), numbered AS (

@@ -1,0 +1,22 @@
+"""What was spent in a window before its budget was made."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from alembic import op
+
+import llm_service.treasury
+from gateway.migrations.script import run_script
+
+revision = "0012"
+down_revision = "0010"
+branch_labels = None
+depends_on = None
+
+_SCRIPT = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0012_count_from.sql"
+
+
+def upgrade() -> None:
+    """Add the table."""
+    run_script(op.get_bind(), _SCRIPT.read_text(encoding="utf-8"))

@@ -1,0 +1,144 @@
+"""What providers charge beyond tokens of text: the ledger has it to the nano-dollar, or the call is refused by name before.
+
+The provider's usage is given call by call; the right amounts are reckoned by hand from the providers' public pages.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from openai import APIStatusError
+
+from benchmarks.overspend.models import ROUTED, more_models
+from gateway.stack.state import StackState
+from tests.integration.caller import Caller, open_caller, said
+from tests.integration.stacks import ROOT, another_stack
+
+#: More bytes than the tokens that the scripts report, as it is with any text.
+LONG = "What does it cost? " * 60
+
+
+@pytest.fixture(scope="module")
+def priced_stack(tmp_path_factory: pytest.TempPathFactory, stop_with_us: Callable[[int], None]) -> Iterator[StackState]:
+    """A stack that also serves models which search, and providers which say what a call cost."""
+    config: dict[str, Any] = yaml.safe_load((ROOT / "config" / "litellm.yaml").read_text(encoding="utf-8"))
+    config["model_list"] += more_models()
+    folder: Path = tmp_path_factory.mktemp("priced")
+    folder.chmod(0o755)  # as root, PostgreSQL runs as another account
+    with another_stack(folder, stop_with_us, config, {"TREASURER_BREAKER_FAILURES": "0"}) as state:
+        yield state
+
+
+@pytest.fixture
+async def caller(priced_stack: StackState) -> AsyncIterator[Caller]:
+    """An agent with a dollar."""
+    async with open_caller(priced_stack) as caller:
+        yield caller
+
+
+def silence(seconds: int, rate: int = 100) -> str:
+    """A WAV file in base64, of so few bytes a second that it is small."""
+    data = b"\x80" * (seconds * rate)
+    head = struct.pack("<4sI4s4sIHHIIHH", b"RIFF", 36 + len(data), b"WAVE", b"fmt ", 16, 1, 1, rate, rate, 1, 8)
+    return base64.b64encode(head + struct.pack("<4sI", b"data", len(data)) + data).decode()
+
+
+def used(**numbers: int) -> dict[str, Any]:
+    """A script by which the provider reports and bills this usage, whatever it has counted."""
+    return {"usage": numbers, "billed": numbers, "output_tokens": 5}
+
+
+async def test_i4_a_built_in_search_is_posted(caller: Caller) -> None:
+    script = used(prompt_tokens=60, completion_tokens=150)
+    await caller.call(model="gpt-4o-search-preview", messages=said(script=script), max_tokens=200)
+    (entry,) = await caller.agrees(1)
+    assert entry["cost_nano"] == 26_650_000
+    assert entry["held_nano"] >= 26_650_000
+
+
+async def test_i1_searches_pass_no_limit(priced_stack: StackState) -> None:
+    async with open_caller(priced_stack, "0.05", window="day") as caller:
+        script = used(prompt_tokens=60, completion_tokens=150)
+        for _ in range(4):
+            with suppress(APIStatusError):
+                await caller.call(model="gpt-4o-search-preview", messages=said(script=script), max_tokens=200)
+        assert [answer.status for answer in caller.responses] == [200, 429, 429, 429]  # two would cost $0.0533
+        assert await caller.billed_nano() <= 50_000_000
+        assert await caller.posted_nano() == await caller.billed_nano()
+
+
+async def test_i4_a_fee_for_each_request_is_posted(caller: Caller) -> None:
+    """The search context is small where a request does not name its size, and no request may name it yet."""
+    await caller.call(model="sonar", messages=said(script=used(prompt_tokens=6, completion_tokens=150)), max_tokens=200)
+    (entry,) = await caller.agrees(1)
+    assert entry["cost_nano"] == 5_156_000
+    assert entry["held_nano"] >= 5_156_000
+
+
+async def test_i1_research_that_nothing_bounds_is_refused_by_name_before_it_is_sent(caller: Caller) -> None:
+    numbers = {"citation_tokens": 7299, "searches": 74, "reasoning_tokens": 73_248}
+    script = used(prompt_tokens=108, completion_tokens=3256 + 73_248, **numbers)
+    before = await caller.counts()
+    with pytest.raises(APIStatusError) as refused:
+        await caller.call(model="sonar-deep-research", messages=said(script=script), max_tokens=4000)
+    assert refused.value.status_code in (400, 404)
+    assert "search" in refused.value.message
+    assert await caller.counts() == before
+
+
+async def test_i4_a_region_that_nobody_asked_for_is_posted(caller: Caller) -> None:
+    script = {**used(prompt_tokens=1000, completion_tokens=500), "region": "us"}
+    await caller.call(model="claude-sonnet-5-5", messages=said(LONG, script), max_tokens=500)
+    (entry,) = await caller.agrees(1)
+    assert entry["cost_nano"] == 7_700_000
+    assert entry["held_nano"] >= 7_700_000
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+async def test_i4_what_a_provider_says_that_a_call_cost_is_posted(caller: Caller, streamed: bool) -> None:
+    script = {**used(prompt_tokens=1000, completion_tokens=100), "cost_nano": 123_456}
+    answer = await caller.call(model=ROUTED, messages=said(LONG, script), max_tokens=400, stream=streamed)
+    if streamed:
+        async for _ in answer:
+            pass
+    (entry,) = await caller.agrees(1)
+    assert entry["cost_nano"] == 123_456
+
+
+async def test_i4_what_is_billed_off_peak_is_posted(caller: Caller) -> None:
+    script = used(prompt_tokens=1000, completion_tokens=100)
+    await caller.call(model="deepseek-flash", messages=said(LONG, script), max_tokens=100)
+    (entry,) = await caller.agrees(1)
+    assert entry["cost_nano"] in (210_000, 420_000)
+    assert entry["held_nano"] >= entry["cost_nano"]
+
+
+async def test_i1_a_model_with_a_price_that_nobody_knows_is_refused_by_that_name(caller: Caller) -> None:
+    with pytest.raises(APIStatusError) as refused:
+        await caller.call(model="gpt-4o-mini-with-a-fee")
+    assert refused.value.status_code in (400, 404)
+    assert "output_cost_per_answer" in refused.value.message
+    assert await caller.invoice() == []
+
+
+async def test_i4_images_and_audio_are_posted_at_their_own_price(caller: Caller) -> None:
+    """Gemini reports its input by modality, and audio costs three times as much as text."""
+    script = used(prompt_tokens=9610, completion_tokens=50, audio_tokens=9600)
+    sound = {"type": "file", "file": {"file_data": f"data:audio/wav;base64,{silence(300)}"}}
+    content = [{"type": "text", "text": said(script=script)[0]["content"]}, sound]
+    with suppress(APIStatusError):
+        await caller.call(model="gemini-2.5-flash", messages=[{"role": "user", "content": content}], max_tokens=60)
+    if caller.last.status == 200:
+        (entry,) = await caller.agrees(1)
+        assert entry["cost_nano"] == 9_728_000
+        assert entry["held_nano"] >= 9_728_000
+    else:
+        assert caller.last.status == 400
+        assert await caller.invoice() == []
