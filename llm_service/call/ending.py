@@ -89,9 +89,7 @@ def stream_ending(
 
 def cut_ending(deployment: str | None) -> Ending:
     """The ending of a stream that was cut before anything of it came."""
-    return _posted(
-        None, status=502, deployment=deployment, proxy_cost_nano=None, service_tier=None, error_code="upstream_cut"
-    )
+    return Ending(LedgerState.POSTED, 502, deployment=deployment, error_code="upstream_cut")
 
 
 def _is_plausible(usage: Usage, size: int, most_bytes_a_token: int) -> bool:
