@@ -115,8 +115,10 @@ def _show_streams(console: Console, rows: list[governed.StreamLane]) -> None:
 
 
 def _show_holds(console: Console, rows: list[holds.Row]) -> None:
-    table = Table(title=f"Hold ÷ cost: a photograph (aim ≤ {holds.MOST_PHOTO}), a short text (aim ≤ {holds.MOST_TEXT})")
-    for heading in ("model", "photo held $", "costs $", "ratio", "text held $", "costs $", "ratio"):
+    table = Table(
+        title=f"Hold ÷ cost, in $ a thousand calls: a photograph (aim ≤ {holds.MOST_PHOTO}), a short text (aim ≤ {holds.MOST_TEXT})"
+    )
+    for heading in ("model", "photo held", "costs", "ratio", "text held", "costs", "ratio"):
         table.add_column(heading, justify="left" if heading == "model" else "right", no_wrap=heading == "model")
     for row in rows:
         photo = ("", "", "")
@@ -128,7 +130,7 @@ def _show_holds(console: Console, rows: list[holds.Row]) -> None:
 
 def _ratio(held_nano: int, cost_nano: int, most: int) -> tuple[str, str, str]:
     ratio = held_nano / cost_nano
-    return f"{held_nano / 1e9:.6f}", f"{cost_nano / 1e9:.6f}", f"{ratio:.2f}" + ("" if ratio <= most else " !")
+    return f"{held_nano / 1e6:.3f}", f"{cost_nano / 1e6:.3f}", f"{ratio:.2f}" + ("" if ratio <= most else " !")
 
 
 def _show_assistants(console: Console, rows: list[assistants.Result]) -> None:

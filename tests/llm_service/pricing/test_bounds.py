@@ -25,6 +25,7 @@ from llm_service.pricing.rates import FREE, Rates, TokenRates
 from llm_service.types import Principal, Usage
 from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings
 from tests.examples import examples
+from tests.llm_service.wire.media_files import data_url, wav
 
 PRINCIPAL = Principal(1, "o", 1, "t", 1, "a", 1, "k", 1)
 PRICE = st.integers(0, 10**11)
@@ -173,6 +174,44 @@ def test_i1_the_price_of_a_cache_is_held_where_a_cache_may_be_written(
     assert cache_writes(chosen, chat()) == plain
     assert cache_writes(chosen, with_part(CACHED)) == cached
     assert cache_writes(chosen, with_part(CACHED_1H)) == cached_1h
+
+
+CLAUDE = Rates((TokenRates(0, 2 * 10**9, 10**10, 2 * 10**8, 25 * 10**8, 4 * 10**9, 10**10),))  # $2 in, $4 for an hour
+
+
+@pytest.mark.parametrize(("part", "dollars"), [({"type": "text", "text": "x"}, 2.0), (CACHED, 2.5), (CACHED_1H, 4.0)])
+def test_the_price_of_a_cache_is_held_only_where_the_request_asks_for_one(part: dict[str, Any], dollars: float) -> None:
+    """prices.md, 10: 9,500 bytes of text, at $2 a million tokens, with caches at $2.50 and $4."""
+    request = with_part(part | {"text": "x" * 9_500}, max_tokens=1)
+    chosen = replace(model(CLAUDE, adds_caches=False), provider="anthropic")
+    held = cost_bound(chosen, request, PRINCIPAL).amount_nano
+    assert held == request.input_bound * round(dollars * 1000) + 10_000
+
+
+# -- audio
+
+FLASH = Rates((TokenRates(0, 3 * 10**8, 25 * 10**8, 3 * 10**7, 3 * 10**8, 3 * 10**8, 25 * 10**8, audio_input=10**9),))
+AUDIO = {"type": "file", "file": {"file_data": data_url("audio/wav", wav(300, rate=8_000))}}
+AUDIO_AS_IMAGE = {"type": "image_url", "image_url": {"url": data_url("audio/wav", wav(300, rate=8_000))}}
+
+
+@pytest.mark.parametrize("part", [AUDIO, AUDIO_AS_IMAGE], ids=["file", "image_url"])
+def test_i1_audio_is_held_at_its_price_whatever_field_carries_it(part: dict[str, Any]) -> None:
+    """Five minutes, for which Google bills 9,600 tokens of audio at $1 a million, and 50 tokens at $2.50."""
+    flash = model(FLASH, names=("gemini/gemini-2.5-flash",))
+    held = cost_bound(flash, with_part(part, max_tokens=50), PRINCIPAL).amount_nano
+    billed = Usage(input_tokens=9_610, audio_input_tokens=9_600, output_tokens=50)
+    assert rates.cost(FLASH, billed) == 9_728_000 <= held <= 9_728_000 * 1.1
+
+
+def test_i1_audio_without_a_price_is_refused_by_name() -> None:
+    unpriced = model(names=("gemini/gemini-2.5-flash",))
+    with pytest.raises(InvalidRequest) as refused:
+        cost_bound(unpriced, with_part(AUDIO), PRINCIPAL)
+    assert (refused.value.status, refused.value.param, refused.value.code) == (400, "messages", "not_priced")
+    assert refused.value.message.startswith("Audio has no known price")
+    mixed = model(FLASH, CENT, names=("gemini/gemini-2.5-flash", "gemini/gemini-2.5-pro"))
+    assert not mixed.prices_audio
 
 
 @pytest.mark.parametrize("provider", ["gemini", "vertex_ai", "vertex_ai-language-models"])
