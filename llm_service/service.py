@@ -25,7 +25,7 @@ from llm_service.call.failover import Failover, FellBack, final_error, late_erro
 from llm_service.call.finishing import Finishing
 from llm_service.call.idempotency import Claim, IdempotencyKeys, Replay, claim_for
 from llm_service.call.response_headers import replayed_headers, response_headers
-from llm_service.call.sending import Revoke, Sender, never
+from llm_service.call.sending import Revoke, Sender, named_error, never
 from llm_service.call.settlement import Settler
 from llm_service.call.streaming import LiveStream, ReplayedStream, StreamingAnswer
 from llm_service.errors import InvalidRequest, PricesChanged, TreasurerError
@@ -192,9 +192,8 @@ class LLMService:
             if claim is not None:
                 try:
                     await self._idempotency.confirm(claim)
-                except (TreasurerError, asyncio.CancelledError) as error:
-                    left = TreasurerError("the caller left", code="client_left")
-                    self._settler.void(admitted, error if isinstance(error, TreasurerError) else left)
+                except BaseException as error:
+                    self._settler.void(admitted, named_error(error))
                     raise
         except BaseException:
             permit.release()

@@ -30,6 +30,8 @@ IN_FLIGHT_TOKENS = 32
 #: The error code of an attempt of which the provider had sent more than was read, so that no count of it is an upper
 #: bound.
 UNREAD = "owner_lost_unread"
+#: The field of a stream's report of usage in which the plugin puts LiteLLM's own figure. `cost` there is the provider's.
+LITELLM_COST = "litellm_cost"
 
 #: Providers that report reasoning beside the completion's tokens, and not among them.
 #: https://docs.perplexity.ai/docs/getting-started/pricing (Sonar Deep Research)
@@ -212,7 +214,7 @@ def reported_cost(report: object) -> int | None:
     """The cost that LiteLLM reports in a stream's usage, in nano-dollars."""
     if not isinstance(report, dict):
         return None
-    return _dollars(cast("dict[str, Any]", report).get("cost"))
+    return _dollars(cast("dict[str, Any]", report).get(LITELLM_COST))
 
 
 def _tokens(fields: Mapping[str, Any], name: str) -> int:

@@ -87,6 +87,11 @@ def stream_ending(
     return _reported(ending, scanner.usage, provider, usage if believable else None)
 
 
+def cut_ending(deployment: str | None) -> Ending:
+    """The ending of a stream that was cut before anything of it came."""
+    return Ending(LedgerState.POSTED, 502, deployment=deployment, error_code="upstream_cut")
+
+
 def _is_plausible(usage: Usage, size: int, most_bytes_a_token: int) -> bool:
     """Whether the reported output can account for `size` bytes. If so, the text need not be read."""
     return usage.output_tokens > 0 and size <= usage.output_tokens * most_bytes_a_token

@@ -81,9 +81,9 @@ class Finishing:
         """Read a stream to its end after its caller has left, because nothing else shows what it cost."""
         return self.in_background(self.drain(admitted, claim, stream, scanner))
 
-    def lose(self, admitted: Admitted, error: TreasurerError, *, answered: bool = False) -> None:
-        """End a stream that broke, or had an error for a first token. The proxy's witness will show its cost."""
-        self._settler.unanswered(admitted, error, answered=answered)
+    def lose(self, admitted: Admitted, error: TreasurerError) -> None:
+        """End a stream whose connection broke. The proxy's witness will show its cost."""
+        self._settler.unanswered(admitted, error)
 
     async def drain(
         self, admitted: Admitted, claim: Claim | None, stream: UpstreamStream, scanner: EventScanner
@@ -98,9 +98,6 @@ class Finishing:
                 return None
         finally:
             stream.close()
-        if scanner.error is not None and not scanner.begun:
-            self.lose(admitted, stream.event_error(scanner.error), answered=True)
-            return None
         error_code, status = admitted.attempt.abandonment
         provider = admitted.model.provider_of(stream.deployment)
         ending = stream_ending(stream.deployment, scanner, error_code, status, provider)

@@ -4,8 +4,9 @@ What must hold:
   A request that is sent has a hold on disk, a grant that names it (I3), and a key that has not expired.
   An attempt without an answer is settled before its error is raised: its hold goes back if nothing can have been
   bought, and else it waits for the witness (I2).
-  If it is not clear which (a load balancer answered, or the connection broke), the grant is revoked: if that succeeds,
-  no proxy has used it and none ever will, so nothing was bought.
+  If it is not clear which (a load balancer answered, the connection broke, or this process failed), the grant is
+  revoked: if that succeeds, no proxy has used it and none ever will, so nothing was bought.
+  Whatever fails before the request is sent, its hold goes back at once.
   The breakers count the outcome, except for a caller's own error, which is not the model's fault.
 """
 
@@ -20,9 +21,10 @@ from uuid import UUID
 import orjson
 
 from llm_service.call.attempt import Admitted
+from llm_service.call.ending import cut_ending
 from llm_service.call.refusals import check_live
 from llm_service.call.settlement import Settler
-from llm_service.errors import NotAuthenticated, PricesChanged, ProxyUnavailable, TreasurerError
+from llm_service.errors import PricesChanged, ProxyUnavailable, TreasurerError
 from llm_service.grants import Grant, digest_of, sign
 from llm_service.types import Timeouts
 from llm_service.upstream.upstream import Billing, Refusal, Unanswered, Upstream, UpstreamAnswer, UpstreamStream
@@ -95,13 +97,13 @@ class Sender:
     ) -> Response:
         call = admitted.call
         try:
-            check_live(call.principal, time.monotonic())
-        except NotAuthenticated as error:  # it expired after the hold was made, as while a key was confirmed
+            check_live(call.principal, time.monotonic())  # the key may have expired while the call waited for its hold
+            body = governed_body(admitted)
+            grant = sign(self._grant_secret, self._grant(admitted, body))
+        except BaseException as error:
             admitted.breaker_permit.release()
-            self._settler.void(admitted, error)
+            self._settler.void(admitted, named_error(error))
             raise
-        body = governed_body(admitted)
-        grant = sign(self._grant_secret, self._grant(admitted, body))
         admitted.sent()
         try:
             return await send(call.path, body, grant, call.route.timeouts)
@@ -117,6 +119,10 @@ class Sender:
         except asyncio.CancelledError:
             self._left(admitted)
             raise
+        except BaseException as error:  # a fault of this process, after which nobody knows how far the request came
+            admitted.breaker_permit.release()
+            self._in_background(self._take_back(admitted, named_error(error)))
+            raise
 
     def _left(self, admitted: Admitted) -> None:
         """The caller has left before the answer: take the request back, if the proxy has not begun with it."""
@@ -124,11 +130,16 @@ class Sender:
         self._in_background(self._take_back(admitted, TreasurerError("the caller left", code="client_left")))
 
     async def _take_back(self, admitted: Admitted, left: TreasurerError) -> None:
-        if self._is_remembered(admitted) and await self._revoke(admitted.call.call_id, admitted.attempt.number):
-            admitted.free()
-            self._settler.void(admitted, left)
-        else:
-            self._settler.unanswered(admitted, left)
+        taken_back = False
+        try:
+            if self._is_remembered(admitted):
+                taken_back = await self._revoke(admitted.call.call_id, admitted.attempt.number)
+        finally:
+            if taken_back:
+                admitted.free()
+                self._settler.void(admitted, left)
+            else:
+                self._settler.unanswered(admitted, left)
 
     async def _refused(self, admitted: Admitted, refusal: Refusal) -> TreasurerError:
         """Settle an attempt after an error answer: nothing was bought, or the witness will show what was."""
@@ -162,9 +173,9 @@ class Sender:
         error = refusal.error
         if isinstance(error, PricesChanged):
             error = _prices_changed(admitted.model.name)
-        # A refusal of our own plugin (a wrong clock …) is not the model's failure, and must not open its breaker for
-        # all.
-        if error.status >= 500 and not refusal.by_us:
+        # A refusal of our own plugin (a wrong clock …), or of the operator's key, is not the model's failure, and must
+        # not open its breaker for all.
+        if error.status >= 500 and not refusal.by_us and not refusal.key_refused:
             admitted.breaker_permit.failed()
         else:
             admitted.breaker_permit.release()
@@ -173,9 +184,17 @@ class Sender:
         elif refusal.billing is Billing.FREE:
             admitted.free()
             self._settler.void(admitted, error)
+        elif refusal.cut is not None:
+            self._in_background(self._settle_cut(admitted, refusal.cut))
         else:
             self._settler.unanswered(admitted, error, answered=refusal.answered)
         return error
+
+    async def _settle_cut(self, admitted: Admitted, deployment: str) -> None:
+        """Settle a stream that was cut before anything of it came, as any other stream that was cut."""
+        cost_nano = await self._settler.settle(admitted, cut_ending(deployment), str)
+        if cost_nano is not None:
+            admitted.cost(cost_nano)
 
     def _grant(self, admitted: Admitted, body: bytes) -> Grant:
         now = int(time.time())
@@ -201,6 +220,15 @@ class Sender:
             once=call.route.errors_are_billed,
             prices=admitted.model.prices,
         )
+
+
+def named_error(error: BaseException) -> TreasurerError:
+    """An exception of any kind as an error with a code, for the ledger."""
+    if isinstance(error, TreasurerError):
+        return error
+    if isinstance(error, asyncio.CancelledError):
+        return TreasurerError("the caller left", code="client_left")
+    return TreasurerError(f"{type(error).__name__} before the request was sent")
 
 
 def _prices_changed(model: str) -> PricesChanged:

@@ -28,6 +28,7 @@ from llm_service.wire.events import EventScanner
 class StreamingAnswer(ABC):
     """Server-sent events as they come. Iterate it once, to its end or until `aclose`; then `cost_nano` is known.
 
+    Iteration raises a TreasurerError if the stream breaks, whatever broke it.
     `cost_nano` stays None if only the proxy's witness can show it, later.
     """
 
@@ -157,6 +158,9 @@ class LiveStream(StreamingAnswer):
                 if held:
                     events, held = held, b""
                     yield events
+                if scanner.error is not None:
+                    error_code, status = "upstream_cut", 502
+                    raise self._upstream.event_error(scanner.error)
                 if self._ended:
                     return  # the upstream is closed: reading on would look like a cut
             complete = scanner.finished and scanner.error is None
@@ -177,20 +181,19 @@ class LiveStream(StreamingAnswer):
         await self.settled()
 
     def _refused(self) -> TreasurerError:
-        """The provider sent an error in place of a first token. The witness will show whether the input was billed."""
+        """The stream has an error in place of a first token: it is estimated like any other stream that was cut."""
         assert self._scanner.error is not None
         error = self._upstream.event_error(self._scanner.error)
-        self._lose(error, answered=True)
+        if error.status < 500:
+            self._admitted.breaker_permit.release()
+        self._end("upstream_cut", 502)
         return error
 
-    def _lose(self, error: TreasurerError, *, answered: bool = False) -> None:
+    def _lose(self, error: TreasurerError) -> None:
         self._ended = True
         self._upstream.close()
-        if error.status >= 500:
-            self._admitted.breaker_permit.failed()
-        else:
-            self._admitted.breaker_permit.release()
-        self._finishing.lose(self._admitted, error, answered=answered)
+        self._admitted.breaker_permit.failed()
+        self._finishing.lose(self._admitted, error)
 
     def _end(self, error_code: str | None, status: int) -> None:
         if self._ended:

@@ -23,7 +23,7 @@ import litellm
 
 from llm_service.money import nano_from_reported_dollars
 from llm_service.types import Usage
-from llm_service.usage import named_cost_nano, read_usage, says_too_little
+from llm_service.usage import LITELLM_COST, named_cost_nano, read_usage, says_too_little
 from llm_service.witness import Outcome, Witness
 
 _log = logging.getLogger("treasurer.litellm_plugin")
@@ -48,8 +48,8 @@ _FREE_CAUSES = frozenset(
     }
 )
 
-#: Words of LiteLLM's error for a model that has sent the same chunk a hundred times.
-_REPEATS = "repeating the same chunk"
+#: Python's own errors, with which LiteLLM fails over a chunk that it cannot read. The provider may go on after it.
+_UNREADABLE_CHUNK = (ValueError, LookupError, TypeError, AttributeError, NotImplementedError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,10 +131,10 @@ def unreadable(error: BaseException) -> bool:
 def ended_by_litellm(error: BaseException) -> bool:
     """Whether LiteLLM itself has ended a stream, so that the provider may have sent more than was read.
 
-    LiteLLM's time-outs run while it is busy elsewhere, and it stops reading a model that repeats itself. Any other end of
-    a stream (a connection that breaks, the provider's own error) is seen after everything that was sent.
+    LiteLLM's time-outs run while it is busy elsewhere, and it gives a stream up over a chunk that it cannot read. Any
+    other end of a stream (a connection that breaks, the provider's own error) is seen after everything that was sent.
     """
-    own = any("Timeout" in type(cause).__name__ or _REPEATS in str(cause) for cause in causes(error))
+    own = any("Timeout" in type(cause).__name__ or isinstance(cause, _UNREADABLE_CHUNK) for cause in causes(error))
     return own and not certainly_unbilled(error)
 
 
@@ -226,8 +226,43 @@ def _tokens(source: Any, name: str) -> int:
     return max(0, int(value)) if isinstance(value, int | float) else 0
 
 
-def estimate(call: Any, details: Mapping[str, Any], chunks: list[Any], messages: Any) -> tuple[Any, float | None]:
-    """Usage and dollars of a stream that was cut, by LiteLLM's count of the chunks that came. None: nothing is known."""
+def reported_its_end(chunks: list[Any]) -> bool:
+    """Whether the chunks that LiteLLM has kept of a stream hold the provider's own end and, not before it, its report.
+
+    Only for an answer with one choice: of several, LiteLLM does not keep all ends.
+    """
+    choices = {choice.index for chunk in chunks for choice in getattr(chunk, "choices", None) or ()}
+    ends = [place for place, chunk in enumerate(chunks) if _finishes(chunk)]
+    return (
+        len(choices) == 1
+        and bool(ends)
+        and any(getattr(chunk, "usage", None) is not None for chunk in chunks[ends[-1] :])
+    )
+
+
+def _finishes(chunk: Any) -> bool:
+    return any(getattr(choice, "finish_reason", None) for choice in getattr(chunk, "choices", None) or ())
+
+
+def set_own_figure_apart(chunk: Any, response: Any) -> None:
+    """Move LiteLLM's own figure of a stream's cost, which it writes into the provider's report, to a field of its own.
+
+    What the provider itself has named as its cost stays, or comes back.
+    """
+    usage: Any = getattr(chunk, "usage", None)
+    figure = getattr(usage, "cost", None)
+    if usage is None or figure is None:
+        return
+    named = [getattr(getattr(kept, "usage", None), "cost", None) for kept in getattr(response, "chunks", None) or ()]
+    own = next((cost for cost in reversed(named) if cost is not None), None)
+    chunk.usage = usage.model_copy(update={"cost": own, LITELLM_COST: figure})
+
+
+def rebuilt(call: Any, details: Mapping[str, Any], chunks: list[Any], messages: Any) -> tuple[Any, float | None]:
+    """The answer that these chunks of a stream make, with a usage, and what it costs in dollars, both by LiteLLM.
+
+    A usage that no provider reported is LiteLLM's count. None: nothing is known.
+    """
     if not chunks:
         return None, None
     try:
@@ -236,9 +271,9 @@ def estimate(call: Any, details: Mapping[str, Any], chunks: list[Any], messages:
             return None, None
         built.model = details["model"]  # the chunks carry the caller's name for the model, which has no price
         built._hidden_params.pop("response_cost", None)  # was computed without the deployment's own prices
-        return built.usage, call.response_cost_calculator(result=built)
+        return built, call.response_cost_calculator(result=built)
     except Exception as fault:  # noqa: BLE001  # LiteLLM's counting may fail in any way
-        _log.warning("The cost of a stream that was cut could not be estimated: %s", type(fault).__name__)
+        _log.warning("What was seen of a stream that was cut could not be counted: %s", type(fault).__name__)
         return None, None
 
 

@@ -4,6 +4,8 @@ What must hold:
   LiteLLM serves no call without a valid grant, used once (I3): `custom_auth`, see auth.py.
   Each attempt at a deployment leaves a witness (I2): `witness_logger`, see witness_logger.py.
   One attempt is one request to a provider (I1): see no_retries.py.
+  A stream ends where its provider ends it (I1): see whole_streams.py.
+  A caller's mistake takes a model away from nobody else: see cooldowns.py.
   Only the check of grants may refuse a request; no other fault of the plugin may take an answer from its caller.
 
 `config/litellm.yaml` names `custom_auth` and `witness_logger`. The plugin runs in LiteLLM's environment, so it imports
@@ -27,11 +29,15 @@ from litellm.proxy._types import UserAPIKeyAuth
 from llm_service import process
 from llm_service.grants import UsedGrants
 from llm_service.litellm_plugin.auth import GrantAuth
+from llm_service.litellm_plugin.cooldowns import cool_down_only_after_failures
+from llm_service.litellm_plugin.events import grant_name
 from llm_service.litellm_plugin.log_redaction import LogRedaction
 from llm_service.litellm_plugin.memory_release import freeze_loaded_objects
 from llm_service.litellm_plugin.no_retries import send_once
+from llm_service.litellm_plugin.open_requests import OpenRequests
 from llm_service.litellm_plugin.price_book import PriceBook
 from llm_service.litellm_plugin.shortcuts import take_shortcuts
+from llm_service.litellm_plugin.whole_streams import read_streams_to_their_end
 from llm_service.litellm_plugin.witness_logger import WitnessLogger
 from llm_service.litellm_plugin.witness_writer import WitnessWriter
 from llm_service.litellm_plugin.worker_streams import WorkerStreams
@@ -45,6 +51,7 @@ def _folder(name: str, default: str) -> Path:
 _database_url = os.environ.get("TREASURER_DATABASE_URL") or None
 _log_redaction = LogRedaction()
 _streams = WorkerStreams(int(os.environ.get("TREASURER_STREAMS_PER_WORKER") or 0))
+_requests = OpenRequests()
 _auth = GrantAuth(
     os.environ.get("TREASURER_GRANT_SECRET", ""),
     UsedGrants(_folder("TREASURER_GRANT_DIR", ".treasurer/grants")),
@@ -54,17 +61,21 @@ _auth = GrantAuth(
 )
 _writer = WitnessWriter(_database_url, _folder("TREASURER_SPOOL_DIR", ".treasurer/spool"))
 
-witness_logger = WitnessLogger(_writer, _streams)
+witness_logger = WitnessLogger(_writer, _streams, _requests)
 
 
 async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
     """Admit a request that carries the grant for exactly itself, once. Raises ProxyException: see `GrantAuth.admit`."""
     _log_redaction.begin()  # while LiteLLM starts, its log is complete, because the operator needs it
-    return await _auth.admit(request, api_key)
+    identity = await _auth.admit(request, api_key)
+    _requests.begin(grant_name(identity.metadata))
+    return identity
 
 
 process.forbid_core_dumps()
 send_once()
+read_streams_to_their_end()
+cool_down_only_after_failures()
 take_shortcuts()
 freeze_loaded_objects()
 with contextlib.suppress(RuntimeError):

@@ -5,6 +5,7 @@ What must hold:
   its caller in mid-stream (I2).
   An error answer says in a header whether anything can have been billed, and whether the request itself was at fault.
   Chunks that were seen of a stream pass for what it cost only if all that the provider had sent was read (I1).
+  Where the provider's own end and its report were seen, they are the witness, whatever cut the stream after them (I2).
   A fault in here never takes an answer from LiteLLM's caller.
 
 LiteLLM reports a failed request once, however often its router retried, so failures are taken from the callback for each
@@ -36,14 +37,17 @@ from llm_service.litellm_plugin.events import (
     certainly_unbilled,
     details_of,
     ended_by_litellm,
-    estimate,
     grant_name,
     is_own_count,
     metadata_of,
+    rebuilt,
+    reported_its_end,
+    set_own_figure_apart,
     unreadable,
     usage_of,
     witness_of,
 )
+from llm_service.litellm_plugin.open_requests import OpenRequests
 from llm_service.litellm_plugin.worker_streams import WorkerStreams
 from llm_service.witness import Witness
 
@@ -68,10 +72,11 @@ class WitnessSink(Protocol):
 class WitnessLogger(CustomLogger):
     """The callbacks of one worker. Its witnesses go to `sink`."""
 
-    def __init__(self, sink: WitnessSink, streams: WorkerStreams) -> None:
+    def __init__(self, sink: WitnessSink, streams: WorkerStreams, requests: OpenRequests) -> None:
         super().__init__()
         self._sink: WitnessSink = sink
         self._streams: WorkerStreams = streams
+        self._requests: OpenRequests = requests
         #: By grant: whether all of its failed attempts were free, and whether all were unreadable.
         self._failed: dict[str, tuple[bool, bool]] = {}
 
@@ -82,6 +87,10 @@ class WitnessLogger(CustomLogger):
         claim: Mapping[str, Any] = (getattr(user_api_key_dict, "metadata", None) or {}).get(CLAIM) or {}
         if claim.get("once"):
             data["num_retries"] = 0
+
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:
+        """LiteLLM has chosen a deployment. A request that fails before this, as in a cooldown, was sent to nobody."""
+        self._requests.sending(grant_name(metadata_of(kwargs).get("user_api_key_metadata")))
 
     def log_pre_api_call(self, model: Any, messages: Any, kwargs: Any) -> None:
         """LiteLLM is about to ask a provider, so the next stream may begin."""
@@ -122,9 +131,10 @@ class WitnessLogger(CustomLogger):
         LiteLLM asks some providers (Google) for a stream only when the stream's first chunk is wanted. A failure of that
         comes after the callback for a deployment's attempt, and before the stream reaches the wrapper below.
         """
-        free, was_unreadable = self._failed.pop(grant_name(getattr(user_api_key_dict, "metadata", None)), (None, False))
-        if free is None:  # no attempt failed: LiteLLM refused the request before (a cooldown), or a stream broke late
-            free = certainly_unbilled(original_exception) or not request_data.get("stream")
+        name = grant_name(getattr(user_api_key_dict, "metadata", None))
+        free, was_unreadable = self._failed.pop(name, (None, False))
+        if free is None:  # no attempt failed: LiteLLM refused the request before (a cooldown), or an answer broke late
+            free = certainly_unbilled(original_exception) or self._requests.never_sent(name)
         request_data[_FREE] = "1" if free else "0"
         request_data[_UNREADABLE] = "1" if was_unreadable else "0"
         witnessed = any(getattr(cause, _WITNESSED, False) for cause in causes(original_exception))
@@ -159,27 +169,28 @@ class WitnessLogger(CustomLogger):
             try:
                 async for chunk in stream.chunks():
                     if not is_own_count(chunk, response):
+                        set_own_figure_apart(chunk, response)
                         yield chunk
             except (GeneratorExit, asyncio.CancelledError):
                 end = await stream.drain(to_end=bool(claim.get("drain_on_disconnect")))
                 if end is not DrainEnd.ENDED:
-                    self._record_cut("cancelled", request_data, seen.chunks, None, unread=end is DrainEnd.BEHIND)
+                    self._record_cut("cancelled", request_data, seen, None, unread=end is DrainEnd.BEHIND)
                 elif stream.error is not None:
-                    self._record_broken(request_data, seen.chunks, stream.error)
+                    self._record_broken(request_data, seen, stream.error)
                 raise
             except Exception as error:
-                self._record_broken(request_data, seen.chunks, error)
+                self._record_broken(request_data, seen, error)
                 raise
 
-    def _record_broken(self, data: Mapping[str, Any], chunks: list[Any], error: Exception) -> None:
-        # Before the first chunk nobody knows whether there is anything to pay for: the agent's policy decides about that.
-        self._record_cut("failure", data, chunks, error, unread=bool(chunks) and ended_by_litellm(error))
+    def _record_broken(self, data: Mapping[str, Any], seen: _SeenChunks, error: Exception) -> None:
+        unread = bool(seen.chunks) and ended_by_litellm(error)
+        self._record_cut("failure", data, seen, error, unread=unread)
 
     def _record_cut(
         self,
         outcome: Literal["failure", "cancelled"],
         data: Mapping[str, Any],
-        chunks: list[Any],
+        seen: _SeenChunks,
         error: Exception | None,
         *,
         unread: bool = False,
@@ -187,8 +198,16 @@ class WitnessLogger(CustomLogger):
         call = data.get("litellm_logging_obj")
         details = details_of(data)
         details[_WITNESSED] = True
-        usage, cost = estimate(call, details, chunks, data.get("messages"))
         started = getattr(call, "start_time", None)
+        if reported_its_end(seen.litellms):
+            answer, cost = rebuilt(call, details, seen.litellms, data.get("messages"))
+            if (usage := usage_of(answer)) is not None:
+                self._record(AttemptEnd("success", details or data, usage, cost, started_at=started))
+                return
+        answer, cost = rebuilt(call, details, seen.chunks, data.get("messages"))
+        if not seen.chunks and error is not None and certainly_unbilled(error):
+            cost = 0
+        usage = getattr(answer, "usage", None)
         self._record(AttemptEnd(outcome, details or data, usage, cost, started_at=started, error=error, unread=unread))
 
     # -- all of them
@@ -209,7 +228,8 @@ class _SeenChunks:
         self.chunks: list[Any] = []
         self._response = response
         self._request = request
-        self._litellms: object = getattr(response, "chunks", None)
+        litellms: object = getattr(response, "chunks", None)
+        self.litellms: list[Any] = litellms if isinstance(litellms, list) else []
         self._fold_at, self._fold_litellms_at = MOST, MOST
 
     def add(self, chunk: Any) -> None:
@@ -219,8 +239,7 @@ class _SeenChunks:
         self.chunks.append(chunk)
         try:
             self._fold_at = fold(self.chunks, self._fold_at)
-            if isinstance(self._litellms, list):
-                self._fold_litellms_at = fold(self._litellms, self._fold_litellms_at)
+            self._fold_litellms_at = fold(self.litellms, self._fold_litellms_at)
         except Exception as fault:  # noqa: BLE001  # chunks of another shape stay as they are
             self._fold_at = self._fold_litellms_at = sys.maxsize
             _log.warning("The chunks of a stream could not be folded: %s", type(fault).__name__)

@@ -2,7 +2,7 @@
 
 What must hold:
   An error counts as free only if our plugin, the provider, or LiteLLM before it asked a provider has said so (I1).
-  A caller gets the provider's own status, message, code and Retry-After.
+  A caller gets the provider's own status, message, code, parameter and Retry-After, and none of LiteLLM's words.
   An error about our grant, or about the operator's key for a provider, never looks like one about the caller's own key.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import cast
 
 import orjson
@@ -26,6 +27,7 @@ from llm_service.errors import (
 from llm_service.grants import GRANT_USED, GRANTS_UNAVAILABLE, PRICES_CHANGED
 from llm_service.types import Condition
 from llm_service.upstream.clocks import difference, disagrees
+from llm_service.upstream.litellm_prose import Said, said
 from llm_service.upstream.upstream import Billing, Refusal, Unanswered
 
 #: The header in which LiteLLM names the deployment that answered.
@@ -51,6 +53,10 @@ _FILTERED = (
     "content management policy",
     "safety system",
 )
+#: How a provider refuses the operator's key, its credit, or its region.
+_KEY_REFUSED = (401, 402, 403)
+#: The code for a caller who could act on the reason, where the provider has none.
+_CODES = {Condition.CONTEXT_TOO_LONG: "context_length_exceeded", Condition.CONTENT_FILTER: "content_filter"}
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _UNIX_TIME = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
 
@@ -110,7 +116,14 @@ def refusal_of(status: int, headers: Mapping[str, str], body: bytes, now: float)
         by_us=refused is not None,
         provider_failed=min(status, error.status) >= 500 and refused is None,
         answered=refused != GRANT_USED,
+        key_refused=refused is None and status in _KEY_REFUSED,
     )
+
+
+def stream_refusal_of(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Refusal:
+    """The facts of an error in place of a stream. LiteLLM names the deployment if that had begun to stream already."""
+    refusal = refusal_of(status, headers, body, now)
+    return replace(refusal, cut=headers.get(DEPLOYMENT_HEADER)) if refusal.billing is Billing.UNKNOWN else refusal
 
 
 def certainly_unbilled(status: int, headers: Mapping[str, str]) -> bool:
@@ -139,7 +152,7 @@ def upstream_error(
 ) -> UpstreamError | ProxyUnavailable:
     """An error answer as the error for the caller, with the provider's status, message, code and Retry-After.
 
-    A 401 or 403 of the proxy is about our grant or the operator's key for the provider, so it becomes a 502. Our plugin
+    A 401, 402 or 403 of the proxy is about our grant or the operator's key for the provider, so it becomes a 502. Our plugin
     marks a 500 that LiteLLM raised because it could not read the request, which it therefore sent to nobody: that is
     the caller's mistake, so it becomes a 400, and no breaker and no route counts it as a failure of the model.
     """
@@ -159,7 +172,14 @@ def upstream_error(
     given = headers.get("Retry-After") or headers.get("llm_provider-retry-after")
     if given is not None and _SECONDS.fullmatch(given):
         retry_after = float(given)
-    return _error(status, cast("dict[str, object]", fields) if isinstance(fields, dict) else {}, retry_after)
+    told = cast("dict[str, object]", fields) if isinstance(fields, dict) else {}
+    if "x-treasurer-refused" in headers:
+        message = str(told.get("message") or "LiteLLM Proxy refused the request.")
+        return _shaped(status, Said(message), told, retry_after)
+    error = _error(status, told, retry_after)
+    if unreadable:
+        error.message = f"This request cannot be translated for the provider of this model ({error.message})."
+    return error
 
 
 def event_error(fields: Mapping[str, object]) -> UpstreamError:
@@ -213,23 +233,54 @@ def _refused_for_time(proxy_time: str, now: float) -> ProxyUnavailable:
 
 
 def _error(status: int, error: Mapping[str, object], retry_after: float | None) -> UpstreamError:
-    message = str(error.get("message") or "The provider answered with an error.")
-    message = message.partition("\nTraceback (most recent call last):")[0][:2000]  # LiteLLM appends its own traceback
-    code, kind, param = (str(error[name]) if error.get(name) else None for name in ("code", "type", "param"))
-    mapped = 502 if status in (401, 403) else status
-    error_code = code if code and not code.isdigit() and code != "None" else f"upstream_{mapped}"
-    result = UpstreamError(message, status=mapped, code=error_code, param=param, retry_after=retry_after)
-    if kind and kind != "None" and mapped == status:
-        result.type = kind
-    result.reason = _reason(result)
+    """An error answer of a provider, or of LiteLLM, as the error for the caller."""
+    if status in _KEY_REFUSED:
+        return _key_refused(status, retry_after)
+    raw = str(error.get("message") or "")
+    reason = _reason(status, f"{error.get('code')} {error.get('type')} {raw}")
+    words = said(raw)
+    if words.code is None and reason is not None:
+        words = replace(words, code=_CODES.get(reason))
+    result = _shaped(status, words, error, retry_after)
+    result.reason = reason
     return result
 
 
-def _reason(error: UpstreamError) -> Condition | None:
+def _shaped(status: int, words: Said, error: Mapping[str, object], retry_after: float | None) -> UpstreamError:
+    code, kind, param = (str(error[name]) if error.get(name) else None for name in ("code", "type", "param"))
+    mapped = 502 if status in _KEY_REFUSED else status
+    own_code = code if code and not code.isdigit() and code != "None" else None
+    result = UpstreamError(
+        words.message or "The provider answered with an error.",
+        status=mapped,
+        code=words.code or own_code or f"upstream_{mapped}",
+        param=words.param or (param if param != "None" else None),
+        retry_after=retry_after,
+    )
+    kind = words.type or kind
+    if kind and kind != "None" and mapped == status:
+        result.type = kind
+    return result
+
+
+def _key_refused(status: int, retry_after: float | None) -> UpstreamError:
+    """The error for an answer that is about the operator's account at the provider, of which a caller gets no details."""
+    error = UpstreamError(
+        f"The provider of this model refuses this gateway's key, its credit or its region (HTTP {status}). Only an "
+        "operator can mend that.",
+        status=502,
+        code="provider_key_refused",
+        retry_after=retry_after,
+    )
+    error.should_retry = False
+    return error
+
+
+def _reason(status: int, words: str) -> Condition | None:
     """Why a provider refused a request, where its code or its words show it."""
-    if error.status >= 500 or error.status == 429:
+    if status >= 500 or status == 429:
         return None
-    words = f"{error.code} {error.type} {error.message}".lower()
+    words = words.lower()
     if any(sign in words for sign in _TOO_LONG):
         return Condition.CONTEXT_TOO_LONG
     return Condition.CONTENT_FILTER if any(sign in words for sign in _FILTERED) else None

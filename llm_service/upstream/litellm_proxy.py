@@ -26,6 +26,7 @@ from llm_service.upstream.litellm_errors import (
     event_error,
     proxy_away,
     refusal_of,
+    stream_refusal_of,
     unanswered,
     upstream_error,
 )
@@ -190,7 +191,7 @@ class _Stream:
         return event_error(fields)
 
     def refusal(self, body: bytes) -> Refusal:
-        return refusal_of(self._response.status, self._response.headers, body, time.time())
+        return stream_refusal_of(self._response.status, self._response.headers, body, time.time())
 
     async def chunks(self) -> AsyncIterator[bytes]:
         content = self._response.content

@@ -49,6 +49,10 @@ class Refusal:
     provider_failed: bool = False
     #: False: another sending of the same request is still being served, so the witness of it is yet to come.
     answered: bool = True
+    #: This deployment had begun a stream, which was cut before anything of it came.
+    cut: str | None = None
+    #: The provider refuses the operator's key, account or region: nobody's request is at fault, nor is the model.
+    key_refused: bool = False
 
 
 class Unanswered(Exception):

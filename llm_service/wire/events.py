@@ -1,7 +1,10 @@
 """A stream of server-sent events, forwarded as bytes and only scanned for what settlement needs.
 
 What must hold:
-  Events reach the caller in order and unchanged. Only a usage event that the caller did not ask for is left out.
+  Events reach the caller in order and unchanged, but for two:
+    the report of usage is left out if the caller did not ask for it, and else comes as OpenAI sends it, without a choice
+    and without LiteLLM's own figure of the cost;
+    an error event is left out, because whoever forwards the stream says in our words what went wrong.
   An event is forwarded as soon as it is whole.
 The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -12,6 +15,8 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 import orjson
+
+from llm_service.usage import LITELLM_COST
 
 _END = b"\n\n"
 #: The fields of a message, or of a part of one, that hold generated text.
@@ -60,7 +65,7 @@ class EventScanner:
         if plain and self.begun and self.usage is None:
             self._keep(whole)
             return whole
-        forwarded = b"".join(event + _END for event in whole.split(_END) if event and self._scan(event))
+        forwarded = b"".join(self._scan(event) for event in whole.split(_END) if event)
         self._keep(forwarded)
         return forwarded
 
@@ -84,14 +89,15 @@ class EventScanner:
             self._kept.clear()
             self._kept_bytes, self._most_kept = 0, _BOIL_BYTES
 
-    def _scan(self, event: bytes) -> bool:
-        """Note the facts of an event, and return whether to forward it."""
+    def _scan(self, event: bytes) -> bytes:
+        """Note the facts of an event, and return it as it is forwarded: empty if it is not."""
+        whole = event + _END
         if event.strip() == b"data: [DONE]":
             self.finished = True
-            return True
+            return whole
         data = _json(event)
         if data is None:
-            return True
+            return whole
         choices = data.get("choices")
         if not self.begun and any(map(_begins, objects(choices))):
             self.begun = True
@@ -100,14 +106,26 @@ class EventScanner:
             )
         if isinstance(data.get("error"), dict):
             self.error = cast("dict[str, Any]", data["error"])
+            return b""
         if isinstance(data.get("service_tier"), str):
             self.service_tier = data["service_tier"]
         if self.usage is not None and any(_generated(data)):
             self.usage = None
         if isinstance(data.get("usage"), dict):
             self.usage = cast("dict[str, Any]", data["usage"])
-            return not self._hide_usage or any(map(_says_something, objects(choices)))
-        return True
+            return self._reporting(whole, data, self.usage)
+        return whole
+
+    def _reporting(self, whole: bytes, data: dict[str, Any], usage: dict[str, Any]) -> bytes:
+        """An event with a report of usage, as it is forwarded."""
+        said = any(map(_says_something, objects(data.get("choices"))))
+        if not said and self._hide_usage:
+            return b""
+        shown = {name: value for name, value in usage.items() if name != LITELLM_COST}
+        if said and len(shown) == len(usage):
+            return whole
+        choices: object = data.get("choices") if said else []
+        return b"data: " + orjson.dumps(data | {"choices": choices, "usage": shown}) + _END
 
 
 def _json(event: bytes) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ from llm_service.types import (
     UsageSource,
     WindowKind,
 )
-from llm_service.upstream.litellm_errors import event_error, refusal_of
+from llm_service.upstream.litellm_errors import event_error, stream_refusal_of
 from llm_service.upstream.litellm_proxy import answer_of
 from llm_service.upstream.upstream import Refusal, UpstreamAnswer, UpstreamStream
 from llm_service.wire.requests import ParsedRequest
@@ -240,7 +240,7 @@ class FakeStream:
         return event_error(fields)
 
     def refusal(self, body: bytes) -> Refusal:
-        return refusal_of(self.status, self.headers, body, time.time())
+        return stream_refusal_of(self.status, self.headers, body, time.time())
 
     def close(self) -> None:
         self.closed += 1

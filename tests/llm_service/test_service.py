@@ -46,6 +46,7 @@ from llm_service.types import (
     UsageSource,
 )
 from llm_service.upstream.upstream import Refusal, Unanswered, UpstreamAnswer, UpstreamStream
+from llm_service.usage import IN_FLIGHT_TOKENS
 from tests.examples import examples
 from tests.llm_service.fakes import (
     COUNTED,
@@ -271,7 +272,9 @@ class Gate:
     [
         (200, {}, "succeeded"),
         (500, {}, "model failed"),
-        (401, {}, "model failed"),  # the operator's key at the provider
+        (401, {}, "release"),  # the operator's key at the provider
+        (403, {"llm_provider-x": "1"}, "release"),
+        (404, {}, "release"),
         (429, {}, "release"),
         (401, {"x-treasurer-refused": "invalid_grant"}, "release"),
         (401, {"x-treasurer-refused": "clock", "x-treasurer-time": "1.0"}, "release"),
@@ -397,7 +400,9 @@ async def test_a_stream_is_forwarded_and_its_usage_posted(parts: Parts) -> None:
 
 async def test_a_caller_that_asks_for_the_usage_gets_it_and_keeps_other_options(parts: Parts) -> None:
     answer = await parts.stream(*EVENTS, stream_options={"include_usage": True, "x": 1})
-    assert await collect(answer) == b"".join(EVENTS)
+    shown = (await collect(answer)).split(b"\n\n")
+    sent = b"".join(EVENTS).split(b"\n\n")
+    assert [event.replace(b" ", b"") for event in shown] == [event.replace(b" ", b"") for event in sent]
     assert parts.sent["stream_options"] == {"include_usage": True, "x": 1}
 
 
@@ -497,20 +502,114 @@ async def test_i2_a_stream_whose_connection_breaks_is_left_to_the_witness(parts:
     assert answer.cost_nano is None
 
 
-async def test_an_error_before_the_first_token_is_raised_and_left_to_the_witness(parts: Parts) -> None:
+@pytest.mark.parametrize(
+    "cut",
+    [
+        FakeStream([data({"error": {"message": "overloaded", "code": "529"}})]),
+        # LiteLLM had no first chunk to send, so it answers with the error's status and names the deployment.
+        FakeStream([b'{"error": {"message": "overloaded", "code": "529"}}'], 529, {"x-litellm-model-id": "d1"}),
+    ],
+    ids=["an event", "a status"],
+)
+async def test_a_stream_that_is_cut_before_its_first_token_is_estimated_as_any_other(
+    parts: Parts, cut: FakeStream
+) -> None:
+    parts.upstream.stream = cut
     with pytest.raises(UpstreamError) as error:
-        await parts.stream(data({"error": {"message": "overloaded", "code": "529"}}), context=KEYED)
+        await parts.service.stream(chat_body(stream=True, max_tokens=1000), PRINCIPAL, KEYED)
     assert (error.value.status, error.value.message) == (529, "overloaded")
-    ((call_id, attempt, _, answered),) = parts.sweeper.watched
-    assert (attempt, answered) == (0, True)
-    assert call_id in parts.treasury.pending
+    await parts.service.close()
+    assert parts.sweeper.watched == []
+    settled = parts.settled
+    assert (settled.state, settled.usage_source, settled.error_code) == (
+        LedgerState.POSTED,
+        UsageSource.ESTIMATED,
+        "upstream_cut",
+    )
+    assert settled.usage.output_tokens == IN_FLIGHT_TOKENS
+    assert 0 < settled.cost_nano < parts.records[0].held_nano // 10
     assert parts.idempotency.released == []
+    parts.nothing_is_held()
 
 
-async def test_an_error_after_the_first_token_is_paid_for(parts: Parts) -> None:
-    answer = await parts.stream(said("Hi"), data({"error": {"message": "broke"}}), DONE)
-    await collect(answer)
+async def test_an_error_after_the_first_token_is_raised_in_our_words_and_paid_for(parts: Parts) -> None:
+    broke = (
+        "litellm.APIConnectionError: AnthropicException - Response payload is not completed: <TransferEncodingError>"
+    )
+    answer = await parts.stream(said("Hi"), data({"error": {"message": broke, "type": None, "code": "500"}}), DONE)
+    assert await anext(answer) == said("Hi")
+    with pytest.raises(UpstreamError) as error:
+        await anext(answer)
+    assert "connection to it broke" in error.value.message
+    await answer.aclose()
     assert (parts.settled.state, parts.settled.error_code) == (LedgerState.POSTED, "upstream_cut")
+    assert answer.cost_nano == parts.settled.cost_nano
+
+
+class Unexpected(Exception):
+    """A fault that no part of the service names."""
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+@pytest.mark.parametrize(
+    "place",
+    ["llm_service.call.sending.governed_body", "llm_service.call.sending.sign", "llm_service.call.sending.check_live"],
+)
+@pytest.mark.parametrize("fault", [Unexpected("a bug"), RecursionError(), MemoryError(), KeyError("x")], ids=repr)
+async def test_i2_whatever_fails_between_the_hold_and_the_sending_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, place: str, fault: Exception, streamed: bool
+) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise fault
+
+    gate = Gate()
+    parts = Parts(breakers=gate)
+    monkeypatch.setattr(place, fails)
+    ask = parts.service.stream if streamed else parts.service.complete
+    with pytest.raises(type(fault)):
+        await ask(chat_body(stream=streamed), PRINCIPAL, KEYED)
+    assert (parts.settled.state, parts.settled.cost_nano) == (LedgerState.VOIDED, 0)
+    assert parts.idempotency.released == ["k1"]
+    assert gate.told == ["release"]
+    parts.nothing_is_held()
+
+
+async def test_i2_an_idempotency_key_that_cannot_be_confirmed_by_whatever_fault_leaves_no_hold(
+    parts: Parts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fails(*_: Any) -> None:
+        raise Unexpected
+
+    monkeypatch.setattr(parts.idempotency, "confirm", fails)
+    with pytest.raises(Unexpected):
+        await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
+    assert parts.settled.state is LedgerState.VOIDED
+    parts.nothing_is_held()
+
+
+@pytest.mark.parametrize("revoked", [True, False, Unexpected("no answer")], ids=["revoked", "used", "unknown"])
+async def test_i2_a_fault_of_ours_while_a_request_is_sent_takes_its_grant_back_or_waits_for_the_witness(
+    monkeypatch: pytest.MonkeyPatch, revoked: bool | Unexpected
+) -> None:
+    async def revoke(_call_id: UUID, _attempt: int) -> bool:
+        if isinstance(revoked, Unexpected):
+            raise revoked
+        return revoked
+
+    async def fails(*_: Any, **__: Any) -> UpstreamAnswer:
+        raise Unexpected("attached to a different loop")
+
+    parts = Parts(entries=SHARED, revoke=revoke)
+    monkeypatch.setattr(parts.upstream, "send", fails)
+    with pytest.raises(Unexpected):
+        await parts.service.complete(chat_body(), PRINCIPAL, NO_CONTEXT)
+    await parts.service.close()
+    if revoked is True:
+        assert parts.settled.state is LedgerState.VOIDED
+        parts.nothing_is_held()
+    else:
+        assert parts.treasury.settled == []
+        assert len(parts.sweeper.watched) == 1
 
 
 async def test_a_stream_that_the_provider_refuses(parts: Parts) -> None:

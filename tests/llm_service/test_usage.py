@@ -191,8 +191,8 @@ def test_the_forms_of_providers(report: dict[str, Any], usage: Usage) -> None:
 
 @pytest.mark.parametrize(
     ("report", "nano"),
-    [(None, None), ({}, None), ({"cost": None}, None), ({"cost": True}, None), ({"cost": "1"}, None), ({"cost": 0}, 0),
-     ({"cost": 0.000123}, 123_000), ({"cost": 1}, 10**9), ({"cost": 3.2e12}, 10**18), ({"cost": float("nan")}, 0), ({"cost": -1}, 0)],
+    [(None, None), ({}, None), ({"cost": 1}, None), ({"litellm_cost": None}, None), ({"litellm_cost": True}, None), ({"litellm_cost": "1"}, None), ({"litellm_cost": 0}, 0),
+     ({"litellm_cost": 0.000123}, 123_000), ({"litellm_cost": 1}, 10**9), ({"litellm_cost": 3.2e12}, 10**18), ({"litellm_cost": float("nan")}, 0), ({"litellm_cost": -1}, 0)],
 )  # fmt: skip
 def test_the_proxys_cost(report: object, nano: int | None) -> None:
     assert reported_cost(report) == nano

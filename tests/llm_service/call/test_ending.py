@@ -66,7 +66,7 @@ def test_a_report_that_may_be_true_is_believed(reported: int) -> None:
 
 
 def test_a_stream_is_known_by_what_was_scanned() -> None:
-    usage = {"prompt_tokens": 5, "completion_tokens": 7, "cost": 0.5}
+    usage = {"prompt_tokens": 5, "completion_tokens": 7, "litellm_cost": 0.5}
     ending = stream_ending("d1", scanned(usage, "said", service_tier="priority"), "upstream_cut", 502)
     assert (ending.usage, ending.proxy_cost_nano) == (Usage(5, output_tokens=7), 500_000_000)
     assert (ending.service_tier, ending.error_code, ending.status) == ("priority", "upstream_cut", 502)

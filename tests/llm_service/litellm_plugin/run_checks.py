@@ -26,9 +26,11 @@ os.environ.update(
 from tests.llm_service.litellm_plugin import (
     auth_checks,
     chunk_folding_checks,
+    cooldowns_checks,
     hooks_checks,
     price_book_checks,
     shortcuts_checks,
+    whole_streams_checks,
     witness_logger_checks,
 )
 
@@ -38,9 +40,11 @@ def main() -> None:
     for module in (
         auth_checks,
         chunk_folding_checks,
+        cooldowns_checks,
         hooks_checks,
         price_book_checks,
         shortcuts_checks,
+        whole_streams_checks,
         witness_logger_checks,
     ):
         found = results[module.__name__.rpartition(".")[2]] = {}

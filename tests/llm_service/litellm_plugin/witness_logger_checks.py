@@ -15,16 +15,18 @@ from litellm.types.utils import Usage as LiteLLMUsage
 
 from llm_service.litellm_plugin.chunk_folding import MOST
 from llm_service.litellm_plugin.drain import DrainLimits
+from llm_service.litellm_plugin.events import grant_name
+from llm_service.litellm_plugin.open_requests import OpenRequests
 from llm_service.litellm_plugin.witness_logger import WitnessLogger, WitnessSink
 from llm_service.litellm_plugin.worker_streams import WorkerStreams
 from llm_service.witness import Witness
-from tests.llm_service.litellm_plugin.checking import Door, Kept, body, granted, words
+from tests.llm_service.litellm_plugin.checking import Door, Kept, body, chunk, granted, words
 
 QUICK = DrainLimits(round_s=0.05, most_s=0.15)
 
 
-def logger_to(sink: WitnessSink, limits: DrainLimits = QUICK) -> WitnessLogger:
-    return WitnessLogger(sink, WorkerStreams(drain_limits=limits))
+def logger_to(sink: WitnessSink, limits: DrainLimits = QUICK, requests: OpenRequests | None = None) -> WitnessLogger:
+    return WitnessLogger(sink, WorkerStreams(drain_limits=limits), requests or OpenRequests())
 
 
 METADATA = {
@@ -228,7 +230,7 @@ async def check_a_call_that_asks_its_provider_is_past_its_beginning() -> None:
     asked: list[str] = []
     streams = WorkerStreams()
     streams.provider_is_asked = asked.append  # type: ignore[method-assign]
-    logger = WitnessLogger(Kept(), streams)
+    logger = WitnessLogger(Kept(), streams, OpenRequests())
     call_id = METADATA["user_api_key_metadata"]["treasurer"]["call_id"]
     logger.log_pre_api_call("gpt-4o", [], {"litellm_params": {"metadata": METADATA}})
     logger.log_pre_api_call("gpt-4o", [], {"metadata": METADATA})
@@ -246,15 +248,105 @@ async def check_a_stream_that_must_be_finished_is_read_to_its_end() -> None:
 
 
 async def check_a_stream_that_breaks_when_its_caller_has_left_is_witnessed() -> None:
-    kept, _, _ = await left(stream([object()] * 3, ValueError("cut")))
-    assert [(w.outcome, w.error) for w in kept.witnesses] == [("failure", "ValueError")]
+    kept, _, _ = await left(stream([object()] * 3, ConnectionResetError("cut")))
+    assert [(w.outcome, w.error) for w in kept.witnesses] == [("failure", "ConnectionResetError")]
+
+
+class Wrapper:
+    """A stream as LiteLLM's wrapper gives it: what it passes on, what it keeps, and the error that it ends with."""
+
+    def __init__(self, kept: list[Any], error: Exception) -> None:
+        self.chunks: list[Any] = []
+        self._kept = kept
+        self._error = error
+
+    async def __aiter__(self) -> Any:
+        for each in self._kept:
+            self.chunks.append(each)
+            yield each
+        raise self._error
+
+
+REPORT = LiteLLMUsage(prompt_tokens=100, completion_tokens=4)
+
+
+async def broken(*chunks: Any) -> Witness:
+    """The witness of a stream that breaks after these chunks."""
+    kept = Kept()
+    call = SimpleNamespace(
+        model_call_details=event(messages=[]), start_time=None, response_cost_calculator=lambda result: 0.25
+    )
+    hook = logger_to(kept).async_post_call_streaming_iterator_hook
+    try:
+        async for _ in hook(None, Wrapper(list(chunks), ConnectionResetError()), {"litellm_logging_obj": call}):
+            pass
+    except ConnectionResetError:
+        (witness,) = kept.witnesses
+        return witness
+    raise AssertionError("the error was swallowed")
+
+
+async def check_i2_the_provider_s_own_end_is_the_witness_of_a_stream_that_breaks_after_it() -> None:
+    end = chunk(content=None, finish_reason="stop")
+    for chunks in (
+        [*words(4), end, chunk(usage=REPORT)],  # OpenAI's
+        [*words(4), chunk(content=None, finish_reason="stop", usage=REPORT)],  # Anthropic's
+    ):
+        witness = await broken(*chunks)
+        seen = (witness.outcome, witness.exact, witness.status, witness.cost_nano)
+        assert seen == ("success", True, 200, 250_000_000), seen
+        assert (witness.usage.input_tokens, witness.usage.output_tokens) == (100, 4)
+    early = chunk(content="word", usage=REPORT)
+    for name, chunks in (
+        ("no report", [*words(4), end]),
+        ("a report before the end", [early, *words(4), end]),
+        ("no end", [*words(4), early]),
+        ("one of two choices has ended", [chunk(content="a", index=1), *words(4), end, chunk(usage=REPORT)]),
+        ("a report of too little", [*words(400), end, chunk(usage=LiteLLMUsage(prompt_tokens=9, completion_tokens=1))]),
+    ):
+        witness = await broken(*chunks)
+        assert (witness.outcome, witness.counted) == ("failure", True), name
+
+
+async def check_what_was_not_sent_has_cost_nothing_before_the_first_chunk_of_a_stream() -> None:
+    refused = type("HTTPStatusError", (Exception,), {})("500")
+    for error, cost in ((refused, 0), (ConnectionResetError("cut"), None)):
+        kept = Kept()
+        call = SimpleNamespace(model_call_details=event(), start_time=None)
+        hook = logger_to(kept).async_post_call_streaming_iterator_hook
+        try:
+            async for _ in hook(None, stream([], error), {"litellm_logging_obj": call}):
+                pass
+        except type(error):
+            assert [(w.outcome, w.cost_nano) for w in kept.witnesses] == [("failure", cost)], error
+
+
+async def check_litellm_s_own_figure_is_apart_from_what_the_provider_names_as_its_cost() -> None:
+    async def passed(provider: Any) -> dict[str, Any]:
+        last = chunk(usage=LiteLLMUsage(prompt_tokens=100, completion_tokens=4, cost=0.5))
+
+        class Ended:
+            def __init__(self) -> None:
+                kept = LiteLLMUsage(prompt_tokens=100, completion_tokens=4, cost=provider)
+                self.chunks = [*words(4), chunk(usage=kept)]
+
+            async def __aiter__(self) -> Any:
+                yield last
+
+        (shown,) = [each async for each in logger_to(Kept()).async_post_call_streaming_iterator_hook(None, Ended(), {})]
+        return json.loads(shown.model_dump_json(exclude_none=True, exclude_unset=True))["usage"]
+
+    ours = await passed(None)
+    assert (ours.get("cost"), ours["litellm_cost"], ours["prompt_tokens"]) == (None, 0.5, 100), ours
+    theirs = await passed(0.125)
+    assert (theirs["cost"], theirs["litellm_cost"]) == (0.125, 0.5), theirs
 
 
 async def check_i1_a_stream_that_litellm_ended_itself_is_witnessed_as_unread() -> None:
     """It has read as far as it wanted to, or had the time to."""
     ends: list[tuple[Exception, bool]] = [
         (litellm.Timeout("too long", "gpt-4o", "openai"), True),
-        (litellm.InternalServerError("The model is repeating the same chunk = ha.", "openai", "gpt-4o"), True),
+        (KeyError("a chunk that LiteLLM cannot read"), True),
         (TimeoutError(), True),
         (ConnectionResetError("cut"), False),
         (litellm.APIError(500, "overloaded", "openai", "gpt-4o"), False),
@@ -276,7 +368,8 @@ async def check_i1_a_stream_that_litellm_ended_itself_is_witnessed_as_unread() -
 
 
 async def check_an_error_says_whether_anything_can_have_been_billed() -> None:
-    logger = logger_to(Kept())
+    requests = OpenRequests()
+    logger = logger_to(Kept(), requests=requests)
     refused, garbage = type("HTTPStatusError", (Exception,), {})("500"), ValueError("garbage")
     key = SimpleNamespace(metadata=METADATA["user_api_key_metadata"])
 
@@ -296,9 +389,13 @@ async def check_an_error_says_whether_anything_can_have_been_billed() -> None:
     assert await told([(True, garbage)], garbage) == "0"
     assert await told([(False, garbage)], garbage) == "1", "a parameter that LiteLLM refuses"
     assert await told([(True, garbage), (True, refused)], refused) == "0", "the first deployment may have billed"
-    assert await told([], garbage) == "1", "a cooldown"
-    assert await told([], garbage, stream=True) == "0"
-    assert await told([], refused, stream=True) == "1"
+    assert await told([], garbage) == "0", "a request that is not known here"
+    for streamed in (False, True):
+        requests.begin(grant_name(key.metadata))
+        assert await told([], garbage, stream=streamed) == "1", "a cooldown"
+        await logger.async_pre_call_deployment_hook({"metadata": METADATA}, None)
+        assert await told([], garbage, stream=streamed) == "0", "a deployment was chosen"
+        assert await told([], refused, stream=streamed) == "1"
 
 
 async def check_an_error_says_whether_the_request_was_at_fault() -> None:

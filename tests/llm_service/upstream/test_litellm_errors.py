@@ -18,6 +18,7 @@ from llm_service.upstream.litellm_errors import (
     event_error,
     proxy_away,
     refusal_of,
+    stream_refusal_of,
     unanswered,
     upstream_error,
 )
@@ -37,8 +38,6 @@ def body(**error: Any) -> bytes:
     [
         (429, body(message="slow", type="rate_limit_error", code="rate_limited"), (429, "rate_limited", "rate_limit_error", "slow")),
         (400, body(message="bad", type="invalid_request_error", code="400", param="n"), (400, "upstream_400", "invalid_request_error", "bad")),
-        (401, body(message="no", type="auth_error", code="401"), (502, "upstream_502", "upstream_error", "no")),
-        (403, body(message="no", type="auth_error"), (502, "upstream_502", "upstream_error", "no")),
         (500, body(message="m", type="None", code="None"), (500, "upstream_500", "upstream_error", "m")),
         (503, b"<html>", (503, "upstream_503", "upstream_error", "The provider answered with an error.")),
         (503, b'{"error": "text"}', (503, "upstream_503", "upstream_error", "The provider answered with an error.")),
@@ -134,6 +133,35 @@ def test_what_a_provider_refuses_a_request_for(status: int, fields: dict[str, st
     assert error.reason is reason
 
 
+def test_a_caller_can_act_on_a_reason_that_the_provider_gives_in_words_only() -> None:
+    long = upstream_error(400, {}, body(message="prompt is too long: 210000 tokens > 200000 maximum"), NOW)
+    assert (long.code, long.message) == (
+        "context_length_exceeded",
+        "prompt is too long: 210000 tokens > 200000 maximum",
+    )
+    filtered = upstream_error(
+        400, {}, body(message="litellm.ContentPolicyViolationError: AnthropicException - no"), NOW
+    )
+    assert (filtered.code, filtered.message) == ("content_filter", "no")
+
+
+@pytest.mark.parametrize("status", [401, 402, 403])
+def test_a_key_that_the_provider_refuses_is_the_operators_matter(status: int) -> None:
+    told = body(
+        message="litellm.AuthenticationError: OpenAIException - Incorrect API key sk-a***z", code="invalid_api_key"
+    )
+    refused = refusal_of(status, {"llm_provider-x": "1", "x-treasurer-free": "1"}, told, NOW)
+    assert (refused.key_refused, refused.by_us, refused.billing) == (True, False, Billing.FREE)
+    error = refused.error
+    assert (error.status, error.code, error.type) == (502, "provider_key_refused", "upstream_error")
+    assert error.headers()["x-should-retry"] == "false"
+    assert "sk-a" not in error.message
+    assert "operator" in error.message
+    ours = refusal_of(status, {"x-treasurer-refused": "invalid_grant"}, body(message="Refused: the grant"), NOW)
+    assert (ours.key_refused, ours.by_us, ours.error.message) == (False, True, "Refused: the grant")
+    assert not refusal_of(404, {}, told, NOW).key_refused
+
+
 def test_the_facts_of_a_provider_that_failed_and_of_our_own_refusal() -> None:
     failed = refusal_of(500, {"llm_provider-x": "1"}, b"{}", NOW)
     assert (failed.begun, failed.by_us, failed.provider_failed, failed.billing) == (True, False, True, Billing.FREE)
@@ -143,6 +171,15 @@ def test_the_facts_of_a_provider_that_failed_and_of_our_own_refusal() -> None:
     assert (balancer.begun, balancer.by_us, balancer.billing) == (False, False, Billing.UNKNOWN)
     used = refusal_of(401, {"x-treasurer-refused": "grant_used"}, b"{}", NOW)
     assert (used.answered, used.billing) == (False, Billing.UNKNOWN)
+
+
+def test_a_stream_that_a_deployment_had_begun_was_cut() -> None:
+    named = CIMultiDict({"x-litellm-model-id": "d1"})
+    assert stream_refusal_of(500, named, b"{}", NOW).cut == "d1"
+    assert stream_refusal_of(500, {}, b"{}", NOW).cut is None, "it may not have begun"
+    refused = CIMultiDict({"x-litellm-model-id": "d1", "x-treasurer-free": "1"})
+    assert stream_refusal_of(500, refused, b"{}", NOW).cut is None
+    assert refusal_of(500, named, b"{}", NOW).cut is None, "a whole answer may have been generated"
 
 
 def clock_refusal(shown: str | None) -> ProxyUnavailable:

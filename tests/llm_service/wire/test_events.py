@@ -50,6 +50,14 @@ def scan(stream: bytes, cuts: list[int], *, hide: bool) -> tuple[bytes, EventSca
     return forwarded, scanner
 
 
+def same(item: bytes) -> object:
+    """An event as JSON, because a report of usage is written anew."""
+    try:
+        return json.loads(item.removeprefix(b"data: "))
+    except ValueError:
+        return item
+
+
 def known(scanner: EventScanner) -> tuple[object, ...]:
     return scanner.usage, scanner.service_tier, scanner.error, scanner.finished, scanner.text(), scanner.forwarded()
 
@@ -73,11 +81,13 @@ def test_any_chunking_forwards_and_finds_the_same(
 @settings(max_examples=examples(200), deadline=None)
 def test_only_the_usage_that_was_not_asked_for_is_left_out(events: list[bytes], cuts: list[int]) -> None:
     stream = b"".join(item + b"\n\n" for item in events)
-    assert scan(stream, cuts, hide=False)[0] == stream
-    kept = [item for item in events if not item.startswith(b'data: {"choices": [], "usage": {')]
+    passed = [item for item in events if not item.startswith(b'data: {"error": {')]
+    shown = scan(stream, cuts, hide=False)[0].split(b"\n\n")
+    assert [same(item) for item in shown] == [same(item) for item in [*passed, b""]]
+    kept = [item for item in passed if not item.startswith(b'data: {"choices": [], "usage": {')]
     hidden, scanner = scan(stream, cuts, hide=True)
     assert hidden == b"".join(item + b"\n\n" for item in kept)
-    assert scanner.usage is None or len(kept) < len(events)  # not one that more text came after
+    assert scanner.usage is None or len(kept) < len(passed)  # not one that more text came after
 
 
 def test_an_event_is_forwarded_as_soon_as_it_is_whole() -> None:
@@ -112,7 +122,18 @@ def test_litellms_empty_choice_around_a_usage_is_hidden_with_it() -> None:
         event({"choices": [{"index": 0, "delta": {}}], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}) + b"\n\n"
     )
     assert scan(frame, [], hide=True)[0] == b""
-    assert scan(frame, [], hide=False)[0] == frame
+    shown = json.loads(scan(frame, [], hide=False)[0].removeprefix(b"data: "))
+    assert shown == {"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}
+
+
+@pytest.mark.parametrize("choice", [{"delta": {}}, {"delta": {}, "finish_reason": "stop"}], ids=["alone", "at the end"])
+def test_a_caller_sees_the_providers_own_figure_of_the_cost_and_not_litellms(choice: dict[str, Any]) -> None:
+    report = {"prompt_tokens": 1, "completion_tokens": 1, "cost": 0.25}
+    sent = event({"id": "c", "choices": [choice], "usage": report | {"litellm_cost": 0.5}}) + b"\n\n"
+    forwarded, scanner = scan(sent, [], hide=False)
+    assert scanner.usage == report | {"litellm_cost": 0.5}  # settlement still sees both
+    choices = [choice] if "finish_reason" in choice else []
+    assert json.loads(forwarded.removeprefix(b"data: ")) == {"id": "c", "choices": choices, "usage": report}
 
 
 def test_text_that_speaks_of_usage_and_done_is_only_text() -> None:
@@ -122,9 +143,9 @@ def test_text_that_speaks_of_usage_and_done_is_only_text() -> None:
     assert (scanner.usage, scanner.error, scanner.finished) == (None, None, False)
 
 
-def test_an_error_event_is_forwarded_and_remembered() -> None:
+def test_an_error_event_is_remembered_and_not_forwarded() -> None:
     forwarded, scanner = scan(event({"error": {"message": "m"}}) + b"\n\n", [], hide=True)
-    assert forwarded == event({"error": {"message": "m"}}) + b"\n\n"
+    assert forwarded == b""
     assert scanner.error == {"message": "m"}
     assert not scanner.begun
     assert not scanner.finished

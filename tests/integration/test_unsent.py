@@ -1,0 +1,147 @@
+"""What was never sent to a provider costs nothing, at once; and what a provider refuses one caller is refused to no other.
+
+What must hold:
+- A call that LiteLLM refuses before it asks a deployment (a cooldown, a request that it cannot translate) is voided within
+  moments, streamed or not, and the provider, which counts its requests, was not asked (I2).
+- A provider's 404 (the caller's mistake) or 401, 402 or 403 (the operator's key) keeps the model from nobody else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from gateway.stack.state import StackState
+from tests.integration.caller import Caller, open_caller, said
+
+STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
+#: The only model with two deployments. LiteLLM gives a deployment a rest after a 429 only if there is another one.
+BALANCED = "gpt-4o-mini"
+COOLDOWN_S = 5.5
+#: A hold of a call that may have been sent stays for minutes; one that was not is given back at once.
+AT_ONCE_S = 3.0
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cooled_down() -> Iterator[None]:
+    """Wait at the end until LiteLLM uses all deployments again."""
+    yield
+    time.sleep(COOLDOWN_S)
+
+
+@pytest.fixture
+async def caller(stack: StackState) -> AsyncIterator[Caller]:
+    async with open_caller(stack, "0.02") as caller:
+        yield caller
+        await script(caller, [])
+
+
+async def script(caller: Caller, rules: list[dict[str, Any]]) -> None:
+    async with caller.http.post(f"{caller.stack.provider_url}/_sim/script", json=rules) as response:
+        assert response.status == 200, await response.text()
+
+
+async def asked(caller: Caller) -> int:
+    """How often the provider was asked since the rules were set, of which there is one."""
+    async with caller.http.get(f"{caller.stack.provider_url}/_sim/script") as response:
+        (rule,) = (await response.json())["rules"]
+    return rule["matched"]
+
+
+async def ask(caller: Caller, model: str, streamed: bool, **request: Any) -> openai.APIStatusError | None:
+    """Make the call and read it to its end; return its error, if it has one."""
+    request = {"messages": said(), "max_tokens": 20} | request
+    try:
+        answer: Any = await caller.client().chat.completions.create(model=model, stream=streamed, **request)
+        if streamed:
+            async for _ in answer:
+                pass
+    except openai.APIStatusError as error:
+        return error
+    return None
+
+
+@STREAMED
+async def test_i2_calls_in_a_cooldown_cost_nothing_and_are_voided_at_once(
+    stack: StackState, caller: Caller, streamed: bool
+) -> None:
+    """One agent's 429s give both deployments a rest. What other agents ask in that time reaches nobody."""
+    await asyncio.sleep(COOLDOWN_S)
+    async with open_caller(stack) as other:
+        await script(other, [{"model": BALANCED, "do": {"status": 429}}])
+        await ask(other, BALANCED, False)
+        assert await asked(other) == 2, "both deployments were asked, and rest now"
+    await script(caller, [{"model": BALANCED, "do": {"output_tokens": 1}}])
+    errors = [await ask(caller, BALANCED, streamed) for _ in range(4)]
+    assert {error and (error.status_code, error.code) for error in errors} == {(429, "deployments_cooling_down")}
+    assert await asked(caller) == 0
+    await caller.settled(AT_ONCE_S)
+    entries = await caller.ledger()
+    assert [(entry["state"], entry["cost_nano"]) for entry in entries] == [("voided", 0)] * 4
+    (budget,) = (await caller.admin("GET", f"budgets?agent={caller.agent}"))["data"]
+    assert (budget["posted_nano"], budget["pending_nano"]) == (0, 0)
+    assert await caller.faults() == []
+
+
+@STREAMED
+@pytest.mark.parametrize("model", ["claude-haiku-5-5", "gemini-2.5-flash", "gpt-4.1-mini"])
+async def test_i2_a_request_that_litellm_cannot_translate_costs_nothing_and_is_voided_at_once(
+    caller: Caller, model: str, streamed: bool
+) -> None:
+    await script(caller, [{"do": {"output_tokens": 1}}])
+    bodies: list[dict[str, Any]] = [
+        {"messages": [*said(), {"role": "assistant", "tool_calls": 5}]},
+        {"extra_body": {"response_format": "no object"}},
+    ]
+    refused = 0
+    for body in bodies:
+        error = await ask(caller, model, streamed, **body)
+        if error is not None:  # some pass as they are, and are the provider's to refuse
+            refused += 1
+            assert error.status_code == 400
+            assert "litellm" not in json.dumps(error.body).lower()
+    assert refused > 0
+    assert await asked(caller) == len(bodies) - refused
+    await caller.settled(AT_ONCE_S)
+    assert [entry["state"] for entry in await caller.ledger()].count("voided") == refused
+    assert await caller.faults() == []
+
+
+@STREAMED
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+@pytest.mark.parametrize("model", ["gpt-4.1-mini", "claude-haiku-5-5", "gemini-2.5-flash", BALANCED])
+async def test_what_a_provider_refuses_one_caller_keeps_the_model_from_nobody_else(
+    stack: StackState, caller: Caller, model: str, status: int, streamed: bool
+) -> None:
+    async with open_caller(stack) as other:
+        await script(other, [{"model": model, "do": {"status": status}}])
+        for _ in range(6):
+            error = await ask(other, model, streamed)
+            assert error is not None
+            assert error.status_code == (404 if status == 404 else 502)
+            assert error.code == ("provider_key_refused" if status != 404 else error.code)
+        assert await asked(other) == 6
+        assert {(entry["state"], entry["cost_nano"]) for entry in await other.ledger()} == {("voided", 0)}
+    await script(caller, [])
+    for each in (True, False):
+        assert await ask(caller, model, each) is None
+    await caller.agrees(2)
+
+
+async def test_keys_that_a_provider_refuses_are_counted_for_the_operator(caller: Caller) -> None:
+    await script(caller, [{"model": "gpt-4.1-mini", "do": {"status": 403}}])
+    await ask(caller, "gpt-4.1-mini", False)
+    name = 'treasurer_upstream_errors_total{code="provider_key_refused",model="gpt-4.1-mini"'
+    async with caller.http.get(
+        f"{caller.stack.gateway_url}/metrics", headers={"Authorization": f"Bearer {caller.stack.admin_key}"}
+    ) as response:
+        text = await response.text()
+    assert any(line.startswith(name) for line in text.splitlines()), [
+        line for line in text.splitlines() if "upstream_errors" in line
+    ]

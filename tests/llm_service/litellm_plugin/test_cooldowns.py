@@ -1,0 +1,14 @@
+"""Which errors take a deployment out of use, against LiteLLM's real classes: the checks of cooldowns_checks.py."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.llm_service.litellm_plugin.checks import checks_of
+
+pytestmark = pytest.mark.servers  # runs LiteLLM's own Python
+
+
+@pytest.mark.parametrize("name", checks_of("cooldowns_checks"))
+def test_inside_litellm(inside_litellm: dict[str, dict[str, str | None]], name: str) -> None:
+    assert inside_litellm["cooldowns_checks"][name] is None, inside_litellm["cooldowns_checks"][name]
