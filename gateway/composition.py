@@ -16,7 +16,7 @@ Parts are closed in the opposite order, so that calls end before the parts that 
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -74,9 +74,10 @@ class CatalogRuntime:
 
 @asynccontextmanager
 async def open_catalog(
-    settings: Settings, *, observe: Callable[[set[str]], None] = lambda _names: None
+    settings: Settings, *, observe: Callable[[Mapping[str, int]], None] = lambda _models: None
 ) -> AsyncIterator[CatalogRuntime]:
-    """The catalogue. Each time it has been read, `observe` is called with the names of its models.
+    """The catalogue. Each time it has been read, `observe` is called with its models, and with the
+    number of prices of each in which the two price books differ.
 
     Raises:
         NotRunning: an address is missing and no stack runs.
@@ -92,16 +93,15 @@ async def open_catalog(
         yield CatalogRuntime(settings, addresses, proxy, _catalog(proxy, addresses.grant_secret, observe))
 
 
-def _catalog(proxy: ProxyUpstream, grant_secret: str, observe: Callable[[set[str]], None]) -> Catalog:
+def _catalog(proxy: ProxyUpstream, grant_secret: str, observe: Callable[[Mapping[str, int]], None]) -> Catalog:
     path = "/model/info"
 
     async def read() -> list[dict[str, object]]:
         answer = await proxy.get(path, sign(grant_secret, for_service(path)))
         entries: list[dict[str, object]] = answer["data"]
-        observe({str(entry["model_name"]) for entry in entries})
         return entries
 
-    return Catalog(read)
+    return Catalog(read, observe=lambda models: observe({name: len(each.differences) for name, each in models.items()}))
 
 
 # -- level 2: calls

@@ -81,7 +81,7 @@ def cost_bound(
         service_tier=request.service_tier,
     )
     if model.mode == "embedding":
-        amount = rates.bound(model.rates.values(), most)
+        amount = rates.bound(model.rates_to_hold, most)
         return CostBound(input_tokens, 0, False, amount, amount, counted_input is not None, most)
     asked = request.max_tokens if request.max_tokens is not None else principal.default_max_tokens
     if model.max_output_tokens is not None:
@@ -90,7 +90,7 @@ def cost_bound(
 
     def held(output_tokens: int) -> int:
         total = output_tokens * request.choices + request.extra_output
-        return rates.bound(model.rates.values(), replace(most, output_tokens=total))
+        return rates.bound(model.rates_to_hold, replace(most, output_tokens=total))
 
     return CostBound(
         input_tokens, asked, request.max_tokens is None, held(asked), held(floor), counted_input is not None, most
@@ -108,7 +108,7 @@ def output_within(model: Model, request: ParsedRequest, bound: CostBound, held_n
     """The output tokens for each choice that a hold pays for: all that it was computed for, or fewer."""
     if held_nano >= bound.amount_nano:
         return bound.output_tokens
-    total = rates.affordable_output(model.rates.values(), bound.most, held_nano)
+    total = rates.affordable_output(model.rates_to_hold, bound.most, held_nano)
     return max(1, min(bound.output_tokens, (total - request.extra_output) // request.choices))
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, cast
@@ -35,6 +35,7 @@ from llm_service.pricing.providers import (
     WRITE_CACHES_WHEN_ASKED,
 )
 from llm_service.pricing.rates import FREE, Rates, RatesError, cost_at, dump_rates
+from llm_service.pricing.second_book import compare
 from llm_service.types import Usage
 from llm_service.wire.media import Medium
 
@@ -73,6 +74,10 @@ class Model:
     unpriced: str | None = None  # why it cannot be served; None: it can
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
     quality: int | None = None  # 0 to 100, from config/litellm.yaml (model_info: treasurer_quality)
+    dearest: Mapping[str, Rates] = field(
+        default_factory=dict[str, Rates]
+    )  # `rates`, with what a second book prices higher
+    differences: tuple[str, ...] = ()  # where the two price books differ, in words
     rate_card: str = "{}"  # `rates` as text, which is stored with a hold so that it is settled at these
     uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
     adds_caches: bool = True  # the proxy may ask for caches that a request does not ask for
@@ -129,6 +134,11 @@ class Model:
         return self.provider in READ_TOKEN_IDS
 
     @property
+    def rates_to_hold(self) -> Iterable[Rates]:
+        """The rate cards by which a call is bounded: where the price books differ, the dearer price counts."""
+        return {**self.rates, **self.dearest}.values()
+
+    @property
     def free(self) -> bool:
         """Whether the operator has said that it costs nothing."""
         return bool(self.rates) and all(rates == FREE for rates in self.rates.values())
@@ -164,10 +174,20 @@ class Model:
 
 
 class Catalog:
-    """The models by name. Read from the proxy every `refresh_s` seconds, and when an unknown name is asked for."""
+    """The models by name. Read from the proxy every `refresh_s` seconds, and when an unknown name is asked for.
 
-    def __init__(self, read: Callable[[], Awaitable[list[dict[str, Any]]]], *, refresh_s: float = 60.0) -> None:
+    `observe` is called with the models each time that they were read.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[], Awaitable[list[dict[str, Any]]]],
+        *,
+        refresh_s: float = 60.0,
+        observe: Callable[[Mapping[str, Model]], None] = lambda _models: None,
+    ) -> None:
         self._read = read
+        self._observe = observe
         self._refresh_s = refresh_s
         self._models: dict[str, Model] = {}
         self._read_at = float("-inf")
@@ -219,8 +239,15 @@ class Catalog:
 
     async def _load(self) -> None:
         try:
-            self._models = read_models(await self._read())
+            models = read_models(await self._read())
+            for model in models.values():
+                known = self._models.get(model.name)
+                if model.differences and (known is None or known.differences != model.differences):
+                    words = "; ".join(model.differences)
+                    log.warning("the price books differ on %s, and the dearer price is held: %s", model.name, words)
+            self._models = models
             self._read_at = time.monotonic()
+            self._observe(models)
         finally:
             self._reading = None
 
@@ -243,10 +270,15 @@ def read_models(entries: Sequence[Mapping[str, Any]]) -> dict[str, Model]:
 def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
     infos: list[Mapping[str, Any]] = [cast("Mapping[str, Any]", entry.get("model_info") or {}) for entry in entries]
     rates: dict[str, Rates] = {}
+    dearest: dict[str, Rates] = {}
+    differences: list[str] = []
     unpriced = None
     for entry, info in zip(entries, infos, strict=True):
         try:
-            rates[str(info["id"])] = FREE if info.get("treasurer_free") is True else _priced(entry)
+            card = rates[str(info["id"])] = FREE if info.get("treasurer_free") is True else _priced(entry)
+            if not _operators_own(entry, info):
+                dearest[str(info["id"])], found = compare(card, str(info.get("litellm_provider")), _underlying(entry))
+                differences += map(str, found)
         except RatesError as error:
             unpriced = str(error)
     inputs = [int(info["max_input_tokens"]) for info in infos if info.get("max_input_tokens")]
@@ -269,6 +301,8 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
         unpriced=unpriced,
         deployments=providers,
         quality=_quality(infos),
+        dearest=dearest,
+        differences=tuple(dict.fromkeys(differences)),
         rate_card=dump_rates(rates),
         retried_statuses=_retried(infos),
         adds_caches=not all(info.get(CACHES_STAMP) is False for info in infos),
@@ -307,11 +341,22 @@ def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:
     return min(qualities, default=None)
 
 
+def _operators_own(entry: Mapping[str, Any], info: Mapping[str, Any]) -> bool:
+    """Whether an operator has named a price of this deployment: that goes before both price books."""
+    own = fields_of(info.get("pricing_overrides")) or any(map(is_price, fields_of(entry.get("litellm_params"))))
+    return bool(own) or info.get("treasurer_free") is True
+
+
+def _underlying(entry: Mapping[str, Any]) -> str:
+    """The model's name at its provider, with LiteLLM's prefix."""
+    return str(fields_of(entry.get("litellm_params")).get("model") or entry["model_name"])
+
+
 def _priced(entry: Mapping[str, Any]) -> Rates:
     """The rate card of one deployment, from its entry of `/model/info`."""
     info = cast("Mapping[str, Any]", entry.get("model_info") or {})
     parameters = cast("Mapping[str, Any]", entry.get("litellm_params") or {})
-    underlying = str(parameters.get("model") or entry["model_name"])
+    underlying = _underlying(entry)
     if "*" in str(entry["model_name"]):
         raise RatesError("it is a pattern and no model: list each model by its name")
     listed = dict(fields_of(info.get(ENTRY_STAMP)))

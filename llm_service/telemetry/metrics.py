@@ -17,7 +17,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
@@ -143,6 +144,11 @@ class Metrics:
         # Without labels, so that they exist from the start, because an alert on the first increase needs a 0 before it.
         self.overshoot_calls = self._counter("hold_overshoot_calls", "Attempts that cost more than was held.")
         self.overshoot_nano = self._counter("hold_overshoot_nano_dollars", "Cost above what was held, in nano-dollars.")
+        self.price_books_differ = self._gauge(
+            "price_books_differ",
+            "Prices of a model in which LiteLLM's map and genai-prices differ; the dearer is held.",
+            "model",
+        )
         self.compared = self._counter(
             "price_compared_calls", "Attempts that both Treasurer and LiteLLM priced.", *where
         )
@@ -172,9 +178,17 @@ class Metrics:
         self.audited_at = self._gauge("last_audit_timestamp_seconds", "When an audit last ran.", mode="max")
         self.spans = self._counter("spans", "Spans by exporter and what became of them.", "exporter", "outcome")
 
-    def catalogue(self, models: Iterable[str]) -> None:
-        """From now on a model that is not among these is labelled `unknown`, so that callers cannot create series."""
+    def catalogue(self, models: Mapping[str, int]) -> None:
+        """From now on a model that is not among these is labelled `unknown`, so that callers cannot create series.
+
+        The number beside each is that of its prices in which the two price books differ.
+        """
+        for gone in (self._models or frozenset()) - models.keys():
+            with suppress(KeyError):
+                self.price_books_differ.remove(gone)
         self._models = frozenset(models)
+        for model, differences in models.items():
+            self.price_books_differ.labels(self.bounded("model", model)).set(differences)
 
     def _model(self, name: str) -> str:
         if self._models is not None and name not in self._models:

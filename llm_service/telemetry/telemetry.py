@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from llm_service.errors import TreasurerError
@@ -124,9 +124,12 @@ class Telemetry:
 
         self._safely(observe)
 
-    def catalogue(self, models: Iterable[str]) -> None:
-        """Set the models that exist. Any other name that a caller gives is labelled `unknown`."""
-        self.metrics.catalogue(models)
+    def catalogue(self, models: Mapping[str, int]) -> None:
+        """Set the models that exist, with the number of prices in which the two price books differ.
+
+        Any other name that a caller gives is labelled `unknown`.
+        """
+        self._safely(lambda: self.metrics.catalogue(models))
 
     def parent(self, traceparent: str | None) -> object | None:
         """The parent of a call's span: the caller's W3C `traceparent`, else the span that is open here."""

@@ -118,12 +118,20 @@ async def test_refusals_are_counted_by_reason_also_without_a_principal(make_reco
 
 async def test_models_that_callers_invent_make_no_series(make_record: MakeRecord):
     telemetry = Telemetry.create()
-    telemetry.catalogue(["gpt-small"])
+    telemetry.catalogue({"gpt-small": 2})
     for number in range(50):
         telemetry.refused(make_record().principal, f"made-up-{number}\ud800\n", BudgetExhausted("spent"))
     telemetry.refused(make_record().principal, "gpt-small", BudgetExhausted("spent"))
     refusals = samples(await telemetry.render())["treasurer_refusals_total"]
     assert {dict(labels)["model"]: count for labels, count in refusals.items()} == {"unknown": 50, "gpt-small": 1}
+
+
+async def test_models_whose_price_books_differ_are_shown_while_they_exist():
+    telemetry = Telemetry.create()
+    telemetry.catalogue({"gpt-small": 2, "gpt-large": 0})
+    telemetry.catalogue({"gpt-small": 1})
+    shown = samples(await telemetry.render())["treasurer_price_books_differ"]
+    assert {dict(labels)["model"]: count for labels, count in shown.items()} == {"gpt-small": 1}
 
 
 async def test_without_a_catalogue_invented_models_are_bounded_too(make_record: MakeRecord):

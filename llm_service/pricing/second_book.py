@@ -1,0 +1,159 @@
+"""A second price book beside LiteLLM's map: `genai-prices`, which Pydantic keeps. Read to compare, and to hold the dearer.
+
+What must hold (I1):
+  Where the two books differ in what a call can be charged, the dearer price of each unit is held. Which of them is right
+  is not known before the call.
+  This book never makes a price lower, and never gives one to a model that LiteLLM's map does not price.
+
+Its data is a snapshot that is part of the package, so nothing is fetched. https://github.com/pydantic/genai-prices
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from decimal import ROUND_CEILING, Decimal
+from functools import cache
+from typing import Final
+
+from genai_prices.data_snapshot import get_snapshot
+from genai_prices.types import ModelPrice, TieredPrices
+
+from llm_service.pricing.rates import Rates, TokenRates
+
+#: LiteLLM's name of a provider → that of the second book.
+_PROVIDERS: Final[Mapping[str, str]] = {
+    "anthropic": "anthropic",
+    "azure": "azure",
+    "bedrock": "aws",
+    "bedrock_converse": "aws",
+    "cohere": "cohere",
+    "cohere_chat": "cohere",
+    "deepseek": "deepseek",
+    "fireworks_ai": "fireworks",
+    "gemini": "google",
+    "groq": "groq",
+    "mistral": "mistral",
+    "novita": "novita",
+    "openai": "openai",
+    "openrouter": "openrouter",
+    "perplexity": "perplexity",
+    "together_ai": "together",
+    "vertex_ai": "google",
+    "vertex_ai-language-models": "google",
+    "xai": "x-ai",
+}
+#: Our name of a price → its name in the second book. What that book does not name is not compared.
+_TOKENS: Final[Mapping[str, str]] = {
+    "input": "input_mtok",
+    "output": "output_mtok",
+    "cache_read": "cache_read_mtok",
+    "cache_write": "cache_write_mtok",
+    "cache_write_1h": "cache_write_1h_mtok",
+    "reasoning": "output_reasoning_mtok",
+    "audio_input": "input_audio_mtok",
+    "audio_cache_read": "cache_audio_read_mtok",
+    "audio_output": "output_audio_mtok",
+    "image_input": "input_image_mtok",
+    "image_output": "output_image_mtok",
+    "video_input": "input_video_mtok",
+    "video_output": "output_video_mtok",
+}
+_FEMTO_A_MILLIONTH: Final = Decimal(10) ** 9
+_FEMTO_A_THOUSANDTH: Final = Decimal(10) ** 12
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A price that the two books name differently, in femto-dollars a unit, above a length of prompt."""
+
+    unit: str
+    above_tokens: int
+    own: int
+    other: int
+
+    def __str__(self) -> str:
+        above = f" above {self.above_tokens:,} tokens" if self.above_tokens else ""
+        return f"{self.unit}{above}: {_dollars(self.own)} in LiteLLM's map, {_dollars(self.other)} in genai-prices"
+
+
+def compare(own: Rates, provider: str, underlying: str, at: datetime | None = None) -> tuple[Rates, list[Difference]]:
+    """The dearer of two rate cards, price by price, and where they differ.
+
+    `own` is the card by LiteLLM's map, `provider` and `underlying` are LiteLLM's names, `at` is the moment for which
+    prices are looked up (now, if it is None). If the second book does not know the model, the card is returned as it is.
+    """
+    other = _find(provider, underlying, at or datetime.now(UTC))
+    if other is None:
+        return own, []
+    differences: list[Difference] = []
+    tiers: list[TokenRates] = []
+    for above in sorted({*(tier.above_tokens for tier in own.default), *_thresholds(other)}):
+        tier = [each for each in own.default if each.above_tokens <= above][-1]
+        dearer: dict[str, int] = {}
+        for name, known in _TOKENS.items():
+            price = _price(other, known, above)
+            mine: int | None = getattr(tier, name)
+            standing = mine if mine is not None else _stands_in(tier, name)
+            if price is None or price == standing:
+                continue
+            differences.append(Difference(name, above, standing, price))
+            if price > standing:
+                dearer[name] = price
+        tiers.append(replace(tier, above_tokens=above, **dearer))
+    fee = getattr(other, "requests_kcount", None)
+    request = own.request
+    if isinstance(fee, Decimal):
+        price = int((fee * _FEMTO_A_THOUSANDTH).to_integral_value(rounding=ROUND_CEILING))
+        if price not in request:  # that book does not say for which search context
+            differences.append(Difference("request", 0, max(request), price))
+            request = (max(request[0], price), max(request[1], price), max(request[2], price))
+    return replace(own, default=tuple(tiers), request=request), differences
+
+
+def _stands_in(tier: TokenRates, name: str) -> int:
+    """What a price that LiteLLM's map does not name counts as: text of the same direction."""
+    return tier.output if name.endswith("output") else tier.cache_read if "cache" in name else tier.input
+
+
+def _thresholds(price: ModelPrice) -> Iterator[int]:
+    for name in _TOKENS.values():
+        value = getattr(price, name)
+        if isinstance(value, TieredPrices):
+            yield from (tier.start for tier in value.tiers)
+
+
+def _price(price: ModelPrice, name: str, above: int) -> int | None:
+    value = getattr(price, name)
+    if isinstance(value, TieredPrices):
+        reached = [tier.price for tier in value.tiers if tier.start <= above]
+        value = reached[-1] if reached else value.base
+    if not isinstance(value, Decimal):
+        return None
+    return int((value * _FEMTO_A_MILLIONTH).to_integral_value(rounding=ROUND_CEILING))
+
+
+def _find(provider: str, underlying: str, at: datetime) -> ModelPrice | None:
+    book = _PROVIDERS.get(provider)
+    if book is None:
+        return None
+    name = underlying.partition("/")[2] or underlying
+    return _prices(book, name, at.date().isoformat())
+
+
+@cache
+def _prices(book: str, name: str, _day: str) -> ModelPrice | None:
+    """The dearest prices of a day: at some hours some models are cheaper."""
+    snapshot = get_snapshot()
+    providers = [each for each in snapshot.providers if each.id == book]
+    found = providers[0].find_model(name, all_providers=snapshot.providers) if providers else None
+    if found is None:
+        return None
+    noon = datetime.fromisoformat(_day).replace(tzinfo=UTC)
+    by_hour = [found.get_prices(noon.replace(hour=hour)) for hour in range(24)]
+    return max(by_hour, key=lambda price: _price(price, "output_mtok", 0) or 0)
+
+
+def _dollars(femto: int) -> str:
+    return f"${Decimal(femto) / _FEMTO_A_MILLIONTH:f} a million"

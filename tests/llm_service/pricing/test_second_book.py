@@ -1,0 +1,81 @@
+"""The second price book: it only ever makes a hold dearer, and says where the books differ (I1)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Any
+
+import pytest
+
+from llm_service.pricing.catalog import read_models
+from llm_service.pricing.rates import Most, Rates, TokenRates, bound
+from llm_service.pricing.second_book import compare
+
+TODAY = datetime(2026, 11, 28, tzinfo=UTC)
+#: gpt-4o-mini by https://platform.openai.com/docs/pricing: $0.15, $0.60 and $0.075 a million tokens.
+MINI = TokenRates(0, 150_000_000, 600_000_000, 75_000_000, 150_000_000, 150_000_000, 600_000_000)
+
+
+def test_books_that_agree_change_nothing() -> None:
+    assert compare(Rates((MINI,)), "openai", "openai/gpt-4o-mini", TODAY) == (Rates((MINI,)), [])
+
+
+def test_the_dearer_price_of_each_unit_is_held_and_the_difference_is_said() -> None:
+    cheap = replace(MINI, input=100_000_000, output=900_000_000)
+    dearer, differences = compare(Rates((cheap,)), "openai", "openai/gpt-4o-mini", TODAY)
+    assert (dearer.default[0].input, dearer.default[0].output) == (150_000_000, 900_000_000)
+    assert [(each.unit, each.own, each.other) for each in differences] == [
+        ("input", 100_000_000, 150_000_000),
+        ("output", 900_000_000, 600_000_000),
+    ]
+    assert str(differences[0]) == "input: $0.1 a million in LiteLLM's map, $0.15 a million in genai-prices"
+    most = Most(1000, 1000, cache_writes="none")
+    assert bound([dearer], most) > bound([Rates((cheap,))], most)
+
+
+def test_a_dearer_tier_for_long_prompts_is_held_from_where_it_begins() -> None:
+    # https://ai.google.dev/gemini-api/docs/pricing: $1.25 and $10; above 200k tokens $2.50 and $15
+    short = TokenRates(0, 1_250_000_000, 10_000_000_000, 310_000_000, 1_250_000_000, 1_250_000_000, 10_000_000_000)
+    dearer, differences = compare(Rates((short,)), "gemini", "gemini/gemini-2.5-pro", TODAY)
+    assert [tier.above_tokens for tier in dearer.default] == [0, 200_000]
+    assert (dearer.default[1].input, dearer.default[1].output) == (2_500_000_000, 15_000_000_000)
+    assert any(each.above_tokens == 200_000 for each in differences)
+
+
+@pytest.mark.parametrize(
+    ("provider", "model"),
+    [("openai", "openai/llama-3.3-70b-of-our-own"), ("a provider", "x/y"), ("unknown", "gpt-4o-mini")],
+)
+def test_a_model_that_the_second_book_does_not_know_is_left_as_it_is(provider: str, model: str) -> None:
+    assert compare(Rates((MINI,)), provider, model, TODAY) == (Rates((MINI,)), [])
+
+
+def entry(**more: Any) -> dict[str, Any]:
+    info = {
+        "id": "d1", "mode": "chat", "litellm_provider": "openai", "input_cost_per_token": 1e-07,
+        "output_cost_per_token": 6e-07, "cache_read_input_token_cost": 7.5e-08,
+    }  # fmt: skip
+    parameters = {"model": "openai/gpt-4o-mini"} | more.pop("parameters", {})
+    return {"model_name": "mini", "litellm_params": parameters, "model_info": info | more}
+
+
+def test_the_catalogue_holds_the_dearer_and_charges_its_own() -> None:
+    model = read_models([entry()])["mini"]
+    assert [tier.input for rates in model.rates_to_hold for tier in rates.default] == [150_000_000]
+    assert model.rates["d1"].default[0].input == 100_000_000
+    assert model.differences == ("input: $0.1 a million in LiteLLM's map, $0.15 a million in genai-prices",)
+
+
+@pytest.mark.parametrize(
+    "own",
+    [
+        {"pricing_overrides": {"input_cost_per_token": 1e-07}},
+        {"parameters": {"input_cost_per_token": 1e-07}},
+        {"treasurer_free": True},
+    ],
+)
+def test_an_operators_own_price_goes_before_both_books(own: dict[str, Any]) -> None:
+    model = read_models([entry(**own)])["mini"]
+    assert list(model.rates_to_hold) == list(model.rates.values())
+    assert model.differences == ()
