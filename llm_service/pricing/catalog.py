@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
 from llm_service.grants import CACHES_STAMP, ENTRY_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
-from llm_service.pricing.built_in_search import Searching, searching
+from llm_service.pricing.built_in_search import searching
 from llm_service.pricing.litellm_prices import HOW_TO_PRICE, read_rates
 from llm_service.pricing.media import MediaTokens, media_tokens
 from llm_service.pricing.price_names import fields_of, is_price
