@@ -1,4 +1,4 @@
--- Gone: treasury_admit_v3 is dropped by migration 0010. The type treasury_room stays.
+-- Gone: treasury_admit_v3 is dropped by migration 0009. The type treasury_room stays.
 -- Admission, for a group of calls at once: each call gets its hold in every window that applies to
 -- it, or nothing. One statement, one transaction, one commit for the group.
 --

@@ -1,4 +1,4 @@
--- Gone: treasury_admit_v3 is dropped by migration 0010. The type below stays.
+-- Gone: treasury_admit_v3 is dropped by migration 0009. The type below stays.
 -- Replaces the body of treasury_admit_v3 (22_admit_v3.sql): the same decisions, with verdicts that have names.
 --
 -- Admission, for a group of calls at once: each call gets its hold in every window that applies to

@@ -9,12 +9,12 @@ from alembic import op
 import llm_service.treasury
 from gateway.migrations.script import run_script
 
-revision = "0012"
-down_revision = "0010"
+revision = "0010"
+down_revision = "0009"
 branch_labels = None
 depends_on = None
 
-_SCRIPT = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0012_count_from.sql"
+_SCRIPT = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0010_count_from.sql"
 
 
 def upgrade() -> None:
