@@ -639,7 +639,7 @@ async def test_i4_a_difference_is_acknowledged_until_a_moment(books: Books) -> N
     await acknowledge(books)
     (check,) = await books.differences("prices_agree")
     assert [difference.partition(":")[0] for difference in check.differences] == ["another"]
-    assert check.note == "1 attempts that are priced differently are acknowledged: gpt"
+    assert check.note == "acknowledged attempts that are priced differently: 1, of gpt"
     await acknowledge(books, model="another", until="1h")
     await books.differences()
     await books.entry(cost_nano=150, proxy_cost_nano=100)
@@ -649,8 +649,9 @@ async def test_i4_a_difference_is_acknowledged_until_a_moment(books: Books) -> N
     await acknowledge(books)
     await acknowledge(books, model="another", until="2020-01-01T00:00:00Z")  # the earlier one no longer holds
     (check,) = await books.differences("prices_agree")
-    assert check.differences[0].startswith("another: 2 attempts")
+    assert check.differences[0].startswith("another: attempts that are priced differently: 2 (")
     row = await books.pool.fetchrow("SELECT * FROM price_acknowledgements WHERE model = 'gpt'")
+    assert row is not None
     assert row["note"] == "the list is old"
     assert row["acknowledged_by"].startswith("database user")
 

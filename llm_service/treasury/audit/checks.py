@@ -229,8 +229,8 @@ _DIFFERENCES = load_query("audit/price_differences")
 def _price_difference(row: asyncpg.Record) -> str:
     model, theirs, ours = row["model"], row["theirs_dearer"], row["attempts"] - row["theirs_dearer"]
     return (
-        f"{model}: {row['attempts']} attempts are priced differently (the higher price is LiteLLM's for {theirs}, "
-        f"Treasurer's for {ours}): {format_money(row['posted'])} is posted, by LiteLLM it is {format_money(row['theirs'])}; "
+        f"{model}: attempts that are priced differently: {row['attempts']} (the higher price is LiteLLM's for {theirs}, "
+        f"Treasurer's for {ours}); {format_money(row['posted'])} is posted, by LiteLLM it is {format_money(row['theirs'])}; "
         f"the latest is call {row['latest']}. Correct the price, and acknowledge what was posted: "
         f"treasurer acknowledge {shlex.quote(model)} --note '…'"
     )
@@ -239,7 +239,7 @@ def _price_difference(row: asyncpg.Record) -> str:
 def _acknowledged(row: asyncpg.Record | None) -> str | None:
     if row is None or not row["attempts"]:
         return None
-    return f"{row['attempts']} attempts that are priced differently are acknowledged: {', '.join(row['models'])}"
+    return f"acknowledged attempts that are priced differently: {row['attempts']}, of {', '.join(row['models'])}"
 
 
 _PRICES = Rule(
