@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import orjson
-from genai_prices.data import providers
+from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import (
     ClauseAnd,
     ClauseContains,
@@ -330,7 +330,7 @@ def _lines() -> list[dict[str, Any]]:
 
 @cache
 def _models(provider: str) -> tuple[ModelInfo, ...]:
-    return tuple(model for entry in providers if entry.id == provider for model in entry.models)
+    return tuple(model for entry in get_snapshot().providers if entry.id == provider for model in entry.models)
 
 
 def _means(info: ModelInfo, model: str) -> bool:
