@@ -55,6 +55,8 @@ class MostBeyondTokens:
 
 
 NOTHING_BEYOND = MostBeyondTokens()
+#: What in LiteLLM's map replaces the two prices of an entry. An operator's own price goes before it.
+_OVERRIDDEN = frozenset({"tiered_pricing", "off_peak_pricing"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,20 +313,29 @@ def _priced(entry: Mapping[str, Any]) -> Rates:
     """The rate card of one deployment, from its entry of `/model/info`."""
     info = cast("Mapping[str, Any]", entry.get("model_info") or {})
     parameters = cast("Mapping[str, Any]", entry.get("litellm_params") or {})
-    underlying = str(parameters.get("model") or entry["model_name"])
     if "*" in str(entry["model_name"]):
         raise RatesError("it is a pattern and no model: list each model by its name")
     listed = dict(fields_of(info.get(ENTRY_STAMP)))
     # LiteLLM shows the prices that it uses, with the operator's over those of its map; the map has more of them.
     given = {name: value for name, value in parameters.items() if is_price(name)}
     shown = {name: value for name, value in info.items() if value is not None and not name.startswith("treasurer_")}
-    how = searching(underlying)
+    _most(info)
+    how = searching(_name_at_provider(entry, info))
     _check_bounds(info, how)
-    rates = read_rates(listed | given | shown, searching=how, everywhere=_everywhere(info, parameters))
+    prices = listed | given | shown
+    set_here = {*given, *_names(info.get("pricing_overrides"))}
+    if set_here & {"input_cost_per_token", "output_cost_per_token"}:  # the map's tiers and hours would go before them
+        maps = {name for name in _OVERRIDDEN - set_here if prices.get(name) == listed.get(name)}
+        prices = {name: value for name, value in prices.items() if name not in maps}
+    rates = read_rates(prices, searching=how, everywhere=_everywhere(info, parameters))
     if rates.default[0].highest_input == 0 and rates.default[0].highest_output == 0:
         # LiteLLM reports 0 for a model that its map does not know.
         raise RatesError("its price is zero, and it is not marked free")
     return rates
+
+
+def _names(value: object) -> list[str]:
+    return [each for each in cast("list[object]", value) if isinstance(each, str)] if isinstance(value, list) else []
 
 
 def _check_bounds(info: Mapping[str, Any], how: Searching | None) -> None:
