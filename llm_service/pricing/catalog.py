@@ -5,6 +5,9 @@ It is read from LiteLLM Proxy.
 What must hold:
   A model is served only if each of its deployments has a price, or an operator marked it as free
       (`model_info: {treasurer_free: true}` in config/litellm.yaml).
+  A pattern (`openai/*`) is never served, whatever price an operator gives it, because what it costs depends on the name
+      that a caller writes.
+  The reason why a model is not served says what an operator can do about it.
   Where the deployments of a model differ in price, a call is bounded at the highest price and charged at the price of the
       deployment that answered.
 """
@@ -21,8 +24,8 @@ from typing import Any, cast
 
 from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
 from llm_service.grants import CACHES_STAMP, ENTRY_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
-from llm_service.pricing.built_in_search import Searching, searching
-from llm_service.pricing.litellm_prices import read_rates
+from llm_service.pricing.built_in_search import searching
+from llm_service.pricing.litellm_prices import HOW_TO_PRICE, read_rates
 from llm_service.pricing.media import MediaTokens, media_tokens
 from llm_service.pricing.price_names import fields_of, is_price
 from llm_service.pricing.providers import (
@@ -72,7 +75,7 @@ class Model:
     capabilities: frozenset[str] = frozenset()
     underlying: str = ""
     names: tuple[str, ...] = ()  # of its deployments at their providers: "openai/gpt-4o"
-    unpriced: str | None = None  # why it cannot be served; None: it can
+    unpriced: str | None = None  # why it cannot be served, and what an operator can do; None: it can
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
     quality: int | None = None  # 0 to 100, from config/litellm.yaml (model_info: treasurer_quality)
     rate_card: str = "{}"  # `rates` as text, which is stored with a hold so that it is settled at these
@@ -185,7 +188,7 @@ class Catalog:
 
         Raises:
             UnknownModel: there is no such model, or its mode is another one.
-            UnpricedModel: it has no price.
+            UnpricedModel: its cost cannot be bounded.
             ProxyUnavailable: nothing has been read yet, and the proxy does not answer.
         """
         age = time.monotonic() - self._read_at
@@ -201,9 +204,7 @@ class Catalog:
             raise UnknownModel(f"The model {name!r} is a model for {model.mode}, not for {mode}.", param="model")
         if model.unpriced is not None:
             raise UnpricedModel(
-                f"The model {name!r} has no price ({model.unpriced}), so its cost cannot be bounded. Give it one in "
-                "config/litellm.yaml (model_info: input_cost_per_token, output_cost_per_token) or mark it free "
-                "(model_info: treasurer_free: true).",
+                f"The model {name!r} is not served, because its cost cannot be bounded: {model.unpriced}.",
                 param="model",
             )
         return model
@@ -248,7 +249,7 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
     unpriced = None
     for entry, info in zip(entries, infos, strict=True):
         try:
-            rates[str(info["id"])] = FREE if info.get("treasurer_free") is True else _priced(entry)
+            rates[str(info["id"])] = _priced(entry)
         except RatesError as error:
             unpriced = str(error)
     inputs = [int(info["max_input_tokens"]) for info in infos if info.get("max_input_tokens")]
@@ -314,14 +315,20 @@ def _priced(entry: Mapping[str, Any]) -> Rates:
     info = cast("Mapping[str, Any]", entry.get("model_info") or {})
     parameters = cast("Mapping[str, Any]", entry.get("litellm_params") or {})
     if "*" in str(entry["model_name"]):
-        raise RatesError("it is a pattern and no model: list each model by its name")
+        raise RatesError("it is a pattern and not a model; list each model by its name")
+    most = _most(info)
+    if info.get("treasurer_free") is True:
+        return FREE
     listed = dict(fields_of(info.get(ENTRY_STAMP)))
     # LiteLLM shows the prices that it uses, with the operator's over those of its map; the map has more of them.
     given = {name: value for name, value in parameters.items() if is_price(name)}
     shown = {name: value for name, value in info.items() if value is not None and not name.startswith("treasurer_")}
-    _most(info)
     how = searching(_name_at_provider(entry, info))
-    _check_bounds(info, how)
+    if how is not None and not how.once and not most.searches:
+        raise RatesError(
+            "it searches as often as it likes, and nothing bounds that; name the most for one call in model_info: "
+            "treasurer_most: {searches: …, citation_tokens: …, reasoning_tokens: …}"
+        )
     prices = listed | given | shown
     set_here = {*given, *_names(info.get("pricing_overrides"))}
     if set_here & {"input_cost_per_token", "output_cost_per_token"}:  # the map's tiers and hours would go before them
@@ -330,20 +337,12 @@ def _priced(entry: Mapping[str, Any]) -> Rates:
     rates = read_rates(prices, searching=how, everywhere=_everywhere(info, parameters))
     if rates.default[0].highest_input == 0 and rates.default[0].highest_output == 0:
         # LiteLLM reports 0 for a model that its map does not know.
-        raise RatesError("its price is zero, and it is not marked free")
+        raise RatesError(f"its price is zero, and it is not marked free; {HOW_TO_PRICE}")
     return rates
 
 
 def _names(value: object) -> list[str]:
     return [each for each in cast("list[object]", value) if isinstance(each, str)] if isinstance(value, list) else []
-
-
-def _check_bounds(info: Mapping[str, Any], how: Searching | None) -> None:
-    if how is not None and not how.once and not _most(info).searches:
-        raise RatesError(
-            "it searches as often as it likes, and nothing bounds that; name the most for one call in model_info: "
-            "treasurer_most: {searches: …, citation_tokens: …, reasoning_tokens: …}"
-        )
 
 
 def _dearest_most(infos: Sequence[Mapping[str, Any]]) -> MostBeyondTokens:

@@ -12,7 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
-from typing import Any, cast
+from typing import Any, Final, cast
 from zoneinfo import ZoneInfo
 
 from llm_service.pricing.built_in_search import Searching
@@ -27,6 +27,11 @@ from llm_service.pricing.price_names import (
 )
 from llm_service.pricing.rates import SEARCH_CONTEXTS, WHOLE, OffPeak, Rates, RatesError, TokenRates
 
+#: What an operator can do about a model that has no price of tokens.
+HOW_TO_PRICE: Final = (
+    "give it one in config/litellm.yaml (model_info: input_cost_per_token, output_cost_per_token), or mark it free "
+    "(model_info: treasurer_free: true)"
+)
 _FEMTO_PER_DOLLAR = Decimal(10) ** 15
 _HOURS = re.compile(r"^\s*([01]\d|2[0-3]):([0-5]\d)\s*-\s*([01]\d|2[0-3]):([0-5]\d)\s*$")
 _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
@@ -49,7 +54,7 @@ def read_rates(
     mode = "embedding" if entry.get("mode") == "embedding" else "chat"
     for name, meaning in refused_prices(entry, mode):
         why = "nothing bounds it" if meaning is Meaning.UNBOUNDED else "Treasurer does not know it"
-        raise RatesError(f"it has a price {name!r}, and {why}")
+        raise RatesError(f"it has a price {name!r}, and {why}; {_how_to_waive(name, entry)}")
     regions, speeds = multipliers(entry)
     for name in ("regional_processing_uplift_multiplier_eu", "regional_processing_uplift_multiplier_us"):
         if entry.get(name):
@@ -76,6 +81,21 @@ def read_rates(
     )
 
 
+def _how_to_waive(name: str, entry: Mapping[str, Any]) -> str:
+    """How an operator declares that no call is charged a price: what model_info has goes before LiteLLM's map."""
+    outer = name.partition(":")[0]
+    changed = (
+        f"set {outer} in model_info to one without it"
+        if _is_compound(entry.get(outer))
+        else "set it to 0 in model_info"
+    )
+    return f"{changed}, if you know that your calls are never charged it"
+
+
+def _is_compound(value: object) -> bool:
+    return isinstance(value, Mapping | list)
+
+
 def _searches(
     entry: Mapping[str, Any], searching: Searching | None
 ) -> tuple[tuple[int, int, int], tuple[int, int, int], int]:
@@ -92,7 +112,8 @@ def _searches(
         return (fee, fee, fee), (low, medium, high), 1
     if not any(prices) and not fee:
         raise RatesError(
-            "it searches by itself, and has no price for that (search_context_cost_per_query or input_cost_per_request)"
+            "it searches by itself, and has no price for that; name that price in model_info "
+            "(search_context_cost_per_query or input_cost_per_request)"
         )
     if searching.once:
         return (fee + low, fee + medium, fee + high), (0, 0, 0), searching.context
@@ -108,7 +129,7 @@ def _tiers(entry: Mapping[str, Any], suffix: str) -> tuple[TokenRates, ...]:
     if entry.get("input_cost_per_token") is None or (
         entry.get("output_cost_per_token") is None and entry.get("mode") != "embedding"
     ):
-        raise RatesError("no price for input or output")
+        raise RatesError(f"it has no price for input or output; {HOW_TO_PRICE}")
     reader = _TierReader(entry, suffix)
     tiers = [reader.read(0, None)]
     above = {
@@ -296,4 +317,4 @@ def _scaled(value: Any, scale: Decimal, what: str) -> int:
             return int((number * scale).to_integral_value(rounding=ROUND_CEILING))
     except ArithmeticError:
         pass  # not a number
-    raise RatesError(f"{value!r} is not {what}")
+    raise RatesError(f"{value!r} is not {what}; correct it in config/litellm.yaml")

@@ -1,17 +1,15 @@
 """What was never sent to a provider costs nothing, at once; and what a provider refuses one caller is refused to no other.
 
 What must hold:
-- A call that LiteLLM refuses before it asks a deployment (a cooldown, a request that it cannot translate) is voided within
-  moments, streamed or not, and the provider, which counts its requests, was not asked (I2).
+- A call that LiteLLM refuses before it asks a provider (a request that it cannot translate) is voided within moments,
+  streamed or not, and the provider, which counts its requests, was not asked (I2).
 - A provider's 404 (the caller's mistake) or 401, 402 or 403 (the operator's key) keeps the model from nobody else.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
-import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import openai
@@ -21,18 +19,10 @@ from gateway.stack.state import StackState
 from tests.integration.caller import Caller, open_caller, said
 
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
-#: The only model with two deployments. LiteLLM gives a deployment a rest after a 429 only if there is another one.
+#: The only model with two deployments.
 BALANCED = "gpt-4o-mini"
-COOLDOWN_S = 5.5
 #: A hold of a call that may have been sent stays for minutes; one that was not is given back at once.
 AT_ONCE_S = 3.0
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cooled_down() -> Iterator[None]:
-    """Wait at the end until LiteLLM uses all deployments again."""
-    yield
-    time.sleep(COOLDOWN_S)
 
 
 @pytest.fixture
@@ -65,28 +55,6 @@ async def ask(caller: Caller, model: str, streamed: bool, **request: Any) -> ope
     except openai.APIStatusError as error:
         return error
     return None
-
-
-@STREAMED
-async def test_i2_calls_in_a_cooldown_cost_nothing_and_are_voided_at_once(
-    stack: StackState, caller: Caller, streamed: bool
-) -> None:
-    """One agent's 429s give both deployments a rest. What other agents ask in that time reaches nobody."""
-    await asyncio.sleep(COOLDOWN_S)
-    async with open_caller(stack) as other:
-        await script(other, [{"model": BALANCED, "do": {"status": 429}}])
-        await ask(other, BALANCED, False)
-        assert await asked(other) == 2, "both deployments were asked, and rest now"
-    await script(caller, [{"model": BALANCED, "do": {"output_tokens": 1}}])
-    errors = [await ask(caller, BALANCED, streamed) for _ in range(4)]
-    assert {error and (error.status_code, error.code) for error in errors} == {(429, "deployments_cooling_down")}
-    assert await asked(caller) == 0
-    await caller.settled(AT_ONCE_S)
-    entries = await caller.ledger()
-    assert [(entry["state"], entry["cost_nano"]) for entry in entries] == [("voided", 0)] * 4
-    (budget,) = (await caller.admin("GET", f"budgets?agent={caller.agent}"))["data"]
-    assert (budget["posted_nano"], budget["pending_nano"]) == (0, 0)
-    assert await caller.faults() == []
 
 
 @STREAMED

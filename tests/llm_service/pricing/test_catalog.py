@@ -292,3 +292,110 @@ def test_i1_a_model_searches_by_itself_under_whichever_name_its_provider_is_give
 def test_an_entry_that_cannot_be_read_takes_no_other_model_away(wrong: dict[str, Any]) -> None:
     models = read_models([entry(**PRICES | wrong), entry("other", **PRICES)])
     assert (models["m"].unpriced is None, models["other"].unpriced) == (False, None)
+
+
+# -- what is not served, and what an operator can do
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {},
+        {"treasurer_free": True},
+        {"input_cost_per_token": 3e-06, "output_cost_per_token": 4e-06},
+        {"treasurer_most": {"searches": 1}},
+    ],
+)
+@pytest.mark.parametrize("name", ["openai/*", "*", "gpt-*-mini"])
+async def test_i1_a_pattern_serves_nothing_although_an_operator_priced_it(name: str, info: dict[str, Any]) -> None:
+    pattern = entry(name, "d1", name, **info)
+    pattern["litellm_params"] |= {"input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06}
+    catalog = Catalog(Proxy([pattern, entry(id_="d2")]))
+    with pytest.raises(UnpricedModel, match="list each model by its name"):
+        await catalog.get(name)
+    for named in ("openai/gpt-4o", "gpt-4o-mini", "anything"):
+        with pytest.raises(UnknownModel):
+            await catalog.get(named)
+    assert (await catalog.get("m")).unpriced is None
+
+
+def changed(entry: dict[str, Any], **info: Any) -> dict[str, Any]:
+    return entry | {"model_info": entry["model_info"] | info}
+
+
+MOST = {"searches": 3, "citation_tokens": 0, "reasoning_tokens": 0}
+DEEP = entry("m", "d1", "perplexity/sonar-deep-research", search_context_cost_per_query={"search_context_size_low": 1})
+IN_A_TIER = {"range": [0, 1e6], "input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("refused", "advice", "followed"),
+    [
+        (
+            entry(input_cost_per_token=None),
+            "model_info: input_cost_per_token, output_cost_per_token",
+            {"input_cost_per_token": 1e-06},
+        ),
+        (entry(input_cost_per_token=0, output_cost_per_token=0), "treasurer_free: true", {"treasurer_free": True}),
+        (
+            entry(input_cost_per_token="much"),
+            "'much' is not a price; correct it",
+            {"input_cost_per_token": 0},
+        ),
+        (entry(output_cost_per_answer=0.1), "set it to 0 in model_info", {"output_cost_per_answer": 0}),
+        (entry(input_cost_per_image=0.1), "set it to 0 in model_info", {"input_cost_per_image": 0}),
+        (
+            entry(provider_specific_entry={"warp": 9, "us": 1.1}),
+            "set provider_specific_entry in model_info to one without it",
+            {"provider_specific_entry": {"us": 1.1}},
+        ),
+        (
+            entry(tiered_pricing=[IN_A_TIER | {"input_cost_per_smell": 1}]),
+            "set tiered_pricing in model_info to one without it",
+            {"tiered_pricing": [IN_A_TIER]},
+        ),
+        (DEEP, "treasurer_most: {searches: …", {"treasurer_most": MOST}),
+        (
+            changed(DEEP, treasurer_most=MOST | {"smells": 1}),
+            "treasurer_most has 'smells', and must have numbers for searches",
+            {"treasurer_most": MOST},
+        ),
+        (
+            entry(underlying="perplexity/sonar"),
+            "name that price in model_info (search_context_cost_per_query or input_cost_per_request",
+            {"input_cost_per_request": 0.005},
+        ),
+    ],
+)
+async def test_who_asks_for_a_model_that_is_not_served_reads_what_would_have_it_served(
+    refused: dict[str, Any], advice: str, followed: dict[str, Any]
+) -> None:
+    with pytest.raises(UnpricedModel) as why:
+        await Catalog(Proxy([refused])).get("m")
+    assert advice in why.value.message
+    assert ("input_cost_per_token, output_cost_per_token" in why.value.message) is (
+        refused["model_info"].get("input_cost_per_token") in (None, 0)
+    )
+    served = await Catalog(Proxy([changed(refused, **followed)])).get("m")
+    assert served.unpriced is None
+
+
+async def test_a_price_of_the_map_is_put_out_of_force_by_a_zero_of_the_operator() -> None:
+    """LiteLLM's page shows an operator's 0 for a price that only its map has above zero."""
+    mapped = entry(treasurer_price_entry={"input_cost_per_image": 0.1, "input_cost_per_token": 1e-06})
+    with pytest.raises(UnpricedModel, match="'input_cost_per_image', and nothing bounds it"):
+        await Catalog(Proxy([mapped])).get("m")
+    assert (await Catalog(Proxy([changed(mapped, input_cost_per_image=0)])).get("m")).unpriced is None
+
+
+@pytest.mark.parametrize("wrong", [{"smells": 1}, {"searches": -1}, {"searches": 1.5}, "many"])
+@pytest.mark.parametrize("info", [{}, {"treasurer_free": True}])
+def test_a_treasurer_most_that_cannot_be_read_takes_no_other_model_away(wrong: object, info: dict[str, Any]) -> None:
+    models = read_models([entry(treasurer_most=wrong, **info), entry("other", "d2")])
+    assert "treasurer_most has " in (models["m"].unpriced or "")
+    assert models["other"].unpriced is None
+
+
+def test_i2_gemini_bills_a_stream_to_its_end_at_both_of_googles_addresses() -> None:
+    for provider in ("gemini", "vertex_ai-language-models"):
+        assert read_models([entry(litellm_provider=provider)])["m"].bills_to_the_end
