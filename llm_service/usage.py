@@ -18,11 +18,13 @@ from dataclasses import replace
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final, cast
 
-from llm_service.money import nano_from_reported_dollars
+from llm_service.money import MAX_NANO, NANO_PER_DOLLAR, nano_from_reported_dollars
 from llm_service.types import Usage
 
 #: The longest tokens that are known, in bytes (runs of spaces, in OpenAI's and Meta's vocabularies).
 LONGEST_TOKEN = 128
+#: The most tokens, searches, … of a report that are believed. The ledger has 32 bits for each number.
+MOST_TOKENS = 2_000_000_000
 #: The tokens that a provider adds around a text that was counted (the frame of a message, of a tool call …).
 FRAME_TOKENS = 16
 #: The tokens that a provider may have generated, when a stream was cut, beyond those that were seen.
@@ -76,7 +78,7 @@ def _read(report: object, provider: str | None) -> Usage | None:
         input_tokens=input_tokens,
         cached_tokens=cached,
         cache_write_tokens=written,
-        output_tokens=output_tokens + (reasoning if provider in _REASONING_BESIDE else 0),
+        output_tokens=min(output_tokens + (reasoning if provider in _REASONING_BESIDE else 0), MOST_TOKENS),
         reasoning_tokens=reasoning,
         cache_write_1h_tokens=min(
             _tokens(_details(prompt, "cache_creation_token_details"), "ephemeral_1h_input_tokens"), written
@@ -126,6 +128,7 @@ COLUMNS: Final = (
     "output_tokens",
     "reasoning_tokens",
 )
+_NOTHING: Final = Usage()
 _MORE: Final = tuple(name for name in Usage.__dataclass_fields__ if name not in COLUMNS)
 
 
@@ -135,8 +138,10 @@ def more_usage(usage: Usage) -> dict[str, int | str]:
 
 
 def read_columns(columns: Mapping[str, int], more: Mapping[str, Any]) -> Usage:
-    """The usage of a row: its columns, and its `more_usage`. Names that another version wrote are left out."""
-    known: dict[str, Any] = {name: more[name] for name in _MORE if name in more}
+    """The usage of a row: its columns, and its `more_usage`. What another version wrote otherwise is left out."""
+    known: dict[str, Any] = {
+        name: more[name] for name in _MORE if type(more.get(name)) is type(getattr(_NOTHING, name))
+    }
     return Usage(**{name: columns[name] for name in COLUMNS}, **known)
 
 
@@ -146,7 +151,7 @@ def total(usages: Sequence[Usage]) -> Usage:
     for name in Usage.__dataclass_fields__:
         values = [getattr(usage, name) for usage in usages]
         words = [value for value in values if isinstance(value, str)]
-        summed[name] = next(filter(None, words), "") if words else sum(values)
+        summed[name] = next(filter(None, words), "") if words else min(sum(values), MOST_TOKENS)
     return Usage(**summed)
 
 
@@ -164,7 +169,7 @@ def named_cost_nano(report: object, provider: str | None) -> int | None:
     if provider == "xai":
         ticks: object = fields.get("cost_in_usd_ticks")
         if type(ticks) is int and ticks >= 0:
-            return int((ticks * _NANO_A_TICK).to_integral_value(rounding=ROUND_CEILING))
+            return int((min(ticks, MAX_NANO * 10) * _NANO_A_TICK).to_integral_value(rounding=ROUND_CEILING))
         return None
     cost: object = fields.get("cost")
     if provider == "perplexity":
@@ -172,12 +177,17 @@ def named_cost_nano(report: object, provider: str | None) -> int | None:
     if provider == "openrouter":
         own = _dollars(cost)
         elsewhere = _dollars(_details(fields, "cost_details").get("upstream_inference_cost"))
-        return own + (elsewhere or 0) if own is not None and fields.get("is_byok") is True else own
+        if fields.get("is_byok") is not True:
+            return own
+        return None if own is None or elsewhere is None else own + elsewhere
     return None
 
 
 def _dollars(value: object) -> int | None:
-    return nano_from_reported_dollars(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    """Dollars as nano-dollars. None: that is no amount. An amount below zero is none, and not a price of zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:  # not a number is not, either
+        return None
+    return nano_from_reported_dollars(min(value, MAX_NANO // NANO_PER_DOLLAR))
 
 
 def says_too_little(output_tokens: int, text: str) -> bool:
@@ -218,8 +228,11 @@ def reported_cost(report: object) -> int | None:
 
 
 def _tokens(fields: Mapping[str, Any], name: str) -> int:
+    """A number of tokens, searches, …; some servers write whole numbers as 12.0. Zero: there is none."""
     value: object = fields.get(name)
-    return value if type(value) is int and 0 <= value <= 2_000_000_000 else 0
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    return value if type(value) is int and 0 <= value <= MOST_TOKENS else 0
 
 
 def _details(fields: Mapping[str, Any], name: str) -> Mapping[str, Any]:

@@ -3,7 +3,7 @@
 What must hold:
   Each column is named once (I2): lines, the statement that writes them and the reading of rows derive from one list.
   A line that an older version left on a disk can be read: a column that was added later has a value for such lines.
-  A line holds only what Postgres can take: no NUL in a text, no number beyond its column.
+  A line holds only what Postgres can take: no NUL and no half a character in a text, no number beyond its column.
   A line may be sent twice and counts once, because each has an id.
 
 Standard library and orjson only, because both processes load this module.
@@ -132,4 +132,6 @@ def _postgres_value(witness: Witness, name: str) -> object:
     if name in _USAGE:
         return min(cast("int", getattr(witness.usage, name)), _INT32_MAX)
     value: object = getattr(witness, name)
-    return value.replace("\0", "") if isinstance(value, str) else value
+    if isinstance(value, str):  # half a character, which Python's JSON reads and UTF-8 has no form for, becomes "?"
+        return value.replace("\0", "").encode("utf-8", "replace").decode()
+    return value

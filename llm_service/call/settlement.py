@@ -206,11 +206,12 @@ class Settler:
             service_tier=found.service_tier or ending.service_tier,
         )
         if found.error_code == "owner_lost":  # the provider's own report
-            return replace(ending, usage=found.usage, usage_source=UsageSource.WITNESS)
+            named = found.cost_nano if found.cost_source is CostSource.PROVIDER else None
+            return replace(ending, usage=found.usage, usage_source=UsageSource.WITNESS, named_cost_nano=named)
         ending = await self._estimated(admitted, ending, generated(), unread=found.error_code == UNREAD)
         input_tokens = max(ending.usage.input_tokens, found.usage.input_tokens)
         output_tokens = max(ending.usage.output_tokens, found.usage.output_tokens)
-        return replace(ending, usage=Usage(input_tokens=input_tokens, output_tokens=output_tokens))
+        return replace(ending, usage=replace(ending.usage, input_tokens=input_tokens, output_tokens=output_tokens))
 
     async def _estimated(self, admitted: Admitted, ending: Ending, text: str, *, unread: bool = False) -> Ending:
         """Without the provider's report: count the input and the output, with a margin, within the hold.
@@ -234,7 +235,14 @@ class Settler:
             output_tokens = admitted.most_output_tokens
         elif ending.error_code is not None:
             output_tokens += IN_FLIGHT_TOKENS
-        usage = Usage(input_tokens=input_tokens, output_tokens=min(output_tokens, admitted.most_output_tokens))
+        most = admitted.bound.most  # what a model does by itself shows in no answer, so all that was held for counts
+        usage = Usage(
+            input_tokens=input_tokens,
+            output_tokens=min(output_tokens, admitted.most_output_tokens) + most.reasoning_tokens,
+            reasoning_tokens=most.reasoning_tokens,
+            searches=most.searches,
+            citation_tokens=most.citation_tokens,
+        )
         return replace(ending, usage=usage, usage_source=UsageSource.ESTIMATED)
 
 

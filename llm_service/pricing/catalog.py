@@ -59,6 +59,8 @@ class MostBeyondTokens:
 
 
 NOTHING_BEYOND = MostBeyondTokens()
+#: What in LiteLLM's map replaces the two prices of an entry. An operator's own price goes before it.
+_OVERRIDDEN = frozenset({"tiered_pricing", "off_peak_pricing"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,7 +278,9 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
         try:
             card = rates[str(info["id"])] = _priced(entry)
             if not _operators_own(entry, info):
-                dearest[str(info["id"])], found = compare(card, str(info.get("litellm_provider")), _underlying(entry))
+                dearest[str(info["id"])], found = compare(
+                    card, str(info.get("litellm_provider")), _name_at_provider(entry, info)
+                )
                 differences += map(str, found)
         except RatesError as error:
             unpriced = str(error)
@@ -342,20 +346,14 @@ def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:
 
 def _operators_own(entry: Mapping[str, Any], info: Mapping[str, Any]) -> bool:
     """Whether an operator has named a price of this deployment: that goes before both price books."""
-    own = fields_of(info.get("pricing_overrides")) or any(map(is_price, fields_of(entry.get("litellm_params"))))
-    return bool(own) or info.get("treasurer_free") is True
-
-
-def _underlying(entry: Mapping[str, Any]) -> str:
-    """The model's name at its provider, with LiteLLM's prefix."""
-    return str(fields_of(entry.get("litellm_params")).get("model") or entry["model_name"])
+    own = bool(info.get("pricing_overrides")) or any(map(is_price, fields_of(entry.get("litellm_params"))))
+    return own or info.get("treasurer_free") is True
 
 
 def _priced(entry: Mapping[str, Any]) -> Rates:
     """The rate card of one deployment, from its entry of `/model/info`."""
     info = cast("Mapping[str, Any]", entry.get("model_info") or {})
     parameters = cast("Mapping[str, Any]", entry.get("litellm_params") or {})
-    underlying = _underlying(entry)
     if "*" in str(entry["model_name"]):
         raise RatesError("it is a pattern and not a model; list each model by its name")
     most = _most(info)
@@ -365,17 +363,26 @@ def _priced(entry: Mapping[str, Any]) -> Rates:
     # LiteLLM shows the prices that it uses, with the operator's over those of its map; the map has more of them.
     given = {name: value for name, value in parameters.items() if is_price(name)}
     shown = {name: value for name, value in info.items() if value is not None and not name.startswith("treasurer_")}
-    how = searching(underlying)
+    how = searching(_name_at_provider(entry, info))
     if how is not None and not how.once and not most.searches:
         raise RatesError(
             "it searches as often as it likes, and nothing bounds that; name the most for one call in model_info: "
             "treasurer_most: {searches: …, citation_tokens: …, reasoning_tokens: …}"
         )
-    rates = read_rates(listed | given | shown, searching=how, everywhere=_everywhere(info, parameters))
+    prices = listed | given | shown
+    set_here = {*given, *_names(info.get("pricing_overrides"))}
+    if set_here & {"input_cost_per_token", "output_cost_per_token"}:  # the map's tiers and hours would go before them
+        maps = {name for name in _OVERRIDDEN - set_here if prices.get(name) == listed.get(name)}
+        prices = {name: value for name, value in prices.items() if name not in maps}
+    rates = read_rates(prices, searching=how, everywhere=_everywhere(info, parameters))
     if rates.default[0].highest_input == 0 and rates.default[0].highest_output == 0:
         # LiteLLM reports 0 for a model that its map does not know.
         raise RatesError(f"its price is zero, and it is not marked free; {HOW_TO_PRICE}")
     return rates
+
+
+def _names(value: object) -> list[str]:
+    return [each for each in cast("list[object]", value) if isinstance(each, str)] if isinstance(value, list) else []
 
 
 def _dearest_most(infos: Sequence[Mapping[str, Any]]) -> MostBeyondTokens:

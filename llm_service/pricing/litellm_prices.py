@@ -13,9 +13,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final, cast
+from zoneinfo import ZoneInfo
 
 from llm_service.pricing.built_in_search import Searching
-from llm_service.pricing.price_names import SERVICE_TIERS, Meaning, fields_of, multipliers, refused_prices, split
+from llm_service.pricing.price_names import (
+    PRICES_OF_TOKENS,
+    SERVICE_TIERS,
+    Meaning,
+    fields_of,
+    multipliers,
+    refused_prices,
+    split,
+)
 from llm_service.pricing.rates import SEARCH_CONTEXTS, WHOLE, OffPeak, Rates, RatesError, TokenRates
 
 #: What an operator can do about a model that has no price of tokens.
@@ -26,6 +35,8 @@ HOW_TO_PRICE: Final = (
 _FEMTO_PER_DOLLAR = Decimal(10) ** 15
 _HOURS = re.compile(r"^\s*([01]\d|2[0-3]):([0-5]\d)\s*-\s*([01]\d|2[0-3]):([0-5]\d)\s*$")
 _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+#: Prices are stored in 64 bits, and a larger one is a mistake: a thousand dollars a unit, in femto-dollars.
+_MOST = 10**18
 
 
 def read_rates(
@@ -53,7 +64,8 @@ def read_rates(
         if entry.get(name):
             always = -(-always * _factor(entry[name]) // WHOLE)
     request, search, context = _searches(entry, searching)
-    tiers = {tier: _tiers(entry, f"_{tier}") for tier in SERVICE_TIERS if entry.get(f"input_cost_per_token_{tier}")}
+    named = {split(name)[2] for name, value in entry.items() if value}
+    tiers = {tier: _tiers(entry, f"_{tier}") for tier in SERVICE_TIERS if tier in named}
     return Rates(
         default=_tiers(entry, ""),
         flex=tiers.get("flex", ()),
@@ -89,7 +101,11 @@ def _searches(
 ) -> tuple[tuple[int, int, int], tuple[int, int, int], int]:
     """The fee for a request and the price of a search, by search context, and the usual context."""
     fee = _price_or(entry, "input_cost_per_request", 0) + _price_or(entry, "output_cost_per_request", 0)
-    named = fields_of(entry.get("search_context_cost_per_query"))
+    given = entry.get("search_context_cost_per_query")
+    named = fields_of(given)
+    sizes = {f"search_context_size_{size}" for size in SEARCH_CONTEXTS}
+    if given and (not named or not sizes.issuperset(named)):
+        raise RatesError("its search_context_cost_per_query cannot be read")
     prices = [_price_or(named, f"search_context_size_{size}", 0) for size in SEARCH_CONTEXTS]
     low, medium, high = prices
     if searching is None:
@@ -106,7 +122,9 @@ def _searches(
 
 def _tiers(entry: Mapping[str, Any], suffix: str) -> tuple[TokenRates, ...]:
     listed = entry.get("tiered_pricing")
-    if isinstance(listed, list) and listed:
+    if listed and not isinstance(listed, list):
+        raise RatesError("its tiered_pricing cannot be read")
+    if listed:
         return _listed_tiers(entry, cast("list[object]", listed))
     if entry.get("input_cost_per_token") is None or (
         entry.get("output_cost_per_token") is None and entry.get("mode") != "embedding"
@@ -119,7 +137,7 @@ def _tiers(entry: Mapping[str, Any], suffix: str) -> tuple[TokenRates, ...]:
         for name, value in entry.items()
         if value is not None
         for base, thousands, _ in [split(name)]
-        if thousands and base == "input_cost_per_token"
+        if thousands and base in PRICES_OF_TOKENS
     }
     for thousands in sorted(above):
         tiers.append(reader.read(thousands, tiers[-1]))
@@ -132,16 +150,20 @@ def _listed_tiers(entry: Mapping[str, Any], listed: list[object]) -> tuple[Token
     https://www.alibabacloud.com/help/en/model-studio/model-pricing
     """
     tiers: list[tuple[int, TokenRates]] = []
+    # A price that only the entry itself names, such as that of audio, is the same in all tiers.
+    others = {
+        name: value for name, value in entry.items() if name not in ("input_cost_per_token", "output_cost_per_token")
+    }
     for each in listed:
         fields = fields_of(each)
         span: object = fields.get("range")
-        if not isinstance(span, list) or len(cast("list[object]", span)) != 2:
+        start = cast("list[object]", span)[0] if isinstance(span, list) and span else None
+        if not isinstance(start, int | float) or not 0 <= start < _MOST:
             raise RatesError("a tier of its tiered_pricing has no range")
-        start = int(cast("list[Any]", span)[0])
         prices = {name: value for name, value in fields.items() if name != "range"}
         if prices.get("input_cost_per_token") is None or prices.get("output_cost_per_token") is None:
             raise RatesError("a tier of its tiered_pricing has no price for input or output")
-        tiers.append((start, _TierReader({"mode": entry.get("mode"), **prices}, "").read(0, None, start)))
+        tiers.append((int(start), _TierReader(others | prices, "").read(0, None, int(start))))
     tiers.sort(key=lambda tier: tier[0])
     if tiers[0][0] != 0:
         raise RatesError("its tiered_pricing does not begin at 0")
@@ -180,7 +202,9 @@ class _TierReader:
             cache_write_1h=self._cached(
                 "cache_creation_input_token_cost_above_1hr", mark, below and below.cache_write_1h, written
             ),
-            reasoning=output_rate if mark else self._reasoning(output_rate),
+            reasoning=self._price(f"output_cost_per_reasoning_token{mark}", output_rate)
+            if mark
+            else self._reasoning(output_rate),
             audio_input=self._medium("input_cost_per_audio_token", mark, below and below.audio_input),
             audio_cache_read=self._medium("cache_read_input_audio_token_cost", mark, below and below.audio_cache_read),
             audio_output=self._medium("output_cost_per_audio_token", mark, below and below.audio_output),
@@ -235,24 +259,31 @@ def _off_peak(entry: Mapping[str, Any]) -> OffPeak | None:
     peak = {name: each for name, each in entry.items() if name not in ("off_peak_pricing", "tiered_pricing")}
     if "cache_read_input_token_cost" in changed:
         peak.pop("input_cost_per_token_cache_hit", None)
-    zone = fields.get("weekday_timezone")
-    return OffPeak(_tiers(peak | changed, ""), windows, zone if isinstance(zone, str) else "UTC")
+    zone = fields.get("weekday_timezone") or "UTC"
+    try:
+        ZoneInfo(zone)
+    except (TypeError, ValueError, KeyError, OSError):
+        raise RatesError(f"{zone!r} in its off_peak_pricing is no time zone") from None
+    return OffPeak(_tiers(peak | changed, ""), windows, zone)
 
 
 def _windows(rule: object) -> list[tuple[tuple[int, ...], int, int]]:
     fields = fields_of(rule)
     hours: object = fields.get("hours_utc")
-    spans: list[object] = [hours] if isinstance(hours, str) else cast("list[object]", hours) if hours else []
-    days: list[object] = cast("list[object]", fields.get("weekdays") or [])
-    weekdays = tuple(sorted(_weekday(day) for day in days))
+    weekdays = tuple(sorted(_weekday(day) for day in _items(fields.get("weekdays"))))
     windows: list[tuple[tuple[int, ...], int, int]] = []
-    for span in spans:
+    for span in _items(hours):
         match = _HOURS.match(span) if isinstance(span, str) else None
         if match is None:
             raise RatesError(f"{span!r} in its off_peak_pricing is no span of hours")
         start_h, start_m, end_h, end_m = map(int, match.groups())
         windows.append((weekdays, start_h * 60 + start_m, end_h * 60 + end_m))
     return windows
+
+
+def _items(value: object) -> list[object]:
+    """The items of a list; of anything else, that alone; none of null."""
+    return cast("list[object]", value) if isinstance(value, list) else [] if value is None else [value]
 
 
 def _weekday(day: object) -> int:
@@ -282,7 +313,7 @@ def _factor(value: Any) -> int:
 def _scaled(value: Any, scale: Decimal, what: str) -> int:
     try:
         number = Decimal(repr(value)) if isinstance(value, float) else Decimal(str(value))
-        if number.is_finite() and number >= 0:
+        if number.is_finite() and 0 <= number * scale <= _MOST:
             return int((number * scale).to_integral_value(rounding=ROUND_CEILING))
     except ArithmeticError:
         pass  # not a number

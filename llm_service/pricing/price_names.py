@@ -38,29 +38,34 @@ class Meaning(StrEnum):
     UNKNOWN = "unknown"  # nobody has judged it
 
 
-#: Bases that the rate card holds. `tiered_pricing` and `off_peak_pricing` contain further prices by these names.
-_UNDERSTOOD: Final = frozenset(
+#: Bases that the rate card holds for each length of prompt and each service tier.
+PRICES_OF_TOKENS: Final = frozenset(
     {
         "cache_creation_input_token_cost",
         "cache_creation_input_token_cost_above_1hr",
         "cache_read_input_audio_token_cost",
         "cache_read_input_image_token_cost",
         "cache_read_input_token_cost",
-        "citation_cost_per_token",
-        "explicit_cache_read_input_token_cost",
         "input_cost_per_audio_token",
         "input_cost_per_image_token",
-        "input_cost_per_request",
         "input_cost_per_token",
-        "input_cost_per_token_cache_hit",
         "input_cost_per_video_token",
-        "off_peak_pricing",
         "output_cost_per_audio_token",
         "output_cost_per_image_token",
         "output_cost_per_reasoning_token",
-        "output_cost_per_request",
         "output_cost_per_token",
         "output_cost_per_video_token",
+    }
+)
+#: Bases that the rate card holds once. `tiered_pricing` and `off_peak_pricing` contain further prices by these names.
+_ONCE: Final = frozenset(
+    {
+        "citation_cost_per_token",
+        "explicit_cache_read_input_token_cost",
+        "input_cost_per_request",
+        "input_cost_per_token_cache_hit",
+        "off_peak_pricing",
+        "output_cost_per_request",
         "provider_specific_entry",
         "regional_endpoint_uplift_multiplier",
         "regional_processing_uplift_multiplier_eu",
@@ -69,6 +74,8 @@ _UNDERSTOOD: Final = frozenset(
         "tiered_pricing",
     }
 )
+
+_UNDERSTOOD: Final = PRICES_OF_TOKENS | _ONCE
 
 #: Bases that no call of ours can be charged, with the reason.
 _NOT_HERE: Final[Mapping[str, str]] = {
@@ -136,6 +143,8 @@ def meaning_of(name: str, entry: Mapping[str, Any], mode: str) -> Meaning | None
     base, _, tier = split(name)
     if tier in _OTHER_TIERS and (base in _UNDERSTOOD or base in _NOT_HERE):
         return Meaning.NOT_HERE
+    if base in _ONCE and base != name:
+        return Meaning.UNKNOWN  # the rate card has no place for it
     if base == "provider_specific_entry":
         return _specific(entry[name])
     if base in _UNDERSTOOD:
@@ -194,8 +203,10 @@ def _specific(value: object) -> Meaning:
     if not isinstance(value, Mapping):
         return Meaning.UNKNOWN
     for name, each in cast("Mapping[str, Any]", value).items():
-        known = name in _NO_MULTIPLIERS or name in SPEEDS or _REGION.match(name.lower())
-        if _is_number(each) and not known:
+        multiplies = name in SPEEDS or _REGION.match(name.lower())
+        if (multiplies and not _is_number(each)) or (
+            _is_number(each) and not multiplies and name not in _NO_MULTIPLIERS
+        ):
             return Meaning.UNKNOWN
     return Meaning.UNDERSTOOD
 

@@ -27,6 +27,7 @@ BILL_TO_THE_END: Final = frozenset(
         "replicate",
         "sambanova",
         "vertex_ai",
+        "vertex_ai-language-models",
     }
 )
 

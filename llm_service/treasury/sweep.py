@@ -211,7 +211,7 @@ class Sweeper:
             *await self._fetch(_ABANDONED, limit, _ABANDONED_AFTER),
             *await self._fetch(_LATE, limit),
         ]
-        found = [settlement for row in rows if (settlement := settlement_for(_orphan(row), self._price)) is not None]
+        found = [settlement for row in rows if (settlement := self._end_of(row)) is not None]
         # A settlement that Postgres refuses (its error is logged) must not stop the others. Nor must one whose window
         # another transaction has locked: it is tried again and again, while the next sweep looks for others.
         written = [self._treasury.settle_soon(settlement) for settlement in found]
@@ -224,6 +224,14 @@ class Sweeper:
             if self._observe is not None:
                 self._observe(len(settlements), witnessed)
         return len(settlements)
+
+    def _end_of(self, row: asyncpg.Record) -> Settlement | None:
+        """How a hold ends. One that cannot be priced must not stop the others, and ends, too: at all that was held."""
+        try:
+            return settlement_for(_orphan(row), self._price)
+        except Exception:
+            log.exception("the hold of call %s cannot be priced", row["call_id"])
+        return _unpriced(row["call_id"], row["attempt"], row["amount_nano"]) if row["expired"] else None
 
     async def witnessed(self, call_id: UUID, attempt: int, wait_s: float) -> Settlement | None:
         """How an attempt's witness would settle its hold: what the proxy saw of an answer that was given up.
@@ -277,6 +285,18 @@ class Sweeper:
 
     async def _fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
         return await fetch(self._pool, statement, *arguments, timeout_s=10)
+
+
+def _unpriced(call_id: UUID, attempt: int, held_nano: int) -> Settlement:
+    return Settlement(
+        call_id,
+        attempt,
+        LedgerState.EXPIRED,
+        held_nano,
+        usage_source=UsageSource.HOLD,
+        error_code="expired",
+        cost_source=CostSource.HOLD,
+    )
 
 
 def _changed(written: asyncio.Future[str]) -> bool:

@@ -257,6 +257,8 @@ def _is_text(content: bytes) -> bool:
 def _measured(kind: Kind, content: bytes, detail: str | None) -> Medium:
     if kind is Kind.IMAGE:
         width, height, animated = _image_size(content)
+        if not width or not height:  # a decoder may find another size than none
+            width = height = None
         return Medium(kind, len(content), detail, width, height, animated)
     if kind is Kind.AUDIO:
         return Medium(kind, len(content), detail, milliseconds=_milliseconds(content))

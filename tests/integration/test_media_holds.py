@@ -33,14 +33,14 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
         yield caller
 
 
-def asked(part: dict[str, Any]) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": [{"type": "text", "text": said("What is this?")[0]["content"]}, part]}]
+def asked(part: dict[str, Any], script: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "text", "text": said("What is this?", script)[0]["content"]}, part]}]
 
 
 @pytest.mark.parametrize("model", MODELS)
 async def test_i1_one_pixel_and_one_page_hold_at_most_three_times_their_cost(caller: Caller, model: str) -> None:
     for part in (PIXEL, PAGE):
-        await caller.call(model=model, max_tokens=50, messages=asked(part))
+        await caller.call(model=model, max_tokens=50, messages=asked(part, {"output_tokens": 50}))
     for entry in await caller.agrees(2):
         assert entry["cost_nano"] <= entry["held_nano"] <= 3 * entry["cost_nano"], dict(entry)
 

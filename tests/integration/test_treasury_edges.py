@@ -286,15 +286,42 @@ async def test_i2_one_hold_that_cannot_be_settled_does_not_stop_the_sweeper(
     pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
     bad, _ = await held(pool, treasury)
-    await witness(pool, bad, "success", 0, 2_000_000_000, 1)
-    await witness(pool, bad, "success", 0, 2_000_000_000, 1)  # the sum is larger than the ledger's column can hold
+    await witness(pool, bad, "success", 0, 1, 1)
     _, number = await held(pool, treasury)
-    sweeper = Sweeper(pool, treasury, lambda _m, _d, _u, _t: 1, interval_s=0.05)
+    sweeper = Sweeper(pool, treasury, lambda _m, _d, _u, _t: 2**70, interval_s=0.05)  # more than the ledger can hold
     running = asyncio.create_task(sweeper.run())
     await asyncio.sleep(0.5)
     assert not running.done()
     running.cancel()
     assert await spent(pool, number) == (60, 0)
+
+
+async def test_i2_a_hold_that_cannot_be_priced_ends_at_all_that_was_held_and_does_not_stop_the_others(
+    pool: asyncpg.Pool, treasury: PostgresTreasury
+) -> None:
+    def broken(_model: str, _deployment: str | None, _usage: Usage, _tier: str | None) -> int:
+        raise KeyError("a rate card that cannot be read")
+
+    bad, number = await held(pool, treasury)
+    await witness(pool, bad, "success", None, 12, 3)
+    _, other = await held(pool, treasury)
+    early, third = await held(pool, treasury, expired=False)
+    await witness(pool, early, "success", None, 12, 3)
+    await pool.execute("UPDATE holds SET started_at = now() - interval '1 min'")
+    await pool.execute("UPDATE witnesses SET written_at = now() - interval '1 min'")
+    assert await Sweeper(pool, treasury, broken).sweep() == 2
+    assert [await spent(pool, each) for each in (number, other, third)] == [(60, 0), (60, 0), (0, 60)]
+    await books_are_right(pool)
+
+
+async def test_i2_witnesses_of_more_tokens_than_the_ledger_can_hold_are_settled(
+    pool: asyncpg.Pool, treasury: PostgresTreasury
+) -> None:
+    hold, number = await held(pool, treasury)
+    for _ in range(2):
+        await witness(pool, hold, "success", 0, 2_000_000_000, 1)
+    assert await Sweeper(pool, treasury, lambda _m, _d, _u, _t: 7).sweep() == 1
+    assert await spent(pool, number) == (14, 0)
 
 
 # -- I7

@@ -75,7 +75,7 @@ async def test_i1_a_window_contains_any_moment(pool: asyncpg.Pool, zone: str, at
 
 # -- admission at a moment
 
-_ADMIT_AT = ADMIT.removesuffix(")") + ",$23::timestamptz)"
+_ADMIT_AT = f"{ADMIT.removesuffix(')')},${ADMIT.count('$') + 1}::timestamptz)"
 
 
 async def admit(

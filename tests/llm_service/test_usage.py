@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_service.money import MAX_NANO
 from llm_service.types import Usage
 from llm_service.usage import (
     dearest_reading,
@@ -127,6 +128,26 @@ def test_what_is_used_beyond_text_is_read() -> None:
     assert total([usage, Usage(1, searches=1)]) == replace(usage, input_tokens=109, searches=5)
 
 
+def test_i2_no_number_is_too_large_for_the_ledger() -> None:
+    most = {"prompt_tokens": 2 * 10**9, "completion_tokens": 2 * 10**9, "reasoning_tokens": 2 * 10**9}
+    usage = read_usage(most, "perplexity")
+    assert usage is not None
+    summed = total([usage, usage])
+    assert max(usage.output_tokens, summed.output_tokens, summed.input_tokens) < 2**31
+
+
+def test_whole_numbers_with_a_decimal_point_are_numbers() -> None:
+    usage = read_usage({"prompt_tokens": 12.0, "completion_tokens": 3.0, "num_search_queries": 2.0})
+    assert usage == Usage(12, output_tokens=3, searches=2)
+
+
+@pytest.mark.parametrize(
+    "more", [{"searches": "2"}, {"searches": [2]}, {"region": 5}, {"searches": None}, {"other": 1}]
+)
+def test_i2_a_usage_of_another_version_can_be_read(more: dict[str, Any]) -> None:
+    assert read_columns(asdict(Usage(1)), more) == Usage(1)
+
+
 @pytest.mark.parametrize(
     ("provider", "fields", "nano"),
     [
@@ -141,6 +162,12 @@ def test_what_is_used_beyond_text_is_read() -> None:
         (None, {"cost": 0.1}, None),
         ("openrouter", {"cost": "free"}, None),
         ("openrouter", {"cost": True}, None),
+        ("openrouter", {"cost": -0.1}, None),  # what is not understood is not free
+        ("openrouter", {"cost": float("nan")}, None),
+        ("openrouter", {"cost": float("inf")}, MAX_NANO),
+        ("openrouter", {"cost": 10**5000}, MAX_NANO),
+        ("openrouter", {"cost": 0.001, "is_byok": True}, None),  # the fee alone; the rest is billed elsewhere
+        ("xai", {"cost_in_usd_ticks": 10**60}, MAX_NANO),
     ],
 )
 def test_what_a_provider_says_that_it_bills(provider: str | None, fields: dict[str, Any], nano: int | None) -> None:
@@ -192,7 +219,7 @@ def test_the_forms_of_providers(report: dict[str, Any], usage: Usage) -> None:
 @pytest.mark.parametrize(
     ("report", "nano"),
     [(None, None), ({}, None), ({"cost": 1}, None), ({"litellm_cost": None}, None), ({"litellm_cost": True}, None), ({"litellm_cost": "1"}, None), ({"litellm_cost": 0}, 0),
-     ({"litellm_cost": 0.000123}, 123_000), ({"litellm_cost": 1}, 10**9), ({"litellm_cost": 3.2e12}, 10**18), ({"litellm_cost": float("nan")}, 0), ({"litellm_cost": -1}, 0)],
+     ({"litellm_cost": 0.000123}, 123_000), ({"litellm_cost": 1}, 10**9), ({"litellm_cost": 3.2e12}, 10**18), ({"litellm_cost": float("nan")}, None), ({"litellm_cost": -1}, None)],
 )  # fmt: skip
 def test_the_proxys_cost(report: object, nano: int | None) -> None:
     assert reported_cost(report) == nano

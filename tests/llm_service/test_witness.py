@@ -33,6 +33,12 @@ def test_a_line_holds_what_postgres_can_take(witness: Witness) -> None:
     assert json.loads(line)["input_tokens"] == 2**31 - 1
 
 
+def test_i2_half_a_character_from_a_provider_loses_no_witness(witness: Witness) -> None:
+    odd = replace(witness, service_tier="fl\ud800ex", error="\udfff")
+    line = json.loads(odd.line())
+    assert (line["service_tier"], line["error"]) == ("fl?ex", "?")
+
+
 def test_a_text_that_only_looks_like_an_escaped_nul_is_kept(witness: Witness) -> None:
     named = replace(witness, model="a\\u0000b")
     assert json.loads(named.line())["model"] == "a\\u0000b"

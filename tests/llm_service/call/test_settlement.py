@@ -17,6 +17,7 @@ from llm_service.guards.breaker_gate import FREE
 from llm_service.guards.token_bucket import RatePermit
 from llm_service.pricing.bounds import cost_bound
 from llm_service.pricing.catalog import read_models
+from llm_service.pricing.rates import Most
 from llm_service.types import NO_CONTEXT, CostSource, Hold, LedgerState, Settlement, Usage, UsageSource
 from llm_service.wire.requests import parse_chat
 from tests.examples import examples
@@ -179,6 +180,31 @@ async def test_a_stream_that_was_given_up_is_settled_by_what_the_proxy_saw(parts
     settled = parts.settled
     assert (settled.usage, settled.usage_source, settled.proxy_cost_nano) == (usage, UsageSource.WITNESS, 77)
     assert (settled.status, settled.error_code) == (499, "client_left")
+
+
+async def test_i2_what_the_provider_named_as_its_cost_is_posted_from_the_witness_too(parts: Parts) -> None:
+    call = admitted(stream=True)
+    parts.sweeper.witness = Settlement(
+        call.call.call_id, 0, LedgerState.POSTED, 95_001, Usage(20, output_tokens=30), UsageSource.WITNESS, 77,
+        deployment="d1", status=200, error_code="owner_lost", cost_source=CostSource.PROVIDER,
+    )  # fmt: skip
+    assert await parts.settler.settle(call, CUT, never) == 95_001
+    assert parts.settled.cost_source is CostSource.PROVIDER
+
+
+@pytest.mark.parametrize("witnessed", [None, COUNTED])
+async def test_i1_what_a_model_does_by_itself_is_estimated_at_all_that_was_held_for(
+    parts: Parts, witnessed: Settlement | None
+) -> None:
+    call = admitted(max_tokens=1000, stream=True)
+    most = Most(searches=20, citation_tokens=3_000, reasoning_tokens=50_000)
+    call = replace(call, bound=replace(call.bound, most=most), hold=replace(call.hold, amount_nano=10**12))
+    parts.sweeper.witness = witnessed
+    ending = replace(MISSING, error_code=None if witnessed is None else "upstream_cut")
+    await parts.settler.settle(call, ending, lambda: "some words")
+    usage = parts.settled.usage
+    assert (usage.searches, usage.citation_tokens, usage.reasoning_tokens) == (20, 3_000, 50_000)
+    assert usage.output_tokens > 50_000
 
 
 @pytest.mark.parametrize(

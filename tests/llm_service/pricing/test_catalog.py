@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from llm_service.errors import InvalidRequest, ProxyUnavailable, UnknownModel, UnpricedModel
+from llm_service.grants import ENTRY_STAMP
 from llm_service.pricing import catalog as module
 from llm_service.pricing.catalog import Catalog, read_models
 from llm_service.pricing.rates import FREE
@@ -242,6 +243,57 @@ def test_what_the_proxy_retries_is_read_from_it_and_one_deployment_is_never_retr
     assert not read_models([entry("a", "429"), entry("b", "429")])["m"].retried_upstream(429)
 
 
+PRICES: dict[str, Any] = {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06}
+TIERS: list[dict[str, Any]] = [PRICES | {"range": [0, 1000]}]
+
+
+@pytest.mark.parametrize("where", ["litellm_params", "pricing_overrides"])
+def test_i1_an_operators_price_goes_before_the_tiers_and_hours_of_litellms_map(where: str) -> None:
+    mine: dict[str, Any] = {"input_cost_per_token": 5e-06, "output_cost_per_token": 5e-06}
+    hours: dict[str, Any] = {"hours_utc": "00:00-23:59", "input_cost_per_token": 1e-07}
+    map_of_litellm: dict[str, Any] = {"tiered_pricing": TIERS, "off_peak_pricing": hours}
+    one = entry()
+    one["model_info"] |= {**map_of_litellm, **mine, ENTRY_STAMP: map_of_litellm}
+    if where == "litellm_params":
+        one["litellm_params"] |= mine
+    else:
+        one["model_info"]["pricing_overrides"] = list(mine)
+    rates = read_models([one])["m"].rates["d1"]
+    assert (rates.default[0].input, rates.default[0].output, rates.off_peak) == (5 * 10**9, 5 * 10**9, None)
+
+
+def test_an_operators_own_tiers_stay() -> None:
+    one = entry(**PRICES, tiered_pricing=TIERS, pricing_overrides=["input_cost_per_token"])
+    assert read_models([one])["m"].rates["d1"].default[0].input == 10**9
+    one = entry(tiered_pricing=TIERS)
+    one["model_info"][ENTRY_STAMP] = {"tiered_pricing": TIERS}
+    one["litellm_params"] |= {"tiered_pricing": TIERS, "input_cost_per_token": 5e-06}
+    assert read_models([one])["m"].rates["d1"].default[0].input == 10**9
+
+
+def test_i1_a_model_searches_by_itself_under_whichever_name_its_provider_is_given() -> None:
+    one = entry(underlying="sonar", litellm_provider="perplexity", input_cost_per_request=0.005, **PRICES)
+    assert read_models([one])["m"].rates["d1"].request == (5 * 10**12,) * 3
+    fees = {f"search_context_size_{size}": 0.005 for size in ("low", "medium", "high")}
+    one = entry(underlying="sonar", litellm_provider="perplexity", search_context_cost_per_query=fees, **PRICES)
+    assert read_models([one])["m"].rates["d1"].request == (5 * 10**12,) * 3
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"treasurer_most": [1]},
+        {"tiered_pricing": [{"range": [None, 1]}]},
+        {"off_peak_pricing": {"hours_utc": 5}},
+        {"input_cost_per_token": 1e300},
+    ],
+    ids=repr,
+)
+def test_an_entry_that_cannot_be_read_takes_no_other_model_away(wrong: dict[str, Any]) -> None:
+    models = read_models([entry(**PRICES | wrong), entry("other", **PRICES)])
+    assert (models["m"].unpriced is None, models["other"].unpriced) == (False, None)
+
+
 # -- what is not served, and what an operator can do
 
 
@@ -342,3 +394,8 @@ def test_a_treasurer_most_that_cannot_be_read_takes_no_other_model_away(wrong: o
     models = read_models([entry(treasurer_most=wrong, **info), entry("other", "d2")])
     assert "treasurer_most has " in (models["m"].unpriced or "")
     assert models["other"].unpriced is None
+
+
+def test_i2_gemini_bills_a_stream_to_its_end_at_both_of_googles_addresses() -> None:
+    for provider in ("gemini", "vertex_ai-language-models"):
+        assert read_models([entry(litellm_provider=provider)])["m"].bills_to_the_end

@@ -339,3 +339,51 @@ def test_i1_a_model_that_searches_by_itself_needs_a_price_for_that(model: str) -
 @pytest.mark.parametrize("model", ["openai/gpt-4o", "anthropic/claude-sonnet-5-5", "nousresearch/hermes-4"])
 def test_other_models_do_not_search_by_themselves(model: str) -> None:
     assert searching(model) is None
+
+
+BASE: dict[str, Any] = {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tiered_pricing": {"range": [0, 10]}},
+        {"tiered_pricing": [BASE]},
+        {"tiered_pricing": [BASE | {"range": [None, 10]}]},
+        {"tiered_pricing": [BASE | {"range": [{}, 10]}]},
+        {"tiered_pricing": [BASE | {"range": ["0", "32k"]}]},
+        {"tiered_pricing": [BASE | {"range": [float("inf"), 10]}]},
+        {"off_peak_pricing": {"hours_utc": 5}},
+        {"off_peak_pricing": {"windows": [{"hours_utc": "01:00-02:00", "weekdays": 9}]}},
+        {"off_peak_pricing": {"hours_utc": "01:00-02:00", "weekday_timezone": "Mars/Phobos"}},
+        {"off_peak_pricing": {"hours_utc": "01:00-02:00", "weekday_timezone": 5}},
+        {"off_peak_pricing": {"hours_utc": "01:00-02:00", "weekday_timezone": "../UTC"}},
+        {"search_context_cost_per_query": 0.01},
+        {"search_context_cost_per_query": {"search_context_size_huge": 0.01}},
+        {"input_cost_per_token": 20_000},
+        {"input_cost_per_token": "1e99999"},
+        {"provider_specific_entry": {"us": "1.1"}},
+        {"provider_specific_entry": {"us": {"input": 1.1}}},
+        {"citation_cost_per_token_priority": 1e-06},
+        {"input_cost_per_token_cache_hit_above_200k_tokens": 1e-06},
+    ],
+    ids=repr,
+)
+def test_i1_an_entry_that_cannot_be_read_whole_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(RatesError):
+        read_rates(BASE | wrong)
+
+
+def test_i1_each_price_of_a_long_prompt_or_a_service_tier_is_read_whatever_else_has_none() -> None:
+    long = read_rates(BASE | {"output_cost_per_token_above_200k_tokens": 9e-06})
+    assert cost(long, Usage(200_001, output_tokens=1)) == 200_001_000 + 9_000
+    reasons = read_rates(BASE | {"output_cost_per_reasoning_token_above_200k_tokens": 9e-06})
+    assert cost(reasons, Usage(200_001, output_tokens=1, reasoning_tokens=1)) == 200_001_000 + 9_000
+    fast = read_rates(BASE | {"output_cost_per_token_priority": 9e-06})
+    assert cost(fast, Usage(1, output_tokens=1), "priority") == 1_000 + 9_000
+
+
+def test_i1_a_price_outside_the_tiers_of_a_list_counts_in_each_of_them() -> None:
+    tiers = [BASE | {"range": [0, 1000]}, BASE | {"range": [1000, 2000], "cache_creation_input_token_cost": 8e-06}]
+    rates = read_rates({"cache_creation_input_token_cost": 7e-06, "tiered_pricing": tiers})
+    assert [tier.cache_write for tier in rates.default] == [7 * 10**9, 8 * 10**9]

@@ -70,7 +70,7 @@ def test_the_catalogue_holds_the_dearer_and_charges_its_own() -> None:
 @pytest.mark.parametrize(
     "own",
     [
-        {"pricing_overrides": {"input_cost_per_token": 1e-07}},
+        {"pricing_overrides": ["input_cost_per_token"]},
         {"parameters": {"input_cost_per_token": 1e-07}},
         {"treasurer_free": True},
     ],

@@ -60,9 +60,12 @@ async def test_the_proxy_away_is_said() -> None:
         await counter(ProxyUnavailable("away"))[0].text(MODEL, "x")
 
 
+FILE = "data:application/pdf;base64,JVBERi0xLjQ="
+
+
 async def test_every_text_that_a_model_reads_is_counted_and_no_image() -> None:
     parts = [{"type": "text", "text": "TEXT"}, {"type": "image_url", "image_url": {"url": "https://IMAGE"}},
-             {"type": "file", "file": {"file_data": "FILE"}}]  # fmt: skip
+             {"type": "file", "file": {"file_data": FILE}}]  # fmt: skip
     request = parse_chat(
         chat_body(
             messages=[{"role": "user", "name": "NAME", "content": parts}],
@@ -75,7 +78,7 @@ async def test_every_text_that_a_model_reads_is_counted_and_no_image() -> None:
     prompt = proxy.asked[0]["prompt"]
     assert all(word in prompt for word in ("TEXT", "NAME", "TOOL", "PROPERTY", "12345", "SCHEMA"))
     assert "IMAGE" not in prompt
-    assert "FILE" not in prompt
+    assert FILE not in prompt
 
 
 def test_an_array_of_tokens_is_a_word_each() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from llm_service.errors import InvalidRequest
+from llm_service.pricing.media import media_tokens
 from llm_service.wire.media import Kind, Medium, read_part
 from tests.examples import examples
 from tests.llm_service.wire.media_files import data_url, jpeg, mp3, pdf, png, wav
@@ -214,6 +215,14 @@ def test_i1_an_image_without_a_readable_header_has_no_size(content: bytes) -> No
     mime = "image/webp" if content[:4] == b"RIFF" else "image/x-any"
     medium = read(image(data_url(mime, content)))
     assert (medium.width, medium.height, medium.animated) == (None, None, True)
+
+
+def test_an_image_without_width_or_height_has_no_size() -> None:
+    for width, height in ((0, 100), (100, 0)):
+        lossy = b"\x9d\x01\x2a" + width.to_bytes(2, "little") + height.to_bytes(2, "little")
+        medium = read(image(data_url("image/webp", b"RIFF\0\0\0\0WEBPVP8 " + b"\0" * 7 + lossy + b"\0" * 9)))
+        assert (medium.width, medium.height) == (None, None)
+        assert media_tokens(["openai/gpt-4o"], [medium], None).image > 0
 
 
 @given(
