@@ -14,7 +14,11 @@ from gateway.cli.common import emit, fail, run_async
 from gateway.cli.database import AsJson
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llm_service.pricing.catalog import Model
+
+_TITLE = "Dollars per million tokens"
 
 
 def models(
@@ -22,7 +26,7 @@ def models(
     json: AsJson = False,
 ) -> None:
     """The models with their prices and limits, what is charged besides, and why one is not served."""
-    from gateway.cli.price_list import detail_lines, list_row, model_fields, price_rows
+    from gateway.cli.price_list import besides, detail_lines, list_row, model_fields, price_rows
 
     found = run_async(_read())
     if name is not None and name not in found:
@@ -31,14 +35,22 @@ def models(
     if json:
         emit([model_fields(model) for model in chosen], json=True)
     elif name is None:
-        title = "Dollars per million tokens"
-        emit([list_row(model) for model in chosen], title=title, empty="config/litellm.yaml lists no model.")
+        served = [model for model in chosen if model.unpriced is None]
+        emit([list_row(model) for model in served], title=_TITLE, empty="No model is served.")
+        _print_notes("Besides:", {model.name: besides(model) for model in served})
+        _print_notes("Not served:", {model.name: model.unpriced or "" for model in chosen})
     else:
         for line in detail_lines(found[name]):
             typer.echo(line)
         rows = price_rows(found[name])
         if rows:
-            emit(rows, title="Dollars per million tokens")
+            emit(rows, title=_TITLE)
+
+
+def _print_notes(heading: str, notes: Mapping[str, str]) -> None:
+    lines = [f"  {name}: {note}" for name, note in notes.items() if note]
+    if lines:
+        typer.echo("\n".join([heading, *lines]))
 
 
 async def _read() -> dict[str, Model]:

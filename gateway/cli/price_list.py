@@ -101,15 +101,13 @@ def _hours_fields(off_peak: OffPeak) -> list[Row]:
 
 
 def list_row(model: Model) -> Row:
-    """A model as one row of the list of all models."""
-    row: Row = {"model": model.name} | dict.fromkeys(_COLUMNS)
-    if model.unpriced is None:
-        bases = [_prices(rates.default[0]) for rates in model.rates.values()]
-        row |= {unit: format_dollars(max(base[unit] or 0 for base in bases)) for unit in _COLUMNS}
-    return row | {
-        "longest input": _count(model.max_input_tokens),
-        "longest output": _count(model.max_output_tokens),
-        "besides, or why not": f"not served: {model.unpriced}" if model.unpriced else "; ".join(_besides(model)),
+    """A model that is served, as one row of the list of all models."""
+    bases = [_prices(rates.default[0]) for rates in model.rates.values()]
+    return {
+        "model": model.name,
+        **{unit: format_dollars(max(base[unit] or 0 for base in bases)) for unit in _COLUMNS},
+        "max input": _count(model.max_input_tokens),
+        "max output": _count(model.max_output_tokens),
     }
 
 
@@ -146,14 +144,11 @@ def detail_lines(model: Model) -> list[str]:
     return lines
 
 
-def _besides(model: Model) -> Iterator[str]:
-    """What the columns do not show, of any deployment, once."""
-    if model.free:
-        yield "free"
+def besides(model: Model) -> str:
+    """What the row of a model that is served does not show, of each of its deployments, once. Empty: nothing."""
     each = [line for rates in model.rates.values() for line in (*_media(rates), *_card_lines(rates), *_others(rates))]
-    yield from dict.fromkeys(each)
-    if model.most != NOTHING_BEYOND:
-        yield _most(model)
+    most = [] if model.most == NOTHING_BEYOND else [_most(model)]
+    return "; ".join(dict.fromkeys([*(["free"] if model.free else []), *each, *most]))
 
 
 def _media(rates: Rates) -> Iterator[str]:

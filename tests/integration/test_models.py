@@ -91,9 +91,13 @@ async def test_the_models_of_a_running_stack(models_stack: StackState) -> None:
 
     table = models(models_stack)
     assert table.returncode == 0, table.stderr
-    (line,) = (line for line in table.stdout.splitlines() if line.startswith("claude-sonnet-5-5 "))
-    assert "$2.00" in line
-    assert "in region us ×1.1" in line
+    lines = table.stdout.splitlines()
+    (row,) = (line.split() for line in lines if line.strip().startswith("claude-sonnet-5-5 "))
+    assert row == ["claude-sonnet-5-5", "$2.00", "$10.00", "$0.10", "$2.50", "1,000,000", "128,000"]
+    (note,) = (line for line in lines if line.startswith("  claude-sonnet-5-5: "))
+    assert "in region us ×1.1" in note
+    (reason,) = (line for line in lines if line.startswith("  openai/*: "))
+    assert reason == f"  openai/*: {reasons['openai/*']}"
 
     one = models(models_stack, "claude-sonnet-5-5")
     assert one.returncode == 0, one.stderr

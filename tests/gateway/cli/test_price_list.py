@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from gateway.cli.price_list import detail_lines, list_row, model_fields, price_rows
+from gateway.cli.price_list import besides, detail_lines, list_row, model_fields, price_rows
 from llm_service.pricing.catalog import Model, read_models
 
 PLAIN = {"input_cost_per_token": 2.5e-06, "output_cost_per_token": 1e-05, "litellm_provider": "openai", "mode": "chat"}
-BESIDES = "besides, or why not"
 
 
 def entry(id_: str = "d1", underlying: str = "openai/m", **info: Any) -> dict[str, Any]:
@@ -20,8 +19,8 @@ def model(*entries: dict[str, Any]) -> Model:
     return read_models(entries or [entry()])["m"]
 
 
-def besides(**info: Any) -> object:
-    return list_row(model(entry(**info)))[BESIDES]
+def besides_of(**info: Any) -> str:
+    return besides(model(entry(**info)))
 
 
 def test_the_list_has_dollars_per_million_tokens_and_the_limits() -> None:
@@ -32,47 +31,47 @@ def test_the_list_has_dollars_per_million_tokens_and_the_limits() -> None:
         "output": "$10.00",
         "cached": "$0.125",
         "cache write": "$2.50",
-        "longest input": "128,000",
-        "longest output": "16,384",
-        BESIDES: "",
+        "max input": "128,000",
+        "max output": "16,384",
     }
 
 
 def test_of_two_deployments_the_list_has_the_highest_of_each_price() -> None:
     other = entry("d2", input_cost_per_token=1e-06, output_cost_per_token=2e-05, input_cost_per_request=0.01)
-    row = list_row(model(entry(), other))
-    assert (row["input"], row["output"], row["longest input"]) == ("$2.50", "$20.00", None)
-    assert row[BESIDES] == "each call $0.01"
+    both = model(entry(), other)
+    row = list_row(both)
+    assert (row["input"], row["output"], row["max input"]) == ("$2.50", "$20.00", None)
+    assert besides(both) == "each call $0.01"
 
 
 def test_what_is_charged_besides_tokens() -> None:
-    assert besides() == ""
-    assert besides(input_cost_per_request=0.0004, output_cost_per_request=0.0000000001) == "each call $0.0004000001"
+    assert besides_of() == ""
+    assert besides_of(input_cost_per_request=0.0004, output_cost_per_request=0.0000000001) == "each call $0.0004000001"
     named = {"search_context_size_low": 0.03, "search_context_size_medium": 0.035, "search_context_size_high": 0.05}
     by_context = "by search context: low $0.03, medium $0.035, high $0.05"
-    assert besides(search_context_cost_per_query=named) == f"each search {by_context} (medium unless named)"
+    assert besides_of(search_context_cost_per_query=named) == f"each search {by_context} (medium unless named)"
     searching = model(entry(underlying="perplexity/sonar", search_context_cost_per_query=named))
-    assert list_row(searching)[BESIDES] == f"each call {by_context} (low unless named)"
-    assert besides(citation_cost_per_token=2e-06) == "citation tokens $2.00 per million"
+    assert besides(searching) == f"each call {by_context} (low unless named)"
+    assert besides_of(citation_cost_per_token=2e-06) == "citation tokens $2.00 per million"
 
 
 def test_media_and_reasoning_where_they_have_prices_of_their_own() -> None:
-    assert besides(input_cost_per_audio_token=1e-04, output_cost_per_image_token=3e-05) == (
+    assert besides_of(input_cost_per_audio_token=1e-04, output_cost_per_image_token=3e-05) == (
         "audio input $100.00; image output $30.00"
     )
-    assert besides(output_cost_per_reasoning_token=3e-06) == "reasoning $3.00"
-    assert besides(cache_creation_input_token_cost_above_1hr=4e-06) == "1 h cache write $4.00"
+    assert besides_of(output_cost_per_reasoning_token=3e-06) == "reasoning $3.00"
+    assert besides_of(cache_creation_input_token_cost_above_1hr=4e-06) == "1 h cache write $4.00"
 
 
 def test_what_multiplies_the_price_and_when_it_is_lower() -> None:
-    assert besides(provider_specific_entry={"us": 1.1, "fast": 6}) == "in region us ×1.1; at speed fast ×6"
+    assert besides_of(provider_specific_entry={"us": 1.1, "fast": 6}) == "in region us ×1.1; at speed fast ×6"
     in_europe = entry(regional_processing_uplift_multiplier_eu=1.1)
     in_europe["litellm_params"]["api_base"] = "https://eu.api.openai.com/v1"
-    assert "every call ×1.1" in str(list_row(model(in_europe))[BESIDES])
+    assert "every call ×1.1" in besides(model(in_europe))
     lower = {"input_cost_per_token": 1e-06}
     weekend = {"hours_utc": "00:00-00:00", "weekdays": ["sat", "sun"]}
     hours = {"hours_utc": "16:30-00:30", "windows": [weekend], "weekday_timezone": "Asia/Shanghai"}
-    assert besides(off_peak_pricing=lower | hours) == (
+    assert besides_of(off_peak_pricing=lower | hours) == (
         "cheaper 16:30–00:30 UTC, 00:00–00:00 UTC on Sat, Sun in Asia/Shanghai"
     )
 
@@ -87,7 +86,7 @@ def test_the_list_names_other_prices_and_the_full_view_has_them() -> None:
             off_peak_pricing={"hours_utc": "16:30-00:30", "input_cost_per_token": 1e-06},
         )
     )
-    shown = str(list_row(made)[BESIDES]).split("; ")
+    shown = besides(made).split("; ")
     assert shown[-2:] == ["other prices above 200,000 input tokens", "other prices for service tier priority"]
     rows = {str(row["for"]): row for row in price_rows(made)}
     assert {name: (row["input"], row["output"]) for name, row in rows.items()} == {
@@ -103,18 +102,13 @@ def test_the_list_names_other_prices_and_the_full_view_has_them() -> None:
 
 
 def test_a_free_model_and_one_with_the_most_that_an_operator_named() -> None:
-    assert besides(treasurer_free=True) == "free"
+    assert besides_of(treasurer_free=True) == "free"
     most = {"searches": 3, "citation_tokens": 20_000}
-    assert besides(treasurer_most=most) == "at most 3 searches, 20,000 citation tokens in one call (treasurer_most)"
+    assert besides_of(treasurer_most=most) == "at most 3 searches, 20,000 citation tokens in one call (treasurer_most)"
 
 
 def test_a_model_that_is_not_served_has_its_reason_and_no_price() -> None:
     made = model(entry(output_cost_per_answer=0.1))
-    row = list_row(made)
-    assert (row["input"], row["output"], row["cached"]) == (None, None, None)
-    assert str(row[BESIDES]).startswith(
-        "not served: it has a price 'output_cost_per_answer', and Treasurer does not know"
-    )
     assert "Not served: it has a price 'output_cost_per_answer'" in "\n".join(detail_lines(made))
     assert price_rows(made) == []
     fields = model_fields(made)

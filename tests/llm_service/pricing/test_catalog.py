@@ -269,7 +269,10 @@ async def test_i1_a_pattern_serves_nothing_although_an_operator_priced_it(name: 
 
 async def test_i1_what_litellm_makes_of_a_pattern_is_not_served_at_the_price_of_the_pattern() -> None:
     """LiteLLM's page shows `openai/*` as each model that it knows, with what an operator set for the pattern."""
-    of_pattern = [entry(f"openai/{name}", "d1", f"openai/{name}", treasurer_pattern="openai/*") for name in "abc"]
+    of_pattern = [
+        entry(f"openai/{name}", "d1", f"openai/{name}", treasurer_pattern="openai/*", mode=mode)
+        for name, mode in (("a", "realtime"), ("b", "chat"), ("c", "chat"))
+    ]
     catalog = Catalog(Proxy([*of_pattern, entry("openai/c", "d2", "openai/c", input_cost_per_token=9e-06)]))
     for name in ("openai/a", "openai/b"):
         with pytest.raises(UnknownModel):
