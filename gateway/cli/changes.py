@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 _HIDDEN = {"id", "created_at"}
 #: `change_log.KINDS`, for the help (a test compares them).
-_KINDS = "organisations, teams, agents, api_keys, budgets, top_ups, rate_limits, routes, breakers"
+_KINDS = (
+    "organisations, teams, agents, api_keys, budgets, top_ups, rate_limits, routes, price_acknowledgements, breakers"
+)
 
 
 def changes(

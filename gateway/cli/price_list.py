@@ -116,8 +116,11 @@ def price_rows(model: Model) -> list[Row]:
     if model.unpriced is not None:
         return []
     rows: list[Row] = [
-        {"deployment": name, "for": _condition(service_tier, cheaper, tier)}
-        | {unit: None if price is None else format_dollars(price) for unit, price in _prices(tier).items()}
+        {
+            "deployment": name,
+            "for": _condition(service_tier, cheaper, tier),
+            **{unit: None if price is None else format_dollars(price) for unit, price in _prices(tier).items()},
+        }
         for name, rates in model.rates.items()
         for service_tier, cheaper, tier in _tiers(rates)
     ]

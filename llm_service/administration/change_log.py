@@ -21,7 +21,10 @@ from llm_service.postgres import fetch
 if TYPE_CHECKING:
     from asyncpg import Record
 
-KINDS = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "routes", "breakers")
+KINDS = (
+    *("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "routes"),
+    *("price_acknowledgements", "breakers"),
+)
 
 
 class Change(View):

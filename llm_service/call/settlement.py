@@ -90,8 +90,8 @@ class Settler:
             ending = found
         if ending.usage_source is UsageSource.ESTIMATED:
             ending = _at_the_highest_rate(admitted, ending)
-        cost_nano, source = _cost(admitted, ending)
-        self._finish(admitted, ending, cost_nano, source)
+        cost_nano, source, own_nano = _cost(admitted, ending)
+        self._finish(admitted, ending, cost_nano, source, own_nano)
         return cost_nano
 
     def void(self, admitted: Admitted, error: TreasurerError) -> None:
@@ -113,7 +113,14 @@ class Settler:
         self._sweeper.watch(call_id, admitted.attempt.number, self._lifetime_s, answered=answered)
         self._limiter.release(admitted.rate_permit, None)
 
-    def _finish(self, admitted: Admitted, ending: Ending, cost_nano: int, source: CostSource | None = None) -> None:
+    def _finish(
+        self,
+        admitted: Admitted,
+        ending: Ending,
+        cost_nano: int,
+        source: CostSource | None = None,
+        own_nano: int | None = None,
+    ) -> None:
         attempt, call, model = admitted.attempt, admitted.call, admitted.model
         provider = model.provider_of(ending.deployment)
         latency_ms = attempt.elapsed_ms()
@@ -172,6 +179,7 @@ class Settler:
                 latency_ms=latency_ms,
                 first_token_ms=attempt.first_token_ms,
                 parent=call.parent,
+                own_cost_nano=own_nano,
             )
         )
 
@@ -230,8 +238,8 @@ class Settler:
         return replace(ending, usage=usage, usage_source=UsageSource.ESTIMATED)
 
 
-def _cost(admitted: Admitted, ending: Ending) -> tuple[int, CostSource]:
-    """What an attempt cost, in nano-dollars, and whose figure that is.
+def _cost(admitted: Admitted, ending: Ending) -> tuple[int, CostSource, int | None]:
+    """What an attempt cost, in nano-dollars, whose figure that is, and our own figure if it is one to compare.
 
     An estimate is never below what a report that was not believed would cost, but at most the hold, because no call can
     cost more than that.
@@ -241,13 +249,14 @@ def _cost(admitted: Admitted, ending: Ending) -> tuple[int, CostSource]:
     own_nano = model.cost(ending.deployment, ending.usage, ending.service_tier, served)
     if ending.usage_source is UsageSource.ESTIMATED:
         least = ending.least and model.cost(ending.deployment, ending.least, ending.service_tier, served)
-        return min(max(own_nano, least or 0), admitted.hold.amount_nano), CostSource.ESTIMATE
-    return believed(
+        return min(max(own_nano, least or 0), admitted.hold.amount_nano), CostSource.ESTIMATE, None
+    cost_nano, source = believed(
         named_nano=ending.named_cost_nano,
         own_nano=own_nano,
         upstream_nano=ending.proxy_cost_nano,
         free=model.free,
     )
+    return cost_nano, source, None if model.free or source is CostSource.PROVIDER else own_nano
 
 
 def _at_the_highest_rate(admitted: Admitted, ending: Ending) -> Ending:

@@ -28,9 +28,10 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 from prometheus_client.values import MutexValue, ValueClass
 
+from llm_service.pricing.belief import same
 from llm_service.telemetry.labels import OTHER, UNKNOWN, BoundedLabels
 from llm_service.telemetry.record import CallRecord
-from llm_service.types import LedgerState, Principal, UsageSource
+from llm_service.types import Principal
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 #: Distinct (organisation, team, agent, model, provider) before all the rest is counted as `other`. A scrape
@@ -147,7 +148,9 @@ class Metrics:
             "price_compared_calls", "Attempts that both Treasurer and LiteLLM priced.", *where
         )
         self.different_calls = self._counter(
-            "price_difference_calls", "Attempts that Treasurer and LiteLLM priced differently.", *where, "dearer"
+            "price_difference_calls",
+            "Attempts that Treasurer and LiteLLM priced differently, by more than rounding. The higher price was posted.",
+            *(*where, "dearer"),
         )
         self.different_nano = self._counter(
             "price_difference_nano_dollars", "Sum of absolute differences, in nano-dollars.", *where, "dearer"
@@ -234,12 +237,12 @@ class Metrics:
         if call.cost_nano > call.held_nano:
             self.overshoot_calls.inc()
             self.overshoot_nano.inc(call.cost_nano - call.held_nano)
-        measured = call.usage_source in (UsageSource.PROVIDER, UsageSource.WITNESS)
-        if call.proxy_cost_nano is None or call.state is not LedgerState.POSTED or not measured:
-            return  # LiteLLM has no price for an estimate
+        own, theirs = call.own_cost_nano, call.proxy_cost_nano
+        if own is None or theirs is None:
+            return
         self.compared.labels(*where).inc()
-        difference = call.cost_nano - call.proxy_cost_nano
-        if difference:
+        difference = own - theirs
+        if not same(own, theirs):
             dearer = "treasurer" if difference > 0 else "litellm"
             self.different_calls.labels(*where, dearer).inc()
             self.different_nano.labels(*where, dearer).inc(abs(difference))

@@ -36,6 +36,9 @@ class CallRecord:
     latency_ms: int
     first_token_ms: int | None
     parent: object | None = None
+    #: By our rate card, whoever's figure was posted. None: not compared, because the usage was not reported, the provider
+    #: named its cost, or the model is free.
+    own_cost_nano: int | None = None
 
     @property
     def outcome(self) -> Literal["ok", "error", "left"]:

@@ -64,6 +64,20 @@ async def test_budgets(api: httpx2.AsyncClient) -> None:
     assert (await api.get(f"/budgets/{name}")).status_code == 404
 
 
+async def test_an_acknowledgement_of_another_price(api: httpx2.AsyncClient) -> None:
+    wanted = {"model": "gpt-4o", "note": "LiteLLM's list is old", "until": "2027-03-01T00:00:00Z"}
+    made = (await api.put("/acknowledgements", json=wanted)).json()
+    assert (made["model"], made["note"], made["covers_until"]) == tuple(wanted.values())
+    assert made["acknowledged_by"] == "the fixed administrator's key"
+    again = (await api.put("/acknowledgements", json={"model": "gpt-4o", "note": "corrected"})).json()
+    assert (again["id"], again["note"]) == (made["id"], "corrected")
+    assert (await api.get("/acknowledgements")).json()["data"] == [again]
+    for field, value in (("model", "a\nb"), ("note", ""), ("until", "soon"), ("until", "0.5h"), ("who", "me")):
+        refused = await api.put("/acknowledgements", json={**wanted, field: value})
+        assert (refused.status_code, error_of(refused)["param"]) == (400, field)
+    assert (await api.get("/acknowledgements")).json()["data"] == [again]
+
+
 async def test_keys_limits_and_pauses(api: httpx2.AsyncClient) -> None:
     await api.post("/agents", json={"name": "news bot"})
     key = (await api.post("/keys", json={"agent": "news bot"})).json()
@@ -204,7 +218,17 @@ async def test_a_list_says_how_to_go_on(api: httpx2.AsyncClient) -> None:
     assert changes["next_after"] == changes["data"][0]["id"]
     older = (await api.get("/changes", params={"limit": 1, "after": changes["next_after"]})).json()
     assert older == (await api.get("/changes", params={"limit": 1, "before_id": changes["next_after"]})).json()
-    for kind in ("organisations", "teams", "agents", "keys", "budgets", "limits", "routes", "changes"):
+    for kind in (
+        "organisations",
+        "teams",
+        "agents",
+        "keys",
+        "budgets",
+        "limits",
+        "routes",
+        "acknowledgements",
+        "changes",
+    ):
         for query in ({"limit": 0}, {"limit": 1001}, {"after": "x" * 201}):
             answer = await api.get(f"/{kind}", params=query)
             assert (answer.status_code, error_of(answer)["param"]) == (400, next(iter(query))), kind

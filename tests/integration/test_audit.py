@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import asyncpg
 import pytest
 
+from llm_service.administration.acknowledgements import AcknowledgePrices, acknowledge_prices
+from llm_service.administration.inputs import read_input
 from llm_service.errors import InvalidRequest
 from llm_service.treasury.audit.audit import MAX_NAMED, AuditReport, Check, audit
 from llm_service.treasury.audit.checks import RULES
@@ -133,7 +135,8 @@ async def test_right_books_are_right_and_every_check_examined_something(books: B
         books.agent,
         CALL,
     )
-    await books.entry(call_id=CALL, state="adjusted", held_nano=0, cost_nano=-100, window_ids=[books.window])
+    correction = {"state": "adjusted", "held_nano": 0, "cost_nano": -100, "cost_source": "provider"}
+    await books.entry(call_id=CALL, window_ids=[books.window], **correction)
     await books.pool.execute("UPDATE windows SET posted_nano = 500")
     await books.pool.execute(
         "INSERT INTO counted_windows SELECT id, budget_id, subject, starts_at, ends_at, 0, starts_at FROM windows"
@@ -272,7 +275,8 @@ async def test_i1_what_was_grandfathered_before_the_log_was_read_is_allowed_for(
 
 
 async def test_i1_an_attempt_that_cost_more_than_was_held(books: Books) -> None:
-    await books.entry(call_id=CALL, state="adjusted", held_nano=0, cost_nano=401, window_ids=[books.window])
+    correction = {"state": "adjusted", "held_nano": 0, "cost_nano": 401, "cost_source": "provider"}
+    await books.entry(call_id=CALL, window_ids=[books.window], **correction)
     await books.pool.execute("UPDATE windows SET posted_nano = posted_nano + 401")
     (check,) = await books.differences("cost_within_hold")
     assert check.differences == (
@@ -477,7 +481,7 @@ async def test_i4_an_entry_in_the_window_of_its_subject_is_right(books: Books, p
         ("holds", "holds_amount_nano_check", "amount_nano = -3", "-3 nano-dollars", ["pending_is_the_holds"]),
         ("ledger", "ledger_check", "cost_nano = -4", "cost -4", ["posted_is_the_ledger"]),
         ("ledger", None, "cached_tokens = -5", "tokens 0 -5 0 0 0", []),
-        ("witnesses", None, "cost_nano = -6", "cost -6", []),
+        ("witnesses", None, "cost_nano = -6, counted = true", "cost -6", []),
         ("witnesses", None, "output_tokens = -7", "0 0 0 -7 0", []),
     ],
 )
@@ -526,7 +530,7 @@ async def test_a_change_log_that_is_no_longer_written(books: Books) -> None:
     ("change", "found"),
     [
         ("DROP TRIGGER log_change ON teams; CREATE TRIGGER log_change AFTER INSERT ON teams FOR EACH ROW EXECUTE FUNCTION log_change()", 1),
-        ("CREATE OR REPLACE FUNCTION log_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", 8),
+        ("CREATE OR REPLACE FUNCTION log_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", 9),
         ("CREATE OR REPLACE FUNCTION changes_are_immutable() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", 1),
     ],
 )  # fmt: skip
@@ -568,18 +572,88 @@ async def test_a_row_is_as_logged_from_any_time_zone_and_with_columns_that_came_
     await books.differences()
 
 
-async def test_i4_another_price_than_litellm_s_is_a_note_and_no_failure(books: Books) -> None:
-    await books.entry(cost_nano=100, proxy_cost_nano=150)
-    await books.entry(cost_nano=100, proxy_cost_nano=100)
-    await books.entry(call_id=(call := uuid.uuid4()), cost_nano=50)
-    await books.witness(call, cost_nano=10)
+async def acknowledge(books: Books, **fields: object) -> None:
+    new = read_input(AcknowledgePrices, {"model": "gpt", "note": "the list is old", **fields})
+    await acknowledge_prices(books.pool, new)
+
+
+@pytest.mark.parametrize(
+    ("columns", "says"),
+    [
+        ({"cost_nano": 150, "proxy_cost_nano": 150, "cost_source": "upstream"}, "LiteLLM's for 1, Treasurer's for 0"),
+        ({"cost_nano": 150, "proxy_cost_nano": 100, "cost_source": "rates"}, "LiteLLM's for 0, Treasurer's for 1"),
+        ({"cost_nano": 100, "proxy_cost_nano": 150}, "LiteLLM's for 1, Treasurer's for 0"),  # before migration 0011
+        ({"cost_nano": 3_000_000_005, "proxy_cost_nano": 3_000_000_000, "cost_source": "rates"}, "Treasurer's for 1"),
+        ({"cost_nano": 100, "proxy_cost_nano": 102, "usage_source": "witness"}, "LiteLLM's for 1"),
+    ],
+)  # fmt: skip
+async def test_i4_two_prices_that_differ_fail_the_audit(books: Books, columns: dict[str, object], says: str) -> None:
+    call = uuid.uuid4()
+    await books.entry(call_id=call, held_nano=3_000_000_005, **columns)
+    (check,) = await books.differences("prices_agree")
+    assert check.found == 1
+    assert says in check.differences[0]
+    assert str(call) in check.differences[0]
+    assert "treasurer acknowledge gpt --note" in check.differences[0]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"cost_nano": 100, "proxy_cost_nano": 101, "cost_source": "rates"},
+        {"cost_nano": 3_000_000_004, "proxy_cost_nano": 3_000_000_000, "cost_source": "rates"},
+        {"cost_nano": 100, "proxy_cost_nano": 999, "cost_source": "provider"},
+        {"cost_nano": 0, "proxy_cost_nano": 999, "cost_source": "rates"},  # the operator says that the model is free
+        {"cost_nano": 100, "proxy_cost_nano": 999, "cost_source": "estimate", "usage_source": "estimated"},
+        {"cost_nano": 100, "proxy_cost_nano": 50, "cost_source": "hold", "usage_source": "hold"},
+        {"cost_nano": 100, "cost_source": "rates"},
+    ],
+)
+async def test_i4_what_is_no_difference_of_prices(books: Books, columns: dict[str, object]) -> None:
+    await books.entry(held_nano=3_000_000_004, **columns)
+    await books.differences()
+
+
+async def test_i4_the_price_of_a_stream_is_compared_with_its_witness(books: Books) -> None:
+    """Only a witness of the provider's own report counts."""
+    await books.entry(call_id=(call := uuid.uuid4()), cost_nano=50, cost_source="rates")
     await books.witness(call, outcome="failure", cost_nano=99)
-    made = await books.audit()
-    assert made.ok
-    assert [check.note for check in made.checks if check.name == "prices_agree"] == [
-        "2 of 4 posted attempts are priced differently by LiteLLM: Treasurer's sum to $0.00000015, "
-        "LiteLLM's to $0.00000016"
-    ]
+    await books.witness(call, counted=True, cost_nano=9, attempt=2)
+    await books.entry(call_id=call, attempt=2, cost_nano=50, cost_source="rates")
+    await books.differences()
+    await books.witness(call, cost_nano=10)
+    (check,) = await books.differences("prices_agree")
+    assert "$0.00000005 is posted, by LiteLLM it is $0.00000001" in check.differences[0]
+
+
+async def test_i4_a_price_that_was_corrected_afterwards_is_no_difference(books: Books) -> None:
+    await books.entry(call_id=(call := uuid.uuid4()), cost_nano=150, proxy_cost_nano=100, cost_source="rates")
+    await books.differences("prices_agree")
+    await books.entry(call_id=call, state="adjusted", held_nano=0, cost_nano=-50, cost_source="rates")
+    await books.differences()
+
+
+async def test_i4_a_difference_is_acknowledged_until_a_moment(books: Books) -> None:
+    await books.entry(cost_nano=150, proxy_cost_nano=100)
+    await books.entry(cost_nano=150, proxy_cost_nano=100, model="another")
+    await acknowledge(books)
+    (check,) = await books.differences("prices_agree")
+    assert [difference.partition(":")[0] for difference in check.differences] == ["another"]
+    assert check.note == "acknowledged attempts that are priced differently: 1, of gpt"
+    await acknowledge(books, model="another", until="1h")
+    await books.differences()
+    await books.entry(cost_nano=150, proxy_cost_nano=100)
+    await books.entry(cost_nano=150, proxy_cost_nano=100, model="another")
+    (check,) = await books.differences("prices_agree")
+    assert [difference.partition(":")[0] for difference in check.differences] == ["gpt"]
+    await acknowledge(books)
+    await acknowledge(books, model="another", until="2020-01-01T00:00:00Z")  # the earlier one no longer holds
+    (check,) = await books.differences("prices_agree")
+    assert check.differences[0].startswith("another: attempts that are priced differently: 2 (")
+    row = await books.pool.fetchrow("SELECT * FROM price_acknowledgements WHERE model = 'gpt'")
+    assert row is not None
+    assert row["note"] == "the list is old"
+    assert row["acknowledged_by"].startswith("database user")
 
 
 async def test_i7_one_call_under_two_keys(books: Books) -> None:

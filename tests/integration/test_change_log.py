@@ -8,7 +8,7 @@ import asyncpg
 import httpx2
 import pytest
 
-from llm_service.administration import budgets, change_log, keys, limits, organisations, routes
+from llm_service.administration import acknowledgements, budgets, change_log, keys, limits, organisations, routes
 from llm_service.administration.inputs import read_input
 from llm_service.errors import InvalidRequest
 from llm_service.treasury.audit.configuration import LOGGED
@@ -34,6 +34,9 @@ async def test_every_kind_of_change_is_one_row(pool: asyncpg.Pool) -> None:
     route = await routes.set_route(pool, read_input(routes.SetRoute, {"agent": "news", "model": "a", "retries": 1}))
     await routes.set_route(pool, read_input(routes.SetRoute, {"agent": "news", "model": "a", "retries": 2}))
     await routes.remove_route(pool, route.id)
+    for note in ("LiteLLM's list is old", "It is corrected"):
+        new = read_input(acknowledgements.AcknowledgePrices, {"model": "gpt", "note": note})
+        await acknowledgements.acknowledge_prices(pool, new)
     await organisations.pause(pool, organisations.Scope.AGENT, "news")
     await organisations.pause(pool, organisations.Scope.AGENT, "news")  # it is paused already, so this changes nothing
     await organisations.resume(pool, organisations.Scope.AGENT, "news")
@@ -44,6 +47,7 @@ async def test_every_kind_of_change_is_one_row(pool: asyncpg.Pool) -> None:
         ("created", "budgets"), ("changed", "budgets"), ("created", "top_ups"),
         ("created", "rate_limits"), ("removed", "rate_limits"),
         ("created", "routes"), ("changed", "routes"), ("removed", "routes"),
+        ("created", "price_acknowledgements"), ("changed", "price_acknowledgements"),
         ("changed", "agents"), ("changed", "agents"), ("changed", "api_keys"), ("changed", "budgets"),
     ]  # fmt: skip
 
@@ -66,6 +70,7 @@ async def test_every_table_of_configuration_is_logged_and_audited(pool: asyncpg.
         "epoch",
         "windows",
         "window_openings",
+        "counted_windows",
         "retired_windows",
         "rate_cards",
         "used_grants",

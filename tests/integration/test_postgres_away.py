@@ -95,6 +95,8 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", f"{A}/routes"): [Ask(f"{A}/routes", reads=True)],
     ("PUT", f"{A}/routes"): [Ask(f"{A}/routes", {"agent": "a", "model": "m", "fallbacks": [{"model": "n"}]})],
     ("DELETE", f"{A}/routes/{{route_id}}"): [Ask(f"{A}/routes/1")],
+    ("GET", f"{A}/acknowledgements"): [Ask(f"{A}/acknowledgements", reads=True)],
+    ("PUT", f"{A}/acknowledgements"): [Ask(f"{A}/acknowledgements", {"model": "m", "note": "n"})],
     ("GET", f"{A}/changes"): [Ask(f"{A}/changes", reads=True)],
     ("GET", "/reports/costs"): [Ask("/reports/costs", reads=True), Ask("/reports/costs?format=csv", reads=True)],
     ("GET", "/readyz"): [Ask("/readyz", reads=True)],
@@ -126,6 +128,7 @@ COMMANDS: dict[str, str] = {
     "limit remove": "1",
     "route set": "--agent a --model m --fallback n",
     "route remove": "1",
+    "acknowledge": "m --note n",
     "run digest": "--feed {feed} --model m",
 }
 READING_COMMANDS: dict[str, str] = {

@@ -18,6 +18,8 @@ from openai import APIStatusError
 
 from benchmarks.overspend.models import ROUTED, more_models
 from gateway.stack.state import StackState
+from llm_service.administration.acknowledgements import AcknowledgePrices, acknowledge_prices
+from llm_service.administration.inputs import read_input
 from tests.integration.caller import Caller, open_caller, said
 from tests.integration.stacks import ROOT, another_stack
 
@@ -56,8 +58,15 @@ def used(**numbers: int) -> dict[str, Any]:
 
 
 async def test_i4_a_built_in_search_is_posted(caller: Caller) -> None:
-    script = used(prompt_tokens=60, completion_tokens=150)
-    await caller.call(model="gpt-4o-search-preview", messages=said(script=script), max_tokens=200)
+    """LiteLLM leaves out the fee of this model's search, so the audit fails until somebody has acknowledged that."""
+    model, script = "gpt-4o-search-preview", used(prompt_tokens=60, completion_tokens=150)
+    await caller.call(model=model, messages=said(script=script), max_tokens=200)
+    await caller.ledger()
+    (fault,) = await caller.faults()
+    assert fault.startswith(f"{model}: attempts that are priced differently: 1 (")
+    assert "$0.02665 is posted, by LiteLLM it is $0.00165" in fault
+    note = {"model": model, "note": "LiteLLM leaves out the search"}
+    await acknowledge_prices(caller.pool, read_input(AcknowledgePrices, note))
     (entry,) = await caller.agrees(1)
     assert entry["cost_nano"] == 26_650_000
     assert entry["held_nano"] >= 26_650_000

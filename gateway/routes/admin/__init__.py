@@ -9,8 +9,20 @@ from __future__ import annotations
 
 from fastapi import APIRouter
 
-from gateway.routes.admin import agents, breakers, budgets, changes, keys, limits, organisations, pauses, routes, teams
+from gateway.routes.admin import (
+    acknowledgements,
+    agents,
+    breakers,
+    budgets,
+    changes,
+    keys,
+    limits,
+    organisations,
+    pauses,
+    routes,
+    teams,
+)
 
 router = APIRouter()
-for _noun in (organisations, teams, agents, pauses, keys, budgets, limits, routes, breakers, changes):
+for _noun in (organisations, teams, agents, pauses, keys, budgets, limits, routes, breakers, changes, acknowledgements):
     router.include_router(_noun.router)

@@ -10,6 +10,8 @@ The queries are in `sql/audit/`, each named like its rule.
 
 from __future__ import annotations
 
+import shlex
+
 import asyncpg
 
 from llm_service.treasury.audit.configuration import AS_LOGGED, GUARDED
@@ -221,25 +223,35 @@ _IDEMPOTENT = Rule(
 )
 
 
-def _prices(row: asyncpg.Record | None) -> str | None:
-    if row is None or not row["differ"]:
-        return None
+_DIFFERENCES = load_query("audit/price_differences")
+
+
+def _price_difference(row: asyncpg.Record) -> str:
+    model, theirs, ours = row["model"], row["theirs_dearer"], row["attempts"] - row["theirs_dearer"]
     return (
-        f"{row['differ']} of {row['compared']} posted attempts are priced differently by LiteLLM: "
-        f"Treasurer's sum to {format_money(row['ours'])}, LiteLLM's to {format_money(row['theirs'])}"
+        f"{model}: attempts that are priced differently: {row['attempts']} (the higher price is LiteLLM's for {theirs}, "
+        f"Treasurer's for {ours}); {format_money(row['posted'])} is posted, by LiteLLM it is {format_money(row['theirs'])}; "
+        f"the latest is call {row['latest']}. Correct the price, and acknowledge what was posted: "
+        f"treasurer acknowledge {shlex.quote(model)} --note '…'"
     )
+
+
+def _acknowledged(row: asyncpg.Record | None) -> str | None:
+    if row is None or not row["attempts"]:
+        return None
+    return f"acknowledged attempts that are priced differently: {row['attempts']}, of {', '.join(row['models'])}"
 
 
 _PRICES = Rule(
     name="prices_agree",
     invariant="I4",
-    holds="Treasurer's price and LiteLLM's are compared (a difference is a note, not a failure)",
+    holds="Treasurer's price of an attempt and LiteLLM's are the same but for rounding, or the difference is acknowledged",
     examines="ledger WHERE state = 'posted'",
-    differences="SELECT 1 WHERE false",
-    describe=lambda row: "",
+    differences=load_query("audit/prices_agree", differences=_DIFFERENCES),
+    describe=_price_difference,
     note=Note(
-        sql=load_query("audit/prices_agree"),
-        describe=_prices,
+        sql=load_query("audit/acknowledged_prices", differences=_DIFFERENCES),
+        describe=_acknowledged,
     ),
 )
 

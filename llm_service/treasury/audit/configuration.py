@@ -11,7 +11,17 @@ from llm_service.treasury.audit.rule import Rule
 from llm_service.treasury.queries import load_query
 
 #: Every table of configuration. Each has an `id`, and in `created_at` the time at which a row was made.
-LOGGED = ("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "routes")
+LOGGED = (
+    "organisations",
+    "teams",
+    "agents",
+    "api_keys",
+    "budgets",
+    "top_ups",
+    "rate_limits",
+    "routes",
+    "price_acknowledgements",
+)
 
 # pg_trigger.tgtype: for each row, after insert, update and delete; for each statement, before update, delete, truncate.
 _AFTER_EACH_ROW, _BEFORE_ANY, _BEFORE_EACH, _AFTER_UPDATE = 1 + 4 + 8 + 16, 2 + 8 + 16 + 32, 2 + 4 + 8 + 16 + 32, 1 + 16

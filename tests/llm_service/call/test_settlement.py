@@ -17,7 +17,7 @@ from llm_service.guards.breaker_gate import FREE
 from llm_service.guards.token_bucket import RatePermit
 from llm_service.pricing.bounds import cost_bound
 from llm_service.pricing.catalog import read_models
-from llm_service.types import NO_CONTEXT, Hold, LedgerState, Settlement, Usage, UsageSource
+from llm_service.types import NO_CONTEXT, CostSource, Hold, LedgerState, Settlement, Usage, UsageSource
 from llm_service.wire.requests import parse_chat
 from tests.examples import examples
 from tests.llm_service.fakes import (
@@ -85,6 +85,24 @@ async def test_what_the_provider_reports_is_posted_as_it_is(parts: Parts) -> Non
     assert (record.operation, record.requested_model, record.provider) == ("chat", "m", "openai")
 
 
+@pytest.mark.parametrize(
+    ("figures", "posted", "source", "own"),
+    [
+        ({"proxy_cost_nano": 250_000}, 250_000, CostSource.UPSTREAM, 200_000),
+        ({"proxy_cost_nano": 150_000}, 200_000, CostSource.RATES, 200_000),
+        ({"proxy_cost_nano": 250_000, "named_cost_nano": 90_000}, 90_000, CostSource.PROVIDER, None),
+    ],
+)
+async def test_i4_our_own_figure_is_compared_whoever_s_is_posted(
+    parts: Parts, figures: dict[str, int], posted: int, source: CostSource, own: int | None
+) -> None:
+    ending = Ending(LedgerState.POSTED, 200, Usage(100, 40, 0, 50, 30), UsageSource.PROVIDER, "d1")
+    assert await parts.settler.settle(admitted(), replace(ending, **figures), never) == posted
+    assert (parts.settled.cost_nano, parts.settled.cost_source) == (posted, source)
+    (record,) = parts.records
+    assert (record.cost_nano, record.own_cost_nano) == (posted, own)
+
+
 async def test_i1_a_provider_that_bills_more_than_the_hold_is_posted_in_full(parts: Parts) -> None:
     usage = Usage(10**7, output_tokens=10**6)
     cost = await parts.settler.settle(
@@ -105,6 +123,7 @@ async def test_an_answer_without_usage_is_counted_with_a_margin(parts: Parts) ->
     assert 150 <= settled.usage.output_tokens <= 200
     assert settled.usage.input_tokens >= call.call.request.text_bytes // 4 * 3 // 2
     assert 0 < settled.cost_nano <= call.hold.amount_nano
+    assert parts.records[0].own_cost_nano is None  # an estimate is compared with nothing
     assert parts.sweeper.looked == []  # a whole answer is not waited for
 
 

@@ -50,6 +50,7 @@ def record(**changes: object) -> CallRecord:
         "latency_ms": 1_500,
         "first_token_ms": 200,
         "parent": None,
+        "own_cost_nano": 1_234,
     }
     return CallRecord(**{**values, **changes})  # pyright: ignore[reportArgumentType]
 

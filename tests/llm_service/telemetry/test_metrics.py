@@ -95,12 +95,13 @@ async def test_i1_cost_above_the_hold_moves_the_overshoot_counters(make_record: 
 async def test_prices_are_compared_and_a_difference_is_never_averaged(make_record: MakeRecord):
     telemetry = Telemetry.create()
     telemetry.record(make_record())
-    telemetry.record(make_record(proxy_cost_nano=1_244))  # LiteLLM 10 dearer
+    telemetry.record(make_record(cost_nano=1_244, proxy_cost_nano=1_244))  # LiteLLM 10 dearer, and so posted
     telemetry.record(make_record(proxy_cost_nano=1_224))  # and 10 cheaper: together no difference at all
+    telemetry.record(make_record(proxy_cost_nano=1_235))  # as LiteLLM adds floating-point numbers
     telemetry.record(make_record(proxy_cost_nano=None))
-    telemetry.record(make_record(proxy_cost_nano=9, usage_source=UsageSource.ESTIMATED))
+    telemetry.record(make_record(proxy_cost_nano=9, own_cost_nano=None))  # an estimate, or the provider named its cost
     text = await telemetry.render()
-    assert value(text, "treasurer_price_compared_calls_total") == 3
+    assert value(text, "treasurer_price_compared_calls_total") == 4
     assert value(text, "treasurer_price_difference_calls_total", dearer="litellm") == 1
     assert value(text, "treasurer_price_difference_calls_total", dearer="treasurer") == 1
     assert value(text, "treasurer_price_difference_nano_dollars_total") == 20

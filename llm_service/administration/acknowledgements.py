@@ -1,0 +1,80 @@
+"""Acknowledgements that Treasurer and LiteLLM price a model differently: the audit's rule prices_agree leaves these out.
+
+What must hold:
+  An acknowledgement changes no price and no entry of the ledger.
+  A model has one acknowledgement. A new one replaces it; the log of changes keeps the one before.
+  It covers what was settled until a moment, by Postgres' clock. What is settled later is a difference again.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Annotated
+
+import asyncpg
+from pydantic import AfterValidator
+
+from llm_service.administration.inputs import DimensionValue, Input, View, When
+from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
+from llm_service.administration.transaction import change, read
+from llm_service.treasury.queries import load_query
+
+
+def _note(value: str) -> str:
+    if not 1 <= len(value) <= 1000 or not value.isprintable() or value.isspace():
+        raise ValueError(
+            "a note is 1 to 1000 printable characters: why the difference is right, or what is done about it"
+        )
+    return value
+
+
+Note = Annotated[str, AfterValidator(_note)]
+
+
+class AcknowledgePrices(Input):
+    """That a model is priced differently. `until`: a time, or a duration from now; without it, until now."""
+
+    model: DimensionValue
+    note: Note
+    until: When | None = None
+
+
+class Acknowledgement(View):
+    """What was acknowledged of a model, by whom, and until when it covers what is settled."""
+
+    id: int
+    model: str
+    covers_until: datetime
+    note: str
+    acknowledged_by: str
+
+
+_ACKNOWLEDGE = load_query("administration/acknowledge_prices")
+
+
+async def acknowledge_prices(pool: asyncpg.Pool, new: AcknowledgePrices) -> Acknowledgement:
+    """Acknowledge the differences of a model's prices, in place of what was acknowledged of it before."""
+    until = new.until
+    async with change(pool) as connection:
+        row = await connection.fetchrow(
+            _ACKNOWLEDGE,
+            new.model,
+            new.note,
+            until if isinstance(until, datetime) else None,
+            until if isinstance(until, timedelta) else None,
+        )
+        return Acknowledgement.of(row)
+
+
+async def list_acknowledgements(
+    pool: asyncpg.Pool, *, limit: int = DEFAULT, after: int | None = None
+) -> Page[Acknowledgement]:
+    """Acknowledgements in the order in which their models were first acknowledged: `limit` of them behind the id `after`."""
+    rows = await read(
+        pool,
+        """SELECT id, model, covers_until, note, acknowledged_by FROM price_acknowledgements
+           WHERE id > $1 ORDER BY id LIMIT $2""",
+        after or 0,
+        to_fetch(limit),
+    )
+    return page_of(rows, limit, Acknowledgement.of)

@@ -1,0 +1,21 @@
+-- The attempts that Treasurer and LiteLLM price differently by more than rounding: a nano-dollar and a billionth.
+-- LiteLLM's figure is its witness's, unless its answer named another one. An estimate, and a cost that the provider itself
+-- named, are not compared; nor is an attempt at no cost: its model is free, or served_calls_are_posted reports it.
+SELECT e.call_id, e.attempt, e.model, e.posted, e.theirs, e.settled_at, e.source = 'upstream' AS theirs_posted,
+       k.covers_until, k.note, coalesce(e.settled_at <= k.covers_until, false) AS acknowledged
+FROM (
+    SELECT l.call_id, l.attempt, l.model, greatest(l.settled_at, a.settled_at) AS settled_at,
+           l.cost_nano + coalesce(a.cost_nano, 0) AS posted, coalesce(a.cost_source, l.cost_source, 'rates') AS source,
+           coalesce(a.usage_source, l.usage_source) AS usage_source,
+           CASE WHEN answered.nano <> l.cost_nano + coalesce(a.cost_nano, 0) THEN answered.nano
+                ELSE coalesce(w.nano, answered.nano) END AS theirs
+    FROM ledger l
+    LEFT JOIN ledger a ON a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted'
+    LEFT JOIN (SELECT call_id, attempt, sum(cost_nano)::bigint AS nano FROM witnesses
+               WHERE outcome = 'success' AND NOT counted AND cost_nano IS NOT NULL GROUP BY call_id, attempt) AS w
+           ON w.call_id = l.call_id AND w.attempt = l.attempt
+    CROSS JOIN LATERAL (SELECT coalesce(l.proxy_cost_nano + a.proxy_cost_nano, a.proxy_cost_nano, l.proxy_cost_nano)) AS answered (nano)
+    WHERE l.state <> 'adjusted'
+) AS e LEFT JOIN price_acknowledgements k ON k.model = e.model
+WHERE e.usage_source IN ('provider', 'witness') AND e.source IN ('rates', 'upstream') AND e.posted > 0
+  AND (e.source = 'upstream' OR abs(e.posted - e.theirs) > 1 + greatest(e.posted, e.theirs) / 1000000000)
