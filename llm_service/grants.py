@@ -45,6 +45,9 @@ USES_STAMP = "treasurer_uses_shared"
 RETRIES_STAMP = "treasurer_retries"
 #: … the prices of its entry in LiteLLM's map, with those that LiteLLM's page leaves out.
 ENTRY_STAMP = "treasurer_price_entry"
+#: … the pattern (`openai/*`) that it comes from. LiteLLM's page shows a pattern as all models that it can stand for, each
+#: with the prices that an operator set for the pattern.
+PATTERN_STAMP = "treasurer_pattern"
 #: In a model's entry of `/model/info`: whether the proxy is set to ask for caches that its callers did not ask for.
 CACHES_STAMP = "treasurer_adds_caches"
 #: The plugin's reasons, in `x-treasurer-refused`. The grant names other prices than the proxy's worker has.

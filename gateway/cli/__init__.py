@@ -49,6 +49,7 @@ ENTRIES = {
     "pause": Entry("pauses", "pause", "Stop every new call of an agent, team or organisation."),
     "resume": Entry("pauses", "resume", "Undo a pause of an agent, team or organisation."),
     "report": Entry("reports", "report", "Cost, tokens, calls, errors, refusals and latency, by any properties of a call."),
+    "models": Entry("models", "models", "The models with their prices and limits, what is charged besides, and why one is not served."),
     "audit": Entry("audit", "audit_command", "Recompute the books and name each difference. Exit code 4 when there is one."),
     "acknowledge": Entry("acknowledge", "acknowledge", "Acknowledge that Treasurer and LiteLLM price a model differently, so that the audit goes on."),
     "changes": Entry("changes", "changes", "The log of changes: who, what, before, after; the newest first."),

@@ -24,6 +24,9 @@ from typer.core import TyperGroup, TyperOption
 
 T = TypeVar("T")
 
+#: A width that no table reaches.
+_UNBOUNDED = 100_000
+
 
 class ExitCode(IntEnum):
     """The meanings of a command's exit status."""
@@ -98,7 +101,8 @@ def emit(
     for row in rows:
         table.add_row(*(Text(format_cell(row.get(key))) for key in headings))
     if not sys.stdout.isatty():  # into a file or a pipe, whose width is only a guess: never cut a row to it
-        console.width = max(console.width, console.measure(table).maximum)
+        unbounded = console.options.update(max_width=_UNBOUNDED)
+        console.width = max(console.width, console.measure(table, options=unbounded).maximum)
     console.print(table)
 
 

@@ -2,7 +2,8 @@
 
 What must hold:
   A call is served only at the prices that its hold was computed with (I1).
-  A model whose version cannot be computed (a wildcard, another LiteLLM) has none, and is served without this check.
+  A model whose version cannot be computed (another LiteLLM) has none, and is served without this check.
+  A pattern (`openai/*`) has no version, and each entry that LiteLLM's page makes of it names it: the service serves none.
 
 LiteLLM reads its prices once, when it starts. So each worker computes a digest of the prices and bounds that its page
 `/model/info` shows for a model, and adds it to that page as the model's version. The service reads the version together
@@ -24,7 +25,7 @@ from typing import Any
 
 import litellm
 
-from llm_service.grants import CACHES_STAMP, ENTRY_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+from llm_service.grants import CACHES_STAMP, ENTRY_STAMP, PATTERN_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
 from llm_service.litellm_plugin.router_retries import retried_statuses
 
 _log = logging.getLogger("treasurer.litellm_plugin")
@@ -79,6 +80,8 @@ class PriceBook:
         self._versions = {}
         try:
             for deployment in router.model_list:
+                if "*" in str(deployment["model_name"]):
+                    deployment["model_info"][PATTERN_STAMP] = str(deployment["model_name"])
                 deployment["model_info"][CACHES_STAMP] = _adds_caches(router, deployment)
                 if self._registers:
                     deployment["model_info"][USES_STAMP] = True

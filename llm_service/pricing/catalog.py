@@ -5,8 +5,8 @@ It is read from LiteLLM Proxy.
 What must hold:
   A model is served only if each of its deployments has a price, or an operator marked it as free
       (`model_info: {treasurer_free: true}` in config/litellm.yaml).
-  A pattern (`openai/*`) is never served, whatever price an operator gives it, because what it costs depends on the name
-      that a caller writes.
+  A pattern (`openai/*`) is never served, and opens no model, whatever price an operator gives it: what a call costs
+      depends on the name that a caller writes.
   The reason why a model is not served says what an operator can do about it.
   Where the deployments of a model differ in price, a call is bounded at the highest price and charged at the price of the
       deployment that answered.
@@ -23,7 +23,7 @@ from datetime import datetime
 from typing import Any, cast
 
 from llm_service.errors import ProxyUnavailable, UnknownModel, UnpricedModel, UpstreamError
-from llm_service.grants import CACHES_STAMP, ENTRY_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+from llm_service.grants import CACHES_STAMP, ENTRY_STAMP, PATTERN_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
 from llm_service.pricing.built_in_search import searching
 from llm_service.pricing.litellm_prices import HOW_TO_PRICE, read_rates
 from llm_service.pricing.media import MediaTokens, media_tokens
@@ -218,7 +218,7 @@ class Catalog:
         if model is None:
             known = ", ".join(sorted(self._models)[:20])
             raise UnknownModel(f"The model {name!r} does not exist. Known models: {known}.", param="model")
-        if model.mode != mode:
+        if model.mode != mode and "*" not in name:  # a pattern has no mode of its own
             raise UnknownModel(f"The model {name!r} is a model for {model.mode}, not for {mode}.", param="model")
         if model.unpriced is not None:
             raise UnpricedModel(
@@ -264,8 +264,14 @@ def read_models(entries: Sequence[Mapping[str, Any]]) -> dict[str, Model]:
     """Models from the `data` of LiteLLM Proxy's `GET /model/info`: one entry for each deployment."""
     by_name: dict[str, list[Mapping[str, Any]]] = {}
     for entry in entries:
-        by_name.setdefault(str(entry["model_name"]), []).append(entry)
+        by_name.setdefault(_pattern_of(entry) or str(entry["model_name"]), []).append(entry)
     return {name: _model(name, deployments) for name, deployments in by_name.items()}
+
+
+def _pattern_of(entry: Mapping[str, Any]) -> str | None:
+    """The pattern that an entry comes from: LiteLLM's page shows a pattern as the models that it can stand for."""
+    name = fields_of(entry.get("model_info")).get(PATTERN_STAMP)
+    return str(name) if name else None
 
 
 def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
@@ -354,7 +360,7 @@ def _priced(entry: Mapping[str, Any]) -> Rates:
     """The rate card of one deployment, from its entry of `/model/info`."""
     info = cast("Mapping[str, Any]", entry.get("model_info") or {})
     parameters = cast("Mapping[str, Any]", entry.get("litellm_params") or {})
-    if "*" in str(entry["model_name"]):
+    if _pattern_of(entry) or "*" in str(entry["model_name"]):
         raise RatesError("it is a pattern and not a model; list each model by its name")
     most = _most(info)
     if info.get("treasurer_free") is True:

@@ -122,7 +122,7 @@ def test_a_bug_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     "arguments",
     [
         ("organisation", "list"), ("team", "list"), ("agent", "list"), ("key", "list"), ("budget", "list"),
-        ("limit", "list"), ("route", "list"), ("breaker", "list"), ("changes",), ("report",), ("audit",), ("migrate",),
+        ("limit", "list"), ("route", "list"), ("breaker", "list"), ("models",), ("changes",), ("report",), ("audit",), ("migrate",),
         ("pause", "agent", "news"),
     ],
 )  # fmt: skip

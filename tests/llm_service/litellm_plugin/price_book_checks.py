@@ -43,6 +43,8 @@ async def check_i1_a_call_of_other_prices_is_refused_and_its_grant_is_used_up() 
         version = stamped["h1"]["treasurer_prices"]
         assert version == stamped["h2"]["treasurer_prices"]
         assert "treasurer_prices" not in stamped["w"], "a wildcard's prices are not known"
+        assert stamped["w"]["treasurer_pattern"] == "wild/*"
+        assert "treasurer_pattern" not in stamped["h1"]
         content = body(model="house")
         now = granted(content, model="house", prices=version)
         await door.ask(now, content)

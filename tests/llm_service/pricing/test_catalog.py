@@ -319,6 +319,21 @@ async def test_i1_a_pattern_serves_nothing_although_an_operator_priced_it(name: 
     assert (await catalog.get("m")).unpriced is None
 
 
+async def test_i1_what_litellm_makes_of_a_pattern_is_not_served_at_the_price_of_the_pattern() -> None:
+    """LiteLLM's page shows `openai/*` as each model that it knows, with what an operator set for the pattern."""
+    of_pattern = [
+        entry(f"openai/{name}", "d1", f"openai/{name}", treasurer_pattern="openai/*", mode=mode)
+        for name, mode in (("a", "realtime"), ("b", "chat"), ("c", "chat"))
+    ]
+    catalog = Catalog(Proxy([*of_pattern, entry("openai/c", "d2", "openai/c", input_cost_per_token=9e-06)]))
+    for name in ("openai/a", "openai/b"):
+        with pytest.raises(UnknownModel):
+            await catalog.get(name)
+    with pytest.raises(UnpricedModel, match="list each model by its name"):
+        await catalog.get("openai/*")
+    assert (await catalog.get("openai/c")).rates.keys() == {"d2"}  # it is listed by its name, too
+
+
 def changed(entry: dict[str, Any], **info: Any) -> dict[str, Any]:
     return entry | {"model_info": entry["model_info"] | info}
 
