@@ -98,8 +98,14 @@ def _is_plausible(usage: Usage, size: int, most_bytes_a_token: int) -> bool:
 
 
 def _reported(ending: Ending, report: object, provider: str | None, usage: Usage | None) -> Ending:
-    """The ending with what was reported: `usage` is the report if it is believed."""
-    if usage is None:
-        return replace(ending, least=dearest_reading(report, provider))
+    """The ending with what was reported: `usage` is the report if it is believed.
+
+    What the provider says that the call cost counts although its tokens are not believed: it is what will be billed.
+    """
     named_nano = named_cost_nano(report, provider)
+    if usage is None:
+        least = dearest_reading(report, provider)
+        if not named_nano:
+            return replace(ending, least=least)
+        usage = least or Usage()
     return replace(ending, usage=usage, usage_source=UsageSource.PROVIDER, named_cost_nano=named_nano)

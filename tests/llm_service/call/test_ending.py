@@ -92,3 +92,22 @@ JSON = st.recursive(
 def test_any_answer_can_be_read(body: bytes) -> None:
     answer_ending(UpstreamAnswer(body))
     generated_text(body)
+
+
+ODD = {"prompt_tokens": 10, "completion_tokens": 5, "completion_tokens_details": {"reasoning_tokens": 9}, "cost": 0.5}
+
+
+def test_i2_what_a_provider_says_that_it_bills_is_posted_although_its_tokens_are_not_believed() -> None:
+    ending = answer_ending(UpstreamAnswer(json.dumps({"usage": ODD}).encode(), "d", None), "openrouter")
+    assert (ending.usage_source, ending.named_cost_nano) == (UsageSource.PROVIDER, 500_000_000)
+    assert ending.usage.reasoning_tokens == 9
+
+
+@pytest.mark.parametrize("cost", [0, None])
+def test_a_report_that_is_not_believed_and_names_no_cost_is_the_least_of_an_estimate(cost: int | None) -> None:
+    ending = answer_ending(
+        UpstreamAnswer(json.dumps({"usage": ODD | {"cost": cost}}).encode(), "d", None), "openrouter"
+    )
+    assert (ending.usage_source, ending.named_cost_nano) == (UsageSource.NONE, None)
+    assert ending.least is not None
+    assert ending.least.output_tokens == 14
