@@ -1,15 +1,18 @@
-"""Many callers on one budget: how much of it do holds take from the others, with and without a share for one call.
+"""Many callers on one budget: how much of it holds keep from other callers, with and without a share for one call.
 
 Two cases, each on the real stack with the simulated provider:
 
-    assistants       20 coding assistants stream answers of a few hundred to a few thousand tokens, and name 64,000
-                     `max_tokens` in every call. The budget pays for all of their answers.
-    no max_tokens    six callers that name none, on a third of a cent. Before there was a share for such calls they held
-                     the agent's default; here the same 4,096 tokens are named to show that.
+    assistants       20 coding assistants stream answers of a few hundred to a few thousand tokens, but set `max_tokens`
+                     to 64,000 in every call. The budget is large enough for all of their answers.
+    no max_tokens    Six callers do not set `max_tokens`. Their budget is a third of a cent. Before such calls had a
+                     share, each held the agent's default of 4,096 tokens. To show that, it is also run with these set.
 
-What must hold: each case makes the same calls, and every call ends as served or refused. A refused call is not repeated,
-so that a row shows what the callers met. Held and cost are the ledger's; an answer is cut short if it ended at its
-`max_tokens`. The number of calls is fixed, and each has a limit of time.
+What must hold:
+  Each case makes the same calls, and every call ends as served or refused.
+  A refused call is not repeated, so that a row shows how the callers were answered.
+  The amounts held and the costs are read from the ledger.
+  An answer counts as cut short if it ended at its `max_tokens`.
+  The number of calls is fixed, and each call has a time limit.
 """
 
 from __future__ import annotations

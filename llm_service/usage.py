@@ -2,11 +2,11 @@
 
 What must hold:
   A report that cannot be true is not believed (I2):
-    one without any input tokens, because LiteLLM may then have counted the output itself;
-    one whose parts are more than their whole, unless its provider is known to report them beside it;
-    one with too few tokens for its text.
-  What stands in for such a report is never less than the dearest way to read it.
-  A count that stands in for a report is always taken with the margins of this module (I1).
+    a report without input tokens, because LiteLLM may then have counted the output itself;
+    a report whose parts are more than their total, unless its provider is known to report them in addition to it;
+    a report with too few tokens for its text.
+  The usage that replaces such a report is never less than the most expensive way to read it.
+  A count that replaces a report always has the margins of this module added (I1).
 Reports are in OpenAI's form, to which LiteLLM translates those of other providers, with the fields of theirs that it
 passes on: https://platform.openai.com/docs/api-reference/chat/object#chat/object-usage
 """
@@ -23,19 +23,18 @@ from llm_service.types import Usage
 
 #: The longest tokens that are known, in bytes (runs of spaces, in OpenAI's and Meta's vocabularies).
 LONGEST_TOKEN = 128
-#: The most tokens, searches, … of a report that are believed. The ledger has 32 bits for each number.
+#: The highest number of tokens, searches, … that is believed. The ledger has 32 bits for each number.
 MOST_TOKENS = 2_000_000_000
 #: The tokens that a provider adds around a text that was counted (the frame of a message, of a tool call …).
 FRAME_TOKENS = 16
-#: The tokens that a provider may have generated, when a stream was cut, beyond those that were seen.
+#: When a stream is cut, the provider may have generated this many tokens more than were seen.
 IN_FLIGHT_TOKENS = 32
-#: The error code of an attempt of which the provider had sent more than was read, so that no count of it is an upper
-#: bound.
+#: The error code of an attempt whose provider had sent more than was read. So no count of it is an upper bound.
 UNREAD = "owner_lost_unread"
 #: The field of a stream's report of usage in which the plugin puts LiteLLM's own figure. `cost` there is the provider's.
 LITELLM_COST = "litellm_cost"
 
-#: Providers that report reasoning beside the completion's tokens, and not among them.
+#: Providers whose reports do not include reasoning in the completion's tokens, but name it separately.
 #: https://docs.perplexity.ai/docs/getting-started/pricing (Sonar Deep Research)
 _REASONING_BESIDE: Final = frozenset({"perplexity"})
 #: An xAI tick is 10⁻¹⁰ dollars: https://docs.x.ai/docs/models
@@ -45,14 +44,14 @@ _NANO_A_TICK: Final = Decimal("0.1")
 def read_usage(report: object, provider: str | None = None) -> Usage | None:
     """The usage that an answer reports; None if the report is missing, not made of numbers, or contradicts itself.
 
-    `provider` is LiteLLM's name of the provider, if it is known: some count in a way of their own.
+    `provider` is LiteLLM's name of the provider, if it is known: some providers count differently.
     """
     usage = _read(report, provider)
     return None if usage is None or _whole(usage) != usage else usage
 
 
 def dearest_reading(report: object, provider: str | None = None) -> Usage | None:
-    """As `read_usage`, but a report that contradicts itself is read as if its parts came beside their whole."""
+    """As `read_usage`, but if a report's parts are more than their total, they are added to it."""
     usage = _read(report, provider)
     return None if usage is None else _whole(usage)
 
@@ -103,7 +102,7 @@ def _read(report: object, provider: str | None) -> Usage | None:
 
 
 def _whole(usage: Usage) -> Usage:
-    """The usage with wholes that are at least their parts: parts that were more than their whole come beside it."""
+    """The usage, with no total less than its parts. Parts that are more than their total are added to it."""
     output_tokens = usage.output_tokens
     parts = usage.reasoning_tokens + usage.audio_output_tokens + usage.image_output_tokens + usage.video_output_tokens
     if parts > output_tokens:
@@ -119,7 +118,7 @@ def _whole(usage: Usage) -> Usage:
     return replace(usage, input_tokens=input_tokens, output_tokens=output_tokens)
 
 
-#: What of a usage has a column of its own in the ledger and in a witness. The rest is JSON there.
+#: The fields of a usage that have their own columns in the ledger and in a witness. The rest is JSON there.
 COLUMNS: Final = (
     "input_tokens",
     "cached_tokens",
@@ -133,12 +132,14 @@ _MORE: Final = tuple(name for name in Usage.__dataclass_fields__ if name not in 
 
 
 def more_usage(usage: Usage) -> dict[str, int | str]:
-    """What a usage has beyond the columns, by name, without what is zero or empty."""
+    """The fields of a usage that have no column, by name. Fields that are zero or empty are left out."""
     return {name: value for name in _MORE if (value := getattr(usage, name))}
 
 
 def read_columns(columns: Mapping[str, int], more: Mapping[str, Any]) -> Usage:
-    """The usage of a row: its columns, and its `more_usage`. What another version wrote otherwise is left out."""
+    """The usage of a row: its columns, and its `more_usage`. A field that is unknown or has another type is left out,
+    because another version of Treasurer may have written the row.
+    """
     known: dict[str, Any] = {
         name: more[name] for name in _MORE if type(more.get(name)) is type(getattr(_NOTHING, name))
     }
@@ -146,7 +147,7 @@ def read_columns(columns: Mapping[str, int], more: Mapping[str, Any]) -> Usage:
 
 
 def total(usages: Sequence[Usage]) -> Usage:
-    """All usages together. Of what is no number, the first that is named counts."""
+    """The sum of all usages. In a field that is not a number, the first value that is not empty counts."""
     summed: dict[str, Any] = {}
     for name in Usage.__dataclass_fields__:
         values = [getattr(usage, name) for usage in usages]
@@ -156,10 +157,10 @@ def total(usages: Sequence[Usage]) -> Usage:
 
 
 def named_cost_nano(report: object, provider: str | None) -> int | None:
-    """What a provider itself says that a call cost, in nano-dollars, rounded up. None: it does not say so.
+    """The cost of a call that the provider itself reports, in nano-dollars, rounded up. None: it reports none.
 
-    Only the fields of providers are read that are known to mean their own bill:
-    OpenRouter's `cost`, with what a key of the customer's own is billed elsewhere
+    Only fields that are known to be the provider's own bill are read:
+    OpenRouter's `cost`, plus the other provider's bill if the call used the customer's own key there
     (https://openrouter.ai/docs/use-cases/usage-accounting), Perplexity's `cost.total_cost`
     (https://docs.perplexity.ai/api-reference/chat-completions-post) and xAI's `cost_in_usd_ticks`.
     """
@@ -184,14 +185,14 @@ def named_cost_nano(report: object, provider: str | None) -> int | None:
 
 
 def _dollars(value: object) -> int | None:
-    """Dollars as nano-dollars. None: that is no amount. An amount below zero is none, and not a price of zero."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:  # not a number is not, either
+    """Dollars as nano-dollars. None: it is not an amount. One below zero is None, and not a price of zero."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:  # NaN is refused, too
         return None
     return nano_from_reported_dollars(min(value, MAX_NANO // NANO_PER_DOLLAR))
 
 
 def says_too_little(output_tokens: int, text: str) -> bool:
-    """Whether a text is longer than so many tokens can be in any vocabulary."""
+    """Whether a text is longer than this many tokens can be in any vocabulary."""
     # A model that was cut may leave half a character, which is not valid UTF-8 and still counts.
     return len(text.encode("utf-8", "surrogatepass")) > LONGEST_TOKEN * output_tokens
 
@@ -199,7 +200,7 @@ def says_too_little(output_tokens: int, text: str) -> bool:
 def most_tokens(counted: int) -> int:
     """An upper bound for the tokens that a model's tokenizer makes of a text, from another tokenizer's count.
 
-    Half as much again, because other tokenizers were seen to make up to a third more than the one that counted.
+    The count and half of it, because other tokenizers were seen to make up to a third more tokens.
     """
     return counted + counted // 2
 
@@ -228,7 +229,7 @@ def reported_cost(report: object) -> int | None:
 
 
 def _tokens(fields: Mapping[str, Any], name: str) -> int:
-    """A number of tokens, searches, …; some servers write whole numbers as 12.0. Zero: there is none."""
+    """A number of tokens, searches, …; zero if there is none. Some servers write whole numbers as 12.0."""
     value: object = fields.get(name)
     if isinstance(value, float) and value.is_integer():
         value = int(value)

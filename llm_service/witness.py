@@ -28,14 +28,14 @@ Outcome = Literal["success", "failure", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Witness:
-    """The outcome of one attempt at one deployment. `cost_nano` is LiteLLM's price, or None if it has none.
+    """The outcome of one attempt at one deployment.
 
-    `named_cost_nano` is what the provider itself says that it bills; None: it does not say.
+    `cost_nano` is the cost by LiteLLM's prices, or None if LiteLLM has no price. `named_cost_nano` is the cost that the
+    provider itself reports, or None if it reports none.
 
-    A success has the usage that the provider reported; a failure or a cancellation in mid-stream has an
-    estimate of what had been served by then. `counted`: the usage is LiteLLM's own count, and not a report.
-    `unread`: the provider had sent more than was read, or that cannot be known, so that the count is not an upper
-    bound.
+    A success has the usage that the provider reported. A failure or a cancellation in mid-stream has an estimate of
+    what had been served by then. `counted`: the usage is LiteLLM's own count, and not the provider's report. `unread`:
+    the provider sent more than was read, or nobody knows whether it did. So the count is not an upper bound.
     """
 
     call_id: UUID

@@ -35,8 +35,9 @@ BEFORE_BOUNDARY_S = 6.0
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A name for `--scenario`, a title for the table, and what is done. `drain_s`: how long a call that its caller left
-    may go on at the provider.
+    """A name for `--scenario`, a title for the table, and the calls to make.
+
+    `drain_s`: how long a call may go on at the provider after its caller has disconnected.
     """
 
     name: str

@@ -1,8 +1,8 @@
 """What `treasurer models` shows of a model: its prices, its limits, and why it is not served. Pure.
 
 What must hold:
-For programs, each price is an integer of the rate card, and its unit is in the field's name. For people, it is exact.
-Each price of the rate card that a call can be charged is shown, at least as "other prices", in the list of all models.
+In JSON, each price is an integer from the rate card, and the field's name contains its unit. In text, a price is exact.
+The list of all models shows each price that a call can be charged, if only as "other prices".
 Where deployments of a model differ in price, the list shows the highest price, which is the one that is held.
 """
 
@@ -17,7 +17,7 @@ from llm_service.pricing.catalog import NOTHING_BEYOND, Model
 from llm_service.pricing.rates import SEARCH_CONTEXTS, WHOLE, OffPeak, Rates, TokenRates
 
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
-#: The prices of tokens by the names that are shown, and whether they are in the list of all models as a column.
+#: The prices of tokens: the name that is shown → the field of `TokenRates`.
 #: A femto-dollar for a token is a nano-dollar for a million of them.
 _UNITS: Mapping[str, str] = {
     "input": "input",
@@ -129,7 +129,7 @@ def price_rows(model: Model) -> list[Row]:
 
 
 def detail_lines(model: Model) -> list[str]:
-    """What there is to say of a model besides the prices of its tokens, line by line."""
+    """Everything that is shown of a model besides the prices of its tokens, line by line."""
     lines = [f"{model.name}: {model.mode}, {', '.join(sorted(model.providers))}"]
     if model.unpriced is not None:
         lines.append(f"Not served: {model.unpriced}.")
@@ -148,14 +148,14 @@ def detail_lines(model: Model) -> list[str]:
 
 
 def besides(model: Model) -> str:
-    """What the row of a model that is served does not show, of each of its deployments, once. Empty: nothing."""
+    """What a model's row does not show, for all of its deployments and without repetitions. Empty: nothing."""
     each = [line for rates in model.rates.values() for line in (*_media(rates), *_card_lines(rates), *_others(rates))]
     most = [] if model.most == NOTHING_BEYOND else [_most(model)]
     return "; ".join(dict.fromkeys([*(["free"] if model.free else []), *each, *most]))
 
 
 def _media(rates: Rates) -> Iterator[str]:
-    """The prices of the list's first tier that have no column there."""
+    """The prices of the first tier that have no column in the list."""
     prices = _prices(rates.default[0])
     if prices["reasoning"] != prices["output"]:
         yield f"reasoning {format_dollars(prices['reasoning'] or 0)}"
@@ -168,7 +168,7 @@ def _media(rates: Rates) -> Iterator[str]:
 
 
 def _others(rates: Rates) -> Iterator[str]:
-    """That there are further prices of tokens."""
+    """A note for each other set of token prices that the list does not show."""
     if len(rates.default) > 1:
         yield f"other prices above {rates.default[1].above_tokens:,} input tokens"
     for service_tier in ("flex", "priority"):
@@ -177,7 +177,7 @@ def _others(rates: Rates) -> Iterator[str]:
 
 
 def _card_lines(rates: Rates) -> Iterator[str]:
-    """What a rate card charges beyond tokens, multiplies, and takes less for."""
+    """A rate card's other prices, its multipliers and its cheaper hours."""
     if any(rates.request):
         yield f"each call {_by_context(rates.request, rates.context)}"
     if any(rates.search):

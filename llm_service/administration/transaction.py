@@ -78,7 +78,7 @@ async def insert(connection: asyncpg.Connection, what: str, statement: str, *arg
     """Run an INSERT … RETURNING; `what` names the new object ("agent 'news'").
 
     Raises:
-        Conflict: the name is taken. A unique index decides, so that of two creations at once one succeeds.
+        Conflict: the name is taken. A unique index decides, so only one of two simultaneous creations succeeds.
     """
     try:
         row = await connection.fetchrow(statement, *arguments)

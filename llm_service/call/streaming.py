@@ -171,7 +171,7 @@ class LiveStream(StreamingAnswer):
             if not scanner.finished:
                 if scanner.begun and isinstance(lost.error, UpstreamTimeout):
                     attempt.late = True
-                    self._end("client_left", 499)  # given up: the part that came is paid for
+                    self._end("client_left", 499)  # the service gives it up: the part that came is paid for
                 else:
                     self._lose(lost.error)
                 raise lost.error from lost
@@ -205,7 +205,7 @@ class LiveStream(StreamingAnswer):
             error_code, status = (None, 200) if scanner.error is None else ("upstream_cut", 502)
         left = error_code == "client_left"
         if left:
-            # If the first token did not come in time, the stream was given up, and not left by its caller.
+            # If the first token did not come in time, the service gave the stream up. Its caller did not leave.
             attempt.late = attempt.late or (self._beginning is not None and self._beginning.expired())
             error_code, status = attempt.abandonment
         if error_code is None:

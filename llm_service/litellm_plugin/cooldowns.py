@@ -1,13 +1,13 @@
-"""LiteLLM takes a deployment out of use for a while only after errors that say something about the deployment.
+"""Makes LiteLLM take a deployment out of use only after errors that are about the deployment itself.
 
 What must hold:
-  One caller's mistake takes a model away from nobody else: after a 404 the deployment stays in use.
-  Nor does a key that a provider refuses (401, 402, 403): that is the operator's to mend, and every call says so, while a
-  deployment in cooldown would answer with a 429 that hides it. Nothing is billed for such an answer.
+  One caller's mistake does not take a model away from other callers: after a 404 the deployment stays in use.
+  It also stays in use after a provider refuses the key (401, 402, 403). Only the operator can correct that, and every
+  call shows it. A deployment in cooldown would answer with a 429, which hides the cause. Such answers are not billed.
   Other errors (429, 408, 5xx) take a deployment out of use as LiteLLM's configuration says.
 
-Loaded by the plugin in LiteLLM's environment; seen with LiteLLM 1.106, which takes even a model's only deployment out of
-use after one 401 or 404.
+Loaded by the plugin in LiteLLM's environment; checked with LiteLLM 1.106, which takes even a model's only deployment
+out of use after one 401 or 404.
 """
 
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -25,7 +25,7 @@ _NOT_THE_DEPLOYMENTS = frozenset({401, 402, 403, 404})
 
 
 def cool_down_only_after_failures() -> None:
-    """Do this in this process from now on. Calling it again has no effect.
+    """Change LiteLLM's decision in this process from now on. Calling it again has no effect.
 
     Raises:
         RuntimeError: this version of LiteLLM decides in another way, which has to be examined first.

@@ -3,8 +3,8 @@
 What must hold:
   The reader gets every chunk in order, and then the stream's end or its error.
   While there is a reader, at most one chunk waits for it.
-  After the reader has left, the stream is drained: the provider bills the chunks that wait in buffers already, and
-  only the end of the stream reports what it cost.
+  After the reader has left, the stream is drained, which means read on. The provider bills the chunks that already wait
+  in buffers, and only the end of the stream reports what it cost.
   The drain stops when it has caught up with a provider that generates slowly. Closing the connection then stops that
   provider, and the chunks that were seen are about what it bills.
   A drain that neither ends nor catches up in time is `BEHIND`: then the chunks that were seen are not the bill (I1).

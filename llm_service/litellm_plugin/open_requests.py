@@ -19,7 +19,7 @@ class OpenRequests:
         self._sent: dict[str, bool] = {}
 
     def begin(self, name: str) -> None:
-        """A request was admitted, which the running task serves."""
+        """A request was admitted. The task that calls this also serves it."""
         task = asyncio.current_task()
         if task is not None:
             self._sent[name] = False

@@ -1,15 +1,16 @@
-"""LiteLLM reads a provider's stream to the end that the provider gives it. Loaded by the plugin in LiteLLM's environment.
+"""Makes LiteLLM read a stream until the provider ends it. Loaded by the plugin in LiteLLM's environment.
 
 What must hold:
-  A stream that its provider goes on with goes on, because the provider bills all of it, read or not (I1), and because the
-  caller asked for all of it.
+  As long as the provider continues a stream, LiteLLM does not end it. The provider bills all of it, read or not (I1),
+  and the caller asked for all of it.
 
-LiteLLM 1.106 ends a stream by itself in two places of litellm_core_utils/streaming_handler.py:
-- after a hundred equal chunks in a row, because the model might be in a loop. So are the zeros of a table, a ruler of
-  dashes and deep indentation.
+LiteLLM 1.106 itself ends a stream in two places of litellm_core_utils/streaming_handler.py:
+- after a hundred equal chunks in a row, because the model might be in a loop. But the zeros of a table, a line of
+  dashes and deep indentation are equal chunks, too.
 - after LITELLM_MAX_STREAMING_DURATION_SECONDS, if that is set.
-What else ends a stream there is the provider's (its error event, its finish reason `error`, its broken connection), the
-operator's (guardrails, rules, a time-out of silence), or a chunk that LiteLLM cannot read: see `events.ended_by_litellm`.
+Whatever else ends a stream there comes from the provider (an error event, the finish reason `error`, a broken
+connection) or from the operator (guardrails, rules, a time-out of silence), or is a chunk that LiteLLM cannot
+read: see `events.ended_by_litellm`.
 """
 
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -24,7 +25,7 @@ from litellm import constants
 
 
 def read_streams_to_their_end() -> None:
-    """Do this in this process from now on.
+    """Make LiteLLM do so in this process from now on.
 
     Raises:
         RuntimeError: this version of LiteLLM ends streams in another way, which has to be examined first.

@@ -100,7 +100,7 @@ class WitnessLogger(CustomLogger):
     # -- whole answers, and failures
 
     async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
-        """An answer was served whole; a stream, to its end. If the reader had left, LiteLLM may report that twice."""
+        """A whole answer was served, or a stream to its end. If the reader had left, LiteLLM may call this twice."""
         if kwargs.get(_WITNESSED):
             return
         kwargs[_WITNESSED] = True

@@ -1,17 +1,18 @@
 """Whose figure of a call's cost is posted. Pure.
 
 What must hold:
-  What a provider says that it bills is posted, whatever the rest says (I2).
-  Else our own rate card is applied to the usage that the provider reports. Where the upstream's figure of the same usage is
-  higher by more than rounding, one of the two lists is wrong: the higher one is posted, and the ledger says so.
-  Nothing else is said about a model that the operator has marked as free.
+  If the operator has marked the model as free, zero is posted, and no other figure is looked at.
+  Else, if the provider names its own bill, that figure is posted, whatever the other figures are (I2).
+  Else the figure of our own rate card is posted, for the usage that the provider reports. If the upstream's figure for
+  the same usage is higher by more than rounding, one of the two price lists is wrong. Then the higher figure is posted,
+  and the ledger records whose it is.
 """
 
 from __future__ import annotations
 
 from llm_service.types import CostSource
 
-#: Two figures are the same if they are this close: the upstream adds floating-point numbers.
+#: Figures this close count as the same, because the upstream adds floating-point numbers.
 _ROUNDING_NANO = 1
 _ROUNDING_SHARE = 10**9
 
@@ -26,8 +27,8 @@ def believed(
 ) -> tuple[int, CostSource]:
     """The cost to post for a usage that the provider has reported, and whose figure it is.
 
-    `named_nano` is the provider's own figure, `own_nano` that of our rate card, `upstream_nano` the upstream's; None: there is
-    none. `free`: the operator has said that the model costs nothing.
+    `named_nano` is the provider's own figure, `own_nano` that of our rate card, and `upstream_nano` the upstream's.
+    None: there is no such figure. `free`: the operator has marked the model as free.
     """
     if free:
         return 0, CostSource.RATES

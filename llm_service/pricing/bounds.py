@@ -1,7 +1,8 @@
 """How much a call can cost at most, and how much output a smaller hold pays for. Pure.
 
-What must hold (I1): a hold covers each usage that the provider can bill for the request as it is sent. That is the bound
-of the input at the highest rate, and `max_tokens` of output for each choice; `max_tokens` is always sent.
+What must hold (I1): a hold covers any usage that the provider can bill for the request as it is sent. So it is the
+bound of the input at the highest rate, plus `max_tokens` of output for each choice. So
+`max_tokens` is always sent.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def cost_bound(
 ) -> CostBound:
     """Bound the cost of a request, at the highest rates of a model's deployments.
 
-    `counted_input` is a tokenizer's count with its margin. It replaces the text's bound by bytes, where it is less.
+    `counted_input` is a tokenizer's count with its margin. It is used instead of the bound by bytes if it is smaller.
 
     Raises:
         InvalidRequest: the model does not take token ids; or nothing bounds its images and files.
@@ -98,7 +99,7 @@ def cost_bound(
 
 
 def cache_writes(model: Model, request: ParsedRequest) -> CacheWrites:
-    """How much of a request may be written to a cache, at the price of that. "1h" includes "5m"."""
+    """Which caches a request may be written to. The highest price of these is held. "1h" includes "5m"."""
     if model.caches_only_when_asked or request.cache_writes == "1h":
         return request.cache_writes
     return "5m"
@@ -123,7 +124,8 @@ class TextCount:
     def bound(self) -> int:
         """The most tokens that the model's tokenizer may make of the text.
 
-        What is not ASCII counts as one token for each byte, because tokenizers differ several times over in other scripts.
+        Text that is not ASCII counts as one token for each byte: there, one tokenizer may need several times as many
+        tokens as another.
         """
         return most_tokens(self.ascii_tokens) + self.other_bytes
 

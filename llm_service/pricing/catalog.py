@@ -47,10 +47,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class MostBeyondTokens:
-    """The most that one call of a model can use of what no parameter of a request bounds.
+    """The most that one call can use of the things that no parameter of a request limits, such as searches.
 
-    An operator names it in `model_info: treasurer_most`, for a model that works by itself as long as it likes.
-    `reasoning_tokens` are those beside the output.
+    An operator sets it in `model_info: treasurer_most`, for a model that decides itself how long it works.
+    `reasoning_tokens` are those that are billed in addition to the output.
     """
 
     searches: int = 0
@@ -59,7 +59,7 @@ class MostBeyondTokens:
 
 
 NOTHING_BEYOND = MostBeyondTokens()
-#: What in LiteLLM's map replaces the two prices of an entry. An operator's own price goes before it.
+#: Fields of LiteLLM's map that replace an entry's prices of input and output. An operator's own price overrides them.
 _OVERRIDDEN = frozenset({"tiered_pricing", "off_peak_pricing"})
 
 
@@ -79,13 +79,13 @@ class Model:
     unpriced: str | None = None  # why it cannot be served, and what an operator can do; None: it can
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
     quality: int | None = None  # 0 to 100, from config/litellm.yaml (model_info: treasurer_quality)
-    dearest: Mapping[str, Rates] = field(default_factory=dict[str, Rates])  # `rates`, or dearer by the second book
+    dearest: Mapping[str, Rates] = field(default_factory=dict[str, Rates])  # `rates`, or higher by the second book
     differences: tuple[str, ...] = ()  # where the two price books differ, in words
     rate_card: str = "{}"  # `rates` as text, which is stored with a hold so that it is settled at these
     uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
     adds_caches: bool = True  # the proxy may ask for caches that a request does not ask for
     retried_statuses: frozenset[int] = frozenset()  # after these the proxy itself tries another deployment
-    most: MostBeyondTokens = NOTHING_BEYOND  # what a call can use that no request bounds
+    most: MostBeyondTokens = NOTHING_BEYOND  # the most of what no request limits
     always_thinks: bool = False  # it reasons in every call, whatever the request asks for
     prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy does not give one
 
@@ -107,13 +107,16 @@ class Model:
 
     @property
     def prices_video(self) -> bool:
-        """Whether video input has a price: its own, or by the provider's page that of text. Its sound is audio."""
+        """Whether video input has a price. That is its own price, or the price of text if the provider's page says so.
+
+        The sound of a video is billed as audio, so audio must have a price, too.
+        """
         own = all(tier.video_input is not None for rates in self.rates.values() for tier in rates.default)
         return (own or self.providers <= VIDEO_COSTS_AS_TEXT) and self.prices_audio
 
     @property
     def bills_to_the_end(self) -> bool:
-        """Whether one of its providers bills a whole stream although its reader has left."""
+        """Whether one of its providers bills a whole stream even if its reader has left."""
         return not BILL_TO_THE_END.isdisjoint(self.providers)
 
     @property
@@ -123,12 +126,12 @@ class Model:
 
     @property
     def caches_only_when_asked(self) -> bool:
-        """Whether nothing of a request is written to a cache, at a price of its own, unless the request asks for it."""
+        """Whether input is written to a cache, which has its own price, only if the request asks for it."""
         return not self.adds_caches and WRITE_CACHES_WHEN_ASKED.issuperset(self.providers)
 
     @property
     def stores_caches(self) -> bool:
-        """Whether a request for a cache makes one that is billed by the hour."""
+        """Whether a request that asks for a cache creates one that is billed by the hour."""
         return not STORE_CACHES.isdisjoint(self.providers)
 
     @property
@@ -157,7 +160,9 @@ class Model:
         service_tier: str | None = None,
         served: tuple[datetime, datetime] | None = None,
     ) -> int:
-        """What a usage costs at the deployment that answered, in nano-dollars; if it is not known, at the highest price.
+        """What a usage costs at the deployment that answered, in nano-dollars.
+
+        If that deployment is not known, the most expensive one counts.
 
         `served` is when the call began and ended.
         """
@@ -179,7 +184,7 @@ class Model:
 class Catalog:
     """The models by name. Read from the proxy every `refresh_s` seconds, and when an unknown name is asked for.
 
-    `observe` is called with the models each time that they were read.
+    `observe` is called with the models after each reading.
     """
 
     def __init__(
@@ -228,7 +233,7 @@ class Catalog:
         return model
 
     async def newer(self, model: Model) -> None:
-        """Read the catalogue again, unless it has other prices for this model already. Raises as `refresh` does."""
+        """Read the catalogue again, unless this model's prices have already changed in it. Raises as `refresh` does."""
         if self._models.get(model.name) == model:
             await self.refresh()
 
@@ -351,7 +356,7 @@ def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:
 
 
 def _operators_own(entry: Mapping[str, Any], info: Mapping[str, Any]) -> bool:
-    """Whether an operator has named a price of this deployment: that goes before both price books."""
+    """Whether an operator has set a price of this deployment. Such a price overrides both price books."""
     own = bool(info.get("pricing_overrides")) or any(map(is_price, fields_of(entry.get("litellm_params"))))
     return own or info.get("treasurer_free") is True
 
@@ -366,7 +371,8 @@ def _priced(entry: Mapping[str, Any]) -> Rates:
     if info.get("treasurer_free") is True:
         return FREE
     listed = dict(fields_of(info.get(ENTRY_STAMP)))
-    # LiteLLM shows the prices that it uses, with the operator's over those of its map; the map has more of them.
+    # LiteLLM shows the prices that it uses. The operator's prices override those of its map. The map has more prices
+    # than LiteLLM shows.
     given = {name: value for name, value in parameters.items() if is_price(name)}
     shown = {name: value for name, value in info.items() if value is not None and not name.startswith("treasurer_")}
     how = searching(_name_at_provider(entry, info))
@@ -377,7 +383,7 @@ def _priced(entry: Mapping[str, Any]) -> Rates:
         )
     prices = listed | given | shown
     set_here = {*given, *_names(info.get("pricing_overrides"))}
-    if set_here & {"input_cost_per_token", "output_cost_per_token"}:  # the map's tiers and hours would go before them
+    if set_here & {"input_cost_per_token", "output_cost_per_token"}:  # the map's tiers and hours would override them
         maps = {name for name in _OVERRIDDEN - set_here if prices.get(name) == listed.get(name)}
         prices = {name: value for name, value in prices.items() if name not in maps}
     rates = read_rates(prices, searching=how, everywhere=_everywhere(info, parameters))
@@ -392,7 +398,7 @@ def _names(value: object) -> list[str]:
 
 
 def _dearest_most(infos: Sequence[Mapping[str, Any]]) -> MostBeyondTokens:
-    """The most of any of its deployments."""
+    """The highest limits of its deployments, field by field."""
     each = [_most(info) for info in infos]
     return MostBeyondTokens(
         *(max(getattr(most, name) for most in each) for name in MostBeyondTokens.__dataclass_fields__)
@@ -412,7 +418,7 @@ def _most(info: Mapping[str, Any]) -> MostBeyondTokens:
 
 
 def _everywhere(info: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[str, ...]:
-    """The multipliers that apply to each call, because of where the deployment is.
+    """The multipliers that apply to every call because of the deployment's location.
 
     https://platform.openai.com/docs/guides/your-data (a region has its own host);
     https://cloud.google.com/vertex-ai/generative-ai/pricing (all locations but the global one).

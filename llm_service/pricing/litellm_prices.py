@@ -2,8 +2,8 @@
 
 What must hold (I1):
   Each price above zero that a call can be charged is in the rate card, or the model is not served.
-  Where LiteLLM's list does not name a price, the one takes its place that providers charge then: that of input for
-      cached input and for cache writes, that of output for reasoning.
+  A price that LiteLLM's list does not name is replaced by the one that providers charge in that case: cached input and
+      cache writes have the price of input, and reasoning has the price of output.
 """
 
 from __future__ import annotations
@@ -44,8 +44,8 @@ def read_rates(
 ) -> Rates:
     """Read the prices of a model's entry (dollars a unit, as numbers or text).
 
-    `searching` says how the model searches by itself. `everywhere` names multipliers of the entry that apply to each
-    call, because of where the deployment is.
+    `searching` says how the model searches automatically. `everywhere` names multipliers of the entry that apply to
+    each call, because of where the deployment is.
 
     Raises:
         RatesError: there is no price for input or for output, a price is not a number of at least 0, or one that a call
@@ -82,7 +82,7 @@ def read_rates(
 
 
 def _how_to_waive(name: str, entry: Mapping[str, Any]) -> str:
-    """How an operator declares that no call is charged a price: what model_info has goes before LiteLLM's map."""
+    """How an operator declares that no call is charged this price: model_info overrides LiteLLM's map."""
     outer = name.partition(":")[0]
     changed = (
         f"set {outer} in model_info to one without it"
@@ -99,7 +99,7 @@ def _is_compound(value: object) -> bool:
 def _searches(
     entry: Mapping[str, Any], searching: Searching | None
 ) -> tuple[tuple[int, int, int], tuple[int, int, int], int]:
-    """The fee for a request and the price of a search, by search context, and the usual context."""
+    """The fee for a request and the price of a search, each by search context; then the default context."""
     fee = _price_or(entry, "input_cost_per_request", 0) + _price_or(entry, "output_cost_per_request", 0)
     given = entry.get("search_context_cost_per_query")
     named = fields_of(given)
@@ -227,7 +227,7 @@ class _TierReader:
         return otherwise if value is None else _femto(value)
 
     def _cached(self, name: str, mark: str, below: int | None, otherwise: int) -> int:
-        # A price that is named for shorter prompts only stays the same. One that is named nowhere is `otherwise`.
+        # A price that is named only for shorter prompts holds for longer ones, too. Without a name, `otherwise` holds.
         known = below is not None and self._named(name)
         return self._price(name + mark, cast("int", below) if known else otherwise)
 
@@ -239,12 +239,12 @@ class _TierReader:
         name = "output_cost_per_reasoning_token"
         own_output = self.entry.get(f"output_cost_per_token{self.suffix}") is not None
         if self.suffix and self.entry.get(name + self.suffix) is None and own_output:
-            return output_rate  # the service tier's price for output goes before the default tier's for reasoning
+            return output_rate  # a service tier's own price of output overrides the default tier's of reasoning
         return self._price(name, output_rate)
 
 
 def _off_peak(entry: Mapping[str, Any]) -> OffPeak | None:
-    """The cheaper hours of `off_peak_pricing`: what it does not name costs as much as at other hours."""
+    """The cheaper hours of `off_peak_pricing`. A price that it does not name is the same at all hours."""
     value = entry.get("off_peak_pricing")
     if not value:
         return None
@@ -282,7 +282,7 @@ def _windows(rule: object) -> list[tuple[tuple[int, ...], int, int]]:
 
 
 def _items(value: object) -> list[object]:
-    """The items of a list; of anything else, that alone; none of null."""
+    """The items of a list. Null has no items, and any other value is its own only item."""
     return cast("list[object]", value) if isinstance(value, list) else [] if value is None else [value]
 
 

@@ -4,7 +4,7 @@ What must hold (I1):
   A rule never gives less than what the provider bills. Where its page and its bills differ, the larger figure is used.
   Images and files without a rule are bounded by the model's context window. Where that is not known, they are refused.
   Audio and video without a rule are refused: their tokens have prices of their own.
-  A URL is refused where the provider may fetch something else than an image from it.
+  A URL is refused if the provider may fetch something other than an image from it.
 
 To add a provider: a row for each family of its models, with the address of the page that states the rule.
 docs/decisions/0032-media-by-published-rules.md says where each figure is from.
@@ -26,7 +26,7 @@ ImageRule = Callable[[Medium], int | None]
 
 @dataclass(frozen=True, slots=True)
 class MediaTokens:
-    """The most tokens of each kind that a request's media are. `text`: of files that are read as text."""
+    """The most tokens of each kind that a request's media can be. `text`: tokens of files that are read as text."""
 
     text: int = 0
     image: int = 0
@@ -35,7 +35,7 @@ class MediaTokens:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The tokens of all kinds together."""
         return self.text + self.image + self.audio + self.video
 
     def plus(self, other: MediaTokens) -> MediaTokens:
@@ -56,11 +56,11 @@ class MediaTokens:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The rules for models with this name at their provider, or with a name that goes on after it with a hyphen.
+    """The rules for models with this name at their provider, or with this name, a hyphen and more.
 
-    `page` bounds the picture of a page of a PDF. `reads_pdf_text`: the text of its pages is billed beside the pictures.
-    `audio_per_s`, `video_per_s`: tokens of a second. Audio within a video is counted separately, by `audio_per_s`.
-    `fetches_images_only`: what is not an image at a URL is refused by the provider.
+    `page` bounds the tokens of one page of a PDF as a picture. `reads_pdf_text`: the text of the pages is billed in
+    addition to the pictures. `audio_per_s`, `video_per_s`: tokens for each second. The sound of a video is counted
+    separately, by `audio_per_s`. `fetches_images_only`: the provider refuses a URL of anything but an image.
     """
 
     name: str
@@ -74,7 +74,8 @@ class Family:
 
 def _tiled(base: int, tile: int) -> ImageRule:
     """OpenAI: a base, and a number for each tile of 512 pixels. The image is first scaled to fit into 2048 × 2048, and then
-    so that its shorter side has 768 pixels. The page does not say whether a small image is enlarged, so the larger number counts.
+    so that its shorter side has 768 pixels. The page does not say whether a small image is enlarged. So the larger of
+    the two results counts.
     """
 
     def tokens(image: Medium) -> int:
@@ -96,7 +97,7 @@ def _tiled(base: int, tile: int) -> ImageRule:
 
 def _patched(percent: int, most: int | None, most_high: int | None = None) -> ImageRule:
     """OpenAI: a number for each patch of 32 pixels, `percent` hundredths of a token each. Larger images are scaled down to
-    `most` patches; `most_high`: where the request asks for the detail "high". An image in low detail may be enlarged.
+    `most` patches, or to `most_high` if the request asks for the detail "high". An image in low detail may be enlarged.
     """
 
     def tokens(image: Medium) -> int | None:
@@ -113,7 +114,7 @@ def _patched(percent: int, most: int | None, most_high: int | None = None) -> Im
 
 
 def _either(*rules: ImageRule) -> ImageRule:
-    """The largest of several rules, where a provider's pages and its bills do not name the same one."""
+    """The largest result of several rules. It is for models whose provider's page and bills show different rules."""
 
     def tokens(image: Medium) -> int | None:
         found = [rule(image) for rule in rules]
@@ -123,8 +124,8 @@ def _either(*rules: ImageRule) -> ImageRule:
 
 
 def _claude(most: int) -> ImageRule:
-    """Anthropic: one token for each patch of 28 pixels; its page says so, and also width × height ÷ 750. Larger images are
-    scaled down to `most`.
+    """Anthropic: its page states two rules, one token for each patch of 28 pixels, and width × height ÷ 750. The larger
+    counts. Larger images are scaled down to `most` tokens.
     """
 
     def tokens(image: Medium) -> int:
@@ -138,7 +139,8 @@ def _claude(most: int) -> ImageRule:
 
 def _gemini_tiled(image: Medium) -> int | None:
     """Google, up to 2.5: 258 for an image of at most 384 × 384, else for each tile. The pages give two sizes of a tile:
-    the shorter side ÷ 1.5, and the same within 256 to 768 pixels. One more, because the whole may be shown as well.
+    the shorter side ÷ 1.5, and the same but at least 256 and at most 768 pixels. One more tile is added, because the
+    whole image may be shown to the model as well.
     """
     if image.animated or image.width is None or image.height is None:
         return None
@@ -150,14 +152,14 @@ def _gemini_tiled(image: Medium) -> int | None:
 
 
 def _gemini_by_resolution(image: Medium) -> int | None:
-    """Google, from 3: by `media_resolution` alone, which LiteLLM sets from `detail`. "low" and "medium" are not trusted to
-    arrive with each part.
+    """Google, from 3: the number depends only on `media_resolution`, which LiteLLM sets from `detail`. "low" and
+    "medium" do not lower it here, because they may not arrive with each part.
     """
     return None if image.animated else 2240 if image.detail == "ultra_high" else 1120
 
 
 def _whole(tokens: int) -> ImageRule:
-    """An image is at most so many tokens, whatever its size."""
+    """An image is at most this many tokens, whatever its size."""
     return lambda _image: tokens
 
 
@@ -169,7 +171,9 @@ def _tiles_of_448(image: Medium) -> int:
 
 
 def _gemini(name: str, image: ImageRule, page: int, frame: int) -> tuple[Family, ...]:
-    """The same models are at Google's two addresses. Audio: 32 tokens a second. Video: one frame a second, and 7 for its time."""
+    """The same models are at Google's two addresses. Audio: 32 tokens a second. Video, each second: one frame, and 7
+    tokens for its time.
+    """
     return tuple(
         Family(
             f"{provider}/{name}",
@@ -185,7 +189,7 @@ def _gemini(name: str, image: ImageRule, page: int, frame: int) -> tuple[Family,
 
 
 def _openai(name: str, image: ImageRule, audio_per_s: int | None = None) -> Family:
-    """A page of a PDF is an image, and its text."""
+    """A page of a PDF counts as an image and as its text."""
     return Family(f"openai/{name}", image, page=image, audio_per_s=audio_per_s)
 
 
@@ -195,11 +199,11 @@ def _anthropic(name: str, most: int) -> tuple[Family, ...]:
     )
 
 
-#: What Anthropic names as the text of a dense page. It also allows for what is wrapped around each page:
+#: The text tokens of a dense page, as Anthropic states them. They also cover what is added around each page:
 #: https://platform.claude.com/docs/en/build-with-claude/pdf-support#estimate-your-costs
 _TEXT_OF_PAGE = 3000
 _GPT_4O = _tiled(85, 170)
-#: The page has tiles for these, the bills of some have patches at 1.2 tokens.
+#: The page says tiles for these, but bills of some show patches at 1.2 tokens.
 _GPT_5 = _either(_tiled(70, 140), _patched(120, 2500))
 _STANDARD, _HIGH = 1640, 5002  # Anthropic: the long edge is at most 1568 or 2576 pixels
 
@@ -292,7 +296,7 @@ def media_tokens(names: Sequence[str], media: Sequence[Medium], window: int | No
 
 
 def _within(total: MediaTokens, window: int) -> MediaTokens:
-    """A request is never longer than the window, whatever part of it is of which kind."""
+    """A request is never longer than the window, so no kind of its tokens is more than that."""
     return MediaTokens(
         min(total.text, window), min(total.image, window), min(total.audio, window), min(total.video, window)
     )
@@ -334,14 +338,14 @@ def _recording(name: str, family: Family | None, medium: Medium, window: int | N
         if window is None:
             raise _refusal(f"How long the {medium.kind.value} is cannot be read, so its cost cannot be bounded")
         return MediaTokens(audio=window) if medium.kind is Kind.AUDIO else MediaTokens(audio=window, video=window)
-    seconds = medium.milliseconds // 1000 + 1  # a second that has begun counts
+    seconds = medium.milliseconds // 1000 + 1  # a second that has begun counts as a whole one
     if medium.kind is Kind.AUDIO:
         return MediaTokens(audio=per_s * seconds)
     return MediaTokens(audio=(family.audio_per_s or 0) * seconds, video=per_s * seconds)
 
 
 def _may_fetch_anything(name: str) -> bool:
-    """Google's models take a video behind an `image_url`, whether there is a row for them here or not."""
+    """Google's models also fetch videos from an `image_url`, even models that have no row here."""
     return name.startswith(("gemini/", "vertex_ai/"))
 
 

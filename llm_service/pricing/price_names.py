@@ -1,10 +1,12 @@
 """What each name of a price in LiteLLM's price map means for a call of ours. Pure.
 
-What must hold (I1): a price that nobody here has judged is never taken for zero. A model that has one above zero is not
-served, and neither is one with a price that a call can cost and that cannot be bounded.
+What must hold (I1):
+  A price that is not classified here is never assumed to be zero. A model with such a price above zero is not served.
+  A model is not served either if a call can be charged a price that cannot be bounded.
 
-LiteLLM's map names a price by a base, the length of prompt above which it applies, and a service tier:
-`cache_read_input_token_cost_above_200k_tokens_priority`. The bases are listed here; the rest of a name is read.
+The name of a price in LiteLLM's map has three parts: a base, the length of prompt above which it applies, and a service
+tier. An example is `cache_read_input_token_cost_above_200k_tokens_priority`. The bases are listed here. The other two
+parts are parsed.
 The map: https://github.com/BerriAI/litellm/blob/main/model_prices_and_context_window.json
 """
 
@@ -15,10 +17,10 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Final, cast
 
-#: The tiers of service that a request of ours may ask for or be given.
+#: The service tiers that a request of ours may ask for, or be served in.
 SERVICE_TIERS: Final = ("flex", "priority")
-#: Tiers of service that must be asked for in a way that no request of ours may: LiteLLM's batches, `/v1/decisions`,
-#: and service tiers that `wire/requests.py` refuses.
+#: Service tiers that no request of ours can get: LiteLLM's batches, `/v1/decisions`, and those that `wire/requests.py`
+#: refuses.
 _OTHER_TIERS: Final = ("batches", "ultrafast", "balanced", "decisions")
 _PARTS: Final = re.compile(
     r"^(?P<base>.+?)(?:_above_(?P<thousands>\d+)k_tokens)?(?:_(?P<tier>flex|priority|batches|ultrafast|balanced|decisions))?$"
@@ -35,7 +37,7 @@ class Meaning(StrEnum):
     UNDERSTOOD = "understood"  # it is in the rate card
     NOT_HERE = "not for this operation"  # no call of ours can be charged it
     UNBOUNDED = "not bounded"  # a call can be charged it, and nothing says how much at most
-    UNKNOWN = "unknown"  # nobody has judged it
+    UNKNOWN = "unknown"  # it is not classified here
 
 
 #: Bases that the rate card holds for each length of prompt and each service tier.
@@ -77,7 +79,7 @@ _ONCE: Final = frozenset(
 
 _UNDERSTOOD: Final = PRICES_OF_TOKENS | _ONCE
 
-#: Bases that no call of ours can be charged, with the reason.
+#: Bases of prices that no call of ours can be charged, with the reason.
 _NOT_HERE: Final[Mapping[str, str]] = {
     "annotation_cost_per_page": "documents are not read by an OCR service here",
     "cache_creation_input_audio_token_cost": "only real-time models write audio to a cache",
@@ -97,7 +99,7 @@ _NOT_HERE: Final[Mapping[str, str]] = {
     "vector_store_cost_per_gb_per_day": "nothing is stored at the provider",
 }
 
-#: Bases in units that nothing bounds or counts here.
+#: Bases of prices whose units are neither bounded nor counted here.
 _UNBOUNDED: Final = frozenset(
     {
         "cost_per_second",
@@ -108,18 +110,18 @@ _UNBOUNDED: Final = frozenset(
         "output_cost_per_second",
     }
 )
-#: Prices of media that a model for text-only input cannot be sent, and those of media that it cannot make.
+#: Prices of media input, which a model for text only is never sent, and of media output, which it cannot make.
 _MEDIA_INPUT: Final = re.compile(r"^input_cost_per_(audio|video)_per_second(_above_\d+s_interval)?$")
 _MEDIA_OUTPUT: Final = re.compile(
     r"^output_cost_per_(image(_[0-9.]+K?)?|second_\d+[pk]|video_per_second|audio_per_second)$"
 )
 _CHARACTERS: Final = ("input_cost_per_character", "output_cost_per_character")
 
-#: Facts of a model that are no prices, although their names look like one. (LiteLLM's page lists under
+#: Facts of a model that are not prices, although their names look like prices. (LiteLLM's page lists under
 #: `pricing_overrides` which prices an operator has set; it shows each of them by its own name, too.)
 _FACTS: Final = frozenset({"pricing_overrides"})
 
-#: Within `provider_specific_entry`: what is a number and no multiplier of the price.
+#: Within `provider_specific_entry`: numbers that are not multipliers of the price.
 _NO_MULTIPLIERS: Final = frozenset({"minimax_free_input_images"})
 _REGION: Final = re.compile(r"^[a-z]{2}(-[a-z]+)*(-?\d+)?$")
 #: Within `provider_specific_entry`: multipliers for a speed that a request must ask for.
@@ -151,7 +153,7 @@ def meaning_of(name: str, entry: Mapping[str, Any], mode: str) -> Meaning | None
         return Meaning.UNDERSTOOD
     if base in _NOT_HERE:
         return Meaning.NOT_HERE
-    if base in _CHARACTERS:  # another unit for the same text: LiteLLM takes tokens where they have a price
+    if base in _CHARACTERS:  # another unit for the same text: LiteLLM charges by tokens if they have a price
         return Meaning.NOT_HERE if entry.get("input_cost_per_token") else Meaning.UNBOUNDED
     if base == "input_cost_per_image" and mode == "embedding":
         return Meaning.NOT_HERE  # embeddings are made of text only
@@ -195,7 +197,7 @@ def multipliers(entry: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any
 
 
 def fields_of(value: object) -> Mapping[str, Any]:
-    """The fields of an object within an entry; none if it is no object."""
+    """The fields of an object within an entry. A value that is not an object has no fields."""
     return cast("Mapping[str, Any]", value) if isinstance(value, Mapping) else {}
 
 
@@ -212,14 +214,14 @@ def _specific(value: object) -> Meaning:
 
 
 def _inner(value: object) -> Iterator[Mapping[str, Any]]:
-    """The entries within an entry. Their ranges and hours are no prices."""
+    """The entries within an entry. They also have ranges and hours, which are not prices."""
     for each in cast("list[object]", value) if isinstance(value, list) else [value]:
         if isinstance(each, Mapping):
             yield cast("Mapping[str, Any]", each)
 
 
 def _charges(value: object) -> bool:
-    """Whether a value can be a price above zero. What cannot be read counts as one."""
+    """Whether a value can be a price above zero. A value that cannot be read counts as one."""
     if value is None or value is False:
         return False
     if _is_number(value):

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from typing import Final
 
-#: These generate and bill a whole answer although its reader has left, so a stream from them is read to its end. A stream
-#: from any other provider is cancelled, and what was received is posted. If that provider bills the rest too, too little
-#: is posted.
+#: These generate and bill a whole answer even if its reader has left, so a stream from them is read to its end. A
+#: stream from any other provider is cancelled, and what was received is posted. If that provider bills the rest too,
+#: too little is posted.
 #: https://openrouter.ai/docs/api-reference/streaming#stream-cancellation
 BILL_TO_THE_END: Final = frozenset(
     {
@@ -35,25 +35,25 @@ BILL_TO_THE_END: Final = frozenset(
 #: https://docs.anthropic.com/en/docs/build-with-claude/extended-thinking
 REASON_WHEN_ASKED: Final = frozenset({"anthropic"})
 
-#: These read input that is given as token ids of OpenAI's tokenizers. For any other provider such input is refused.
+#: These accept input as token ids of OpenAI's tokenizers. For any other provider such input is refused.
 READ_TOKEN_IDS: Final = frozenset({"openai", "azure"})
 
-#: These may serve a request that names no service tier in a tier with another price, so a tier is put into the request.
-#: Any other provider is assumed to serve and bill such a request in its default tier.
+#: If a request names no service tier, these may serve it in a tier with another price. So a tier is put into the
+#: request. Any other provider is assumed to serve and bill such a request in its default tier.
 #: https://platform.openai.com/docs/guides/priority-processing
 CHOOSE_SERVICE_TIER: Final = frozenset({"openai"})
 
-#: These write to their caches only what a request marks for that (`cache_control`), and at a price of its own. Any other
-#: provider is assumed to write the whole of any request, as OpenAI does from GPT-5.6 on.
+#: These write to their caches only what a request marks with `cache_control`. Writing has its own price. Any other
+#: provider is assumed to write the whole of every request, as OpenAI does from GPT-5.6 on.
 #: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
 WRITE_CACHES_WHEN_ASKED: Final = frozenset({"anthropic", "bedrock", "bedrock_converse", "vertex_ai-anthropic_models"})
 
-#: For these LiteLLM makes a stored cache of what a request marks, which is billed by the hour until it expires. Nothing
-#: bounds that, so such a request is refused.
+#: For these LiteLLM puts what a request marks into a stored cache. The cache is billed by the hour until it expires.
+#: Nothing bounds that cost, so such a request is refused.
 #: https://ai.google.dev/gemini-api/docs/caching, https://docs.litellm.ai/docs/providers/gemini#context-caching
 STORE_CACHES: Final = frozenset({"gemini", "vertex_ai", "vertex_ai_beta", "vertex_ai-language-models"})
 
-#: A token of video costs as much as one of text there, where no price of its own is named. For any other provider video is
-#: refused unless it has a price.
+#: At these a token of video costs as much as one of text, unless video has its own price. For any other provider video
+#: is refused unless it has a price.
 #: https://ai.google.dev/gemini-api/docs/pricing ("text / image / video", 2026-11-28)
 VIDEO_COSTS_AS_TEXT: Final = frozenset({"gemini", "vertex_ai", "vertex_ai-language-models"})

@@ -5,7 +5,7 @@ What must hold:
       one with more is rounded up when it is read.
   I4  The cost of a call is summed in femto-dollars, and rounded once, up, to a nano-dollar, in `_nano`.
   I1  `bound` is never less than `cost` for a usage within the bounded amounts, whatever the provider may report.
-  I2  Where a report leaves open how its parts overlap, the dearest reading is priced.
+  I2  If a report does not show how its parts overlap, the most expensive reading is priced.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from llm_service.wire.requests import CacheWrites
 FEMTO_PER_NANO = 1_000_000
 #: A multiplier is an integer of ten-thousandths.
 WHOLE = 10_000
-#: How much of its finds a search may use, in the order of a rate card's prices for it.
+#: The sizes of a search's context, in the order of a rate card's prices for them.
 SEARCH_CONTEXTS = ("low", "medium", "high")
-#: Regions that are none: the provider chose freely where to serve the call.
+#: Values that do not name a region: the provider chose freely where to serve the call.
 _ANYWHERE = ("", "global", "not_available")
 
 
@@ -35,7 +35,7 @@ _ANYWHERE = ("", "global", "not_available")
 class TokenRates:
     """Femto-dollars a token, for prompts longer than `above_tokens` input tokens.
 
-    A price of audio, images or video that is None is that of text.
+    If a price of audio, images or video is None, the price of text applies.
     """
 
     above_tokens: int
@@ -61,16 +61,18 @@ class TokenRates:
 
     @property
     def highest_output(self) -> int:
-        """The highest price of a token of output. Audio is not among them: no request may ask for it."""
+        """The highest price of a token of output. Audio output is left out, because no request may ask for it."""
         return max(self.output, self.reasoning, self.image_output or 0, self.video_output or 0)
 
     def highest_text(self, writes: CacheWrites) -> int:
-        """The highest price of a token of text input for a request that writes to a cache so."""
+        """The highest price of a token of text input, for a request that writes to these caches."""
         written = {"none": 0, "5m": self.cache_write, "1h": max(self.cache_write, self.cache_write_1h)}[writes]
         return max(self.input, self.cache_read, written)
 
     def highest_medium(self, price: int | None, cached: int | None, writes: CacheWrites) -> int:
-        """The highest price of a token of audio, image or video input: a report may also count it as text."""
+        """The highest price of a token of audio, image or video input. The price of text is included, because a report
+        may count such a token as text.
+        """
         return max(price or 0, cached or 0, self.highest_text(writes))
 
 
@@ -78,7 +80,7 @@ class TokenRates:
 class OffPeak:
     """Cheaper hours. `windows` are ISO weekdays (none: every day) in `zone`, with minutes of a day in UTC.
 
-    A window of which the end is not after the start goes over midnight. A window without any minutes is a whole day.
+    A window that ends before it starts goes past midnight. If start and end are the same, it is a whole day.
     """
 
     tiers: tuple[TokenRates, ...]
@@ -100,11 +102,13 @@ class OffPeak:
 class Rates:
     """The rate card of one deployment.
 
-    For each service tier, the prices of tokens by length of prompt, the shortest first. `request` is charged once for a
-    call and `search` for each search, both by search context (low, medium, high); `context` is the one that applies if
-    neither request nor report names one. `citation` is the price of a citation token. All in femto-dollars.
-    `regions` and `speeds` are multipliers over everything that apply where a report names them, and `always` is one
-    that applies to each call, in ten-thousandths.
+    `default`, `flex` and `priority` are service tiers. Each has the prices of tokens by length of prompt, the shortest
+    first. `request` is charged once for a call, and `search` for each search. Both depend on the search context (low,
+    medium, high). `context` applies if neither the request nor the report names one. `citation` is the price of a
+    citation token. All prices are in femto-dollars.
+
+    Multipliers apply to the whole cost, and are in ten-thousandths. Those of `regions` and `speeds` apply if a report
+    names the region or the speed. `always` applies to every call.
     """
 
     default: tuple[TokenRates, ...]
@@ -137,9 +141,9 @@ FREE = Rates((TokenRates(0, 0, 0, 0, 0, 0, 0),))
 class Most:
     """The most that a call can use. `text_tokens`, `image_tokens`, `audio_tokens` and `video_tokens` are its input.
 
-    `requests` is the number of answers for which a fee for a request may be charged. `search_context` is the one that
-    the request asks for, if it does. For a request that names a service tier, all of them count, because a provider
-    may serve another one.
+    `requests` is how many times the fee for a request may be charged: once for each answer. `search_context` is the one
+    that the request asks for, or None. If a request names a service tier, the prices of all tiers count, because a
+    provider may serve it in another one.
     """
 
     text_tokens: int = 0
@@ -147,7 +151,7 @@ class Most:
     image_tokens: int = 0
     audio_tokens: int = 0
     video_tokens: int = 0
-    reasoning_tokens: int = 0  # beside the output
+    reasoning_tokens: int = 0  # in addition to the output
     citation_tokens: int = 0
     searches: int = 0
     requests: int = 1
@@ -176,7 +180,7 @@ def cost(
 ) -> int:
     """What a usage costs, in nano-dollars, rounded up.
 
-    `served` is when the call began and ended: cheaper hours count only if it did both within them.
+    `served` is when the call began and ended. Cheaper prices apply only if both times are in the cheaper hours.
 
     The whole call is priced at the tier of its prompt's length, output included. That is the rule of Google, Anthropic
     and OpenAI for long prompts, and LiteLLM's.
@@ -198,7 +202,7 @@ def cost(
 
 
 def _input(tier: TokenRates, usage: Usage) -> int:
-    """Femto-dollars of the input. Which kinds of tokens were written to a cache or read from one is mostly not reported."""
+    """Femto-dollars of the input. Reports rarely name the kinds of tokens that a cache wrote or read."""
     total = usage.input_tokens
     cached = min(usage.cached_tokens, total)
     written = min(usage.cache_write_tokens, total - cached)
@@ -228,9 +232,10 @@ def _input(tier: TokenRates, usage: Usage) -> int:
 
 
 def _dearest_reading(kinds: Sequence[tuple[int, int, int]], written: int, cached: int) -> int:
-    """Femto-dollars of the tokens that were not written to a cache, if the first kinds were, in this order.
+    """Femto-dollars of the tokens that were not written to a cache.
 
-    Those that were read from a cache are taken to be of the kinds with which that saves least.
+    It is assumed that the written tokens are of the first kinds, in this order. The tokens that were read from a cache
+    are assumed to be of the kinds for which a cache saves the least.
     """
     left: list[tuple[int, int, int]] = []
     for number, price, from_cache in kinds:
@@ -262,7 +267,7 @@ def _output(tier: TokenRates, usage: Usage) -> int:
 
 
 def _factors(rates: Rates, usage: Usage) -> tuple[int, ...]:
-    """The multipliers of a call. A region or speed that has none in a card with others counts as the dearest of them."""
+    """The multipliers of a call. If a card has some, but none for this region or speed, its highest counts."""
     factors = [rates.always]
     if rates.regions and usage.region not in _ANYWHERE:
         named = dict(rates.regions)
@@ -291,7 +296,7 @@ def cost_at(
     service_tier: str | None = None,
     served: tuple[datetime, datetime] | None = None,
 ) -> int:
-    """What a usage costs at the deployment that answered; if it is not known, at the most expensive deployment."""
+    """What a usage costs at the deployment that answered. If that is not known, the most expensive one counts."""
     known = rates.get(deployment or "")
     return max(cost(rate, usage, service_tier, served) for rate in ([known] if known is not None else rates.values()))
 
@@ -299,14 +304,14 @@ def cost_at(
 def bound(rates: Iterable[Rates], most: Most) -> int:
     """The most, in nano-dollars, that a call which uses at most this can cost at any of these rates.
 
-    Takes the highest price of each unit over the tiers into which a prompt of at most so many tokens can fall.
+    Takes the highest price of each unit in all tiers that a prompt of at most this length can reach.
     """
     fixed, output, factor = _highest(rates, most)
     return _nano(_multiplied(fixed + most.output_tokens * output, (factor,)))
 
 
 def affordable_output(rates: Iterable[Rates], most: Most, amount_nano: int) -> int:
-    """The most output tokens for which `bound` is within an amount. Zero: the rest alone costs more.
+    """The most output tokens for which `bound` is within an amount. Zero also if the rest alone costs more.
 
     `most.output_tokens` is not read.
     """
@@ -339,7 +344,9 @@ def _highest(rates: Iterable[Rates], most: Most) -> tuple[int, int, int]:
 
 
 def _dearest(card: Rates, prices: tuple[int, int, int], named: str | None) -> int:
-    """A price by search context. The provider may use a smaller one than was asked for, but no larger one."""
+    """The highest price that a search context can lead to. The provider may use a smaller context than was asked for,
+    but not a larger one.
+    """
     return max(prices[: _context(card, named) + 1])
 
 

@@ -1,9 +1,9 @@
-"""A second price book beside LiteLLM's map: `genai-prices`, which Pydantic keeps. Read to compare, and to hold the dearer.
+"""A second price book beside LiteLLM's map: Pydantic's `genai-prices`. Both are compared, and the higher price is held.
 
 What must hold (I1):
-  Where the two books differ in what a call can be charged, the dearer price of each unit is held. Which of them is right
-  is not known before the call.
-  This book never makes a price lower, and never gives one to a model that LiteLLM's map does not price.
+  Where the two books differ in a price that a call can be charged, the higher price is held, unit by unit. Before the
+  call it is not known which book is right.
+  This book never makes a price lower. It never adds a price for a model that has none in LiteLLM's map.
 
 Its data is a snapshot that is part of the package, so nothing is fetched. https://github.com/pydantic/genai-prices
 """
@@ -44,7 +44,7 @@ _PROVIDERS: Final[Mapping[str, str]] = {
     "vertex_ai-language-models": "google",
     "xai": "x-ai",
 }
-#: Our name of a price → its name in the second book. What that book does not name is not compared.
+#: Our name of a price → its name in the second book. A price that the second book does not have is not compared.
 _TOKENS: Final[Mapping[str, str]] = {
     "input": "input_mtok",
     "output": "output_mtok",
@@ -66,7 +66,7 @@ _FEMTO_A_THOUSANDTH: Final = Decimal(10) ** 12
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A price that the two books name differently, in femto-dollars a unit, above a length of prompt."""
+    """A unit whose price differs between the books. Prices are in femto-dollars, for prompts above `above_tokens`."""
 
     unit: str
     above_tokens: int
@@ -79,7 +79,7 @@ class Difference:
 
 
 def compare(own: Rates, provider: str, underlying: str, at: datetime | None = None) -> tuple[Rates, list[Difference]]:
-    """The dearer of two rate cards, price by price, and where they differ.
+    """A rate card with the higher of the two books' prices, price by price, and the differences.
 
     `own` is the card by LiteLLM's map, `provider` and `underlying` are LiteLLM's names, `at` is the moment for which
     prices are looked up (now, if it is None). If the second book does not know the model, the card is returned as it is.
@@ -106,14 +106,14 @@ def compare(own: Rates, provider: str, underlying: str, at: datetime | None = No
     request = own.request
     if isinstance(fee, Decimal):
         price = int((fee * _FEMTO_A_THOUSANDTH).to_integral_value(rounding=ROUND_CEILING))
-        if price not in request:  # that book does not say for which search context
+        if price not in request:  # the second book does not say which search context it is for
             differences.append(Difference("request", 0, max(request), price))
             request = (max(request[0], price), max(request[1], price), max(request[2], price))
     return replace(own, default=tuple(tiers), request=request), differences
 
 
 def _stands_in(tier: TokenRates, name: str) -> int:
-    """What a price that LiteLLM's map does not name counts as: text of the same direction."""
+    """The price of text that is used where LiteLLM's map has none for a medium: of output, cached input or input."""
     return tier.output if name.endswith("output") else tier.cache_read if "cache" in name else tier.input
 
 
@@ -144,7 +144,7 @@ def _find(provider: str, underlying: str, at: datetime) -> ModelPrice | None:
 
 @cache
 def _prices(book: str, name: str, _day: str) -> ModelPrice | None:
-    """The dearest prices of a day: at some hours some models are cheaper."""
+    """The highest prices of a day, because some models are cheaper at some hours."""
     snapshot = get_snapshot()
     providers = [each for each in snapshot.providers if each.id == book]
     found = providers[0].find_model(name, all_providers=snapshot.providers) if providers else None

@@ -95,7 +95,7 @@ class ProxyUpstream:
         return _Stream(response, timeouts.silence_s or self._silence_s)
 
     async def get(self, path: str, grant: str) -> Any:
-        """Read JSON from one of the proxy's own pages.
+        """Read JSON from one of the proxy's own endpoints.
 
         Raises:
             ProxyUnavailable: the proxy is away.
@@ -104,7 +104,7 @@ class ProxyUpstream:
         return await self._read("GET", path, None, grant)
 
     async def ask(self, path: str, body: bytes, grant: str) -> Any:
-        """Post JSON to one of the proxy's own pages, which asks no provider. Raises as `get` does."""
+        """Post JSON to one of the proxy's own endpoints. It does not call a provider. Raises as `get` does."""
         return await self._read("POST", path, body, grant)
 
     async def clock_ahead_s(self, *, fresh_s: float = 5.0) -> float | None:

@@ -2,11 +2,12 @@
 
 What must hold (I1):
   What a part is, is read from its first bytes. The field that carries it does not matter: audio in an `image_url` is audio.
-  The bytes and each MIME type that the part names must agree; a provider may go by either.
-  What is not recognised is refused by name, and so is what cannot be seen here: an uploaded file's id, `gs://`.
-  A fact is never smaller than the truth. One that cannot be read reliably is None, and the bound is then the worst case.
+  The bytes and each MIME type that the part names must agree, because a provider may trust either.
+  Content that is not recognised is refused by name. So is content that is not in the request: a file's id, `gs://`.
+  A size or a length is never smaller than the truth. If it cannot be read reliably, it is None, and the bound is then
+  the worst case.
 
-Facts only: how many tokens a provider makes of them is in llm_service/pricing/media.py.
+This module reads facts only. llm_service/pricing/media.py says how many tokens a provider makes of them.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class Kind(StrEnum):
     VIDEO = "video"
     PDF = "PDF"
     TEXT = "text file"
-    DOCUMENT = "document"  # an office document or a table: a provider makes text of it, by rules of its own
+    DOCUMENT = "document"  # an office document or a table: the provider turns it into text, by its own rules
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +64,12 @@ class Medium:
     content: bytes | None = field(default=None, repr=False)
 
 
-#: Types of parts that are text for every provider. LiteLLM passes on some others (`document`, `video_url` …) whose few
-#: bytes become many tokens.
+#: Types of parts that are text for every provider. No other type counts as text: LiteLLM passes on some (`document`,
+#: `video_url` …) whose few bytes become many tokens.
 _TEXT_PARTS: Final = frozenset({"text", "refusal", "thinking", "redacted_thinking"})
 _IMAGE_PARTS: Final = frozenset({"image_url", "input_image"})
 _FILE_PARTS: Final = frozenset({"file", "input_file"})
-#: Fields that hold media. In a part of another type they are refused, because a provider's adapter may read them.
+#: Fields that hold media. In a part of another type they are refused, because LiteLLM may read them for a provider.
 _MEDIA_FIELDS: Final = frozenset(
     {
         "image_url",
@@ -83,12 +84,12 @@ _MEDIA_FIELDS: Final = frozenset(
         "source",
     }
 )
-#: Names for a MIME type that LiteLLM takes instead of the one in the data URL.
+#: Fields for a MIME type. LiteLLM uses theirs instead of the one in the data URL.
 _MIME_FIELDS: Final = ("format", "mime_type", "content_type")
 _IMAGE_FIELDS: Final = frozenset({"url", "detail", *_MIME_FIELDS})
 _FILE_FIELDS: Final = frozenset({"file_data", "file_id", "filename", "detail", *_MIME_FIELDS})
 _DETAILS: Final = frozenset({"auto", "low", "medium", "high", "ultra_high", "original"})
-#: Of these a provider makes more text than they have bytes (OpenAI describes the columns of a table).
+#: A provider makes more text of these than they have bytes: OpenAI adds a description of a table's columns.
 _TABLES: Final = frozenset({"text/csv", "text/tab-separated-values", "text/tsv"})
 _OFFICE: Final = ("application/vnd.", "application/msword", "application/rtf", "application/epub+zip")
 _TEXT_MIMES: Final = frozenset({"application/json", "application/xml", "application/yaml", "application/javascript"})
@@ -97,7 +98,7 @@ _AUDIO_BRANDS: Final = frozenset({b"M4A ", b"M4B "})
 
 
 def read_part(part: object) -> tuple[Medium | None, int]:
-    """What a part of a message holds, and how many bytes of the request are its data; None for text.
+    """The medium that a part of a message holds (None for text), and how many bytes of the request are its data.
 
     Raises:
         InvalidRequest: it is malformed, or it is something that cannot be bounded and priced.
@@ -209,7 +210,7 @@ def _read(url: str, named: tuple[str, ...], detail: str | None, name: str) -> Me
         raise _unpriced(f"The {name!r} {url[:32]!r}… is not a data: URL with base64, and it cannot be read here")
     try:
         content = binascii.a2b_base64(data, strict_mode=True)
-    except ValueError as error:  # also what is not ASCII
+    except ValueError as error:  # also raised for text that is not ASCII
         raise InvalidRequest(f"The base64 of '{name}' is not valid: {error}.", param="messages") from None
     kind = _recognise(content)
     for mime in (head.removeprefix("data:"), *named):
@@ -257,7 +258,7 @@ def _is_text(content: bytes) -> bool:
 def _measured(kind: Kind, content: bytes, detail: str | None) -> Medium:
     if kind is Kind.IMAGE:
         width, height, animated = _image_size(content)
-        if not width or not height:  # a decoder may find another size than none
+        if not width or not height:  # the header says 0, but a decoder may find another size
             width = height = None
         return Medium(kind, len(content), detail, width, height, animated)
     if kind is Kind.AUDIO:
@@ -266,23 +267,23 @@ def _measured(kind: Kind, content: bytes, detail: str | None) -> Medium:
 
 
 def _image_size(content: bytes) -> tuple[int | None, int | None, bool]:
-    """Width, height and whether there are more frames than one. Without a readable header: unknown, and perhaps many."""
+    """Width, height, and whether there may be more than one frame. An unreadable header: None, None and True."""
     if content.startswith(b"RIFF"):
         return _webp_size(content)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about details of the file that do not matter here
             with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "GIF", "BMP")) as image:
-                # A JPEG from a telephone often has a second picture behind the first, which decoders do not look for.
+                # Not JPEG: a phone's JPEG often has a second picture behind the first, and decoders ignore it.
                 animated = image.format in ("GIF", "PNG") and bool(getattr(image, "is_animated", False))
                 return image.width, image.height, animated
-    # Pillow raises these, and some plain ones, for a broken header.
+    # Pillow raises its own errors and these built-in ones for a broken header.
     except (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, struct.error, OverflowError):
         return None, None, True
 
 
 def _webp_size(content: bytes) -> tuple[int | None, int | None, bool]:
-    """As `_image_size`. Pillow would set memory aside for all pixels.
+    """As `_image_size`. Pillow is not used, because it would allocate memory for all pixels.
 
     https://developers.google.com/speed/webp/docs/riff_container
     """
@@ -301,14 +302,14 @@ def _webp_size(content: bytes) -> tuple[int | None, int | None, bool]:
 
 
 def _milliseconds(content: bytes) -> int | None:
-    """How long a recording is, rounded up. None: only a decoder could say."""
+    """How long a recording is, rounded up. None: that cannot be known without decoding it."""
     if content.startswith(b"RIFF"):
         return _wav_milliseconds(content)
     return _mp3_milliseconds(content)
 
 
 def _wav_milliseconds(content: bytes) -> int | None:
-    """From the format of its samples and the size of the file. What the header says of the length is not believed."""
+    """The length, from the format of the samples and the size of the file. The header's own length is not trusted."""
     place, form = 12, b""
     while place + 8 <= len(content):
         name, size = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "little")
@@ -316,15 +317,15 @@ def _wav_milliseconds(content: bytes) -> int | None:
             break
         if name == b"fmt ":
             if form:
-                return None  # decoders differ on which of two counts
+                return None  # if there are two, decoders differ on which one counts
             form = content[place + 8 : place + 8 + size]
         place += 8 + size + size % 2
     if len(form) < 16:
         return None
     code, channels, rate, _, block, bits = struct.unpack("<HHIIHH", form[:16])
-    if code == 0xFFFE:  # the true code follows
+    if code == 0xFFFE:  # the real format code comes later in the chunk
         code = int.from_bytes(form[24:26], "little")
-    # 1 and 3 are plain samples; compressed ones can be of any length.
+    # 1 and 3 are uncompressed samples. With compressed ones, the size of the file does not show the length.
     if code not in (1, 3) or not rate or not block or block * 8 != channels * bits:
         return None
     return -(-len(content) * 1000 // (rate * block))
@@ -334,14 +335,14 @@ def _wav_milliseconds(content: bytes) -> int | None:
 _MPEG1_KBPS: Final = (None, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, None)
 _MPEG2_KBPS: Final = (None, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, None)
 _MP3_RATES: Final = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-#: The frames of an hour are more than can be gone through while other calls wait.
+#: Other calls wait while the frames are counted, so a recording with more frames is not measured. An hour has more.
 _MOST_FRAMES: Final = 40_000
 
 
 def _mp3_milliseconds(content: bytes) -> int | None:
-    """The sum of the frames of MPEG audio, layer III. What a header says of the length is not believed.
+    """The length of MPEG audio, layer III: the sum of its frames. A length that a header names is not trusted.
 
-    None: something else than frames stands between the first and the last, or there are too many.
+    None: there is something other than frames between the first and the last one, or there are too many frames.
     """
     place = 0
     if content.startswith(b"ID3") and len(content) > 10:

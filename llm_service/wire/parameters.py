@@ -1,13 +1,14 @@
 """Which parameters of a chat request reach which provider, and in which form LiteLLM passes them on. Pure.
 
 What must hold:
-  A parameter reaches the provider, as it is or translated, or the call is refused by the parameter's name before money is
-      held. LiteLLM drops some in silence. So what it drops is refused here, or put where LiteLLM does not look at it.
-  A value that asks for what a provider does anyway (a penalty of 0, one choice) is left out where the provider has no such
-      parameter.
-  A translation by LiteLLM that would change the price is not used: it makes Gemini's `priority` of the service tier `auto`.
+  A parameter reaches the provider, unchanged or translated. If it would not, the call is refused before money is held,
+      and the error names the parameter. LiteLLM drops some parameters silently. Each of these is refused here, or put
+      where LiteLLM does not look at it.
+  If a value asks only for what a provider does by default (a penalty of 0, one choice), it is left out where the
+      provider has no such parameter.
+  A translation by LiteLLM that would change the price is not used: it turns the tier `auto` into Gemini's `priority`.
 
-`user` and `metadata.tags` are for Treasurer itself. A provider gets `user` too, if it has such a field.
+`user` and `metadata.tags` are meant for Treasurer. A provider receives `user` too, if it has such a field.
 tests/integration/test_parameters.py sends each parameter to each kind of provider through the real proxy.
 """
 
@@ -24,7 +25,7 @@ _OPENAI: Final = "openai"
 _ANTHROPIC: Final = "anthropic"
 _GOOGLE: Final = "google"
 _OTHER: Final = "other"
-#: LiteLLM's names of providers → whose parameters they take. A server of one's own that speaks OpenAI's API is "openai".
+#: LiteLLM's names of providers → whose parameters they accept. An operator's own server with OpenAI's API is "openai".
 _FAMILIES: Final = {
     "openai": _OPENAI,
     "anthropic": _ANTHROPIC,
@@ -35,7 +36,7 @@ _FAMILIES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _Gap:
-    """A parameter that some providers lack. `asks`: whether a value asks for more than they do anyway."""
+    """A parameter that some providers lack. `asks`: whether a value asks for more than they do by default."""
 
     param: str
     lacking: frozenset[str]
@@ -53,7 +54,7 @@ def _any(_value: object) -> bool:
 
 
 def _is_kind(*kinds: str) -> Callable[[Any], bool]:
-    """Whether a value is an object of one of these types."""
+    """Whether a value is an object whose `type` is one of these."""
     return lambda value: isinstance(value, dict) and cast("dict[str, Any]", value).get("type") in kinds
 
 
@@ -124,7 +125,7 @@ def check_arrives(data: Mapping[str, Any], model: str, providers: Collection[str
 
 
 def as_sent(data: Mapping[str, Any], providers: Collection[str]) -> dict[str, Any]:
-    """The request's parameters in the form in which LiteLLM passes all of them on, for a request that `check_arrives`."""
+    """The parameters of a request that `check_arrives` has accepted, in a form that LiteLLM passes on whole."""
     removable = {gap.param for gap in _gaps_of(providers) if gap.removable}
     families = _families(providers)
     if families != {_OPENAI} and data.get("service_tier") == "auto":
@@ -135,7 +136,7 @@ def as_sent(data: Mapping[str, Any], providers: Collection[str]) -> dict[str, An
 
 
 def _is_hidden(name: str, value: object) -> bool:
-    """Whether LiteLLM does not pass a parameter on to an OpenAI-wire server unless it is within `extra_body`.
+    """Whether a parameter must be within `extra_body`, so that LiteLLM passes it on to a server with OpenAI's API.
 
     Outside it, LiteLLM keeps `metadata` for itself, drops `prompt_cache_retention`, and refuses this kind of `tool_choice`.
     """

@@ -356,7 +356,7 @@ async def test_a_body_that_is_not_http_is_answered_if_nothing_was() -> None:
     await it.leave()
 
 
-# -- what a caller does not take
+# -- an answer that its caller does not read
 
 
 async def test_an_answer_is_cut_with_a_last_word_and_its_connection_ends() -> None:

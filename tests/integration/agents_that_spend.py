@@ -31,7 +31,10 @@ _OVER_A_LIMIT = """
 
 @dataclass
 class House:
-    """One gateway's treasury and principals on a database. `held` and `posted` are the agents' own notes."""
+    """One gateway's treasury and principals on a database.
+
+    `held` and `posted` are what the tests themselves note of each call, to compare with the database.
+    """
 
     pool: asyncpg.Pool
     treasury: PostgresTreasury

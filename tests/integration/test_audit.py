@@ -295,7 +295,7 @@ async def test_i1_an_attempt_that_cost_more_than_was_held(books: Books) -> None:
     ],
 )
 async def test_i1_windows_that_are_not_one_period(books: Books, change: str) -> None:
-    # the entry moves with its window, so that only the window's bounds are wrong
+    # the ledger entry is moved with its window, so that only the window's bounds are wrong
     await books.tamper(change, "UPDATE ledger SET started_at = (SELECT starts_at FROM windows)")
     (check,) = await books.differences("window_bounds")
     assert f"window {books.window} of budget 'daily'" in check.differences[0]

@@ -380,7 +380,7 @@ async def test_a_value_of_a_caller_s_never_becomes_a_header(caller: Caller) -> N
 
 
 async def test_a_packed_body_is_a_call_like_any_other(caller: Caller) -> None:
-    """Its idempotency key is bound to the text and not to how that was packed."""
+    """A body may be compressed. Its idempotency key belongs to the text, however that is compressed."""
     text = json.dumps({"model": "gpt-4.1-mini", "messages": said(), "max_tokens": 5}).encode()
     calls: list[str] = []
     for body, coding in ((gzip.compress(text), "gzip"), (zlib.compress(text), "deflate"), (text, "identity")):

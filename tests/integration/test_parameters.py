@@ -29,7 +29,7 @@ class Refused:
 
 
 NO = Refused()
-#: LiteLLM refuses it: whether a model reasons is in LiteLLM's list only. Its error names the parameter in its message.
+#: LiteLLM refuses it, and not the gateway: only LiteLLM knows which models reason. Its message names the parameter.
 BY_LITELLM = Refused("")
 #: It asks for what the provider does anyway, and the provider has no such parameter.
 LEFT_OUT: dict[str, Any] = {}
@@ -110,7 +110,7 @@ CHAT: dict[str, list[tuple[dict[str, Any], Any, Any, Any, Any]]] = {
 }  # fmt: skip
 #: Parameters that each call has.
 _ALWAYS = {"model", "messages"}
-#: What only some models of a provider do or do not.
+#: Parameters that are not treated in the same way by all models of a provider.
 OF_MODELS: list[tuple[str, dict[str, Any], Any]] = [
     (THINKS, {"thinking": {"type": "disabled"}}, NO),
     (THINKS, {"reasoning_effort": "none"}, NO),

@@ -890,7 +890,7 @@ async def test_a_proxy_that_reports_no_version_is_called_as_before() -> None:
     assert len(book.sent) == 1
 
 
-# -- who answered: an error that our plugin did not put its headers on
+# -- an error without our plugin's headers: did the proxy answer, or something in front of it?
 
 SHARED = [
     entry | {"model_info": entry["model_info"] | {"treasurer_uses_shared": True}}

@@ -190,7 +190,7 @@ _RULE_FIELDS = frozenset(field.name for field in fields(Rule)) - {"matched"}
 
 
 class Scripts:
-    """The rules in force, and how often each and each counted marker was used."""
+    """The rules in force, and how often each was used. Markers that have a limit of uses are counted, too."""
 
     def __init__(self) -> None:
         self._rules: list[Rule] = []
@@ -230,8 +230,9 @@ class Scripts:
         text: str,
         habits: Mapping[str, Any] | None = None,
     ) -> Knobs | None:
-        """The knobs for one request, counting the match; None when nothing is scripted for it. `habits`: knobs that the
-        model has without a script.
+        """The knobs for one request, or None if there are none. A rule that matches is counted as used.
+
+        `habits`: the knobs that the model has without a script.
 
         Raises:
             BadRequest: a header or marker is not JSON, or names a knob wrongly.

@@ -70,7 +70,7 @@ async def test_a_crowd_takes_a_few_chunks_in_each_turn(each_turn: int, read: int
 
 
 async def test_without_the_turnstile_one_stream_takes_the_whole_turn() -> None:
-    """What the turnstile is for: a stream that has something waiting never lets the loop go on."""
+    """Why there is a turnstile: a stream that always has a chunk ready never lets the event loop run anything else."""
     turns, taken = Turns(), 0
     async for _ in always_ready():
         taken += 1
