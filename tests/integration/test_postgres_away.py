@@ -148,7 +148,7 @@ READING_COMMANDS: dict[str, str] = {
 }
 #: What a database that was never migrated makes of everything.
 MIGRATE = "run `treasurer migrate`"
-#: These start a stack with a separate Postgres, or call a running gateway, whose routes are tested above.
+#: These start a stack with a separate Postgres, call a running gateway, whose routes are tested above, or ask the proxy only.
 OTHER_COMMANDS = {"up", "demo", "models", "breaker list", "breaker open", "breaker reset"}
 
 
