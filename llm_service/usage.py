@@ -47,7 +47,7 @@ def read_usage(report: object, provider: str | None = None) -> Usage | None:
     `provider` is LiteLLM's name of the provider, if it is known: some providers count differently.
     """
     usage = _read(report, provider)
-    return None if usage is None or _whole(usage) != usage else usage
+    return None if usage is None or _whole(usage) is not usage else usage
 
 
 def dearest_reading(report: object, provider: str | None = None) -> Usage | None:
@@ -102,7 +102,7 @@ def _read(report: object, provider: str | None) -> Usage | None:
 
 
 def _whole(usage: Usage) -> Usage:
-    """The usage, with no total less than its parts. Parts that are more than their total are added to it."""
+    """The usage itself if no total is less than its parts. Else parts that are more than their total are added to it."""
     output_tokens = usage.output_tokens
     parts = usage.reasoning_tokens + usage.audio_output_tokens + usage.image_output_tokens + usage.video_output_tokens
     if parts > output_tokens:

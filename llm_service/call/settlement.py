@@ -15,7 +15,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 from uuid import UUID
 
 import orjson
@@ -90,18 +90,18 @@ class Settler:
             ending = found
         if ending.usage_source is UsageSource.ESTIMATED:
             ending = _at_the_highest_rate(admitted, ending)
-        cost_nano, source, own_nano = _cost(admitted, ending)
-        self._finish(admitted, ending, cost_nano, source, own_nano)
-        return cost_nano
+        cost = _cost(admitted, ending)
+        self._finish(admitted, ending, cost)
+        return cost.nano
 
     def void(self, admitted: Admitted, error: TreasurerError) -> None:
         """Give the whole hold back, because nothing was bought."""
-        self._finish(admitted, Ending(LedgerState.VOIDED, error.status, error_code=error.code), 0)
+        self._finish(admitted, Ending(LedgerState.VOIDED, error.status, error_code=error.code), _Cost(0))
 
     def post_hold(self, admitted: Admitted, error: TreasurerError) -> None:
         """Post the whole hold, because the answer may have been bought, and that will never be known."""
         ending = Ending(LedgerState.POSTED, error.status, usage_source=UsageSource.HOLD, error_code=error.code)
-        self._finish(admitted, ending, admitted.hold.amount_nano, CostSource.HOLD)
+        self._finish(admitted, ending, _Cost(admitted.hold.amount_nano, CostSource.HOLD))
 
     def unanswered(self, admitted: Admitted, error: TreasurerError, *, answered: bool = False) -> None:
         """Keep the hold until a witness is found or it expires, because the answer may have been bought.
@@ -113,75 +113,22 @@ class Settler:
         self._sweeper.watch(call_id, admitted.attempt.number, self._lifetime_s, answered=answered)
         self._limiter.release(admitted.rate_permit, None)
 
-    def _finish(
-        self,
-        admitted: Admitted,
-        ending: Ending,
-        cost_nano: int,
-        source: CostSource | None = None,
-        own_nano: int | None = None,
-    ) -> None:
-        attempt, call, model = admitted.attempt, admitted.call, admitted.model
-        provider = model.provider_of(ending.deployment)
-        latency_ms = attempt.elapsed_ms()
-        self._treasury.settle_soon(
-            Settlement(
-                call_id=call.call_id,
-                attempt=attempt.number,
-                state=ending.state,
-                cost_nano=cost_nano,
-                usage=ending.usage,
-                usage_source=ending.usage_source,
-                proxy_cost_nano=ending.proxy_cost_nano,
-                provider=provider,
-                deployment=ending.deployment,
-                status=ending.status,
-                error_code=ending.error_code,
-                latency_ms=latency_ms,
-                first_token_ms=attempt.first_token_ms,
-                service_tier=ending.service_tier,
-                cost_source=source,
-            )
-        )
+    def _finish(self, admitted: Admitted, ending: Ending, cost: _Cost) -> None:
+        latency_ms = admitted.attempt.elapsed_ms()
+        self._treasury.settle_soon(_settlement(admitted, ending, cost, latency_ms))
         self._limiter.release(admitted.rate_permit, ending.usage.input_tokens + ending.usage.output_tokens)
         log.info(
-            OwnText(f"call {call.call_id} {ending.state.value}"),
+            OwnText(f"call {admitted.call.call_id} {ending.state.value}"),
             extra={
-                "agent": call.principal.agent,
-                "model": model.name,
-                "cost_nano": cost_nano,
+                "agent": admitted.call.principal.agent,
+                "model": admitted.model.name,
+                "cost_nano": cost.nano,
                 "status": ending.status,
                 "error": ending.error_code,
                 "latency_ms": latency_ms,
             },
         )
-        self._record(
-            CallRecord(
-                call_id=call.call_id,
-                attempt=attempt.number,
-                operation=call.operation,
-                stream=call.request.stream,
-                principal=call.principal,
-                context=call.context,
-                requested_model=call.request.model,
-                model=model.name,
-                provider=provider,
-                deployment=ending.deployment,
-                status=ending.status,
-                error_code=ending.error_code,
-                state=ending.state,
-                held_nano=admitted.hold.amount_nano,
-                cost_nano=cost_nano,
-                proxy_cost_nano=ending.proxy_cost_nano,
-                usage=ending.usage,
-                usage_source=ending.usage_source,
-                started_at=attempt.started_at,
-                latency_ms=latency_ms,
-                first_token_ms=attempt.first_token_ms,
-                parent=call.parent,
-                own_cost_nano=own_nano,
-            )
-        )
+        self._record(_call_record(admitted, ending, cost, latency_ms))
 
     async def _unreported(self, admitted: Admitted, ending: Ending, generated: Callable[[], str]) -> Ending | None:
         """The ending of an attempt whose answer carries no usage, with the usage as it is known elsewhere.
@@ -246,8 +193,16 @@ class Settler:
         return replace(ending, usage=usage, usage_source=UsageSource.ESTIMATED)
 
 
-def _cost(admitted: Admitted, ending: Ending) -> tuple[int, CostSource, int | None]:
-    """What an attempt cost, in nano-dollars, whose figure that is, and our own figure if it is one to compare.
+class _Cost(NamedTuple):
+    """What an attempt cost, in nano-dollars, whose figure that is, and our own figure if it is one to compare."""
+
+    nano: int
+    source: CostSource | None = None
+    own_nano: int | None = None
+
+
+def _cost(admitted: Admitted, ending: Ending) -> _Cost:
+    """What an attempt cost.
 
     An estimate is never below what a report that was not believed would cost, but at most the hold, because no call can
     cost more than that.
@@ -257,14 +212,65 @@ def _cost(admitted: Admitted, ending: Ending) -> tuple[int, CostSource, int | No
     own_nano = model.cost(ending.deployment, ending.usage, ending.service_tier, served)
     if ending.usage_source is UsageSource.ESTIMATED:
         least = ending.least and model.cost(ending.deployment, ending.least, ending.service_tier, served)
-        return min(max(own_nano, least or 0), admitted.hold.amount_nano), CostSource.ESTIMATE, None
-    cost_nano, source = believed(
+        return _Cost(min(max(own_nano, least or 0), admitted.hold.amount_nano), CostSource.ESTIMATE)
+    nano, source = believed(
         named_nano=ending.named_cost_nano,
         own_nano=own_nano,
         upstream_nano=ending.proxy_cost_nano,
         free=model.free,
     )
-    return cost_nano, source, None if model.free or source is CostSource.PROVIDER else own_nano
+    return _Cost(nano, source, None if model.free or source is CostSource.PROVIDER else own_nano)
+
+
+def _settlement(admitted: Admitted, ending: Ending, cost: _Cost, latency_ms: int) -> Settlement:
+    """The ledger's entry."""
+    return Settlement(
+        call_id=admitted.call.call_id,
+        attempt=admitted.attempt.number,
+        state=ending.state,
+        cost_nano=cost.nano,
+        usage=ending.usage,
+        usage_source=ending.usage_source,
+        proxy_cost_nano=ending.proxy_cost_nano,
+        provider=admitted.model.provider_of(ending.deployment),
+        deployment=ending.deployment,
+        status=ending.status,
+        error_code=ending.error_code,
+        latency_ms=latency_ms,
+        first_token_ms=admitted.attempt.first_token_ms,
+        service_tier=ending.service_tier,
+        cost_source=cost.source,
+    )
+
+
+def _call_record(admitted: Admitted, ending: Ending, cost: _Cost, latency_ms: int) -> CallRecord:
+    """What metrics and traces show."""
+    attempt, call, model = admitted.attempt, admitted.call, admitted.model
+    return CallRecord(
+        call_id=call.call_id,
+        attempt=attempt.number,
+        operation=call.operation,
+        stream=call.request.stream,
+        principal=call.principal,
+        context=call.context,
+        requested_model=call.request.model,
+        model=model.name,
+        provider=model.provider_of(ending.deployment),
+        deployment=ending.deployment,
+        status=ending.status,
+        error_code=ending.error_code,
+        state=ending.state,
+        held_nano=admitted.hold.amount_nano,
+        cost_nano=cost.nano,
+        proxy_cost_nano=ending.proxy_cost_nano,
+        usage=ending.usage,
+        usage_source=ending.usage_source,
+        started_at=attempt.started_at,
+        latency_ms=latency_ms,
+        first_token_ms=attempt.first_token_ms,
+        parent=call.parent,
+        own_cost_nano=cost.own_nano,
+    )
 
 
 def _at_the_highest_rate(admitted: Admitted, ending: Ending) -> Ending:

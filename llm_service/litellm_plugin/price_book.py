@@ -101,7 +101,7 @@ def _adds_caches(router: Any, deployment: Mapping[str, Any]) -> bool:
     """
     settings = (deployment.get("litellm_params"), getattr(router, "default_litellm_params", None))
     named = (name for each in settings for name, value in dict(each or {}).items() if value)
-    return bool(sys.modules["litellm"].enable_anthropic_prompt_caching) or any(
+    return bool(litellm.enable_anthropic_prompt_caching) or any(
         name.startswith("cache_control") or "prompt_caching" in name for name in named
     )
 

@@ -1,8 +1,7 @@
 """How much a call can cost at most, and how much output a smaller hold pays for. Pure.
 
 What must hold (I1): a hold covers any usage that the provider can bill for the request as it is sent. So it is the
-bound of the input at the highest rate, plus `max_tokens` of output for each choice. So
-`max_tokens` is always sent.
+bound of the input at the highest rate, plus `max_tokens` of output for each choice, and `max_tokens` is always sent.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from dataclasses import dataclass, replace
 from llm_service.errors import InvalidRequest
 from llm_service.pricing import rates
 from llm_service.pricing.catalog import Model
+from llm_service.pricing.media import MediaTokens
 from llm_service.types import Principal
 from llm_service.usage import most_tokens
 from llm_service.wire.requests import CacheWrites, ParsedRequest
@@ -43,30 +43,10 @@ def cost_bound(
     `counted_input` is a tokenizer's count with its margin. It is used instead of the bound by bytes if it is smaller.
 
     Raises:
-        InvalidRequest: the model does not take token ids; or nothing bounds its images and files.
+        InvalidRequest: a part of the request has no bound or no price at this model.
     """
-    if request.token_ids and not model.reads_token_ids:
-        raise InvalidRequest(
-            f"{model.name!r} does not read OpenAI's token numbers; send text.", param="input", code="not_priced"
-        )
     media = model.media_tokens(request.media)
-    for name, tokens, priced in (
-        ("Audio", media.audio, model.prices_audio),
-        ("Video", media.video, model.prices_video),
-    ):
-        if tokens and not priced:
-            raise InvalidRequest(
-                f"{name} has no known price for {model.name!r}, so its cost cannot be bounded.",
-                param="messages",
-                code="not_priced",
-            )
-    if request.cache_writes != "none" and model.stores_caches:
-        raise InvalidRequest(
-            f"'cache_control' would make a stored cache for {model.name!r}, which is billed by the hour; leave it out. "
-            "Its caching of prompts without 'cache_control' is not affected.",
-            param="messages",
-            code="not_priced",
-        )
+    _refuse_unpriced(model, request, media)
     text_tokens = request.input_bound if counted_input is None else min(counted_input, request.input_bound)
     input_tokens = text_tokens + media.total
     most = rates.Most(
@@ -96,6 +76,31 @@ def cost_bound(
     return CostBound(
         input_tokens, asked, request.max_tokens is None, held(asked), held(floor), counted_input is not None, most
     )
+
+
+def _refuse_unpriced(model: Model, request: ParsedRequest, media: MediaTokens) -> None:
+    """Raises InvalidRequest if the request has a part whose cost at this model is not known."""
+    if request.token_ids and not model.reads_token_ids:
+        raise InvalidRequest(
+            f"{model.name!r} does not read OpenAI's token numbers; send text.", param="input", code="not_priced"
+        )
+    for name, tokens, priced in (
+        ("Audio", media.audio, model.prices_audio),
+        ("Video", media.video, model.prices_video),
+    ):
+        if tokens and not priced:
+            raise InvalidRequest(
+                f"{name} has no known price for {model.name!r}, so its cost cannot be bounded.",
+                param="messages",
+                code="not_priced",
+            )
+    if request.cache_writes != "none" and model.stores_caches:
+        raise InvalidRequest(
+            f"'cache_control' would make a stored cache for {model.name!r}, which is billed by the hour; leave it out. "
+            "Its caching of prompts without 'cache_control' is not affected.",
+            param="messages",
+            code="not_priced",
+        )
 
 
 def cache_writes(model: Model, request: ParsedRequest) -> CacheWrites:

@@ -10,11 +10,11 @@ Its data is a snapshot that is part of the package, so nothing is fetched. https
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from decimal import ROUND_CEILING, Decimal
-from functools import cache
+from functools import lru_cache
 from typing import Final
 
 from genai_prices.data_snapshot import get_snapshot
@@ -85,7 +85,7 @@ def compare(own: Rates, provider: str, underlying: str, at: datetime | None = No
     prices are looked up (now, if it is None). If the second book does not know the model, the card is returned as it is.
     """
     other = _find(provider, underlying, at or datetime.now(UTC))
-    if other is None:
+    if not other:
         return own, []
     differences: list[Difference] = []
     tiers: list[TokenRates] = []
@@ -93,7 +93,7 @@ def compare(own: Rates, provider: str, underlying: str, at: datetime | None = No
         tier = [each for each in own.default if each.above_tokens <= above][-1]
         dearer: dict[str, int] = {}
         for name, known in _TOKENS.items():
-            price = _price(other, known, above)
+            price = _highest(other, known, above)
             mine: int | None = getattr(tier, name)
             standing = mine if mine is not None else _stands_in(tier, name)
             if price is None or price == standing:
@@ -102,13 +102,10 @@ def compare(own: Rates, provider: str, underlying: str, at: datetime | None = No
             if price > standing:
                 dearer[name] = price
         tiers.append(replace(tier, above_tokens=above, **dearer))
-    fee = getattr(other, "requests_kcount", None)
-    request = own.request
-    if isinstance(fee, Decimal):
-        price = int((fee * _FEMTO_A_THOUSANDTH).to_integral_value(rounding=ROUND_CEILING))
-        if price not in request:  # the second book does not say which search context it is for
-            differences.append(Difference("request", 0, max(request), price))
-            request = (max(request[0], price), max(request[1], price), max(request[2], price))
+    fee, request = _highest(other, "requests_kcount", 0), own.request
+    if fee is not None and fee not in request:  # the second book does not say which search context it is for
+        differences.append(Difference("request", 0, max(request), fee))
+        request = (max(request[0], fee), max(request[1], fee), max(request[2], fee))
     return replace(own, default=tuple(tiers), request=request), differences
 
 
@@ -117,11 +114,17 @@ def _stands_in(tier: TokenRates, name: str) -> int:
     return tier.output if name.endswith("output") else tier.cache_read if "cache" in name else tier.input
 
 
-def _thresholds(price: ModelPrice) -> Iterator[int]:
-    for name in _TOKENS.values():
-        value = getattr(price, name)
-        if isinstance(value, TieredPrices):
-            yield from (tier.start for tier in value.tiers)
+def _thresholds(prices: Sequence[ModelPrice]) -> Iterator[int]:
+    for price in prices:
+        for name in _TOKENS.values():
+            value = getattr(price, name)
+            if isinstance(value, TieredPrices):
+                yield from (tier.start for tier in value.tiers)
+
+
+def _highest(prices: Sequence[ModelPrice], name: str, above: int) -> int | None:
+    """The highest price of a unit at any hour, in femto-dollars, for prompts above a length. None: there is no price."""
+    return max((each for price in prices if (each := _price(price, name, above)) is not None), default=None)
 
 
 def _price(price: ModelPrice, name: str, above: int) -> int | None:
@@ -131,28 +134,23 @@ def _price(price: ModelPrice, name: str, above: int) -> int | None:
         value = reached[-1] if reached else value.base
     if not isinstance(value, Decimal):
         return None
-    return int((value * _FEMTO_A_MILLIONTH).to_integral_value(rounding=ROUND_CEILING))
+    scale = _FEMTO_A_MILLIONTH if name.endswith("_mtok") else _FEMTO_A_THOUSANDTH
+    return int((value * scale).to_integral_value(rounding=ROUND_CEILING))
 
 
-def _find(provider: str, underlying: str, at: datetime) -> ModelPrice | None:
+def _find(provider: str, underlying: str, at: datetime) -> Sequence[ModelPrice]:
+    """The prices of a model at each hour of a day: at some hours some are cheaper. Empty: the second book does not know it."""
     book = _PROVIDERS.get(provider)
-    if book is None:
-        return None
     name = underlying.partition("/")[2] or underlying
-    return _prices(book, name, at.date().isoformat())
+    return () if book is None else _prices(book, name, at.date())
 
 
-@cache
-def _prices(book: str, name: str, _day: str) -> ModelPrice | None:
-    """The highest prices of a day, because some models are cheaper at some hours."""
+@lru_cache(maxsize=4096)
+def _prices(book: str, name: str, day: date) -> Sequence[ModelPrice]:
     snapshot = get_snapshot()
     providers = [each for each in snapshot.providers if each.id == book]
     found = providers[0].find_model(name, all_providers=snapshot.providers) if providers else None
-    if found is None:
-        return None
-    noon = datetime.fromisoformat(_day).replace(tzinfo=UTC)
-    by_hour = [found.get_prices(noon.replace(hour=hour)) for hour in range(24)]
-    return max(by_hour, key=lambda price: _price(price, "output_mtok", 0) or 0)
+    return () if found is None else [found.get_prices(datetime.combine(day, time(hour), UTC)) for hour in range(24)]
 
 
 def _dollars(femto: int) -> str:

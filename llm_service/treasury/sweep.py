@@ -99,12 +99,17 @@ def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) ->
         )
     if not hold.expired:
         return None
-    posts = hold.policy is ExpiryPolicy.POST
+    return _expired(hold.call_id, hold.attempt, hold.amount_nano if hold.policy is ExpiryPolicy.POST else None)
+
+
+def _expired(call_id: UUID, attempt: int, posted_nano: int | None) -> Settlement:
+    """The end of a hold of which nothing shows what was bought. All of it is posted, or nothing (None)."""
+    posts = posted_nano is not None
     return Settlement(
-        hold.call_id,
-        hold.attempt,
+        call_id,
+        attempt,
         LedgerState.EXPIRED,
-        hold.amount_nano if posts else 0,
+        posted_nano or 0,
         usage_source=UsageSource.HOLD if posts else UsageSource.NONE,
         error_code="expired",
         cost_source=CostSource.HOLD if posts else None,
@@ -231,7 +236,7 @@ class Sweeper:
             return settlement_for(_orphan(row), self._price)
         except Exception:
             log.exception("the hold of call %s cannot be priced", row["call_id"])
-        return _unpriced(row["call_id"], row["attempt"], row["amount_nano"]) if row["expired"] else None
+        return _expired(row["call_id"], row["attempt"], row["amount_nano"]) if row["expired"] else None
 
     async def witnessed(self, call_id: UUID, attempt: int, wait_s: float) -> Settlement | None:
         """How an attempt's witness would settle its hold: what the proxy saw of an answer that was given up.
@@ -285,18 +290,6 @@ class Sweeper:
 
     async def _fetch(self, statement: str, *arguments: Any) -> list[asyncpg.Record]:
         return await fetch(self._pool, statement, *arguments, timeout_s=10)
-
-
-def _unpriced(call_id: UUID, attempt: int, held_nano: int) -> Settlement:
-    return Settlement(
-        call_id,
-        attempt,
-        LedgerState.EXPIRED,
-        held_nano,
-        usage_source=UsageSource.HOLD,
-        error_code="expired",
-        cost_source=CostSource.HOLD,
-    )
 
 
 def _changed(written: asyncio.Future[str]) -> bool:
