@@ -16,7 +16,7 @@ from gateway.cli.database import AsJson
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llm_service.pricing.catalog import Model
+    from llm_service.pricing.models import Model
 
 _TITLE = "Dollars per million tokens"
 

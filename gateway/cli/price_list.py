@@ -13,7 +13,7 @@ from dataclasses import asdict
 from decimal import Decimal
 
 from llm_service.money import format_dollars
-from llm_service.pricing.catalog import NOTHING_BEYOND, Model
+from llm_service.pricing.models import NOTHING_BEYOND, Model
 from llm_service.pricing.rates import SEARCH_CONTEXTS, WHOLE, OffPeak, Rates, TokenRates
 
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from gateway.auth import secret_of
 from gateway.composition import GatewayRuntime
 from llm_service.errors import UnknownModel
-from llm_service.pricing.catalog import Model
+from llm_service.pricing.models import Model
 from llm_service.types import Principal
 
 router = APIRouter(tags=["models"])

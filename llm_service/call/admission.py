@@ -30,7 +30,8 @@ from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.token_bucket import RatePermit
 from llm_service.money import format_decimal, format_dollars
 from llm_service.pricing.bounds import CostBound, TextCount, cost_bound, counted_bound, counting_may_help, output_within
-from llm_service.pricing.catalog import Catalog, Model
+from llm_service.pricing.catalog import Catalog
+from llm_service.pricing.models import Model
 from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CallContext, Hold, HoldRequest, Principal, RateLimit, Route

@@ -18,7 +18,7 @@ from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.token_bucket import RatePermit
 from llm_service.ids import new_call_id
 from llm_service.pricing.bounds import CostBound
-from llm_service.pricing.catalog import Model
+from llm_service.pricing.models import Model
 from llm_service.types import NO_ROUTE, CallContext, Hold, OnLeave, Principal, Route
 from llm_service.wire.requests import MAX_TAGS, ParsedRequest
 

@@ -24,7 +24,7 @@ from llm_service.errors import (
     TreasurerError,
     UpstreamError,
 )
-from llm_service.pricing.catalog import Model
+from llm_service.pricing.models import Model
 from llm_service.types import Condition, Route
 
 _RETRIED = frozenset({Condition.ERROR, Condition.TIMEOUT, Condition.RATE_LIMIT})

@@ -26,7 +26,7 @@ from llm_service.errors import ProxyUnavailable, TreasurerError, UpstreamError
 from llm_service.guards.token_bucket import RatePermit
 from llm_service.pricing.belief import believed
 from llm_service.pricing.bounds import TextCount, counted_bound
-from llm_service.pricing.catalog import Model
+from llm_service.pricing.models import Model
 from llm_service.telemetry.logs import OwnText
 from llm_service.telemetry.record import CallRecord
 from llm_service.treasury.treasury import Treasury

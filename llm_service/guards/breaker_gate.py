@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from llm_service.errors import Unavailable
-from llm_service.pricing.catalog import Model
+from llm_service.pricing.models import Model
 
 
 class BreakerPermit(Protocol):

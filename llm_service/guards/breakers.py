@@ -33,7 +33,7 @@ from llm_service.errors import BreakerOpen
 from llm_service.guards.breaker import ASK_AGAIN_S, CLOSED, HALF_OPEN, Breaker, BreakerRules, Change
 from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.redis_scripts import Command, RedisScripts, RedisUnavailable
-from llm_service.pricing.catalog import Model
+from llm_service.pricing.models import Model
 
 log = logging.getLogger(__name__)
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 
 from llm_service.errors import InvalidRequest
 from llm_service.pricing import rates
-from llm_service.pricing.catalog import Model
 from llm_service.pricing.media import MediaTokens
+from llm_service.pricing.models import Model
 from llm_service.types import Principal
 from llm_service.usage import most_tokens
 from llm_service.wire.requests import CacheWrites, ParsedRequest

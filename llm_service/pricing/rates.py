@@ -11,13 +11,10 @@ What must hold:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from datetime import UTC, datetime, time
 from itertools import permutations
-from typing import Any
 from zoneinfo import ZoneInfo
-
-import orjson
 
 from llm_service.types import Usage
 from llm_service.wire.requests import CacheWrites
@@ -374,70 +371,3 @@ def _minute_of(moment: time) -> int:
 def _nano(femto: int) -> int:
     """The only rounding: up, to a whole nano-dollar."""
     return -(-femto // FEMTO_PER_NANO)
-
-
-def dump_rates(rates: Mapping[str, Rates]) -> str:
-    """The rate cards of a model's deployments as JSON: the same text for the same rates.
-
-    Each tier of prices is its numbers, in the order of `TokenRates`, without the prices at its end that are None. What
-    a card does not charge for is left out.
-    """
-    return orjson.dumps(
-        {deployment: _dump(each) for deployment, each in rates.items()}, option=orjson.OPT_SORT_KEYS
-    ).decode()
-
-
-def load_rates(cards: str) -> dict[str, Rates]:
-    """What `dump_rates` wrote, by this version or by an earlier one."""
-    return {deployment: _load(each) for deployment, each in orjson.loads(cards).items()}
-
-
-def _dump(rates: Rates) -> dict[str, Any]:
-    card: dict[str, Any] = {
-        "default": _numbers(rates.default),
-        "flex": _numbers(rates.flex),
-        "priority": _numbers(rates.priority),
-    }
-    plain = Rates(rates.default)
-    for name in ("request", "search", "context", "citation", "regions", "speeds", "always"):
-        if getattr(rates, name) != getattr(plain, name):
-            card[name] = getattr(rates, name)
-    if rates.off_peak is not None:
-        windows, zone = rates.off_peak.windows, rates.off_peak.zone
-        card["off_peak"] = {"tiers": _numbers(rates.off_peak.tiers), "windows": windows, "zone": zone}
-    return card
-
-
-def _load(card: Mapping[str, Any]) -> Rates:
-    off_peak = card.get("off_peak")
-    return Rates(
-        default=_tiers(card["default"]),
-        flex=_tiers(card["flex"]),
-        priority=_tiers(card["priority"]),
-        request=tuple(card.get("request", (0, 0, 0))),
-        search=tuple(card.get("search", (0, 0, 0))),
-        context=card.get("context", 1),
-        citation=card.get("citation", 0),
-        regions=tuple((name, factor) for name, factor in card.get("regions", ())),
-        speeds=tuple((name, factor) for name, factor in card.get("speeds", ())),
-        always=card.get("always", WHOLE),
-        off_peak=None
-        if off_peak is None
-        else OffPeak(
-            _tiers(off_peak["tiers"]),
-            tuple((tuple(days), start, end) for days, start, end in off_peak["windows"]),
-            off_peak["zone"],
-        ),
-    )
-
-
-def _numbers(tiers: tuple[TokenRates, ...]) -> list[list[int | None]]:
-    rows = [list(astuple(tier)) for tier in tiers]
-    for row in rows:
-        while row[-1] is None:
-            row.pop()
-    return rows
-
-
-def _tiers(rows: list[list[int | None]]) -> tuple[TokenRates, ...]:
-    return tuple(TokenRates(*row) for row in rows)  # pyright: ignore[reportArgumentType]  # only the last may be None

@@ -16,7 +16,7 @@ from hashlib import sha256
 import asyncpg
 
 from llm_service.postgres import fetch
-from llm_service.pricing.catalog import Model
+from llm_service.pricing.models import Model
 
 _MOST = 10_000
 # Most often the card exists already: then nothing is written.

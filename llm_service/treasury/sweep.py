@@ -26,7 +26,8 @@ import orjson
 from llm_service.errors import TreasuryUnavailable
 from llm_service.postgres import fetch
 from llm_service.pricing.belief import believed
-from llm_service.pricing.rates import FREE, Rates, cost_at, load_rates
+from llm_service.pricing.rates import FREE, Rates, cost_at
+from llm_service.pricing.stored_rates import load_rates
 from llm_service.treasury.queries import load_query
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CostSource, ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource

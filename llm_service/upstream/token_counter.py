@@ -14,7 +14,7 @@ import orjson
 from llm_service.errors import UpstreamError
 from llm_service.grants import for_service, sign
 from llm_service.pricing.bounds import TextCount
-from llm_service.pricing.catalog import Model
+from llm_service.pricing.models import Model
 from llm_service.wire.requests import ParsedRequest
 
 _PATH = "/utils/token_counter"

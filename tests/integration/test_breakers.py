@@ -17,7 +17,8 @@ from llm_service.guards.breaker import CLOSED, OPEN, BreakerRules
 from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.breakers import Breakers, names_of
 from llm_service.guards.redis_scripts import connect
-from llm_service.pricing.catalog import Model, read_models
+from llm_service.pricing.model_info import read_models
+from llm_service.pricing.models import Model
 from tests.llm_service.fakes import BREAKER_RULES, ENTRIES, PRICED, Clock
 
 #: Long enough that a breaker stays open until a test moves its clock, and a probe's lock stays until Redis drops it.

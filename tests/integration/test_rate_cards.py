@@ -13,7 +13,9 @@ from llm_service.administration import organisations
 from llm_service.administration.inputs import read_input
 from llm_service.administration.principals import Principals
 from llm_service.ids import new_call_id
-from llm_service.pricing.catalog import Catalog, Model, read_models
+from llm_service.pricing.catalog import Catalog
+from llm_service.pricing.model_info import read_models
+from llm_service.pricing.models import Model
 from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.rate_cards import RateCards
 from llm_service.treasury.sweep import Sweeper

@@ -16,7 +16,7 @@ from llm_service.guards.breaker import BreakerRules
 from llm_service.guards.token_bucket import RatePermit
 from llm_service.ids import new_call_id
 from llm_service.pricing.bounds import TextCount
-from llm_service.pricing.catalog import Model
+from llm_service.pricing.models import Model
 from llm_service.telemetry.record import CallRecord
 from llm_service.treasury.denial import Denial
 from llm_service.treasury.in_memory import InMemoryTreasury

@@ -26,7 +26,8 @@ import pytest
 from llm_service.call.admission import Admission
 from llm_service.call.settlement import Settler
 from llm_service.errors import TreasurerError
-from llm_service.pricing.catalog import Catalog, Model
+from llm_service.pricing.catalog import Catalog
+from llm_service.pricing.models import Model
 from llm_service.service import LLMService
 from llm_service.treasury.sweep import OrphanHold, settlement_for
 from llm_service.types import (

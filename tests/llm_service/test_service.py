@@ -28,7 +28,7 @@ from llm_service.errors import (
     UpstreamTimeout,
 )
 from llm_service.grants import verify
-from llm_service.pricing.catalog import Model
+from llm_service.pricing.models import Model
 from llm_service.treasury.denial import Denial
 from llm_service.types import (
     NO_CONTEXT,

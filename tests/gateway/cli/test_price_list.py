@@ -6,7 +6,8 @@ import json
 from typing import Any
 
 from gateway.cli.price_list import besides, detail_lines, list_row, model_fields, price_rows
-from llm_service.pricing.catalog import Model, read_models
+from llm_service.pricing.model_info import read_models
+from llm_service.pricing.models import Model
 
 PLAIN = {"input_cost_per_token": 2.5e-06, "output_cost_per_token": 1e-05, "litellm_provider": "openai", "mode": "chat"}
 

@@ -24,7 +24,8 @@ from llm_service.errors import (
     UpstreamError,
     UpstreamTimeout,
 )
-from llm_service.pricing.catalog import Model, read_models
+from llm_service.pricing.model_info import read_models
+from llm_service.pricing.models import Model
 from llm_service.types import Condition, Downgrade, Fallback, Route
 from tests.llm_service.fakes import PRICED
 

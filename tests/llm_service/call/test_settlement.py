@@ -16,7 +16,7 @@ from llm_service.errors import ProxyUnavailable, UpstreamError
 from llm_service.guards.breaker_gate import FREE
 from llm_service.guards.token_bucket import RatePermit
 from llm_service.pricing.bounds import cost_bound
-from llm_service.pricing.catalog import read_models
+from llm_service.pricing.model_info import read_models
 from llm_service.pricing.rates import Most
 from llm_service.types import NO_CONTEXT, CostSource, Hold, LedgerState, Settlement, Usage, UsageSource
 from llm_service.wire.requests import parse_chat

@@ -18,7 +18,8 @@ from llm_service.guards.breaker import CLOSED, HALF_OPEN, OPEN, BreakerRules
 from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.breakers import Breakers, names_of, rules_of
 from llm_service.guards.redis_scripts import Command, RedisUnavailable
-from llm_service.pricing.catalog import Model, read_models
+from llm_service.pricing.model_info import read_models
+from llm_service.pricing.models import Model
 from tests.examples import examples
 from tests.llm_service.fakes import BREAKER_RULES, ENTRIES, PRICED, Clock
 

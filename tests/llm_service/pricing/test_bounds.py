@@ -20,7 +20,7 @@ from llm_service.pricing.bounds import (
     counting_may_help,
     output_within,
 )
-from llm_service.pricing.catalog import Model
+from llm_service.pricing.models import Model
 from llm_service.pricing.rates import FREE, Rates, TokenRates
 from llm_service.types import Principal, Usage
 from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings

@@ -13,19 +13,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from llm_service.pricing.rates import (
-    FREE,
-    WHOLE,
-    Most,
-    OffPeak,
-    Rates,
-    TokenRates,
-    affordable_output,
-    bound,
-    cost,
-    dump_rates,
-    load_rates,
-)
+from llm_service.pricing.rates import FREE, WHOLE, Most, OffPeak, Rates, TokenRates, affordable_output, bound, cost
+from llm_service.pricing.stored_rates import dump_rates, load_rates
 from llm_service.types import Usage
 from tests.examples import examples
 
@@ -324,9 +313,3 @@ def test_rates_that_are_kept_are_read_again_as_they_were(rates: dict[str, Rates]
     card = dump_rates(rates)
     assert load_rates(card) == rates
     assert dump_rates(dict(reversed(rates.items()))) == card  # the same rates, the same text
-
-
-def test_a_card_of_an_earlier_version_is_read() -> None:
-    card = '{"d1":{"default":[[0,1,2,3,4,5,6],[9,1,2,3,4,5,6]],"flex":[],"priority":[]}}'
-    assert load_rates(card) == {"d1": Rates((TokenRates(0, 1, 2, 3, 4, 5, 6), TokenRates(9, 1, 2, 3, 4, 5, 6)))}
-    assert dump_rates(load_rates(card)) == card  # so that the same rates are one card in the database

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from llm_service.pricing.catalog import read_models
+from llm_service.pricing.model_info import read_models
 from llm_service.pricing.rates import Most, Rates, TokenRates, bound
 from llm_service.pricing.second_book import compare
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from llm_service.errors import ProxyUnavailable, UpstreamError
 from llm_service.grants import verify
 from llm_service.pricing.bounds import TextCount
-from llm_service.pricing.catalog import read_models
+from llm_service.pricing.model_info import read_models
 from llm_service.upstream.token_counter import TokenCounter, texts
 from llm_service.wire.requests import parse_chat, parse_embeddings
 from tests.examples import examples

@@ -1,0 +1,189 @@
+"""Reads models from the entries of LiteLLM Proxy's page `/model/info`. Pure.
+
+What must hold (I1):
+  A model is served only if each of its deployments has a price, or an operator marked it as free
+      (`model_info: {treasurer_free: true}` in config/litellm.yaml).
+  A pattern (`openai/*`) is never served, and opens no model, whatever price an operator gives it: what a call costs
+      depends on the name that a caller writes.
+  The reason why a model is not served says what an operator can do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from llm_service.grants import CACHES_STAMP, ENTRY_STAMP, PATTERN_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+from llm_service.pricing.built_in_search import searching
+from llm_service.pricing.litellm_prices import HOW_TO_PRICE, read_rates
+from llm_service.pricing.models import NOTHING_BEYOND, Model, MostBeyondTokens
+from llm_service.pricing.price_names import fields_of, is_price
+from llm_service.pricing.rates import FREE, Rates, RatesError
+from llm_service.pricing.second_book import compare
+from llm_service.pricing.stored_rates import dump_rates
+
+#: Fields of LiteLLM's map that replace an entry's prices of input and output. An operator's own price overrides them.
+_OVERRIDDEN = frozenset({"tiered_pricing", "off_peak_pricing"})
+
+
+def read_models(entries: Sequence[Mapping[str, Any]]) -> dict[str, Model]:
+    """Models from the `data` of LiteLLM Proxy's `GET /model/info`: one entry for each deployment."""
+    by_name: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in entries:
+        by_name.setdefault(_pattern_of(entry) or str(entry["model_name"]), []).append(entry)
+    return {name: _model(name, deployments) for name, deployments in by_name.items()}
+
+
+def _pattern_of(entry: Mapping[str, Any]) -> str | None:
+    """The pattern that an entry comes from: LiteLLM's page shows a pattern as the models that it can stand for."""
+    name = fields_of(entry.get("model_info")).get(PATTERN_STAMP)
+    return str(name) if name else None
+
+
+def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
+    infos: list[Mapping[str, Any]] = [cast("Mapping[str, Any]", entry.get("model_info") or {}) for entry in entries]
+    rates: dict[str, Rates] = {}
+    dearest: dict[str, Rates] = {}
+    differences: list[str] = []
+    unpriced = None
+    for entry, info in zip(entries, infos, strict=True):
+        try:
+            card = rates[str(info["id"])] = _priced(entry)
+            if not _operators_own(entry, info):
+                dearest[str(info["id"])], found = compare(
+                    card, str(info.get("litellm_provider")), _name_at_provider(entry, info)
+                )
+                differences += map(str, found)
+        except RatesError as error:
+            unpriced = str(error)
+    inputs = [int(info["max_input_tokens"]) for info in infos if info.get("max_input_tokens")]
+    outputs = [int(info["max_output_tokens"]) for info in infos if info.get("max_output_tokens")]
+    providers = {str(info["id"]): str(info.get("litellm_provider") or "unknown") for info in infos}
+    return Model(
+        name=name,
+        mode=str(infos[0].get("mode") or "chat"),
+        provider=next(iter(providers.values())),
+        rates=rates,
+        max_input_tokens=max(inputs) if len(inputs) == len(infos) else None,
+        max_output_tokens=min(outputs) if outputs else None,
+        capabilities=frozenset(
+            key.removeprefix("supports_") for key, value in infos[0].items() if key.startswith("supports_") and value
+        ),
+        names=tuple(dict.fromkeys(_name_at_provider(entry, info) for entry, info in zip(entries, infos, strict=True))),
+        unpriced=unpriced,
+        deployments=providers,
+        quality=_quality(infos),
+        dearest=dearest,
+        differences=tuple(dict.fromkeys(differences)),
+        rate_card=dump_rates(rates),
+        retried_statuses=_retried(infos),
+        adds_caches=not all(info.get(CACHES_STAMP) is False for info in infos),
+        always_thinks=any(info.get("thinking_always_on") is True for info in infos),
+        prices=_version(infos),
+        most=_dearest_most(infos) if unpriced is None else NOTHING_BEYOND,
+        uses_shared=all(info.get(USES_STAMP) is True for info in infos),
+    )
+
+
+def _name_at_provider(entry: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """A deployment's name with its provider in front, which a configuration may leave out."""
+    name = str(cast("Mapping[str, Any]", entry.get("litellm_params") or {}).get("model") or entry["model_name"])
+    return name if "/" in name else f"{info.get('litellm_provider') or 'unknown'}/{name}"
+
+
+def _version(infos: Sequence[Mapping[str, Any]]) -> str | None:
+    """The version of a model's prices that all of its deployments name. None: they differ, and the proxy compares nothing."""
+    versions = {info.get(PRICES_STAMP) for info in infos}
+    version = versions.pop()
+    return version if not versions and isinstance(version, str) else None
+
+
+def _retried(infos: Sequence[Mapping[str, Any]]) -> frozenset[int]:
+    """The statuses after which the proxy's router tries another deployment. A model with one deployment has no other."""
+    if len(infos) == 1:
+        return frozenset()
+    stamps = [info.get(RETRIES_STAMP) for info in infos]
+    lists = [cast("list[object]", each) for each in stamps if isinstance(each, list)]
+    return frozenset(status for each in lists for status in each if isinstance(status, int))
+
+
+def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:
+    """The lowest quality of its deployments."""
+    qualities = [info["treasurer_quality"] for info in infos if isinstance(info.get("treasurer_quality"), int)]
+    return min(qualities, default=None)
+
+
+def _operators_own(entry: Mapping[str, Any], info: Mapping[str, Any]) -> bool:
+    """Whether an operator has set a price of this deployment. Such a price overrides both price books."""
+    own = bool(info.get("pricing_overrides")) or any(map(is_price, fields_of(entry.get("litellm_params"))))
+    return own or info.get("treasurer_free") is True
+
+
+def _priced(entry: Mapping[str, Any]) -> Rates:
+    """The rate card of one deployment, from its entry of `/model/info`."""
+    info = cast("Mapping[str, Any]", entry.get("model_info") or {})
+    parameters = cast("Mapping[str, Any]", entry.get("litellm_params") or {})
+    if _pattern_of(entry) or "*" in str(entry["model_name"]):
+        raise RatesError("it is a pattern and not a model; list each model by its name")
+    most = _most(info)
+    if info.get("treasurer_free") is True:
+        return FREE
+    listed = dict(fields_of(info.get(ENTRY_STAMP)))
+    # LiteLLM shows the prices that it uses. The operator's prices override those of its map. The map has more prices
+    # than LiteLLM shows.
+    given = {name: value for name, value in parameters.items() if is_price(name)}
+    shown = {name: value for name, value in info.items() if value is not None and not name.startswith("treasurer_")}
+    how = searching(_name_at_provider(entry, info))
+    if how is not None and not how.once and not most.searches:
+        raise RatesError(
+            "it searches as often as it likes, and nothing bounds that; name the most for one call in model_info: "
+            "treasurer_most: {searches: …, citation_tokens: …, reasoning_tokens: …}"
+        )
+    prices = listed | given | shown
+    set_here = {*given, *_names(info.get("pricing_overrides"))}
+    if set_here & {"input_cost_per_token", "output_cost_per_token"}:  # the map's tiers and hours would override them
+        maps = {name for name in _OVERRIDDEN - set_here if prices.get(name) == listed.get(name)}
+        prices = {name: value for name, value in prices.items() if name not in maps}
+    rates = read_rates(prices, searching=how, everywhere=_everywhere(info, parameters))
+    if rates.default[0].highest_input == 0 and rates.default[0].highest_output == 0:
+        # LiteLLM reports 0 for a model that its map does not know.
+        raise RatesError(f"its price is zero, and it is not marked free; {HOW_TO_PRICE}")
+    return rates
+
+
+def _names(value: object) -> list[str]:
+    return [each for each in cast("list[object]", value) if isinstance(each, str)] if isinstance(value, list) else []
+
+
+def _dearest_most(infos: Sequence[Mapping[str, Any]]) -> MostBeyondTokens:
+    """The highest limits of its deployments, field by field."""
+    each = [_most(info) for info in infos]
+    return MostBeyondTokens(
+        *(max(getattr(most, name) for most in each) for name in MostBeyondTokens.__dataclass_fields__)
+    )
+
+
+def _most(info: Mapping[str, Any]) -> MostBeyondTokens:
+    named = info.get("treasurer_most")
+    if named is None:
+        return NOTHING_BEYOND
+    fields = fields_of(named) or {"treasurer_most": named}
+    known = MostBeyondTokens.__dataclass_fields__
+    wrong = [name for name, value in fields.items() if name not in known or type(value) is not int or value < 0]
+    if wrong:
+        raise RatesError(f"treasurer_most has {wrong[0]!r}, and must have numbers for {', '.join(known)}")
+    return MostBeyondTokens(**fields)
+
+
+def _everywhere(info: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[str, ...]:
+    """The multipliers that apply to every call because of the deployment's location.
+
+    https://platform.openai.com/docs/guides/your-data (a region has its own host);
+    https://cloud.google.com/vertex-ai/generative-ai/pricing (all locations but the global one).
+    """
+    base = str(parameters.get("api_base") or "")
+    regions = [region for region in ("eu", "us") if f"//{region}.api.openai.com" in base]
+    names = [f"regional_processing_uplift_multiplier_{region}" for region in regions]
+    if str(info.get("litellm_provider")).startswith("vertex_ai") and parameters.get("vertex_location") != "global":
+        names.append("regional_endpoint_uplift_multiplier")
+    return tuple(names)

@@ -1,0 +1,158 @@
+"""A model that callers can name: its rate cards, its limits, and what is known about its providers. Pure.
+
+What must hold (I1): where the deployments of a model differ in price, a call is bounded at the highest price and charged
+at the price of the deployment that answered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from llm_service.pricing.media import MediaTokens, media_tokens
+from llm_service.pricing.providers import (
+    BILL_TO_THE_END,
+    CHOOSE_SERVICE_TIER,
+    READ_TOKEN_IDS,
+    REASON_WHEN_ASKED,
+    STORE_CACHES,
+    VIDEO_COSTS_AS_TEXT,
+    WRITE_CACHES_WHEN_ASKED,
+)
+from llm_service.pricing.rates import FREE, Rates, cost_at
+from llm_service.types import Usage
+from llm_service.wire.media import Medium
+
+
+@dataclass(frozen=True, slots=True)
+class MostBeyondTokens:
+    """The most that one call can use of the things that no parameter of a request limits, such as searches.
+
+    An operator sets it in `model_info: treasurer_most`, for a model that decides itself how long it works.
+    `reasoning_tokens` are those that are billed in addition to the output.
+    """
+
+    searches: int = 0
+    citation_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+NOTHING_BEYOND = MostBeyondTokens()
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model that callers can name, with all of its deployments. `rates` is by deployment id."""
+
+    name: str
+    mode: str  # "chat" or "embedding", in LiteLLM's words
+    provider: str
+    rates: Mapping[str, Rates]
+    max_input_tokens: int | None = None
+    max_output_tokens: int | None = None
+    capabilities: frozenset[str] = frozenset()
+    names: tuple[str, ...] = ()  # of its deployments at their providers: "openai/gpt-4o"
+    unpriced: str | None = None  # why it cannot be served, and what an operator can do; None: it can
+    deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
+    quality: int | None = None  # 0 to 100, from config/litellm.yaml (model_info: treasurer_quality)
+    dearest: Mapping[str, Rates] = field(default_factory=dict[str, Rates])  # `rates`, or higher by the second book
+    differences: tuple[str, ...] = ()  # where the two price books differ, in words
+    rate_card: str = "{}"  # `rates` as text, which is stored with a hold so that it is settled at these
+    uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
+    adds_caches: bool = True  # the proxy may ask for caches that a request does not ask for
+    retried_statuses: frozenset[int] = frozenset()  # after these the proxy itself tries another deployment
+    most: MostBeyondTokens = NOTHING_BEYOND  # the most of what no request limits
+    always_thinks: bool = False  # it reasons in every call, whatever the request asks for
+    prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy does not give one
+
+    @property
+    def providers(self) -> frozenset[str]:
+        """The providers of its deployments."""
+        return frozenset({self.provider, *self.deployments.values()})
+
+    @property
+    def prices_differ_by_tier(self) -> bool:
+        """Whether its providers may choose another service tier than their default, at another price."""
+        differ = any(rates.priority or rates.flex for rates in self.rates.values())
+        return differ and bool(self.deployments) and CHOOSE_SERVICE_TIER.issuperset(self.deployments.values())
+
+    @property
+    def prices_audio(self) -> bool:
+        """Whether each of its deployments has a price for audio input."""
+        return all(tier.audio_input is not None for rates in self.rates.values() for tier in rates.default) or self.free
+
+    @property
+    def prices_video(self) -> bool:
+        """Whether video input has a price. That is its own price, or the price of text if the provider's page says so.
+
+        The sound of a video is billed as audio, so audio must have a price, too.
+        """
+        own = all(tier.video_input is not None for rates in self.rates.values() for tier in rates.default)
+        return (own or self.providers <= VIDEO_COSTS_AS_TEXT) and self.prices_audio
+
+    @property
+    def bills_to_the_end(self) -> bool:
+        """Whether one of its providers bills a whole stream even if its reader has left."""
+        return not BILL_TO_THE_END.isdisjoint(self.providers)
+
+    @property
+    def reasons_when_asked(self) -> bool:
+        """Whether it reasons only when a request asks for that; else it may reason in every call."""
+        return self.provider in REASON_WHEN_ASKED and not self.always_thinks
+
+    @property
+    def caches_only_when_asked(self) -> bool:
+        """Whether input is written to a cache, which has its own price, only if the request asks for it."""
+        return not self.adds_caches and WRITE_CACHES_WHEN_ASKED.issuperset(self.providers)
+
+    @property
+    def stores_caches(self) -> bool:
+        """Whether a request that asks for a cache creates one that is billed by the hour."""
+        return not STORE_CACHES.isdisjoint(self.providers)
+
+    @property
+    def reads_token_ids(self) -> bool:
+        """Whether input may be given as token ids of OpenAI's tokenizers."""
+        return self.provider in READ_TOKEN_IDS
+
+    @property
+    def rates_to_hold(self) -> Iterable[Rates]:
+        """The rate cards by which a call is bounded: where the price books differ, the dearer price counts."""
+        return {**self.rates, **self.dearest}.values()
+
+    @property
+    def free(self) -> bool:
+        """Whether the operator has said that it costs nothing."""
+        return bool(self.rates) and all(rates == FREE for rates in self.rates.values())
+
+    def provider_of(self, deployment: str | None) -> str:
+        """The provider of a deployment; of the model's first one if it is not known."""
+        return self.deployments.get(deployment or "", self.provider)
+
+    def cost(
+        self,
+        deployment: str | None,
+        usage: Usage,
+        service_tier: str | None = None,
+        served: tuple[datetime, datetime] | None = None,
+    ) -> int:
+        """What a usage costs at the deployment that answered, in nano-dollars.
+
+        If that deployment is not known, the most expensive one counts.
+
+        `served` is when the call began and ended.
+        """
+        return cost_at(self.rates, deployment, usage, service_tier, served)
+
+    def retried_upstream(self, status: int) -> bool:
+        """Whether the upstream itself has tried another deployment after this status of an answer."""
+        return status in self.retried_statuses
+
+    def media_tokens(self, media: Sequence[Medium]) -> MediaTokens:
+        """The most tokens that these images, recordings and files can be, at any of its deployments.
+
+        Raises:
+            InvalidRequest: something cannot be bounded.
+        """
+        return media_tokens(self.names or (self.name,), media, self.max_input_tokens)
