@@ -102,7 +102,7 @@ def _call(model: str, text: str, script: dict[str, Any]) -> dict[str, Any]:
 
 
 async def measure(state: StackState) -> list[Result]:
-    """Play every case, one after the other, each with an agent and a budget of its own."""
+    """Play every case, one after the other, each with its own agent and budget."""
     timeout = aiohttp.ClientTimeout(total=_CALL_TIMEOUT_S)
     async with (
         asyncpg.create_pool(state.database_url, min_size=1, max_size=2) as pool,

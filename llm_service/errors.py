@@ -112,7 +112,7 @@ class BodyTooLarge(InvalidRequest):
 
 
 class UnsupportedBody(InvalidRequest):
-    """The body is not in a form that is read. `accepts`: the codings that are, for a client that chooses by itself."""
+    """The body is not in a form that is read. `accepts`: the codings that are, for a client that can choose."""
 
     status = 415
     code = "unsupported_media_type"

@@ -60,7 +60,7 @@ class Call:
     #: By the number of an attempt that was sent: the nano-dollars that it has cost, or may have cost.
     spent_nano: dict[int, int] = field(default_factory=dict[int, int])
     failures: list[tuple[str, TreasurerError]] = field(default_factory=list[tuple[str, TreasurerError]])
-    #: The failures and, in between, the stand-ins that were passed over, with the reason: the caller is told of all.
+    #: The failures and, in between, the stand-ins that were passed over, with the reason: the caller is shown all.
     tried: list[tuple[str, TreasurerError]] = field(default_factory=list[tuple[str, TreasurerError]])
     #: How many attempts had holds at prices that the upstream no longer has. They bought nothing, and were made again.
     repriced: int = 0

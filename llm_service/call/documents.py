@@ -1,4 +1,4 @@
-"""Counts the pages of a request's PDFs, in a process of its own.
+"""Counts the pages of a request's PDFs, in a separate process.
 
 What must hold:
   A PDF that is made to be slow to read, or to need much memory, harms neither other calls nor this process.

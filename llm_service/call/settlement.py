@@ -182,7 +182,7 @@ class Settler:
             output_tokens = admitted.most_output_tokens
         elif ending.error_code is not None:
             output_tokens += IN_FLIGHT_TOKENS
-        most = admitted.bound.most  # what a model does by itself shows in no answer, so all that was held for counts
+        most = admitted.bound.most  # no answer shows what a model did unasked, so all that was held for it counts
         usage = Usage(
             input_tokens=input_tokens,
             output_tokens=min(output_tokens, admitted.most_output_tokens) + most.reasoning_tokens,

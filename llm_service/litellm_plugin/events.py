@@ -245,7 +245,7 @@ def _finishes(chunk: Any) -> bool:
 
 
 def set_own_figure_apart(chunk: Any, response: Any) -> None:
-    """Move LiteLLM's own figure of a stream's cost, which it writes into the provider's report, to a field of its own.
+    """Move LiteLLM's own figure of a stream's cost, which it writes into the provider's report, to a separate field.
 
     What the provider itself has named as its cost stays, or comes back.
     """

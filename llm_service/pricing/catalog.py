@@ -61,7 +61,7 @@ class Catalog:
         if model is None:
             known = ", ".join(sorted(self._models)[:20])
             raise UnknownModel(f"The model {name!r} does not exist. Known models: {known}.", param="model")
-        if model.mode != mode and "*" not in name:  # a pattern has no mode of its own
+        if model.mode != mode and "*" not in name:  # a pattern has no mode
             raise UnknownModel(f"The model {name!r} is a model for {model.mode}, not for {mode}.", param="model")
         if model.unpriced is not None:
             raise UnpricedModel(

@@ -36,7 +36,7 @@ class CallRecord:
     latency_ms: int
     first_token_ms: int | None
     parent: object | None = None
-    #: By our rate card, whoever's figure was posted. None: not compared, because the usage was not reported, the provider
+    #: By our rate card, also if another figure was posted. None: not compared, because the usage was not reported, the provider
     #: named its cost, or the model is free.
     own_cost_nano: int | None = None
 

@@ -4,7 +4,7 @@ What must hold:
   Events reach the caller in order and unchanged, but for two:
     the report of usage is left out if the caller did not ask for it, and else comes as OpenAI sends it, without a choice
     and without LiteLLM's own figure of the cost;
-    an error event is left out, because whoever forwards the stream says in our words what went wrong.
+    an error event is left out, because the code that forwards the stream says what went wrong in our words.
   An event is forwarded as soon as it is whole.
 The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """

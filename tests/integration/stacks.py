@@ -1,4 +1,4 @@
-"""Starts one more whole stack, with a configuration of its own. All its providers are simulated."""
+"""Starts one more whole stack, with its own configuration. All its providers are simulated."""
 
 from __future__ import annotations
 

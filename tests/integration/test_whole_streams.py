@@ -38,7 +38,7 @@ async def events(caller: Caller, model: str, script: dict[str, Any], **request: 
 
 @MODELS
 async def test_i2_two_hundred_equal_chunks_are_no_loop(caller: Caller, model: str) -> None:
-    """A row of zeros in a table. LiteLLM by itself breaks it off after a hundred, and the provider bills all of it."""
+    """A row of zeros in a table. LiteLLM alone breaks it off after a hundred, and the provider bills all of it."""
     script = {"text": " zero" * EQUAL, "output_tokens": EQUAL, "chunk_tokens": 1}
     got = await events(caller, model, script)
     assert [e["choices"][0]["delta"].get("content") for e in got if e["choices"]].count(" zero") == EQUAL

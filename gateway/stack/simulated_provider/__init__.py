@@ -2,7 +2,7 @@
 meter.
 
 What must hold:
-- it imports nothing of Treasurer and has a price list of its own (`prices.py`), so that its invoice is an independent
+- it imports nothing of Treasurer and has its own price list (`prices.py`), so that its invoice is an independent
   truth (tests assert it);
 - an answer is a function of the request, the model and `--seed` alone;
 - every request that did work is exactly one line of the invoice, priced in integers (`meter.py`, `prices.py`);

@@ -15,7 +15,7 @@ _DEEP_RESEARCH: Mapping[str, Any] = {"searches": 24, "citation_tokens": 4_000, "
 
 
 def habits(face: str, model: str) -> Mapping[str, Any]:
-    """The knobs that this model has by itself."""
+    """The knobs that this model has without a script."""
     if face == "openai" and ("-search-preview" in model or "-search-api" in model):
         return _ONE_SEARCH
     if face == "perplexity" and "deep-research" in model:

@@ -233,7 +233,7 @@ async def test_a_default_is_never_below_the_agents_floor() -> None:
     assert admitted.output_tokens == 20
 
 
-async def test_whoever_names_max_tokens_may_hold_all_that_is_left() -> None:
+async def test_a_call_that_names_max_tokens_may_hold_all_that_is_left() -> None:
     parts = Parts(400_000)
     assert (await parts.admit(chat(max_tokens=4_096))).hold.amount_nano == 400_000
 

@@ -94,7 +94,7 @@ async def test_what_the_provider_reports_is_posted_as_it_is(parts: Parts) -> Non
         ({"proxy_cost_nano": 250_000, "named_cost_nano": 90_000}, 90_000, CostSource.PROVIDER, None),
     ],
 )
-async def test_i4_our_own_figure_is_compared_whoever_s_is_posted(
+async def test_i4_our_own_figure_is_compared_also_if_another_one_is_posted(
     parts: Parts, figures: dict[str, int], posted: int, source: CostSource, own: int | None
 ) -> None:
     ending = Ending(LedgerState.POSTED, 200, Usage(100, 40, 0, 50, 30), UsageSource.PROVIDER, "d1")

@@ -1,4 +1,4 @@
-"""Streams that LiteLLM would end by itself, against LiteLLM's real classes: the checks of whole_streams_checks.py."""
+"""Streams that LiteLLM would end although the provider has not, against LiteLLM's real classes: the checks of whole_streams_checks.py."""
 
 from __future__ import annotations
 
