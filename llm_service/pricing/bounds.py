@@ -6,7 +6,7 @@ bound of the input at the highest rate, plus `max_tokens` of output for each cho
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from llm_service.errors import InvalidRequest
 from llm_service.pricing import rates
@@ -61,8 +61,9 @@ def cost_bound(
         cache_writes=cache_writes(model, request),
         service_tier=request.service_tier,
     )
+    price = rates.output_bound(model.rates_to_hold, most)
     if model.mode == "embedding":
-        amount = rates.bound(model.rates_to_hold, most)
+        amount = price.amount_nano(0)
         return CostBound(input_tokens, 0, False, amount, amount, counted_input is not None, most)
     asked = request.max_tokens if request.max_tokens is not None else principal.default_max_tokens
     if model.max_output_tokens is not None:
@@ -70,8 +71,7 @@ def cost_bound(
     floor = min(asked, principal.floor_tokens)
 
     def held(output_tokens: int) -> int:
-        total = output_tokens * request.choices + request.extra_output
-        return rates.bound(model.rates_to_hold, replace(most, output_tokens=total))
+        return price.amount_nano(output_tokens * request.choices + request.extra_output)
 
     return CostBound(
         input_tokens, asked, request.max_tokens is None, held(asked), held(floor), counted_input is not None, most

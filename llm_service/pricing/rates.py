@@ -63,8 +63,11 @@ class TokenRates:
 
     def highest_text(self, writes: CacheWrites) -> int:
         """The highest price of a token of text input, for a request that writes to these caches."""
-        written = {"none": 0, "5m": self.cache_write, "1h": max(self.cache_write, self.cache_write_1h)}[writes]
-        return max(self.input, self.cache_read, written)
+        if writes == "none":
+            return max(self.input, self.cache_read)
+        if writes == "5m":
+            return max(self.input, self.cache_read, self.cache_write)
+        return self.highest_input
 
     def highest_medium(self, price: int | None, cached: int | None, writes: CacheWrites) -> int:
         """The highest price of a token of audio, image or video input. The price of text is included, because a report
@@ -128,6 +131,8 @@ class Rates:
     @property
     def most_multiplied(self) -> int:
         """The highest multiplier of a call whose region nobody has chosen, in ten-thousandths."""
+        if not self.regions:
+            return self.always
         return max([self.always, *(-(-self.always * factor // WHOLE) for _, factor in self.regions)])
 
 
@@ -298,46 +303,65 @@ def cost_at(
     return max(cost(rate, usage, service_tier, served) for rate in ([known] if known is not None else rates.values()))
 
 
-def bound(rates: Iterable[Rates], most: Most) -> int:
-    """The most, in nano-dollars, that a call which uses at most this can cost at any of these rates.
+@dataclass(frozen=True, slots=True)
+class OutputBound:
+    """The most that a call can cost, as a function of its output: a fixed part, a price of a token, and a multiplier."""
 
-    Takes the highest price of each unit in all tiers that a prompt of at most this length can reach.
-    """
-    fixed, output, factor = _highest(rates, most)
-    return _nano(_multiplied(fixed + most.output_tokens * output, (factor,)))
+    fixed_femto: int
+    output_femto: int
+    factor: int
+
+    def amount_nano(self, output_tokens: int) -> int:
+        """The most for at most so many output tokens, in nano-dollars."""
+        return _nano(_multiplied(self.fixed_femto + output_tokens * self.output_femto, (self.factor,)))
+
+    def affordable(self, amount_nano: int) -> int:
+        """The most output tokens for which the amount is within `amount_nano`. Zero also if the rest alone costs more."""
+        left_femto = amount_nano * FEMTO_PER_NANO * WHOLE // self.factor - self.fixed_femto
+        if left_femto < 0 or self.output_femto == 0:
+            return 0
+        return left_femto // self.output_femto
+
+
+def bound(rates: Iterable[Rates], most: Most) -> int:
+    """The most, in nano-dollars, that a call which uses at most this can cost at any of these rates."""
+    return output_bound(rates, most).amount_nano(most.output_tokens)
 
 
 def affordable_output(rates: Iterable[Rates], most: Most, amount_nano: int) -> int:
-    """The most output tokens for which `bound` is within an amount. Zero also if the rest alone costs more.
+    """The most output tokens for which `bound` is within an amount. `most.output_tokens` is not read."""
+    return output_bound(rates, most).affordable(amount_nano)
 
-    `most.output_tokens` is not read.
+
+def output_bound(rates: Iterable[Rates], most: Most) -> OutputBound:
+    """The bound of a call at any of these rates. `most.output_tokens` is not read.
+
+    Takes the highest price of each unit in all tiers that a prompt of at most this length can reach.
     """
-    fixed, output, factor = _highest(rates, most)
-    left_femto = amount_nano * FEMTO_PER_NANO * WHOLE // factor - fixed
-    if left_femto < 0 or output == 0:
-        return 0
-    return left_femto // output
-
-
-def _highest(rates: Iterable[Rates], most: Most) -> tuple[int, int, int]:
-    """Femto-dollars of all but the output, femto-dollars of a token of output, and the multiplier over both."""
     cards = list(rates)
     tiers = [tier for card in cards for tier in _reachable(card, most.input_tokens, most.service_tier)]
     writes = most.cache_writes
-    image = max(tier.highest_medium(tier.image_input, tier.image_cache_read, writes) for tier in tiers)
-    audio = max(tier.highest_medium(tier.audio_input, tier.audio_cache_read, writes) for tier in tiers)
-    video = max(tier.highest_medium(tier.video_input, None, writes) for tier in tiers)
-    fixed = (
-        most.text_tokens * max(tier.highest_text(writes) for tier in tiers)
-        + most.image_tokens * image
-        + most.audio_tokens * audio
-        + most.video_tokens * video
-        + most.reasoning_tokens * max(tier.reasoning for tier in tiers)
-        + most.citation_tokens * max(card.citation for card in cards)
-        + most.searches * max(_dearest(card, card.search, most.search_context) for card in cards)
-        + most.requests * max(_dearest(card, card.request, most.search_context) for card in cards)
-    )
-    return fixed, max(tier.highest_output for tier in tiers), max(card.most_multiplied for card in cards)
+    fixed = most.text_tokens * max([tier.highest_text(writes) for tier in tiers])
+    if most.image_tokens:
+        fixed += most.image_tokens * max(
+            tier.highest_medium(tier.image_input, tier.image_cache_read, writes) for tier in tiers
+        )
+    if most.audio_tokens:
+        fixed += most.audio_tokens * max(
+            tier.highest_medium(tier.audio_input, tier.audio_cache_read, writes) for tier in tiers
+        )
+    if most.video_tokens:
+        fixed += most.video_tokens * max(tier.highest_medium(tier.video_input, None, writes) for tier in tiers)
+    if most.reasoning_tokens:
+        fixed += most.reasoning_tokens * max(tier.reasoning for tier in tiers)
+    if most.citation_tokens:
+        fixed += most.citation_tokens * max(card.citation for card in cards)
+    if most.searches:
+        fixed += most.searches * max(_dearest(card, card.search, most.search_context) for card in cards)
+    if most.requests:
+        fixed += most.requests * max([_dearest(card, card.request, most.search_context) for card in cards])
+    output = max([tier.highest_output for tier in tiers])
+    return OutputBound(fixed, output, max([card.most_multiplied for card in cards]))
 
 
 def _dearest(card: Rates, prices: tuple[int, int, int], named: str | None) -> int:
