@@ -10,14 +10,20 @@
     │   ├── TookTooLong           400  a report: ask for a shorter period, or filter it
     │   ├── NotFound              404  an administrative object that does not exist
     │   ├── Conflict              409  it exists already, or is in use
+    │   │   └── EnvelopeConflict  409  another run has this id
+    │   ├── EnvelopeClosed        409  the run is over, waits, or is unknown: it may not spend
+    │   ├── RunTooDeep            400  the run may not start a child: it is as deep in its tree as may be
+    │   ├── TooManyChildren       400  the run may not start another child
     │   └── IdempotencyConflict   409  the same key with another body, or its answer is gone
     ├── NotAuthenticated          401  missing, unknown, expired or revoked key
     ├── NotPermitted              403
     │   ├── ModelNotAllowed       403
+    │   ├── EnvelopeNotYours      403  a call names the run of another agent
     │   └── Paused                403  agent, team or organisation
     ├── Refused                   429  governance refused it; nothing was sent upstream
     │   ├── BudgetExhausted       429  final for this window: x-should-retry false, unless it resets in a minute
     │   ├── BudgetTooSmall        429  much is left, but this call needs more: x-should-retry false, unless it resets in a minute
+    │   ├── RunBudgetSpent        429  too little is left of the run's own budget: x-should-retry false
     │   ├── NearLimit             429  the model is served only up to a share of the budget
     │   ├── BudgetPaced           429  the budget's curve lets it through later: Retry-After
     │   ├── BudgetBusy            429  calls in flight hold the rest: Retry-After
@@ -152,6 +158,28 @@ class Conflict(InvalidRequest):
     should_retry = False  # the SDKs would retry a 409
 
 
+class EnvelopeConflict(Conflict):
+    """The id of a run was used before, with another budget, reserve, agent or parent."""
+
+    code = "envelope_conflict"
+
+
+class EnvelopeClosed(InvalidRequest):
+    """A run that is over, that waits, or that nobody knows, may not spend."""
+
+    status = 409
+    code = "envelope_closed"
+    should_retry = False
+
+
+class RunTooDeep(InvalidRequest):
+    code = "run_too_deep"
+
+
+class TooManyChildren(InvalidRequest):
+    code = "too_many_children"
+
+
 class IdempotencyConflict(InvalidRequest):
     status = 409
     code = "idempotency_conflict"
@@ -182,6 +210,10 @@ class ModelNotAllowed(NotPermitted):
     code = "model_not_allowed"
 
 
+class EnvelopeNotYours(NotPermitted):
+    code = "envelope_not_yours"
+
+
 class Paused(NotPermitted):
     code = "paused"
 
@@ -203,6 +235,14 @@ class BudgetTooSmall(Refused):
 
     type = "insufficient_quota"
     code = "budget_too_small_for_call"
+    should_retry = False
+
+
+class RunBudgetSpent(Refused):
+    """Too little is left of the run's own budget. More comes only from whoever gave the run its budget."""
+
+    type = "insufficient_quota"
+    code = "run_budget_spent"
     should_retry = False
 
 

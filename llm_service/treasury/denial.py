@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from uuid import UUID
 
 from llm_service.money import share_of
 
@@ -23,6 +24,9 @@ class DenialKind(StrEnum):
     LOCKED = "locked"
     CROWDED = "crowded"
     NO_WINDOW = "no_window"
+    RUN_BUSY = "run_busy"
+    RUN_SPENT = "run_spent"
+    ENVELOPE_CLOSED = "envelope_closed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +41,13 @@ class Denial:
     - locked: another transaction in the database has locked the window.
     - crowded: the budget takes no more new subjects in this minute.
     - no_window: there is no window, and none could be opened.
+    - run_spent: so much of the run's own budget is spent, or given to its children, that less than the floor is left.
+    - run_busy: other calls of the run hold the rest of its budget.
+    - envelope_closed: the run is over, waits or is unknown.
 
-    The amounts are zero for the last three. `most_per_call` is the budget's share for one call of what is left, in basis
-    points; None: one call may hold all of it.
+    For run_spent and run_busy the amounts are those of the run's budget. They are zero for locked, crowded, no_window and
+    envelope_closed. `envelope` is the run, for the last three kinds. `most_per_call` is the budget's share for one call of
+    what is left, in basis points; None: one call may hold all of it.
     """
 
     kind: DenialKind
@@ -51,11 +59,12 @@ class Denial:
     resets_at: datetime | None
     resumes_at: datetime | None = None
     most_per_call: int | None = None
+    envelope: UUID | None = None
 
     @property
     def final(self) -> bool:
-        """Whether waiting cannot help before the window ends."""
-        return self.kind is DenialKind.EXHAUSTED
+        """Whether waiting cannot help before the window ends; for a run, before its budget is raised."""
+        return self.kind in (DenialKind.EXHAUSTED, DenialKind.RUN_SPENT)
 
     @property
     def left_nano(self) -> int:
