@@ -29,8 +29,7 @@
     │   ├── BudgetBusy            429  calls in flight hold the rest: Retry-After
     │   ├── BudgetCrowded         429  a split budget met too many new users, runs … in this minute: Retry-After
     │   ├── CostLimited           429  the route's limit for one call: x-should-retry false
-    │   ├── TooManyReports        429  the gateway already makes as many reports and lists as it may at once:
-    Retry-After
+    │   ├── TooManyReports        429  the gateway is busy with as many reports and lists as it may make: Retry-After
     │   └── RateLimited           429  pace: Retry-After
     ├── Unavailable               503  a part of Treasurer is away; nothing was spent
     │   ├── TreasuryUnavailable   503  Postgres
