@@ -1,9 +1,12 @@
 -- Queue a run again that has ended without success, or that waits; it goes on at its last step. A person has decided, so
 -- a step that failed, or of which nobody knows whether it was done, is done (again). A run whose deadline has passed gets as
--- much time as it had.
+-- much time as it had. $2: whoever asks may decide that; if not, a run of which a person has to decide is not queued.
 WITH chosen AS MATERIALIZED (
-    SELECT id FROM work.runs
+    SELECT id FROM work.runs r
     WHERE id = $1 AND state IN ('failed', 'expired', 'dead', 'cancelled', 'waiting') AND NOT forgotten
+        AND ($2 OR (r.wait_for IS DISTINCT FROM 'approval' AND NOT EXISTS (
+            SELECT FROM work.steps u
+            WHERE u.run_id = r.id AND u.state IN ('started', 'unknown') AND u.policy IN ('ask', 'verify'))))
     FOR UPDATE
 ),
 decided AS (
