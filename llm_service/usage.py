@@ -5,8 +5,7 @@ What must hold:
   A report that cannot be true is not believed (I2):
     a report without input tokens, because LiteLLM may then have counted the output itself;
     a report whose parts add up to more than their total, unless the provider is known to report the parts in addition
-    to it;
-    a report with too few tokens for its text.
+    to it; a report with too few tokens for its text.
   The usage that replaces such a report is never less than the most expensive way to read it.
   A count that replaces a report always has the margins of this module added (I1).
 Reports are in OpenAI's form, to which LiteLLM translates other providers' reports, plus the fields that LiteLLM passes
@@ -142,8 +141,7 @@ def more_usage(usage: Usage) -> dict[str, int | str]:
 
 def read_columns(columns: Mapping[str, int], more: Mapping[str, Any]) -> Usage:
     """The usage of a row: its columns, and its `more_usage`. A field that is unknown or has an unexpected type is left
-    out,
-    because another version of Treasurer may have written the row.
+    out, because another version of Treasurer may have written the row.
     """
     known: dict[str, Any] = {
         name: more[name] for name in _MORE if type(more.get(name)) is type(getattr(_NOTHING, name))
