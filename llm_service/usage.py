@@ -1,11 +1,11 @@
-"""The usage of a call: how a provider's report is read, which reports are believed, and the margins added to a count.
-Pure.
+"""The usage of a call: reads providers' reports, decides which are believed, and adds margins to counts. Pure.
 
 What must hold:
   A report that cannot be true is not believed (I2):
     a report without input tokens, because LiteLLM may then have counted the output itself;
     a report whose parts add up to more than their total, unless the provider is known to report the parts in addition
-    to it; a report with too few tokens for its text.
+    to it;
+    a report with too few tokens for its text.
   The usage that replaces such a report is never less than the most expensive way to read it.
   A count that replaces a report always has the margins of this module added (I1).
 Reports are in OpenAI's form, to which LiteLLM translates other providers' reports, plus the fields that LiteLLM passes

@@ -33,7 +33,7 @@ from llm_service.upstream.clocks import difference, disagrees
 from llm_service.upstream.litellm_prose import Said, said
 from llm_service.upstream.upstream import Billing, Refusal, Unanswered
 
-#: The header in which LiteLLM names the deployment that answered.
+#: The header that has LiteLLM's id of the deployment that answered.
 DEPLOYMENT_HEADER = "x-litellm-model-id"
 #: Prefixes of headers that only an answer of LiteLLM Proxy carries. A server between the gateway and the proxy sets
 #: none of them.

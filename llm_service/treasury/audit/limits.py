@@ -1,5 +1,4 @@
-"""The audit's rule about limits: no window was ever above the amount that was allowed then, whatever was changed
-afterwards.
+"""The audit's rule about limits: no window was ever above its allowed amount, whatever was changed later.
 
 What must hold:
   An overspend is still named after any change of its budget: a higher limit, a top-up, a pace, an archive. So what a
