@@ -52,6 +52,7 @@ ENTRIES = {
     "models": Entry("models", "models", "The models with their prices and limits, what is charged besides, and why one is not served."),
     "audit": Entry("audit", "audit_command", "Recompute the books and name each difference. Exit code 4 when there is one."),
     "acknowledge": Entry("acknowledge", "acknowledge", "Acknowledge that Treasurer and LiteLLM price a model differently, so that the audit goes on."),
+    "reprice": Entry("reprice", "reprice", "Correct what calls of a model were charged, after its price was wrong. Without --apply, a dry run."),
     "changes": Entry("changes", "changes", "The log of changes: who, what, before, after; the newest first."),
     "simulate": Entry("simulate", "simulate", "Replay a period of the ledger under another policy: what would have been refused, downgraded, saved."),
     "organisation": Entry("organisations", "commands", "Organisations: the widest scope."),

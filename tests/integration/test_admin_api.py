@@ -227,6 +227,7 @@ async def test_a_list_says_how_to_go_on(api: httpx2.AsyncClient) -> None:
         "limits",
         "routes",
         "acknowledgements",
+        "repricings",
         "changes",
     ):
         for query in ({"limit": 0}, {"limit": 1001}, {"after": "x" * 201}):

@@ -97,6 +97,8 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("DELETE", f"{A}/routes/{{route_id}}"): [Ask(f"{A}/routes/1")],
     ("GET", f"{A}/acknowledgements"): [Ask(f"{A}/acknowledgements", reads=True)],
     ("PUT", f"{A}/acknowledgements"): [Ask(f"{A}/acknowledgements", {"model": "m", "note": "n"})],
+    ("GET", f"{A}/repricings"): [Ask(f"{A}/repricings", reads=True)],
+    ("POST", f"{A}/repricings"): [Ask(f"{A}/repricings", {"model": "m"}, reads=True)],
     ("GET", f"{A}/changes"): [Ask(f"{A}/changes", reads=True)],
     ("GET", "/reports/costs"): [Ask("/reports/costs", reads=True), Ask("/reports/costs?format=csv", reads=True)],
     ("GET", "/readyz"): [Ask("/readyz", reads=True)],
@@ -134,6 +136,7 @@ COMMANDS: dict[str, str] = {
 READING_COMMANDS: dict[str, str] = {
     "migrate": "",  # there is nothing to do
     "report": "",
+    "reprice": "m",
     "audit": "",
     "changes": "",
     "simulate": "--since 7d --limit b=1",

@@ -19,10 +19,14 @@ from gateway.routes.admin import (
     limits,
     organisations,
     pauses,
+    repricings,
     routes,
     teams,
 )
 
 router = APIRouter()
-for _noun in (organisations, teams, agents, pauses, keys, budgets, limits, routes, breakers, changes, acknowledgements):
+for _noun in (
+    *(organisations, teams, agents, pauses, keys, budgets, limits, routes, breakers, changes),
+    *(acknowledgements, repricings),
+):
     router.include_router(_noun.router)

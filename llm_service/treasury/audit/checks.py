@@ -231,8 +231,8 @@ def _price_difference(row: asyncpg.Record) -> str:
     return (
         f"{model}: attempts that are priced differently: {row['attempts']} (the higher price is LiteLLM's for {theirs}, "
         f"Treasurer's for {ours}); {format_money(row['posted'])} is posted, by LiteLLM it is {format_money(row['theirs'])}; "
-        f"the latest is call {row['latest']}. Correct the price, and acknowledge what was posted: "
-        f"treasurer acknowledge {shlex.quote(model)} --note '…'"
+        f"the latest is call {row['latest']}. Correct the price; then correct what was posted, or acknowledge it: "
+        f"treasurer reprice {shlex.quote(model)}, treasurer acknowledge {shlex.quote(model)} --note '…'"
     )
 
 
@@ -245,7 +245,7 @@ def _acknowledged(row: asyncpg.Record | None) -> str | None:
 _PRICES = Rule(
     name="prices_agree",
     invariant="I4",
-    holds="Treasurer's price of an attempt and LiteLLM's are the same but for rounding, or the difference is acknowledged",
+    holds="Treasurer's price of an attempt and LiteLLM's are the same but for rounding, or the difference is corrected or acknowledged",
     examines="ledger WHERE state = 'posted'",
     differences=load_query("audit/prices_agree", differences=_DIFFERENCES),
     describe=_price_difference,

@@ -21,6 +21,7 @@ LOGGED = (
     "rate_limits",
     "routes",
     "price_acknowledgements",
+    "repricings",
 )
 
 # pg_trigger.tgtype: for each row, after insert, update and delete; for each statement, before update, delete, truncate.

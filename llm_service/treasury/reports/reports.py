@@ -124,7 +124,7 @@ class _Source:
 
 # The entry of an expired attempt may not name the provider; a correction that came later does.
 _PROVIDER = """coalesce(l.provider, (SELECT a.provider FROM ledger a
-    WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted'))"""
+    WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted' ORDER BY a.correction DESC LIMIT 1))"""
 
 _SOURCES: dict[Property, _Source] = {
     Property.ORGANISATION: _Source("l.organisation_id", "r.organisation_id", "organisations", "{n}.name"),
