@@ -198,7 +198,7 @@ async def _ended(
         async with snapshot(pool, timeout_s=_READ_S, reading="repricing") as connection:
             rows = await connection.fetch(_ATTEMPTS, model, since, until, *behind, _AT_A_TIME, timeout=_READ_S)
         by_attempt = groupby(rows, key=lambda row: (row["call_id"], row["attempt"]))
-        attempts = [read_attempt(list(entries)) for _, entries in by_attempt]
+        attempts = [read_attempt([dict(row) for row in entries]) for _, entries in by_attempt]
         if attempts:
             yield attempts
         if len(attempts) < _AT_A_TIME:

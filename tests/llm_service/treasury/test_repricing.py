@@ -33,6 +33,7 @@ def model(nano: int) -> Model:
 
 def test_i4_the_right_cost_is_that_of_the_present_rate_card() -> None:
     dearer = correct(ATTEMPT, model(4))
+    assert isinstance(dearer, Correction)
     assert dearer == Correction(ATTEMPT, 440)
     assert (dearer.difference_nano, dearer.overshoot_nano) == (330, 140)
     cheaper = correct(replace(ATTEMPT, posted_nano=330), model(1))
