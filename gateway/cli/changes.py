@@ -17,7 +17,7 @@ _HIDDEN = {"id", "created_at"}
 #: `change_log.KINDS`, for the help (a test compares them).
 _KINDS = (
     "organisations, teams, agents, api_keys, budgets, top_ups, rate_limits, routes, price_acknowledgements, "
-    "repricings, breakers"
+    "repricings, invoices, breakers"
 )
 
 

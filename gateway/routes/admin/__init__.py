@@ -15,6 +15,7 @@ from gateway.routes.admin import (
     breakers,
     budgets,
     changes,
+    invoices,
     keys,
     limits,
     organisations,
@@ -27,6 +28,6 @@ from gateway.routes.admin import (
 router = APIRouter()
 for _noun in (
     *(organisations, teams, agents, pauses, keys, budgets, limits, routes, breakers, changes),
-    *(acknowledgements, repricings),
+    *(acknowledgements, repricings, invoices),
 ):
     router.include_router(_noun.router)

@@ -22,6 +22,7 @@ LOGGED = (
     "routes",
     "price_acknowledgements",
     "repricings",
+    "invoices",
 )
 
 # pg_trigger.tgtype: for each row, after insert, update and delete; for each statement, before update, delete, truncate.
