@@ -84,9 +84,9 @@ def print_result(made: RepricingResult) -> None:
         )
     for each in made.kept:
         typer.echo(f"Not changed: {each.attempts} attempts ({dollars(each.posted_nano)}): {each.why}.")
-    if made.above_hold:
+    if made.attempts_above_hold:
         typer.echo(
-            f"Overshoot: {made.above_hold} attempts cost more than was held for them, by "
+            f"Overshoot: {made.attempts_above_hold} attempts cost more than was held for them, by "
             f"{dollars(made.above_hold_nano)} in all. The audit names each (cost_within_hold)."
         )
     for over in made.windows_over:

@@ -95,7 +95,7 @@ class RepricingResult(View):
     """What a run corrected, or would correct. `id`: of the repricing in the log of changes; null: nothing was written.
 
     `confirmed`: of the attempts, those whose posted cost is right at the present price although two price lists differed;
-    the audit compares their prices no more. `above_hold`: those that now cost more than was held for them.
+    the audit compares their prices no more. `attempts_above_hold`: those that now cost more than was held for them.
     """
 
     id: int | None
@@ -108,7 +108,7 @@ class RepricingResult(View):
     posted_nano: int
     right_nano: int
     difference_nano: int
-    above_hold: int
+    attempts_above_hold: int
     above_hold_nano: int
     agents: list[AgentCorrection]
     kept: list[KeptAttempts]
@@ -271,14 +271,14 @@ class _Tally:
     kept: defaultdict[Kept, _Sum] = field(default_factory=lambda: defaultdict(_Sum))
     rises: Counter[int] = field(default_factory=Counter[int])
     confirmed: int = 0
-    above_hold: int = 0
+    attempts_above_hold: int = 0
     above_hold_nano: int = 0
 
     def correct(self, each: Correction) -> None:
         self.agents[each.attempt.agent].add(each.attempt, each.right_nano)
         self.confirmed += each.difference_nano == 0
         if each.difference_nano > 0:
-            self.above_hold += each.overshoot_nano > 0
+            self.attempts_above_hold += each.overshoot_nano > 0
             self.above_hold_nano += each.overshoot_nano
         for window in each.attempt.window_ids:
             self.rises[window] += each.difference_nano
@@ -302,7 +302,7 @@ class _Tally:
             posted_nano=posted_nano,
             right_nano=right_nano,
             difference_nano=right_nano - posted_nano,
-            above_hold=self.above_hold,
+            attempts_above_hold=self.attempts_above_hold,
             above_hold_nano=self.above_hold_nano,
             agents=[
                 AgentCorrection(

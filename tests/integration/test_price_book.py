@@ -113,7 +113,8 @@ async def test_i4_the_past_is_corrected_after_a_price_was_wrong(
 
     with gateways, proxies:
         await asyncio.to_thread(start, with_price(right, 0.000_000_01))
-        gateway = another_gateway(stack, stop_with_us, tmp_path / "gateway.log", environ)
+        known = {**environ, "TREASURER_ADMIN_KEY": stack.admin_key}
+        gateway = another_gateway(stack, stop_with_us, tmp_path / "gateway.log", known)
         url, _ = await asyncio.to_thread(gateways.enter_context, gateway)
         await caller.call(url, model=MODEL)
         async for _ in await caller.call(url, model=MODEL, stream=True):
@@ -131,7 +132,7 @@ async def test_i4_the_past_is_corrected_after_a_price_was_wrong(
         assert (made["attempts"], made["difference_nano"]) == (2, billed_nano - wrong_nano)
         assert await caller.posted_nano() == billed_nano
         faults = await caller.faults()
-        assert len(faults) == made["above_hold"]
+        assert len(faults) == made["attempts_above_hold"]
         assert all("overshoot" in fault for fault in faults), faults
         [again] = await asyncio.to_thread(command, "--apply", "--note", "once more")
         assert (again["attempts"], again["id"]) == (0, None)

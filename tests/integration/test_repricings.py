@@ -203,7 +203,7 @@ async def test_i1_what_is_above_a_hold_and_a_limit_is_posted_and_shown_as_oversh
     shown = await house.reprice(10, apply=False)
     made = await house.reprice(10)
     for each in (shown, made):
-        assert (each.above_hold, each.above_hold_nano) == (1, 100)
+        assert (each.attempts_above_hold, each.above_hold_nano) == (1, 100)
         assert [(over.budget, over.subject, over.over_nano) for over in each.windows_over] == [("of poor", "ann", 100)]
     assert await house.costs() == {call: 1_100}
     assert await house.faults() == ["spend_within_limits", "cost_within_hold"]

@@ -16,7 +16,7 @@ Treasurer = Callable[..., Result]
 NOON = datetime(2026, 11, 30, 12, 0, tzinfo=UTC)
 FOUND = RepricingResult(
     id=None, applied=False, model="gpt-4o", since=None, until=NOON, attempts=3, confirmed=1, posted_nano=4_500_000_000,
-    right_nano=6_000_000_000, difference_nano=1_500_000_000, above_hold=2, above_hold_nano=70,
+    right_nano=6_000_000_000, difference_nano=1_500_000_000, attempts_above_hold=2, above_hold_nano=70,
     agents=[AgentCorrection(agent="news", attempts=3, posted_nano=4_500_000_000, right_nano=6_000_000_000, difference_nano=1_500_000_000)],
     kept=[KeptAttempts(why="the usage was estimated", attempts=5, posted_nano=250_000_000)],
     windows_over=[WindowOver(budget="b", subject="ann", starts="2026-11-30", over_nano=90)],
