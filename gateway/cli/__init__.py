@@ -49,9 +49,9 @@ ENTRIES = {
     "pause": Entry("pauses", "pause", "Stop every new call of an agent, team or organisation."),
     "resume": Entry("pauses", "resume", "Undo a pause of an agent, team or organisation."),
     "report": Entry("reports", "report", "Cost, tokens, calls, errors, refusals and latency, by any properties of a call."),
-    "models": Entry("models", "models", "The models with their prices and limits, what is charged besides, and why one is not served."),
+    "models": Entry("models", "models", "The models with their prices, other charges and limits, and why a model is not served."),
     "audit": Entry("audit", "audit_command", "Recompute the books and name each difference. Exit code 4 when there is one."),
-    "acknowledge": Entry("acknowledge", "acknowledge", "Acknowledge that Treasurer and LiteLLM price a model differently, so that the audit goes on."),
+    "acknowledge": Entry("acknowledge", "acknowledge", "Acknowledge that Treasurer and LiteLLM price a model differently, so that the audit no longer reports it."),
     "reprice": Entry("reprice", "reprice", "Correct what calls of a model were charged, after its price was wrong. Without --apply, a dry run."),
     "invoice": Entry("invoices", "commands", "Invoices of providers: the audit compares them with the ledger."),
     "changes": Entry("changes", "changes", "The log of changes: who, what, before, after; the newest first."),
@@ -98,7 +98,7 @@ def main() -> None:
     """Run the command line and exit with an `ExitCode`."""
     try:
         build()()
-    except BrokenPipeError:  # `treasurer report | head`
+    except BrokenPipeError:  # the reader of our output has closed it, as in `treasurer report | head`
         sys.stderr.close()
         sys.exit(ExitCode.FAILED)
     except Exception as error:
