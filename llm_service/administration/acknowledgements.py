@@ -1,5 +1,4 @@
-"""Acknowledgements that Treasurer and LiteLLM price a model differently. The audit's rule prices_agree ignores these
-models.
+"""Acknowledgements that Treasurer and LiteLLM price a model differently: the audit's rule prices_agree ignores it.
 
 What must hold:
   An acknowledgement changes no price and no entry of the ledger.

@@ -37,7 +37,7 @@ def figures_as_json(figures: Figures) -> dict[str, Any]:
 
 
 def report_as_json(report: CostReport) -> dict[str, Any]:
-    """The whole report. Where calls do not have a property, its value is null."""
+    """The whole report. The value of a property is null for calls without it."""
     query = report.query
     return {
         "group_by": list(query.group_by),

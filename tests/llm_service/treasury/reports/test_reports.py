@@ -1,4 +1,4 @@
-"""The pure parts of reports: what a query may be, and what the formats make of a report."""
+"""The pure parts of reports: valid queries, and the output formats."""
 
 from __future__ import annotations
 
