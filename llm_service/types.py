@@ -72,6 +72,7 @@ class CostSource(StrEnum):
     UPSTREAM = "upstream"  # the figure of the upstream's own price list, which was above that of our rate card
     ESTIMATE = "estimate"  # our rate card, for a usage that was counted
     HOLD = "hold"  # all of the hold, because nothing shows what was bought
+    REPRICED = "repriced"  # a later rate card, for the same usage: an operator has corrected a price that was wrong
 
 
 class ExpiryPolicy(StrEnum):
