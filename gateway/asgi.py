@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 #: The message that a caller gets when a bug ends its request.
 FAILED = "Treasurer failed; the cause is in its log."
-#: After a request is refused, the rest of its body is read for at most so many seconds: in total, and without new data.
+#: After a refusal, the rest of the body is read for so many seconds at most: in total, and while no data arrives.
 _DRAIN_S = 10.0
 _DRAIN_PAUSE_S = 1.0
 
