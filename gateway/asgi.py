@@ -170,8 +170,8 @@ async def wait_for_disconnect(receive: Receive) -> None:
 
 
 async def answer_errors(work: Coroutine[Any, Any, None], send: Send, wire: ErrorWire, path: str) -> None:
-    """Do the work of one request, and send the error that it raises, if any. Before that it must not have sent
-    anything."""
+    """Do the work of one request, and send the error that it raises, if any. The work must not have sent anything
+    before."""
     try:
         await work
     except CallerLeft:

@@ -151,7 +151,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
 
 def cut(scope: MutableMapping[str, Any], last: bytes) -> None:
-    """End the answer to a request whose caller reads nothing of it. Only our server can do this; others ignore it."""
+    """End the answer to a request whose caller reads nothing of it. This works only with our server."""
     end = scope.get(_CUT)
     if end is not None:
         end(last)
