@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from llm_service.pricing.built_in_search import searching
 from llm_service.pricing.media import MediaTokens, media_tokens
 from llm_service.pricing.providers import (
     BILL_TO_THE_END,
@@ -17,12 +18,15 @@ from llm_service.pricing.providers import (
     READ_TOKEN_IDS,
     REASON_WHEN_ASKED,
     STORE_CACHES,
+    TAKE_SEARCH_OPTIONS,
     VIDEO_COSTS_AS_TEXT,
     WRITE_CACHES_WHEN_ASKED,
 )
 from llm_service.pricing.rates import FREE, Rates, cost_at
+from llm_service.pricing.stored_rates import dump_rates
 from llm_service.types import Usage
 from llm_service.wire.media import Medium
+from llm_service.wire.requests import SearchContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,6 +116,11 @@ class Model:
         return not STORE_CACHES.isdisjoint(self.providers)
 
     @property
+    def takes_search_options(self) -> bool:
+        """Whether a request may name the size of search context. Any other model would be given a tool that searches."""
+        return self.providers <= TAKE_SEARCH_OPTIONS and all(searching(name) is not None for name in self.names)
+
+    @property
     def reads_token_ids(self) -> bool:
         """Whether input may be given as token ids of OpenAI's tokenizers."""
         return self.provider in READ_TOKEN_IDS
@@ -144,6 +153,12 @@ class Model:
         `served` is when the call began and ended.
         """
         return cost_at(self.rates, deployment, usage, service_tier, served)
+
+    def rate_card_for(self, search_context: SearchContext | None) -> str:
+        """`rate_card` for a request that names this size of search context (None: it names none)."""
+        if search_context is None:
+            return self.rate_card
+        return dump_rates({name: rates.asked_for_context(search_context) for name, rates in self.rates.items()})
 
     def retried_upstream(self, status: int) -> bool:
         """Whether the upstream itself has tried another deployment after this status of an answer."""

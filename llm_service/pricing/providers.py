@@ -48,6 +48,11 @@ CHOOSE_SERVICE_TIER: Final = frozenset({"openai"})
 #: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
 WRITE_CACHES_WHEN_ASKED: Final = frozenset({"anthropic", "bedrock", "bedrock_converse", "vertex_ai-anthropic_models"})
 
+#: Their models that search automatically take `web_search_options`, of which the size decides the price of a search. For
+#: any other provider a request with `web_search_options` is refused.
+#: https://platform.openai.com/docs/guides/tools-web-search, https://docs.perplexity.ai/docs/getting-started/pricing
+TAKE_SEARCH_OPTIONS: Final = frozenset({"openai", "perplexity"})
+
 #: For these LiteLLM puts what a request marks into a stored cache. The cache is billed by the hour until it expires.
 #: Nothing bounds that cost, so such a request is refused.
 #: https://ai.google.dev/gemini-api/docs/caching, https://docs.litellm.ai/docs/providers/gemini#context-caching

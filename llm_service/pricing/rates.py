@@ -11,19 +11,17 @@ What must hold:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 from itertools import permutations
 from zoneinfo import ZoneInfo
 
 from llm_service.types import Usage
-from llm_service.wire.requests import CacheWrites
+from llm_service.wire.requests import SEARCH_CONTEXTS, CacheWrites, SearchContext
 
 FEMTO_PER_NANO = 1_000_000
 #: A multiplier is an integer of ten-thousandths.
 WHOLE = 10_000
-#: The sizes of a search's context, in the order of a rate card's prices for them.
-SEARCH_CONTEXTS = ("low", "medium", "high")
 #: Values that do not name a region: the provider chose freely where to serve the call.
 _ANYWHERE = ("", "global", "not_available")
 
@@ -104,8 +102,9 @@ class Rates:
 
     `default`, `flex` and `priority` are service tiers. Each has the prices of tokens by length of prompt, the shortest
     first. `request` is charged once for a call, and `search` for each search. Both depend on the search context (low,
-    medium, high). `context` applies if neither the request nor the report names one. `citation` is the price of a
-    citation token. All prices are in femto-dollars.
+    medium, high). `context` is the size that applies if a report names none: the one of the request
+    (`asked_for_context`), or else the provider's default. `citation` is the price of a citation token. All prices are in
+    femto-dollars.
 
     Multipliers apply to the whole cost, and are in ten-thousandths. Those of `regions` and `speeds` apply if a report
     names the region or the speed. `always` applies to every call.
@@ -127,6 +126,10 @@ class Rates:
         """The tiers of a service tier; those of the default where it has no separate price."""
         named = {"flex": self.flex, "priority": self.priority}.get(service_tier or "", ())
         return named or self.default
+
+    def asked_for_context(self, size: SearchContext | None) -> Rates:
+        """This card for a request that asks for this size of search context. None: it asks for none."""
+        return self if size is None else replace(self, context=SEARCH_CONTEXTS.index(size))
 
     @property
     def most_multiplied(self) -> int:

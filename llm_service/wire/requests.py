@@ -45,7 +45,7 @@ CHAT_PARAMETERS = _COMMON | {
     "min_p", "stop", "seed", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "logprobs",
     "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format",
     "reasoning_effort", "thinking", "verbosity", "prediction", "service_tier", "metadata", "store", "modalities",
-    "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "safety_identifier",
+    "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "safety_identifier", "web_search_options",
 }
 # fmt: on
 EMBEDDINGS_PARAMETERS = _COMMON | frozenset({"input", "encoding_format", "dimensions", "metadata"})
@@ -57,6 +57,12 @@ _UNPRICED = {
 #: How long a provider keeps a cache, with the values whose price is known: it is the same for each.
 _CACHE_RETENTIONS = (None, "in_memory", "in-memory", "24h")
 _CACHE_OPTIONS = {"mode": ("implicit", "explicit"), "ttl": ("30m",)}
+#: How much of what it finds a search puts into the model's context. The price of a search can depend on it.
+SearchContext = Literal["low", "medium", "high"]
+SEARCH_CONTEXTS: Final[tuple[SearchContext, ...]] = ("low", "medium", "high")
+
+#: The parameters whose text becomes tokens; of a search, where it is made from.
+_TEXT = ("messages", "tools", "functions", "response_format", "web_search_options")
 
 # Allowances, in tokens, for what providers add around the caller's text. The largest published are
 # Anthropic's tool-use system prompts: up to 530 tokens, and each tool's wrapping.
@@ -76,7 +82,8 @@ class ParsedRequest:
 
     `max_tokens` is the caller's limit for one choice; None if the caller set none.
     `media` are the images, recordings and files in it. `cache_writes`: whether it asks that a part of it be kept in a
-    cache, and for how long at most.
+    cache, and for how long at most. `search_context`: the size that it names for searches. `search_options`: whether it
+    has options for searches at all.
     `text_bytes` is the size of the text alone, for estimates; `input_bound` is the upper bound.
     """
 
@@ -92,6 +99,8 @@ class ParsedRequest:
     extra_output: int = 0
     media: tuple[Medium, ...] = ()
     cache_writes: CacheWrites = "none"
+    search_context: SearchContext | None = None
+    search_options: bool = False
     service_tier: str | None = None
     user: str | None = None
     tags: tuple[str, ...] = ()
@@ -168,7 +177,7 @@ def parse_chat(body: bytes) -> ParsedRequest:
     choices = _count(data, "n", 1, MAX_CHOICES)
     tools = _tools(data)
     _refuse_unpriced(data)
-    text = [data[name] for name in ("messages", "tools", "functions", "response_format") if data.get(name) is not None]
+    text = [data[name] for name in _TEXT if data.get(name) is not None]
     written = orjson.dumps(text)
     text_bytes = len(written) - media_bytes
     allowance = _PER_REQUEST + _PER_MESSAGE * len(cast("list[object]", messages)) + nfkc_growth_bytes(written)
@@ -192,6 +201,8 @@ def parse_chat(body: bytes) -> ParsedRequest:
         extra_output=0 if prediction is None else len(orjson.dumps(prediction)),
         media=media,
         cache_writes=_cache_writes(written),
+        search_context=_search_context(data),
+        search_options=data.get("web_search_options") is not None,
         service_tier=_service_tier(data),
         user=user,
         tags=tags,
@@ -358,6 +369,29 @@ def _service_tier(data: dict[str, Any]) -> str | None:
     if tier not in (None, "auto", "default", "flex", "priority"):
         raise _unpriced("service_tier", "This service tier has no known price")
     return cast("str | None", tier)
+
+
+def _search_context(data: dict[str, Any]) -> SearchContext | None:
+    """The size that `web_search_options` names. Its other options are refused if they can have a price (`search_type`)."""
+    options: object = data.get("web_search_options")
+    if options is None:
+        return None
+    if not isinstance(options, dict):
+        raise _invalid("web_search_options", "'web_search_options' must be an object.")
+    fields = cast("dict[str, Any]", options)
+    for name, value in fields.items():
+        if name not in ("search_context_size", "user_location") and value is not None:
+            raise _unpriced("web_search_options", f"What {name[:64]!r} does to the price of a search is not known")
+    location: object = fields.get("user_location")
+    if location is not None and not isinstance(location, dict):
+        raise _invalid("web_search_options", "'web_search_options.user_location' must be an object.")
+    size: object = fields.get("search_context_size")
+    if size is None:
+        return None
+    named = next((known for known in SEARCH_CONTEXTS if known == size), None)
+    if named is None:
+        raise _invalid("web_search_options", "'web_search_options.search_context_size' must be low, medium or high.")
+    return named
 
 
 def _tools(data: dict[str, Any]) -> int:

@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import orjson
 import pytest
 import yaml
 from openai import APIStatusError
@@ -84,11 +86,53 @@ async def test_i1_searches_pass_no_limit(priced_stack: StackState) -> None:
 
 
 async def test_i4_a_fee_for_each_request_is_posted(caller: Caller) -> None:
-    """The search context is small where a request does not name its size, and no request may name it yet."""
+    """The search context is small where a request does not name its size."""
     await caller.call(model="sonar", messages=said(script=used(prompt_tokens=6, completion_tokens=150)), max_tokens=200)
     (entry,) = await caller.agrees(1)
     assert entry["cost_nano"] == 5_156_000
     assert entry["held_nano"] >= 5_156_000
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["the provider says what it cost", "priced by us"])
+@pytest.mark.parametrize(("size", "nano"), [("low", 5_156_000), ("medium", 8_156_000), ("high", 12_156_000)])
+async def test_i4_a_search_is_held_and_posted_by_the_size_that_is_asked_for(
+    caller: Caller, size: str, nano: int, named: bool
+) -> None:
+    """https://docs.perplexity.ai/getting-started/pricing: $5, $8 or $12 for a thousand requests, and $1 a million tokens."""
+    script = used(prompt_tokens=6, completion_tokens=150) | {"silent_about_cost": not named}
+    options = {"search_context_size": size}
+    await caller.call(model="sonar", messages=said(script=script), max_tokens=200, web_search_options=options)
+    (entry,) = await caller.agrees(1)
+    assert (entry["cost_nano"], entry["cost_source"]) == (nano, "provider" if named else "rates")
+    assert nano <= entry["held_nano"] < nano + 1_000_000  # the fee of this size, and tokens at a thousand nano-dollars each
+    assert orjson.loads(entry["more_usage"])["search_context"] == size
+
+
+@pytest.mark.parametrize("size", ["low", "medium", "high"])
+async def test_i4_a_search_of_openai_arrives_with_its_size_and_is_posted(caller: Caller, size: str) -> None:
+    """LiteLLM knows the fee where the request has options for searches, so that the two price lists agree."""
+    model, mark = "gpt-4o-search-preview", uuid4().hex
+    script = used(prompt_tokens=60, completion_tokens=150) | {"keep_request": True, "mark": mark}
+    options: dict[str, Any] = {
+        "search_context_size": size,
+        "user_location": {"type": "approximate", "approximate": {"country": "CH"}},
+    }
+    await caller.call(model=model, messages=said(script=script), max_tokens=200, web_search_options=options)
+    (entry,) = await caller.agrees(1)
+    assert entry["cost_nano"] == 26_650_000
+    assert entry["held_nano"] >= 26_650_000
+    async with caller.http.get(f"{caller.stack.provider_url}/_sim/requests?mark={mark}") as response:
+        (kept,) = (await response.json())["requests"]
+    assert kept["body"]["web_search_options"] == options
+
+
+async def test_i1_searches_that_are_asked_for_of_other_models_are_refused_before_they_are_sent(caller: Caller) -> None:
+    before = await caller.counts()
+    for model in ("gpt-4o", "gemini-2.5-flash", "claude-sonnet-5-5", ROUTED):
+        with pytest.raises(APIStatusError) as refused:
+            await caller.call(model=model, web_search_options={"search_context_size": "high"})
+        assert (refused.value.status_code, refused.value.code) == (400, "not_priced")
+    assert await caller.counts() == before
 
 
 async def test_i1_research_that_nothing_bounds_is_refused_by_name_before_it_is_sent(caller: Caller) -> None:

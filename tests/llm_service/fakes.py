@@ -305,6 +305,6 @@ def chat_body(**fields: Any) -> bytes:
     return json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello there"}]} | fields).encode()
 
 
-async def one_rate_card(_model: object) -> int:
+async def one_rate_card(_card: object) -> int:
     """As if every model had the same rates."""
     return 1

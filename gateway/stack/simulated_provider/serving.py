@@ -75,8 +75,10 @@ class Job:
         return self.meter.cost(self.ask.face, self.ask.model, used, self.terms)
 
     @property
-    def reported_cost_nano(self) -> int:
+    def reported_cost_nano(self) -> int | None:
         """What the provider says that the whole answer costs, if it says so: the truth, unless a script lies."""
+        if self.knobs.silent_about_cost:
+            return None
         if self.knobs.reported_cost_nano is not None:
             return self.knobs.reported_cost_nano
         full = self.full

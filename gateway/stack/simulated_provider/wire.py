@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Reply:
     """What is to be written: the answer's id, its choices, and the usage that it reports (None: none).
 
-    `cost_nano` is what the provider says that the whole request costs, for those that say so.
+    `cost_nano` is what the provider says that the whole request costs, for those that say so; None: it does not say.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Reply:
     usage: Used | None
     chunk_tokens: int | None = None
     terms: Terms = field(default_factory=Terms)
-    cost_nano: int = 0
+    cost_nano: int | None = 0
 
 
 class Wire(Protocol):

@@ -22,6 +22,7 @@ from llm_service.pricing.bounds import (
 )
 from llm_service.pricing.models import Model
 from llm_service.pricing.rates import FREE, Rates, TokenRates
+from llm_service.pricing.stored_rates import dump_rates, load_rates
 from llm_service.types import Principal, Usage
 from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings
 from tests.examples import examples
@@ -186,6 +187,49 @@ def test_the_price_of_a_cache_is_held_only_where_the_request_asks_for_one(part: 
     chosen = replace(model(CLAUDE, adds_caches=False), provider="anthropic")
     held = cost_bound(chosen, request, PRINCIPAL).amount_nano
     assert held == request.input_bound * round(dollars * 1000) + 10_000
+
+
+# -- searches
+
+#: $1 a million tokens, and a fee for each request of $5, $8 or $12 a thousand by its search context: Perplexity's Sonar.
+SONAR = Rates((TokenRates(0, *[10**9] * 6),), request=(5 * 10**12, 8 * 10**12, 12 * 10**12), context=0)
+
+
+def sonar(**fields: Any) -> Model:
+    return replace(model(SONAR, names=("perplexity/sonar",)), provider="perplexity", **fields)
+
+
+@pytest.mark.parametrize(("size", "fee"), [(None, 5_000_000), ("low", 5_000_000), ("medium", 8_000_000), ("high", 12_000_000)])
+def test_i1_a_search_is_held_by_the_size_that_is_asked_for(size: str | None, fee: int) -> None:
+    request = chat(max_tokens=100, web_search_options={"search_context_size": size})
+    held = cost_bound(sonar(), request, PRINCIPAL).amount_nano
+    assert held == fee + 1_000 * (request.input_bound + 100)
+
+
+@pytest.mark.parametrize("size", [None, "low", "medium", "high"])
+def test_i2_the_rates_that_are_stored_with_a_hold_have_the_size_that_was_asked_for(size: Any) -> None:
+    request = chat(max_tokens=100, web_search_options={"search_context_size": size})
+    chosen = sonar()
+    stored = load_rates(chosen.rate_card_for(request.search_context) if size else dump_rates(chosen.rates))
+    (rate,) = stored.values()
+    assert rates.cost(rate, Usage(6, output_tokens=150)) == {None: 5, "low": 5, "medium": 8, "high": 12}[size] * 10**6 + 156_000
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [
+        ("openai/gpt-4.1-mini", "openai"),  # it would be given a tool that searches
+        ("gemini/gemini-2.5-flash", "gemini"),
+        ("openrouter/perplexity/sonar", "openrouter"),
+    ],
+)
+def test_i1_options_of_searches_are_refused_where_their_price_is_not_known(name: str, provider: str) -> None:
+    chosen = replace(model(SONAR, names=(name,)), provider=provider)
+    for options in ({}, {"search_context_size": "low"}, {"user_location": {"type": "approximate"}}):
+        with pytest.raises(InvalidRequest) as refused:
+            cost_bound(chosen, chat(web_search_options=options), PRINCIPAL)
+        assert (refused.value.status, refused.value.param, refused.value.code) == (400, "web_search_options", "not_priced")
+    cost_bound(chosen, chat(web_search_options=None), PRINCIPAL)
 
 
 # -- audio
