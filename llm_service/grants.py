@@ -48,6 +48,11 @@ ENTRY_STAMP = "treasurer_price_entry"
 #: … the pattern (`openai/*`) that it comes from. LiteLLM's page shows a pattern as all models that it can stand for, each
 #: with the prices that an operator set for the pattern.
 PATTERN_STAMP = "treasurer_pattern"
+#: … the names of settings that the page shows for a deployment, and that another deployment of the same model of a
+#: provider has set.
+SHARED_STAMP = "treasurer_shared_prices"
+#: … the address that LiteLLM uses for OpenAI's models where a deployment names none. Missing: OpenAI's usual one.
+BASE_STAMP = "treasurer_price_base"
 #: In a model's entry of `/model/info`: whether the proxy is set to ask for caches that its callers did not ask for.
 CACHES_STAMP = "treasurer_adds_caches"
 #: The plugin's reasons, in `x-treasurer-refused`. The grant names other prices than the proxy's worker has.

@@ -13,8 +13,8 @@ from dataclasses import asdict
 from decimal import Decimal
 
 from llm_service.money import format_dollars
-from llm_service.pricing.models import NOTHING_BEYOND, Model
-from llm_service.pricing.rates import WHOLE, OffPeak, Rates, TokenRates
+from llm_service.pricing.models import Model
+from llm_service.pricing.rates import NOTHING_BEYOND, WHOLE, OffPeak, Rates, TokenRates
 from llm_service.wire.requests import SEARCH_CONTEXTS
 
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")

@@ -13,7 +13,6 @@ from datetime import datetime
 from llm_service.pricing.built_in_search import searching
 from llm_service.pricing.media import MediaTokens, media_tokens
 from llm_service.pricing.providers import (
-    BILL_TO_THE_END,
     CHOOSE_SERVICE_TIER,
     READ_TOKEN_IDS,
     REASON_WHEN_ASKED,
@@ -21,28 +20,13 @@ from llm_service.pricing.providers import (
     TAKE_SEARCH_OPTIONS,
     VIDEO_COSTS_AS_TEXT,
     WRITE_CACHES_WHEN_ASKED,
+    bills_to_the_end,
 )
-from llm_service.pricing.rates import FREE, Rates, cost_at
+from llm_service.pricing.rates import FREE, NOTHING_BEYOND, MostBeyondTokens, Rates, cost_at
 from llm_service.pricing.stored_rates import dump_rates
 from llm_service.types import Usage
 from llm_service.wire.media import Medium
 from llm_service.wire.requests import SearchContext
-
-
-@dataclass(frozen=True, slots=True)
-class MostBeyondTokens:
-    """The most that one call can use of the things that no parameter of a request limits, such as searches.
-
-    An operator sets it in `model_info: treasurer_most`, for a model that decides itself how long it works.
-    `reasoning_tokens` are those that are billed in addition to the output.
-    """
-
-    searches: int = 0
-    citation_tokens: int = 0
-    reasoning_tokens: int = 0
-
-
-NOTHING_BEYOND = MostBeyondTokens()
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +41,7 @@ class Model:
     max_output_tokens: int | None = None
     capabilities: frozenset[str] = frozenset()
     names: tuple[str, ...] = ()  # of its deployments at their providers: "openai/gpt-4o"
+    names_by_deployment: Mapping[str, str] = field(default_factory=dict[str, str])
     unpriced: str | None = None  # why it cannot be served, and what an operator can do; None: it can
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
     quality: int | None = None  # 0 to 100, from config/litellm.yaml (model_info: treasurer_quality)
@@ -98,7 +83,7 @@ class Model:
     @property
     def bills_to_the_end(self) -> bool:
         """Whether one of its providers bills a whole stream even if its reader has left."""
-        return not BILL_TO_THE_END.isdisjoint(self.providers)
+        return any(map(bills_to_the_end, self.providers))
 
     @property
     def reasons_when_asked(self) -> bool:
@@ -138,6 +123,10 @@ class Model:
     def provider_of(self, deployment: str | None) -> str:
         """The provider of a deployment; of the model's first one if it is not known."""
         return self.deployments.get(deployment or "", self.provider)
+
+    def name_of(self, deployment: str | None) -> str | None:
+        """The name at its provider of a deployment; of the model's first one if it is not known."""
+        return self.names_by_deployment.get(deployment or "", self.names[0] if self.names else None)
 
     def cost(
         self,

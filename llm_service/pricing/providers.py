@@ -12,11 +12,9 @@ from typing import Final
 #: stream from any other provider is cancelled, and what was received is posted. If that provider bills the rest too,
 #: too little is posted.
 #: https://openrouter.ai/docs/api-reference/streaming#stream-cancellation
-BILL_TO_THE_END: Final = frozenset(
+_BILL_TO_THE_END: Final = frozenset(
     {
         "ai21",
-        "bedrock",
-        "bedrock_converse",
         "featherless_ai",
         "gemini",
         "groq",
@@ -26,10 +24,16 @@ BILL_TO_THE_END: Final = frozenset(
         "perplexity",
         "replicate",
         "sambanova",
-        "vertex_ai",
-        "vertex_ai-language-models",
     }
 )
+#: Clouds that do so whoever made the model. LiteLLM has a name for each of their makers (`vertex_ai-anthropic_models`).
+_CLOUDS_BILL_TO_THE_END: Final = ("bedrock", "vertex_ai")
+
+
+def bills_to_the_end(provider: str) -> bool:
+    """Whether a provider bills a whole stream even if its reader has left."""
+    return provider in _BILL_TO_THE_END or provider.startswith(_CLOUDS_BILL_TO_THE_END)
+
 
 #: Their models reason only when a request asks for it. Those of any other provider are assumed to reason in every call.
 #: https://docs.anthropic.com/en/docs/build-with-claude/extended-thinking

@@ -6,6 +6,7 @@ What must hold:
   I4  The cost of a call is summed in femto-dollars, and rounded once, up, to a nano-dollar, in `_nano`.
   I1  `bound` is never less than `cost` for a usage within the bounded amounts, whatever the provider may report.
   I2  If a report does not show how its parts overlap, the most expensive reading is priced.
+  I2  An amount is never too large for the ledger, so each hold can be made and settled.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from datetime import UTC, datetime, time
 from itertools import permutations
 from zoneinfo import ZoneInfo
 
+from llm_service.money import MAX_COST_NANO, MAX_NANO
 from llm_service.types import Usage
 from llm_service.wire.requests import SEARCH_CONTEXTS, CacheWrites, SearchContext
 
@@ -97,6 +99,22 @@ class OffPeak:
 
 
 @dataclass(frozen=True, slots=True)
+class MostBeyondTokens:
+    """The most that one call can use of the things that no parameter of a request limits, such as searches.
+
+    An operator sets it in `model_info: treasurer_most`, for a model that decides itself how long it works.
+    `reasoning_tokens` are those that are billed in addition to the output.
+    """
+
+    searches: int = 0
+    citation_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+NOTHING_BEYOND = MostBeyondTokens()
+
+
+@dataclass(frozen=True, slots=True)
 class Rates:
     """The rate card of one deployment.
 
@@ -108,6 +126,8 @@ class Rates:
 
     Multipliers apply to the whole cost, and are in ten-thousandths. Those of `regions` and `speeds` apply if a report
     names the region or the speed. `always` applies to every call.
+
+    `beyond` is not a price: it is what a call may have used without being asked, if no report shows what it used.
     """
 
     default: tuple[TokenRates, ...]
@@ -121,6 +141,7 @@ class Rates:
     speeds: tuple[tuple[str, int], ...] = ()
     always: int = WHOLE
     off_peak: OffPeak | None = None
+    beyond: MostBeyondTokens = NOTHING_BEYOND
 
     def tiers(self, service_tier: str | None) -> tuple[TokenRates, ...]:
         """The tiers of a service tier; those of the default where it has no separate price."""
@@ -183,7 +204,7 @@ def cost(
     service_tier: str | None = None,
     served: tuple[datetime, datetime] | None = None,
 ) -> int:
-    """What a usage costs, in nano-dollars, rounded up.
+    """What a usage costs, in nano-dollars, rounded up; at most `MAX_COST_NANO`.
 
     `served` is when the call began and ended. Cheaper prices apply only if both times are in the cheaper hours.
 
@@ -203,7 +224,7 @@ def cost(
         + usage.searches * rates.search[context]
         + rates.request[context]
     )
-    return _nano(_multiplied(femto, _factors(rates, usage)))
+    return min(_nano(_multiplied(femto, _factors(rates, usage))), MAX_COST_NANO)
 
 
 def _input(tier: TokenRates, usage: Usage) -> int:
@@ -306,6 +327,17 @@ def cost_at(
     return max(cost(rate, usage, service_tier, served) for rate in ([known] if known is not None else rates.values()))
 
 
+def most_beyond(rates: Iterable[Rates]) -> MostBeyondTokens:
+    """The highest limits of any of these cards, field by field."""
+    cards = list(rates)
+    return MostBeyondTokens(
+        *(
+            max((getattr(card.beyond, name) for card in cards), default=0)
+            for name in MostBeyondTokens.__dataclass_fields__
+        )
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class OutputBound:
     """The most that a call can cost, as a function of its output: a fixed part, a price of a token, and a multiplier."""
@@ -315,8 +347,8 @@ class OutputBound:
     factor: int
 
     def amount_nano(self, output_tokens: int) -> int:
-        """The most for at most so many output tokens, in nano-dollars."""
-        return _nano(_multiplied(self.fixed_femto + output_tokens * self.output_femto, (self.factor,)))
+        """The most for at most so many output tokens, in nano-dollars; `MAX_NANO`, which no budget has, if it is more."""
+        return min(_nano(_multiplied(self.fixed_femto + output_tokens * self.output_femto, (self.factor,))), MAX_NANO)
 
     def affordable(self, amount_nano: int) -> int:
         """The most output tokens for which the amount is within `amount_nano`. Zero also if the rest alone costs more."""

@@ -104,7 +104,9 @@ async def test_i4_a_search_is_held_and_posted_by_the_size_that_is_asked_for(
     await caller.call(model="sonar", messages=said(script=script), max_tokens=200, web_search_options=options)
     (entry,) = await caller.agrees(1)
     assert (entry["cost_nano"], entry["cost_source"]) == (nano, "provider" if named else "rates")
-    assert nano <= entry["held_nano"] < nano + 1_000_000  # the fee of this size, and tokens at a thousand nano-dollars each
+    assert (
+        nano <= entry["held_nano"] < nano + 1_000_000
+    )  # the fee of this size, and tokens at a thousand nano-dollars each
     assert orjson.loads(entry["more_usage"])["search_context"] == size
 
 

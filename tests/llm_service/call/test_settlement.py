@@ -109,7 +109,12 @@ FEES = {"search_context_size_low": 0.005, "search_context_size_medium": 0.008, "
 SONAR = {
     "model_name": "m",
     "litellm_params": {"model": "perplexity/sonar"},
-    "model_info": {"id": "d1", "litellm_provider": "perplexity", "input_cost_per_token": 1e-06, "output_cost_per_token": 1e-06}
+    "model_info": {
+        "id": "d1",
+        "litellm_provider": "perplexity",
+        "input_cost_per_token": 1e-06,
+        "output_cost_per_token": 1e-06,
+    }
     | {"search_context_cost_per_query": FEES},
 }
 

@@ -199,7 +199,9 @@ def sonar(**fields: Any) -> Model:
     return replace(model(SONAR, names=("perplexity/sonar",)), provider="perplexity", **fields)
 
 
-@pytest.mark.parametrize(("size", "fee"), [(None, 5_000_000), ("low", 5_000_000), ("medium", 8_000_000), ("high", 12_000_000)])
+@pytest.mark.parametrize(
+    ("size", "fee"), [(None, 5_000_000), ("low", 5_000_000), ("medium", 8_000_000), ("high", 12_000_000)]
+)
 def test_i1_a_search_is_held_by_the_size_that_is_asked_for(size: str | None, fee: int) -> None:
     request = chat(max_tokens=100, web_search_options={"search_context_size": size})
     held = cost_bound(sonar(), request, PRINCIPAL).amount_nano
@@ -212,7 +214,10 @@ def test_i2_the_rates_that_are_stored_with_a_hold_have_the_size_that_was_asked_f
     chosen = sonar()
     stored = load_rates(chosen.rate_card_for(request.search_context) if size else dump_rates(chosen.rates))
     (rate,) = stored.values()
-    assert rates.cost(rate, Usage(6, output_tokens=150)) == {None: 5, "low": 5, "medium": 8, "high": 12}[size] * 10**6 + 156_000
+    assert (
+        rates.cost(rate, Usage(6, output_tokens=150))
+        == {None: 5, "low": 5, "medium": 8, "high": 12}[size] * 10**6 + 156_000
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,7 +233,11 @@ def test_i1_options_of_searches_are_refused_where_their_price_is_not_known(name:
     for options in ({}, {"search_context_size": "low"}, {"user_location": {"type": "approximate"}}):
         with pytest.raises(InvalidRequest) as refused:
             cost_bound(chosen, chat(web_search_options=options), PRINCIPAL)
-        assert (refused.value.status, refused.value.param, refused.value.code) == (400, "web_search_options", "not_priced")
+        assert (refused.value.status, refused.value.param, refused.value.code) == (
+            400,
+            "web_search_options",
+            "not_priced",
+        )
     cost_bound(chosen, chat(web_search_options=None), PRINCIPAL)
 
 

@@ -127,8 +127,19 @@ WRONG_CHAT: list[tuple[str, list[Any]]] = [
     ("moderation", [{"model": "omni-moderation-latest"}]),
     ("prompt_cache_retention", ["48h", 1, [], {}]),
     ("prompt_cache_options", [{"ttl": "24h"}, {"mode": "all"}, {"breakpoints": 3}, {"ttl": ["30m"]}, "30m", [], 1]),
-    ("web_search_options", [1, "low", [], {"search_context_size": "huge"}, {"search_context_size": 1}, {"search_type": "pro"},
-                            {"image_results_enhanced_relevance": True}, {"user_location": "Bern"}]),
+    (
+        "web_search_options",
+        [
+            1,
+            "low",
+            [],
+            {"search_context_size": "huge"},
+            {"search_context_size": 1},
+            {"search_type": "pro"},
+            {"image_results_enhanced_relevance": True},
+            {"user_location": "Bern"},
+        ],
+    ),
     ("metadata", [1, "x", [], {"tags": [1]}, {"tags": ["x" * 129]}, {"tags": ["a\tb"]}, {"tags": ["x"] * 33}]),
 ]
 
