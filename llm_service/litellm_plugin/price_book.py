@@ -176,7 +176,7 @@ def _stamp_versions(router: Any, shown: Any, price_map: Mapping[str, Any]) -> di
             continue
         entries = [shown(model=copy.deepcopy(deployment)) for deployment in deployments]
         for deployment, entry in zip(deployments, entries, strict=True):
-            stamps = {ENTRY_STAMP: _listed(entry, price_map)}
+            stamps: dict[str, object] = {ENTRY_STAMP: _listed(entry, price_map)}
             if names := _shared(deployment, named[_key(entry)]):
                 stamps[SHARED_STAMP] = names
             deployment["model_info"].update(stamps)

@@ -388,10 +388,9 @@ def _search_context(data: dict[str, Any]) -> SearchContext | None:
     size: object = fields.get("search_context_size")
     if size is None:
         return None
-    named = next((known for known in SEARCH_CONTEXTS if known == size), None)
-    if named is None:
+    if size not in SEARCH_CONTEXTS:
         raise _invalid("web_search_options", "'web_search_options.search_context_size' must be low, medium or high.")
-    return named
+    return cast("SearchContext", size)
 
 
 def _tools(data: dict[str, Any]) -> int:

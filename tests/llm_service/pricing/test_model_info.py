@@ -195,7 +195,10 @@ def test_i2_a_cloud_bills_a_stream_to_its_end_whoever_made_the_model(provider: s
     assert read_models([entry(litellm_provider=provider)])["m"].bills_to_the_end
 
 
-UPLIFTS = {"regional_processing_uplift_multiplier_eu": 1.1, "regional_processing_uplift_multiplier_us": 1.2}
+UPLIFTS: dict[str, Any] = {
+    "regional_processing_uplift_multiplier_eu": 1.1,
+    "regional_processing_uplift_multiplier_us": 1.2,
+}
 
 
 @pytest.mark.parametrize(
@@ -225,8 +228,9 @@ def test_i1_a_deployment_has_no_settings_of_another_one() -> None:
     """LiteLLM's page shows for both deployments what one of them has set: a lower multiplier, and smaller limits."""
     changed = {"provider_specific_entry": {"us": 1.0}, "max_input_tokens": 10, "max_output_tokens": 5}
     listed: dict[str, Any] = PRICES | {"provider_specific_entry": {"us": 1.1}, "max_input_tokens": 1000}
-    first = entry(**changed, **{ENTRY_STAMP: listed, SHARED_STAMP: list(changed)})
-    second = entry("other", "d2", **changed, **{ENTRY_STAMP: listed})
+    first, second = entry(), entry("other", "d2")
+    first["model_info"] |= changed | {ENTRY_STAMP: listed, SHARED_STAMP: list(changed)}
+    second["model_info"] |= changed | {ENTRY_STAMP: listed}
     models = read_models([first, second])
     assert models["m"].rates["d1"].regions == (("us", 11_000),)
     assert (models["m"].max_input_tokens, models["m"].max_output_tokens) == (1000, None)
@@ -271,7 +275,8 @@ def test_i1_the_maps_price_of_a_long_prompt_is_not_below_an_operators_price(wher
         "input_cost_per_token_flex": 5e-07,  # is meant to be lower
     }
     mine: dict[str, Any] = {"input_cost_per_token": 5e-06, "output_cost_per_token": 5e-06}
-    one = entry(**{**lower, **mine, ENTRY_STAMP: lower})
+    one = entry()
+    one["model_info"] |= lower | mine | {ENTRY_STAMP: lower}
     if where == "litellm_params":
         one["litellm_params"] |= mine
     else:
@@ -283,5 +288,5 @@ def test_i1_the_maps_price_of_a_long_prompt_is_not_below_an_operators_price(wher
     ]
     assert card.flex[0].input == 5 * 10**8
     assert not card.priority or card.priority[0].input == 5 * 10**9
-    own = entry(**{**lower, **mine, "pricing_overrides": [*mine, *lower]})
+    own = entry(**lower | mine, pricing_overrides=[*mine, *lower])
     assert read_models([own])["m"].rates["d1"].default[1].input == 2 * 10**9  # an operator's own

@@ -318,7 +318,7 @@ def test_rates_that_are_kept_are_read_again_as_they_were(rates: dict[str, Rates]
 
 def test_i2_no_cost_and_no_bound_is_too_large_for_the_ledger() -> None:
     """An operator has taken a price for a thousand tokens for that of one, and a provider reports nonsense."""
-    dear = Rates((TokenRates(0, *[10**18] * 6),), search=(10**18,) * 3)
+    dear = Rates((TokenRates(0, *[10**18] * 6),), search=(10**18, 10**18, 10**18))
     usage = Usage(2 * 10**9, output_tokens=2 * 10**9, searches=2 * 10**9)
     assert cost(dear, usage) == MAX_COST_NANO
     assert 9_000 * MAX_COST_NANO < 2**63  # as many entries of one window

@@ -181,7 +181,7 @@ def test_i2_what_a_model_may_have_used_of_its_own_accord_is_posted_where_no_prov
 ) -> None:
     """LiteLLM counts texts. It does not see the searches of a deep-research model, or what it read and thought."""
     tier = CARD["d1"].default[0]
-    deep = Rates((tier,), search=(10**9,) * 3, citation=10**8, beyond=MostBeyondTokens(80, 20, 30))
+    deep = Rates((tier,), search=(10**9, 10**9, 10**9), citation=10**8, beyond=MostBeyondTokens(80, 20, 30))
     counted = replace(witness(outcome), counted=True)
     settled = settle(replace(hold(counted), rates={"d1": deep}))
     assert (settled.usage.searches, settled.usage.citation_tokens, settled.usage.reasoning_tokens) == (80, 20, 30)
@@ -190,7 +190,9 @@ def test_i2_what_a_model_may_have_used_of_its_own_accord_is_posted_where_no_prov
     assert settled.cost_nano == plain.cost_nano + 80 * 1_000 + 20 * 100 + 30 * 50
     reported = settle(replace(hold(witness()), rates={"d1": deep}))
     assert (reported.cost_nano, reported.usage.searches) == (1_000, 0), "the provider's own report is believed"
-    assert settle(replace(hold(counted), rates={"d1": replace(deep, search=(10**18,) * 3)})).cost_nano == HELD
+    assert (
+        settle(replace(hold(counted), rates={"d1": replace(deep, search=(10**18, 10**18, 10**18))})).cost_nano == HELD
+    )
 
 
 def test_i2_the_sum_of_several_attempts_is_not_too_large_for_the_ledger() -> None:
