@@ -13,6 +13,7 @@ from datetime import datetime
 from llm_service.pricing.built_in_search import searching
 from llm_service.pricing.media import MediaTokens, media_tokens
 from llm_service.pricing.providers import (
+    AUDIO_COSTS_AS_TEXT,
     CHOOSE_SERVICE_TIER,
     READ_TOKEN_IDS,
     REASON_WHEN_ASKED,
@@ -68,8 +69,12 @@ class Model:
 
     @property
     def prices_audio(self) -> bool:
-        """Whether each of its deployments has a price for audio input."""
-        return all(tier.audio_input is not None for rates in self.rates.values() for tier in rates.default) or self.free
+        """Whether audio input has a price at each of its deployments: its own, or that of text if the provider says so."""
+        return self.free or all(
+            AUDIO_COSTS_AS_TEXT.match(self.names_by_deployment.get(deployment, ""))
+            or all(tier.audio_input is not None for tier in rates.default)
+            for deployment, rates in self.rates.items()
+        )
 
     @property
     def prices_video(self) -> bool:

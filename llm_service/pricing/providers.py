@@ -6,6 +6,7 @@ than was bounded.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 #: These generate and bill a whole answer even if its reader has left, so a stream from them is read to its end. A
@@ -66,3 +67,10 @@ STORE_CACHES: Final = frozenset({"gemini", "vertex_ai", "vertex_ai_beta", "verte
 #: is refused unless it has a price.
 #: https://ai.google.dev/gemini-api/docs/pricing ("text / image / video", 2026-11-28)
 VIDEO_COSTS_AS_TEXT: Final = frozenset({"gemini", "vertex_ai", "vertex_ai-language-models"})
+
+#: Models, by their names at their providers, of which a token of audio costs as much as one of text, and for which LiteLLM's
+#: map has no price of audio. For any other model audio is refused unless it has a price.
+#: https://cloud.google.com/vertex-ai/generative-ai/pricing ("Gemini 2.5 Pro | Input (text, image, video, audio)", and the same
+#: for 3.1 Pro Preview and 3.8 Flash; 2026-09-18). https://ai.google.dev/gemini-api/docs/pricing has one price of input for
+#: these, and a separate one of audio for the others. genai-prices has the same prices (2026-11-28).
+AUDIO_COSTS_AS_TEXT: Final = re.compile(r"^(gemini|vertex_ai[^/]*)/gemini-(2\.5-pro|3\.1-pro-preview|3\.8-flash)$")

@@ -192,6 +192,17 @@ async def test_i1_a_model_with_a_price_that_nobody_knows_is_refused_by_that_name
     assert await caller.invoice() == []
 
 
+async def test_i4_audio_that_costs_as_much_as_text_is_posted_at_that_price(caller: Caller) -> None:
+    """Google's page has one price of input for Gemini 2.5 Pro: $1.25 a million tokens, and $10 of output."""
+    script = used(prompt_tokens=9610, completion_tokens=50, audio_tokens=9600)
+    sound = {"type": "file", "file": {"file_data": f"data:audio/wav;base64,{silence(300)}"}}
+    content = [{"type": "text", "text": said(script=script)[0]["content"]}, sound]
+    await caller.call(model="gemini-2.5-pro", messages=[{"role": "user", "content": content}], max_tokens=60)
+    (entry,) = await caller.agrees(1)
+    assert entry["cost_nano"] == 12_512_500
+    assert entry["held_nano"] >= 12_512_500
+
+
 async def test_i4_images_and_audio_are_posted_at_their_own_price(caller: Caller) -> None:
     """Gemini reports its input by modality, and audio costs three times as much as text."""
     script = used(prompt_tokens=9610, completion_tokens=50, audio_tokens=9600)

@@ -20,12 +20,14 @@ from llm_service.pricing.bounds import (
     counting_may_help,
     output_within,
 )
+from llm_service.pricing.model_info import read_models
 from llm_service.pricing.models import Model
 from llm_service.pricing.rates import FREE, Rates, TokenRates
 from llm_service.pricing.stored_rates import dump_rates, load_rates
 from llm_service.types import Principal, Usage
 from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings
 from tests.examples import examples
+from tests.llm_service.pricing.entries import entry
 from tests.llm_service.wire.media_files import data_url, wav
 
 PRINCIPAL = Principal(1, "o", 1, "t", 1, "a", 1, "k", 1)
@@ -265,6 +267,37 @@ def test_i1_audio_without_a_price_is_refused_by_name() -> None:
     assert refused.value.message.startswith("Audio has no known price")
     mixed = model(FLASH, CENT, names=("gemini/gemini-2.5-flash", "gemini/gemini-2.5-pro"))
     assert not mixed.prices_audio
+
+
+@pytest.mark.parametrize(
+    ("name", "priced"),
+    [
+        ("gemini/gemini-2.5-pro", True),
+        ("vertex_ai/gemini-2.5-pro", True),
+        ("gemini/gemini-3.1-pro-preview", True),
+        ("gemini/gemini-3.8-flash", True),
+        ("gemini/gemini-2.5-flash", False),  # its audio costs more than three times as much
+        ("gemini/gemini-2.5-pro-preview-tts", False),
+        ("gemini/gemini-3.8-flash-cyber", False),
+        ("openrouter/google/gemini-2.5-pro", False),
+    ],
+)
+def test_i1_audio_has_the_price_of_text_only_where_the_provider_says_so(name: str, priced: bool) -> None:
+    """Five minutes for Gemini 2.5 Pro: 9,600 tokens at $1.25 a million, as its text, and 50 tokens of output at $10."""
+    text = {
+        "input_cost_per_token": 1.25e-06,
+        "output_cost_per_token": 1e-05,
+        "litellm_provider": name.partition("/")[0],
+    }
+    chosen = read_models([entry(underlying=name, **text)])["m"]
+    request = with_part(AUDIO, max_tokens=50)
+    if not priced:
+        with pytest.raises(InvalidRequest, match="^Audio "):
+            cost_bound(chosen, request, PRINCIPAL)
+        return
+    held = cost_bound(chosen, request, PRINCIPAL).amount_nano
+    billed = Usage(input_tokens=9_610, audio_input_tokens=9_600, output_tokens=50)
+    assert chosen.cost("d1", billed) == 12_512_500 <= held <= 12_512_500 * 1.7  # genai-prices has $2 for one
 
 
 @pytest.mark.parametrize("provider", ["gemini", "vertex_ai", "vertex_ai-language-models"])
