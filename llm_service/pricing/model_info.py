@@ -3,8 +3,8 @@
 What must hold (I1):
   A model is served only if each of its deployments has a price, or an operator marked it as free
       (`model_info: {treasurer_free: true}` in config/litellm.yaml).
-  A pattern (`openai/*`) is never served, and opens no model, whatever price an operator gives it: what a call costs
-      depends on the name that a caller writes.
+  A pattern (`openai/*`) is never served, nor is a model that only fits one, whatever price an operator gives the
+      pattern: the cost of a call depends on the name that the caller writes.
   The reason why a model is not served says what an operator can do about it.
   A deployment is priced by LiteLLM's map and by its own configuration, and by no other deployment's: LiteLLM shares some
       settings between the deployments of one model of a provider.
@@ -35,7 +35,8 @@ from llm_service.pricing.rates import FREE, NOTHING_BEYOND, MostBeyondTokens, Ra
 from llm_service.pricing.second_book import compare
 from llm_service.pricing.stored_rates import dump_rates
 
-#: Fields of LiteLLM's map that replace an entry's prices of input and output. An operator's own price overrides them.
+#: Fields of LiteLLM's map that would replace an entry's prices of input and output. An operator's own price overrides
+#: them.
 _OVERRIDDEN = frozenset({"tiered_pricing", "off_peak_pricing"})
 _UPLIFT: Final = "regional_processing_uplift_multiplier_"
 _PATTERN: Final = "it is a pattern and not a model; list each model by its name"
@@ -70,7 +71,7 @@ def _id_of(entry: Mapping[str, Any]) -> str:
 
 
 def _pattern_of(entry: Mapping[str, Any]) -> str | None:
-    """The pattern that an entry comes from: LiteLLM's page shows a pattern as the models that it can stand for."""
+    """The pattern that an entry comes from. LiteLLM's page shows a pattern as all models that fit it."""
     name = fields_of(entry.get("model_info")).get(PATTERN_STAMP)
     return str(name) if name else None
 
@@ -121,7 +122,7 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
 
 
 def _name_at_provider(entry: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    """A deployment's name with its provider in front, which a configuration may leave out."""
+    """A deployment's name with its provider as a prefix. A configuration may leave this prefix out."""
     name = str(fields_of(entry.get("litellm_params")).get("model") or entry["model_name"])
     return name if "/" in name else f"{_provider(entry, info)}/{name}"
 
@@ -143,14 +144,14 @@ def _info(entry: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _version(infos: Sequence[Mapping[str, Any]]) -> str | None:
-    """The version of a model's prices that all of its deployments name. None: they differ, and the proxy compares nothing."""
+    """The version of a model's prices. None: its deployments name different versions, and the proxy will check none."""
     versions = {info.get(PRICES_STAMP) for info in infos}
     version = versions.pop()
     return version if not versions and isinstance(version, str) else None
 
 
 def _retried(infos: Sequence[Mapping[str, Any]]) -> frozenset[int]:
-    """The statuses after which the proxy's router tries another deployment. A model with one deployment has no other."""
+    """The statuses after which the proxy's router tries another deployment; none if the model has only one."""
     if len(infos) == 1:
         return frozenset()
     stamps = [info.get(RETRIES_STAMP) for info in infos]
@@ -159,7 +160,7 @@ def _retried(infos: Sequence[Mapping[str, Any]]) -> frozenset[int]:
 
 
 def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:
-    """The lowest quality of its deployments."""
+    """The lowest quality of a model's deployments."""
     qualities = [info["treasurer_quality"] for info in infos if isinstance(info.get("treasurer_quality"), int)]
     return min(qualities, default=None)
 
@@ -179,8 +180,8 @@ def _priced(entry: Mapping[str, Any]) -> Rates:
     if info.get("treasurer_free") is True:
         return FREE
     listed = dict(fields_of(info.get(ENTRY_STAMP)))
-    # LiteLLM shows the prices that it uses. The operator's prices override those of its map. The map has more prices
-    # than LiteLLM shows.
+    # The page shows the prices that LiteLLM uses. An operator's prices override those of LiteLLM's map, which has more
+    # prices than the page shows.
     given = {name: value for name, value in parameters.items() if is_price(name)}
     shown = {name: value for name, value in info.items() if value is not None and not name.startswith("treasurer_")}
     how = searching(_name_at_provider(entry, info))
@@ -191,13 +192,13 @@ def _priced(entry: Mapping[str, Any]) -> Rates:
         )
     prices = listed | given | shown
     set_here = {*given, *_names(info.get("pricing_overrides"))}
-    if set_here & {"input_cost_per_token", "output_cost_per_token"}:  # the map's tiers and hours would override them
+    if set_here & {"input_cost_per_token", "output_cost_per_token"}:  # they would override the operator's prices
         maps = {name for name in _OVERRIDDEN - set_here if prices.get(name) == listed.get(name)}
         prices = {name: value for name, value in prices.items() if name not in maps}
     prices = {name: value for name, value in prices.items() if not _below_own(name, value, prices, set_here)}
     rates = read_rates(prices, searching=how, everywhere=_everywhere(info, parameters))
     if rates.default[0].highest_input == 0 and rates.default[0].highest_output == 0:
-        # LiteLLM reports 0 for a model that its map does not know.
+        # The page shows 0 for a model that is not in LiteLLM's map.
         raise RatesError(f"its price is zero, and it is not marked free; {HOW_TO_PRICE}")
     return replace(rates, beyond=most)
 

@@ -292,7 +292,7 @@ def test_i1_audio_has_the_price_of_text_only_where_the_provider_says_so(name: st
     chosen = read_models([entry(underlying=name, **text)])["m"]
     request = with_part(AUDIO, max_tokens=50)
     if not priced:
-        with pytest.raises(InvalidRequest, match="^Audio "):
+        with pytest.raises(InvalidRequest, match=r"^Audio "):
             cost_bound(chosen, request, PRINCIPAL)
         return
     held = cost_bound(chosen, request, PRINCIPAL).amount_nano
