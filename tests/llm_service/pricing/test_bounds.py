@@ -284,7 +284,7 @@ def test_i1_audio_without_a_price_is_refused_by_name() -> None:
 )
 def test_i1_audio_has_the_price_of_text_only_where_the_provider_says_so(name: str, priced: bool) -> None:
     """Five minutes for Gemini 2.5 Pro: 9,600 tokens at $1.25 a million, as its text, and 50 tokens of output at $10."""
-    text = {
+    text: dict[str, Any] = {
         "input_cost_per_token": 1.25e-06,
         "output_cost_per_token": 1e-05,
         "litellm_provider": name.partition("/")[0],
