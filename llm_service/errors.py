@@ -45,8 +45,8 @@
     └── UpstreamError             the provider's status, else 502
         └── UpstreamTimeout       504
 
-What must hold: a message says what happened, to whom, and what to do; it never holds a secret or
-a prompt. An error's HTTP body depends on the API, so it is made elsewhere (`wire/openai_errors.py`).
+What must hold: a message says what happened, to whom, and what to do; it never holds a secret or a prompt. An error's
+HTTP body depends on the API, so it is made elsewhere (`wire/openai_errors.py`).
 """
 
 from __future__ import annotations
