@@ -392,7 +392,7 @@ def _search_context(data: dict[str, Any]) -> SearchContext | None:
         return None
     if size not in SEARCH_CONTEXTS:
         raise _invalid("web_search_options", "'web_search_options.search_context_size' must be low, medium or high.")
-    return cast("SearchContext", size)
+    return size
 
 
 def _tools(data: dict[str, Any]) -> int:
