@@ -153,7 +153,7 @@ async def reprice(reading: asyncpg.Pool, writing: asyncpg.Pool, model: Model, ne
                 tally.keep(outcome, attempt)
         if new.apply and found:
             if repricing_id is None or card_id is None:
-                card_id = await RateCards(writing).id_of(model)
+                card_id = await RateCards(writing).id_of(model.rate_card)
                 repricing_id = await _begin(writing, new, since, until)
             written = await _write(writing, found, card_id, repricing_id)
         else:
