@@ -1,9 +1,8 @@
 """Grants: the signed permission for one request to LiteLLM Proxy. Standard library and PyJWT only.
 
-What must hold (invariant I3): the proxy serves nothing without a grant that our service signed,
-that has not expired, and that names exactly this path, this model and these bytes. The service signs and the plugin
-inside LiteLLM Proxy verifies, both with this module, so that they cannot drift apart. An error names the reason and
-never the token.
+What must hold (invariant I3): the proxy serves nothing without a grant that our service signed, that has not expired,
+and that names exactly this path, this model and these bytes. The service signs and the plugin inside LiteLLM Proxy
+verifies, both with this module, so that they cannot drift apart. An error names the reason and never the token.
 
 A grant is valid for one request: `UsedGrants` remembers used grants by their `jti` until they expire.
 """
@@ -49,6 +48,10 @@ ENTRY_STAMP = "treasurer_price_entry"
 #: The pattern (`openai/*`) that the model comes from. `/model/info` shows a pattern as all models that fit it, each
 #: with the prices that an operator set for the pattern.
 PATTERN_STAMP = "treasurer_pattern"
+#: The names of settings that `/model/info` shows for a deployment although another deployment of the same model has them.
+SHARED_STAMP = "treasurer_shared_prices"
+#: The address that LiteLLM uses for OpenAI's models if a deployment names none. Missing: OpenAI's usual address.
+BASE_STAMP = "treasurer_price_base"
 #: Whether the proxy is configured to ask for caches that its callers did not ask for.
 CACHES_STAMP = "treasurer_adds_caches"
 #: The plugin's reasons for a refusal, in `x-treasurer-refused`. The grant names other prices than the proxy has.

@@ -1,5 +1,6 @@
--- A new run ($2) that begins with the first $3 steps of another ($1), as if it had done them; what they cost is not its own.
--- $7: whoever asks may decide whether a step that may have been done is done again, which is what the new run does.
+-- A new run ($2) that begins with the first $3 steps of another ($1), as if it had done them. The cost of these steps
+-- is not part of its cost. The new run does the next step anew: $7 says whether the caller may decide that for a step that
+-- may have been done.
 WITH source AS MATERIALIZED (
     SELECT * FROM work.runs r WHERE r.id = $1 AND NOT r.forgotten
         AND NOT EXISTS (SELECT FROM work.runs k WHERE k.trigger_key = $5)

@@ -15,7 +15,7 @@ from tests.llm_service.litellm_plugin.checking import Door, body, granted
 
 
 def a_proxy_with(*deployments: dict[str, Any], **more: Any) -> Any:
-    """LiteLLM's router, and its own page as far as prices go."""
+    """LiteLLM's router, and the prices on LiteLLM's page of models."""
     router = Router(model_list=[json.loads(json.dumps(each)) for each in deployments], **more)
 
     def shown(model: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ async def check_i1_a_call_of_other_prices_is_refused_and_its_grant_is_used_up() 
         now = granted(content, model="house", prices=version)
         await door.ask(now, content)
         await door.refused(401, "used before", now, content)
-        await door.ask(granted(content, model="house"), content)  # of a gateway of the version before
+        await door.ask(granted(content, model="house"), content)  # a grant of a gateway of the previous version
         alias = body(model="home")
         await door.ask(granted(alias, model="home", prices=version), alias)
         gone = body(model="gone")
@@ -59,7 +59,7 @@ async def check_i1_a_call_of_other_prices_is_refused_and_its_grant_is_used_up() 
         stale = granted(content, model="house", prices=version)
         headers = await door.refused(409, "have changed", stale, content)
         assert headers["x-treasurer-refused"] == "prices_changed", headers
-        await door.refused(401, "used before", stale, content)  # as a balancer's second sending
+        await door.refused(401, "used before", stale, content)  # as when a balancer sends the request twice
         await door.ask(granted(content, model="house"), content)
     finally:
         del sys.modules["litellm.proxy.proxy_server"]
@@ -143,4 +143,50 @@ async def check_i1_a_proxy_that_asks_for_caches_on_its_own_account_says_so() -> 
             assert {id_: info["treasurer_adds_caches"] for id_, info in stamped.items()} == adds, stamped
         finally:
             litellm.enable_anthropic_prompt_caching = False
+            del sys.modules["litellm.proxy.proxy_server"]
+
+
+async def check_i1_a_deployment_is_not_shown_with_the_settings_of_another_one() -> None:
+    """LiteLLM writes what one deployment has set into its map, where all deployments of the model find it."""
+    import litellm
+    from litellm.proxy import proxy_server
+
+    shipped = litellm.model_cost["claude-sonnet-5-5"]["provider_specific_entry"]
+    changed = {"provider_specific_entry": {"us": 1.0}, "max_output_tokens": 7}
+    first = {"model_name": "first", "litellm_params": {"model": "anthropic/claude-sonnet-5-5", "api_key": "k"}}
+    second = {"model_name": "second", "litellm_params": {"model": "claude-sonnet-5-5", "api_key": "k"}}
+    router = Router(model_list=[first | {"model_info": {"id": "d1"}}, second | {"model_info": {"id": "d2", **changed}}])
+    proxy = SimpleNamespace(llm_router=router, _get_proxy_model_info=proxy_server._get_proxy_model_info)
+    kept = sys.modules["litellm.proxy.proxy_server"]
+    sys.modules["litellm.proxy.proxy_server"] = proxy  # type: ignore[assignment]
+    try:
+        await Door().ask(granted(b"", "/model/info", model=None), b"", "/model/info", method="GET")
+        stamped = {each["model_info"]["id"]: each["model_info"] for each in router.model_list}
+        page = proxy._get_proxy_model_info({**router.model_list[0]})["model_info"]
+        assert page["max_output_tokens"] == 7, "LiteLLM shows it; if this fails, the stamp may not be needed any more"
+        assert stamped["d1"]["treasurer_shared_prices"] == ["max_output_tokens", "provider_specific_entry"], stamped[
+            "d1"
+        ]
+        assert stamped["d1"]["treasurer_price_entry"]["provider_specific_entry"] == shipped
+        assert stamped["d1"]["treasurer_price_entry"]["max_output_tokens"] > 7
+        assert "treasurer_shared_prices" not in stamped["d2"]
+    finally:
+        sys.modules["litellm.proxy.proxy_server"] = kept
+
+
+async def check_i1_the_address_of_openais_models_is_shown_where_the_proxys_environment_names_it() -> None:
+    import os
+
+    for name, value, shown in (
+        ("OPENAI_BASE_URL", "https://eu.api.openai.com/v1", "https://eu.api.openai.com/v1"),
+        ("OPENAI_API_BASE", "https://us.api.openai.com/v1", "https://us.api.openai.com/v1"),
+        ("OPENAI_BASE_URL", "", None),
+    ):
+        os.environ[name] = value
+        sys.modules["litellm.proxy.proxy_server"] = proxy = a_proxy_with(house(1e-7))  # type: ignore[assignment]
+        try:
+            await Door().ask(granted(b"", "/model/info", model=None), b"", "/model/info", method="GET")
+            assert proxy.llm_router.model_list[0]["model_info"].get("treasurer_price_base") == shown
+        finally:
+            del os.environ[name]
             del sys.modules["litellm.proxy.proxy_server"]

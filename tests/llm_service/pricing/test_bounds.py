@@ -1,4 +1,5 @@
-"""A hold covers whatever the request can cost as it is sent (I1), also when it was clamped to fit."""
+"""A hold covers whatever the request can cost as it is sent (I1), also when its output was clamped to fit the
+budget."""
 
 from __future__ import annotations
 
@@ -20,11 +21,14 @@ from llm_service.pricing.bounds import (
     counting_may_help,
     output_within,
 )
+from llm_service.pricing.model_info import read_models
 from llm_service.pricing.models import Model
 from llm_service.pricing.rates import FREE, Rates, TokenRates
+from llm_service.pricing.stored_rates import dump_rates, load_rates
 from llm_service.types import Principal, Usage
 from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings
 from tests.examples import examples
+from tests.llm_service.pricing.entries import entry
 from tests.llm_service.wire.media_files import data_url, wav
 
 PRINCIPAL = Principal(1, "o", 1, "t", 1, "a", 1, "k", 1)
@@ -68,7 +72,7 @@ def test_i1_what_is_sent_never_costs_more_than_the_hold(
 ) -> None:
     planned = cost_bound(chosen, request, principal)
     assert 0 <= planned.floor_nano <= planned.amount_nano
-    held = data.draw(st.integers(planned.floor_nano, planned.amount_nano))  # what admission may grant
+    held = data.draw(st.integers(planned.floor_nano, planned.amount_nano))  # any amount that admission may hold
 
     output = output_within(chosen, request, planned, held)
 
@@ -161,8 +165,9 @@ CACHED_1H = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral",
     ("fields", "plain", "cached", "cached_1h"),
     [
         ({"adds_caches": False}, "none", "5m", "1h"),
-        ({}, "5m", "5m", "1h"),  # the proxy may be set to ask for caches, or does not say
-        ({"adds_caches": False, "provider": "openai"}, "5m", "5m", "1h"),  # writes caches without being asked
+        ({}, "5m", "5m", "1h"),  # the proxy adds caches, or does not report whether it does
+        # This provider writes caches without being asked.
+        ({"adds_caches": False, "provider": "openai"}, "5m", "5m", "1h"),
         ({"adds_caches": False, "deployments": {"a": "anthropic", "b": "openai"}}, "5m", "5m", "1h"),
     ],
 )
@@ -176,16 +181,69 @@ def test_i1_the_price_of_a_cache_is_held_where_a_cache_may_be_written(
     assert cache_writes(chosen, with_part(CACHED_1H)) == cached_1h
 
 
-CLAUDE = Rates((TokenRates(0, 2 * 10**9, 10**10, 2 * 10**8, 25 * 10**8, 4 * 10**9, 10**10),))  # $2 in, $4 for an hour
+# $2 for input, $4 for cache writes of an hour.
+CLAUDE = Rates((TokenRates(0, 2 * 10**9, 10**10, 2 * 10**8, 25 * 10**8, 4 * 10**9, 10**10),))
 
 
 @pytest.mark.parametrize(("part", "dollars"), [({"type": "text", "text": "x"}, 2.0), (CACHED, 2.5), (CACHED_1H, 4.0)])
 def test_the_price_of_a_cache_is_held_only_where_the_request_asks_for_one(part: dict[str, Any], dollars: float) -> None:
-    """prices.md, 10: 9,500 bytes of text, at $2 a million tokens, with caches at $2.50 and $4."""
+    """9,500 bytes of text, at $2 for a million tokens, or $2.50 and $4 for tokens that are written to a cache."""
     request = with_part(part | {"text": "x" * 9_500}, max_tokens=1)
     chosen = replace(model(CLAUDE, adds_caches=False), provider="anthropic")
     held = cost_bound(chosen, request, PRINCIPAL).amount_nano
     assert held == request.input_bound * round(dollars * 1000) + 10_000
+
+
+# -- searches
+
+#: $1 a million tokens, and a fee for each request of $5, $8 or $12 a thousand by its search context: Perplexity's Sonar.
+SONAR = Rates((TokenRates(0, *[10**9] * 6),), request=(5 * 10**12, 8 * 10**12, 12 * 10**12), context=0)
+
+
+def sonar(**fields: Any) -> Model:
+    return replace(model(SONAR, names=("perplexity/sonar",)), provider="perplexity", **fields)
+
+
+@pytest.mark.parametrize(
+    ("size", "fee"), [(None, 5_000_000), ("low", 5_000_000), ("medium", 8_000_000), ("high", 12_000_000)]
+)
+def test_i1_a_search_is_held_by_the_size_that_is_asked_for(size: str | None, fee: int) -> None:
+    request = chat(max_tokens=100, web_search_options={"search_context_size": size})
+    held = cost_bound(sonar(), request, PRINCIPAL).amount_nano
+    assert held == fee + 1_000 * (request.input_bound + 100)
+
+
+@pytest.mark.parametrize("size", [None, "low", "medium", "high"])
+def test_i2_the_rates_that_are_stored_with_a_hold_have_the_size_that_was_asked_for(size: Any) -> None:
+    request = chat(max_tokens=100, web_search_options={"search_context_size": size})
+    chosen = sonar()
+    stored = load_rates(chosen.rate_card_for(request.search_context) if size else dump_rates(chosen.rates))
+    (rate,) = stored.values()
+    assert (
+        rates.cost(rate, Usage(6, output_tokens=150))
+        == {None: 5, "low": 5, "medium": 8, "high": 12}[size] * 10**6 + 156_000
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [
+        ("openai/gpt-4.1-mini", "openai"),  # it would be given a tool that searches
+        ("gemini/gemini-2.5-flash", "gemini"),
+        ("openrouter/perplexity/sonar", "openrouter"),
+    ],
+)
+def test_i1_options_of_searches_are_refused_where_their_price_is_not_known(name: str, provider: str) -> None:
+    chosen = replace(model(SONAR, names=(name,)), provider=provider)
+    for options in ({}, {"search_context_size": "low"}, {"user_location": {"type": "approximate"}}):
+        with pytest.raises(InvalidRequest) as refused:
+            cost_bound(chosen, chat(web_search_options=options), PRINCIPAL)
+        assert (refused.value.status, refused.value.param, refused.value.code) == (
+            400,
+            "web_search_options",
+            "not_priced",
+        )
+    cost_bound(chosen, chat(web_search_options=None), PRINCIPAL)
 
 
 # -- audio
@@ -197,7 +255,8 @@ AUDIO_AS_IMAGE = {"type": "image_url", "image_url": {"url": data_url("audio/wav"
 
 @pytest.mark.parametrize("part", [AUDIO, AUDIO_AS_IMAGE], ids=["file", "image_url"])
 def test_i1_audio_is_held_at_its_price_whatever_field_carries_it(part: dict[str, Any]) -> None:
-    """Five minutes, for which Google bills 9,600 tokens of audio at $1 a million, and 50 tokens at $2.50."""
+    """Google bills five minutes as 9,600 tokens of audio, at $1 for a million, and here 50 tokens of output, at
+    $2.50."""
     flash = model(FLASH, names=("gemini/gemini-2.5-flash",))
     held = cost_bound(flash, with_part(part, max_tokens=50), PRINCIPAL).amount_nano
     billed = Usage(input_tokens=9_610, audio_input_tokens=9_600, output_tokens=50)
@@ -212,6 +271,37 @@ def test_i1_audio_without_a_price_is_refused_by_name() -> None:
     assert refused.value.message.startswith("Audio has no known price")
     mixed = model(FLASH, CENT, names=("gemini/gemini-2.5-flash", "gemini/gemini-2.5-pro"))
     assert not mixed.prices_audio
+
+
+@pytest.mark.parametrize(
+    ("name", "priced"),
+    [
+        ("gemini/gemini-2.5-pro", True),
+        ("vertex_ai/gemini-2.5-pro", True),
+        ("gemini/gemini-3.1-pro-preview", True),
+        ("gemini/gemini-3.8-flash", True),
+        ("gemini/gemini-2.5-flash", False),  # its audio costs more than three times as much
+        ("gemini/gemini-2.5-pro-preview-tts", False),
+        ("gemini/gemini-3.8-flash-cyber", False),
+        ("openrouter/google/gemini-2.5-pro", False),
+    ],
+)
+def test_i1_audio_has_the_price_of_text_only_where_the_provider_says_so(name: str, priced: bool) -> None:
+    """Five minutes for Gemini 2.5 Pro: 9,600 tokens at $1.25 a million, as its text, and 50 tokens of output at $10."""
+    text: dict[str, Any] = {
+        "input_cost_per_token": 1.25e-06,
+        "output_cost_per_token": 1e-05,
+        "litellm_provider": name.partition("/")[0],
+    }
+    chosen = read_models([entry(underlying=name, **text)])["m"]
+    request = with_part(AUDIO, max_tokens=50)
+    if not priced:
+        with pytest.raises(InvalidRequest, match=r"^Audio "):
+            cost_bound(chosen, request, PRINCIPAL)
+        return
+    held = cost_bound(chosen, request, PRINCIPAL).amount_nano
+    billed = Usage(input_tokens=9_610, audio_input_tokens=9_600, output_tokens=50)
+    assert chosen.cost("d1", billed) == 12_512_500 <= held <= 12_512_500 * 1.7  # genai-prices has $2 for one
 
 
 @pytest.mark.parametrize("provider", ["gemini", "vertex_ai", "vertex_ai-language-models"])

@@ -1,4 +1,4 @@
-"""What a caller may send: bounded in bytes, or refused by name; never another exception."""
+"""Requests of callers: each has a bound in bytes, or is refused by name. No other exception is raised."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def test_what_is_no_json_object_is_invalid_json(parse: Callable[[bytes], Any], s
 
 @pytest.mark.parametrize("depth", [100, 198, 201, 260, 1_000, 1_023])
 def test_a_body_that_could_not_be_written_again_is_refused_as_too_deep(depth: int) -> None:
-    """A hold must never be taken for what cannot be sent: what was read must be what can be written."""
+    """A request that can be read but not written again must be refused before money is held, because it could not be
+    sent."""
     nested = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "response_format": %s}'
     for deep in (b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
         if depth < 200:
@@ -127,6 +128,19 @@ WRONG_CHAT: list[tuple[str, list[Any]]] = [
     ("moderation", [{"model": "omni-moderation-latest"}]),
     ("prompt_cache_retention", ["48h", 1, [], {}]),
     ("prompt_cache_options", [{"ttl": "24h"}, {"mode": "all"}, {"breakpoints": 3}, {"ttl": ["30m"]}, "30m", [], 1]),
+    (
+        "web_search_options",
+        [
+            1,
+            "low",
+            [],
+            {"search_context_size": "huge"},
+            {"search_context_size": 1},
+            {"search_type": "pro"},
+            {"image_results_enhanced_relevance": True},
+            {"user_location": "Bern"},
+        ],
+    ),
     ("metadata", [1, "x", [], {"tags": [1]}, {"tags": ["x" * 129]}, {"tags": ["a\tb"]}, {"tags": ["x"] * 33}]),
 ]
 
@@ -140,7 +154,7 @@ def test_a_wrong_parameter_is_named(param: str, wrong: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     ["api_base", "api_key", "base_url", "fallbacks", "input_cost_per_token", "model_list", "mock_response", "num_retries",
-     "timeout", "extra_body", "extra_headers", "web_search_options", "litellm_metadata", "custom_llm_provider",
+     "timeout", "extra_body", "extra_headers", "web_search", "litellm_metadata", "custom_llm_provider",
      "Max_Tokens", "", "x" * 500],
 )  # fmt: skip
 def test_an_unknown_parameter_is_refused_by_name(name: str) -> None:
@@ -152,6 +166,26 @@ def test_an_unknown_parameter_is_refused_by_name(name: str) -> None:
 def test_what_is_known_but_has_no_price_may_be_null() -> None:
     parse_chat(body(audio=None, moderation=None, prompt_cache_options=None, prompt_cache_retention=None, metadata=None))
     assert refusal(parse_chat, body(moderation={"model": "omni-moderation-latest"})).code == "not_priced"
+
+
+@pytest.mark.parametrize("size", [None, "low", "medium", "high"])
+def test_the_size_of_a_search_is_read(size: str | None) -> None:
+    parsed = parse_chat(body(web_search_options={"search_context_size": size, "search_type": None}))
+    assert (parsed.search_context, parsed.search_options) == (size, True)
+    assert parsed.data["web_search_options"] == {"search_context_size": size, "search_type": None}
+    plain = parse_chat(body())
+    assert (plain.search_context, plain.search_options) == (None, False)
+
+
+def test_i1_the_place_that_a_search_is_made_from_counts_as_text() -> None:
+    place = {"type": "approximate", "approximate": {"city": "x" * 1000}}
+    parsed = parse_chat(body(web_search_options={"user_location": place}))
+    assert parsed.input_bound >= parse_chat(body()).input_bound + 1000
+
+
+def test_an_option_of_a_search_whose_price_is_unknown_is_named() -> None:
+    error = refusal(parse_chat, body(web_search_options={"search_type": "pro"}))
+    assert (error.code, "'search_type'" in error.message) == ("not_priced", True)
 
 
 def test_caches_with_a_known_price_are_welcome() -> None:
@@ -191,7 +225,7 @@ def test_metadata_of_embeddings_holds_tags_and_nothing_else() -> None:
      {"type": "container_upload"}, {"type": "server_tool_use"}, {"type": None}, {"type": ["text"]}, {}],
 )  # fmt: skip
 def test_a_part_that_cannot_be_bounded_is_refused(part: dict[str, Any]) -> None:
-    """LiteLLM passes some of these on: a short URL can become a document of a hundred pages."""
+    """LiteLLM passes some of these parts on, and a short URL can become a document of a hundred pages."""
     error = refusal(parse_chat, body(messages=[{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]))
     assert error.param == "messages"
 
@@ -209,7 +243,7 @@ def test_media_beside_the_content_is_refused(fields: dict[str, Any]) -> None:
     ids=repr,
 )  # fmt: skip
 def test_a_hosted_tool_in_disguise_is_refused(fields: dict[str, Any]) -> None:
-    """LiteLLM drops the type and takes `{"googleSearch": {}}` for Google's own tool, which bills apart."""
+    """LiteLLM drops the type and reads `{"googleSearch": {}}` as Google's own tool, which is billed separately."""
     assert refusal(parse_chat, body(**fields)).param in fields
 
 
@@ -268,7 +302,7 @@ def test_more_messages_and_tools_are_never_bounded_lower(
 
 
 def test_a_response_format_is_allowed_for_like_a_tool() -> None:
-    """For Anthropic LiteLLM turns it into a tool, with the provider's prompt for tools around it."""
+    """For Anthropic, LiteLLM turns the format into a tool, and the provider adds its prompt for tools."""
     plain, formatted = parse_chat(body()), parse_chat(body(response_format={"type": "json_object"}))
     assert formatted.allowance - plain.allowance >= 600
 
@@ -292,7 +326,7 @@ def test_images_and_files_are_counted_apart_from_the_text(part: dict[str, Any], 
 
 
 def test_i1_a_files_name_is_text() -> None:
-    """OpenAI shows it to the model."""
+    """OpenAI shows the name to the model, so it costs tokens."""
     part = {"type": "file", "file": {"file_data": data_url("text/plain", b"A"), "filename": "x" * 5_000}}
     assert parse_chat(body(messages=[{"role": "user", "content": [part]}])).input_bound > 5_000
 
@@ -356,7 +390,7 @@ def test_a_wrong_parameter_of_an_embedding_is_named(param: str, fields: dict[str
     assert (error.status, error.param) == (400, param)
 
 
-# -- anything at all
+# -- random bodies
 
 NAMES = st.sampled_from(
     ["model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "tools", "functions",
