@@ -4,7 +4,7 @@ What must hold:
   A call is served only at the prices that its hold was computed with (I1).
   A model whose version cannot be computed (another LiteLLM) has none, and is served without this check.
   A pattern (`openai/*`) has no version. LiteLLM's page shows an entry for each model that fits it; these entries name
-  the pattern, and the service serves none of them.
+      the pattern, and the service serves none of them.
 
   A deployment's prices come from LiteLLM's map and from the deployment's own configuration. LiteLLM's router writes
       some settings of a deployment into the map's entry for its model, and then shows them for the model's other
