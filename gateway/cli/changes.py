@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _HIDDEN = {"id", "created_at"}
 #: `change_log.KINDS`, for the help (a test compares them).
 _KINDS = (
-    "organisations, teams, agents, api_keys, budgets, top_ups, rate_limits, routes, price_acknowledgements, breakers"
+    "organisations, teams, agents, api_keys, budgets, top_ups, rate_limits, routes, price_acknowledgements, breakers, "
+    "agent_versions"
 )
 
 

@@ -15,6 +15,7 @@ from gateway.routes.admin import (
     breakers,
     budgets,
     changes,
+    configurations,
     keys,
     limits,
     organisations,
@@ -24,5 +25,7 @@ from gateway.routes.admin import (
 )
 
 router = APIRouter()
-for _noun in (organisations, teams, agents, pauses, keys, budgets, limits, routes, breakers, changes, acknowledgements):
+for _noun in (
+    organisations, teams, agents, configurations, pauses, keys, budgets, limits, routes, breakers, changes, acknowledgements,
+):  # fmt: skip
     router.include_router(_noun.router)
