@@ -27,7 +27,7 @@ OutputT = TypeVar("OutputT", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[DepsT]):
-    """One run's prompt and what its tools work with."""
+    """The prompt of one run, and the data that its tools work with."""
 
     prompt: str
     deps: DepsT
@@ -66,5 +66,5 @@ class AgentDefinition(Generic[InputT, DepsT, OutputT]):
         return {name: declared_policy(tool) for each in toolsets for name, tool in each.tools.items()}
 
 
-#: An agent of any types: those of its input, dependencies and output depend on each other, and differ between agents.
+#: An agent with any types of input, dependencies and output, because these differ between agents.
 AnyAgent = AgentDefinition[Any, Any, Any]

@@ -4,8 +4,9 @@ Two cases, each on the real stack with the simulated provider:
 
     assistants       20 coding assistants stream answers of a few hundred to a few thousand tokens, but set `max_tokens`
                      to 64,000 in every call. The budget is large enough for all of their answers.
-    no max_tokens    Six callers do not set `max_tokens`. Their budget is a third of a cent. Before such calls had a
-                     share, each held the agent's default of 4,096 tokens. To show that, it is also run with these set.
+    no max_tokens    Six callers do not set `max_tokens`. Their budget is a third of a cent. Earlier versions held the
+                     agent's default of 4,096 tokens for such a call. For comparison, these are also run as
+                     `max_tokens`.
 
 What must hold:
   Each case makes the same calls, and every call ends as served or refused.
@@ -37,7 +38,7 @@ from llm_service.administration.organisations import AgentTerms, NewAgent, chang
 
 ASSISTANTS, TURNS = 20, 3
 CALLERS, CALLS = 6, 6
-#: What an assistant sends with each call: its instructions, its tools and a file. As long as a short file.
+#: The text that an assistant sends with each call: as long as a short file.
 _CONTEXT = "\n".join(f"def step_{n}(state): return state.advance(by={n})  # then the next one" for n in range(120))
 _CALL_TIMEOUT_S = 120
 _SETTLED_WITHIN_S = 30
@@ -56,7 +57,7 @@ class Case:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What became of a case's calls. Nano-dollars; `refused` counts by the error's code."""
+    """How the calls of a case ended. `refused` has the number of refusals by the error's code."""
 
     name: str
     served: int
@@ -68,12 +69,12 @@ class Result:
 
     @property
     def held_over_cost(self) -> float | None:
-        """How many times the cost was held, on average; None: nothing was served."""
+        """The sum of all holds, divided by the sum of all costs. None: nothing was paid for."""
         return self.held_nano / self.cost_nano if self.cost_nano else None
 
 
 def cases() -> list[Case]:
-    """Before and after, for both kinds of callers."""
+    """Both kinds of callers, each with the old and with the new way of holding."""
     chance = random.Random(20)
     lengths = [[chance.randint(300, 3_000) for _ in range(TURNS)] for _ in range(ASSISTANTS)]
     assistants = [[_assistant(length) for length in turns] for turns in lengths]

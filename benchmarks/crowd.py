@@ -91,7 +91,7 @@ class Crowd:
         self._url = f"{state.gateway_url}/v1/chat/completions"
 
     async def quiet(self) -> Outcome:
-        """The bystander without a crowd."""
+        """Measure the bystander's calls without a crowd."""
         outcome, key = Outcome("quiet"), await self._key("crowd-warm")
         warm = Outcome("warm")
         await self._bystander(warm, key, 2.0)

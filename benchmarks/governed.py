@@ -73,7 +73,7 @@ async def measure(state: StackState, settings: Settings, callers: tuple[int, ...
     async with straight_proxy(state, settings) as (url, master_key), aiohttp.ClientSession() as session:
         targets = {"straight": (url, master_key), "governed": (state.gateway_url, key)}
         for name in targets:
-            await _round(session, *targets[name], 4, 3.0)  # warm
+            await _round(session, *targets[name], 4, 3.0)  # warm up: not measured
         for count in callers:
             rounds: dict[str, list[_Round]] = {name: [] for name in targets}
             for _ in range(ROUNDS):
@@ -140,7 +140,7 @@ async def streams(state: StackState, settings: Settings, callers: tuple[int, ...
     async with straight_proxy(state, settings) as (url, master_key), aiohttp.ClientSession() as session:
         targets = {"straight": (url, master_key), "governed": (state.gateway_url, key)}
         for name in targets:
-            await _stream_round(session, *targets[name], 2, 1)  # warm
+            await _stream_round(session, *targets[name], 2, 1)  # warm up: not measured
         for count in callers:
             rounds: dict[str, list[tuple[float, float]]] = {name: [] for name in targets}
             for _ in range(ROUNDS):

@@ -20,7 +20,8 @@ from PIL import Image
 
 from gateway.stack.state import StackState
 
-#: The aims: hold ÷ cost of one photograph, and of a text with `max_tokens` close to the answer.
+#: The highest ratios of hold to cost that we accept: for one photograph, and for a text whose `max_tokens` is close to
+#: the length of the answer.
 MOST_PHOTO, MOST_TEXT = 3, 2
 _ANSWER_TOKENS, _MOST_TOKENS = 270, 300
 _QUESTION = "What is in this picture? Describe it in a few sentences, and say what time of the day it was taken."
@@ -114,5 +115,5 @@ async def _held(
         held = await pool.fetchval("SELECT held_nano FROM ledger WHERE call_id = $1 AND state = 'posted'", call_id)
         if held is not None:
             return int(held)
-        await pool.execute("SELECT pg_sleep(0.1)")  # it is posted off the caller's path
+        await pool.execute("SELECT pg_sleep(0.1)")  # the cost is posted after the answer was sent
     raise RuntimeError(f"the call {call_id} at {model} was not posted within ten seconds")

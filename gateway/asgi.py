@@ -1,10 +1,10 @@
 """What every door of the gateway has in common, as bare ASGI: read a body, stop when the caller leaves, send an answer.
 
 What must hold:
-A body is read once, within a time and up to a size, also of what it is unpacked to.
+A body is read once, within a time limit and a size limit. The size limit also holds for the unpacked body.
 When a caller leaves, or reads nothing from a stream for long, the work that was started for it is cancelled.
 A stream's events go out as they come in, and no faster than the caller reads them.
-An error has the shape of the door's API, and never the text of a bug.
+An error is written in the format of the API that was called, and never shows the text of an internal exception.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 #: The message that a caller gets when a bug ends its request.
 FAILED = "Treasurer failed; the cause is in its log."
-#: How long the rest of a refused request's body is still read, in seconds: in total, and while no part of it arrives.
+#: After a request is refused, the rest of its body is read for at most so many seconds: in total, and without new data.
 _DRAIN_S = 10.0
 _DRAIN_PAUSE_S = 1.0
 
@@ -89,7 +89,7 @@ async def read_body(
     """The whole body of a request, unpacked.
 
     Raises:
-        UnsupportedBody, InvalidRequest: it is not JSON in UTF-8, or is packed in a way that is not unpacked.
+        UnsupportedBody, InvalidRequest: it is not JSON in UTF-8, or is compressed in a way that is not supported.
         BodyTooLarge: the body is larger than `most_bytes`; the message is `too_large`.
         RequestTimeout: the body did not arrive within `within_s`.
         CallerLeft: the caller left before the end of the body.
@@ -99,7 +99,7 @@ async def read_body(
             body = await _read(receive, headers, most_bytes, too_large)
     except TimeoutError:
         raise RequestTimeout(f"The request's body did not arrive within {within_s:g} s.") from None
-    if is_packed(headers):  # it may take a tenth of a second
+    if is_packed(headers):  # unpacking may take a tenth of a second
         return await asyncio.to_thread(plain_body, body, headers, most_bytes=most_bytes, too_large=too_large)
     return plain_body(body, headers, most_bytes=most_bytes, too_large=too_large)
 
@@ -170,7 +170,8 @@ async def wait_for_disconnect(receive: Receive) -> None:
 
 
 async def answer_errors(work: Coroutine[Any, Any, None], send: Send, wire: ErrorWire, path: str) -> None:
-    """Do the work of one request. An error that it raises is sent as the answer: until then it must have sent nothing."""
+    """Do the work of one request, and send the error that it raises, if any. Before that it must not have sent
+    anything."""
     try:
         await work
     except CallerLeft:

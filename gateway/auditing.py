@@ -20,7 +20,8 @@ from llm_service.treasury.audit.audit import audit_alone
 log = logging.getLogger(__name__)
 
 _LOCK = 0x7265_6173_7572_6572  # "reasurer" in ASCII: any number that nothing else uses as a lock would do
-#: Added to the time that an expired hold may wait for the sweeper. A settlement that waits for its group is not a fault.
+#: Seconds added to the time that an expired hold may wait for the sweeper, because its settlement may still be in a
+#: queue.
 _GRACE_S = 10.0
 
 

@@ -5,8 +5,8 @@
     open_gateway   what a server does besides calls: administration, reports, retention, audits
 
 What must hold:
-Opening waits for nothing that may be away (Postgres, Redis, LiteLLM Proxy): a gateway that starts during an outage
-starts, reports which part is missing, and serves when that part is available again.
+Opening waits for no server that may be unavailable (Postgres, Redis, LiteLLM Proxy). A gateway that starts during an
+outage reports which part is missing, and serves when that part is available again.
 A level contains no part, and starts no chore, that only a higher level needs.
 Every process that makes calls also settles those that another process has left behind (I2), because no other process
 may be running.
@@ -64,7 +64,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class CatalogRuntime:
-    """The models and their prices, read from LiteLLM Proxy when they are first asked for."""
+    """The models and their prices, read from LiteLLM Proxy when they are first needed."""
 
     settings: Settings
     addresses: Addresses
@@ -76,8 +76,8 @@ class CatalogRuntime:
 async def open_catalog(
     settings: Settings, *, observe: Callable[[Mapping[str, int]], None] = lambda _models: None
 ) -> AsyncIterator[CatalogRuntime]:
-    """The catalogue. Each time it has been read, `observe` is called with its models, and with the
-    number of prices of each in which the two price books differ.
+    """The catalogue. Each time it has been read, `observe` is called with its models, and for each model with
+    the number of prices on which the two price books disagree.
 
     Raises:
         NotRunning: an address is missing and no stack runs.
@@ -213,7 +213,7 @@ def _guards(
 def _money(
     stack: AsyncExitStack, prices: CatalogRuntime, pools: CallPools, telemetry: Telemetry
 ) -> tuple[PostgresTreasury, Sweeper]:
-    """The treasury, and the sweeper that settles the holds whose owner is gone."""
+    """The treasury, and the sweeper that settles the holds of processes that have died."""
     settings = prices.settings
     treasury = PostgresTreasury(
         prices.addresses.database_url,
@@ -238,7 +238,7 @@ def _principals(settings: Settings, pools: CallPools) -> Principals:
 def _refused_by(
     catalog: Catalog, telemetry: Telemetry, refusals: RefusalLog
 ) -> Callable[[Principal, CallContext, str, TreasurerError], None]:
-    """A function that counts a refused call, and records it for reports."""
+    """Make a function that counts a refused call, and records it for reports."""
 
     def refused(principal: Principal, context: CallContext, model: str, error: TreasurerError) -> None:
         telemetry.refused(principal, model, error)

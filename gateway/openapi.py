@@ -34,7 +34,7 @@ _ERROR = {
     "additionalProperties": False,
 }
 _ANYTHING = {"type": "object", "additionalProperties": True}
-#: The two hot routes, which FastAPI does not see: the name of what is asked for, and the fields that a request must have.
+#: The two busiest routes, which FastAPI does not see: what they return, and the fields that a request must have.
 _HOT = {
     "/v1/chat/completions": (
         "chat completion",

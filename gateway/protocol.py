@@ -26,15 +26,15 @@ from llm_service.wire.openai_errors import openai_error_body
 HEAD_S = 20.0
 #: The largest size of a request's address and headers together. (Node allows 16 KiB, Apache 8 KiB a line.)
 MOST_HEAD_BYTES = 64 * 1024
-#: A chunked body contains the length of each chunk, which is not part of the head. For each byte of the body, so many
-#: bytes more are allowed: a chunk of one byte has five bytes around it.
+#: A chunked body contains the length of each chunk, which is not part of the head. This many such bytes are allowed for
+#: each byte of the body, because a chunk of one byte has five bytes around it.
 _BESIDE_A_BYTE = 8
 #: How many unsent bytes the kernel may keep for a connection. Its default is several megabytes.
 UNSENT_BYTES = 128 * 1024
 _UNSENT_OPTION: int | None = getattr(socket, "TCP_NOTSENT_LOWAT", 25 if sys.platform == "linux" else None)
-#: When an answer is cut off because its caller reads nothing: how long the end of it may still be read, in seconds.
+#: After an answer was cut off because its caller reads nothing, the caller has so many seconds to read its end.
 _LAST_S = 10.0
-#: What stands around a request's address, beside its method; and the empty line at the end of the head.
+#: The bytes of a request's first line except method and address, and the empty line at the end of the head.
 _AROUND_ADDRESS = b"  HTTP/1.1\r\n\r\n"
 _CUT = "treasurer.cut"
 
@@ -44,8 +44,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
     _head_timer: asyncio.TimerHandle | None = None
     _head_complete: bool = False
-    _head_bytes: int = 0  # of this request, as far as it was parsed
-    _beside_bytes: int = 0  # bytes of this request beside its body
+    _head_bytes: int = 0  # size of the current request's head, as far as it is parsed
+    _beside_bytes: int = 0  # bytes of the current request that are not its body
     _body_bytes: int = 0
 
     def connection_made(self, transport: Any) -> None:
@@ -85,7 +85,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """The head is complete. It may have arrived in one piece, perhaps together with its body or with other requests."""
         self._head_came()
-        assert self.parser is not None  # this is called by it
+        assert self.parser is not None  # the parser called this method
         if self._head_bytes + len(self.parser.get_method()) + len(_AROUND_ADDRESS) > MOST_HEAD_BYTES:
             self._refuse(_TOO_LONG)
             raise ValueError("The head is too long.")  # so that the parser reads no further
@@ -119,8 +119,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
-        self.transport.close()  # once the caller has read everything …
-        self.loop.call_later(_LAST_S, self.transport.abort)  # … or at the latest after this time
+        self.transport.close()  # this takes effect once the caller has read everything
+        self.loop.call_later(_LAST_S, self.transport.abort)  # and this ends the connection if the caller does not
         self.cycle.disconnected = True  # so that the task that still waits to send gives up
         self.cycle.message_event.set()
 

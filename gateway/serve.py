@@ -54,7 +54,7 @@ def main() -> None:
 
 
 async def _too_old(database_url: str) -> str | None:
-    """Why the gateway cannot start on this PostgreSQL, or None. None also if it is away: the gateway serves without it."""
+    """Why the gateway cannot start with this PostgreSQL. None if it can, also while PostgreSQL is unavailable."""
     try:
         connection = await asyncpg.connect(database_url, timeout=_VERSION_S)
     except AWAY:
@@ -69,7 +69,7 @@ async def _too_old(database_url: str) -> str | None:
 
 
 class _Server(uvicorn.Server):
-    """Uvicorn's server. It spares the garbage collector work, and before it stops it serves connections just made."""
+    """Uvicorn's server, with less garbage collection. Before it stops, it serves connections that were just made."""
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Start to listen."""

@@ -1,8 +1,8 @@
 """A request's body as JSON's bytes: unpacked if it is compressed, and refused if it cannot be JSON in UTF-8. Pure.
 
 What must hold:
-  A body that is unpacked is no larger than any other may be: unpacking stops at the limit, whatever the body claims.
-  A body that is not understood is refused with the name of what was sent and of what is taken.
+  An unpacked body is no larger than any other body may be: unpacking stops at the limit.
+  If a body cannot be read, the refusal names what was sent and what is accepted.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def plain_body(body: bytes, headers: Mapping[str, str], *, most_bytes: int, too_
     """The body without its compression and its byte order mark.
 
     Raises:
-        UnsupportedBody: its compression, its character set or its kind is none that is taken.
+        UnsupportedBody: its compression, its character set or its type is not accepted.
         BodyTooLarge: it is larger than `most_bytes` once it is unpacked; the message is `too_large`.
         InvalidRequest: it is not what its Content-Encoding says.
     """

@@ -2,7 +2,8 @@
 
 Vocabulary (one word per thing): a *principal* is who is spending; a *hold* is money set aside for
 one attempt of one call, *pending* and then *posted*, *voided* or *expired*; a *window* is one
-period of one budget; a *grant* is the signed permission for one upstream request.
+period of one budget; a *grant* is the signed permission for one upstream request; an *envelope* is money held for a
+whole run, on which the run's calls draw.
 """
 
 from __future__ import annotations
@@ -269,6 +270,7 @@ class CallContext:
     session: str | None = None
     tags: tuple[str, ...] = ()
     idempotency_key: str | None = None
+    envelope: UUID | None = None  # the run whose money the call spends
 
     def values(self, dimension: Dimension) -> tuple[str, ...]:
         """The values of a dimension on this call: none, one, or for tags any number."""
@@ -332,6 +334,7 @@ class HoldRequest:
     #: Basis points of what is left of each budget that this hold may take; its floor is granted even if that is more.
     most_of_left: int = 10_000
     rate_card_id: int | None = None  # the rates by which the amount was bounded, and at which it is settled
+    envelope: UUID | None = None  # the run whose envelope the hold is drawn from; `lines` has the envelope's too
 
 
 @dataclass(frozen=True, slots=True)

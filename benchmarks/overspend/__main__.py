@@ -57,13 +57,13 @@ async def run(
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     folder = Path(tempfile.mkdtemp(prefix="overspend-"))
-    folder.chmod(0o755)  # as root, PostgreSQL runs as another account
+    folder.chmod(0o755)  # PostgreSQL may run under another account, which must be able to enter it
     try:
         async with Processes() as processes, aiohttp.ClientSession() as http:
             adapter = ADAPTERS[name](processes)
             url = await start_provider(processes, folder, seed)
             provider = Provider(url, PriceList(), http)
-            versions = adapter.versions()  # now: somebody may edit the code while the test runs
+            versions = adapter.versions()  # read now, because somebody may edit the code while the test runs
             with console.status(f"starting {adapter.name} …") as status:
                 try:
                     await adapter.start(url, folder, REPLICAS)

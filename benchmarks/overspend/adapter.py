@@ -50,7 +50,7 @@ class Adapter(Protocol):
     name: str
     #: How long after the last call the books may still change: the longest life of a hold that a crash leaves.
     settle_s: float
-    #: What it serves here: "one rate" is OpenAI's gpt-4o-mini. More models are named by their providers ("openai",
+    #: What the gateway serves here: "one rate" is OpenAI's gpt-4o-mini; other models are named by provider ("openai",
     #: "anthropic", "google", "perplexity", "openrouter", "deepseek"). "own prices": an operator's configuration may name a
     #: model's prices.
     serves: frozenset[str]

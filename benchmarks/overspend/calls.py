@@ -44,12 +44,12 @@ class Ask:
     text: str
     tokens: int
     body: Mapping[str, Any]
-    cost_nano: int  # tokens of the whole answer, as the provider bills it
+    cost_nano: int  # the provider's bill for the whole answer
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     embeddings: bool = False
     leave: Leave | None = None
     timeout_s: float = _TIMEOUT_S
-    fails: bool = False  # the provider's script makes it fail, so no answer is expected
+    fails: bool = False  # the provider's script makes the call fail, so no answer is expected
     media: tuple[Mapping[str, Any], ...] = ()  # parts of the message beside its text
 
     @property

@@ -124,7 +124,7 @@ class Field:
         """The text with a marker, lengthened until no other call of this scenario has as many tokens. `beside`: tokens of
         the call that are not in the text.
         """
-        if knobs.get("times"):  # the provider counts markers like this one by their text
+        if knobs.get("times"):  # the provider counts the uses of a marker by its text, so no two may have the same text
             knobs = {**knobs, "latency_s": knobs.get("latency_s", 0) + next(self._numbers) / 10**6}
         words = " ".join(self.random.choices(_WORDS, k=8))
         marker = f" [[sim: {json.dumps(knobs)}]]" if knobs else ""

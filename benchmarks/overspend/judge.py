@@ -18,7 +18,8 @@ from benchmarks.overspend.adapter import Books
 from benchmarks.overspend.calls import Made
 from benchmarks.overspend.provider import Line
 
-#: What differs between two messages of one kind: amounts, names and ids. Three digits are a status, which stays.
+#: The parts in which messages of one kind differ: amounts, names and ids. A number of three digits is a status, and
+#: is kept.
 _NUMBER = re.compile(r"[\d.,]*\d{4,}[\w.-]*|\$[\d.]+|[0-9a-f]{12,}|\d+\.\d+\S*")
 _SAID = 4
 
@@ -30,23 +31,23 @@ class Verdict:
     name: str
     title: str
     skipped: str = ""  # why the scenario was not played
-    broke: bool = False  # it began, but could not be played to its end
+    broke: bool = False  # the scenario began, but could not be played to its end
     limit_nano: int = 0
-    windows: int = 1  # how many periods the limit was for
+    windows: int = 1  # the number of periods, each of which has the limit
     billed_nano: int = 0
     overshoot_nano: int = 0
-    unused_nano: int | None = None  # left of the limit, though every later call was refused
+    unused_nano: int | None = None  # the part of the limit that is left although every later call was refused
     answered: int = 0
     refused: int = 0
     failed: int = 0
     left: int = 0
     billed_calls: int = 0
-    unbooked: int | None = None  # billed, but missing in the gateway's books
-    unanswered: int = 0  # billed as a whole answer, but the waiting caller got an error
-    doubled: int = 0  # billed more often than the caller had asked
-    strays: int = 0  # billed, but made by none of the callers
+    unbooked: int | None = None  # calls that were billed, but are missing in the gateway's books
+    unanswered: int = 0  # calls that were billed as a whole answer, but the waiting caller got an error
+    doubled: int = 0  # calls that were billed more often than the caller had asked
+    strays: int = 0  # calls that were billed, but no caller had made them
     books_nano: int | None = None
-    open_nano: int = 0  # still held or reserved in the books at the end
+    open_nano: int = 0  # the amount that is still held or reserved in the books at the end
     said: tuple[str, ...] = ()  # the most frequent messages of refusals and failures, to find causes
 
     @property

@@ -1,17 +1,17 @@
 """The models of the scenarios that config/litellm.yaml does not ship, as deployments in LiteLLM's format.
 
-What must hold: a gateway reads its own prices. Only two models have prices here, as an operator's configuration would:
-OpenRouter's, which LiteLLM's map does not have, and the last one, which has a price besides whose name no gateway knows.
+What must hold: a gateway reads its own prices. Only two models have prices here, as they would in an operator's
+configuration: OpenRouter's model, which LiteLLM's map lacks, and the last one, which also has a price under a name that no gateway knows.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-#: Costs as gpt-4o-mini, and a fee for each answer besides.
+#: A model that costs as much as gpt-4o-mini, plus a fee for each answer.
 WITH_A_FEE = "gpt-4o-mini-with-a-fee"
 FEE_NANO = 400_000
-#: Served by OpenRouter, which says what each call cost.
+#: A model served by OpenRouter, which reports the cost of each call.
 ROUTED = "openai/gpt-4o-mini"
 
 _KEY = "os.environ/OVERSPEND_NO_SUCH_KEY"

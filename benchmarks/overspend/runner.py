@@ -37,7 +37,7 @@ async def play_all(
     on_begin: Callable[[Scenario], None] = lambda _: None,
     on_end: Callable[[Verdict, float], None] = lambda _verdict, _seconds: None,
 ) -> list[Verdict]:
-    """Play them one after the other. Each scenario is judged by the invoice lines of its own time."""
+    """Play the scenarios one after the other, and judge each by the invoice lines from its time."""
     verdicts: list[Verdict] = []
     waiting = list(scenarios)
     while waiting:

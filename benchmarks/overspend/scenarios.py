@@ -342,7 +342,7 @@ async def deep_research(field: Field) -> Later:
 
 
 async def audio_as_a_file(field: Field) -> Later:
-    """Audio that comes in a `file` or an `image_url` part. It has a price of its own, three times that of text."""
+    """Audio that comes in a `file` or an `image_url` part. Its tokens cost three times as much as those of text."""
     sound = _wav(20)
     url = f"data:audio/wav;base64,{base64.b64encode(sound).decode()}"
     parts = ({"type": "file", "file": {"file_data": url}}, {"type": "image_url", "image_url": {"url": url}})
@@ -362,7 +362,7 @@ async def audio_as_a_file(field: Field) -> Later:
 
 async def images_at_once(field: Field) -> Later:
     """24 small pictures at once, on a budget with room for 9 of them. If a gateway takes each for a picture of the
-    greatest size, or for a whole context window, it serves none; if it takes them for nothing, it serves them all.
+    greatest size, or for a whole context window, it serves none; if it counts them as free, it serves them all.
     """
     picture = _png(512, 512)
     url = f"data:image/png;base64,{base64.b64encode(picture).decode()}"
@@ -380,8 +380,8 @@ async def images_at_once(field: Field) -> Later:
 
 
 async def surcharge(field: Field) -> Later:
-    """A surcharge that nobody asked for: a workspace's default has its models run in one region, at 1.1 × every price.
-    The usage says so.
+    """A surcharge that no request asks for: by a workspace's default, its models run in one region, at 1.1 times every
+    price. The usage in the answer names the region.
     """
 
     def ask() -> Ask:
@@ -408,8 +408,8 @@ async def off_peak(field: Field) -> Later:
 
 
 async def own_cost(field: Field) -> Later:
-    """Providers that say what a call cost: one bills less than its list (another host served it), one a fee for each
-    request. Neither can be reckoned from tokens.
+    """Providers that report the cost of a call: one bills less than its list price (another host served the call), the
+    other adds a fee for each request. Neither cost can be computed from tokens.
     """
 
     def ask(number: int) -> Ask:
@@ -426,12 +426,12 @@ async def own_cost(field: Field) -> Later:
 
 
 async def unknown_price(field: Field) -> Later:
-    """A model whose configuration has a price that no gateway knows: a fee for each answer. It is billed. What is not
-    understood must not be taken for free.
+    """A model whose configuration has a price that no gateway knows: a fee for each answer. The fee is billed, so a
+    gateway must not treat a price that it does not understand as free.
     """
 
     def ask() -> Ask:
-        words = field.chat(output=40).cost_nano  # about as much as this one's, at the same rates
+        words = field.chat(output=40).cost_nano  # both models have the same rates for tokens
         return field.chat(model=WITH_A_FEE, output=40, script={"latency_s": 0.2, "cost_nano": FEE_NANO + words})
 
     asks = [ask() for _ in range(40)]

@@ -49,9 +49,9 @@ ENTRIES = {
     "pause": Entry("pauses", "pause", "Stop every new call of an agent, team or organisation."),
     "resume": Entry("pauses", "resume", "Undo a pause of an agent, team or organisation."),
     "report": Entry("reports", "report", "Cost, tokens, calls, errors, refusals and latency, by any properties of a call."),
-    "models": Entry("models", "models", "The models with their prices and limits, what is charged besides, and why one is not served."),
+    "models": Entry("models", "models", "The models with their prices, other charges and limits, and why a model is not served."),
     "audit": Entry("audit", "audit_command", "Recompute the books and name each difference. Exit code 4 when there is one."),
-    "acknowledge": Entry("acknowledge", "acknowledge", "Acknowledge that Treasurer and LiteLLM price a model differently, so that the audit goes on."),
+    "acknowledge": Entry("acknowledge", "acknowledge", "Acknowledge that Treasurer and LiteLLM price a model differently, so that the audit no longer reports it."),
     "changes": Entry("changes", "changes", "The log of changes: who, what, before, after; the newest first."),
     "simulate": Entry("simulate", "simulate", "Replay a period of the ledger under another policy: what would have been refused, downgraded, saved."),
     "organisation": Entry("organisations", "commands", "Organisations: the widest scope."),
@@ -96,7 +96,7 @@ def main() -> None:
     """Run the command line and exit with an `ExitCode`."""
     try:
         build()()
-    except BrokenPipeError:  # `treasurer report | head`
+    except BrokenPipeError:  # the reader of our output has closed it, as in `treasurer report | head`
         sys.stderr.close()
         sys.exit(ExitCode.FAILED)
     except Exception as error:

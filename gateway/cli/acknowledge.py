@@ -1,4 +1,5 @@
-"""`treasurer acknowledge`: let the audit go on although Treasurer and LiteLLM price a model differently."""
+"""`treasurer acknowledge`: tell the audit that a known difference between Treasurer's and LiteLLM's price of a model is
+acceptable."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ def acknowledge(
     ] = None,
     json: AsJson = False,
 ) -> None:
-    """Acknowledge that Treasurer and LiteLLM price a model differently, so that the audit goes on."""
+    """Acknowledge that Treasurer and LiteLLM price a model differently, so that the audit no longer reports it."""
     from llm_service.administration import acknowledgements
 
     new = checked(acknowledgements.AcknowledgePrices, model=model, note=note, until=until)

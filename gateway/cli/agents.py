@@ -86,7 +86,7 @@ def change_agent(
     expiry_policy: _Policy = None,
     json: AsJson = False,
 ) -> None:
-    """Change the values that an agent's calls get when they name none."""
+    """Change the defaults of an agent's calls."""
     from llm_service.administration import organisations
 
     new = checked(
@@ -101,7 +101,7 @@ def change_agent(
 
 @commands.command("list")
 def list_agents(team: OfTeam = None, limit: Limit = DEFAULT, after: AfterName = None, json: AsJson = False) -> None:
-    """Agents, or those of one team, by name."""
+    """List all agents, or those of one team, sorted by name."""
     from llm_service.administration import organisations
 
     found = administer(lambda pool: organisations.list_agents(pool, team=team, limit=limit, after=after))

@@ -21,7 +21,7 @@ _Name = Annotated[str, typer.Argument(metavar="NAME", help="model:gpt-4o, provid
 
 @commands.command("list")
 def list_breakers(json: AsJson = False) -> None:
-    """All breakers that a call has passed, with their state, its beginning and its reason."""
+    """List the breakers of everything that was called, with their state, since when, and why."""
     rows: list[dict[str, Any]] = _ask("GET", "")["data"]
     if json:
         emit(rows, json=True)
@@ -41,7 +41,8 @@ def open_breaker(
     ] = 3_600,
     json: AsJson = False,
 ) -> None:
-    """Refuse every call to it, for maintenance. Routes with fallbacks use their other models."""
+    """Open a breaker, for maintenance: every call to that model, provider or proxy is refused. Routes with fallbacks
+    use their other models."""
     done = _ask("POST", f"/{quote(name, safe='')}/open?seconds={seconds:g}")
     print_change(
         done, f"{name} is open: no call passes for {seconds:g} s, or until `treasurer breaker reset {name}`", json
@@ -50,7 +51,7 @@ def open_breaker(
 
 @commands.command("reset")
 def reset_breaker(name: _Name, json: AsJson = False) -> None:
-    """Close it: calls pass at once, and its count of failures starts again at 0."""
+    """Close a breaker: calls pass at once, and the count of failures starts again at 0."""
     print_change(_ask("POST", f"/{quote(name, safe='')}/close"), f"{name} is closed", json)
 
 

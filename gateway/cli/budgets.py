@@ -120,7 +120,7 @@ def list_budgets(
     after: AfterName = None,
     json: AsJson = False,
 ) -> None:
-    """Budgets and their current windows, or those of one organisation, team, agent or key, by name."""
+    """List all budgets with their current windows, or those of one organisation, team, agent or key, sorted by name."""
     from llm_service.administration import budgets
 
     given = {"organisation": organisation, "team": team, "agent": agent, "key": key}

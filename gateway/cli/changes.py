@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from llm_service.administration.change_log import Change
 
 _HIDDEN = {"id", "created_at"}
-#: `change_log.KINDS`, for the help (a test compares them).
+#: The same kinds as `change_log.KINDS`, for the help text (a test compares the two).
 _KINDS = (
     "organisations, teams, agents, api_keys, budgets, top_ups, rate_limits, routes, price_acknowledgements, breakers, "
     "agent_versions"

@@ -100,7 +100,7 @@ def emit(
         table.add_column(heading, justify="right" if numeric else "left", overflow="fold")
     for row in rows:
         table.add_row(*(Text(format_cell(row.get(key))) for key in headings))
-    if not sys.stdout.isatty():  # into a file or a pipe, whose width is only a guess: never cut a row to it
+    if not sys.stdout.isatty():  # a file or a pipe has no width, so no row may be cut
         unbounded = console.options.update(max_width=_UNBOUNDED)
         console.width = max(console.width, console.measure(table, options=unbounded).maximum)
     console.print(table)

@@ -2,8 +2,8 @@
 
 What must hold:
 A mistake in the input is found before the database is asked, and the command exits with 2.
-Libraries that only a running command needs are imported inside its function, here and in all modules of commands. So a
-help is printed without pydantic and asyncpg, which take longer to import than everything else together.
+Libraries that only a running command needs are imported inside its function, here and in all modules of commands. So
+`--help` is printed without pydantic and asyncpg, which take longer to import than everything else together.
 """
 
 from __future__ import annotations
@@ -117,5 +117,5 @@ def _person() -> str:
 
 
 def dollars(nano: int) -> str:
-    """For people: exact, at least two decimals."""
+    """An amount in dollars for people to read: exact, with at least two decimals."""
     return format_dollars(nano)

@@ -63,7 +63,7 @@ def demo() -> None:
     from gateway.settings import load_settings
 
     folder = Path(tempfile.mkdtemp(prefix="treasurer-demo-"))
-    folder.chmod(0o755)  # as root, PostgreSQL runs under another account and has to reach its data
+    folder.chmod(0o755)  # PostgreSQL may run under another account, which must be able to enter it
     # The demo must not spend from, or write to, a database, Redis or proxy that the operator's settings name.
     own = {"database_url": None, "redis_url": None, "proxy_url": None}
     settings = load_settings(data_dir=folder / "data", port=0).model_copy(update=own)
@@ -150,7 +150,7 @@ async def _set_up(pool: asyncpg.Pool, console: Console) -> dict[str, str]:
 
 
 async def _work(state: StackState, actor: _Actor, key: str, console: Console) -> None:
-    """Some calls, half of them streamed, as any OpenAI client makes them."""
+    """Make some calls as any OpenAI client makes them, half of them streamed."""
     from openai import AsyncOpenAI
 
     headers = {"x-treasurer-run": f"{actor.name}-demo", "x-treasurer-tags": "demo"}

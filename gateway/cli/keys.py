@@ -64,7 +64,7 @@ def rotate_key(
 
 @commands.command("revoke")
 def revoke_key(key: _KeyRef, json: AsJson = False) -> None:
-    """End a key everywhere, in under a second: one secret by its id, or all of agent/name."""
+    """End a key everywhere, in under a second: one secret by its id, or all secrets of the key agent/name."""
     from llm_service.administration import keys
 
     revoked = administer(lambda pool: keys.revoke_key(pool, key))

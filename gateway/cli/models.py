@@ -1,4 +1,4 @@
-"""`treasurer models`: which models there are, what they cost, and why one is not served.
+"""`treasurer models`: which models there are, what they cost, and why a model is not served.
 
 What must hold: the prices are read from the running proxy by the same code as the gateway's, so a call is charged what is
 printed.
@@ -25,7 +25,7 @@ def models(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="One model, with all of its prices.")] = None,
     json: AsJson = False,
 ) -> None:
-    """The models with their prices and limits, what is charged besides, and why one is not served."""
+    """The models with their prices, other charges and limits, and why a model is not served."""
     from gateway.cli.price_list import besides, detail_lines, list_row, model_fields, price_rows
 
     found = run_async(_read())

@@ -30,7 +30,7 @@ def create_organisation(name: _Name, json: AsJson = False) -> None:
 
 @commands.command("list")
 def list_organisations(limit: Limit = DEFAULT, after: AfterName = None, json: AsJson = False) -> None:
-    """Organisations, by name."""
+    """List the organisations, sorted by name."""
     from llm_service.administration import organisations
 
     found = administer(lambda pool: organisations.list_organisations(pool, limit=limit, after=after))

@@ -1,4 +1,4 @@
-"""`treasurer pause` and `treasurer resume`: stop an agent, a team or an organisation, and let it go on."""
+"""`treasurer pause` and `treasurer resume`: stop an agent, a team or an organisation, and let it continue."""
 
 from __future__ import annotations
 

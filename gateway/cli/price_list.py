@@ -18,7 +18,7 @@ from llm_service.pricing.rates import SEARCH_CONTEXTS, WHOLE, OffPeak, Rates, To
 
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 #: The prices of tokens: the name that is shown → the field of `TokenRates`.
-#: A femto-dollar for a token is a nano-dollar for a million of them.
+#: A price is the same number in femto-dollars for one token and in nano-dollars for a million tokens.
 _UNITS: Mapping[str, str] = {
     "input": "input",
     "output": "output",
@@ -148,14 +148,14 @@ def detail_lines(model: Model) -> list[str]:
 
 
 def besides(model: Model) -> str:
-    """What a model's row does not show, for all of its deployments and without repetitions. Empty: nothing."""
+    """The charges and limits of a model that its row in the list does not show, each once; empty if there are none."""
     each = [line for rates in model.rates.values() for line in (*_media(rates), *_card_lines(rates), *_others(rates))]
     most = [] if model.most == NOTHING_BEYOND else [_most(model)]
     return "; ".join(dict.fromkeys([*(["free"] if model.free else []), *each, *most]))
 
 
 def _media(rates: Rates) -> Iterator[str]:
-    """The prices of the first tier that have no column in the list."""
+    """The first tier's token prices that have no column in the list."""
     prices = _prices(rates.default[0])
     if prices["reasoning"] != prices["output"]:
         yield f"reasoning {format_dollars(prices['reasoning'] or 0)}"
@@ -168,7 +168,7 @@ def _media(rates: Rates) -> Iterator[str]:
 
 
 def _others(rates: Rates) -> Iterator[str]:
-    """A note for each other set of token prices that the list does not show."""
+    """A note for each further set of token prices (long prompts, service tiers), which the list does not show."""
     if len(rates.default) > 1:
         yield f"other prices above {rates.default[1].above_tokens:,} input tokens"
     for service_tier in ("flex", "priority"):
@@ -223,7 +223,7 @@ def _condition(service_tier: str, cheaper: bool, tier: TokenRates) -> str:
 
 
 def _tiers(rates: Rates) -> Iterator[tuple[str, bool, TokenRates]]:
-    """The prices of tokens, each with its service tier, and whether they are those of cheaper hours."""
+    """Each set of token prices, with its service tier and whether it applies in cheaper hours."""
     for service_tier, tiers in (("default", rates.default), ("flex", rates.flex), ("priority", rates.priority)):
         yield from ((service_tier, False, tier) for tier in tiers)
     if rates.off_peak is not None:

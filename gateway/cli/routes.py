@@ -51,7 +51,7 @@ _MinQuality = Annotated[
     int, typer.Option("--min-quality", help="The lowest treasurer_quality of a downgrade (config/litellm.yaml).")
 ]
 
-# How much one call may take.
+# How many attempts, how much time and how much money one call may use.
 _MaxAttempts = Annotated[
     int | None, typer.Option("--max-attempts", help="The most attempts of one call, at all models. Default: 4.")
 ]
@@ -161,7 +161,7 @@ def warn_of_unknown_models(names: list[str]) -> None:
     try:
         state = running_state()
     except NotRunning:
-        return  # a route may name models before a stack runs
+        return  # without a running stack the names cannot be checked; setting a route is allowed all the same
     known = {*state.real, *state.simulated}
     for name in names:
         if name not in known and not any(sign in name for sign in "*?["):
@@ -169,7 +169,7 @@ def warn_of_unknown_models(names: list[str]) -> None:
 
 
 def read_fallback(text: str) -> dict[str, Any]:
-    """`MODEL`, or `MODEL:error,timeout`. As a model's name may contain colons, the conditions follow the last one."""
+    """`MODEL`, or `MODEL:error,timeout`. As a model's name may contain colons, the conditions follow the last colon."""
     from llm_service.administration.routes import Condition
 
     model, colon, conditions = text.rpartition(":")

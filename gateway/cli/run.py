@@ -3,7 +3,7 @@
 What must hold:
 `--budget` is a limit in the treasury, for all calls of this run together; it is not advice to the agent.
 A run that fails also reports what it has cost.
-What the service warns of is printed in one line each, below what the run prints; not where the error says it already.
+Each warning of the service is printed in one line, below the output of the run, unless the run's error says the same.
 The words of a model or a feed are printed as plain text, so that they cannot colour, clear or otherwise control a terminal.
 """
 
@@ -81,7 +81,7 @@ async def _digest(settings: Settings, request: RunRequest, warnings: Warnings, *
         print(json_.dumps(as_json(result), indent=2, ensure_ascii=False))
     else:
         console = Console()
-        if not console.is_terminal:  # into a file or a pipe, whose width is only a guess: no line is cut to it
+        if not console.is_terminal:  # a file or a pipe has no width, so no line may be cut
             console.width = 10_000
         console.print(format_digest(cast("Digest", result.output), result, request.budget_nano))
 
@@ -120,16 +120,16 @@ class Warnings(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._texts: dict[str, int] = {}
-        self.are_said = False  # without the treasury nothing was begun, so the error of the run says all that matters
+        self.are_said = False  # if so, no call was begun, and the run's error says all that matters
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Keep one."""
+        """Keep a warning."""
         cause = record.exc_info[1] if record.exc_info else None
         text = record.getMessage() if cause is None else f"{record.getMessage()} ({type(cause).__name__}: {cause})"
         self._texts.setdefault(text, record.levelno)
 
     def print(self) -> None:
-        """Print them to standard error. Errors are always printed."""
+        """Print the kept warnings to standard error, and errors in any case."""
         from llm_service.telemetry.logs import redact
 
         for text, level in self._texts.items():
@@ -140,7 +140,7 @@ class Warnings(logging.Handler):
 
 @contextmanager
 def warnings_below() -> Iterator[Warnings]:
-    """Whatever is logged meanwhile as a warning is printed at the end, however it ends."""
+    """Warnings that are logged inside the block are printed at its end, also when it ends with an error."""
     warnings, root = Warnings(), logging.getLogger()
     root.addHandler(warnings)
     try:

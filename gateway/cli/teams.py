@@ -36,7 +36,7 @@ def create_team(
 
 @commands.command("list")
 def list_teams(limit: Limit = DEFAULT, after: AfterName = None, json: AsJson = False) -> None:
-    """Teams, by name."""
+    """List the teams, sorted by name."""
     from llm_service.administration import organisations
 
     found = administer(lambda pool: organisations.list_teams(pool, limit=limit, after=after))

@@ -58,7 +58,8 @@ async def _up(settings: Settings) -> None:
                 if fresh[0].admin_key_is_new:
                     console.print(_admin_key(state.admin_key, state.admin_key_file))
                 try:
-                    # The signal cancels this task. A library may have swallowed that during the start, so check the event too.
+                    # The signal cancels this task. A library may have swallowed the cancellation during the start, so
+                    # check the event too.
                     await asked_to_stop.wait()
                     raise asyncio.CancelledError
                 finally:

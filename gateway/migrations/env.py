@@ -1,4 +1,5 @@
-"""Alembic's entry point. The connection, its transaction and the lock are `migrate`'s (see the package)."""
+"""Alembic's entry point. `migrate` (in the package's `__init__.py`) supplies the connection, its transaction and the
+lock."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def run_script(connection: Connection, sql: str) -> None:
     """Run any number of statements, PL/pgSQL bodies included.
 
-    SQLAlchemy prepares each statement, and Postgres prepares only one at a time; asyncpg's own
-    `execute` sends a script as it is. The first statement makes SQLAlchemy open its transaction.
+    SQLAlchemy would prepare the script, and Postgres can prepare only a single statement. asyncpg's own `execute`
+    sends a script unprepared. `SELECT 1` makes SQLAlchemy open its transaction first.
     """
     connection.execute(text("SELECT 1"))
     adapted = cast("Any", connection.connection.dbapi_connection)

@@ -1,4 +1,5 @@
-"""The door for OpenAI's API: chat completions and embeddings, as a bare ASGI layer before FastAPI, because they are hot.
+"""The door for OpenAI's API: chat completions and embeddings, as a bare ASGI layer before FastAPI, because they are the
+busiest routes.
 
 What must hold, besides what `gateway/asgi.py` promises:
 A body is parsed once.
@@ -32,7 +33,7 @@ from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, ParsedRequest, 
 
 
 class Calls(Protocol):
-    """The calls that this door makes: `LLMService`."""
+    """The part that makes the calls (`LLMService` is one)."""
 
     async def complete(
         self, body: bytes, principal: Principal, context: CallContext, parent: object, /, *, request: ParsedRequest
@@ -44,19 +45,19 @@ class Calls(Protocol):
 
 
 class Keys(Protocol):
-    """Whose key it is: `Principals`."""
+    """The part that finds the owner of a key (`Principals` is one)."""
 
     async def by_secret(self, secret: str) -> Principal: ...
 
 
 class Traces(Protocol):
-    """What a call is a part of: `Telemetry`."""
+    """The part that finds the caller's trace, which a call continues (`Telemetry` is one)."""
 
     def parent(self, traceparent: str | None) -> object | None: ...
 
 
 class DoorSettings(Protocol):
-    """The limits to what a caller sends, and to how slowly it reads: `Settings`."""
+    """The limits on what a caller sends, and on how slowly it reads (part of `Settings`)."""
 
     @property
     def max_body_bytes(self) -> int: ...
@@ -67,7 +68,7 @@ class DoorSettings(Protocol):
 
 
 class DoorRuntime(Protocol):
-    """What this door needs of a gateway: `GatewayRuntime` has it."""
+    """The parts of a gateway that this door needs (`GatewayRuntime` has them)."""
 
     @property
     def service(self) -> Calls: ...

@@ -31,7 +31,7 @@ def _parameter(name: str, description: str, schema: dict[str, Any]) -> dict[str,
     return {"in": "query", "name": name, "required": False, "description": description, "schema": schema}
 
 
-# Described by hand, because FastAPI does not read them: `parse_query` does, for the command line too.
+# The parameters are described by hand, because `parse_query` reads them (as for the command line), not FastAPI.
 _PARAMETERS = [
     _parameter(
         "group_by",

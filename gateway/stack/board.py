@@ -31,7 +31,7 @@ _COLOUR = {
     PartState.STOPPED: "dim",
     PartState.WAITING: "dim",
 }
-#: The colours of a part's detail. The detail of a part that is ready is a warning.
+#: The colour of a part's detail text. A part that is ready shows a detail only as a warning.
 _DETAIL_COLOUR = {PartState.DOWN: "red", PartState.READY: "yellow"}
 
 
@@ -48,7 +48,7 @@ def duration(seconds: float) -> str:
 def provider_words(real: list[str], simulated: list[str], own: list[str]) -> tuple[str, str] | None:
     """Clear sentences about which providers answer, and their colour. None if an external proxy decides that.
 
-    `own` are those of `real` that only servers on this machine serve.
+    `own` are the models of `real` that only servers on this machine serve.
     """
     if not real and not simulated:
         return None

@@ -53,13 +53,13 @@ class ConfigError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class EffectiveConfig:
-    """The configuration that LiteLLM is started with, and the names of the models by who serves them."""
+    """The configuration that LiteLLM is started with, and the names of the models, grouped by who serves them."""
 
     config: dict[str, Any]
     real: list[str]
-    own: list[str]  # of the real ones, those that only servers on this machine serve
+    own: list[str]  # the models of `real` that only servers on this machine serve
     simulated: list[str]
-    left_out: list[str]  # their keys are absent and there is no simulated provider
+    left_out: list[str]  # models without keys, if there is no simulated provider
 
 
 def effective_config(config: dict[str, Any], environ: Mapping[str, str], provider_url: str | None) -> EffectiveConfig:
@@ -149,7 +149,7 @@ _FASTEST = {
 
 
 def _without_idle_retries(config: dict[str, Any], effective: list[dict[str, Any]]) -> dict[str, Any]:
-    """Leave out the retries of models that have only one deployment, which LiteLLM would call again after a pause."""
+    """Leave out the retries of models with only one deployment: LiteLLM would pause, then call the same one again."""
     router = cast("dict[str, Any]", config.get("router_settings") or {})
     policies = cast("dict[str, Any] | None", router.get("model_group_retry_policy"))
     if policies is not None:
@@ -182,7 +182,7 @@ def _is_local(deployment: Mapping[str, Any], environ: Mapping[str, str]) -> bool
         return False
     try:
         return host == "localhost" or (host is not None and ip_address(host).is_loopback)
-    except ValueError:  # a name
+    except ValueError:  # a name, and not an IP address
         return False
 
 

@@ -46,5 +46,5 @@ def _check(folder: Path) -> None:
         raise FolderNotOurs(f"Others may write to {folder}. Remove it, or forbid that: chmod 700 {folder}")
     for above in folder.resolve().parents:
         mode = above.stat().st_mode
-        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # in a sticky folder (/tmp) others cannot rename ours
+        if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:  # in a sticky folder (/tmp) others cannot rename it
             raise FolderNotOurs(f"Anybody may put another folder in the place of {folder}: {above} is open to all.")

@@ -81,13 +81,13 @@ class Part:
     on_exit: Callable[[int], None] | None = None
     identity: Identity = field(default_factory=Identity)
     directory: Path | None = None
-    listens: tuple[str, int] | None = None  # the supervisor listens there, and passes the socket on
+    listens: tuple[str, int] | None = None  # the supervisor listens on this address, and the part inherits the socket
     stop_signal: signal.Signals = signal.SIGTERM
     start_timeout_s: float = 30.0
     stop_timeout_s: float = 5.0
     answers: Callable[[], Awaitable[bool]] | None = None  # whether a running part answers; None: it is not asked
     answers_every_s: float = 5.0
-    patience_s: float = 120.0  # how long it may not answer before it is started again
+    patience_s: float = 120.0  # after so long without an answer it is started again
     remark: Callable[[], Awaitable[str]] | None = None  # a warning about a part that is ready, or ""
 
 

@@ -207,7 +207,7 @@ def _state(site: _Site, provider_url: str) -> StackState:
 
 def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
     async def bring_up_to_date() -> None:
-        # Alembic takes one or two seconds to import: not before the first line is shown.
+        # Alembic takes one or two seconds to import, so it is imported only after the first line is shown.
         from gateway.migrations import MigrationFailed, migrate
 
         try:
@@ -247,7 +247,7 @@ def _postgres_part(site: _Site, server: EmbeddedPostgres | None) -> Part:
         identity=server.identity,
         directory=server.data,
         stop_signal=signal.SIGINT,  # PostgreSQL's fast shutdown, which does not wait until clients leave
-        start_timeout_s=120,  # after a crash PostgreSQL first recovers
+        start_timeout_s=120,  # after a crash PostgreSQL must recover first
         answers=server.answers,
         stop_timeout_s=15,
     )

@@ -29,7 +29,8 @@ class StackSecrets:
 
 
 def stack_secrets(settings: Settings) -> StackSecrets:
-    """Read the secrets, and make those that are missing. A secret in the settings replaces the kept one, and is kept."""
+    """Read the secrets, and make those that are missing. A secret in the settings replaces the stored one, and is
+    stored."""
     directory = settings.data_dir.resolve() / "secrets"
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     directory.chmod(0o700)

@@ -97,7 +97,7 @@ class _Stack:
             while not all_ready.done():
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
                 for task in done:
-                    task.result()  # a part that failed ends the start here
+                    task.result()  # raises if the part failed, which ends the start
         finally:
             all_ready.cancel()
         self._started = True

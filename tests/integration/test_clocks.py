@@ -150,11 +150,11 @@ async def test_i2_holds_that_nobody_settles_end_by_the_clock_wherever_it_jumps(
     early = await house.admit(agent, 100)
     assert isinstance(early, Hold)
     assert await until_swept(house) == 0
-    clock.move(timedelta(0))  # by this clock three hours have passed, so the hold's minute is over
+    clock.move(timedelta(0))  # by the server's clock three hours have passed, so the hold's one minute is over
     late = await house.admit(agent, 100)
     assert isinstance(late, Hold)
     assert await until_swept(house) == 1
-    clock.move(-HOURS_3)  # the other hold now has three hours and a minute left: it stays held
+    clock.move(-HOURS_3)  # the other hold now has three hours and a minute left, so it stays held
     assert await until_swept(house) == 0
     assert await house.books() == []
     assert await house.pool.fetchval("SELECT sum(pending_nano)::bigint FROM windows") == 100
@@ -188,7 +188,7 @@ async def test_i1_a_day_is_not_spent_twice_when_the_clock_goes_back_over_midnigh
     assert await house.books() == []
 
 
-#: Moments in an hour that clocks repeat: they go from 1 h back to 0 h, so there are two midnights (PostgreSQL: the later).
+#: Moments in an hour that occurs twice, because clocks go from 1:00 back to 0:00. PostgreSQL takes the later midnight.
 REPEATED = [
     pytest.param("America/Havana", datetime(2026, 11, 1, 4, 6, tzinfo=UTC), id="Havana"),
     pytest.param("Atlantic/Azores", datetime(2026, 10, 25, 0, 6, tzinfo=UTC), id="Azores"),
@@ -199,7 +199,7 @@ REPEATED = [
 async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_own_limit(
     house: House, clock: MovableClock, zone: str, moment: datetime
 ) -> None:
-    """A group has an agent whose day begins with two midnights, and innocent ones in UTC and elsewhere."""
+    """A group contains calls of an agent whose day has two midnights, and calls of agents in other time zones."""
     day = {"limit": "0.001", "window": "day"}
     there = await house.agent("there", {**day, "time_zone": zone})
     innocents = [

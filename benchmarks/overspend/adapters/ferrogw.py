@@ -1,9 +1,9 @@
 """Ferro Labs AI Gateway (`ferrogw`, from PyPI) with its budget plugin.
 
 What must hold: the gateway runs with the configuration that its documentation gives for a budget: the plugin at both
-stages of a request, with one store. Its limit and its rates are the plugin's, the same for every key and every model. So an
-account is a gateway started anew with that limit, and the rates are those of gpt-4o-mini; scenarios that need other rates are
-not played. What it has counted is in its memory only, and no API shows it.
+stages of a request, with one store. The plugin has one limit and one set of rates for all keys and models. So each
+account is a gateway that is started anew with the account's limit and with the rates of gpt-4o-mini. Scenarios that
+need other rates are not played. What the gateway has counted is only in its memory, and no API shows it.
 """
 
 from __future__ import annotations

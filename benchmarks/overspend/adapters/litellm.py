@@ -1,9 +1,9 @@
 """LiteLLM Proxy with its own budgets, one worker for each instance, in two configurations: as it comes, and at its best.
 
 What must hold: LiteLLM runs as its documentation describes, with the same speed settings and the same router as under
-Treasurer, and nothing of Treasurer's is loaded. As it comes, each instance keeps its counters in memory. At its best they
-are in a Redis of its own, which all instances share, and `fail_closed_budget_enforcement` refuses what does not fit.
-Neither has LiteLLM's database, whose client downloads a binary when it is installed.
+Treasurer, and nothing of Treasurer's is loaded. As it comes, each instance keeps its counters in memory. At its best
+they are in a separate Redis, which all instances share, and `fail_closed_budget_enforcement` refuses what does not
+fit. Neither configuration has LiteLLM's database, whose client downloads a binary when it is installed.
 """
 
 from __future__ import annotations
@@ -156,7 +156,7 @@ class LiteLLMAtItsBest(LiteLLM):
         return config
 
     async def books(self, account: Account) -> Books | None:
-        """What the shared counter has; the number of calls is each instance's own."""
+        """The amount is that of the shared counter; each instance counts its calls separately."""
         assert self._redis is not None
         own = await super().books(account)
         client = redis.asyncio.Redis.from_url(self._redis.url, decode_responses=True)

@@ -1,9 +1,9 @@
 """MLflow's AI gateway (from PyPI) with a budget policy that rejects.
 
 What must hold: the server runs as its documentation describes, on SQLite, with one worker, and with usage tracking on,
-from which its budgets count. Private addresses are allowed for the provider, because the simulated one has no other. Its
-policies are for the whole gateway, for an endpoint or for a signed-in user; here, for the whole gateway. So an account is a
-new policy, whose amount is what was spent today, by MLflow's own count, and the limit.
+which its budgets need. Private addresses are allowed for the provider, because the simulated one has no other. A
+policy can apply to the whole gateway, to an endpoint or to a signed-in user; here each applies to the whole gateway. So
+an account is a new policy. Its amount is the account's limit plus what MLflow has counted as spent today.
 """
 
 from __future__ import annotations

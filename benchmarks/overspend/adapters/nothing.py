@@ -13,7 +13,7 @@ class Nothing:
     """Keeps no limits and no books."""
 
     name = "no gateway"
-    serves: frozenset[str] = frozenset(("one rate", "openai"))  # callers speak to OpenAI's address
+    serves: frozenset[str] = frozenset(("one rate", "openai"))  # callers use OpenAI's address
     settle_s = 0.0
 
     def __init__(self, processes: Processes) -> None:

@@ -87,7 +87,7 @@ class Treasurer:
             "TREASURER_CALL_TIMEOUT_S": str(_CALL_TIMEOUT_S),
             "TREASURER_HOLD_MARGIN_S": str(_MARGIN_S),
             "TREASURER_SWEEP_INTERVAL_S": str(_SWEEP_S),
-            # As for LiteLLM's cooldowns: a failing provider must be asked again, or the test shows nothing.
+            # Without breakers, as without LiteLLM's cooldowns, because a failing provider must be asked again.
             "TREASURER_BREAKER_FAILURES": "0",
             "TREASURER_BREAKER_MIN_CALLS": "10000",
         }
@@ -171,7 +171,7 @@ def _commit() -> str:
 
 
 def _config(provider_url: str) -> dict[str, object]:
-    """config/litellm.yaml with this program's provider behind every model, and attempts that end before their holds do."""
+    """config/litellm.yaml with this program's provider behind every model. Attempts end before their holds expire."""
     given = yaml.safe_load((ROOT / "config" / "litellm.yaml").read_text(encoding="utf-8"))
     given["model_list"] += more_models()
     config = effective_config(given, {}, provider_url).config

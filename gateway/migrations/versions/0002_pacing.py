@@ -18,6 +18,7 @@ _TREASURY = Path(llm_service.treasury.__file__).parent
 
 
 def upgrade() -> None:
-    """Add the columns and the second version of the functions; the first goes on for gateways that still use it."""
+    """Add the columns and the second version of the functions; the first version stays for gateways that still use
+    it."""
     for name in ("sql/migrations/0002_pacing.sql", "sql/functions/21_admit_v2.sql", "sql/functions/31_settle_v2.sql"):
         run_script(op.get_bind(), (_TREASURY / name).read_text(encoding="utf-8"))

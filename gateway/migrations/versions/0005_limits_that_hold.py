@@ -1,4 +1,5 @@
-"""Limits that stand only in budgets, an epoch that manual changes raise too, rates kept with holds, windows that are retired."""
+"""Limits are kept in budgets only, manual changes raise the epoch too, holds keep their rates, old windows are
+retired."""
 
 from __future__ import annotations
 
@@ -25,6 +26,6 @@ _SQL = (
 
 
 def upgrade() -> None:
-    """Add the columns and the third version of the functions; the second ones call them, the first ones go."""
+    """Add the columns and version 3 of the functions. Version 2 now calls version 3, and version 1 is dropped."""
     for name in _SQL:
         run_script(op.get_bind(), (_TREASURY / name).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Whether a stream was read to where its provider had come."""
+"""Whether the proxy read a stream as far as the provider had generated it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a call used beyond tokens of text, and who said what it cost."""
+"""Usage other than text tokens, and who reported the cost."""
 
 from __future__ import annotations
 

@@ -13,12 +13,12 @@ router = admin_router()
 async def list_acknowledgements(
     pool: Pool, limit: Limit = DEFAULT, after: AfterId = None
 ) -> Listing[acknowledgements.Acknowledgement]:
-    """What was acknowledged of each model's prices, by id (the oldest first)."""
+    """All acknowledged differences of prices, sorted by id (the oldest first)."""
     found = await acknowledgements.list_acknowledgements(pool, limit=limit, after=after)
     return listing(found, lambda row: row.id)
 
 
 @router.put("/acknowledgements")
 async def acknowledge_prices(pool: Pool, new: acknowledgements.AcknowledgePrices) -> acknowledgements.Acknowledgement:
-    """Acknowledge the differences of a model's prices, in place of what was acknowledged of it before."""
+    """Acknowledge the differences of a model's prices. This replaces the model's earlier acknowledgement."""
     return await acknowledgements.acknowledge_prices(pool, new)

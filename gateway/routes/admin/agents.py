@@ -13,7 +13,7 @@ router = admin_router()
 async def list_agents(
     pool: Pool, team: str | None = None, limit: Limit = DEFAULT, after: AfterName = None
 ) -> Listing[organisations.Agent]:
-    """Agents, or those of one team, by name."""
+    """All agents, or those of one team, sorted by name."""
     return listing(await organisations.list_agents(pool, team=team, limit=limit, after=after), lambda row: row.name)
 
 

@@ -23,7 +23,7 @@ router = admin_router()
 
 
 class BreakerState(BaseModel):
-    """A circuit breaker, as this process sees it. `retry_s`: in how many seconds a probe may pass; null: now."""
+    """A circuit breaker, as this process sees it. `retry_s`: after so many seconds a probe may pass (null: at once)."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -42,7 +42,7 @@ class ForcedBreaker(BreakerState):
 
 @router.get("/breakers")
 async def list_breakers(request: Request) -> Listing[BreakerState]:
-    """All circuit breakers that a call has passed. A name is model:…, provider:… or proxy."""
+    """The circuit breakers of everything that was called. A name is model:…, provider:… or proxy."""
     breakers: Breakers = request.app.state.runtime.breakers
     await breakers.sync()
     return Listing(data=[BreakerState.model_validate(row) for row in breakers.states()])

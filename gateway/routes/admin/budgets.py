@@ -24,7 +24,7 @@ async def list_budgets(
     limit: Limit = DEFAULT,
     after: AfterName = None,
 ) -> Listing[budgets.BudgetState]:
-    """Budgets with their current windows, or those of one organisation, team, agent or key (agent/name), by name."""
+    """Budgets with their current windows, sorted by name: all, or those of one organisation, team, agent or key."""
     given = {"organisation": organisation, "team": team, "agent": agent, "key": key}
     named = [(scope, subject) for scope, subject in given.items() if subject is not None]
     if len(named) > 1:

@@ -1,4 +1,4 @@
-"""Routes: which models stand in for another."""
+"""Routes: which models serve a call when the requested model cannot."""
 
 from __future__ import annotations
 

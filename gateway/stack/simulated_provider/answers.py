@@ -4,9 +4,9 @@ What must hold: an answer never has more tokens than the request allows, reasoni
 (unless the model reasons freely). A longer one is cut, and
 ends with the finish reason "length". A tool's arguments are valid against its schema.
 
-Which tool is called: those that the last user message names (all of them when parallel calls are allowed). If
-none is named and a call is required, the last tool offered: agent frameworks put the output tool there.
-After a tool's result the answer is text, or that last tool where a call is required.
+The answer calls the tools that the last user message names (all of them when parallel calls are allowed). If none is
+named and a call is required, it calls the last tool that was offered, where agent frameworks put their output tool.
+After a tool's result the answer is text, or a call of that last tool if a call is required.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from gateway.stack.simulated_provider.instances import instance
 from gateway.stack.simulated_provider.script import Knobs
 from gateway.stack.simulated_provider.words import WORDS
 
-#: A natural answer's length in tokens is drawn between these.
+#: The shortest and the longest answer in tokens; the length is random where neither request nor script decides it.
 _SHORTEST, _LONGEST = 20, 120
 
 
 @dataclass(slots=True)
 class Call:
-    """A tool call; its arguments are JSON in pieces of one token. Its name and frame are one token more."""
+    """A tool call. Its arguments are JSON in pieces of one token. Name and syntax count as one more token."""
 
     id: str
     name: str
@@ -57,7 +57,7 @@ def compose(ask: Ask, knobs: Knobs, seed: int) -> list[Choice]:
     """The choices that answer the request.
 
     Raises:
-        BadRequest: a schema that nothing can satisfy.
+        BadRequest: no value can satisfy the schema.
     """
     return [_choice(ask, knobs, Random(_number(ask, seed, index))) for index in range(ask.n)]  # noqa: S311  # no secret
 

@@ -16,7 +16,7 @@ from gateway.stack.simulated_provider.prices import Used
 from gateway.stack.simulated_provider.wire import Event, Reply, joined, objects
 
 _STOPS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
-_TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}  # else a tool's name
+_TOOL_CHOICES = {"auto": "auto", "any": "required", "none": "none"}  # for "tool", the tool's name is used
 _NOTES = {
     "minimum number of items": "minItems",
     "maximum number of items": "maxItems",
@@ -42,7 +42,7 @@ _KINDS = {
 
 
 def read(face: str, body: Json, *, limited: bool = True) -> Ask:
-    """Read a messages request. `limited`: max_tokens must be given (counting tokens does without).
+    """Read a messages request. `limited`: max_tokens is required, as it is except where tokens are only counted.
 
     Raises:
         BadRequest: names the field that is wrong.
@@ -93,7 +93,7 @@ def read(face: str, body: Json, *, limited: bool = True) -> Ask:
 
 
 def _content(content: Any, name: str, model: str) -> tuple[str, bool, int, Media]:
-    """The text, whether it holds a tool's result, the tokens of what is neither text nor media, and those of media."""
+    """The text, whether it holds a tool's result, the tokens of all other blocks, and the tokens of media."""
     if isinstance(content, str):
         return content, False, 0, Media()
     texts: list[str] = []
@@ -117,7 +117,7 @@ def _content(content: Any, name: str, model: str) -> tuple[str, bool, int, Media
             media += more
         elif kind == "tool_use":
             extra += tokens.count(str(block.get("name"))) + tokens.count(orjson.dumps(block.get("input")).decode())
-        else:  # thinking
+        else:  # a block of thinking
             extra += tokens.count(orjson.dumps(block).decode())
     return joined(texts), has_result, extra, media
 
@@ -142,9 +142,9 @@ def _schema(body: Json) -> Json | None:
 
 
 def _heeding_notes(value: Any) -> Any:
-    """The schema, with the bounds that stand in its descriptions.
+    """The schema, with the bounds that its descriptions mention added as keywords.
 
-    Anthropic's schemas know no bounds, so its SDK and LiteLLM move them into descriptions, where a model reads them.
+    Anthropic's schemas have no keywords for bounds, so its SDK and LiteLLM write them into descriptions for the model.
     """
     if isinstance(value, list):
         return [_heeding_notes(item) for item in cast("list[Any]", value)]
@@ -216,7 +216,7 @@ class MessagesWire:
 def _tool_block(call: Call) -> Json:
     try:
         given: Any = orjson.loads("".join(call.pieces))
-    except orjson.JSONDecodeError:  # cut by max_tokens: what there is cannot be shown as an object
+    except orjson.JSONDecodeError:  # max_tokens cut the arguments, so they are not an object
         given = {}
     return {"type": "tool_use", "id": call.id, "name": call.name, "input": given}
 

@@ -1,8 +1,8 @@
 """The ASGI application: which path is which wire format, and the controls under `/_sim/`.
 
     POST /openai/v1/chat/completions   /openai/v1/embeddings   GET /openai/v1/models
-    POST /local/v1/…                   the same, as an OpenAI-compatible local server
-    POST /perplexity/… /openrouter/… /xai/… /deepseek/…   …/chat/completions, with these providers' usage
+    POST /local/v1/…                   as /openai/v1/…, for a local server that is compatible with OpenAI
+    POST /perplexity/… /openrouter/… /xai/… /deepseek/…   …/chat/completions, with the provider's own usage fields
     POST /anthropic/v1/messages        /anthropic/v1/messages/count_tokens
     POST /google/…/models/{model}:generateContent   :streamGenerateContent   :countTokens
     GET  /_sim/health
@@ -32,7 +32,7 @@ from gateway.stack.simulated_provider.usage import reported
 from gateway.stack.simulated_provider.wire import Reply, Wire
 
 _PLAIN = Knobs()
-#: Providers that speak OpenAI's format at addresses of their own.
+#: Providers that use OpenAI's wire format, each under its own path.
 _LIKE_OPENAI = ("openai", "local", "perplexity", "openrouter", "xai", "deepseek")
 _MOST_KEPT = 256
 _CHAT, _MESSAGES, _GENERATE = openai.ChatWire(), anthropic.MessagesWire(), google.GenerateWire()
@@ -69,7 +69,7 @@ class Provider:
         except BadRequest as error:
             await exchange.json(error.status, wire.error(error.status, error.message, None))
         except ClientLeft:
-            return  # before its request was whole: no work, no bill
+            return  # the client left before its request was complete, so no work was done and nothing is billed
         finally:
             exchange.done()
 
@@ -130,7 +130,7 @@ class Provider:
             else:
                 await whole(exchange, job, wire.answer(reply), wire.request_id_header)
         finally:
-            job.book("cut", 0)  # this program is being stopped: without effect if it is booked already
+            job.book("cut", 0)  # only if this program stops: a booked job is not booked again
 
     async def _embeddings(self, exchange: Exchange, face: str) -> None:
         body = await exchange.object()

@@ -9,7 +9,7 @@ Json = dict[str, Any]
 
 
 class BadRequest(Exception):
-    """The request cannot be served as it stands; answered with a 400 (or `status`) in the face's own error shape."""
+    """The request cannot be served. It is answered with 400 (or `status`), in the imitated provider's error format."""
 
     def __init__(self, message: str, *, status: int = 400) -> None:
         super().__init__(message)
@@ -32,7 +32,7 @@ class Ask:
     face: str
     model: str
     fingerprint: bytes  # the parts of the request that decide the answer
-    input_tokens: int  # with those of audio, images and video
+    input_tokens: int  # includes the tokens of audio, images and video
     user_text: str  # the last user message
     marked_text: str  # all user messages, which may contain a script
     stream: bool = False
@@ -49,9 +49,9 @@ class Ask:
     audio: int = 0  # input tokens of audio
     image: int = 0
     video: int = 0
-    search_context: str = ""  # how much the provider is to read of what it finds: low, medium, high
+    search_context: str = ""  # how much of the search results the provider is to read: low, medium, high
     region: str = ""  # where the model is to run, if the request says so
-    reasons_freely: bool = False  # what it thinks does not count towards `max_tokens`
+    reasons_freely: bool = False  # tokens of reasoning do not count towards `max_tokens`
 
 
 def expect(value: Any, kind: type | tuple[type, ...], name: str) -> Any:

@@ -48,7 +48,7 @@ class Exchange:
         """The whole request body.
 
         Raises:
-            ClientLeft: before it was sent whole.
+            ClientLeft: the client left before it had sent the whole body.
         """
         parts: list[bytes] = []
         while True:
@@ -63,7 +63,7 @@ class Exchange:
         """The request body, which must be a JSON object.
 
         Raises:
-            BadRequest: it is not.
+            BadRequest: the body is not a JSON object.
         """
         given = await self.any_json()
         if not isinstance(given, dict):
@@ -100,7 +100,7 @@ class Exchange:
         """Send a part of the body.
 
         Raises:
-            ClientLeft: there is nobody to send it to.
+            ClientLeft: the client has left.
         """
         if self._watcher is not None and self._watcher.done():
             raise ClientLeft
@@ -131,7 +131,7 @@ class Exchange:
             raise ClientLeft
 
     async def drop(self) -> None:
-        """Close the connection as it stands, whatever was promised."""
+        """Close the connection at once, even if the response is not complete."""
         watcher = self.watch()
         if self._transport is not None:
             self._transport.close()

@@ -84,7 +84,7 @@ def read(model: str, body: Json, *, stream: bool) -> Ask:
 
 
 def _either(body: Json, name: str) -> Any:
-    """A field by its camel-case name, or by its snake-case one: Google takes both."""
+    """A field by its camel-case name, or by its snake-case name: Google accepts both."""
     snake = "".join("_" + char.lower() if char.isupper() else char for char in name)
     return body.get(name, body.get(snake))
 
@@ -150,7 +150,7 @@ class GenerateWire:
             if so_far is not None:
                 so_far = replace(so_far, output=so_far.output + held)
             yield self._event(self._response(reply, [_candidate(index, [{"text": piece}])], so_far)), held
-        for call in choice.calls:  # Gemini gives a call whole
+        for call in choice.calls:  # Gemini sends a tool call in one piece
             part = _candidate(index, [_call_part(call)])
             yield self._event(self._response(reply, [part], so_far)), 1 + len(call.pieces)
 
@@ -190,7 +190,7 @@ def _candidate(index: int, parts: list[Json], choice: Choice | None = None) -> J
 def _call_part(call: Call) -> Json:
     try:
         arguments: Any = orjson.loads("".join(call.pieces))
-    except orjson.JSONDecodeError:  # cut by maxOutputTokens
+    except orjson.JSONDecodeError:  # maxOutputTokens cut the arguments
         arguments = {}
     return {"functionCall": {"name": call.name, "args": arguments}}
 

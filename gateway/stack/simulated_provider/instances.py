@@ -1,9 +1,10 @@
-"""A valid instance of a JSON Schema, the same one for the same seed: what structured output and tool calls answer with.
+"""Makes a valid instance of a JSON Schema, for structured output and tool calls. The same seed gives the same instance.
 
-What must hold: the instance satisfies the schema for what PydanticAI, the SDKs and LiteLLM send: $ref and
+What must hold: the instance is valid for the kinds of schemas that PydanticAI, the SDKs and LiteLLM send: $ref and
 $defs (recursive too), enum, const, anyOf, oneOf, allOf, type lists, objects with additionalProperties, arrays with
 minItems, maxItems, prefixItems and uniqueItems, strings with length, format and pattern, numbers with bounds and
-multipleOf, and Gemini's upper-case types with `nullable`. Every walk ends: deep in, only what is required is made.
+multipleOf, and Gemini's upper-case types with `nullable`. Recursion ends: below a certain depth, only what is required
+is made.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from gateway.stack.simulated_provider.ask import Json
 from gateway.stack.simulated_provider.patterns import matching
 from gateway.stack.simulated_provider.words import WORDS
 
-#: From the first depth on, only what the schema requires is made. At the second, the schema counts as one without an end.
+#: From the first depth on, only what the schema requires is made. Below the second, the schema is refused as endless.
 _SPARSE, _UNENDING = 5, 60
 
 _MADE: dict[str, Callable[[Random], str]] = {
@@ -41,7 +42,7 @@ def instance(schema: Json, random: Random) -> Any:
     """One value that is valid against the schema.
 
     Raises:
-        ValueError: nothing can be (a reference leads nowhere, bounds cross, or the schema requires itself).
+        ValueError: no value can be valid (a reference leads nowhere, bounds cross, or the schema requires itself).
     """
     return _Maker(schema, random).make(schema, 0)
 
@@ -102,10 +103,10 @@ class _Maker:
         around = {key: value for key, value in schema.items() if key != name}
         options = list(cast("list[Json]", schema[name]))
         kinds = [option.get("type") for option in options]
-        if "number" in kinds:  # a Decimal's schema: the text beside the number would have to be digits
+        if "number" in kinds:  # a Decimal's schema, whose option of a text allows digits only
             options = [option for option in options if option != {"type": "string"}]
         self._random.shuffle(options)
-        if depth >= _SPARSE:  # what ends soonest first
+        if depth >= _SPARSE:  # the options that end soonest come first
             options.sort(key=lambda option: self._weight(self._resolved(option)))
         fault = ValueError("no option")
         for option in options:
@@ -207,7 +208,7 @@ class _Maker:
             step *= Decimal(repr(float(step))).as_integer_ratio()[1]
         low, high = schema.get("minimum"), schema.get("maximum")
         over, under = schema.get("exclusiveMinimum"), schema.get("exclusiveMaximum")
-        if over is True or under is True:  # drafts before 6: flags beside the bounds
+        if over is True or under is True:  # in drafts before 6 these are flags beside the bounds
             over, under = (low if over is True else None), (high if under is True else None)
         lows = [Decimal(repr(low))] if low is not None else []
         highs = [Decimal(repr(high))] if high is not None else []
@@ -228,7 +229,7 @@ class _Maker:
 
 
 def _merged(first: Json, second: Json) -> Json:
-    """Both schemas at once: properties and required are united, the tighter bound wins, else the second."""
+    """Both in one: `properties` and `required` are united, the tighter bound wins, and otherwise the second schema."""
     merged: Json = {name: value for name, value in first.items() if name != "allOf"}
     for name, value in second.items():
         if name == "properties":

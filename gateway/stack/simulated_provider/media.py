@@ -1,14 +1,15 @@
 """How many tokens an image, a sound or a document is, by the rule that its provider publishes. Pure.
 
 What must hold:
-- The rules are written down here from the providers' pages, apart from those by which Treasurer holds.
-- Sizes are read from the bytes. What cannot be read counts as a picture of 1,024 × 1,024, a minute, or ten pages.
+- The rules are written down here from the providers' pages, independently of the rules that Treasurer's holds follow.
+- Sizes are read from the bytes. A file that cannot be read counts as a picture of 1,024 × 1,024 pixels, a minute of
+  sound, or ten pages.
 
 Rules: OpenAI, "Images and vision: calculating costs" (tiles of 512 pixels after two scalings; patches of 32 pixels, 1,536
-at most); Anthropic, "Vision" (patches of 28 pixels; a long edge of 1,568 and as many tokens, or of 2,576 and 4,784 from
-Claude Opus 4.7 on) and "PDF support" (1,500 tokens of text a page, and its picture); Google, "Understand and count tokens"
-(258 for a small image, else 258 a tile of 768 pixels; 32 a second of sound; 263 a second of video; 258 a page). Read in
-November 2026.
+at most); Anthropic, "Vision" (patches of 28 pixels; a long edge of 1,568 and as many tokens, or of 2,576 and 4,784
+tokens from Claude Opus 4.7 on) and "PDF support" (1,500 tokens of text a page, and its picture); Google, "Understand
+and count tokens" (258 tokens for a small image, else 258 for a tile of 768 pixels; 32 for a second of sound; 263 for a
+second of video; 258 for a page). Read in November 2026.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ _PAGE = re.compile(rb"/Type\s*/Page\b")
 
 @dataclass(frozen=True, slots=True)
 class Media:
-    """Input tokens, by what they are. A document counts as text."""
+    """Input tokens of media, by kind. The tokens of a document count as text."""
 
     text: int = 0
     image: int = 0
@@ -61,7 +62,7 @@ def measure(model: str, kind: str, data: bytes | None, detail: object = None) ->
 
 
 def decoded(address: str) -> tuple[str, bytes | None]:
-    """The MIME type and the bytes of a `data:` address; of another address, nothing is known."""
+    """The MIME type and the bytes of a `data:` address; both are unknown for any other address."""
     head, comma, body = address.partition(",")
     if not comma or not head.startswith("data:"):
         return "", None

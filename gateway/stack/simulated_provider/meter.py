@@ -25,7 +25,7 @@ _SUMMED = ("input", "cached", "cache_write", "cache_write_1h", "output", "reason
 class Line:
     """One request on the invoice. `at` is in seconds since the epoch, `cost_nano` in nano-dollars.
 
-    `mark` is what the request's script says of it; `unpriced` names what it used that the price list has no price for.
+    `mark` comes from the request's script; `unpriced` names the units that were used and have no price in the list.
     """
 
     seq: int

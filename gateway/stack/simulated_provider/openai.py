@@ -1,7 +1,7 @@
-"""OpenAI's wire format: chat completions and embeddings. Others speak it too, and say more in their usage.
+"""OpenAI's wire format: chat completions and embeddings. Other providers use it too, some with more in `usage`.
 
-A local server, DeepSeek: as OpenAI. OpenRouter and xAI: with what the call cost. Perplexity: with its searches, citations
-and costs, and with reasoning beside the completion's tokens instead of among them.
+A local server and DeepSeek report what OpenAI reports. OpenRouter and xAI add the cost of the call. Perplexity adds
+searches, citations and costs, and does not count reasoning among the completion's tokens.
 """
 
 from __future__ import annotations
@@ -262,7 +262,7 @@ def _usage(reply: Reply, used: Used) -> Json:
         usage |= {"cost": reply.cost_nano / _NANO, "is_byok": False}
         usage["cost_details"] = {"upstream_inference_cost": None}
     elif reply.ask.face == "xai":
-        # Reasoning is beside the completion's tokens here, and in the total.
+        # Here the completion's tokens do not include reasoning, and the total does.
         usage["completion_tokens"] = used.output - used.reasoning
         usage |= {"num_sources_used": used.searches, "cost_in_usd_ticks": reply.cost_nano * _TICKS_PER_NANO}
     return usage

@@ -59,7 +59,7 @@ def _part(op: str, argument: Any, random: Random, spread: int) -> str:
         return _walk(argument, random, spread)
     if op == "BRANCH":
         return _walk(random.choice(argument[1]), random, spread)
-    return ""  # anchors and look-arounds add nothing; the check of the whole decides
+    return ""  # anchors and look-arounds add no characters; the check at the end decides
 
 
 def _one_of(members: list[Any], random: Random) -> str:
@@ -75,7 +75,7 @@ def _one_of(members: list[Any], random: Random) -> str:
             allowed += "".join(map(chr, range(low, min(high, low + 127) + 1)))
         elif str(argument) in _CATEGORIES:
             allowed += _CATEGORIES[str(argument)]
-        else:  # a negated category: what is plain and outside it
+        else:  # a negated category: the plain characters outside it
             refused = _CATEGORIES.get(str(argument).replace("_NOT", ""), "")
             allowed += "".join(char for char in _PLAIN if char not in refused)
     if negated:

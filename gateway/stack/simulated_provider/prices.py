@@ -1,7 +1,8 @@
 """What a request costs, by a price list that is this program's own: whole nano-dollars.
 
-The list is the data of `genai-prices`, and over it the lines of `public_pages.toml`. Of genai-prices, only the data is
-used: its own calculation prices a unit that has no price at nothing, and finds `gpt-4o-mini` for any name that begins so.
+The list is the data of `genai-prices`, which the lines of `public_pages.toml` override. Of genai-prices, only the data
+is used: its own calculation takes a unit without a price to be free, and any name that begins with `gpt-4o-mini` to be
+that model.
 
 What must hold:
 - Nothing here comes from LiteLLM's price map or from Treasurer's rate card, which this invoice is compared with.
@@ -42,7 +43,7 @@ from genai_prices.types import (
 _UNITS_PER_DOLLAR = 10**30
 _UNITS_PER_NANO = 10**21
 _PAGES = Path(__file__).with_name("public_pages.toml")
-#: A face's provider, by genai-prices' name. A server of one's own has own prices only.
+#: The name that genai-prices uses for each imitated provider. A local server is missing: its prices are all own prices.
 _PROVIDERS = {
     "openai": "openai",
     "anthropic": "anthropic",
@@ -53,7 +54,7 @@ _PROVIDERS = {
     "xai": "x-ai",
 }
 _MILLION, _THOUSAND = 10**6, 10**3
-#: What can be billed here: our name of the unit, genai-prices' name of its price, and the number that it is the price of.
+#: What can be billed here: genai-prices' name of a price, our name of its unit, and the number of units that it is for.
 _LISTED = {
     "input_mtok": ("input", _MILLION),
     "cache_read_mtok": ("cached", _MILLION),
@@ -71,7 +72,7 @@ _LISTED = {
     "web_searches_kcount": ("searches", _THOUSAND),
     "requests_kcount": ("requests", _THOUSAND),
 }
-#: The names under which an operator's configuration has own prices, in dollars for one.
+#: The names of own prices in an operator's configuration. Each is in dollars for one unit.
 _OWN = {
     "input_cost_per_token": "input",
     "cache_read_input_token_cost": "cached",
@@ -89,7 +90,7 @@ _OWN = {
 }
 _OWN_ABOVE = re.compile(r"_above_(\d+)k_tokens")
 _OWN_TIER = re.compile(r"_(priority|flex|batch)(?:es)?$")
-#: The unit whose price stands in for one that the list leaves out. A unit that is not here must have a price.
+#: The unit whose price is used where the list leaves a price out. A unit that is not here must have a price.
 _STAND_IN = {
     "cached": "input",
     "cache_write": "input",
@@ -102,7 +103,7 @@ _STAND_IN = {
     "audio_output": "output",
     "image_output": "output",
 }
-#: Not multiplied by a region's factor: these are no tokens.
+#: Units that are not tokens. A region's factor does not apply to their prices.
 _NO_TOKENS = ("searches", "requests")
 #: A model's name may be followed by the date of its version.
 _VERSION = re.compile(r"[-@](\d{8}|\d{4}-\d{2}-\d{2})")
@@ -175,7 +176,8 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """The price of one unit, in 10⁻³⁰ dollars: (threshold in input tokens, price). The highest one passed applies."""
+    """The prices of one unit in 10⁻³⁰ dollars, each above a number of input tokens. The highest number passed
+    decides."""
 
     steps: tuple[tuple[int, int], ...]
 
@@ -202,7 +204,7 @@ class Window:
 
 @dataclass(slots=True)
 class Rates:
-    """One model's prices: the list's, the public page's over them, or the operator's own instead of both."""
+    """One model's prices: those of the list, some overridden by the public page; or only the operator's own."""
 
     listed: ModelInfo | None = None
     own: dict[tuple[str, str], Price] = field(default_factory=dict[tuple[str, str], Price])  # (unit, tier)
@@ -227,7 +229,7 @@ class Rates:
         return found
 
     def cost(self, used: Used, terms: Terms = Terms()) -> Cost:
-        """What was used costs this, rounded up once to a whole nano-dollar."""
+        """The cost of what was used, rounded up once to a whole nano-dollar."""
         prices = self.prices(terms)
         missing = list(self.unknown)
         tokens = others = 0
@@ -257,7 +259,7 @@ def _price(prices: Prices, unit: str) -> Price | None:
 
 
 class PriceList:
-    """The price list, looked up by face and model."""
+    """The price list, looked up by the imitated provider (`face`) and the model."""
 
     def __init__(self, own: Mapping[str, Mapping[str, Any]] | None = None) -> None:
         self._own = own or {}
@@ -334,7 +336,7 @@ def _models(provider: str) -> tuple[ModelInfo, ...]:
 
 
 def _means(info: ModelInfo, model: str) -> bool:
-    """Whether a model's entry is meant by this name: by the whole of it, apart from the date of a version."""
+    """Whether this name means this entry. The whole name must match, apart from the date of a version."""
     return _named([info.id], model) or _clause_means(info.match, model)
 
 
@@ -347,7 +349,7 @@ def _clause_means(clause: object, model: str) -> bool:
         return _named([clause.starts_with], model)
     if isinstance(clause, ClauseRegex):
         return clause.regex.startswith("^") and clause.regex.endswith("$") and clause.is_match(model)
-    # A name that merely contains or ends with something, or fits a combination, may be another model's.
+    # A rule that a name contains, ends with or combines something may also match another model.
     assert isinstance(clause, ClauseAnd | ClauseContains | ClauseEndsWith), clause
     return False
 
@@ -357,8 +359,8 @@ def _named(names: list[str], model: str) -> bool:
 
 
 def _listed_prices(info: ModelInfo, terms: Terms) -> Prices:
-    """What genai-prices has for the model on these terms. Later conditions go before earlier ones, and the first variant
-    that fits goes before all.
+    """What genai-prices has for the model on these terms. Later conditions override earlier ones, and the first variant
+    that fits overrides them all.
     """
     chosen = info.prices if isinstance(info.prices, ModelPrice) else info.prices[0].prices
     if not isinstance(info.prices, ModelPrice):

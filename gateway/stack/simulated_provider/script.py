@@ -1,10 +1,11 @@
 """Scripts: how a test tells the provider to be slow, to fail, to cut, to hang, or to lie.
 
-Three ways, later ones win knob by knob:
-- rules, posted as a list to `/_sim/script`; the first rule that matches and has times left is used;
+There are three ways. For each knob, the way that is later in this list wins:
+- rules, posted as a list to `/_sim/script`; the first rule that matches and is not used up applies;
 - the request header `x-sim-script`, a JSON object of knobs;
 - a marker in a user's message or an embedding's input, `[[sim: {"status": 429, "retry_after": 2}]]`, which
-  passes through any proxy. A marker may say `"times": 1`: the marker with exactly this text then counts only so many times.
+  passes through any proxy. A marker may say `"times": 1`: a marker with exactly this text then works only so many
+  times.
 
 What must hold: an unknown or ill-typed knob is refused by name, never ignored.
 """
@@ -61,26 +62,26 @@ class Knobs:
     cut_after_tokens: int | None = None  # closes the connection after the event that holds this token
     cut_before_headers: bool = False  # closes it without an answer; bills nothing unless `billed` says so
     slow_body_s: float = 0  # an answer that is not streamed is sent in small parts over this time
-    usage: Literal["missing", "zero"] | dict[str, int] | None = None  # what is reported
+    usage: Literal["missing", "zero"] | dict[str, int] | None = None  # the usage that the answer reports
     billed: Literal["full", "none"] | dict[str, int] | None = None  # what is truly billed, whatever happens
-    cached_tokens: int = 0  # this much of the input came from the cache
-    cache_write_tokens: int = 0  # this much of the input was written to the cache
-    cache_write_1h_tokens: int = 0  # this much of that for an hour
+    cached_tokens: int = 0  # input tokens that came from the cache
+    cache_write_tokens: int = 0  # input tokens that were written to the cache
+    cache_write_1h_tokens: int = 0  # the part of them that is kept for an hour
     reasoning_tokens: int = 0  # output tokens of reasoning before the answer, which the caller does not see
     audio_tokens: int | None = None  # input tokens of audio. None: as many as were counted in the request
     image_tokens: int | None = None
     video_tokens: int | None = None
-    audio_output_tokens: int = 0  # this much of the answer is audio
-    image_output_tokens: int = 0  # this much of the answer is images
-    citation_tokens: int = 0  # read in what was found, billed beside input and output
-    searches: int = 0  # made by the provider itself
+    audio_output_tokens: int = 0  # tokens of the answer that are audio
+    image_output_tokens: int = 0  # tokens of the answer that are images
+    citation_tokens: int = 0  # tokens read in search results, billed beside input and output
+    searches: int = 0  # searches that the provider makes itself
     search_context: Literal["low", "medium", "high"] | None = None  # None: as the request says
     region: str | None = None  # where the model runs, as if a workspace's default said so. None: as the request says
     tier: Literal["", "priority", "flex", "batch"] | None = None  # as if a project's default said so
     cost_nano: int | None = None  # what the whole request costs, whatever the price list says
-    reported_cost_nano: int | None = None  # what it reports as its cost, if it reports one: a lie
+    reported_cost_nano: int | None = None  # a false cost, for answers that report their cost
     mark: str = ""  # written on the invoice's line, so that a test finds the line of its own call
-    keep_request: bool = False  # its body is kept as it arrived, for `/_sim/requests`
+    keep_request: bool = False  # the request's body is kept as it arrived, for `/_sim/requests`
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -155,7 +156,7 @@ def _or_object(types: tuple[type, ...]) -> str:
 
 @dataclass(slots=True)
 class Rule:
-    """Knobs for the requests that match all that is given. Patterns are shell-style (`*`, `?`)."""
+    """Knobs for the requests that match every field that is given. Patterns are shell-style (`*`, `?`)."""
 
     do: dict[str, Any]
     model: str | None = None
@@ -168,7 +169,7 @@ class Rule:
     matched: int = 0
 
     def matches(self, face: str, operation: str, model: str, headers: Mapping[str, str], text: str) -> bool:
-        """Whether the rule applies to a request, and has times left."""
+        """Whether the rule applies to a request, and is not used up."""
         if self.times is not None and self.matched >= self.times:
             return False
         pairs = [(self.model, model), (self.face, face), (self.operation, operation)]
@@ -181,7 +182,7 @@ class Rule:
 
 
 def api_key(headers: Mapping[str, str]) -> str:
-    """The key that a request carries, wherever this face's clients put it."""
+    """The key that a request carries, in whichever place the imitated provider's clients put it."""
     bearer = headers.get("authorization", "").removeprefix("Bearer ").strip()
     return bearer or headers.get("x-api-key", "") or headers.get("x-goog-api-key", "")
 
@@ -218,7 +219,7 @@ class Scripts:
         self._markers.clear()
 
     def listing(self) -> dict[str, Any]:
-        """The rules with how often each matched, and the uses of markers that count."""
+        """The rules with how often each matched, and the uses of each marker that has a limit of uses."""
         return {"rules": [asdict(rule) for rule in self._rules], "markers": dict(self._markers)}
 
     def knobs(

@@ -25,7 +25,7 @@ class _Protocol(HttpToolsProtocol):
 
 
 class _Server(uvicorn.Server):
-    """uvicorn's server; when stopped it lets the requests it has cancelled book what they did."""
+    """uvicorn's server; when it stops, the requests that it has cancelled can still bill their work."""
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -46,7 +46,7 @@ def serve(
 
     Raises:
         OSError: the address is taken, or a file cannot be read.
-        ValueError: the file of own prices has none.
+        ValueError: the file of own prices contains no prices.
     """
     book = Meter(PriceList.load(own_prices), meter)
     provider = Provider(book, seed=seed, models=models)

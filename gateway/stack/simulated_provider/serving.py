@@ -51,7 +51,7 @@ class Job:
     knobs: Knobs
     meter: Meter
     visible: int = 0  # output tokens that the answer shows
-    reasoning: int = 0  # and those thought before
+    reasoning: int = 0  # output tokens of reasoning before them
     booked: bool = False
     began: float = field(default_factory=time.time)
 
@@ -69,14 +69,14 @@ class Job:
         return terms(self.ask, self.knobs, self.began)
 
     def cost(self, used: Used) -> Cost | None:
-        """What is billed for this much: by the price list, or what a script says."""
+        """The cost of this usage, by the price list or as a script sets it."""
         if self.knobs.cost_nano is not None:
             return Cost(self.knobs.cost_nano)
         return self.meter.cost(self.ask.face, self.ask.model, used, self.terms)
 
     @property
     def reported_cost_nano(self) -> int:
-        """What the provider says that the whole answer costs, if it says so: the truth, unless a script lies."""
+        """The cost that the answer reports, for providers that report one: the true cost, unless a script lies."""
         if self.knobs.reported_cost_nano is not None:
             return self.knobs.reported_cost_nano
         full = self.full
@@ -84,7 +84,7 @@ class Job:
         return cost.nano if cost is not None else 0
 
     def book(self, state: State, generated: int | None = None) -> None:
-        """Bill the input and so many output tokens, thought first (None: all), once."""
+        """Bill, once, the input and the first `generated` output tokens (None: all). Reasoning tokens come first."""
         if self.booked:
             return
         self.booked = True
@@ -184,7 +184,6 @@ async def whole(exchange: Exchange, job: Job, body: Json, request_id_header: byt
 def _parts(data: bytes) -> Iterator[bytes]:
     size = -(-len(data) // _SLOW_PARTS)
     for start in range(0, len(data), size):
-        # The last byte waits for the end: the client has the whole only when it is booked.
         yield data[start : start + size]
 
 
@@ -221,23 +220,23 @@ async def stream(exchange: Exchange, job: Job, wire: Wire, reply: Reply) -> None
     try:
         await exchange.write(b"".join([*sender.held, *wire.closing(reply)]), last=True)
     except ClientLeft:
-        return  # all was generated, and is booked
+        return  # the whole answer was generated and is booked
 
 
 class _Stream:
-    """Sends a stream's events in time, and knows how many tokens are out."""
+    """Sends a stream's events at the script's pace, and counts the tokens that were sent."""
 
     def __init__(self, exchange: Exchange, job: Job) -> None:
         self.exchange = exchange
         self.job = job
-        self.sent = 0  # visible tokens given out
+        self.sent = 0  # visible tokens in the events so far
         self.held: list[bytes] = []  # events not written yet
 
     async def run(self, wire: Wire, reply: Reply) -> bool:
         """Send every event; False when the script cuts the stream.
 
         Raises:
-            ClientLeft: `sent` says how far it came.
+            ClientLeft: the client left. `sent` is the number of tokens until then.
         """
         knobs = self.job.knobs
         cut = knobs.cut_after_tokens

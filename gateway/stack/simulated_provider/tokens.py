@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-#: What a message, and an answer's beginning, cost beyond their text.
+#: Input tokens that each message, and the start of the answer, count beyond their text.
 TOKENS_PER_MESSAGE = 3
 TOKENS_PER_ANSWER = 3
 

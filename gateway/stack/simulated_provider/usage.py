@@ -32,9 +32,9 @@ FIELDS = {
 
 
 def true_input(ask: Ask, knobs: Knobs) -> Used:
-    """The input of a request, and what is billed beside its tokens. Parts are never more than there is.
+    """The input of a request, and what is billed beside its tokens. No part is larger than its whole.
 
-    What a script says of audio, images and video replaces what was counted in the request.
+    Tokens of audio, images and video that a script sets replace those counted in the request.
     """
     audio = ask.audio if knobs.audio_tokens is None else knobs.audio_tokens
     image = ask.image if knobs.image_tokens is None else knobs.image_tokens
@@ -56,7 +56,7 @@ def true_input(ask: Ask, knobs: Knobs) -> Used:
 
 
 def with_output(used: Used, output: int, reasoning: int, knobs: Knobs) -> Used:
-    """The same input with so much generated; `output` includes `reasoning`."""
+    """The same usage with `output` generated tokens, which include `reasoning`."""
     reasoning = min(reasoning, output)
     audio = min(knobs.audio_output_tokens, output - reasoning)
     image = min(knobs.image_output_tokens, output - reasoning - audio)
@@ -64,7 +64,7 @@ def with_output(used: Used, output: int, reasoning: int, knobs: Knobs) -> Used:
 
 
 def terms(ask: Ask, knobs: Knobs, at: float) -> Terms:
-    """On which terms a request is billed: those of the request, unless a script says otherwise."""
+    """The terms on which a request is billed: those that it names, unless a script sets others."""
     return Terms(
         tier=knobs.tier if knobs.tier is not None else ask.tier,
         search_context=knobs.search_context if knobs.search_context is not None else ask.search_context,

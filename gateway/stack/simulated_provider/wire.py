@@ -1,7 +1,7 @@
-"""What every wire format gives: how its requests are read, and how its answers, streams and errors are written.
+"""What every wire format implements: how its answers, streams and errors are written.
 
-What must hold: a stream is opening, then events that each say how many tokens they carry, then closing. The
-tokens of the events add up to the answer's visible tokens, so that a bill can stop where the stream did.
+What must hold: a stream consists of `opening`, then `events`, then `closing`. Each event comes with the number of its
+tokens. They add up to the answer's visible tokens, so that a bill can stop where the stream stopped.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ T = TypeVar("T")
 
 @dataclass(slots=True)
 class Reply:
-    """What is to be written: the answer's id, its choices, and the usage that it reports (None: none).
+    """The content of an answer: its id, its choices, and the usage that it reports (None: it reports none).
 
-    `cost_nano` is what the provider says that the whole request costs, for those that say so.
+    `cost_nano` is the reported cost of the whole request, for providers that report one.
     """
 
     id: str
@@ -51,7 +51,7 @@ class Wire(Protocol):
 
 
 def interleave(streams: list[Iterator[T]]) -> Iterator[T]:
-    """One of each in turn until all have ended."""
+    """Take one item from each stream in turn, until all have ended."""
     while streams:
         running: list[Iterator[T]] = []
         for stream in streams:

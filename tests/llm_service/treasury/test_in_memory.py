@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from itertools import count
 
 import pytest
@@ -10,12 +11,20 @@ import pytest
 from llm_service.treasury.in_memory import InMemoryTreasury
 from llm_service.types import Hold, Principal
 from tests.llm_service.treasury.contract import TreasuryContract, ask, held, posted, voided
+from tests.llm_service.treasury.contract_envelopes import EnvelopeContract
 
 
 @dataclass
 class InMemoryWorld:
-    treasury: InMemoryTreasury = field(default_factory=lambda: InMemoryTreasury({}, epoch=1))
     numbers: count[int] = field(default_factory=lambda: count(1))
+    ahead: timedelta = timedelta()
+    treasury: InMemoryTreasury = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.treasury = InMemoryTreasury({}, epoch=1, clock=lambda: datetime.now(UTC) + self.ahead)
+
+    async def pass_lifetimes(self) -> None:
+        self.ahead += timedelta(hours=1)
 
     async def budget(self, limit_nano: int, most_per_call: int | None = None) -> int:
         number = next(self.numbers)
@@ -34,6 +43,10 @@ def world() -> InMemoryWorld:
 
 
 class TestInMemory(TreasuryContract):
+    """The cases are inherited."""
+
+
+class TestEnvelopesInMemory(EnvelopeContract):
     """The cases are inherited."""
 
 

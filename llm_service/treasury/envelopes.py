@@ -1,0 +1,325 @@
+"""Envelopes: money held for a whole run. A call of the run draws on its envelope; a child run has part of its parent's.
+
+What must hold:
+  I1  What an envelope holds (`free_nano`) is pending in the windows of its lines, as a call's hold is. A call that draws
+      on it moves that money from the envelope to the call's hold, so that no window counts it twice.
+  I9  What a run has spent, what its calls in flight hold and what it gave to its children are together never more than
+      its budget, unless a provider bills more than was held.
+  I9  A child's budget is given out of what its parent has left. What the child has not spent comes back when it closes.
+  An envelope holds money only while it is open. A run that waits, or is over, holds nothing.
+  Each operation may be repeated: it changes nothing the second time.
+  An envelope is no configuration: opening one raises no epoch, and it is decided in one group with the admission of calls.
+
+Two numbers say what a run may have. Its *budget* is the most that the run and its children may spend. Its *reserve* is
+what is held at its start; beyond its reserve a run takes from the windows call by call, up to its budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from enum import StrEnum
+from typing import Protocol
+from uuid import UUID
+
+from llm_service.errors import (
+    EnvelopeClosed,
+    EnvelopeConflict,
+    InvalidRequest,
+    NotFound,
+    RunBudgetSpent,
+    RunTooDeep,
+    TooManyChildren,
+)
+from llm_service.money import format_decimal, format_dollars
+from llm_service.treasury.denial import Denial
+from llm_service.types import CallContext, Principal
+
+Line = tuple[int, str]
+
+#: Every change of a run goes into the books of all runs above it, under one lock. A tree of this depth is deeper than
+#: agents that plan, search and check need, and a run that calls itself without end is stopped after five.
+MAX_DEPTH = 5
+#: Children of one run, over its life. An agent that fans out wider starts its children one after another in fewer runs;
+#: one that loops is stopped.
+MAX_CHILDREN = 100
+#: As in budgets: more than any budget's limit.
+MAX_BUDGET_NANO = 1_000_000_000_000_000_000
+#: Seconds for which an envelope may stay open without a word from its owner: a year.
+MAX_LIFETIME_S = 366 * 86_400.0
+
+
+class EnvelopeState(StrEnum):
+    """Whether a run may spend."""
+
+    OPEN = "open"
+    WAITING = "waiting"  # it holds nothing and may not spend until it is resumed
+    CLOSED = "closed"
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """A run's money as it was at one moment, in nano-dollars. `id` is the run's. What it is for (`lines`) never changes.
+
+    `free_nano` is held and not drawn by a call; `drawn_nano` is held by its calls in flight; `given_nano` is what its
+    children may spend, or have spent; `lines` are (budget id, window subject).
+    """
+
+    id: UUID
+    parent_id: UUID | None
+    root_id: UUID
+    depth: int
+    organisation_id: int
+    team_id: int
+    agent_id: int
+    key_id: int | None
+    context: CallContext
+    budget_nano: int
+    reserve_nano: int
+    free_nano: int
+    drawn_nano: int
+    spent_nano: int
+    given_nano: int
+    lines: tuple[Line, ...]
+    state: EnvelopeState
+    expires_at: datetime
+
+    @property
+    def used_nano(self) -> int:
+        """What is spent, held by calls in flight, or given to children."""
+        return self.spent_nano + self.drawn_nano + self.given_nano
+
+    @property
+    def left_nano(self) -> int:
+        """What the run may still spend or give to children."""
+        return max(0, self.budget_nano - self.used_nano)
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """A request for the envelope of a run that has no parent. `lines`: see `opening_lines`."""
+
+    id: UUID
+    principal: Principal
+    context: CallContext
+    budget_nano: int
+    reserve_nano: int
+    lifetime_s: float
+    lines: tuple[Line, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidRequest` for a budget, a reserve or a lifetime that no envelope can have."""
+        _check_amounts(self.budget_nano, self.reserve_nano)
+        check_lifetime(self.lifetime_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ChildOpening:
+    """A request for the envelope of a child run: part of what `parent_id` has left. `principal` pays for its calls."""
+
+    id: UUID
+    parent_id: UUID
+    principal: Principal
+    context: CallContext
+    budget_nano: int
+    reserve_nano: int
+    lifetime_s: float
+    #: Filled in from the parent's; a child has the same windows.
+    lines: tuple[Line, ...] = field(default=(), init=False)
+
+    def __post_init__(self) -> None:
+        """Raises `InvalidRequest` for a budget, a reserve or a lifetime that no envelope can have."""
+        _check_amounts(self.budget_nano, self.reserve_nano)
+        check_lifetime(self.lifetime_s)
+
+
+class Envelopes(Protocol):
+    """Opens, moves and closes envelopes. Both treasuries implement it.
+
+    Where an operation needs an envelope that does not exist it raises `NotFound`; where it needs one that is not closed
+    and it is, `EnvelopeClosed`; and where Postgres is away, `TreasuryUnavailable`. Whether an operation that failed so
+    took effect is not known: repeat it.
+    """
+
+    async def open(self, opening: Opening) -> Envelope | Denial:
+        """Hold `reserve_nano` in every window of `opening.lines`, or in none; a denial says why, as for a call.
+
+        Opened again with the same id it is the same envelope, as it is now.
+
+        Raises:
+            StaleEpoch: `opening.principal` was read before the configuration changed.
+            EnvelopeConflict: this id has an envelope with another budget, reserve, agent or parent.
+        """
+        ...
+
+    async def open_child(self, child: ChildOpening) -> Envelope:
+        """Give a child part of its parent's money. No window moves.
+
+        Its reserve is taken from what the parent holds, as far as there is; so it may hold less than that, and then takes
+        the rest from the windows call by call.
+
+        Raises:
+            RunBudgetSpent: the budget is more than its parent has left.
+            RunTooDeep, TooManyChildren: the tree is as deep, or the parent has as many children, as may be.
+            EnvelopeClosed: the parent is not open. EnvelopeConflict: as for `open`.
+        """
+        ...
+
+    async def suspend(self, envelope_id: UUID, *, lifetime_s: float | None = None) -> Envelope:
+        """The run waits: what it holds and has not drawn goes back. A new lifetime begins, if one is given."""
+        ...
+
+    async def resume(self, envelope_id: UUID, *, lifetime_s: float | None = None) -> Envelope | Denial:
+        """The run goes on: hold its reserve again, or what is left of its budget if that is less.
+
+        A denial says why a run without a parent cannot have it. A child takes it from what its parent holds, as far as
+        there is, and is not refused.
+        """
+        ...
+
+    async def extend(self, envelope_id: UUID, lifetime_s: float) -> Envelope:
+        """Let the envelope live for so many seconds from now."""
+        ...
+
+    async def change_budget(self, envelope_id: UUID, budget_nano: int) -> Envelope:
+        """Let the run spend more or less in all. What is held does not change.
+
+        Raises:
+            InvalidRequest: the run has used more than that. RunBudgetSpent: its parent has not so much left.
+        """
+        ...
+
+    async def close(self, envelope_id: UUID) -> Envelope:
+        """The run is over: what it holds and has not drawn goes back, to its parent or to the windows.
+
+        Its calls in flight are settled as usual. Its children stay open.
+        """
+        ...
+
+    async def close_expired(self, limit: int = 500) -> int:
+        """Close envelopes whose lifetime is over, up to `limit`. Returns how many."""
+        ...
+
+    async def find(self, envelope_id: UUID) -> Envelope | None:
+        """An envelope as it is now; its lines without budgets that were archived."""
+        ...
+
+    async def tree_cost(self, root_id: UUID) -> int:
+        """What the calls of a run and of all runs below it have cost, in nano-dollars."""
+        ...
+
+
+def opening_lines(principal: Principal, context: CallContext) -> tuple[Line, ...]:
+    """The windows that cover whatever a run may do: those of its principal's budgets, but for a model's own.
+
+    A model's budget is asked call by call, because nobody knows at the start which models the run will use.
+    """
+    return tuple(
+        (budget.id, subject)
+        for budget in principal.budgets
+        if budget.model_pattern is None
+        for subject in budget.subjects("", context)
+    )
+
+
+def check_lifetime(lifetime_s: float) -> None:
+    """Raises `InvalidRequest` for a lifetime that no envelope can have."""
+    if not 0 < lifetime_s <= MAX_LIFETIME_S:
+        raise InvalidRequest(
+            f"{lifetime_s!r} is not a lifetime: an envelope lives for more than 0 and at most {MAX_LIFETIME_S:.0f} seconds.",
+            param="lifetime_s",
+        )
+
+
+def check_budget(budget_nano: int) -> None:
+    """Raises `InvalidRequest` for a budget that no run can have."""
+    if not 0 < budget_nano <= MAX_BUDGET_NANO:
+        raise InvalidRequest(
+            f"A run's budget is more than $0 and at most {format_dollars(MAX_BUDGET_NANO)}.", param="budget"
+        )
+
+
+def _check_amounts(budget_nano: int, reserve_nano: int) -> None:
+    check_budget(budget_nano)
+    if not 0 <= reserve_nano <= budget_nano:
+        raise InvalidRequest(
+            f"A run's reserve ({format_dollars(reserve_nano)}) is what is held of its budget ({format_dollars(budget_nano)}) "
+            "at its start, so it is at least $0 and at most the budget.",
+            param="reserve",
+        )
+
+
+def same_opening(envelope: Envelope, opening: Opening | ChildOpening) -> bool:
+    """Whether an envelope is the one that is asked for."""
+    parent_id = opening.parent_id if isinstance(opening, ChildOpening) else None
+    return (envelope.budget_nano, envelope.reserve_nano, envelope.agent_id, envelope.parent_id) == (
+        opening.budget_nano,
+        opening.reserve_nano,
+        opening.principal.agent_id,
+        parent_id,
+    )
+
+
+# -- the errors of the operations: what happened, to which run, what is left, what to do
+
+
+def unknown(envelope_id: UUID) -> NotFound:
+    """There is no such envelope."""
+    return NotFound(f"There is no envelope of run {envelope_id}. Open one first.", param="envelope")
+
+
+def closed(envelope_id: UUID, state: str = EnvelopeState.CLOSED) -> EnvelopeClosed:
+    """The run may not spend, or not be changed, in this state."""
+    what = "is over" if state == EnvelopeState.CLOSED else "waits"
+    todo = "Start another run." if state == EnvelopeState.CLOSED else "Resume it first."
+    return EnvelopeClosed(
+        f"Run {envelope_id} {what}: its envelope is {state}. Nothing was spent. {todo}",
+        details={"run": str(envelope_id), "state": state},
+    )
+
+
+def conflict(envelope_id: UUID) -> EnvelopeConflict:
+    """The id is another run's."""
+    return EnvelopeConflict(
+        f"Run {envelope_id} has an envelope with another budget, reserve, agent or parent. Use another id for another run.",
+        param="id",
+    )
+
+
+def too_little_left(parent_id: UUID, wanted_nano: int, left_nano: int, budget_nano: int) -> RunBudgetSpent:
+    """A child asks for more than its parent has left."""
+    return RunBudgetSpent(
+        f"A child run asks for {format_dollars(wanted_nano)}, and {format_dollars(left_nano)} is left of the budget of run "
+        f"{parent_id} ({format_dollars(budget_nano)}). Give the child less, or have an administrator raise the run's budget.",
+        details={
+            "run": str(parent_id),
+            "budget": format_decimal(budget_nano),
+            "left": format_decimal(left_nano),
+            "needed": format_decimal(wanted_nano),
+        },
+    )
+
+
+def below_use(envelope_id: UUID, budget_nano: int, used_nano: int) -> InvalidRequest:
+    """A new budget is less than what the run has used."""
+    return InvalidRequest(
+        f"Run {envelope_id} has spent, holds in calls or gave to children {format_dollars(used_nano)}: its budget cannot be "
+        f"{format_dollars(budget_nano)}.",
+        param="budget",
+    )
+
+
+def too_deep(parent_id: UUID) -> RunTooDeep:
+    """The parent is as deep in its tree as a run may be."""
+    return RunTooDeep(
+        f"Run {parent_id} is {MAX_DEPTH} runs below the one that began, and may not start a child. Let it do the work itself.",
+        details={"run": str(parent_id), "most": MAX_DEPTH},
+    )
+
+
+def too_many_children(parent_id: UUID) -> TooManyChildren:
+    """The parent has started as many children as a run may."""
+    return TooManyChildren(
+        f"Run {parent_id} has started {MAX_CHILDREN} child runs, and may not start another. Give each child more to do.",
+        details={"run": str(parent_id), "most": MAX_CHILDREN},
+    )
