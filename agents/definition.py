@@ -60,10 +60,10 @@ class AgentDefinition(Generic[InputT, DepsT, OutputT]):
         """The function tools, each with the policy that it declares. A server's tools are known only when it is asked."""
         from pydantic_ai import FunctionToolset
 
-        from agents.tools.policy import declared_policy
+        from agents.tools.policy import declared
 
         toolsets = [each for each in self.agent.toolsets if isinstance(each, FunctionToolset)]
-        return {name: declared_policy(tool) for each in toolsets for name, tool in each.tools.items()}
+        return {name: declared(tool.metadata).policy for each in toolsets for name, tool in each.tools.items()}
 
 
 #: An agent with any types of input, dependencies and output, because these differ between agents.

@@ -18,7 +18,11 @@ router = admin_router()
 
 def _check_model(request: Request) -> CheckModel:
     runtime: GatewayRuntime = request.app.state.runtime
-    return runtime.catalog.get
+
+    async def check(model: str) -> None:
+        await runtime.catalog.get(model)
+
+    return check
 
 
 Models = Annotated[CheckModel, Depends(_check_model)]

@@ -10,7 +10,7 @@ from pydantic_ai import Agent, Tool
 
 from agents.definition import AgentDefinition, Task
 from agents.runs.record import Policy
-from agents.tools.policy import POLICY
+from agents.tools import policy
 
 
 class Question(BaseModel):
@@ -30,13 +30,19 @@ async def look(text: str) -> str:
     return text
 
 
-def _tool(policy: Policy) -> Tool[Any]:
-    return Tool(look, name=f"{policy}_it", metadata={POLICY: policy})
+async def nobody_knows(once_key: str, arguments: dict[str, Any]) -> policy.NobodyKnows:
+    return policy.NobodyKnows()
+
+
+def _tools() -> list[Tool[Any]]:
+    declared = {Policy.READ: policy.READ, Policy.KEY: policy.KEY, Policy.ASK: policy.ASK}
+    declared[Policy.VERIFY] = policy.verify(nobody_knows)
+    return [Tool(look, name=f"{each}_it", metadata=metadata) for each, metadata in declared.items()]
 
 
 @pytest.fixture(scope="session")
 def logic() -> AgentDefinition[Any, Any, Any]:
-    agent = Agent(output_type=Answer, tools=[*map(_tool, Policy), Tool[Any](look, name="undeclared")])
+    agent = Agent(output_type=Answer, tools=[*_tools(), Tool[Any](look, name="undeclared")])
     return AgentDefinition(
         name="helper",
         description="Helps.",
