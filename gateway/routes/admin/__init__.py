@@ -16,16 +16,19 @@ from gateway.routes.admin import (
     budgets,
     changes,
     configurations,
+    invoices,
     keys,
     limits,
     organisations,
     pauses,
+    repricings,
     routes,
     teams,
 )
 
 router = APIRouter()
 for _noun in (
-    organisations, teams, agents, configurations, pauses, keys, budgets, limits, routes, breakers, changes, acknowledgements,
-):  # fmt: skip
+    *(organisations, teams, agents, configurations, pauses, keys, budgets, limits, routes, breakers, changes),
+    *(acknowledgements, repricings, invoices),
+):
     router.include_router(_noun.router)

@@ -22,6 +22,8 @@ LOGGED = (
     "rate_limits",
     "routes",
     "price_acknowledgements",
+    "repricings",
+    "invoices",
 )
 #: Such tables that no call is admitted by, so that a change of them raises no epoch.
 LOGGED_ONLY = ("work.agent_versions",)

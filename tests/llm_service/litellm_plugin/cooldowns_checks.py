@@ -12,7 +12,7 @@ from llm_service.litellm_plugin.cooldowns import cool_down_only_after_failures
 
 
 async def _cooled_down(status: int) -> bool:
-    """Whether the first of two deployments is out of use after one such answer of its provider."""
+    """Whether the first of two deployments is out of use after its provider has answered once with this error."""
     deployments = [
         {"model_name": "m", "litellm_params": {"model": "openai/m", "api_key": "k"}, "model_info": {"id": name}}
         for name in ("a", "b")

@@ -1,4 +1,4 @@
-"""A stream is read to its provider's end, through LiteLLM's own wrapper. Run by run_checks.py."""
+"""A stream is read until the provider ends it, through LiteLLM's own wrapper. Run by run_checks.py."""
 
 # pyright: basic, reportMissingImports=false
 
@@ -26,7 +26,7 @@ async def _provider() -> AsyncIterator[ModelResponseStream]:
 
 
 async def _read() -> int:
-    """How many of the provider's equal chunks come out of LiteLLM's wrapper."""
+    """How many of the provider's equal chunks LiteLLM's wrapper passes on."""
     log = Logging(
         model="gpt-4o", messages=[], stream=True, call_type="acompletion", start_time=time.time(),
         litellm_call_id="c", function_id="f",
