@@ -719,7 +719,7 @@ async def test_i4_an_invoice_from_which_the_ledger_is_too_far(
     (difference,) = check.differences
     assert "the ledger has $0.0000015, of which $0.0000009 is estimated" in difference
     assert says in difference
-    await record(books, "0.0000015")  # for another period, as time has gone on
+    await record(books, "0.0000015")  # time has passed, so this is for another period
     [wrong, _] = await list_invoices(books.pool)
     assert (wrong.posted_nano, wrong.estimated_nano) == (1_500, 900)
     await remove_invoice(books.pool, wrong.id)
