@@ -1,4 +1,4 @@
-"""The usage of a call: reads providers' reports, decides which are believed, and adds margins to counts. Pure.
+"""The usage of a call: reads providers' reports, decides which of them are believed, and adds margins to counts. Pure.
 
 What must hold:
   A report that cannot be true is not believed (I2):
