@@ -20,12 +20,12 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from uuid import UUID
 
 import asyncpg
 from redis.asyncio import Redis
 
+from agents.runs.code_version import CODE_VERSION
 from agents.runs.in_postgres import PostgresRuns
 from agents.runs.watching import Watching
 from gateway.addresses import Addresses, find_addresses
@@ -61,10 +61,6 @@ from llm_service.upstream.token_counter import TokenCounter
 from llm_service.used_grants import revoke as revoke_grant
 
 log = logging.getLogger(__name__)
-
-#: The version of the agents' code, which each run records.
-CODE_VERSION = version("treasurer")
-
 # -- level 1: prices
 
 
