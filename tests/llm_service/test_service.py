@@ -715,9 +715,9 @@ async def test_the_time_of_a_call_begins_when_it_comes_in(parts: Parts) -> None:
     """With what it waits for before its first attempt, such as another call with its idempotency key."""
     claim = parts.idempotency.claim
 
-    async def slow(agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Any:
+    async def slow(*arguments: Any) -> Any:
         await asyncio.sleep(0.2)
-        return await claim(agent_id, key, operation, body, call_id)
+        return await claim(*arguments)
 
     parts.idempotency.claim = slow
     came = datetime.now(UTC)
