@@ -12,7 +12,7 @@
     │   ├── Conflict              409  it exists already, or is in use
     │   │   └── EnvelopeConflict  409  another run has this id
     │   ├── EnvelopeClosed        409  the run is over, waits, or is unknown: it may not spend
-    │   ├── RunTooDeep            400  the run may not start a child: it is as deep in its tree as may be
+    │   ├── RunTooDeep            400  the run may not start a child, because it is already at the greatest depth
     │   ├── TooManyChildren       400  the run may not start another child
     │   └── IdempotencyConflict   409  the same key with another body, or the kept answer is gone
     ├── NotAuthenticated          401  missing, unknown, expired or revoked key
@@ -29,8 +29,7 @@
     │   ├── BudgetBusy            429  calls in flight hold the rest: Retry-After
     │   ├── BudgetCrowded         429  a split budget met too many new users, runs … in this minute: Retry-After
     │   ├── CostLimited           429  the route's limit for one call: x-should-retry false
-    │   ├── TooManyReports        429  the gateway already makes as many reports and lists as it may at once:
-    Retry-After
+    │   ├── TooManyReports        429  the gateway is busy with as many reports and lists as it may make: Retry-After
     │   └── RateLimited           429  pace: Retry-After
     ├── Unavailable               503  a part of Treasurer is away; nothing was spent
     │   ├── TreasuryUnavailable   503  Postgres
@@ -46,8 +45,8 @@
     └── UpstreamError             the provider's status, else 502
         └── UpstreamTimeout       504
 
-What must hold: a message says what happened, to whom, and what to do; it never holds a secret or
-a prompt. An error's HTTP body depends on the API, so it is made elsewhere (`wire/openai_errors.py`).
+What must hold: a message says what happened, to whom, and what to do; it never holds a secret or a prompt. An error's
+HTTP body depends on the API, so it is made elsewhere (`wire/openai_errors.py`).
 """
 
 from __future__ import annotations
@@ -166,7 +165,7 @@ class EnvelopeConflict(Conflict):
 
 
 class EnvelopeClosed(InvalidRequest):
-    """A run that is over, that waits, or that nobody knows, may not spend."""
+    """The run may not spend, because it is over, waits, or is unknown."""
 
     status = 409
     code = "envelope_closed"
@@ -240,7 +239,7 @@ class BudgetTooSmall(Refused):
 
 
 class RunBudgetSpent(Refused):
-    """Too little is left of the run's own budget. More comes only from whoever gave the run its budget."""
+    """Too little is left of the run's own budget. Only the giver of this budget can raise it."""
 
     type = "insufficient_quota"
     code = "run_budget_spent"

@@ -302,7 +302,7 @@ def attributes(call: CallRecord) -> dict[str, AttributeValue]:
 
 
 def _langfuse(call: CallRecord) -> dict[str, AttributeValue | None]:
-    """The attributes that Langfuse prefers to all others. Its kinds of usage do not overlap, so ours are subtracted."""
+    """The attributes that Langfuse prefers to all others. Langfuse's kinds of usage do not overlap."""
     usage, context = call.usage, call.context
     kinds = {
         "input": usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens,

@@ -1,10 +1,10 @@
-"""The treasury's two statements: how a group of calls becomes arrays, and how a row becomes a decision. Pure.
+"""The treasury's two statements: their arguments, made from a group of calls, and the reading of their rows. Pure.
 
 What must hold:
   Each argument is listed once, in the order of the SQL function's parameters, with its name, its type and its getter
       (tests/integration/test_treasury_statements.py compares them with the functions in the database).
-  All arrays over calls have the same length, and the same place in each is about the same call. The same holds for the
-      arrays over principals, and for those over windows.
+  All arrays over calls have the same length, and the n-th element of each is about the n-th call. The same holds for
+      the arrays over principals, and for those over windows.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ _NUMBERS = {"smallint", "integer", "bigint", "double precision"}
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One array of a statement. `element` is the SQL type of its elements; `get` reads one from each member of `of`.
+    """An array argument. `element` is the SQL type of its elements; `get` reads one from each member of `of`.
 
-    `plain`: the elements are texts that need no quotes in the text form of an array, such as the words of an enum.
+    `plain`: the elements are texts that need no quotes in an array's text form, such as the values of an enum.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Parameter:
 
     @property
     def cast(self) -> str:
-        """The argument's type. Numbers, ids and plain words are sent as text: PostgreSQL parses it faster than the driver encodes arrays."""
+        """The argument's type. Numbers, ids and plain words are sent as text, which is faster than the driver's arrays."""
         return f"text::{self.element}[]" if self.element != "text" or self.plain else "text[]"
 
     def encode(self, members: Iterable[Any]) -> object:
@@ -69,7 +69,7 @@ def _itself(value: int) -> int:
 
 
 def _bounded(name: str) -> Callable[[Settlement], str | None]:
-    """A getter of a text that a provider chose: without NUL, which Postgres refuses, and at most 200 characters."""
+    """A getter for a text from a provider: without NULs, which Postgres refuses, and at most 200 characters."""
     get = attrgetter(name)
 
     def bounded(settlement: Settlement) -> str | None:
@@ -146,7 +146,7 @@ SETTLE = _statement("treasury_settle_v4", SETTLEMENT, SETTLEMENT_OPTIONS)
 
 @dataclass(slots=True)
 class _Admissions:
-    """A group of calls; the principals and the windows that they name are each listed once. Places are counted from 1, as in SQL."""
+    """A group of calls, with each of their principals and windows listed once. Indexes count from 1, as in SQL."""
 
     calls: Sequence[HoldRequest]
     principals: list[Principal] = field(default_factory=list[Principal])
@@ -179,7 +179,7 @@ def settlement_arrays(group: Sequence[Settlement]) -> tuple[object, ...]:
 
 
 def decision(request: HoldRequest, row: asyncpg.Record) -> Hold | Denial | Exception:
-    """What the row of `ADMIT` decides about its request. An exception is for the caller of that request alone."""
+    """The decision in a row of `ADMIT` about its request. An exception goes only to the caller of that request."""
     verdict, granted, budget_id, subject, left, limit, posted, pending, resets_at, resumes_at, most = row
     if verdict == "admitted":
         return Hold(request.call_id, request.attempt, granted, budget_id, left)

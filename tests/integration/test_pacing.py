@@ -74,13 +74,13 @@ def request(who: Any, amount: int, floor: int, **fields: Any) -> HoldRequest:
 
 
 async def test_i1_a_paced_budget_is_never_ahead_of_its_curve(pool: asyncpg.Pool, database_url: str) -> None:
-    """Half of the limit from the start, and no more until the last ten-thousandth of the window."""
+    """The curve allows half of the limit from the start, and the rest only in the last ten-thousandth of the window."""
     who = await principal(pool, window="month", pace="0%:50%,99.99%:50%,100%:100%")
     treasury = PostgresTreasury(database_url)
     try:
         answers = await asyncio.gather(*(treasury.admit(request(who, 30_000_000, 20_000_000)) for _ in range(50)))
         held = sum(answer.amount_nano for answer in answers if isinstance(answer, Hold))
-        assert held == 500_000_000  # exactly: 16 calls of 30 million, and one of 20 million
+        assert held == 500_000_000  # exactly 16 calls of 30 million nano-dollars and one of 20 million
         assert {answer.kind for answer in answers if isinstance(answer, Denial)} == {DenialKind.BUSY}
         for answer in answers:
             if isinstance(answer, Hold):

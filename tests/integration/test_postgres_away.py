@@ -1,8 +1,9 @@
-"""Postgres stopped, read-only, full, never migrated, or without a free connection: each route answers 503, each command a sentence.
+"""When Postgres is stopped, read-only, full, never migrated, or has no free connection, each route answers 503 and each
+command prints one sentence.
 
-The routes and commands are read from the app and from the command line themselves, so one that is added and not named
-here fails the test. Each state is a real server's, but for the full disk: there the server raises its own error
-(SQLSTATE 53100) from a trigger, because a disk cannot be filled here without filling the machine's.
+The lists of routes and commands come from the app and the command line, so a new one that is not named here fails the
+test. Each state is that of a real server. Only the full disk is simulated: a trigger raises the error of a full disk
+(SQLSTATE 53100), because a test must not fill the machine's disk.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ MODEL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Ask:
-    """One request. `reads`: it changes nothing, so a Postgres that accepts no writes answers it."""
+    """One request. `reads`: the request changes nothing, so it is served while Postgres accepts no writes."""
 
     path: str
     json: Mapping[str, Any] | None = None
@@ -61,6 +62,7 @@ class Ask:
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 A = "/admin/v1"
+INVOICE = {"model": "m", "starts_at": "2026-01-01", "ends_at": "2026-02-01", "amount": "1"}
 ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", "/v1/models"): [Ask("/v1/models", reads=True)],
     ("GET", "/v1/models/{name:path}"): [Ask("/v1/models/m", reads=True)],
@@ -97,11 +99,16 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("DELETE", f"{A}/routes/{{route_id}}"): [Ask(f"{A}/routes/1")],
     ("GET", f"{A}/acknowledgements"): [Ask(f"{A}/acknowledgements", reads=True)],
     ("PUT", f"{A}/acknowledgements"): [Ask(f"{A}/acknowledgements", {"model": "m", "note": "n"})],
+    ("GET", f"{A}/repricings"): [Ask(f"{A}/repricings", reads=True)],
+    ("POST", f"{A}/repricings"): [Ask(f"{A}/repricings", {"model": "m"}, reads=True)],
+    ("GET", f"{A}/invoices"): [Ask(f"{A}/invoices", reads=True)],
+    ("PUT", f"{A}/invoices"): [Ask(f"{A}/invoices", INVOICE)],
+    ("DELETE", f"{A}/invoices/{{invoice_id}}"): [Ask(f"{A}/invoices/1")],
     ("GET", f"{A}/changes"): [Ask(f"{A}/changes", reads=True)],
     ("GET", "/reports/costs"): [Ask("/reports/costs", reads=True), Ask("/reports/costs?format=csv", reads=True)],
     ("GET", "/readyz"): [Ask("/readyz", reads=True)],
 }
-#: Routes that work without Postgres, with their answers then. Breakers must work in an emergency such as this one.
+#: Routes that work without Postgres, with their answers then. Breakers must also work in an outage.
 WITHOUT_POSTGRES: dict[tuple[str, str], tuple[str, int]] = {
     ("GET", "/healthz"): ("/healthz", 200),
     ("GET", "/metrics"): ("/metrics", 200),
@@ -129,11 +136,14 @@ COMMANDS: dict[str, str] = {
     "route set": "--agent a --model m --fallback n",
     "route remove": "1",
     "acknowledge": "m --note n",
+    "invoice record": "m --from 2026-01-01 --to 2026-02-01 --amount 1",
+    "invoice remove": "1",
     "run digest": "--feed {feed} --model m",
 }
 READING_COMMANDS: dict[str, str] = {
     "migrate": "",  # there is nothing to do
     "report": "",
+    "reprice": "m",
     "audit": "",
     "changes": "",
     "simulate": "--since 7d --limit b=1",
@@ -145,10 +155,12 @@ READING_COMMANDS: dict[str, str] = {
     "budget show": "b",
     "limit list": "",
     "route list": "",
+    "invoice list": "",
 }
-#: What a database that was never migrated makes of everything.
+#: The answer of every route when the database was never migrated.
 MIGRATE = "run `treasurer migrate`"
-#: These start a stack with a separate Postgres, call a running gateway, whose routes are tested above, or ask the proxy only.
+#: Commands that need no test here. They start a stack with a separate Postgres, call a running gateway (whose routes
+#: are tested above), or ask only the proxy.
 OTHER_COMMANDS = {"up", "demo", "models", "breaker list", "breaker open", "breaker reset"}
 
 
@@ -264,7 +276,7 @@ def walked_commands(command: Any, path: tuple[str, ...]) -> Iterator[str]:
 
 @asynccontextmanager
 async def read_only(world: World) -> AsyncIterator[None]:
-    """As an operator may configure it, or as a standby server is."""
+    """A server that accepts no writes, by its configuration or as a standby server."""
     other = await asyncpg.connect(world.maintenance)
     try:
         await other.execute("ALTER SYSTEM SET default_transaction_read_only = on")
@@ -364,7 +376,7 @@ async def never_migrated(world: World) -> AsyncIterator[None]:
         await other.close()
 
 
-# -- what is asked in each state
+# -- the requests in each state
 
 
 async def every_route_says_so(world: World, *, reads_go_on: bool, words: str = "", wrong: list[str]) -> None:
@@ -393,7 +405,7 @@ async def every_route_says_so(world: World, *, reads_go_on: bool, words: str = "
 async def every_command_says_so(world: World, *, reads_go_on: bool, words: str = "", wrong: list[str]) -> None:
     for name, arguments in (COMMANDS | READING_COMMANDS).items():
         if words == MIGRATE and name == "migrate":
-            continue  # this command repairs the state
+            continue  # this command would end the state
         code, err = await world.run(f"{name} {arguments.format(feed=world.feed)}")
         if reads_go_on and name in READING_COMMANDS:
             if code != 0:

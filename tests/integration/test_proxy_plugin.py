@@ -67,7 +67,7 @@ def chat(model: str = "gpt-4o", text: str = "hello", script: dict[str, Any] | No
 
 
 async def witnesses(stack: StackState, call_id: UUID, count: int = 1) -> list[asyncpg.Record]:
-    """The call's witnesses by the time of their ends, as soon as there are this many. (After an outage of Postgres, a
+    """The call's witnesses, sorted by the time of their ends, once there are this many. (After an outage of Postgres, a
     spool may be replayed up to ten seconds late.)
     """
     connection = await asyncpg.connect(stack.database_url)
@@ -238,7 +238,7 @@ async def test_i2_no_witness_is_lost_while_postgres_restarts(stack: StackState, 
         await asyncio.sleep(0.2)
     for call_id, _, _ in answers:
         assert len(await witnesses(stack, call_id)) == 1
-    if late[1] == 503:  # or the supervisor had brought Postgres back by then
+    if late[1] == 503:  # otherwise the supervisor had restarted Postgres before this call
         assert "Postgres does not say" in late[2]
         assert await witnesses(stack, late[0], 0) == []
     await _ready(stack)

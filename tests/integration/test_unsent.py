@@ -1,4 +1,4 @@
-"""What was never sent to a provider costs nothing, at once; and what a provider refuses one caller is refused to no other.
+"""A call that was never sent to a provider is voided at once; and a provider's refusal of one caller affects no other.
 
 What must hold:
 - A call that LiteLLM refuses before it asks a provider (a request that it cannot translate) is voided within moments,
@@ -21,7 +21,8 @@ from tests.integration.caller import Caller, open_caller, said
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 #: The only model with two deployments.
 BALANCED = "gpt-4o-mini"
-#: A hold of a call that may have been sent stays for minutes; one that was not is given back at once.
+#: Seconds. The hold of a call that may have been sent stays for minutes; if it was not sent, the hold is voided at
+#: once.
 AT_ONCE_S = 3.0
 
 
@@ -38,7 +39,7 @@ async def script(caller: Caller, rules: list[dict[str, Any]]) -> None:
 
 
 async def asked(caller: Caller) -> int:
-    """How often the provider was asked since the rules were set, of which there is one."""
+    """How often the provider was asked since the script's only rule was set."""
     async with caller.http.get(f"{caller.stack.provider_url}/_sim/script") as response:
         (rule,) = (await response.json())["rules"]
     return rule["matched"]
@@ -70,7 +71,7 @@ async def test_i2_a_request_that_litellm_cannot_translate_costs_nothing_and_is_v
     refused = 0
     for body in bodies:
         error = await ask(caller, model, streamed, **body)
-        if error is not None:  # some pass as they are, and are the provider's to refuse
+        if error is not None:  # LiteLLM passes some bodies on, and then the provider decides
             refused += 1
             assert error.status_code == 400
             assert "litellm" not in json.dumps(error.body).lower()

@@ -3,13 +3,14 @@
 What must hold:
   Sums agree with the ledger to the nano-dollar, corrections included.
   The total is computed by a separate statement, over the same calls in the same snapshot, and not from the rows.
-  What a person typed reaches Postgres as a parameter only. The properties are a closed set, each with a fragment of SQL.
-  No call is left out: a call that does not have a property is in the row of those without it.
+  Text that a person typed reaches Postgres only as a parameter. The properties are a closed set, each with a fragment
+  of SQL.
+  No call is left out: calls without a property have a separate row.
 
 A correction (`adjusted`) counts in the period of the call that it corrects; its tokens and cost are differences.
 
-The SQL is composed here, and not in a file of `sql/`, because a request chooses its columns, joins, filters and order:
-thirteen properties, up to four at a time, are more statements than anybody could write down.
+The SQL is composed here, and not in a file of `sql/`, because a request chooses the columns, joins, filters and order:
+with thirteen properties, up to four at a time, there would be too many statements to write down.
 """
 # ruff: noqa: S608 - the statements below are made of constants of this module; values are parameters
 
@@ -34,11 +35,12 @@ _NAMES_SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is summed. Nano-dollars, tokens, milliseconds.
+    """The sums of a row, in nano-dollars, tokens and milliseconds.
 
     An *attempt* is one request for money; a *call* has one for each model of its chain that was tried.
-    `errors` counts attempts that ended in an error; a caller that left is not an error. Latencies are those of attempts;
-    None: no attempt had one.
+    `errors` counts attempts that ended in an error; a caller that left is not an error. `estimated_nano` is the part of the
+    cost that no report of a provider shows: estimates, and holds that were posted in whole. Latencies are those of
+    attempts; None: no attempt had one.
     """
 
     cost_nano: int = 0
@@ -51,6 +53,7 @@ class Figures:
     cache_write_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    estimated_nano: int = 0
     latency_avg_ms: float | None = None
     latency_p50_ms: float | None = None
     latency_p95_ms: float | None = None
@@ -66,7 +69,7 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """A finished report. `left_out` counts the rows beyond the limit; `notes` are sentences for the reader."""
+    """A finished report. `left_out` is the number of rows beyond the limit; `notes` are sentences for the reader."""
 
     query: ReportQuery
     rows: tuple[ReportRow, ...]
@@ -79,7 +82,7 @@ async def cost_report(pool: asyncpg.Pool, query: ReportQuery) -> CostReport:
     """Make the report that `query` asks for, from one snapshot of the treasury.
 
     Raises:
-        InvalidRequest: it filters by a name that does not exist. TookTooLong: it took too long.
+        InvalidRequest: the query filters by a name that does not exist. TookTooLong: the report took too long.
         TooManyReports, TreasuryUnavailable: as `snapshot` does.
     """
     try:
@@ -114,7 +117,7 @@ async def cost_report(pool: asyncpg.Pool, query: ReportQuery) -> CostReport:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where a property is: its SQL over `ledger l` and over `refusals r`; for an id, the table and the name to show."""
+    """SQL for a property, over `ledger l` and over `refusals r`. For an id, also the table and the name to show."""
 
     ledger: str
     refusals: str
@@ -122,9 +125,9 @@ class _Source:
     label: str = ""
 
 
-# The entry of an expired attempt may not name the provider; a correction that came later does.
+# The entry of an expired attempt may lack the provider, but a later correction has it.
 _PROVIDER = """coalesce(l.provider, (SELECT a.provider FROM ledger a
-    WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted'))"""
+    WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted' ORDER BY a.correction DESC LIMIT 1))"""
 
 _SOURCES: dict[Property, _Source] = {
     Property.ORGANISATION: _Source("l.organisation_id", "r.organisation_id", "organisations", "{n}.name"),
@@ -144,22 +147,28 @@ _SOURCES: dict[Property, _Source] = {
 }
 _NAMED = {prop: source for prop, source in _SOURCES.items() if source.table is not None}
 
-# A tag that a call names twice counts once.
+# If a call names a tag twice, it counts once.
 _EACH_TAG = """
     LEFT JOIN LATERAL (SELECT DISTINCT t AS value FROM unnest({row}.tags) AS t) AS tag ON true"""
 
-_LEDGER_FIGURES = """l.call_id, l.cost_nano, CASE WHEN l.state <> 'adjusted' THEN 1 ELSE 0 END AS attempts,
+# An entry of which nothing but a count or the hold shows what it cost. What a later correction knows, is known.
+_IS_ESTIMATE = "({row}.cost_source IN ('estimate', 'hold') OR {row}.usage_source IN ('estimated', 'hold'))"
+_ESTIMATED = f"""CASE WHEN {_IS_ESTIMATE.format(row="l")} AND NOT EXISTS (
+            SELECT FROM ledger a WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted'
+            AND {_IS_ESTIMATE.format(row="a")} IS NOT TRUE) THEN l.cost_nano ELSE 0 END"""
+
+_LEDGER_FIGURES = f"""l.call_id, l.cost_nano, CASE WHEN l.state <> 'adjusted' THEN 1 ELSE 0 END AS attempts,
         CASE WHEN l.state <> 'adjusted' AND (l.error_code IS NOT NULL OR l.status >= 400)
               AND l.error_code IS DISTINCT FROM 'client_left' THEN 1 ELSE 0 END AS errors,
         0::bigint AS refusals, l.input_tokens, l.cached_tokens, l.cache_write_tokens, l.output_tokens,
-        l.reasoning_tokens, CASE WHEN l.state <> 'adjusted' THEN l.latency_ms END AS latency_ms"""
-_REFUSAL_FIGURES = "NULL::uuid, 0, 0, 0, r.count, 0, 0, 0, 0, 0, NULL::integer"
+        l.reasoning_tokens, {_ESTIMATED} AS estimated_nano, CASE WHEN l.state <> 'adjusted' THEN l.latency_ms END AS latency_ms"""
+_REFUSAL_FIGURES = "NULL::uuid, 0, 0, 0, r.count, 0, 0, 0, 0, 0, 0, NULL::integer"
 
 _SUMS = ",\n        ".join(
     f"coalesce(sum({name}), 0) AS {name}"
     for name in (
         *("cost_nano", "attempts", "errors", "refusals", "input_tokens", "cached_tokens"),
-        *("cache_write_tokens", "output_tokens", "reasoning_tokens"),
+        *("cache_write_tokens", "output_tokens", "reasoning_tokens", "estimated_nano"),
     )
 )
 _FIGURES = f"""count(DISTINCT call_id) AS calls,
@@ -274,7 +283,7 @@ def _any_of(*conditions: str | None) -> str:
 
 
 async def _ids(read: asyncpg.Connection, prop: Property, values: tuple[str | None, ...]) -> list[int]:
-    """The ids of names. A name that does not exist is an InvalidRequest: it is most likely a typing error."""
+    """The ids of names. Raises InvalidRequest for a name that does not exist, because it is most likely a typing error."""
     source = _NAMED[prop]
     label = source.label.format(n="n")
     names = [value for value in values if value is not None]
@@ -322,6 +331,7 @@ def _figures(row: asyncpg.Record) -> Figures:
         cache_write_tokens=number("cache_write_tokens"),
         output_tokens=number("output_tokens"),
         reasoning_tokens=number("reasoning_tokens"),
+        estimated_nano=number("estimated_nano"),
         latency_avg_ms=latency("latency_avg_ms"),
         latency_p50_ms=latency("latency_p50_ms"),
         latency_p95_ms=latency("latency_p95_ms"),
@@ -334,7 +344,7 @@ def _labels(query: ReportQuery, row: asyncpg.Record) -> tuple[str | None, ...]:
 
 
 def label(prop: Property, value: object, zone: ZoneInfo) -> str | None:
-    """A property's value as text. An hour has its offset from UTC, because clocks that are set back repeat one."""
+    """A property's value as text. An hour has its UTC offset, because it is repeated when clocks are set back."""
     if not isinstance(value, datetime):
         return None if value is None else str(value)
     local = value.astimezone(zone)
