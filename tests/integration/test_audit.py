@@ -488,6 +488,9 @@ async def test_i4_an_entry_in_the_window_of_its_subject_is_right(books: Books, p
         ("ledger", None, "cached_tokens = -5", "tokens 0 -5 0 0 0", []),
         ("witnesses", None, "cost_nano = -6, counted = true", "cost -6", []),
         ("witnesses", None, "output_tokens = -7", "0 0 0 -7 0", []),
+        ("ledger", None, """more_usage = '{"searches": -1, "region": "us"}'""", '"searches": -1', []),
+        ("witnesses", None, """more_usage = '{"citation_tokens": -2}', counted = true""", '"citation_tokens": -2', []),
+        ("witnesses", None, "named_cost_nano = -8, counted = true", "named by the provider -8", []),
     ],
 )
 async def test_i4_negative_numbers(

@@ -91,6 +91,16 @@ def test_perplexity_charges_a_fee_by_search_context_and_says_what_it_cost(
     assert round(usage["cost"]["total_cost"] * 10**9) == line["cost_nano"]
 
 
+@pytest.mark.parametrize(
+    ("path", "model"), [("perplexity", "sonar"), ("openrouter/v1", "openai/gpt-4o-mini"), ("xai/v1", "grok-4.3")]
+)
+def test_a_script_keeps_a_provider_from_saying_what_a_call_cost(provider: Running, path: str, model: str) -> None:
+    said = {"messages": [{"role": "user", "content": marked(silent_about_cost=True)}]}
+    usage = ask(provider, path, model, **said)["usage"]
+    assert not usage.keys() & {"cost", "cost_in_usd_ticks"}
+    assert provider.line()["cost_nano"] > 0
+
+
 def test_deep_research_searches_reads_and_thinks_beside_its_answer(provider: Running) -> None:
     usage = ask(provider, "perplexity", "sonar-deep-research", max_tokens=5)["usage"]
     line = provider.line()
