@@ -14,7 +14,6 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from typing import Any, Protocol, TypeVar
-from uuid import UUID
 
 from gateway.auth import SEVERAL
 from gateway.protocol import cut
@@ -32,7 +31,7 @@ _T = TypeVar("_T")
 
 #: The message that a caller gets when a bug ends its request.
 FAILED = "Treasurer failed; the cause is in its log."
-#: After a request is refused, the rest of its body is read for at most so many seconds: in total, and without new data.
+#: After a refusal, the rest of the body is read for so many seconds at most: in total, and while no data arrives.
 _DRAIN_S = 10.0
 _DRAIN_PAUSE_S = 1.0
 
@@ -54,7 +53,6 @@ class EventStream(Protocol):
 
     status: int
     headers: dict[str, str]
-    call_id: UUID
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
     async def aclose(self) -> None: ...
@@ -170,8 +168,8 @@ async def wait_for_disconnect(receive: Receive) -> None:
 
 
 async def answer_errors(work: Coroutine[Any, Any, None], send: Send, wire: ErrorWire, path: str) -> None:
-    """Do the work of one request, and send the error that it raises, if any. Before that it must not have sent
-    anything."""
+    """Do the work of one request, and send the error that it raises, if any. The work must not have sent anything
+    before."""
     try:
         await work
     except CallerLeft:
@@ -209,11 +207,13 @@ class _Stalled(Exception):
     """The caller has read nothing from a stream for too long."""
 
 
-async def send_stream(answer: EventStream, send: Send, scope: Scope, wire: ErrorWire, *, stalled_s: float) -> None:
+async def send_stream(
+    answer: EventStream, send: Send, scope: Scope, wire: ErrorWire, *, stalled_s: float, name: str
+) -> None:
     """Send the events of a stream as they come, and close the stream at the end, also after an error.
 
     If the caller reads nothing for `stalled_s`, the stream ends with an error event, which the caller gets if it reads
-    again soon.
+    again soon. `name` is the stream's in the log.
     """
 
     async def send_events(events: bytes, *, more: bool = True) -> None:
@@ -240,7 +240,7 @@ async def send_stream(answer: EventStream, send: Send, scope: Scope, wire: Error
             await send_events(wire.event(TreasurerError(FAILED)))
         await send_events(b"", more=False)
     except _Stalled:
-        log.warning("call %s was ended: its caller has taken nothing for %g s", answer.call_id, stalled_s)
+        log.warning("%s was ended: its caller has taken nothing for %g s", name, stalled_s)
         ended = RequestTimeout(f"You took nothing of this answer for {stalled_s:g} s, so it was ended.")
         cut(scope, wire.event(ended))
     finally:

@@ -210,8 +210,8 @@ def test_a_picture_for_claude_costs_by_its_pixels(provider: Running) -> None:
 
 
 # For gpt-4o, OpenAI's page counts 765 tokens for 1,024 × 1,024 pixels, 1,105 for 2,048 × 4,096, and 85 for low detail.
-# The # figures for Claude and Gemini were measured by others
-# (https://huggingface.co/datasets/JOHNISKING/image-token-cost), and # the prompts' 77 and 65 tokens are subtracted.
+# The figures for Claude and Gemini were measured by others
+# (https://huggingface.co/datasets/JOHNISKING/image-token-cost), and the prompts' 77 and 65 tokens are subtracted.
 @pytest.mark.parametrize(
     ("model", "width", "height", "tokens"),
     [
