@@ -23,7 +23,8 @@ from uuid import UUID
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
-from agents.registry import AGENTS, AnyAgent, find_agent
+from agents.definition import AnyAgent
+from agents.registry import find_agent, names_of_logic
 from agents.runs.configuration import Configuration
 from agents.runs.durability import Journaled
 from agents.runs.journal import Journal
@@ -86,7 +87,7 @@ class RunExecutor:
     envelopes: Envelopes | None = None
     services: Services = field(default_factory=Services)
     find: Callable[[str], AnyAgent] = find_agent
-    agents: frozenset[str] = frozenset(AGENTS)
+    agents: frozenset[str] = field(default_factory=lambda: frozenset(names_of_logic()))
     configure: Callable[[AnyAgent], Configuration] = lambda definition: Configuration(definition.model)
     _models: dict[str, GovernedModel] = field(default_factory=dict[str, GovernedModel], init=False)
 

@@ -19,7 +19,7 @@ from typing import Any
 import asyncpg
 from pydantic_ai.models import override_allow_model_requests
 
-from agents.registry import AnyAgent
+from agents.definition import AnyAgent
 from agents.runs.executor import RunExecutor
 from agents.runs.in_postgres import PostgresRuns
 from agents.runs.record import Claim, Outcome, Run

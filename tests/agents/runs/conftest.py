@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from pydantic_ai.models import override_allow_model_requests
 
-from agents.registry import AnyAgent
+from agents.definition import AnyAgent
 from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.worker import Worker
