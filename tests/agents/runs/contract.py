@@ -1,4 +1,4 @@
-"""What every store of runs must do. The same cases run against the one in memory and the one in Postgres.
+"""Tests for every store of runs. They run against the store in memory and the store in Postgres.
 
 test_in_memory.py and tests/integration/test_runs_contract.py each have a class that inherits these, and fixtures `store`
 and `pass_time`, which sets the store's clock forward.
@@ -206,7 +206,7 @@ class StoreContract:
 
     async def test_runs_of_a_session_go_on_one_after_another(self, store: RunStore) -> None:
         first, second = await store.add(new_run(session="s")), await store.add(new_run(session="s", priority=9))
-        other = await store.add(new_run("b", session="s"))  # a session is one agent's
+        other = await store.add(new_run("b", session="s"))  # the same session name of another agent is another session
         claimed = await store.claim(uuid4(), 9, AGENTS)
         assert {run.id for run in claimed} == {first.id, other.id}
         mine = next(run for run in claimed if run.id == first.id)
@@ -265,7 +265,7 @@ class StoreContract:
         (done,) = await store.steps(claim.run_id)
         assert (done.state, done.result, done.cost_nano, done.lost_nano) == (StepState.DONE, '{"ok":true}', 5, 2)
         for write in (store.begin(claim, step), store.record(claim, step, StepEnd(StepState.FAILED))):
-            with pytest.raises(LeaseLost):  # a step that is done stays as it is
+            with pytest.raises(LeaseLost):  # a step that has ended cannot be changed
                 await write
         assert await store.steps(claim.run_id) == [done]
 
@@ -320,7 +320,7 @@ class StoreContract:
         self, store: RunStore, pass_time: PassTime
     ) -> None:
         run = await store.add(new_run(time_limit_s=9_999))
-        for _ in range(2):  # a step each time: it goes on
+        for _ in range(2):  # each attempt completes a step, so the run makes progress
             run = await claim_one(store, lease_s=1)
             await store.record(run.claim, head(run.id, run.fence), DONE)
             await pass_time(2)
@@ -355,7 +355,7 @@ class StoreContract:
         assert states == [State.RUNNING, State.CANCELLED, State.CANCELLED, State.QUEUED]
         with pytest.raises(CancelAsked):
             await store.begin(run.claim, head(run.id, 1))
-        await store.record(run.claim, head(run.id, 1), DONE)  # what was done is still written down
+        await store.record(run.claim, head(run.id, 1), DONE)  # the result of a finished step is still recorded
         left = await store.leave(run.claim, Waits(WaitFor.TIME, 1))
         assert left.state is State.CANCELLED
         assert (await store.cancel(root.id)).ended_at == left.ended_at
