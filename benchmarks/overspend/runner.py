@@ -37,7 +37,7 @@ async def play_all(
     on_begin: Callable[[Scenario], None] = lambda _: None,
     on_end: Callable[[Verdict, float], None] = lambda _verdict, _seconds: None,
 ) -> list[Verdict]:
-    """Play the scenarios one after the other, and judge each by the invoice lines from its time."""
+    """Play the scenarios one after the other, and judge each by the invoice lines that were written meanwhile."""
     verdicts: list[Verdict] = []
     waiting = list(scenarios)
     while waiting:
@@ -99,7 +99,8 @@ async def play(scenario: Scenario, adapter: Adapter, provider: Provider, seed: i
 
 
 async def at_rest(adapter: Adapter, account: Account) -> Books | None:
-    """The books, when nothing of the account is open in them and they no longer change, or when their time is over."""
+    """The books, once nothing of the account is open in them and they no longer change, or at the latest when their
+    time is over."""
     deadline = time.monotonic() + adapter.settle_s
     before, now = None, await adapter.books(account)
     while now is not None and time.monotonic() < deadline and not (now == before and now.open_nano == 0):
@@ -109,8 +110,8 @@ async def at_rest(adapter: Adapter, account: Account) -> Books | None:
 
 
 async def _unused_nano(field: Field, later: Later, left_nano: int) -> int | None:
-    """What is left of the limit, if no later call that would fit is answered; otherwise nothing. None: too little is
-    left for any call.
+    """The rest of the limit if later calls would fit but none is answered, otherwise 0. None: the rest is too small for
+    a call.
     """
     probe = later()
     if left_nano < ROOM * probe.cost_nano:

@@ -49,8 +49,8 @@ class Books:
         return failed
 
     async def tamper(self, *statements: str) -> None:
-        """Change rows that must not change: triggers and foreign keys are off; constraints must be dropped by the
-        caller.
+        """Change rows that must not change. Triggers and foreign keys are off, and the caller must drop constraints
+        itself.
 
         Budgets and top-ups are changed with triggers on, so that the log of changes does not differ too.
         """
@@ -238,7 +238,7 @@ async def test_i1_an_overspend_stays_named_whatever_is_administered_after_it(boo
             ],
             False,
         ),
-        # two top-ups that were never active at the same time: only the larger one counts
+        # of two top-ups that were never active at the same time, only the larger one counts
         (
             [
                 "INSERT INTO top_ups (budget_id, amount_nano, starts_at) SELECT id, 400, 'tomorrow'::date + 3 FROM budgets",
@@ -488,6 +488,9 @@ async def test_i4_an_entry_in_the_window_of_its_subject_is_right(books: Books, p
         ("ledger", None, "cached_tokens = -5", "tokens 0 -5 0 0 0", []),
         ("witnesses", None, "cost_nano = -6, counted = true", "cost -6", []),
         ("witnesses", None, "output_tokens = -7", "0 0 0 -7 0", []),
+        ("ledger", None, """more_usage = '{"searches": -1, "region": "us"}'""", '"searches": -1', []),
+        ("witnesses", None, """more_usage = '{"citation_tokens": -2}', counted = true""", '"citation_tokens": -2', []),
+        ("witnesses", None, "named_cost_nano = -8, counted = true", "named by the provider -8", []),
     ],
 )
 async def test_i4_negative_numbers(
@@ -621,7 +624,7 @@ async def test_i4_what_is_no_difference_of_prices(books: Books, columns: dict[st
 
 
 async def test_i4_the_price_of_a_stream_is_compared_with_its_witness(books: Books) -> None:
-    """Only a witness of the provider's own report counts."""
+    """The price is compared only if the witness contains the provider's own report."""
     await books.entry(call_id=(call := uuid.uuid4()), cost_nano=50, cost_source="rates")
     await books.witness(call, outcome="failure", cost_nano=99)
     await books.witness(call, counted=True, cost_nano=9, attempt=2)
@@ -710,7 +713,7 @@ async def test_i4_an_invoice_from_which_the_ledger_is_too_far(
     (difference,) = check.differences
     assert "the ledger has $0.0000015, of which $0.0000009 is estimated" in difference
     assert says in difference
-    await record(books, "0.0000015")  # for another period, as time has gone on
+    await record(books, "0.0000015")  # time has passed, so this is for another period
     [wrong, _] = await list_invoices(books.pool)
     assert (wrong.posted_nano, wrong.estimated_nano) == (1_500, 900)
     await remove_invoice(books.pool, wrong.id)

@@ -163,7 +163,7 @@ async def test_i2_holds_that_nobody_settles_end_by_the_clock_wherever_it_jumps(
     assert await house.pool.fetchval("SELECT count(*) FROM holds") == 0
     assert await house.posted_nano(agent) == 200
     assert await house.books() == []
-    # A late settlement by an owner that was only slow is still accepted.
+    # An owner that was only slow can still settle its hold late.
     assert await house.settle(late, 40) == "adjusted"
     assert await house.posted_nano(agent) == 140
     assert await house.books() == []
@@ -239,7 +239,7 @@ async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_
         assert refused.resets_at is not None
         assert refused.resets_at > await shown(house.pool)
 
-    # At every half hour until the next day, the windows follow one another.
+    # At every half hour until the next day, each window begins where the one before it ends.
     for minutes in range(30, 26 * 60, 30):
         clock.move_to(moment + timedelta(minutes=minutes))
         await house.spend(there, 100_000)

@@ -28,7 +28,7 @@ def tool(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def nested(depth: int, each: int) -> dict[str, Any]:
-    """A schema of definitions, each of which refers `each` times to the next."""
+    """A schema with a chain of definitions, each of which refers `each` times to the next."""
     definitions: dict[str, Any] = {
         f"D{n}": {"type": "object", "properties": {f"p{k}": {"$ref": f"#/$defs/D{n + 1}"} for k in range(each)}}
         for n in range(depth)

@@ -1,4 +1,5 @@
-"""The provider's own token counter: deterministic, byte-level in spirit, about four characters a token in English.
+"""The provider's own token counter: deterministic, similar to a byte-level tokenizer, about four characters a token in
+English.
 
 What must hold: a text never counts more tokens than it has UTF-8 bytes, and `len(split(text)) == count(text)`.
 Every match below takes at least one character; a character outside the basic plane (emoji, four bytes)
@@ -19,7 +20,7 @@ _TOKEN = re.compile(
     r"| ?[0-9]{1,3}"
     r"| ?[\u00c0-\u052f]{1,3}"  # accented Latin, Greek, Cyrillic
     r"|\n+| {1,8}"
-    r"|[^\u0000-\u052f]"  # one by one: Chinese, Arabic, symbols, emoji
+    r"|[^\u0000-\u052f]"  # a single character: Chinese, Arabic, symbols, emoji
     r"|.",
     re.DOTALL,
 )

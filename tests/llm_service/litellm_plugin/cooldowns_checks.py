@@ -23,7 +23,7 @@ async def _cooled_down(status: int) -> bool:
 
 
 async def check_litellm_takes_a_deployment_away_for_one_404() -> None:
-    """What LiteLLM does without the module. If this fails, the module may not be needed any more."""
+    """What LiteLLM does without our module. If this fails, our module may not be needed any more."""
     decide = cooldown_handlers._is_cooldown_required
     cooldown_handlers._is_cooldown_required = getattr(decide, "__wrapped__", decide)
     try:

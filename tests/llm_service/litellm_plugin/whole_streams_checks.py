@@ -36,7 +36,7 @@ async def _read() -> int:
 
 
 async def check_litellm_breaks_a_stream_of_equal_chunks() -> None:
-    """What LiteLLM does without the module. If this fails, the module may not be needed any more."""
+    """What LiteLLM does without our module. If this fails, our module may not be needed any more."""
     before = litellm.REPEATED_STREAMING_CHUNK_LIMIT
     litellm.REPEATED_STREAMING_CHUNK_LIMIT = 100
     fault = ""

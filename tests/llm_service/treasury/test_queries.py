@@ -14,7 +14,7 @@ from llm_service.treasury.queries import load_query
 
 SERVICE = Path(llm_service.__file__).parent
 SQL = SERVICE / "treasury" / "sql"
-#: The schema's files are run by migrations.
+#: All query files; not the schema's files, which migrations run.
 QUERIES = [path for path in SQL.rglob("*.sql") if path.parent.name not in ("sql", "functions", "migrations")]
 #: Modules that LiteLLM's process loads too. They may not load files of the treasury, so their SQL is in Python.
 BOTH_PROCESSES = {SERVICE / "used_grants.py", SERVICE / "witness.py"}

@@ -27,7 +27,7 @@ def png(width: int, height: int, *, animated: bool = False) -> bytes:
 
 
 def jpeg(width: int, height: int, before: bytes = b"") -> bytes:
-    """A JPEG as far as the header of its frame and its scan. `before`: segments in front of that."""
+    """A JPEG up to the headers of its frame and its scan. `before`: segments in front of these."""
     frame = struct.pack(">HBHHBBBBBBBBBB", 17, 8, height, width, 3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1)
     return b"\xff\xd8" + before + b"\xff\xc0" + frame + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + b"\0" * 8 + b"\xff\xd9"
 

@@ -1,6 +1,7 @@
--- Corrects attempts, and moves their windows by the same amounts. $1, $2: the attempts; $3: how many corrections each had when
--- its right cost was computed; $4: what to add. $5: the rate card, $6: the repricing. $7: whether some of their windows have
--- been retired. An attempt that has changed since then is left as it is: it has a correction of this number already.
+-- Corrects attempts, and moves their windows by the same amounts. $1, $2: the attempts. $3: their numbers of corrections at
+-- the time when the right costs were computed. $4: the amounts to add. $5: the rate card. $6: the repricing. $7: whether
+-- some of the windows have been retired. An attempt that has changed since then has a correction of this number already,
+-- and is left as it is.
 WITH wanted AS (
     SELECT * FROM unnest($1::uuid[], $2::smallint[], $3::smallint[], $4::bigint[])
         AS w (call_id, attempt, corrections, difference)
