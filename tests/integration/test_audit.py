@@ -596,7 +596,7 @@ async def acknowledge(books: Books, **fields: object) -> None:
     [
         ({"cost_nano": 150, "proxy_cost_nano": 150, "cost_source": "upstream"}, "LiteLLM's for 1, Treasurer's for 0"),
         ({"cost_nano": 150, "proxy_cost_nano": 100, "cost_source": "rates"}, "LiteLLM's for 0, Treasurer's for 1"),
-        # As rows from before migration 0011 are.
+        # Like rows from before migration 0011.
         ({"cost_nano": 100, "proxy_cost_nano": 150}, "LiteLLM's for 1, Treasurer's for 0"),
         ({"cost_nano": 3_000_000_005, "proxy_cost_nano": 3_000_000_000, "cost_source": "rates"}, "Treasurer's for 1"),
         ({"cost_nano": 100, "proxy_cost_nano": 102, "usage_source": "witness"}, "LiteLLM's for 1"),
