@@ -25,8 +25,9 @@ from uuid import UUID
 import asyncpg
 from redis.asyncio import Redis
 
-from agents.runs.code_version import CODE_VERSION
+from agents.configuration.versions import AgentConfigurations
 from agents.runs.in_postgres import PostgresRuns
+from agents.runs.starting import RunStarter
 from agents.runs.watching import Watching
 from gateway.addresses import Addresses, find_addresses
 from gateway.auditing import audit_regularly
@@ -309,7 +310,7 @@ class GatewayRuntime(ServiceRuntime):
     pools: GatewayPools
     runs: PostgresRuns
     watching: Watching
-    code_version: str
+    starter: RunStarter
 
 
 @asynccontextmanager
@@ -350,7 +351,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
             idempotency=calls.idempotency,
             runs=runs,
             watching=Watching(runs),
-            code_version=CODE_VERSION,
+            starter=RunStarter(runs, calls.principals, AgentConfigurations(pools.runs)),
         )
 
 

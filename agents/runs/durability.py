@@ -41,14 +41,23 @@ from agents.tools.policy import UNDECLARED, Declared, declared
 from llm_service.model import GovernedModel
 
 _READ = Declared(Policy.READ)
+#: What a configuration makes of a tool's declared policy: that one, or a stricter one.
+StricterPolicy = Callable[[str, Policy], Policy]
 
 
 class _Operations(JournalCallableOperationBackend[Declared]):
     """Does each of PydanticAI's operations as a step of the journal."""
 
-    def __init__(self, agent_name: str, journal: Journal) -> None:
+    def __init__(self, agent_name: str, journal: Journal, policy: StricterPolicy) -> None:
+        def resolve(operation_id: DurableOperationId, tool: object | None, name: str) -> Declared:
+            found = _policy_of(operation_id, tool, name)
+            if not isinstance(operation_id, ToolsetCallToolId):
+                return found
+            stricter = policy(_name_of(tool), found.policy)
+            return Declared(stricter, found.verify if stricter is Policy.VERIFY else None)
+
         config = RoleBasedOperationConfig[Declared](
-            model=_READ, event=_READ, capability=UNDECLARED, tool=UNDECLARED, resolve_tool=_policy_of
+            model=_READ, event=_READ, capability=UNDECLARED, tool=UNDECLARED, resolve_tool=resolve
         )
         super().__init__(agent_name=agent_name, config=config)
         self._journal = journal
@@ -73,6 +82,10 @@ class _Operations(JournalCallableOperationBackend[Declared]):
                 )
             case _:
                 return await self._journal.other(name, config, body)
+
+
+def _name_of(tool: object | None) -> str:
+    return getattr(getattr(tool, "tool_def", None), "name", "")
 
 
 def _policy_of(operation_id: DurableOperationId, tool: object | None, _name: str) -> Declared:
@@ -122,12 +135,17 @@ class Journaled(BaseDurabilityCapability[Any]):
         sequential_tools_in_durable_context=True,
     )
 
-    def __init__(self, journal: Journal, model: GovernedModel, *, name: str, started_at: datetime) -> None:
-        """`name` is the agent's, which the names of steps begin with. `started_at` is when the run first began."""
+    def __init__(
+        self, journal: Journal, model: GovernedModel, *, name: str, started_at: datetime, policy: StricterPolicy
+    ) -> None:
+        """`name` is the agent's, which the names of steps begin with. `started_at` is when the run first began.
+        `policy` makes the policies of tools stricter.
+        """
         super().__init__(name=name)
         self._journal = journal
         self._model = model
         self._started_at = started_at
+        self._policy = policy
 
     @property
     def in_durable_context(self) -> bool:
@@ -136,7 +154,7 @@ class Journaled(BaseDurabilityCapability[Any]):
 
     def get_durable_operation_backend(self) -> DurableOperationBackend[Declared]:
         """A backend for this run's journal."""
-        return _Operations(self.name, self._journal)
+        return _Operations(self.name, self._journal, self._policy)
 
     def get_default_run_id(self) -> str:
         """The run's id, the same each time that it is taken up."""

@@ -1,7 +1,8 @@
-"""From a request to a recorded run, and from a run that a worker has claimed to its outcome. Every trigger ends here.
+"""From a run that a worker has claimed to its outcome. (`starting.py` records runs.)
 
 What must hold:
-  A request is checked before anything is written; what is written is all that any worker needs to do the run.
+  A run is done as the configuration says that it pinned when it was recorded: its model, its limits, and its tools, with
+      policies that are at least as strict as the code declares.
   A run crosses from one process to another as its row, never as objects: prompt and dependencies are made anew from its
       input each time that it is taken up.
   I5  The run's agent pays for its calls, because they go through `GovernedModel` with that agent as their principal.
@@ -13,28 +14,27 @@ What must hold:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
-from uuid import UUID
 
-from pydantic import ValidationError
+from pydantic_ai import RunContext, ToolDefinition
+from pydantic_ai.capabilities import PrepareTools
 from pydantic_core import to_jsonable_python
 
+from agents.configuration.terms import AgentConfiguration, unpinned
 from agents.definition import AnyAgent
 from agents.registry import find_agent, names_of_logic
-from agents.runs.configuration import Configuration
 from agents.runs.durability import Journaled
-from agents.runs.journal import Journal
+from agents.runs.journal import Journal, Limits, describe
 from agents.runs.outcomes import after
-from agents.runs.record import Ended, HandsOver, NewRun, Outcome, Run, State, Trigger
+from agents.runs.record import Ended, HandsOver, Outcome, Run, State
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
 from agents.services import Services
 from llm_service.call.refusals import refusal
-from llm_service.errors import InvalidRequest, NotFound, TreasurerError, TreasuryUnavailable
-from llm_service.ids import new_call_id
+from llm_service.errors import NotFound, TreasurerError, TreasuryUnavailable
 from llm_service.model import GovernedModel, GovernedService
 from llm_service.treasury.denial import Denial, StaleEpoch
 from llm_service.treasury.envelopes import Envelope, Envelopes, EnvelopeState, Opening, opening_lines
@@ -52,83 +52,22 @@ class PrincipalSource(Protocol):
     async def reload(self) -> None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class StartRequest:
-    """A trigger's request for a run. What it leaves out is the agent's own.
-
-    `key` names what started the run: the same key again is the same run. It is the trigger's to make it unique among all
-    runs, for instance `request/AGENT_ID/THE_CALLERS_KEY`.
-    """
-
-    agent: str
-    input: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    trigger: Trigger = Trigger.REQUEST
-    key: str | None = None
-    id: UUID | None = None
-    model: str | None = None
-    budget_nano: int | None = None
-    reserve_nano: int | None = None  # None: the whole budget
-    priority: int = 0
-    time_limit_s: float = 86_400.0
-    session: str | None = None
-    asked_by: str | None = None
-    on_behalf_of: str | None = None  # the user that reports and budgets see
-    tags: tuple[str, ...] = ()
+async def _agents_of_the_catalogue() -> Collection[str]:
+    return names_of_logic()
 
 
 @dataclass(frozen=True, slots=True)
 class RunExecutor:
-    """Adds runs, and does those that are claimed. `configure` gives an agent's configuration as it is now."""
+    """Does runs that are claimed. `agents` returns the names of the agents whose logic this process has."""
 
     store: RunStore
     service: GovernedService
     principals: PrincipalSource
-    code_version: str
-    envelopes: Envelopes | None = None
+    envelopes: Envelopes
     services: Services = field(default_factory=Services)
     find: Callable[[str], AnyAgent] = find_agent
-    agents: frozenset[str] = field(default_factory=lambda: frozenset(names_of_logic()))
-    configure: Callable[[AnyAgent], Configuration] = lambda definition: Configuration(definition.model)
+    agents: Callable[[], Awaitable[Collection[str]]] = _agents_of_the_catalogue
     _models: dict[str, GovernedModel] = field(default_factory=dict[str, GovernedModel], init=False)
-
-    # -- from a request to a run
-
-    async def start(self, request: StartRequest) -> Run:
-        """Record a run, for a worker to take up.
-
-        Raises:
-            NotFound: there is no such agent. InvalidRequest: the input does not fit the agent, or a number cannot be.
-            IdempotencyConflict: the key has a run with another input. TreasuryUnavailable: Postgres is away.
-        """
-        definition = self.find(request.agent)
-        given = read_input(definition, request.input)
-        _check_numbers(request, self.envelopes is not None)
-        principal = await self.principals.by_agent(definition.name)
-        pinned = self.configure(definition).as_json() | ({} if request.model is None else {"model": request.model})
-        budget_nano = request.budget_nano
-        return await self.store.add(
-            NewRun(
-                id=request.id or new_call_id(),
-                agent=definition.name,
-                organisation_id=principal.organisation_id,
-                team_id=principal.team_id,
-                input=given,
-                configuration=pinned,
-                code_version=self.code_version,
-                trigger=request.trigger,
-                trigger_key=request.key,
-                session=request.session,
-                asked_by=request.asked_by,
-                on_behalf_of=request.on_behalf_of,
-                tags=request.tags,
-                priority=request.priority,
-                time_limit_s=request.time_limit_s,
-                budget_nano=budget_nano,
-                reserve_nano=budget_nano if request.reserve_nano is None else request.reserve_nano,
-            )
-        )
-
-    # -- from a claimed run to its outcome
 
     async def execute(self, run: Run) -> Outcome:
         """Do a run that this process has claimed, from its first step that is not done. The caller writes the outcome, and
@@ -137,8 +76,13 @@ class RunExecutor:
         Raises:
             LeaseLost: another worker has the run. TreasuryUnavailable: Postgres is away, so the lease will end.
         """
-        configuration = Configuration.read(run.configuration)
-        journal = Journal.of(self.store, run.claim, await self.store.steps(run.id), configuration.limits)
+        try:
+            configuration = unpinned(run.agent, run.configuration)
+        except TreasurerError as error:  # a newer release has pinned what this one does not know
+            return Ended(State.FAILED, error=describe(error), keep_s=KEEP_FAILED_S)
+        terms = configuration.terms
+        limits = Limits(terms.step_limit, terms.result_limit_bytes, terms.lost_answer)
+        journal = Journal.of(self.store, run.claim, await self.store.steps(run.id), limits)
         try:
             return await self._run(run, journal, configuration)
         except (LeaseLost, TreasuryUnavailable):
@@ -148,15 +92,16 @@ class RunExecutor:
         except Exception as error:
             if not isinstance(error, TreasurerError):
                 log.info("run %s of agent %s stopped", run.id, run.agent, exc_info=error)
-            return after(error, journal.position, run.error, configuration)
+            return after(error, journal.position, run.error, terms)
 
-    async def _run(self, run: Run, journal: Journal, configuration: Configuration) -> Outcome:
-        definition = self.find(run.agent)
+    async def _run(self, run: Run, journal: Journal, configuration: AgentConfiguration) -> Outcome:
+        terms = configuration.terms
+        definition = self.find(terms.logic)
         task = definition.task(definition.input_type.model_validate(run.input), self.services)
         context = _context(run)
-        if self.envelopes is not None and run.budget_nano is not None:
-            await self._fill(self.envelopes, run, run.budget_nano, context)
-        model = self._model(configuration.model).for_run(
+        if run.budget_nano is not None:
+            await self._fill(run, run.budget_nano, context)
+        model = self._model(terms.model).for_run(
             context, principal=partial(self.principals.by_agent, run.agent), key=journal.next_key, paid=journal.paid
         )
         started_at = run.started_at or run.created_at
@@ -165,9 +110,12 @@ class RunExecutor:
             deps=task.deps,
             model=model,
             run_id=str(run.id),
-            capabilities=[Journaled(journal, model, name=definition.name, started_at=started_at)],
+            capabilities=[
+                Journaled(journal, model, name=definition.name, started_at=started_at, policy=configuration.policy),
+                PrepareTools(_allowed_by(configuration)),
+            ],
         )
-        return Ended(State.SUCCEEDED, output=to_jsonable_python(result.output), keep_s=configuration.keep_s)
+        return Ended(State.SUCCEEDED, output=to_jsonable_python(result.output), keep_s=terms.keep_s or 0)
 
     def _model(self, name: str) -> GovernedModel:
         model = self._models.get(name)
@@ -178,10 +126,10 @@ class RunExecutor:
 
     # -- its money
 
-    async def _fill(self, envelopes: Envelopes, run: Run, budget_nano: int, context: CallContext) -> None:
+    async def _fill(self, run: Run, budget_nano: int, context: CallContext) -> None:
         """Open the run's envelope, or let it hold money again. Raises the refusal if the money is not there."""
         lifetime_s = _left_s(run) + _MARGIN_S
-        envelope = await envelopes.find(run.id)
+        envelope = await self.envelopes.find(run.id)
         principal = await self.principals.by_agent(run.agent)
         for _ in range(_MOST_STALE):
             try:
@@ -189,11 +137,11 @@ class RunExecutor:
                 if envelope is None:
                     reserve_nano = budget_nano if run.reserve_nano is None else run.reserve_nano
                     lines = opening_lines(principal, context)
-                    filled = await envelopes.open(
+                    filled = await self.envelopes.open(
                         Opening(run.id, principal, context, budget_nano, reserve_nano, lifetime_s, lines)
                     )
                 elif envelope.state is EnvelopeState.WAITING:
-                    filled = await envelopes.resume(run.id, lifetime_s=lifetime_s)
+                    filled = await self.envelopes.resume(run.id, lifetime_s=lifetime_s)
                 else:
                     filled = envelope
             except StaleEpoch:
@@ -212,7 +160,7 @@ class RunExecutor:
 
         If Postgres is away it is given back when the envelope's lifetime ends.
         """
-        if self.envelopes is None or run.budget_nano is None or isinstance(outcome, HandsOver):
+        if run.budget_nano is None or isinstance(outcome, HandsOver):
             return
         try:
             if not isinstance(outcome, Ended):
@@ -227,15 +175,15 @@ class RunExecutor:
             log.warning("the envelope of run %s is given back later: %s", run.id, error)
 
 
-def read_input(definition: AnyAgent, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's input as it is recorded. Raises InvalidRequest if it does not fit the agent's input type."""
-    try:
-        value = definition.input_type.model_validate(dict(given))
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise InvalidRequest(f"Agent {definition.name!r} cannot run with this input: {problems}.") from None
-    recorded: dict[str, Any] = value.model_dump(mode="json")
-    return recorded
+def _allowed_by(
+    configuration: AgentConfiguration,
+) -> Callable[[RunContext[Any], list[ToolDefinition]], Awaitable[list[ToolDefinition]]]:
+    """Leaves a run only the tools that its configuration allows."""
+
+    async def allowed(_ctx: RunContext[Any], tools: list[ToolDefinition]) -> list[ToolDefinition]:
+        return [tool for tool in tools if configuration.allows(tool.name)]
+
+    return allowed
 
 
 def cancelled() -> Ended:
@@ -248,20 +196,6 @@ def expired() -> Ended:
     return Ended(
         State.EXPIRED, error={"code": "deadline", "message": "It did not end by its deadline."}, keep_s=KEEP_FAILED_S
     )
-
-
-def _check_numbers(request: StartRequest, has_envelopes: bool) -> None:
-    budget, reserve = request.budget_nano, request.reserve_nano
-    if budget is not None and not has_envelopes:
-        raise InvalidRequest("Budgets of runs are not available here, so the run was not started.", param="budget")
-    if reserve is not None and (budget is None or not 0 <= reserve <= budget):
-        raise InvalidRequest("A run's reserve is the part of its budget that is held at its start.", param="reserve")
-    if budget is not None and budget <= 0:
-        raise InvalidRequest("A run's budget is more than $0.", param="budget")
-    if not 0 < request.time_limit_s <= 366 * 86_400:
-        raise InvalidRequest("A run's time limit is more than 0 seconds and at most a year.", param="time_limit")
-    if not -1000 <= request.priority <= 1000:
-        raise InvalidRequest("A run's priority is from -1000 to 1000.", param="priority")
 
 
 def _left_s(run: Run) -> float:

@@ -123,7 +123,8 @@ class Worker:
         if not self._running:
             self._renewed_at = time.monotonic()  # there was nothing to renew
         try:
-            runs = await self.executor.store.claim(self.id, free, self.executor.agents, lease_s=self.lease_s)
+            agents = await self.executor.agents()
+            runs = await self.executor.store.claim(self.id, free, agents, lease_s=self.lease_s)
         except TreasurerError as error:
             log.warning("no run was claimed: %s", error)
             return 0

@@ -10,8 +10,10 @@ from pydantic_ai.models import override_allow_model_requests
 from agents.definition import AnyAgent
 from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
+from agents.runs.starting import RunStarter
 from agents.runs.worker import Worker
-from tests.agents.runs.scripted import Principals, Script, World, define
+from llm_service.treasury.in_memory import InMemoryTreasury
+from tests.agents.runs.scripted import Principals, Script, Unconfigured, World, define
 
 MakeWorker = Callable[[], Worker]
 
@@ -38,13 +40,26 @@ def store() -> InMemoryRuns:
 
 
 @pytest.fixture
-def executor(store: InMemoryRuns, script: Script, world: World) -> RunExecutor:
-    definition: AnyAgent = define(world)
+def definition(world: World) -> AnyAgent:
+    return define(world)
 
-    def find(_name: str) -> AnyAgent:
-        return definition
 
-    return RunExecutor(store, script, Principals(), "1", find=find, agents=frozenset({"demo"}))
+@pytest.fixture
+def treasury() -> InMemoryTreasury:
+    return InMemoryTreasury({})
+
+
+@pytest.fixture
+def executor(store: InMemoryRuns, script: Script, definition: AnyAgent, treasury: InMemoryTreasury) -> RunExecutor:
+    async def agents() -> list[str]:
+        return ["demo"]
+
+    return RunExecutor(store, script, Principals(), treasury, find=lambda _name: definition, agents=agents)
+
+
+@pytest.fixture
+def starter(store: InMemoryRuns, definition: AnyAgent) -> RunStarter:
+    return RunStarter(store, Principals(), Unconfigured(definition), "1", find=lambda _name: definition)
 
 
 @pytest.fixture

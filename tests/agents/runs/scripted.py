@@ -11,9 +11,12 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, ConfigDict
 from pydantic_ai import Agent, RunContext
 
-from agents.definition import AgentDefinition, Task
+from agents.configuration.inputs import NewVersion, changed, default_terms
+from agents.configuration.terms import AgentConfiguration
+from agents.definition import AgentDefinition, AnyAgent, Task
 from agents.services import Services
 from agents.tools import policy
+from llm_service.administration.inputs import read_input
 from llm_service.call.response_headers import CALL_ID, COST, REPLAYED
 from llm_service.errors import IdempotencyConflict, NotFound
 from llm_service.model import StreamedAnswer
@@ -154,3 +157,17 @@ class Principals:
 
     async def reload(self) -> None:
         return
+
+
+@dataclass
+class Unconfigured:
+    """Gives an agent the configuration that its code has, with some fields changed."""
+
+    definition: AnyAgent
+    given: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    async def current(self, agent: str) -> AgentConfiguration:
+        if agent != self.definition.name:
+            raise NotFound(f"no agent {agent}")
+        terms = changed(default_terms(self.definition), read_input(NewVersion, self.given), self.definition)
+        return AgentConfiguration(agent, 0, terms)
