@@ -25,9 +25,9 @@ def before(statement: str, fewer: int) -> str:
     return older
 
 
-def without_two(arrays: Callable[[Any], tuple[object, ...]]) -> Callable[[Any], tuple[object, ...]]:
-    """The arrays as they were: holds had no rate card and no share of what is left, and endings no usage beyond tokens."""
-    return lambda group: arrays(group)[:-2]
+def without(fewer: int, arrays: Callable[[Any], tuple[object, ...]]) -> Callable[[Any], tuple[object, ...]]:
+    """The arrays as they were: holds had no rate card, no share of what is left and no run, and endings no usage beyond tokens."""
+    return lambda group: arrays(group)[:-fewer]
 
 
 async def without_locks(
@@ -39,7 +39,7 @@ async def without_locks(
 
 def speak_as_before() -> None:
     """From now on, every treasury of this process speaks like that version."""
-    module.ADMIT, module.SETTLE = before(module.ADMIT, 4), before(module.SETTLE, 3)
-    module.admission_arrays = without_two(module.admission_arrays)
-    module.settlement_arrays = without_two(module.settlement_arrays)
-    module._within_locks = without_locks  # pyright: ignore[reportPrivateUsage]
+    module.ADMIT, module.SETTLE = before(module.ADMIT, 7), before(module.SETTLE, 3)
+    module.admission_arrays = without(5, module.admission_arrays)
+    module.settlement_arrays = without(2, module.settlement_arrays)
+    module.within_locks = without_locks
