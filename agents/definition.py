@@ -22,7 +22,7 @@ OutputT = TypeVar("OutputT", bound=BaseModel)
 
 @dataclass(frozen=True, slots=True)
 class Task(Generic[DepsT]):
-    """One run's prompt and what its tools work with."""
+    """The prompt of one run, and the data that its tools work with."""
 
     prompt: str
     deps: DepsT

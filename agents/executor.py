@@ -40,7 +40,7 @@ class RunBudgetSource(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class RunRequest:
-    """A trigger's request. By default the model is the agent's, and only the agent's limits apply."""
+    """A trigger's request. By default the run uses the agent's model, and only the agent's limits apply."""
 
     agent: str
     input: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -126,5 +126,5 @@ class AgentExecutor:
         return Run(run_id, definition, definition.task(given, self.services), model, request.budget_nano, self.budgets)
 
     async def run(self, request: RunRequest) -> RunResult:
-        """`prepare` and `Run.execute`."""
+        """Prepare a run, and execute it to its end."""
         return await self.prepare(request).execute()

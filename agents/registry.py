@@ -8,7 +8,7 @@ from agents.catalog import digest
 from agents.definition import AgentDefinition
 from llm_service.errors import NotFound
 
-#: An agent of any types: those of its input, dependencies and output depend on each other, and differ between agents.
+#: An agent with any types of input, dependencies and output, because these differ between agents.
 AnyAgent = AgentDefinition[Any, Any, Any]
 
 AGENTS: dict[str, AnyAgent] = {definition.name: definition for definition in (digest.DEFINITION,)}

@@ -1,4 +1,4 @@
-"""A budget for one run: a total that counts the calls of that run only. Every other budget that applies still does.
+"""A budget for one run: a total that counts the calls of that run only. Other budgets apply to the run as well.
 
 What must hold:
   The budget is in force before the run's first call, and binds no other run.
@@ -67,5 +67,6 @@ class RunBudgets:
             try:
                 await archive_budget(self._pool, name)
             except Unavailable as error:
-                # The run's own outcome matters more: a budget that is not archived binds only a run that is over.
+                # This error must not hide the run's own outcome. A budget that is not archived binds only a run that is
+                # over.
                 _logger.warning("the budget of run %s could not be archived: %s", run, error.message)

@@ -1,4 +1,4 @@
-"""The error tree. Each error carries the HTTP status, OpenAI's type and code, and when to retry.
+"""The error tree. Each error carries the HTTP status, OpenAI's type and code, and when a client should retry.
 
     TreasurerError
     ├── InvalidRequest            400  the caller's request cannot be served as it stands
@@ -7,14 +7,14 @@
     │   ├── BodyTooLarge          413
     │   ├── UnsupportedBody       415  a body in another form than JSON in UTF-8, or packed in a way that is not unpacked
     │   ├── RequestTimeout        408  its body did not arrive in time; the connection is closed
-    │   ├── TookTooLong           400  a report: ask for a shorter period, or filter it
+    │   ├── TookTooLong           400  a report: ask for a shorter period, or use filters
     │   ├── NotFound              404  an administrative object that does not exist
     │   ├── Conflict              409  it exists already, or is in use
     │   │   └── EnvelopeConflict  409  another run has this id
     │   ├── EnvelopeClosed        409  the run is over, waits, or is unknown: it may not spend
     │   ├── RunTooDeep            400  the run may not start a child: it is as deep in its tree as may be
     │   ├── TooManyChildren       400  the run may not start another child
-    │   └── IdempotencyConflict   409  the same key with another body, or its answer is gone
+    │   └── IdempotencyConflict   409  the same key with another body, or the kept answer is gone
     ├── NotAuthenticated          401  missing, unknown, expired or revoked key
     ├── NotPermitted              403
     │   ├── ModelNotAllowed       403
@@ -22,14 +22,14 @@
     │   └── Paused                403  agent, team or organisation
     ├── Refused                   429  governance refused it; nothing was sent upstream
     │   ├── BudgetExhausted       429  final for this window: x-should-retry false, unless it resets in a minute
-    │   ├── BudgetTooSmall        429  much is left, but this call needs more: x-should-retry false, unless it resets in a minute
+    │   ├── BudgetTooSmall        429  money is left, but this call needs more: x-should-retry false, unless it resets in a minute
     │   ├── RunBudgetSpent        429  too little is left of the run's own budget: x-should-retry false
     │   ├── NearLimit             429  the model is served only up to a share of the budget
     │   ├── BudgetPaced           429  the budget's curve lets it through later: Retry-After
     │   ├── BudgetBusy            429  calls in flight hold the rest: Retry-After
-    │   ├── BudgetCrowded         429  too many new users, runs … of a budget in this minute: Retry-After
+    │   ├── BudgetCrowded         429  a split budget met too many new users, runs … in this minute: Retry-After
     │   ├── CostLimited           429  the route's limit for one call: x-should-retry false
-    │   ├── TooManyReports        429  the gateway makes as many reports and lists as it may at once: Retry-After
+    │   ├── TooManyReports        429  the gateway is busy with as many reports and lists as it may make: Retry-After
     │   └── RateLimited           429  pace: Retry-After
     ├── Unavailable               503  a part of Treasurer is away; nothing was spent
     │   ├── TreasuryUnavailable   503  Postgres
@@ -38,15 +38,15 @@
     │   ├── BudgetLocked          503  another transaction in Postgres keeps a budget's window: Retry-After
     │   ├── BudgetUnusable        503  a budget has no window for this moment: an operator looks at the audit
     │   ├── ProxyUnavailable      503  LiteLLM Proxy
-    │   │   └── ProxyClock        503  its clock and ours differ, so it refuses our grants
+    │   │   └── ProxyClock        503  its clock and the gateway's differ, so it refuses all grants
     │   ├── ProxyBusy             503  LiteLLM Proxy serves as many streams as it can: Retry-After
     │   ├── PricesChanged         503  the prices changed three times between hold and sending
     │   └── BreakerOpen           503  a model, a provider or the proxy failed too often: Retry-After
-    └── UpstreamError             as the provider said, else 502
+    └── UpstreamError             the provider's status, else 502
         └── UpstreamTimeout       504
 
 What must hold: a message says what happened, to whom, and what to do; it never holds a secret or
-a prompt. Status and headers are `status` and `headers()`; the body belongs to an API: `wire/openai_errors.py`.
+a prompt. An error's HTTP body depends on the API, so it is made elsewhere (`wire/openai_errors.py`).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class TreasurerError(Exception):
     status: int = 500
     type: str = "api_error"
     code: str = "internal_error"
-    #: Tells OpenAI's SDKs whether to retry, whatever the status; None leaves it to them.
+    #: Makes OpenAI's SDKs retry or not, whatever the status. With None they decide.
     should_retry: bool | None = None
 
     def __init__(
@@ -118,7 +118,7 @@ class BodyTooLarge(InvalidRequest):
 
 
 class UnsupportedBody(InvalidRequest):
-    """The body is not in a form that is read. `accepts`: the codings that are, for a client that can choose."""
+    """The body has a form that is not accepted. `accepts`: the codings that are, for a client that can choose."""
 
     status = 415
     code = "unsupported_media_type"
@@ -128,18 +128,18 @@ class UnsupportedBody(InvalidRequest):
         self.accepts = accepts
 
     def headers(self) -> dict[str, str]:
-        """The root's headers, and Accept-Encoding where the coding was the reason (RFC 9110 §12.5.3)."""
+        """The root's headers, and Accept-Encoding if the coding was the reason (RFC 9110 §12.5.3)."""
         return super().headers() | ({} if self.accepts is None else {"accept-encoding": self.accepts})
 
 
 class RequestTimeout(InvalidRequest):
-    """The request did not arrive in time, and the rest of it is not waited for."""
+    """The request did not arrive in time. The gateway does not wait for the rest."""
 
     status = 408
     code = "request_timeout"
 
     def headers(self) -> dict[str, str]:
-        """The root's headers, and one that closes the connection."""
+        """The root's headers, and a header that closes the connection."""
         return super().headers() | {"connection": "close"}
 
 
@@ -155,7 +155,7 @@ class NotFound(InvalidRequest):
 class Conflict(InvalidRequest):
     status = 409
     code = "conflict"
-    should_retry = False  # the SDKs would retry a 409
+    should_retry = False  # otherwise the SDKs would retry a 409
 
 
 class EnvelopeConflict(Conflict):
@@ -231,7 +231,7 @@ class BudgetExhausted(Refused):
 
 
 class BudgetTooSmall(Refused):
-    """Much of a budget is left, but not as much as this call needs, or not for one call."""
+    """The budget is not used up, but this call needs more than is left, or more than one call may take."""
 
     type = "insufficient_quota"
     code = "budget_too_small_for_call"
@@ -262,14 +262,14 @@ class BudgetBusy(Refused):
 
 
 class BudgetCrowded(Refused):
-    """A budget that is split by user, run, session or tag has met too many new ones in this minute."""
+    """A budget that is split by user, run, session or tag has met too many new values of it in this minute."""
 
     code = "budget_crowded"
     should_retry = True
 
 
 class CostLimited(Refused):
-    """The call would pass its route's limit for one call, which counts all of its attempts."""
+    """The call would cost more than its route's limit for one call, which counts all attempts together."""
 
     code = "call_cost_limit"
     should_retry = False
@@ -281,7 +281,7 @@ class TooManyReports(Refused):
 
 
 class RateLimited(Refused):
-    """A rate limit. `extra_headers` are the x-ratelimit ones; `should_retry` is False for calls that can never pass."""
+    """A rate limit. `extra_headers` are the x-ratelimit headers. `should_retry` is False for calls that can never pass."""
 
     code = "rate_limit_exceeded"
     should_retry = True
@@ -300,7 +300,7 @@ class RateLimited(Refused):
         self.extra_headers = extra_headers or {}
 
     def headers(self) -> dict[str, str]:
-        """The root's headers, the x-ratelimit ones, and retry-after-ms, which OpenAI's SDKs read first."""
+        """The root's headers, the x-ratelimit headers, and retry-after-ms, which OpenAI's SDKs read first."""
         headers = super().headers() | self.extra_headers
         if self.retry_after is not None:
             headers["retry-after-ms"] = str(max(1, math.ceil(self.retry_after * 1000)))
@@ -338,7 +338,7 @@ class ProxyUnavailable(Unavailable):
 
 
 class ProxyBusy(Unavailable):
-    """A worker of the proxy is busy. Nothing was sent to a provider, and another model would meet the same proxy."""
+    """The proxy is too busy. Nothing was sent to a provider. Another model would not help: it has the same proxy."""
 
     code = "proxy_busy"
     should_retry = True

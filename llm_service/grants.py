@@ -1,11 +1,11 @@
 """Grants: the signed permission for one request to LiteLLM Proxy. Standard library and PyJWT only.
 
 What must hold (invariant I3): the proxy serves nothing without a grant that our service signed,
-that has not expired, and that names exactly this path, this model and these bytes. Both sides use
-this module: the service signs, the plugin inside LiteLLM Proxy verifies, so that the two cannot
-drift apart. An error names the reason and never the token.
+that has not expired, and that names exactly this path, this model and these bytes. The service signs and the plugin
+inside LiteLLM Proxy verifies, both with this module, so that they cannot drift apart. An error names the reason and
+never the token.
 
-A grant is valid for one request: `UsedGrants` remembers each by its `jti` until it has expired.
+A grant is valid for one request: `UsedGrants` remembers used grants by their `jti` until they expire.
 """
 
 from __future__ import annotations
@@ -29,30 +29,31 @@ _ALGORITHM = "HS256"
 CLOCK_SKEW_S = 5
 _REQUIRED = ("iss", "jti", "sub", "exp", "iat")
 
-#: Requests that spend: one grant, one use.
+#: Requests that spend money. Each grant for them may be used once.
 CALL_PATHS = frozenset({"/v1/chat/completions", "/v1/embeddings"})
 #: Requests of the service itself that cost nothing; their grants may be used until they expire.
 READ_PATHS = frozenset({"/model/info", "/utils/token_counter"})
 
-#: The only fields that a granted body may have in `extra_body`, which LiteLLM passes on to a provider without a look at it.
+#: The only fields that a body may have in `extra_body`, because LiteLLM passes these on to a provider unchecked.
 EXTRA_BODY_FIELDS = frozenset({"metadata", "prompt_cache_retention", "prompt_cache_options", "tool_choice"})
 
-#: Where a model's entry in `/model/info` carries the version of its prices: a field of its `model_info`.
+#: Fields that the plugin adds to the `model_info` of a model's entry in `/model/info`. The version of the model's
+#: prices.
 PRICES_STAMP = "treasurer_prices"
-#: In the same place: true if the proxy writes each use of a grant to the database before it asks a provider.
+#: True if the proxy writes each use of a grant to the database before it asks a provider.
 USES_STAMP = "treasurer_uses_shared"
-#: In a model's entry of `/model/info`: the statuses after which the proxy's router tries another deployment automatically.
+#: The statuses after which the proxy's router tries another deployment automatically.
 RETRIES_STAMP = "treasurer_retries"
-#: … the prices of its entry in LiteLLM's map, with those that LiteLLM's page leaves out.
+#: The prices of the model's entry in LiteLLM's price map, including those that `/model/info` leaves out.
 ENTRY_STAMP = "treasurer_price_entry"
-#: … the pattern (`openai/*`) that it comes from. LiteLLM's page shows a pattern as all models that it can stand for, each
+#: The pattern (`openai/*`) that the model comes from. `/model/info` shows a pattern as all models that fit it, each
 #: with the prices that an operator set for the pattern.
 PATTERN_STAMP = "treasurer_pattern"
-#: In a model's entry of `/model/info`: whether the proxy is set to ask for caches that its callers did not ask for.
+#: Whether the proxy is configured to ask for caches that its callers did not ask for.
 CACHES_STAMP = "treasurer_adds_caches"
-#: The plugin's reasons, in `x-treasurer-refused`. The grant names other prices than the proxy's worker has.
+#: The plugin's reasons for a refusal, in `x-treasurer-refused`. The grant names other prices than the proxy has.
 PRICES_CHANGED = "prices_changed"
-#: The grant was used before, by a sending whose answer never arrived and which may be billed.
+#: The grant was used before: an earlier request with it got no answer, and may be billed.
 GRANT_USED = "grant_used"
 #: The plugin cannot make sure that the grant is used only once.
 GRANTS_UNAVAILABLE = "grants_unavailable"
@@ -67,7 +68,7 @@ class GrantError(Exception):
 
 
 class GrantTimeError(GrantError):
-    """A grant of ours that is not valid at this time: the clocks differ, or the request waited for too long."""
+    """A correctly signed grant that is not valid at this time: the clocks differ, or the request waited for too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +84,7 @@ class Grant:
     key_id: int | None
     model: str | None  # None: the request names no model (GET /model/info)
     path: str
-    digest: str  # of the exact body; "" when there is none
+    digest: str  # the digest of the exact body; "" if there is none
     issued_at: int
     expires_at: int
     tags: tuple[str, ...] = ()
@@ -99,7 +100,7 @@ class Grant:
 
     @property
     def jti(self) -> str:
-        """The name of this grant: one for each attempt of a call."""
+        """The name of this grant. Each attempt of a call has another one."""
         return f"{self.call_id}.{self.attempt}"
 
 
@@ -139,7 +140,7 @@ def sign(secret: str, grant: Grant) -> str:
     }
     if grant.drain_on_disconnect:
         claims["finishes"] = (
-            True  # the claim keeps its first name: gateways and proxies of other versions know it by that
+            True  # not renamed, because gateways and proxies of other versions know the claim by this name
         )
     if grant.once:
         claims["once"] = True
@@ -175,7 +176,7 @@ def verify(secret: str, token: str, *, path: str, model: str | None, body: bytes
     except jwt.MissingRequiredClaimError as error:
         raise GrantError(f"the grant lacks the claim {error.claim}") from None
     except jwt.PyJWTError:
-        # Includes `alg: none`, other algorithms, and anything that is not a JWT, such as an agent's key.
+        # This covers `alg: none`, other algorithms, and anything that is not a JWT, such as an agent's key.
         raise GrantError("the bearer token is not a grant") from None
     grant = _parse(claims)
     if grant.path != path:
@@ -190,10 +191,10 @@ def verify(secret: str, token: str, *, path: str, model: str | None, body: bytes
 class UsedGrants:
     """Grants that were used, in files that all of the proxy's workers share and that outlive them.
 
-    One file for each minute of expiry, `<directory>/<minute>.used`, that is only appended to. The process
-    whose line is the first to name a grant has used it: the order of lines decides between processes,
-    without locks or a server (an append is atomic on a local file, but not on a network file system).
-    A separate file for each grant, created exclusively, would do the same at a hundred times the cost.
+    There is one file for each minute of expiry, `<directory>/<minute>.used`, that is only appended to. If several
+    processes append a line for the same grant, the first line wins. This needs neither locks nor a server (an append is
+    atomic on a local file, but not on a network file system).
+    A separate file for each grant, created exclusively, would do the same but take a hundred times as long.
     A minute's file is removed when its grants have expired.
     """
 
@@ -231,7 +232,7 @@ class _Minute:
         self._us: str = f"{os.getpid()}-{token_hex(4)}"
 
     def enter(self, name: str) -> bool:
-        """Append our line, read the file on to its end, and return whether our line is the first with this name."""
+        """Append a line for the grant, read the new part of the file, and return whether our line is the grant's first."""
         if name in self._names:
             return False
         line = f"{name} {self._us}\n".encode()
@@ -239,7 +240,7 @@ class _Minute:
             raise OSError(ENOSPC, os.strerror(ENOSPC))
         first: str | None = None
         while block := os.pread(self._file, 1 << 16, self._read_to):
-            whole = block[: block.rfind(b"\n") + 1]  # what follows is a line that another process is writing
+            whole = block[: block.rfind(b"\n") + 1]  # the rest is a line that another process is still writing
             if not whole:
                 break
             self._read_to += len(whole)

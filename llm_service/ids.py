@@ -1,4 +1,4 @@
-"""Call ids: UUIDs of version 7 (RFC 9562 §5.7), so that neighbours in time are neighbours in an index."""
+"""Call ids: UUIDs of version 7 (RFC 9562 §5.7), so that calls of about the same time are close together in an index."""
 
 from __future__ import annotations
 

@@ -38,7 +38,8 @@ from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embedding
 
 Result = TypeVar("Result")
 
-#: How often an attempt gets a new hold because prices changed. Once is enough, unless two proxies have other prices.
+#: How often an attempt gets a new hold because prices changed. Once is enough, unless two proxies have different
+#: prices.
 _MOST_REPRICED = 2
 
 
@@ -46,7 +47,7 @@ class LLMService:
     """The only way to a model. There is one for each process; close it with `close`.
 
     `timeouts` apply where a route sets none. `fell_back(attempt, reason, model)` is called when a call goes on to
-    another model, or tries the same one again. A caller that has parsed the body already passes the result as `request`.
+    another model, or tries the same one again. Code that has already parsed the body passes the result as `request`.
     """
 
     def __init__(
@@ -139,14 +140,14 @@ class LLMService:
 
     async def _whole(self, call: Call, body: bytes) -> Answer:
         claim = await claim_for(call, body, self._idempotency, self._admission)
-        if isinstance(claim, Replay):  # paid for by the call that this one repeats
+        if isinstance(claim, Replay):  # the call that this one repeats has paid for the answer
             return Answer(claim.status, claim.body, replayed_headers(claim.headers), claim.call_id, cost_nano=0)
         return await self._serve(call, claim, self._answer_within)
 
     async def _serve(
         self, call: Call, claim: Claim | None, serve: Callable[[Admitted, Claim | None], Awaitable[Result]]
     ) -> Result:
-        """Make an attempt, and the next one each time that an attempt fails in a way that the route provides for."""
+        """Make attempts, one after another, until one succeeds or the route allows no further one."""
         admitted: Admitted | None = None
         try:
             call.route, call.chain = await self._admission.chain(call)
@@ -201,7 +202,7 @@ class LLMService:
         return admitted
 
     async def _answer_within(self, admitted: Admitted, claim: Claim | None) -> Answer:
-        """A whole answer, within the time that the route allows. A later one is still awaited and paid, unseen."""
+        """A whole answer, if it comes within the route's time limit. A later answer is still awaited, and paid."""
         total_s = admitted.call.route.timeouts.total_s
         work = self._finishing.in_background(self._answer(admitted, claim))
         await asyncio.wait((work,), timeout=total_s)
@@ -221,9 +222,9 @@ class LLMService:
         return Answer(200, upstream.body, headers, admitted.call.call_id, cost_nano)
 
     async def _begin_stream(self, admitted: Admitted, claim: Claim | None) -> LiveStream:
-        """A stream whose first token has come within the time that the route allows."""
+        """A stream, if its first token comes within the time that the route allows."""
         first_s = admitted.call.route.timeouts.first_token_s or self._timeouts.first_token_s
-        # Counted from here, because the model is not to blame for earlier waits, such as for the budget's pace.
+        # The time is counted from here, because the model did not cause earlier waits, such as for the budget's pace.
         asked = time.perf_counter()
         opening = self._finishing.in_background(self._sender.stream(admitted))
         try:
@@ -239,13 +240,13 @@ class LLMService:
         if not await answer.begin(left_s):
             raise late_error(admitted, "a first token", first_s)
         if self._failover.stands_in(admitted, answer.withheld):
-            async for _ in answer:  # its end is near, and only there is the cost known
+            async for _ in answer:  # the answer is complete soon, and only its end shows the cost
                 pass
             raise withheld_error(admitted)
         return answer
 
     def _abandon(self, admitted: Admitted, claim: Claim | None, opening: asyncio.Task[UpstreamStream]) -> None:
-        """Give up a stream that nobody waits for any more, and that is not open yet or was opened only now."""
+        """Give up a stream that nobody waits for any more. It may not have been opened yet."""
         if not admitted.drain_on_disconnect and opening.cancel():
             return
 

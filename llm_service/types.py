@@ -16,7 +16,7 @@ from uuid import UUID
 
 
 class WindowKind(StrEnum):
-    """The period after which a budget starts again: a calendar period, in the budget's time zone."""
+    """The calendar period, in the budget's time zone, after which a budget starts again."""
 
     MINUTE = "minute"
     HOUR = "hour"
@@ -33,11 +33,11 @@ class Scope(StrEnum):
     TEAM = "team"
     AGENT = "agent"
     KEY = "key"
-    MODEL = "model"  # rate limits only: every caller of a model together
+    MODEL = "model"  # for rate limits only: all callers of a model together
 
 
 class Dimension(StrEnum):
-    """A budget may be split, or narrowed, by one of these properties of a call."""
+    """A property of a call by which a budget may be split or narrowed."""
 
     RUN = "run"
     USER = "user"
@@ -46,7 +46,7 @@ class Dimension(StrEnum):
 
 
 class LedgerState(StrEnum):
-    """How an attempt ended. The first three are terminal and exclude each other; `adjusted` corrects later."""
+    """How an attempt ended. The first three are terminal and exclude each other; `adjusted` is a later correction."""
 
     POSTED = "posted"
     VOIDED = "voided"
@@ -55,7 +55,7 @@ class LedgerState(StrEnum):
 
 
 class UsageSource(StrEnum):
-    """Where the figures of a ledger entry come from, most trusted first."""
+    """The source of the usage of a ledger entry, the most trusted first."""
 
     PROVIDER = "provider"
     WITNESS = "witness"
@@ -65,13 +65,13 @@ class UsageSource(StrEnum):
 
 
 class CostSource(StrEnum):
-    """Whose figure the cost of a ledger entry is."""
+    """The source of the cost of a ledger entry."""
 
-    PROVIDER = "provider"  # the provider itself says what it bills
-    RATES = "rates"  # our rate card, over the usage that the provider reports
+    PROVIDER = "provider"  # the provider itself reports the amount that it bills
+    RATES = "rates"  # our rate card, for the usage that the provider reports
     UPSTREAM = "upstream"  # the figure of the upstream's own price list, which was above that of our rate card
-    ESTIMATE = "estimate"  # our rate card, over a usage that was counted
-    HOLD = "hold"  # the whole hold, because nothing shows what was bought
+    ESTIMATE = "estimate"  # our rate card, for a usage that was counted
+    HOLD = "hold"  # all of the hold, because nothing shows what was bought
 
 
 class ExpiryPolicy(StrEnum):
@@ -101,10 +101,10 @@ class Budget:
     time_zone: str = "UTC"
 
     def subjects(self, model: str, context: CallContext) -> tuple[str, ...]:
-        """The subjects of the windows in which a call counts; none when the budget does not apply to it.
+        """The subjects of the windows in which a call counts; empty if the budget does not apply to the call.
 
-        In a budget for each run, user or session, all calls that name none count together, under the
-        subject `""`, so that nobody evades a limit by leaving a header out.
+        In a budget for each run, user or session, all calls without one count together, under the subject `""`, so that
+        nobody evades a limit by leaving a header out.
         """
         if self.model_pattern is not None and not fnmatchcase(model, self.model_pattern):
             return ()
@@ -125,13 +125,13 @@ class Condition(StrEnum):
     BREAKER_OPEN = "breaker_open"
     CONTEXT_TOO_LONG = "context_too_long"
     CONTENT_FILTER = "content_filter"
-    NEAR_LIMIT = "near_limit"  # a budget, or the share of it that this model may use, has no room for the call
+    NEAR_LIMIT = "near_limit"  # a budget, or this model's share of it, has no room for the call
 
 
 class OnLeave(StrEnum):
     """What happens to a stream whose caller has left.
 
-    `CANCEL` closes it: the provider stops, and the part that came is paid for at an estimate. If the provider would go
+    `CANCEL` closes it: the provider stops, and the cost of the part that came is estimated. If the provider would go
     on and bill all of it anyway, the stream is read to its end. `FINISH` always reads it to its end: that costs more,
     but the cost is exact.
     """
@@ -142,7 +142,7 @@ class OnLeave(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """A model that may stand in for another, and after which failures."""
+    """A model that may stand in for another, and the failures after which it may."""
 
     model: str
     on: frozenset[Condition] = frozenset(Condition) - {Condition.NEAR_LIMIT, Condition.CONTENT_FILTER}
@@ -163,7 +163,7 @@ class Downgrade:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """In seconds; None: the service's setting. `total_s` bounds one whole attempt, and never exceeds the service's."""
+    """Seconds; None: the service's setting. `total_s` is for one whole attempt, and never exceeds the service's."""
 
     connect_s: float | None = None
     first_token_s: float | None = None
@@ -171,7 +171,7 @@ class Timeouts:
     total_s: float | None = None
 
 
-#: Leaves each timeout to the service's own settings.
+#: All timeouts are the service's own settings.
 NO_TIMEOUTS = Timeouts()
 
 
@@ -180,11 +180,11 @@ class Route:
     """How calls for the models that fit `model_pattern` are served: the chain, its bounds and its waiting times.
 
     `retries` is the number of further attempts at the same model; `max_attempts` counts all attempts of a call. No
-    attempt begins once `max_elapsed_s` seconds have passed since the call came in, nor if its hold would take the call
-    above `max_cost_nano`, together with what earlier attempts cost or may have cost. `queue_s` is how long a call may
+    attempt begins once `max_elapsed_s` seconds have passed since the call came in, or if its hold and the (possible)
+    costs of earlier attempts would together be more than `max_cost_nano`. `queue_s` is how long a call may
     wait for held money, for its budget's pace or for a rate limit; None means that it waits for held money as long as
-    the service's setting says, and for nothing else. `errors_are_billed` means that the provider may bill a
-    request that it answers with an error (5xx), so that the whole hold is then posted.
+    the service's setting says, and for nothing else. `errors_are_billed` means that the provider may bill a request
+    that it answers with an error (5xx). So the whole hold is posted after such an error.
     """
 
     id: int = 0
@@ -201,16 +201,16 @@ class Route:
     errors_are_billed: bool = False
 
 
-#: One attempt at the model that was asked for.
+#: The route that makes one attempt at the model that was asked for.
 NO_ROUTE = Route(max_attempts=1)
 
 
 @dataclass(frozen=True, slots=True)
 class RateLimit:
-    """A limit of pace, not of money: requests and tokens a minute, and calls at once. `None` means no limit.
+    """A limit of speed, not of money: requests and tokens a minute, and simultaneous calls. `None` means no limit.
 
     `subject` names the bucket in Redis (`"agent:7"`); `model_pattern` narrows which calls count.
-    `name` is the subject as messages call it (`"agent researcher"`); if it is empty, they say `subject`.
+    `name` is the subject's name in messages (`"agent researcher"`); if it is empty, they use `subject`.
     """
 
     id: int
@@ -228,9 +228,9 @@ class Principal:
     """The one who pays: organisation → team → agent → key, with the budgets, limits and routes of one epoch.
 
     `paused` names the scope that is paused ("team research"), if any. `models` are the patterns
-    of models that the key may use; empty means all. `epoch` is the version of the configuration
-    at which this was read: admission refuses a principal of an older epoch, and it is then read again.
-    `ends_at` is when its key expires, in seconds of this process's monotonic clock; None: never.
+    of models that the key may use; empty means all. `epoch` is the version of the configuration at which the principal
+    was read. Admission refuses a principal of an older epoch, which is then read again.
+    `ends_at` is when the key expires, in seconds of this process's monotonic clock; None: never.
     """
 
     organisation_id: int
@@ -250,10 +250,10 @@ class Principal:
     floor_tokens: int = 16
     budgets: tuple[Budget, ...] = ()
     limits: tuple[RateLimit, ...] = ()
-    routes: tuple[Route, ...] = ()  # the agent's, then its team's, then its organisation's: the first that fits applies
+    routes: tuple[Route, ...] = ()  # in the order agent, team, organisation; the first that fits applies
 
     def route(self, model: str) -> Route:
-        """How calls for this model are served."""
+        """The route for this model."""
         return next((route for route in self.routes if fnmatchcase(model, route.model_pattern)), NO_ROUTE)
 
     def may_use(self, model: str) -> bool:
@@ -263,7 +263,7 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class CallContext:
-    """The caller's attribution of a call, by which budgets, reports, metrics and traces sort it."""
+    """What the caller says a call belongs to. Budgets, reports, metrics and traces use it."""
 
     run: str | None = None
     user: str | None = None
@@ -273,9 +273,9 @@ class CallContext:
     envelope: UUID | None = None  # the run whose money the call spends
 
     def values(self, dimension: Dimension) -> tuple[str, ...]:
-        """The values of a dimension on this call: none, one, or for tags any number."""
+        """The values that this call has in a dimension: none, one, or (tags) any number."""
         if dimension is Dimension.TAG:
-            return tuple(dict.fromkeys(self.tags))  # a tag that is named twice counts once
+            return tuple(dict.fromkeys(self.tags))  # each tag counts once, even if it is named twice
         value = {Dimension.RUN: self.run, Dimension.USER: self.user, Dimension.SESSION: self.session}[dimension]
         return () if value is None else (value,)
 
@@ -291,9 +291,10 @@ class Usage:
     `input_tokens` includes cached tokens, cache writes, and the tokens of audio, images and video; `output_tokens`
     includes `reasoning_tokens` and the tokens of audio, images and video (OpenAI's convention; LiteLLM translates the
     others to it). `cache_write_1h_tokens` are the part of the cache writes that are kept for an hour (Anthropic), and
-    `cached_audio_tokens` the part of the cached tokens that are audio. `citation_tokens` come beside both (Perplexity).
-    `region` is where the call was served, `speed` how fast, and `search_context` how much of its finds a search used
-    ("low", "medium" or "high"); empty where the provider does not say.
+    `cached_audio_tokens` the part of the cached tokens that are audio. `citation_tokens` are in neither of the two
+    (Perplexity).
+    `region` is where the call was served, `speed` how fast, and `search_context` how much of its results a search used
+    ("low", "medium" or "high"). They are empty if the provider does not report them.
     """
 
     input_tokens: int = 0
@@ -318,7 +319,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class HoldRequest:
-    """One attempt's request for money. Nano-dollars; `floor_nano` is the smallest hold that is of use."""
+    """The request of an attempt for a hold, in nano-dollars. `floor_nano` is the smallest hold that is of use."""
 
     call_id: UUID
     attempt: int
@@ -329,11 +330,11 @@ class HoldRequest:
     floor_nano: int
     lifetime_s: float
     lines: tuple[tuple[int, str], ...]  # (budget id, window subject): every window that must have room
-    requested_model: str | None = None  # what the caller asked for, where another model serves
-    max_share: int = 10_000  # basis points of each limit that this model may use; past them it is near its limit
-    #: Basis points of what is left of each budget that this hold may take; its floor is granted even if that is more.
+    requested_model: str | None = None  # the model that the caller asked for, if another one serves the call
+    max_share: int = 10_000  # basis points of each limit that this model may use, before it is "near limit"
+    #: How much of the rest of each budget this hold may take, in basis points. But the floor is always granted.
     most_of_left: int = 10_000
-    rate_card_id: int | None = None  # the rates by which the amount was bounded, and at which it is settled
+    rate_card_id: int | None = None  # the rates from which the amount was computed, and at which it is settled
     envelope: UUID | None = None  # the run whose envelope the hold is drawn from; `lines` has the envelope's too
 
 
@@ -344,14 +345,14 @@ class Hold:
     call_id: UUID
     attempt: int
     amount_nano: int
-    #: The budget with the least left after this hold, and what is left of it; None without budgets.
+    #: The budget with the least left after this hold, and the amount left in it; None without budgets.
     tightest_budget_id: int | None
     tightest_left_nano: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """How one attempt ended, as the ledger will record it. Nano-dollars and milliseconds."""
+    """How one attempt ended, for the ledger. Amounts in nano-dollars, times in milliseconds."""
 
     call_id: UUID
     attempt: int

@@ -1,14 +1,16 @@
-"""What a call used: how a provider's report is read, which reports are believed, and the margins added to a count. Pure.
+"""The usage of a call: how a provider's report is read, which reports are believed, and the margins added to a count.
+Pure.
 
 What must hold:
   A report that cannot be true is not believed (I2):
     a report without input tokens, because LiteLLM may then have counted the output itself;
-    a report whose parts are more than their total, unless its provider is known to report them in addition to it;
+    a report whose parts add up to more than their total, unless the provider is known to report the parts in addition
+    to it;
     a report with too few tokens for its text.
   The usage that replaces such a report is never less than the most expensive way to read it.
   A count that replaces a report always has the margins of this module added (I1).
-Reports are in OpenAI's form, to which LiteLLM translates those of other providers, with the fields of theirs that it
-passes on: https://platform.openai.com/docs/api-reference/chat/object#chat/object-usage
+Reports are in OpenAI's form, to which LiteLLM translates other providers' reports, plus the fields that LiteLLM passes
+on unchanged: https://platform.openai.com/docs/api-reference/chat/object#chat/object-usage
 """
 
 from __future__ import annotations
@@ -21,7 +23,7 @@ from typing import Any, Final, cast
 from llm_service.money import MAX_NANO, NANO_PER_DOLLAR, nano_from_reported_dollars
 from llm_service.types import Usage
 
-#: The longest tokens that are known, in bytes (runs of spaces, in OpenAI's and Meta's vocabularies).
+#: The length of the longest known tokens, in bytes (runs of spaces, in OpenAI's and Meta's vocabularies).
 LONGEST_TOKEN = 128
 #: The highest number of tokens, searches, … that is believed. The ledger has 32 bits for each number.
 MOST_TOKENS = 2_000_000_000
@@ -29,12 +31,13 @@ MOST_TOKENS = 2_000_000_000
 FRAME_TOKENS = 16
 #: When a stream is cut, the provider may have generated this many tokens more than were seen.
 IN_FLIGHT_TOKENS = 32
-#: The error code of an attempt whose provider had sent more than was read. So no count of it is an upper bound.
+#: The error code of an attempt whose provider had sent more than was read. A count of such an attempt is not an upper
+#: bound.
 UNREAD = "owner_lost_unread"
-#: The field of a stream's report of usage in which the plugin puts LiteLLM's own figure. `cost` there is the provider's.
+#: The field of a stream's usage in which the plugin puts LiteLLM's own figure. The field `cost` has the provider's.
 LITELLM_COST = "litellm_cost"
 
-#: Providers whose reports do not include reasoning in the completion's tokens, but name it separately.
+#: Providers that report reasoning tokens separately, and not as part of the completion's tokens.
 #: https://docs.perplexity.ai/docs/getting-started/pricing (Sonar Deep Research)
 _REASONING_BESIDE: Final = frozenset({"perplexity"})
 #: An xAI tick is 10⁻¹⁰ dollars: https://docs.x.ai/docs/models
@@ -51,7 +54,7 @@ def read_usage(report: object, provider: str | None = None) -> Usage | None:
 
 
 def dearest_reading(report: object, provider: str | None = None) -> Usage | None:
-    """As `read_usage`, but if a report's parts are more than their total, they are added to it."""
+    """Read a report as `read_usage` does, but if its parts add up to more than their total, add the parts to the total."""
     usage = _read(report, provider)
     return None if usage is None else _whole(usage)
 
@@ -102,7 +105,7 @@ def _read(report: object, provider: str | None) -> Usage | None:
 
 
 def _whole(usage: Usage) -> Usage:
-    """The usage itself if no total is less than its parts. Else parts that are more than their total are added to it."""
+    """The usage itself if no total is less than the sum of its parts. Otherwise such parts are added to their total."""
     output_tokens = usage.output_tokens
     parts = usage.reasoning_tokens + usage.audio_output_tokens + usage.image_output_tokens + usage.video_output_tokens
     if parts > output_tokens:
@@ -118,7 +121,8 @@ def _whole(usage: Usage) -> Usage:
     return replace(usage, input_tokens=input_tokens, output_tokens=output_tokens)
 
 
-#: The fields of a usage that have their own columns in the ledger and in a witness. The rest is JSON there.
+#: The fields of a usage that have their own columns in the ledger and in a witness. The other fields are in one JSON
+#: column.
 COLUMNS: Final = (
     "input_tokens",
     "cached_tokens",
@@ -137,7 +141,8 @@ def more_usage(usage: Usage) -> dict[str, int | str]:
 
 
 def read_columns(columns: Mapping[str, int], more: Mapping[str, Any]) -> Usage:
-    """The usage of a row: its columns, and its `more_usage`. A field that is unknown or has another type is left out,
+    """The usage of a row: its columns, and its `more_usage`. A field that is unknown or has an unexpected type is left
+    out,
     because another version of Treasurer may have written the row.
     """
     known: dict[str, Any] = {
@@ -185,22 +190,22 @@ def named_cost_nano(report: object, provider: str | None) -> int | None:
 
 
 def _dollars(value: object) -> int | None:
-    """Dollars as nano-dollars. None: it is not an amount. One below zero is None, and not a price of zero."""
+    """Dollars as nano-dollars. None: it is not an amount, or it is below zero (and so must not count as a price of zero)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:  # NaN is refused, too
         return None
     return nano_from_reported_dollars(min(value, MAX_NANO // NANO_PER_DOLLAR))
 
 
 def says_too_little(output_tokens: int, text: str) -> bool:
-    """Whether a text is longer than this many tokens can be in any vocabulary."""
-    # A model that was cut may leave half a character, which is not valid UTF-8 and still counts.
+    """Whether a text is so long that this many tokens cannot account for it in any vocabulary."""
+    # An answer that was cut may end with half a character, which is not valid UTF-8 but still counts.
     return len(text.encode("utf-8", "surrogatepass")) > LONGEST_TOKEN * output_tokens
 
 
 def most_tokens(counted: int) -> int:
     """An upper bound for the tokens that a model's tokenizer makes of a text, from another tokenizer's count.
 
-    The count and half of it, because other tokenizers were seen to make up to a third more tokens.
+    It is one and a half times the count, because other tokenizers were seen to make up to a third more tokens.
     """
     return counted + counted // 2
 
@@ -211,7 +216,8 @@ def most_used(counted: Usage) -> Usage:
     LiteLLM's tokenizer may not be the provider's, and it counts only the part that LiteLLM had received.
     """
     input_tokens = most_tokens(counted.input_tokens) + FRAME_TOKENS
-    # The plugin reports cache writes if the request asked for a cache: all of the input may have been written to it.
+    # If the plugin reports cache writes, the request asked for a cache, and all of the input may have been written to
+    # it.
     written = input_tokens if counted.cache_write_1h_tokens else 0
     return Usage(
         input_tokens=input_tokens,

@@ -1,17 +1,17 @@
-"""Used grants in the database: known to all proxies that share it.
+"""Used grants in the database, so that all proxies that share it know them.
 
 Standard library and asyncpg only, because the service and the plugin both load this module.
 
 What must hold:
-  A grant is used once, at one proxy (I3), because the proxy that inserts its row first has used it.
-  A grant that the service has revoked can no longer be used. So once a grant is revoked, its request is certain never
-  to reach a provider, whatever a load balancer has answered and however the connection broke (I2).
+  A grant is used once, at one proxy (I3): the proxy that inserts the grant's row first has used it.
+  A grant that the service has revoked can no longer be used. So after a successful revocation the request has never
+  reached a provider and never will, whatever a load balancer has answered and however the connection broke (I2).
 
-A proxy remembers uses in files first (`grants.UsedGrants`): they refuse a second use at the same proxy without asking
-Postgres. The calls that arrive while one statement is under way go together in the next one. This does not
+A proxy first records uses in files (`grants.UsedGrants`), so that a second use at the same proxy is refused without
+asking Postgres. The calls that arrive while one statement is under way go together in the next one. This does not
 use `treasury/batch.py`, because a group here fails as a whole, within one time limit: if it were tried again grant by
-grant, a use that was recorded the first time would be refused as a second one. And a grant that already waits is
-refused at once.
+grant, a use that was recorded the first time would be refused as a second one. Also, a second use is refused at once if
+the first one is still waiting.
 """
 
 from __future__ import annotations
@@ -41,22 +41,23 @@ _REVOKE = """
 INSERT INTO used_grants (call_id, attempt, expires_at, revoked) VALUES ($1, $2, now() + interval '1 hour', true)
 ON CONFLICT (call_id, attempt) DO UPDATE SET revoked = used_grants.revoked RETURNING revoked
 """
-#: Forgets grants only some time after they expired, so that a proxy whose clock is a little slow still finds those that
-#: it would accept.
+#: Deletes grants only some time after they expired, because a proxy whose clock is a little slow would still accept
+#: them.
 _FORGET = """
 DELETE FROM used_grants WHERE ctid IN (
     SELECT ctid FROM used_grants WHERE expires_at < now() - interval '10 minutes' LIMIT 20000 FOR UPDATE SKIP LOCKED)
 """
 _TIMEOUT_S = 5.0
 _FORGET_EVERY_S = 30.0
-#: For so many seconds after a grant was sent, its use is certainly still recorded; later, a missing row proves nothing.
+#: For this many seconds after a grant was sent, a use of it is certainly still recorded. Later, a missing row proves
+#: nothing.
 REMEMBERED_S = 300.0
 
 _Key = tuple[UUID, int]
 
 
 class UsesUnknown(Exception):
-    """It is unknown whether a grant was used, so it must not be served. The message is the name of the cause."""
+    """It is unknown whether a grant was used, so its request must not be served. The message is the name of the cause."""
 
 
 class Fetches(Protocol):
@@ -68,14 +69,14 @@ class Fetches(Protocol):
 async def revoke(database: Fetches, call_id: UUID, attempt: int) -> bool:
     """Make a grant unusable. False: a proxy has used it already. A second call returns the same.
 
-    Call it within `REMEMBERED_S` of the sending. Raises asyncpg's errors when Postgres is away; the grant may be
-    revoked or not then.
+    Call it within `REMEMBERED_S` after the request was sent. Raises asyncpg's errors if Postgres is away: then the
+    grant may be revoked or not.
     """
     return await database.fetchval(_REVOKE, call_id, attempt, timeout=_TIMEOUT_S) is True
 
 
 class SharedUses:
-    """The uses of one proxy worker, in groups over one connection that is opened when it is needed."""
+    """Records the uses of one proxy worker, in groups over one connection that is opened when it is needed."""
 
     def __init__(self, database_url: str) -> None:
         self._url = database_url
@@ -111,7 +112,7 @@ class SharedUses:
                         future.set_exception(UsesUnknown(type(error).__name__))
                 continue
             for key, (_, future) in group.items():
-                if not future.done():  # a caller who has left waits no longer
+                if not future.done():  # its caller has left
                     future.set_result(key in first)
             await self._forget()
 
@@ -124,7 +125,7 @@ class SharedUses:
         connection = await self._open()
         try:
             rows = await connection.fetch(_USE, *columns)
-        except asyncpg.UndefinedTableError:  # this proxy is newer than the database: used once at each proxy, as before
+        except asyncpg.UndefinedTableError:  # the database is older than this proxy, and has no such table
             return {(grant.call_id, grant.attempt) for grant in grants}
         return {(row["call_id"], row["attempt"]) for row in rows}
 

@@ -1,10 +1,12 @@
-"""Witnesses: one record of one attempt at a deployment. LiteLLM Proxy writes it, the service reads it.
+"""Witnesses. A witness is the record of one attempt at a deployment. LiteLLM Proxy writes it, and the service reads it.
 
 What must hold:
-  Each column is named once (I2): lines, the statement that writes them and the reading of rows derive from one list.
+  Each column is named once (I2): the lines, the statement that writes them and the code that reads rows are derived
+  from one list.
   A line that an older version left on a disk can be read: a column that was added later has a value for such lines.
-  A line holds only what Postgres can take: no NUL and no half a character in a text, no number beyond its column.
-  A line may be sent twice and counts once, because each has an id.
+  A line has only values that Postgres accepts: no NUL and no half a character in a text, no number that is too large
+  for its column.
+  A line that is sent twice counts once, because each line has an id.
 
 Standard library and orjson only, because both processes load this module.
 """
@@ -35,7 +37,7 @@ class Witness:
 
     A success has the usage that the provider reported. A failure or a cancellation in mid-stream has an estimate of
     what had been served by then. `counted`: the usage is LiteLLM's own count, and not the provider's report. `unread`:
-    the provider sent more than was read, or nobody knows whether it did. So the count is not an upper bound.
+    the provider sent more than was read, or nobody knows whether it did. Then the count is not an upper bound.
     """
 
     call_id: UUID
@@ -62,7 +64,7 @@ class Witness:
         return self.outcome == "success" and not self.counted
 
     def line(self) -> str:
-        """As one line of JSON, for `INSERT` and for the spool."""
+        """The witness as one line of JSON, for `INSERT` and for the spool."""
         row = {column.name: _postgres_value(self, column.name) for column in _COLUMNS}
         return orjson.dumps(row).decode()
 
@@ -70,7 +72,7 @@ class Witness:
 class _Column(NamedTuple):
     name: str
     type: str
-    #: The value, in SQL, for a line that was written before the column existed. None: all lines have it.
+    #: The SQL value for a line that was written before the column existed. None: all lines have this column.
     if_missing: str | None = None
 
 
@@ -102,13 +104,13 @@ _COLUMNS = (
 _USAGE = frozenset((*USAGE_COLUMNS, "more_usage"))
 _INT32_MAX = 2**31 - 1
 
-#: The table's columns that a witness has, for a SELECT of rows that `read_witness` takes.
+#: The columns of the table to SELECT for `read_witness`.
 COLUMNS = ", ".join(column.name for column in _COLUMNS)
 _VALUES = ", ".join(
     column.name if column.if_missing is None else f"coalesce({column.name}, {column.if_missing})" for column in _COLUMNS
 )
 _TYPES = ", ".join(f"{column.name} {column.type}" for column in _COLUMNS)
-#: Writes a JSON array of lines.
+#: The statement that writes a JSON array of lines.
 INSERT = f"""
 INSERT INTO witnesses ({COLUMNS})
 SELECT {_VALUES} FROM jsonb_to_recordset($1::jsonb) AS line ({_TYPES})
@@ -117,7 +119,7 @@ ON CONFLICT (id) DO NOTHING
 
 
 def read_witness(row: Mapping[str, Any]) -> Witness:
-    """A row of the table, as JSON gives it: identifiers and times are text."""
+    """Read a row of the table from JSON, where identifiers and times are text."""
     fields = {column.name: row[column.name] for column in _COLUMNS if column.name not in _USAGE}
     for name in ("id", "call_id"):
         fields[name] = UUID(fields[name])
@@ -132,6 +134,6 @@ def _postgres_value(witness: Witness, name: str) -> object:
     if name in _USAGE:
         return min(cast("int", getattr(witness.usage, name)), _INT32_MAX)
     value: object = getattr(witness, name)
-    if isinstance(value, str):  # half a character, which Python's JSON reads and UTF-8 has no form for, becomes "?"
+    if isinstance(value, str):  # half a character, which JSON can hold but UTF-8 cannot, becomes "?"
         return value.replace("\0", "").encode("utf-8", "replace").decode()
     return value

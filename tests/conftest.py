@@ -39,9 +39,9 @@ settings.register_profile("quick", settings.get_profile("treasurer"), max_exampl
 settings.load_profile("treasurer")
 
 _TIER = {"integration": pytest.mark.integration, "chaos": pytest.mark.chaos, "evals": pytest.mark.evals}
-#: Who asks for one of these starts a server.
+#: A test that uses one of these fixtures starts a server.
 _SERVER_FIXTURES = {"postgres", "redis_server", "stack", "provider_files"}
-#: Files that take longest, in the order in which they start: with two processes none is left over at the end.
+#: The files that take longest, in the order in which they start, so that two processes end at about the same time.
 _LONG = (
     "integration/test_supervisor.py",
     "integration/test_postgres_versions.py",
@@ -83,7 +83,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """A test that fails says what its stack had to say: whether a part of it died, and of what."""
+    """Add the log of the stack to the report of a failed test. It shows whether a part died, and why."""
     report = yield
     service_dir = getattr(item, "funcargs", {}).get("service_dir")
     if report.failed and "stack" in getattr(item, "fixturenames", ()) and service_dir is not None:
@@ -94,7 +94,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 @pytest.fixture(scope="session")
 def stop_with_us() -> Iterator[Callable[[int], None]]:
-    """Names a process group that must not outlive this session, even if it is killed."""
+    """Registers a process group that must not outlive this session, even if the session is killed."""
     command = [sys.executable, "-I", "-S", watchdog.__file__]
     with subprocess.Popen(command, stdin=subprocess.PIPE, cwd="/", text=True, start_new_session=True) as process:
         assert process.stdin is not None
@@ -109,7 +109,7 @@ def stop_with_us() -> Iterator[Callable[[int], None]]:
 
 @pytest.fixture(scope="session")
 def service_dir() -> Iterator[Path]:
-    """A folder for servers' data that any account may walk into: as root, PostgreSQL runs as another one."""
+    """A folder for servers' data that any account may enter: if we are root, PostgreSQL runs under another account."""
     with tempfile.TemporaryDirectory(prefix="treasurer-tests-") as directory:
         Path(directory).chmod(0o755)
         yield Path(directory)
@@ -117,9 +117,9 @@ def service_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def memory_dir(service_dir: Path) -> Iterator[Path]:
-    """A folder in memory, for the data of databases that no test needs on a disk; `service_dir` where there is no room.
+    """A folder in memory for the databases of tests; `service_dir` if memory has no room.
 
-    A database of one test is made in 30 ms here and in 300 ms on a disk, and there are hundreds of them.
+    It takes 30 ms to make a database here and 300 ms on a disk, and the tests make hundreds.
     """
     if not _SHARED_MEMORY.is_dir() or shutil.disk_usage(_SHARED_MEMORY).free < _ROOM_IN_MEMORY:
         yield service_dir
@@ -140,7 +140,7 @@ def memory_dir(service_dir: Path) -> Iterator[Path]:
 
 
 def _remove_what_killed_sessions_left(prefix: str) -> None:
-    """What is in memory stays there until somebody removes it. A session that lives holds the lock in its folder."""
+    """Remove folders in memory that sessions did not remove. A session that still runs holds the lock in its folder."""
     for left in _SHARED_MEMORY.glob(f"{prefix}*/session.lock"):
         with left.open("w") as lock, contextlib.suppress(BlockingIOError):
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -149,7 +149,8 @@ def _remove_what_killed_sessions_left(prefix: str) -> None:
 
 @pytest.fixture(scope="session")
 def postgres(memory_dir: Path, service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[EmbeddedPostgres]:
-    """One PostgreSQL a session, without fsync (tests kill processes, not machines): the embedded one, or that of OTHER_POSTGRES."""
+    """One PostgreSQL a session, without fsync (tests kill processes, not machines): the embedded one, or the one that
+    OTHER_POSTGRES names."""
     tuning = {"fsync": "off", "full_page_writes": "off"}
     server = embedded_postgres(memory_dir, free_port(), secrets.token_urlsafe(16), tuning)
     if OTHER_POSTGRES in os.environ:
@@ -167,7 +168,7 @@ def postgres(memory_dir: Path, service_dir: Path, stop_with_us: Callable[[int], 
 
 @pytest.fixture(scope="session")
 def migrated_template(postgres: EmbeddedPostgres) -> str:
-    """The name of a migrated database that nothing is connected to: each test's database is a copy of it."""
+    """The name of a migrated database, of which each test gets a copy. Nothing may be connected to it."""
 
     async def make() -> None:
         await create_database(postgres.url("postgres"), _TEMPLATE)
@@ -179,7 +180,7 @@ def migrated_template(postgres: EmbeddedPostgres) -> str:
 
 @pytest.fixture
 async def database_url(postgres: EmbeddedPostgres, migrated_template: str) -> AsyncIterator[str]:
-    """A fresh, migrated database of this test alone."""
+    """A fresh, migrated database for this test alone."""
     async with copy_of_database(postgres, migrated_template) as url:
         yield url
 
@@ -243,7 +244,7 @@ def stack(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[St
     log = service_dir / "stack.log"
     arguments = ["--data-dir", str(data_dir), "--port", "0", "--gateways", "2", "--proxy-workers", "1"]
     environ = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_API_BASE"))}
-    environ["TREASURER_BREAKER_FAILURES"] = "0"  # tests fail providers on purpose, and must not keep each other out
+    environ["TREASURER_BREAKER_FAILURES"] = "0"  # tests make providers fail, and an open breaker would fail other tests
     environ["TREASURER_STREAMS_PER_WORKER"] = "60"  # few enough for a test to fill them
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -267,5 +268,5 @@ def stack(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[St
         try:
             process.wait(40)
         except subprocess.TimeoutExpired:
-            process.kill()  # its watchdog stops the rest
+            process.kill()  # the stack's watchdog stops the rest
             process.wait()

@@ -9,5 +9,5 @@ _USUAL = 100
 
 
 def examples(number: int) -> int:
-    """So many examples, and in a profile that asks for fewer than usual as many fewer in proportion."""
+    """This number of examples; proportionally fewer in a profile that sets fewer than usual."""
     return max(1, number * settings().max_examples // _USUAL)

@@ -1,9 +1,9 @@
-"""Clocks that tests move: libfaketime (package `libfaketime`) laid under a child process.
+"""Clocks that tests move: libfaketime (package `libfaketime`), preloaded into a child process.
 
-What must hold: every process that was started under a clock shows the same time, whenever it was started, and a
-move is seen by its very next look at the clock. So a clock is a file that holds an offset, replaced whole and read
-again at each look: an absolute time would begin anew in each process. Only the wall clock moves: what measures
-durations, and so every timeout, goes on as it was.
+What must hold: every process that was started with a clock sees the same time, whenever it was started, and sees each
+move of the clock at once. So a clock is a file with an offset, which is replaced as a whole and read again whenever a
+process asks for the time. (An absolute time would start anew in each process.) Only the wall clock moves. The monotonic
+clock, which measures durations and timeouts, stays right.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MISSING = "libfaketime is not installed here (apt-get install libfaketime)"
 
 
 def find_library(*, threads: bool = False) -> Path | None:
-    """libfaketime, or the one for programs with threads; None where it is not installed."""
+    """The path of libfaketime, or of its variant for programs with threads. None if it is not installed."""
     name = "libfaketimeMT.so.1" if threads else "libfaketime.so.1"
     found = (Path(folder) / name for folder in _FOLDERS)
     return next((path for path in found if path.exists()), None)
@@ -42,7 +42,7 @@ def remove_leftovers() -> None:
     for path in Path("/dev/shm").glob("*faketime_s*_*"):
         pid = path.name.rpartition("_")[2]
         if pid.isdigit() and not psutil.pid_exists(int(pid)):
-            with contextlib.suppress(OSError):  # another account's
+            with contextlib.suppress(OSError):  # the file belongs to another account
                 path.unlink()
 
 
@@ -56,7 +56,7 @@ class MovableClock:
         self.move(timedelta(0))
 
     def environ(self, *, threads: bool = False) -> dict[str, str]:
-        """What a child process needs in its environment; its account must be able to read the file.
+        """The variables that a child process needs. Its account must be able to read the clock's file.
 
         Raises:
             FileNotFoundError: libfaketime is not installed.
@@ -72,12 +72,12 @@ class MovableClock:
         }
 
     def move(self, offset: timedelta) -> None:
-        """Show the real time and so much more; a negative offset is a clock that is behind."""
+        """Show the real time plus this offset. With a negative offset, the clock is behind."""
         fresh = self.file.with_name(f"{self.file.name}.new")
         fresh.write_text(f"{offset.total_seconds():+.6f}\n")
         fresh.chmod(0o644)
         fresh.replace(self.file)
 
     def move_to(self, moment: datetime) -> None:
-        """Show this moment now, and go on from there."""
+        """Show this moment now, and let the clock run on from there."""
         self.move(moment - datetime.now(UTC))

@@ -30,7 +30,7 @@ from yarl import URL
 
 SAMPLES = ("sample:news.xml", "sample:news-atom.xml")
 _ACCEPT = "application/atom+xml, application/rss+xml, application/xml;q=0.9, text/xml;q=0.9, */*;q=0.1"
-#: IPv6 addresses that stand for IPv4 ones (RFC 6052, RFC 3056): either could name a private host.
+#: Ranges of IPv6 addresses that contain an IPv4 address (RFC 6052, RFC 3056), which could be that of a private host.
 _TRANSLATED = (IPv6Network("64:ff9b::/96"), IPv6Network("64:ff9b:1::/48"), IPv6Network("2002::/16"))
 
 
@@ -48,7 +48,7 @@ class FeedRefused(FeedError):
 
 
 class FeedUnreachable(FeedError):
-    """The host or the file did not give the feed: not found, refused, too slow or too large."""
+    """The feed could not be fetched from its host or file: not found, refused, too slow or too large."""
 
 
 class FeedBroken(FeedError):
@@ -57,7 +57,7 @@ class FeedBroken(FeedError):
 
 @dataclass(frozen=True, slots=True)
 class FeedEntry:
-    """One story, as plain text. `published` is the feed's own text for it, or empty."""
+    """One story, as plain text. `published` is the date as the feed writes it, or empty."""
 
     title: str
     url: str
@@ -187,7 +187,7 @@ class FeedReader:
 
 
 def is_public(address: IPv4Address | IPv6Address) -> bool:
-    """Whether an address is public. An IPv6 address that stands for an IPv4 one is judged by that one, or refused."""
+    """Whether an address is public. An IPv6 address that contains an IPv4 one is public if that is."""
     if isinstance(address, IPv6Address):
         if address.ipv4_mapped is not None:
             return is_public(address.ipv4_mapped)
@@ -199,7 +199,7 @@ def is_public(address: IPv4Address | IPv6Address) -> bool:
 def plain_text(markup: str, max_chars: int) -> str:
     """HTML as one line of text: no tags, scripts, styles or control characters; cut with an ellipsis."""
     parser = _Text()
-    parser.feed(markup[: 50 * max_chars])  # the rest would be cut anyway
+    parser.feed(markup[: 50 * max_chars])  # the cut below leaves nothing of the rest
     parser.close()
     printable = (char if char.isprintable() or char in "\u200c\u200d" else " " for char in "".join(parser.parts))
     text = " ".join("".join(printable).split())
@@ -227,7 +227,7 @@ class _Text(HTMLParser):
 
 
 class _PrivateAddress(OSError):
-    """A name leads to an address that is not public; an OSError, so that aiohttp treats it as a failed lookup."""
+    """A host's name leads to a private address. An OSError, so that aiohttp treats it as a failed lookup."""
 
     def __init__(self, host: str) -> None:
         super().__init__(f"leads to {host}, an address within a private network; feeds from there are not read")

@@ -34,7 +34,7 @@ class FeedDeps:
 
 
 def named(sources: Sequence[str]) -> dict[str, str]:
-    """A name for each source, fit to be shown. Two that would look alike are numbered."""
+    """A name for each source, without its secrets. Sources that would have the same name are numbered."""
     names: dict[str, str] = {}
     for source in dict.fromkeys(sources):
         name, number = shown(source), 2
@@ -58,7 +58,7 @@ async def read_feed(ctx: RunContext[FeedDeps], feed: str) -> dict[str, Any]:
     except FeedError as error:
         deps.failed[feed] = error
         if len(deps.failed) == len(deps.sources):
-            raise  # nothing is left to write about: end the run before more is spent on it
+            raise  # no feed is left to write about, so the run ends before it spends more
         raise ToolFailed(f"{error}. Go on without it.") from error
     deps.read[feed] = found
     stories = [

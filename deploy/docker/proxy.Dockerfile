@@ -1,4 +1,4 @@
-# LiteLLM Proxy in a separate environment, with the code of ours that it loads.
+# LiteLLM Proxy in a separate environment, with the part of Treasurer that it loads.
 FROM python:3.11-slim AS build
 WORKDIR /app
 COPY requirements/bootstrap.txt requirements/proxy.txt requirements/

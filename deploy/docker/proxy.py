@@ -3,7 +3,8 @@ configuration, and replaces itself with the proxy.
 
 What must hold:
 - The decision and the command are the same as those of `treasurer up` on one machine.
-- The configuration is in a folder that nobody else can write to, because LiteLLM loads other files from beside it.
+- The configuration is in a folder that nobody else can write to, because LiteLLM also loads other files from that
+  folder.
 
 Environment: TREASURER_LITELLM_CONFIG, TREASURER_SIMULATED_URL, TREASURER_PROXY_WORKERS (2), TREASURER_PROXY_HOST
 (127.0.0.1), TREASURER_PROXY_PORT (4000), TREASURER_PROXY_DIR (a new folder at each start), and the plugin's settings.

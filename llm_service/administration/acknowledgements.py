@@ -1,9 +1,11 @@
-"""Acknowledgements that Treasurer and LiteLLM price a model differently: the audit's rule prices_agree leaves these out.
+"""Acknowledgements that Treasurer and LiteLLM price a model differently. The audit's rule prices_agree ignores these
+models.
 
 What must hold:
   An acknowledgement changes no price and no entry of the ledger.
   A model has one acknowledgement. A new one replaces it; the log of changes keeps the one before.
-  It covers what was settled until a moment, by Postgres' clock. What is settled later is a difference again.
+  An acknowledgement covers calls that were settled up to a stated time, by Postgres' clock. The audit reports
+  differences in later calls again.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ Note = Annotated[str, AfterValidator(_note)]
 
 
 class AcknowledgePrices(Input):
-    """That a model is priced differently. `until`: a time, or a duration from now; without it, until now."""
+    """The acknowledgement to make. `until`: a time, or a duration from now. Without it, only past calls are covered."""
 
     model: DimensionValue
     note: Note
@@ -40,7 +42,7 @@ class AcknowledgePrices(Input):
 
 
 class Acknowledgement(View):
-    """What was acknowledged of a model, by whom, and until when it covers what is settled."""
+    """The acknowledgement for a model. It covers calls that were settled until `covers_until`."""
 
     id: int
     model: str
@@ -53,7 +55,7 @@ _ACKNOWLEDGE = load_query("administration/acknowledge_prices")
 
 
 async def acknowledge_prices(pool: asyncpg.Pool, new: AcknowledgePrices) -> Acknowledgement:
-    """Acknowledge the differences of a model's prices, in place of what was acknowledged of it before."""
+    """Acknowledge the differences of a model's prices. This replaces the model's earlier acknowledgement."""
     until = new.until
     async with change(pool) as connection:
         row = await connection.fetchrow(
@@ -69,7 +71,7 @@ async def acknowledge_prices(pool: asyncpg.Pool, new: AcknowledgePrices) -> Ackn
 async def list_acknowledgements(
     pool: asyncpg.Pool, *, limit: int = DEFAULT, after: int | None = None
 ) -> Page[Acknowledgement]:
-    """Acknowledgements in the order in which their models were first acknowledged: `limit` of them behind the id `after`."""
+    """Acknowledgements in the order of their models' first ones: at most `limit`, after the id `after`."""
     rows = await read(
         pool,
         """SELECT id, model, covers_until, note, acknowledged_by FROM price_acknowledgements

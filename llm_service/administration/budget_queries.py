@@ -1,6 +1,7 @@
 """The statements that read budgets with their windows, for lists and for one budget.
 
-What must hold: what a statement costs does not grow with how many windows are live, nor with how many have ended.
+What must hold: the cost of a statement does not grow with the number of live windows, nor with the number of ended
+ones.
 """
 
 from __future__ import annotations
@@ -8,16 +9,16 @@ from __future__ import annotations
 from llm_service.administration.transaction import scope_name
 from llm_service.treasury.queries import load_query
 
-#: So many live windows of a budget are added up for a list, and for one budget alone. A budget that is split may have
-#: a million, and adding them up would take seconds.
+#: The most live windows of a budget that are added up: in a list of budgets, and when one budget is shown. A split
+#: budget may have a million windows, and adding them up would take seconds.
 _MOST_LISTED, _MOST_SHOWN = 1_000, 10_000
 
 
 def _live(budget: str) -> str:
     """SQL that finds the live windows of a budget, for a LIMIT to follow.
 
-    Written so that only the index on (budget_id, ends_at) gives the order: another index, or none, would need a sort,
-    which is switched off where this runs (`transaction.py`).
+    Written so that Postgres uses the index on (budget_id, ends_at): any other plan would need a sort, and
+    `transaction.py` switches sorts off.
     """
     return (
         f"(budget_id, ends_at) > ({budget}, now()) AND budget_id <= {budget} AND starts_at <= now() "
@@ -26,7 +27,7 @@ def _live(budget: str) -> str:
 
 
 def _states(chosen: str, most: int) -> str:
-    """SQL for the states of chosen budgets, by name. Where more than `most` windows are live their sums are NULL."""
+    """SQL for the states of chosen budgets, by name. Sums over more than `most` live windows are NULL."""
     return load_query(
         "administration/budget_states",
         chosen=chosen,
@@ -40,7 +41,7 @@ def _states(chosen: str, most: int) -> str:
 ONE_BY_ID = _states("SELECT * FROM budgets WHERE id = $1 AND archived_at IS NULL", _MOST_LISTED)
 ONE_BY_NAME = _states("SELECT * FROM budgets WHERE name = $1 AND archived_at IS NULL", _MOST_SHOWN)
 PAGE = _states(load_query("administration/page_of_budgets"), _MOST_LISTED)
-#: The windows with the least left, of a budget ($1) whose limit and top-ups are $2; of the first `_MOST_SHOWN` only.
+#: The windows of a budget ($1) that have the least left of its limit and top-ups ($2), among its first `_MOST_SHOWN`.
 LIVE_WINDOWS = load_query("administration/windows_of_budget", which=f"{_live('$1')} LIMIT {_MOST_SHOWN}")
 #: The window of one subject ($3).
 ONE_SUBJECT = load_query(

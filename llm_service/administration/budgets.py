@@ -1,14 +1,14 @@
 """Budgets: create, change, top up, archive, show.
 
 What must hold:
-  A budget counts each call of its first window once, or none from before it was made: a window that starts at what was
-      spent is opened while nothing is admitted or settled.
+  The first window of a budget counts earlier calls of its period exactly once, or not at all. If it counts them, it is
+      opened while nothing is admitted or settled.
   A limit is stored once, in the budget's row, where admission reads it. So a change costs the same however many windows
       are open.
   After a change no call is admitted by the old limit: the change's commit waits for admissions that are running
       (treasury/sql/migrations/0005_limits_that_hold.sql).
-  When a limit is lowered below what is posted and held, that stays. Invariant I1 is about what is admitted from then on;
-      the audit reads the earlier limit from the log of changes.
+  Lowering a limit does not change what is already posted and held, even if that is more than the new limit. Invariant
+      I1 is about later admissions; the audit reads the earlier limit from the log of changes.
 """
 
 from __future__ import annotations
@@ -68,7 +68,8 @@ Period = Literal["minute", "hour", "day", "week", "month", "total", "run"]
 
 
 class Terms(Input):
-    """How much, for which period, and for which calls. `window="run"` means a total for each run.
+    """The terms of a budget: how much, for which period, and for which calls. `window="run"` means a total for each
+    run.
 
     `most_per_call` is the share of what is left that one call may hold.
     """
@@ -161,7 +162,7 @@ class TopUp(View):
 
 
 class Window(View):
-    """A window that is not over. `subject` is the run, user, session or tag, where the budget is split by one."""
+    """A window that is not over. `subject` is the run, user, session or tag that it is for, if the budget is split."""
 
     subject: str
     starts_at: datetime | None
@@ -172,7 +173,8 @@ class Window(View):
 
 
 class BudgetState(View):
-    """A budget and its current windows. `posted` and `pending` are sums over them; `left` is the least that one has.
+    """A budget and its current windows. `posted` and `pending` are sums over them; `left` is the smallest amount that
+    one of them has left.
 
     `more_windows`: there are more live windows than `windows` (a budget for each of very many users). Then the sums and
     `left` are not computed; a report by the same property shows what was spent.
@@ -198,7 +200,7 @@ class BudgetState(View):
     resets_at: datetime | None
     created_at: datetime
     pace: str | None = None
-    #: How much of the limit and its top-ups the pace lets calls use by now.
+    #: The part of the limit and its top-ups that calls may have used by now, according to the pace.
     paced_nano: int | None = None
     #: The share of what is left that one call may hold.
     most_per_call: str | None = None
@@ -215,7 +217,7 @@ class BudgetState(View):
 
 
 class CreatedBudget(BudgetState):
-    """A new budget, and from when on spending counts in its first window; None: from the beginning."""
+    """A new budget. `counts_from`: its first window counts spending from this time; None: from the window's start."""
 
     counts_from: datetime | None
 
@@ -223,7 +225,7 @@ class CreatedBudget(BudgetState):
 class BudgetDetail(BudgetState):
     """A budget with the hundred live windows that have the least left, and the top-ups that are not over.
 
-    Where it has more than ten thousand live windows, the hundred are chosen from ten thousand of them.
+    If it has more than ten thousand live windows, the hundred are chosen from ten thousand of them.
     """
 
     live_windows: list[Window]
@@ -231,7 +233,7 @@ class BudgetDetail(BudgetState):
 
 
 async def create_budget(pool: asyncpg.Pool, new: NewBudget) -> CreatedBudget:
-    """Create a budget. It applies to every call from now on; where it counts from the window, also to those in flight.
+    """Create a budget. It applies to every call from now on; with `count_from="window"`, also to calls in flight.
 
     Raises:
         NotFound: its organisation, team, agent or key does not exist. Conflict: the name is taken.
@@ -257,10 +259,10 @@ async def _count_from_window(connection: asyncpg.Connection, budget_id: int, pat
     is counted, or is held, and counts in the window when it ends.
 
     Raises:
-        TookTooLong: it took longer than admissions may be kept waiting.
+        TookTooLong: counting took longer than admissions may be kept waiting.
     """
     try:
-        # Counting reads much of the ledger, for which the settings of a change are wrong.
+        # Counting reads much of the ledger. The settings of other changes suit only statements that read few rows.
         await connection.execute(
             f"SET LOCAL enable_seqscan = on; SET LOCAL enable_bitmapscan = on; SET LOCAL statement_timeout = '{_COUNT_S}s';"
             f"SELECT pg_advisory_xact_lock({_ADMISSIONS}); LOCK TABLE holds IN SHARE ROW EXCLUSIVE MODE"
@@ -397,7 +399,7 @@ async def list_budgets(
     limit: int = DEFAULT,
     after: str | None = None,
 ) -> Page[BudgetState]:
-    """Budgets with their current windows, in the order of names: `limit` of them behind the name `after`.
+    """Budgets with their current windows, in the order of names: at most `limit`, after the name `after`.
 
     With `scope`, those of one kind; with `subject` too, those of one owner ("agent", "news"; "key", "news/default").
     """
@@ -413,7 +415,7 @@ async def list_budgets(
 
 
 async def show_budget(pool: asyncpg.Pool, name: str, *, subject: str | None = None) -> BudgetDetail:
-    """One budget, its live windows (or only the window of one run, user, session or tag, `subject`) and its top-ups.
+    """One budget, its live windows (or only that of one run, user, session or tag: `subject`) and its top-ups.
 
     Raises:
         NotFound: there is no budget of this name.

@@ -1,7 +1,7 @@
 """The log of changes: who changed what, and how it was before and after.
 
 What must hold: each change of a table of configuration is logged. The database does that by triggers
-(treasury/sql/migrations/0004_change_log.sql). A breaker that is set by hand is in no table, so it is logged from here.
+(treasury/sql/migrations/0004_change_log.sql). A breaker that is set by hand is in no table, so this module logs it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KINDS = (
 
 
 class Change(View):
-    """One row that was created, changed or removed. `before` and `after` are whole rows; of a key, without its hash."""
+    """One row that was created, changed or removed. `before` and `after` are whole rows, without a key's hash."""
 
     id: int
     at: datetime
@@ -70,7 +70,7 @@ async def list_changes(
     after: int | None = None,
     limit: int = DEFAULT,
 ) -> Page[Change]:
-    """Changes, the newest first: of one kind, since a time or within a duration, `limit` of them behind the id `after`.
+    """Changes, the newest first: of one kind, since a time or within a duration, at most `limit`, after the id `after`.
 
     Raises:
         InvalidRequest: there is no such kind of object.

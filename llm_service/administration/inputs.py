@@ -90,7 +90,7 @@ def _amount(value: object) -> int:
 
 
 def parse_share(value: object) -> int:
-    """Read a share such as `20%` or `12.5%`, in basis points. More than nothing, and less than all.
+    """Read a share such as `20%` or `12.5%`, in basis points. It must be more than 0 % and less than 100 %.
 
     Raises:
         ValueError: it is anything else.
@@ -185,7 +185,7 @@ Duration = Annotated[
     timedelta, BeforeValidator(parse_duration), WithJsonSchema({"type": "string", "examples": ["24h"]})
 ]
 Moment = Annotated[datetime, BeforeValidator(parse_moment), WithJsonSchema({"type": "string", "format": "date-time"})]
-#: A part of something, in percent; kept in basis points.
+#: A share. It is given in percent, and kept in basis points.
 Share = Annotated[int, BeforeValidator(parse_share), WithJsonSchema({"type": "string", "examples": ["20%"]})]
 #: A time; or a duration that begins now, by Postgres' clock.
 When = Annotated[
@@ -202,7 +202,7 @@ class Input(BaseModel):
 
 
 class Target(Input):
-    """What a budget or limit belongs to: exactly one of the four. A limit may belong to none."""
+    """The owner of a budget or limit: exactly one of the four fields. A limit may have no owner."""
 
     organisation: Name | None = None
     team: Name | None = None
@@ -236,7 +236,7 @@ def _describe_dollars(schema: dict[str, Any]) -> None:
 
 
 class View(BaseModel):
-    """An answer. Each amount `x_nano` is also given in dollars as `x`, a decimal number in a text."""
+    """The base of all answers. Each amount `x_nano` is also given in dollars as `x`, a decimal number in a text."""
 
     model_config = ConfigDict(frozen=True, json_schema_extra=_describe_dollars)
 
@@ -247,7 +247,9 @@ class View(BaseModel):
         return cls.model_validate({**row, **more})
 
     @model_serializer(mode="wrap")
-    def _with_dollars(self, handler: SerializerFunctionWrapHandler):  # a return type would hide the fields' schema
+    def _with_dollars(
+        self, handler: SerializerFunctionWrapHandler
+    ):  # no return type: it would replace the schema's fields
         shown: dict[str, Any] = {}
         for name, value in handler(self).items():
             if name.endswith("_nano"):

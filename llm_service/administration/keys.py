@@ -2,7 +2,8 @@
 
 What must hold:
   A secret is shown once, in the answer to the request that made it; what is stored is its hash (`secrets.py`).
-  A key is known by its agent and its name. Rotation gives it another secret; while the old one still works, the key's
+  A key is identified by its agent and its name. Rotation gives it another secret; while the old one still works, the
+  key's
       budgets and limits hold for both secrets together.
 """
 
@@ -28,7 +29,7 @@ _COLUMNS = """k.id, k.name, k.hint, k.models, k.expires_at, k.revoked_at, k.crea
 
 
 class NewKey(Input):
-    """A key of an agent, or with `admin` an administrator's. `models` are patterns; an empty list allows every model."""
+    """A key of an agent, or, with `admin`, of an administrator. `models` are patterns; an empty list allows every model."""
 
     agent: Name | None = None
     admin: bool = False
@@ -46,7 +47,7 @@ class NewKey(Input):
 
 
 class RotateKey(Input):
-    """How long the old secret still works, and when the new one expires (default: after as long as the old one had)."""
+    """How long the old secret still works, and when the new one expires (default: the same lifetime as the old one)."""
 
     overlap: Duration = timedelta(hours=24)
     expires: When | None = None
@@ -132,7 +133,7 @@ async def revoke_key(pool: asyncpg.Pool, reference: str) -> list[Key]:
     async with change(pool) as connection:
         key = await find_key(connection, reference)
         rows = await connection.fetch(
-            # The columns are a constant of this module.
+            # Safe: the only text that is inserted is a constant of this module.
             f"""UPDATE api_keys k SET revoked_at = coalesce(k.revoked_at, now())
                 WHERE k.id = $1 OR ($2 AND k.name = $3 AND k.agent_id IS NOT DISTINCT FROM $4)
                 RETURNING {_COLUMNS}""",  # noqa: S608
@@ -149,7 +150,7 @@ async def revoke_key(pool: asyncpg.Pool, reference: str) -> list[Key]:
 async def list_keys(
     pool: asyncpg.Pool, *, agent: str | None = None, limit: int = DEFAULT, after: int | None = None
 ) -> Page[Key]:
-    """Keys, or those of one agent, in the order in which they were created: `limit` of them behind the id `after`.
+    """Keys, or those of one agent, in the order in which they were created: at most `limit`, after the id `after`.
 
     Expired and revoked keys are among them.
     """

@@ -23,7 +23,7 @@ TokenCount = Annotated[int, Field(ge=1, le=1_000_000_000_000)]
 class SetLimit(Target):
     """A limit for an organisation, team, agent or key, for all calls or for those of a model pattern.
 
-    With `model` alone, the limit is for every caller of these models together.
+    With `model` alone, it is one limit for all callers of these models together.
     """
 
     model: ModelPattern | None = None
@@ -42,7 +42,7 @@ class SetLimit(Target):
 
 
 class Limit(View):
-    """A limit. A number that is None is not limited; `subject` None: the limit is for every caller together."""
+    """A rate limit. None in a number means no limit. `subject` None: one limit for all callers together."""
 
     id: int
     scope: str
@@ -93,6 +93,6 @@ async def remove_limit(pool: asyncpg.Pool, limit_id: int) -> Limit:
 
 
 async def list_limits(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: int | None = None) -> Page[Limit]:
-    """Limits in the order in which they were first set: `limit` of them behind the id `after`."""
+    """Limits in the order in which they were first set: at most `limit`, after the id `after`."""
     rows = await read(pool, f"{_LIMITS} WHERE l.id > $1 ORDER BY l.id LIMIT $2", after or 0, to_fetch(limit))
     return page_of(rows, limit, Limit.of)

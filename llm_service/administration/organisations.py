@@ -38,7 +38,7 @@ class NewTeam(Input):
 
 
 class AgentTerms(Input):
-    """The defaults of an agent's calls, and what is done with a hold that nobody settles."""
+    """The defaults of an agent's calls, and the fate of a hold that nobody settles."""
 
     default_max_tokens: Tokens | None = None
     floor_tokens: Tokens | None = None
@@ -156,7 +156,7 @@ async def change_agent(pool: asyncpg.Pool, name: str, new: AgentTerms) -> Agent:
 async def list_organisations(
     pool: asyncpg.Pool, *, limit: int = DEFAULT, after: str | None = None
 ) -> Page[Organisation]:
-    """Organisations in the order of names: `limit` of them behind the name `after`."""
+    """Organisations in the order of names: at most `limit`, after the name `after`."""
     rows = await read(
         pool,
         """SELECT id, name, paused_at, created_at FROM organisations WHERE $1::text IS NULL OR name > $1
@@ -168,7 +168,7 @@ async def list_organisations(
 
 
 async def list_teams(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: str | None = None) -> Page[Team]:
-    """Teams in the order of names: `limit` of them behind the name `after`."""
+    """Teams in the order of names: at most `limit`, after the name `after`."""
     rows = await read(
         pool,
         f"{_TEAMS} WHERE $1::text IS NULL OR t.name > $1 ORDER BY t.name LIMIT $2",
@@ -181,7 +181,7 @@ async def list_teams(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: str | N
 async def list_agents(
     pool: asyncpg.Pool, *, team: str | None = None, limit: int = DEFAULT, after: str | None = None
 ) -> Page[Agent]:
-    """Agents, or those of one team, in the order of names: `limit` of them behind the name `after`."""
+    """Agents, or those of one team, in the order of names: at most `limit`, after the name `after`."""
     rows = await read(
         pool,
         _PAGE_OF_AGENTS,
@@ -204,7 +204,7 @@ async def resume(pool: asyncpg.Pool, scope: Scope, name: str) -> None:
 
 async def _set_paused(pool: asyncpg.Pool, scope: Scope, name: str, value: str) -> None:
     async with change(pool) as connection:
-        # Both the table and the value are constants of this module.
+        # Safe: the only texts that are inserted are constants of this module.
         changed = await connection.fetchval(
             f"UPDATE {_TABLES[scope]} SET paused_at = {value} WHERE name = $1 RETURNING id",  # noqa: S608
             searchable(name),

@@ -1,9 +1,9 @@
-"""Lists in pages, so that what a list costs does not grow with how many rows there are.
+"""Lists in pages, so that the cost of a list does not grow with the number of rows.
 
 What must hold:
   Each list is ordered by one column that is unique and indexed.
-  A page begins behind the value of that column at which the page before it ended. So a row that stays in the list is
-      neither left out nor shown twice, whatever is created or removed in the meantime.
+  A page begins after the last value of that column in the previous page. So a row that stays in the list is neither
+      left out nor shown twice, whatever is created or removed in the meantime.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DEFAULT, MOST = 100, 1000
 
 
 class Page(list[_T]):
-    """The rows of one page. `more`: whether there are rows behind them."""
+    """The rows of one page. `more`: whether further rows follow."""
 
     more: bool = False
 

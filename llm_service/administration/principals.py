@@ -45,7 +45,7 @@ _Wanted = bytes | str
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """A key or an agent, as Postgres has it. `principal` is None for an administrator's key."""
+    """A key or an agent, as read from Postgres. `principal` is None for an administrator's key."""
 
     principal: Principal | None
     key: str | None
@@ -71,7 +71,7 @@ class Principals:
         self._loading: asyncio.Task[None] | None = None
 
     async def by_secret(self, secret: str) -> Principal:
-        """The principal of a key's secret. It may be paused, which the caller has to check.
+        """The principal of a key's secret. The caller of this method has to check whether the principal is paused.
 
         Raises:
             NotAuthenticated: the key is unknown, expired or revoked; the message says which of these.
@@ -86,7 +86,7 @@ class Principals:
         return found.principal
 
     async def by_agent(self, name: str) -> Principal:
-        """The principal of an agent in this process, which has no key.
+        """The principal of an agent that runs in this process, and so has no key.
 
         Raises:
             NotFound: there is no such agent. TreasuryUnavailable: Postgres is away.
@@ -114,7 +114,7 @@ class Principals:
         return f"key {found.key}"
 
     async def reload(self) -> None:
-        """Read the epoch again now, because admission has refused an older one; forget what is older.
+        """Read the epoch again now, because admission has refused an older one; forget what was read at older ones.
 
         Raises:
             TreasuryUnavailable: Postgres is away.
@@ -146,7 +146,7 @@ class Principals:
         return _checked(await self._find(hash_secret(secret)) if looks_like_secret(secret) else None)
 
     async def _find(self, wanted: _Wanted) -> _Found | None:
-        """From the cache, if the epoch was read a moment ago; else from Postgres, together with others that are waited for."""
+        """Find a key or agent: in the cache if the epoch was read a moment ago, else in Postgres, as one of a group."""
         await self._check(time.monotonic() - self._fresh_s)
         found = self._known.get(wanted)
         if found is not None:
@@ -175,10 +175,11 @@ class Principals:
         self._note_epoch(rows[0]["value"], began)
 
     def _note_epoch(self, epoch: int, began: float) -> bool:
-        """Note the epoch that a statement has read. If it is another one than before, forget everything.
+        """Note the epoch that a statement has read. If the epoch has changed, forget everything.
 
-        False: a statement that began later has read another epoch, so this answer is too old to use. The newest epoch is
-        the one that was read last, and not the highest: a database that is restored from a backup has a lower one.
+        Returns False if a statement that began later has read another epoch: then this statement's result is too old to
+        use. The newest epoch is the one that was read last, and not the highest, because a database that is restored
+        from a backup has a lower one.
         """
         if epoch != self._epoch:
             if began < self._seen_at:
@@ -190,7 +191,7 @@ class Principals:
         return True
 
     async def _load(self) -> None:
-        """Load what is waited for, a group at a time, until nothing is. An error is for all of its group."""
+        """Load the keys and agents that are waited for, group by group. An error goes to all callers of a group."""
         while self._waiting:
             group = dict(list(self._waiting.items())[:_GROUP])
             try:
@@ -202,7 +203,7 @@ class Principals:
                     future.set_exception(error)
                 continue
             if found is None:
-                continue  # the configuration has changed meanwhile: read again
+                continue  # the configuration has changed meanwhile, so read again
             for wanted, future in group.items():
                 del self._waiting[wanted]
                 self._remember(wanted, found.get(wanted))
@@ -261,7 +262,7 @@ def _checked(found: _Found | None) -> _Found:
 
 
 def _retrieve(done: asyncio.Future[Any]) -> None:
-    """Mark a future's error as retrieved. Those that wait for it get it; it is not logged when all of them have left."""
+    """Mark a future's error as retrieved, so that asyncio does not log it when nobody waits for it any more."""
     if not done.cancelled():
         done.exception()
 

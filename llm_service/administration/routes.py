@@ -2,7 +2,7 @@
 
 What must hold:
   There is one route for each subject and model pattern. Setting it again replaces all of it.
-  The policy is stored as it was given, without defaults, so that a default that a later version changes applies to it.
+  The policy is stored as it was given, without defaults, so that it gets the new defaults of later versions.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Seconds = Annotated[float, Field(ge=0.05, le=3600)]
 
 
 class FallbackTerms(Input):
-    """A model that may serve instead, and after which failures; by default after all but near_limit and content_filter."""
+    """A model that may serve instead. `on`: after which failures; by default, after all but near_limit and content_filter."""
 
     model: ModelPattern
     on: Annotated[list[Annotated[Condition, Field(strict=False)]], Field(min_length=1)] | None = None
@@ -40,7 +40,7 @@ class DowngradeTerms(Input):
 
 
 class TimeoutTerms(Input):
-    """Seconds. The gateway's settings say what holds for a timeout that is left out."""
+    """Timeouts in seconds. One that is left out has the value from the gateway's settings."""
 
     connect_s: Seconds | None = None
     first_token_s: Seconds | None = None
@@ -102,7 +102,7 @@ class SetRoute(RouteTerms):
         for scope in (Scope.ORGANISATION, Scope.TEAM):
             if (name := getattr(self, scope.value)) is not None:
                 return scope, name
-        assert self.agent is not None  # `_sound` has seen that one of the three is given
+        assert self.agent is not None  # `_sound` has checked that one of the three is given
         return Scope.AGENT, self.agent
 
     def terms(self) -> RouteTerms:
@@ -111,7 +111,7 @@ class SetRoute(RouteTerms):
 
 
 class Route(View):
-    """A route and its policy. What the policy leaves out has its default."""
+    """A route and its policy, with the default of each field that the policy leaves out."""
 
     id: int
     scope: str
@@ -163,13 +163,13 @@ async def remove_route(pool: asyncpg.Pool, route_id: int) -> Route:
 
 
 async def list_routes(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: int | None = None) -> Page[Route]:
-    """Routes in the order in which they were first set: `limit` of them behind the id `after`."""
+    """Routes in the order in which they were first set: at most `limit`, after the id `after`."""
     rows = await read(pool, f"{_ROUTES} WHERE r.id > $1 ORDER BY r.id LIMIT $2", after or 0, to_fetch(limit))
     return page_of(rows, limit, Route.read)
 
 
 def read_route(number: int, pattern: str, policy: Mapping[str, Any]) -> CallRoute:
-    """A route as calls are served by it, from the policy that is stored; fields of a newer version are ignored."""
+    """Make the route that calls use from a stored policy. Fields that only a newer version knows are ignored."""
     route = CallRoute()
     downgrade = policy.get("downgrade")
     timeouts: Mapping[str, float] = policy.get("timeouts") or {}

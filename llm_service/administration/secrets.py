@@ -20,10 +20,10 @@ def new_secret() -> str:
 
 
 def looks_like_secret(text: str) -> bool:
-    """Whether a text could be a secret of ours. One that could not needs no look-up."""
+    """Whether a text has the form of one of our secrets. Other texts need no look-up."""
     return _FORM.fullmatch(text) is not None
 
 
 def hash_secret(secret: str) -> bytes:
-    """The SHA-256 of a secret: what is stored of it, and what it is looked up by."""
+    """The SHA-256 of a secret, which is stored in its place and by which it is found."""
     return hashlib.sha256(secret.encode("utf-8", "surrogatepass")).digest()

@@ -1,8 +1,8 @@
 """The transaction around every change of configuration, and how names become ids.
 
 What must hold:
-  A change and its raise of the epoch are one transaction. So no process uses older rules once it has read the epoch again,
-      and a change that fails leaves the epoch as it was.
+  A change and the new epoch are written in one transaction. So no process uses older rules once it has read the epoch
+      again, and a change that fails leaves the epoch as it was.
   Changes are made one after another, because each locks the epoch's row first. So nothing can happen between a check
       ("is this name taken?") and the change, and two changes never deadlock. Admission only reads that row.
   Postgres knows who makes a change, for its triggers, which write the log (`change_log.py`).
@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 ACTOR: ContextVar[str] = ContextVar("actor", default="")
 LOCK_S = 10.0
 _READ_S = 30.0
-# Administration reads few rows, by an index and in its order. Without these settings Postgres would sometimes read the
-# whole table: it expects a statement with a LIMIT to find its rows soon, and is wrong where one budget has nearly all windows.
+# Administration reads few rows, by an index and in its order. Without these settings Postgres sometimes reads the whole
+# table, because it expects to find the rows of a LIMIT early. It is wrong if one budget has nearly all windows.
 _BY_INDEX = ", ".join(
     f"set_config('enable_{way}', 'off', true)" for way in ("seqscan", "bitmapscan", "sort", "incremental_sort")
 )
@@ -91,7 +91,7 @@ async def insert(connection: asyncpg.Connection, what: str, statement: str, *arg
 async def scope_id(connection: asyncpg.Connection, scope: Scope, name: str) -> int:
     """The id of an organisation, team, agent or key.
 
-    A key stays the same when its secret is rotated. Its id here is that of its first row, so that its budgets and limits
+    Each rotation of a key's secret adds a row. The id is that of the key's first row, so that its budgets and limits
     hold for all its secrets together.
 
     Raises:
@@ -119,12 +119,12 @@ def missing(scope: Scope, name: str) -> NotFound:
 
 
 def searchable(name: str) -> str:
-    """The name, or "" (which nothing has) where it has characters that Postgres may refuse."""
+    """The name, or "" (which nothing is called) if it has characters that Postgres may refuse."""
     return name if name.isprintable() else ""
 
 
 async def find_key(connection: asyncpg.Connection, reference: str) -> Record:
-    """The newest row of a key, named by its id or as agent/name. A live row goes before others.
+    """The newest row of a key, which is named by its id or as agent/name. A live row is preferred to any other.
 
     Raises:
         NotFound: there is none.

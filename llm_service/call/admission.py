@@ -5,10 +5,11 @@ is held for the attempt, in Redis or in Postgres.
 
 Exhausted and busy are different answers. Exhausted is final for the window and is reported at once. Busy
 means that calls in flight hold the rest, so the call waits for them to settle, for up to `busy_wait_s`. If its route
-sets another time (`queue_s`), it waits for that long, and for its budget's pace and its rate limits too.
+sets another time (`queue_s`), that is the longest it waits, and it then also waits for its budget's pace and its rate
+limits.
 
-A call that names no `max_tokens` holds at most a share of what is left, because its caller asked for no such hold, and
-other calls need the rest. Its floor is held even if that is more.
+A call without `max_tokens` holds at most a share of what is left, because other calls need the rest. But it always
+holds at least its floor.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ from llm_service.wire.requests import ParsedRequest
 
 log = logging.getLogger(__name__)
 
-#: Counts a request's text with the model's tokenizer, as far as it is known.
+#: Counts a request's text with the model's tokenizer, if that is known.
 CountTokens = Callable[[Model, ParsedRequest], Awaitable[TextCount]]
 
 
@@ -99,7 +100,8 @@ class Admission:
         return self._catalog.models
 
     def check(self, call: Call, model: str | None = None) -> None:
-        """Refuse a call that its principal, as last read, may not make; with `model`, as if it asked for that model.
+        """Refuse a call that its principal, as last read, may not make. `model` takes the place of the model in the
+        request.
 
         Raises:
             NotAuthenticated, NotPermitted: the principal may not make it.
@@ -134,7 +136,7 @@ class Admission:
         return await self._catalog.get(attempt.candidate.model, mode=_MODES[attempt.call.operation])
 
     async def reprice(self, model: Model) -> None:
-        """Read newer prices than those that this model has.
+        """Read prices that are newer than this model's.
 
         Raises:
             TreasurerError: the upstream does not give them.
@@ -146,7 +148,7 @@ class Admission:
         self._refused(call.principal, call.context, call.request.model, error)
 
     async def admit(self, attempt: Attempt, model: Model, breaker_permit: BreakerPermit) -> Admitted:
-        """Admit an attempt at a model, for which the breakers have given their permit.
+        """Admit an attempt at a model, after the breakers have given their permit for it.
 
         Raises:
             TreasurerError: it is refused. Nothing is held then.
@@ -190,7 +192,7 @@ class Admission:
                 await asyncio.sleep(wait_s)
 
     async def _hold(self, attempt: Attempt, model: Model, bound: CostBound, deadline: float) -> tuple[Hold, CostBound]:
-        """A hold, and the bound that it covers, which is tighter if the input had to be counted."""
+        """Make a hold. Returns it with the bound that it covers, which is lower if the input's tokens had to be counted."""
         call = attempt.call
         while True:
             outcome = await self._ask(attempt, model, bound)
@@ -212,12 +214,12 @@ class Admission:
             await self._treasury.freed(wait_s)
 
     async def _ask(self, attempt: Attempt, model: Model, bound: CostBound) -> Hold | Denial:
-        """Ask the treasury, with the principal as it is now."""
+        """Ask the treasury for a hold, with the principal as it is now."""
         call = attempt.call
         rate_card_id = await self._rate_card(model)
         while True:
             principal = call.principal
-            check_live(principal, time.monotonic())  # its key may have expired while the call waited
+            check_live(principal, time.monotonic())  # the key may have expired while the call waited
             amount_nano = _within_cost_limit(call, model, bound)
             request = HoldRequest(
                 call_id=call.call_id,
@@ -244,7 +246,7 @@ class Admission:
                 await self.renew(call)
 
     async def _count(self, call: Call, model: Model, bound: CostBound, left_nano: int) -> tuple[CostBound, bool]:
-        """Count the tokens of an input with too many bytes, if that can help. Returns a bound, and whether it fits."""
+        """Count the tokens of an input whose bytes do not fit, if that can help. Returns a new bound, and whether it fits."""
         if bound.counted or not counting_may_help(model, call.request, call.principal, left_nano):
             return bound, False
         try:
@@ -263,12 +265,12 @@ def _worth_waiting(denial: Denial, left_s: float) -> float | None:
     if denial.kind is DenialKind.PACED and denial.resumes_at is not None:
         wait_s = (denial.resumes_at - datetime.now(UTC)).total_seconds()
         if wait_s <= left_s:
-            return min(max(wait_s, 0.01), 1.0)  # in steps: a call that settles below its hold may let it through
+            return min(max(wait_s, 0.01), 1.0)  # ask at least each second: another call may settle below its hold
     return None
 
 
 def _patience_s(attempt: Attempt, wait_s: float) -> float:
-    """Seconds that an attempt may wait. Only a first one may wait past the route's limit of time for new attempts."""
+    """How many seconds an attempt may wait. Only a call's first one may wait longer than `max_elapsed_s`."""
     call = attempt.call
     return min(wait_s, max(0.0, call.route.max_elapsed_s - call.elapsed_s)) if attempt.number else wait_s
 
@@ -294,7 +296,7 @@ def _within_cost_limit(call: Call, model: Model, bound: CostBound) -> int:
     return min(bound.amount_nano, left_nano)
 
 
-#: The budget could not be checked, so neither counting tokens nor waiting for held money can help.
+#: Denials for which the budget was not checked, so neither counting tokens nor waiting for held money can help.
 _UNDECIDED = frozenset({DenialKind.LOCKED, DenialKind.CROWDED, DenialKind.NO_WINDOW})
 _WHOLE = 10_000
 _MODES = {"chat": "chat", "embeddings": "embedding"}

@@ -1,7 +1,7 @@
-"""A call, its attempts, and what an attempt is admitted with.
+"""A call, its attempts, and the hold and permits of an admitted attempt.
 
-`Call` is the request and what all of its attempts have in common; `Attempt` is its n-th try (the ledger's key is the
-call's id and that number); `Admitted` is an attempt with all that it was admitted with. So the signatures
+`Call` is the request and everything that its attempts share. `Attempt` is one try of the call; the ledger's key is the
+call's id and the attempt's number. `Admitted` is an attempt with its hold and permits. So the signatures
 enforce the order: only an admitted attempt can be sent or settled.
 """
 
@@ -27,7 +27,7 @@ EMBEDDINGS_PATH = "/v1/embeddings"
 
 
 def attributed(context: CallContext, request: ParsedRequest) -> CallContext:
-    """The context of a call: what its headers name, and what its body does. A user in a header goes first.
+    """The context of a call, from its headers and its body. A user in a header takes precedence over one in the body.
 
     Raises:
         InvalidRequest: together they name too many tags.
@@ -57,12 +57,12 @@ class Call:
     chain: tuple[Candidate, ...] = ()
     began_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     began: float = field(default_factory=time.perf_counter)
-    #: By the number of an attempt that was sent: the nano-dollars that it has cost, or may have cost.
+    #: For each attempt that was sent, by its number: the nano-dollars that it has cost, or may have cost.
     spent_nano: dict[int, int] = field(default_factory=dict[int, int])
     failures: list[tuple[str, TreasurerError]] = field(default_factory=list[tuple[str, TreasurerError]])
-    #: The failures and, in between, the stand-ins that were passed over, with the reason: the caller is shown all.
+    #: What the caller is shown: the failures and, in between, the stand-ins that were passed over and why.
     tried: list[tuple[str, TreasurerError]] = field(default_factory=list[tuple[str, TreasurerError]])
-    #: How many attempts had holds at prices that the upstream no longer has. They bought nothing, and were made again.
+    #: How many attempts were held at outdated prices of the upstream. They bought nothing, and were repeated.
     repriced: int = 0
 
     @property
@@ -72,7 +72,7 @@ class Call:
 
     @property
     def may_have_cost(self) -> bool:
-        """Whether any attempt has cost something, or may have. Then the call's idempotency key is not given back."""
+        """Whether any attempt has cost something, or may have. If so, the call's idempotency key is not given back."""
         return bool(self.spent_nano)
 
 
@@ -82,8 +82,8 @@ class Attempt:
 
     call: Call
     number: int = 0
-    place: int = 0  # in the chain
-    tries_here: int = 1  # attempts at this place, with this one
+    place: int = 0  # index in the chain
+    tries_here: int = 1  # the number of attempts at this place, including this one
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started: float = field(default_factory=time.perf_counter)
     first_token_ms: int | None = None
@@ -92,7 +92,7 @@ class Attempt:
 
     @classmethod
     def first(cls, call: Call) -> Attempt:
-        """The first attempt began with its call: its time includes waits such as for the idempotency key."""
+        """A call's first attempt. It began when the call did, so its time includes waits such as for the idempotency key."""
         return cls(call, started_at=call.began_at, started=call.began)
 
     @property
@@ -107,7 +107,7 @@ class Attempt:
         return Attempt(self.call, self.number + 1, place, tries_here)
 
     def repriced(self) -> Attempt:
-        """The same attempt once more, under its next number, at newer prices. No limit of the route counts it."""
+        """The same attempt again, with the next number and at newer prices. The route's limits do not count it."""
         self.call.repriced += 1
         following = self.following(self.place)
         following.tries_here = self.tries_here
@@ -135,7 +135,7 @@ class Admitted:
     rate_permit: RatePermit
     breaker_permit: BreakerPermit
     hold: Hold
-    output_tokens: int  # the most that each choice may have
+    output_tokens: int  # the most for each choice
 
     @property
     def call(self) -> Call:
@@ -155,10 +155,10 @@ class Admitted:
 
     @property
     def drain_on_disconnect(self) -> bool:
-        """Whether a stream is read to its end though its caller has left.
+        """Whether a stream is read to its end even after its caller has left.
 
-        It is if the route asks for it, if nothing else shows what it cost, and if its idempotency key may be used again
-        (I7).
+        It is read on if the route asks for that, if nothing else shows what the stream cost, or if the caller may
+        repeat the call with its idempotency key (I7).
         """
         call = self.call
         return (

@@ -20,8 +20,8 @@ from llm_service.usage import (
 from llm_service.wire.answers import generated_text, json_object
 from llm_service.wire.events import EventScanner
 
-#: With no more than so many bytes a reported token, a stream is believed without a look at its text, because most
-#: streams send an event for each token.
+#: Most streams send an event for each token. So a report is believed, without a look at the stream's text, if the
+#: stream has at most this many bytes for each reported token.
 _BYTES_AN_EVENT = 1000
 
 
@@ -37,16 +37,16 @@ class Ending:
     proxy_cost_nano: int | None = None
     service_tier: str | None = None
     error_code: str | None = None
-    named_cost_nano: int | None = None  # what the provider itself says that the call cost
-    least: Usage | None = None  # a report that is not believed: no estimate is below what it would cost
+    named_cost_nano: int | None = None  # the call's cost as the provider itself reports it
+    least: Usage | None = None  # a report that is not believed; an estimate costs at least as much
 
     def abandoned(self, error_code: str, status: int) -> Ending:
-        """This ending, for an attempt that nobody waited for any more."""
+        """This ending, of an attempt that nobody waited for any more."""
         return replace(self, error_code=error_code, status=status)
 
 
 def answer_ending(answer: UpstreamAnswer, provider: str | None = None) -> Ending:
-    """The ending of a whole answer. `provider` is that of the deployment which answered."""
+    """The ending of a whole answer. `provider` is the provider of the deployment that answered."""
     content = json_object(answer.body)
     report = content.get("usage")
     usage = read_usage(report, provider)
@@ -71,7 +71,7 @@ def stream_ending(
     status: int,
     provider: str | None = None,
 ) -> Ending:
-    """The ending of a stream, from its scanned events. `provider` is that of the deployment which answered."""
+    """The ending of a stream, from its scanned events. `provider` is the provider of the deployment that answered."""
     usage = read_usage(scanner.usage, provider)
     believable = usage is None or _is_plausible(usage, scanner.size, _BYTES_AN_EVENT)
     if usage is not None and not believable:
@@ -88,7 +88,7 @@ def stream_ending(
 
 
 def cut_ending(deployment: str | None) -> Ending:
-    """The ending of a stream that was cut before anything of it came."""
+    """The ending of a stream that was cut before its first byte arrived."""
     return Ending(LedgerState.POSTED, 502, deployment=deployment, error_code="upstream_cut")
 
 
@@ -98,9 +98,9 @@ def _is_plausible(usage: Usage, size: int, most_bytes_a_token: int) -> bool:
 
 
 def _reported(ending: Ending, report: object, provider: str | None, usage: Usage | None) -> Ending:
-    """The ending with what was reported: `usage` is the report if it is believed.
+    """The ending with the provider's report. `usage` is the reported usage, or None if it is not believed.
 
-    What the provider says that the call cost counts although its tokens are not believed: it is what will be billed.
+    A cost in the report counts even if the reported usage is not believed, because the provider will bill that cost.
     """
     named_nano = named_cost_nano(report, provider)
     if usage is None:

@@ -1,7 +1,8 @@
 """From a failed attempt to the next one, or to the end of the chain.
 
-What must hold: every walk ends (`routing.next_after`); a stand-in's own refusal (it cannot take the request, or has no
-budget for it) does not hide why the model that was asked for failed, but is named among the attempts.
+What must hold: every walk along a chain ends (`routing.next_after`). If a stand-in is refused (it cannot take the
+request, or has no budget for it), the final error still names the failure of the model that was asked for, and lists
+the refusal among the attempts.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Failover:
         self._fell_back = fell_back
 
     def following(self, attempt: Attempt, error: TreasurerError) -> Attempt | None:
-        """The next attempt after this error; None where the chain ends."""
+        """The next attempt after this error; None if there is none."""
         call = attempt.call
         call.tried.append((attempt.candidate.model, error))
         reason = routing.condition_of(error)
@@ -84,7 +85,7 @@ class Failover:
 
 
 def final_error(attempt: Attempt, last: TreasurerError) -> TreasurerError:
-    """The error of a chain that has ended: its last failure that was not a stand-in's own refusal."""
+    """The error of a call whose chain has ended: its last failure. The refusal of a stand-in is not such a failure."""
     call = attempt.call
     if not call.failures or attempt.number == 0:
         return last

@@ -1,9 +1,9 @@
 """The end of an attempt, off its caller's path: settle, drain, lose, and keep the answer for its idempotency key.
 
 What must hold (I2):
-  Every stream ends here once, also when nobody is left to wait for it.
+  Every stream is ended here exactly once, even if nobody waits for it any more.
   Work that was begun in the background is finished before the service closes.
-  An answer is kept only if it is the call's own, and not if another model stands in for it.
+  An answer is kept only if the call ends with it, and not if another model answers in its place.
 """
 
 from __future__ import annotations
@@ -82,13 +82,13 @@ class Finishing:
         return self.in_background(self.drain(admitted, claim, stream, scanner))
 
     def lose(self, admitted: Admitted, error: TreasurerError) -> None:
-        """End a stream whose connection broke. The proxy's witness will show its cost."""
+        """End a stream whose connection broke. Its cost will be known from the proxy's witness."""
         self._settler.unanswered(admitted, error)
 
     async def drain(
         self, admitted: Admitted, claim: Claim | None, stream: UpstreamStream, scanner: EventScanner
     ) -> int | None:
-        """As `drain_stream`, and wait for it."""
+        """Read a stream to its end as `drain_stream` does, and wait until it has ended."""
         try:
             async for chunk in stream.chunks():
                 scanner.feed(chunk)
@@ -104,7 +104,7 @@ class Finishing:
         return await self._end_stream(admitted, claim, ending, scanner)
 
     async def keep(self, claim: Claim, status: int, headers: Mapping[str, str], body: bytes) -> None:
-        """Keep an answer for repetitions. If that fails, the caller still gets it, because it is paid for."""
+        """Keep an answer for repetitions of its call. If that fails, only a warning is logged."""
         try:
             await self._idempotency.finish(claim, status, dict(headers), body)
         except TreasuryUnavailable as error:
@@ -115,7 +115,7 @@ class Finishing:
         if claim is not None and not call.may_have_cost:
             try:
                 await asyncio.shield(self._idempotency.release(claim))
-            except TreasuryUnavailable as error:  # the next call with the key finds that this one cost nothing
+            except TreasuryUnavailable as error:  # no harm: the next call with the key sees that this call cost nothing
                 log.warning("the idempotency key of call %s was not given back: %s", call.call_id, error)
 
     async def _end_stream(
@@ -135,7 +135,7 @@ class Finishing:
     def _forget(self, task: asyncio.Task[Any]) -> None:
         self._background.discard(task)
         error = None if task.cancelled() else task.exception()
-        # An error that is meant for a caller is not logged: if no caller waits, the attempt is settled anyway. Any
-        # other error is a bug, which would show nowhere else.
+        # An error that is meant for a caller is not logged, because the attempt is settled even if no caller waits. Any
+        # other error is a bug, which would be seen nowhere else.
         if error is not None and not isinstance(error, TreasurerError | Unanswered):
             log.error("work that a call had begun in the background failed", exc_info=error)

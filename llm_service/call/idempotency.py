@@ -1,15 +1,15 @@
 """Idempotency keys (invariant I7): a retry is not a second purchase.
 
 What must hold:
-  For one agent and one key there is one call. The request that writes the row first makes the call; the others wait for
-  its answer and get the same bytes, in every process.
-  The same key with another body is a named conflict.
+  For one agent and one key there is one call. The first request to write the key's row makes the call. Other requests,
+  in any process, wait for its answer and get the same bytes.
+  The same key with another body is refused as a conflict.
   A call that cost nothing (refused, or not sent) gives its key back.
-  A slow call may lose its key to another until it has a hold. So it confirms that the key is still its own (`confirm`)
-  before it sends anything.
+  Until a slow call has a hold, another call may take its key over. So each call confirms before it sends anything that
+  the key is still its own (`confirm`).
   A kept answer is given again only to a caller who may make the call now.
-  A call whose process died is never bought again in silence: if it may have cost money, the next call with its key gets
-  an error that says so.
+  If the process of a call died, and the call may have cost money, the next call with its key gets an error that says
+  so. It is never bought again in silence.
 
 The draft standard: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header
 The answer is kept only for calls that carry a key, until `ttl_s` has passed.
@@ -44,7 +44,7 @@ UPDATE idempotency SET state = 'finished', status = $4, headers = $5::jsonb, bod
 WHERE agent_id = $1 AND key = $2 AND call_id = $3
 """
 _RELEASE = "DELETE FROM idempotency WHERE agent_id = $1 AND key = $2 AND call_id = $3 AND state = 'started'"
-# The conditions are part of the statement, because the call may have confirmed its key since the row was read.
+# The statement checks the conditions again, because the call may have confirmed its key since the row was read.
 _ABANDON = (
     _RELEASE
     + " AND created_at < now() - interval '15 seconds' AND NOT EXISTS (SELECT FROM holds h WHERE h.call_id = $3)"
@@ -59,7 +59,7 @@ _MAX_KEY = 255
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """The claim of the one call that a key has."""
+    """A call's claim to its idempotency key."""
 
     agent_id: int
     key: str
@@ -68,7 +68,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """The answer of the call that had this key before."""
+    """The kept answer of the earlier call with this key."""
 
     call_id: UUID
     status: int
@@ -94,10 +94,10 @@ class IdempotencyKeys(Protocol):
 
 
 async def claim_for(call: Call, body: bytes, idempotency: IdempotencyKeys, gate: Gate) -> Claim | Replay | None:
-    """A call's claim to its idempotency key, or the answer that is kept for the key; None: the call has no key.
+    """Claim a call's idempotency key, or return the answer that is kept for the key. None: the call has no key.
 
     Raises:
-        NotAuthenticated, NotPermitted: the caller may not make this call now, so gets no kept answer either.
+        NotAuthenticated, NotPermitted: the caller may not make this call now, and so may not get a kept answer.
         IdempotencyConflict, TreasuryUnavailable: as `Idempotency.claim` does.
     """
     key = call.context.idempotency_key
@@ -106,7 +106,7 @@ async def claim_for(call: Call, body: bytes, idempotency: IdempotencyKeys, gate:
     try:
         gate.check(call)
         claim = await idempotency.claim(call.principal.agent_id, key, call.operation, body, call.call_id)
-        if isinstance(claim, Replay):  # it may have taken minutes to come, and meanwhile the agent may have been paused
+        if isinstance(claim, Replay):  # the answer may have taken minutes, in which the agent may have been paused
             await gate.renew(call)
             gate.check(call, claim.headers.get(MODEL))
     except (NotAuthenticated, NotPermitted) as error:
@@ -160,8 +160,8 @@ class Idempotency:
     async def confirm(self, claim: Claim) -> None:
         """Make sure, with the hold on disk and before anything is sent, that the key is still this call's.
 
-        Even if little time has passed: a key without a hold is safe for 15 seconds by the database's clock, which may
-        jump.
+        This is needed even if little time has passed: nobody takes over a key without a hold for 15 seconds, but these
+        are measured by the database's clock, which may jump.
 
         Raises:
             IdempotencyConflict: another call has taken it over meanwhile.
@@ -193,7 +193,7 @@ class Idempotency:
             await asyncio.sleep(interval_s)
 
     async def _look(self, row: asyncpg.Record, earlier: Claim, digest: bytes) -> Replay | None:
-        """The earlier call's answer; None when it is under way, or its key was given back."""
+        """The earlier call's answer; None if that call is under way or has given its key back."""
         if row["body_digest"] != digest:
             raise IdempotencyConflict(
                 f"Idempotency-Key {earlier.key!r} was used before with another request body. Use a new key for a new request.",
@@ -204,7 +204,7 @@ class Idempotency:
         if row["held"] or not row["old"]:
             return None
         if row["entries"] == 0 or row["cost_nano"] + row["unknown_nano"] == 0:
-            # Its process died before it cost anything.
+            # The process of the earlier call died before the call cost anything.
             await self._fetch(_ABANDON, earlier.agent_id, earlier.key, earlier.call_id)
             return None
         cost = f"It cost {format_dollars(row['cost_nano'])}"

@@ -1,4 +1,4 @@
-"""The errors with which governance refuses a call: what happened, to whom, what is left, what to do. Pure."""
+"""The errors with which governance refuses a call: each says what happened, to whom, what is left, and what to do. Pure."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ from llm_service.types import Budget, Principal, WindowKind
 _PERIOD = {kind: f"a {kind.value}" for kind in WindowKind} | {WindowKind.TOTAL: "in total", WindowKind.HOUR: "an hour"}
 
 
-#: A budget with less than this share of its limit left is called used up, in basis points. With more, a call that needs
-#: still more does not fit.
+#: In basis points. If less than this share of a budget's limit is left, the refusal calls the budget used up; otherwise
+#: it says that the call does not fit.
 _USED_UP = 500
-#: So long, at most, callers are asked to wait and try again. Some libraries sleep through whatever Retry-After says.
+#: The longest wait that callers are asked for. Some libraries sleep for as long as Retry-After says, however long that
+#: is.
 _RETRY_WITHIN_S = 60.0
 
 
@@ -44,7 +45,7 @@ def check_live(principal: Principal, now: float) -> None:
 
 
 def check_allowed(principal: Principal, model: str, now: float) -> None:
-    """Refuse a call for the reasons that need no look at a budget. `now` as in `check_live`.
+    """Refuse a call for reasons that have nothing to do with a budget. `now` as in `check_live`.
 
     Raises:
         NotAuthenticated: the key has expired. Paused: the agent, its team or its organisation is.
@@ -130,8 +131,8 @@ def _final(
 ) -> TreasurerError:
     """The error for a call that waiting for other calls cannot help.
 
-    Waiting for the next window can help, if the call would fit in an untouched one. The caller is asked to wait for it
-    only where that is soon.
+    Waiting for the next window helps if the call would fit in an empty window. The caller is asked to wait for it only
+    if it begins soon.
     """
     left_nano = denial.unspent_nano
     figures = (
@@ -174,7 +175,7 @@ def _of_which(denial: Denial, left_nano: int) -> str:
 def _without_a_window(
     principal: Principal, denial: Denial, budget: Budget | None, name: str, now: datetime
 ) -> TreasurerError:
-    """The error for a call whose budget could not be checked, so that it is not known what is left."""
+    """The error for a call whose budget could not be checked, so that nobody knows how much is left."""
     details = {"agent": principal.agent, "budget": name, "subject": denial.subject or None}
     if denial.kind is DenialKind.LOCKED:
         return BudgetLocked(

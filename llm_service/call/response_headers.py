@@ -8,12 +8,12 @@ from llm_service.call.attempt import Admitted
 from llm_service.money import format_decimal
 
 CALL_ID = "x-treasurer-call-id"
-#: The model that answered. A kept answer is given again only to a caller who may use this model.
+#: The header with the model that answered. A kept answer is given again only to a caller who may use this model.
 MODEL = "x-treasurer-model"
 
 
 def response_headers(admitted: Admitted, cost_nano: int | None) -> dict[str, str]:
-    """The headers for the caller. Without a cost (a stream) the budget's rest counts the whole hold as spent."""
+    """The headers for the caller. Before the cost is known (a stream), "budget left" counts all of the hold as spent."""
     attempt, call, hold = admitted.attempt, admitted.call, admitted.hold
     headers = {CALL_ID: str(call.call_id)}
     if cost_nano is not None:
@@ -38,5 +38,5 @@ def response_headers(admitted: Admitted, cost_nano: int | None) -> dict[str, str
 
 
 def replayed_headers(kept: Mapping[str, str]) -> dict[str, str]:
-    """The headers of a kept answer that is given again."""
+    """The headers of a kept answer when it is given again."""
     return {**kept, "x-treasurer-replayed": "true"}

@@ -2,10 +2,10 @@
 
 What must hold:
   Every walk along a chain ends: it never goes back to an earlier model.
-  After a failure an attempt is made only if the route names this kind of failure, and within the route's bounds of
+  After a failure an attempt is made only if the route names this kind of failure, and within the route's limits of
   attempts, time and money.
-  A model is not tried again after an error for which the upstream has already tried another deployment, because two
-  layers would then retry one error.
+  A model is not tried again after an error for which the upstream has already tried another deployment, because
+  otherwise two layers would retry the same error.
   A caller's own error (a bad request) ends the walk.
 """
 
@@ -28,13 +28,13 @@ from llm_service.pricing.models import Model
 from llm_service.types import Condition, Route
 
 _RETRIED = frozenset({Condition.ERROR, Condition.TIMEOUT, Condition.RATE_LIMIT})
-#: The conditions of the model that was asked for, which needs none.
+#: The conditions of the model that was asked for: it has none.
 _ALWAYS = frozenset(Condition)
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A model of a chain: after which failures it is tried, and up to which share of a budget (basis points)."""
+    """A model of a chain: after which failures it is tried, and up to which share of a budget, in basis points."""
 
     model: str
     on: frozenset[Condition] = _ALWAYS
@@ -79,7 +79,7 @@ def chain_of(
 
 
 def good_enough(model: Model, min_quality: int) -> bool:
-    """Whether a model may replace a more expensive one. A model without a judged quality may, if there is no floor."""
+    """Whether a model may replace a more expensive one. A model without a judged quality may, if no lowest quality is set."""
     return min_quality == 0 or (model.quality is not None and model.quality >= min_quality)
 
 
@@ -111,10 +111,11 @@ def next_after(
     blocked: Callable[[str], bool],
     retried_upstream: bool,
 ) -> int | None:
-    """Where in the chain the next attempt is made after the one at `index` failed for `reason`; None: nowhere.
+    """The place in the chain of the next attempt, after the one at `index` failed for `reason`; None: there is no next
+    attempt.
 
-    That is the same model, as often as the route says, unless the upstream has already retried; else the next one that
-    stands in for this kind of failure and is not `blocked` by an open breaker.
+    The same model is tried as often as the route says, unless the upstream has already retried. After that comes the
+    next model that stands in for this kind of failure and is not `blocked` by an open breaker.
     """
     if progress.attempts >= route.max_attempts or progress.elapsed_s >= route.max_elapsed_s:
         return None

@@ -1,12 +1,12 @@
-"""One attempt at the upstream: the request as governance sends it, its grant, and what an error answer means.
+"""One attempt at the upstream: the request body, the grant, and the meaning of an error answer.
 
 What must hold:
   A request that is sent has a hold on disk, a grant that names it (I3), and a key that has not expired.
-  An attempt without an answer is settled before its error is raised: its hold goes back if nothing can have been
-  bought, and else it waits for the witness (I2).
-  If it is not clear which (a load balancer answered, the connection broke, or this process failed), the grant is
-  revoked: if that succeeds, no proxy has used it and none ever will, so nothing was bought.
-  Whatever fails before the request is sent, its hold goes back at once.
+  An attempt without an answer is settled before its error is raised: the hold is released if nothing can have been
+  bought; otherwise it waits for the witness (I2).
+  If that is unclear (a load balancer answered, the connection broke, or this process failed), the grant is revoked. If
+  the revocation succeeds, no proxy has used the grant and none ever will, so nothing was bought.
+  If anything fails before the request is sent, the hold is released at once.
   The breakers count the outcome, except for a caller's own error, which is not the model's fault.
 """
 
@@ -39,11 +39,12 @@ Revoke = Callable[[UUID, int], Awaitable[bool]]
 
 
 async def never(_call_id: UUID, _attempt: int) -> bool:
-    """Revokes nothing: if used grants are not shared, nobody can know whether a grant was used."""
+    """Revoke nothing, because nobody can know whether a grant was used if used grants are not shared."""
     return False
 
 
-#: In seconds. A grant is for a request that leaves now; the proxy reads it as soon as a worker is free.
+#: How long a grant is valid, in seconds. The request is sent at once, but the proxy reads it only when a worker is
+#: free.
 GRANT_LIFETIME_S = 60
 
 
@@ -65,10 +66,10 @@ class Sender:
         self._in_background = in_background
 
     async def whole(self, admitted: Admitted) -> UpstreamAnswer:
-        """A whole answer that was served.
+        """Send an attempt, and return the whole answer.
 
         Raises:
-            TreasurerError: there is none. The attempt is settled, or the sweeper watches for its witness.
+            TreasurerError: there is no answer. The attempt is settled, or the sweeper waits for its witness.
         """
         answer = await self._send(admitted, self._upstream.send)
         if isinstance(answer, Refusal):
@@ -76,7 +77,7 @@ class Sender:
         return answer
 
     async def stream(self, admitted: Admitted) -> UpstreamStream:
-        """A stream that was accepted. Raises as `whole` does."""
+        """Send an attempt, and return the stream that the upstream has begun. Raises as `whole` does."""
         stream = await self._send(admitted, self._upstream.open)
         if stream.accepted:
             return stream
@@ -119,13 +120,13 @@ class Sender:
         except asyncio.CancelledError:
             self._left(admitted)
             raise
-        except BaseException as error:  # a fault of this process, after which nobody knows how far the request came
+        except BaseException as error:  # a fault of this process, which may have sent the request or not
             admitted.breaker_permit.release()
             self._in_background(self._take_back(admitted, named_error(error)))
             raise
 
     def _left(self, admitted: Admitted) -> None:
-        """The caller has left before the answer: take the request back, if the proxy has not begun with it."""
+        """The caller has left before the answer came. Take the request back if the proxy has not begun with it."""
         admitted.breaker_permit.release()
         self._in_background(self._take_back(admitted, TreasurerError("the caller left", code="client_left")))
 
@@ -148,7 +149,7 @@ class Sender:
         return self._booked(admitted, refusal)
 
     async def _never_used(self, admitted: Admitted) -> bool:
-        """Whether no proxy has used the attempt's grant, nor ever will."""
+        """Revoke the attempt's grant. Returns True if no proxy has used it, so that none ever will."""
         if not self._is_remembered(admitted):
             return False
         try:
@@ -159,11 +160,11 @@ class Sender:
 
     @staticmethod
     def _is_remembered(admitted: Admitted) -> bool:
-        """Whether the use of the attempt's grant, if there was one, is still in the database."""
+        """Whether the database still remembers if the attempt's grant was used."""
         return admitted.model.uses_shared and admitted.attempt.elapsed_ms() < REMEMBERED_S * 1000
 
     def _not_sent(self, admitted: Admitted, error: ProxyUnavailable) -> ProxyUnavailable:
-        """Settle an attempt that the proxy never began with: nothing was bought, and the model did not fail."""
+        """Settle an attempt that the proxy never began with. Nothing was bought, and the failure is not the model's."""
         admitted.breaker_permit.failed("proxy")
         admitted.free()
         self._settler.void(admitted, error)
@@ -173,8 +174,8 @@ class Sender:
         error = refusal.error
         if isinstance(error, PricesChanged):
             error = _prices_changed(admitted.model.name)
-        # A refusal of our own plugin (a wrong clock …), or of the operator's key, is not the model's failure, and must
-        # not open its breaker for all.
+        # If our own plugin refused the request (a wrong clock …), or the provider refused the operator's key, the model
+        # has not failed, and its breaker must not open.
         if error.status >= 500 and not refusal.by_us and not refusal.key_refused:
             admitted.breaker_permit.failed()
         else:
@@ -191,7 +192,7 @@ class Sender:
         return error
 
     async def _settle_cut(self, admitted: Admitted, deployment: str) -> None:
-        """Settle a stream that was cut before anything of it came, as any other stream that was cut."""
+        """Settle a stream that was cut before its first byte arrived, like any other stream that was cut."""
         cost_nano = await self._settler.settle(admitted, cut_ending(deployment), str)
         if cost_nano is not None:
             admitted.cost(cost_nano)
@@ -241,17 +242,17 @@ def _prices_changed(model: str) -> PricesChanged:
 
 
 def governed_body(admitted: Admitted) -> bytes:
-    """The caller's body, with the fields that governance sets: the model, the limit of the output, the usage report."""
+    """The caller's body, with the fields that Treasurer sets: model, output limit, a request for a usage report."""
     call = admitted.call
     data = dict(call.request.data)
     if call.operation == "chat":
         data = as_sent(data, admitted.model.providers)
-        # Exactly one of the two, because some providers would obey the one and some the other.
+        # Send only one of the two parameters, because some providers would obey the first, and some the second.
         name = "max_completion_tokens" if data.get("max_completion_tokens") is not None else "max_tokens"
         data.pop("max_tokens", None)
         data[name] = admitted.output_tokens
         if data.get("service_tier") is None and admitted.model.prices_differ_by_tier:
-            data["service_tier"] = "default"  # else the provider's project decides, at another price
+            data["service_tier"] = "default"  # otherwise a setting at the provider chooses the tier, with another price
         if call.request.stream:
             data["stream_options"] = (data.get("stream_options") or {}) | {"include_usage": True}
     data["model"] = admitted.model.name

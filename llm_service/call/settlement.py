@@ -1,12 +1,12 @@
-"""How an attempt is settled: its end becomes a ledger entry and a telemetry record, and its rate permit is released.
+"""How an attempt is settled: its ending becomes a ledger entry and a telemetry record, and its rate permit is released.
 
 What must hold (I2):
   Each attempt is settled once.
   The usage that the provider reports is posted as it is; an answer whose usage is missing or zero is estimated with a
   margin, never above the hold.
-  If an estimate would have no upper bound, all of the output that was held for is posted (I1). This is so if the model
-  reasoned unseen, and if a stream was left while the provider had sent more than was read.
-  An attempt that may have been served without an answer is left to the witness.
+  If the real output may be larger than any estimate, all of the output that the hold covers is posted (I1). This is so
+  if the model's reasoning is not shown, or if the provider had sent more of a stream than was read.
+  An attempt that may have been served although no answer arrived is settled from its witness.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ from llm_service.wire.requests import ParsedRequest
 
 log = logging.getLogger(__name__)
 
-#: How long a cut stream's hold waits for the proxy's record of it before it is estimated, in seconds.
+#: How many seconds a cut stream's hold waits for the proxy's witness before the cost is estimated.
 WITNESS_WAIT_S = 5.0
-#: The error codes of streams of which the proxy has read more than the service.
+#: Streams with these error codes were read further by the proxy than by the service.
 _DRAINED_UPSTREAM = ("client_left", "superseded", "upstream_timeout")
 
 
 class RatePermits(Protocol):
-    """Takes an attempt's share of the rate limits back (`RateLimiter`)."""
+    """Releases an attempt's share of the rate limits (`RateLimiter`)."""
 
     def release(self, permit: RatePermit, tokens: int | None) -> None: ...
 
@@ -80,7 +80,7 @@ class Settler:
     async def settle(self, admitted: Admitted, ending: Ending, generated: Callable[[], str]) -> int | None:
         """Post an attempt's cost, and return it in nano-dollars. `generated` returns the answer's text for an estimate.
 
-        Returns None if the cost is not known yet, so that the hold waits for the proxy's witness.
+        Returns None if the cost is not known yet. Then the hold waits for the proxy's witness.
         """
         if ending.usage_source is UsageSource.NONE and ending.state is LedgerState.POSTED:
             found = await self._unreported(admitted, ending, generated)
@@ -131,13 +131,13 @@ class Settler:
         self._record(_call_record(admitted, ending, cost, latency_ms))
 
     async def _unreported(self, admitted: Admitted, ending: Ending, generated: Callable[[], str]) -> Ending | None:
-        """The ending of an attempt whose answer carries no usage, with the usage as it is known elsewhere.
+        """The ending of an attempt whose answer carries no usage, with the usage from another source.
 
         The proxy reads a stream on after the service has left it. So the witness of a stream that was given up or cut
         has the provider's report, or else a count of all that the proxy saw. The tokenizer of that count may not be the
-        provider's, so an estimate with its margin is posted if it is higher. Without a witness, the part of a stream
-        that was seen before it was left is not enough for an estimate: None. An answer that was read to its end here (a
-        whole answer, a stream that is drained) is estimated, because nothing has seen more of it.
+        provider's, so an estimate with its margin is posted if it is higher. Without a witness, a stream that was left
+        early cannot be estimated from the part that was read: returns None. An answer that was read to its end here (a
+        whole answer, a drained stream) is estimated, because nobody has seen more of it.
         """
         found = None
         seen_all = admitted.drain_on_disconnect or not admitted.call.request.stream
@@ -161,9 +161,9 @@ class Settler:
         return replace(ending, usage=replace(ending.usage, input_tokens=input_tokens, output_tokens=output_tokens))
 
     async def _estimated(self, admitted: Admitted, ending: Ending, text: str, *, unread: bool = False) -> Ending:
-        """Without the provider's report: count the input and the output, with a margin, within the hold.
+        """Estimate the usage without the provider's report: count input and output, with a margin, within the hold.
 
-        `unread`: more had come than was read, so all of the output that was held for may have been generated.
+        `unread`: more had arrived than was read, so all of the output that the hold covers may have been generated.
         """
         call, model = admitted.call, admitted.model
         input_tokens, output_tokens = admitted.bound.input_tokens, len(text.encode())
@@ -182,7 +182,7 @@ class Settler:
             output_tokens = admitted.most_output_tokens
         elif ending.error_code is not None:
             output_tokens += IN_FLIGHT_TOKENS
-        most = admitted.bound.most  # no answer shows what a model did unasked, so all that was held for it counts
+        most = admitted.bound.most  # an answer does not show these extras, so all that was held for them counts
         usage = Usage(
             input_tokens=input_tokens,
             output_tokens=min(output_tokens, admitted.most_output_tokens) + most.reasoning_tokens,
@@ -194,7 +194,7 @@ class Settler:
 
 
 class _Cost(NamedTuple):
-    """What an attempt cost, in nano-dollars, whose figure that is, and our own figure if it is one to compare."""
+    """An attempt's cost in nano-dollars, the figure's source, and our own figure if it is to be compared with others."""
 
     nano: int
     source: CostSource | None = None
@@ -204,8 +204,8 @@ class _Cost(NamedTuple):
 def _cost(admitted: Admitted, ending: Ending) -> _Cost:
     """What an attempt cost.
 
-    An estimate is never below what a report that was not believed would cost, but at most the hold, because no call can
-    cost more than that.
+    An estimate is never below the cost of a report that was not believed, and never above the hold, because no call can
+    cost more than its hold.
     """
     model = admitted.model
     served = (admitted.attempt.started_at, datetime.now(UTC))
@@ -244,7 +244,7 @@ def _settlement(admitted: Admitted, ending: Ending, cost: _Cost, latency_ms: int
 
 
 def _call_record(admitted: Admitted, ending: Ending, cost: _Cost, latency_ms: int) -> CallRecord:
-    """What metrics and traces show."""
+    """The record for metrics and traces."""
     attempt, call, model = admitted.attempt, admitted.call, admitted.model
     return CallRecord(
         call_id=call.call_id,
@@ -274,10 +274,10 @@ def _call_record(admitted: Admitted, ending: Ending, cost: _Cost, latency_ms: in
 
 
 def _at_the_highest_rate(admitted: Admitted, ending: Ending) -> Ending:
-    """Price an estimate's input at the highest rate, and at the tier that was asked for: no report shows another."""
+    """Price an estimate's input at the highest rate and in the requested tier, because no report names the real ones."""
     request = admitted.call.request
     tier = ending.service_tier or request.service_tier
-    if b'"cache_control"' not in orjson.dumps(request.data):  # writing to such a cache costs more than input
+    if b'"cache_control"' not in orjson.dumps(request.data):  # writing to a cache costs more than plain input
         return replace(ending, service_tier=tier)
     written = ending.usage.input_tokens
     usage = replace(ending.usage, cache_write_tokens=written, cache_write_1h_tokens=written)

@@ -1,10 +1,10 @@
 """A streamed answer: events as they come, and the settlement of the call, however they end.
 
 What must hold (I2):
-  A stream is settled once, by its own end if it had one, even if nobody ever reads it.
+  A stream is settled once, even if nobody ever reads it. If it reached its end, that end decides.
   A stream that its caller leaves, or that is too slow, is closed, and the part that came is paid for.
-  It is read to its end instead if the provider would bill all of it anyway, if the route asks for the exact cost, or if
-  its answer is to be kept for an idempotency key.
+  But it is read to its end if the provider would bill all of it anyway, if the route asks for the exact cost, or if its
+  answer is to be kept for an idempotency key.
   An answer is kept before its caller sees the end, so that a repetition finds it.
   Nothing goes to the caller before the first token, because until then another model may serve the call.
 """
@@ -28,7 +28,7 @@ from llm_service.wire.events import EventScanner
 class StreamingAnswer(ABC):
     """Server-sent events as they come. Iterate it once, to its end or until `aclose`; then `cost_nano` is known.
 
-    Iteration raises a TreasurerError if the stream breaks, whatever broke it.
+    Iteration raises a TreasurerError if the stream breaks, for whatever reason.
     `cost_nano` stays None if only the proxy's witness can show it, later.
     """
 
@@ -69,10 +69,10 @@ class ReplayedStream(StreamingAnswer):
         return body
 
     async def aclose(self) -> None:
-        """Nothing is under way."""
+        """Does nothing: no work is under way."""
 
     async def settled(self) -> None:
-        """It cost nothing, from the start."""
+        """Does nothing: a replay costs nothing."""
 
 
 class LiveStream(StreamingAnswer):
@@ -103,10 +103,11 @@ class LiveStream(StreamingAnswer):
         self._events = self._forward()
 
     async def begin(self, within_s: float | None) -> bool:
-        """Wait for the first token, and return whether it came in time. Nothing goes to the caller before.
+        """Wait for the first token, and return whether it came in time. Nothing goes to the caller before it.
 
         Raises:
-            TreasurerError: the stream broke before. It is settled, or the sweeper watches for its witness.
+            TreasurerError: the stream broke before its first token. It is settled, or the sweeper waits for its
+            witness.
         """
         self._beginning = asyncio.timeout(within_s)
         try:
@@ -153,7 +154,7 @@ class LiveStream(StreamingAnswer):
                 if attempt.first_token_ms is None:
                     attempt.first_token_ms = attempt.elapsed_ms()
                 if scanner.finished and scanner.error is None and self._claim is not None:
-                    self._end(None, 200)  # kept before its caller sees the end, so that a repetition finds it
+                    self._end(None, 200)  # kept before the caller sees the end, so that a repetition finds it
                     await self.settled()
                 if held:
                     events, held = held, b""
@@ -162,7 +163,7 @@ class LiveStream(StreamingAnswer):
                     error_code, status = "upstream_cut", 502
                     raise self._upstream.event_error(scanner.error)
                 if self._ended:
-                    return  # the upstream is closed: reading on would look like a cut
+                    return  # the upstream was closed here; reading on would look like a broken stream
             complete = scanner.finished and scanner.error is None
             error_code, status = (None, 200) if complete else ("upstream_cut", 502)
             if not scanner.begun and not scanner.finished:
@@ -171,7 +172,7 @@ class LiveStream(StreamingAnswer):
             if not scanner.finished:
                 if scanner.begun and isinstance(lost.error, UpstreamTimeout):
                     attempt.late = True
-                    self._end("client_left", 499)  # the service gives it up: the part that came is paid for
+                    self._end("client_left", 499)  # the service gives the stream up, and posts the part that came
                 else:
                     self._lose(lost.error)
                 raise lost.error from lost
@@ -181,7 +182,7 @@ class LiveStream(StreamingAnswer):
         await self.settled()
 
     def _refused(self) -> TreasurerError:
-        """The stream has an error in place of a first token: it is estimated like any other stream that was cut."""
+        """Settle a stream that has an error in place of a first token. It is estimated like any other cut stream."""
         assert self._scanner.error is not None
         error = self._upstream.event_error(self._scanner.error)
         if error.status < 500:
@@ -201,7 +202,7 @@ class LiveStream(StreamingAnswer):
         self._ended = True
         admitted, attempt, scanner = self._admitted, self._attempt, self._scanner
         if error_code == "client_left" and (scanner.finished or scanner.error is not None):
-            # A caller that closes the stream after its last event has not left early: the stream's own end counts.
+            # A caller that closes the stream after its last event has not left early, so the stream's own end counts.
             error_code, status = (None, 200) if scanner.error is None else ("upstream_cut", 502)
         left = error_code == "client_left"
         if left:

@@ -3,7 +3,8 @@
 What must hold:
 - While the breaker is open, no call passes. When its time is over, one call passes as a probe: if it succeeds, the
   breaker closes; if it fails, the breaker opens again for longer.
-- A probe that reports no outcome ends after `probe_s`. If it reports one after another probe has begun, that is ignored.
+- A probe that reports no outcome ends after `probe_s`. An outcome that it reports after another probe has begun is
+  ignored.
 - The breaker opens after `failures` in a row, or if too large a share of the calls within a window of time fails.
 - A call that is released without an outcome (a cancellation, the caller's own error) changes no state. If it was the
   probe, another call may probe.
@@ -28,17 +29,17 @@ from llm_service.guards.failure_rate import FailureRate, share_too_large
 
 CLOSED, OPEN, HALF_OPEN = pybreaker.STATE_CLOSED, pybreaker.STATE_OPEN, pybreaker.STATE_HALF_OPEN
 
-#: While another call is the probe, callers are asked to wait for this long. Most probes take about a second.
+#: How many seconds callers are asked to wait while another call is the probe. Most probes take about a second.
 ASK_AGAIN_S = 1.0
-_MOST_DOUBLINGS = 20  # a float has room for a thousand; no outage needs more
+_MOST_DOUBLINGS = 20  # more doublings would overflow a float, and no outage needs them
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BreakerRules:
-    """When a breaker opens, and for how long. Times in seconds. The settings have the defaults.
+    """When a breaker opens, and for how long. Times in seconds. The defaults are in the settings.
 
-    It opens after `failures` in a row, or if `rate_percent` of at least `min_calls` within `window_s` failed. It stays open
-    for `open_s`, and twice as long after each probe that fails, up to `most_open_s` (or `open_s`, if that is more).
+    It opens after `failures` in a row, or if `rate_percent` of at least `min_calls` within `window_s` failed. It stays
+    open for `open_s`. Each failed probe doubles that time, up to `most_open_s` (or `open_s`, if that is more).
     """
 
     failures: int
@@ -81,7 +82,7 @@ class Breaker:
         self.name = name
         self.why = ""
         self.since = clock()
-        self.tries = 0  # times that it was opened in a row
+        self.tries = 0  # how many times it opened in a row
         self._rules = rules
         self._clock = clock
         self._changed = changed
@@ -94,11 +95,11 @@ class Breaker:
 
     @property
     def state(self) -> str:
-        """closed, open or half-open. After its time is over a breaker is still called open until a probe begins."""
+        """closed, open or half-open. After its time is over, a breaker is still in the state open until a probe begins."""
         return self._row.state
 
     def wait_s(self) -> float | None:
-        """For how long no call passes; None: a call, or a probe, may pass now."""
+        """How long until a call may pass; None: a call, or a probe, may pass now."""
         if self.state == CLOSED:
             return None
         now = self._clock()
@@ -111,7 +112,7 @@ class Breaker:
     # -- the probe
 
     def reserve(self, token: str) -> None:
-        """Keep the other calls of this process from probing, after `wait_s` has returned None."""
+        """Reserve the probe, so that no other call of this process becomes one. Used after `wait_s` has returned None."""
         self._probe = token
         self._probe_until = self._clock() + self._rules.probe_s
 

@@ -1,8 +1,8 @@
 -- The shared state of circuit breakers: one hash, with a field for each breaker that was ever opened.
 -- KEYS[1] the hash; then the locks of probes. Times in milliseconds, by Redis' clock.
 --   sync  owner, count, {name, state, open_ms, why, tries, age_ms, seen}…, token…
---         store these changes, and release the lock of each token's probe (the lock is the key at the same position);
---         answer with all fields and the time
+--         store these changes, and release the locks of these probes (the n-th token's lock is the n-th key after the
+--         hash); answer with all fields and the time
 --   probe token, lifetime_ms    take the lock of a breaker's probe (KEYS[2]); answer "1", or "0" if it is taken
 --   free  token                 release that lock, if this token still holds it
 --

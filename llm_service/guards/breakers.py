@@ -45,7 +45,7 @@ HELD_S, MOST_HELD_S = 3_600.0, 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class BreakerStatus:
-    """A breaker as it is shown to people. `retry_s`: in how many seconds a probe may pass; None: now."""
+    """A breaker's state for operators. `retry_s`: in how many seconds a probe may pass; None: now."""
 
     name: str
     state: str
@@ -63,8 +63,8 @@ class _Probe:
 class Breakers:
     """All breakers of this process. Belongs to one event loop. Without Redis (`None`) they are not shared.
 
-    `on_change(name, state, own)` is called after each change of state; `own` is False for a change that was taken over
-    from another process. `on_refused(name)` is called for each call that was refused, and `on_degraded(away)` when
+    `on_change(name, state, own)` is called after each change of state; `own` is False for a change that another process
+    reported. `on_refused(name)` is called for each call that was refused, and `on_degraded(away)` when
     Redis becomes unavailable or available again.
     """
 
@@ -91,10 +91,10 @@ class Breakers:
         self._known: dict[str, Breaker] = {}
         self._names: dict[
             str, tuple[Model, tuple[str, ...]]
-        ] = {}  # by the model's name, until the catalogue changes it
-        self._seen: dict[str, str] = {}  # the version in Redis that was last read, by breaker
+        ] = {}  # by the model's name, until the catalogue has a new version of the model
+        self._seen: dict[str, str] = {}  # breaker → the version of its state that was last read from Redis
         self._unshared: set[str] = set()
-        self._forced: set[str] = set()  # those of the unshared changes that were made by hand
+        self._forced: set[str] = set()  # the breakers among these that were set by hand
         self._given_back: dict[str, str] = {}  # locks to release in Redis: token of the probe → breaker
         self._wake = asyncio.Event()
         self._scripts: RedisScripts | None = None
@@ -106,7 +106,7 @@ class Breakers:
     # -- for calls
 
     def blocked(self, model: Model) -> BreakerOpen | None:
-        """Why an attempt at this model would be refused now; None: it would not. Reserves no probe."""
+        """Why an attempt at this model would be refused now; None: it would be permitted. Reserves no probe."""
         for name in self._names_of(model):
             breaker = self._known.get(name)
             wait_s = None if breaker is None else breaker.wait_s()
@@ -140,7 +140,7 @@ class Breakers:
 
     def settle(self, names: tuple[str, ...], probes: Mapping[str, _Probe], outcome: bool | None, part: str) -> None:
         """Report the outcome of an attempt to its breakers; None: the attempt had none."""
-        if outcome and not probes:  # nearly every call; it is counted for the shares of failures
+        if outcome and not probes:  # nearly every call; the share of failures needs the number of successes too
             for name in names:
                 self._breaker(name).succeeded()
             return
@@ -154,7 +154,7 @@ class Breakers:
                     continue
                 well = outcome or (
                     part != PROXY and breaker.name == PROXY
-                )  # the proxy was reached, so it counts as a success for it
+                )  # a success for the proxy, which was reached
                 if well:
                     breaker.succeeded(_token(probes, breaker.name))
                 elif not stale:
@@ -168,7 +168,7 @@ class Breakers:
         if wait_s is not None or breaker.state == CLOSED:
             return wait_s
         token = uuid4().hex
-        probes[name] = _Probe(token, shared=False)  # stored first, so that it is given back whatever happens
+        probes[name] = _Probe(token, shared=False)  # stored first, so that the probe is given back whatever happens
         breaker.reserve(token)
         taken = await self._lock(name, token)
         if taken is False:
@@ -209,7 +209,7 @@ class Breakers:
         ]
 
     async def force(self, name: str, *, opened: bool, seconds: float = HELD_S) -> bool:
-        """Open a breaker by hand for so long, or close it, in all processes. False: Redis is away, so only here."""
+        """Open a breaker by hand for a time, or close it, in all processes. False: only in this one, as Redis is away."""
         self._breaker(name).force(opened=opened, seconds=min(seconds, MOST_HELD_S))
         self._forced.add(name)
         return await self.sync()
@@ -238,7 +238,7 @@ class Breakers:
         try:
             answer = orjson.loads(await self._scripts.run(self._sync_command(unshared, forced, given_back)))
             self._merge(answer["now_ms"], answer["states"])
-        except BaseException as error:  # also if the task is cancelled: the changes are shared the next time
+        except BaseException as error:  # also if the task is cancelled: these changes are shared the next time
             self._unshared |= unshared
             self._forced |= forced
             self._given_back = given_back | self._given_back
@@ -265,7 +265,7 @@ class Breakers:
     def _merge(self, now_ms: int, states: Mapping[str, Any]) -> None:
         for name, fields in states.items():
             if name in self._unshared or fields["version"] == self._seen.get(name):
-                continue  # a change that was made here since is shared first, based on the version seen before it
+                continue  # an own change is shared first; it is based on the version that was seen before
             self._seen[name] = fields["version"]
             if fields["owner"] == self._owner:
                 continue
@@ -277,7 +277,7 @@ class Breakers:
             if breaker.state != before:
                 log.info("breaker %s is %s, as another process reports: %s", name, breaker.state, breaker.why)
                 self._on_change(name, breaker.state, False)
-        for name in self._seen.keys() - states.keys():  # Redis was flushed: share again the breakers that are open here
+        for name in self._seen.keys() - states.keys():  # Redis was flushed, so share open breakers again
             del self._seen[name]
             if self._breaker(name).state != CLOSED:
                 self._unshared.add(name)

@@ -2,7 +2,7 @@
 
 What must hold:
 - Memory and time do not grow with the number of calls.
-- The window moves on by a tenth of its length at a time, so it covers between nine tenths and all of that length.
+- The window moves by a tenth of its length at a time, so it covers between nine tenths and all of its length.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class FailureRate:
 
 
 def share_too_large(failures: int, calls: int, *, min_calls: int, rate_percent: int) -> int | None:
-    """The share of calls that failed, in per cent rounded down, if by these rules it opens a breaker; else None."""
+    """The percentage of calls that failed, rounded down, if it is high enough to open a breaker by these rules; else None."""
     if calls < min_calls or failures * 100 < calls * rate_percent:
         return None
     return failures * 100 // calls

@@ -3,7 +3,7 @@
 What must hold:
 - The same calls get the same answers as from `rate_limiter.lua` (a test runs both side by side).
 
-During that time each of several gateways allows the whole limit: rate limits fail soft (I6), money does not.
+While Redis is away, each gateway allows the whole limit by itself: rate limits fail soft (I6), money does not.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class LocalLimits:
         self._clear_at_ms = now_ms() + _CLEAR_EVERY_MS
 
     def acquire(self, call_id: UUID, charges: Sequence[Charge], lifetime_s: float) -> Decision:
-        """Take every charge, or none."""
+        """Take all of these charges, or none of them."""
         now = self._now_ms()
         self._clear(now)
         call = str(call_id)

@@ -1,6 +1,6 @@
 -- Takes a call's share of every limit that applies to it, or of none; or releases the share and corrects it.
 --
--- KEYS[i]  one key for each limit and metric; then, where slots are concerned, what this process holds, and the
+-- KEYS[i]  one key for each limit and metric; then, if slots are concerned, the hash of this process's slots, and the
 --          set of all processes. All keys carry one hash tag
 -- ARGV[1]  'acquire' or 'release'; 'beat' or 'leave' of the process
 -- ARGV[2]  call id, the member of the sets of calls in flight. Of a beat: '1' if it may release slots of dead processes
@@ -15,7 +15,7 @@
 -- has sent none for too long, the next beat of any other process releases its slots.
 --
 -- A bucket is "used at": what is used, in 1/60000ths of a request or token, at a time in ms. It drains
--- by `limit` of these units each ms, which is the limit each minute. So every number is an integer
+-- by `limit` of these units each ms, which makes the limit in a minute. So every number is an integer
 -- below 2^53 and exact. It expires when it would be empty. local_rates.py and token_bucket.py calculate the same.
 --
 -- acquire answers "admitted now orphans level level …": levels after the take, or unchanged if refused. orphans is 0,
@@ -41,7 +41,8 @@ local function bucket_level(key, limit)
     local value = redis.call('GET', key)
     if not value then return 0 end
     local used, at = string.match(value, '^(%d+) (%d+)$')
-    -- A clock that went back (a failover) drains nothing; a lowered limit leaves at most one more minute of debt.
+    -- If the clock went back (a failover), nothing drains. After a limit was lowered, the bucket is empty within a
+    -- minute.
     local elapsed = math.min(math.max(now - tonumber(at), 0), 2 * UNIT)
     return math.max(math.min(tonumber(used), 2 * limit * UNIT) - elapsed * limit, 0)
 end
@@ -70,7 +71,7 @@ local function occupy(key, lifetime)
     live_for(key, lifetime)
 end
 
--- Remember where the call's slots are. An earlier attempt of the call may have some elsewhere.
+-- Remember in which sets the call has slots. An earlier attempt of the call may have slots in other sets.
 local function note(keys, lifetime)
     local _, _, earlier = string.find(redis.call('HGET', held, call) or '', '^%d+(.*)$')
     redis.call('HSET', held, call, string.format('%.0f', now + lifetime) .. (earlier or '') .. keys)
@@ -96,7 +97,7 @@ local function give_back(of)
     return count
 end
 
--- In how many ms the slots of the set are released, if processes that have been silent for long hold all of them; else 0.
+-- In how many ms the set's slots are released, if all of them are held by processes without a recent beat; else 0.
 local function orphaned_for(key, level, dead)
     local orphans, wait = 0, 0
     local silent = redis.call('ZRANGEBYSCORE', processes, '-inf', now - dead / 2, 'WITHSCORES')

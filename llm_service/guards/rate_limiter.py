@@ -1,18 +1,19 @@
 """Rate limits: requests a minute, tokens a minute and calls in flight, all that apply to a call at once.
 
 What must hold:
-- A call takes its share of all limits that apply, or of none, in one round trip: one Lua script (`rate_limiter.lua`)
+- A call takes its share of all limits that apply, or of none, in one round trip. One Lua script (`rate_limiter.lua`)
   checks every limit by Redis' clock. `token_bucket.py` explains what a bucket is, and its worst case.
 - A crash leaks nothing. Buckets refill. The slots of a process that died are released by any other process (`run`)
-  within `dead_s` and a quarter, independently of the settlement of its calls. Each slot expires with its call anyway.
+  within 1.25 times `dead_s`, whether or not its calls are settled. In any case, each slot expires with its call.
 - Rate limits fail soft (I6): while Redis is away this process applies the same rules alone, and `degraded` is true.
 - No call waits for Redis for longer than `timeout_s`.
 - A slot is released where it was taken, in Redis or in this process.
 
-Redis Cluster: a script may touch keys of only one hash slot, and a call's limits range from its key to its model, so all
-keys carry one hash tag. In a cluster one shard then keeps all rate limits, and the other shards do not help. Measured, a
-call with its release takes 30 µs of Redis' one core with one rule of three limits, and 70 µs with four rules of eight, so
-one shard serves 14,000 to 30,000 calls a second. The client here is for one server.
+Redis Cluster: a script may touch keys of only one hash slot, and a call's limits may be those of its key, its team and
+its model. So all keys carry one hash tag. In a cluster one shard then keeps all rate limits, and the other shards do
+not help. A call and its release were measured at 30 µs of Redis' single core with one rule of three limits, and at 70
+µs with four rules of eight limits. So one shard serves 14,000 to 30,000 calls a second. The client here is for one
+server.
 """
 
 from __future__ import annotations
@@ -112,7 +113,7 @@ class RateLimiter:
     def release(self, permit: RatePermit, tokens: int | None) -> None:
         """Give the slot back and correct the tokens to what was used (None: leave them as held). Never raises.
 
-        Returns at once; Redis gets it with the next round trip. A second release does nothing.
+        Returns at once; the release goes to Redis with the next round trip. A second release does nothing.
         """
         if permit.released:
             return
@@ -134,7 +135,7 @@ class RateLimiter:
     async def beat(self) -> int:
         """Send one heartbeat. Returns how many slots of dead processes were released.
 
-        For `dead_s` after Redis was away none are released, because processes that live may not have reconnected yet.
+        For `dead_s` after Redis was away no slots are released, because living processes may not have reconnected yet.
         """
         if self._scripts is None:
             return 0
@@ -167,8 +168,8 @@ class RateLimiter:
     def _acquisition(self, call_id: UUID, charges: Sequence[Charge], lifetime_s: float) -> Command:
         call = str(call_id)
         slots = [(charge, 0) for charge in charges if charge.metric is Metric.CONCURRENT]
-        # If no answer comes, the call may have been admitted: then its slot is released whatever its expiry, and its
-        # tokens refill within a minute.
+        # If no answer comes, the call may have been admitted. Then its slot is released without a check of its expiry.
+        # Its tokens refill within a minute.
         undo = self._command("release", call, "", slots) if slots else None
         amounts = [(charge, charge.amount) for charge in charges]
         return self._command("acquire", call, _milliseconds(lifetime_s), amounts, undo)
@@ -176,8 +177,8 @@ class RateLimiter:
     def _release(self, permit: RatePermit, changes: Sequence[tuple[Charge, int]]) -> Command:
         call, expiry = str(permit.call_id), str(permit.slot_expires_ms)
         slots = [change for change in changes if change[0].metric is Metric.CONCURRENT]
-        # If no answer comes, the release may have happened. Releasing slots twice does no harm, correcting tokens twice
-        # does, so only the slots are released again.
+        # If no answer comes, the release may have happened. It is harmless to release slots twice, but not to correct
+        # tokens twice, so only the slots are released again.
         undo = self._command("release", call, expiry, slots) if slots else None
         return self._command("release", call, expiry, changes, undo)
 
@@ -196,4 +197,4 @@ def _milliseconds(seconds: float) -> str:
 
 
 def _ignore(_: bool) -> None:
-    """There is no gauge to set."""
+    """The default of `on_degraded`: does nothing."""

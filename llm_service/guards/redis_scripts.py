@@ -1,4 +1,4 @@
-"""One Lua script in Redis: grouped round trips, and what happens when Redis is away.
+"""Runs one Lua script in Redis, with grouped round trips and with rules for when Redis is away.
 
 What must hold:
 - No caller waits for a dead Redis. A round trip takes at most `timeout_s`, whatever the settings of the Redis client.
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 _GROUP = 128
 _WAITING = 10_000
-#: A probe may take longer than a call may wait: it also warms a new (perhaps TLS) connection.
+#: In seconds. A probe may take longer than a call may wait, because it also opens a new connection, perhaps with TLS.
 _PROBE_TIMEOUT_S = 2.0
 _FIRST_PAUSE_S = 0.5
 _LONGEST_PAUSE_S = 5.0
@@ -48,7 +48,7 @@ class RedisUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One run of the script. `undo` must be harmless if the command never ran, or was undone already."""
+    """One run of the script. `undo` must be harmless even if the command never ran, or was undone already."""
 
     keys: tuple[str, ...]
     arguments: tuple[str, ...]
@@ -99,7 +99,8 @@ class RedisScripts:
         try:
             return await answer
         except asyncio.CancelledError:
-            # The caller left after the answer came, so undo the command. If the answer is yet to come, `_answered` does.
+            # The caller left after the answer came, so the command is undone here. If the answer is yet to come,
+            # `_answered` does that.
             if not answer.cancelled() and command.undo is not None:
                 self.post(command.undo)
             raise
@@ -154,7 +155,7 @@ class RedisScripts:
         if self._sha:
             answers = await self._evaluate(commands)
         missing = [index for index, answer in enumerate(answers) if isinstance(answer, NoScriptError)]
-        if missing:  # the first use, or Redis was restarted or flushed its scripts
+        if missing:  # Redis does not have the script: first use, a restart or a flush
             self._sha = await self._client.script_load(self._script)
             again = await self._evaluate([commands[index] for index in missing])
             for index, answer in zip(missing, again, strict=True):
@@ -162,7 +163,7 @@ class RedisScripts:
         return answers
 
     async def _evaluate(self, commands: Sequence[Command]) -> list[object]:
-        if len(commands) == 1:  # takes half the CPU of a pipeline with one command
+        if len(commands) == 1:  # this takes half the CPU of a pipeline with one command
             (command,) = commands
             try:
                 return [
@@ -222,7 +223,7 @@ class RedisScripts:
                     self._sha = await self._client.script_load(self._script)
                     await self._client.set(self._probe_key, "1", px=1_000)
                 break
-            except Exception as error:  # noqa: BLE001  # whatever it is, Redis is not available yet
+            except Exception as error:  # noqa: BLE001  # whatever the error, Redis is not available yet
                 _log.debug("Redis is still away: %s", error)
         self.away = False
         _log.warning("Redis is available again: this process shares again")

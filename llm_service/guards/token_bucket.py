@@ -5,17 +5,18 @@ pause. A bucket's level is what is *used*, in 1/60000ths of a request or token, 
 exactly `limit` units each millisecond and every sum is an integer (the same in Python and in Lua).
 
 Why a bucket, and its worst case. After a quiet minute a caller may send a whole minute's limit at once, and then as much as
-is refilled. So 60 seconds can contain up to twice the limit, once. In the long run the rate is the limit, and a wait is
-always short (one request's share of a minute), never "until the next window begins". A counter of fixed minutes has the same
-worst case, and longer waits. A log of all requests of the last minute is exact, and takes memory for each request. OpenAI's
-own headers (remaining, and a reset that shrinks continuously) describe the same bucket. OpenAI may also enforce fractions
-of a minute ("60 a minute as 1 a second"), which this does not, so a provider may still answer a burst that Treasurer allows
-with a 429.
+is refilled. So at worst one period of 60 seconds contains twice the limit. In the long run the rate is the limit, and a
+wait is always short (one request's share of a minute), never "until the next window begins". A counter of fixed minutes
+has the same worst case, and longer waits. A log of all requests of the last minute is exact, but takes memory for each
+request. OpenAI's
+own headers (remaining, and a reset that shrinks continuously) describe the same bucket. OpenAI may also enforce
+fractions of a minute ("60 a minute as 1 a second"), which Treasurer does not. So Treasurer may allow a burst that the
+provider answers with a 429.
 
-A call takes the upper bound of its tokens, which is corrected when the call ends. A correction never makes a bucket more
-than full, so from any start: tokens used by finished calls ≤ limit + limit × minutes. Tokens that a call gives back can be
-used again at once, so a burst may be larger by the amount that earlier calls took too much. A call that used more than it
-took puts the bucket in debt, by at most one more limit, and the debt is gone after a minute at most.
+A call takes the upper bound of its tokens, which is corrected when the call ends. A correction never makes a bucket
+more than full. So in any period: tokens used by finished calls ≤ limit + limit × minutes. Tokens that a call gives back
+can be used again at once, so a burst may be larger by those tokens. A call that used more than it took puts the bucket
+in debt, by at most one more limit, and the debt is gone after a minute at most.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ from llm_service.types import RateLimit
 
 #: Units of a bucket in one request or token; also the milliseconds of a minute.
 UNIT = 60_000
-#: A larger limit counts as this one, so that numbers in Redis stay exact. No traffic reaches it.
+#: A larger limit is treated as this one, so that numbers in Redis stay exact. No traffic reaches this limit.
 LARGEST_LIMIT = 10_000_000_000
-#: When to try again for a slot that a live call holds. The call may end at any moment.
+#: How many ms until a caller should try again if running calls hold all slots. A call may end at any moment.
 SLOT_RETRY_MS = 1_000
 
 
@@ -95,7 +96,7 @@ def charges_of(prefix: str, limits: Sequence[RateLimit], model: str, tokens: int
 
 
 def bucket_level(used: int, at_ms: int, limit: int, now_ms: int) -> int:
-    """The units used now of a bucket that had `used` at `at_ms`. The same calculation as in `rate_limiter.lua`."""
+    """The used units of a bucket now, if they were `used` at `at_ms`. `rate_limiter.lua` calculates the same."""
     elapsed_ms = min(max(now_ms - at_ms, 0), 2 * UNIT)
     return max(min(used, 2 * limit * UNIT) - elapsed_ms * limit, 0)
 
@@ -161,7 +162,7 @@ def never_passes(charges: Sequence[Charge]) -> RateLimited | None:
 
 
 def refusal(charges: Sequence[Charge], decision: Decision) -> RateLimited:
-    """The refusal that names, of the limits that refused, the one that takes longest to wait for."""
+    """The refusal of a call. Of the limits that it did not pass, the refusal names the one with the longest wait."""
     pairs = list(zip(charges, decision.levels, strict=True))
     charge, level = max(pairs, key=lambda pair: wait_ms(*pair, decision.orphans_ms))
     needed_ms = wait_ms(charge, level, decision.orphans_ms)
@@ -208,7 +209,7 @@ def _details(charge: Charge, remaining: int, wait_s: float | None) -> dict[str, 
 
 @dataclass(slots=True)
 class RatePermit:
-    """The shares of limits that an admitted call took. Pass it to `RateLimiter.release` when the call has ended."""
+    """The shares of limits that an admitted call took. It is passed to `RateLimiter.release` when the call has ended."""
 
     call_id: UUID
     charges: tuple[Charge, ...]

@@ -2,9 +2,10 @@
 
 What must hold (I3):
   LiteLLM serves a call only with a valid grant for exactly this request, and each grant only once.
-  A refusal that comes before the grant is used leaves it good for another sending of the same request; after that, another
-  sending is refused as a second use, so the service knows that the first one may have been served (I2).
-  A refusal names its code in a header, from which the service knows that no provider was asked.
+  If a request is refused before its grant is used, the same request may be sent again with the same grant. Once the
+  grant is used, a repetition is refused as a second use. This shows the service that the first request may have been
+  served (I2).
+  A refusal has its code in a header. The header shows the service that no provider was asked.
 
 Runs inside LiteLLM Proxy, seen with LiteLLM 1.106.
 """
@@ -44,7 +45,7 @@ _SHORTEST_SECRET = 32
 
 
 class SharedGrants(Protocol):
-    """The uses of grants that all proxies of one database know of."""
+    """The used grants of all proxies with the same database."""
 
     async def use(self, grant: Grant) -> bool:
         """Whether this is the grant's first use at any proxy. Raises UsesUnknown."""
@@ -56,8 +57,8 @@ class GrantAuth:
 
     Args:
         secret: the key that grants are signed with; with a short or empty one nothing is admitted.
-        used: the uses that this proxy's workers know of. It is asked first, because it costs no round trip.
-        shared: the uses that all proxies of the database know of; None: there is no database.
+        used: the used grants of this proxy's workers. It is asked first, because it costs no round trip.
+        shared: the used grants of all proxies with the same database; None: there is no database.
         prices: the versions of prices that this worker has.
         streams: the places for streams in this worker.
     """
@@ -77,7 +78,7 @@ class GrantAuth:
         self._streams = streams
 
     async def admit(self, request: Any, token: str) -> UserAPIKeyAuth:
-        """Admit a request that carries the grant for exactly itself, once, and return whose request it is.
+        """Admit a request, once, if it carries a grant for exactly this request. Returns whose request it is.
 
         Raises:
             ProxyException: 401 without a valid grant or for its second use; 400 for a body that steers LiteLLM; 409 if
@@ -109,8 +110,8 @@ class GrantAuth:
 
     async def _check_call(self, grant: Grant, fields: Mapping[str, Any]) -> None:
         _check_steering(fields)
-        # First the check that leaves the grant unused. Then its use. A check that comes after the use refuses another
-        # sending of the same request as well, as a second use.
+        # A check before the grant's use leaves the grant unused, so the same request may be sent again. After the use,
+        # any repetition is refused as a second use.
         if is_stream := bool(fields.get("stream")):
             self._take_a_place(grant)
         await self._use_once(grant)
@@ -149,7 +150,7 @@ class GrantAuth:
 
 
 def _check_query_and_headers(request: Any) -> None:
-    """A grant names a path and a body, but LiteLLM reads more: `?model=` goes before the body's model."""
+    """Check the query and headers, which a grant does not cover: LiteLLM prefers `?model=` to the body's model."""
     if request.scope.get("query_string"):
         raise _not_granted("a granted request has no query")
     if steering := steering_headers(request.headers):

@@ -1,9 +1,9 @@
 """Streams begin a few at a time in a worker of LiteLLM Proxy, however many arrive at once.
 
 What must hold:
-  Between its grant and its provider only a few streams are worked on, in the order in which they arrived. LiteLLM spends
+  LiteLLM prepares only a few streams at a time for their providers, in the order in which they arrived. LiteLLM spends
   about twenty milliseconds on a request before it asks a provider. If two hundred streams began at once, each of them, and
-  every other call, would wait for all of that work.
+  every other call, would wait for the work on all two hundred.
   A stream that waits for its provider's first chunk does not keep others from beginning.
 
 Runs inside LiteLLM Proxy: standard library only.
@@ -14,14 +14,14 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 
-#: Streams that begin at the same time: while one waits, for a file or another thread, the other one goes on.
+#: How many streams begin at the same time: while one waits for a file or another thread, another one goes on.
 _AT_ONCE = 2
-#: The longest that one beginning keeps others waiting, even if its end is never reported.
+#: The longest that the beginning of one stream keeps others waiting, in seconds, even if `done` is never called for it.
 _LONGEST_S = 0.2
 
 
 class Beginnings:
-    """One for each event loop. A stream has the name of its grant."""
+    """Lets streams begin. There is one object for each event loop. A stream is named after its grant."""
 
     def __init__(self, at_once: int = _AT_ONCE, longest_s: float = _LONGEST_S) -> None:
         self._room = at_once

@@ -3,8 +3,8 @@
 What must hold:
   A stream needs about as much memory as its text, instead of several kilobytes for each token.
   The answer that LiteLLM builds from the chunks in the end (text, reasoning, tool calls, usage, finish reason) is the
-  same as without folding. LiteLLM reads the first chunks, the last ones, and the content of all of them put together, so
-  the chunks in between are folded into one for each choice.
+  same as without folding. LiteLLM reads the first chunks, the last chunks, and the joined content of all chunks. So the
+  chunks in between are folded into one for each choice.
   A chunk that carries more than text (the beginning of a tool call, an image, a source) is left as it is.
 
 Loaded by the plugin in LiteLLM's environment; seen with LiteLLM 1.106.
@@ -22,23 +22,25 @@ from litellm.types.utils import Delta, ModelResponseStream, StreamingChoices
 
 #: A list is folded when it has this many chunks.
 MOST = 64
-#: How many chunks at both ends are not folded. Usage may be reported in the first ones and again later, and LiteLLM
-#: compares the last ones with each other.
+#: How many chunks at the start and at the end are not folded. Usage may be reported in the first chunks and again
+#: later, and LiteLLM compares the last chunks with each other.
 _FIRST, _LAST = 4, 8
-#: Fields of a delta that are more than text.
+#: Fields of a delta whose content is not plain text.
 _MORE_THAN_TEXT = ("audio", "images", "annotations", "reasoning_items", "function_call")
 #: Fields of a usage: its counts, and its details.
 _COUNTS = ("prompt_tokens", "completion_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
 _DETAILS = ("prompt_tokens_details", "completion_tokens_details", "server_tool_use", "cost")
 
-#: Chunks of the same place can be folded into one: (choice, tool call, whether the chunk reports usage).
+#: Where a chunk belongs: (choice, tool call, whether it reports usage). Chunks of the same place can be folded into
+#: one.
 _Place = tuple[int, int | None, bool]
 
 
 def fold(chunks: list[Any], at: int = MOST) -> int:
     """Fold a list of chunks in place if it has grown to `at` chunks; returns the length at which to fold it next.
 
-    That is twice the length that is left, so that chunks which cannot be folded are not examined again for each new one.
+    The next length is twice the length that is left, so that chunks which cannot be folded are not examined again for
+    each new chunk.
     """
     if len(chunks) < at:
         return at
@@ -59,7 +61,7 @@ def fold(chunks: list[Any], at: int = MOST) -> int:
 
 
 class _Folded:
-    """Chunks with text of one choice, or with arguments of one tool call in it, as one chunk."""
+    """Several chunks as one: they have text of the same choice, or arguments of the same tool call."""
 
     def __init__(self, chunk: Any) -> None:
         self._first = chunk
@@ -106,7 +108,7 @@ def _joined(parts: list[str | None]) -> str | None:
 
 
 def _fields(model: Any) -> dict[str, Any]:
-    """The fields of one of LiteLLM's objects. Asking the object for a field that it lacks takes microseconds."""
+    """The fields of one of LiteLLM's objects, as a mapping, because reading a missing attribute takes microseconds."""
     return {**model.__dict__, **(model.__pydantic_extra__ or {})}
 
 
@@ -125,7 +127,7 @@ def _covers(later: Any, earlier: Any) -> bool:
 
 
 def _place(chunk: Any) -> _Place | None:
-    """With which other chunks this one can be folded; None: with none."""
+    """The place of a chunk, which says with which chunks it can be folded; None: with none."""
     if type(chunk) is not ModelResponseStream or len(chunk.choices) != 1:
         return None
     choice = chunk.choices[0]

@@ -20,7 +20,7 @@ from typing import Any
 
 from litellm.router_utils import cooldown_handlers
 
-#: Statuses of a provider that say nothing about whether its deployment works for others.
+#: Statuses of a provider after which its deployment may still work for other callers.
 _NOT_THE_DEPLOYMENTS = frozenset({401, 402, 403, 404})
 
 
@@ -28,7 +28,7 @@ def cool_down_only_after_failures() -> None:
     """Change LiteLLM's decision in this process from now on. Calling it again has no effect.
 
     Raises:
-        RuntimeError: this version of LiteLLM decides in another way, which has to be examined first.
+        RuntimeError: this version of LiteLLM decides in a way that the plugin does not know.
     """
     decide = getattr(cooldown_handlers, "_is_cooldown_required", None)
     if decide is None:

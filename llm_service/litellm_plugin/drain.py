@@ -4,10 +4,11 @@ What must hold:
   The reader gets every chunk in order, and then the stream's end or its error.
   While there is a reader, at most one chunk waits for it.
   After the reader has left, the stream is drained, which means read on. The provider bills the chunks that already wait
-  in buffers, and only the end of the stream reports what it cost.
+  in buffers, and only the end of the stream reports the cost.
   The drain stops when it has caught up with a provider that generates slowly. Closing the connection then stops that
   provider, and the chunks that were seen are about what it bills.
-  A drain that neither ends nor catches up in time is `BEHIND`: then the chunks that were seen are not the bill (I1).
+  A drain that neither ends nor catches up in time is `BEHIND`: then more than the chunks that were seen may be billed
+  (I1).
 
 Runs inside LiteLLM Proxy: standard library and anyio only.
 """
@@ -25,8 +26,8 @@ import anyio
 
 from llm_service.litellm_plugin.turnstile import StreamTurns, Turnstile
 
-#: Chunks that are read ahead of the reader. A provider that is quicker than LiteLLM never lets the reader's task run in
-#: between, so the caller's first token waits until this many chunks were read.
+#: How many chunks are read ahead of the reader. If a provider is quicker than LiteLLM, the reader's task does not run
+#: between chunks, so the caller's first token waits until this many chunks were read.
 _READ_AHEAD = 1
 _BEAT_S = 0.05
 
@@ -35,10 +36,10 @@ _BEAT_S = 0.05
 class DrainLimits:
     """For how long a stream is drained after its reader has left, in seconds.
 
-    `round_s`: after each round it is checked whether all that the provider has sent was read. If so, the drain stops.
+    `round_s`: the drain checks at this interval whether all that the provider has sent was read. If so, it stops.
     `most_s`: the drain stops after this time, although the provider has sent more than was read.
-    `to_end_s`: the same for a provider that bills a stream to its end, read or not. Such a stream is not checked in
-    rounds: only its end stops the drain sooner.
+    `to_end_s`: replaces `most_s` if the provider bills a stream to its end, whether it is read or not. Then there are
+    no such checks: only the stream's end stops the drain sooner.
     """
 
     round_s: float = 2.0
@@ -50,16 +51,16 @@ class DrainEnd(Enum):
     """How a drain ended."""
 
     ENDED = "ended"  # the stream came to its own end, or broke
-    CAUGHT_UP = "caught up"  # all that the provider had sent was read
-    BEHIND = "behind"  # the provider had sent more, or this is not known
+    CAUGHT_UP = "caught up"  # everything that the provider had sent was read
+    BEHIND = "behind"  # the provider had sent more, or may have
 
 
 def drain_end(drained_s: float, most_s: float, round_s: float, waited_s: float) -> DrainEnd | None:
     """Whether a drain stops after a round in which the stream did not end. None: it goes on.
 
-    `drained_s`: since the reader has left, of at most `most_s`. `waited_s`: for how long of this round there was
-    nothing to read although the worker looked. A stream with chunks waiting is always ready, and one that is generated
-    slowly mostly is not, so half of a round is far from both.
+    `drained_s`: how long the drain has lasted, of at most `most_s`. `waited_s`: for how much of this round the worker
+    was ready to read but found nothing. That is almost nothing if chunks are waiting, and almost the whole round if the
+    provider generates slowly. So half of a round tells the two apart.
     """
     if waited_s >= round_s / 2:
         return DrainEnd.CAUGHT_UP
@@ -67,7 +68,7 @@ def drain_end(drained_s: float, most_s: float, round_s: float, waited_s: float) 
 
 
 class Lateness:
-    """For how long, in all, this worker was too busy to look at its connections. Measured only inside `with`."""
+    """How many seconds in total this worker was too busy to read its connections. Measured only inside `with`."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.late_s = 0.0
@@ -128,8 +129,8 @@ class DrainedStream:
     async def drain(self, *, to_end: bool = False) -> DrainEnd:
         """Read on without a reader, within the limits, and return how that ended.
 
-        `to_end`: only the stream's end will do, because the provider bills it to the end. A cancellation does not stop
-        the drain: the server cancels the task that served a reader when that reader leaves.
+        `to_end`: read up to the stream's end, because the provider bills all of it. A cancellation does not stop the
+        drain, because the server cancels a reader's task when the reader leaves.
         """
         self._turns.has_reader = False
         while not self._read_ahead.empty():

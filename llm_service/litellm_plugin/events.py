@@ -1,7 +1,7 @@
 """Translates LiteLLM's events: the witness of an attempt, and whether the attempt can have been billed.
 
 What must hold:
-  A usage that the provider reported is distinguished from one that LiteLLM counted itself (I2).
+  Usage that the provider reported is distinguished from usage that LiteLLM counted itself (I2).
   A report that cannot be true proves nothing (I2).
   An attempt counts as free only if nothing can have been bought (I1).
 
@@ -30,7 +30,7 @@ _log = logging.getLogger("treasurer.litellm_plugin")
 
 #: Where the metadata of LiteLLM's key carries the call id and the attempt of a grant.
 CLAIM = "treasurer"
-#: Set on a stream whose provider reported no usage, so that the usage which LiteLLM reports is its own count.
+#: Marks a stream whose provider reported no usage. LiteLLM's report is then LiteLLM's own count.
 COUNTED = "treasurer_counted"
 
 #: Errors of httpx, aiohttp and the OpenAI SDK: the provider answered with an error status, or was not reached.
@@ -48,7 +48,7 @@ _FREE_CAUSES = frozenset(
     }
 )
 
-#: Python's own errors, with which LiteLLM fails over a chunk that it cannot read. The provider may go on after it.
+#: Python's own errors, which LiteLLM raises if it cannot read a chunk. The provider may go on after that chunk.
 _UNREADABLE_CHUNK = (ValueError, LookupError, TypeError, AttributeError, NotImplementedError)
 
 
@@ -61,7 +61,7 @@ class AttemptEnd:
     usage: Any = None
     cost: Any = None  # in dollars
     started_at: Any = None
-    ended_at: Any = None  # None: just now
+    ended_at: Any = None  # None: it ended just now
     error: Exception | None = None
     unread: bool = False  # whether the provider may have sent more than was read
 
@@ -72,16 +72,16 @@ def witness_of(end: AttemptEnd) -> Witness | None:
     parameters: Mapping[str, Any] = call.get("litellm_params") or {}
     metadata = metadata_of(call) or metadata_of(parameters)
     claim = (metadata.get("user_api_key_metadata") or {}).get(CLAIM)
-    if not claim:  # the service read one of LiteLLM's pages, or LiteLLM checked its own health
+    if not claim:  # a request for a page such as /model/info, or LiteLLM's own health check
         return None
     information: Mapping[str, Any] = metadata.get("model_info") or call.get("model_info") or {}
     usage, cost = end.usage, end.cost
     counted = end.outcome != "success" or bool(call.get(COUNTED))
     if counted and usage is not None and claim.get("drain_on_disconnect"):
-        usage, cost = None, None  # much of the stream may be unseen, and a count of the rest would pass for its cost
+        usage, cost = None, None  # much of the stream may be unseen, so a count of the rest would be too low
     provider, report = _provider(call, parameters), _report(usage)
     used, tier = read_usage(report, provider) or Usage(), _service_tier(call)
-    if counted:  # nobody reported how the input was cached, so the highest rate counts; the tier is the requested one
+    if counted:  # no report says how the input was cached or in which tier: use the highest rate and the requested tier
         tier = tier or (call.get("optional_params") or {}).get("service_tier")
         if "cache_control" in repr(call.get("messages")):
             used = replace(used, cache_write_tokens=used.input_tokens, cache_write_1h_tokens=used.input_tokens)
@@ -116,9 +116,10 @@ def certainly_unbilled(error: BaseException) -> bool:
 
 
 def unreadable(error: BaseException) -> bool:
-    """Whether an error that LiteLLM raised before it sent a request shows a mistake of the caller's.
+    """Whether an error that LiteLLM raised before it sent a request was caused by a mistake of the caller.
 
-    LiteLLM calls that a 500. If all causes are errors of Python's or of LiteLLM's, LiteLLM could not translate the request.
+    LiteLLM reports such an error as a 500. If all of its causes are errors of Python or LiteLLM, LiteLLM could not
+    translate the request.
     Errors of the network, of files or of a cloud's credentials have to be mended by the operator.
     """
     return getattr(error, "status_code", None) == 500 and all(
@@ -131,8 +132,9 @@ def unreadable(error: BaseException) -> bool:
 def ended_by_litellm(error: BaseException) -> bool:
     """Whether LiteLLM itself has ended a stream, so that the provider may have sent more than was read.
 
-    LiteLLM's time-outs run while it is busy elsewhere, and it gives a stream up over a chunk that it cannot read. Any
-    other end of a stream (a connection that breaks, the provider's own error) is seen after everything that was sent.
+    LiteLLM ends a stream when a time-out passes, even if LiteLLM was only busy elsewhere, or when it cannot read a
+    chunk. Any other end of a stream (a broken connection, the provider's own error) is seen after everything that was
+    sent.
     """
     own = any("Timeout" in type(cause).__name__ or isinstance(cause, _UNREADABLE_CHUNK) for cause in causes(error))
     return own and not certainly_unbilled(error)
@@ -153,12 +155,12 @@ def grant_name(metadata: Any) -> str:
 
 
 def details_of(request: Mapping[str, Any]) -> dict[str, Any]:
-    """LiteLLM's own record of a call under way, to which we add marks of ours."""
+    """LiteLLM's own record of a call under way. The plugin adds its marks to it."""
     return getattr(request.get("litellm_logging_obj"), "model_call_details", {})
 
 
 def is_own_count(chunk: Any, response: Any) -> bool:
-    """Whether a chunk carries a usage that no provider reported: LiteLLM has then counted the stream itself.
+    """Whether a chunk carries usage that no provider reported, because LiteLLM has counted the stream itself.
 
     Its count may be too low. If the chunk is withheld from the service, the service estimates with a margin instead.
     """
@@ -195,12 +197,12 @@ def _status(outcome: Outcome, error: Exception | None) -> int | None:
 
 
 def _report(usage: Any) -> dict[str, Any]:
-    """LiteLLM's usage as its fields. LiteLLM has translated every provider's usage to OpenAI's convention, more or less."""
+    """The fields of LiteLLM's usage. LiteLLM translates every provider's usage to OpenAI's convention, more or less."""
     return {} if usage is None else usage.model_dump()
 
 
 def usage_of(response: Any) -> Any:
-    """The usage of an answer; None if it is too small for the answer's own text, so that it proves nothing."""
+    """The usage of an answer; None if it is too small for the text of the answer, and so cannot be true."""
     usage, choices = getattr(response, "usage", None), getattr(response, "choices", None)
     messages = [getattr(choice, "message", None) for choice in choices] if isinstance(choices, list) else []
     parts = [getattr(message, name, None) for message in messages for name in ("content", "reasoning_content")]
@@ -227,7 +229,8 @@ def _tokens(source: Any, name: str) -> int:
 
 
 def reported_its_end(chunks: list[Any]) -> bool:
-    """Whether the chunks that LiteLLM has kept of a stream hold the provider's own end and, not before it, its report.
+    """Whether the chunks that LiteLLM has kept contain the provider's end of the stream and, with or after it, its
+    report.
 
     Only for an answer with one choice: of several, LiteLLM does not keep all ends.
     """
@@ -247,7 +250,7 @@ def _finishes(chunk: Any) -> bool:
 def set_own_figure_apart(chunk: Any, response: Any) -> None:
     """Move LiteLLM's own figure of a stream's cost, which it writes into the provider's report, to a separate field.
 
-    What the provider itself has named as its cost stays, or comes back.
+    A cost that the provider itself has reported stays in the report, or is put back.
     """
     usage: Any = getattr(chunk, "usage", None)
     figure = getattr(usage, "cost", None)
@@ -259,9 +262,9 @@ def set_own_figure_apart(chunk: Any, response: Any) -> None:
 
 
 def rebuilt(call: Any, details: Mapping[str, Any], chunks: list[Any], messages: Any) -> tuple[Any, float | None]:
-    """The answer that these chunks of a stream make, with a usage, and what it costs in dollars, both by LiteLLM.
+    """The answer that these chunks of a stream make, with its usage, and its cost in dollars. LiteLLM computes both.
 
-    A usage that no provider reported is LiteLLM's count. None: nothing is known.
+    If no provider reported usage, it is LiteLLM's count. None: nothing is known.
     """
     if not chunks:
         return None, None
@@ -270,7 +273,7 @@ def rebuilt(call: Any, details: Mapping[str, Any], chunks: list[Any], messages: 
         if built is None:
             return None, None
         built.model = details["model"]  # the chunks carry the caller's name for the model, which has no price
-        built._hidden_params.pop("response_cost", None)  # was computed without the deployment's own prices
+        built._hidden_params.pop("response_cost", None)  # it was computed without the deployment's own prices
         return built, call.response_cost_calculator(result=built)
     except Exception as fault:  # noqa: BLE001  # LiteLLM's counting may fail in any way
         _log.warning("What was seen of a stream that was cut could not be counted: %s", type(fault).__name__)
@@ -278,5 +281,5 @@ def rebuilt(call: Any, details: Mapping[str, Any], chunks: list[Any], messages: 
 
 
 def _utc(moment: Any) -> datetime | None:
-    """LiteLLM's times are naive and local."""
+    """A time in UTC. LiteLLM's times are local and without a time zone."""
     return moment.astimezone(UTC) if isinstance(moment, datetime) else None

@@ -1,12 +1,12 @@
-"""Everything that LiteLLM Proxy loads of ours, composed from the environment: the check of grants, and the witnesses.
+"""What LiteLLM Proxy loads of Treasurer, configured by environment variables: the check of grants, and the witnesses.
 
 What must hold:
   LiteLLM serves no call without a valid grant, used once (I3): `custom_auth`, see auth.py.
   Each attempt at a deployment leaves a witness (I2): `witness_logger`, see witness_logger.py.
   One attempt is one request to a provider (I1): see no_retries.py.
   A stream ends where its provider ends it (I1): see whole_streams.py.
-  A caller's mistake takes a model away from nobody else: see cooldowns.py.
-  Only the check of grants may refuse a request; no other fault of the plugin may take an answer from its caller.
+  One caller's mistake does not take a model away from other callers: see cooldowns.py.
+  Only the check of grants may refuse a request; no other fault of the plugin may cost a caller its answer.
 
 `config/litellm.yaml` names `custom_auth` and `witness_logger`. The plugin runs in LiteLLM's environment, so it imports
 only the standard library, LiteLLM, asyncpg, PyJWT, and modules of ours that need no more than these.
@@ -65,8 +65,8 @@ witness_logger = WitnessLogger(_writer, _streams, _requests)
 
 
 async def custom_auth(request: Any, api_key: str) -> UserAPIKeyAuth:
-    """Admit a request that carries the grant for exactly itself, once. Raises ProxyException: see `GrantAuth.admit`."""
-    _log_redaction.begin()  # while LiteLLM starts, its log is complete, because the operator needs it
+    """Admit a request, once, if it carries a grant for exactly this request. Raises ProxyException: see `GrantAuth.admit`."""
+    _log_redaction.begin()  # not before: while LiteLLM starts, the operator needs its full log
     identity = await _auth.admit(request, api_key)
     _requests.begin(grant_name(identity.metadata))
     return identity
@@ -79,7 +79,7 @@ cool_down_only_after_failures()
 take_shortcuts()
 freeze_loaded_objects()
 with contextlib.suppress(RuntimeError):
-    # LiteLLM loads this inside the worker's event loop, so that the writer replays at once the witnesses that an earlier
-    # process left in the spool. Without a loop (in a test) the writer starts with its first witness.
+    # LiteLLM loads this module inside the worker's event loop, so the writer can at once replay the witnesses that an
+    # earlier process left in the spool. Without a loop (in a test) the writer starts with its first witness.
     process.collect_between_callbacks()
     _writer.start()

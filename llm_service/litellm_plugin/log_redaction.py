@@ -1,9 +1,11 @@
 """LiteLLM's log without the words of callers and providers. Loaded by the plugin in LiteLLM's environment.
 
 What must hold:
-  Once the proxy serves, no line of its log contains a prompt, an answer, or a line break that a caller sent. LiteLLM and
-  uvicorn log every failed request with its error's message and a traceback, and both quote the request or the answer.
-  What is left shows where to look: the types of the errors, where they were raised, and the call's id. The error's message
+  Once the proxy serves, no line of its log contains a prompt, an answer, or a line break that a caller sent. Without
+  this, LiteLLM and uvicorn log every failed request with the error's message and a traceback, both of which quote the
+  request or the answer.
+  The rest of the line helps to find the fault: the types of the errors, where they were raised, and the call's id. The
+  error's message
   is not lost, because the gateway gets it as the answer.
 
 Standard library only.

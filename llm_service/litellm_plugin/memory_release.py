@@ -2,10 +2,11 @@
 
 What must hold:
   A worker of LiteLLM Proxy does not stay as large as its largest crowd. A request leaves objects that refer to each
-  other, which only Python's cyclic collector frees, and it runs seldom (on purpose: see `PYTHON_GC_THRESHOLD` in
-  gateway/stack/litellm.py). The C allocator then keeps what was freed. So both are asked to release memory.
+  other, which only Python's cyclic collector frees, and that runs seldom (on purpose: see `PYTHON_GC_THRESHOLD` in
+  gateway/stack/litellm.py). The C allocator then keeps the freed memory. So both are asked to release memory.
   They are asked once after each crowd, and never while a stream is under way.
-  The collector does not visit the objects that make up LiteLLM itself: that takes a second in which nobody is served.
+  The collector does not visit the objects that make up LiteLLM itself, because that takes a second in which no call is
+  served.
 
 Standard library only.
 """
@@ -51,7 +52,7 @@ class MemoryRelease:
 
 
 def freeze_loaded_objects() -> None:
-    """Take the objects that are loaded now out of the cyclic collector's sight, because they stay anyway."""
+    """Exclude the objects that are loaded now from the cyclic collector's work, because they stay anyway."""
     gc.freeze()
 
 

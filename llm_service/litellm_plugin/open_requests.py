@@ -13,7 +13,7 @@ import asyncio
 
 
 class OpenRequests:
-    """The requests of one worker, each under the name of its grant."""
+    """The requests of one worker, named after their grants."""
 
     def __init__(self) -> None:
         self._sent: dict[str, bool] = {}

@@ -3,11 +3,12 @@
 What must hold:
   A call is served only at the prices that its hold was computed with (I1).
   A model whose version cannot be computed (another LiteLLM) has none, and is served without this check.
-  A pattern (`openai/*`) has no version, and each entry that LiteLLM's page makes of it names it: the service serves none.
+  A pattern (`openai/*`) has no version. LiteLLM's page shows an entry for each model that fits it; these entries name
+  the pattern, and the service serves none of them.
 
 LiteLLM reads its prices once, when it starts. So each worker computes a digest of the prices and bounds that its page
-`/model/info` shows for a model, and adds it to that page as the model's version. The service reads the version together
-with the prices, and names it in the grant. A worker whose version is another one refuses the call.
+`/model/info` shows for a model, and adds the digest to that page as the model's version. The service reads the version
+together with the prices, and names it in the grant. A worker that has another version refuses the call.
 """
 # LiteLLM is in another environment than the type checker's, so its types are unknown here.
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -33,7 +34,7 @@ _log = logging.getLogger("treasurer.litellm_plugin")
 #: Facts of a model, besides its costs, that change the amount that the service holds or posts for a call.
 _DECIDING = frozenset({"id", "mode", "litellm_provider", "treasurer_free", USES_STAMP, CACHES_STAMP})
 
-#: How names of a model's entry begin that are facts about it, and no prices.
+#: Fields of a model's entry whose names begin like this are facts about the model, and not prices.
 _NO_PRICES = ("supports_", "max_", "source", "metadata", "comment", "token_count_", "supported_endpoints")
 
 
@@ -55,9 +56,11 @@ def _deciding(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class PriceBook:
-    """The versions of one worker. Computed at the first request, and again whenever LiteLLM has made a new router.
+    """The versions of one worker's prices. They are computed at the first request, and again whenever LiteLLM has made
+    a new router.
 
-    `registers`: this proxy writes each grant's use to the database before it asks a provider, and its models say so.
+    `registers`: this proxy writes each grant's use to the database before it asks a provider. Each model's entry says
+    so.
     """
 
     def __init__(self, *, registers: bool = False) -> None:
@@ -66,13 +69,13 @@ class PriceBook:
         self._versions: dict[str, str] = {}
 
     def refuses(self, model: str | None, version: str | None) -> bool:
-        """Whether a grant names another version than this worker's. A grant that names none is never refused for it."""
+        """Whether a grant names another version than this worker's. A grant without a version is not refused here."""
         self.stamp()
         return version is not None and self._versions.get(model or "") != version
 
     def stamp(self) -> None:
         """Compute the versions, and put them where `/model/info` shows them. Has no effect until there is a new router."""
-        proxy_server = sys.modules.get("litellm.proxy.proxy_server")  # while it loads the plugin, it is not complete
+        proxy_server = sys.modules.get("litellm.proxy.proxy_server")  # none yet while LiteLLM loads the plugin
         router = getattr(proxy_server, "llm_router", None)
         if proxy_server is None or router is None or router is self._router:
             return
@@ -86,11 +89,11 @@ class PriceBook:
                 if self._registers:
                     deployment["model_info"][USES_STAMP] = True
             self._versions = _stamp_versions(router, proxy_server._get_proxy_model_info, litellm.model_cost)
-        except Exception as fault:  # noqa: BLE001  # another LiteLLM: calls are served without this check
+        except Exception as fault:  # noqa: BLE001  # another version of LiteLLM: calls are served without this check
             _log.exception("The versions of prices cannot be computed: %s", type(fault).__name__)
         try:
             _stamp_retries(router)
-        except Exception as fault:  # noqa: BLE001  # another LiteLLM: the service retries as if the router did not
+        except Exception as fault:  # noqa: BLE001  # another LiteLLM: the service assumes that it does not retry
             _log.exception("The statuses that the router retries cannot be read: %s", type(fault).__name__)
 
 
@@ -112,7 +115,7 @@ def _stamp_retries(router: Any) -> None:
 
 
 def _listed(entry: Mapping[str, Any], price_map: Mapping[str, Any]) -> dict[str, Any]:
-    """A deployment's entry in LiteLLM's price map. Its page shows the prices that LiteLLM's own code knows, and no others."""
+    """A deployment's entry in LiteLLM's price map. LiteLLM's page leaves out prices that LiteLLM's code does not know."""
     found: Mapping[str, Any] = price_map.get((entry.get("model_info") or {}).get("key") or "") or {}
     return {name: value for name, value in found.items() if not name.startswith(_NO_PRICES)}
 
@@ -123,7 +126,7 @@ def _stamp_versions(router: Any, shown: Any, price_map: Mapping[str, Any]) -> di
         by_name.setdefault(str(deployment["model_name"]), []).append(deployment)
     versions: dict[str, str] = {}
     for name, deployments in by_name.items():
-        if "*" in name:  # a pattern: which models it stands for is not known in advance
+        if "*" in name:  # a pattern: the models that fit it are not known in advance
             continue
         entries = [shown(model=copy.deepcopy(deployment)) for deployment in deployments]
         for deployment, entry in zip(deployments, entries, strict=True):

@@ -1,8 +1,8 @@
 """After which errors LiteLLM's router tries another deployment, according to LiteLLM's configuration.
 
 What must hold:
-  The service learns this from the running router, so that an error is not retried by both. The policy is stated only in
-  LiteLLM's configuration.
+  The service learns the retry policy from the running router, so that an error is not retried by both. The policy is
+  stated only in LiteLLM's configuration.
 
 Seen with LiteLLM 1.106.
 """

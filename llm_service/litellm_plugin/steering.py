@@ -1,11 +1,12 @@
-"""Fields and headers that steer LiteLLM, or a provider behind it, away from what a call's money is held for. Pure.
+"""Fields and headers that steer LiteLLM, or a provider behind it, away from what the call's hold covers. Pure.
 
 What must hold (I1):
   A granted request reaches the model, the address and the amount of output that its hold was computed for.
   LiteLLM's own parameters count as steering, except those that change nothing about the cost.
-  In `extra_body`, which LiteLLM passes on unread, there are only fields that change nothing about it either.
+  `extra_body`, which LiteLLM passes on unread, may also contain only fields that change nothing about the cost.
 
-The service lets none of these pass. This is the second lock, for a body that did not go through the service.
+The service itself lets none of these fields pass. This is a second check, for a body that did not go through the
+service.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 
 from llm_service.grants import EXTRA_BODY_FIELDS
 
-#: Fields that LiteLLM does not call its own, but that name another model or another address, or that ask for more output
-#: than `max_tokens` (Gemini obeys `max_output_tokens` instead of it, and `candidateCount` multiplies it).
+#: Fields that are not LiteLLM's own parameters, but that name another model or another address, or that ask for more
+#: output than `max_tokens` (Gemini obeys `max_output_tokens` instead of it, and `candidateCount` multiplies it).
 _FIELDS = frozenset(
     {
         "additional_drop_params",
@@ -48,7 +49,7 @@ _HEADERS = ("x-litellm-", "litellm-", "anthropic-", "openai-", "x-mcp-")
 
 
 def steering_fields(fields: Mapping[str, Any], is_litellms_own: Callable[[str], bool]) -> list[str]:
-    """The names of a body's fields that steer, sorted. `is_litellms_own`: whether a field is LiteLLM's own parameter."""
+    """The sorted names of the body's fields that steer. `is_litellms_own`: whether a field is LiteLLM's own parameter."""
 
     def steers(name: str, value: object) -> bool:
         if name == "extra_body":
@@ -59,5 +60,5 @@ def steering_fields(fields: Mapping[str, Any], is_litellms_own: Callable[[str], 
 
 
 def steering_headers(names: Iterable[str]) -> list[str]:
-    """The names of headers that steer, sorted."""
+    """The sorted names of the headers that steer."""
     return sorted(name for name in names if name.lower().startswith(_HEADERS))

@@ -2,8 +2,8 @@
 
 What must hold:
   A place is taken before LiteLLM looks at a request.
-  A place is free again when nothing works on the stream any more, however it ended: neither the task that serves the
-  request, nor a drain of the stream after its reader has left.
+  A place is free again when nothing works on the stream any more, however the stream ended: neither the task that
+  serves the request, nor a drain of the stream after its reader has left.
 
 Runs inside LiteLLM Proxy: standard library only.
 """
@@ -16,7 +16,7 @@ from contextlib import contextmanager
 
 
 class StreamPlaces:
-    """Places for streams, each under the name of its grant. `most` 0: any number of streams.
+    """Places for streams. A place is named after the stream's grant. `most` 0: any number of streams.
 
     `ended` is called with the name when a place is free again.
     """

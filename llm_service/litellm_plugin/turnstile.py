@@ -4,7 +4,7 @@ What must hold:
   In each turn of the loop other calls wait for a few chunks, not for all of them. LiteLLM spends about a millisecond on
   each chunk, and a provider that is faster than that keeps hundreds of chunks ready for each stream.
   Streams wait in the order in which they came.
-  Streams without a reader get the turns that the others leave, and at least one turn in `DRAIN_SHARE`.
+  Streams without a reader get the turns that other streams do not need, but at least one turn in `DRAIN_SHARE`.
 
 Runs inside LiteLLM Proxy: standard library only.
 """
@@ -20,14 +20,15 @@ from typing import Any, TypeVar
 
 Chunk = TypeVar("Chunk")
 
-#: Streams that may go on in one turn of the loop. Measured with 200 streams: docs/decisions/0016-streams-in-a-crowd.md.
+#: How many streams may go on in one turn of the loop. Measured with 200 streams:
+#: docs/decisions/0016-streams-in-a-crowd.md.
 EACH_TURN = 1
 #: While streams with and without a reader wait, one turn in this many goes to a stream without a reader.
 DRAIN_SHARE = 4
 
 
 class Turnstile:
-    """One for each event loop, shared by all of its streams."""
+    """Gives streams their turns. There is one turnstile for each event loop."""
 
     def __init__(self, each_turn: int = EACH_TURN) -> None:
         self._each_turn = each_turn
@@ -91,20 +92,20 @@ class StreamTurns:
 
     @property
     def waited_s(self) -> float:
-        """Seconds until now in which the work was suspended because the provider had sent nothing to read.
+        """How many seconds the work has been suspended so far because the provider had sent nothing to read.
 
-        Waits for a turn, and the work itself, do not count.
+        The time of the work itself, and of waits for a turn, does not count.
         """
         if self._suspended_at is None:
             return self._waited_s
         return self._waited_s + self._clock() - self._suspended_at
 
     def take(self, work: Awaitable[Chunk]) -> Awaitable[Chunk]:
-        """The same work, but each of its steps waits for a turn."""
+        """Do the work, but let each of its steps wait for a turn."""
         return _Stepwise(self, work)
 
     def steps(self, work: Awaitable[Chunk]) -> Generator[Any, Any, Chunk]:
-        """Drive the work as a task would. An exception that is thrown in, such as a cancellation, goes to the work."""
+        """Run the work as a task would, step by step. An exception that is thrown in (a cancellation) goes to the work."""
         inner = work.__await__()
         step: Callable[[], Any] = partial(next, inner)
         while True:

@@ -8,9 +8,9 @@ LiteLLM 1.106 itself ends a stream in two places of litellm_core_utils/streaming
 - after a hundred equal chunks in a row, because the model might be in a loop. But the zeros of a table, a line of
   dashes and deep indentation are equal chunks, too.
 - after LITELLM_MAX_STREAMING_DURATION_SECONDS, if that is set.
-Whatever else ends a stream there comes from the provider (an error event, the finish reason `error`, a broken
-connection) or from the operator (guardrails, rules, a time-out of silence), or is a chunk that LiteLLM cannot
-read: see `events.ended_by_litellm`.
+The other ends of a stream in that file are caused by the provider (an error event, the finish reason `error`, a broken
+connection), by the operator (guardrails, rules, a time-out for silence), or by a chunk that LiteLLM cannot read: see
+`events.ended_by_litellm`.
 """
 
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -25,10 +25,10 @@ from litellm import constants
 
 
 def read_streams_to_their_end() -> None:
-    """Make LiteLLM do so in this process from now on.
+    """Make LiteLLM read streams to their ends in this process from now on.
 
     Raises:
-        RuntimeError: this version of LiteLLM ends streams in another way, which has to be examined first.
+        RuntimeError: this version of LiteLLM ends streams in a way that the plugin does not know.
     """
     for owner, name in (
         (litellm, "REPEATED_STREAMING_CHUNK_LIMIT"),

@@ -3,14 +3,15 @@
 What must hold:
   Every attempt at a deployment leaves one witness, whether it succeeded, failed, was retried by the router, or was left by
   its caller in mid-stream (I2).
-  An error answer says in a header whether anything can have been billed, and whether the request itself was at fault.
-  Chunks that were seen of a stream pass for what it cost only if all that the provider had sent was read (I1).
-  Where the provider's own end and its report were seen, they are the witness, whatever cut the stream after them (I2).
-  A fault in here never takes an answer from LiteLLM's caller.
+  A header of an error answer says whether anything can have been billed, and whether the request itself was at fault.
+  A stream is charged by the chunks that were seen only if all that the provider had sent was read (I1).
+  If the provider's own end of the stream and its report were seen, they are the witness, even if the stream is cut
+  after them (I2).
+  A fault in this module never costs LiteLLM's caller an answer.
 
-LiteLLM reports a failed request once, however often its router retried, so failures are taken from the callback for each
-deployment's attempt. The end of a stream is found by wrapping the stream's iterator, because LiteLLM reports nothing of
-a stream that was cut. Runs inside LiteLLM Proxy, seen with LiteLLM 1.106.
+LiteLLM reports a failed request once, however often its router retried, so failures are taken from the callback that
+LiteLLM calls for each attempt at a deployment. The end of a stream is found by wrapping the stream's iterator, because
+LiteLLM does not report a stream that was cut. Runs inside LiteLLM Proxy, seen with LiteLLM 1.106.
 """
 # LiteLLM is in another environment than the type checker's, so its types are unknown here.
 # pyright: reportMissingImports=false, reportUnknownMemberType=false, reportUnknownVariableType=false
@@ -57,9 +58,9 @@ _FREE = "treasurer_free"  # set on a request that failed: "1" if nothing can hav
 _UNREADABLE = (
     "treasurer_unreadable"  # set on a request that failed: "1" if LiteLLM could not translate it for a provider
 )
-_WITNESSED = "treasurer_witnessed"  # set on a call, and on an exception, whose witness has been written
-#: Failures of attempts are kept until their request fails. A request that another deployment served never does, so the
-#: oldest are dropped beyond this number.
+_WITNESSED = "treasurer_witnessed"  # marks a call, or an exception, whose witness has been written
+#: Failures of attempts are kept until their request fails. If another deployment serves the request, it never fails. So
+#: beyond this number the oldest failures are dropped.
 _MOST_FAILED = 10_000
 
 
@@ -77,19 +78,19 @@ class WitnessLogger(CustomLogger):
         self._sink: WitnessSink = sink
         self._streams: WorkerStreams = streams
         self._requests: OpenRequests = requests
-        #: By grant: whether all of its failed attempts were free, and whether all were unreadable.
+        #: For each grant: whether all of its failed attempts were free, and whether all were unreadable.
         self._failed: dict[str, tuple[bool, bool]] = {}
 
     # -- before a provider is asked
 
     async def async_pre_call_hook(self, user_api_key_dict: Any, cache: Any, data: Any, call_type: Any) -> None:
-        """If errors are billed, only one deployment is asked: a second one would be a second purchase on one hold."""
+        """If errors are billed, ask only one deployment, because a second one would be a second purchase on one hold."""
         claim: Mapping[str, Any] = (getattr(user_api_key_dict, "metadata", None) or {}).get(CLAIM) or {}
         if claim.get("once"):
             data["num_retries"] = 0
 
     async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> None:
-        """LiteLLM has chosen a deployment. A request that fails before this, as in a cooldown, was sent to nobody."""
+        """LiteLLM has chosen a deployment. A request that fails before this (in a cooldown) was sent to no provider."""
         self._requests.sending(grant_name(metadata_of(kwargs).get("user_api_key_metadata")))
 
     def log_pre_api_call(self, model: Any, messages: Any, kwargs: Any) -> None:
@@ -126,14 +127,14 @@ class WitnessLogger(CustomLogger):
     async def async_post_call_failure_hook(
         self, request_data: Any, original_exception: Exception, user_api_key_dict: Any, traceback_str: str | None = None
     ) -> None:
-        """A request failed: note what the error answer says, and write the witness if no other callback did.
+        """A request failed. Note what its error answer has to say, and write the witness if no other callback did.
 
-        LiteLLM asks some providers (Google) for a stream only when the stream's first chunk is wanted. A failure of that
-        comes after the callback for a deployment's attempt, and before the stream reaches the wrapper below.
+        LiteLLM asks some providers (Google) for a stream only when the stream's first chunk is wanted. If that fails,
+        the failure comes after the callback for the attempt, and before the stream reaches the wrapper below.
         """
         name = grant_name(getattr(user_api_key_dict, "metadata", None))
         free, was_unreadable = self._failed.pop(name, (None, False))
-        if free is None:  # no attempt failed: LiteLLM refused the request before (a cooldown), or an answer broke late
+        if free is None:  # no attempt has failed: LiteLLM refused the request (a cooldown), or its answer broke late
             free = certainly_unbilled(original_exception) or self._requests.never_sent(name)
         request_data[_FREE] = "1" if free else "0"
         request_data[_UNREADABLE] = "1" if was_unreadable else "0"
@@ -160,7 +161,7 @@ class WitnessLogger(CustomLogger):
     async def async_post_call_streaming_iterator_hook(
         self, user_api_key_dict: Any, response: Any, request_data: dict[str, Any]
     ) -> AsyncGenerator[Any, None]:
-        """Pass a stream on. If it breaks, or if its reader leaves and it does not end soon, record what was seen."""
+        """Pass a stream on. If it breaks, or if its reader leaves and it does not end soon, record the part that was seen."""
         metadata = getattr(user_api_key_dict, "metadata", None) or {}
         claim: Mapping[str, Any] = metadata.get(CLAIM) or {}
         seen = _SeenChunks(response, request_data)
@@ -217,12 +218,12 @@ class WitnessLogger(CustomLogger):
             witness = witness_of(end)
             if witness is not None:
                 self._sink.add(witness)
-        except Exception as fault:  # noqa: BLE001  # of an event in another shape: LiteLLM's caller gets its answer
+        except Exception as fault:  # noqa: BLE001  # the event has an unknown shape; the caller still gets its answer
             _log.exception("A witness could not be recorded: %s", type(fault).__name__)
 
 
 class _SeenChunks:
-    """The chunks of one stream, folded while they come: here, and in the list that LiteLLM keeps of them."""
+    """The chunks of one stream. As they come, they are folded both here and in LiteLLM's own list of them."""
 
     def __init__(self, response: Any, request: Mapping[str, Any]) -> None:
         self.chunks: list[Any] = []
@@ -233,7 +234,7 @@ class _SeenChunks:
         self._fold_at, self._fold_litellms_at = MOST, MOST
 
     def add(self, chunk: Any) -> None:
-        """Also called during a drain, when nobody reads the stream any more."""
+        """Add a chunk. This is also called during a drain, when nobody reads the stream any more."""
         if is_own_count(chunk, self._response):
             details_of(self._request)[COUNTED] = True
         self.chunks.append(chunk)

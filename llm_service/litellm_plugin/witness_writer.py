@@ -4,14 +4,14 @@ What must hold:
   A witness that was passed to `add` reaches the table exactly once, whatever happens to Postgres in between. Each has a
   unique id, so that a witness which is sent twice counts once.
   `add` neither waits nor fails.
-  A batch that Postgres does not take goes to disk at once (the *spool*), as JSON lines. Any worker replays it when
+  A batch that Postgres does not accept goes to disk at once (the *spool*), as JSON lines. Any worker replays it when
   Postgres is available again.
-  A witness is only in memory for no longer than one flush.
+  A witness stays only in memory for one flush at most.
 
-There are two other writers in groups, `treasury/batch.py` and `used_grants.SharedUses`. This is a separate one because here
-nobody waits for a result, so that a batch which Postgres does not take is kept instead of refused. Its folder is not the
-spool of settlements (`treasury/spool.py`) either: a settlement is in a journal before Postgres is asked, and belongs to one
-living process; a witness is on disk only if Postgres did not take it, in complete files that belong to no process.
+`treasury/batch.py` and `used_grants.SharedUses` also write in groups. This writer is separate because nobody waits for
+its result: a batch that Postgres does not accept is kept, not refused. Its spool is not that of settlements
+(`treasury/spool.py`) either: a settlement is in a journal before Postgres is asked, and belongs to one living process;
+a witness is on disk only if Postgres did not accept it, in complete files that belong to no process.
 
 Runs inside LiteLLM Proxy: standard library, asyncpg and `witness.py` only.
 """
@@ -37,9 +37,9 @@ class WitnessWriter:
     """Carries witnesses to Postgres in batches, over one connection, from one background task.
 
     Args:
-        database_url: the database with the table `witnesses`; None keeps all witnesses in the spool.
-        spool: a folder, shared by the workers, for witnesses that Postgres did not take.
-        flush_s: the longest that a witness waits for others to be written together with it.
+        database_url: the database with the table `witnesses`; with None, all witnesses stay in the spool.
+        spool: a folder, shared by the workers, for witnesses that Postgres did not accept.
+        flush_s: how long a witness waits, at most, for others that are written together with it.
         batch: the most witnesses in one statement.
     """
 
@@ -63,7 +63,7 @@ class WitnessWriter:
             self._task = asyncio.get_running_loop().create_task(self._run(), name="treasurer-witnesses")
 
     def add(self, witness: Witness) -> None:
-        """Take a witness, without waiting. If too many are in memory, they go to the spool."""
+        """Accept a witness, without waiting. If too many are in memory, they go to the spool."""
         self._waiting.append(witness.line())
         if self._stopped or len(self._waiting) >= self._most_waiting:
             self._to_spool(self._take(len(self._waiting)))
@@ -78,7 +78,7 @@ class WitnessWriter:
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
         self._stopped = True
-        self._to_spool(self._take(len(self._waiting)))  # if the task was cancelled before it ran
+        self._to_spool(self._take(len(self._waiting)))  # needed if the task was cancelled before it ran
 
     async def _run(self) -> None:
         try:
@@ -109,7 +109,7 @@ class WitnessWriter:
             await self._replay(connection)
 
     async def _connected(self) -> asyncpg.Connection | None:
-        """The connection; None while Postgres is away. It is tried again after a pause, which grows to five seconds."""
+        """The connection; None while Postgres is away. Each new attempt to connect waits longer, up to five seconds."""
         if self._connection is not None and not self._connection.is_closed():
             return self._connection
         if self._database_url is None or time.monotonic() < self._connect_at:
@@ -131,7 +131,7 @@ class WitnessWriter:
         self._connect_at = time.monotonic() + self._pause_s
 
     async def _write(self, connection: asyncpg.Connection, lines: Sequence[str]) -> bool:
-        """Whether Postgres has taken these lines. Lines that it will never take are set aside, and count as taken."""
+        """Whether Postgres has these lines now. Lines that it will never accept are set aside, and count as written."""
         try:
             await connection.execute(INSERT, f"[{','.join(lines)}]")
         except (asyncpg.DataError, asyncpg.IntegrityConstraintViolationError) as error:
@@ -156,7 +156,7 @@ class WitnessWriter:
             except FileNotFoundError:  # another worker has replayed the file
                 continue
             except (OSError, UnicodeDecodeError) as error:
-                # One file must not keep the others, and all later witnesses, from the table.
+                # One bad file must not stop the replay of the others and the writing of later witnesses.
                 _log.error("%s cannot be replayed (%s) and is set aside", file, type(error).__name__)
                 with contextlib.suppress(OSError):
                     file.rename(file.with_suffix(".unreadable"))

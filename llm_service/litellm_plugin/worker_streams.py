@@ -1,7 +1,7 @@
 """All streams of one worker of LiteLLM Proxy: whether there is room for one more, when each begins, how each is read.
 
-What must hold stands in stream_places.py, beginnings.py, turnstile.py, drain.py and memory_release.py, which are put
-together here. Runs inside LiteLLM Proxy: standard library and anyio only.
+This module only puts stream_places.py, beginnings.py, turnstile.py, drain.py and memory_release.py together; they say
+what must hold. Runs inside LiteLLM Proxy: standard library and anyio only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from llm_service.litellm_plugin.turnstile import Turnstile
 
 
 class WorkerStreams:
-    """One for each event loop. A stream has the name of its grant. At most `most` are under way; 0: any number."""
+    """One for each event loop. A stream is named after its grant. At most `most` streams are under way; 0: any number."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class WorkerStreams:
         await self._beginnings.begin(name)
 
     def provider_is_asked(self, name: str) -> None:
-        """LiteLLM has done its own work on a stream that begins. Also called from LiteLLM's other threads."""
+        """LiteLLM has finished preparing a stream, so the next one may begin. Also called from LiteLLM's other threads."""
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._beginnings.done, name)
 
@@ -61,7 +61,7 @@ class WorkerStreams:
         return self._places.kept(name)
 
     def drained(self, stream: AsyncIterable[Any], observe: Callable[[Any], None]) -> DrainedStream:
-        """The stream, read in turn with the others. `observe` is called with each chunk."""
+        """The stream, which takes turns with the others. `observe` is called with each chunk."""
         return DrainedStream(stream, self._turnstile, self._lateness, observe, self._drain_limits)
 
     def _ended(self, name: str) -> None:

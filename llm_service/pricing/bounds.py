@@ -1,7 +1,7 @@
 """How much a call can cost at most, and how much output a smaller hold pays for. Pure.
 
-What must hold (I1): a hold covers any usage that the provider can bill for the request as it is sent. So it is the
-bound of the input at the highest rate, plus `max_tokens` of output for each choice, and `max_tokens` is always sent.
+What must hold (I1): a hold covers any usage that the provider can bill for the request as it is sent. So it covers the
+most that the input can cost, plus `max_tokens` of output for each choice. `max_tokens` is always sent to the provider.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class CostBound:
     """What to hold for a request, in tokens and nano-dollars; `output_tokens` is for one choice.
 
     `floor_nano` is the least with which the call is worth making: the input, and the agent's floor of output.
-    `defaulted`: the request did not set `max_tokens`. `counted`: the text was counted with a tokenizer. `most` is what
-    the amount was computed from, without the output.
+    `defaulted`: the request did not set `max_tokens`. `counted`: the text was counted with a tokenizer. `most` has the
+    quantities for which the amount was computed, without the output.
     """
 
     input_tokens: int
@@ -104,14 +104,14 @@ def _refuse_unpriced(model: Model, request: ParsedRequest, media: MediaTokens) -
 
 
 def cache_writes(model: Model, request: ParsedRequest) -> CacheWrites:
-    """Which caches a request may be written to. The highest price of these is held. "1h" includes "5m"."""
+    """The caches to which a request may be written. The hold uses the highest price of these. "1h" includes "5m"."""
     if model.caches_only_when_asked or request.cache_writes == "1h":
         return request.cache_writes
     return "5m"
 
 
 def output_within(model: Model, request: ParsedRequest, bound: CostBound, held_nano: int) -> int:
-    """The output tokens for each choice that a hold pays for: all that it was computed for, or fewer."""
+    """How many output tokens a hold pays for, for each choice: as many as the bound has, or fewer."""
     if held_nano >= bound.amount_nano:
         return bound.output_tokens
     total = rates.affordable_output(model.rates_to_hold, bound.most, held_nano)
@@ -129,8 +129,8 @@ class TextCount:
     def bound(self) -> int:
         """The most tokens that the model's tokenizer may make of the text.
 
-        Text that is not ASCII counts as one token for each byte: there, one tokenizer may need several times as many
-        tokens as another.
+        Text that is not ASCII counts as one token for each byte, because for such text one tokenizer may need several
+        times as many tokens as another.
         """
         return most_tokens(self.ascii_tokens) + self.other_bytes
 
@@ -141,6 +141,6 @@ def counted_bound(request: ParsedRequest, count: TextCount) -> int:
 
 
 def counting_may_help(model: Model, request: ParsedRequest, principal: Principal, left_nano: int) -> bool:
-    """Whether a call could fit if its tokens were counted. At best, eight bytes of text are one token."""
+    """Whether a call could fit if its tokens were counted, assuming that eight bytes of text are one token at best."""
     best = counted_bound(request, TextCount(request.text_bytes // 8, 0))
     return cost_bound(model, request, principal, counted_input=best).floor_nano <= left_nano

@@ -1,7 +1,7 @@
 """The catalogue: the models of LiteLLM Proxy by name, as they were last read.
 
-What must hold: a name that is not known is looked for again before it is refused, and an old catalogue stays in use while
-the proxy does not answer.
+What must hold: before an unknown name is refused, the catalogue is read again. While the proxy does not answer, the old
+catalogue stays in use.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Catalog:
         """The model of this name.
 
         Raises:
-            UnknownModel: there is no such model, or its mode is another one.
+            UnknownModel: there is no such model, or it has another mode.
             UnpricedModel: its cost cannot be bounded.
             ProxyUnavailable: nothing has been read yet, and the proxy does not answer.
         """
@@ -76,7 +76,7 @@ class Catalog:
             await self.refresh()
 
     async def refresh(self) -> None:
-        """Read the catalogue now. Callers at the same time share one request."""
+        """Read the catalogue now. Simultaneous callers share one request."""
         if self._reading is None:
             self._reading = asyncio.create_task(self._load())
         await asyncio.shield(self._reading)

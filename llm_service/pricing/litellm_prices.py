@@ -2,8 +2,8 @@
 
 What must hold (I1):
   Each price above zero that a call can be charged is in the rate card, or the model is not served.
-  A price that LiteLLM's list does not name is replaced by the one that providers charge in that case: cached input and
-      cache writes have the price of input, and reasoning has the price of output.
+  If LiteLLM's list lacks one of these prices, the price that providers charge instead is used: the price of input for
+      cached input and cache writes, and the price of output for reasoning.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from llm_service.pricing.price_names import (
 )
 from llm_service.pricing.rates import SEARCH_CONTEXTS, WHOLE, OffPeak, Rates, RatesError, TokenRates
 
-#: What an operator can do about a model that has no price of tokens.
+#: Advice for an operator about a model that has no price of tokens.
 HOW_TO_PRICE: Final = (
     "give it one in config/litellm.yaml (model_info: input_cost_per_token, output_cost_per_token), or mark it free "
     "(model_info: treasurer_free: true)"
@@ -35,7 +35,8 @@ HOW_TO_PRICE: Final = (
 _FEMTO_PER_DOLLAR = Decimal(10) ** 15
 _HOURS = re.compile(r"^\s*([01]\d|2[0-3]):([0-5]\d)\s*-\s*([01]\d|2[0-3]):([0-5]\d)\s*$")
 _WEEKDAYS = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-#: Prices are stored in 64 bits, and a larger one is a mistake: a thousand dollars a unit, in femto-dollars.
+#: The highest price, in femto-dollars: a thousand dollars a unit. A higher one is a mistake, and might not fit in 64
+#: bits.
 _MOST = 10**18
 
 
@@ -48,8 +49,8 @@ def read_rates(
     each call, because of where the deployment is.
 
     Raises:
-        RatesError: there is no price for input or for output, a price is not a number of at least 0, or one that a call
-            can be charged cannot be bounded or is not known.
+        RatesError: there is no price for input or for output, a price is not a number of at least 0, or the call can be
+            charged for something that cannot be bounded or is not known.
     """
     mode = "embedding" if entry.get("mode") == "embedding" else "chat"
     for name, meaning in refused_prices(entry, mode):
@@ -99,7 +100,7 @@ def _is_compound(value: object) -> bool:
 def _searches(
     entry: Mapping[str, Any], searching: Searching | None
 ) -> tuple[tuple[int, int, int], tuple[int, int, int], int]:
-    """The fee for a request and the price of a search, each by search context; then the default context."""
+    """The fees for a request and the prices of a search, both by search context, and the default context."""
     fee = _price_or(entry, "input_cost_per_request", 0) + _price_or(entry, "output_cost_per_request", 0)
     given = entry.get("search_context_cost_per_query")
     named = fields_of(given)
@@ -145,12 +146,13 @@ def _tiers(entry: Mapping[str, Any], suffix: str) -> tuple[TokenRates, ...]:
 
 
 def _listed_tiers(entry: Mapping[str, Any], listed: list[object]) -> tuple[TokenRates, ...]:
-    """`tiered_pricing`: the whole request is charged at the tier of its input, as with the other tiers.
+    """The tiers of `tiered_pricing`. The length of the input decides the tier for the whole request, as with other
+    tiers.
 
     https://www.alibabacloud.com/help/en/model-studio/model-pricing
     """
     tiers: list[tuple[int, TokenRates]] = []
-    # A price that only the entry itself names, such as that of audio, is the same in all tiers.
+    # A price that only the entry itself has, such as that of audio, is the same in all tiers.
     others = {
         name: value for name, value in entry.items() if name not in ("input_cost_per_token", "output_cost_per_token")
     }
@@ -227,7 +229,8 @@ class _TierReader:
         return otherwise if value is None else _femto(value)
 
     def _cached(self, name: str, mark: str, below: int | None, otherwise: int) -> int:
-        # A price that is named only for shorter prompts holds for longer ones, too. Without a name, `otherwise` holds.
+        # A price for shorter prompts applies to longer prompts too, if they have none. Without any such price, use
+        # `otherwise`.
         known = below is not None and self._named(name)
         return self._price(name + mark, cast("int", below) if known else otherwise)
 
@@ -239,12 +242,12 @@ class _TierReader:
         name = "output_cost_per_reasoning_token"
         own_output = self.entry.get(f"output_cost_per_token{self.suffix}") is not None
         if self.suffix and self.entry.get(name + self.suffix) is None and own_output:
-            return output_rate  # a service tier's own price of output overrides the default tier's of reasoning
+            return output_rate  # a tier's own output price goes before the default tier's reasoning price
         return self._price(name, output_rate)
 
 
 def _off_peak(entry: Mapping[str, Any]) -> OffPeak | None:
-    """The cheaper hours of `off_peak_pricing`. A price that it does not name is the same at all hours."""
+    """The cheaper hours of `off_peak_pricing`. A price that is not listed there is the same at all hours."""
     value = entry.get("off_peak_pricing")
     if not value:
         return None
@@ -282,7 +285,7 @@ def _windows(rule: object) -> list[tuple[tuple[int, ...], int, int]]:
 
 
 def _items(value: object) -> list[object]:
-    """The items of a list. Null has no items, and any other value is its own only item."""
+    """The items of a list. Null counts as an empty list, and any other value as a list of one."""
     return cast("list[object]", value) if isinstance(value, list) else [] if value is None else [value]
 
 

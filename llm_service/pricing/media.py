@@ -1,8 +1,9 @@
 """How many tokens an image, a recording or a file can be, by the rules that providers have published. Pure.
 
 What must hold (I1):
-  A rule never gives less than what the provider bills. Where its page and its bills differ, the larger figure is used.
-  Images and files without a rule are bounded by the model's context window. Where that is not known, they are refused.
+  A rule never gives less than what the provider bills. If a provider's page and bills differ, the larger figure is
+  used.
+  Images and files without a rule are bounded by the model's context window. If that is not known, they are refused.
   Audio and video without a rule are refused: their tokens have prices of their own.
   A URL is refused if the provider may fetch something other than an image from it.
 
@@ -58,7 +59,7 @@ class MediaTokens:
 class Family:
     """The rules for models with this name at their provider, or with this name, a hyphen and more.
 
-    `page` bounds the tokens of one page of a PDF as a picture. `reads_pdf_text`: the text of the pages is billed in
+    `page` is the most tokens of one PDF page as a picture. `reads_pdf_text`: the text of the pages is billed in
     addition to the pictures. `audio_per_s`, `video_per_s`: tokens for each second. The sound of a video is counted
     separately, by `audio_per_s`. `fetches_images_only`: the provider refuses a URL of anything but an image.
     """
@@ -73,9 +74,9 @@ class Family:
 
 
 def _tiled(base: int, tile: int) -> ImageRule:
-    """OpenAI: a base, and a number for each tile of 512 pixels. The image is first scaled to fit into 2048 × 2048, and then
-    so that its shorter side has 768 pixels. The page does not say whether a small image is enlarged. So the larger of
-    the two results counts.
+    """OpenAI: a base number of tokens, plus a number for each tile of 512 pixels. The image is first scaled to fit into
+    2048 × 2048, and then so that its shorter side has 768 pixels. OpenAI does not say whether a small image is
+    enlarged, so the result with more tokens is used.
     """
 
     def tokens(image: Medium) -> int:
@@ -96,8 +97,8 @@ def _tiled(base: int, tile: int) -> ImageRule:
 
 
 def _patched(percent: int, most: int | None, most_high: int | None = None) -> ImageRule:
-    """OpenAI: a number for each patch of 32 pixels, `percent` hundredths of a token each. Larger images are scaled down to
-    `most` patches, or to `most_high` if the request asks for the detail "high". An image in low detail may be enlarged.
+    """OpenAI: `percent` hundredths of a token for each patch of 32 pixels. Larger images are scaled down to `most`
+    patches, or to `most_high` if the request asks for the detail "high". An image in low detail may be enlarged.
     """
 
     def tokens(image: Medium) -> int | None:
@@ -114,7 +115,7 @@ def _patched(percent: int, most: int | None, most_high: int | None = None) -> Im
 
 
 def _either(*rules: ImageRule) -> ImageRule:
-    """The largest result of several rules. It is for models whose provider's page and bills show different rules."""
+    """The largest result of several rules, for models whose provider has one rule on its page and another in its bills."""
 
     def tokens(image: Medium) -> int | None:
         found = [rule(image) for rule in rules]
@@ -125,7 +126,7 @@ def _either(*rules: ImageRule) -> ImageRule:
 
 def _claude(most: int) -> ImageRule:
     """Anthropic: its page states two rules, one token for each patch of 28 pixels, and width × height ÷ 750. The larger
-    counts. Larger images are scaled down to `most` tokens.
+    result is used. Larger images are scaled down to `most` tokens.
     """
 
     def tokens(image: Medium) -> int:
@@ -138,9 +139,9 @@ def _claude(most: int) -> ImageRule:
 
 
 def _gemini_tiled(image: Medium) -> int | None:
-    """Google, up to 2.5: 258 for an image of at most 384 × 384, else for each tile. The pages give two sizes of a tile:
-    the shorter side ÷ 1.5, and the same but at least 256 and at most 768 pixels. One more tile is added, because the
-    whole image may be shown to the model as well.
+    """Google, up to Gemini 2.5: 258 tokens for an image of at most 384 × 384, and for each tile of a larger image.
+    Google's pages state two tile sizes: the shorter side ÷ 1.5, and the same but at least 256 and at most 768 pixels.
+    One more tile is added, because the whole image may be shown to the model as well.
     """
     if image.animated or image.width is None or image.height is None:
         return None
@@ -152,8 +153,8 @@ def _gemini_tiled(image: Medium) -> int | None:
 
 
 def _gemini_by_resolution(image: Medium) -> int | None:
-    """Google, from 3: the number depends only on `media_resolution`, which LiteLLM sets from `detail`. "low" and
-    "medium" do not lower it here, because they may not arrive with each part.
+    """Google, from Gemini 3: the number of tokens depends only on `media_resolution`, which LiteLLM sets from `detail`.
+    "low" and "medium" do not lower it here, because they may not arrive with each part.
     """
     return None if image.animated else 2240 if image.detail == "ultra_high" else 1120
 
@@ -164,15 +165,15 @@ def _whole(tokens: int) -> ImageRule:
 
 
 def _tiles_of_448(image: Medium) -> int:
-    """xAI: 256 tokens for each tile of 448 pixels and for the whole; six tiles at most."""
+    """xAI: 256 tokens for the whole image, and for each tile of 448 pixels, of which there are at most six."""
     if image.width is None or image.height is None:
         return 1792
     return 256 * (1 + min(6, ceil(image.width / 448) * ceil(image.height / 448)))
 
 
 def _gemini(name: str, image: ImageRule, page: int, frame: int) -> tuple[Family, ...]:
-    """The same models are at Google's two addresses. Audio: 32 tokens a second. Video, each second: one frame, and 7
-    tokens for its time.
+    """Gemini models exist under two of LiteLLM's providers. Audio: 32 tokens a second. Video: for each second one
+    frame, plus 7 tokens for the time stamp.
     """
     return tuple(
         Family(
@@ -189,7 +190,7 @@ def _gemini(name: str, image: ImageRule, page: int, frame: int) -> tuple[Family,
 
 
 def _openai(name: str, image: ImageRule, audio_per_s: int | None = None) -> Family:
-    """A page of a PDF counts as an image and as its text."""
+    """OpenAI's rules for a family. A PDF page counts as an image and as its text."""
     return Family(f"openai/{name}", image, page=image, audio_per_s=audio_per_s)
 
 
@@ -203,11 +204,12 @@ def _anthropic(name: str, most: int) -> tuple[Family, ...]:
 #: https://platform.claude.com/docs/en/build-with-claude/pdf-support#estimate-your-costs
 _TEXT_OF_PAGE = 3000
 _GPT_4O = _tiled(85, 170)
-#: The page says tiles for these, but bills of some show patches at 1.2 tokens.
+#: OpenAI's page has the rule of tiles for these models, but some bills show patches of 1.2 tokens.
 _GPT_5 = _either(_tiled(70, 140), _patched(120, 2500))
-_STANDARD, _HIGH = 1640, 5002  # Anthropic: the long edge is at most 1568 or 2576 pixels
+_STANDARD, _HIGH = 1640, 5002  # tokens of Anthropic's largest images, whose long edge has 1568 or 2576 pixels
 
-#: The longest name that fits counts. Sources and dates: docs/decisions/0032-media-by-published-rules.md
+#: A model belongs to the family with the longest name that fits. Sources and dates:
+#: docs/decisions/0032-media-by-published-rules.md
 #: https://platform.openai.com/docs/guides/images-vision#calculating-costs
 #: https://platform.claude.com/docs/en/build-with-claude/vision
 #: https://ai.google.dev/gemini-api/docs/tokens and /media-resolution; https://docs.x.ai/docs/guides/image-understanding
@@ -282,7 +284,7 @@ def media_tokens(names: Sequence[str], media: Sequence[Medium], window: int | No
     `names` are the names of its deployments at their providers, `window` is the model's context window.
 
     Raises:
-        InvalidRequest: something cannot be bounded.
+        InvalidRequest: the tokens of a part cannot be bounded.
     """
     most = MediaTokens()
     for name in names if media else ():
@@ -296,7 +298,7 @@ def media_tokens(names: Sequence[str], media: Sequence[Medium], window: int | No
 
 
 def _within(total: MediaTokens, window: int) -> MediaTokens:
-    """A request is never longer than the window, so no kind of its tokens is more than that."""
+    """Limit each kind of token to the context window, because no request is longer than that."""
     return MediaTokens(
         min(total.text, window), min(total.image, window), min(total.audio, window), min(total.video, window)
     )
@@ -338,14 +340,14 @@ def _recording(name: str, family: Family | None, medium: Medium, window: int | N
         if window is None:
             raise _refusal(f"How long the {medium.kind.value} is cannot be read, so its cost cannot be bounded")
         return MediaTokens(audio=window) if medium.kind is Kind.AUDIO else MediaTokens(audio=window, video=window)
-    seconds = medium.milliseconds // 1000 + 1  # a second that has begun counts as a whole one
+    seconds = medium.milliseconds // 1000 + 1  # a part of a second counts as a whole one
     if medium.kind is Kind.AUDIO:
         return MediaTokens(audio=per_s * seconds)
     return MediaTokens(audio=(family.audio_per_s or 0) * seconds, video=per_s * seconds)
 
 
 def _may_fetch_anything(name: str) -> bool:
-    """Google's models also fetch videos from an `image_url`, even models that have no row here."""
+    """Whether the model may fetch more than images from an `image_url`. Google's models do, even those without a row here."""
     return name.startswith(("gemini/", "vertex_ai/"))
 
 

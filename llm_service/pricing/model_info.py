@@ -3,8 +3,8 @@
 What must hold (I1):
   A model is served only if each of its deployments has a price, or an operator marked it as free
       (`model_info: {treasurer_free: true}` in config/litellm.yaml).
-  A pattern (`openai/*`) is never served, and opens no model, whatever price an operator gives it: what a call costs
-      depends on the name that a caller writes.
+  A pattern (`openai/*`) is never served, nor is a model that only fits one, whatever price an operator gives the
+      pattern: the cost of a call depends on the name that the caller writes.
   The reason why a model is not served says what an operator can do about it.
 """
 
@@ -22,7 +22,8 @@ from llm_service.pricing.rates import FREE, Rates, RatesError
 from llm_service.pricing.second_book import compare
 from llm_service.pricing.stored_rates import dump_rates
 
-#: Fields of LiteLLM's map that replace an entry's prices of input and output. An operator's own price overrides them.
+#: Fields of LiteLLM's map that would replace an entry's prices of input and output. An operator's own price overrides
+#: them.
 _OVERRIDDEN = frozenset({"tiered_pricing", "off_peak_pricing"})
 
 
@@ -35,7 +36,7 @@ def read_models(entries: Sequence[Mapping[str, Any]]) -> dict[str, Model]:
 
 
 def _pattern_of(entry: Mapping[str, Any]) -> str | None:
-    """The pattern that an entry comes from: LiteLLM's page shows a pattern as the models that it can stand for."""
+    """The pattern that an entry comes from. LiteLLM's page shows a pattern as all models that fit it."""
     name = fields_of(entry.get("model_info")).get(PATTERN_STAMP)
     return str(name) if name else None
 
@@ -86,20 +87,20 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
 
 
 def _name_at_provider(entry: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    """A deployment's name with its provider in front, which a configuration may leave out."""
+    """A deployment's name with its provider as a prefix. A configuration may leave this prefix out."""
     name = str(cast("Mapping[str, Any]", entry.get("litellm_params") or {}).get("model") or entry["model_name"])
     return name if "/" in name else f"{info.get('litellm_provider') or 'unknown'}/{name}"
 
 
 def _version(infos: Sequence[Mapping[str, Any]]) -> str | None:
-    """The version of a model's prices that all of its deployments name. None: they differ, and the proxy compares nothing."""
+    """The version of a model's prices. None: its deployments name different versions, and the proxy will check none."""
     versions = {info.get(PRICES_STAMP) for info in infos}
     version = versions.pop()
     return version if not versions and isinstance(version, str) else None
 
 
 def _retried(infos: Sequence[Mapping[str, Any]]) -> frozenset[int]:
-    """The statuses after which the proxy's router tries another deployment. A model with one deployment has no other."""
+    """The statuses after which the proxy's router tries another deployment; none if the model has only one."""
     if len(infos) == 1:
         return frozenset()
     stamps = [info.get(RETRIES_STAMP) for info in infos]
@@ -108,7 +109,7 @@ def _retried(infos: Sequence[Mapping[str, Any]]) -> frozenset[int]:
 
 
 def _quality(infos: Sequence[Mapping[str, Any]]) -> int | None:
-    """The lowest quality of its deployments."""
+    """The lowest quality of a model's deployments."""
     qualities = [info["treasurer_quality"] for info in infos if isinstance(info.get("treasurer_quality"), int)]
     return min(qualities, default=None)
 
@@ -129,8 +130,8 @@ def _priced(entry: Mapping[str, Any]) -> Rates:
     if info.get("treasurer_free") is True:
         return FREE
     listed = dict(fields_of(info.get(ENTRY_STAMP)))
-    # LiteLLM shows the prices that it uses. The operator's prices override those of its map. The map has more prices
-    # than LiteLLM shows.
+    # The page shows the prices that LiteLLM uses. An operator's prices override those of LiteLLM's map, which has more
+    # prices than the page shows.
     given = {name: value for name, value in parameters.items() if is_price(name)}
     shown = {name: value for name, value in info.items() if value is not None and not name.startswith("treasurer_")}
     how = searching(_name_at_provider(entry, info))
@@ -141,12 +142,12 @@ def _priced(entry: Mapping[str, Any]) -> Rates:
         )
     prices = listed | given | shown
     set_here = {*given, *_names(info.get("pricing_overrides"))}
-    if set_here & {"input_cost_per_token", "output_cost_per_token"}:  # the map's tiers and hours would override them
+    if set_here & {"input_cost_per_token", "output_cost_per_token"}:  # they would override the operator's prices
         maps = {name for name in _OVERRIDDEN - set_here if prices.get(name) == listed.get(name)}
         prices = {name: value for name, value in prices.items() if name not in maps}
     rates = read_rates(prices, searching=how, everywhere=_everywhere(info, parameters))
     if rates.default[0].highest_input == 0 and rates.default[0].highest_output == 0:
-        # LiteLLM reports 0 for a model that its map does not know.
+        # The page shows 0 for a model that is not in LiteLLM's map.
         raise RatesError(f"its price is zero, and it is not marked free; {HOW_TO_PRICE}")
     return rates
 
@@ -156,7 +157,7 @@ def _names(value: object) -> list[str]:
 
 
 def _dearest_most(infos: Sequence[Mapping[str, Any]]) -> MostBeyondTokens:
-    """The highest limits of its deployments, field by field."""
+    """The highest limits of a model's deployments, field by field."""
     each = [_most(info) for info in infos]
     return MostBeyondTokens(
         *(max(getattr(most, name) for most in each) for name in MostBeyondTokens.__dataclass_fields__)

@@ -1,6 +1,6 @@
 """A model that callers can name: its rate cards, its limits, and what is known about its providers. Pure.
 
-What must hold (I1): where the deployments of a model differ in price, a call is bounded at the highest price and charged
+What must hold (I1): if the deployments of a model differ in price, a call is bounded by the highest price, and charged
 at the price of the deployment that answered.
 """
 
@@ -52,39 +52,39 @@ class Model:
     max_input_tokens: int | None = None
     max_output_tokens: int | None = None
     capabilities: frozenset[str] = frozenset()
-    names: tuple[str, ...] = ()  # of its deployments at their providers: "openai/gpt-4o"
-    unpriced: str | None = None  # why it cannot be served, and what an operator can do; None: it can
+    names: tuple[str, ...] = ()  # the names of its deployments at their providers: "openai/gpt-4o"
+    unpriced: str | None = None  # why it cannot be served, with advice for an operator; None: it can be
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
     quality: int | None = None  # 0 to 100, from config/litellm.yaml (model_info: treasurer_quality)
     dearest: Mapping[str, Rates] = field(default_factory=dict[str, Rates])  # `rates`, or higher by the second book
     differences: tuple[str, ...] = ()  # where the two price books differ, in words
-    rate_card: str = "{}"  # `rates` as text, which is stored with a hold so that it is settled at these
+    rate_card: str = "{}"  # `rates` as text. It is stored with a hold, which is settled at these prices
     uses_shared: bool = False  # the proxy writes each grant's use to the database before it asks a provider
     adds_caches: bool = True  # the proxy may ask for caches that a request does not ask for
-    retried_statuses: frozenset[int] = frozenset()  # after these the proxy itself tries another deployment
-    most: MostBeyondTokens = NOTHING_BEYOND  # the most of what no request limits
+    retried_statuses: frozenset[int] = frozenset()  # statuses after which the proxy itself tries another deployment
+    most: MostBeyondTokens = NOTHING_BEYOND  # the most that one call can use of things that no request limits
     always_thinks: bool = False  # it reasons in every call, whatever the request asks for
     prices: str | None = None  # the version of its prices and bounds (price_book.py); None: the proxy does not give one
 
     @property
     def providers(self) -> frozenset[str]:
-        """The providers of its deployments."""
+        """The providers of the model's deployments."""
         return frozenset({self.provider, *self.deployments.values()})
 
     @property
     def prices_differ_by_tier(self) -> bool:
-        """Whether its providers may choose another service tier than their default, at another price."""
+        """Whether the model's providers may choose another service tier than their default, at another price."""
         differ = any(rates.priority or rates.flex for rates in self.rates.values())
         return differ and bool(self.deployments) and CHOOSE_SERVICE_TIER.issuperset(self.deployments.values())
 
     @property
     def prices_audio(self) -> bool:
-        """Whether each of its deployments has a price for audio input."""
+        """Whether each of the model's deployments has a price for audio input."""
         return all(tier.audio_input is not None for rates in self.rates.values() for tier in rates.default) or self.free
 
     @property
     def prices_video(self) -> bool:
-        """Whether video input has a price. That is its own price, or the price of text if the provider's page says so.
+        """Whether video input has a price: a separate one, or the price of text if the provider's page says so.
 
         The sound of a video is billed as audio, so audio must have a price, too.
         """
@@ -93,12 +93,12 @@ class Model:
 
     @property
     def bills_to_the_end(self) -> bool:
-        """Whether one of its providers bills a whole stream even if its reader has left."""
+        """Whether one of the model's providers bills a whole stream even if the reader has left."""
         return not BILL_TO_THE_END.isdisjoint(self.providers)
 
     @property
     def reasons_when_asked(self) -> bool:
-        """Whether it reasons only when a request asks for that; else it may reason in every call."""
+        """Whether the model reasons only when a request asks for that; otherwise it may reason in every call."""
         return self.provider in REASON_WHEN_ASKED and not self.always_thinks
 
     @property
@@ -118,16 +118,16 @@ class Model:
 
     @property
     def rates_to_hold(self) -> Iterable[Rates]:
-        """The rate cards by which a call is bounded: where the price books differ, the dearer price counts."""
+        """The rate cards by which a call is bounded. They have the higher price wherever the two price books differ."""
         return {**self.rates, **self.dearest}.values()
 
     @property
     def free(self) -> bool:
-        """Whether the operator has said that it costs nothing."""
+        """Whether the operator has marked the model as free."""
         return bool(self.rates) and all(rates == FREE for rates in self.rates.values())
 
     def provider_of(self, deployment: str | None) -> str:
-        """The provider of a deployment; of the model's first one if it is not known."""
+        """The provider of a deployment. For an unknown deployment, the provider of the model's first one."""
         return self.deployments.get(deployment or "", self.provider)
 
     def cost(
@@ -137,22 +137,22 @@ class Model:
         service_tier: str | None = None,
         served: tuple[datetime, datetime] | None = None,
     ) -> int:
-        """What a usage costs at the deployment that answered, in nano-dollars.
+        """The cost of a usage at the deployment that answered, in nano-dollars.
 
-        If that deployment is not known, the most expensive one counts.
+        If that deployment is not known, the most expensive one is used.
 
         `served` is when the call began and ended.
         """
         return cost_at(self.rates, deployment, usage, service_tier, served)
 
     def retried_upstream(self, status: int) -> bool:
-        """Whether the upstream itself has tried another deployment after this status of an answer."""
+        """Whether the upstream itself tries another deployment after an answer with this status."""
         return status in self.retried_statuses
 
     def media_tokens(self, media: Sequence[Medium]) -> MediaTokens:
-        """The most tokens that these images, recordings and files can be, at any of its deployments.
+        """The most tokens that these images, recordings and files can be, at any of the model's deployments.
 
         Raises:
-            InvalidRequest: something cannot be bounded.
+            InvalidRequest: the tokens of a part cannot be bounded.
         """
         return media_tokens(self.names or (self.name,), media, self.max_input_tokens)

@@ -1,8 +1,8 @@
-"""What each name of a price in LiteLLM's price map means for a call of ours. Pure.
+"""What each name of a price in LiteLLM's price map means for a call through Treasurer. Pure.
 
 What must hold (I1):
   A price that is not classified here is never assumed to be zero. A model with such a price above zero is not served.
-  A model is not served either if a call can be charged a price that cannot be bounded.
+  A model is also not served if a call can be charged a price that cannot be bounded.
 
 The name of a price in LiteLLM's map has three parts: a base, the length of prompt above which it applies, and a service
 tier. An example is `cache_read_input_token_cost_above_200k_tokens_priority`. The bases are listed here. The other two
@@ -17,15 +17,15 @@ from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from typing import Any, Final, cast
 
-#: The service tiers that a request of ours may ask for, or be served in.
+#: The service tiers that a request through Treasurer may ask for, or be served in.
 SERVICE_TIERS: Final = ("flex", "priority")
-#: Service tiers that no request of ours can get: LiteLLM's batches, `/v1/decisions`, and those that `wire/requests.py`
-#: refuses.
+#: Service tiers that no request through Treasurer can get: LiteLLM's batches, `/v1/decisions`, and tiers that
+#: `wire/requests.py` refuses.
 _OTHER_TIERS: Final = ("batches", "ultrafast", "balanced", "decisions")
 _PARTS: Final = re.compile(
     r"^(?P<base>.+?)(?:_above_(?P<thousands>\d+)k_tokens)?(?:_(?P<tier>flex|priority|batches|ultrafast|balanced|decisions))?$"
 )
-#: What makes a name that is not listed look like a price.
+#: If a name that is not listed contains one of these, it may be a price.
 _LOOKS_LIKE_A_PRICE: Final = re.compile(
     r"cost|pric|fee|charge|dbu|multiplier|uplift|rate$|_per_(token|character|second|image|query|request|page|pixel|session)"
 )
@@ -35,12 +35,12 @@ class Meaning(StrEnum):
     """What a price means for a call."""
 
     UNDERSTOOD = "understood"  # it is in the rate card
-    NOT_HERE = "not for this operation"  # no call of ours can be charged it
-    UNBOUNDED = "not bounded"  # a call can be charged it, and nothing says how much at most
+    NOT_HERE = "not for this operation"  # no call through Treasurer can be charged it
+    UNBOUNDED = "not bounded"  # a call can be charged it, and nothing bounds how much
     UNKNOWN = "unknown"  # it is not classified here
 
 
-#: Bases that the rate card holds for each length of prompt and each service tier.
+#: Bases with a price in the rate card for each length of prompt and each service tier.
 PRICES_OF_TOKENS: Final = frozenset(
     {
         "cache_creation_input_token_cost",
@@ -59,7 +59,8 @@ PRICES_OF_TOKENS: Final = frozenset(
         "output_cost_per_video_token",
     }
 )
-#: Bases that the rate card holds once. `tiered_pricing` and `off_peak_pricing` contain further prices by these names.
+#: Bases with one place in the rate card. `tiered_pricing` and `off_peak_pricing` contain further prices with these
+#: names.
 _ONCE: Final = frozenset(
     {
         "citation_cost_per_token",
@@ -79,7 +80,7 @@ _ONCE: Final = frozenset(
 
 _UNDERSTOOD: Final = PRICES_OF_TOKENS | _ONCE
 
-#: Bases of prices that no call of ours can be charged, with the reason.
+#: Bases of prices that no call through Treasurer can be charged, with the reason.
 _NOT_HERE: Final[Mapping[str, str]] = {
     "annotation_cost_per_page": "documents are not read by an OCR service here",
     "cache_creation_input_audio_token_cost": "only real-time models write audio to a cache",
@@ -110,15 +111,16 @@ _UNBOUNDED: Final = frozenset(
         "output_cost_per_second",
     }
 )
-#: Prices of media input, which a model for text only is never sent, and of media output, which it cannot make.
+#: Prices of media. They do not matter for a text-only model, which is never sent media input and cannot make media
+#: output.
 _MEDIA_INPUT: Final = re.compile(r"^input_cost_per_(audio|video)_per_second(_above_\d+s_interval)?$")
 _MEDIA_OUTPUT: Final = re.compile(
     r"^output_cost_per_(image(_[0-9.]+K?)?|second_\d+[pk]|video_per_second|audio_per_second)$"
 )
 _CHARACTERS: Final = ("input_cost_per_character", "output_cost_per_character")
 
-#: Facts of a model that are not prices, although their names look like prices. (LiteLLM's page lists under
-#: `pricing_overrides` which prices an operator has set; it shows each of them by its own name, too.)
+#: Facts of a model that are not prices, although their names look like prices. (Under `pricing_overrides` LiteLLM's
+#: page lists the prices that an operator has set, but it also shows each of them under its own name.)
 _FACTS: Final = frozenset({"pricing_overrides"})
 
 #: Within `provider_specific_entry`: numbers that are not multipliers of the price.
@@ -138,7 +140,8 @@ def split(name: str) -> tuple[str, int, str]:
 def meaning_of(name: str, entry: Mapping[str, Any], mode: str) -> Meaning | None:
     """What the price of this name in a model's entry means for a call of this mode. None: it is not a price.
 
-    `entry` is the model's in LiteLLM's map, with what an operator has set; `mode` is "chat" or "embedding".
+    `entry` is the model's entry in LiteLLM's map, with the prices that an operator has set. `mode` is "chat" or
+    "embedding".
     """
     if name in _FACTS:
         return None
@@ -153,10 +156,10 @@ def meaning_of(name: str, entry: Mapping[str, Any], mode: str) -> Meaning | None
         return Meaning.UNDERSTOOD
     if base in _NOT_HERE:
         return Meaning.NOT_HERE
-    if base in _CHARACTERS:  # another unit for the same text: LiteLLM charges by tokens if they have a price
+    if base in _CHARACTERS:  # a second price of the same text; LiteLLM charges by tokens if they have a price
         return Meaning.NOT_HERE if entry.get("input_cost_per_token") else Meaning.UNBOUNDED
     if base == "input_cost_per_image" and mode == "embedding":
-        return Meaning.NOT_HERE  # embeddings are made of text only
+        return Meaning.NOT_HERE  # Treasurer makes embeddings of text only
     if base in _UNBOUNDED:
         return Meaning.UNBOUNDED
     if _MEDIA_INPUT.match(base):
@@ -171,7 +174,7 @@ def meaning_of(name: str, entry: Mapping[str, Any], mode: str) -> Meaning | None
 
 
 def refused_prices(entry: Mapping[str, Any], mode: str) -> Iterator[tuple[str, Meaning]]:
-    """The prices above zero for which a model is not served, by name, and why."""
+    """The prices above zero that keep a model from being served: name → reason."""
     for name, value in entry.items():
         if not _charges(value):
             continue
@@ -214,7 +217,7 @@ def _specific(value: object) -> Meaning:
 
 
 def _inner(value: object) -> Iterator[Mapping[str, Any]]:
-    """The entries within an entry. They also have ranges and hours, which are not prices."""
+    """The entries within an entry. They also contain ranges and hours, which are not prices."""
     for each in cast("list[object]", value) if isinstance(value, list) else [value]:
         if isinstance(each, Mapping):
             yield cast("Mapping[str, Any]", each)

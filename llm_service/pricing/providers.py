@@ -43,17 +43,18 @@ READ_TOKEN_IDS: Final = frozenset({"openai", "azure"})
 #: https://platform.openai.com/docs/guides/priority-processing
 CHOOSE_SERVICE_TIER: Final = frozenset({"openai"})
 
-#: These write to their caches only what a request marks with `cache_control`. Writing has its own price. Any other
+#: These write only the parts of a request that `cache_control` marks to their caches. Writing has a separate price. Any
+#: other
 #: provider is assumed to write the whole of every request, as OpenAI does from GPT-5.6 on.
 #: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
 WRITE_CACHES_WHEN_ASKED: Final = frozenset({"anthropic", "bedrock", "bedrock_converse", "vertex_ai-anthropic_models"})
 
-#: For these LiteLLM puts what a request marks into a stored cache. The cache is billed by the hour until it expires.
+#: For these, LiteLLM stores the marked parts of a request in a cache that is billed by the hour until it expires.
 #: Nothing bounds that cost, so such a request is refused.
 #: https://ai.google.dev/gemini-api/docs/caching, https://docs.litellm.ai/docs/providers/gemini#context-caching
 STORE_CACHES: Final = frozenset({"gemini", "vertex_ai", "vertex_ai_beta", "vertex_ai-language-models"})
 
-#: At these a token of video costs as much as one of text, unless video has its own price. For any other provider video
-#: is refused unless it has a price.
+#: At these providers a token of video costs as much as one of text, unless video has its own price. At any other
+#: provider, video without a price is refused.
 #: https://ai.google.dev/gemini-api/docs/pricing ("text / image / video", 2026-11-28)
 VIDEO_COSTS_AS_TEXT: Final = frozenset({"gemini", "vertex_ai", "vertex_ai-language-models"})

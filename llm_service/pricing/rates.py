@@ -1,8 +1,8 @@
-"""Rates × usage → money, and upper bounds of it. Pure.
+"""Computes money from rates and usage, and its upper bounds. Pure.
 
 What must hold:
-  I4  A price of a unit is an integer of femto-dollars (10⁻¹⁵ USD). That is exact for a price with up to 15 decimals;
-      one with more is rounded up when it is read.
+  I4  A price of a unit is an integer of femto-dollars (10⁻¹⁵ USD). A price in dollars with up to 15 decimals is exact;
+      a price with more is rounded up when it is read.
   I4  The cost of a call is summed in femto-dollars, and rounded once, up, to a nano-dollar, in `_nano`.
   I1  `bound` is never less than `cost` for a usage within the bounded amounts, whatever the provider may report.
   I2  If a report does not show how its parts overlap, the most expensive reading is priced.
@@ -24,7 +24,7 @@ FEMTO_PER_NANO = 1_000_000
 WHOLE = 10_000
 #: The sizes of a search's context, in the order of a rate card's prices for them.
 SEARCH_CONTEXTS = ("low", "medium", "high")
-#: Values that do not name a region: the provider chose freely where to serve the call.
+#: Values of a report's region that name no region: the provider chose freely where to serve the call.
 _ANYWHERE = ("", "global", "not_available")
 
 
@@ -70,7 +70,7 @@ class TokenRates:
         return self.highest_input
 
     def highest_medium(self, price: int | None, cached: int | None, writes: CacheWrites) -> int:
-        """The highest price of a token of audio, image or video input. The price of text is included, because a report
+        """The highest price of a token of audio, image or video input, or of text if that is higher, because a report
         may count such a token as text.
         """
         return max(price or 0, cached or 0, self.highest_text(writes))
@@ -124,13 +124,13 @@ class Rates:
     off_peak: OffPeak | None = None
 
     def tiers(self, service_tier: str | None) -> tuple[TokenRates, ...]:
-        """The tiers of a service tier; those of the default where it has no separate price."""
+        """The price tiers of a service tier. Without separate prices, they are those of the default service tier."""
         named = {"flex": self.flex, "priority": self.priority}.get(service_tier or "", ())
         return named or self.default
 
     @property
     def most_multiplied(self) -> int:
-        """The highest multiplier of a call whose region nobody has chosen, in ten-thousandths."""
+        """The highest multiplier, in ten-thousandths, of a call for which no region was requested."""
         if not self.regions:
             return self.always
         return max([self.always, *(-(-self.always * factor // WHOLE) for _, factor in self.regions)])
@@ -141,7 +141,7 @@ FREE = Rates((TokenRates(0, 0, 0, 0, 0, 0, 0),))
 
 @dataclass(frozen=True, slots=True)
 class Most:
-    """The most that a call can use. `text_tokens`, `image_tokens`, `audio_tokens` and `video_tokens` are its input.
+    """The most that a call can use. Its input is `text_tokens`, `image_tokens`, `audio_tokens` and `video_tokens`.
 
     `requests` is how many times the fee for a request may be charged: once for each answer. `search_context` is the one
     that the request asks for, or None. If a request names a service tier, the prices of all tiers count, because a
@@ -180,12 +180,12 @@ def cost(
     service_tier: str | None = None,
     served: tuple[datetime, datetime] | None = None,
 ) -> int:
-    """What a usage costs, in nano-dollars, rounded up.
+    """The cost of a usage, in nano-dollars, rounded up.
 
     `served` is when the call began and ended. Cheaper prices apply only if both times are in the cheaper hours.
 
-    The whole call is priced at the tier of its prompt's length, output included. That is the rule of Google, Anthropic
-    and OpenAI for long prompts, and LiteLLM's.
+    The length of the prompt decides the price tier of the whole call, output included. Google, Anthropic, OpenAI and
+    LiteLLM have this rule for long prompts.
     """
     tiers = rates.tiers(service_tier)
     off_peak = rates.off_peak
@@ -204,7 +204,7 @@ def cost(
 
 
 def _input(tier: TokenRates, usage: Usage) -> int:
-    """Femto-dollars of the input. Reports rarely name the kinds of tokens that a cache wrote or read."""
+    """The input's cost in femto-dollars. Reports rarely say which kinds of tokens a cache wrote or read."""
     total = usage.input_tokens
     cached = min(usage.cached_tokens, total)
     written = min(usage.cache_write_tokens, total - cached)
@@ -221,7 +221,7 @@ def _input(tier: TokenRates, usage: Usage) -> int:
     video_price = tier.input if tier.video_input is None else tier.video_input
     audio_cached = tier.audio_cache_read if tier.audio_cache_read is not None else tier.cache_read
     image_cached = tier.image_cache_read if tier.image_cache_read is not None else tier.cache_read
-    kinds = (  # number, price, price from the cache
+    kinds = (  # (number, price, price if cached) of each kind
         (total - audio - image - video, tier.input, tier.cache_read),
         (audio - cached_audio, audio_price, audio_cached),
         (image, image_price, image_cached),
@@ -234,7 +234,7 @@ def _input(tier: TokenRates, usage: Usage) -> int:
 
 
 def _dearest_reading(kinds: Sequence[tuple[int, int, int]], written: int, cached: int) -> int:
-    """Femto-dollars of the tokens that were not written to a cache.
+    """The highest cost, in femto-dollars, of the tokens that were not written to a cache.
 
     It is assumed that the written tokens are of the first kinds, in this order. The tokens that were read from a cache
     are assumed to be of the kinds for which a cache saves the least.
@@ -253,7 +253,7 @@ def _dearest_reading(kinds: Sequence[tuple[int, int, int]], written: int, cached
 
 
 def _output(tier: TokenRates, usage: Usage) -> int:
-    """Femto-dollars of the output."""
+    """The output's cost in femto-dollars."""
     total = usage.output_tokens
     audio = min(usage.audio_output_tokens, total)
     image = min(usage.image_output_tokens, total - audio)
@@ -269,7 +269,7 @@ def _output(tier: TokenRates, usage: Usage) -> int:
 
 
 def _factors(rates: Rates, usage: Usage) -> tuple[int, ...]:
-    """The multipliers of a call. If a card has some, but none for this region or speed, its highest counts."""
+    """The multipliers of a call. If the card has multipliers, but none for this region or speed, its highest one is used."""
     factors = [rates.always]
     if rates.regions and usage.region not in _ANYWHERE:
         named = dict(rates.regions)
@@ -298,7 +298,7 @@ def cost_at(
     service_tier: str | None = None,
     served: tuple[datetime, datetime] | None = None,
 ) -> int:
-    """What a usage costs at the deployment that answered. If that is not known, the most expensive one counts."""
+    """The cost of a usage at the deployment that answered. If that is not known, the most expensive one is used."""
     known = rates.get(deployment or "")
     return max(cost(rate, usage, service_tier, served) for rate in ([known] if known is not None else rates.values()))
 
@@ -312,11 +312,11 @@ class OutputBound:
     factor: int
 
     def amount_nano(self, output_tokens: int) -> int:
-        """The most for at most so many output tokens, in nano-dollars."""
+        """The most that a call with at most this many output tokens can cost, in nano-dollars."""
         return _nano(_multiplied(self.fixed_femto + output_tokens * self.output_femto, (self.factor,)))
 
     def affordable(self, amount_nano: int) -> int:
-        """The most output tokens for which the amount is within `amount_nano`. Zero also if the rest alone costs more."""
+        """The most output tokens for which the cost is within `amount_nano`; zero if even the fixed part costs more."""
         left_femto = amount_nano * FEMTO_PER_NANO * WHOLE // self.factor - self.fixed_femto
         if left_femto < 0 or self.output_femto == 0:
             return 0
@@ -324,7 +324,7 @@ class OutputBound:
 
 
 def bound(rates: Iterable[Rates], most: Most) -> int:
-    """The most, in nano-dollars, that a call which uses at most this can cost at any of these rates."""
+    """The most that a call can cost at any of these rates, in nano-dollars, if it uses no more than `most`."""
     return output_bound(rates, most).amount_nano(most.output_tokens)
 
 
@@ -365,8 +365,8 @@ def output_bound(rates: Iterable[Rates], most: Most) -> OutputBound:
 
 
 def _dearest(card: Rates, prices: tuple[int, int, int], named: str | None) -> int:
-    """The highest price that a search context can lead to. The provider may use a smaller context than was asked for,
-    but not a larger one.
+    """The highest price up to this search context. The provider may use a smaller context than was asked for, but not a
+    larger one.
     """
     return max(prices[: _context(card, named) + 1])
 

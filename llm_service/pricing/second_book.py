@@ -1,8 +1,8 @@
 """A second price book beside LiteLLM's map: Pydantic's `genai-prices`. Both are compared, and the higher price is held.
 
 What must hold (I1):
-  Where the two books differ in a price that a call can be charged, the higher price is held, unit by unit. Before the
-  call it is not known which book is right.
+  If the two books differ in a price that a call can be charged, the hold uses the higher price, unit by unit, because
+  nobody knows before the call which book is right.
   This book never makes a price lower. It never adds a price for a model that has none in LiteLLM's map.
 
 Its data is a snapshot that is part of the package, so nothing is fetched. https://github.com/pydantic/genai-prices
@@ -44,7 +44,8 @@ _PROVIDERS: Final[Mapping[str, str]] = {
     "vertex_ai-language-models": "google",
     "xai": "x-ai",
 }
-#: Our name of a price → its name in the second book. A price that the second book does not have is not compared.
+#: A price's name in Treasurer → its name in the second book. A price that the second book does not have is not
+#: compared.
 _TOKENS: Final[Mapping[str, str]] = {
     "input": "input_mtok",
     "output": "output_mtok",
@@ -79,7 +80,7 @@ class Difference:
 
 
 def compare(own: Rates, provider: str, underlying: str, at: datetime | None = None) -> tuple[Rates, list[Difference]]:
-    """A rate card with the higher of the two books' prices, price by price, and the differences.
+    """A rate card that has, for each price, the higher of the two books' prices; and the differences.
 
     `own` is the card by LiteLLM's map, `provider` and `underlying` are LiteLLM's names, `at` is the moment for which
     prices are looked up (now, if it is None). If the second book does not know the model, the card is returned as it is.
@@ -103,14 +104,14 @@ def compare(own: Rates, provider: str, underlying: str, at: datetime | None = No
                 dearer[name] = price
         tiers.append(replace(tier, above_tokens=above, **dearer))
     fee, request = _highest(other, "requests_kcount", 0), own.request
-    if fee is not None and fee not in request:  # the second book does not say which search context it is for
+    if fee is not None and fee not in request:  # the second book's price does not say for which search context it is
         differences.append(Difference("request", 0, max(request), fee))
         request = (max(request[0], fee), max(request[1], fee), max(request[2], fee))
     return replace(own, default=tuple(tiers), request=request), differences
 
 
 def _stands_in(tier: TokenRates, name: str) -> int:
-    """The price of text that is used where LiteLLM's map has none for a medium: of output, cached input or input."""
+    """The price of text (output, cached input or input) that applies if LiteLLM's map has none for a medium."""
     return tier.output if name.endswith("output") else tier.cache_read if "cache" in name else tier.input
 
 
@@ -139,7 +140,7 @@ def _price(price: ModelPrice, name: str, above: int) -> int | None:
 
 
 def _find(provider: str, underlying: str, at: datetime) -> Sequence[ModelPrice]:
-    """The prices of a model at each hour of a day: at some hours some are cheaper. Empty: the second book does not know it."""
+    """A model's prices for each hour of a day, as they may differ. Empty: the second book does not know the model."""
     book = _PROVIDERS.get(provider)
     name = underlying.partition("/")[2] or underlying
     return () if book is None else _prices(book, name, at.date())

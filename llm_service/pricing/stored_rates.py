@@ -1,6 +1,7 @@
 """Rate cards as text, as they are stored with a hold. Pure.
 
-What must hold (I2): a card that an earlier version wrote is read as it was meant, so that its hold is settled.
+What must hold (I2): a card that an earlier version of Treasurer wrote is still read correctly, so that its hold can be
+settled.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from llm_service.pricing.rates import WHOLE, OffPeak, Rates, TokenRates
 def dump_rates(rates: Mapping[str, Rates]) -> str:
     """The rate cards of a model's deployments as JSON: the same text for the same rates.
 
-    Each tier of prices is its numbers, in the order of `TokenRates`, without the prices at its end that are None. What
-    a card does not charge for is left out.
+    Each tier of prices is a list of numbers, in the order of `TokenRates`, without the Nones at its end. Fields without
+    a charge are left out.
     """
     return orjson.dumps(
         {deployment: _dump(each) for deployment, each in rates.items()}, option=orjson.OPT_SORT_KEYS
@@ -26,7 +27,7 @@ def dump_rates(rates: Mapping[str, Rates]) -> str:
 
 
 def load_rates(cards: str) -> dict[str, Rates]:
-    """What `dump_rates` wrote, by this version or by an earlier one."""
+    """Read the text that `dump_rates` wrote, in this version of Treasurer or in an earlier one."""
     return {deployment: _load(each) for deployment, each in orjson.loads(cards).items()}
 
 

@@ -2,8 +2,8 @@
 
 What must hold:
   The database is read at scrape time, at most once every `_FRESH_S`, and for at most `_TIMEOUT_S`.
-  The cost of a read does not grow with history: budgets are looked up by index, and of budgets that are split (by run,
-  user, session, tag) only windows among the newest `_NEWEST_WINDOWS` are read.
+  The cost of a read does not grow with history: budgets are looked up by index, and for budgets that are split (by run,
+  user, session, tag) only the newest `_NEWEST_WINDOWS` windows are read.
   At most `MAX_BUDGETS` budgets are exported, the most used first; a split budget shows its most used window.
   Every instance on one database exports the same values: aggregate them with `max`, never with `sum`.
   If the database cannot be read, these gauges are left out and `treasurer_database_readable` is 0, so that no stale
@@ -67,7 +67,7 @@ class _Snapshot:
 
 
 class DatabaseGauges:
-    """Reads the database for a scrape; many scrapes at once share one reading."""
+    """Reads the database for a scrape. Simultaneous scrapes share one reading."""
 
     def __init__(self, pool: Pool | None, *, fresh_s: float = _FRESH_S, timeout_s: float = _TIMEOUT_S) -> None:
         self._pool = pool
@@ -78,7 +78,7 @@ class DatabaseGauges:
         self._read_at = float("-inf")
 
     async def families(self) -> list[Metric]:
-        """The gauges as of at most `fresh_s` seconds ago. Never raises for a database that is away."""
+        """The gauges, at most `fresh_s` seconds old. Does not raise if the database is away."""
         if self._pool is None:
             return []
         async with self._lock:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 OTHER = "other"
 UNKNOWN = "unknown"
 
-#: Distinct values of each label before the rest is `OTHER`.
+#: How many distinct values each label has before further values become `OTHER`.
 LIMITS: Mapping[str, int] = {
     "organisation": 50,
     "team": 200,
@@ -42,7 +42,7 @@ class BoundedLabels:
         self._seen: dict[str, set[str]] = {}
 
     def __call__(self, label: str, value: str | None) -> str:
-        """The value to use for a label; `UNKNOWN` where there is none."""
+        """The value to use for a label; `UNKNOWN` if there is none."""
         if not value:
             return UNKNOWN
         value = clean(value)

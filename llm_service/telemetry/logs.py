@@ -3,8 +3,8 @@
 What must hold:
 - Text that looks like a credential is replaced before it is written, whether we or a library logged it, and whether it
   is in a message, an argument, an extra or a traceback.
-- Only an `OwnText` is not searched for credentials, because one is logged for each call, and the search took a seventh
-  of a call's time.
+- Only an `OwnText` is not searched for credentials: one is logged for each call, and its search took a seventh of the
+  time of a call.
 - A caller cannot forge a record: in the text format control characters are escaped, and the lines of a
   traceback are marked; in the JSON format a record is one JSON object on one line.
 - Levels and destination are set once, on the root logger; the loggers of servers write through it too.
@@ -27,10 +27,11 @@ _call_id: ContextVar[str | None] = ContextVar("treasurer_call_id", default=None)
 
 REDACTED = "[redacted]"
 
-# Each replacement keeps only enough to show which kind of secret it was. No pattern asks for a word boundary before a
-# distinctive prefix, because a repr may put `\n` there. Repeats that can fail are bounded, so the search is linear.
+# Each replacement keeps only enough to show which kind of secret it was. No pattern needs a word boundary before a
+# distinctive prefix, because in a repr the two characters `\n` may stand there. Repeats that can fail are bounded, so
+# the search is linear.
 _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"eyJ[\w-]{5,1024}\.[\w-]+(?:\.[\w-]*)?"), f"eyJ{REDACTED}"),  # JWT: our grants, cloud tokens
+    (re.compile(r"eyJ[\w-]{5,1024}\.[\w-]+(?:\.[\w-]*)?"), f"eyJ{REDACTED}"),  # JWT: Treasurer's grants, cloud tokens
     (re.compile(r"sk-tr-[\w-]{4,}"), f"sk-tr-{REDACTED}"),
     (re.compile(r"(?<![A-Za-z])(sk|rk)-(?!tr-\[)[\w-]{8,}"), rf"\1-{REDACTED}"),  # OpenAI, Anthropic, Langfuse …
     (re.compile(r"(sk|rk)-(?!tr-\[)(?=[\w-]{0,200}\d)[\w-]{16,}"), rf"\1-{REDACTED}"),
@@ -50,13 +51,13 @@ _SECRETS: tuple[tuple[re.Pattern[str], str], ...] = (
     ),
 )
 _SECRET_NAME = re.compile(r"(?i)api[_-]?key|token$|secret|password|authorization|master_key")
-_MAX_TEXT = 16_384  # of a message or a value, so that a caller who provokes a long one does not cost us CPU
+_MAX_TEXT = 16_384  # characters of a message or value: a caller who provokes a long one must not cost CPU
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069]")
 _OF_EVERY_RECORD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "call_id", "taskName"}
 
 
-#: Short texts that were searched and hold no credential, such as the names of agents, models and errors in each call. A
-#: text that was redacted is not kept, so no credential stays in memory here.
+#: A cache of short texts without a credential, such as the names of agents, models and errors in each call. A text that
+#: was redacted is not cached, so no credential stays in memory here.
 _clean: set[str] = set()
 _MAX_CLEAN, _MAX_CLEAN_TEXT = 4_096, 128
 
@@ -70,7 +71,7 @@ class OwnText(str):
 
 @contextmanager
 def calling(call_id: UUID | str) -> Iterator[None]:
-    """Records that are logged inside carry this call id. In a generator that yields inside, use `bind` instead."""
+    """Log records in this context carry this call id. A generator that yields in the context must use `bind`."""
     token = _call_id.set(str(call_id))
     try:
         yield
@@ -128,7 +129,8 @@ class _Formatter(logging.Formatter):
         parts = [self.formatException(record.exc_info)] if record.exc_info else [record.exc_text or ""]
         if record.stack_info:
             parts.append(self.formatStack(record.stack_info))
-        # Line by line, so that a long trace is not cut as a long message is: its last lines show what happened.
+        # A trace is redacted line by line, so that it is not cut like a long message: its last lines show what
+        # happened.
         return "\n".join(redact(line) for part in parts if part for line in part.split("\n"))
 
 
@@ -205,6 +207,6 @@ def configure(
         logger.handlers.clear()
         logger.propagate = True
     logging.captureWarnings(True)
-    if level != "debug":  # a line for each request that our own HTTP clients make helps nobody
+    if level != "debug":  # otherwise each request of our own HTTP clients would log a useless line
         for name in ("httpx", "httpx2", "urllib3", "asyncio"):
             logging.getLogger(name).setLevel(logging.WARNING)

@@ -1,16 +1,16 @@
 """Prometheus metrics, correct over several processes.
 
 What must hold:
-- Money is counted in whole nano-dollars. A series is a float64 and so exact up to 2⁵³ nano-dollars
-  (9.007 million dollars for one agent on one model between restarts of the stack); the ledger is
-  exact without limit, and decides.
+- Money is counted in whole nano-dollars. A series is a float64, and so exact up to 2⁵³ nano-dollars (9.007 million
+  dollars for one agent on one model between restarts of the stack). The ledger is exact without limit, and is the
+  authority.
 - With `PROMETHEUS_MULTIPROC_DIR` in the environment before the process starts, each process writes a
   memory-mapped file there and any of them can `render` the sum. Counters of a dead process stay in the
-  sum; its gauges are removed. Without the variable each instance has its own registry. The folder belongs to one
-  machine, because processes are found alive by their ids: the stack empties it at its start, and containers must not
-  share it.
+  sum; its gauges are removed. Without the variable each instance has its own registry. The folder must not be shared
+  between machines or containers, because a process counts as alive if its id exists. The stack empties the folder at
+  its start.
 - Labels are bounded (`labels.py`), and so is their product: see `MAX_COMBINATIONS`.
-- `call` costs tens of microseconds: children are looked up once for each combination, then kept.
+- `call` takes only tens of microseconds: the series of a combination are looked up once, and then kept.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from llm_service.telemetry.record import CallRecord
 from llm_service.types import Principal
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-#: Distinct (organisation, team, agent, model, provider) before all the rest is counted as `other`. A scrape
-#: at this bound costs 0.2 to 0.35 s of CPU, in a thread of the process that answers.
+#: How many combinations of (organisation, team, agent, model, provider) have their own series; further ones are counted
+#: as `other`. A scrape of this many takes 0.2 to 0.35 s of CPU, in a thread of the process that answers.
 MAX_COMBINATIONS = 1_000
 _MAX_CACHED = 20_000
 
@@ -49,7 +49,7 @@ _LIVE_FILE = re.compile(r"^gauge_live[a-z]*_([0-9]+)\.db$")
 
 
 class _Call:
-    """The metrics that calls of one combination of labels change. Rarely needed ones are made on first use."""
+    """The metrics of calls with one combination of labels. Rarely needed metrics are made on first use."""
 
     __slots__ = ("calls", "error", "first_token", "latency", "model", "provider", "spend", "tokens", "who")
 
@@ -72,7 +72,7 @@ class Metrics:
     """The metric families, and how a call changes them. A process with the multiprocess folder has only one instance."""
 
     def __init__(self, *, max_combinations: int = MAX_COMBINATIONS, bounded: BoundedLabels | None = None) -> None:
-        disable_created_metrics()  # the multiprocess mode has none; so both modes render the same series
+        disable_created_metrics()  # multiprocess mode has no such series, so leave them out here too
         self._directory = _multiprocess_directory()
         self.registry = CollectorRegistry()
         self.bounded = bounded or BoundedLabels()
@@ -142,7 +142,7 @@ class Metrics:
             "Money posted by this stack's processes, in nano-dollars; exact up to 2^53 in one series.",
             *(*_WHO, *where),
         )
-        # Without labels, so that they exist from the start, because an alert on the first increase needs a 0 before it.
+        # These have no labels, so that they exist with 0 from the start: an alert on the first increase needs that.
         self.overshoot_calls = self._counter("hold_overshoot_calls", "Attempts that cost more than was held.")
         self.overshoot_nano = self._counter("hold_overshoot_nano_dollars", "Cost above what was held, in nano-dollars.")
         self.price_books_differ = self._gauge(
@@ -182,9 +182,10 @@ class Metrics:
         self.spans = self._counter("spans", "Spans by exporter and what became of them.", "exporter", "outcome")
 
     def catalogue(self, models: Mapping[str, int]) -> None:
-        """From now on a model that is not among these is labelled `unknown`, so that callers cannot create series.
+        """Set the known models. Any other model is labelled `unknown` from now on, so that callers cannot create
+        series.
 
-        The number beside each is that of its prices in which the two price books differ.
+        The number of a model says in how many of its prices the two price books differ.
         """
         for gone in (self._models or frozenset()) - models.keys():
             with suppress(KeyError):
@@ -277,13 +278,13 @@ class Metrics:
         """The text that Prometheus reads: the sum over processes, then `more` once. CPU only; may take milliseconds."""
         if self._directory is None:
             return generate_latest(_Joined(self.registry, more))
-        self._directory.mkdir(parents=True, exist_ok=True)  # somebody may have removed it: `more` is still due
+        self._directory.mkdir(parents=True, exist_ok=True)  # it may have been removed by somebody
         _forget_dead(self._directory)
         return generate_latest(_Joined(_Processes(self._directory), more))
 
 
 class _Processes(Collector):
-    """The sum over every process's file. A file is empty until its process has allocated space in it."""
+    """Collects the sum over the files of all processes. A file is empty until its process has allocated space in it."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -303,7 +304,7 @@ class _Joined(Collector):
 
 
 def _multiprocess_directory() -> Path | None:
-    if ValueClass is MutexValue:  # decided when prometheus_client was imported
+    if ValueClass is MutexValue:  # prometheus_client decides this when it is imported
         return None
     directory = Path(os.environ["PROMETHEUS_MULTIPROC_DIR"])
     directory.mkdir(parents=True, exist_ok=True)
@@ -321,4 +322,4 @@ def _forget_dead(directory: Path) -> None:
         except ProcessLookupError:
             file.unlink(missing_ok=True)
         except PermissionError:
-            continue  # alive, but another user's
+            continue  # the process is alive, but belongs to another user

@@ -36,8 +36,8 @@ class CallRecord:
     latency_ms: int
     first_token_ms: int | None
     parent: object | None = None
-    #: By our rate card, also if another figure was posted. None: not compared, because the usage was not reported, the provider
-    #: named its cost, or the model is free.
+    #: The cost by our rate card, even if another figure was posted. None: there is nothing to compare, because the
+    #: usage was not reported, the provider named its cost, or the model is free.
     own_cost_nano: int | None = None
 
     @property

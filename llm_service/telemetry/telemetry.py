@@ -1,4 +1,4 @@
-"""The one object to which the service reports events: as metrics always, as spans if an endpoint is configured."""
+"""The object to which the service reports events. They become metrics, and spans if an endpoint is configured."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Telemetry:
         return telemetry
 
     def record(self, call: CallRecord) -> None:
-        """Count an attempt that ended and, where configured, export its span."""
+        """Count an attempt that has ended and, if configured, export its span."""
         self._safely(lambda: self.metrics.call(call))
         traces = self._traces
         if traces is not None:
@@ -87,7 +87,7 @@ class Telemetry:
         self._safely(observe)
 
     def breaker_refused(self, name: str) -> None:
-        """Count an attempt that a circuit breaker kept out."""
+        """Count an attempt that a circuit breaker refused."""
         self._safely(lambda: self.metrics.breaker_refusals.labels(name).inc())
 
     def group(self, kind: str, size: int, seconds: float) -> None:
@@ -136,14 +136,14 @@ class Telemetry:
         return None if self._traces is None else self._traces.parent(traceparent)
 
     async def render(self) -> bytes:
-        """All metrics, of all processes, for Prometheus (`CONTENT_TYPE`); the database's gauges once.
+        """The metrics of all processes for Prometheus (`CONTENT_TYPE`), with the database's gauges only once.
 
         The text is made in a thread. Scrapes that wait at the same time share one text, so that many cost no more than
         one.
         """
         asked_at = time.monotonic()
         async with self._rendering:
-            if self._rendered_at < asked_at:  # else a text was begun after this scrape arrived, and is new enough
+            if self._rendered_at < asked_at:  # otherwise a text that was begun after this scrape arrived is new enough
                 self._rendered_at = time.monotonic()
                 more = await self._gauges.families()
                 self._rendered = await asyncio.to_thread(self.metrics.render, more)
@@ -165,7 +165,7 @@ class Telemetry:
             _logger.warning("spans do not reach %s: they are dropped and counted, calls go on", exporter)
 
     def _safely(self, observe: Callable[[], None]) -> None:
-        """Log a fault in telemetry, and let it go no further: the call itself is over, and not at fault."""
+        """Log a fault in telemetry and suppress it, because it must not affect the call."""
         try:
             observe()
         except Exception:

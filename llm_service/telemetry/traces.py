@@ -45,7 +45,7 @@ _DELAY_MS = 1000.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LANGFUSE_CLOUD = "https://cloud.langfuse.com"
 
-#: LiteLLM's names of providers → the convention's, where they differ.
+#: LiteLLM's names of providers → the names in the convention, if they differ.
 _PROVIDERS = {
     "azure": "azure.ai.openai",
     "azure_ai": "azure.ai.inference",
@@ -133,11 +133,12 @@ class SpanQueue(SpanProcessor):
         self._count, self._health = count, health
         self._max_queue = max_queue
         self._lock = threading.Lock()
-        self._waiting = 0  # submitted, and not yet exported, failed or given up
+        self._waiting = 0  # spans that were submitted, and not yet exported, failed or given up
         self._closed = False
         self._failing = False
         self._exporter = _Watched(exporter, self._ended)
-        # One place more than we fill, so that the processor never drops a span itself, which could not be counted.
+        # One place more than is ever filled, so that the processor never drops a span itself: such a drop could not be
+        # counted.
         self._batch = BatchSpanProcessor(
             self._exporter,
             max_queue_size=max_queue + 1,
@@ -159,7 +160,7 @@ class SpanQueue(SpanProcessor):
     def _ended(self, spans: int, exported: bool) -> None:
         with self._lock:
             if self._closed:
-                return  # given up and counted already
+                return  # these spans were given up, and are counted already
             self._waiting -= spans
             changed, self._failing = self._failing is exported, not exported
         self._count(self.name, "exported" if exported else "failed", spans)
@@ -197,7 +198,8 @@ class Traces:
                 "service.instance.id": f"{socket.gethostname()}:{os.getpid()}",
             }
         )
-        # Not the global provider, which belongs to the program; and no atexit hook, which would wait 30 s.
+        # This is not the global provider, because that belongs to the program. It has no atexit hook, because that
+        # would wait 30 s.
         self._provider = TracerProvider(
             resource=resource, shutdown_on_exit=False, span_limits=SpanLimits(max_attribute_length=1024)
         )
@@ -250,8 +252,8 @@ class Traces:
 
     async def close(self, timeout_s: float) -> None:
         """Flush all queues at the same time; after `timeout_s` give up the spans that are left."""
-        # Daemon threads, because the loop's executor is joined at exit, however long that takes. They are
-        # polled, not awaited, because a thread that ends late must not touch a loop that has closed.
+        # Daemon threads, because Python waits at exit for threads of the loop's executor, however long they take. The
+        # threads are polled, not awaited, because a thread that ends late must not touch a loop that has closed.
         threads = [threading.Thread(target=queue.shutdown, daemon=True) for queue in self._queues]
         for thread in threads:
             thread.start()
@@ -300,7 +302,7 @@ def attributes(call: CallRecord) -> dict[str, AttributeValue]:
 
 
 def _langfuse(call: CallRecord) -> dict[str, AttributeValue | None]:
-    """The attributes that Langfuse prefers to all others. Its kinds of usage do not overlap, so ours are subtracted."""
+    """The attributes that Langfuse prefers to all others. Langfuse's kinds of usage do not overlap."""
     usage, context = call.usage, call.context
     kinds = {
         "input": usage.input_tokens - usage.cached_tokens - usage.cache_write_tokens,

@@ -3,8 +3,8 @@
 What must hold:
   Each item that was submitted gets exactly one result or one error.
   Items keep their order.
-  One statement runs at a time, so that a row that many items need is locked once for a group, and a group shares the
-      cost of its commit.
+  One statement runs at a time. So a row that many items need is locked once for a group, and a group shares the cost of
+      one commit.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class GroupCommit(Generic[Item, Result]):
             await asyncio.wait([self._worker])
 
     async def stop(self, error: TreasurerError) -> None:
-        """Cancel the running statement. Items without a result get `error`, although the statement may have taken effect."""
+        """Cancel the running statement. Items without a result get `error`, even if the statement took effect."""
         if (worker := self._worker) is None:
             return
         worker.cancel()
@@ -109,7 +109,7 @@ class GroupCommit(Generic[Item, Result]):
             return results
         except TreasurerError as error:
             return [error] * len(items)
-        except Exception as error:  # noqa: BLE001  # raised where the item is awaited
+        except Exception as error:  # noqa: BLE001  # raised again for the caller that awaits the item
             if len(items) == 1:
                 return [error]
             # One item that the database refuses must not fail the others of its group.

@@ -1,8 +1,8 @@
 """One connection to Postgres, which is opened again after it was lost.
 
 What must hold:
-  A statement that fails because Postgres is away raises `TreasuryUnavailable` soon, and `NotSent` where it certainly
-      did not reach Postgres.
+  A statement that fails because Postgres is away soon raises `TreasuryUnavailable`, or `NotSent` if it certainly did
+      not reach Postgres.
   While Postgres is away, a connection is tried at most every `retry_s` seconds, so that an outage costs little.
   One statement runs at a time.
 """
@@ -82,10 +82,11 @@ class Connection:
                 "application_name": f"treasurer {self._name}",
                 "jit": "off",
                 "lock_timeout": str(int(self._lock_s * 1000)),
-                # The arrays differ each time and the right plan does not, so planning again would cost more than it could gain.
+                # The best plan is the same for all arrays of values, so planning again would cost more than it could
+                # gain.
                 "plan_cache_mode": "force_generic_plan",
-                # A generic plan is made once. Made while a table is small, it would read the whole table, and go on doing so
-                # when the table is large. Every row that these connections read can be found by an index.
+                # A generic plan is made once. If it were made while a table is small, it would read the whole table,
+                # even when the table has become large. Every row that these connections read can be found by an index.
                 "enable_seqscan": "off",
             },
         )
@@ -93,7 +94,7 @@ class Connection:
             await check_version(connection)
         except PostgresTooOld:
             connection.terminate()
-            self._not_before = 0.0  # the server answers: the next caller gets the same refusal
+            self._not_before = 0.0  # the server answers, so the next caller need not wait for a retry
             raise
         self._connection = connection
         self._not_before = 0.0
@@ -113,10 +114,11 @@ class Connection:
 async def within_locks(
     connection: Connection, statement: str, arguments: tuple[object, ...], skip_locked: bool
 ) -> list[asyncpg.Record]:
-    """Run a group's statement. Its last argument says whether locked rows are left out instead of waited for.
+    """Run a group's statement. `skip_locked`: leave locked rows out instead of waiting for them.
 
-    A lock that is kept for too long must not stop the whole group, so the second try leaves locked rows out. Further tries
-    are for the rare locks that cannot be left out: a budget's row that somebody deletes by hand, a slow commit of a change.
+    A lock that is kept for too long must not stop the whole group, so the second try leaves locked rows out. Further
+    tries are for rare locks that cannot be left out: on a budget's row that somebody deletes by hand, or during the
+    slow commit of a change.
 
     Raises:
         TreasuryUnavailable: Postgres is away, or such a lock is still kept.

@@ -1,4 +1,4 @@
-"""Why the treasury makes no hold."""
+"""The reasons for which the treasury makes no hold."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class DenialKind(StrEnum):
 class Denial:
     """No hold was made. The amounts are nano-dollars, of the window that had no room.
 
-    - exhausted: so much is posted that less than the call's floor is left, or that its floor is more than one call may
-      hold of the rest. Waiting cannot help before `resets_at`.
+    - exhausted: so much is posted that less than the call's floor is left, or that one call may hold less than this
+      floor. Waiting cannot help before `resets_at`.
     - busy: calls in flight hold the rest.
     - near_limit: this model is served only up to a share of the limit, and that share is used up.
-    - paced: the budget's curve lets the call through at `resumes_at`.
+    - paced: the budget's pace allows the call only from `resumes_at` on.
     - locked: another transaction in the database has locked the window.
     - crowded: the budget takes no more new subjects in this minute.
     - no_window: there is no window, and none could be opened.
@@ -46,8 +46,8 @@ class Denial:
     - envelope_closed: the run is over, waits or is unknown.
 
     For run_spent and run_busy the amounts are those of the run's budget. They are zero for locked, crowded, no_window and
-    envelope_closed. `envelope` is the run, for the last three kinds. `most_per_call` is the budget's share for one call of
-    what is left, in basis points; None: one call may hold all of it.
+    envelope_closed. `envelope` is the run, for the last three kinds. `most_per_call` is the share of the
+    remaining money that one call may hold, in basis points; None: all of it.
     """
 
     kind: DenialKind
@@ -68,14 +68,14 @@ class Denial:
 
     @property
     def left_nano(self) -> int:
-        """What is neither spent nor held now."""
+        """The amount that is neither spent nor held now."""
         return max(0, self.limit_nano - self.posted_nano - self.pending_nano)
 
     @property
     def unspent_nano(self) -> int:
-        """What is not spent: left once every call in flight has given its hold back."""
+        """The amount that is not spent. It would be left if every call in flight released its whole hold."""
         return max(0, self.limit_nano - self.posted_nano)
 
     def for_one_call(self, left_nano: int) -> int:
-        """The most that one call may hold when so much is left."""
+        """The most that one call may hold if `left_nano` is left."""
         return left_nano if self.most_per_call is None else share_of(left_nano, self.most_per_call)

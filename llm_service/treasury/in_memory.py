@@ -1,13 +1,12 @@
-"""A treasury in memory, for tests: of agents, and of whatever makes governed calls. It needs no server.
+"""A treasury in memory, for tests of agents and of other code that makes governed calls. It needs no server.
 
 What must hold:
-  It decides as the treasury in Postgres does, for what it has: tests/llm_service/treasury/contract.py runs the same
-      cases against both.
+  In the features that it has, it decides as the treasury in Postgres does: tests/llm_service/treasury/contract.py runs
+      the same cases against both.
   I1, I2 and I4 hold as in `treasury.py`, I9 as in `envelopes.py`.
 
-What it leaves out, because nothing in one process of a test has a use for it: windows that end (each budget and subject
-has one window, which lasts as long as this object), a budget's pace, holds that expire, corrections of what was
-settled, and everything on disk.
+It leaves out what a test in one process does not need: windows that end (each budget and subject has one window, which
+lasts as long as this object), a budget's pace, holds that expire, corrections of settlements, and everything on disk.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from llm_service.types import Hold, HoldRequest, Settlement
 
 Attempt = tuple[UUID, int]
 _WHOLE = 10_000
-#: Denials from the mildest to the gravest: the gravest that any window of a call has is the call's.
+#: Denials from the mildest to the gravest. If several windows deny a call, it gets the gravest denial.
 _GRAVITY = (DenialKind.BUSY, DenialKind.NEAR_LIMIT, DenialKind.EXHAUSTED, DenialKind.NO_WINDOW)
 
 
 @dataclass(slots=True)
 class Window:
-    """What was spent and what is held of one budget, for one subject. Nano-dollars."""
+    """The spent and the held amount of one budget for one subject, in nano-dollars."""
 
     limit_nano: int
     posted_nano: int = 0
@@ -40,15 +39,15 @@ class Window:
 
     @property
     def left_nano(self) -> int:
-        """What is neither spent nor held. Negative where an answer cost more than was held for it."""
+        """The amount that is neither spent nor held. Negative if an answer cost more than its hold."""
         return self.limit_nano - self.posted_nano - self.pending_nano
 
 
 @dataclass(frozen=True, slots=True)
 class _Judged:
-    """A window as a request finds it: why it has no room (None: it has room), what is left of it, and what it could give.
+    """A window's verdict on a request: why it has no room, or None; the amount left; the amount to give.
 
-    Nano-dollars. A budget's share for one call, and the call's own, are what it could give less than what is left.
+    In nano-dollars. The amount to give may be less than is left, because of the budget's or the call's own share.
     """
 
     line: Line
@@ -123,9 +122,9 @@ class InMemoryTreasury:
         self.limits_nano = dict(limits_nano)
         self.most_per_call: dict[int, int] = {}
         self.epoch = epoch
-        #: Windows by budget id and subject, each from the first request that names it.
+        #: Windows by budget id and subject. A window is made by the first request that names it.
         self.windows: dict[Line, Window] = {}
-        #: What is held, and how each attempt ended.
+        #: The holds, and the endings of the attempts.
         self.holds: dict[Attempt, Hold] = {}
         self.ledger: dict[Attempt, Settlement] = {}
         self._lines: dict[Attempt, tuple[Line, ...]] = {}
@@ -193,13 +192,13 @@ class InMemoryTreasury:
         )  # fmt: skip
 
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[str]:
-        """Settle an attempt, at once. What it cost is posted, though it may be more than was held."""
+        """Settle an attempt, at once. The real cost is posted, even if it is more than the hold."""
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         future.set_result(self._settle(settlement))
         return future
 
     async def freed(self, timeout_s: float) -> None:
-        """Wait until a settlement has given money back, for at most `timeout_s` seconds."""
+        """Wait until a settlement has released money, for at most `timeout_s` seconds."""
         try:
             await asyncio.wait_for(self._freed.wait(), timeout_s)
         except TimeoutError:

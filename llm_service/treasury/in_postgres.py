@@ -5,7 +5,7 @@ What must hold:
   I2  A hold that may have been written but was not returned (the answer was lost, or the caller left) is voided, because
       nothing was sent for it.
   I2  A settlement is retried until Postgres has it, and is on disk while Postgres is away (`spool.py`). Only the first
-      one for a call and attempt counts, unless a later one corrects it.
+      settlement of an attempt counts, unless a later one corrects it.
 
 The SQL that decides is in `sql/functions/`; `statements.py` turns values into arrays and back.
 """
@@ -30,19 +30,19 @@ from llm_service.types import Hold, HoldRequest, LedgerState, Settlement
 
 log = logging.getLogger(__name__)
 
-#: Nobody waits for a settlement. A short wait gathers more of them into one group, and keeps them out of the way of the
-#: same caller's next admission.
+#: How long a group of settlements waits for more, in seconds. Nobody waits for a settlement, and the delay lets the
+#: caller's next admission run first.
 _SETTLE_LINGER_S = 0.005
 #: How long a call waits for a window that another transaction has locked, and how often it asks, in seconds.
 _LOCKED_PATIENCE_S = 2.0
 _LOCKED_PAUSE_S = 0.05
 _SETTLE_AGAIN_S = 0.25
-#: How long, in seconds, groups do not wait for a window that was found locked.
+#: For how many seconds after a window was found locked groups do not wait for it.
 _LOCKED_REMEMBERED_S = 1.0
 
 
 class WindowLocked(Exception):
-    """Another transaction has locked a hold or a window of an attempt, so settling it is tried again a moment later."""
+    """Another transaction has locked a hold or a window of an attempt. The settlement is tried again a moment later."""
 
 
 class PostgresTreasury:
@@ -105,7 +105,8 @@ class PostgresTreasury:
             self.settle_soon(void(request))
             raise
         except asyncio.CancelledError:
-            # Decided, but the caller left before the answer came. Where it is not decided yet: see _void_unwanted.
+            # The hold was decided, but the caller left before the answer came. If it is not decided yet, _void_unwanted
+            # acts.
             if not decision.cancelled():
                 self._void_unwanted(request, decision.exception() or decision.result())
             raise
@@ -113,8 +114,8 @@ class PostgresTreasury:
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[str]:
         """Queue a settlement without keeping the caller waiting. The future has the result once Postgres has it.
 
-        The future fails with the error for which Postgres refuses the settlement, or with TreasuryUnavailable when the
-        treasury was closed before.
+        The future fails with an error if Postgres refuses the settlement, or with TreasuryUnavailable if the treasury
+        is closed first.
         """
         future: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._unsettled[future] = settlement
@@ -139,25 +140,26 @@ class PostgresTreasury:
             del self._unsettled[future]
             if not self._unsettled and self._spool is not None:
                 self._spool.clear()
-        # Else the treasury was closed before Postgres had it: the journal is kept for another process.
+        # Otherwise the treasury was closed before Postgres had the settlement, and the journal is kept for another
+        # process.
         if isinstance(result, BaseException):
             _log_failure(result)
         if future.done():
             return
         if isinstance(result, BaseException):
             future.set_exception(result)
-            future.exception()  # marks it as retrieved: no caller has to look at it
+            future.exception()  # marks the error as retrieved: no caller has to look at it
         else:
             future.set_result(result)
 
     def _went_away(self) -> None:
-        """Postgres is away: write what is not settled to disk, and from now on every settlement."""
+        """Postgres is away: write all unsettled settlements to disk, and from now on every new one."""
         if self._spool is not None:
             self._spool.add([] if self._away else list(self._unsettled.values()))
             self._away = True
 
     async def recover(self) -> int:
-        """Settle what processes that died while Postgres was away left on disk. Returns how many settlements that were.
+        """Settle what dead processes left on disk while Postgres was away. Returns the number of settlements.
 
         Raises:
             TreasuryUnavailable: this treasury was closed in the meantime. The journal stays.
@@ -179,7 +181,7 @@ class PostgresTreasury:
         return count
 
     async def run(self, *, interval_s: float = 5.0) -> None:
-        """Recover what other processes left, every `interval_s` seconds, forever."""
+        """Recover the settlements that other processes left, every `interval_s` seconds, forever."""
         while True:
             try:
                 await self.recover()
@@ -188,7 +190,7 @@ class PostgresTreasury:
             await asyncio.sleep(interval_s)
 
     async def freed(self, timeout_s: float) -> None:
-        """Wait until a settlement of this process has given money back, for at most `timeout_s` seconds."""
+        """Wait until a settlement of this process has released money, for at most `timeout_s` seconds."""
         event = self._freed
         try:
             await asyncio.wait_for(event.wait(), timeout_s)
@@ -217,7 +219,7 @@ class PostgresTreasury:
             await asyncio.wait_for(self.drain(), timeout_s)
         except TimeoutError:
             self._closed = True
-            # Else a retry of the running statement would open again the journal that is released here.
+            # Otherwise a retry of the running statement would open the journal again that is released here.
             await self._settlements.stop(TreasuryUnavailable("The treasury was closed."))
             kept = self._spool is not None and self._spool.add([] if self._away else list(self._unsettled.values()))
             what_next = "another process settles them from the spool" if kept else "the sweeper will settle them"
@@ -237,13 +239,13 @@ class PostgresTreasury:
         decisions = [decision(request, row) for request, row in zip(group, rows, strict=True)]
         for each in decisions:
             if isinstance(each, Denial) and each.kind is DenialKind.LOCKED and each.budget_id:
-                # Not for longer, because the window may only have been busy: after that it is waited for again.
+                # Only for a time, because the window may just have been busy. After that, groups wait for it again.
                 self._locked.setdefault((each.budget_id, each.subject), now + _LOCKED_REMEMBERED_S)
         return decisions
 
     async def _settle_group(self, group: Sequence[Settlement]) -> list[str | Exception]:
         once = {(item.call_id, item.attempt): item for item in reversed(group)}
-        # A second settlement of the same attempt (the sweeper's, and then its owner's) is written after this group.
+        # A second settlement of the same attempt (one by the sweeper, one by its owner) is written after this group.
         again = [item for item in group if once[item.call_id, item.attempt] != item]
         while True:
             try:

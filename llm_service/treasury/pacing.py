@@ -1,12 +1,12 @@
 """Pacing: how much of a budget may be used up at each time of its window. Pure.
 
-A curve is piecewise linear. Its points are a time and a share, in basis points (ten-thousandths) of the window's length
+A curve is piecewise linear. Each point is a time and a share, in basis points (ten-thousandths) of the window's length
 and of the budget's limit.
 
 What must hold:
   A curve begins at time 0, ends with the whole limit at the window's end, and its shares never fall.
-  The arithmetic here is that of Postgres, which decides (`treasury_paced_v1`, sql/migrations/0002_pacing.sql). It is
-      repeated here for messages and for `treasurer simulate`.
+  Postgres decides, by the same arithmetic (`treasury_paced_v1`, sql/migrations/0002_pacing.sql). It is repeated here
+      for messages and for `treasurer simulate`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Curve:
             raise ValueError("the shares of a pace do not fall")
 
     def flat(self) -> list[int]:
-        """As it is stored: `[time, share, time, share, …]`."""
+        """The form in which the curve is stored: `[time, share, time, share, …]`."""
         return [number for point in self.points for number in point]
 
     def allowed(self, limit_nano: int, starts_at: datetime, ends_at: datetime, at: datetime) -> int:
@@ -55,7 +55,7 @@ class Curve:
         return limit_nano
 
     def __str__(self) -> str:
-        """As a person writes it, for `parse_pace`."""
+        """The form in which a person writes the curve, for `parse_pace`."""
         if len(self.points) == 2:
             head_start = self.points[0][1]
             return f"linear+{_percent(head_start)}" if head_start else "linear"

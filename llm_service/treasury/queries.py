@@ -1,11 +1,12 @@
 """SQL in files: each statement of more than a few lines is a file under `sql/`, which psql can run and a person can read.
 
 What must hold:
-  A file is read when the module that uses it is imported, so that one that is missing stops the start, not a call.
-  What a person typed reaches Postgres as a parameter (`$1`) only. `{{name}}` in a file stands for text of this code: an
-      alias, a number, another file; the module that loads the file gives each of them.
+  A file is read when the module that uses it is imported, so that a missing file stops the start, not a call.
+  Text that a person typed reaches Postgres only as a parameter (`$1`). `{{name}}` in a file is replaced by text from
+      the module that loads the file: an alias, a number, another file.
 
-Whole lines of comment stay in the file. A statement whose parts depend on a request is composed where it is used:
+Lines that are only a comment are not sent to Postgres. A statement whose parts depend on a request is composed in
+Python:
 `reports/reports.py`.
 """
 
@@ -22,7 +23,7 @@ def load_query(name: str, **parts: str) -> str:
     """The statement in `sql/{name}.sql`, with each `{{part}}` replaced.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: a part is missing, or is not in the file.
+        FileNotFoundError: there is no such file. ValueError: a part is missing, or the file has no such part.
     """
     lines = (_FOLDER / f"{name}.sql").read_text("utf-8").splitlines()
     text = "\n".join(line for line in lines if not line.lstrip().startswith("--"))

@@ -1,8 +1,8 @@
-"""Rate cards: the prices that a hold was computed from, kept in Postgres for whichever process settles the hold.
+"""Rate cards: the prices from which a hold was computed, kept in Postgres for any process that settles the hold.
 
 What must hold (I2):
-  A hold is settled at the prices that it was computed from. The process that settles it may have read other prices
-      since, or may not know the model any more.
+  A hold is settled at the prices from which it was computed. Without the card, the process that settles it might have
+      other prices by then, or might not know the model any more.
   A hold's rate card is written before the hold is.
 
 A card is identified by the digest of its text. So processes that have read the same prices share one card, and a card is
@@ -19,7 +19,7 @@ from llm_service.postgres import fetch
 from llm_service.pricing.models import Model
 
 _MOST = 10_000
-# Most often the card exists already: then nothing is written.
+# In most cases the card exists already, and nothing is written.
 _ID = "SELECT id FROM rate_cards WHERE digest = $1"
 _INSERT = "INSERT INTO rate_cards (digest, rates) VALUES ($1, $2) ON CONFLICT (digest) DO NOTHING"
 

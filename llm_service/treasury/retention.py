@@ -1,8 +1,8 @@
-"""Retention: windows that ended long ago and hold nothing are deleted; the sum of what they posted is kept.
+"""Retention: windows that ended long ago and hold nothing are deleted; the sum of their posted amounts is kept.
 
 What must hold (I4):
-  The transaction that deletes a window adds what it had posted to `retired_windows`, which the audit compares with the
-      ledger.
+  The transaction that deletes a window adds the window's posted amount to `retired_windows`, which the audit compares
+      with the ledger.
   Reports do not change, because they read the ledger.
   Any number of processes may do this at the same time.
 """
@@ -24,13 +24,13 @@ SELECT treasury_retire_windows_v1(
     clock_timestamp() - make_interval(secs => $1), clock_timestamp() - make_interval(secs => $2), $3) AS count
 """
 _BATCH = 2_000
-#: Windows of a day or longer are kept for 400 days, because `treasurer simulate` computes what another limit would have
-#: done in the past year. There are few of them.
+#: Windows of a day or longer are kept for 400 days, because `treasurer simulate` replays the past year with another
+#: limit. There are few such windows.
 LONG_S = 400 * 86_400.0
 
 
 async def retire_windows(pool: asyncpg.Pool, *, older_than_s: float, long_s: float = LONG_S) -> int:
-    """Delete windows that ended more than `older_than_s` seconds ago (of a day or longer: `long_s`); how many.
+    """Delete windows that ended more than `older_than_s` (long ones: `long_s`) seconds ago. Returns their number.
 
     Raises:
         TreasuryUnavailable: Postgres is away. Each window is either retired whole or untouched.

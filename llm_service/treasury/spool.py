@@ -1,8 +1,8 @@
-"""The spool: settlements that Postgres could not take yet are on disk, so that a crash in the meantime loses none.
+"""The spool: settlements that Postgres could not take yet are kept on disk, so that a crash in the meantime loses none.
 
 What must hold (I2):
   A settlement that was given to `add` is on disk when `add` returns, and stays there until Postgres has it.
-  After a crash another process that uses the folder settles what the dead process left; never two processes at once.
+  After a crash another process that uses the folder, and only one, settles what the dead process left.
       Settling twice would do no harm, because a settlement of an attempt counts once.
   A process is alive as long as it holds the lock of its file. The system releases the lock when the process ends, however
       it ends.
@@ -43,13 +43,14 @@ class SettlementSpool:
         self._written = 0
 
     def __len__(self) -> int:
-        """Settlements in this process's journal."""
+        """The number of settlements in this process's journal."""
         return self._written
 
     def add(self, settlements: Sequence[Settlement]) -> bool:
-        """Write settlements to disk, and with them those that an earlier `add` could not write.
+        """Write settlements to disk, together with those that an earlier `add` could not write.
 
-        False: the disk takes nothing, which is logged once. They are in memory only, until a later `add` succeeds.
+        False: the disk accepts no writes, which is logged once. The settlements are only in memory until a later `add`
+        succeeds.
         """
         waited = self._written < len(self._lines)
         self._lines += [orjson.dumps(settlement) + b"\n" for settlement in settlements]
@@ -67,7 +68,7 @@ class SettlementSpool:
         return True
 
     def clear(self) -> None:
-        """Forget everything: Postgres has all that this process had to settle."""
+        """Empty the journal, because Postgres has all settlements of this process."""
         self._lines, self._written = [], 0
         if self._file is None:
             return
@@ -76,10 +77,10 @@ class SettlementSpool:
         self.close()
 
     def _journal(self) -> BinaryIO:
-        """This process's journal, open and locked. Where the file was deleted, another one is begun.
+        """This process's journal, open and locked. If the file was deleted, a new one is begun.
 
-        A person may have emptied the folder; or another process found the journal before it was locked, took its owner
-        for dead, and deleted it.
+        A person may have emptied the folder. Or another process may have found the journal before it was locked, and
+        deleted it because its owner seemed dead.
         """
         for _ in range(3):
             if self._file is None:
@@ -100,12 +101,12 @@ class SettlementSpool:
         content = memoryview(b"".join(lines))
         length = os.fstat(file.fileno()).st_size
         try:
-            while content:  # a disk that is nearly full takes a part, and the next write fails
+            while content:  # a disk that is nearly full may write only a part; the next write then fails
                 content = content[file.write(content) :]
             os.fsync(file.fileno())
         except OSError:
             with contextlib.suppress(OSError):
-                file.truncate(length)  # else the next line would be appended to half of this one
+                file.truncate(length)  # otherwise the next line would be appended to half of this one
             raise
         self._written += len(lines)
 
@@ -117,7 +118,7 @@ class SettlementSpool:
 
     @contextlib.contextmanager
     def orphan(self, path: Path) -> Iterator[list[Settlement] | None]:
-        """What a dead process left in a journal. None: its owner is alive, or another process is settling it."""
+        """A dead process's settlements in a journal. None: its owner is alive, or another process is settling it."""
         try:
             file = path.open("rb")
         except OSError:
@@ -146,7 +147,7 @@ def read_lines(content: bytes) -> list[Settlement]:
     for line in content.splitlines():
         try:
             found.append(_read(orjson.loads(line)))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:  # the line is wrong; it could be read
+        except (AttributeError, KeyError, TypeError, ValueError) as error:  # the line is wrong, not the file
             wrong.append(type(error).__name__)
     if wrong:
         log.warning(

@@ -1,11 +1,12 @@
-"""The treasury's statements: how a group becomes arrays, and how a row becomes a decision. Pure.
+"""The arguments of the treasury's statements, made from a group of calls or runs, and the decisions read from their rows.
+Pure.
 
 What must hold:
   Each argument is listed once, in the order of the SQL function's parameters, with its name, its type and its getter
       (tests/integration/test_treasury_statements.py compares them with the functions in the database).
-  All arrays over calls have the same length, and the same place in each is about the same call. The same holds for the
-      arrays over principals, and for those over windows. Those over `of_runs` are empty where no call of the group
-      belongs to a run, and else as long as those over calls.
+  All arrays over calls have the same length, and the n-th element of each is about the n-th call. The same holds for
+      the arrays over principals, and for those over windows. Those over `of_runs` are as long as those over calls, or
+      empty where no call of the group belongs to a run.
 """
 
 from __future__ import annotations
@@ -33,9 +34,10 @@ _NUMBERS = {"smallint", "integer", "bigint", "double precision"}
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One array of a statement. `element` is the SQL type of its elements; `get` reads one from each member of `of`.
+    """One array argument of a statement. `element` is the SQL type of its elements; `get` reads an element from each
+    member of `of`.
 
-    `plain`: the elements are texts that need no quotes in the text form of an array, such as the words of an enum.
+    `plain`: the elements are texts that need no quotes in an array's text form, such as the values of an enum.
     """
 
     name: str
@@ -46,7 +48,7 @@ class Parameter:
 
     @property
     def cast(self) -> str:
-        """The argument's type. Numbers, ids and plain words are sent as text: PostgreSQL parses it faster than the driver encodes arrays."""
+        """The argument's type. Numbers, ids and plain words are sent as text, which is faster than the driver's arrays."""
         return f"text::{self.element}[]" if self.element != "text" or self.plain else "text[]"
 
     def encode(self, members: Iterable[Any]) -> object:
@@ -114,7 +116,7 @@ def _itself(value: int) -> int:
 
 
 def _bounded(name: str) -> Callable[[Settlement], str | None]:
-    """A getter of a text that a provider chose: without NUL, which Postgres refuses, and at most 200 characters."""
+    """A getter for a text from a provider: without NULs, which Postgres refuses, and at most 200 characters."""
     get = attrgetter(name)
 
     def bounded(settlement: Settlement) -> str | None:
@@ -212,7 +214,7 @@ CLOSE_EXPIRED = "SELECT treasury_close_expired_v1($1) AS closed"
 
 @dataclass(slots=True)
 class _Admissions:
-    """A group of calls; the principals and the windows that they name are each listed once. Places are counted from 1, as in SQL."""
+    """A group of calls, with each of their principals and windows listed once. Indexes count from 1, as in SQL."""
 
     calls: Sequence[HoldRequest]
     principals: list[Principal] = field(default_factory=list[Principal])
@@ -252,9 +254,9 @@ class RunExists(Exception):
 
 
 def decision(request: HoldRequest, row: asyncpg.Record) -> Hold | Denial | Exception:
-    """What the row of `ADMIT` decides about its request. An exception is for the caller of that request alone.
+    """The decision in a row of `ADMIT` about its request. An exception goes only to the caller of that request.
 
-    Of a run that was opened or resumed it is a `ReserveHeld`.
+    The decision about a run that was opened or resumed is a `ReserveHeld`.
     """
     verdict, granted, budget_id, subject, left, limit, posted, pending, resets_at, resumes_at, most = row
     if verdict == "admitted":

@@ -1,13 +1,13 @@
-"""The sweeper: settles holds whose owner is gone, by the proxy's witness, or else by the agent's policy.
+"""The sweeper: settles holds whose owner is gone, from the proxy's witness or, without one, by the agent's policy.
 
 What must hold:
   I2  Every hold ends within its lifetime plus one sweep, whatever crashed.
-  I2  Where the proxy has seen the end of the answer, the hold ends within seconds. An owner that has not settled it by
-      then is gone; if it is only late, its settlement changes nothing, or corrects.
+  I2  If the proxy has seen the end of the answer, the hold ends within seconds. An owner that has not settled it by
+      then counts as gone. If the owner is only late, its settlement changes nothing, or is a correction.
   I2  Two sweepers at once, or a sweeper and a late owner, do no harm: the settlement of an attempt counts once.
   I2  A hold is settled at the rates that it was made with.
-  I1  Without a witness of an answer the whole hold is posted, unless the agent's policy is to void it. So what a provider
-      may bill is never given out again.
+  I1  Without a witness of an answer the whole hold is posted, unless the agent's policy is to void it. So money that a
+      provider may bill is never released for other calls.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ _LATE = load_query("sweep/late", witnesses=_WITNESSES)
 _ONE = load_query("sweep/one", holds=_HOLDS)
 
 _SETTLE_WAIT_S = 10.0
-#: An owner settles within milliseconds of the answer's end.
+#: A hold counts as abandoned after this time: an owner normally settles within milliseconds of the answer's end.
 _ABANDONED_AFTER = timedelta(seconds=10)
-#: Whose figure the cost of several attempts together is: the most doubtful of them.
+#: The sources of a cost, the most doubtful first. A sum of several costs has the most doubtful of their sources.
 _DOUBTFUL = (CostSource.HOLD, CostSource.ESTIMATE, CostSource.UPSTREAM, CostSource.RATES, CostSource.PROVIDER)
 
 #: (model, deployment, usage, service tier) → nano-dollars; None: the catalogue does not have the model any more.
@@ -64,23 +64,24 @@ class OrphanHold:
     policy: ExpiryPolicy
     expired: bool
     witnesses: tuple[Witness, ...]
-    #: By deployment, those that the hold was made with; None: an older version made it.
+    #: The rates from which the hold was computed, by deployment; None: an older version of Treasurer made the hold.
     rates: Mapping[str, Rates] | None = None
 
 
 def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) -> Settlement | None:
-    """How a hold ends: by its witnesses; or, if they prove nothing and it has expired, by the agent's policy. Pure.
+    """How a hold ends: by its witnesses or, if they prove nothing and the hold has expired, by the agent's policy.
+    Pure.
 
-    None: it does not end yet.
+    None: the hold does not end yet.
 
-    - Witnesses of answers are added up, because a router's retry may have been billed as well. An answer that was cut
-      counts with a margin.
+    - The costs of all witnessed answers are added up, because a retry by the router may have been billed as well. For
+      an answer that was cut, a margin is added.
     - A witness without any input tokens proves nothing: the provider reported no usage, or the stream was cut before it
       began.
-    - A witness of a stream of which the provider had sent more than was read costs the whole hold (I1), because the part
-      that nobody saw may be all of it.
-    - A failure proves that nothing was bought only if its cost is zero and no other try can be running: the hold has
-      expired, or the proxy has `answered` its caller.
+    - If the provider had sent more of a stream than was read, the whole hold is posted (I1), because the unseen part
+      may have cost all of it.
+    - A failure proves that nothing was bought only if its cost is zero and no retry can still be running, because the
+      hold has expired or the proxy has `answered`.
     """
     proof = [witness for witness in hold.witnesses if witness.usage.input_tokens > 0 or witness.unread]
     if proof:
@@ -104,7 +105,7 @@ def settlement_for(hold: OrphanHold, price: Price, *, answered: bool = False) ->
 
 
 def _expired(call_id: UUID, attempt: int, posted_nano: int | None) -> Settlement:
-    """The end of a hold of which nothing shows what was bought. All of it is posted, or nothing (None)."""
+    """The end of a hold if nothing shows what was bought: all of it is posted, or (None) nothing."""
     posts = posted_nano is not None
     return Settlement(
         call_id,
@@ -139,10 +140,10 @@ def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlem
 
 
 def _cost_of(hold: OrphanHold, witness: Witness, price: Price) -> tuple[int, CostSource]:
-    """What a witnessed answer cost, in nano-dollars, at the rates of its hold, and whose figure that is.
+    """The cost of a witnessed answer, in nano-dollars, at the rates of its hold, and the source of that figure.
 
-    Whatever rates this process has read: a hold is settled at its own. Where the provider had sent more than was read,
-    the answer costs all that was held.
+    The hold's own rates are used even if this process has read others. If the provider had sent more than was read, the
+    answer costs all of the hold.
     """
     if witness.unread:
         return hold.amount_nano, CostSource.HOLD
@@ -169,7 +170,7 @@ def _certainty(proof: Sequence[Witness]) -> str:
 
 
 def _used(witness: Witness) -> Usage:
-    """What the provider reported; for an attempt that was cut, what LiteLLM counted, with a margin."""
+    """The usage that the provider reported or, for an attempt that was cut, LiteLLM's count with a margin."""
     return witness.usage if witness.exact else most_used(witness.usage)
 
 
@@ -193,7 +194,7 @@ class Sweeper:
         self._watches: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
-        """Sweep every `interval_s` seconds, forever. While Postgres is away, sweeps are put off."""
+        """Sweep every `interval_s` seconds, forever. While Postgres is away, sweeps are postponed."""
         while True:
             try:
                 while await self.sweep() >= 500:
@@ -205,9 +206,10 @@ class Sweeper:
             await asyncio.sleep(self._interval_s)
 
     async def sweep(self, limit: int = 500) -> int:
-        """Settle expired holds, and holds whose answer the proxy has seen to its end; correct by late witnesses.
+        """Settle expired holds, and holds whose answer the proxy has seen to its end; correct entries by late
+        witnesses.
 
-        Each is done for up to `limit` attempts. Returns how many have changed.
+        Each of the three is done for up to `limit` attempts. Returns how many attempts have changed.
 
         Raises:
             TreasuryUnavailable: Postgres is away.
@@ -218,8 +220,9 @@ class Sweeper:
             *await self._fetch(_LATE, limit),
         ]
         found = [settlement for row in rows if (settlement := self._end_of(row)) is not None]
-        # A settlement that Postgres refuses (its error is logged) must not stop the others. Nor must one whose window
-        # another transaction has locked: it is tried again and again, while the next sweep looks for others.
+        # A settlement that Postgres refuses (its error is logged) must not stop the others. The same holds if another
+        # transaction has locked a window: that settlement is repeated in the background, while the next sweep looks for
+        # others.
         written = [self._treasury.settle_soon(settlement) for settlement in found]
         if written:
             await asyncio.wait(written, timeout=_SETTLE_WAIT_S)
@@ -232,7 +235,7 @@ class Sweeper:
         return len(settlements)
 
     def _end_of(self, row: asyncpg.Record) -> Settlement | None:
-        """How a hold ends. One that cannot be priced must not stop the others, and ends, too: at all that was held."""
+        """How a hold ends. If its cost cannot be computed, all of the hold is posted, so that it does not stop the others."""
         try:
             return settlement_for(_orphan(row), self._price)
         except Exception:
@@ -240,9 +243,10 @@ class Sweeper:
         return _expired(row["call_id"], row["attempt"], row["amount_nano"]) if row["expired"] else None
 
     async def witnessed(self, call_id: UUID, attempt: int, wait_s: float) -> Settlement | None:
-        """How an attempt's witness would settle its hold: what the proxy saw of an answer that was given up.
+        """How the witness of an attempt would settle its hold. It shows the part that the proxy saw of an abandoned
+        answer.
 
-        Waits up to `wait_s` seconds for the witness. None: there is none by then, or Postgres is away.
+        Waits up to `wait_s` seconds for the witness. None: no witness has come by then, or Postgres is away.
         """
         deadline = asyncio.get_running_loop().time() + wait_s
         pause_s = 0.1
@@ -258,7 +262,7 @@ class Sweeper:
             pause_s *= 1.5
 
     def watch(self, call_id: UUID, attempt: int, lifetime_s: float, *, answered: bool = False) -> None:
-        """Settle one hold by its witness as soon as there is one; look for it until the hold's lifetime ends.
+        """Look for the witness of one hold until the hold's lifetime ends, and settle the hold as soon as there is one.
 
         `answered`: the proxy has answered, with an error that does not say whether anything was billed.
         """

@@ -3,8 +3,8 @@
 What must hold of every treasury:
   I1  A hold is made in every window that the request names, or in none, and no window's posted and pending money
       together pass its limit.
-  I2  A hold is settled once: a settlement that comes second for the same call and attempt changes nothing, unless it
-      corrects what was settled without the provider's figures.
+  I2  A hold is settled once: a second settlement of the same attempt changes nothing, unless it corrects one that was
+      made without the provider's figures.
   I4  Amounts are integers of nano-dollars.
 
 The treasury of a running gateway is `in_postgres.py`. `in_memory.py` is for tests, and needs no server.
@@ -20,7 +20,7 @@ from llm_service.types import Hold, HoldRequest, Settlement
 
 
 class Treasury(Protocol):
-    """Holds and settles. Whatever uses a treasury takes this, and never asks which one it has."""
+    """Makes and settles holds. Code that uses a treasury depends on this protocol, not on one of its implementations."""
 
     async def admit(self, request: HoldRequest) -> Hold | Denial:
         """Hold money for one attempt in every window of `request.lines`, or in none; a denial says why.
@@ -32,7 +32,7 @@ class Treasury(Protocol):
         ...
 
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[str]:
-        """Settle an attempt without keeping the caller waiting. The future's result is what became of it.
+        """Settle an attempt without keeping the caller waiting. The future's result says what became of it:
 
         "settled", "adjusted" (an earlier settlement was corrected), "already" (it was settled before, and nothing has
         changed) or "unknown" (nothing was ever held for it).
@@ -40,5 +40,5 @@ class Treasury(Protocol):
         ...
 
     async def freed(self, timeout_s: float) -> None:
-        """Wait until a settlement has given money back, for at most `timeout_s` seconds."""
+        """Wait until a settlement has released money, for at most `timeout_s` seconds."""
         ...

@@ -1,4 +1,4 @@
-"""Moments in a time zone, as people read them: always with the offset, so that nobody takes one zone for another. Pure."""
+"""Times in a time zone, as text for people: always with the offset, so that nobody takes one zone for another. Pure."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from zoneinfo import ZoneInfo
 
 
 def in_zone(moment: datetime, zone: str) -> datetime:
-    """The same moment in a zone; in UTC if this machine does not know the zone, which Postgres may."""
+    """The same time in a zone; in UTC if this machine does not know the zone, even if Postgres does."""
     return moment.astimezone(_zone(zone))
 
 
 def told(moment: datetime, zone: str) -> str:
-    """Such as `2026-11-29 00:00:00+01:00 (Europe/Berlin)`, and for UTC `2026-11-29 00:00:00 UTC`."""
+    """The text, such as `2026-11-29 00:00:00+01:00 (Europe/Berlin)`, or for UTC `2026-11-29 00:00:00 UTC`."""
     there = in_zone(moment, zone)
     if there.tzinfo is UTC:
         return f"{there:%Y-%m-%d %H:%M:%S} UTC"

@@ -1,15 +1,15 @@
-"""Whether another machine's clock agrees with ours, and the words for a difference. Pure.
+"""Whether another machine's clock agrees with ours, and how to word a difference. Pure.
 
 What must hold:
   A difference is reported only if it is larger than the error of the measurement.
-  The words tell which clock is ahead, and by how much.
+  The text says which clock is ahead, and by how much.
 """
 
 from __future__ import annotations
 
 from email.utils import parsedate_to_datetime
 
-#: Differences up to this, in seconds, are not reported: the measurement itself can be off by as much.
+#: Differences up to this many seconds are not reported, because the error of the measurement can be as large.
 TOLERANCE_S = 5.0
 
 
@@ -30,5 +30,5 @@ def disagrees(ahead_s: float | None) -> bool:
 
 
 def difference(ahead_s: float) -> str:
-    """Such as "3,600 s ahead of this gateway's"."""
+    """A text such as "3,600 s ahead of this gateway's"."""
     return f"{abs(ahead_s):,.0f} s {'ahead of' if ahead_s > 0 else 'behind'} this gateway's"

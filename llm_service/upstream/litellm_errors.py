@@ -1,9 +1,12 @@
-"""LiteLLM Proxy's error answers, and connections to it that broke, as errors and facts of ours. Pure: no I/O, no clock.
+"""Translates error answers of LiteLLM Proxy, and broken connections to it, into our errors and facts. Pure: no I/O, no
+clock.
 
 What must hold:
-  An error counts as free only if our plugin, the provider, or LiteLLM before it asked a provider has said so (I1).
+  An error counts as unbilled only if it comes from our plugin, from the provider, or from LiteLLM before it asked a
+  provider (I1).
   A caller gets the provider's own status, message, code, parameter and Retry-After, and none of LiteLLM's words.
-  An error about our grant, or about the operator's key for a provider, never looks like one about the caller's own key.
+  An error about our grant, or about the operator's key for a provider, never looks like an error about the caller's own
+  key.
 """
 
 from __future__ import annotations
@@ -32,9 +35,10 @@ from llm_service.upstream.upstream import Billing, Refusal, Unanswered
 
 #: The header in which LiteLLM names the deployment that answered.
 DEPLOYMENT_HEADER = "x-litellm-model-id"
-#: Prefixes of headers that only an answer of LiteLLM Proxy carries. A server between us and the proxy sets none of them.
+#: Prefixes of headers that only an answer of LiteLLM Proxy carries. A server between the gateway and the proxy sets
+#: none of them.
 _PROXY_HEADERS = ("x-treasurer-", "x-litellm-", "llm_provider-")
-#: How providers, and LiteLLM for them, say that a request is too long: OpenAI by a code, the others in words
+#: How an error says that a request is too long: OpenAI uses a code, other providers and LiteLLM use words
 #: (LiteLLM 1.106: `ContextWindowExceededError`, from litellm_core_utils/exception_mapping_utils.py).
 _TOO_LONG = (
     "context_length_exceeded",
@@ -53,9 +57,9 @@ _FILTERED = (
     "content management policy",
     "safety system",
 )
-#: How a provider refuses the operator's key, its credit, or its region.
+#: Words with which a provider refuses the operator's key, credit or region.
 _KEY_REFUSED = (401, 402, 403)
-#: The code for a caller who could act on the reason, where the provider has none.
+#: Our code for a reason that a caller could act on, if the provider has none.
 _CODES = {Condition.CONTEXT_TOO_LONG: "context_length_exceeded", Condition.CONTENT_FILTER: "content_filter"}
 _SECONDS = re.compile(r"[0-9]{1,9}(\.[0-9]{1,9})?")
 _UNIX_TIME = re.compile(r"[0-9]{1,12}(\.[0-9]{1,9})?")
@@ -74,7 +78,7 @@ def proxy_away(error: BaseException) -> ProxyUnavailable:
 
 
 def unanswered(error: BaseException) -> Unanswered:
-    """The facts of a request that may have reached a provider, and whose connection broke or took too long."""
+    """The facts about a request that may have reached a provider, but whose connection broke or took too long."""
     return Unanswered(_lost(error), _never_begun("The connection to LiteLLM Proxy broke, or took too long."))
 
 
@@ -102,7 +106,7 @@ def _never_begun(reason: str) -> ProxyUnavailable:
 
 
 def refusal_of(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Refusal:
-    """The facts of an error answer, whether it is the provider's, LiteLLM's, our plugin's, or a load balancer's.
+    """The facts about an error answer, which may come from the provider, LiteLLM, our plugin, or a load balancer.
 
     `now` in Unix seconds.
     """
@@ -121,7 +125,7 @@ def refusal_of(status: int, headers: Mapping[str, str], body: bytes, now: float)
 
 
 def stream_refusal_of(status: int, headers: Mapping[str, str], body: bytes, now: float) -> Refusal:
-    """The facts of an error in place of a stream. LiteLLM names the deployment if that had begun to stream already."""
+    """The facts about an error in place of a stream. LiteLLM names the deployment if it had already begun to stream."""
     refusal = refusal_of(status, headers, body, now)
     return replace(refusal, cut=headers.get(DEPLOYMENT_HEADER)) if refusal.billing is Billing.UNKNOWN else refusal
 
@@ -129,16 +133,18 @@ def stream_refusal_of(status: int, headers: Mapping[str, str], body: bytes, now:
 def certainly_unbilled(status: int, headers: Mapping[str, str]) -> bool:
     """Whether an error answer of the proxy means that nothing can have been billed.
 
-    If our plugin saw the error, it says so in a header. Otherwise LiteLLM's headers tell how far the request came. If
+    If our plugin saw the error, a header of the plugin says so. Otherwise LiteLLM's headers show how far the request
+    came. If
     the provider itself refused, its headers are passed on (`llm_provider-…`). If LiteLLM had begun to use an answer,
     the deployment is named as well. LiteLLM's own refusals (bad request, not granted, cooldown) come before anything is
-    sent. The rest are broken connections, time-outs and answers that LiteLLM could not read, which a provider may have
+    sent. All other errors are broken connections, time-outs and answers that LiteLLM could not read, which a provider
+    may have
     billed. Seen with LiteLLM 1.106.
     """
     free = headers.get("x-treasurer-free")
     if free is not None:
         return free == "1"
-    if "x-treasurer-refused" in headers:  # our plugin let nothing pass, unless an earlier sending has used the grant
+    if "x-treasurer-refused" in headers:  # our plugin refused the request; an earlier one may have used the grant
         return headers["x-treasurer-refused"] != GRANT_USED
     if DEPLOYMENT_HEADER in headers:
         return False
@@ -152,9 +158,9 @@ def upstream_error(
 ) -> UpstreamError | ProxyUnavailable:
     """An error answer as the error for the caller, with the provider's status, message, code and Retry-After.
 
-    A 401, 402 or 403 of the proxy is about our grant or the operator's key for the provider, so it becomes a 502. Our plugin
-    marks a 500 that LiteLLM raised because it could not read the request, which it therefore sent to nobody: that is
-    the caller's mistake, so it becomes a 400, and no breaker and no route counts it as a failure of the model.
+    A 401, 402 or 403 of the proxy is about our grant or the operator's key for the provider, so it becomes a 502. Our
+    plugin marks a 500 that LiteLLM raised because it could not read the request and so did not send it. That is the
+    caller's mistake, so it becomes a 400, and no breaker and no route counts it as a failure of the model.
     """
     if headers.get("x-treasurer-refused") == "clock":
         return _refused_for_time(headers.get("x-treasurer-time", ""), now)
@@ -183,14 +189,14 @@ def upstream_error(
 
 
 def event_error(fields: Mapping[str, object]) -> UpstreamError:
-    """The error event of a stream as the error for the caller. Its code is a status where LiteLLM knew one."""
+    """The error event of a stream as the error for the caller. The event's code is an HTTP status, if LiteLLM knew one."""
     code = str(fields.get("code") or "")
     status = int(code) if code.isdecimal() and 400 <= int(code[:4]) <= 599 else 502
     return _error(status, fields, None)
 
 
 def _error_of_plugin(refused: str | None) -> TreasurerError | None:
-    """The error for a refusal by our own plugin, by the refusal's code. None: the answer's body has to tell."""
+    """The error for a refusal by our own plugin, chosen by the refusal's code. None: the answer's body decides."""
     if refused == PRICES_CHANGED:
         return PricesChanged(
             "The proxy has other prices than the call was held for, so it was not sent, and nothing was spent.",
@@ -264,7 +270,7 @@ def _shaped(status: int, words: Said, error: Mapping[str, object], retry_after: 
 
 
 def _key_refused(status: int, retry_after: float | None) -> UpstreamError:
-    """The error for an answer that is about the operator's account at the provider, of which a caller gets no details."""
+    """The error for an answer about the operator's account at the provider. The caller gets no details of it."""
     error = UpstreamError(
         f"The provider of this model refuses this gateway's key, its credit or its region (HTTP {status}). Only an "
         "operator can mend that.",
@@ -277,7 +283,7 @@ def _key_refused(status: int, retry_after: float | None) -> UpstreamError:
 
 
 def _reason(status: int, words: str) -> Condition | None:
-    """Why a provider refused a request, where its code or its words show it."""
+    """Why a provider refused a request, if the code or the text of its answer shows that."""
     if status >= 500 or status == 429:
         return None
     words = words.lower()

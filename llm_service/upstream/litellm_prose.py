@@ -1,12 +1,13 @@
-"""What LiteLLM's error messages say about a provider's answer, without LiteLLM's words around it. Pure.
+"""Takes a provider's own error out of LiteLLM's error messages. Pure.
 
 What must hold:
   A caller gets the provider's own message, code and parameter, as the provider sent them.
-  No word of LiteLLM's reaches a caller: neither names of its classes, nor advice that only an operator could follow. What
-  LiteLLM itself refuses, or fails at, is said in our own words.
+  A caller never sees LiteLLM's own text: neither names of classes, nor advice that only an operator could follow.
+  Errors of LiteLLM itself are described in our own words.
 
-LiteLLM 1.106 puts a provider's JSON, or Python's form of it, behind the names of one to three classes, and sentences
-about its own fallbacks after it: `litellm.BadRequestError: OpenAIException - {"error": {…}}\\n\\nLiteLLM: model group …`.
+LiteLLM 1.106 puts the names of one to three classes before a provider's JSON (or Python's form of it), and sentences
+about its own fallbacks after it: `litellm.BadRequestError: OpenAIException - {"error": {…}}\\n\\nLiteLLM: model group
+…`.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from typing import Any, cast
 _CLASSES = re.compile(
     r"\s*(?:litellm\.)?[A-Za-z_]*(?:Error|Exception|Timeout)(?:\s+[A-Za-z]+(?:Error|Exception))?\s*(?::|-)\s*"
 )
-#: Where LiteLLM's own sentences begin that it appends to a message.
+#: The beginnings of sentences that LiteLLM appends to a message.
 _APPENDED = re.compile(
     r"\n+LiteLLM: model group|\s*\.? ?Handle with `litellm\.|\.? ?Received Model Group=|\s*LiteLLM Retried:"
     r"|\nTraceback \(most recent call last\):|\n?model=.*litellm|\s*No fallback model group found"
@@ -31,7 +32,7 @@ _BYTES = re.compile(r"""^b(?P<quote>['"]).*(?P=quote)$""", re.DOTALL)
 _UNSUPPORTED = re.compile(r"does not support parameters: (?P<names>\[[^\]]*\])", re.DOTALL)
 _COOLING_DOWN = re.compile(r"No deployments available for selected model")
 _LITELLM = re.compile(r"litellm|drop_params|model group", re.IGNORECASE)
-#: Errors of the HTTP client that LiteLLM quotes. They name the operator's addresses, which are no business of a caller's.
+#: Errors of the HTTP client that LiteLLM quotes. They name addresses of the operator, which a caller must not see.
 _CONNECTION = re.compile(
     r"payload is not completed|Connection error|Cannot connect to host|Connect call failed|Server disconnected|"
     r"connection attempts failed|Name or service not known|Connection (?:reset|refused|closed)|peer closed connection",
@@ -43,7 +44,7 @@ _MOST = 2000
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """What an error answer says. `message` None: nothing that helps a caller."""
+    """The content of an error answer. `message` None: it has nothing that helps a caller."""
 
     message: str | None = None
     code: str | None = None
@@ -52,7 +53,7 @@ class Said:
 
 
 def said(message: str) -> Said:
-    """What a message of LiteLLM's says."""
+    """The provider's error, or our own words, for a message of LiteLLM."""
     found = _UNSUPPORTED.search(message)
     if found is not None:
         return _unsupported(found["names"])
@@ -88,7 +89,7 @@ def _unsupported(names: str) -> Said:
 
 
 def _object_in(words: str) -> Mapping[str, Any] | None:
-    """The provider's error object, as JSON or as Python writes it, from where a message has it. None: there is none."""
+    """The provider's error object in a message, which has it as JSON or as Python writes it. None: there is none."""
     if _BYTES.match(words):
         try:
             words = cast("bytes", ast.literal_eval(words)).decode(errors="replace")
@@ -105,7 +106,7 @@ def _object_in(words: str) -> Mapping[str, Any] | None:
             value = ast.literal_eval(words[start : words.rfind("}") + 1])
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             return None
-    if isinstance(value, list) and value:  # Google's, of a stream
+    if isinstance(value, list) and value:  # Google's error of a stream is in a list
         value = cast("list[object]", value)[0]
     return cast("dict[str, Any]", value) if isinstance(value, dict) else None
 

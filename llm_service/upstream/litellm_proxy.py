@@ -1,9 +1,9 @@
-"""The only module that speaks to LiteLLM Proxy: it sends a granted request, and answers with facts instead of headers.
+"""The only module that speaks to LiteLLM Proxy: it sends a granted request, and returns facts instead of headers.
 
 What must hold:
   A request that was certainly not sent (`ProxyUnavailable`) is distinguished from one that may have reached a provider
   (`Unanswered`), because only the second can have cost anything.
-  A request is sent again only where its grant, which is good for one use, rules out that it is served twice.
+  A request is sent again only if its grant, which can be used once, rules out that it is served twice.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from llm_service.upstream.litellm_errors import (
 )
 from llm_service.upstream.upstream import Refusal, UpstreamAnswer, UpstreamStream
 
-#: A page of LiteLLM's that needs no grant and that LiteLLM answers without any work.
+#: A page of LiteLLM that needs no grant and takes LiteLLM no work.
 _OPEN_PAGE = "/health/liveliness"
 
 
@@ -40,9 +40,8 @@ class ProxyUpstream:
     """LiteLLM Proxy over HTTP: one session, whose connections are kept.
 
     Times in seconds: `connect_s` to reach the proxy, `total_s` for a whole call, `silence_s` between two reads of a
-    stream. A call's own `connect_s` and `silence_s`, and a stream's own `total_s`, go before these. For how long a
-    caller waits for a whole answer or for a first token is decided by the service, not here: a request that was sent
-    goes on.
+    stream. A call's own `connect_s` and `silence_s`, and a stream's own `total_s`, override these. The service decides
+    how long a caller waits for a whole answer or for a first token. After that the request goes on.
     """
 
     def __init__(self, url: str, *, connect_s: float = 5.0, total_s: float = 300.0, silence_s: float = 120.0) -> None:
@@ -77,8 +76,7 @@ class ProxyUpstream:
         """Ask for a whole answer.
 
         Raises:
-            ProxyUnavailable: it was not sent.
-            Unanswered: it may have been served.
+            ProxyUnavailable: the request was not sent. Unanswered: the request may have been served.
         """
         response = await self._post(path, body, grant, timeouts.connect_s, None)
         try:
@@ -104,7 +102,7 @@ class ProxyUpstream:
         return await self._read("GET", path, None, grant)
 
     async def ask(self, path: str, body: bytes, grant: str) -> Any:
-        """Post JSON to one of the proxy's own endpoints. It does not call a provider. Raises as `get` does."""
+        """Post JSON to one of the proxy's own endpoints, which do not call a provider. Raises as `get` does."""
         return await self._read("POST", path, body, grant)
 
     async def clock_ahead_s(self, *, fresh_s: float = 5.0) -> float | None:
@@ -124,7 +122,7 @@ class ProxyUpstream:
 
     def _note_clock(self, headers: Mapping[str, str]) -> None:
         now = time.monotonic()
-        if now - self._clock_seen > 1:  # once a second is enough; a busy gateway gets a thousand answers in it
+        if now - self._clock_seen > 1:  # once a second is enough, as answers come a thousand times a second
             self._clock_ahead_s, self._clock_seen = ahead_by(headers.get("Date"), time.time()), now
 
     async def _read(self, method: str, path: str, body: bytes | None, grant: str) -> Any:
@@ -155,19 +153,19 @@ class ProxyUpstream:
                 response = await self._live().post(path, data=body, headers=headers, timeout=timeout)
                 self._note_clock(response.headers)
             except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError) as error:
-                if last:  # it took the first sending, and may have died while it served it
+                if last:  # the proxy had the first request, and may have died while it served that
                     raise unanswered(error) from error
                 raise proxy_away(error) from error
             except aiohttp.ServerDisconnectedError as error:
-                # Usually a kept connection that the proxy had closed because it was idle. The grant is good for one
-                # use, so the request cannot be served twice. If the second sending is refused, the first may have been
-                # served.
+                # Usually this was a kept connection that the proxy had closed because it was idle. The request is sent
+                # again: the grant can be used once, so it cannot be served twice. If the second request is refused, the
+                # first one may have been served.
                 if last:
                     raise unanswered(error) from error
                 continue
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 raise unanswered(error) from error
-            # For whatever reason our plugin refuses the second sending, the first one may have been served.
+            # If our plugin refuses the second request, for whatever reason, the first one may have been served.
             if last and (response.status == 401 or "x-treasurer-refused" in response.headers):
                 response.release()
                 raise unanswered(ConnectionError("the first sending may have been served, and its answer was lost"))
@@ -216,7 +214,7 @@ class _Stream:
 
 
 def answer_of(status: int, headers: Mapping[str, str], body: bytes) -> UpstreamAnswer | Refusal:
-    """The facts of a whole answer, or of the error in its place."""
+    """The facts about a whole answer, or about the error in its place."""
     if status != 200:
         return refusal_of(status, headers, body, time.time())
     return UpstreamAnswer(body, headers.get(DEPLOYMENT_HEADER), _reported_cost(headers.get("x-litellm-response-cost")))

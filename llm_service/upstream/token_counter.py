@@ -1,7 +1,7 @@
 """Counts tokens with LiteLLM's tokenizer for a model, through the proxy, when the bound by bytes does not fit a budget.
 
 What must hold:
-  Only text is sent: LiteLLM would fetch a caller's images and files from their addresses.
+  Only text is sent to LiteLLM, which would otherwise fetch a caller's images and files from their addresses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MEDIA_PARTS = frozenset({"image_url", "input_image", "file", "input_file", "inp
 
 
 class Asks(Protocol):
-    """Asks the proxy for what is not a call of a model (`ProxyUpstream`)."""
+    """Sends requests to the proxy that are not calls of a model (`ProxyUpstream`)."""
 
     async def ask(self, path: str, body: bytes, grant: str) -> object: ...
 
@@ -63,7 +63,7 @@ def _texts(value: object) -> Iterator[str]:
     elif isinstance(value, list):
         items = cast("list[object]", value)
         if items and all(type(item) is int for item in items):
-            yield " ".join("x" for _ in items)  # an array of token numbers: one word for each token
+            yield " ".join("x" for _ in items)  # an array of token ids: one word for each token
         else:
             for item in items:
                 yield from _texts(item)

@@ -21,7 +21,7 @@ class Billing(StrEnum):
     """Whether a provider can have billed a request that ended in an error."""
 
     FREE = "free"  # nothing can have been billed
-    UNKNOWN = "unknown"  # only the proxy's own record, a witness, can tell
+    UNKNOWN = "unknown"  # only a witness, the proxy's own record, can show that
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,29 +39,29 @@ class Refusal:
 
     error: TreasurerError
     billing: Billing
-    #: The error for the caller where it turns out that the upstream never began with the request.
+    #: The error for the caller if it turns out that the upstream never began with the request.
     never_begun: ProxyUnavailable
     #: False: the answer may be from a server in between, so the upstream may never have got the request.
     begun: bool = True
-    #: Our own check of the grant refused the request: no provider was asked, and nothing follows about the model.
+    #: Our own check of the grant refused the request. No provider was asked, so the model did not fail.
     by_us: bool = False
-    #: The provider failed, as opposed to having refused this request.
+    #: The provider failed. It did not just refuse this request.
     provider_failed: bool = False
-    #: False: another sending of the same request is still being served, so the witness of it is yet to come.
+    #: False: the same request was sent twice, and the other one is still being served, so its witness is yet to come.
     answered: bool = True
-    #: This deployment had begun a stream, which was cut before anything of it came.
+    #: The deployment whose stream was cut before its first byte arrived.
     cut: str | None = None
-    #: The provider refuses the operator's key, account or region: nobody's request is at fault, nor is the model.
+    #: The provider refused the operator's key, account or region. Neither the request nor the model is at fault.
     key_refused: bool = False
 
 
 class Unanswered(Exception):
-    """The request may have reached a provider, and no whole answer came: only a witness can tell what it cost."""
+    """The request may have reached a provider, but no whole answer came, so only a witness can show the cost."""
 
     def __init__(self, error: TreasurerError, never_begun: ProxyUnavailable | None = None) -> None:
         super().__init__(error.message)
         self.error = error
-        #: The error for the caller where it turns out that the upstream never began with the request.
+        #: The error for the caller if it turns out that the upstream never began with the request.
         self.never_begun = never_begun or ProxyUnavailable(
             "The connection broke before the request was begun, so nothing was spent. Try again in a moment.",
             retry_after=2,

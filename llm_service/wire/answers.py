@@ -8,7 +8,7 @@ import orjson
 
 from llm_service.wire.events import GENERATED, objects
 
-#: The fields of a message that hold a tool's call: today's form, and the older one.
+#: The fields of a message that hold tool calls: the current form, and the older one.
 _CALLS = ("tool_calls", "function_call")
 
 

@@ -1,10 +1,10 @@
-"""A stream of server-sent events, forwarded as bytes and only scanned for what settlement needs.
+"""A stream of server-sent events. It is forwarded as bytes, and only scanned for the facts that settlement needs.
 
 What must hold:
-  Events reach the caller in order and unchanged, but for two:
-    the report of usage is left out if the caller did not ask for it, and else comes as OpenAI sends it, without a choice
+  Events reach the caller in order and unchanged, with two exceptions:
+    the report of usage is left out if the caller did not ask for it, and otherwise has OpenAI's form, without a choice
     and without LiteLLM's own figure of the cost;
-    an error event is left out, because the code that forwards the stream says what went wrong in our words.
+    an error event is left out, because the code that forwards the stream reports the error in our own words.
   An event is forwarded as soon as it is whole.
 The format: https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
@@ -22,7 +22,7 @@ _END = b"\n\n"
 #: The fields of a message, or of a part of one, that hold generated text.
 GENERATED = ("content", "reasoning_content", "refusal")
 _KEEP_BYTES = 8 * 1024 * 1024
-#: Events that will not be repeated are reduced to their text each time that they reach so many bytes.
+#: Events that need not be kept for a repetition are reduced to their text whenever they reach this many bytes.
 _BOIL_BYTES = 64 * 1024
 
 
@@ -31,9 +31,10 @@ class EventScanner:
 
     `usage` is the provider's last report, if nothing was generated after it (some providers report with every event,
     and a stream may be cut). `error` is the error event that ended the stream. `finished` is true once the stream's own
-    end has come. `begun` is true from the first event on that carries generated text or the end of a choice; `withheld`
-    is true if that event carries no text, and a content filter ended every choice. `size` is the number of bytes that
-    were forwarded. With `keeps` all of them are kept for `forwarded`, else only their text.
+    end has come. `begun` becomes true with the first event that carries generated text or the end of a choice.
+    `withheld` is true if that event carries no text, because a content filter ended every choice. `size` is the number
+    of bytes that
+    were forwarded. With `keeps`, all of these bytes are kept for `forwarded`; otherwise only their text.
     """
 
     def __init__(self, *, hide_usage: bool, keeps: bool = True) -> None:
@@ -55,7 +56,7 @@ class EventScanner:
     def feed(self, chunk: bytes) -> bytes:
         """Take the bytes that have arrived; return those that may be forwarded now."""
         self._tail += chunk
-        if b"\r" in self._tail:  # in the whole tail, because a chunk may end between the two
+        if b"\r" in self._tail:  # search the whole tail, because a chunk may end between two line ends
             self._tail = self._tail.replace(b"\r\n", b"\n")
         cut = self._tail.rfind(_END)
         if cut < 0:
@@ -70,19 +71,19 @@ class EventScanner:
         return forwarded
 
     def text(self) -> tuple[str, int]:
-        """The text that was generated, as far as it was seen, and the number of events that carried some."""
+        """The generated text that was seen, and the number of events that carried text."""
         parts = [*_texts(self._kept)]
         return "".join([*self._said, *parts]), self._said_events + len(parts)
 
     def forwarded(self) -> bytes | None:
-        """All that was forwarded, for an idempotent repetition. None when it was too long to keep."""
+        """Everything that was forwarded, for an idempotent repetition. None if it was too long to keep."""
         return b"".join(self._kept) if self._kept_bytes == self.size else None
 
     def _keep(self, event: bytes) -> None:
         self.size += len(event)
         self._kept_bytes += len(event)
         self._kept.append(event)
-        if self._kept_bytes > self._most_kept:  # it will not be repeated; its text is kept, for an estimate
+        if self._kept_bytes > self._most_kept:  # too long to be repeated, so only its text is kept, for an estimate
             said = [*_texts(self._kept)]
             self._said.append("".join(said))
             self._said_events += len(said)
@@ -90,7 +91,7 @@ class EventScanner:
             self._kept_bytes, self._most_kept = 0, _BOIL_BYTES
 
     def _scan(self, event: bytes) -> bytes:
-        """Note the facts of an event, and return it as it is forwarded: empty if it is not."""
+        """Note the facts of an event, and return the bytes to forward: empty if it is not forwarded."""
         whole = event + _END
         if event.strip() == b"data: [DONE]":
             self.finished = True
@@ -117,7 +118,7 @@ class EventScanner:
         return whole
 
     def _reporting(self, whole: bytes, data: dict[str, Any], usage: dict[str, Any]) -> bytes:
-        """An event with a report of usage, as it is forwarded."""
+        """The bytes to forward for an event with a report of usage."""
         said = any(map(_says_something, objects(data.get("choices"))))
         if not said and self._hide_usage:
             return b""
@@ -174,7 +175,8 @@ def _generated(data: dict[str, Any]) -> Iterator[str]:
             yield from (delta[name] for name in GENERATED if isinstance(delta.get(name), str) and delta[name])
             older: dict[str, Any] = {"function": delta.get("function_call")}
             for call in [older, *objects(delta.get("tool_calls"))]:
-                # Not generated, but about as long as what a model writes around a call's name and arguments.
+                # This is not generated text, but about as long as the text that a model generates around a call's name
+                # and arguments.
                 yield from (call[name] for name in ("id",) if isinstance(call.get(name), str))
                 for function in objects([call.get("function")]):
                     yield from (function[name] for name in ("name", "arguments") if isinstance(function.get(name), str))

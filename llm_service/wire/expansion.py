@@ -1,7 +1,8 @@
-"""How much longer a request's text can become between the caller and the model: its bytes alone do not bound it. Pure.
+"""How much longer a request's text can become between the caller and the model, because its bytes alone are not a
+bound. Pure.
 
-What must hold (I1): a text that LiteLLM or a tokenizer makes of a request's is never longer than its bytes and this
-growth.
+What must hold (I1): the text that LiteLLM or a tokenizer makes of a request's text is never longer than the request's
+bytes plus this growth.
 """
 
 from __future__ import annotations
@@ -16,15 +17,15 @@ import orjson
 
 from llm_service.errors import InvalidRequest
 
-#: The most references of schemas that are followed to see how long the schemas become.
+#: The most references of schemas that are followed to compute how long the schemas become.
 _MAX_REFERENCES = 10_000
-#: The most bytes that a composed letter grows by when it is decomposed: it has four at most, and becomes three times as
-#: long.
+#: The most bytes by which a composed letter grows when it is decomposed: it has at most four, and becomes three times
+#: as long.
 _TAKEN_APART_BYTES = 8
 
 
 def nfkc_growth_bytes(text: bytes) -> int:
-    """The bytes that a text grows by if a tokenizer first brings it into Unicode's form NFKC, as Anthropic's did.
+    """By how many bytes a text grows if a tokenizer first converts it to Unicode's form NFKC, as Anthropic's did.
 
     One character of three bytes can become eighteen characters (U+FDFA). The growth is added up by character,
     because normalising the whole text takes a minute for a few hundred thousand accents on one letter. This sum misses
@@ -53,11 +54,11 @@ def _spelled_out(char: str) -> tuple[int, int, int]:
 
 
 def ref_expansion_bytes(schemas: object) -> int:
-    """The bytes that schemas grow by if every reference is replaced by a copy of the schema that it names.
+    """By how many bytes schemas grow if every reference is replaced by a copy of the schema that it names.
 
     LiteLLM does that for Google's and, in part, for Anthropic's models: with nested references a schema of one
-    kilobyte becomes megabytes. As in LiteLLM, a name is the last part of its reference, and a reference
-    within its own replacement is left alone. A name that is defined more than once counts with all of its definitions.
+    kilobyte becomes megabytes. As in LiteLLM, the last part of a reference is the schema's name, and a reference to a
+    schema within that schema is not replaced. If a name is defined more than once, all of its definitions count.
 
     Raises:
         InvalidRequest: there are too many references to follow.

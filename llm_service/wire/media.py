@@ -1,7 +1,8 @@
-"""What the images, recordings and files of a request are, read from their bytes. Pure.
+"""Finds out the facts about the images, recordings and files of a request from their bytes. Pure.
 
 What must hold (I1):
-  What a part is, is read from its first bytes. The field that carries it does not matter: audio in an `image_url` is audio.
+  The first bytes of a part decide what it is. The field that carries the part does not matter: audio in an `image_url`
+  is audio.
   The bytes and each MIME type that the part names must agree, because a provider may trust either.
   Content that is not recognised is refused by name. So is content that is not in the request: a file's id, `gs://`.
   A size or a length is never smaller than the truth. If it cannot be read reliably, it is None, and the bound is then
@@ -30,24 +31,24 @@ Image.MAX_IMAGE_PIXELS = None
 
 
 class Kind(StrEnum):
-    """What a part is. The values are used in messages."""
+    """The kinds of parts. The values are used in messages."""
 
     IMAGE = "image"
     AUDIO = "audio"
     VIDEO = "video"
     PDF = "PDF"
     TEXT = "text file"
-    DOCUMENT = "document"  # an office document or a table: the provider turns it into text, by its own rules
+    DOCUMENT = "document"  # an office document or a table, which the provider turns into text by its own rules
 
 
 @dataclass(frozen=True, slots=True)
 class Medium:
-    """One image, recording or file.
+    """One image, recording or file of a request.
 
     `width`, `height`: pixels of an image. `detail`: the resolution that the request asks for.
-    `animated`: it has more than one frame. `milliseconds`: how long a recording is, rounded up.
-    `size`: the bytes of the file. `pages` and `text_bytes`: of a PDF, the pages and the most bytes of text on them.
-    `remote`: it is given by a URL, so nothing else about it is known.
+    `animated`: the image has more than one frame. `milliseconds`: the length of a recording, rounded up.
+    `size`: the file's size in bytes. `pages`, `text_bytes`: the pages of a PDF, and the most bytes of text on them.
+    `remote`: the part is only a URL, so nothing else about it is known.
     `content`: the bytes of a PDF whose pages have not been counted yet.
     """
 
@@ -69,7 +70,7 @@ class Medium:
 _TEXT_PARTS: Final = frozenset({"text", "refusal", "thinking", "redacted_thinking"})
 _IMAGE_PARTS: Final = frozenset({"image_url", "input_image"})
 _FILE_PARTS: Final = frozenset({"file", "input_file"})
-#: Fields that hold media. In a part of another type they are refused, because LiteLLM may read them for a provider.
+#: Fields that hold media. A part of another type may not have them, because LiteLLM may read them for a provider.
 _MEDIA_FIELDS: Final = frozenset(
     {
         "image_url",
@@ -84,12 +85,12 @@ _MEDIA_FIELDS: Final = frozenset(
         "source",
     }
 )
-#: Fields for a MIME type. LiteLLM uses theirs instead of the one in the data URL.
+#: Fields for a MIME type. LiteLLM prefers their value to the MIME type in the data URL.
 _MIME_FIELDS: Final = ("format", "mime_type", "content_type")
 _IMAGE_FIELDS: Final = frozenset({"url", "detail", *_MIME_FIELDS})
 _FILE_FIELDS: Final = frozenset({"file_data", "file_id", "filename", "detail", *_MIME_FIELDS})
 _DETAILS: Final = frozenset({"auto", "low", "medium", "high", "ultra_high", "original"})
-#: A provider makes more text of these than they have bytes: OpenAI adds a description of a table's columns.
+#: From these a provider makes more text than they have bytes: OpenAI adds a description of a table's columns.
 _TABLES: Final = frozenset({"text/csv", "text/tab-separated-values", "text/tsv"})
 _OFFICE: Final = ("application/vnd.", "application/msword", "application/rtf", "application/epub+zip")
 _TEXT_MIMES: Final = frozenset({"application/json", "application/xml", "application/yaml", "application/javascript"})
@@ -98,10 +99,10 @@ _AUDIO_BRANDS: Final = frozenset({b"M4A ", b"M4B "})
 
 
 def read_part(part: object) -> tuple[Medium | None, int]:
-    """The medium that a part of a message holds (None for text), and how many bytes of the request are its data.
+    """The medium in a part of a message (None for text), and how many bytes of the request are its data.
 
     Raises:
-        InvalidRequest: it is malformed, or it is something that cannot be bounded and priced.
+        InvalidRequest: the part is malformed, or it cannot be bounded and priced.
     """
     if not isinstance(part, dict):
         raise InvalidRequest("Each part of a message's 'content' must be an object.", param="messages")
@@ -136,7 +137,7 @@ def _image_part(given: object) -> tuple[Medium, int]:
 
 
 def _file_part(part: dict[str, Any]) -> tuple[Medium, int]:
-    # OpenAI's Responses API has the fields in the part, Chat Completions in an object within it.
+    # OpenAI's Responses API has these fields in the part itself, Chat Completions in an object within the part.
     nested: object = part.get("file")
     beside = {name: value for name, value in part.items() if name in _FILE_FIELDS and value is not None}
     if nested is not None and beside:
@@ -191,7 +192,7 @@ def _unpriced(why: str) -> InvalidRequest:
 
 
 def _declared(mime: str) -> Kind | None:
-    """The kind that a MIME type names. None: one that is not known here."""
+    """The kind that a MIME type names. None: the type is not known here."""
     name = mime.partition(";")[0].strip().lower()
     family = name.partition("/")[0]
     if family in ("image", "audio", "video"):
@@ -220,12 +221,12 @@ def _read(url: str, named: tuple[str, ...], detail: str | None, name: str) -> Me
         if kind is None or kind is not declared:
             found_kind = "nothing that is known here" if kind is None else f"of the kind {kind.value!r}"
             raise _unpriced(f"The {name!r} says that it is {mime[:64]!r}, but its bytes are {found_kind}")
-    assert kind is not None  # the data: URL names a type, so the loop has run
+    assert kind is not None  # a data: URL always names a type, so the loop has run
     return _measured(kind, content, detail)
 
 
 def _recognise(content: bytes) -> Kind | None:
-    """The kind that the first bytes show. None: no known one, so it may be text."""
+    """The kind that the first bytes show. None: no known kind, so it may be text."""
     start = content[:16]
     if start.startswith(b"RIFF"):
         return {b"WAVE": Kind.AUDIO, b"WEBP": Kind.IMAGE, b"AVI ": Kind.VIDEO}.get(start[8:12])
@@ -272,9 +273,10 @@ def _image_size(content: bytes) -> tuple[int | None, int | None, bool]:
         return _webp_size(content)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about details of the file that do not matter here
+            warnings.simplefilter("ignore")  # Pillow warns about details that do not matter here
             with Image.open(io.BytesIO(content), formats=("JPEG", "PNG", "GIF", "BMP")) as image:
-                # Not JPEG: a phone's JPEG often has a second picture behind the first, and decoders ignore it.
+                # JPEG is not among these: a phone's JPEG often has a second picture behind the first, which decoders
+                # ignore.
                 animated = image.format in ("GIF", "PNG") and bool(getattr(image, "is_animated", False))
                 return image.width, image.height, animated
     # Pillow raises its own errors and these built-in ones for a broken header.
@@ -283,7 +285,7 @@ def _image_size(content: bytes) -> tuple[int | None, int | None, bool]:
 
 
 def _webp_size(content: bytes) -> tuple[int | None, int | None, bool]:
-    """As `_image_size`. Pillow is not used, because it would allocate memory for all pixels.
+    """The same as `_image_size`, for WebP. Pillow is not used, because it would allocate memory for all pixels.
 
     https://developers.google.com/speed/webp/docs/riff_container
     """
@@ -302,14 +304,14 @@ def _webp_size(content: bytes) -> tuple[int | None, int | None, bool]:
 
 
 def _milliseconds(content: bytes) -> int | None:
-    """How long a recording is, rounded up. None: that cannot be known without decoding it."""
+    """The length of a recording in milliseconds, rounded up. None: it cannot be known without decoding."""
     if content.startswith(b"RIFF"):
         return _wav_milliseconds(content)
     return _mp3_milliseconds(content)
 
 
 def _wav_milliseconds(content: bytes) -> int | None:
-    """The length, from the format of the samples and the size of the file. The header's own length is not trusted."""
+    """The length of a WAV file, from the format of its samples and its size. The length in its header is not trusted."""
     place, form = 12, b""
     while place + 8 <= len(content):
         name, size = content[place : place + 4], int.from_bytes(content[place + 4 : place + 8], "little")
@@ -323,9 +325,9 @@ def _wav_milliseconds(content: bytes) -> int | None:
     if len(form) < 16:
         return None
     code, channels, rate, _, block, bits = struct.unpack("<HHIIHH", form[:16])
-    if code == 0xFFFE:  # the real format code comes later in the chunk
+    if code == 0xFFFE:  # extensible format: the real format code comes later in the chunk
         code = int.from_bytes(form[24:26], "little")
-    # 1 and 3 are uncompressed samples. With compressed ones, the size of the file does not show the length.
+    # Formats 1 and 3 have uncompressed samples. With compressed samples, the file's size does not show the length.
     if code not in (1, 3) or not rate or not block or block * 8 != channels * bits:
         return None
     return -(-len(content) * 1000 // (rate * block))
@@ -335,14 +337,15 @@ def _wav_milliseconds(content: bytes) -> int | None:
 _MPEG1_KBPS: Final = (None, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320, None)
 _MPEG2_KBPS: Final = (None, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160, None)
 _MP3_RATES: Final = {3: (44_100, 48_000, 32_000), 2: (22_050, 24_000, 16_000), 0: (11_025, 12_000, 8_000)}
-#: Other calls wait while the frames are counted, so a recording with more frames is not measured. An hour has more.
+#: The most frames that are counted, because other calls wait meanwhile. A longer recording is not measured; an hour has
+#: more.
 _MOST_FRAMES: Final = 40_000
 
 
 def _mp3_milliseconds(content: bytes) -> int | None:
-    """The length of MPEG audio, layer III: the sum of its frames. A length that a header names is not trusted.
+    """The length of MPEG audio, layer III: the sum of its frames. A length in a header is not trusted.
 
-    None: there is something other than frames between the first and the last one, or there are too many frames.
+    None: there are other data between the frames, or too many frames.
     """
     place = 0
     if content.startswith(b"ID3") and len(content) > 10:

@@ -1,7 +1,7 @@
-"""An error as OpenAI's API shows it: https://platform.openai.com/docs/guides/error-codes. Pure.
+"""Errors in the form of OpenAI's API: https://platform.openai.com/docs/guides/error-codes. Pure.
 
 What must hold: the body of an error is made only here, for every route that speaks OpenAI's API. An API with another
-shape of errors has its own module beside this one. Status and headers belong to HTTP: they are `TreasurerError`'s.
+shape of errors has its own module beside this one. The HTTP status and headers come from `TreasurerError`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from llm_service.errors import TreasurerError
 
 
 def openai_error(error: TreasurerError) -> dict[str, Any]:
-    """OpenAI's error object. Treasurer's details, for programs, are in a separate field."""
+    """OpenAI's error object. Treasurer's details for programs are in a separate field of it."""
     fields: dict[str, Any] = {"message": error.message, "type": error.type, "param": error.param, "code": error.code}
     if error.details:
         fields["treasurer"] = error.details

@@ -4,9 +4,9 @@ What must hold:
   A parameter reaches the provider, unchanged or translated. If it would not, the call is refused before money is held,
       and the error names the parameter. LiteLLM drops some parameters silently. Each of these is refused here, or put
       where LiteLLM does not look at it.
-  If a value asks only for what a provider does by default (a penalty of 0, one choice), it is left out where the
-      provider has no such parameter.
-  A translation by LiteLLM that would change the price is not used: it turns the tier `auto` into Gemini's `priority`.
+  If a provider lacks a parameter, a value that only asks for the default (a penalty of 0, one choice) is left out.
+  A translation by LiteLLM that would change the price is avoided: LiteLLM turns the tier `auto` into Gemini's
+  `priority`.
 
 `user` and `metadata.tags` are meant for Treasurer. A provider receives `user` too, if it has such a field.
 tests/integration/test_parameters.py sends each parameter to each kind of provider through the real proxy.
@@ -25,7 +25,8 @@ _OPENAI: Final = "openai"
 _ANTHROPIC: Final = "anthropic"
 _GOOGLE: Final = "google"
 _OTHER: Final = "other"
-#: LiteLLM's names of providers → whose parameters they accept. An operator's own server with OpenAI's API is "openai".
+#: LiteLLM's name of a provider → the provider whose parameters it accepts. A server of the operator with OpenAI's API
+#: is "openai".
 _FAMILIES: Final = {
     "openai": _OPENAI,
     "anthropic": _ANTHROPIC,
@@ -36,13 +37,13 @@ _FAMILIES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class _Gap:
-    """A parameter that some providers lack. `asks`: whether a value asks for more than they do by default."""
+    """A parameter that some providers lack. `asks`: whether a value asks for more than these providers do by default."""
 
     param: str
     lacking: frozenset[str]
     asks: Callable[[Any], bool]
-    what: str  # in the message, after the model's name
-    removable: bool = True  # a value that asks for nothing can be left out
+    what: str  # the end of the error message, after the model's name
+    removable: bool = True  # such a value only asks for the default, and can be left out
 
 
 def _other_than(*usual: object) -> Callable[[Any], bool]:
@@ -109,7 +110,7 @@ def check_arrives(data: Mapping[str, Any], model: str, providers: Collection[str
     """Refuse a parameter that would not reach one of the model's providers.
 
     Raises:
-        InvalidRequest: it names the parameter, the model, and what to do instead.
+        InvalidRequest: the message names the parameter, the model, and what to do instead.
     """
     gaps = [*_gaps_of(providers), *(_ALWAYS_THINKS if always_thinks else ())]
     for gap in gaps:
@@ -125,7 +126,7 @@ def check_arrives(data: Mapping[str, Any], model: str, providers: Collection[str
 
 
 def as_sent(data: Mapping[str, Any], providers: Collection[str]) -> dict[str, Any]:
-    """The parameters of a request that `check_arrives` has accepted, in a form that LiteLLM passes on whole."""
+    """The parameters of a request that `check_arrives` has accepted, in a form that LiteLLM passes on completely."""
     removable = {gap.param for gap in _gaps_of(providers) if gap.removable}
     families = _families(providers)
     if families != {_OPENAI} and data.get("service_tier") == "auto":
@@ -136,9 +137,10 @@ def as_sent(data: Mapping[str, Any], providers: Collection[str]) -> dict[str, An
 
 
 def _is_hidden(name: str, value: object) -> bool:
-    """Whether a parameter must be within `extra_body`, so that LiteLLM passes it on to a server with OpenAI's API.
+    """Whether a parameter must be put into `extra_body`, so that LiteLLM passes it on to a server with OpenAI's API.
 
-    Outside it, LiteLLM keeps `metadata` for itself, drops `prompt_cache_retention`, and refuses this kind of `tool_choice`.
+    Otherwise LiteLLM keeps `metadata` for itself, drops `prompt_cache_retention`, and refuses this kind of
+    `tool_choice`.
     """
     return name != "tool_choice" or _is_kind("allowed_tools")(value)
 

@@ -1,11 +1,13 @@
 """How many pages a PDF has, and how much text they can show. Pure.
 
 What must hold (I1):
-  Neither number is smaller than what a provider's reader finds. A file that readers may take in different ways has none.
-  A provider extracts the text of each page. Text elsewhere (forms, notes, attached files) has no bound here either.
+  Neither number is smaller than the number that a provider's PDF reader finds. If readers may read a file in different
+  ways, it has no such numbers.
+  A provider extracts the text of each page. If a PDF has text elsewhere (forms, notes, attached files), its text has no
+  bound.
 
-A PDF can be made so that reading it takes long. pypdf limits each step, and the caller runs this in a process that is
-ended after some seconds (llm_service/call/pdf_process.py).
+A PDF can be made so that reading it takes long. pypdf limits each step, and this runs in a process that is ended after
+some seconds (llm_service/call/pdf_process.py).
 """
 
 from __future__ import annotations
@@ -20,16 +22,16 @@ from pypdf import PdfReader
 from pypdf.errors import PyPdfError
 from pypdf.generic import ArrayObject, DictionaryObject, StreamObject
 
-#: No provider reads longer ones: https://ai.google.dev/gemini-api/docs/document-processing
+#: The most pages; no provider reads longer PDFs: https://ai.google.dev/gemini-api/docs/document-processing
 MOST_PAGES: Final = 1000
 #: The most bytes of unpacked content; a page of dense text has about 20,000.
 _MOST_CONTENT: Final = 40_000_000
 _DEEPEST: Final = 8
-#: One byte of content is at most one character of a font that has no table of its own: three bytes of UTF-8.
+#: If a font has no table of characters, one byte of content is at most one character: three bytes of UTF-8.
 _LEAST_GROWTH: Final = 3
-#: Some names of characters stand for two or three of them, in scripts of two bytes each.
+#: If it names characters, a name can stand for two or three characters of two bytes each: six bytes of UTF-8.
 _NAMED_GROWTH: Final = 6
-#: A name like /f_f_i or /uni00660066 stands for any number of characters.
+#: Names such as /f_f_i or /uni00660066, which can stand for any number of characters.
 _SEVERAL: Final = re.compile(r"_|uni[0-9A-Fa-f]{5,}")
 _DRAWS: Final = re.compile(rb"/[^\s/\[\]<>()]+\s+Do\b")
 _HEX: Final = re.compile(rb"<([0-9A-Fa-f\s]*)>")
@@ -44,7 +46,7 @@ class PdfFacts:
 
 
 class _UnboundedText(Exception):
-    """The text is, or may be, more than the pages' content shows."""
+    """The text may be longer than the content of the pages shows."""
 
 
 def read_pdf(content: bytes) -> PdfFacts | None:
@@ -62,7 +64,7 @@ def read_pdf(content: bytes) -> PdfFacts | None:
             return PdfFacts(len(pages), _text_bytes(root, cast("list[DictionaryObject]", pages)))
         except _UnboundedText:
             return PdfFacts(len(pages), None)
-    # What pypdf raises for broken files, and the plain errors that broken objects cause in it.
+    # pypdf raises its own errors for broken files, and broken objects cause these built-in ones in it.
     except (PyPdfError, ValueError, TypeError, LookupError, AttributeError, OSError, RecursionError, ArithmeticError):
         return None
 
@@ -87,11 +89,11 @@ def _text_bytes(root: DictionaryObject, pages: list[DictionaryObject]) -> int:
 
 
 def _shown_bytes(shown: bytes, resources: Mapping[str, object], depth: int) -> int:
-    """The most bytes of text that content shows, with what it draws by name."""
+    """The most bytes of text that content shows, including the named objects that it draws."""
     if depth == 0:
         raise _UnboundedText
     if any("/ActualText" in _dictionary(each) for each in _dictionary(resources.get("/Properties")).values()):
-        raise _UnboundedText  # a reader may take that text instead of the one that is shown
+        raise _UnboundedText  # a reader may extract that text instead of the text that is shown
     growth = max(
         [_LEAST_GROWTH, *(_growth(_dictionary(font)) for font in _dictionary(resources.get("/Font")).values())]
     )
@@ -110,7 +112,7 @@ def _shown_bytes(shown: bytes, resources: Mapping[str, object], depth: int) -> i
 def _growth(font: DictionaryObject) -> int:
     """The most bytes of UTF-8 that one byte of a string can be in a font."""
     if font.get("/Subtype") == "/Type3":
-        raise _UnboundedText  # its characters are drawn, perhaps with text in them
+        raise _UnboundedText  # characters of such a font are drawings, which may contain text
     encoding = _resolved(font.get("/Encoding"))
     names = (
         [str(name) for name in _array(encoding.get("/Differences"))] if isinstance(encoding, DictionaryObject) else []

@@ -1,4 +1,5 @@
-"""Reads a caller's body once, for the facts that governance needs. It takes out only what is meant for Treasurer. Pure.
+"""Reads a caller's body once, for the facts that governance needs, and removes only the fields that are meant for
+Treasurer. Pure.
 
 What must hold: each request that is passed on can be bounded and priced. So only the parameters of OpenAI's
 API (and the few that LiteLLM adds for other providers' features) are accepted. An unknown one is refused by
@@ -6,9 +7,9 @@ name, as OpenAI does, because LiteLLM would obey some of them (`api_base`, `fall
 `input_cost_per_token` …). Features that cost money beyond tokens (hosted tools, audio output) are refused by name.
 
 `input_bound` is an upper bound of the tokens that the text can become: no byte-level tokenizer makes
-more tokens than there are UTF-8 bytes, plus an allowance for what a provider wraps around messages
-and tools, and for what makes the text longer on its way: references within schemas that LiteLLM
-replaces by the schemas that they name, and compatibility characters that tokenizers spell out. Images,
+more tokens than there are UTF-8 bytes, plus an allowance for the text that a provider wraps around messages and tools,
+and for text that becomes longer on its way: references that LiteLLM replaces by the schemas that they name, and
+compatibility characters that tokenizers spell out. Images,
 recordings and files are read separately (media.py), because their bound depends on the model.
 """
 
@@ -31,10 +32,11 @@ MAX_CHOICES = 128
 MAX_ATTRIBUTION = 128
 #: The most tags that a call may name.
 MAX_TAGS = 32
-#: orjson reads deeper bodies than it writes (254); a body that was read must be one that can be sent.
+#: The deepest nesting of a body. orjson reads deeper bodies than the 254 levels that it can write, and a body has to be
+#: written again.
 _MAX_DEPTH = 200
-#: The most lists and objects of a body. LiteLLM walks through them several times, and no other request is served
-#: meanwhile: a million take it ten seconds.
+#: The most lists and objects of a body. LiteLLM walks through all of them several times, and serves no other request
+#: meanwhile: a million would take ten seconds.
 _MAX_PARTS = 250_000
 _LARGE_BYTES = 1 << 20
 
@@ -54,17 +56,17 @@ _UNPRICED = {
     "audio": "Only text output can be bounded and priced",
     "moderation": "Moderation within a completion has no known price",
 }
-#: How long a provider keeps a cache, with the values whose price is known: it is the same for each.
+#: How long a provider keeps a cache: the values whose price is known. The price is the same for each value.
 _CACHE_RETENTIONS = (None, "in_memory", "in-memory", "24h")
 _CACHE_OPTIONS = {"mode": ("implicit", "explicit"), "ttl": ("30m",)}
 
-# Allowances, in tokens, for what providers add around the caller's text. The largest published are
-# Anthropic's tool-use system prompts: up to 530 tokens, and each tool's wrapping.
+# Allowances, in tokens, for what providers add around the caller's text. The largest published ones are Anthropic's: up
+# to 530 tokens for the system prompt for tools, plus a wrapping for each tool.
 _PER_REQUEST = 16
 _PER_MESSAGE = 8
 _WITH_TOOLS = 600
 _PER_TOOL = 32
-#: Anthropic's caches: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
+#: The lifetimes of Anthropic's caches: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
 CacheWrites = Literal["none", "5m", "1h"]
 _TTL: Final = re.compile(rb'"ttl":')
 _TTL_5M: Final = re.compile(rb'"ttl":"5m"')
@@ -75,8 +77,8 @@ class ParsedRequest:
     """The facts of a request that governance uses. `data` is the caller's body, to be passed on, without `metadata.tags`.
 
     `max_tokens` is the caller's limit for one choice; None if the caller set none.
-    `media` are the images, recordings and files in it. `cache_writes`: whether it asks that a part of it be kept in a
-    cache, and for how long at most.
+    `media` are its images, recordings and files. `cache_writes`: whether the request asks for a part of it to be
+    cached, and for how long at most.
     `text_bytes` is the size of the text alone, for estimates; `input_bound` is the upper bound.
     """
 
@@ -95,7 +97,7 @@ class ParsedRequest:
     service_tier: str | None = None
     user: str | None = None
     tags: tuple[str, ...] = ()
-    token_ids: bool = False  # the input is given as numbers of OpenAI's tokenizers
+    token_ids: bool = False  # the input consists of token ids of OpenAI's tokenizers
 
 
 def _invalid(param: str, message: str) -> InvalidRequest:
@@ -125,7 +127,7 @@ def _read(body: bytes) -> object:
     if len(body) < _LARGE_BYTES:
         return orjson.loads(body)
     enabled = gc.isenabled()
-    gc.disable()  # the collector would search all that was read so far, again and again
+    gc.disable()  # otherwise the collector would search the growing body again and again
     try:
         return orjson.loads(body)
     finally:
@@ -134,7 +136,7 @@ def _read(body: bytes) -> object:
 
 
 def _check_shape(value: object) -> None:
-    """Refuse lists and objects that are nested too deeply or too many. Goes level by level, without recursion."""
+    """Refuse a body that is nested too deeply or has too many lists and objects. Works level by level, without recursion."""
     depth, total, level = 0, 0, [value]
     while level:
         depth += 1
@@ -295,13 +297,13 @@ def attribution(value: object, what: str, param: str, most: int = MAX_ATTRIBUTIO
     text = value.strip() if isinstance(value, str) else value
     if text is None or text == "":
         return None
-    if not isinstance(text, str) or len(text) > most or not text.isprintable() or "\ufffd" in text:  # was not UTF-8
+    if not isinstance(text, str) or len(text) > most or not text.isprintable() or "\ufffd" in text:  # not UTF-8
         raise _invalid(param, f"{what} must be at most {most} printable characters.")
     return text
 
 
 def _take_tags(data: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The body without `metadata.tags`, and these tags. LiteLLM's users send tags there, for their gateway and no provider."""
+    """Take the tags out of `metadata.tags`. Users of LiteLLM send tags there for the gateway, and not for a provider."""
     metadata: object = data.get("metadata")
     if metadata is None:
         return data, ()
@@ -309,7 +311,7 @@ def _take_tags(data: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:
         raise _invalid("metadata", "'metadata' must be an object.")
     kept = dict(cast("dict[str, Any]", metadata))
     given: object = kept.get("tags")
-    if not isinstance(given, list):  # a text is a value of OpenAI's own metadata
+    if not isinstance(given, list):  # a text here belongs to OpenAI's own metadata
         return data, ()
     del kept["tags"]
     named = cast("list[object]", given)
@@ -377,7 +379,7 @@ def _tools(data: dict[str, Any]) -> int:
                 raise _unpriced(
                     name, "Only tools of type 'function' or 'custom' can be priced; hosted tools are billed separately"
                 )
-            # Without its definition LiteLLM would look for a hosted tool among the other fields.
+            # Without a definition, LiteLLM would look for a hosted tool among the other fields.
             if name == "tools" and not isinstance(fields.get(str(kind)), dict):
                 raise _invalid(name, f"A tool of type {kind!r} must have an object {kind!r}.")
             if name == "functions" and not isinstance(fields.get("name"), str):
@@ -387,7 +389,7 @@ def _tools(data: dict[str, Any]) -> int:
 
 
 def _scan_messages(messages: list[object]) -> tuple[tuple[Medium, ...], int]:
-    """The images, recordings and files in the messages, and how many bytes of the body are theirs."""
+    """The images, recordings and files in the messages, and how many bytes of the body are their data."""
     media: list[Medium] = []
     size = 0
     for message in messages:
@@ -413,9 +415,10 @@ def _scan_messages(messages: list[object]) -> tuple[tuple[Medium, ...], int]:
 
 
 def _cache_writes(written: bytes) -> CacheWrites:
-    """Whether a request asks that a part of it be kept in a cache, and for how long at most.
+    """Whether a request asks for a part of it to be cached, and for how long at most.
 
-    Looked for in the text of the request. So a request that only quotes such JSON may count, but none is overlooked.
+    This searches the text of the request. So a request that only quotes such JSON may count, but no such request is
+    overlooked.
     """
     if b'"cache_control"' not in written:
         return "none"

@@ -1,4 +1,4 @@
-"""The executor: what every run carries, counts and is bounded by."""
+"""The executor: the context of every run, its counts and its limits."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _models_may_be_called():  # pyright: ignore[reportUnusedFunction]
 
 @dataclass
 class Service:
-    """Has the model call read_feed, then the output tool; refuses from the `affords`th call on."""
+    """A fake service. Its model calls read_feed, then the output tool. After `affords` calls it refuses."""
 
     affords: int = 100
     contexts: list[CallContext] = field(default_factory=list[CallContext])
@@ -69,7 +69,7 @@ class Principals:
 
 @dataclass
 class Budgets:
-    """Writes down what happened, in order."""
+    """Fake budgets, which log their calls in order."""
 
     log: list[str] = field(default_factory=list[str])
 

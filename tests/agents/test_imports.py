@@ -1,4 +1,4 @@
-"""Agents know nothing of HTTP servers, nor of the gateway (invariant I5 and the one direction of imports)."""
+"""Agents import no HTTP server and nothing of the gateway (invariant I5, and the one direction of imports)."""
 
 from __future__ import annotations
 

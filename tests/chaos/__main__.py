@@ -27,7 +27,7 @@ from tests.faketime import MovableClock, find_library, remove_leftovers
 
 
 async def disturb(field: Field, judge: Judge, disturbance: Disturbance) -> Outcome:
-    """Do it under load until everything is healthy again; then judge."""
+    """Run one disturbance under load until everything is healthy again; then judge."""
     outcome = Outcome(disturbance.name)
     began = time.monotonic()
     try:
@@ -49,7 +49,8 @@ async def disturb(field: Field, judge: Judge, disturbance: Disturbance) -> Outco
 
 
 async def enclose(field: Field, judge: Judge, long: Disturbance, others: list[Disturbance]) -> AsyncIterator[Outcome]:
-    """Run a disturbance that lasts: first alone, then with others inside it that do not concern the same part."""
+    """Run a disturbance that lasts for some time: first alone, then together with others that do not affect the same
+    part."""
     until = time.monotonic() + long.lasts_s
     async with stopped(field, long.stops):
         yield await disturb(field, judge, long)
@@ -62,7 +63,7 @@ async def enclose(field: Field, judge: Judge, long: Disturbance, others: list[Di
 
 
 async def disturbed(field: Field, judge: Judge, chosen: Sequence[Disturbance]) -> AsyncIterator[Outcome]:
-    waiting = sorted(chosen, key=lambda each: not each.lasts_s)  # those that last come first
+    waiting = sorted(chosen, key=lambda each: not each.lasts_s)  # the disturbances that last for some time come first
     while waiting:
         disturbance = waiting.pop(0)
         if disturbance.lasts_s:
@@ -89,7 +90,7 @@ async def run(data_dir: Path, chosen: Sequence[Disturbance], seed: int) -> list[
         async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0, force_close=True)) as http:
             field = Field(stack, state, http, seed)
             await field.agents()
-            async with field.load():  # memory grows at first: let it, before it is measured
+            async with field.load():  # at first memory grows, so load the stack before memory is measured
                 await asyncio.sleep(2)
             judge = Judge(field)
             print(HEAD, flush=True)

@@ -1,4 +1,4 @@
-"""Administrators change configuration while the calls that it governs are in flight.
+"""Administrators change configuration while calls that depend on it are in flight.
 
 What must hold:
 - No window passes the highest limit that its budget had, plus the most that its top-ups gave at one time, by the
@@ -134,7 +134,7 @@ async def _top_up(office: Office, agent: Governed, chance: random.Random) -> Non
     for number in {
         budget["id"],
         after["id"] if after else budget["id"],
-    }:  # it may have been created again
+    }:  # the budget may have been archived and created again, with another id
         office.notes[number].top_ups.append((*period, given["amount_nano"]))
 
 
@@ -198,9 +198,10 @@ async def _administrator(office: Office, chance: random.Random, ended: asyncio.E
 async def _caller(office: Office, agent: Governed, chance: random.Random, ended: asyncio.Event) -> None:
     while not ended.is_set():
         asked = make(chance, agent.key[1])
-        office.ground.asked.append(asked)  # not in `repeatable`: its key will be rotated
+        office.ground.asked.append(asked)  # and not to `repeatable`, because its agent's key will be rotated
         await asyncio.gather(*(office.ground.send(asked, None) for _ in range(2 if asked.keyed else 1)))
-        await asyncio.sleep(chance.uniform(0.5, 1.2))  # or the machine is too slow to answer within six seconds
+        # Without this pause the machine is too slow to answer within six seconds.
+        await asyncio.sleep(chance.uniform(0.5, 1.2))
 
 
 async def _over_the_highest(office: Office, pool: asyncpg.Pool) -> list[str]:
@@ -216,7 +217,7 @@ async def _over_the_highest(office: Office, pool: asyncpg.Pool) -> list[str]:
 
 
 def administrators(seconds: float) -> Callable[[Field], Awaitable[None]]:
-    """Two administrators change configuration for this time, while callers spend budgets whose windows last a minute."""
+    """Two administrators change configuration, while callers spend budgets whose windows last a minute."""
 
     async def run(field: Field) -> None:
         office = Office(field)

@@ -17,7 +17,7 @@ import aiohttp
 MODELS = ("gpt-4.1-mini", "gpt-4o-mini", "claude-haiku-5-5", "gemini-2.5-flash")
 EMBEDDING = "text-embedding-3-small"
 KINDS = ("whole", "whole", "stream", "stream", "left", "embeddings", "keyed", "keyed stream")
-#: For so long a failed call with an idempotency key is repeated. While it is still held, it is not bought again.
+#: For so long a failed call with an idempotency key is repeated, while its hold may still exist.
 IMPATIENT_S = 3.0
 #: The answers that a caller may get when it repeats a call.
 AGAIN = ("409 idempotency_in_progress", "409 idempotency_answer_lost", f"no answer within {IMPATIENT_S:g} s")
@@ -83,7 +83,7 @@ def make(chance: random.Random, key: str, kind: str = "", model: str = "", outpu
 
 
 async def send(http: aiohttp.ClientSession, asked: Asked, url: str, within_s: float = 30) -> str:
-    """Send it once. The outcome is ok, refused (429), failed (with the reason in `troubles`), or left."""
+    """Send the call once. The outcome is ok, refused (429), failed (with the reason in `troubles`), or left."""
     patience = aiohttp.ClientTimeout(total=within_s)
     try:
         async with http.post(url + asked.path, json=asked.body, headers=asked.headers, timeout=patience) as response:

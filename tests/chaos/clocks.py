@@ -1,4 +1,4 @@
-"""The clock of the database's server is behind, and jumps by hours under load. libfaketime moves it."""
+"""The clock of the database's server is wrong, and jumps by hours under load. libfaketime moves the clock."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from tests.faketime import MISSING
 
 #: Hours by which the database's clock is wrong, one after the other; each jump is of three hours.
 JUMPS_H = (-3, 0, -3, 0, 3, 0)
-#: How long, by that clock, a hold may have lasted; the judge uses it.
+#: The longest time that a hold may have lasted by that clock, for the judge.
 JUMPED_S = 3600.0 * sum(abs(after - before) for before, after in zip((0, *JUMPS_H), JUMPS_H, strict=False))
 _STAY_S, _STREAMS = 2.5, 6
 
 
 async def the_databases_clock_jumps(field: Field) -> None:
-    """Behind by three hours, right, behind again, right, ahead, right: calls meet windows and lifetimes of other hours."""
+    """The clock is three hours behind, right, behind again, right, ahead, and right, while calls are made."""
     clock = field.stack.clock
     if clock is None:
         raise Skip(MISSING)

@@ -17,13 +17,13 @@ from tests.chaos.field import Field
 QUEUED, SAME = 1_000, 400
 CHANGES_A_SECOND, _CHANGES_S = 43, 12.0
 _PATIENCE_S = 60.0
-#: Each hold is for a thousand tokens of output, of which five are used: few calls fit at once, but all fit in turn.
+#: Each call holds a thousand tokens of output and uses five, so few calls fit at the same time, but all fit in turn.
 _WANTED_TOKENS = 1_000
 _ROOM = "0.05"
 
 
 async def a_thousand_in_a_queue(field: Field) -> None:
-    """A few callers fill this budget. By their route the others wait for it, and each is served in its turn."""
+    """A few callers fill this budget. The others wait, as their route allows, and each is served in turn."""
     name = f"queued {field.next_number()}"
     await field.admin("POST", "agents", {"name": name, "budget": {"limit": _ROOM}})
     key = (await field.admin("POST", "keys", {"agent": name}))["secret"]
@@ -71,7 +71,7 @@ async def many_on_one_key(field: Field) -> None:
 
 
 async def many_changes_a_second(field: Field) -> None:
-    """43 changes of configuration a second, of agents that call and of others, fail no call in flight."""
+    """43 changes of configuration a second, for agents that are calling and for others, make no call in flight fail."""
     before = _served(field.asked)
     began = time.monotonic()
     tasks: set[asyncio.Task[None]] = set()

@@ -36,7 +36,7 @@ async def closed(field: Field) -> AsyncIterator[None]:
 
 @contextmanager
 def full(families: Sequence[psutil.Process], size: int) -> Iterator[None]:
-    """No file of these processes may grow beyond a size, so their writes fail, even half-way, as on a full disk."""
+    """Limit the size of these processes' files, so that their writes fail, even half-way, as on a full disk."""
 
     def limit(most: int) -> None:
         for parent in families:
@@ -51,7 +51,8 @@ def full(families: Sequence[psutil.Process], size: int) -> Iterator[None]:
 
 
 def _limit(family: Sequence[psutil.Process], most: int) -> None:
-    """Set the limit as the account that the processes run under: in a container even root may not do it for another."""
+    """Set the limit under the account of the processes, because in a container even root may not do it for another
+    account."""
     program = shutil.which("prlimit")
     if program is None:
         raise Skip("there is no prlimit here, which sets limits of other processes")
@@ -81,7 +82,8 @@ async def full_disk_of_postgres(field: Field) -> None:
 
 
 async def no_room_for_settlements(field: Field) -> None:
-    """Postgres is away, and the disk has room for one settlement and a part of the next; then a gateway is killed."""
+    """Postgres is stopped, and the disk has room for one settlement and a part of the next. Then a gateway is
+    killed."""
     every = [psutil.Process(field.pid(part)) for part in ("gateway-1", "gateway-2", "litellm-proxy")]
     async with closed(field):
         with full(every, 700):

@@ -36,11 +36,11 @@ class Field:
         self.stack, self.state, self.http = stack, state, http
         self.random = random.Random(seed)
         self.keys: list[str] = []
-        self.asked: list[Asked] = []  # since the judge's last look
+        self.asked: list[Asked] = []  # calls since the judge's last check
         self.repeatable: list[Asked] = []  # calls with an idempotency key, since the start of the run
-        self.faults: list[str] = []  # what a disturbance itself has seen go wrong
-        self.remarks: list[str] = []  # what is worth printing about a disturbance
-        self.jumped_s = 0.0  # how far the clock that measures holds has moved since the start of the run
+        self.faults: list[str] = []  # faults that a disturbance itself has found
+        self.remarks: list[str] = []  # remarks on a disturbance, for the output
+        self.jumped_s = 0.0  # seconds by which the clock that measures holds has moved since the start of the run
         self._numbers = itertools.count(1)
 
     @property
@@ -126,7 +126,8 @@ class Field:
             raise
 
     async def ask_again(self) -> None:
-        """When all is quiet, repeat every call that has an idempotency key: what was bought must not be bought again."""
+        """After all calls have ended, repeat every call that has an idempotency key: none may be bought a second
+        time."""
         gate = asyncio.Semaphore(24)
 
         async def again(asked: Asked) -> None:

@@ -1,5 +1,5 @@
-"""Disturbances that need one more gateway: it dies at a certain step, or has another clock, another connection or
-another version.
+"""Disturbances that need one more gateway, which dies at a certain step, or has a wrong clock, a broken connection or
+an older version.
 """
 
 from __future__ import annotations
@@ -44,15 +44,16 @@ async def clock_jumps(field: Field) -> None:
 
 
 async def new_beside_old(field: Field) -> None:
-    """A gateway that speaks to Postgres like the version before serves beside those of today, from the same budgets."""
+    """A gateway that uses the database as the previous version did serves beside today's gateways, from the same
+    budgets."""
     older = one_more_gateway(field.state, "from tests.chaos import older; older.speak_as_before()")
     async with older as (url, _), field.load(6, [url, field.state.gateway_url]):
         await asyncio.sleep(4)
 
 
 async def two_sweepers(field: Field) -> None:
-    """One gateway dies with many holds. The two others sweep them at the same time, and one of these is suspended again
-    and again.
+    """One gateway dies with many holds. The two other gateways sweep them at the same time, and one of the two is
+    suspended again and again.
     """
     async with one_more_gateway(field.state) as (url, process):
         chance = random.Random(field.random.random())

@@ -213,7 +213,8 @@ def compare_calls(lines: Iterable[dict[str, Any]], attempts: Iterable[asyncpg.Re
 def compare_callers(
     asked: Sequence[Asked], lines: Iterable[dict[str, Any]], attempts: Iterable[asyncpg.Record]
 ) -> list[str]:
-    """Compare the answers that callers got with what was posted for them, and with what was bought under their keys."""
+    """Compare the answers that callers got with the posted entries, and with the calls that were bought under their
+    idempotency keys."""
     faults: list[str] = []
     bought = Counter((line["mark"], line["model"]) for line in lines)
     posted = {row["mark"] for row in attempts if row["posted_nano"] > 0}

@@ -13,7 +13,7 @@ from llm_service.treasury.connection import Connection
 
 
 def before(statement: str, fewer: int) -> str:
-    """The statement as it was: it calls the second version of its function, which takes fewer arguments.
+    """The old statement, which calls the second version of its function. That version takes fewer arguments.
 
     That version of admission returns no share for one call, so its column is added here.
     """
@@ -26,19 +26,20 @@ def before(statement: str, fewer: int) -> str:
 
 
 def without(fewer: int, arrays: Callable[[Any], tuple[object, ...]]) -> Callable[[Any], tuple[object, ...]]:
-    """The arrays as they were: holds had no rate card, no share of what is left and no run, and endings no usage beyond tokens."""
+    """The old arrays: holds had no rate card, no share of the budget and no run, and settlements had no usage other than
+    tokens."""
     return lambda group: arrays(group)[:-fewer]
 
 
 async def without_locks(
     connection: Connection, statement: str, arguments: tuple[object, ...], _skip_locked: bool
 ) -> list[asyncpg.Record]:
-    """Admission as it was, when it waited for locks and did not count new subjects."""
+    """The old admission, which waited for locks and did not count new subjects."""
     return await connection.fetch(statement, *arguments[: statement.count("$")])
 
 
 def speak_as_before() -> None:
-    """From now on, every treasury of this process speaks like that version."""
+    """From now on, every treasury of this process uses the old statements."""
     module.ADMIT, module.SETTLE = before(module.ADMIT, 7), before(module.SETTLE, 3)
     module.admission_arrays = without(5, module.admission_arrays)
     module.settlement_arrays = without(2, module.settlement_arrays)

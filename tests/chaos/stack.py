@@ -1,4 +1,4 @@
-"""A separate stack for the chaos test. It may die and be started again on the same data; one more gateway can join it.
+"""A separate stack for the chaos test. It can be killed and started again on the same data, and get one more gateway.
 
 Lifetimes are short here (a hold lives eight seconds), so that holds expire while the test is watching.
 """

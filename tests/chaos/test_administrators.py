@@ -1,4 +1,4 @@
-"""How much a budget was allowed, by the administrators' notes: the judge measures windows by this."""
+"""How much a budget was allowed to spend, by the administrators' notes. The judge compares windows with this."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ def period(start_s: float, end_s: float, nano: int) -> tuple[datetime, datetime,
     [
         (Notes([5, 9, 3]), 9),
         (Notes([5], [period(0, 10, 2)]), 7),
-        (Notes([5], [period(0, 10, 2), period(20, 30, 4)]), 9),  # one after the other: the larger one counts
-        (Notes([5], [period(0, 10, 2), period(5, 30, 4)]), 11),  # at the same time: both count
+        (Notes([5], [period(0, 10, 2), period(20, 30, 4)]), 9),  # of top-ups in turn, the larger one counts
+        (Notes([5], [period(0, 10, 2), period(5, 30, 4)]), 11),  # top-ups at the same time both count
         (
             Notes([5], [period(0, 10, 2), period(10, 30, 4)]),
             11,
-        ),  # at the instant of change both may count
+        ),  # if one top-up ends when the other begins, both may count
         (Notes([5], [period(0, 9, 1), period(1, 3, 2), period(2, 4, 3), period(5, 6, 4)]), 11),
     ],
 )

@@ -1,4 +1,4 @@
-"""The containers' description is whole: what it names exists, and says what the settings understand."""
+"""The description of the containers: the files that it names exist, and its variables are settings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gateway.settings import Settings
 ROOT = Path(__file__).parent.parent.parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 DOCKERFILES = sorted((ROOT / "deploy" / "docker").glob("*.Dockerfile"))
-#: What only the containers' own entry points read.
+#: Variables that only the containers' own entry points read.
 _OF_CONTAINERS = {
     "TREASURER_GRANT_DIR",
     "TREASURER_SPOOL_DIR",

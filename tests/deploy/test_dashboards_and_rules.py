@@ -1,4 +1,4 @@
-"""What Prometheus and Grafana are given: it parses, and every metric it names exists in the code."""
+"""The files for Prometheus and Grafana: they parse, and every metric that they name exists in the code."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RULES: list[dict[str, Any]] = [
 
 
 def exported() -> dict[str, set[str]]:
-    """Every sample name there can be, with its labels."""
+    """Every sample name that can be exported, with its labels."""
     line = _BudgetLine(labels=("b", "team", "day"), limit_nano=1, posted_nano=0, pending_nano=0, overshoot_nano=0)
     snapshot = _Snapshot(holds=0, held_nano=0, overdue=0, budgets=1, overshoot_nano=0, lines=(line,))
     metrics = Metrics()

@@ -1,4 +1,5 @@
-"""deploy/docker/proxy.py without Docker: where LiteLLM is started, and that nobody else's code lies beside its configuration."""
+"""deploy/docker/proxy.py without Docker: where it starts LiteLLM, and that no other account's code is beside the
+configuration."""
 
 from __future__ import annotations
 
@@ -16,7 +17,7 @@ import pytest
 from gateway.stack.own_folder import FolderNotOurs, own_folder
 
 ROOT = Path(__file__).parent.parent.parent
-#: The program to its last step: what would become of the process is printed instead.
+#: Runs the program, but prints the command that would replace the process in the last step.
 _STOPPED = """
 import json, os, runpy
 def told(path, command, environ):

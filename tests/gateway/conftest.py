@@ -27,7 +27,7 @@ ADMIN = {"authorization": "Bearer sk-tr-admin"}
 
 
 class FakePrincipals:
-    """Knows one administrator's key and one agent's; with a third, Postgres is away."""
+    """Knows the keys of one administrator and one agent. For a third key, Postgres seems to be unavailable."""
 
     async def administrator(self, secret: str) -> str:
         """The name under which an administrator's changes are logged."""
@@ -51,14 +51,14 @@ class FakePrincipals:
 
 
 class StateOf(Protocol):
-    """Makes the state of a stack that this process runs on the test's folder, with some values changed."""
+    """Makes the state of a running stack (this process, the test's folder), with some values changed."""
 
     def __call__(self, **changes: object) -> StackState: ...
 
 
 @dataclass
 class OpenedGateway:
-    """The app as a server has it, a client of it, and the runtime, parts of which a test may replace."""
+    """The app as a server runs it, a client of the app, and the runtime, parts of which a test may replace."""
 
     door: App
     client: httpx2.AsyncClient
@@ -68,7 +68,8 @@ class OpenedGateway:
 
 @asynccontextmanager
 async def lifespan_of(door: App) -> AsyncIterator[dict[str, Any]]:
-    """What the app answers to a server's "startup", and in the end the same of its "shutdown"."""
+    """Start the app as a server does and yield its answer. At the end of the block, shut it down and check that
+    answer."""
     incoming, outgoing = asyncio.Queue[dict[str, Any]](), asyncio.Queue[Any]()
 
     async def run() -> None:
@@ -116,7 +117,7 @@ async def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncItera
 
 @pytest.fixture
 def state_of(tmp_path: Path) -> StateOf:
-    """States of stacks, of which each test changes what it is about. Nothing is written."""
+    """States of stacks, in each of which the test changes some values. Nothing is written."""
 
     def state_of(**changes: object) -> StackState:
         values: dict[str, object] = {
@@ -144,7 +145,7 @@ def state_of(tmp_path: Path) -> StateOf:
 
 @pytest.fixture
 def principals() -> FakePrincipals:
-    """The keys that there are."""
+    """The keys that the gateway knows."""
     return FakePrincipals()
 
 

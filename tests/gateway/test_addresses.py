@@ -1,4 +1,4 @@
-"""Addresses: those of the settings, and the running stack's where they are left out."""
+"""Addresses come from the settings, or from the running stack where the settings have none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def stack(state_of: Callable[..., StackState], tmp_path: Path) -> StackState:
-    """A stack that this process runs, as its file says."""
+    """The published state of a running stack, with this process as its supervisor."""
     (tmp_path / "grant").write_text("from a file\n")
     state = state_of()
     state.write()

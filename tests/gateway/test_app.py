@@ -1,4 +1,4 @@
-"""The gateway as one ASGI app: the hot routes before FastAPI, one runtime from a server's start to its end."""
+"""The gateway as one ASGI app: the busiest routes before FastAPI, and one runtime from a server's start to its end."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def test_one_runtime_is_opened_at_the_start(gateway: Any) -> None:
     assert gateway.events == ["opened"]
     for path in ("/healthz", "/v1/models", "/nothing"):
         await gateway.client.get(path)
-    assert gateway.events == ["opened"]  # the fixture asserts that it is closed with the server
+    assert gateway.events == ["opened"]  # the fixture checks that the runtime is closed with the server
 
 
 async def test_a_runtime_that_cannot_be_opened_ends_the_start(
@@ -73,7 +73,7 @@ async def test_nobody_is_redirected_to_the_host_that_a_request_names(gateway: An
 
 
 async def test_every_route_but_the_open_ones_asks_for_a_key(gateway: Any) -> None:
-    """And asks before it looks at anything else: an id, a name and a body that do not exist change nothing."""
+    """The key is checked first, so the answer is the same whatever the id, the name and the body are."""
     description = (await gateway.client.get("/openapi.json")).json()
     asked = 0
     for path, methods in description["paths"].items():

@@ -1,4 +1,4 @@
-"""Only administrators may use the admin API. A caller without a valid key is told so, and learns nothing else."""
+"""Only administrators may use the admin API. A caller without a valid key learns only that."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from llm_service.errors import NotAuthenticated, NotPermitted, TreasuryUnavailab
 
 
 def request_with(*authorization: bytes, principals: object = None) -> Request:
-    """A request with these Authorization headers, at an app that knows these principals."""
+    """A request with these Authorization headers, to an app that knows these principals."""
     app = SimpleNamespace(state=SimpleNamespace(runtime=SimpleNamespace(principals=principals)))
     headers = [(b"authorization", value) for value in authorization]
     return Request({"type": "http", "method": "GET", "path": "/", "headers": headers, "app": app})
@@ -105,7 +105,7 @@ async def test_nobody_else_passes_or_gets_a_name(principals: Any, secret: bytes,
 async def test_without_a_key_nothing_is_learnt_of_what_else_is_wrong(
     gateway: Any, headers: list[tuple[str, str]], status: int, method: str, path: str, body: bytes
 ) -> None:
-    """Wrong parameters, too: only an administrator is answered with what is wrong with them."""
+    """Even if parameters are wrong, only an administrator learns what is wrong with them."""
     answer = await gateway.client.request(method, path, headers=headers, content=body)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}

@@ -1,4 +1,4 @@
-"""Chores go on whatever happens in them, and end with their process."""
+"""Chores continue after any error, and end with their process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The three levels of the composition: what each starts, and that none waits for a part that is away."""
+"""The three levels of the composition: what each starts, and that none waits for an unavailable server."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from gateway.stack.ports import free_ports
 from llm_service.errors import ProxyUnavailable, TreasuryUnavailable
 from llm_service.service import LLMService
 
-#: The chores of a process that makes calls.
+#: The chores of every process that makes calls.
 SERVICE = ["RefusalLog.run", "Breakers.run", "RateLimiter.run", "Sweeper.run", "PostgresTreasury.run"]
 
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    """Of a stack whose every server is away."""
+    """Settings with addresses at which no server answers."""
     postgres, redis, proxy = free_ports(3)
     return Settings(
         data_dir=tmp_path,
@@ -46,7 +46,7 @@ def settings(tmp_path: Path) -> Settings:
 
 @pytest.fixture
 def begun(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The chores that were begun, by the name of their function."""
+    """The names of the functions of the chores that were started."""
     names: list[str] = []
     keep_running = chores.keep_running
 
@@ -80,7 +80,8 @@ async def test_calls_need_only_their_own_chores(settings: Settings, begun: list[
 async def test_what_ends_calls_goes_on_until_they_have_ended(
     settings: Settings, begun: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A gateway may wait for minutes for a stream that is read to its end; meanwhile it is still the one that sweeps."""
+    """A gateway that closes may wait for minutes until a stream has been read to its end. Until then its sweeper must
+    run."""
     running: set[str] = set()
     keep_running, close = chores.keep_running, LLMService.close
 

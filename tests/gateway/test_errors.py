@@ -1,4 +1,5 @@
-"""Errors as answers: OpenAI's shape for each, and nothing of what the request carried or of how the gateway is built."""
+"""Errors as answers: always in OpenAI's format, and never with values of the request or details of the gateway's
+code."""
 
 from __future__ import annotations
 
@@ -61,7 +62,7 @@ def client(app: FastAPI) -> httpx2.AsyncClient:
 
 
 def raising(app: FastAPI, error: Exception) -> None:
-    """A route that fails with this error."""
+    """An app with a route that fails with this error."""
 
     @app.get("/fails")
     async def fails() -> None:  # pyright: ignore[reportUnusedFunction]
@@ -69,7 +70,7 @@ def raising(app: FastAPI, error: Exception) -> None:
 
 
 def error_of(answer: httpx2.Response) -> dict[str, Any]:
-    """The error object, whose shape is checked."""
+    """The error object of an answer, after a check of its format."""
     body = answer.json()
     assert set(body) == {"error"}
     assert (
@@ -127,7 +128,7 @@ async def test_a_bug_is_logged_and_its_text_is_not_the_answer(
     assert SECRET not in answer.text
     assert "Traceback" not in answer.text
     [record] = [each for each in caplog.records if each.name == "gateway.errors"]
-    assert record.getMessage() == "GET /fails failed"  # without the query, which may hold anything
+    assert record.getMessage() == "GET /fails failed"  # without the query, which may contain anything
     assert record.exc_info is not None
     assert isinstance(record.exc_info[1], KeyError)
 

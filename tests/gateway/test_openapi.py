@@ -1,4 +1,4 @@
-"""The API's description: complete, and true of errors and of the two routes that FastAPI does not see."""
+"""The API's description: complete, and correct for errors and for the two routes that FastAPI does not see."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and is
 
 @pytest.fixture
 async def description(gateway: Any) -> dict[str, Any]:
-    """As anybody may read it."""
+    """The description as anybody may read it."""
     answer = await gateway.client.get("/openapi.json")
     assert answer.status_code == 200
     return answer.json()
@@ -75,7 +75,7 @@ async def test_the_shape_of_every_error_is_the_one_that_is_described(description
     kinds = {"string": str, "null": type(None), "object": dict}
     assert len(KINDS) > 20
     for kind, details in itertools.product(KINDS, ({}, {"budget": "b"})):
-        error = kind.__new__(kind)  # some have an __init__ with facts of their own
+        error = kind.__new__(kind)  # some have an __init__ with other arguments
         TreasurerError.__init__(error, "m", details=details)
         body = openai_error(error)
         assert set(body) == set(schema["required"])

@@ -18,7 +18,7 @@ async def test_a_pool_is_opened_though_postgres_is_away_and_closed_with_its_stac
     async with AsyncExitStack() as stack:
         pools = await open_call_pools(stack, Settings(), url)
         assert (pools.keys.get_max_size(), pools.calls.get_max_size()) == (2, 6)
-        assert pools.keys.get_size() == pools.calls.get_size() == 0  # no connection before it is needed
+        assert pools.keys.get_size() == pools.calls.get_size() == 0  # no connection is opened before it is needed
         with pytest.raises(OSError):
             await pools.keys.acquire()
     for pool in (pools.keys, pools.calls):

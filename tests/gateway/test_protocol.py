@@ -22,7 +22,7 @@ GET = b"GET /x HTTP/1.1\r\nhost: h\r\n\r\n"
 
 
 class Transport:
-    """Remembers what was written, and how it was closed."""
+    """A fake transport, which records what was written and how it was closed."""
 
     def __init__(self, connection: object = None) -> None:
         self.written, self.closed, self.aborted, self.connection = b"", False, False, connection
@@ -50,7 +50,7 @@ class Transport:
 
 
 class Clock:
-    """The event loop, whose timers run when the test says so."""
+    """An event loop whose timers run only when the test moves the time."""
 
     def __init__(self) -> None:
         self.now_s, self.timers = 0.0, list[tuple[float, Callable[[], None], asyncio.Handle]]()
@@ -73,7 +73,7 @@ class Clock:
 
 
 class Connection:
-    """A caller's connection to an app that remembers its requests, and answers 200 when its gate is open."""
+    """A caller's connection to an app that records its requests, and answers 200 when its gate is open."""
 
     def __init__(self, connection: object = None) -> None:
         self.requests: list[dict[str, Any]] = []
@@ -117,7 +117,7 @@ class Connection:
         self.ended += 1
 
     async def send(self, *parts: bytes) -> None:
-        """The caller sends; what follows from it happens."""
+        """Send parts as the caller, and let the app process them."""
         for part in parts:
             if not self.transport.closed:
                 self.protocol.data_received(part)
@@ -143,7 +143,7 @@ class Connection:
 
 
 def head_of(size: int) -> bytes:
-    """A request's head of so many bytes."""
+    """A request's head of this many bytes."""
     begin, end = b"GET /x HTTP/1.1\r\nhost: h\r\nx-long: ", b"\r\n\r\n"
     return begin + b"x" * (size - len(begin) - len(end)) + end
 
@@ -181,7 +181,7 @@ async def test_a_head_that_came_in_time_has_no_limit_any_more() -> None:
 async def test_the_second_request_of_a_connection_has_its_own_time() -> None:
     it = Connection()
     await it.send(GET)
-    it.protocol._unset_keepalive_if_required()  # the pause between two requests is uvicorn's to limit
+    it.protocol._unset_keepalive_if_required()  # turn off uvicorn's own limit on the pause between two requests
     it.clock.move(3 * HEAD_S)
     assert not it.transport.closed
     await it.send(GET[:5])
@@ -244,7 +244,8 @@ async def test_the_second_of_two_requests_that_arrive_together_is_measured_alone
     it = Connection()
     it.gate.clear()
     await it.send(GET + head_of(MOST_HEAD_BYTES + 1))
-    assert (it.transport.closed, it.transport.written) == (True, b"")  # never taken for the first one's answer
+    # An error sent now would be taken for the first request's answer.
+    assert (it.transport.closed, it.transport.written) == (True, b"")
     await it.leave()
 
 
@@ -313,7 +314,8 @@ async def test_a_trailer_is_not_a_header() -> None:
     await it.send(CHUNKED, b"1\r\nx\r\n0\r\nauthorization: Bearer sk-tr-1\r\nx-other: 1\r\n\r\n")
     assert it.ended == 1
     assert [name for name, _ in it.requests[0]["headers"]] == [b"host", b"transfer-encoding"]
-    await it.send(b"GET /x HTTP/1.1\r\nauthorization: Bearer sk-tr-2\r\n\r\n")  # and the next request has headers again
+    # The next request's headers are read again.
+    await it.send(b"GET /x HTTP/1.1\r\nauthorization: Bearer sk-tr-2\r\n\r\n")
     assert it.requests[1]["headers"] == [(b"authorization", b"Bearer sk-tr-2")]
     await it.leave()
 
@@ -374,7 +376,7 @@ async def test_an_answer_is_cut_with_a_last_word_and_its_connection_ends() -> No
     it.clock.move(2)
     assert it.transport.aborted
     await it.leave()
-    assert it.ended == 1  # what it still sends goes nowhere, and raises nothing
+    assert it.ended == 1  # the app's further sends had no effect and raised no error
     assert it.transport.written.endswith(b"0\r\n\r\n")
 
 
@@ -399,7 +401,7 @@ async def test_the_kernel_takes_little_of_an_answer_that_nobody_reads() -> None:
         assert tcp.getsockopt(socket.IPPROTO_TCP, option) == UNSENT_BYTES
         await it.leave()
     one, other = socket.socketpair()
-    with one, other:  # has no such option, and is served all the same
+    with one, other:  # such a socket lacks the option, and is served all the same
         it = Connection(one)
         await it.send(GET)
         assert it.ended == 1

@@ -1,4 +1,4 @@
-"""One gateway process: what it checks before it listens, on what it listens, and how it ends."""
+"""One gateway process: its checks before it listens, its sockets, and how it ends."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Started = tuple[uvicorn.Config, list[socket.socket]]
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
-    """What a start does to the process, in its order, instead of its being done."""
+    """The steps of a start, recorded in order instead of being carried out."""
     steps: list[str] = []
     for name in list(os.environ):
         if name.upper().startswith("TREASURER_"):
@@ -44,7 +44,7 @@ def steps(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, steps: list[str]) -> Iterator[Callable[..., Started]]:
-    """Starts a gateway with these settings, up to the moment at which it would serve."""
+    """Starts a gateway with these settings, until just before it would serve."""
     opened: list[socket.socket] = []
 
     def start(**settings: object) -> Started:
@@ -101,7 +101,7 @@ def test_a_socket_that_was_handed_over_is_used_and_no_other_is_opened(start: Cal
         assert shared.getsockname() == address
         with socket.create_connection(address, 2):
             handed.setblocking(False)
-            handed.accept()[0].close()  # the same queue of connections
+            handed.accept()[0].close()  # both sockets share one queue of connections
 
 
 def test_a_postgres_that_is_away_does_not_keep_a_gateway_from_serving(start: Callable[..., Started]) -> None:
@@ -130,7 +130,8 @@ def test_a_postgres_that_is_too_old_ends_the_start_without_its_password(
 
 
 def test_the_collector_never_looks_at_what_the_start_has_made(monkeypatch: pytest.MonkeyPatch) -> None:
-    # From that call on the collector is off, except for moments of the loop: a loop that ends leaves it off in this process.
+    # Replaced, because the real function leaves the garbage collector off in this process after the event loop has
+    # ended.
     guarded: list[int] = []
     monkeypatch.setattr(process, "collect_between_callbacks", lambda: guarded.append(gc.get_freeze_count()))
     threshold = gc.get_threshold()

@@ -15,7 +15,7 @@ def _nothing_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:  #
     for name in os.environ:
         if name.upper().startswith("TREASURER_"):
             monkeypatch.delenv(name)
-    monkeypatch.chdir(tmp_path)  # no .env of anybody's
+    monkeypatch.chdir(tmp_path)  # a folder without a .env file
 
 
 def test_nothing_has_to_be_set() -> None:
@@ -88,7 +88,7 @@ def test_a_wrong_setting_is_named_with_what_was_expected(
     "name", ["CONNECT_TIMEOUT_S", "HOLD_MARGIN_S", "SWEEP_INTERVAL_S", "BUSY_WAIT_S", "IDEMPOTENCY_TTL_S"]
 )
 def test_a_time_without_end_is_refused(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
-    """It would go into Postgres as an interval, which has none."""
+    """Postgres would get the time as an interval, and intervals cannot be infinite."""
     monkeypatch.setenv(f"TREASURER_{name}", value)
     with pytest.raises(SettingsError, match=name):
         load_settings()

@@ -1,4 +1,4 @@
-"""Agents that spend through the treasury directly, without a gateway: administration creates them, and they are
+"""Agents that spend through the treasury directly, without a gateway: administration creates them, and their calls are
 admitted as the service would do it.
 """
 
@@ -33,7 +33,7 @@ _OVER_A_LIMIT = """
 class House:
     """One gateway's treasury and principals on a database.
 
-    `held` and `posted` are what the tests themselves note of each call, to compare with the database.
+    `held` and `posted` are the tests' own notes on each call, to compare with the database.
     """
 
     pool: asyncpg.Pool

@@ -31,7 +31,7 @@ PATIENCE_S = 20.0
 
 @dataclass(frozen=True)
 class Answered:
-    """The status and headers of one response of a gateway."""
+    """The status and headers of one of a gateway's responses."""
 
     status: int
     headers: dict[str, str]
@@ -93,7 +93,7 @@ class Caller:
 
     @property
     def first_budget(self) -> str:
-        """The admin API's path of the budget that the agent was created with, if it is for all time."""
+        """The path of the agent's first budget in the admin API, if that budget is for all time."""
         return f"budgets/agent {self.agent}: total"
 
     @property
@@ -117,7 +117,7 @@ class Caller:
     async def invoice(self, at_least: int = 0) -> list[dict[str, Any]]:
         """The provider's invoice lines since this caller began, with the provider's prices, or the local server's.
 
-        The provider writes a line when its stream ends, which may be after the caller has left: so many are waited for.
+        The provider writes a line when its stream ends, perhaps after the caller has left, so wait for `calls` lines.
         """
         address = f"{self.stack.provider_url}/_sim/invoice?lines=1&since={self.since}"
         deadline = time.monotonic() + PATIENCE_S
@@ -156,7 +156,8 @@ class Caller:
             await asyncio.sleep(0.05)
 
     async def agrees(self, calls: int) -> list[asyncpg.Record]:
-        """Check that this many calls were posted, for exactly what the invoice says, and that the audit finds no fault."""
+        """Check that this many calls were posted for exactly the amounts on the invoice, and that the audit finds no
+        fault."""
         entries = await self.ledger()
         lines = await self.invoice(calls)
         found = ([entry["state"] for entry in entries], len(lines), await self.faults())

@@ -26,7 +26,7 @@ def another_gateway(
     environ: Mapping[str, str],
     program: str = "from gateway.serve import main; main()",
 ) -> Iterator[tuple[str, int]]:
-    """Yields its address and its process. What it shares with the stack's gateways is found in the data folder."""
+    """Yields its address and its process. It finds the stack's servers and secrets in the data folder."""
     port = free_port()
     given = {"TREASURER_DATA_DIR": str(stack.data_dir), "TREASURER_PORT": str(port), **environ}
     with log.open("wb") as out:

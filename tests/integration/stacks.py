@@ -23,7 +23,7 @@ ROOT = Path(__file__).parent.parent.parent
 def another_stack(
     folder: Path, stop_with_us: Callable[[int], None], config: Mapping[str, Any], environ: Mapping[str, str]
 ) -> Iterator[StackState]:
-    """Yields where it is, when it serves. `folder` gets its data, its configuration and its log."""
+    """Yields the stack's addresses once it serves. `folder` gets its data, its configuration and its log."""
     file, data, log = folder / "litellm.yaml", folder / "data", folder / "log"
     file.write_text(yaml.safe_dump(dict(config)), encoding="utf-8")
     inherited = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_API_BASE"))}
@@ -49,5 +49,5 @@ def another_stack(
         try:
             process.wait(40)
         except subprocess.TimeoutExpired:
-            process.kill()  # its watchdog stops the rest
+            process.kill()  # the stack's watchdog stops the rest
             process.wait()

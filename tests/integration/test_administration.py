@@ -288,7 +288,7 @@ async def test_rotation_keeps_budgets_and_limits_and_overlaps(pool: asyncpg.Pool
     assert timedelta(hours=23) < left - datetime.now(UTC) <= timedelta(hours=24)
     with pytest.raises(Conflict, match=f"rotate {new.id}"):
         await keys.rotate_key(pool, str(old.id), keys.RotateKey())
-    await limit(pool, key=str(new.id), concurrent=2)  # set again: the same limit, found by the key's new id
+    await limit(pool, key=str(new.id), concurrent=2)  # this replaces the limit that was set under the key's old id
     assert [row.concurrent for row in await limits.list_limits(pool)] == [2]
 
 
@@ -338,7 +338,8 @@ async def test_i1_a_limit_lowered_in_mid_window_holds_from_then_on(pool: asyncpg
 
         lowered = await budgets.change_budget(pool, "b", read_input(budgets.ChangeBudget, {"limit": 5}))
         assert (lowered.limit_nano, lowered.pending_nano, lowered.left_nano) == (5 * 10**9, 8 * 10**9, 0)
-        assert (await audit(pool, sweep_grace_s=5)).ok  # what was held before stays, and the audit allows it
+        # Calls that were held before the change stay held, and the audit accepts that.
+        assert (await audit(pool, sweep_grace_s=5)).ok
         with pytest.raises(StaleEpoch):
             await treasury.admit(hold_of(principal, 1))
         principal = await principals.by_agent("news")
@@ -377,10 +378,10 @@ async def test_i1_under_fire_no_call_is_admitted_above_a_limit_that_was_lowered(
         await budgets.change_budget(pool, "b", read_input(budgets.ChangeBudget, {"limit": "0.5"}))
         pending = await pool.fetchval(
             "SELECT pending_nano FROM windows"
-        )  # held by calls that were admitted before the change was complete
+        )  # calls that were admitted before the change was complete
         await asyncio.sleep(0.2)
         assert await pool.fetchval("SELECT pending_nano FROM windows") == pending > 500_000_000
-        for dollars in (30, 20, 40):  # and changes and admissions do not deadlock
+        for dollars in (30, 20, 40):  # changes and admissions must not deadlock
             await budgets.change_budget(pool, "b", read_input(budgets.ChangeBudget, {"limit": dollars}))
             await asyncio.sleep(0.05)
         stop = True

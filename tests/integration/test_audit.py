@@ -28,7 +28,8 @@ CALL, HELD = uuid.uuid4(), uuid.uuid4()
 
 @dataclass
 class Books:
-    """A small, correct set of books: in one window of 10,000, a settled call (600 of 1,000 held) and a held one (300)."""
+    """A small, correct set of books: one window of 10,000 nano-dollars, in which a call was held for 1,000 and settled
+    for 600, and another is held for 300."""
 
     pool: asyncpg.Pool
     agent: int
@@ -212,7 +213,7 @@ async def test_i1_a_window_over_its_limit(books: Books) -> None:
         "UPDATE budgets SET name = 'another'",
         "UPDATE budgets SET model_pattern = 'gpt-*'",
         "INSERT INTO top_ups (budget_id, amount_nano) SELECT id, 5000 FROM budgets",
-        # a top-up that claims an earlier beginning, one that has not begun, one that is over
+        # top-ups: one whose beginning was changed to an earlier time, one that has not begun, and one that is over
         "INSERT INTO top_ups (budget_id, amount_nano, starts_at) SELECT id, 5000, now() - interval '3 day' FROM budgets",
         "INSERT INTO top_ups (budget_id, amount_nano, starts_at) SELECT id, 5000, now() + interval '1 s' FROM budgets",
         "INSERT INTO top_ups (budget_id, amount_nano, starts_at, ends_at) SELECT id, 5000, now(), now() + interval '1 ms' "
@@ -235,7 +236,7 @@ async def test_i1_an_overspend_stays_named_whatever_is_administered_after_it(boo
 @pytest.mark.parametrize(
     ("changes", "right"),
     [
-        # what was spent within the old limit when a limit falls is allowed: 600 posted and 300 held
+        # when a limit is lowered, 600 posted and 300 held within the old limit are allowed
         (["UPDATE budgets SET limit_nano = 899"], True),
         (["UPDATE budgets SET limit_nano = 899", "SPEND 1"], False),
         (["UPDATE budgets SET limit_nano = 899", "SPEND 1", "UPDATE budgets SET limit_nano = 20000"], False),
@@ -243,7 +244,7 @@ async def test_i1_an_overspend_stays_named_whatever_is_administered_after_it(boo
         (["UPDATE budgets SET limit_nano = 899", "UPDATE budgets SET limit_nano = 901", "SPEND 2"], False),
         (["SPEND 9100", "UPDATE budgets SET limit_nano = 1", "UPDATE budgets SET limit_nano = 2"], True),
         (["SPEND 9101", "UPDATE budgets SET limit_nano = 1"], False),
-        # top-ups while they are active, and what was spent while one was active that is over now
+        # a top-up is allowed while it is active, and what was spent from it stays allowed afterwards
         (["INSERT INTO top_ups (budget_id, amount_nano) SELECT id, 400 FROM budgets", "SPEND 9500"], True),
         (["INSERT INTO top_ups (budget_id, amount_nano) SELECT id, 400 FROM budgets", "SPEND 9501"], False),
         (
@@ -284,7 +285,8 @@ async def test_i1_lowered_limits_and_top_ups_are_allowed_for_and_no_more(
 
 
 async def test_i1_a_top_up_that_ends_after_a_change_of_nothing_makes_no_overspend(books: Books) -> None:
-    """The epoch rises without a row in the log of changes. What was spent of the top-up is still allowed."""
+    """The epoch rises without a row in the log of changes. The amount that was spent from the top-up is still
+    allowed."""
     await books.pool.execute(
         "INSERT INTO top_ups (budget_id, amount_nano, ends_at) SELECT id, 400, clock_timestamp() + interval '1 s' FROM budgets"
     )
@@ -337,7 +339,7 @@ async def test_i1_windows_as_admission_opens_them_are_right(pool: asyncpg.Pool, 
         kind,
         zone,
     )
-    # around both changes of clocks, here and on the southern half of the earth, and where midnight was skipped
+    # around both changes to and from summer time, north and south of the equator, and where midnight was skipped
     autumn, spring = ("2026-10-25 00:30Z", "2026-10-25 01:30Z", "2026-04-04 15:40Z"), ("2026-03-29 00:59:59Z",)
     for moment in ("2018-11-04 03:30Z", "2026-10-03 15:40Z", *spring, *autumn):
         await pool.execute(
@@ -422,7 +424,7 @@ async def test_i2_a_served_call_that_ended_as_free(books: Books, state: str) -> 
     call = uuid.uuid4()
     await books.entry(call_id=call, state=state)
     await books.witness(call)
-    await books.differences()  # the next sweep may still correct it
+    await books.differences()  # no difference yet, because the next sweep may still correct it
     await books.tamper("UPDATE witnesses SET written_at = now() - interval '1 min'")
     (check,) = await books.differences("served_calls_are_posted")
     assert check.differences == (
@@ -446,7 +448,7 @@ async def test_i3_a_served_call_without_a_hold(books: Books) -> None:
 
 
 async def test_i3_an_attempt_that_was_served_twice(books: Books) -> None:
-    """Two proxies that know nothing of each other served it; another deployment, asked before, failed and did not."""
+    """Two proxies without shared state both served the attempt. A deployment that was asked before them had failed."""
     await books.entry(call_id=(call := uuid.uuid4()), state="expired")
     for outcome, cost_nano in (("failure", None), ("failure", 0), ("success", 600), ("cancelled", 5), ("success", 0)):
         await books.witness(call, outcome=outcome, cost_nano=cost_nano)
@@ -609,7 +611,8 @@ async def acknowledge(books: Books, **fields: object) -> None:
     [
         ({"cost_nano": 150, "proxy_cost_nano": 150, "cost_source": "upstream"}, "LiteLLM's for 1, Treasurer's for 0"),
         ({"cost_nano": 150, "proxy_cost_nano": 100, "cost_source": "rates"}, "LiteLLM's for 0, Treasurer's for 1"),
-        ({"cost_nano": 100, "proxy_cost_nano": 150}, "LiteLLM's for 1, Treasurer's for 0"),  # before migration 0011
+        # As rows from before migration 0011 are.
+        ({"cost_nano": 100, "proxy_cost_nano": 150}, "LiteLLM's for 1, Treasurer's for 0"),
         ({"cost_nano": 3_000_000_005, "proxy_cost_nano": 3_000_000_000, "cost_source": "rates"}, "Treasurer's for 1"),
         ({"cost_nano": 100, "proxy_cost_nano": 102, "usage_source": "witness"}, "LiteLLM's for 1"),
     ],
@@ -674,7 +677,7 @@ async def test_i4_a_difference_is_acknowledged_until_a_moment(books: Books) -> N
     (check,) = await books.differences("prices_agree")
     assert [difference.partition(":")[0] for difference in check.differences] == ["gpt"]
     await acknowledge(books)
-    await acknowledge(books, model="another", until="2020-01-01T00:00:00Z")  # the earlier one no longer holds
+    await acknowledge(books, model="another", until="2020-01-01T00:00:00Z")  # this replaces the earlier acknowledgement
     (check,) = await books.differences("prices_agree")
     assert check.differences[0].startswith("another: attempts that are priced differently: 2 (")
     row = await books.pool.fetchrow("SELECT * FROM price_acknowledgements WHERE model = 'gpt'")
@@ -714,7 +717,7 @@ async def test_a_grace_that_is_no_time_is_refused(pool: asyncpg.Pool, grace: flo
 
 @asynccontextmanager
 async def _traffic(books: Books, database_url: str) -> AsyncIterator[Callable[[], Awaitable[int]]]:
-    """Callers that admit and settle as fast as they can while the block runs; yields how many calls were settled."""
+    """Callers that admit and settle as fast as they can while the block runs. Yields a counter of settled calls."""
     treasury = PostgresTreasury(database_url)
     epoch = await books.pool.fetchval("SELECT value FROM epoch")
     principal = Principal(1, "default", 1, "default", books.agent, "alice", None, None, epoch)

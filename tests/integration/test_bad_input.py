@@ -1,7 +1,7 @@
 """Bad input on the OpenAI routes is a clear 4xx in OpenAI's shape that names the parameter. Nothing is written or sent.
 
-What must hold: after a refusal, no table that a call writes to has another row, and the provider's invoice is as long
-as before. (Only refusals of known agents are counted, in `refusals`.)
+What must hold: a refusal adds no row to a table that a call writes to, and no line to the provider's invoice. (Refusals
+of known agents are counted in `refusals`.)
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ class Bad:
 
 
 def chat(name: str, *, status: int = 400, param: str | None = "", code: str = "invalid_request", **fields: Any) -> Bad:
-    """A chat request that is valid without `fields`. `param`: the one that the error must name (default: the first)."""
+    """A chat request that only `fields` make invalid. `param`: the field that the error must name (default: the
+    first)."""
     wrong = next(iter(fields)) if param == "" else param
     return Bad(name, {"model": "gpt-4o-mini", "messages": HELLO, **fields}, status, wrong, code)
 
 
 def given(name: str, fields: dict[str, Any], code: str = "invalid_request") -> Bad:
-    """Like `chat`, for fields that are given as a table."""
+    """Like `chat`, for fields that are given as a dictionary."""
     return Bad(name, {"model": "gpt-4o-mini", "messages": HELLO, **fields}, param=next(iter(fields)), code=code)
 
 
@@ -335,7 +336,8 @@ async def raw(caller: Caller, request: bytes) -> bytes:
         return await asyncio.wait_for(reader.read(65536), 20)
     finally:
         writer.close()
-        with contextlib.suppress(ConnectionResetError):  # the gateway may close it before it has read all
+        # The gateway may close the connection before it has read everything.
+        with contextlib.suppress(ConnectionResetError):
             await writer.wait_closed()
 
 
@@ -368,7 +370,7 @@ async def test_requests_that_no_library_would_send(caller: Caller) -> None:
 
 
 async def test_a_value_of_a_caller_s_never_becomes_a_header(caller: Caller) -> None:
-    """Names of models and budgets are put into headers. Line breaks in what a caller sends must not get there."""
+    """Names of models and budgets are put into headers. Line breaks that a caller sends must not get into a header."""
     sneaky = "a\r\nx-evil: 1"
     before = await caller.counts()
     await refused(caller, chat("a model", model=sneaky))
@@ -380,7 +382,7 @@ async def test_a_value_of_a_caller_s_never_becomes_a_header(caller: Caller) -> N
 
 
 async def test_a_packed_body_is_a_call_like_any_other(caller: Caller) -> None:
-    """A body may be compressed. Its idempotency key belongs to the text, however that is compressed."""
+    """A body may be compressed. An idempotency key belongs to the uncompressed text."""
     text = json.dumps({"model": "gpt-4.1-mini", "messages": said(), "max_tokens": 5}).encode()
     calls: list[str] = []
     for body, coding in ((gzip.compress(text), "gzip"), (zlib.compress(text), "deflate"), (text, "identity")):

@@ -157,7 +157,8 @@ async def test_what_one_process_opens_is_open_in_the_other(pair: tuple[Breakers,
     await fail(one, model=OTHER)  # each process counts its own failures; what they open is shared
     await one.sync()
     await two.sync()
-    assert state_of(two, "provider:openai") == OPEN  # because two of its models are down
+    # Two models of this provider are down, so the provider's breaker opens.
+    assert state_of(two, "provider:openai") == OPEN
     with pytest.raises(BreakerOpen, match="has been open since"):
         await two.acquire(MODEL)
 
@@ -215,7 +216,7 @@ async def test_by_hand_everywhere(pair: tuple[Breakers, Breakers]) -> None:
     await one.sync()
     assert one.blocked(MODEL) is None
     await one.force("model:m", opened=True)
-    await two.force("model:m", opened=False)  # it does not know of `one`'s change: the later one wins
+    await two.force("model:m", opened=False)  # `two` does not know of the change by `one`; the later change wins
     await one.sync()
     assert one.blocked(MODEL) is None
 
@@ -227,7 +228,7 @@ async def test_a_probe_whose_process_dies_keeps_nobody_out_for_longer_than_its_l
         await one.sync()
         await two.sync()
         await until(lambda: one.blocked(MODEL) is None)
-        probe = await one.acquire(MODEL)  # and this process dies before the probe ends
+        probe = await one.acquire(MODEL)  # process `one` dies before its probe ends
         passed: list[BreakerPermit] = []
 
         async def goes_on() -> bool:
@@ -237,7 +238,7 @@ async def test_a_probe_whose_process_dies_keeps_nobody_out_for_longer_than_its_l
             return bool(passed)
 
         await until_it(goes_on)
-        probe.release()  # from the dead process: this must not release the other's probe
+        probe.release()  # a late release by the dead process must not release the other process's probe
         await one.sync()
         assert isinstance(await acquire(one), BreakerOpen)
         passed[0].succeeded()
@@ -253,7 +254,7 @@ async def test_the_result_of_a_probe_is_shared_in_the_step_that_releases_the_pro
     await two.sync()
     clock.now += 100
     (await one.acquire(MODEL)).failed()
-    refused = await acquire(two)  # it does not know the result yet, and the lock is still there
+    refused = await acquire(two)  # process `two` does not know the result yet, and the probe's lock still exists
     assert isinstance(refused, BreakerOpen)
     await one.sync()
     await two.sync()
@@ -264,7 +265,8 @@ async def test_the_result_of_a_probe_is_shared_in_the_step_that_releases_the_pro
 async def test_i6_without_redis_it_goes_on_in_the_process_and_merges_when_it_is_back(
     redis_url: str, pair: tuple[Breakers, Breakers], clock: Clock
 ) -> None:
-    """A gateway loses Redis and then gets it back. A breaker that is open anywhere stays open while its time lasts."""
+    """A gateway loses Redis and then gets it back. A breaker that is open in any process stays open for its whole
+    time."""
     _, steady = pair
     degraded: list[bool] = []
     async with cable(redis_url) as (url, cut), breakers(url, clock=clock, on_degraded=degraded.append) as alone:
@@ -275,7 +277,7 @@ async def test_i6_without_redis_it_goes_on_in_the_process_and_merges_when_it_is_
         assert not await alone.sync()
         assert degraded == [True]
         await steady.force("model:m", opened=True, seconds=600)
-        # Alone, it goes on: it probes, closes and opens.
+        # Without Redis, the process still probes, and closes and opens its breakers.
         assert alone.blocked(OTHER) is not None
         clock.now += 100
         (await alone.acquire(OTHER)).succeeded()
@@ -286,9 +288,10 @@ async def test_i6_without_redis_it_goes_on_in_the_process_and_merges_when_it_is_
         await until(lambda: degraded == [True, False], alone)
         await alone.sync()
         await steady.sync()
-        # One breaker was closed by a probe here, and meanwhile opened by hand elsewhere: it is open in both.
+        # A breaker that a probe closed here, and that was opened by hand elsewhere meanwhile, is open in both
+        # processes.
         assert (state_of(alone, "model:o"), state_of(steady, "model:o")) == (OPEN, OPEN)
-        # Opened here for a minute, and elsewhere for ten: in both it is open for ten.
+        # A breaker that was opened here for one minute and elsewhere for ten is open for ten minutes in both processes.
         [row] = [row for row in alone.states() if row.name == "model:m"]
         assert row.why == "by hand"
         assert row.retry_s is not None
@@ -320,7 +323,7 @@ async def test_a_probes_result_counts_though_the_answer_to_an_earlier_report_is_
     one, two = pair
     await fail(one)
     await one.sync()
-    one._seen.clear()  # as after a timeout
+    one._seen.clear()  # as if a timeout had lost the state
     await two.sync()
     clock.now += 100
     (await one.acquire(MODEL)).succeeded()
@@ -330,13 +333,13 @@ async def test_a_probes_result_counts_though_the_answer_to_an_earlier_report_is_
 
 
 async def test_a_probe_that_succeeds_closes_what_another_process_opened_before(redis_url: str) -> None:
-    """Closed wins when the time of the open state is over, though the closing process did not know of the last change."""
+    """Once the open time is over, closing wins, even by a process that did not know of the last change."""
     async with breakers(redis_url, SHORT) as one, breakers(redis_url, SHORT) as two:
         await fail(two, model=OTHER)
         await two.sync()
-        await fail(one, model=OTHER)  # it does not know of the other process's change
+        await fail(one, model=OTHER)  # process `one` does not know of the other process's change
         await until(lambda: one.blocked(OTHER) is None)
-        await asyncio.sleep(0.2)  # by Redis' clock, too, the open time must be over
+        await asyncio.sleep(0.2)  # the open time must be over by Redis' clock too
         (await one.acquire(OTHER)).succeeded()
         await one.sync()
         await two.sync()
@@ -385,7 +388,7 @@ def client_has(url: str) -> list[bytes]:
 
 
 async def test_a_redis_that_does_not_answer_keeps_nobody_waiting(redis_url: str) -> None:
-    """While a probe waits for Redis, the event loop goes on; the call is let through after a moment."""
+    """While a probe waits for Redis, the event loop keeps running. After a moment the call is let through."""
     clock = Clock()
     async with breakers(redis_url, clock=clock) as one:
         await fail(one)

@@ -39,7 +39,7 @@ def breaking(stack: StackState, stop_with_us: Callable[[int], None], service_dir
 
 @pytest.fixture
 async def caller(stack: StackState, breaking: list[str]) -> AsyncIterator[Caller]:
-    """A caller, after both processes know that every breaker which the test before had left open is closed."""
+    """A caller. Both processes know that every breaker which an earlier test had left open is closed."""
     async with open_caller(stack) as caller:
         deadline = time.monotonic() + PATIENCE_S
         for url in breaking:
@@ -59,7 +59,7 @@ async def ask(caller: Caller, url: str, script: dict[str, Any] | None = None) ->
 
 
 async def heard(caller: Caller, url: str) -> None:
-    """Wait until this process knows that the breakers which it opened were closed by another test through the other one."""
+    """Wait until this process knows that its open breakers were closed through the other process."""
     deadline = time.monotonic() + PATIENCE_S
     while (await states(caller, url)).get(f"model:{MODEL}", "closed") != "closed":
         assert time.monotonic() < deadline, "it has not heard"
@@ -146,7 +146,7 @@ async def test_the_command_line(
         out, err = capsys.readouterr()
         return code, out + err
 
-    assert (await treasurer("list"))[0] == 3  # no stack runs here
+    assert (await treasurer("list"))[0] == 3  # exit code 3: no stack runs on this data folder
     at = caller.stack.model_copy(update={"data_dir": tmp_path, "gateway_url": breaking[0]})
     at.write()
     code, told = await treasurer("open", f"model:{MODEL}", "--for", "600")
@@ -187,7 +187,8 @@ async def test_the_callers_own_errors_open_nothing(caller: Caller, breaking: lis
 
 
 async def test_bodies_that_nobody_can_read_open_no_breaker(caller: Caller, breaking: list[str]) -> None:
-    """LiteLLM reports one agent's mistakes as its own errors (500). They must not keep other agents from a model."""
+    """LiteLLM reports mistakes of one agent as its own errors (500). They must not stop other agents from using a
+    model."""
     url = breaking[1]
     await heard(caller, url)
     client = caller.client(url)

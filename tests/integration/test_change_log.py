@@ -16,7 +16,7 @@ from tests.integration.administering import Treasurer
 
 
 async def told(pool: asyncpg.Pool) -> list[tuple[str, str]]:
-    """(action, kind) of each change, the oldest first, without the rows that migrations make."""
+    """(action, kind) of each logged change, the oldest first, without the rows that migrations make."""
     rows = await change_log.list_changes(pool, limit=1000)
     return [(row.action, row.kind) for row in reversed(rows)]
 

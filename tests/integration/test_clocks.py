@@ -150,11 +150,11 @@ async def test_i2_holds_that_nobody_settles_end_by_the_clock_wherever_it_jumps(
     early = await house.admit(agent, 100)
     assert isinstance(early, Hold)
     assert await until_swept(house) == 0
-    clock.move(timedelta(0))  # by this clock three hours have passed, so the hold's minute is over
+    clock.move(timedelta(0))  # by the server's clock three hours have passed, so the hold's one minute is over
     late = await house.admit(agent, 100)
     assert isinstance(late, Hold)
     assert await until_swept(house) == 1
-    clock.move(-HOURS_3)  # the other hold now has three hours and a minute left: it stays held
+    clock.move(-HOURS_3)  # the other hold now has three hours and a minute left, so it stays held
     assert await until_swept(house) == 0
     assert await house.books() == []
     assert await house.pool.fetchval("SELECT sum(pending_nano)::bigint FROM windows") == 100
@@ -188,7 +188,7 @@ async def test_i1_a_day_is_not_spent_twice_when_the_clock_goes_back_over_midnigh
     assert await house.books() == []
 
 
-#: Moments in an hour that clocks repeat: they go from 1 h back to 0 h, so there are two midnights (PostgreSQL: the later).
+#: Moments in an hour that occurs twice, because clocks go from 1:00 back to 0:00. PostgreSQL takes the later midnight.
 REPEATED = [
     pytest.param("America/Havana", datetime(2026, 11, 1, 4, 6, tzinfo=UTC), id="Havana"),
     pytest.param("Atlantic/Azores", datetime(2026, 10, 25, 0, 6, tzinfo=UTC), id="Azores"),
@@ -199,7 +199,7 @@ REPEATED = [
 async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_own_limit(
     house: House, clock: MovableClock, zone: str, moment: datetime
 ) -> None:
-    """A group has an agent whose day begins with two midnights, and innocent ones in UTC and elsewhere."""
+    """A group contains calls of an agent whose day has two midnights, and calls of agents in other time zones."""
     day = {"limit": "0.001", "window": "day"}
     there = await house.agent("there", {**day, "time_zone": zone})
     innocents = [
@@ -228,7 +228,7 @@ async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_
     assert await house.over_a_limit() == []
     assert await house.books() == []
 
-    # Also alone in its group; and for an agent whose window was already open the day before.
+    # The same in a group of its own, and for an agent whose window was already open on the day before.
     clock.move_to(moment - timedelta(minutes=30))
     assert isinstance(await house.spend(before, 1_000_000), Hold)
     clock.move_to(moment + timedelta(minutes=20))
@@ -265,7 +265,7 @@ async def test_a_change_that_was_made_while_the_clock_was_behind_alarms_nobody(
 async def test_i1_a_call_that_ended_before_it_began_by_the_clock_is_no_overspend(
     house: House, clock: MovableClock, cost_nano: int
 ) -> None:
-    """A hold was made, the clock went back, and then the hold was settled. The audit reports nothing."""
+    """A hold was made, the clock went back, and then the hold was settled: the audit finds no fault."""
     agent = await house.agent("agent", {"limit": "0.000001"})
     await top_up(house.pool, "agent agent: total", read_input(NewTopUp, {"amount": "0.000001"}))
     hold = await house.admit(agent, 600)
@@ -280,7 +280,8 @@ async def test_i1_a_call_that_ended_before_it_began_by_the_clock_is_no_overspend
 async def test_i1_a_limit_that_was_raised_before_the_clock_went_back_is_no_overspend(
     house: House, clock: MovableClock
 ) -> None:
-    """By the clock, the limit was raised hours after the spending; it was allowed all the same."""
+    """By the clock, the limit was raised hours after the money was spent. In fact it was raised before, so all is
+    well."""
     agent = await house.agent("agent", {"limit": "0.000001"})
     await change_budget(house.pool, "agent agent: total", read_input(ChangeBudget, {"limit": "0.000002"}))
     clock.move(-HOURS_3)
@@ -293,7 +294,8 @@ async def test_i1_a_limit_that_was_raised_before_the_clock_went_back_is_no_overs
 async def test_i7_a_key_that_is_taken_over_because_the_clock_jumped_is_bought_once(
     house: House, clock: MovableClock
 ) -> None:
-    """When the clock jumps, the first call has no hold yet, so a second takes it for dead; only one of them may send."""
+    """After the clock's jump, a second call takes the first for dead, because it has no hold yet. Only one may be
+    sent."""
     await house.agent("agent")
     agent_id = await house.pool.fetchval("SELECT id FROM agents")
     keys = Idempotency(house.pool)
@@ -314,7 +316,7 @@ async def test_i7_a_key_that_is_taken_over_because_the_clock_jumped_is_bought_on
 def moved_gateway(
     stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path
 ) -> Iterator[tuple[str, MovableClock]]:
-    """The address of a gateway of the stack whose clock can be moved, and that clock."""
+    """The address of one more gateway, and the clock of that gateway, which can be moved."""
     clock = MovableClock(service_dir / "gateway.clock")
     environ = clock.environ(threads=True) | {
         "TREASURER_ADMIN_KEY": stack.admin_key,
@@ -329,7 +331,7 @@ def moved_gateway(
 async def test_i3_a_gateway_whose_clock_is_an_hour_off_says_what_is_right_and_buys_nothing(
     stack: StackState, moved_gateway: tuple[str, MovableClock], offset: timedelta
 ) -> None:
-    """Its grants are of another hour, so the proxy refuses them. What it reads from the database is right all the same."""
+    """The proxy refuses its grants, which are of another hour. All that it reads from the database is still right."""
     url, clock = moved_gateway
     async with open_caller(stack, "1", window="day") as caller:
         await caller.call(url)
@@ -338,10 +340,10 @@ async def test_i3_a_gateway_whose_clock_is_an_hour_off_says_what_is_right_and_bu
             with pytest.raises(APIStatusError) as refused:
                 await caller.call(url)
             assert refused.value.status_code in (502, 503)
-            # Each call was held and released again: the proxy has sent nothing to a provider.
+            # The refused call was held and released again, and no provider was asked.
             assert [row["state"] for row in await caller.ledger()] == ["posted", "voided"]
             assert len(await caller.invoice(1)) == 1
-            # Window, spending and end are the database's, the same as those that every other gateway reports.
+            # The window, the spending and the window's end come from the database, so every gateway reports the same.
             budget = f"budgets/agent {caller.agent}: day"
             right = await caller.admin("GET", budget)
             assert await caller.admin("GET", budget, url=url) == right

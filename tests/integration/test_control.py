@@ -1,7 +1,6 @@
-"""A change by an administrator takes effect at once, on every gateway process; and what each refusal reports.
+"""A change by an administrator takes effect at once on every gateway process, and refusals report it.
 
-"At once" is measured from the admin API's answer: the next call, also one to the other process, is already governed by
-the change.
+"At once" means that from the admin API's answer on, the change applies to the next call to any process.
 """
 
 from __future__ import annotations

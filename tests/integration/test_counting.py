@@ -1,7 +1,7 @@
-"""A budget that is made in the middle of its window: it starts at zero, or at what was spent in the window so far.
+"""A budget that is made in the middle of its window. It starts at zero, or at the amount spent in the window so far.
 
-What must hold: counted from the window, each call of the window counts exactly once, whether it had ended, was in flight,
-or came while the budget was made; and the audit computes the same from the ledger, or names the difference.
+What must hold: if the budget counts from the window's beginning, each call of the window counts exactly once, whether
+it had ended, was in flight, or came while the budget was made. The audit computes the same, or names the difference.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ async def budget(house: House, limit: str = "1", count_from: str = "window", **t
 
 
 async def posted(house: House, name: str) -> dict[str, tuple[int, int]]:
-    """By subject: what is posted and pending in a budget's windows."""
+    """The posted and the pending amount in a budget's windows, by subject."""
     shown = await show_budget(house.pool, name)
     return {window.subject: (window.posted_nano, window.pending_nano) for window in shown.live_windows}
 

@@ -1,5 +1,5 @@
-"""Crowds of long streams on the whole stack: streams whose callers leave are paid for, and no more streams run than
-there are places.
+"""Crowds of long streams on the whole stack. A stream whose caller leaves is paid for, and the number of streams is
+limited to a fixed number of places.
 
 What must hold:
 - When callers leave while the provider is faster than the reader, everything that the provider bills is posted (I1,
@@ -93,7 +93,7 @@ async def test_a_stream_too_many_is_refused_at_once_and_no_place_is_lost(caller:
     await close(await fill())
     whole = await caller.call()  # a call without a stream needs no place
     assert whole.choices
-    for _ in range(3):  # each of these ends after its grant and before its stream
+    for _ in range(3):  # each of these calls fails after its grant was accepted and before its stream begins
         await asyncio.gather(*(fail({"status": 400}) for _ in range(24)))
     await close(await fill())
     entries = await caller.ledger()
@@ -104,7 +104,7 @@ async def test_a_stream_too_many_is_refused_at_once_and_no_place_is_lost(caller:
 
 @pytest.fixture
 def impatient(stack: StackState, stop_with_us: Callable[[int], None], service_dir: Path) -> Iterator[tuple[str, Path]]:
-    """A gateway that waits one second for a caller that takes nothing; its address and its log."""
+    """A gateway that waits one second for a caller that reads nothing; its address and its log."""
     environ, log = {"TREASURER_STALLED_TIMEOUT_S": "1"}, service_dir / "impatient-gateway.log"
     with another_gateway(stack, stop_with_us, log, environ) as (url, _):
         yield url, log
@@ -113,7 +113,8 @@ def impatient(stack: StackState, stop_with_us: Callable[[int], None], service_di
 async def test_i1_a_caller_that_takes_nothing_gets_an_error_and_its_stream_is_ended(
     caller: Caller, impatient: tuple[str, Path]
 ) -> None:
-    """Such a caller takes neither unbounded memory nor a place in LiteLLM; what it had asked for is paid."""
+    """Such a caller uses neither unbounded memory nor a place in LiteLLM, and pays for the answer that it had asked
+    for."""
     (url, log), tokens = impatient, 4000
     script = {"output_tokens": tokens, "chunk_tokens": 1}
     body = {"model": MODEL, "stream": True, "max_tokens": tokens, "messages": said(script=script)}

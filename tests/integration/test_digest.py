@@ -1,4 +1,5 @@
-"""The first agent and GovernedModel on the real stack: a run's reported cost is the ledger's, to the nano-dollar."""
+"""The first agent and GovernedModel on the real stack: a run reports the same cost as the ledger, to the
+nano-dollar."""
 
 from __future__ import annotations
 

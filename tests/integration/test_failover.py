@@ -155,7 +155,8 @@ async def test_a_stream_that_takes_too_long_in_all_is_ended_with_an_error(caller
 
 
 async def test_a_stream_that_falls_silent_costs_what_was_got_of_it(caller: Caller) -> None:
-    """It is not the whole hold, though nobody saw the stream's end: after it was closed, the proxy reports what it saw."""
+    """The cost is less than the whole hold, although the stream never ended, because the proxy reports what it had
+    read."""
     await route(caller, fallbacks=[{"model": SECOND}], timeouts={"silence_s": 1.0})
     script = {"hang_after_tokens": 10, "hang_s": 8, "output_tokens": 600}
     with pytest.raises(openai.APIError, match="did not answer in time"):
@@ -206,7 +207,7 @@ async def test_many_at_once_while_a_provider_fails(caller: Caller) -> None:
 
 
 async def test_near_a_budgets_limit_a_cheaper_model_serves(stack: StackState) -> None:
-    """Each expensive call holds what it may cost. Its share of the budget is a bound; what is left buys cheaper calls.
+    """Calls of the expensive model may use only a share of the budget. The rest is left for cheaper calls.
 
     The first of the cheaper models is not good enough, so it is skipped.
     """
@@ -222,7 +223,7 @@ async def test_near_a_budgets_limit_a_cheaper_model_serves(stack: StackState) ->
         assert cheap
         assert sum(row["cost_nano"] for row in dear) <= 5_000_000
         assert {row["requested_model"] for row in cheap} == {"gpt-4o"}
-        assert {row["attempt"] for row in cheap} == {1}  # the expensive model was tried first
+        assert {row["attempt"] for row in cheap} == {1}  # attempt 1, because attempt 0 asked the expensive model
         assert await caller.posted_nano() == await caller.billed_nano()
         assert await caller.faults() == []
 
@@ -236,7 +237,7 @@ async def test_a_paced_call_waits_as_long_as_its_route_says(stack: StackState) -
 
 @STREAMED
 async def test_a_fallback_after_a_billed_failure_pays_for_both(caller: Caller, streamed: bool) -> None:
-    """The route says that errors are billed: the first attempt's whole hold is spent, and never less than the bill."""
+    """The route says that errors are billed, so the first attempt costs its whole hold, which is not below the bill."""
     await route(caller, fallbacks=[{"model": SECOND}], bills_errors=True)
     assert await ask(caller, streamed, {"status": 500, "billed": "full", "times": 1})
     first, second = await caller.ledger()
@@ -263,7 +264,8 @@ async def test_where_errors_are_billed_another_deployment_is_another_purchase(ca
 
 
 async def test_a_retry_that_consumed_tokens_is_an_attempt_with_a_cost(caller: Caller) -> None:
-    """A connection broke after the work was done. Its cost stays held while the retry serves the call."""
+    """A connection broke after the work was done. The cost stays held for the first attempt while the retry is
+    served."""
     await route(caller, retries=1)
     assert await ask(caller, False, {"cut_before_headers": True, "billed": "full", "times": 1})
     async with asyncio.timeout(PATIENCE_S):

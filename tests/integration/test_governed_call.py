@@ -70,7 +70,7 @@ async def test_i4_every_model_is_charged_as_its_provider_bills(caller: Caller, m
     assert entry["proxy_cost_nano"] in (
         None,
         entry["cost_nano"],
-    )  # LiteLLM computes the same price; for a free model it has none
+    )  # LiteLLM computes the same cost, and none for a free model
     assert caller.last.call_id == entry["call_id"]
     assert caller.last.headers["x-treasurer-budget"] == f"agent {caller.agent}: total"
     if streamed:

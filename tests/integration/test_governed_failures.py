@@ -61,7 +61,7 @@ def hasty(stack: StackState, stop_with_us: Callable[[int], None], service_dir: P
 
 
 async def ask(caller: Caller, model: str, streamed: bool, script: dict[str, Any], url: str | None = None) -> int:
-    """Make the call and read to the end; return the number of chunks (for a whole answer: one)."""
+    """Make the call and read the answer to its end; return the number of chunks (1 for a whole answer)."""
     answer: Any = await caller.client(url).chat.completions.create(
         model=model, messages=said(script=script), max_tokens=300, stream=streamed
     )
@@ -83,7 +83,7 @@ async def not_below_the_bill(caller: Caller) -> asyncpg.Record:
     return entry
 
 
-#: LiteLLM cannot read whole answers of Anthropic and Google without usage: they are lost (see below).
+#: Without whole answers of Anthropic and Google: LiteLLM cannot read them without usage, so they are lost (see below).
 UNTOLD = [
     (usage, model, streamed)
     for usage in ("missing", "zero")
@@ -117,7 +117,7 @@ async def test_i2_a_usage_that_is_not_reported_is_estimated_not_below_the_bill(
 async def test_i2_what_a_model_thought_unseen_is_not_below_the_bill(
     caller: Caller, model: str, streamed: bool, script: dict[str, Any]
 ) -> None:
-    """Only the provider can count hidden reasoning. Without its report, all of the output that was held for is spent."""
+    """Only the provider can count hidden reasoning. Without its report, the whole output of the hold is paid for."""
     script = {"reasoning_tokens": 200, "output_tokens": 40, **script}
     await asyncio.gather(ask(caller, model, streamed, script), return_exceptions=True)
     entry = await not_below_the_bill(caller)
@@ -126,7 +126,8 @@ async def test_i2_what_a_model_thought_unseen_is_not_below_the_bill(
 
 @STREAMED
 async def test_i2_an_input_that_was_written_to_a_cache_is_not_below_the_bill(caller: Caller, streamed: bool) -> None:
-    """Writing to a cache for an hour costs twice as much as input, and this provider does not report that it did."""
+    """Writing to a cache for an hour costs twice as much as input, and this provider's usage does not report the
+    writing."""
     script = {"usage": "missing" if streamed else "zero", "cache_write_1h_tokens": 5000, "output_tokens": 5}
     (message,) = said("Think about caches and their costs. " * 100, script)
     part: Any = {"type": "text", "text": message["content"], "cache_control": {"type": "ephemeral", "ttl": "1h"}}
@@ -159,7 +160,8 @@ async def test_i2_a_usage_that_contradicts_itself_or_its_answer_is_not_believed(
 
 
 async def test_i2_a_usage_that_is_not_believed_proves_nothing_after_a_crash_either(caller: Caller) -> None:
-    """If the gateway would not believe a report, the sweeper must not believe it in a witness: the whole hold is spent."""
+    """The sweeper must not believe a report in a witness that the gateway would not believe. The whole hold is
+    posted."""
     async with one_more_gateway(caller.stack, killed("llm_service.call.settlement:Settler.settle", "before")) as (
         url,
         _,
@@ -313,7 +315,7 @@ async def test_i2_a_caller_that_leaves_a_stream_pays_for_what_it_got(caller: Cal
 
 @pytest.mark.parametrize("model", [*KINDS, "gpt-5-mini"])
 async def test_i2_a_caller_that_leaves_after_the_last_token_pays_what_is_billed(caller: Caller, model: str) -> None:
-    """Everything is generated; only the report of usage has not arrived."""
+    """The whole answer is generated, and only the report of usage has not arrived."""
     stream: Any = await caller.client().chat.completions.create(
         model=model, messages=said(script={"output_tokens": 60}), max_tokens=300, stream=True
     )
@@ -327,7 +329,8 @@ async def test_i2_a_caller_that_leaves_after_the_last_token_pays_what_is_billed(
 
 @pytest.mark.parametrize("model", ["gpt-5-mini", "gemini-2.5-flash"])
 async def test_i2_what_a_model_thought_unseen_is_paid_by_who_leaves(caller: Caller, model: str) -> None:
-    """Only the end of the stream reports hidden reasoning, so it is read to its end, and the ledger is the bill."""
+    """Only the end of the stream reports hidden reasoning, so the stream is read to its end, and the ledger equals the
+    bill."""
     await leave(caller, model, 1, {"tokens_per_s": 100, "reasoning_tokens": 60, "output_tokens": 40})
     (entry,) = await caller.agrees(1)
     assert (entry["reasoning_tokens"], entry["usage_source"]) == (60, "provider")
@@ -372,7 +375,7 @@ LOST: tuple[tuple[str, bool, dict[str, Any]], ...] = (
 
 
 async def test_i2_answers_that_were_billed_and_lost_are_not_free(caller: Caller, hasty: str) -> None:
-    """LiteLLM answers with an error of its own. Nobody knows whether the provider served the call: the hold is posted."""
+    """LiteLLM answers with its own error. Nobody knows whether the provider served the call, so the hold is posted."""
     answers = await asyncio.gather(*(ask(caller, *each, hasty) for each in LOST), return_exceptions=True)
     assert all(isinstance(answer, openai.APIStatusError) for answer in answers), answers
     assert len(await caller.invoice(len(LOST))) == len(LOST)

@@ -84,7 +84,7 @@ async def test_a_pause_by_sql_is_seen_and_so_is_its_end(house: House, agent: str
 
 
 async def test_i1_a_budget_added_by_sql_binds_the_very_next_admission(house: House, agent: str) -> None:
-    """Not a second later: the treasury itself refuses admissions that know the older configuration."""
+    """The budget binds at once, because the treasury itself refuses admissions that know the older configuration."""
     await house.pool.execute(
         "INSERT INTO budgets (name, scope, scope_id, window_kind, limit_nano)"
         " SELECT 'by hand', 'agent', id, 'day', 500 FROM agents"
@@ -198,7 +198,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 
 
 async def refuses(caller: Caller, kind: type[openai.APIStatusError]) -> None:
-    """Both gateways soon refuse, and go on refusing."""
+    """Both gateways soon refuse, and continue to refuse."""
     for url in caller.stack.gateway_urls:
 
         async def refused(url: str = url) -> bool:
@@ -259,7 +259,7 @@ async def test_a_route_removed_by_sql_serves_no_more(caller: Caller) -> None:
 
 
 async def test_changes_by_sql_while_calls_are_in_flight_lose_none(caller: Caller) -> None:
-    """Plain SQL changes limits, and creates and ends budgets, under twelve callers: each call is in both books."""
+    """Plain SQL changes limits, and creates and ends budgets, while twelve callers call. Each call is in both books."""
 
     async def calls(number: int) -> None:
         for _ in range(6):
@@ -293,7 +293,7 @@ async def test_changes_by_sql_while_calls_are_in_flight_lose_none(caller: Caller
 
 
 async def test_each_kind_of_change_by_sql_raises_the_epoch(house: House, agent: str) -> None:
-    """Every process compares this number with the one that it knows."""
+    """Every process compares the epoch with the one that it knows."""
 
     async def epoch() -> int:
         return await house.pool.fetchval("SELECT value FROM epoch")

@@ -89,7 +89,8 @@ async def test_i7_twenty_at_once_are_one_call(caller: Caller, streamed: bool) ->
 
 
 async def test_i7_twenty_at_once_whose_maker_fails_are_one_purchase(caller: Caller) -> None:
-    """A call that fails costs nothing. Then another of the twenty makes the call, and the others get its answer."""
+    """The first call fails and costs nothing. Then another of the twenty makes the call, and the others get its
+    answer."""
     body, key = request(script={"status": 400, "times": 1, "first_token_s": 0.2}), uuid4().hex
     urls = caller.stack.gateway_urls
     answers = await asyncio.gather(*(send(caller, body, key, urls[number % 2]) for number in range(20)))
@@ -112,7 +113,7 @@ async def test_i7_embeddings_too(caller: Caller) -> None:
 
 
 async def test_i7_a_replay_costs_nothing(caller: Caller) -> None:
-    """The budget has room for one such call only; its repetitions need no room."""
+    """The budget has room for only one such call, and its repetitions need no room."""
     body, key = request(), uuid4().hex
     await send(caller, body, key)
     (entry,) = await caller.agrees(1)
@@ -137,7 +138,7 @@ async def test_i7_another_body_is_a_named_conflict(caller: Caller) -> None:
     assert raised.value.code == "idempotency_conflict"
     assert details(raised.value)["call_id"] == head["x-treasurer-call-id"]
     assert len(caller.responses) == before + 1  # one response: the SDK did not retry
-    # the same input for another operation is a different body
+    # the same key for another operation is a conflict, even with the same input
     with pytest.raises(openai.ConflictError):
         await client.embeddings.create(
             model="text-embedding-3-small", input="x", extra_headers={"Idempotency-Key": key}
@@ -182,7 +183,8 @@ async def test_i7_after_a_provider_s_error_the_key_is_free(caller: Caller, strea
 async def plant(
     caller: Caller, body: bytes, key: str, *, state: str | None, cost_nano: int = 5000, source: str = "hold"
 ) -> UUID:
-    """Insert a call whose process died. Its key is taken; it has ended in the ledger or not; no answer was kept."""
+    """Insert a call whose process died. Its key is taken, the ledger has its end if `state` is given, and no answer was
+    kept."""
     call_id = uuid4()
     digest = hashlib.sha256(b"chat\0" + body).digest()
     await caller.pool.execute(
@@ -244,7 +246,7 @@ async def test_i7_after_a_crash_one_purchase_and_no_stuck_key(caller: Caller) ->
         _,
     ):
         calls = [send(caller, body, f"key {n}", one) for n, body in enumerate([*bodies, kept])]
-        ends = await asyncio.gather(*calls, return_exceptions=True)  # when the last one has ended, so have the others
+        ends = await asyncio.gather(*calls, return_exceptions=True)  # wait for all calls, also if one fails
     assert all(isinstance(end, aiohttp.ClientError) for end in ends), ends
     status, head, _ = await send(caller, kept, "key 3", url[0])
     assert (status, head["x-treasurer-replayed"]) == (200, "true")
@@ -274,7 +276,7 @@ async def test_i7_a_call_that_died_before_it_cost_anything_is_made_again(caller:
 
 
 async def test_i7_a_caller_that_left_finds_its_answer(caller: Caller) -> None:
-    """The connection breaks while the answer is on its way: the call goes on, is paid for once, and its answer is kept."""
+    """The connection breaks before the answer arrives. The call continues, is paid for once, and its answer is kept."""
     body, key = request(script={"first_token_s": 1.0}), uuid4().hex
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(send(caller, body, key), 0.5)

@@ -1,4 +1,4 @@
-"""Rate limits on a real Redis, which several limiters share, and which may vanish, freeze, lose its data and return."""
+"""Rate limits on a real Redis that several limiters share, and that may stop, freeze, or return without its data."""
 
 from __future__ import annotations
 
@@ -126,7 +126,8 @@ async def test_slots_return_and_tokens_are_corrected(redis_url: str) -> None:
             await limiter.acquire(uuid4(), rules, "m", 1, 30)
         limiter.release(first, 1_000)
         limiter.release(second, None)
-        third = await limiter.acquire(uuid4(), rules, "m", 50_000, 30)  # after the releases
+        # This waits until both releases have reached Redis.
+        third = await limiter.acquire(uuid4(), rules, "m", 50_000, 30)
         left = int(third.headers()["x-ratelimit-remaining-tokens"])
         assert 60_000 - 56_000 <= left <= 60_000 - 56_000 + 3_000
 
@@ -186,7 +187,8 @@ async def test_a_caller_that_leaves_in_mid_question_leaves_no_slot(redis_url: st
 
 
 async def test_the_script_and_the_process_answer_alike(redis_url: str, cleanup: AsyncExitStack) -> None:
-    """The same calls, by the same clock, through `rate_limiter.lua` and through `local_rates.py`: all levels are equal."""
+    """The same calls, by the same clock, go through `rate_limiter.lua` and `local_rates.py`. All buckets must stay
+    equal."""
     now = 1_800_000_000_000
     source = Path(__file__).parents[2] / "llm_service/guards/rate_limiter.lua"
     clock = "{tostring(math.floor(tonumber(ARGV[#ARGV]) / 1000)), tostring(tonumber(ARGV[#ARGV]) % 1000 * 1000)}"
@@ -306,7 +308,8 @@ async def test_slots_are_given_back_though_the_limit_was_changed_or_removed_mean
     dead, _, _ = await cleanup.enter_async_context(limiter_on(redis_url, dead_s=0.2))
     call = uuid4()
     await dead.acquire(call, SLOTS, "m", 1, 300)
-    await dead.acquire(call, (RateLimit(3, Scope.MODEL, "model:other", concurrent=9),), "other", 1, 300)  # failed over
+    # As after a failover.
+    await dead.acquire(call, (RateLimit(3, Scope.MODEL, "model:other", concurrent=9),), "other", 1, 300)
     living, client, _ = await cleanup.enter_async_context(limiter_on(redis_url, dead_s=0.2))
     async with asyncio.timeout(30):
         while not await living.beat():
@@ -315,7 +318,7 @@ async def test_slots_are_given_back_though_the_limit_was_changed_or_removed_mean
 
 
 async def test_i6_nobody_is_taken_for_dead_right_after_redis_was_away(tmp_path: Path) -> None:
-    """While Redis was away, no process could report that it is alive. Those that are get time to reconnect."""
+    """While Redis was away, no process could report that it is alive. Living processes get time to reconnect."""
     async with (
         own_redis(tmp_path / "redis") as (server, processes),
         limiter_on(server.url, timeout_s=0.25, dead_s=2.0) as (one, client, _),
@@ -404,7 +407,7 @@ async def test_i6_a_frozen_redis_hangs_nobody_and_keeps_no_slot_of_a_call_it_ans
         permits = await asyncio.gather(*(limiter.acquire(uuid4(), rules, "m", 1, 30) for _ in range(3)))
         assert time.monotonic() - started < 15, "it does not hang"
         assert all(permit.local for permit in permits)
-        limiter.release(held, 0)  # this call waits for Redis
+        limiter.release(held, 0)  # this release waits for Redis
         processes[-1].send_signal(signal.SIGCONT)
         await until(lambda: not limiter.degraded)
         await limiter.drain()
@@ -430,7 +433,8 @@ async def test_i6_a_redis_that_takes_no_writes_is_away(redis_url: str) -> None:
 
 
 async def contents(client: Redis) -> dict[bytes, object]:
-    """Everything that the limiter keeps. Buckets only change when something is taken."""
+    """Everything that the limiter keeps in Redis. A bucket's stored value changes only when something is taken from
+    it."""
     found: dict[bytes, object] = {}
     async for key in client.scan_iter("*"):
         if b"held:" in key:

@@ -13,7 +13,7 @@ from llm_service.administration import budget_queries, budgets, change_log, keys
 from llm_service.administration.paging import MOST, Page
 from llm_service.administration.transaction import reading
 
-#: More windows than are added up for a single budget.
+#: A number of windows at which a list no longer adds up the windows of a budget.
 _CROWD = 25_000
 
 
@@ -122,7 +122,7 @@ async def test_one_subject_of_a_crowd_is_shown_alone(furnished: asyncpg.Pool) ->
 
 @pytest.mark.parametrize("analysed", [False, True])
 async def test_a_list_reads_a_bounded_number_of_windows(furnished: asyncpg.Pool, analysed: bool) -> None:
-    """A million subjects cost no more. The test counts rows, because times depend on how busy the machine is."""
+    """Even a million subjects cost no more. The test counts rows, because times depend on how busy the machine is."""
     await crowd(furnished, "crowd", _CROWD)
     if analysed:
         await furnished.execute("ANALYZE windows")

@@ -14,7 +14,7 @@ from tests.llm_service.wire.media_files import data_url, pdf, png, wav
 
 PIXEL = {"type": "image_url", "image_url": {"url": data_url("image/png", png(1, 1))}}
 PAGE = {"type": "file", "file": {"file_data": data_url("application/pdf", pdf()), "filename": "one.pdf"}}
-SOUND = data_url("audio/wav", wav(300, rate=8_000))  # for which Google bills 9,600 tokens
+SOUND = data_url("audio/wav", wav(300, rate=8_000))  # Google bills 9,600 tokens for this sound
 MODELS = [
     "claude-haiku-5-5",
     "claude-haiku-4-5",
@@ -46,7 +46,7 @@ async def test_i1_one_pixel_and_one_page_hold_at_most_three_times_their_cost(cal
 
 
 async def test_a_small_image_is_served_by_a_budget_that_is_almost_unspent(caller: Caller) -> None:
-    """prices.md, 8: it was refused because $4.00, the price of the whole context window, did not fit into $0.996."""
+    """Once the hold was $4.00, the price of the whole context window, and the call was refused."""
     await caller.budget("1", window="day")
     await caller.call(model="claude-sonnet-5-5", max_tokens=50, messages=asked(PIXEL))
     (entry,) = await caller.agrees(1)
@@ -61,14 +61,14 @@ async def test_a_small_image_is_served_by_a_budget_that_is_almost_unspent(caller
 async def test_i1_audio_is_held_and_posted_as_audio_whatever_field_carries_it(
     caller: Caller, part: dict[str, Any]
 ) -> None:
-    """prices.md, 5: it was held and posted at the price of text."""
+    """Once audio was held and posted at the price of text."""
     await caller.call(model="gemini-2.5-flash", max_tokens=50, messages=asked(part))
     (entry,) = await caller.agrees(1)
     assert 9_600_000 <= entry["cost_nano"] <= entry["held_nano"] <= 1.2 * entry["cost_nano"]
 
 
 async def test_i1_audio_that_does_not_fit_is_refused_before(caller: Caller) -> None:
-    """prices.md, 6: $0.90 of audio passed a limit of $0.40."""
+    """Once $0.90 of audio passed a limit of $0.40."""
     await caller.budget("0.005", window="day")
     with pytest.raises(APIStatusError) as refused:
         await caller.call(model="gemini-2.5-flash", messages=asked({"type": "file", "file": {"file_data": SOUND}}))
@@ -77,7 +77,7 @@ async def test_i1_audio_that_does_not_fit_is_refused_before(caller: Caller) -> N
 
 
 async def test_a_cache_is_held_for_only_if_the_request_asks_for_one(caller: Caller) -> None:
-    """prices.md, 10."""
+    """Once every call was held at the price of writing to a cache."""
     text = "x" * 9_500
     await caller.call(model="claude-sonnet-5-5", max_tokens=16, messages=[{"role": "user", "content": text}])
     (entry,) = await caller.agrees(1)

@@ -46,7 +46,7 @@ async def test_a_treasury_waits_for_the_schema_that_it_needs(empty_database_url:
     principal = Principal(1, "acme", 2, "research", 7, "digest", 9, "laptop", 1)
     with pytest.raises(NotMigrated, match=r"treasury_admit_v5.* does not exist\): run `treasurer migrate`"):
         await treasury.admit(HoldRequest(uuid4(), 0, principal, NO_CONTEXT, "m", 10, 10, 60, ()))
-    assert treasury.unsettled == 0  # nothing was held, so nothing is to be voided
+    assert treasury.unsettled == 0  # nothing was held, so there is nothing to void
     settled = treasury.settle_soon(Settlement(uuid4(), 0, LedgerState.POSTED, 7))
     async with asyncio.timeout(10):
         while len(spool) < 1:

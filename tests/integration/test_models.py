@@ -1,4 +1,5 @@
-"""`treasurer models` on a real stack: what LiteLLM Proxy says of its models, as a person and a program read it."""
+"""`treasurer models` on a real stack: the data of LiteLLM Proxy's models, as text for people and as JSON for
+programs."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from gateway.stack.state import StackState
 from tests.integration.caller import open_caller, said
 from tests.integration.stacks import ROOT, another_stack
 
-#: It searches as often as it likes, and LiteLLM's map has a price for its images that nothing bounds.
+#: A model that searches as often as it likes, and whose images LiteLLM's map prices without any limit on their number.
 RESEARCHER = "gemini/deep-research-pro-preview-12-2025"
 MOST = {"searches": 3}
 
@@ -33,7 +34,7 @@ def deployment(name: str, model: str, **info: Any) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def models_stack(tmp_path_factory: pytest.TempPathFactory, stop_with_us: Callable[[int], None]) -> Iterator[StackState]:
-    """A stack that also has models which are not served, and the same ones as their reasons advise."""
+    """A stack that also has models which are not served, and the same models configured as the reasons advise."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "config" / "litellm.yaml").read_text(encoding="utf-8"))
     config["model_list"] += [
         *more_models(),
@@ -44,7 +45,7 @@ def models_stack(tmp_path_factory: pytest.TempPathFactory, stop_with_us: Callabl
         deployment("openai/*", "openai/*", input_cost_per_token=1e-06, output_cost_per_token=1e-06),
     ]
     folder: Path = tmp_path_factory.mktemp("models")
-    folder.chmod(0o755)  # as root, PostgreSQL runs as another account
+    folder.chmod(0o755)  # PostgreSQL may run under another account, which must be able to enter it
     with another_stack(folder, stop_with_us, config, {}) as state:
         yield state
 
@@ -115,7 +116,7 @@ async def test_i1_a_price_that_an_operator_put_out_of_force_is_served_and_a_patt
         await caller.call(model="research-served", messages=said(), max_tokens=50)
         for name, why in (
             ("openai/*", "list each model by its name"),
-            ("openai/gpt-4.1-nano", "does not exist"),  # at the pattern's prices it would be served
+            ("openai/gpt-4.1-nano", "does not exist"),  # and is not served at the prices of the pattern `openai/*`
         ):
             with pytest.raises(APIStatusError, match=why):
                 await caller.call(model=name, messages=said(), max_tokens=50)

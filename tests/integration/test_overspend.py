@@ -49,10 +49,11 @@ async def test_i1_treasurer_passes_no_limit(stack: StackState, processes: Proces
         faults = (verdict.unbooked, verdict.unanswered, verdict.doubled, verdict.strays, verdict.unused_nano or 0)
         assert faults == (0, 0, 0, 0, 0), verdict
         assert verdict.books_minus_bill_nano == 0, verdict
-    # The budgets were used: a gateway that refuses everything would keep every limit.
+    # Check that the budgets were used, because a gateway that refuses everything would keep every limit.
     assert verdicts["burst"].answered >= 24
     assert verdicts["replicas"].answered >= 24
-    assert verdicts["same-idempotency-key"].billed_calls == 8 + 1  # and the call that shows that more would fit
+    # One more is the later call, which shows that more calls would fit.
+    assert verdicts["same-idempotency-key"].billed_calls == 8 + 1
 
 
 async def test_without_a_gateway_the_same_scenarios_find_the_faults(processes: Processes, tmp_path: Path) -> None:
@@ -61,7 +62,7 @@ async def test_without_a_gateway_the_same_scenarios_find_the_faults(processes: P
     await adapter.start(url, tmp_path, 1)
     verdicts = await played(adapter, url)
     assert verdicts["burst"].answered == 64
-    assert verdicts["burst"].overshoot_share > 1.3  # 64 calls, where 27.5 fit
+    assert verdicts["burst"].overshoot_share > 1.3  # 64 calls were served where 27.5 fit
     assert verdicts["embeddings"].overshoot_nano > 0
     assert verdicts["same-idempotency-key"].doubled == 2 * 8
     assert verdicts["replicas"].skipped == "not supported: there is one instance"

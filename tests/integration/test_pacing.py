@@ -80,7 +80,7 @@ async def test_i1_a_paced_budget_is_never_ahead_of_its_curve(pool: asyncpg.Pool,
     try:
         answers = await asyncio.gather(*(treasury.admit(request(who, 30_000_000, 20_000_000)) for _ in range(50)))
         held = sum(answer.amount_nano for answer in answers if isinstance(answer, Hold))
-        assert held == 500_000_000  # exactly: 16 calls of 30 million, and one of 20 million
+        assert held == 500_000_000  # exactly 16 calls of 30 million nano-dollars and one of 20 million
         assert {answer.kind for answer in answers if isinstance(answer, Denial)} == {DenialKind.BUSY}
         for answer in answers:
             if isinstance(answer, Hold):

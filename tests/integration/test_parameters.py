@@ -22,16 +22,17 @@ _MODELS = (OPENAI, CLAUDE, GEMINI, OWN)
 
 
 class Refused:
-    """The call is refused with 400. `by`: the parameter that the error names, if it is not the first one that was given."""
+    """The call is refused with 400. `by`: the parameter that the error names, if it is not the first one in the
+    request."""
 
     def __init__(self, by: str | None = None) -> None:
         self.by = by
 
 
 NO = Refused()
-#: LiteLLM refuses it, and not the gateway: only LiteLLM knows which models reason. Its message names the parameter.
+#: LiteLLM refuses the parameter, not the gateway, because only LiteLLM knows which models reason. Its message names it.
 BY_LITELLM = Refused("")
-#: It asks for what the provider does anyway, and the provider has no such parameter.
+#: The parameter is left out, because the provider lacks it and always does what it asks for.
 LEFT_OUT: dict[str, Any] = {}
 
 FUNCTION = {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "string"}}}}
@@ -52,13 +53,14 @@ def gemini(**config: Any) -> dict[str, Any]:
     return {"generationConfig": config}
 
 
-#: A value → what arrives at OpenAI, Claude, Gemini and a server of one's own. `...`: just as it was given.
+#: By parameter: values, each with the fields that arrive at OpenAI, Claude, Gemini and the operator's own server.
+#: `...`: unchanged.
 CHAT: dict[str, list[tuple[dict[str, Any], Any, Any, Any, Any]]] = {
-    "stream": [({"stream": True}, ..., ..., LEFT_OUT, ...)],  # Gemini has another address for streams
+    "stream": [({"stream": True}, ..., ..., LEFT_OUT, ...)],  # for Gemini, the address says that it is a stream
     "stream_options": [({"stream": True, "stream_options": {"include_usage": False}}, {"stream_options": {"include_usage": True}}, {"stream": True}, LEFT_OUT, {"stream_options": {"include_usage": True}})],
     "max_tokens": [({"max_tokens": 77}, ..., ..., gemini(max_output_tokens=77), ...)],
     "max_completion_tokens": [({"max_completion_tokens": 77}, ..., {"max_tokens": 77}, gemini(max_output_tokens=77), ...)],
-    "user": [({"user": "ann"}, ..., {"metadata": {"user_id": "ann"}}, LEFT_OUT, LEFT_OUT)],  # it is for Treasurer too
+    "user": [({"user": "ann"}, ..., {"metadata": {"user_id": "ann"}}, LEFT_OUT, LEFT_OUT)],  # Treasurer uses `user` too
     "safety_identifier": [({"safety_identifier": "s1"}, ..., NO, NO, ...)],
     "n": [({"n": 2}, ..., NO, gemini(candidate_count=2), ...), ({"n": 1}, ..., LEFT_OUT, gemini(candidate_count=1), ...)],
     "temperature": [({"temperature": 0.5}, ..., ..., gemini(temperature=0.5), ...)],
@@ -110,12 +112,12 @@ CHAT: dict[str, list[tuple[dict[str, Any], Any, Any, Any, Any]]] = {
 }  # fmt: skip
 #: Parameters that each call has.
 _ALWAYS = {"model", "messages"}
-#: Parameters that are not treated in the same way by all models of a provider.
+#: Parameters that some models of a provider treat differently.
 OF_MODELS: list[tuple[str, dict[str, Any], Any]] = [
     (THINKS, {"thinking": {"type": "disabled"}}, NO),
     (THINKS, {"reasoning_effort": "none"}, NO),
     (THINKS, {"reasoning_effort": "high"}, {"output_config": {"effort": "high"}}),
-    (CLAUDE, {"reasoning_effort": "none"}, LEFT_OUT),  # it thinks only when asked
+    (CLAUDE, {"reasoning_effort": "none"}, LEFT_OUT),  # this model thinks only when asked
     (GEMINI, {"reasoning_effort": "none"}, gemini(thinkingConfig={"thinkingBudget": 0})),
     (REASONS, {"reasoning_effort": "low"}, ...),
     (REASONS, {"verbosity": "low"}, ...),
@@ -131,7 +133,7 @@ CASES = [
     ],
     *OF_MODELS,
 ]
-#: For any provider, a body without a parameter is this one: nothing else may appear in a body for a value that is left out.
+#: The fields of a body without the parameter, by provider. A parameter that is left out must add no other field.
 _PLAIN: dict[str, set[str]] = {
     OPENAI: {"model", "messages", "max_tokens", "service_tier", "stream"},
     OWN: {"model", "messages", "max_tokens", "stream"},
@@ -195,7 +197,7 @@ async def test_a_parameter_arrives_or_is_refused_by_name(
         param = next(iter(given))
         error = answer["error"]
         assert param in error["message"]
-        if arrives.by is None:  # refused by Treasurer: nothing was held
+        if arrives.by is None:  # Treasurer refused the call, so nothing was held
             assert (error["param"], error["code"]) == (param, "unsupported_parameter")
             assert await caller.pool.fetchval("SELECT count(*) FROM ledger WHERE agent_id = $1", caller.agent_id) == 0
         return

@@ -1,8 +1,9 @@
-"""Postgres stopped, read-only, full, never migrated, or without a free connection: each route answers 503, each command a sentence.
+"""When Postgres is stopped, read-only, full, never migrated, or has no free connection, each route answers 503 and each
+command prints one sentence.
 
-The routes and commands are read from the app and from the command line themselves, so one that is added and not named
-here fails the test. Each state is a real server's, but for the full disk: there the server raises its own error
-(SQLSTATE 53100) from a trigger, because a disk cannot be filled here without filling the machine's.
+The lists of routes and commands come from the app and the command line, so a new one that is not named here fails the
+test. Each state is that of a real server. Only the full disk is simulated: a trigger raises the error of a full disk
+(SQLSTATE 53100), because a test must not fill the machine's disk.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ MODEL: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Ask:
-    """One request. `reads`: it changes nothing, so a Postgres that accepts no writes answers it."""
+    """One request. `reads`: the request changes nothing, so it is served while Postgres accepts no writes."""
 
     path: str
     json: Mapping[str, Any] | None = None
@@ -101,7 +102,7 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", "/reports/costs"): [Ask("/reports/costs", reads=True), Ask("/reports/costs?format=csv", reads=True)],
     ("GET", "/readyz"): [Ask("/readyz", reads=True)],
 }
-#: Routes that work without Postgres, with their answers then. Breakers must work in an emergency such as this one.
+#: Routes that work without Postgres, with their answers then. Breakers must also work in an outage.
 WITHOUT_POSTGRES: dict[tuple[str, str], tuple[str, int]] = {
     ("GET", "/healthz"): ("/healthz", 200),
     ("GET", "/metrics"): ("/metrics", 200),
@@ -146,9 +147,10 @@ READING_COMMANDS: dict[str, str] = {
     "limit list": "",
     "route list": "",
 }
-#: What a database that was never migrated makes of everything.
+#: The answer of every route when the database was never migrated.
 MIGRATE = "run `treasurer migrate`"
-#: These start a stack with a separate Postgres, call a running gateway, whose routes are tested above, or ask the proxy only.
+#: Commands that need no test here. They start a stack with a separate Postgres, call a running gateway (whose routes
+#: are tested above), or ask only the proxy.
 OTHER_COMMANDS = {"up", "demo", "models", "breaker list", "breaker open", "breaker reset"}
 
 
@@ -264,7 +266,7 @@ def walked_commands(command: Any, path: tuple[str, ...]) -> Iterator[str]:
 
 @asynccontextmanager
 async def read_only(world: World) -> AsyncIterator[None]:
-    """As an operator may configure it, or as a standby server is."""
+    """A server that accepts no writes, by its configuration or as a standby server."""
     other = await asyncpg.connect(world.maintenance)
     try:
         await other.execute("ALTER SYSTEM SET default_transaction_read_only = on")
@@ -364,7 +366,7 @@ async def never_migrated(world: World) -> AsyncIterator[None]:
         await other.close()
 
 
-# -- what is asked in each state
+# -- the requests in each state
 
 
 async def every_route_says_so(world: World, *, reads_go_on: bool, words: str = "", wrong: list[str]) -> None:
@@ -393,7 +395,7 @@ async def every_route_says_so(world: World, *, reads_go_on: bool, words: str = "
 async def every_command_says_so(world: World, *, reads_go_on: bool, words: str = "", wrong: list[str]) -> None:
     for name, arguments in (COMMANDS | READING_COMMANDS).items():
         if words == MIGRATE and name == "migrate":
-            continue  # this command repairs the state
+            continue  # this command would end the state
         code, err = await world.run(f"{name} {arguments.format(feed=world.feed)}")
         if reads_go_on and name in READING_COMMANDS:
             if code != 0:

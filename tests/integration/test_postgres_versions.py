@@ -1,5 +1,5 @@
-"""Other PostgreSQL servers than the embedded one: the treasury's tests pass on versions from 15 on; an older version is
-refused with a message that names it.
+"""PostgreSQL servers other than the embedded one. The treasury's tests pass on versions from 15 on, and an older
+version is refused with a message that names it.
 
 The other tests run on the embedded PostgreSQL. Here those of the treasury's SQL run again, in a separate pytest
 session, on each older version that this machine has (Debian 12: `apt-get install postgresql-15`).
@@ -29,9 +29,9 @@ ROOT = Path(__file__).parent.parent.parent
 #: Where Debian keeps the programs of its versions.
 _INSTALLED = Path("/usr/lib/postgresql")
 _VERSIONS = (15, 16, 17)
-#: The tests of the treasury's functions, its windows and the audit; all tests that read them would take minutes.
+#: The tests of the treasury's functions, its windows and the audit. All tests that use the database would take minutes.
 _SUBSET = ("test_migrations.py", "test_pacing.py", "test_treasury.py", "test_treasury_edges.py", "test_audit.py")
-#: The tests of administration that write windows: among others with `total` budgets, alone and in lists.
+#: The tests of administration that write windows, some of them of `total` budgets.
 _ADMINISTRATION = "test_administration.py"
 _CHOSEN = "not hundred_thousand and not under_fire and (not test_administration or budget or limit or top_up or state)"
 
@@ -71,7 +71,7 @@ async def test_the_session_runs_on_the_server_it_names(database_url: str) -> Non
     assert running == (18 if named is None else int(Path(named).parent.name))
 
 
-# -- an older one
+# -- an older server
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ async def too_old(empty_database_url: str) -> AsyncIterator[str]:
                 forward(reader, upstream_writer, rewrites=False), forward(upstream_reader, writer, rewrites=True)
             )
         except ConnectionError:
-            pass  # a client that has left
+            pass  # the client has left
         finally:
             writer.close()
             upstream_writer.close()
@@ -160,7 +160,8 @@ async def test_up_refuses_it(too_old: str, tmp_path: Path) -> None:
 
 
 async def test_a_gateway_that_meets_it_later_says_so(too_old: str) -> None:
-    """A gateway that started while Postgres was away refuses every call, writes nothing, and `/readyz` names the version."""
+    """A gateway that started without Postgres, and then gets one that is too old, refuses every call, and `/readyz`
+    says why."""
     connection = Connection(too_old, name="test")
     for _ in range(2):
         with pytest.raises(PostgresTooOld, match=r"^PostgreSQL 14\.\d+: Treasurer needs 15 or newer\.$"):

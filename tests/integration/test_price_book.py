@@ -1,4 +1,4 @@
-"""After prices change in the proxy, calls are held for at the new ones, and a model that was removed is a 404."""
+"""After prices change in the proxy, holds use the new prices, and a model that was removed is answered with 404."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ async def stamps(stack: StackState, url: str) -> dict[str, str]:
 async def test_i1_a_changed_price_is_held_and_posted_from_the_first_call_on(
     caller: Caller, stack: StackState, stop_with_us: Callable[[int], None], tmp_path: Path
 ) -> None:
-    """So is the removal of a model. The gateway reads the catalogue again only after a minute."""
+    """The removal of a model takes effect as fast. (Without a change, the gateway reads the catalogue once a
+    minute.)"""
     port, folder = free_port(), tmp_path / "proxy"
     cheap = with_price(configuration(stack), 0.000_000_1)
     dear = with_price(cheap, 0.000_01)
@@ -71,7 +72,7 @@ async def test_i1_a_changed_price_is_held_and_posted_from_the_first_call_on(
         assert {name for name in after if after[name] != before[name]} == {MODEL}
 
         assert await cost_of_a_token(caller, url) == 10_000
-        async with asyncio.timeout(60):  # it is settled after the caller has its answer
+        async with asyncio.timeout(60):  # the call is settled after the caller has its answer
             while await caller.pool.fetchval("SELECT count(*) FROM holds WHERE agent_id = $1", caller.agent_id):
                 await asyncio.sleep(0.05)
         attempts = await caller.pool.fetch(

@@ -1,6 +1,6 @@
-"""What providers charge beyond tokens of text: the ledger has it to the nano-dollar, or the call is refused by name before.
+"""Charges other than text tokens: the ledger has them to the nano-dollar, or the call is refused by name in advance.
 
-The provider's usage is given call by call; the right amounts are reckoned by hand from the providers' public pages.
+Each call sets the provider's usage. The right amounts were computed by hand from the providers' public pages.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from llm_service.administration.inputs import read_input
 from tests.integration.caller import Caller, open_caller, said
 from tests.integration.stacks import ROOT, another_stack
 
-#: More bytes than the tokens that the scripts report, as it is with any text.
+#: More bytes than the tokens that the scripts report, because no text has more tokens than bytes.
 LONG = "What does it cost? " * 60
 
 
@@ -33,7 +33,7 @@ def priced_stack(tmp_path_factory: pytest.TempPathFactory, stop_with_us: Callabl
     config: dict[str, Any] = yaml.safe_load((ROOT / "config" / "litellm.yaml").read_text(encoding="utf-8"))
     config["model_list"] += more_models()
     folder: Path = tmp_path_factory.mktemp("priced")
-    folder.chmod(0o755)  # as root, PostgreSQL runs as another account
+    folder.chmod(0o755)  # PostgreSQL may run under another account, which must be able to enter it
     with another_stack(folder, stop_with_us, config, {"TREASURER_BREAKER_FAILURES": "0"}) as state:
         yield state
 
@@ -53,12 +53,13 @@ def silence(seconds: int, rate: int = 100) -> str:
 
 
 def used(**numbers: int) -> dict[str, Any]:
-    """A script by which the provider reports and bills this usage, whatever it has counted."""
+    """A script by which the provider reports and bills this usage instead of what it has counted."""
     return {"usage": numbers, "billed": numbers, "output_tokens": 5}
 
 
 async def test_i4_a_built_in_search_is_posted(caller: Caller) -> None:
-    """LiteLLM leaves out the fee of this model's search, so the audit fails until somebody has acknowledged that."""
+    """LiteLLM's cost lacks the fee for this model's search, so the audit fails until that difference is
+    acknowledged."""
     model, script = "gpt-4o-search-preview", used(prompt_tokens=60, completion_tokens=150)
     await caller.call(model=model, messages=said(script=script), max_tokens=200)
     await caller.ledger()
@@ -78,13 +79,14 @@ async def test_i1_searches_pass_no_limit(priced_stack: StackState) -> None:
         for _ in range(4):
             with suppress(APIStatusError):
                 await caller.call(model="gpt-4o-search-preview", messages=said(script=script), max_tokens=200)
-        assert [answer.status for answer in caller.responses] == [200, 429, 429, 429]  # two would cost $0.0533
+        # Two calls would cost $0.0533, and the budget is $0.05.
+        assert [answer.status for answer in caller.responses] == [200, 429, 429, 429]
         assert await caller.billed_nano() <= 50_000_000
         assert await caller.posted_nano() == await caller.billed_nano()
 
 
 async def test_i4_a_fee_for_each_request_is_posted(caller: Caller) -> None:
-    """The search context is small where a request does not name its size, and no request may name it yet."""
+    """The search context is small unless a request names its size, which no request may do yet."""
     await caller.call(model="sonar", messages=said(script=used(prompt_tokens=6, completion_tokens=150)), max_tokens=200)
     (entry,) = await caller.agrees(1)
     assert entry["cost_nano"] == 5_156_000

@@ -238,7 +238,7 @@ async def test_i2_no_witness_is_lost_while_postgres_restarts(stack: StackState, 
         await asyncio.sleep(0.2)
     for call_id, _, _ in answers:
         assert len(await witnesses(stack, call_id)) == 1
-    if late[1] == 503:  # or the supervisor had brought Postgres back by then
+    if late[1] == 503:  # otherwise the supervisor had restarted Postgres before this call
         assert "Postgres does not say" in late[2]
         assert await witnesses(stack, late[0], 0) == []
     await _ready(stack)

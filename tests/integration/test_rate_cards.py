@@ -1,4 +1,4 @@
-"""A hold is settled at the rates that it was made with, whichever process settles it (I2)."""
+"""A hold is settled at the rates with which it was made, whichever process settles it (I2)."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ async def test_i2_a_late_witness_corrects_by_the_rates_of_the_hold(
 
 
 async def test_i1_a_witness_far_above_the_rates_is_posted(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
-    """The proxy's prices were raised, and the gateway has not read the catalogue since."""
+    """The proxy's prices were raised, and the gateway has not read the catalogue again."""
     held = await hold(pool, treasury, model(0.00000001))
     await witness(pool, held, 1_800_000)
     await asyncio.sleep(0.05)

@@ -98,7 +98,7 @@ async def test_one_call_may_hold_a_share_of_what_is_left(caller: Caller) -> None
     await caller.admin("PATCH", caller.first_budget, {"limit": "0.001", "most_per_call": "20%"})
     await caller.call(max_tokens=16_000, messages=said(script={"output_tokens": 30}))
     clamped = caller.last.headers["x-treasurer-max-tokens"].removeprefix("clamped:")
-    assert 100 < int(clamped) < 334  # a fifth of a thousandth of a dollar, at $0.60 a million, less the input
+    assert 100 < int(clamped) < 334  # a fifth of $0.001, minus the input, at $0.60 for a million tokens of output
     (entry,) = await caller.ledger()
     assert entry["held_nano"] <= 200_000
     await caller.agrees(1)
@@ -112,7 +112,7 @@ async def test_one_call_may_hold_a_share_of_what_is_left(caller: Caller) -> None
 
 
 async def test_callers_without_max_tokens_do_not_lock_each_other_out(stack: StackState) -> None:
-    """Six callers on a third of a cent, whose answers take a while."""
+    """Six callers at the same time share a budget of a third of a cent, and their answers take some seconds."""
     async with open_caller(stack, budget="0.0033") as caller:
         slow = said(script={"first_token_s": 3.0, "output_tokens": 30})
         await asyncio.gather(*(caller.call(messages=slow, max_tokens=openai.omit) for _ in range(6)))
@@ -130,7 +130,8 @@ async def test_exhausted_says_when_it_resets(stack: StackState) -> None:
 
 
 async def test_busy_is_not_exhausted_and_says_when_to_come_back(caller: Caller) -> None:
-    """One call in flight holds what is left. A second call waits a little, gets a time for a retry, and then has room."""
+    """One call in flight holds the rest of the budget. A second call waits a little, is told when to retry, and is then
+    served."""
     await caller.admin("PATCH", caller.first_budget, {"limit": "0.000050"})  # 50,000 nano-dollars
     script = {"first_token_s": 4.0, "output_tokens": 1}
     holding = asyncio.create_task(caller.call(max_tokens=70, messages=said(script=script)))
@@ -196,7 +197,7 @@ async def test_tokens_a_minute_are_held_before_and_corrected_after(caller: Calle
     await limited(caller, tokens_per_minute=1000)
     await caller.call(
         max_tokens=700, messages=said(script={"output_tokens": 10})
-    )  # held: 700 and the text; used: about 60
+    )  # 700 tokens and the text are held, and about 60 are used
     assert caller.last.headers["x-ratelimit-limit-tokens"] == "1000"
     assert int(caller.last.headers["x-ratelimit-remaining-tokens"]) < 300
     await asyncio.sleep(0.3)
@@ -230,7 +231,7 @@ async def test_calls_in_flight_are_counted_over_both_processes(caller: Caller) -
         max_tokens=400,
         stream=True,
     )
-    await stream.close()  # when a caller leaves, its slot is given back
+    await stream.close()  # when a caller leaves, its slot is free again
     await caller.settled()
     await asyncio.gather(*(caller.call(url) for url in caller.stack.gateway_urls))
 
@@ -252,7 +253,7 @@ async def test_a_limit_on_a_model_leaves_the_others(caller: Caller) -> None:
     ],
 )
 async def test_a_budget_for_each_value_is_a_budget_each(caller: Caller, per: str, header: str) -> None:
-    """There is room for one call of each value. Another value, and calls without one, have separate windows."""
+    """Each value has room for one call. Calls with another value, or without one, use separate windows."""
     await caller.budget("0.000030", per=per)  # 30,000 nano-dollars: enough for the text and some tokens
     used = said(script={"output_tokens": 60})
     for value in ("one", "two", None):
@@ -261,7 +262,7 @@ async def test_a_budget_for_each_value_is_a_budget_each(caller: Caller, per: str
         await caller.settled()
         with pytest.raises(openai.RateLimitError) as raised:
             await caller.call(messages=said("x" * 60), extra_headers=extra)
-        assert raised.value.code == "budget_too_small_for_call"  # most of it was held, but not spent
+        assert raised.value.code == "budget_too_small_for_call"  # most of the budget was held, but not spent
         assert details(raised.value)["subject"] == value
     await caller.agrees(3)
 

@@ -30,7 +30,8 @@ ADMIN = "sk-tr-an-administrator-for-tests"
 
 @pytest.fixture
 async def books(pool: asyncpg.Pool) -> asyncpg.Pool:
-    """Two agents. `alice` spends on two models; one of her tags looks like a formula and like an escape code."""
+    """The ledger of two agents. `alice` spends on two models, and one of her tags looks like a formula and an escape
+    code."""
     for name in ("alice", "bob"):
         await pool.execute("INSERT INTO agents (team_id, name) SELECT min(id), $1 FROM teams", name)
     rows = [(1, "gpt", 1_500_000_000, ["=1+1", "\x1b[2J"]), (1, "claude", 20_000_001, []), (2, "gpt", 5, [])]

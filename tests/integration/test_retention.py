@@ -1,4 +1,5 @@
-"""Windows that ended long ago are deleted. What they posted is kept as a sum; reports and the audit still include it."""
+"""Windows that ended long ago are deleted. The sum of what they posted is kept, and reports and the audit include
+it."""
 
 from __future__ import annotations
 
@@ -29,7 +30,7 @@ async def treasury(database_url: str) -> AsyncIterator[PostgresTreasury]:
 
 
 async def spend(pool: asyncpg.Pool, treasury: PostgresTreasury, costs: dict[str, int | None]) -> dict[str, Hold]:
-    """One call for each user, each in a window of today. A cost of None: the call stays held."""
+    """Make one call for each user, each in a window of today. With a cost of None, the call stays held."""
     budget = {"limit": "0.00001", "window": "day", "per": "user", "name": "b"}
     await organisations.create_agent(
         pool, read_input(organisations.NewAgent, {"name": "news", "team": "default", "budget": budget})
@@ -75,7 +76,7 @@ async def test_a_small_limit_of_long_ago_keeps_no_window(pool: asyncpg.Pool) -> 
         "INSERT INTO budgets (name, scope, scope_id, window_kind, limit_nano) VALUES ('b', 'agent', 1, 'hour', 1) RETURNING id"
     )
     await pool.execute("UPDATE budgets SET limit_nano = 1000")
-    # in the first of these windows the limit was 1 for a while; the second began after that
+    # during the first of these windows the limit was 1 for a while; the second begins after that time
     for start in ("now() - interval '1 minute'", "now() + interval '1 minute'"):
         await pool.execute(
             f"INSERT INTO windows (budget_id, starts_at, ends_at, posted_nano) SELECT $1, {start}, {start} + interval '1 hour', 2",
@@ -100,7 +101,7 @@ async def test_windows_that_ended_and_hold_nothing_go_and_the_books_stay_right(
     assert await pool.fetch("SELECT subject, pending_nano FROM windows") == [("held", 1_000)]
     assert await pool.fetch("SELECT count, posted_nano FROM retired_windows") == [(2, 900)]
     assert await failed(pool) == []
-    # a late correction of an entry whose window is gone
+    # a late correction of an entry whose window was deleted
     usage = Usage(1, output_tokens=1)
     late = Settlement(holds["ann"].call_id, 0, LedgerState.POSTED, 450, usage, UsageSource.PROVIDER)
     assert await treasury.settle_soon(late) == "adjusted"

@@ -1,4 +1,4 @@
-"""LiteLLM's router and the service's chain together: how often the provider is really asked, as the provider counts it.
+"""LiteLLM's router and the service's chain together: how often they ask the provider, by the provider's own count.
 
 What must hold: no error is retried in both layers. LiteLLM tries another deployment of the same model after 429 and
 503, if there is one. The service retries the same model only after errors that LiteLLM has not retried.
@@ -95,7 +95,7 @@ async def test_embeddings_are_asked_for_once(caller: Caller) -> None:
 
 @STREAMED
 async def test_no_error_is_retried_in_both_layers(caller: Caller, streamed: bool) -> None:
-    """The route has two retries. There are three tries, unless LiteLLM has already tried another deployment."""
+    """The route has two retries, so there are three tries, or two if LiteLLM has already tried another deployment."""
     await caller.admin("PUT", "routes", {"agent": caller.agent, "model": "*", "retries": 2})
     await asyncio.sleep(COOLDOWN_S)
     assert await asked(caller, BALANCED, {"status": 503}, streamed=streamed) == 2

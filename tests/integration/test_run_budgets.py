@@ -44,7 +44,7 @@ async def test_a_run_that_died_and_is_tried_again_goes_on_in_its_budget(pool: as
     budgets = RunBudgets(pool)
     await budgets.register("digest")
     died = budgets.limited("digest", "r1", 50_000_000)
-    await died.__aenter__()  # and the block never ends, as after kill -9
+    await died.__aenter__()  # the block is never left, as after kill -9
     async with budgets.limited("digest", "r1", 70_000_000):
         (state,) = await list_budgets(pool)
         assert state.limit_nano == 70_000_000

@@ -54,7 +54,7 @@ async def test_a_lower_limit(treasurer: Treasurer, pool: asyncpg.Pool, database_
 
 
 async def test_a_period_that_begins_within_a_window(pool: asyncpg.Pool, database_url: str) -> None:
-    """The changed policy applies from the beginning of the period. What windows had spent by then stays spent."""
+    """The changed policy applies from the beginning of the period. Earlier spending in the window stays spent."""
     await an_agent(pool)
     await spend(pool, database_url, [200_000_000] * 4)
     began = await pool.fetchval("SELECT clock_timestamp()")

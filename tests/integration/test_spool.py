@@ -1,4 +1,5 @@
-"""While Postgres is away settlements are kept on disk; when it is back they are in the ledger. Also over a crash."""
+"""While Postgres is away, settlements are kept on disk, even over a crash. Afterwards they are written to the
+ledger."""
 
 from __future__ import annotations
 
@@ -89,7 +90,8 @@ async def test_what_waits_for_postgres_is_on_disk_until_it_is_back(
     wire.cut = True
     futures = [treasury.settle_soon(posted(each, 100 + n)) for n, each in enumerate(holds[:2])]
     await until_spooled(spool, 2)
-    futures.append(treasury.settle_soon(posted(holds[2], 102)))  # to disk at once: Postgres is known to be away
+    # Goes to disk at once, because Postgres is known to be away.
+    futures.append(treasury.settle_soon(posted(holds[2], 102)))
     assert len(spool) == 3
     assert not any(future.done() for future in futures)
     wire.cut = False
@@ -153,8 +155,8 @@ async def test_i2_after_a_crash_another_process_posts_the_exact_amounts_once(
         treasury.settle_soon(posted(each, 100 + number))
     await until_spooled(spool, 3)
     wire_of_the_living = PostgresTreasury(database_url, spool=SettlementSpool(tmp_path))
-    await treasury.close(timeout_s=0.1)  # like after kill -9, nobody owns its journal now
-    await asyncio.sleep(0.1)  # longer than the pause between its attempts: it makes none now
+    await treasury.close(timeout_s=0.1)  # as after kill -9, nobody owns its journal now
+    await asyncio.sleep(0.1)  # longer than the pause between attempts; a closed treasury makes none
     wire.cut = False
     others = [wire_of_the_living, PostgresTreasury(database_url, spool=SettlementSpool(tmp_path))]
     assert sum(await asyncio.gather(*(other.recover() for other in others))) == 3
@@ -216,7 +218,8 @@ async def test_a_witness_comes_back_from_its_table_as_it_was_written(
 async def test_i2_a_file_that_cannot_be_read_keeps_no_witness_from_its_table(
     pool: asyncpg.Pool, database_url: str, tmp_path: Path
 ) -> None:
-    """A broken disk or another account left such a file in the spool. The witnesses before and after it are written."""
+    """A broken disk or another account may leave such a file in the spool. The witnesses in all other files are
+    written."""
     (tmp_path / "1-1.jsonl").write_bytes(b"\xff\xfe\n")
     (tmp_path / "2-1.jsonl").mkdir()
     (tmp_path / "3-1.jsonl").write_text(witness().line() + "\n", "utf-8")
@@ -267,13 +270,14 @@ async def test_i2_a_journal_stays_when_who_settles_it_is_closed_meanwhile(
     await heir.close(timeout_s=0.1)
     with pytest.raises(TreasuryUnavailable, match="closed"):
         await recovery
-    assert [path.suffix for path in tmp_path.iterdir()] == [".jsonl"] * 2  # to settle twice does no harm
+    # Both files stay, and settling twice does no harm.
+    assert [path.suffix for path in tmp_path.iterdir()] == [".jsonl"] * 2
 
 
 async def test_i2_a_process_that_only_makes_calls_ends_those_that_another_has_left(
     pool: asyncpg.Pool, database_url: str, redis_url: str, tmp_path: Path
 ) -> None:
-    """`treasurer run` may be the only process on a machine. No gateway is there to settle what an earlier run left."""
+    """`treasurer run` may be the only process on a machine, so it must settle the calls that an earlier run left."""
     dead = PostgresTreasury(database_url)
     settled, expired = await hold(pool, dead, calls=2)
     await dead.close()

@@ -95,7 +95,7 @@ Starter = Callable[..., Up]
 def up(
     service_dir: Path, proxy_url: str, stop_with_us: Callable[[int], None], request: pytest.FixtureRequest
 ) -> Iterator[Starter]:
-    """Starts supervisors; stops those that are still running after the test."""
+    """Starts supervisors, and stops those that still run after the test."""
     started: list[Up] = []
 
     def start(*arguments: str, name: str = request.node.name, **environ: str) -> Up:
@@ -165,7 +165,7 @@ def test_what_a_supervisor_and_its_watchdog_leave_together_is_stopped_at_the_nex
     state = running.ready()
     family = running.family()
     watchdog = running.watchdog()
-    running.process.send_signal(signal.SIGSTOP)  # so that it cannot start another one
+    running.process.send_signal(signal.SIGSTOP)  # so that it cannot restart the part
     watchdog.kill()
     running.process.kill()
     running.process.wait()

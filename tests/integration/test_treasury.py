@@ -356,7 +356,7 @@ async def test_windows_start_again_when_their_period_is_over(pool: asyncpg.Pool,
     )
     await pool.execute("UPDATE holds SET started_at = started_at - interval '1 day'")
     assert isinstance(await treasury.admit(request(who, 100, number)), Hold)
-    await treasury.settle_soon(post(hold, 40))  # it belongs to the day in which it was held
+    await treasury.settle_soon(post(hold, 40))  # it counts in the day in which it was held
     rows = await pool.fetch(
         "SELECT posted_nano, pending_nano FROM windows WHERE budget_id = $1 ORDER BY starts_at", number
     )
@@ -374,7 +374,7 @@ async def test_i2_settling_twice_changes_nothing(pool: asyncpg.Pool, treasury: P
     assert isinstance(hold, Hold)
     results = await asyncio.gather(*(treasury.settle_soon(post(hold, 25)) for _ in range(5)))
     again = await treasury.settle_soon(post(hold, 30))
-    assert results == ["settled"] * 5  # one group: the same attempt, settled once
+    assert results == ["settled"] * 5  # all in one group: the attempt is settled once
     assert again == "already"
     assert await window(pool, number) == (25, 0)
     row = await pool.fetchrow("SELECT * FROM ledger")
@@ -409,7 +409,7 @@ async def test_i2_a_caller_who_leaves_during_admission_holds_nothing(
         if await pool.fetchval("SELECT count(*) FROM holds") == 0:
             break
         await asyncio.sleep(0.05)
-    await treasury.admit(request(who, 1, number))  # the next group has run, so this one has too
+    await treasury.admit(request(who, 1, number))  # groups run in order, so the cancelled call's group has run too
     await treasury.drain()
     assert (await window(pool, number))[1] == 1
     await books_are_right(pool)
@@ -558,5 +558,5 @@ async def test_i6_without_postgres_no_call_is_admitted() -> None:
         await away.admit(request(Principal(1, "o", 1, "t", 1, "a", None, None, 1), 5))
     assert caught.value.status == 503
     assert caught.value.retry_after == 1
-    await asyncio.wait_for(away.drain(), 0.3)  # it was never sent to Postgres, so there is nothing to void
+    await asyncio.wait_for(away.drain(), 0.3)  # the request was never sent to Postgres, so there is nothing to void
     await away.close(timeout_s=0.1)

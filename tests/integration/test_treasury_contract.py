@@ -1,4 +1,4 @@
-"""The treasury in Postgres passes the tests that every treasury must pass, and decides like the one in memory."""
+"""The treasury in Postgres passes the tests for all treasuries, and decides like the treasury in memory."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ async def world(pool: asyncpg.Pool, database_url: str) -> AsyncIterator[Postgres
 
 
 class TestInPostgres(TreasuryContract):
-    """The test cases are inherited."""
+    """All test cases are inherited."""
 
 
 class TestEnvelopesInPostgres(EnvelopeContract):
@@ -77,7 +77,7 @@ async def test_both_treasuries_decide_alike(world: PostgresWorld, seed: int) -> 
     denials = 0
     for _ in range(200):
         if holds and chance.random() < 0.45:
-            hold = chance.choice(holds)  # some are settled twice
+            hold = chance.choice(holds)  # some holds are chosen, and so settled, twice
             end = posted(hold, chance.randint(0, hold.amount_nano)) if chance.random() < 0.8 else voided(hold)
             assert await world.treasury.settle_soon(end) == await memory.settle_soon(end)
             continue

@@ -82,7 +82,8 @@ async def books_are_right(pool: asyncpg.Pool) -> None:
 
 
 async def test_i2_a_caller_who_leaves_as_the_hold_is_made_holds_nothing(pool: asyncpg.Pool, database_url: str) -> None:
-    """The caller is cancelled after its group has run but before its task wakes: only the treasury knows the hold."""
+    """The caller is cancelled after its group has run and before its task continues, so only the treasury knows the
+    hold."""
     tasks: list[asyncio.Task[object]] = []
 
     def leave(kind: str, _size: int, _seconds: float) -> None:
@@ -105,7 +106,7 @@ async def test_i2_a_caller_who_leaves_as_the_hold_is_made_holds_nothing(pool: as
 async def test_i2_an_owner_that_settles_at_the_same_time_as_the_sweeper_is_not_ignored(
     pool: asyncpg.Pool, treasury: PostgresTreasury, database_url: str
 ) -> None:
-    """Both saw the hold and wait for its window's row. Whichever is first, the owner's figures are the truth in the end."""
+    """Both wait for the row of the hold's window. Whichever is first, the ledger has the owner's figures in the end."""
     who = await principal(pool)
     number = await budget(pool, who, 100)
     hold = await treasury.admit(request(who, 60, number))
@@ -114,7 +115,7 @@ async def test_i2_an_owner_that_settles_at_the_same_time_as_the_sweeper_is_not_i
     async with pool.acquire() as blocker, blocker.transaction():
         await blocker.execute("SELECT 1 FROM windows WHERE budget_id = $1 FOR UPDATE", number)
         swept = sweeping.settle_soon(expire(hold))
-        await asyncio.sleep(0.3)  # in the meantime it tries, and waits
+        await asyncio.sleep(0.3)  # meanwhile the treasury tries and has to wait
         settled = treasury.settle_soon(post(hold, 25))
         await asyncio.sleep(0.3)
     assert (await swept, await settled) in {("settled", "adjusted"), ("already", "settled")}
@@ -137,7 +138,7 @@ async def test_i2_the_owners_settlement_prevails_in_the_same_group_as_the_sweepe
 
 
 async def test_i6_refusals_while_postgres_is_away_leave_nothing_to_settle() -> None:
-    """A request that was never sent to Postgres needs no void: an outage must not fill the memory."""
+    """A request that was never sent to Postgres needs no void. Otherwise a long outage would fill the memory."""
     treasury = PostgresTreasury("postgresql://nobody@127.0.0.1:1/nothing")
     who = Principal(1, "o", 1, "t", 1, "a", None, None, 1)
     for _ in range(20):
@@ -149,7 +150,7 @@ async def test_i6_refusals_while_postgres_is_away_leave_nothing_to_settle() -> N
 
 @asynccontextmanager
 async def slow_to_hang_up(database_url: str) -> AsyncIterator[str]:
-    """A connection that forwards everything from Postgres, but not (yet) that Postgres has closed it."""
+    """A connection that forwards everything from Postgres, but delays the news that Postgres has closed it."""
     parts = urlsplit(database_url)
     ends: list[asyncio.StreamWriter] = []
 
@@ -177,7 +178,8 @@ async def slow_to_hang_up(database_url: str) -> AsyncIterator[str]:
 async def test_i2_a_settlement_that_meets_postgres_last_word_is_tried_again(
     pool: asyncpg.Pool, database_url: str
 ) -> None:
-    """Postgres has announced that it stops, but the connection is not closed yet: a settlement now is not lost."""
+    """A settlement is not lost if it is sent after Postgres has announced its stop and before the connection is
+    closed."""
     async with slow_to_hang_up(database_url) as url:
         treasury = PostgresTreasury(url, retry_s=0.05)
         who = await principal(pool)
@@ -193,7 +195,7 @@ async def test_i2_a_settlement_that_meets_postgres_last_word_is_tried_again(
         assert await treasury.settle_soon(post(second, 20)) == "settled"
         with pytest.raises(TreasuryUnavailable):
             await treasury.admit(request(who, 30, number))
-        await treasury.drain()  # the void of a hold that may have been written
+        await treasury.drain()  # a hold may have been written, so its void must be sent
         assert await spent(pool, number) == (45, 0)
         await treasury.close()
     await books_are_right(pool)
@@ -226,13 +228,13 @@ async def held(pool: asyncpg.Pool, treasury: PostgresTreasury, *, expired: bool 
 async def test_i1_a_witness_without_usage_is_no_proof_that_nothing_was_bought(
     pool: asyncpg.Pool, treasury: PostgresTreasury, outcome: str, cost_nano: int | None
 ) -> None:
-    """The provider left usage out, or the stream was left before its first chunk: the input is billed in both cases."""
+    """The input is billed, both if the provider left usage out and if the caller left before the first chunk."""
     hold, number = await held(pool, treasury)
     await witness(pool, hold, outcome, cost_nano)
     sweeper = Sweeper(pool, treasury, lambda _m, _d, usage, _t: usage.input_tokens)
     assert await sweeper.sweep() == 1
     assert await spent(pool, number) == (60, 0)
-    assert await sweeper.sweep() == 0  # it has ended, so later sweeps find nothing
+    assert await sweeper.sweep() == 0  # the hold has ended, so later sweeps find nothing
     await books_are_right(pool)
 
 
@@ -271,7 +273,7 @@ async def test_i2_a_late_witness_that_nothing_was_bought_gives_the_hold_back(
 async def test_i2_an_owner_that_was_stopped_knows_better_than_half_of_the_witnesses(
     pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
-    """One deployment refused, and there is a witness of that. The second one answered, and its witness never arrived."""
+    """There is a witness that one deployment refused. A second deployment answered, but that witness never arrived."""
     hold, number = await held(pool, treasury)
     await witness(pool, hold, "failure", 0)
     assert await Sweeper(pool, treasury, lambda _m, _d, _u, _t: 0).sweep() == 1
@@ -328,7 +330,7 @@ async def test_i2_witnesses_of_more_tokens_than_the_ledger_can_hold_are_settled(
 
 
 async def claimed(pool: asyncpg.Pool, keys: Idempotency, agent_id: int) -> Claim:
-    """A key that another call may take over: for too long, the first call has had no hold."""
+    """A key that another call may take over, because its first call has had no hold for too long."""
     claim = await keys.claim(agent_id, "k", "chat", b"{}", new_call_id())
     assert isinstance(claim, Claim)
     await pool.execute("UPDATE idempotency SET created_at = now() - interval '16 seconds'")
@@ -356,7 +358,8 @@ async def test_i7_a_slow_maker_that_has_confirmed_keeps_its_key(pool: asyncpg.Po
 async def test_i7_an_answer_that_is_just_being_kept_is_waited_for(
     pool: asyncpg.Pool, treasury: PostgresTreasury
 ) -> None:
-    """A long call was settled a moment before its answer is kept. A repeated request waits and gets the answer."""
+    """A long call is settled a moment before its answer is kept. Meanwhile a repeated request waits, and gets the
+    answer."""
     keys, who = Idempotency(pool), await principal(pool)
     first = await claimed(pool, keys, who.agent_id)
     hold = await treasury.admit(replace(request(who, 60), call_id=first.call_id))

@@ -66,11 +66,12 @@ async def test_an_open_transaction_on_one_agents_window_refuses_only_that_agent(
         kept = [asyncio.create_task(treasury.admit(request(locked))) for _ in range(3)]
         served = [await treasury.admit(request(free)) for _ in range(30)]
         assert all(isinstance(each, Hold) for each in served)
-        assert not any(each.done() for each in kept)  # they waited for their window; the others did not wait for them
+        # These wait for the locked window, and the other calls did not wait for them.
+        assert not any(each.done() for each in kept)
         for denial in await asyncio.gather(*kept):
             assert isinstance(denial, Denial)
             assert (denial.kind, denial.budget_id) == (DenialKind.LOCKED, locked.budgets[0].id)
-        # settlements in that window wait too, and block no others
+        # settlements in the locked window wait too, and block no others
         waits = treasury.settle_soon(Settlement(first.call_id, 0, LedgerState.POSTED, 400))
         others = [
             treasury.settle_soon(Settlement(each.call_id, 0, LedgerState.POSTED, 1))
@@ -106,7 +107,7 @@ async def test_a_lock_that_lasts_for_a_moment_is_waited_for(
 async def test_a_change_that_is_not_committed_keeps_no_call_waiting(
     pool: asyncpg.Pool, treasury: PostgresTreasury, database_url: str, statement: str
 ) -> None:
-    """This includes a call that has to open a window."""
+    """The test includes a call that has to open a window."""
     who = await agent(pool, "news")
     async with somebody_locks(database_url, statement):
         assert isinstance(await treasury.admit(request(who)), Hold)
@@ -141,11 +142,11 @@ async def test_a_change_of_a_budget_touches_no_window(pool: asyncpg.Pool, treasu
 
 
 async def test_a_budget_takes_so_many_new_subjects_a_minute(pool: asyncpg.Pool, treasury: PostgresTreasury) -> None:
-    """The others of the group are served: known subjects, and other budgets."""
+    """Other calls of the group are served: those of known subjects, and those of other budgets."""
     who, other = await agent(pool, "split", per="user"), await agent(pool, "other")
     who = await Principals(pool).by_agent("split")
     users = [CallContext(user=f"user {number}") for number in range(5)]
-    while True:  # all within one minute of the database's clock
+    while True:  # repeat until all calls fall within one minute of the database's clock
         before = await pool.fetchval("SELECT date_trunc('minute', clock_timestamp())")
         answers = await asyncio.gather(
             *(treasury.admit(request(who, user)) for user in users), treasury.admit(request(other))

@@ -42,7 +42,7 @@ from tests.integration.treasury_model import Model, noon, told
 _T = TypeVar("_T")
 _numbers = itertools.count(1)
 amounts = st.integers(1, 400)
-#: In basis points; often a whole.
+#: Shares of a limit in basis points; often the whole limit.
 shares = st.one_of(st.just(10_000), st.integers(1, 9_999))
 
 
@@ -62,7 +62,7 @@ WORLD: list[World] = []
 
 
 class TreasuryMachine(RuleBasedStateMachine):
-    """The rules are what callers, crashes, sweepers and administrators do."""
+    """Each rule is something that callers, crashes, sweepers or administrators do."""
 
     @initialize()
     def begin(self) -> None:
@@ -110,14 +110,14 @@ class TreasuryMachine(RuleBasedStateMachine):
 
     @rule(of=st.sampled_from(("left", "unposted")), more=st.integers(-1, 1))
     def one_asks_for_just_what_is_left(self, of: str, more: int) -> None:
-        """The request is for all or nothing: exactly what is left, one nano-dollar less, or one more."""
+        """A request that accepts no smaller amount: for exactly what is left, one nano-dollar less, or one more."""
         amount = max(1, getattr(self.model, of) + more)
         request = self.request(amount, amount)
         assert self.admit((self.treasury, request)) == [self.model.decide(request)]
 
     @rule(first=amounts, second=amounts)
     def two_processes_ask_at_once(self, first: int, second: int) -> None:
-        """Both are decided one after the other; the order does not matter."""
+        """The two requests are decided one after the other, in either order."""
         requests = [self.request(first, first), self.request(second, second)]
         other = PostgresTreasury(self.world.url)
         answers = self.admit((self.treasury, requests[0]), (other, requests[1]))
@@ -178,7 +178,7 @@ class TreasuryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.of_state("posted", "voided"))
     @rule(data=st.data(), cost=amounts)
     def what_has_ended_is_settled_again(self, data: st.DataObject, cost: int) -> None:
-        """A void after a post, a sweeper's late end, or another amount changes nothing."""
+        """A void after a post, a late end by the sweeper, or a post of another amount changes nothing."""
         call_id = data.draw(st.sampled_from(self.of_state("posted", "voided")))
         ends = [
             (LedgerState.POSTED, cost, UsageSource.PROVIDER),
@@ -191,7 +191,7 @@ class TreasuryMachine(RuleBasedStateMachine):
 
     @rule(cost=amounts)
     def what_was_never_held_is_settled(self, cost: int) -> None:
-        """This is what voids an admission whose answer was lost, if the hold was never written."""
+        """This happens when an admission's answer was lost and is voided, although the hold was never written."""
         assert self.settle(new_call_id(), LedgerState.VOIDED, 0) == "unknown"
 
     @precondition(lambda self: self.of_state("held"))
@@ -288,7 +288,7 @@ class TreasuryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.days)
     @rule()
     def a_day_passes(self) -> None:
-        """Move everything back by a day. What is still held counts in the day in which it was held."""
+        """Move everything back by a day. Open holds still count in the day in which they were made."""
         self.world.do(self.go_a_day_back())
         self.model.today += 1
         self.renew()
@@ -301,12 +301,14 @@ class TreasuryMachine(RuleBasedStateMachine):
                 f"UPDATE top_ups SET starts_at = starts_at - {day}, ends_at = ends_at - {day} WHERE budget_id = $1",
                 number,
             )
-            # Far away and back: moved by a day directly, a window would overlap with that of the day before.
+            # Move the windows far away and back. If they moved by a day directly, a window would overlap the one before
+            # it.
             for far in ("- interval '9999 days'", f"+ interval '9999 days' - {day}"):
                 moved = f"UPDATE windows SET starts_at = starts_at {far}, ends_at = ends_at {far} WHERE budget_id = $1"
                 await connection.execute(moved, number)
             await connection.execute(f"UPDATE holds SET started_at = started_at - {day} WHERE agent_id = $1", agent)
-            await connection.execute("SET LOCAL session_replication_role = replica")  # else the ledger refuses it
+            # Otherwise a trigger refuses changes of the ledger.
+            await connection.execute("SET LOCAL session_replication_role = replica")
             await connection.execute(f"UPDATE ledger SET started_at = started_at - {day} WHERE agent_id = $1", agent)
 
     @rule()
@@ -341,15 +343,13 @@ class TreasuryMachine(RuleBasedStateMachine):
             call_id: (1, each.cost) for call_id, each in self.model.attempts.items() if each.state != "held"
         }
         report = self.world.do(audit(self.world.pool, sweep_grace_s=10_000))
-        # The database also has agents of other examples. Compare only this example's. Costs are invented here, so no
-        # price list agrees with them.
+        # The database also has agents of other examples. Compare only this example's. The costs here are made up, so
+        # differences from a price list do not count.
         checks = [check for check in report.checks if check.name != "prices_agree"]
         said = [difference for check in checks for difference in check.differences]
         ours = [self.name + ":", *map(str, self.model.attempts)]
         found = [difference for difference in said if any(name in difference for name in ours)]
-        if (
-            self.model.given_out_again
-        ):  # a true cost arrived when its money was held by others: only this overspend may be reported
+        if self.model.given_out_again:  # the only allowed overspend: a true cost arrived after others had got the money
             found = [difference for difference in found if "are more than the" not in difference]
         assert found == []
 

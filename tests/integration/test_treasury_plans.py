@@ -1,4 +1,5 @@
-"""A treasury statement reads more for a larger group, not for larger tables, though its plan is made once and kept."""
+"""A treasury statement reads more rows for a larger group, but not for larger tables, even with a plan from long
+ago."""
 
 from __future__ import annotations
 
@@ -35,7 +36,7 @@ async def test_no_group_reads_all_holds_though_its_plan_was_made_when_there_were
         "INSERT INTO budgets (name, scope, scope_id, window_kind, limit_nano) "
         "VALUES ('b', 'agent', $1, 'day', 1000000) RETURNING id", agent
     )  # fmt: skip
-    # A vacuum would make Postgres plan again, and hide the effects of a plan that was made for a small table.
+    # A vacuum would make Postgres plan again, and so hide a bad plan that was made for a small table.
     await pool.execute("ALTER TABLE holds SET (autovacuum_enabled = false)")
     who = Principal(1, "default", 1, "default", agent, "a", None, None, await pool.fetchval("SELECT value FROM epoch"))
     treasury = PostgresTreasury(database_url)

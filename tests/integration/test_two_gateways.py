@@ -38,7 +38,7 @@ async def invoice_nano(state: StackState) -> int:
 
 
 async def odd_lines(state: StackState) -> list[Any]:
-    """The lines of the invoice that are not for whole answers."""
+    """The invoice lines of answers that are not complete."""
     async with (
         aiohttp.ClientSession() as session,
         session.get(f"{state.provider_url}/_sim/invoice?lines=1") as response,

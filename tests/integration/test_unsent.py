@@ -1,4 +1,4 @@
-"""What was never sent to a provider costs nothing, at once; and what a provider refuses one caller is refused to no other.
+"""A call that was never sent to a provider is voided at once; and a provider's refusal of one caller affects no other.
 
 What must hold:
 - A call that LiteLLM refuses before it asks a provider (a request that it cannot translate) is voided within moments,
@@ -38,7 +38,7 @@ async def script(caller: Caller, rules: list[dict[str, Any]]) -> None:
 
 
 async def asked(caller: Caller) -> int:
-    """How often the provider was asked since the rules were set, of which there is one."""
+    """How often the provider was asked since the script's only rule was set."""
     async with caller.http.get(f"{caller.stack.provider_url}/_sim/script") as response:
         (rule,) = (await response.json())["rules"]
     return rule["matched"]
@@ -70,7 +70,7 @@ async def test_i2_a_request_that_litellm_cannot_translate_costs_nothing_and_is_v
     refused = 0
     for body in bodies:
         error = await ask(caller, model, streamed, **body)
-        if error is not None:  # some pass as they are, and are the provider's to refuse
+        if error is not None:  # LiteLLM passes some bodies on, and then the provider decides
             refused += 1
             assert error.status_code == 400
             assert "litellm" not in json.dumps(error.body).lower()

@@ -98,7 +98,7 @@ async def test_grants_that_expired_long_ago_are_forgotten(pool: asyncpg.Pool, sh
     proxy = shared()
     old, fresh = replace(grant_for(), expires_at=int(time.time()) - 700), grant_for()
     await proxy.use(old)
-    # by the database's clock, whatever the gateway's clock shows
+    # the database's clock decides, not the gateway's
     assert await pool.fetchval("SELECT expires_at > now() - interval '1 minute' FROM used_grants")
     await pool.execute("UPDATE used_grants SET expires_at = expires_at - interval '11 minutes'")
     proxy._forget_at = 0  # pyright: ignore[reportPrivateUsage]
@@ -147,7 +147,8 @@ async def test_i3_a_grant_is_served_by_one_proxy_of_all(stack: StackState, other
     revoked = grant_for(body)
     assert await revoke(caller.pool, revoked.call_id, revoked.attempt)
     assert await post(other_proxy, body, sign(stack.grant_secret, revoked)) == (401, "grant_used")
-    await caller.pool.execute("DELETE FROM witnesses WHERE call_id = $1", grant.call_id)  # it has no hold
+    # The call has no hold, so the witness must go.
+    await caller.pool.execute("DELETE FROM witnesses WHERE call_id = $1", grant.call_id)
 
 
 @asynccontextmanager
@@ -216,7 +217,7 @@ async def failed(caller: Caller, url: str) -> int:
 
 
 async def ended(caller: Caller) -> tuple[Any, ...]:
-    """How the caller's last attempt ended, when it is no longer held."""
+    """How the caller's last attempt ended, once it is no longer held."""
     async with asyncio.timeout(60):
         while await caller.pool.fetchval("SELECT count(*) FROM holds WHERE agent_id = $1", caller.agent_id):
             await asyncio.sleep(0.05)

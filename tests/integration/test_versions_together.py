@@ -56,7 +56,7 @@ async def test_both_versions_share_a_budget_and_the_books_are_right(
         if isinstance(answer, Hold):
             holds.append((treasury, answer))
     assert sum(hold.amount_nano for _, hold in holds) <= 10_000
-    for treasury, hold in holds:  # each also settles what the other has admitted
+    for treasury, hold in holds:  # each treasury also settles calls that the other has admitted
         if treasury is new:
             await settle_as_before(pool, hold, 300)
         else:

@@ -1,4 +1,4 @@
-"""Streams as callers get them: to the provider's end, in OpenAI's shape, without anything of LiteLLM's."""
+"""Streams as callers get them: complete, in OpenAI's format, and without additions by LiteLLM."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ async def events(caller: Caller, model: str, script: dict[str, Any], **request: 
 
 @MODELS
 async def test_i2_two_hundred_equal_chunks_are_no_loop(caller: Caller, model: str) -> None:
-    """A row of zeros in a table. LiteLLM alone breaks it off after a hundred, and the provider bills all of it."""
+    """A table may contain a long row of zeros. LiteLLM alone stops after a hundred equal chunks, and the provider bills
+    all."""
     script = {"text": " zero" * EQUAL, "output_tokens": EQUAL, "chunk_tokens": 1}
     got = await events(caller, model, script)
     assert [e["choices"][0]["delta"].get("content") for e in got if e["choices"]].count(" zero") == EQUAL
@@ -70,7 +71,7 @@ async def test_a_stream_that_the_provider_breaks_ends_in_our_own_words(caller: C
 
 @MODELS
 async def test_i2_a_stream_that_is_cut_before_its_first_token_is_estimated(caller: Caller, model: str) -> None:
-    """It was the whole hold, of which this is a small part."""
+    """Its cost is a small part of the hold, and no longer the whole hold."""
     with pytest.raises(openai.APIStatusError) as raised:
         await caller.call(model=model, messages=said(script={"cut_after_tokens": 0}), max_tokens=4000, stream=True)
     assert "litellm" not in json.dumps(raised.value.body).lower()
@@ -78,7 +79,7 @@ async def test_i2_a_stream_that_is_cut_before_its_first_token_is_estimated(calle
     assert (entry["state"], entry["status"], entry["error_code"]) == ("posted", 502, "upstream_cut")
     await caller.invoice(1)
     assert await caller.billed_nano() <= entry["cost_nano"] <= entry["held_nano"]
-    if model != "gemini-2.5-flash":  # it may have reasoned unseen, for which only the hold is a bound
+    if model != "gemini-2.5-flash":  # this model may have reasoned unseen, up to the whole hold
         assert entry["cost_nano"] < entry["held_nano"] // 5
     assert await caller.faults() == []
 

@@ -52,7 +52,7 @@ async def test_i1_a_window_contains_its_moment_in_every_zone_around_every_change
     asked = 0
     for name in sorted(zoneinfo.available_timezones() & known):
         changes = tuple(changes_of_clocks(ZoneInfo(name)))
-        if changes in seen:  # only a second name of a zone whose clocks change at the same moments
+        if changes in seen:  # another name of a zone with the same changes
             continue
         seen.add(changes)
         moments = [change + delta for change in changes for delta in AROUND]
@@ -118,7 +118,8 @@ async def test_i1_the_hour_that_clocks_repeat_at_midnight(pool: asyncpg.Pool, zo
     group = [[(here, "")], [(utc, "")], [(small, "")], [(here, ""), (utc, "")]]
     for number in range(40):
         rows = await admit(pool, 100, group[number % 3 :] + group[: number % 3], moment + timedelta(seconds=number))
-        assert [row["budget_id"] for row in rows if row["verdict"] != "admitted"]  # `small` has no room in any group
+        # Only `small` is refused, because it has no room.
+        assert [row["budget_id"] for row in rows if row["verdict"] != "admitted"]
         assert {row["verdict"] for row in rows} <= {"admitted", "busy", "exhausted"}
     pending = dict(await pool.fetch("SELECT budget_id, sum(pending_nano) FROM windows GROUP BY budget_id"))  # pyright: ignore[reportArgumentType, reportUnknownVariableType, reportCallIssue]
     assert pending == {here: 1_000, utc: 2_000, small: 0}
@@ -126,7 +127,7 @@ async def test_i1_the_hour_that_clocks_repeat_at_midnight(pool: asyncpg.Pool, zo
 
 
 async def test_a_window_whose_end_was_moved_is_the_same_window_again(pool: asyncpg.Pool) -> None:
-    """A newer time-zone database may move it. What was spent in that day stays spent."""
+    """A newer time-zone database may move a window's end. The amounts that were spent in that day stay spent."""
     budget = await day_budget(pool, "Europe/Berlin", 1_000)
     noon = datetime(2026, 6, 1, 10, tzinfo=UTC)
     assert [row["verdict"] for row in await admit(pool, 900, [[(budget, "")]], noon)] == ["admitted"]

@@ -1,4 +1,4 @@
-"""What the treasury must decide, as a dictionary and a few sums; test_treasury_model.py compares the treasury with it."""
+"""A model of the treasury's decisions: a dictionary and a few sums. test_treasury_model.py compares the two."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Model:
     today: int = 0
     days: set[int] = field(default_factory=set[int])
     attempts: dict[UUID, Attempt] = field(default_factory=dict[UUID, Attempt])
-    given_out_again: bool = False  # true costs that arrived after the money had been given to others
+    given_out_again: bool = False  # whether a true cost arrived after others had got its money
 
     def pending(self, day: int) -> int:
         return sum(each.amount for each in self.attempts.values() if each.day == day and each.state == "held")
@@ -66,7 +66,7 @@ class Model:
         return "admitted", granted
 
     def correct(self, attempt: Attempt, cost: int) -> None:
-        """A correction of an attempt that had ended; only the first one counts."""
+        """Correct an attempt that had ended. Only the first correction counts."""
         if not attempt.adjusted:
             self.given_out_again |= cost > attempt.cost
             attempt.cost, attempt.adjusted = cost, True

@@ -1,4 +1,4 @@
-"""Values that tests of several rooms of the service begin with."""
+"""Values that tests of several folders of the service share."""
 
 from __future__ import annotations
 

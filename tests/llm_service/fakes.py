@@ -1,4 +1,4 @@
-"""What stands in for Postgres, Redis, the sweeper and LiteLLM Proxy where the core is tested alone."""
+"""Fakes of Postgres, Redis, the sweeper and LiteLLM Proxy, for tests of the core alone."""
 
 from __future__ import annotations
 
@@ -45,7 +45,8 @@ from llm_service.wire.requests import ParsedRequest
 DAILY = Budget(3, "daily", Scope.AGENT, 7, WindowKind.DAY)
 PRINCIPAL = Principal(1, "acme", 2, "research", 7, "digest", 9, "laptop", 1, budgets=(DAILY,))
 PRICED = {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "litellm_provider": "openai", "mode": "chat"}
-#: `m` and `e` (an embedding) cost a thousand nano-dollars a token of input; `m` two thousand of output.
+#: A token of input costs 1,000 nano-dollars for `m` and `e` (an embedding model); a token of output costs 2,000 for
+#: `m`.
 ENTRIES: list[dict[str, Any]] = [
     {"model_name": "m", "litellm_params": {"model": "openai/m"}, "model_info": PRICED | {"id": "d1"}},
     {
@@ -56,7 +57,7 @@ ENTRIES: list[dict[str, Any]] = [
 ]
 
 
-#: Rules of breakers as an operator has them who sets none.
+#: The default rules of breakers.
 BREAKER_RULES = BreakerRules(failures=5, window_s=30.0, rate_percent=50, min_calls=20, open_s=10.0, probe_s=60.0)
 
 
@@ -70,7 +71,8 @@ class Clock:
 
 
 class FakeTreasury(InMemoryTreasury):
-    """One budget (None: no limit), whatever windows a request names; or the `outcomes` that a test has scripted."""
+    """A treasury with one budget (None: no limit) for every request. If a test sets `outcomes`, it returns those
+    instead."""
 
     def __init__(self, limit_nano: int | None = None) -> None:
         super().__init__({} if limit_nano is None else {DAILY.id: limit_nano})
@@ -81,7 +83,7 @@ class FakeTreasury(InMemoryTreasury):
 
     @property
     def pending(self) -> dict[UUID, int]:
-        """What each call holds."""
+        """The held amount of each call."""
         return {call_id: hold.amount_nano for (call_id, _), hold in self.holds.items()}
 
     @property
@@ -99,7 +101,7 @@ class FakeTreasury(InMemoryTreasury):
         return await super().admit(replace(request, lines=tuple((budget, "") for budget in self.limits_nano)))
 
     async def hold_elsewhere(self, amount_nano: int) -> UUID:
-        """Somebody else's call holds this much of the budget; its id."""
+        """Hold this much of the budget for another call, and return that call's id."""
         call_id = new_call_id()
         lines = ((DAILY.id, ""),)
         request = HoldRequest(call_id, 0, PRINCIPAL, NO_CONTEXT, "m", amount_nano, amount_nano, 60, lines)
@@ -116,7 +118,8 @@ class FakeTreasury(InMemoryTreasury):
 
 
 class FakeLimiter:
-    """Lets everything pass, or raises `error`. `taken` is what calls hold, `released` what they gave back."""
+    """Lets every call pass, or raises `error`. `taken`: the permits of calls; `released`: the tokens that each reported
+    at its end."""
 
     def __init__(self) -> None:
         self.error: TreasurerError | None = None
@@ -139,7 +142,7 @@ class FakeLimiter:
         self.released.append(tokens)
 
 
-#: What the proxy wrote of a stream that was given up: its own count.
+#: The proxy's own count of a stream that was given up.
 COUNTED = Settlement(
     UUID(int=0), 0, LedgerState.POSTED, 1, Usage(1, output_tokens=1), UsageSource.WITNESS, 77, status=499,
     error_code="owner_lost_estimated",
@@ -147,7 +150,7 @@ COUNTED = Settlement(
 
 
 class FakeSweeper:
-    """Remembers what it was asked to watch; knows the witness that a test gives it."""
+    """A sweeper that records its requests, and returns the witness that a test sets."""
 
     def __init__(self) -> None:
         self.watched: list[tuple[UUID, int, float, bool]] = []
@@ -163,7 +166,7 @@ class FakeSweeper:
 
 
 class FakeCounter:
-    """A tokenizer that makes a token of four characters, or fails with `error`."""
+    """A tokenizer that counts one token for four characters, or fails with `error`."""
 
     def __init__(self) -> None:
         self.error: TreasurerError | None = None
@@ -180,7 +183,7 @@ class FakeCounter:
 
 
 class FakeIdempotency:
-    """Keys in memory: one call for each, and what it answered."""
+    """Idempotency keys in memory, each with one call and its answer."""
 
     def __init__(self) -> None:
         self.rows: dict[tuple[int, str], Replay | None] = {}
@@ -213,7 +216,7 @@ class FakeIdempotency:
 
 
 class FakeStream:
-    """A stream that says what a test wants: bytes, or an exception to raise. `gate` holds the rest back."""
+    """A stream of the parts that a test sets: bytes, or an exception to raise."""
 
     def __init__(
         self, parts: Sequence[bytes | Exception], status: int = 200, headers: Mapping[str, str] | None = None
@@ -248,7 +251,7 @@ class FakeStream:
 
 @dataclass
 class HttpAnswer:
-    """An answer as LiteLLM Proxy gives it."""
+    """An answer of LiteLLM Proxy."""
 
     status: int
     headers: Mapping[str, str]
@@ -260,7 +263,7 @@ class HttpAnswer:
 
 @dataclass
 class FakeUpstream:
-    """Answers with what a test has scripted. `sent` is (path, body, grant) of each request."""
+    """Answers as a test has set. `sent` has (path, body, grant) of each request."""
 
     answer: HttpAnswer | Exception | None = None
     stream: FakeStream | Exception | None = None
@@ -290,7 +293,7 @@ class FakeUpstream:
 
 @dataclass
 class Refusals:
-    """Who was refused, as admission told."""
+    """The refusals that admission has reported."""
 
     told: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
@@ -306,5 +309,5 @@ def chat_body(**fields: Any) -> bytes:
 
 
 async def one_rate_card(_model: object) -> int:
-    """As if every model had the same rates."""
+    """The id of a rate card, the same for every model."""
     return 1

@@ -1,10 +1,10 @@
-"""The audit: computes again, from the ledger and the holds, what the windows should say, and names each difference.
+"""The audit: computes the amounts of all windows again, from the ledger and the holds, and names each difference.
 
 What must hold:
   All checks read one snapshot. So a report is true of one instant under any load, and calls that came and went during the
       audit cause no difference.
   A check changes nothing.
-  Where there are too many differences to name all of them, their number is still exact.
+  Even if there are too many differences to name all of them, their number is exact.
 
 What each check looks for is in `checks.py`.
 """
@@ -21,7 +21,7 @@ from llm_service.postgres import snapshot
 from llm_service.treasury.audit.checks import RULES
 from llm_service.treasury.audit.rule import Rule
 
-#: How many differences of a check are named; the others are only counted.
+#: How many differences of a check are named; further ones are only counted.
 MAX_NAMED = 100
 _TIMEOUT_S = 600
 
@@ -31,7 +31,7 @@ class Check:
     """One thing that must hold, and what was found. `examined` is the number of rows that were checked.
 
     `found` is the number of differences; `differences` has one sentence for each of the first `MAX_NAMED`.
-    `note` is worth knowing, and is not a failure.
+    `note` is worth knowing, but is not a failure.
     """
 
     name: str
@@ -65,7 +65,7 @@ async def audit(pool: asyncpg.Pool, *, sweep_grace_s: float) -> AuditReport:
 
 
 async def audit_alone(pool: asyncpg.Pool, *, sweep_grace_s: float, lock: int | None) -> AuditReport | None:
-    """The audit. None: another one with the same `lock` (an advisory lock of Postgres) is running.
+    """Run the audit. None: another audit with the same `lock` (an advisory lock of Postgres) is running.
 
     Raises:
         InvalidRequest: `sweep_grace_s` is negative or not a number of seconds.

@@ -1,10 +1,10 @@
-"""The rules of the audit: one for each thing that must hold, with the SQL that finds where it does not.
+"""The rules of the audit: one for each thing that must hold, with the SQL that finds violations.
 
 What must hold:
   A rule's `differences` returns one row for each difference, and no row when all is well.
-  Rules compute again; they do not call the functions whose work they check.
+  Rules compute everything again; they do not call the functions whose work they check.
 
-I5 and I6 leave no trace in data, so they are shown by tests. I7 has a rule for the part that data can show.
+I5 and I6 leave no trace in data, so only tests check them. I7 has a rule for the part that data can show.
 The queries are in `sql/audit/`, each named like its rule.
 """
 

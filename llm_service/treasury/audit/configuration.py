@@ -1,7 +1,7 @@
 """The audit's rules about the log of changes: no configuration was changed without an entry in the log.
 
-What must hold: each of these shows as a difference here: a trigger that was dropped, switched off, or bypassed in a
-session (`session_replication_role`); a TRUNCATE; a log that can be overwritten.
+What must hold: the audit reports a trigger that was dropped, switched off, or bypassed in a session
+(`session_replication_role`), a TRUNCATE, and a log that can be overwritten.
 What is not promised: the owner of the database can still forge the log row by row.
 """
 
@@ -23,7 +23,8 @@ LOGGED = (
     "price_acknowledgements",
 )
 
-# pg_trigger.tgtype: for each row, after insert, update and delete; for each statement, before update, delete, truncate.
+# Values of pg_trigger.tgtype: after insert, update and delete of each row; before an update, delete or truncate
+# statement.
 _AFTER_EACH_ROW, _BEFORE_ANY, _BEFORE_EACH, _AFTER_UPDATE = 1 + 4 + 8 + 16, 2 + 8 + 16 + 32, 2 + 4 + 8 + 16 + 32, 1 + 16
 _WANTED = ", ".join(
     [

@@ -1,4 +1,4 @@
-"""What a rule of the audit is: SQL that finds differences, and a sentence about each."""
+"""A rule of the audit: SQL that finds differences, and a sentence about each difference."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from llm_service.money import format_dollars
 
 
 def format_money(value: int | Decimal | None) -> str:
-    """Nano-dollars for people."""
+    """Nano-dollars as text for people."""
     return "nothing" if value is None else format_dollars(int(value))
 
 
 def format_window(row: asyncpg.Record) -> str:
-    """The window that a row names in its columns `id`, `budget`, `subject` and `starts`."""
+    """The window of a row, for people, from the columns `id`, `budget`, `subject` and `starts`."""
     subject = f" for {row['subject']!r}" if row["subject"] else ""
     return f"window {row['id']} of budget {row['budget']!r}{subject} (from {row['starts']})"
 

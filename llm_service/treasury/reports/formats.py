@@ -2,7 +2,8 @@
 
 What must hold:
   Money is exact in both: as whole nano-dollars, and as dollars in a decimal string.
-  No name, tag or run that a caller chose is a formula in the CSV. Spreadsheets run texts that look like formulas.
+  No name, tag or run that a caller chose becomes a formula in the CSV, because spreadsheets run texts that look like
+  formulas.
 """
 
 from __future__ import annotations

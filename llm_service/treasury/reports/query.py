@@ -17,7 +17,7 @@ from zoneinfo import ZoneInfo, available_timezones
 
 from llm_service.errors import InvalidRequest
 
-#: How the calls that do not have a property are named, in filters and in output for people.
+#: The name for calls without a property, in filters and in output for people.
 NONE = "(none)"
 MAX_PROPERTIES = 4
 MAX_ROWS = 100_000
@@ -27,7 +27,7 @@ _MAX_VALUES = 100
 
 
 class Property(StrEnum):
-    """A property of a call by which a report can sum. Reports can also be filtered by each, except the times."""
+    """A property of a call by which a report can sum. A report can also be filtered by any of these, except the times."""
 
     ORGANISATION = "organisation"
     TEAM = "team"
@@ -62,9 +62,9 @@ class Order(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReportQuery:
-    """By which properties to sum, and over which calls: those that started in [start, end).
+    """The properties by which to sum, and the calls to include: those that started in [start, end).
 
-    A filter names a property and the values that count; None among them stands for calls without the property.
+    A filter names a property and the values that are included; None includes calls without the property.
     Without an `order`, rows are sorted by time if they are grouped by one, and then by cost, the highest first.
     """
 
@@ -90,7 +90,7 @@ PARAMETERS = ("group_by", "from", "to", "time_zone", *FILTERS, "order", "limit")
 
 
 def parse_query(parameters: Mapping[str, Sequence[str]], *, now: datetime) -> ReportQuery:
-    """Read a query from parameters as they were typed. `now` (with an offset) is what "7d" counts from.
+    """Read a query from parameters as they were typed. "7d" is counted back from `now`, which has an offset.
 
     Raises:
         InvalidRequest: names the parameter, what was given and what is allowed.
@@ -210,7 +210,7 @@ def _moment(name: str, value: str | None, zone: ZoneInfo, now: datetime) -> date
             return now - timedelta(**{_UNITS[ago[2]]: int(ago[1])})
         moment = datetime.fromisoformat(f"{value}-01" if _MONTH.fullmatch(value) else value)
         moment = moment if moment.tzinfo is not None else moment.replace(tzinfo=zone)
-        moment.astimezone(UTC).astimezone(zone)  # raises where the result is outside of the years 1 to 9999
+        moment.astimezone(UTC).astimezone(zone)  # raises if the result is outside of the years 1 to 9999
     except (ValueError, OverflowError) as error:
         hint = " In a URL, write + as %2B." if re.search(r":[0-9]{2} [0-9]{2}:?[0-9]{2}$", value) else ""
         raise InvalidRequest(

@@ -1,10 +1,10 @@
-"""Refusals for the reports: counted in memory and written in batches, so that no caller waits for it.
+"""Refusals for the reports: counted in memory and written in batches, so that no caller waits for Postgres.
 
 What must hold:
   An agent that is refused a thousand times a second costs one row a second, not a thousand.
   The counter is bounded.
 
-Refusals are statistics, not money: when Postgres is away for so long that the counter is full, further kinds of refusals are
+Refusals are statistics, not money: if Postgres is away for so long that the counter is full, further combinations are
 not counted.
 """
 

@@ -3,13 +3,14 @@
 What must hold:
   Sums agree with the ledger to the nano-dollar, corrections included.
   The total is computed by a separate statement, over the same calls in the same snapshot, and not from the rows.
-  What a person typed reaches Postgres as a parameter only. The properties are a closed set, each with a fragment of SQL.
-  No call is left out: a call that does not have a property is in the row of those without it.
+  Text that a person typed reaches Postgres only as a parameter. The properties are a closed set, each with a fragment
+  of SQL.
+  No call is left out: calls without a property have a separate row.
 
 A correction (`adjusted`) counts in the period of the call that it corrects; its tokens and cost are differences.
 
-The SQL is composed here, and not in a file of `sql/`, because a request chooses its columns, joins, filters and order:
-thirteen properties, up to four at a time, are more statements than anybody could write down.
+The SQL is composed here, and not in a file of `sql/`, because a request chooses the columns, joins, filters and order:
+with thirteen properties, up to four at a time, there would be too many statements to write down.
 """
 # ruff: noqa: S608 - the statements below are made of constants of this module; values are parameters
 
@@ -34,7 +35,7 @@ _NAMES_SHOWN = 10
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """What is summed. Nano-dollars, tokens, milliseconds.
+    """The sums of a row, in nano-dollars, tokens and milliseconds.
 
     An *attempt* is one request for money; a *call* has one for each model of its chain that was tried.
     `errors` counts attempts that ended in an error; a caller that left is not an error. Latencies are those of attempts;
@@ -66,7 +67,7 @@ class ReportRow:
 
 @dataclass(frozen=True, slots=True)
 class CostReport:
-    """A finished report. `left_out` counts the rows beyond the limit; `notes` are sentences for the reader."""
+    """A finished report. `left_out` is the number of rows beyond the limit; `notes` are sentences for the reader."""
 
     query: ReportQuery
     rows: tuple[ReportRow, ...]
@@ -79,7 +80,7 @@ async def cost_report(pool: asyncpg.Pool, query: ReportQuery) -> CostReport:
     """Make the report that `query` asks for, from one snapshot of the treasury.
 
     Raises:
-        InvalidRequest: it filters by a name that does not exist. TookTooLong: it took too long.
+        InvalidRequest: the query filters by a name that does not exist. TookTooLong: the report took too long.
         TooManyReports, TreasuryUnavailable: as `snapshot` does.
     """
     try:
@@ -114,7 +115,7 @@ async def cost_report(pool: asyncpg.Pool, query: ReportQuery) -> CostReport:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where a property is: its SQL over `ledger l` and over `refusals r`; for an id, the table and the name to show."""
+    """SQL for a property, over `ledger l` and over `refusals r`. For an id, also the table and the name to show."""
 
     ledger: str
     refusals: str
@@ -122,7 +123,7 @@ class _Source:
     label: str = ""
 
 
-# The entry of an expired attempt may not name the provider; a correction that came later does.
+# The entry of an expired attempt may lack the provider, but a later correction has it.
 _PROVIDER = """coalesce(l.provider, (SELECT a.provider FROM ledger a
     WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted'))"""
 
@@ -144,7 +145,7 @@ _SOURCES: dict[Property, _Source] = {
 }
 _NAMED = {prop: source for prop, source in _SOURCES.items() if source.table is not None}
 
-# A tag that a call names twice counts once.
+# If a call names a tag twice, it counts once.
 _EACH_TAG = """
     LEFT JOIN LATERAL (SELECT DISTINCT t AS value FROM unnest({row}.tags) AS t) AS tag ON true"""
 
@@ -274,7 +275,7 @@ def _any_of(*conditions: str | None) -> str:
 
 
 async def _ids(read: asyncpg.Connection, prop: Property, values: tuple[str | None, ...]) -> list[int]:
-    """The ids of names. A name that does not exist is an InvalidRequest: it is most likely a typing error."""
+    """The ids of names. Raises InvalidRequest for a name that does not exist, because it is most likely a typing error."""
     source = _NAMED[prop]
     label = source.label.format(n="n")
     names = [value for value in values if value is not None]
@@ -334,7 +335,7 @@ def _labels(query: ReportQuery, row: asyncpg.Record) -> tuple[str | None, ...]:
 
 
 def label(prop: Property, value: object, zone: ZoneInfo) -> str | None:
-    """A property's value as text. An hour has its offset from UTC, because clocks that are set back repeat one."""
+    """A property's value as text. An hour has its UTC offset, because it is repeated when clocks are set back."""
     if not isinstance(value, datetime):
         return None if value is None else str(value)
     local = value.astimezone(zone)

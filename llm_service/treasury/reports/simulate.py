@@ -1,16 +1,18 @@
-"""What another policy would have done in a period of the ledger: refused, downgraded, saved.
+"""Simulates another policy on a period of the ledger: which calls it would have refused or downgraded, and what it
+would have saved.
 
-The replay is pure. It takes posted calls, in the order in which they began, and a policy; it returns sums. It assumes,
-and the result says so:
+The replay is pure. It takes posted calls, in the order in which they began, and a policy; it returns sums. It makes
+these assumptions, which the result states:
 - A call would have had the same tokens.
-- A call's cost counts from its beginning. Holds are not replayed, so calls at the same time are taken one after another.
+- A call's cost is spent when the call begins. Holds are not replayed, so simultaneous calls are taken one after
+  another.
 - A call that was refused in the period stays refused.
-- The policy changes when the period begins. What a window had spent before stays spent.
-- Top-ups are added to another limit, too.
+- The policy changes when the period begins. Earlier spending of a window stays.
+- Top-ups are also added to the new limit.
 
 What must hold:
-  The policy that was in force refuses nothing, and costs what the ledger says.
-  A lower limit never costs more.
+  A replay of the policy that was in force refuses nothing, and its cost is that of the ledger.
+  A lower limit never leads to a higher cost.
 """
 
 from __future__ import annotations
@@ -36,9 +38,9 @@ PriceOf = Callable[[str, Usage], int | None]
 
 @dataclass(frozen=True, slots=True)
 class PastWindow:
-    """A window in which a call counted. `before_nano` was spent in it before the period began.
+    """A window in which a call was counted. `before_nano` was spent in it before the period began.
 
-    `top_ups` are amounts, each with the time from which and until which it counted.
+    `top_ups` are amounts, each with the start and the end of its time.
     """
 
     id: int
@@ -50,12 +52,12 @@ class PastWindow:
     top_ups: tuple[tuple[int, datetime, datetime], ...] = ()
 
     def limit(self, at: datetime, policy: Policy) -> int:
-        """What may be spent in the window in all, with the top-ups that count at that time."""
+        """The total that may be spent in the window, with the top-ups in force at that time."""
         topped_up = sum(amount for amount, since, until in self.top_ups if since <= at < until)
         return policy.limits.get(self.budget, self.limit_nano) + topped_up
 
     def left(self, at: datetime, policy: Policy, spent: Mapping[int, int]) -> int | None:
-        """What the window has left for a call. None: the policy does not change its budget."""
+        """The amount that the window has left for a call. None: the policy does not change the window's budget."""
         curve = policy.paces.get(self.budget)
         if curve is None and self.budget not in policy.limits:
             return None
@@ -80,7 +82,8 @@ class PastCall:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """What is to be different: limits (in nano-dollars) and curves by budget; `downgrades`: model → (cheaper model, share).
+    """The changes to simulate: limits (in nano-dollars) and curves by budget; `downgrades`: model → (cheaper model,
+    share).
 
     The share is in basis points of the limit of each budget that applies to the call.
     """
@@ -92,7 +95,7 @@ class Policy:
 
 @dataclass(slots=True)
 class Replayed:
-    """Sums, in nano-dollars. `by_budget` counts refusals by the budget that refused."""
+    """The sums of a replay, in nano-dollars. `by_budget` is the number of refusals by each budget."""
 
     calls: int = 0
     spent_nano: int = 0
@@ -106,12 +109,12 @@ class Replayed:
 
     @property
     def saved_nano(self) -> int:
-        """What would not have been spent."""
+        """The amount that would not have been spent."""
         return self.spent_nano - self.would_spend_nano
 
 
 def replay(calls: Sequence[PastCall], policy: Policy, price: PriceOf) -> Replayed:
-    """Take the calls under another policy, in the order in which they began. Pure."""
+    """Replay the calls under another policy, in the order in which they began. Pure."""
     result = Replayed()
     spent: dict[int, int] = defaultdict(int)
     for call in sorted(calls, key=lambda call: call.started_at):
@@ -139,7 +142,7 @@ def replay(calls: Sequence[PastCall], policy: Policy, price: PriceOf) -> Replaye
 
 
 def _downgrade(call: PastCall, policy: Policy, spent: Mapping[int, int], price: PriceOf) -> int | None:
-    """What the call would have cost at the cheaper model, if a budget's share for its own model was used up; else None."""
+    """The call's cost at the cheaper model, if a budget's share for its own model was used up; otherwise None."""
     named = policy.downgrades.get(call.requested_model)
     if named is None or call.model != call.requested_model:
         return None
@@ -155,7 +158,7 @@ _CALLS = load_query("reports/posted_calls")
 _WINDOWS = load_query("reports/windows_of_calls")
 _TOP_UPS = load_query("reports/top_ups_of_budgets")
 _KNOWN = "SELECT name, window_kind FROM budgets WHERE name = ANY ($1::text[])"
-#: At most so many calls are read at once.
+#: The most calls that are read at once.
 MOST_CALLS = 1_000_000
 _TIMEOUT_S = 120
 
@@ -166,7 +169,8 @@ async def read_calls(
     """The posted calls of a period that ends now, with their windows. Budgets that are `limited` or `paced` must exist.
 
     Raises:
-        NotFound: a budget does not exist. InvalidRequest: there are too many calls, or no end to be paced towards.
+        NotFound: a budget does not exist. InvalidRequest: there are too many calls, or a budget to be paced has windows
+        without an end.
         TookTooLong, TreasuryUnavailable: as `snapshot` does.
     """
     async with snapshot(pool, timeout_s=_TIMEOUT_S, reading="simulation") as read:

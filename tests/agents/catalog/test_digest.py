@@ -1,4 +1,4 @@
-"""The digest agent, on a model that is a function: no network, no money."""
+"""The digest agent, with a Python function in place of the model: no network, no money."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Feeds: what is read, what is refused, and what comes out of markup by strangers."""
+"""Feeds: what is read, what is refused, and how markup by strangers is cleaned."""
 
 from __future__ import annotations
 

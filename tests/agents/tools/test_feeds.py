@@ -1,4 +1,4 @@
-"""`read_feed`: only the run's own feeds, and what becomes of one that cannot be read."""
+"""`read_feed` reads only the run's own feeds, and reports one that cannot be read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from agents.tools.feeds import READ_FEED, FeedDeps, named
 
 
 def reading(*feeds: str) -> FunctionModel:
-    """A model that reads these feeds, one a request, and then says "done"."""
+    """A model that reads one of these feeds in each request, and then answers "done"."""
     left = list(feeds)
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:

@@ -1,4 +1,4 @@
-"""What scenarios are made of: calls that the invoice can be matched with, and the order of play."""
+"""What scenarios use: calls that can be matched with the invoice, and the order in which they are made."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_cost_is_that_of_the_whole_answer() -> None:
 
 
 def listed(name: str = "x") -> Field:
-    """A field whose calls are priced by the provider's own list."""
+    """A field that prices calls by the provider's own list."""
     return Field(name, Nothing(Processes()), Provider("", PriceList(), None), 1)  # type: ignore[arg-type]
 
 

@@ -66,7 +66,7 @@ def test_a_call_that_the_books_lack_is_unbooked() -> None:
     assert verdict(lines, calls, books=Books(20, 2)).unbooked == 0
     found = verdict(lines, calls, books=Books(10, 1, open_nano=5))
     assert (found.unbooked, found.books_minus_bill_nano, found.open_nano) == (1, -10, 5)
-    assert verdict(lines, calls, books=Books(30, 3)).unbooked == 0  # more in the books is not a lost call
+    assert verdict(lines, calls, books=Books(30, 3)).unbooked == 0  # a call that only the books have is not a lost call
     assert verdict(lines, calls, books=Books(20, None)).unbooked is None
     assert verdict(lines, calls).books_minus_bill_nano is None
 
@@ -89,9 +89,9 @@ def test_a_whole_answer_that_the_waiting_caller_did_not_get_is_unanswered() -> N
     assert verdict([line(1)], [made(1, "refused")]).unanswered == 1
     assert verdict([line(1)], [made(1, "answered")]).unanswered == 0
     assert verdict([line(1)], [made(1, "failed"), made(1, "answered")]).unanswered == 0
-    assert verdict([line(1)], [made(1, "left")]).unanswered == 0  # nobody was waiting
+    assert verdict([line(1)], [made(1, "left")]).unanswered == 0  # no caller was waiting for the answer
     assert verdict([line(1, state="cut")], [made(1, "failed")]).unanswered == 0
-    assert verdict([line(1)], [made(1, "failed", fails=True)]).unanswered == 0  # the provider had been told to fail
+    assert verdict([line(1)], [made(1, "failed", fails=True)]).unanswered == 0  # the provider failed by its script
 
 
 def test_a_line_without_a_call_is_a_stray() -> None:

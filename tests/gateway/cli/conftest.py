@@ -1,4 +1,4 @@
-"""Command lines that run in this process: in an empty folder, or on a database of the test's own."""
+"""Command lines that run in this process: in an empty folder, or on the test's own database."""
 
 from __future__ import annotations
 

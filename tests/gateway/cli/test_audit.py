@@ -24,7 +24,7 @@ def test_books_that_are_right(administer: Treasurer) -> None:
 
 @pytest.fixture
 async def wrong_books(pool: asyncpg.Pool, administer: Treasurer) -> None:
-    """A window that says of money that it was posted, which no ledger row says."""
+    """A window that counts money as posted for which the ledger has no row."""
     await organisations.create_agent(pool, organisations.NewAgent.model_validate({"name": "news"}))
     budget = await budgets.create_budget(pool, budgets.NewBudget.model_validate({"agent": "news", "limit": "5"}))
     assert budget.left_nano == 5 * 10**9

@@ -1,4 +1,4 @@
-"""`treasurer breaker`: what a gateway answers, printed."""
+"""`treasurer breaker`: how it prints a gateway's answers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ BREAKER = {
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """What the gateway was asked; it answers with one breaker, that every process knows of."""
+    """The requests to a gateway, which answers with one breaker that every process knows of."""
     requests: list[tuple[str, str]] = []
 
     def ask(method: str, path: str) -> dict[str, Any]:
@@ -59,7 +59,7 @@ def test_open_and_reset(treasurer: Treasurer, asked: list[tuple[str, str]]) -> N
 
 
 class RunningGateway(ThreadingHTTPServer):
-    """A gateway on this machine; it remembers its requests, and answers each with what it was given."""
+    """A fake gateway on this machine, which records its requests and gives each the prepared answer."""
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, str, str | None]] = []
@@ -91,7 +91,7 @@ class _Requests(BaseHTTPRequestHandler):
 def running(
     state_of: Callable[..., StackState], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[RunningGateway]:
-    """The gateway of a stack that runs on this data folder."""
+    """The fake gateway, as the gateway of a stack that runs on this data folder."""
     monkeypatch.setenv("TREASURER_DATA_DIR", str(tmp_path))
     (tmp_path / "admin").write_text("sk-tr-admin\n")
     with RunningGateway() as gateway:

@@ -1,4 +1,4 @@
-"""The command line as a whole: its list of commands, what that costs to print, and how errors are printed."""
+"""The command line as a whole: its list of commands, what a help imports, and how errors are printed."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ HEAVY = {
 
 @pytest.fixture(scope="module")
 def helps() -> dict[str, tuple[str, set[str]]]:
-    """Each help, by what was typed before `--help`, and the modules that a process has loaded to print it.
+    """Each help text by the arguments before `--help`, with the modules that a process has loaded to print it.
 
-    One process has loaded what all of them need; each help is printed by a fork of it.
+    One process loads what all of them need, and a fork of it prints each help text.
     """
     program = """
 import json, os, sys

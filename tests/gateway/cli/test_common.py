@@ -1,4 +1,4 @@
-"""What all commands print with."""
+"""The functions with which all commands print."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`treasurer demo`, where it must not begin. The whole demo: tests/integration/test_demo.py."""
+"""`treasurer demo` when it must not start. tests/integration/test_demo.py runs the whole demo."""
 
 from __future__ import annotations
 

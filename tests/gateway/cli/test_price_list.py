@@ -99,7 +99,7 @@ def test_the_list_names_other_prices_and_the_full_view_has_them() -> None:
         "cheaper hours, above 200,000 input tokens": ("$5.00", "$10.00"),
     }
     assert rows["default"]["audio input"] == "$100.00"
-    assert "image input" not in rows["default"]  # it is text's
+    assert "image input" not in rows["default"]  # its price is the same as that of text
 
 
 def test_a_free_model_and_one_with_the_most_that_an_operator_named() -> None:

@@ -1,4 +1,4 @@
-"""`treasurer run digest` on a service that is a fake: what it prints, and what it exits with."""
+"""`treasurer run digest` on a fake service: its output and its exit code."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Service:
 
 
 class Budgets:
-    """Takes the place of the treasury's."""
+    """Fake budgets in place of the treasury's."""
 
     made: list[int]
 

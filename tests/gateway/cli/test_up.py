@@ -1,4 +1,4 @@
-"""`treasurer up`, where it cannot even begin. What it does when it runs: tests/integration/test_supervisor.py."""
+"""`treasurer up` when it cannot start. tests/integration/test_supervisor.py tests a stack that runs."""
 
 from __future__ import annotations
 

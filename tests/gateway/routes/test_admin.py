@@ -15,7 +15,7 @@ MOST_BYTES = 64 * 1024
 
 
 class Unusable:
-    """A pool that names itself when anything of it is used."""
+    """A pool that fails with its own name as soon as it is used."""
 
     def __init__(self, name: str) -> None:
         self._name = name

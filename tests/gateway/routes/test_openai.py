@@ -1,4 +1,4 @@
-"""The hot routes as bare ASGI: what is read, what is refused, and what a caller who leaves cancels."""
+"""The busiest routes as bare ASGI: what is read, what is refused, and what is cancelled when a caller leaves."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def of_size(size: int) -> bytes:
 
 
 class Stream(StreamingAnswer):
-    """Says what a test wants; remembers that it was closed."""
+    """A stream with the test's own events, which records that it was closed."""
 
     def __init__(self, *parts: bytes | Exception, gate: asyncio.Event | None = None) -> None:
         self.status, self.call_id, self.cost_nano = 200, new_call_id(), None
@@ -76,7 +76,7 @@ class Stream(StreamingAnswer):
 
 
 class Service:
-    """Remembers its calls; answers, raises, or waits at its gate."""
+    """A fake service, which records its calls and answers, raises an error, or waits until its gate is opened."""
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, bytes, CallContext, object]] = []
@@ -114,7 +114,7 @@ class Service:
 
 
 class Client:
-    """One ASGI request. `send` may fail as a closed connection's does."""
+    """One ASGI request, with the messages that it receives and those that the app sends."""
 
     def __init__(self, *messages: dict[str, Any], stay: bool = True) -> None:
         self.incoming: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
@@ -130,7 +130,7 @@ class Client:
     async def receive(self) -> dict[str, Any]:
         message = await self.incoming.get()
         if message["type"] == "http.disconnect":
-            self.leave()  # a server says so as often as it is asked
+            self.leave()  # a server repeats this message as often as it is asked
         return message
 
     async def send(self, message: Any) -> None:
@@ -169,7 +169,7 @@ class Keys:
 
 
 class Traces:
-    """A parent is the header that names it."""
+    """Fake traces, in which the parent is the `traceparent` header itself."""
 
     def parent(self, traceparent: str | None) -> object:
         return traceparent
@@ -273,7 +273,7 @@ async def test_what_is_no_request_is_the_apps(gateway: Gateway) -> None:
     assert gateway.behind == ["lifespan"]
 
 
-# -- who may not
+# -- callers who are not allowed
 
 
 @pytest.mark.parametrize(
@@ -292,7 +292,7 @@ async def test_without_one_good_key_nobody_is_served(gateway: Gateway, headers: 
     assert gateway.service.calls == []
 
 
-# -- what is too much
+# -- requests that are too large or too slow
 
 
 @pytest.mark.parametrize(
@@ -499,7 +499,7 @@ async def test_a_server_that_stops_closes_the_stream(gateway: Gateway) -> None:
     await until(lambda: gateway.service.stream_answer.closed)
 
 
-# -- what a request says of itself
+# -- the context that a request names
 
 
 def test_a_request_that_says_nothing() -> None:
@@ -546,7 +546,7 @@ _CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def _read(read: Callable[[], str | None]) -> tuple[str | None, int]:
-    """The user that was read, and the status of what was refused."""
+    """The user that was read, and the status of a refusal."""
     try:
         return read(), 200
     except InvalidRequest as error:
@@ -556,7 +556,7 @@ def _read(read: Callable[[], str | None]) -> tuple[str | None, int]:
 @given(st.one_of(st.sampled_from(_USERS), st.text(max_size=200)))
 @settings(max_examples=examples(200), deadline=None)
 def test_the_bodys_user_obeys_what_the_headers_obeys(user: str) -> None:
-    """A longer name, or one that cannot be printed, is no way around a budget for each user."""
+    """A name that is too long or not printable must not evade a budget for each user."""
     header = _read(lambda: read_context({"x-treasurer-user": user}).user)
     assert _read(lambda: parse_chat(orjson.dumps(_CHAT | {"user": user})).user) == header
     embeddings = orjson.dumps({"model": "m", "input": "hi", "user": user})

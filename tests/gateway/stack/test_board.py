@@ -1,4 +1,4 @@
-"""What people see while a stack runs."""
+"""The board, which shows people how a stack starts and runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One supervisor for one data folder, and what a dead one left is cleared away."""
+"""One supervisor for one data folder, which first stops what a dead supervisor left running."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_what_a_dead_supervisor_left_running_is_stopped(tmp_path: Path) -> None:
         started = psutil.Process(left.pid).create_time()
         lines = [f"{left.pid} {started} 15", f"{other.pid} {started - 500} 15", "torn line", "99999999 1.0 15"]
         (tmp_path / "children").write_text("\n".join(lines))
-        reaper = threading.Thread(target=left.wait)  # until its parent has read how it ended, it counts as running
+        reaper = threading.Thread(target=left.wait)  # an ended process counts as running until its parent waits for it
         reaper.start()
         with data_lock(tmp_path) as ours:
             reaper.join()

@@ -1,4 +1,4 @@
-"""What LiteLLM Proxy is started with: who serves each model, and that nothing real is called by accident."""
+"""LiteLLM Proxy's configuration: who serves each model, and that no real provider is called by accident."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Logs that do not grow for ever, even while they are written to."""
+"""Logs that do not grow forever, even while they are written to."""
 
 from __future__ import annotations
 

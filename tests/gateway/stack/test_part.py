@@ -45,7 +45,7 @@ async def watchdog() -> AsyncIterator[WatchdogClient]:
 
 
 class Watched:
-    """A part, what it has shown, and its task."""
+    """A part that runs in a task, and the statuses that it has shown."""
 
     def __init__(self, part: Part, watchdog: WatchdogClient, folder: Path) -> None:
         self.shown: list[PartStatus] = []
@@ -134,7 +134,7 @@ async def test_a_part_that_lives_and_answers_no_more_is_started_again(watchdog: 
     await _gone(first.pid)
     assert "did not answer for 0.2 s" in (await watched.until(PartState.DOWN)).detail
     shown = len(watched.shown)
-    await asyncio.sleep(0.5)  # longer than its patience: it answers again
+    await asyncio.sleep(0.5)  # longer than `patience_s`; the part answers now, so it is not restarted
     assert len(watched.shown) == shown
     await watched.stop()
 

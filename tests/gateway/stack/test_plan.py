@@ -1,4 +1,4 @@
-"""What a stack is made of, for each way that the settings can ask for it."""
+"""The parts of a stack, for the different settings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SECRET = "s" * 40
 
 @pytest.fixture
 def proxy_python(tmp_path: Path) -> Path:
-    """Something that looks like LiteLLM's environment."""
+    """A fake of LiteLLM's Python environment."""
     package = tmp_path / "venv" / "lib" / "python3.11" / "site-packages" / "litellm"
     package.mkdir(parents=True)
     (package / "model_prices_and_context_window_backup.json").write_text("{}")
@@ -160,7 +160,7 @@ def test_every_embedded_address_is_on_loopback(tmp_path: Path, proxy_python: Pat
 
 
 def test_the_proxy_does_not_start_beside_what_others_may_write(tmp_path: Path, proxy_python: Path) -> None:
-    """LiteLLM would import what lies there, with every secret in its environment."""
+    """LiteLLM would import any code from that folder, with every secret in its environment."""
     proxy = part(plan_for(tmp_path, proxy_python), "litellm-proxy")
     folder = tmp_path / "data" / "litellm"
     assert proxy.prepare is not None

@@ -1,4 +1,4 @@
-"""The embedded Redis: where it lives must not matter."""
+"""The embedded Redis works in any folder, whatever the folder's name."""
 
 from __future__ import annotations
 

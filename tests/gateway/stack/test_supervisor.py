@@ -1,4 +1,4 @@
-"""Stopping a stack: a task that swallows a cancellation ends all the same."""
+"""Stopping a stack ends even a task that swallows a cancellation."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The watchdog: what it is told, and that nothing survives it."""
+"""The watchdog: how it reads its list of process groups, and that no group survives it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import psutil
 
 from gateway.stack import watchdog
 
-#: Ignores SIGTERM, and has a child that does too: as stubborn as a process group gets.
+#: A program that ignores SIGTERM, as its child does, so that only SIGKILL ends them.
 STUBBORN = """
 import os, signal, sys, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -59,7 +59,7 @@ def test_signals_meant_for_the_supervisor_do_not_end_it() -> None:
 
 
 def _ignored(pid: int) -> set[int]:
-    """The signals that a process ignores; where /proc does not say, after a while."""
+    """The signals that a process ignores. Without /proc they are unknown, so wait instead."""
     try:
         status = Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:

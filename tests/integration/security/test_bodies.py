@@ -15,7 +15,7 @@ from tests.integration.caller import Caller, open_caller, said
 
 @pytest.fixture
 async def caller(stack: StackState) -> AsyncIterator[Caller]:
-    async with open_caller(stack, "50") as caller:  # a file is held for at the price of a whole context window
+    async with open_caller(stack, "50") as caller:  # the hold for a file is the price of a whole context window
         yield caller
 
 
@@ -29,7 +29,7 @@ async def send(caller: Caller, body: bytes) -> int:
 
 
 async def test_of_a_field_that_is_there_twice_one_counts_everywhere(caller: Caller) -> None:
-    """The value that the hold was made for is the value that the provider gets: both come from one reading."""
+    """The hold is made for the same value that the provider gets, because the body is parsed only once."""
     asked = json.dumps(said(script={"output_tokens": 300}))
     for fields in (
         '"model": "gpt-4o-mini", "max_tokens": 1, "max_tokens": 200',
@@ -48,7 +48,7 @@ async def test_of_a_field_that_is_there_twice_one_counts_everywhere(caller: Call
 
 @pytest.fixture
 def within() -> Iterator[tuple[int, list[str]]]:
-    """A server of the private network: its port, and a list of the requests that it got."""
+    """A server in the private network: its port, and a list of the requests that it got."""
     read: list[str] = []
 
     class Handler(BaseHTTPRequestHandler):

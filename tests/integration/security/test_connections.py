@@ -1,4 +1,4 @@
-"""Connections that are slow, silent, half open or malformed; the gateway goes on serving the others."""
+"""Connections that are slow, silent, half open or malformed; the gateway still serves all others."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ async def test_a_chunked_body_without_an_end_is_bounded(caller: Caller, impatien
     "endless", [b"GET /" + b"a" * 70_000, b"GET / HTTP/1.1\r\nx: " + b"a" * 70_000, b"GET / HTTP/1.1\r\n" + b"x: y\r\n" * 12_000]
 )  # fmt: skip
 async def test_a_head_without_an_end_is_bounded(impatient: str, endless: bytes) -> None:
-    """The parser keeps an incomplete head; without a bound, anybody without a key could fill the gateway's memory."""
+    """The parser keeps an incomplete head in memory. Without a limit, anybody could fill the memory without a key."""
     answer = await say(impatient, endless)
     assert answer.startswith(b"HTTP/1.1 431")
     assert b"headers_too_large" in answer
@@ -179,7 +179,7 @@ async def test_bytes_that_are_not_http_are_answered_in_the_shape_of_any_error(im
     for before in (
         [],
         [b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"],
-    ):  # in the first request, and after one that was answered
+    ):  # once in the first request of a connection, and once in the second
         answer = await say(impatient, *before, request_)
         answers = re.findall(rb"HTTP/1.1 (\d+)", answer)
         assert answers == [b"200"] * len(before) + [b"400"]

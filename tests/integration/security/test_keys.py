@@ -1,5 +1,5 @@
-"""Keys that are guessed, sent as SQL, sent in odd headers, sent twice or used for the other side's routes; and one team
-that asks for another's books.
+"""Keys that are guessed, sent as SQL, sent in odd headers, sent twice or used on routes that they do not open; and one
+team that asks for another team's books.
 """
 
 from __future__ import annotations
@@ -71,14 +71,14 @@ async def operations(caller: Caller) -> list[tuple[str, str]]:
 
 
 async def changes(caller: Caller) -> dict[str, int]:
-    """Numbers that change whenever any configuration changes."""
+    """Counts that change whenever any configuration changes."""
     row = await caller.pool.fetchrow("SELECT value, (SELECT count(*) FROM changes) AS changes FROM epoch")
     assert row is not None
     return dict(row)
 
 
 async def test_only_one_bearer_key_is_a_key(caller: Caller) -> None:
-    """The right key, in places where some other servers look for it."""
+    """The right key in other places, where some servers look for it, is not accepted."""
     for secret, places in ((caller.secret, AGENTS), (caller.stack.admin_key, ADMINISTRATORS)):
         ways: dict[str, list[tuple[str, str]]] = {
             "x-api-key": [("x-api-key", secret)],
@@ -102,7 +102,7 @@ async def test_only_one_bearer_key_is_a_key(caller: Caller) -> None:
                 assert secret not in error["message"]
             query = f"{path}?key={secret}&api_key={secret}&access_token={secret}&authorization=Bearer%20{secret}"
             assert (await ask(caller, method, query))[0] == 401
-            for scheme in ("Bearer", "bearer", "BEARER"):  # RFC 9110 §11.1: upper or lower case
+            for scheme in ("Bearer", "bearer", "BEARER"):  # RFC 9110 §11.1: the case does not matter
                 assert (await ask(caller, method, path, ("authorization", f"{scheme} {secret}")))[0] == 200
 
 
@@ -116,7 +116,8 @@ async def test_sql_for_a_key_is_no_key(caller: Caller, secret: str) -> None:
 
 
 async def test_sql_for_a_name_is_that_name(caller: Caller) -> None:
-    """What a caller says of its call is stored unchanged. What an administrator searches for is only compared."""
+    """The names that a caller sends are stored unchanged. A text that an administrator searches for is only
+    compared."""
     said_so = "'; DROP TABLE ledger; --"
     headers = {f"x-treasurer-{name}": said_so for name in ("run", "user", "session", "tags")}
     await caller.client().chat.completions.create(
@@ -172,7 +173,7 @@ async def test_an_administrators_key_calls_no_model(caller: Caller) -> None:
 
 async def test_one_team_reads_nothing_of_another(stack: StackState, caller: Caller) -> None:
     """It sees no reports, budgets or kept answers of the other team, and no answer or refusal reveals the other's name."""
-    team, word = f"team-{uuid4().hex[:8]}", uuid4().hex[:12]  # max_tokens is enough for it, whatever its words are
+    team, word = f"team-{uuid4().hex[:8]}", uuid4().hex[:12]  # `word` must be short enough for max_tokens
     await caller.admin("POST", "teams", {"name": team})
     agent = f"agent-{uuid4().hex[:8]}"
     await caller.admin("POST", "agents", {"name": agent, "team": team, "budget": {"limit": "1"}})
@@ -203,7 +204,7 @@ async def test_one_team_reads_nothing_of_another(stack: StackState, caller: Call
 
 
 async def test_a_near_guess_is_answered_as_a_far_one(caller: Caller) -> None:
-    """No time is measured: what is compared is a hash (test_principals.py), and that of a near guess is not near."""
+    """No time is measured. Hashes are compared (test_principals.py), and a near guess does not have a near hash."""
     guesses = [caller.secret[:kept] + "x" * (len(caller.secret) - kept) for kept in (6, 14, 30)]
     guesses.append(caller.secret[:-1] + ("x" if caller.secret[-1] != "x" else "y"))
     answers = [await ask(caller, "GET", "/v1/models", bearer(guess)) for guess in guesses]

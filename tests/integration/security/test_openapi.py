@@ -91,7 +91,7 @@ def send(asked: Asked, case: Any) -> None:
 
 
 def sender(asked: Asked) -> Callable[[Any], None]:
-    """`send` for one of the callers, in the form that Hypothesis needs."""
+    """`send` as a function for Hypothesis, for one of the callers."""
 
     def ask(case: Any) -> None:
         send(asked, case)

@@ -1,4 +1,4 @@
-"""Planted secrets are searched for in all places that people, programs or thieves can read, and are in none."""
+"""Secrets are planted, and then searched for in all places that people, programs or thieves can read. None is found."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def traced(stack: StackState, stop_with_us: Callable[[int], None], service_dir: 
 @pytest.fixture
 async def caller(stack: StackState) -> AsyncIterator[Caller]:
     async with open_caller(stack, "0.01") as caller:
-        await caller.admin("PUT", "limits", {"agent": caller.agent, "requests_per_minute": 60})  # keys in Redis
+        # A limit makes the limiter write to Redis.
+        await caller.admin("PUT", "limits", {"agent": caller.agent, "requests_per_minute": 60})
         yield caller
 
 
@@ -106,7 +107,7 @@ async def use(caller: Caller, url: str) -> str:
         with pytest.raises(openai.APIError) as raised:
             await caller.call(url, secret=secret)
         told.append(str(raised.value))
-    # Of a call with an idempotency key the answer is kept, but not the prompt.
+    # For a call with an idempotency key, the answer is stored, but not the prompt.
     keyed = {"Idempotency-Key": uuid4().hex}
     await caller.call(url, messages=said(PROMPT, {"text": "kept"}), extra_headers=keyed)
     return "\n".join(told)
@@ -132,7 +133,7 @@ def files(folder: Path) -> Iterator[tuple[str, Path]]:
     for at, _, names in os.walk(folder, followlinks=True):
         for name in names:
             path = Path(at, name)
-            if path.is_file():  # files may disappear meanwhile
+            if path.is_file():  # a file may have been deleted meanwhile
                 yield path.relative_to(folder).as_posix(), path
 
 
@@ -162,14 +163,14 @@ async def content_of_redis(stack: StackState) -> bytes:
         found: list[object] = [await raw.execute_command("SLOWLOG", "GET", 100), await raw.client_list()]
         async for key in raw.scan_iter():
             kind: bytes = await raw.type(key)
-            if kind != b"none":  # the key has expired meanwhile
+            if kind != b"none":  # the Redis key may have expired meanwhile
                 command, *arguments = _READ[kind]
                 found += [key, await raw.execute_command(command, key, *arguments)]
         return repr(found).encode()
 
 
 def forms(secret: str) -> set[bytes]:
-    """A secret as it is, and as other formats would write it."""
+    """A secret unchanged, and as it would be written in other formats."""
     plain = secret.encode()
     encoded = {plain, plain.hex().encode(), quote(secret, safe="").encode()}
     for before in range(3):  # base64 depends on the offset of the secret

@@ -160,5 +160,5 @@ def test_answers_give_amounts_twice() -> None:
     )
 )
 def test_whatever_is_said_it_is_read_or_refused(fields: dict[str, Any]) -> None:
-    with contextlib.suppress(InvalidRequest):  # and no other error
+    with contextlib.suppress(InvalidRequest):  # no other error may be raised
         assert read_input(NewBudget, fields).limit > 0

@@ -1,4 +1,4 @@
-"""Principals' cache, against a fake database: what is asked, when, and by how many at once."""
+"""The cache of principals, with a fake database that records what is asked, when, and by how many at once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def secret_of(number: int) -> str:
 
 
 class FakePool:
-    """Answers the two statements of `Principals` from memory; counts them, and how many run at once."""
+    """A fake pool, which answers the two statements of `Principals` from memory and counts them."""
 
     def __init__(self) -> None:
         self.epoch = 1
@@ -36,7 +36,7 @@ class FakePool:
         self.most_running = 0
         self.away = False
         self.delay_s = 0.0
-        self.gate: asyncio.Event | None = None  # a statement that began before it was opened is answered then
+        self.gate: asyncio.Event | None = None  # statements are answered when it is opened
 
     def add_key(self, number: int, **columns: Any) -> str:
         secret = secret_of(number)
@@ -53,7 +53,7 @@ class FakePool:
         gate, rows = (
             self.gate,
             self._rows(*arguments),
-        )  # as they are when the statement begins, however late it is answered
+        )  # the rows are read when the statement begins, however late it is answered
         self.running += 1
         self.most_running = max(self.most_running, self.running)
         await asyncio.sleep(self.delay_s)
@@ -111,7 +111,7 @@ def database() -> FakePool:
 
 
 class Clock:
-    """Stands still until a test moves it."""
+    """A clock that stands still until a test moves it."""
 
     def __init__(self) -> None:
         self.now_s = 1_000.0
@@ -219,7 +219,7 @@ async def test_a_storm_of_guesses_runs_one_statement_at_a_time_and_is_forgotten(
     assert len(principals._unknown) == 100
     assert principals._waiting == {}
     before = database.loads()
-    await guess(999)  # remembered
+    await guess(999)  # this unknown key is still in the cache
     assert database.loads() == before
 
 
@@ -239,7 +239,7 @@ async def test_reload_looks_again_even_when_a_look_is_under_way(database: FakePo
     database.delay_s = 0.02
     early = asyncio.create_task(principals.reload())
     await asyncio.sleep(0.005)
-    database.add_key(12)  # after the look has read the epoch
+    database.add_key(12)  # the key is added after the epoch was read
     await asyncio.gather(*(principals.reload() for _ in range(20)))
     assert (await principals.by_secret(secret)).epoch == database.epoch
     assert database.looks() <= 4
@@ -306,7 +306,7 @@ async def test_the_fixed_administrators_key_needs_no_database(database: FakePool
 async def test_secrets_are_hashed_before_anything_is_compared(
     database: FakePool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """So there is nothing to time: what a guess shares with a key, its hash does not."""
+    """So timing reveals nothing: a guess that resembles a key has a different hash."""
     compared: list[tuple[bytes, bytes]] = []
 
     def compare(one: bytes, other: bytes) -> bool:

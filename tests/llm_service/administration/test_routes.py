@@ -1,4 +1,4 @@
-"""Routes: what is stored of a policy, and what a call is served by."""
+"""Routes: how a policy is stored, and which policy applies to a call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Secrets of keys: their form, and what is stored in their place."""
+"""Secrets of keys: their form, and the hash that is stored instead."""
 
 from __future__ import annotations
 
@@ -24,4 +24,4 @@ def test_what_is_not_of_the_form_is_no_secret(text: str) -> None:
 
 def test_a_hash_is_sha256_of_whatever_was_sent() -> None:
     assert hash_secret("sk-tr-x") == hashlib.sha256(b"sk-tr-x").digest()
-    assert len(hash_secret("\ud800")) == 32  # broken UTF-8 has a hash too: it is unknown, and not an error
+    assert len(hash_secret("\ud800")) == 32  # broken UTF-8 has a hash too, so such a key is unknown and causes no error

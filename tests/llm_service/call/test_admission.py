@@ -53,7 +53,7 @@ from tests.llm_service.fakes import (
 
 
 class Principals:
-    """Reads a principal again: the newest that the test has given."""
+    """Fake principals: a principal that is read again is the newest one that the test has set."""
 
     def __init__(self) -> None:
         self.newest = PRINCIPAL
@@ -79,7 +79,7 @@ class Parts:
         )  # fmt: skip
 
     async def admit(self, call: Call) -> Admitted:
-        """As the service does it for a call's first attempt."""
+        """Admit a call as the service does for the first attempt."""
         try:
             call.route, call.chain = await self.admission.chain(call)
             attempt = Attempt(call)
@@ -215,7 +215,7 @@ async def test_a_call_that_is_too_large_is_refused_at_once() -> None:
 
 
 async def test_a_default_that_nobody_asked_for_holds_a_share_of_what_is_left() -> None:
-    """Six callers at once that name no max_tokens, where one default alone would be more than the budget."""
+    """Six callers at once send no max_tokens, and the default for one of them would be more than the budget."""
     parts = Parts(3_300_000, busy_wait_s=0)
     admitted = [await parts.admit(chat()) for _ in range(6)]
     left = 3_300_000
@@ -296,7 +296,7 @@ LONG: dict[str, Any] = {"messages": [{"role": "user", "content": "word " * 4_000
 
 
 async def test_the_input_is_counted_where_its_bytes_do_not_fit() -> None:
-    parts, call = Parts(12_000_000), chat(**LONG)  # bytes: 20 million nano-dollars; a quarter and half: 7.5
+    parts, call = Parts(12_000_000), chat(**LONG)  # nano-dollars by bytes: 20 million; counted, with the margin: 7.5
     admitted = await parts.admit(call)
     assert parts.counter.asked == 1
     assert admitted.bound.counted
@@ -317,7 +317,7 @@ async def test_it_is_not_counted_where_no_count_could_help() -> None:
 
 
 async def test_it_is_counted_where_its_bytes_are_more_than_one_call_may_hold() -> None:
-    parts = Parts(60_000_000)  # bytes: 20 million; a fifth: 12 million; counted: 7.5 million
+    parts = Parts(60_000_000)  # by bytes: 20 million; a fifth of the limit: 12; counted: 7.5
     parts.treasury.most_per_call[DAILY.id] = 2_000
     admitted = await parts.admit(chat(**LONG))
     assert admitted.bound.counted
@@ -337,7 +337,7 @@ async def test_a_call_waits_until_one_calls_share_is_enough() -> None:
     parts = Parts(2_100_000, busy_wait_s=60)
     other = await parts.treasury.hold_elsewhere(2_000_000)
     parts.treasury.most_per_call[DAILY.id] = 2_000
-    task = asyncio.create_task(parts.admit(chat(max_tokens=16)))  # a fifth of 100,000 is too little
+    task = asyncio.create_task(parts.admit(chat(max_tokens=16)))  # a fifth of the 100,000 that are left is too little
     while not parts.treasury.waits:
         await asyncio.sleep(0)
     parts.treasury.settle_soon(Settlement(other, 0, LedgerState.VOIDED, 0))

@@ -1,4 +1,4 @@
-"""Who may call is looked at until a call is sent, and before a kept answer is given again."""
+"""A caller's permission is checked until its call is sent, and before a kept answer is repeated."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def expiring(after_s: float, principal: Principal = PRINCIPAL) -> Principal:
 
 
 async def ask(parts: Parts, principal: Principal, context: Any = NO_CONTEXT, *, streamed: bool = False) -> bytes:
-    """One call, whole or streamed; its answer."""
+    """Make one call, whole or streamed, and return its answer."""
     if not streamed:
         return (await parts.service.complete(chat_body(), principal, context)).body
     parts.upstream.stream = FakeStream(EVENTS)

@@ -1,4 +1,4 @@
-"""What a call is attributed to: its headers and its body together."""
+"""A call's attribution comes from its headers and its body together."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The walk along a chain over fakes: which model is asked next, what the caller hears, and how what was left is booked."""
+"""A call along its chain, over fakes: which model is asked next, what the caller gets, and how abandoned attempts are
+booked."""
 
 from __future__ import annotations
 
@@ -56,7 +57,7 @@ FILTERED = [
 
 
 class Slow(FakeStream):
-    """A stream whose headers are there and whose first token is not, until its `gate` opens."""
+    """A stream whose headers have arrived, and whose first token arrives when its `gate` opens."""
 
     def __init__(self) -> None:
         super().__init__(EVENTS)
@@ -70,7 +71,7 @@ class Slow(FakeStream):
 
 @dataclass
 class ByModel(FakeUpstream):
-    """Answers each model's requests with what is scripted for it; what is not scripted is served."""
+    """Answers each model's requests by the script for that model, and otherwise with success."""
 
     script: dict[str, list[HttpAnswer | FakeStream]] = field(default_factory=dict[str, list[HttpAnswer | FakeStream]])
 
@@ -123,7 +124,7 @@ def exhausted() -> Denial:
 
 @STREAMED
 async def test_a_stand_in_without_a_budget_is_as_if_it_were_not_there(streamed: bool) -> None:
-    """The budget for `n` is used up: `o` stands in for what `m` could not do."""
+    """`m` fails and the budget for `n` is used up, so the third model, `o`, serves the call."""
     parts = Chained(m=[FAILED])
     admit = parts.treasury.admit
 
@@ -237,7 +238,7 @@ async def test_a_stream_that_ends_before_its_first_token_goes_on_elsewhere() -> 
 
 @pytest.mark.parametrize("on_leave", OnLeave)
 async def test_a_first_token_that_does_not_come_is_reported_and_booked_as_such(on_leave: OnLeave) -> None:
-    """Nobody has left: the ledger, the reports and the caller all say that the model was too slow."""
+    """The caller has not left, so the ledger, the reports and the caller all get a time-out of the model."""
     slow = Slow()
     parts = Chained(m=[slow])
     parts.sweeper.witness = COUNTED
@@ -268,7 +269,7 @@ async def test_a_whole_answer_that_does_not_come_in_time_is_booked_as_what_it_is
 
 
 async def test_an_attempt_after_the_first_does_not_wait_past_the_time_by_which_it_may_begin() -> None:
-    """The money for `n` is held by others, and the route would let a first attempt wait for an hour."""
+    """Other calls hold the money for `n`. The route's queue of an hour applies only to a call's first attempt."""
     parts = Chained(m=[FAILED])
     admit = parts.treasury.admit
 

@@ -1,4 +1,4 @@
-"""PDFs are read in a process that ends, whatever the file is."""
+"""PDFs are read in a separate process, which always ends, whatever the file contains."""
 
 from __future__ import annotations
 

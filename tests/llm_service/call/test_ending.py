@@ -1,4 +1,4 @@
-"""What an answer says of itself, before it is priced: believed where it may be true."""
+"""What an answer reports of itself, before it is priced. The report is believed only where it can be true."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.examples import examples
 
 
 def scanned(usage: dict[str, Any], text: str, **fields: Any) -> EventScanner:
-    """A stream that sent this text one letter an event, and then its usage."""
+    """A stream that sent this text, one letter in each event, and then its usage."""
     scanner = EventScanner(hide_usage=False)
     events: list[dict[str, Any]] = [{"choices": [{"delta": {"content": letter}}]} for letter in text]
     for event in [*events, {"choices": [], "usage": usage} | fields]:
@@ -46,7 +46,7 @@ def test_an_answer_that_says_nothing(body: bytes) -> None:
 
 @pytest.mark.parametrize("reported", [0, 1, 3])
 def test_a_report_of_less_than_the_answer_shows_is_not_believed(reported: int) -> None:
-    """No token is longer than 128 bytes."""
+    """No token is longer than 128 bytes, so the length of the answer is a lower bound."""
     said = "word " * 100
     usage = {"prompt_tokens": 5, "completion_tokens": reported}
     body = json.dumps({"usage": usage, "choices": [{"message": {"content": said}}]}).encode()

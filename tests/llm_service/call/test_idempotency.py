@@ -1,4 +1,4 @@
-"""A retry is not a second purchase (I7): every state that an earlier call can be found in, without Postgres."""
+"""A retry is not a second purchase (I7): each state in which the earlier call can be, tested without Postgres."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ EARLIER, LATER = new_call_id(), new_call_id()
 
 
 class Pool:
-    """One row, as the statements of the module would see it."""
+    """A fake pool with one row, as the module's statements would read it."""
 
     def __init__(self, row: dict[str, Any] | None = None) -> None:
         self.row = row
@@ -82,7 +82,7 @@ async def claim(
 
 
 async def ours(idempotency: Idempotency) -> Claim:
-    """The claim of a key that nobody has."""
+    """The claim of a key that is free."""
     claimed = await claim(idempotency)
     assert isinstance(claimed, Claim)
     assert is_ours(claimed, LATER)
@@ -157,7 +157,7 @@ async def test_i7_a_maker_makes_sure_before_it_sends() -> None:
     claimed = await ours(idempotency)
     await idempotency.confirm(claimed)
     assert pool.statements[-1] == module._CONFIRM
-    pool.row = row()  # another's by now
+    pool.row = row()  # another call has taken the key over
     with pytest.raises(IdempotencyConflict) as taken:
         await idempotency.confirm(claimed)
     assert (taken.value.code, taken.value.retry_after) == ("idempotency_in_progress", 1)

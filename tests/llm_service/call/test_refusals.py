@@ -1,4 +1,5 @@
-"""What a caller is told when governance says no: used up, too small for this call and busy are never confused."""
+"""Refusals because of budgets. A budget that is used up, one that is too small for this call, and a busy one are never
+confused."""
 
 from __future__ import annotations
 
@@ -66,7 +67,7 @@ def test_a_model_that_is_not_on_the_keys_list() -> None:
 def final(
     left_nano: int, *, resets_at: datetime | None, budget_id: int = 3, most_per_call: int | None = None
 ) -> Denial:
-    """Of a dollar so much is not spent; a tenth of that is held."""
+    """A denial by a budget of one dollar, of which this much is not spent. A tenth of the rest is held."""
     return Denial(
         DenialKind.EXHAUSTED, budget_id, "", DOLLAR, DOLLAR - left_nano, left_nano // 10, resets_at, None, most_per_call
     )
@@ -105,7 +106,7 @@ def test_times_are_in_the_budgets_own_zone_with_their_offset() -> None:
 
 
 def test_a_call_that_is_too_large_for_what_is_left_is_not_told_that_the_budget_is_used_up() -> None:
-    """An image of four dollars for a budget of one, of which 99.6 % is unspent."""
+    """An image needs a hold of four dollars, and the budget is one dollar, of which 99.6 % is unspent."""
     error = refusal(principal(), final(996_000_000, resets_at=TOMORROW), 4 * DOLLAR, NOW)
     assert isinstance(error, BudgetTooSmall)
     assert (error.status, error.code) == (429, "budget_too_small_for_call")
@@ -152,7 +153,7 @@ def test_a_share_for_one_call_is_named_with_what_it_amounts_to() -> None:
     assert isinstance(error, BudgetTooSmall)
     assert "$0.50 is left (of which one call may hold 12.5%: $0.0625), and this call needs at least" in error.message
     assert error.details["most_per_call"] == "12.5%"
-    assert error.retry_after is None  # an eighth of the whole dollar is not enough either
+    assert error.retry_after is None  # one call may hold an eighth of the dollar at most, so waiting does not help
     assert refusal(principal(), denied, 125_000_000, NOW).retry_after == 30
     busy = Denial(DenialKind.BUSY, 3, "", DOLLAR, 0, DOLLAR // 2, None, None, 1_250)
     assert "$0.50 is free (of which one call may hold 12.5%: $0.0625)" in refusal(principal(), busy, 1, NOW).message

@@ -1,4 +1,4 @@
-"""Above the upstream nothing names a proxy, a provider, or a header of theirs: an answer carries facts."""
+"""Outside the upstream folder, no code names a proxy, a provider or one of their headers. An answer carries facts."""
 
 from __future__ import annotations
 

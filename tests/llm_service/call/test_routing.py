@@ -1,4 +1,4 @@
-"""Chains and the walk along them: facts in, the next model out."""
+"""Chains, and the choice of the next model from facts alone."""
 
 from __future__ import annotations
 
@@ -69,9 +69,9 @@ def test_a_downgrade_bounds_the_dear_model_and_comes_before_the_fallbacks() -> N
     route = Route(downgrade=Downgrade(8_000, ("d", "c", "b"), min_quality=50), fallbacks=(Fallback("c"), Fallback("b")))
     first, second, third = chain(route)
     assert (first.model, first.max_share) == ("a", 8_000)
-    assert (second.model, second.max_share) == ("b", 10_000)  # d was judged by nobody, c is not good enough
+    assert (second.model, second.max_share) == ("b", 10_000)  # d has no quality, and the quality of c is too low
     assert C.NEAR_LIMIT in second.on
-    assert C.ERROR in second.on  # it is a fallback, too
+    assert C.ERROR in second.on  # b is also a fallback
     assert (third.model, C.NEAR_LIMIT in third.on) == ("c", False)
 
 

@@ -1,4 +1,5 @@
-"""Each attempt is settled once: as the provider says, else as the proxy saw it, else with a margin (I2)."""
+"""Each attempt is settled once: by the provider's report, else by the proxy's witness, else by a count with a margin
+(I2)."""
 
 from __future__ import annotations
 
@@ -124,8 +125,8 @@ async def test_an_answer_without_usage_is_counted_with_a_margin(parts: Parts) ->
     assert 150 <= settled.usage.output_tokens <= 200
     assert settled.usage.input_tokens >= call.call.request.text_bytes // 4 * 3 // 2
     assert 0 < settled.cost_nano <= call.hold.amount_nano
-    assert parts.records[0].own_cost_nano is None  # an estimate is compared with nothing
-    assert parts.sweeper.looked == []  # a whole answer is not waited for
+    assert parts.records[0].own_cost_nano is None  # an estimate is not compared with LiteLLM's cost
+    assert parts.sweeper.looked == []  # no witness is waited for after a whole answer
 
 
 @pytest.mark.parametrize("error", [ProxyUnavailable("away"), UpstreamError("no count")])
@@ -211,7 +212,7 @@ async def test_i1_what_a_model_does_by_itself_is_estimated_at_all_that_was_held_
     ("seen", "output_tokens"), [(Usage(20, output_tokens=3), 20), (Usage(20, output_tokens=900), 900)]
 )
 async def test_what_the_proxy_counted_itself_is_only_a_least(parts: Parts, seen: Usage, output_tokens: int) -> None:
-    """LiteLLM counts a stream that did not end by itself with a tokenizer of its own, and knows nothing of what was in flight."""
+    """LiteLLM counts a broken stream with its own tokenizer, and does not know the tokens that were still in flight."""
     call = admitted(stream=True, max_tokens=1000)
     parts.sweeper.witness = Settlement(
         call.call.call_id, 0, LedgerState.POSTED, 1, seen, UsageSource.WITNESS, 77, deployment="d1", status=499
@@ -246,7 +247,7 @@ async def test_what_was_in_flight_when_nothing_was_seen_is_counted(parts: Parts)
 
 
 async def test_i2_a_stream_that_was_left_and_that_nobody_else_saw_waits_for_its_witness(parts: Parts) -> None:
-    """The proxy reads on: what was seen here says too little."""
+    """The proxy reads on after the gateway has stopped, so the gateway's own count may be too low."""
     call = admitted(stream=True)
     assert await parts.settler.settle(call, CUT, lambda: "some words") is None
     assert parts.sweeper.looked == [(call.call.call_id, 0)]
@@ -264,7 +265,7 @@ async def test_a_stream_that_its_provider_cut_and_that_nobody_else_saw_is_estima
 async def test_i2_what_a_model_thought_unseen_is_not_below_what_it_may_have_thought(
     parts: Parts, error_code: str | None
 ) -> None:
-    """Nobody counts it but the provider. A stream of such a model is read to its end here, so no witness knows more."""
+    """Only the provider counts hidden reasoning. Such a stream is read to its end here, so no witness can know more."""
     call = admitted(max_tokens=1000, n=2, stream=True)
     call = replace(call, model=replace(call.model, capabilities=frozenset({"reasoning"})))
     parts.counter.error = ProxyUnavailable("away") if error_code is None else None

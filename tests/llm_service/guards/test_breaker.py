@@ -1,4 +1,4 @@
-"""One breaker: pybreaker's machine, our clock, one probe, and a rule for the share of failures."""
+"""One breaker: pybreaker's state machine with our clock, one probe at a time, and a rule for the share of failures."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_failures_in_a_row_open_it_and_a_probe_closes_it() -> None:
     breaker, clock, heard = made()
     for _ in range(2):
         breaker.failed()
-    breaker.succeeded()  # begins the row again
+    breaker.succeeded()  # a success sets the number of failures in a row to 0
     for _ in range(3):
         assert breaker.wait_s() is None
         breaker.failed()
@@ -61,7 +61,7 @@ def test_failures_in_a_row_open_it_and_a_probe_closes_it() -> None:
     clock.now += wait_s
     send_probe(breaker, "a")
     assert breaker.state == HALF_OPEN
-    assert breaker.wait_s() is not None  # one probe at a time
+    assert breaker.wait_s() is not None  # only one probe at a time
     breaker.succeeded("a")
     breaker.give_back("a")
     assert (breaker.state, breaker.wait_s(), breaker.why) == (CLOSED, None, "a probe succeeded")
@@ -71,7 +71,7 @@ def test_failures_in_a_row_open_it_and_a_probe_closes_it() -> None:
 def test_each_failed_probe_keeps_it_open_for_longer_up_to_a_bound_however_long_the_outage() -> None:
     breaker, clock, _ = opened()
     waits: list[float] = []
-    for number in range(1_200):  # doubled so often, a float would overflow
+    for number in range(1_200):  # a float that is doubled so often would overflow
         wait_s = breaker.wait_s()
         assert wait_s is not None
         waits.append(wait_s)
@@ -83,7 +83,7 @@ def test_each_failed_probe_keeps_it_open_for_longer_up_to_a_bound_however_long_t
     assert waits[2] > 1.5 * waits[1]
     assert max(waits) <= 20 * 1.1
     assert breaker.why == "a probe failed"
-    assert len(set(waits[10:])) > 1  # processes do not probe in step
+    assert len(set(waits[10:])) > 1  # waits are random, so that processes do not probe at the same time
 
 
 def test_the_bound_of_its_time_is_never_less_than_its_first_time() -> None:
@@ -109,7 +109,7 @@ def test_successes_before_the_first_failure_count_too() -> None:
     for _ in range(5):
         breaker.failed()
         breaker.succeeded()
-    assert breaker.state == CLOSED  # 5 of 104, though 5 of the last 10
+    assert breaker.state == CLOSED  # 5 of 104 calls failed, although 5 of the last 10 did
 
 
 def test_what_is_older_than_the_window_is_forgotten() -> None:
@@ -127,7 +127,7 @@ def test_what_failed_before_it_was_closed_is_forgotten() -> None:
     breaker.succeeded()
     breaker.succeeded()
     breaker.failed()
-    assert breaker.state == CLOSED  # one of three, and not four of six
+    assert breaker.state == CLOSED  # one of three calls failed: the failures before do not count
 
 
 def test_calls_that_began_before_it_opened_say_nothing() -> None:
@@ -147,13 +147,13 @@ def test_an_ordinary_call_says_nothing_while_another_one_probes() -> None:
 
 def test_what_a_probe_says_after_another_has_begun_counts_for_nothing_and_gives_nothing_back() -> None:
     breaker, clock, _ = probing("old")
-    clock.now += 31  # its owner is dead, or slow
+    clock.now += 31  # the old probe's process is dead or slow
     send_probe(breaker, "new")
     breaker.failed("old")
     breaker.succeeded("old")
     breaker.give_back("old")
     assert breaker.state == HALF_OPEN
-    assert breaker.wait_s() is not None  # the new one is still out
+    assert breaker.wait_s() is not None  # the new probe has not ended
     breaker.succeeded("new")
     assert breaker.state == CLOSED
 
@@ -161,7 +161,7 @@ def test_what_a_probe_says_after_another_has_begun_counts_for_nothing_and_gives_
 @pytest.mark.parametrize("outcome", ["succeeded", "failed"])
 @pytest.mark.parametrize("how", ["told", "by hand"])
 def test_a_probe_may_end_after_it_was_opened_elsewhere_meanwhile(outcome: str, how: str) -> None:
-    """A call must never fail because its breaker has taken another state."""
+    """A call must never fail because its breaker has changed its state."""
     breaker, _, _ = probing()
     if how == "told":
         breaker.adopt(Change(OPEN, 5.0, "there", 1))
@@ -194,7 +194,7 @@ def test_a_state_that_another_process_reports_is_adopted_and_not_reported_again(
     assert (breaker.state, breaker.wait_s(), heard) == (CLOSED, None, [])
     for _ in range(2):
         breaker.failed()
-    assert breaker.state == CLOSED  # counts from the beginning
+    assert breaker.state == CLOSED  # failures are counted from 0 again
 
 
 def test_one_whose_time_is_over_elsewhere_does_not_stop_a_probe_here() -> None:
@@ -221,22 +221,23 @@ def test_by_hand() -> None:
     breaker.failed("a")
     wait_s = breaker.wait_s()
     assert wait_s is not None
-    assert wait_s <= 4.4  # from here on by the rules
+    assert wait_s <= 4.4  # after a failed probe, the rules decide the time again
 
 
 class Machine(RuleBasedStateMachine):
-    """However calls come and end, and whatever others tell, it never raises, and:
+    """Whatever calls do, and whatever other processes report, a breaker never raises, and:
 
-    one probe at most is out within its lifetime, nothing passes while it is open, neutral changes nothing, only the
-    probe moves it from half-open, and it opens exactly at its rules (a model of them runs beside it).
+    - within a probe's lifetime there is no second probe; - no call passes while the breaker is open; - a neutral
+      outcome changes nothing; - only the probe's outcome ends the half-open state; - the breaker opens exactly when its
+      rules say so (a model of the rules runs beside it).
     """
 
     @initialize()
     def begin(self) -> None:
         self.breaker, self.clock, _ = made()
-        self.flying: list[str | None] = []  # tokens
+        self.flying: list[str | None] = []  # tokens of calls that have not ended
         self.made = 0
-        self.probes: dict[str, float] = {}  # out, and not overtaken by a change from outside; began at
+        self.probes: dict[str, float] = {}  # by token, when it began: probes that still count
         self.row = 0
         self.ends: list[tuple[float, bool]] = []
 
@@ -274,7 +275,7 @@ class Machine(RuleBasedStateMachine):
         self.forget()
 
     def expected(self, *, failed: bool) -> str:
-        """What the rules say of a closed breaker after one more call."""
+        """The state that the rules demand for a closed breaker after one more call."""
         self.row = self.row + 1 if failed else 0
         self.ends.append((self.clock.now, failed))
         tenth = RULES.window_s / 10

@@ -1,4 +1,5 @@
-"""All breakers of a process: who passes, what counts against whom, and what becomes of it when Redis is slow or away."""
+"""All breakers of a process: which calls pass, which breaker counts which failure, and what happens when Redis is slow
+or away."""
 
 from __future__ import annotations
 
@@ -33,7 +34,7 @@ def model(name: str, *providers: str) -> Model:
 
 
 class Seen:
-    """What a Breakers tells its listeners."""
+    """Records what a `Breakers` reports to its listeners."""
 
     def __init__(self) -> None:
         self.changes: list[tuple[str, str, bool]] = []
@@ -61,7 +62,7 @@ def states(breakers: Breakers) -> dict[str, str]:
 
 
 class StuckScripts:
-    """A Redis that takes what it is sent and does not answer."""
+    """A Redis that accepts requests and does not answer."""
 
     def __init__(self) -> None:
         self.sent: list[Command] = []
@@ -74,7 +75,7 @@ class StuckScripts:
 
 
 class AnsweringScripts:
-    """A Redis that answers what a test says."""
+    """A Redis that gives the answer that a test sets."""
 
     def __init__(self, answer: str | Exception) -> None:
         self.sent: list[Command] = []
@@ -138,7 +139,7 @@ async def test_a_proxy_that_is_not_reached_counts_against_it_alone_and_is_probed
         (await breakers.acquire(MODEL)).failed("proxy")
     assert states(breakers) == {"proxy": OPEN}
     clock.now += 1.2
-    (await breakers.acquire(model("o"))).failed()  # the model fails; the proxy was reached
+    (await breakers.acquire(model("o"))).failed()  # the model failed, so the proxy was reached
     assert states(breakers) == {}
     assert rules_of("proxy", BREAKER_RULES).open_for(9) == 5
 
@@ -165,8 +166,8 @@ async def test_a_probe_passes_every_breaker_that_is_open_at_once() -> None:
     probe = await breakers.acquire(MODEL)
     assert states(breakers) == {"model:m": HALF_OPEN, "provider:openai": HALF_OPEN, "model:o": OPEN}
     with pytest.raises(BreakerOpen) as refused:
-        await breakers.acquire(model("o"))  # its provider's probe is out
-    assert refused.value.retry_after == 1.0  # not the probe's whole lifetime
+        await breakers.acquire(model("o"))  # a probe of the provider has not ended
+    assert refused.value.retry_after == 1.0  # a second, and not the probe's whole lifetime
     probe.succeeded()
     (await breakers.acquire(model("o"))).release()
     assert states(breakers) == {"model:o": HALF_OPEN}
@@ -192,13 +193,13 @@ async def test_a_caller_who_leaves_while_redis_is_asked_keeps_nobody_out() -> No
     caller = asyncio.create_task(breakers.acquire(MODEL))
     await asyncio.sleep(0)
     assert scripts.sent
-    assert breakers.blocked(MODEL) is not None  # one asks; the others do not ask, too
+    assert breakers.blocked(MODEL) is not None  # while one call asks Redis, the others do not
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert breakers.blocked(MODEL) is None
-    assert states(breakers) == {"model:m": OPEN}  # nothing was probed
-    assert scripts.sent[0].undo is not None  # and if Redis gave the lock, it goes
+    assert states(breakers) == {"model:m": OPEN}  # no probe was sent
+    assert scripts.sent[0].undo is not None  # if Redis had given the lock, it is released
 
 
 async def test_another_processs_probe_is_waited_for() -> None:
@@ -277,7 +278,7 @@ async def test_each_transition_is_logged_once_with_its_reason(caplog: pytest.Log
 
 
 async def _play(steps: list[tuple[int, str, float]]) -> None:
-    """Calls of three models begin and end in any order; at no time are two probes of one breaker out."""
+    """Begin and end calls of three models in this order. No breaker may have two probes at the same time."""
     breakers, clock, seen = made()
     models = [MODEL, model("o"), model("x", "a", "b")]
     out: list[tuple[Model, BreakerPermit, set[str]]] = []
@@ -324,7 +325,7 @@ async def _play(steps: list[tuple[int, str, float]]) -> None:
     )
 )
 def test_one_probe_at_a_time_whatever_happens(steps: list[tuple[int, str, float]]) -> None:
-    """Short of a probe's lifetime: what happens then is in test_breaker.py."""
+    """No probe reaches its lifetime here. test_breaker.py tests what happens then."""
     waits = 0
     bounded = [step for step in steps if step[1] != "wait" or (waits := waits + 1) <= 5]
     asyncio.run(_play(bounded))

@@ -1,5 +1,5 @@
--- The states of chosen budgets, by name. Of a budget with more than `most` live windows nothing is added up: NULL.
--- Top-ups count as they do at admission.
+-- The states of chosen budgets, by name. The sums of a budget with more than `most` live windows are NULL.
+-- Top-ups are included as in an admission.
 SELECT b.id, b.name, b.scope, {{subject}} AS subject, b.window_kind AS window, b.time_zone, b.per,
        b.per_value, b.model_pattern AS model, b.limit_nano, extra.nano AS top_up_nano, b.created_at,
        least(live.count, {{most}}) AS windows, live.count > {{most}} AS more_windows,

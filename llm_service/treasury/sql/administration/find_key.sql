@@ -1,4 +1,5 @@
--- The newest row of a key, a live one before any other: by its id ($1), or by its agent's name ($2) and its own ($3).
+-- The newest row of a key, but a live row before any other. The key is found by its id ($1), or by the names of its
+-- agent ($2) and of itself ($3).
 SELECT k.id, k.agent_id, k.name, k.models, k.expires_at, k.created_at, a.name AS agent,
        k.revoked_at IS NULL AND coalesce(k.expires_at > now(), true) AS live,
        (SELECT min(f.id) FROM api_keys f

@@ -1,6 +1,6 @@
--- Opens the current windows of a new budget ($1) at what was spent in their period, and lets the calls that are in flight
--- count in them: their holds name these windows from now on. $2: the models that the budget is for, null: all.
--- Nothing may be admitted or settled meanwhile (budgets.py locks both out), so that each call is counted exactly once.
+-- Opens the current windows of a new budget ($1). Their posted amount starts at the earlier spending in their period,
+-- and the holds of calls in flight name these windows from now on. $2: the models that the budget is for; null: all.
+-- Nothing may be admitted or settled meanwhile (budgets.py prevents both), so that each call is counted exactly once.
 WITH budget AS (
     SELECT b.*, p.starts_at, p.ends_at
     FROM budgets b CROSS JOIN LATERAL treasury_window_v1(b.window_kind, b.time_zone, clock_timestamp()) AS p WHERE b.id = $1

@@ -1,5 +1,5 @@
--- Budgets of the scope $1 and the owner $2 (null: all) behind the name $3; at most $4.
--- The owner's name becomes an id once, rather than the owners' ids of all budgets names.
+-- Budgets of the scope $1 and the owner $2 (null: all) after the name $3; at most $4.
+-- The owner's name is translated to an id once, instead of a translation of every budget's owner to a name.
 SELECT * FROM budgets WHERE archived_at IS NULL AND ($1::text IS NULL OR scope = $1)
   AND ($2::text IS NULL OR scope_id = CASE $1
       WHEN 'organisation' THEN (SELECT id FROM organisations WHERE name = $2)

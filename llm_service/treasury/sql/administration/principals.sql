@@ -1,6 +1,8 @@
--- Keys by the hash of their secret ($1) and agents by name ($2), with all that governs them, at one epoch.
--- A row with the epoch is returned even when nothing was found, because it shows at which epoch nothing was found.
--- A key's budgets and limits belong to the first row of its name, so that they hold for every secret it is rotated to.
+-- Keys by the hash of their secret ($1) and agents by name ($2), with their budgets, limits, routes and pauses, at one
+-- epoch.
+-- A row with the epoch is returned even if nothing was found, because it shows for which epoch that is true.
+-- A key's budgets and limits belong to the first row with its name, so that they apply to every later secret of the
+-- key.
 WITH wanted AS (
     SELECT k.hash, NULL::text AS agent_name, k.id AS key_id, k.name AS key, k.models, k.expires_at, k.revoked_at,
            k.agent_id, extract(epoch FROM k.expires_at - clock_timestamp())::float8 AS expires_in_s,

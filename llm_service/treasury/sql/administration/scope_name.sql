@@ -1,4 +1,4 @@
--- An expression: the name of what the scope and the scope_id of a row point at.
+-- An expression: the name of the organisation, team, agent or key to which a row's scope and scope_id refer.
 CASE {{row}}.scope
     WHEN 'organisation' THEN (SELECT o.name FROM organisations o WHERE o.id = {{row}}.scope_id)
     WHEN 'team' THEN (SELECT t.name FROM teams t WHERE t.id = {{row}}.scope_id)

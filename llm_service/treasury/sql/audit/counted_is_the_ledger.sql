@@ -1,6 +1,6 @@
--- Windows that started at another amount than what the ledger says was spent before their budget counted: in the window's
--- period, by calls of the budget that do not name the window. A correction counts if it was made before the counting; one
--- that was made within the minute before it may have been written after it, so both sums are right then.
+-- Windows whose starting amount differs from the ledger's sum of earlier calls: those in the window's period to which
+-- the budget applies, and which do not name the window. A correction is included if it was made before the counting. A
+-- correction of the last minute before may have been written only afterwards, so then both sums are accepted.
 WITH patterns AS (
     SELECT b.*, '^' || replace(replace(replace(regexp_replace(b.model_pattern, '([.+^$(){}|\\])', '\\\1', 'g'),
                                                '[!', '[^'), '*', '.*'), '?', '.') || '$' AS models

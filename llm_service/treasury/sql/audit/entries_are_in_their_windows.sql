@@ -11,7 +11,7 @@ WHERE l.started_at < w.starts_at OR l.started_at >= w.ends_at
         WHEN 'team' THEN l.team_id WHEN 'agent' THEN l.agent_id
         ELSE (SELECT min(first.id) FROM api_keys k JOIN api_keys first
                   ON first.name = k.name AND first.agent_id IS NOT DISTINCT FROM k.agent_id
-              WHERE k.id = l.key_id) END -- where principals.py hangs a rotated key's budgets
+              WHERE k.id = l.key_id) END -- the first row of a rotated key owns its budgets
    OR NOT CASE b.per WHEN 'run' THEN w.subject = coalesce(l.run_id, '')
         WHEN 'user' THEN w.subject = coalesce(l.user_id, '')
         WHEN 'session' THEN w.subject = coalesce(l.session_id, '')

@@ -1,4 +1,5 @@
--- `retired` has one row for each window that was retired: a join compares them, where asking each multirange would take hours.
+-- `retired` has one row for each window that was retired, because a join is fast, while a search in each multirange
+-- would take hours.
 WITH retired AS MATERIALIZED (
     SELECT r.id, one.window_id FROM retired_windows r CROSS JOIN LATERAL unnest(r.ids) AS run
     CROSS JOIN LATERAL generate_series(lower(run), upper(run) - 1) AS one (window_id)

@@ -1,6 +1,8 @@
--- The attempts that Treasurer and LiteLLM price differently by more than rounding: a nano-dollar and a billionth.
--- LiteLLM's figure is its witness's, unless its answer named another one. An estimate, and a cost that the provider itself
--- named, are not compared; nor is an attempt at no cost: its model is free, or served_calls_are_posted reports it.
+-- The attempts that Treasurer and LiteLLM price differently by more than rounding (one nano-dollar plus a billionth of
+-- the cost).
+-- LiteLLM's figure is the one in the witness, unless LiteLLM's answer has another one. Estimates and costs that the
+-- provider itself reported are not compared. An attempt that cost nothing is not compared either: its model is free, or
+-- served_calls_are_posted reports it.
 SELECT e.call_id, e.attempt, e.model, e.posted, e.theirs, e.settled_at, e.source = 'upstream' AS theirs_posted,
        k.covers_until, k.note, coalesce(e.settled_at <= k.covers_until, false) AS acknowledged
 FROM (

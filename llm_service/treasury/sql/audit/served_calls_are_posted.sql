@@ -1,4 +1,5 @@
--- $1: grace, in seconds. A witness may come late: the sweep that follows corrects the entry, and has this time for it.
+-- $1: grace, in seconds. A witness may come late. The next sweep then corrects the entry, and has this much time for
+-- that.
 SELECT w.call_id, w.attempt, w.model, w.cost_nano, l.state
 FROM witnesses w JOIN ledger l ON l.call_id = w.call_id AND l.attempt = w.attempt
 WHERE w.outcome = 'success' AND w.cost_nano > 0 AND w.written_at < now() - make_interval(secs => $1::float8)

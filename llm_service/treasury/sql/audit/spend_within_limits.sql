@@ -1,8 +1,9 @@
--- Windows in which more is, or was, posted and pending than was allowed. llm_service/treasury/audit/limits.py explains how.
+-- Windows whose posted and pending amount is, or was, above the allowed amount. llm_service/treasury/audit/limits.py
+-- explains the method.
 WITH
-    -- Limits and top-ups by epoch: after each logged change until the next one. Epoch 0 stands for the
-    -- time before changes were logged with their epoch: its values are those that the first logged change replaced, or those
-    -- of the row where no change was logged.
+    -- Limits and top-ups by epoch: from each logged change until the next one. Epoch 0 is the time before changes were
+    -- logged with their epoch. Its values are those that the first logged change replaced or, without a logged change,
+    -- those of the row.
     logged AS (
         SELECT object AS budget_id, (before ->> 'limit_nano')::bigint AS old, (after ->> 'limit_nano')::bigint AS new, epoch,
                at, id, row_number() OVER (PARTITION BY object ORDER BY id) AS n
@@ -28,7 +29,7 @@ WITH
                (image ->> 'starts_at')::timestamptz AS starts_at, (image ->> 'ends_at')::timestamptz AS ends_at
         FROM images WHERE epoch < until
     ),
-    -- A boundary is a change of the configuration, or a moment of a top-up within the epoch that was current then.
+    -- A boundary is a change of the configuration, or the start or end of a top-up, in the epoch that was current then.
     moments AS (
         SELECT budget_id, starts_at AS at, epoch FROM extras WHERE starts_at > at
         UNION SELECT budget_id, ends_at, epoch FROM extras WHERE ends_at > at
@@ -53,7 +54,7 @@ WITH
             ON least.budget_id = w.budget_id
         WHERE w.posted_nano::numeric + w.pending_nano > least.nano
     ),
-    -- Calls are replayed only for windows that hold more than the least that was ever allowed.
+    -- Calls are replayed only for windows whose amount is above the lowest amount that was ever allowed.
     entries AS (
         SELECT s.id, l.call_id, l.attempt, max(coalesce(l.epoch, 0)) AS epoch, min(l.started_at) AS started_at,
                max(coalesce(l.settled_epoch, 0)) AS settled_epoch,

@@ -1,5 +1,5 @@
--- One table's part of configuration_is_as_logged.sql. The log's row is laid over the table's, so that columns that the log
--- does not have (later ones, and a key's hash) are compared with themselves.
+-- The part of configuration_is_as_logged.sql for one table. Columns that the log does not have (newer columns, and a
+-- key's hash) are taken from the table, so that they cause no difference.
 SELECT '{{table}}' AS of, coalesce(t.id, l.object) AS id,
        CASE WHEN t.id IS NULL THEN 'is gone, and the log does not say so'
             WHEN l.object IS NULL THEN 'was made, and the log does not say so'

@@ -1,5 +1,6 @@
--- What became of the call that has the key $2 of the agent $1, and what it cost.
--- `unknown_nano`: a hold expired without a witness and was given back by the agent's policy, so that nobody knows its cost.
+-- The outcome and the cost of the call that has the key $2 of the agent $1.
+-- `unknown_nano`: the amount of holds that expired without a witness and were released by the agent's policy, so that
+-- nobody knows their cost.
 SELECT i.body_digest, i.call_id, i.state, i.status, i.headers::text AS headers, i.body,
        greatest(i.created_at, (SELECT max(l.settled_at) FROM ledger l WHERE l.call_id = i.call_id))
            < now() - interval '15 seconds' AS old,

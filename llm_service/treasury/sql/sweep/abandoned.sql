@@ -1,5 +1,5 @@
--- Holds that their owner should have settled: the proxy saw the answer's end and its cost, and for $2 nobody has settled
--- them. The owner has died or is stuck. $1: at most so many.
+-- At most $1 holds that their owner should have settled: the proxy saw the answer's end and its cost at least $2 ago.
+-- So the owner has died or is stuck.
 {{holds}}
 WHERE h.expires_at >= clock_timestamp() AND h.started_at < clock_timestamp() - $2::interval AND EXISTS (
     SELECT FROM witnesses w WHERE w.call_id = h.call_id AND w.attempt = h.attempt AND w.outcome = 'success'

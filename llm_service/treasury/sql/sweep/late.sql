@@ -1,6 +1,6 @@
--- Ended attempts whose witness came later, because the proxy kept it on disk while Postgres was away. What was posted for an
--- expired hold is corrected by what the provider reported or by its refusal, but not by LiteLLM's own count of a stream
--- that was cut. An attempt that was voided is corrected where it was served after all. $1: at most so many.
+-- At most $1 ended attempts whose witness came later, because the proxy kept it on disk while Postgres was away. The
+-- amount posted for an expired hold is corrected by the provider's report or refusal, but not by LiteLLM's own count of
+-- a stream that was cut. An attempt that was voided is corrected if it was served after all.
 SELECT h.call_id, h.attempt, h.model, h.held_nano AS amount_nano, 'post' AS expiry_policy, true AS expired,
        (SELECT r.rates FROM rate_cards r WHERE r.id = h.rate_card_id) AS rates, {{witnesses}}
 FROM ledger h

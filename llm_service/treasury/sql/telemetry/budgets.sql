@@ -1,7 +1,8 @@
--- The $2 budgets that are used most, each with its most used window; of split budgets, windows among the newest $1 only.
--- MATERIALIZED keeps each step from being run again for every budget, which a plan may do while a database is young and has
--- no statistics. A window that is above its limit is not overspent by that alone: a top-up that is over, or a limit that was
--- higher, may have allowed it. This query lets pass what any limit within the window's time allowed; the audit is exact.
+-- The $2 most used budgets, each with its most used window. For split budgets, only the newest $1 windows are read.
+-- Without MATERIALIZED, Postgres may run each step again for every budget while a database is new and has no
+-- statistics. A window above its limit is not necessarily overspent: a top-up that is over, or an earlier and higher
+-- limit, may have allowed the amount. This query accepts any amount that some limit within the window's time allowed;
+-- the audit is exact.
 WITH recent AS MATERIALIZED (
     SELECT * FROM windows WHERE id > (SELECT coalesce(max(id), 0) FROM windows) - $1
 ), open AS MATERIALIZED (

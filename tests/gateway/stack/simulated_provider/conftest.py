@@ -1,4 +1,4 @@
-"""The simulated provider as a real process with prices that are easy to reckon with."""
+"""The simulated provider as a real process, with prices that are easy to compute with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from tests.gateway.stack.simulated_provider.running import Running
 
 PRICES = {
-    "gpt-sim": {  # 1000 nano-dollars in, 250 cached, 4000 out
+    "gpt-sim": {  # nano-dollars for a token: 1000 for input, 250 for cached input, 4000 for output
         "input_cost_per_token": 1e-06,
         "cache_read_input_token_cost": 2.5e-07,
         "output_cost_per_token": 4e-06,
@@ -28,13 +28,13 @@ PRICES = {
     },
     "gemini-sim": {"input_cost_per_token": 1.25e-06, "output_cost_per_token": 1e-05},
     "embed-sim": {"input_cost_per_token": 2e-08, "output_cost_per_token": 0.0},
-    "gpt-4o-mini": {"input_cost_per_token": 7e-06, "output_cost_per_token": 0},  # which the list has otherwise
+    "gpt-4o-mini": {"input_cost_per_token": 7e-06, "output_cost_per_token": 0},  # other prices than in the list
 }
 
 
 @pytest.fixture(scope="session")
 def provider_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files that a provider is started with."""
+    """The files with which a provider is started."""
     folder = tmp_path_factory.mktemp("simulated_provider")
     (folder / "prices.json").write_text(json.dumps(PRICES))
     return folder
@@ -42,7 +42,7 @@ def provider_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def start(provider_files: Path) -> Iterator[Callable[..., Running]]:
-    """Starts providers of their own, with more options."""
+    """Starts further providers, with more options."""
     folder = provider_files
     running: list[Running] = []
 

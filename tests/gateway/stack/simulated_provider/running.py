@@ -24,12 +24,12 @@ class Running:
         return self.invoice(lines=1)["lines"]
 
     def line(self) -> dict[str, Any]:
-        """The only line."""
+        """The invoice's only line."""
         (line,) = self.lines()
         return line
 
     def awaited_line(self) -> dict[str, Any]:
-        """The only line, which appears once the provider has noticed that its client is gone."""
+        """The invoice's only line, which is written once the provider has noticed that its client has left."""
         deadline = time.monotonic() + 5
         while not self.lines() and time.monotonic() < deadline:
             time.sleep(0.02)

@@ -1,4 +1,4 @@
-"""Gemini's wire format, at the addresses that LiteLLM makes from an api_base."""
+"""Gemini's wire format, at the addresses that LiteLLM builds from an `api_base`."""
 
 import json
 from typing import Any

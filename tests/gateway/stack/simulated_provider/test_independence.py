@@ -1,4 +1,4 @@
-"""The provider's invoice is worth something because the program knows nothing of Treasurer."""
+"""The simulated provider uses nothing of Treasurer, so that its invoice is an independent proof."""
 
 import ast
 import subprocess
@@ -32,7 +32,7 @@ def test_no_module_of_treasurer_is_loaded() -> None:
 
 
 def test_the_price_list_is_neither_litellm_s_nor_treasurer_s() -> None:
-    """The program runs and bills where neither is installed: only its own files and genai-prices' are opened."""
+    """The program runs and bills where neither is installed, and opens only its own files and those of genai-prices."""
     code = (
         "import sys\n"
         "opened = []\n"

@@ -127,7 +127,7 @@ async def test_a_tool_is_called_when_it_is_named_and_then_answered(client: opena
     [
         ("auto", []),
         ("none", []),
-        ("required", ["clock"]),  # the last one offered
+        ("required", ["clock"]),  # the last tool that was offered
         ({"type": "function", "function": {"name": "get_weather"}}, ["get_weather"]),
     ],
 )

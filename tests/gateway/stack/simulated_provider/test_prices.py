@@ -1,4 +1,4 @@
-"""The invoice's prices: exact sums, and a list that is right where the providers' own pages have been read."""
+"""The invoice's prices: exact sums, and a list that agrees with the pages of the providers that were read."""
 
 import tomllib
 from datetime import UTC, datetime
@@ -38,12 +38,12 @@ def test_a_cost_is_the_tokens_times_the_prices() -> None:
 
 
 def test_a_fraction_of_a_nano_dollar_is_rounded_up_once() -> None:
-    # 3 × 7.5e-11 $ = 0.225 nano, 5 × 3e-11 $ = 0.15 nano: 0.375 together, one nano and not two
+    # 3 × 7.5e-11 $ = 0.225 nano-dollars and 5 × 3e-11 $ = 0.15 make 0.375: rounded up once, this is 1 and not 2
     assert cost({"input_cost_per_token": 7.5e-11, "output_cost_per_token": 3e-11}, Used(input=3, output=5)) == 1
 
 
 def test_floats_do_not_show() -> None:
-    # 0.1 + 0.2 of a nano-dollar, times ten: exactly 3, where floats would make it 4
+    # 0.1 + 0.2 nano-dollars, times ten, are exactly 3; with floats they would be rounded up to 4
     assert cost({"input_cost_per_token": 1e-10, "output_cost_per_token": 2e-10}, Used(input=10, output=10)) == 3
 
 
@@ -132,8 +132,8 @@ def test_a_file_that_is_no_map_is_refused(tmp_path: Path) -> None:
         PriceList.load(tmp_path / "prices.json")
 
 
-# The figures below are neither genai-prices' nor LiteLLM's nor Treasurer's: they were read on the providers' pages, in
-# November 2026, and reckoned by hand. They stand for the case that two books have the same mistake.
+# The figures below do not come from genai-prices, LiteLLM or Treasurer. They were read on the providers' pages in #
+# November 2026 and computed by hand, so that they also find a mistake that two price books share.
 
 FRIDAY_PEAK = datetime(2026, 11, 27, 2, 30, tzinfo=UTC).timestamp()
 FRIDAY_NOON = datetime(2026, 11, 27, 12, 0, tzinfo=UTC).timestamp()
@@ -152,7 +152,8 @@ def listed(face: str, model: str, used: Used, terms: Terms | None = None) -> int
 @pytest.mark.parametrize(
     ("face", "model", "used", "terms", "nano"),
     [
-        # platform.openai.com/docs/pricing: $0.15, cached $0.075, out $0.60 a million; gpt-5-mini flex at half the price
+        # platform.openai.com/docs/pricing, dollars for a million tokens: input 0.15, cached 0.075, output 0.60;
+        # gpt-5-mini costs # half in the flex tier
         ("openai", "gpt-4o-mini", Used(input=1000, cached=400, output=100), Terms(), 90_000 + 30_000 + 60_000),
         ("openai", "gpt-4o", Used(input=1000, output=100), Terms(), 2_500_000 + 1_000_000),
         ("openai", "gpt-4o", Used(input=1000, output=100), Terms("priority"), 4_250_000 + 1_700_000),
@@ -162,13 +163,13 @@ def listed(face: str, model: str, used: Used, terms: Terms | None = None) -> int
         ("openai", "gpt-5-mini", Used(input=1000, output=100), Terms("flex"), 125_000 + 100_000),
         ("openai", "text-embedding-3-small", Used(input=MILLION), Terms(), 20_000_000),
         ("openai", "text-embedding-3-large", Used(input=MILLION), Terms(), 130_000_000),
-        # audio in $32, out $64 a million
+        # dollars for a million audio tokens: input 32, output 64
         ("openai", "gpt-audio", Used(input=1010, audio=1000, output=60, audio_output=50), Terms(), 32_025_000 + 3_300_000),
-        # web search preview, models that do not reason: $25 a thousand calls; what is found costs no tokens
+        # web search preview, for models that do not reason: $25 for a thousand calls; search results cost no tokens
         ("openai", "gpt-4o-search-preview", Used(input=60, output=150, searches=1), Terms(), 26_650_000),
         ("openai", "gpt-4o-mini-search-preview", Used(input=60, output=150, searches=1), Terms(), 25_099_000),
-        # platform.claude.com, pricing: $2 and $10, writes × 1.25 and × 2, reads × 0.05; US only × 1.1 on every token;
-        # web search $10 a thousand
+        # platform.claude.com, pricing: input $2 and output $10 for a million tokens, cache writes × 1.25 and × 2, cache
+        # reads # × 0.05; every token × 1.1 if the model runs in the US only; $10 for a thousand web searches
         ("anthropic", "claude-sonnet-5-5", Used(input=1000, output=500), Terms(), 7_000_000),
         ("anthropic", "claude-sonnet-5-5", Used(input=1000, output=500), Terms(region="us"), 7_700_000),
         ("anthropic", "claude-sonnet-5-5", Used(input=1000, output=500, searches=2), Terms(region="us"), 27_700_000),
@@ -182,14 +183,15 @@ def listed(face: str, model: str, used: Used, terms: Terms | None = None) -> int
         ("anthropic", "claude-haiku-4-5", Used(input=1000, output=100), Terms(), 1_500_000),
         ("anthropic", "claude-haiku-5-5", Used(input=100_000, output=1), Terms(), 100_000 * 100 + 500),
         ("anthropic", "claude-haiku-5-5", Used(input=100_001, output=1), Terms(), 100_001 * 500 + 2500),
-        # ai.google.dev/gemini-api/docs/pricing: text, image and video $0.30, audio $1, out $2.50; grounding $35 a thousand
+        # ai.google.dev/gemini-api/docs/pricing, for a million tokens: text, images and video $0.30, audio $1, output
+        # $2.50; # $35 for a thousand grounded requests
         ("google", "gemini-2.5-flash", Used(input=9610, audio=9600, output=50), Terms(), 9_728_000),
         ("google", "gemini-2.5-flash", Used(input=268, image=258, output=50), Terms(), 205_400),
         ("google", "gemini-2.5-flash", Used(input=10, output=50, searches=1), Terms(), 35_128_000),
         ("google", "gemini-2.5-pro", Used(input=200_000, output=10), Terms(), 250_000_000 + 100_000),
         ("google", "gemini-2.5-pro", Used(input=200_001, output=10), Terms(), 500_002_500 + 150_000),
-        # docs.perplexity.ai, pricing: $1 and $1, and $5, $8 or $12 a thousand requests; deep research $2, $8, reasoning
-        # $3, citations $2, searches $5 a thousand
+        # docs.perplexity.ai, pricing: input and output $1 for a million tokens, and $5, $8 or $12 for a thousand
+        # requests; deep # research: input $2, output $8, reasoning $3, citations $2, and $5 for a thousand searches
         ("perplexity", "sonar", Used(input=6, output=150), Terms(search_context="low"), 5_156_000),
         ("perplexity", "sonar", Used(input=6, output=150), Terms(search_context="medium"), 8_156_000),
         ("perplexity", "sonar", Used(input=6, output=150), Terms(search_context="high"), 12_156_000),
@@ -201,12 +203,13 @@ def listed(face: str, model: str, used: Used, terms: Terms | None = None) -> int
             Terms(),
             630_606_000,
         ),
-        # api-docs.deepseek.com/quick_start/pricing: half the price but for 01:00-04:00 and 06:00-10:00 UTC, Monday to Friday
+        # api-docs.deepseek.com/quick_start/pricing: half the price, except 01:00-04:00 and 06:00-10:00 UTC, Monday to
+        # Friday
         ("deepseek", "deepseek-flash", Used(input=1000, cached=100, output=100), Terms(at=FRIDAY_PEAK), 390_600),
         ("deepseek", "deepseek-flash", Used(input=1000, cached=100, output=100), Terms(at=FRIDAY_NOON), 195_300),
         ("deepseek", "deepseek-flash", Used(input=1000, cached=100, output=100), Terms(at=SATURDAY), 195_300),
         ("deepseek", "deepseek-v4-pro", Used(input=1000, output=100), Terms(at=FRIDAY_PEAK), 1_716_000),
-        # docs.x.ai/docs/models: from 200,000 input tokens on, each costs twice as much
+        # docs.x.ai/docs/models: from 200,000 input tokens on, every token costs twice as much
         ("xai", "grok-4.20", Used(input=199_999), Terms(), 199_999 * 1250),
         ("xai", "grok-4.20", Used(input=200_000), Terms(), 200_000 * 2500),
     ],

@@ -14,7 +14,7 @@ import pytest
 
 from tests.gateway.stack.simulated_provider.running import Running
 
-INPUT = 8  # of a plain "Hello there"
+INPUT = 8  # tokens of a plain "Hello there"
 BODY: dict[str, Any] = {"model": "gpt-sim", "messages": [{"role": "user", "content": "Hello there"}]}
 
 

@@ -1,4 +1,5 @@
-"""What the provider charges beyond tokens of text, and how each format reports it. Prices are those of the list."""
+"""What the provider charges for besides text tokens, and how each format reports it. The prices are those of the
+list."""
 
 from __future__ import annotations
 
@@ -198,8 +199,9 @@ def test_a_picture_for_claude_costs_by_its_pixels(provider: Running) -> None:
     assert provider.line()["image_tokens"] == 1
 
 
-# OpenAI's page reckons 1,024 × 1,024 as 765 tokens, 2,048 × 4,096 as 1,105, and low detail as 85 for gpt-4o. Claude and
-# Gemini: measured by others, https://huggingface.co/datasets/JOHNISKING/image-token-cost, less the prompt's 77 and 65.
+# For gpt-4o, OpenAI's page counts 765 tokens for 1,024 × 1,024 pixels, 1,105 for 2,048 × 4,096, and 85 for low detail.
+# The # figures for Claude and Gemini were measured by others
+# (https://huggingface.co/datasets/JOHNISKING/image-token-cost), and # the prompts' 77 and 65 tokens are subtracted.
 @pytest.mark.parametrize(
     ("model", "width", "height", "tokens"),
     [

@@ -1,0 +1,12 @@
+"""Runs: what agents do, as rows. Their steps happen once, any worker takes them up again, and their end is recorded.
+
+record.py        the types: Run, Step, Claim, and what a run may end or wait as
+store.py         the protocol of a store of runs, and its errors
+in_postgres.py   the store: statements in sql/
+in_memory.py     the same in memory, for tests
+journal.py       one run's steps: replayed, or done and recorded
+durability.py    the journal as a capability of PydanticAI: each model request and tool call is a step
+outcomes.py      what becomes of a run after an error (pure)
+executor.py      from a request to a run, and from a claimed run to its outcome
+worker.py        claims runs, keeps their leases, and lets go of them
+"""

@@ -1,0 +1,342 @@
+"""A store of runs in memory, for tests of agents. It needs no server, and its clock may be set forward (`pass_time`).
+
+What must hold: it decides as the store in Postgres does; tests/agents/runs/contract.py runs the same cases against both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+from agents.runs.in_postgres import cannot_fork, cannot_retry, check_same, check_same_fork, no_run, to_json
+from agents.runs.record import (
+    Claim,
+    Ended,
+    HandsOver,
+    NewRun,
+    Outcome,
+    Recovered,
+    Renewed,
+    Run,
+    RunFilter,
+    State,
+    Step,
+    StepEnd,
+    StepHead,
+    StepState,
+    Trigger,
+    Waits,
+)
+from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
+
+_CANCELLED = {"code": "cancelled", "message": "It was cancelled."}
+_LATE = {"code": "deadline", "message": "It did not end by its deadline."}
+
+
+class InMemoryRuns:
+    """Runs in this process."""
+
+    def __init__(self) -> None:
+        self._runs: dict[UUID, Run] = {}
+        self._steps: dict[UUID, dict[int, Step]] = {}
+        self._limits: dict[str | int, int] = {}
+        self._queued: dict[UUID, datetime] = {}  # since when, which a run that is taken up again keeps
+        self._limit_of: dict[UUID, timedelta] = {}
+        self._forget: dict[UUID, datetime] = {}
+        self._later = timedelta()
+
+    def pass_time(self, seconds: float) -> None:
+        """Set the clock forward."""
+        self._later += timedelta(seconds=seconds)
+
+    def _now(self) -> datetime:
+        return datetime.now(UTC) + self._later
+
+    async def add(self, new: NewRun) -> Run:
+        """See `RunStore.add`."""
+        if new.trigger_key is not None and (found := self._of_key(new.trigger_key)) is not None:
+            check_same(found, new)
+            return found
+        now, span = self._now(), timedelta(seconds=new.time_limit_s)
+        run = Run(
+            id=new.id, number=len(self._runs) + 1, root_id=new.root_id or new.id, parent_id=new.parent_id, forked_from=None,
+            forked_steps=None, agent=new.agent, organisation_id=new.organisation_id, team_id=new.team_id,
+            configuration=json.loads(to_json(new.configuration)), code_version=new.code_version, trigger=new.trigger,
+            trigger_key=new.trigger_key, session=new.session, asked_by=new.asked_by, on_behalf_of=new.on_behalf_of,
+            tags=new.tags, state=State.QUEUED, wait_for=None, wake_at=None, priority=new.priority, owner=None, fence=0,
+            lease_until=None, attempt=0, deadline_at=now + span, cancel_at=None, envelope=new.envelope,
+            budget_nano=new.budget_nano, reserve_nano=new.reserve_nano, cost_nano=0, lost_nano=0,
+            input=json.loads(to_json(new.input)), output=None, error=None, created_at=now, started_at=None, ended_at=None,
+            forgotten=False,
+        )  # fmt: skip
+        self._put(run, span)
+        return run
+
+    def _put(self, run: Run, span: timedelta) -> None:
+        self._runs[run.id] = run
+        self._steps.setdefault(run.id, {})
+        self._queued[run.id] = self._now()
+        self._limit_of[run.id] = span
+
+    def _of_key(self, key: str) -> Run | None:
+        return next((run for run in self._runs.values() if run.trigger_key == key), None)
+
+    async def find(self, run_id: UUID) -> Run:
+        """See `RunStore.find`."""
+        if run_id not in self._runs:
+            raise no_run(run_id)
+        return self._runs[run_id]
+
+    async def page(self, wanted: RunFilter) -> list[Run]:
+        """See `RunStore.page`."""
+
+        def fits(run: Run) -> bool:
+            return (
+                wanted.agent in (None, run.agent)
+                and wanted.team_id in (None, run.team_id)
+                and wanted.state in (None, run.state)
+                and wanted.session in (None, run.session)
+                and wanted.root_id in (None, run.root_id)
+                and (wanted.before is None or run.number < wanted.before)
+            )
+
+        found = sorted((run for run in self._runs.values() if fits(run)), key=lambda run: -run.number)
+        return found[: wanted.most]
+
+    async def steps(self, run_id: UUID) -> list[Step]:
+        """See `RunStore.steps`."""
+        return [step for _, step in sorted(self._steps.get(run_id, {}).items())]
+
+    async def claim(
+        self, owner: UUID, most: int, agents: Collection[str], *, lease_s: float = LEASE_S, run_id: UUID | None = None
+    ) -> list[Run]:
+        """See `RunStore.claim`."""
+        running = Counter[str | int]()
+        for run in self._runs.values():
+            if run.state is State.RUNNING:
+                running.update((run.agent, run.team_id))
+        queued = [run for run in self._runs.values() if run.state is State.QUEUED and run.agent in agents]
+        queued.sort(key=lambda run: (-run.priority, self._queued[run.id], run.number))
+        claimed: list[Run] = []
+        for run in queued:
+            full = any(
+                running[scope] >= self._limits.get(scope, running[scope] + 1) for scope in (run.agent, run.team_id)
+            )
+            if len(claimed) == most or full or run_id not in (None, run.id) or not self._is_first_of_session(run):
+                continue
+            running.update((run.agent, run.team_id))
+            now = self._now()
+            claimed.append(
+                replace(
+                    run,
+                    state=State.RUNNING,
+                    owner=owner,
+                    fence=run.fence + 1,
+                    attempt=run.attempt + 1,
+                    lease_until=now + timedelta(seconds=lease_s),
+                    started_at=run.started_at or now,
+                )
+            )
+        self._runs.update({run.id: run for run in claimed})
+        return claimed
+
+    def _is_first_of_session(self, run: Run) -> bool:
+        return run.session is None or not any(
+            other.state in (State.RUNNING, State.WAITING) or (other.state is State.QUEUED and other.number < run.number)
+            for other in self._runs.values()
+            if (other.agent, other.session) == (run.agent, run.session) and other.id != run.id
+        )
+
+    async def renew(self, owner: UUID, claims: Sequence[Claim], *, lease_s: float = LEASE_S) -> list[Renewed]:
+        """See `RunStore.renew`."""
+        renewed: list[Renewed] = []
+        for claim in claims:
+            run = self._held(Claim(claim.run_id, owner, claim.fence))
+            if run is not None:
+                self._runs[run.id] = replace(run, lease_until=self._now() + timedelta(seconds=lease_s))
+                renewed.append(Renewed(run.id, run.cancel_at is not None, run.deadline_at <= self._now()))
+        return renewed
+
+    def _held(self, claim: Claim) -> Run | None:
+        run = self._runs.get(claim.run_id)
+        held = run is not None and run.state is State.RUNNING and (run.owner, run.fence) == (claim.owner, claim.fence)
+        return run if held else None
+
+    async def begin(self, claim: Claim, step: StepHead) -> None:
+        """See `RunStore.begin`."""
+        run = self._held(claim)
+        if run is None:
+            raise LeaseLost
+        if run.cancel_at is not None:
+            raise CancelAsked
+        self._write(claim, step, lambda head: Step(head, StepState.STARTED, claim.fence, started_at=self._now()))
+
+    async def record(self, claim: Claim, step: StepHead, end: StepEnd) -> None:
+        """See `RunStore.record`."""
+        if self._held(claim) is None:
+            raise LeaseLost
+        now = self._now()
+        ended_at = now if end.state in (StepState.DONE, StepState.FAILED) else None
+        self._write(
+            claim,
+            step,
+            lambda head: Step(
+                head, end.state, claim.fence, result=end.result, error=end.error, call_id=end.call_id,
+                cost_nano=end.cost_nano, lost_nano=end.lost_nano, started_at=now - timedelta(seconds=end.took_s),
+                ended_at=ended_at,
+            ),
+        )  # fmt: skip
+
+    def _write(self, claim: Claim, head: StepHead, make: Callable[[StepHead], Step]) -> None:
+        steps = self._steps[claim.run_id]
+        earlier = steps.get(head.position)
+        if earlier is not None and earlier.state is StepState.DONE:
+            raise LeaseLost
+        steps[head.position] = make(head if earlier is None else earlier.head)
+
+    async def leave(self, claim: Claim, outcome: Outcome) -> Run:
+        """See `RunStore.leave`."""
+        run = self._held(claim)
+        if run is None:
+            raise LeaseLost
+        return self._leave(run, outcome)
+
+    def _leave(self, run: Run, outcome: Outcome) -> Run:
+        now = self._now()
+        if run.cancel_at is not None and not isinstance(outcome, Ended):
+            outcome = Ended(State.CANCELLED, error=_CANCELLED, keep_s=KEEP_FAILED_S)
+        progressed = any(
+            step.fence == run.fence and step.state is StepState.DONE for step in self._steps[run.id].values()
+        )
+        left = replace(
+            run, owner=None, lease_until=None, wait_for=None, wake_at=None,
+            attempt=0 if progressed or isinstance(outcome, HandsOver) else run.attempt,
+            cost_nano=sum(step.cost_nano for step in self._steps[run.id].values()),
+            lost_nano=sum(step.lost_nano for step in self._steps[run.id].values()),
+        )  # fmt: skip
+        match outcome:
+            case Ended():
+                output = None if outcome.output is None else json.loads(to_json(outcome.output))
+                left = replace(left, state=outcome.state, output=output, error=outcome.error, ended_at=now)
+                self._forget[run.id] = now + timedelta(seconds=outcome.keep_s)
+            case Waits():
+                wake_at = None if outcome.wake_s is None else now + timedelta(seconds=outcome.wake_s)
+                left = replace(
+                    left, state=State.WAITING, wait_for=outcome.wait_for, wake_at=wake_at, error=outcome.error
+                )
+            case HandsOver():
+                left = replace(left, state=State.QUEUED, error=None)
+        self._runs[run.id] = left
+        return left
+
+    async def recover(self, *, most: int = 500, most_attempts: int = MOST_ATTEMPTS) -> list[Recovered]:
+        """See `RunStore.recover`."""
+        now, recovered = self._now(), list[Recovered]()
+        for run in list(self._runs.values()):
+            steps = self._steps[run.id].values()
+            progressed = any(step.fence == run.fence and step.state is StepState.DONE for step in steps)
+            late = run.deadline_at <= now
+            lost = run.state is State.RUNNING and run.lease_until is not None and run.lease_until < now
+            due = run.state is State.WAITING and run.wake_at is not None and run.wake_at <= now
+            dead = {
+                "code": "dead",
+                "message": f"{run.attempt} workers in a row took it up and were gone before a step was recorded.",
+            }
+            outcome: Outcome
+            if lost and run.cancel_at is not None:
+                outcome = Ended(State.CANCELLED, error=_CANCELLED, keep_s=KEEP_FAILED_S)
+            elif late and (lost or run.state in (State.QUEUED, State.WAITING)):
+                outcome = Ended(State.EXPIRED, error=_LATE, keep_s=KEEP_FAILED_S)
+            elif lost and run.attempt >= most_attempts and not progressed:
+                outcome = Ended(State.DEAD, error=dead, keep_s=KEEP_FAILED_S)
+            elif lost or due:
+                outcome = HandsOver()
+            else:
+                continue
+            left = self._leave(run, outcome)
+            if isinstance(outcome, HandsOver):  # a crash counts as an attempt, unlike a run that is handed over
+                attempt = run.attempt if lost and not progressed else 0
+                left = self._runs[run.id] = replace(left, attempt=attempt, error=run.error)
+            recovered.append(Recovered(run.id, run.agent, left.state))
+        return recovered[:most]
+
+    async def cancel(self, run_id: UUID) -> Run:
+        """See `RunStore.cancel`."""
+        run = await self.find(run_id)
+        if not run.state.ended:
+            run = self._runs[run_id] = replace(run, cancel_at=run.cancel_at or self._now())
+            if run.state is not State.RUNNING:
+                self._leave(run, Ended(State.CANCELLED, error=_CANCELLED, keep_s=KEEP_FAILED_S))
+        for child in [each for each in self._runs.values() if each.parent_id == run_id]:
+            await self.cancel(child.id)
+        return self._runs[run_id]
+
+    async def retry(self, run_id: UUID) -> Run:
+        """See `RunStore.retry`."""
+        run = await self.find(run_id)
+        may = run.state is State.WAITING or (run.state.ended and run.state is not State.SUCCEEDED)
+        if not may or run.forgotten:
+            raise cannot_retry(run)
+        steps = self._steps[run_id]
+        for position, step in steps.items():
+            if step.state is not StepState.DONE:
+                steps[position] = replace(step, again=True)
+        now = self._now()
+        deadline = run.deadline_at if run.deadline_at > now else now + self._limit_of[run_id]
+        self._queued[run_id] = now
+        self._forget.pop(run_id, None)
+        self._runs[run_id] = replace(
+            run, state=State.QUEUED, wait_for=None, wake_at=None, ended_at=None, cancel_at=None, error=None, attempt=0,
+            deadline_at=deadline,
+        )  # fmt: skip
+        return self._runs[run_id]
+
+    async def fork(
+        self, run_id: UUID, steps: int, new_id: UUID, *, code_version: str, asked_by: str | None, key: str | None = None
+    ) -> Run:
+        """See `RunStore.fork`."""
+        if key is not None and (found := self._of_key(key)) is not None:
+            check_same_fork(found, run_id, steps)
+            return found
+        run, now, span = await self.find(run_id), self._now(), self._limit_of[run_id]
+        first = [step for step in await self.steps(run_id) if step.head.position <= steps and step.result is not None]
+        if run.forgotten or len(first) != steps:
+            raise cannot_fork(run, steps)
+        fork = replace(
+            run, id=new_id, number=len(self._runs) + 1, root_id=new_id, parent_id=None, forked_from=run_id,
+            forked_steps=steps, code_version=code_version, trigger=Trigger.FORK, trigger_key=key, session=None,
+            asked_by=asked_by, state=State.QUEUED, wait_for=None, wake_at=None, owner=None, fence=0, lease_until=None,
+            attempt=0, deadline_at=now + span, cancel_at=None, envelope=None, cost_nano=0, lost_nano=0, output=None,
+            error=None, created_at=now, started_at=None, ended_at=None,
+        )  # fmt: skip
+        self._put(fork, span)
+        self._steps[new_id] = {
+            step.head.position: replace(step, fence=0, cost_nano=0, lost_nano=0, again=False) for step in first
+        }
+        return fork
+
+    async def forget(self) -> int:
+        """See `RunStore.forget`."""
+        due = [run_id for run_id, when in self._forget.items() if when <= self._now()]
+        for run_id in due:
+            del self._forget[run_id]
+            self._runs[run_id] = replace(self._runs[run_id], forgotten=True)
+            self._steps[run_id] = {
+                position: replace(step, result=None, head=replace(step.head, arguments=None))
+                for position, step in self._steps[run_id].items()
+            }
+        return len(due)
+
+    async def limit(self, most: int | None, *, agent: str | None = None, team_id: int | None = None) -> None:
+        """See `RunStore.limit`."""
+        scope = agent if agent is not None else team_id
+        if scope is None:
+            raise ValueError("a limit is an agent's or a team's")
+        if most is None:
+            self._limits.pop(scope, None)
+        else:
+            self._limits[scope] = most

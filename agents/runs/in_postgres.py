@@ -1,0 +1,302 @@
+"""The store of runs in Postgres (schema `work`). Each method is one statement, in `sql/`.
+
+What must hold: as in `store.py`. A statement that checks a fence also locks the run's row, so that a claim of another
+worker comes before it or after it, and never in between.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Sequence
+from dataclasses import fields
+from hashlib import sha256
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+import asyncpg
+
+from agents.runs.record import (
+    Claim,
+    Ended,
+    HandsOver,
+    Kind,
+    NewRun,
+    Outcome,
+    Policy,
+    Recovered,
+    Renewed,
+    Run,
+    RunFilter,
+    State,
+    Step,
+    StepEnd,
+    StepHead,
+    StepState,
+    Trigger,
+    WaitFor,
+    Waits,
+)
+from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
+from llm_service.errors import Conflict, IdempotencyConflict, NotFound
+from llm_service.postgres import fetch
+
+if TYPE_CHECKING:
+    from asyncpg import Record
+
+_FOLDER = Path(__file__).parent / "sql"
+
+
+def _load(name: str) -> str:
+    lines = (_FOLDER / f"{name}.sql").read_text("utf-8").splitlines()
+    return "\n".join(line for line in lines if not line.lstrip().startswith("--"))
+
+
+_ADD, _RENEW, _LEAVE = _load("add"), _load("renew"), _load("leave")
+_BEGIN, _RECORD = _load("begin_step"), _load("record_step")
+_CANCEL, _RETRY, _FORK, _FORGET = _load("cancel"), _load("retry"), _load("fork"), _load("forget")
+_CLAIM = "SELECT * FROM work.claim_v1($1, $2, $3, $4, $5)"
+_RECOVER = "SELECT * FROM work.recover_v1($1, $2, $3)"
+_PAGE = _load("page")
+_FIND = "SELECT * FROM work.runs WHERE id = $1"
+_FIND_KEY = "SELECT * FROM work.runs WHERE trigger_key = $1"
+_STEPS = "SELECT * FROM work.steps WHERE run_id = $1 ORDER BY position"
+_IS_CANCELLED = "SELECT cancel_at IS NOT NULL AS asked FROM work.runs WHERE id = $1 AND owner = $2 AND fence = $3"
+_DROP_LIMIT = "DELETE FROM work.limits WHERE agent = $1 OR team_id = $2"
+_SET_LIMITS = {
+    True: "INSERT INTO work.limits (agent, team_id, most) VALUES ($1, $2, $3) ON CONFLICT (agent) DO UPDATE SET most = $3",
+    False: "INSERT INTO work.limits (agent, team_id, most) VALUES ($1, $2, $3) ON CONFLICT (team_id) DO UPDATE SET most = $3",
+}
+
+
+def digest_of(value: object) -> bytes:
+    """A digest of a JSON value, the same in every process."""
+    return sha256(to_json(value, sort=True).encode()).digest()
+
+
+def to_json(value: object, *, sort: bool = False) -> str:
+    """JSON in ASCII, so that no text that a model writes is refused. Raises ValueError, TypeError: it is not JSON."""
+    return json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=sort)
+
+
+class PostgresRuns:
+    """Runs in Postgres. The pool is the caller's."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = pool
+
+    async def add(self, new: NewRun) -> Run:
+        """See `RunStore.add`."""
+        rows = await self._fetch(
+            _ADD, new.id, new.root_id or new.id, new.parent_id, new.trigger, new.agent, new.organisation_id, new.team_id,
+            to_json(new.configuration), digest_of(new.configuration), new.code_version, new.trigger_key, new.session,
+            new.asked_by, new.on_behalf_of, list(new.tags), new.priority, new.time_limit_s, new.envelope, new.budget_nano,
+            new.reserve_nano, to_json(new.input),
+        )  # fmt: skip
+        if rows:
+            return read_run(rows[0])
+        found = read_run((await self._fetch(_FIND_KEY, new.trigger_key))[0])
+        check_same(found, new)
+        return found
+
+    async def find(self, run_id: UUID) -> Run:
+        """See `RunStore.find`."""
+        rows = await self._fetch(_FIND, run_id)
+        if not rows:
+            raise no_run(run_id)
+        return read_run(rows[0])
+
+    async def page(self, wanted: RunFilter) -> list[Run]:
+        """See `RunStore.page`."""
+        rows = await self._fetch(
+            _PAGE,
+            wanted.agent,
+            wanted.team_id,
+            wanted.state,
+            wanted.session,
+            wanted.root_id,
+            wanted.before,
+            wanted.most,
+        )
+        return [read_run(row) for row in rows]
+
+    async def steps(self, run_id: UUID) -> list[Step]:
+        """See `RunStore.steps`."""
+        return [_read_step(row) for row in await self._fetch(_STEPS, run_id)]
+
+    async def claim(
+        self, owner: UUID, most: int, agents: Collection[str], *, lease_s: float = LEASE_S, run_id: UUID | None = None
+    ) -> list[Run]:
+        """See `RunStore.claim`."""
+        rows = await self._fetch(_CLAIM, owner, most, lease_s, list(agents), run_id)
+        return [read_run(row) for row in rows]
+
+    async def renew(self, owner: UUID, claims: Sequence[Claim], *, lease_s: float = LEASE_S) -> list[Renewed]:
+        """See `RunStore.renew`."""
+        rows = await self._fetch(
+            _RENEW, owner, [claim.run_id for claim in claims], [claim.fence for claim in claims], lease_s
+        )
+        return [Renewed(row["id"], row["cancelled"], row["late"]) for row in rows]
+
+    async def begin(self, claim: Claim, step: StepHead) -> None:
+        """See `RunStore.begin`."""
+        if not await self._fetch(_BEGIN, *_claim(claim), *_head(step)):
+            rows = await self._fetch(_IS_CANCELLED, *_claim(claim))
+            raise CancelAsked if rows and rows[0]["asked"] else LeaseLost
+
+    async def record(self, claim: Claim, step: StepHead, end: StepEnd) -> None:
+        """See `RunStore.record`."""
+        error = None if end.error is None else to_json(end.error)
+        rows = await self._fetch(
+            _RECORD, *_claim(claim), *_head(step), end.state, end.call_id, end.cost_nano, end.lost_nano, end.result, error,
+            end.took_s,
+        )  # fmt: skip
+        if not rows:
+            raise LeaseLost
+
+    async def leave(self, claim: Claim, outcome: Outcome) -> Run:
+        """See `RunStore.leave`."""
+        match outcome:
+            case Ended():
+                output = None if outcome.output is None else to_json(outcome.output)
+                arguments = (outcome.state, None, None, output, _error(outcome.error), outcome.keep_s, False)
+            case Waits():
+                arguments = (State.WAITING, outcome.wait_for, outcome.wake_s, None, _error(outcome.error), 0.0, False)
+            case HandsOver():
+                arguments = (State.QUEUED, None, None, None, None, 0.0, True)
+        rows = await self._fetch(_LEAVE, *_claim(claim), *arguments)
+        if not rows:
+            raise LeaseLost
+        return read_run(rows[0])
+
+    async def recover(self, *, most: int = 500, most_attempts: int = MOST_ATTEMPTS) -> list[Recovered]:
+        """See `RunStore.recover`."""
+        rows = await self._fetch(_RECOVER, most, most_attempts, KEEP_FAILED_S)
+        return [Recovered(row["id"], row["agent"], State(row["state"])) for row in rows]
+
+    async def cancel(self, run_id: UUID) -> Run:
+        """See `RunStore.cancel`."""
+        await self._fetch(_CANCEL, run_id, KEEP_FAILED_S)
+        return await self.find(run_id)
+
+    async def retry(self, run_id: UUID) -> Run:
+        """See `RunStore.retry`."""
+        rows = await self._fetch(_RETRY, run_id)
+        if not rows:
+            raise cannot_retry(await self.find(run_id))
+        return read_run(rows[0])
+
+    async def fork(
+        self, run_id: UUID, steps: int, new_id: UUID, *, code_version: str, asked_by: str | None, key: str | None = None
+    ) -> Run:
+        """See `RunStore.fork`."""
+        rows = await self._fetch(_FORK, run_id, new_id, steps, code_version, key, asked_by)
+        if rows:
+            return read_run(rows[0])
+        if key is not None and (rows := await self._fetch(_FIND_KEY, key)):
+            found = read_run(rows[0])
+            check_same_fork(found, run_id, steps)
+            return found
+        raise cannot_fork(await self.find(run_id), steps)
+
+    async def forget(self) -> int:
+        """See `RunStore.forget`."""
+        return len(await self._fetch(_FORGET))
+
+    async def limit(self, most: int | None, *, agent: str | None = None, team_id: int | None = None) -> None:
+        """See `RunStore.limit`."""
+        if most is None:
+            await self._fetch(_DROP_LIMIT, agent, team_id)
+        else:
+            await self._fetch(_SET_LIMITS[agent is not None], agent, team_id, most)
+
+    async def _fetch(self, statement: str, *arguments: Any) -> list[Record]:
+        return await fetch(self._pool, statement, *arguments)
+
+
+def check_same(found: Run, new: NewRun) -> None:
+    """Raises IdempotencyConflict: the run of this trigger's key is not the run that is asked for."""
+    if (found.agent, found.input) != (new.agent, json.loads(to_json(new.input))):
+        raise IdempotencyConflict(
+            f"Key {new.trigger_key!r} has started run {found.id} of agent {found.agent!r}, with another input. Use a new key "
+            "for another run.",
+            details={"run": str(found.id)},
+        )
+
+
+def check_same_fork(found: Run, run_id: UUID, steps: int) -> None:
+    """Raises IdempotencyConflict: the run of this key is not the fork that is asked for."""
+    if (found.forked_from, found.forked_steps) != (run_id, steps):
+        raise IdempotencyConflict(
+            f"Key {found.trigger_key!r} has started run {found.id}, which is not this fork. Use a new key for another run.",
+            details={"run": str(found.id)},
+        )
+
+
+def no_run(run_id: UUID) -> NotFound:
+    """The error for a run that does not exist."""
+    return NotFound(f"There is no run {run_id}.", param="run")
+
+
+def cannot_retry(run: Run) -> Conflict:
+    """The error for a run that cannot be queued again."""
+    if run.state is State.SUCCEEDED:
+        return Conflict(f"Run {run.id} succeeded; fork it to run a part of it again.")
+    if not run.state.ended and run.state is not State.WAITING:
+        return Conflict(f"Run {run.id} is {run.state}: only a run that has ended, or waits, is tried again.")
+    return Conflict(
+        f"The results of run {run.id} are deleted by now, so it cannot go on at its last step. Start a new run."
+    )
+
+
+def cannot_fork(run: Run, steps: int) -> Conflict:
+    """The error for a run that has no such first steps to begin with."""
+    if run.forgotten:
+        return Conflict(
+            f"The results of run {run.id} are deleted by now, so nothing can begin with its first {steps} steps."
+        )
+    return Conflict(f"Run {run.id} does not have {steps} steps that are done, one after another from its first.")
+
+
+_COLUMNS = frozenset(each.name for each in fields(Run))
+
+
+def read_run(row: Record) -> Run:
+    """A run from its row in `work.runs`."""
+    values = {name: value for name, value in row.items() if name in _COLUMNS}
+    values |= {
+        "configuration": json.loads(row["configuration"]),
+        "trigger": Trigger(row["trigger"]),
+        "tags": tuple(row["tags"]),
+        "state": State(row["state"]),
+        "wait_for": None if row["wait_for"] is None else WaitFor(row["wait_for"]),
+        "input": json.loads(row["input"]),
+        "output": None if row["output"] is None else json.loads(row["output"]),
+        "error": None if row["error"] is None else json.loads(row["error"]),
+    }
+    return Run(**values)
+
+
+def _read_step(row: Record) -> Step:
+    head = StepHead(
+        row["position"], row["name"], Kind(row["kind"]), Policy(row["policy"]), row["once_key"], row["tool"],
+        None if row["arguments"] is None else json.loads(row["arguments"]), row["arguments_digest"],
+    )  # fmt: skip
+    return Step(
+        head, StepState(row["state"]), row["fence"], row["again"], row["result"],
+        None if row["error"] is None else json.loads(row["error"]), row["call_id"], row["cost_nano"], row["lost_nano"],
+        row["started_at"], row["ended_at"],
+    )  # fmt: skip
+
+
+def _claim(claim: Claim) -> tuple[UUID, UUID, int]:
+    return claim.run_id, claim.owner, claim.fence
+
+
+def _head(step: StepHead) -> tuple[int, str, str, str | None, str, str, str | None, bytes | None]:
+    arguments = None if step.arguments is None else to_json(step.arguments)
+    return step.position, step.name, step.kind, step.tool, step.policy, step.once_key, arguments, step.arguments_digest
+
+
+def _error(error: dict[str, Any] | None) -> str | None:
+    return None if error is None else to_json(error)

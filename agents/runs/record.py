@@ -1,0 +1,270 @@
+"""The frozen values that runs are made of. Pure data.
+
+A *run* is what an agent does for one request. A *step* is one thing that it does: a model request, a tool call. A *claim*
+is a worker's right to write to a run: it lasts as long as its *lease*, and its *fence* is higher than that of each claim
+before it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+
+class State(StrEnum):
+    """What a run is doing, or how it has ended."""
+
+    QUEUED = "queued"
+    RUNNING = "running"
+    WAITING = "waiting"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"  # its deadline passed
+    DEAD = "dead"  # every worker that took it up was gone before it recorded a step
+
+    @property
+    def ended(self) -> bool:
+        """Whether the run is over. It may be retried, unless it succeeded."""
+        return self not in (State.QUEUED, State.RUNNING, State.WAITING)
+
+
+class WaitFor(StrEnum):
+    """The thing that a waiting run waits for."""
+
+    APPROVAL = "approval"
+    EVENT = "event"
+    TIME = "time"
+    MONEY = "money"
+
+
+class Trigger(StrEnum):
+    """What has started a run."""
+
+    REQUEST = "request"
+    COMMAND = "command"
+    SCHEDULE = "schedule"
+    EVENT = "event"
+    WEBHOOK = "webhook"
+    RUN = "run"  # its parent
+    FORK = "fork"
+
+
+class Kind(StrEnum):
+    """What a step is. `OTHER` steps are bookkeeping (the list of a server's tools), and count towards no limit."""
+
+    MODEL = "model"
+    TOOL = "tool"
+    MCP = "mcp"
+    CHILD = "child"
+    OTHER = "other"
+
+
+class Policy(StrEnum):
+    """How a step is repeated if nobody knows whether it was done (invariant I8)."""
+
+    READ = "read"  # it changes nothing: do it again
+    KEY = "key"  # its receiver drops a repetition by its once key: do it again
+    VERIFY = "verify"  # a function finds out whether it was done
+    ASK = "ask"  # a person decides
+
+
+class StepState(StrEnum):
+    """`STARTED`: its intent is written. `UNKNOWN`: it was started, and nobody knows whether it was done."""
+
+    STARTED = "started"
+    DONE = "done"
+    FAILED = "failed"
+    UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run to add. `trigger_key` names what started it: the same key again is the same run."""
+
+    id: UUID
+    agent: str
+    organisation_id: int
+    team_id: int
+    input: dict[str, Any]
+    configuration: dict[str, Any]
+    code_version: str
+    trigger: Trigger = Trigger.REQUEST
+    trigger_key: str | None = None
+    root_id: UUID | None = None  # None: the run is a root itself
+    parent_id: UUID | None = None
+    session: str | None = None
+    asked_by: str | None = None
+    on_behalf_of: str | None = None
+    tags: tuple[str, ...] = ()
+    priority: int = 0
+    time_limit_s: float = 86_400
+    envelope: UUID | None = None
+    budget_nano: int | None = None
+    reserve_nano: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run as it is recorded. `cost_nano` is what its own steps cost; `lost_nano` the part that bought a lost answer."""
+
+    id: UUID
+    number: int
+    root_id: UUID
+    parent_id: UUID | None
+    forked_from: UUID | None
+    forked_steps: int | None
+    agent: str
+    organisation_id: int
+    team_id: int
+    configuration: dict[str, Any]
+    code_version: str
+    trigger: Trigger
+    trigger_key: str | None
+    session: str | None
+    asked_by: str | None
+    on_behalf_of: str | None
+    tags: tuple[str, ...]
+    state: State
+    wait_for: WaitFor | None
+    wake_at: datetime | None
+    priority: int
+    owner: UUID | None
+    fence: int
+    lease_until: datetime | None
+    attempt: int
+    deadline_at: datetime
+    cancel_at: datetime | None
+    envelope: UUID | None
+    budget_nano: int | None
+    reserve_nano: int | None
+    cost_nano: int
+    lost_nano: int
+    input: dict[str, Any]
+    output: Any
+    error: dict[str, Any] | None
+    created_at: datetime
+    started_at: datetime | None
+    ended_at: datetime | None
+    forgotten: bool
+
+    @property
+    def claim(self) -> Claim:
+        """The claim of the worker that has just claimed this run."""
+        if self.owner is None:
+            raise ValueError(f"run {self.id} is {self.state}, and nobody's")
+        return Claim(self.id, self.owner, self.fence)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """A worker's right to write to a run."""
+
+    run_id: UUID
+    owner: UUID
+    fence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """A lease that was renewed. `cancelled` and `late` (its deadline has passed) tell the worker to end the run."""
+
+    run_id: UUID
+    cancelled: bool
+    late: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepHead:
+    """What a step is, before it is done. `arguments` are what a person is shown who has to decide."""
+
+    position: int
+    name: str
+    kind: Kind
+    policy: Policy
+    once_key: str
+    tool: str | None = None
+    arguments: Any = None
+    arguments_digest: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StepEnd:
+    """What became of a step. `result` is JSON: of a step that is done only."""
+
+    state: StepState
+    result: str | None = None
+    error: dict[str, Any] | None = None
+    call_id: UUID | None = None
+    cost_nano: int = 0
+    lost_nano: int = 0
+    took_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A step as it is recorded. `result` is JSON. `again`: a person has decided that it is to be done (again)."""
+
+    head: StepHead
+    state: StepState
+    fence: int
+    again: bool = False
+    result: str | None = None
+    error: dict[str, Any] | None = None
+    call_id: UUID | None = None
+    cost_nano: int = 0
+    lost_nano: int = 0
+    started_at: datetime | None = None
+    ended_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A worker lets go of a run that is over. The results of its steps are kept for `keep_s`, for a retry or a fork."""
+
+    state: State
+    output: Any = None
+    error: dict[str, Any] | None = None
+    keep_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Waits:
+    """A worker lets go of a run that waits. With `wake_s` it is queued again after so many seconds."""
+
+    wait_for: WaitFor
+    wake_s: float | None = None
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HandsOver:
+    """A worker lets go of a run that another one is to take up."""
+
+
+Outcome = Ended | Waits | HandsOver
+
+
+@dataclass(frozen=True, slots=True)
+class Recovered:
+    """A run that nobody held, or that was due, and its state now."""
+
+    run_id: UUID
+    agent: str
+    state: State
+
+
+@dataclass(frozen=True, slots=True)
+class RunFilter:
+    """Which runs to list: the newest first, those before `before` (a run's number), and only those that fit the rest."""
+
+    agent: str | None = None
+    team_id: int | None = None
+    state: State | None = None
+    session: str | None = None
+    root_id: UUID | None = None
+    before: int | None = None
+    most: int = 50

@@ -1,0 +1,16 @@
+-- Cancel a run and everything below it that has not ended. What nobody works at ends now; a worker is told with the next
+-- renewal of its leases, and starts no further effect until then.
+WITH RECURSIVE tree (id) AS (
+    SELECT id FROM work.runs WHERE id = $1
+    UNION ALL SELECT r.id FROM work.runs r JOIN tree ON r.parent_id = tree.id
+)
+UPDATE work.runs r
+SET cancel_at = coalesce(r.cancel_at, now()),
+    state = CASE WHEN r.state = 'running' THEN r.state ELSE 'cancelled' END,
+    wait_for = NULL, wake_at = NULL,
+    ended_at = CASE WHEN r.state <> 'running' THEN now() END,
+    forget_at = CASE WHEN r.state <> 'running' THEN now() + make_interval(secs => $2) END,
+    error = CASE WHEN r.state = 'running' THEN r.error
+        ELSE json_build_object('code', 'cancelled', 'message', 'It was cancelled.') END
+FROM tree WHERE r.id = tree.id AND r.state IN ('queued', 'running', 'waiting')
+RETURNING r.id

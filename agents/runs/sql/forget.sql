@@ -1,0 +1,9 @@
+-- Delete the results and arguments of steps whose time is up. Names, times, costs and digests stay.
+WITH chosen AS MATERIALIZED (
+    SELECT id FROM work.runs WHERE forget_at <= now() ORDER BY forget_at LIMIT 500 FOR UPDATE SKIP LOCKED
+),
+forgotten AS (
+    UPDATE work.steps s SET result = NULL, arguments = NULL FROM chosen WHERE s.run_id = chosen.id
+)
+UPDATE work.runs r SET forget_at = NULL, forgotten = true FROM chosen WHERE r.id = chosen.id
+RETURNING r.id

@@ -1,0 +1,22 @@
+-- A new run ($2) that begins with the first $3 steps of another ($1), as if it had done them; what they cost is not its own.
+WITH source AS MATERIALIZED (
+    SELECT * FROM work.runs r WHERE r.id = $1 AND NOT r.forgotten
+        AND NOT EXISTS (SELECT FROM work.runs k WHERE k.trigger_key = $5)
+        AND $3::integer = (SELECT count(*) FROM work.steps s WHERE s.run_id = $1 AND s.position <= $3 AND s.state = 'done' AND s.result IS NOT NULL)
+    FOR SHARE
+),
+copied AS (
+    INSERT INTO work.steps (run_id, position, name, kind, tool, policy, state, fence, once_key, call_id, arguments,
+        arguments_digest, result, started_at, ended_at)
+    SELECT $2, s.position, s.name, s.kind, s.tool, s.policy, s.state, 0, s.once_key, s.call_id, s.arguments,
+        s.arguments_digest, s.result, s.started_at, s.ended_at
+    FROM work.steps s JOIN source ON s.run_id = source.id WHERE s.position <= $3
+)
+INSERT INTO work.runs (
+    id, root_id, forked_from, forked_steps, agent, organisation_id, team_id, configuration, configuration_digest,
+    code_version, trigger, trigger_key, asked_by, on_behalf_of, tags, priority, time_limit, deadline_at, budget_nano, reserve_nano, input
+)
+SELECT $2, $2, id, $3, agent, organisation_id, team_id, configuration, configuration_digest, $4, 'fork', $5, $6, on_behalf_of,
+    tags, priority, time_limit, now() + time_limit, budget_nano, reserve_nano, input
+FROM source
+RETURNING *

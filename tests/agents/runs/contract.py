@@ -1,0 +1,386 @@
+"""What every store of runs must do. The same cases run against the one in memory and the one in Postgres.
+
+test_in_memory.py and tests/integration/test_runs_contract.py each have a class that inherits these, and fixtures `store`
+and `pass_time`, which sets the store's clock forward.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from uuid import UUID, uuid4
+
+import pytest
+
+from agents.runs.record import (
+    Ended,
+    HandsOver,
+    Kind,
+    NewRun,
+    Policy,
+    Run,
+    RunFilter,
+    State,
+    StepEnd,
+    StepHead,
+    StepState,
+    WaitFor,
+    Waits,
+)
+from agents.runs.store import CancelAsked, LeaseLost, RunStore
+from llm_service.errors import Conflict, IdempotencyConflict, NotFound
+
+PassTime = Callable[[float], Awaitable[None]]
+AGENTS = ("a", "b")
+
+
+def new_run(agent: str = "a", **changes: object) -> NewRun:
+    run = NewRun(
+        id=uuid4(),
+        agent=agent,
+        organisation_id=1,
+        team_id=1,
+        input={"x": 1},
+        configuration={"m": "x"},
+        code_version="1",
+    )
+    return replace(run, **changes)  # pyright: ignore[reportArgumentType]
+
+
+def head(run_id: UUID, position: int, policy: Policy = Policy.ASK, **changes: object) -> StepHead:
+    step = StepHead(
+        position, f"step {position}", Kind.TOOL, policy, f"{run_id}/{position}", "send", {"to": "ann"}, b"d"
+    )
+    return replace(step, **changes)  # pyright: ignore[reportArgumentType]
+
+
+DONE = StepEnd(StepState.DONE, '{"ok":true}', cost_nano=5, lost_nano=2)
+
+
+async def claim_one(store: RunStore, owner: UUID | None = None, **options: float) -> Run:
+    runs = await store.claim(owner or uuid4(), 1, AGENTS, **options)  # pyright: ignore[reportArgumentType]
+    assert len(runs) == 1
+    return runs[0]
+
+
+class StoreContract:
+    async def test_a_trigger_key_has_one_run(self, store: RunStore) -> None:
+        first = await store.add(new_run(trigger_key="k"))
+        assert (await store.add(new_run(trigger_key="k"))).id == first.id
+        for other in (new_run(trigger_key="k", input={"x": 2}), new_run("b", trigger_key="k")):
+            with pytest.raises(IdempotencyConflict, match="another input"):
+                await store.add(other)
+        assert len(await store.page(RunFilter())) == 1
+        both = await asyncio.gather(*(store.add(new_run(trigger_key="together")) for _ in range(4)))
+        assert len({run.id for run in both}) == 1
+
+    async def test_a_run_is_found_as_it_was_added(self, store: RunStore) -> None:
+        new = new_run(
+            session="s",
+            tags=("t", "u"),
+            asked_by="key ann",
+            on_behalf_of="bob",
+            priority=3,
+            budget_nano=9,
+            reserve_nano=4,
+        )
+        added = await store.add(new)
+        assert await store.find(new.id) == added
+        assert (added.state, added.fence, added.root_id, added.input) == (State.QUEUED, 0, new.id, {"x": 1})
+        assert (added.session, added.tags, added.asked_by, added.on_behalf_of) == ("s", ("t", "u"), "key ann", "bob")
+        assert (added.priority, added.budget_nano, added.reserve_nano) == (3, 9, 4)
+        with pytest.raises(NotFound):
+            await store.find(uuid4())
+
+    async def test_a_page_has_the_newest_first_and_goes_on_where_the_last_ended(self, store: RunStore) -> None:
+        ids = [(await store.add(new_run(agent))).id for agent in ("a", "b", "a", "a")]
+        page = await store.page(RunFilter(agent="a", most=2))
+        assert [run.id for run in page] == [ids[3], ids[2]]
+        assert [run.id for run in await store.page(RunFilter(agent="a", before=page[-1].number))] == [ids[0]]
+        await claim_one(store)
+        assert [run.id for run in await store.page(RunFilter(state=State.RUNNING))] == [ids[0]]
+
+    async def test_the_highest_priority_is_claimed_first_then_the_oldest(self, store: RunStore) -> None:
+        ids = [(await store.add(new_run(agent, priority=priority))).id for agent, priority in (
+            ("a", 0), ("b", 0), ("a", 5), ("b", 5), ("a", -1)
+        )]  # fmt: skip
+        claimed = [(await claim_one(store)).id for _ in ids]
+        assert claimed == [ids[2], ids[3], ids[0], ids[1], ids[4]]
+        assert await store.claim(uuid4(), 1, AGENTS) == []
+
+    async def test_a_worker_claims_only_what_it_knows_or_asks_for(self, store: RunStore) -> None:
+        first, second = await store.add(new_run("b")), await store.add(new_run("a"))
+        assert [run.id for run in await store.claim(uuid4(), 9, ("a",))] == [second.id]
+        third = await store.add(new_run("b"))
+        assert [run.id for run in await store.claim(uuid4(), 9, AGENTS, run_id=third.id)] == [third.id]
+        assert [run.id for run in await store.claim(uuid4(), 9, AGENTS)] == [first.id]
+
+    async def test_each_run_is_claimed_once(self, store: RunStore) -> None:
+        ids = {(await store.add(new_run())).id for _ in range(20)}
+        claimed = await asyncio.gather(*(store.claim(uuid4(), 7, AGENTS) for _ in range(6)))
+        rest = await store.claim(uuid4(), 20, AGENTS)
+        found = [run.id for runs in (*claimed, rest) for run in runs]
+        assert len(found) == 20
+        assert set(found) == ids
+
+    async def test_limits_of_agents_and_teams_are_kept(self, store: RunStore) -> None:
+        for agent in "aabb":
+            await store.add(new_run(agent))
+        await store.limit(1, agent="a")
+        await store.limit(2, team_id=1)
+        claimed = await store.claim(uuid4(), 9, AGENTS)
+        assert [run.agent for run in sorted(claimed, key=lambda run: run.number)] == ["a", "b"]
+        assert await store.claim(uuid4(), 9, AGENTS) == []
+        await store.leave(claimed[0].claim, Ended(State.SUCCEEDED))
+        await store.limit(0, agent="b")
+        assert [run.agent for run in await store.claim(uuid4(), 9, AGENTS)] == ["a"]
+        await store.limit(None, team_id=1)
+        await store.limit(5, agent="b")
+        assert [run.agent for run in await store.claim(uuid4(), 9, AGENTS)] == ["b"]
+
+    async def test_claims_at_the_same_time_do_not_pass_a_limit(self, store: RunStore) -> None:
+        for _ in range(12):
+            await store.add(new_run())
+        await store.limit(3, agent="a")
+        claimed = await asyncio.gather(*(store.claim(uuid4(), 2, AGENTS) for _ in range(6)))
+        assert sum(map(len, claimed)) == 3
+
+    async def test_a_saturated_agent_does_not_keep_others_waiting(self, store: RunStore) -> None:
+        for _ in range(30):
+            await store.add(new_run("a", priority=9))
+        other = await store.add(new_run("b"))
+        await store.limit(0, agent="a")
+        assert [run.id for run in await store.claim(uuid4(), 1, AGENTS)] == [other.id]
+
+    async def test_runs_of_a_session_go_on_one_after_another(self, store: RunStore) -> None:
+        first, second = await store.add(new_run(session="s")), await store.add(new_run(session="s", priority=9))
+        other = await store.add(new_run("b", session="s"))  # a session is one agent's
+        claimed = await store.claim(uuid4(), 9, AGENTS)
+        assert {run.id for run in claimed} == {first.id, other.id}
+        mine = next(run for run in claimed if run.id == first.id)
+        waiting = await store.leave(mine.claim, Waits(WaitFor.APPROVAL))
+        assert waiting.state is State.WAITING
+        assert await store.claim(uuid4(), 9, AGENTS) == []
+        await store.cancel(first.id)
+        assert [run.id for run in await store.claim(uuid4(), 9, AGENTS)] == [second.id]
+
+    async def test_a_lease_is_renewed_and_brings_cancels_back(self, store: RunStore, pass_time: PassTime) -> None:
+        owner = uuid4()
+        for _ in range(3):
+            await store.add(new_run())
+        runs = await store.claim(owner, 3, AGENTS, lease_s=10)
+        await store.cancel(runs[0].id)
+        assert (await store.find(runs[0].id)).state is State.RUNNING
+        await pass_time(6)
+        renewed = {each.run_id: each for each in await store.renew(owner, [run.claim for run in runs], lease_s=10)}
+        assert {run_id for run_id, each in renewed.items() if each.cancelled} == {runs[0].id}
+        await pass_time(6)
+        assert await store.recover() == []
+        assert await store.renew(uuid4(), [run.claim for run in runs]) == []
+        await pass_time(6)
+        await store.recover()
+        assert await store.renew(owner, [run.claim for run in runs]) == []
+
+    async def test_i8_a_worker_that_lost_its_run_changes_nothing(self, store: RunStore, pass_time: PassTime) -> None:
+        await store.add(new_run())
+        old = (await claim_one(store, lease_s=1)).claim
+        await pass_time(2)
+        recovered = await store.recover()
+        assert [each.state for each in recovered] == [State.QUEUED]
+        step = head(old.run_id, 1)
+        for write in (store.begin(old, step), store.record(old, step, DONE), store.leave(old, Ended(State.SUCCEEDED))):
+            with pytest.raises(LeaseLost):
+                await write
+        new = (await claim_one(store)).claim
+        assert new.fence == old.fence + 1
+        for write in (store.begin(old, step), store.record(old, step, DONE), store.leave(old, Ended(State.SUCCEEDED))):
+            with pytest.raises(LeaseLost):
+                await write
+        same_owner = replace(old, owner=new.owner)
+        with pytest.raises(LeaseLost):
+            await store.begin(same_owner, step)
+        assert await store.steps(old.run_id) == []
+        assert (await store.find(old.run_id)).state is State.RUNNING
+
+    async def test_a_step_is_begun_and_then_recorded_once(self, store: RunStore) -> None:
+        await store.add(new_run())
+        claim = (await claim_one(store)).claim
+        step = head(claim.run_id, 1)
+        await store.begin(claim, step)
+        (begun,) = await store.steps(claim.run_id)
+        assert (begun.head, begun.state, begun.fence, begun.ended_at) == (step, StepState.STARTED, 1, None)
+        await store.record(claim, step, DONE)
+        (done,) = await store.steps(claim.run_id)
+        assert (done.state, done.result, done.cost_nano, done.lost_nano) == (StepState.DONE, '{"ok":true}', 5, 2)
+        for write in (store.begin(claim, step), store.record(claim, step, StepEnd(StepState.FAILED))):
+            with pytest.raises(LeaseLost):  # a step that is done stays as it is
+                await write
+        assert await store.steps(claim.run_id) == [done]
+
+    async def test_whatever_text_a_model_writes_is_kept(self, store: RunStore) -> None:
+        text = 'nul \x00, half a pair \ud800, quotes " and emoji 🙂'
+        await store.add(new_run(input={"text": text}))
+        run = await claim_one(store)
+        assert run.input == {"text": text}
+        done = await store.leave(run.claim, Ended(State.SUCCEEDED, output={"text": text}))
+        assert done.output == {"text": text}
+
+    async def test_a_run_that_ended_has_its_output_and_the_cost_of_its_steps(self, store: RunStore) -> None:
+        await store.add(new_run())
+        run = await claim_one(store)
+        for position in (1, 2):
+            await store.record(run.claim, head(run.id, position), DONE)
+        ended = await store.leave(run.claim, Ended(State.SUCCEEDED, output={"answer": 42}))
+        assert (ended.state, ended.output, ended.cost_nano, ended.lost_nano) == (State.SUCCEEDED, {"answer": 42}, 10, 4)
+        assert ended.ended_at is not None
+        with pytest.raises(LeaseLost):
+            await store.leave(run.claim, Ended(State.FAILED))
+        with pytest.raises(Conflict, match="succeeded"):
+            await store.retry(run.id)
+
+    async def test_a_run_waits_for_a_time_and_is_then_queued(self, store: RunStore, pass_time: PassTime) -> None:
+        await store.add(new_run())
+        run = await claim_one(store)
+        waiting = await store.leave(run.claim, Waits(WaitFor.TIME, 30, {"code": "busy"}))
+        assert (waiting.state, waiting.wait_for, waiting.error) == (State.WAITING, WaitFor.TIME, {"code": "busy"})
+        await pass_time(20)
+        assert await store.recover() == []
+        await pass_time(20)
+        assert [each.state for each in await store.recover()] == [State.QUEUED]
+        assert (await claim_one(store)).fence == 2
+
+    async def test_a_run_expires_at_its_deadline(self, store: RunStore, pass_time: PassTime) -> None:
+        ids = [(await store.add(new_run(time_limit_s=60))).id for _ in range(3)]
+        owner = uuid4()
+        running, waiting = await store.claim(owner, 2, AGENTS, lease_s=600)
+        await store.leave(waiting.claim, Waits(WaitFor.APPROVAL))
+        await pass_time(61)
+        assert {(each.run_id, each.state) for each in await store.recover()} == {
+            (waiting.id, State.EXPIRED), (ids[2], State.EXPIRED)
+        }  # fmt: skip
+        (renewed,) = await store.renew(owner, [running.claim])
+        assert renewed.late
+        again = await store.retry(waiting.id)
+        assert again.state is State.QUEUED
+        assert again.deadline_at > waiting.deadline_at
+
+    async def test_a_run_that_kills_its_workers_is_dead_and_one_that_goes_on_is_not(
+        self, store: RunStore, pass_time: PassTime
+    ) -> None:
+        run = await store.add(new_run(time_limit_s=9_999))
+        for _ in range(2):  # a step each time: it goes on
+            run = await claim_one(store, lease_s=1)
+            await store.record(run.claim, head(run.id, run.fence), DONE)
+            await pass_time(2)
+            await store.recover(most_attempts=2)
+        assert (await store.find(run.id)).attempt == 0
+        for _ in range(2):
+            run = await claim_one(store, lease_s=1)
+            await pass_time(2)
+            await store.recover(most_attempts=2)
+        dead = await store.find(run.id)
+        assert (dead.state, dead.cost_nano) == (State.DEAD, 10)
+        assert dead.error is not None
+        assert dead.error["message"].startswith("2 workers in a row")
+
+    async def test_a_run_that_is_handed_over_keeps_its_place_and_counts_no_attempt(self, store: RunStore) -> None:
+        first = await store.add(new_run())
+        await store.add(new_run())
+        run = await claim_one(store)
+        handed = await store.leave(run.claim, HandsOver())
+        assert (handed.state, handed.attempt) == (State.QUEUED, 0)
+        assert (await claim_one(store)).id == first.id
+
+    async def test_cancel_ends_the_tree_and_lets_no_effect_start(self, store: RunStore) -> None:
+        root = await store.add(new_run())
+        run = await claim_one(store)
+        child = await store.add(new_run(root_id=root.id, parent_id=root.id))
+        below = await store.add(new_run(root_id=root.id, parent_id=child.id))
+        other = await store.add(new_run())
+        cancelled = await store.cancel(root.id)
+        assert cancelled.cancel_at is not None
+        states = [(await store.find(each.id)).state for each in (root, child, below, other)]
+        assert states == [State.RUNNING, State.CANCELLED, State.CANCELLED, State.QUEUED]
+        with pytest.raises(CancelAsked):
+            await store.begin(run.claim, head(run.id, 1))
+        await store.record(run.claim, head(run.id, 1), DONE)  # what was done is still written down
+        left = await store.leave(run.claim, Waits(WaitFor.TIME, 1))
+        assert left.state is State.CANCELLED
+        assert (await store.cancel(root.id)).ended_at == left.ended_at
+        with pytest.raises(NotFound):
+            await store.cancel(uuid4())
+
+    async def test_a_cancelled_run_of_a_dead_worker_ends(self, store: RunStore, pass_time: PassTime) -> None:
+        await store.add(new_run())
+        run = await claim_one(store, lease_s=1)
+        await store.cancel(run.id)
+        await pass_time(2)
+        assert [each.state for each in await store.recover()] == [State.CANCELLED]
+
+    async def test_retry_goes_on_at_the_last_step(self, store: RunStore) -> None:
+        await store.add(new_run())
+        run = await claim_one(store)
+        with pytest.raises(Conflict, match="is running"):
+            await store.retry(run.id)
+        await store.record(run.claim, head(run.id, 1), DONE)
+        await store.record(run.claim, head(run.id, 2), StepEnd(StepState.FAILED, error={"code": "x"}))
+        await store.leave(run.claim, Ended(State.FAILED, error={"code": "x"}, keep_s=60))
+        again = await store.retry(run.id)
+        assert (again.state, again.error, again.ended_at) == (State.QUEUED, None, None)
+        first, second = await store.steps(run.id)
+        assert (first.again, second.again) == (False, True)
+        claim = (await claim_one(store)).claim
+        await store.begin(claim, second.head)
+        assert [(step.state, step.again) for step in await store.steps(run.id)] == [
+            (StepState.DONE, False), (StepState.STARTED, False)
+        ]  # fmt: skip
+
+    async def test_a_person_decides_about_a_step_of_which_nobody_knows(self, store: RunStore) -> None:
+        await store.add(new_run())
+        run = await claim_one(store)
+        await store.record(run.claim, head(run.id, 1), StepEnd(StepState.UNKNOWN))
+        await store.leave(run.claim, Waits(WaitFor.APPROVAL))
+        assert (await store.retry(run.id)).state is State.QUEUED
+        (step,) = await store.steps(run.id)
+        assert (step.state, step.again, step.head.arguments) == (StepState.UNKNOWN, True, {"to": "ann"})
+
+    async def test_a_fork_begins_with_the_first_steps(self, store: RunStore) -> None:
+        await store.add(new_run(session="s", tags=("t",)))
+        run = await claim_one(store)
+        for position in (1, 2, 3):
+            await store.record(run.claim, head(run.id, position), DONE)
+        await store.begin(run.claim, head(run.id, 4))
+        fork = await store.fork(run.id, 2, uuid4(), code_version="2", asked_by="ann", key="f")
+        assert (fork.forked_from, fork.forked_steps, fork.code_version, fork.tags) == (run.id, 2, "2", ("t",))
+        assert (fork.state, fork.session, fork.root_id, fork.cost_nano) == (State.QUEUED, None, fork.id, 0)
+        steps = await store.steps(fork.id)
+        assert [(step.head.position, step.result, step.cost_nano) for step in steps] == [
+            (1, '{"ok":true}', 0), (2, '{"ok":true}', 0)
+        ]  # fmt: skip
+        assert (await store.fork(run.id, 2, uuid4(), code_version="2", asked_by="ann", key="f")).id == fork.id
+        with pytest.raises(IdempotencyConflict, match="not this fork"):
+            await store.fork(run.id, 1, uuid4(), code_version="2", asked_by="ann", key="f")
+        with pytest.raises(Conflict, match="does not have 4 steps"):
+            await store.fork(run.id, 4, uuid4(), code_version="2", asked_by=None)
+        with pytest.raises(NotFound):
+            await store.fork(uuid4(), 0, uuid4(), code_version="2", asked_by=None)
+
+    async def test_results_are_deleted_when_their_time_is_up(self, store: RunStore, pass_time: PassTime) -> None:
+        for _ in range(2):
+            await store.add(new_run())
+        for keep_s in (0, 50):
+            run = await claim_one(store)
+            await store.record(run.claim, head(run.id, 1), DONE)
+            await store.leave(run.claim, Ended(State.FAILED, output={"kept": True}, keep_s=keep_s))
+        assert await store.forget() == 1
+        assert await store.forget() == 0
+        assert [step.result for step in await store.steps(run.id)] == ['{"ok":true}']
+        await pass_time(51)
+        assert await store.forget() == 1
+        (step,) = await store.steps(run.id)
+        assert (step.result, step.head.arguments, step.head.arguments_digest, step.cost_nano) == (None, None, b"d", 5)
+        assert (await store.find(run.id)).output == {"kept": True}
+        for refused in (store.retry(run.id), store.fork(run.id, 1, uuid4(), code_version="1", asked_by=None)):
+            with pytest.raises(Conflict, match="deleted by now"):
+                await refused

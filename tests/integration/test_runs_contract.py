@@ -1,0 +1,33 @@
+"""The store of runs in Postgres passes the tests that every store must pass; its indexes are used."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+
+from agents.runs.in_postgres import PostgresRuns
+from tests.agents.runs.contract import PassTime, StoreContract
+
+
+@pytest.fixture
+def store(pool: asyncpg.Pool) -> PostgresRuns:
+    return PostgresRuns(pool)
+
+
+@pytest.fixture
+def pass_time(pool: asyncpg.Pool) -> PassTime:
+    """Moves the times in the tables back, because Postgres' clock cannot be set."""
+
+    async def forward(seconds: float) -> None:
+        await pool.execute(
+            "UPDATE work.runs SET lease_until = lease_until - $1 * interval '1 s', wake_at = wake_at - $1 * interval '1 s', "
+            "deadline_at = deadline_at - $1 * interval '1 s', forget_at = forget_at - $1 * interval '1 s', "
+            "queued_at = queued_at - $1 * interval '1 s'",
+            seconds,
+        )
+
+    return forward
+
+
+class TestInPostgres(StoreContract):
+    """The test cases are inherited."""
