@@ -160,6 +160,7 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
             lifetime_s=lifetime_s,
             busy_wait_s=settings.busy_wait_s,
             default_share=settings.default_share_percent * 100,
+            find_envelope=treasury.envelopes.find,
         ),
         settler=Settler(
             treasury=treasury,
@@ -224,7 +225,12 @@ def _money(
     )
     stack.push_async_callback(treasury.close)
     sweeper = Sweeper(
-        pools.calls, treasury, _price_by(prices.catalog), interval_s=settings.sweep_interval_s, observe=telemetry.sweep
+        pools.calls,
+        treasury,
+        _price_by(prices.catalog),
+        interval_s=settings.sweep_interval_s,
+        observe=telemetry.sweep,
+        envelopes=treasury.envelopes,
     )
     stack.push_async_callback(sweeper.close)
     return treasury, sweeper

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from uuid import UUID
 
 from llm_service.errors import (
     BudgetBusy,
@@ -12,10 +13,12 @@ from llm_service.errors import (
     BudgetPaced,
     BudgetTooSmall,
     BudgetUnusable,
+    EnvelopeClosed,
     ModelNotAllowed,
     NearLimit,
     NotAuthenticated,
     Paused,
+    RunBudgetSpent,
     TreasurerError,
 )
 from llm_service.money import format_decimal, format_dollars, format_percent, share_of
@@ -68,6 +71,8 @@ def check_allowed(principal: Principal, model: str, now: float) -> None:
 
 def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetime) -> TreasurerError:
     """The error for a call that a budget has no room for. `needed_nano` is the least that the call needs."""
+    if denial.envelope is not None:
+        return _of_run(principal, denial, denial.envelope, needed_nano)
     budget = next((budget for budget in principal.budgets if budget.id == denial.budget_id), None)
     name = budget.name if budget is not None else str(denial.budget_id)
     zone = budget.time_zone if budget is not None else "UTC"
@@ -116,6 +121,49 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
         f"{_of_which(denial, denial.left_nano)}, and this call needs at least {format_dollars(needed_nano)}. Try again "
         "when they have settled.",
         retry_after=max(1.0, min(2.0, until_reset)),
+        details=details,
+    )
+
+
+def _of_run(principal: Principal, denial: Denial, run: UUID, needed_nano: int) -> TreasurerError:
+    """The error for a call that its run, and no budget of its principal, has no room for."""
+    details: dict[str, object] = {"agent": principal.agent, "run": str(run)}
+    if denial.kind is DenialKind.ENVELOPE_CLOSED:
+        return EnvelopeClosed(
+            f"Run {run} of agent {principal.agent!r} may not spend: it is over, it waits, or its envelope has expired. "
+            "Nothing was spent. Resume it if it waits, or start another run.",
+            details=details,
+        )
+    if denial.kind is DenialKind.LOCKED:
+        return BudgetLocked(
+            f"Run {run} of agent {principal.agent!r} is locked by another transaction in the treasury's database (an open "
+            "session? see pg_stat_activity). Nothing was spent. Try again in a moment.",
+            retry_after=1,
+            details=details,
+        )
+    details |= {
+        "budget": format_decimal(denial.limit_nano),
+        "spent": format_decimal(denial.posted_nano),
+        "held": format_decimal(denial.pending_nano),
+        "left": format_decimal(denial.left_nano),
+        "needed": format_decimal(needed_nano),
+    }
+    figures = (
+        f"of {format_dollars(denial.limit_nano)}, {format_dollars(denial.posted_nano)} is spent or given to child runs, "
+        f"{format_dollars(denial.pending_nano)} is held by calls in flight, {format_dollars(denial.left_nano)} is left, and "
+        f"this call needs at least {format_dollars(needed_nano)}"
+    )
+    if denial.kind is DenialKind.RUN_BUSY:
+        return BudgetBusy(
+            f"Other calls of run {run} hold what is left of its budget: {figures}. Try again when they have settled.",
+            retry_after=2,
+            details=details,
+        )
+    used_up = denial.unspent_nano < share_of(denial.limit_nano, _USED_UP)
+    what = "has used up its budget" if used_up else "has less left of its budget than this call needs"
+    return RunBudgetSpent(
+        f"Run {run} of agent {principal.agent!r} {what}: {figures}. Ask for less, or have an administrator raise the run's "
+        "budget.",
         details=details,
     )
 
