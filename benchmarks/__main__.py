@@ -1,6 +1,7 @@
 """`make bench`: all measurements in one run, on this machine, each figure beside the one that it is compared with.
 
-Bounded in time and in number of calls; loopback only. `make bench ARGS=flags` also shows what each setting of LiteLLM
+The run is bounded in time and in number of calls, and uses only the loopback interface. `make bench ARGS=flags` also
+shows what each setting of LiteLLM
 Proxy gains. It starts the proxy once for each setting, so it takes some minutes.
 """
 
@@ -23,7 +24,7 @@ from llm_service.money import format_dollars
 
 
 async def main(sections: set[str]) -> None:
-    """Run these sections. Without a name: admission, growth, governed, streams, holds, assistants and memory."""
+    """Run the named sections, or else admission, growth, governed, streams, holds, assistants and memory."""
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="treasurer-bench-"))
     folder.chmod(0o755)

@@ -45,7 +45,7 @@ _LEAVE_S = 1.0
 _AFTER_S = 30.0
 #: How long to wait until every hold is settled. Without this limit, the wait could be as long as a hold lives.
 _SETTLED_S = 120.0
-#: A slow caller reads this much, then pauses for this long; its connection has small buffers.
+#: How much a slow caller reads before each pause, how long the pauses are, and the small buffers of its connection.
 _SIP_BYTES, _SIP_S, _RECEIVE_BYTES = 1024, 0.5, 16 * 1024
 _MOST_S = 30.0
 
@@ -99,7 +99,7 @@ class Crowd:
         return outcome
 
     async def play(self, name: str, caller: Callable[[Outcome, str, int], Coroutine[Any, Any, None]]) -> Outcome:
-        """Play a crowd of such callers with a bystander beside it, and collect the figures of both."""
+        """Play one crowd with a bystander beside it, and collect the figures of both."""
         outcome = Outcome(name, before_mib=self._rss_mib())
         key, bystander = await self._key(f"crowd-{name}"), await self._key(f"bystander-{name}")
         since = (await self._invoice(0))["last_seq"]

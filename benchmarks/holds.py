@@ -42,9 +42,10 @@ class Page:
     photo: int | None = None
 
 
-#: https://developers.openai.com/api/docs/pricing and /guides/images-vision: 4 tiles, or 32 × 24 patches × 1.62;
-#: https://platform.claude.com/docs/en/about-claude/pricing and /build-with-claude/vision: 37 × 28 patches;
-#: https://ai.google.dev/gemini-api/docs/pricing and /image-understanding: 4 tiles of 258.
+#: Prices, and the photograph's tokens, by these pages: https://developers.openai.com/api/docs/pricing and
+#: /guides/images-vision (4 tiles, or 32 × 24 patches × 1.62 tokens);
+#: https://platform.claude.com/docs/en/about-claude/pricing and /build-with-claude/vision (37 × 28 patches);
+#: https://ai.google.dev/gemini-api/docs/pricing and /image-understanding (4 tiles of 258 tokens).
 PAGES = {
     "gpt-4o": Page("2.50", "10.00", 85 + 4 * 170),
     "gpt-4o-mini": Page("0.15", "0.60", 2833 + 4 * 5667),
@@ -61,7 +62,8 @@ PAGES = {
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One model: hold and cost in nano-dollars. None for the photograph: its page has no rule for images."""
+    """The holds and costs of one model, in nano-dollars. The photograph's cost is None if the provider has no rule for
+    images."""
 
     model: str
     photo_held: int | None

@@ -10,7 +10,7 @@ from gateway.stack.state import running_state
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """The addresses of the parts that are processes, and the secret that grants are signed with."""
+    """The addresses of Postgres, Redis and LiteLLM Proxy, and the secret with which grants are signed."""
 
     database_url: str
     redis_url: str

@@ -31,7 +31,7 @@ def create_app(settings: Settings) -> App:
         version="1",
         lifespan=lifespan,
         redirect_slashes=False,  # a redirect would lead to the host that a forged Host header names
-        docs_url=None,  # those pages run scripts from a third party, and ask for an administrator's key
+        docs_url=None,  # FastAPI's pages run scripts of a third party, and ask for an administrator's key
         redoc_url=None,
     )
     errors.install(app)

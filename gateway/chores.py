@@ -17,7 +17,7 @@ Chore = Callable[[], Coroutine[Any, Any, None]]
 
 
 def begin(stack: AsyncExitStack, *chores: Chore) -> None:
-    """Run the chores until the stack is closed."""
+    """Run the chores until `stack` (an exit stack) is closed."""
     for chore in chores:
         stack.push_async_callback(_stop, asyncio.create_task(keep_running(chore)))
 

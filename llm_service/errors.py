@@ -12,7 +12,7 @@
     │   ├── Conflict              409  it exists already, or is in use
     │   │   └── EnvelopeConflict  409  another run has this id
     │   ├── EnvelopeClosed        409  the run is over, waits, or is unknown: it may not spend
-    │   ├── RunTooDeep            400  the run may not start a child: it is as deep in its tree as may be
+    │   ├── RunTooDeep            400  the run may not start a child, because it is already at the greatest depth
     │   ├── TooManyChildren       400  the run may not start another child
     │   └── IdempotencyConflict   409  the same key with another body, or the kept answer is gone
     ├── NotAuthenticated          401  missing, unknown, expired or revoked key
@@ -45,8 +45,8 @@
     └── UpstreamError             the provider's status, else 502
         └── UpstreamTimeout       504
 
-What must hold: a message says what happened, to whom, and what to do; it never holds a secret or
-a prompt. An error's HTTP body depends on the API, so it is made elsewhere (`wire/openai_errors.py`).
+What must hold: a message says what happened, to whom, and what to do; it never holds a secret or a prompt. An error's
+HTTP body depends on the API, so it is made elsewhere (`wire/openai_errors.py`).
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class EnvelopeConflict(Conflict):
 
 
 class EnvelopeClosed(InvalidRequest):
-    """A run that is over, that waits, or that nobody knows, may not spend."""
+    """The run may not spend, because it is over, waits, or is unknown."""
 
     status = 409
     code = "envelope_closed"
@@ -239,7 +239,7 @@ class BudgetTooSmall(Refused):
 
 
 class RunBudgetSpent(Refused):
-    """Too little is left of the run's own budget. More comes only from whoever gave the run its budget."""
+    """Too little is left of the run's own budget. Only the giver of this budget can raise it."""
 
     type = "insufficient_quota"
     code = "run_budget_spent"

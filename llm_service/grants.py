@@ -1,9 +1,8 @@
 """Grants: the signed permission for one request to LiteLLM Proxy. Standard library and PyJWT only.
 
-What must hold (invariant I3): the proxy serves nothing without a grant that our service signed,
-that has not expired, and that names exactly this path, this model and these bytes. The service signs and the plugin
-inside LiteLLM Proxy verifies, both with this module, so that they cannot drift apart. An error names the reason and
-never the token.
+What must hold (invariant I3): the proxy serves nothing without a grant that our service signed, that has not expired,
+and that names exactly this path, this model and these bytes. The service signs and the plugin inside LiteLLM Proxy
+verifies, both with this module, so that they cannot drift apart. An error names the reason and never the token.
 
 A grant is valid for one request: `UsedGrants` remembers used grants by their `jti` until they expire.
 """

@@ -7,8 +7,8 @@ messages, tools or usage, and nothing here knows a price: `usage.cost` is what t
 that `UsageLimits(cost_limit=…)` enforces Treasurer's own figure.
 
 Refusals reach the agent as they are (`BudgetExhausted`, `RateLimited`, `Paused` …): catch them by type.
-They are deliberately not `ModelAPIError`s: so nothing in PydanticAI retries them, and no `FallbackModel` catches
-them, because another model would draw on the same budget and the service chooses the chain of models. An
+They are deliberately not `ModelAPIError`s, so that nothing in PydanticAI retries them and no `FallbackModel` catches
+them. Another model would draw on the same budget, and the service already chooses the chain of models. An
 agent that needs a fallback sets `FallbackModel(…, fallback_on=(ModelAPIError, UpstreamError))`.
 """
 
@@ -60,7 +60,7 @@ class StreamedAnswer(Protocol):
 
 
 class GovernedService(Protocol):
-    """The part of `LLMService` that a model needs. Both raise `TreasurerError`s."""
+    """The part of `LLMService` that a model needs. Both methods raise `TreasurerError`s."""
 
     async def complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer: ...
     async def stream(self, body: bytes, principal: Principal, context: CallContext) -> StreamedAnswer: ...
@@ -68,7 +68,7 @@ class GovernedService(Protocol):
 
 @dataclass(slots=True)
 class Tally:
-    """The calls through one `GovernedModel` and their cost in nano-dollars, also if the run failed."""
+    """The calls through one `GovernedModel` and their cost in nano-dollars, even if the run failed."""
 
     calls: int = 0
     cost_nano: int = 0
@@ -180,7 +180,7 @@ class GovernedModel(WrapperModel):
 
 
 def governed_profile(model_name: str) -> ModelProfile:
-    """How to speak OpenAI's chat format to any model behind LiteLLM, by its name with or without a prefix.
+    """PydanticAI's profile for any model behind LiteLLM, in OpenAI's chat format. `name` may have a prefix.
 
     Parameters that only some providers accept are not sent: strict schemas and `max_completion_tokens` go to
     OpenAI's own models only. Tools that run at the provider are off, because they are billed by use, which no hold can
@@ -194,7 +194,7 @@ def governed_profile(model_name: str) -> ModelProfile:
         openai_chat_supports_multiple_system_messages=is_openai,
         openai_supports_strict_tool_definition=is_openai,
         openai_chat_supports_max_completion_tokens=is_openai,
-        openai_chat_streaming_requires_finish_reason=True,  # LiteLLM always sends one: a stream without it was cut
+        openai_chat_streaming_requires_finish_reason=True,  # LiteLLM always sends one, so a stream without it was cut
     )
     return merge_profile(openai_model_profile(name), ours)
 
@@ -292,7 +292,7 @@ class _Events(httpx2.AsyncByteStream):
                 chunk = await anext(chunks)
             except StopAsyncIteration:
                 if self._closed:
-                    raise httpx2.StreamClosed from None  # as a socket does: so PydanticAI sees a cut, not an end
+                    raise httpx2.StreamClosed from None  # like a broken socket, so that PydanticAI sees a cut
                 return
             except asyncio.CancelledError:
                 if self._interrupted is not None and reader is not None and reader.uncancel() == 0:
@@ -317,7 +317,7 @@ class _Events(httpx2.AsyncByteStream):
 
 
 def _read_timeout_s(request: httpx2.Request) -> float | None:
-    """The agent's `ModelSettings(timeout=…)`, if it sets one. The service's own timeouts apply besides."""
+    """The agent's `ModelSettings(timeout=…)`, if it sets one. The service's own timeouts apply as well."""
     timeouts = cast(Mapping[str, float | None], request.extensions.get("timeout", {}))
     return timeouts.get("read")
 

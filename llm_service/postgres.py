@@ -2,9 +2,9 @@
 
 What must hold:
   "Postgres is away" is decided here and nowhere else.
-  It is said of a database that is away, and of nothing else: a pool without a free connection, a lock that another
-      transaction keeps, a statement that took too long, a full disk and a database that was not migrated each have their
-      own error, because each has another remedy.
+  This error means only that. A pool without a free connection, a lock that another transaction keeps, a statement that
+      took too long, a full disk and a database that was not migrated each have their own error, because each has
+      another remedy.
   A driver's error never reaches a caller: what Postgres raises becomes an error of `llm_service.errors`.
   Every wait for a connection has an end.
   A server of a version on which the treasury's SQL was never tested is refused; the error names the version.
@@ -52,18 +52,18 @@ AWAY = (
 )
 
 
-#: The errors of our statements if the schema is not this version's. A mistake in a statement would raise them too, so
-#: the message quotes the server on what is missing.
+#: The errors of our statements if the schema is of another version. A mistake in a statement would raise them too, so
+#: the message quotes what the server reports as missing.
 MISSING = (
     asyncpg.UndefinedTableError,
     asyncpg.UndefinedFunctionError,
     asyncpg.UndefinedColumnError,
-    asyncpg.UndefinedObjectError,  # a type
+    asyncpg.UndefinedObjectError,  # a missing type
 )
 
 
 class PoolExhausted(Exception):
-    """All connections of a pool were in use for as long as the caller waited. `size` is how many the pool has."""
+    """All connections of a pool were in use for as long as the caller waited. The pool has `size` connections."""
 
     def __init__(self, size: int) -> None:
         super().__init__(f"all {size} connections are in use")
@@ -72,7 +72,7 @@ class PoolExhausted(Exception):
 
 #: The errors that `explain` translates.
 POSTGRES_ERRORS = (*AWAY, *MISSING, asyncpg.LockNotAvailableError, PoolExhausted)
-#: Every error that a statement can raise, our own mistakes included: for work that goes on in any case.
+#: Every error that a statement can raise, including our own mistakes, for work that must go on after any error.
 ANY_POSTGRES_ERROR = (asyncpg.PostgresError, *POSTGRES_ERRORS)
 
 _CAUSES: tuple[tuple[type[BaseException], str], ...] = (
@@ -91,7 +91,8 @@ _CAUSES: tuple[tuple[type[BaseException], str], ...] = (
 _WAIT_S = 5.0
 _READING_WAIT_S = 2.0
 _SETTINGS_S = 5.0
-#: Sorting a hundred thousand ledger rows for a percentile fits in memory; a million spills, and still works.
+#: With this, a hundred thousand ledger rows are sorted in memory for a percentile. A million rows go to disk, and still
+#: work.
 _WORK_MEM = "64MB"
 
 
@@ -231,7 +232,7 @@ async def borrowed(pool: asyncpg.Pool, wait_s: float = _WAIT_S) -> AsyncIterator
 def _closed(connection: asyncpg.Connection) -> bool:
     try:
         return connection.is_closed()
-    except asyncpg.InterfaceError:  # the pool has taken it back
+    except asyncpg.InterfaceError:  # the pool has already taken the connection back
         return True
 
 
@@ -275,6 +276,6 @@ async def snapshot(
             )
             yield connection
     except asyncpg.ReadOnlySQLTransactionError:
-        raise  # a write in here is a mistake of ours
+        raise  # a write in this transaction is our own mistake
     except POSTGRES_ERRORS as error:
         raise explain(error, reading=reading, bound_s=timeout_s) from error

@@ -1,9 +1,9 @@
 """The frozen values that a governed call is made of. Pure data: no I/O, no clock, no defaults from settings.
 
 Vocabulary (one word per thing): a *principal* is who is spending; a *hold* is money set aside for
-one attempt of one call, *pending* and then *posted*, *voided* or *expired*; a *window* is one
-period of one budget; a *grant* is the signed permission for one upstream request; an *envelope* is money held for a
-whole run, on which the run's calls draw.
+one attempt of one call, *pending* and then *posted*, *voided* or *expired*; a *window* is one period of one budget; a
+*grant* is the signed permission for one upstream request; an *envelope* is money held for a whole run, on which the
+run's calls draw.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ class CostSource(StrEnum):
     UPSTREAM = "upstream"  # the figure of the upstream's own price list, which was above that of our rate card
     ESTIMATE = "estimate"  # our rate card, for a usage that was counted
     HOLD = "hold"  # all of the hold, because nothing shows what was bought
+    REPRICED = "repriced"  # a later rate card, for the same usage: an operator has corrected a price that was wrong
 
 
 class ExpiryPolicy(StrEnum):
@@ -227,9 +228,9 @@ class RateLimit:
 class Principal:
     """The one who pays: organisation → team → agent → key, with the budgets, limits and routes of one epoch.
 
-    `paused` names the scope that is paused ("team research"), if any. `models` are the patterns
-    of models that the key may use; empty means all. `epoch` is the version of the configuration at which the principal
-    was read. Admission refuses a principal of an older epoch, which is then read again.
+    `paused` names the scope that is paused ("team research"), if any. `models` are the patterns of models that the key
+    may use; empty means all. `epoch` is the version of the configuration at which the principal was read. Admission
+    refuses a principal of an older epoch, which is then read again.
     `ends_at` is when the key expires, in seconds of this process's monotonic clock; None: never.
     """
 

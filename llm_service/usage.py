@@ -1,5 +1,4 @@
-"""The usage of a call: how a provider's report is read, which reports are believed, and the margins added to a count.
-Pure.
+"""The usage of a call: reads providers' reports, decides which are believed, and adds margins to counts. Pure.
 
 What must hold:
   A report that cannot be true is not believed (I2):
@@ -142,8 +141,7 @@ def more_usage(usage: Usage) -> dict[str, int | str]:
 
 def read_columns(columns: Mapping[str, int], more: Mapping[str, Any]) -> Usage:
     """The usage of a row: its columns, and its `more_usage`. A field that is unknown or has an unexpected type is left
-    out,
-    because another version of Treasurer may have written the row.
+    out, because another version of Treasurer may have written the row.
     """
     known: dict[str, Any] = {
         name: more[name] for name in _MORE if type(more.get(name)) is type(getattr(_NOTHING, name))

@@ -8,7 +8,7 @@ What must hold:
   reached a provider and never will, whatever a load balancer has answered and however the connection broke (I2).
 
 A proxy first records uses in files (`grants.UsedGrants`), so that a second use at the same proxy is refused without
-asking Postgres. The calls that arrive while one statement is under way go together in the next one. This does not
+asking Postgres. Grants that arrive while one statement is under way go together into the next one. This does not
 use `treasury/batch.py`, because a group here fails as a whole, within one time limit: if it were tried again grant by
 grant, a use that was recorded the first time would be refused as a second one. Also, a second use is refused at once if
 the first one is still waiting.
@@ -125,7 +125,7 @@ class SharedUses:
         connection = await self._open()
         try:
             rows = await connection.fetch(_USE, *columns)
-        except asyncpg.UndefinedTableError:  # the database is older than this proxy, and has no such table
+        except asyncpg.UndefinedTableError:  # an older database has no such table: only the files are checked
             return {(grant.call_id, grant.attempt) for grant in grants}
         return {(row["call_id"], row["attempt"]) for row in rows}
 

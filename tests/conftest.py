@@ -1,4 +1,4 @@
-"""Fixtures that all tests share: the real servers, started once a session, and a fresh database each test."""
+"""Fixtures that all tests share: the real servers, started once in a session, and a fresh database for each test."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.processes import OTHER_POSTGRES, copy_of_database, running_postgres, 
 
 pydantic_ai.models.ALLOW_MODEL_REQUESTS = False  # a test that would reach a real provider fails instead
 
-# Hypothesis' own limits of time would be assertions about how busy the machine is.
+# Hypothesis' own time limits are off, because they would fail on a busy machine.
 settings.register_profile("treasurer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("quick", settings.get_profile("treasurer"), max_examples=20)  # make test-quick
 settings.load_profile("treasurer")
@@ -213,7 +213,7 @@ async def pool(database_url: str) -> AsyncIterator[asyncpg.Pool]:
 
 @pytest.fixture(scope="session")
 def redis_server(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[EmbeddedRedis]:
-    """One embedded Redis a session."""
+    """One embedded Redis for the whole session."""
     server = EmbeddedRedis(service_dir / "redis", free_port(), secrets.token_urlsafe(16))
     server.prepare()
     log = server.directory / "redis.log"

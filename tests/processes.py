@@ -17,7 +17,8 @@ import pytest
 
 from gateway.stack.postgres import EmbeddedPostgres
 
-#: Names the folder of another PostgreSQL's programs that the tests run on (tests/integration/test_postgres_versions.py).
+#: The variable with the folder of another PostgreSQL, if the tests are to use that
+#: (integration/test_postgres_versions.py).
 OTHER_POSTGRES = "TREASURER_TEST_POSTGRES"
 
 _numbers = itertools.count(1)
@@ -27,7 +28,7 @@ _numbers = itertools.count(1)
 def running_postgres(
     server: EmbeddedPostgres, log: Path, stop_with_us: Callable[[int], None], environ: Mapping[str, str] | None = None
 ) -> Iterator[EmbeddedPostgres]:
-    """An embedded PostgreSQL for the time of the block; `environ` is laid over the server's own environment."""
+    """An embedded PostgreSQL that runs during the block. `environ` is added to the server's environment."""
     server.prepare()
     with log.open("wb") as out:
         process = subprocess.Popen(
@@ -45,13 +46,14 @@ def running_postgres(
         wait_until(server.ready, process, log)
         yield server
     finally:
-        process.send_signal(signal.SIGINT)  # fast shutdown: does not wait for clients
+        process.send_signal(signal.SIGINT)  # a fast shutdown, which does not wait for clients
         stop(process)
 
 
 @asynccontextmanager
 async def copy_of_database(server: EmbeddedPostgres, template: str) -> AsyncIterator[str]:
-    """The address of a copy of `template`, dropped at the end of the block. Copying files is quicker than by the log."""
+    """The address of a copy of `template`, dropped at the end of the block. Copying files is faster than the default,
+    which writes the copy to the log."""
     name = f"copy_{os.getpid()}_{next(_numbers)}"
     await _execute(server, f'CREATE DATABASE "{name}" TEMPLATE "{template}" STRATEGY FILE_COPY')
     yield server.url(name)
@@ -67,7 +69,7 @@ async def _execute(server: EmbeddedPostgres, statement: str) -> None:
 
 
 def wait_until(ready: Callable[[], Awaitable[bool]], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Return once a server is ready; fail the test where it ends, or takes more than half a minute."""
+    """Return once a server is ready. Fail the test if the server ends, or takes more than half a minute."""
     deadline = time.monotonic() + 30
     while not asyncio.run(_bool(ready)):
         if process.poll() is not None or time.monotonic() > deadline:
@@ -80,7 +82,7 @@ async def _bool(ready: Callable[[], Awaitable[bool]]) -> bool:
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
-    """SIGTERM, and SIGKILL ten seconds later."""
+    """Send SIGTERM, and ten seconds later SIGKILL if that was not enough."""
     process.terminate()
     try:
         process.wait(10)

@@ -1,4 +1,5 @@
-"""The documents name what exists: the rooms of docs/architecture.md, the checks of the audit, every path that a page mentions."""
+"""Everything that the documents name exists: the folders of docs/architecture.md, the checks of the audit, and all
+paths."""
 
 from __future__ import annotations
 
@@ -17,12 +18,12 @@ PAGES = [
     *sorted((ROOT / "docs").rglob("*.md")),
     ROOT / "benchmarks" / "overspend" / "README.md",
 ]
-#: What a page calls `a/b.py`: a path from the root, or from one of these folders.
+#: A path on a page is relative to the root or to one of these folders.
 BASES = ("", *PACKAGES, "tests")
 
 
 def all_files() -> set[PurePosixPath]:
-    """Every file of the repository; not environments, caches and data, whose folders begin with a dot."""
+    """Every file of the repository, without environments, caches and data, whose folders begin with a dot."""
     found: set[PurePosixPath] = set()
     for top in ROOT.iterdir():
         if top.is_dir() and not top.name.startswith("."):
@@ -33,7 +34,8 @@ def all_files() -> set[PurePosixPath]:
 
 
 def rooms_of_the_page() -> set[PurePosixPath]:
-    """The tree of docs/architecture.md: two spaces of indentation for each level, folders with a slash at the end."""
+    """The paths in the tree of docs/architecture.md, where two spaces indent each level, and a folder ends with a
+    slash."""
     page = (ROOT / "docs" / "architecture.md").read_text("utf-8")
     block = re.search(r"<!-- rooms -->\n```text\n(.*?)```", page, re.DOTALL)
     assert block is not None, "docs/architecture.md has no tree of rooms"
@@ -81,7 +83,7 @@ def test_every_file_that_a_page_names_exists(page: Path) -> None:
 
 
 def exists(name: str, page: Path, files: set[PurePosixPath]) -> bool:
-    """A path with a folder is looked for from each base; a bare name is a file anywhere."""
+    """Whether a file exists: a path with a folder is looked up from each base, and a bare name may be in any folder."""
     if "/" not in name:
         return any(file.name == name for file in files)
     named = PurePosixPath(name)

@@ -1,6 +1,6 @@
-"""Runs: what agents do, as rows. Their steps happen once, any worker takes them up again, and their end is recorded.
+"""Runs record what agents do, as rows. A step happens once, any worker can continue a run, and its end is recorded.
 
-record.py        the types: Run, Step, Claim, and what a run may end or wait as
+record.py the types: Run, Step, Claim, and the ways in which a run ends or waits
 store.py         the protocol of a store of runs, and its errors
 in_postgres.py   the store: statements in sql/
 in_memory.py     the same in memory, for tests

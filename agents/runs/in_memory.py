@@ -44,7 +44,7 @@ class InMemoryRuns:
         self._runs: dict[UUID, Run] = {}
         self._steps: dict[UUID, dict[int, Step]] = {}
         self._limits: dict[str | int, int] = {}
-        self._queued: dict[UUID, datetime] = {}  # since when, which a run that is taken up again keeps
+        self._queued: dict[UUID, datetime] = {}  # queued since; a run that is taken up again keeps this time
         self._limit_of: dict[UUID, timedelta] = {}
         self._forget: dict[UUID, datetime] = {}
         self._later = timedelta()
@@ -258,7 +258,7 @@ class InMemoryRuns:
             else:
                 continue
             left = self._leave(run, outcome)
-            if isinstance(outcome, HandsOver):  # a crash counts as an attempt, unlike a run that is handed over
+            if isinstance(outcome, HandsOver):  # a crash counts as an attempt, but handing a run over does not
                 attempt = run.attempt if lost and not progressed else 0
                 left = self._runs[run.id] = replace(left, attempt=attempt, error=run.error)
             recovered.append(Recovered(run.id, run.agent, left.state))

@@ -1,7 +1,7 @@
 """The store of runs in Postgres (schema `work`). Each method is one statement, in `sql/`.
 
-What must hold: as in `store.py`. A statement that checks a fence also locks the run's row, so that a claim of another
-worker comes before it or after it, and never in between.
+What must hold: as in `store.py`. A statement that checks a fence also locks the run's row, so that another worker's
+claim comes before or after the statement, and never during it.
 """
 
 from __future__ import annotations
@@ -215,7 +215,7 @@ class PostgresRuns:
 
 
 def check_same(found: Run, new: NewRun) -> None:
-    """Raises IdempotencyConflict: the run of this trigger's key is not the run that is asked for."""
+    """Raises IdempotencyConflict: the run that has this trigger's key differs from the run that is asked for."""
     if (found.agent, found.input) != (new.agent, json.loads(to_json(new.input))):
         raise IdempotencyConflict(
             f"Key {new.trigger_key!r} has started run {found.id} of agent {found.agent!r}, with another input. Use a new key "
@@ -225,7 +225,7 @@ def check_same(found: Run, new: NewRun) -> None:
 
 
 def check_same_fork(found: Run, run_id: UUID, steps: int) -> None:
-    """Raises IdempotencyConflict: the run of this key is not the fork that is asked for."""
+    """Raises IdempotencyConflict: the run that has this key differs from the fork that is asked for."""
     if (found.forked_from, found.forked_steps) != (run_id, steps):
         raise IdempotencyConflict(
             f"Key {found.trigger_key!r} has started run {found.id}, which is not this fork. Use a new key for another run.",
@@ -250,7 +250,7 @@ def cannot_retry(run: Run) -> Conflict:
 
 
 def cannot_fork(run: Run, steps: int) -> Conflict:
-    """The error for a run that has no such first steps to begin with."""
+    """The error for a run that lacks the first steps with which a fork should begin."""
     if run.forgotten:
         return Conflict(
             f"The results of run {run.id} are deleted by now, so nothing can begin with its first {steps} steps."

@@ -1,6 +1,6 @@
 """The frozen values that runs are made of. Pure data.
 
-A *run* is what an agent does for one request. A *step* is one thing that it does: a model request, a tool call. A *claim*
+A *run* is what an agent does for one request. A *step* is one part of a run: a model request or a tool call. A *claim*
 is a worker's right to write to a run: it lasts as long as its *lease*, and its *fence* is higher than that of each claim
 before it.
 """
@@ -24,11 +24,11 @@ class State(StrEnum):
     FAILED = "failed"
     CANCELLED = "cancelled"
     EXPIRED = "expired"  # its deadline passed
-    DEAD = "dead"  # every worker that took it up was gone before it recorded a step
+    DEAD = "dead"  # each worker that took the run up died before it recorded a step
 
     @property
     def ended(self) -> bool:
-        """Whether the run is over. It may be retried, unless it succeeded."""
+        """Whether the run is over. A run that did not succeed may be retried."""
         return self not in (State.QUEUED, State.RUNNING, State.WAITING)
 
 
@@ -49,7 +49,7 @@ class Trigger(StrEnum):
     SCHEDULE = "schedule"
     EVENT = "event"
     WEBHOOK = "webhook"
-    RUN = "run"  # its parent
+    RUN = "run"  # by the parent run
     FORK = "fork"
 
 
@@ -64,10 +64,10 @@ class Kind(StrEnum):
 
 
 class Policy(StrEnum):
-    """How a step is repeated if nobody knows whether it was done (invariant I8)."""
+    """What happens with a step if nobody knows whether it was done (invariant I8)."""
 
-    READ = "read"  # it changes nothing: do it again
-    KEY = "key"  # its receiver drops a repetition by its once key: do it again
+    READ = "read"  # the step changes nothing, so do it again
+    KEY = "key"  # the receiver ignores a second step with the same once key, so do it again
     VERIFY = "verify"  # a function finds out whether it was done
     ASK = "ask"  # a person decides
 
@@ -83,7 +83,7 @@ class StepState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
-    """A run to add. `trigger_key` names what started it: the same key again is the same run."""
+    """A run to add. `trigger_key` identifies the event that started it: the same key always gives the same run."""
 
     id: UUID
     agent: str
@@ -94,7 +94,7 @@ class NewRun:
     code_version: str
     trigger: Trigger = Trigger.REQUEST
     trigger_key: str | None = None
-    root_id: UUID | None = None  # None: the run is a root itself
+    root_id: UUID | None = None  # None: the run is itself a root
     parent_id: UUID | None = None
     session: str | None = None
     asked_by: str | None = None
@@ -109,7 +109,7 @@ class NewRun:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """A run as it is recorded. `cost_nano` is what its own steps cost; `lost_nano` the part that bought a lost answer."""
+    """A run as it is recorded. `cost_nano` is the cost of its own steps; `lost_nano` is the part for lost answers."""
 
     id: UUID
     number: int
@@ -179,7 +179,7 @@ class Renewed:
 
 @dataclass(frozen=True, slots=True)
 class StepHead:
-    """What a step is, before it is done. `arguments` are what a person is shown who has to decide."""
+    """A step before it is done. A person who has to decide about the step is shown `arguments`."""
 
     position: int
     name: str
@@ -193,7 +193,7 @@ class StepHead:
 
 @dataclass(frozen=True, slots=True)
 class StepEnd:
-    """What became of a step. `result` is JSON: of a step that is done only."""
+    """How a step ended. `result` is JSON, and only a step that is done has one."""
 
     state: StepState
     result: str | None = None
@@ -206,7 +206,7 @@ class StepEnd:
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step as it is recorded. `result` is JSON. `again`: a person has decided that it is to be done (again)."""
+    """A step as it is recorded. `result` is JSON. `again`: a person has decided that the step shall be done (again)."""
 
     head: StepHead
     state: StepState
@@ -233,7 +233,7 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """A worker lets go of a run that waits. With `wake_s` it is queued again after so many seconds."""
+    """A worker lets go of a run that waits. The run is queued again after `wake_s` seconds, if given."""
 
     wait_for: WaitFor
     wake_s: float | None = None
@@ -242,7 +242,7 @@ class Waits:
 
 @dataclass(frozen=True, slots=True)
 class HandsOver:
-    """A worker lets go of a run that another one is to take up."""
+    """A worker lets go of a run so that another worker takes it up."""
 
 
 Outcome = Ended | Waits | HandsOver
@@ -250,7 +250,7 @@ Outcome = Ended | Waits | HandsOver
 
 @dataclass(frozen=True, slots=True)
 class Recovered:
-    """A run that nobody held, or that was due, and its state now."""
+    """A run without a worker, or one that was due, and its new state."""
 
     run_id: UUID
     agent: str

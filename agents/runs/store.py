@@ -1,12 +1,12 @@
-"""Where runs are recorded: the protocol that the store in Postgres and the one in memory both keep.
+"""The protocol of a store of runs. The store in Postgres and the store in memory both implement it.
 
 What must hold:
-  A trigger's key has one run.
-  One worker at a time holds a run: claims skip what another holds, and each raises the run's fence.
-  Every write to a run or its steps checks the claim's fence in the same statement. A worker that has lost its run changes
-      nothing, and starts no effect, because its intent is such a write.
+  There is one run for each trigger's key.
+  One worker at a time holds a run: claims skip runs that another worker holds, and each claim raises the run's fence.
+  Every write to a run or its steps checks the claim's fence in the same statement. A worker that has lost its run
+      changes nothing. It also starts no effect, because it has to write its intent first.
   A step that is done stays as it is.
-  A claim keeps to the limits of agents and teams, and a session's runs go on one after another.
+  Claims respect the limits of agents and teams, and the runs of a session are made one after another.
   A run ends once; only a person's `retry` opens it again.
 """
 
@@ -18,16 +18,16 @@ from uuid import UUID
 
 from agents.runs.record import Claim, NewRun, Outcome, Recovered, Renewed, Run, RunFilter, Step, StepEnd, StepHead
 
-#: How long a worker may be silent until another one takes up its runs.
+#: How many seconds a worker may be silent until another one takes up its runs.
 LEASE_S = 15.0
-#: Claims in a row that recorded no step, until a run is dead.
+#: After this many claims in a row that recorded no step, a run is dead.
 MOST_ATTEMPTS = 5
 #: How long the results of a run's steps are kept if it did not succeed, for a retry or a fork.
 KEEP_FAILED_S = 7 * 86_400.0
 
 
 class LeaseLost(Exception):
-    """The claim is over: another worker has the run, or nobody has. Nothing was written."""
+    """The claim is over: another worker or nobody has the run now. Nothing was written."""
 
 
 class CancelAsked(Exception):
@@ -38,10 +38,10 @@ class RunStore(Protocol):
     """All methods raise `TreasuryUnavailable` if Postgres is away."""
 
     async def add(self, new: NewRun) -> Run:
-        """Record a run. If its trigger's key has one already, that one is returned, whose id is another.
+        """Record a run. If its trigger's key already has a run, returns that one, which has another id.
 
         Raises:
-            IdempotencyConflict: the run of this key is of another agent or has another input.
+            IdempotencyConflict: the run with this key has another agent or another input.
         """
         ...
 
@@ -78,20 +78,20 @@ class RunStore(Protocol):
         ...
 
     async def recover(self, *, most: int = 500, most_attempts: int = MOST_ATTEMPTS) -> list[Recovered]:
-        """Queue the runs whose lease has ended or whose time to wait is over; end those that are late, cancelled or dead."""
+        """Queue runs whose lease has ended or whose waiting time is over; end runs that are late, cancelled or dead."""
         ...
 
     async def cancel(self, run_id: UUID) -> Run:
-        """Cancel a run and all below it. Does nothing to one that has ended. Raises NotFound."""
+        """Cancel a run and all runs below it. Runs that have ended stay as they are. Raises NotFound."""
         ...
 
     async def retry(self, run_id: UUID) -> Run:
-        """Queue a run again that ended without success, or that waits; it goes on at its last step.
+        """Queue a run again that ended without success, or that waits. It continues at its last step.
 
-        A person has decided: a step that failed, or that may have been done, is done (again).
+        A person has decided that, so a step that failed, or that may have been done, is done (again).
 
         Raises:
-            NotFound. Conflict: it succeeded, is under way, or its steps' results are deleted.
+            NotFound. Conflict: the run succeeded, is under way, or the results of its steps are deleted.
         """
         ...
 
@@ -101,14 +101,14 @@ class RunStore(Protocol):
         """A new run that begins with the first `steps` steps of another.
 
         Raises:
-            NotFound. Conflict: it has not so many steps that are done, or their results are deleted.
+            NotFound. Conflict: the run has fewer steps that are done, or their results are deleted.
         """
         ...
 
     async def forget(self) -> int:
-        """Delete the results of steps whose time is up. Returns of how many runs; call it again until it is none."""
+        """Delete the results of steps whose time is up. Returns for how many runs; repeat the call until it returns 0."""
         ...
 
     async def limit(self, most: int | None, *, agent: str | None = None, team_id: int | None = None) -> None:
-        """How many runs of an agent, or of a team, go on at once; None: any number."""
+        """Limit how many runs of an agent, or of a team, are under way at once; None: any number."""
         ...

@@ -48,7 +48,7 @@ class Adapter(Protocol):
     """A gateway. `start` is called first and `stop` last, whatever happens between them."""
 
     name: str
-    #: How long after the last call the books may still change: the longest life of a hold that a crash leaves.
+    #: For how many seconds after the last call the books may change: as long as a hold lives that a crash has left.
     settle_s: float
     #: What the gateway serves here: "one rate" is OpenAI's gpt-4o-mini; other models are named by provider ("openai",
     #: "anthropic", "google", "perplexity", "openrouter", "deepseek"). "own prices": an operator's configuration may name a
@@ -56,7 +56,8 @@ class Adapter(Protocol):
     serves: frozenset[str]
 
     async def start(self, provider_url: str, folder: Path, replicas: int) -> None:
-        """Start so many instances; the simulated provider serves every model. The adapter may write to `folder`."""
+        """Start this number of instances. The simulated provider serves every model. The adapter may write to
+        `folder`."""
         ...
 
     @property

@@ -20,7 +20,7 @@ import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 _TIMEOUT_S = 30.0
-#: How a gateway refuses a call because of a budget or a rate limit. Some use 400 or 422; then the message decides.
+#: The statuses of refusals because of a budget or a rate limit. Some gateways use 400 or 422; then the message decides.
 _REFUSALS = frozenset({402, 403, 429})
 #: How the simulated provider's own refusals begin; a gateway passes them on.
 _PROVIDER_SAID = "simulated error"

@@ -109,8 +109,8 @@ async def at_rest(adapter: Adapter, account: Account) -> Books | None:
 
 
 async def _unused_nano(field: Field, later: Later, left_nano: int) -> int | None:
-    """What is left of the limit, if no later call that would fit is answered; otherwise nothing. None: too little is
-    left for any call.
+    """The rest of the limit if later calls would fit but none is answered, otherwise 0. None: the rest is too small for
+    a call.
     """
     probe = later()
     if left_nano < ROOM * probe.cost_nano:

@@ -62,7 +62,8 @@ async def burst(field: Field) -> Later:
 
 
 async def replicas(field: Field) -> Later:
-    """The same burst, spread over two instances. If each instance keeps the budget for itself, it is spent twice."""
+    """The burst of 64 callers, spread over two instances. If each instance keeps the budget for itself, it is spent
+    twice."""
     return await _burst(field, instances=field.instances)
 
 
@@ -77,7 +78,8 @@ async def _burst(field: Field, instances: int) -> Later:
 
 
 async def dense_scripts(field: Field) -> Later:
-    """Long prompts in Japanese, emoji and Arabic, where characters divided by four are half of the tokens, or less."""
+    """Long prompts in Japanese, emoji and Arabic. An estimate of a token for four characters finds half of them, or
+    fewer."""
     texts = [JAPANESE * 40, EMOJI * 120, ARABIC * 25]
 
     def ask() -> Ask:
@@ -138,7 +140,8 @@ async def left_by_a_crowd(field: Field) -> Later:
 
 
 async def left_by_a_crowd_paced(field: Field) -> Later:
-    """The same, but the provider generates 60 tokens a second, and stops when its connection is closed."""
+    """24 callers leave long streams, as before, but the provider generates only 60 tokens a second, and stops when its
+    connection is closed."""
     return await _crowd(field, {"chunk_tokens": 1, "tokens_per_s": 60.0})
 
 
@@ -199,7 +202,8 @@ async def provider_fails_first(field: Field) -> Later:
 
 
 async def provider_down(field: Field) -> Later:
-    """A provider answers 60 calls with unbilled errors only. No money is spent, and all of it must be left afterwards."""
+    """A provider answers 60 calls with unbilled errors only. No money is spent, and the whole budget must be left
+    afterwards."""
     return await _faulty(field, [{"status": 500}, {"status": 429}, {"status": 503}], 60)
 
 
@@ -319,7 +323,7 @@ async def several_choices(field: Field) -> Later:
 
 async def built_in_search(field: Field) -> Later:
     """A model that searches by itself: one search a call, at ten times the price of its tokens. A gateway that prices
-    tokens serves ten times as many calls as the budget has.
+    only tokens serves ten times as many calls as the budget can pay for.
     """
 
     def ask() -> Ask:

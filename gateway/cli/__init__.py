@@ -52,6 +52,8 @@ ENTRIES = {
     "models": Entry("models", "models", "The models with their prices, other charges and limits, and why a model is not served."),
     "audit": Entry("audit", "audit_command", "Recompute the books and name each difference. Exit code 4 when there is one."),
     "acknowledge": Entry("acknowledge", "acknowledge", "Acknowledge that Treasurer and LiteLLM price a model differently, so that the audit no longer reports it."),
+    "reprice": Entry("reprice", "reprice", "Correct what calls of a model were charged, after its price was wrong. Without --apply, a dry run."),
+    "invoice": Entry("invoices", "commands", "Invoices of providers: the audit compares them with the ledger."),
     "changes": Entry("changes", "changes", "The log of changes: who, what, before, after; the newest first."),
     "simulate": Entry("simulate", "simulate", "Replay a period of the ledger under another policy: what would have been refused, downgraded, saved."),
     "organisation": Entry("organisations", "commands", "Organisations: the widest scope."),

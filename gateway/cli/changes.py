@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 _HIDDEN = {"id", "created_at"}
 #: The same kinds as `change_log.KINDS`, for the help text (a test compares the two).
 _KINDS = (
-    "organisations, teams, agents, api_keys, budgets, top_ups, rate_limits, routes, price_acknowledgements, breakers"
+    "organisations, teams, agents, api_keys, budgets, top_ups, rate_limits, routes, price_acknowledgements, "
+    "repricings, invoices, breakers"
 )
 
 

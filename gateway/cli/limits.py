@@ -41,7 +41,7 @@ def set_limit(
     concurrent: Annotated[int | None, typer.Option("--concurrent", help="Calls in flight.")] = None,
     json: AsJson = False,
 ) -> None:
-    """Set a rate limit. It replaces the one that the same subject and model had."""
+    """Set a rate limit. It replaces an earlier limit of the same subject and model."""
     from llm_service.administration import limits
 
     new = checked(

@@ -1,4 +1,4 @@
-"""`treasurer organisation`: the widest scope. Its teams: `teams.py`."""
+"""`treasurer organisation`: the widest scope. (`teams.py` has the teams of an organisation.)"""
 
 from __future__ import annotations
 

@@ -129,6 +129,8 @@ def _columns(rows: list[Figures], total: Figures) -> dict[str, list[str]]:
         "tokens in": [f"{figures.input_tokens:,}" for figures in every],
         "out": [f"{figures.output_tokens:,}" for figures in every],
     }
+    if any(figures.estimated_nano for figures in every):
+        columns["estimated"] = [format_estimated(figures) for figures in every]
     if total.cached_tokens:
         columns["cached"] = [f"{figures.cached_tokens:,}" for figures in every]
     if total.cache_write_tokens:
@@ -144,6 +146,14 @@ def _columns(rows: list[Figures], total: Figures) -> dict[str, list[str]]:
         columns["p50"] = [format_milliseconds(figures.latency_p50_ms) for figures in every]
         columns["p95"] = [format_milliseconds(figures.latency_p95_ms) for figures in every]
     return columns
+
+
+def format_estimated(figures: Figures) -> str:
+    """The part of a cost that was estimated, with its share of the whole."""
+    if not figures.estimated_nano:
+        return ""
+    share = f" ({figures.estimated_nano / figures.cost_nano:.1%})" if figures.cost_nano else ""
+    return f"{format_dollars(figures.estimated_nano)}{share}"
 
 
 def format_milliseconds(value: float | None) -> str:

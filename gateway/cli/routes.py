@@ -105,7 +105,7 @@ def set_route(
     bills_errors: _BillsErrors = None,
     json: AsJson = False,
 ) -> None:
-    """Set a route. It replaces the one that the same subject and model had."""
+    """Set a route. It replaces an earlier route of the same subject and model."""
     from llm_service.administration import routes
 
     timeouts = {"connect_s": connect, "first_token_s": first_token, "silence_s": silence, "total_s": total}

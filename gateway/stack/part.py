@@ -35,7 +35,7 @@ _LONGEST_PAUSE_S = 30.0
 class PartState(StrEnum):
     """Where a part is in its life."""
 
-    WAITING = "waiting"  # until the parts that it needs are ready
+    WAITING = "waiting"  # it waits until the parts that it needs are ready
     PREPARING = "preparing"
     STARTING = "starting"
     READY = "ready"
@@ -85,7 +85,7 @@ class Part:
     stop_signal: signal.Signals = signal.SIGTERM
     start_timeout_s: float = 30.0
     stop_timeout_s: float = 5.0
-    answers: Callable[[], Awaitable[bool]] | None = None  # whether a running part answers; None: it is not asked
+    answers: Callable[[], Awaitable[bool]] | None = None  # checks whether a running part answers; None: no such check
     answers_every_s: float = 5.0
     patience_s: float = 120.0  # after so long without an answer it is started again
     remark: Callable[[], Awaitable[str]] | None = None  # a warning about a part that is ready, or ""

@@ -335,7 +335,7 @@ def _proxy_part(site: _Site) -> Part:
         start_detail="imports LiteLLM: 10 to 30 s",
         directory=folder,
         start_timeout_s=180,
-        stop_timeout_s=4,  # its workers end within a second; LiteLLM then waits ten seconds for nothing
+        stop_timeout_s=4,  # LiteLLM's workers end within a second, and then it waits ten seconds for nothing
     )
 
 

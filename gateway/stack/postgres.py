@@ -27,7 +27,7 @@ import asyncpg
 from llm_service.postgres import ANY_POSTGRES_ERROR
 
 _USER = "treasurer"
-_ACCOUNT = "pgserver"  # the name that the wheel's own launcher uses: one account on the machine, not two
+_ACCOUNT = "pgserver"  # the wheel's own launcher uses this account too, so the machine has only one
 _SHARED = Path("/var/lib/treasurer")
 _TUNING = {
     "max_connections": "200",

@@ -1,4 +1,4 @@
-"""The embedded Redis: pace, never money.
+"""The embedded Redis, which holds rate limits and other data about pace, and never money.
 
 What must hold:
 It listens on loopback only, and asks for a password.
@@ -66,7 +66,7 @@ class EmbeddedRedis:
     def command(self) -> list[str]:
         """The server as a foreground process."""
         file = str((self.directory / "redis.conf").resolve())
-        # Redis reads the name as a pattern. If it matched no file, Redis would start without our settings.
+        # Redis reads the file's name as a pattern, and starts without our settings if the pattern matches no file.
         return [str(redis_server()), re.sub(r"([*?\[\\])", r"\\\1", file)]
 
     async def ready(self) -> bool:

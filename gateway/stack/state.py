@@ -41,7 +41,7 @@ class StackState(BaseModel):
     proxy_master_key_file: Path
     admin_key_file: Path
     real: list[str]  # models that a real provider serves, or a server of the operator's
-    own: list[str] = []  # of these, the ones that only servers on this machine serve
+    own: list[str] = []  # the models of `real` that only servers on this machine serve
     simulated: list[str]  # models that the simulated provider serves
     pids: dict[str, int]  # by the name of the part: "postgres", "gateway-1", …
 

@@ -1,5 +1,4 @@
-"""Acknowledgements that Treasurer and LiteLLM price a model differently. The audit's rule prices_agree ignores these
-models.
+"""Acknowledgements that Treasurer and LiteLLM price a model differently: the audit's rule prices_agree ignores it.
 
 What must hold:
   An acknowledgement changes no price and no entry of the ledger.
@@ -11,26 +10,13 @@ What must hold:
 from __future__ import annotations
 
 from datetime import datetime, timedelta
-from typing import Annotated
 
 import asyncpg
-from pydantic import AfterValidator
 
-from llm_service.administration.inputs import DimensionValue, Input, View, When
+from llm_service.administration.inputs import DimensionValue, Input, Note, View, When
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import change, read
 from llm_service.treasury.queries import load_query
-
-
-def _note(value: str) -> str:
-    if not 1 <= len(value) <= 1000 or not value.isprintable() or value.isspace():
-        raise ValueError(
-            "a note is 1 to 1000 printable characters: why the difference is right, or what is done about it"
-        )
-    return value
-
-
-Note = Annotated[str, AfterValidator(_note)]
 
 
 class AcknowledgePrices(Input):

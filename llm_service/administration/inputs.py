@@ -148,6 +148,14 @@ def parse_moment(value: object) -> datetime:
 
 
 def _when(value: object) -> datetime | timedelta:
+    return _moment_or_duration(value, "a duration from now")
+
+
+def _past(value: object) -> datetime | timedelta:
+    return _moment_or_duration(value, "how long ago")
+
+
+def _moment_or_duration(value: object, duration: str) -> datetime | timedelta:
     if isinstance(value, datetime | timedelta):
         return value
     if isinstance(value, str) and _DURATION.fullmatch(value.strip()):
@@ -155,7 +163,7 @@ def _when(value: object) -> datetime | timedelta:
     try:
         return parse_moment(value)
     except ValueError as error:
-        raise ValueError(f"{error}; or a duration from now, such as 30d") from None
+        raise ValueError(f"{error}; or {duration}, such as 30d") from None
 
 
 def _key_reference(value: object) -> str:
@@ -193,6 +201,22 @@ When = Annotated[
     BeforeValidator(_when),
     WithJsonSchema({"type": "string", "examples": ["30d", "2027-01-31T18:00:00Z"]}),
 ]
+#: A time; or how long ago that is, by Postgres' clock.
+Past = Annotated[
+    datetime | timedelta,
+    BeforeValidator(_past),
+    WithJsonSchema({"type": "string", "examples": ["30d", "2027-01-31T18:00:00Z"]}),
+]
+
+
+def _note(value: str) -> str:
+    if not 1 <= len(value) <= 1000 or not value.isprintable() or value.isspace():
+        raise ValueError("a note is 1 to 1000 printable characters: why this is right, or what is done about it")
+    return value
+
+
+#: Why an operator does something, for whoever reads the log of changes.
+Note = Annotated[str, AfterValidator(_note)]
 
 
 class Input(BaseModel):

@@ -3,8 +3,7 @@
 What must hold:
   A secret is shown once, in the answer to the request that made it; what is stored is its hash (`secrets.py`).
   A key is identified by its agent and its name. Rotation gives it another secret; while the old one still works, the
-  key's
-      budgets and limits hold for both secrets together.
+      key's budgets and limits hold for both secrets together.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who is spending: from a key's secret, or an agent's name, to the principal and everything that governs it.
+"""Finds out who is spending: the principal of a key's secret or of an agent's name, with all that governs it.
 
 What must hold:
   A principal is read in one statement, so that its budgets, limits and pauses are those of one epoch.

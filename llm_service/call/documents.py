@@ -2,7 +2,7 @@
 
 What must hold:
   A PDF that is made to be slow to read, or to need much memory, harms neither other calls nor this process.
-  Where the pages cannot be counted the request stays as it is, and the PDF is bounded by the model's context window.
+  If the pages cannot be counted, the request stays as it is, and the PDF is bounded by the model's context window.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Documents:
     async def _facts(self, content: bytes) -> PdfFacts | None:
         async with self._places:
             reader = await asyncio.create_subprocess_exec(
-                sys.executable, "-I", "-m", _PROCESS, env={},  # it inherits no secrets
+                sys.executable, "-I", "-m", _PROCESS, env={},  # so that the process gets no secrets
                 stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL,
             )  # fmt: skip
             try:

@@ -1,6 +1,6 @@
 """How an attempt ended, as its answer shows, before it is priced. Pure.
 
-What must hold: a report of no output, or of far less than the answer carries, is not believed.
+What must hold: a report with no output tokens, or with far too few for the answer, is not believed.
 """
 
 from __future__ import annotations

@@ -177,7 +177,7 @@ def _final(
     zone: str,
     details: dict[str, object],
 ) -> TreasurerError:
-    """The error for a call that waiting for other calls cannot help.
+    """The error for a call that will not fit even after other calls have ended.
 
     Waiting for the next window helps if the call would fit in an empty window. The caller is asked to wait for it only
     if it begins soon.

@@ -111,8 +111,7 @@ def next_after(
     blocked: Callable[[str], bool],
     retried_upstream: bool,
 ) -> int | None:
-    """The place in the chain of the next attempt, after the one at `index` failed for `reason`; None: there is no next
-    attempt.
+    """The place in the chain of the next attempt, after the one at `index` failed for `reason`; None: no attempt.
 
     The same model is tried as often as the route says, unless the upstream has already retried. After that comes the
     next model that stands in for this kind of failure and is not `blocked` by an open breaker.

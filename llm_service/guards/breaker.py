@@ -58,7 +58,7 @@ class BreakerRules:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """A state that a breaker has entered, open or closed, as it is sent to the other processes. A probe is not sent.
+    """A state that a breaker has entered, open or closed, for the other processes. The state half-open is not sent.
 
     `open_s` is how long the breaker stays open from now; `age_s` is how long ago it entered the state.
     """
@@ -73,7 +73,7 @@ class Change:
 class Breaker:
     """A named breaker. `changed(breaker)` is called after each change of state in this process; `clock` is monotonic.
 
-    A probe is identified by its token; the token None is an ordinary call.
+    Each probe has a token. None in place of a token stands for an ordinary call.
     """
 
     def __init__(

@@ -3,8 +3,8 @@
 What must hold:
 - A call reads the state of a breaker from this process's memory. Only a probe waits for Redis, for one bounded round
   trip. A separate task (`run`) exchanges changes of state with the other processes.
-- One call at a time, over all processes, is the probe of a breaker. It holds a lock in Redis that expires, so a process
-  that dies during its probe keeps the others from probing for no longer than that.
+- One call at a time, over all processes, is the probe of a breaker. The probe holds a lock in Redis that expires. So if
+  its process dies, other processes can probe as soon as the lock has expired.
 - The result of a probe is shared in the same step that releases its lock.
 - Without Redis each process goes on with its own breakers (I6). When Redis is available again, the states are merged:
   open wins while its time lasts (`breakers.lua`).
@@ -198,7 +198,7 @@ class Breakers:
                 self._given_back[probe.token] = name
                 self._wake.set()
 
-    # -- for people
+    # -- for operators
 
     def states(self) -> list[BreakerStatus]:
         """All breakers that this process has used so far."""

@@ -70,7 +70,7 @@ class RateLimiter:
 
     @property
     def degraded(self) -> bool:
-        """Whether Redis should be used and is away."""
+        """Whether Redis is configured, but away."""
         return self._scripts is not None and self._scripts.away
 
     async def acquire(

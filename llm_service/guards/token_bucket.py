@@ -8,10 +8,9 @@ Why a bucket, and its worst case. After a quiet minute a caller may send a whole
 is refilled. So at worst one period of 60 seconds contains twice the limit. In the long run the rate is the limit, and a
 wait is always short (one request's share of a minute), never "until the next window begins". A counter of fixed minutes
 has the same worst case, and longer waits. A log of all requests of the last minute is exact, but takes memory for each
-request. OpenAI's
-own headers (remaining, and a reset that shrinks continuously) describe the same bucket. OpenAI may also enforce
-fractions of a minute ("60 a minute as 1 a second"), which Treasurer does not. So Treasurer may allow a burst that the
-provider answers with a 429.
+request. OpenAI's own headers (remaining, and a reset that shrinks continuously) describe the same bucket. OpenAI may
+also enforce fractions of a minute ("60 a minute as 1 a second"), which Treasurer does not. So Treasurer may allow a
+burst that the provider answers with a 429.
 
 A call takes the upper bound of its tokens, which is corrected when the call ends. A correction never makes a bucket
 more than full. So in any period: tokens used by finished calls ≤ limit + limit × minutes. Tokens that a call gives back

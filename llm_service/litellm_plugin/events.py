@@ -28,7 +28,7 @@ from llm_service.witness import Outcome, Witness
 
 _log = logging.getLogger("treasurer.litellm_plugin")
 
-#: Where the metadata of LiteLLM's key carries the call id and the attempt of a grant.
+#: The entry in the metadata of LiteLLM's key that carries the call id and the attempt of a grant.
 CLAIM = "treasurer"
 #: Marks a stream whose provider reported no usage. LiteLLM's report is then LiteLLM's own count.
 COUNTED = "treasurer_counted"
@@ -38,7 +38,7 @@ _FREE_CAUSES = frozenset(
     {
         "HTTPStatusError",
         "APIStatusError",
-        # Not httpx's ConnectError: LiteLLM's transport raises it for a connection that was reset in mid-answer, too.
+        # httpx's ConnectError is not here, because LiteLLM's transport also raises it if an answer breaks off.
         "ConnectTimeout",
         "ClientConnectorError",
         "ClientConnectorDNSError",
@@ -109,8 +109,8 @@ def certainly_unbilled(error: BaseException) -> bool:
     """Whether a failed attempt cannot have been billed: the provider answered with an error, or was not reached.
 
     Any other request may have been served: its connection broke, it took too long, or LiteLLM could not read the answer
-    (such as an answer of Anthropic's or Google's without usage). LiteLLM raises the same exceptions for all of these, so
-    the decision is made by the causes that they were raised from.
+    (such as an answer of Anthropic's or Google's without usage). LiteLLM raises the same exceptions for all of these,
+    so only the causes of an exception can decide.
     """
     return any(type(cause).__name__ in _FREE_CAUSES for cause in causes(error))
 
@@ -229,10 +229,9 @@ def _tokens(source: Any, name: str) -> int:
 
 
 def reported_its_end(chunks: list[Any]) -> bool:
-    """Whether the chunks that LiteLLM has kept contain the provider's end of the stream and, with or after it, its
-    report.
+    """Whether the chunks that LiteLLM has kept contain the provider's end and, with or after it, its report.
 
-    Only for an answer with one choice: of several, LiteLLM does not keep all ends.
+    False if the answer has several choices, because LiteLLM does not keep all of their ends.
     """
     choices = {choice.index for chunk in chunks for choice in getattr(chunk, "choices", None) or ()}
     ends = [place for place, chunk in enumerate(chunks) if _finishes(chunk)]
@@ -264,7 +263,7 @@ def set_own_figure_apart(chunk: Any, response: Any) -> None:
 def rebuilt(call: Any, details: Mapping[str, Any], chunks: list[Any], messages: Any) -> tuple[Any, float | None]:
     """The answer that these chunks of a stream make, with its usage, and its cost in dollars. LiteLLM computes both.
 
-    If no provider reported usage, it is LiteLLM's count. None: nothing is known.
+    If no provider reported usage, the usage is LiteLLM's count. None for both: nothing is known.
     """
     if not chunks:
         return None, None

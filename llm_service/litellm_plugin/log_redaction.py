@@ -5,8 +5,7 @@ What must hold:
   this, LiteLLM and uvicorn log every failed request with the error's message and a traceback, both of which quote the
   request or the answer.
   The rest of the line helps to find the fault: the types of the errors, where they were raised, and the call's id. The
-  error's message
-  is not lost, because the gateway gets it as the answer.
+  error's message is not lost, because the gateway gets it as the answer.
 
 Standard library only.
 """

@@ -56,8 +56,7 @@ def _deciding(entry: Mapping[str, Any]) -> dict[str, Any]:
 
 
 class PriceBook:
-    """The versions of one worker's prices. They are computed at the first request, and again whenever LiteLLM has made
-    a new router.
+    """The versions of one worker's prices, computed at the first request and whenever LiteLLM has a new router.
 
     `registers`: this proxy writes each grant's use to the database before it asks a provider. Each model's entry says
     so.
@@ -115,7 +114,7 @@ def _stamp_retries(router: Any) -> None:
 
 
 def _listed(entry: Mapping[str, Any], price_map: Mapping[str, Any]) -> dict[str, Any]:
-    """A deployment's entry in LiteLLM's price map. LiteLLM's page leaves out prices that LiteLLM's code does not know."""
+    """A deployment's prices in LiteLLM's map, because LiteLLM's page leaves out prices that its code does not know."""
     found: Mapping[str, Any] = price_map.get((entry.get("model_info") or {}).get("key") or "") or {}
     return {name: value for name, value in found.items() if not name.startswith(_NO_PRICES)}
 

@@ -1,5 +1,4 @@
-"""Models that search the web, or run other tools, without being asked to. Pure data, with a function to look a model
-up.
+"""Models that search the web, or run other tools, without being asked to. Pure data, and its look-up.
 
 What must hold (I1): a search is charged in addition to the tokens. So a model that searches automatically is served
 only if the number of its searches has a bound and a search has a price. A model that is not listed here searches only

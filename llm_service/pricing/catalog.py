@@ -57,17 +57,21 @@ class Catalog:
             await self.refresh()
         elif age > self._refresh_s and self._reading is None:
             self._reading = asyncio.create_task(self._refresh_quietly())
+        model = self._known(name)
+        if model.mode != mode and "*" not in name:  # a pattern has no mode
+            raise UnknownModel(f"The model {name!r} is a model for {model.mode}, not for {mode}.", param="model")
+        return _priced(model)
+
+    async def present(self, name: str) -> Model:
+        """The model of this name, of whatever mode, with the prices that the proxy has now. Raises as `get` does."""
+        await self.refresh()
+        return _priced(self._known(name))
+
+    def _known(self, name: str) -> Model:
         model = self._models.get(name)
         if model is None:
             known = ", ".join(sorted(self._models)[:20])
             raise UnknownModel(f"The model {name!r} does not exist. Known models: {known}.", param="model")
-        if model.mode != mode and "*" not in name:  # a pattern has no mode
-            raise UnknownModel(f"The model {name!r} is a model for {model.mode}, not for {mode}.", param="model")
-        if model.unpriced is not None:
-            raise UnpricedModel(
-                f"The model {name!r} is not served, because its cost cannot be bounded: {model.unpriced}.",
-                param="model",
-            )
         return model
 
     async def newer(self, model: Model) -> None:
@@ -101,3 +105,12 @@ class Catalog:
         except (ProxyUnavailable, UpstreamError) as error:
             self._read_at = time.monotonic() - self._refresh_s + 5
             log.warning("the catalogue could not be refreshed; the last one stays in use: %s", error)
+
+
+def _priced(model: Model) -> Model:
+    if model.unpriced is not None:
+        raise UnpricedModel(
+            f"The model {model.name!r} is not served, because its cost cannot be bounded: {model.unpriced}.",
+            param="model",
+        )
+    return model

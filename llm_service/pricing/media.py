@@ -7,7 +7,7 @@ What must hold (I1):
   Audio and video without a rule are refused: their tokens have prices of their own.
   A URL is refused if the provider may fetch something other than an image from it.
 
-To add a provider: a row for each family of its models, with the address of the page that states the rule.
+To add a provider, add a row for each family of its models, with the address of the page that states the rule.
 docs/decisions/0032-media-by-published-rules.md says where each figure is from.
 """
 
@@ -46,7 +46,7 @@ class MediaTokens:
         )
 
     def or_more(self, other: MediaTokens) -> MediaTokens:
-        """The larger of two, kind by kind."""
+        """The larger of the two numbers, kind by kind."""
         return MediaTokens(
             max(self.text, other.text),
             max(self.image, other.image),
@@ -57,7 +57,7 @@ class MediaTokens:
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """The rules for models with this name at their provider, or with this name, a hyphen and more.
+    """The rules for models whose name at their provider is `name`, or begins with `name` and a hyphen.
 
     `page` is the most tokens of one PDF page as a picture. `reads_pdf_text`: the text of the pages is billed in
     addition to the pictures. `audio_per_s`, `video_per_s`: tokens for each second. The sound of a video is counted

@@ -133,7 +133,7 @@ SPEEDS: Final = ("fast",)
 def split(name: str) -> tuple[str, int, str]:
     """A price's base, the number of input tokens above which it applies (0: always), and its service tier ("": default)."""
     match = _PARTS.match(name)
-    assert match is not None  # the pattern takes any text
+    assert match is not None  # the pattern matches any text
     return match["base"], int(match["thousands"] or 0) * 1000, match["tier"] or ""
 
 

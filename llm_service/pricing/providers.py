@@ -44,8 +44,7 @@ READ_TOKEN_IDS: Final = frozenset({"openai", "azure"})
 CHOOSE_SERVICE_TIER: Final = frozenset({"openai"})
 
 #: These write only the parts of a request that `cache_control` marks to their caches. Writing has a separate price. Any
-#: other
-#: provider is assumed to write the whole of every request, as OpenAI does from GPT-5.6 on.
+#: other provider is assumed to write the whole of every request, as OpenAI does from GPT-5.6 on.
 #: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
 WRITE_CACHES_WHEN_ASKED: Final = frozenset({"anthropic", "bedrock", "bedrock_converse", "vertex_ai-anthropic_models"})
 

@@ -5,10 +5,9 @@ What must hold:
   dollars for one agent on one model between restarts of the stack). The ledger is exact without limit, and is the
   authority.
 - With `PROMETHEUS_MULTIPROC_DIR` in the environment before the process starts, each process writes a
-  memory-mapped file there and any of them can `render` the sum. Counters of a dead process stay in the
-  sum; its gauges are removed. Without the variable each instance has its own registry. The folder must not be shared
-  between machines or containers, because a process counts as alive if its id exists. The stack empties the folder at
-  its start.
+  memory-mapped file there and any of them can `render` the sum. Counters of a dead process stay in the sum; its gauges
+  are removed. Without the variable each instance has its own registry. The folder must not be shared between machines
+  or containers, because a process counts as alive if its id exists. The stack empties the folder at its start.
 - Labels are bounded (`labels.py`), and so is their product: see `MAX_COMBINATIONS`.
 - `call` takes only tens of microseconds: the series of a combination are looked up once, and then kept.
 """

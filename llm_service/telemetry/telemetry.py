@@ -105,7 +105,7 @@ class Telemetry:
         self._safely(lambda: self.metrics.degraded.labels(part).set(1 if active else 0))
 
     def sweep(self, expired: int, witnessed: int) -> None:
-        """One run of the sweeper: holds that it ended by policy, and by a witness."""
+        """Count a run of the sweeper, with the holds that it ended by policy and by a witness."""
 
         def observe() -> None:
             self.metrics.sweeps.inc()
@@ -116,7 +116,7 @@ class Telemetry:
         self._safely(observe)
 
     def audited(self, differences: int) -> None:
-        """One audit has run, and found this many differences."""
+        """Record that an audit has run and found this many differences."""
 
         def observe() -> None:
             self.metrics.audit_differences.set(differences)

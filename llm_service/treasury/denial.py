@@ -45,9 +45,9 @@ class Denial:
     - run_busy: other calls of the run hold the rest of its budget.
     - envelope_closed: the run is over, waits or is unknown.
 
-    For run_spent and run_busy the amounts are those of the run's budget. They are zero for locked, crowded, no_window and
-    envelope_closed. `envelope` is the run, for the last three kinds and for a run that is locked. `most_per_call` is the share of the
-    remaining money that one call may hold, in basis points; None: all of it.
+    For run_spent and run_busy the amounts are those of the run's budget. They are zero for locked, crowded, no_window
+    and envelope_closed. `envelope` is the run, for the last three kinds and for a run that is locked. `most_per_call` is
+    the share of the remaining money that one call may hold, in basis points; None: all of it.
     """
 
     kind: DenialKind
@@ -63,7 +63,7 @@ class Denial:
 
     @property
     def final(self) -> bool:
-        """Whether waiting cannot help before the window ends; for a run, before its budget is raised."""
+        """Whether waiting is useless before the window ends or, for a run, before its budget is raised."""
         return self.kind in (DenialKind.EXHAUSTED, DenialKind.RUN_SPENT)
 
     @property

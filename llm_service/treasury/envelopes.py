@@ -1,17 +1,20 @@
-"""Envelopes: money held for a whole run. A call of the run draws on its envelope; a child run has part of its parent's.
+"""Envelopes: money held for a whole run. The run's calls draw on its envelope. A child run gets a part of its parent's
+envelope.
 
 What must hold:
-  I1  What an envelope holds (`free_nano`) is pending in the windows of its lines, as a call's hold is. A call that draws
-      on it moves that money from the envelope to the call's hold, so that no window counts it twice.
-  I9  What a run has spent, what its calls in flight hold and what it gave to its children are together never more than
-      its budget, unless a provider bills more than was held.
-  I9  A child's budget is given out of what its parent has left. What the child has not spent comes back when it closes.
+  I1  The money that an envelope holds (`free_nano`) is pending in the windows of its lines, like a call's hold. A call
+      that draws on the envelope moves the money from there to the call's hold, so that no window counts it twice.
+  I9  The spending of a run, the holds of its calls in flight and the money given to its children are together never
+      more than the run's budget, unless a provider bills more than the hold.
+  I9  A child's budget comes from the money that its parent has left. The unspent part goes back to the parent when the
+  child closes.
   An envelope holds money only while it is open. A run that waits, or is over, holds nothing.
-  Each operation may be repeated: it changes nothing the second time.
-  An envelope is no configuration: opening one raises no epoch, and it is decided in one group with the admission of calls.
+  Each operation may be repeated, and then changes nothing.
+  An envelope is not configuration: opening one raises no epoch, and is decided in one group with the admission of
+  calls.
 
-Two numbers say what a run may have. Its *budget* is the most that the run and its children may spend. Its *reserve* is
-what is held at its start; beyond its reserve a run takes from the windows call by call, up to its budget.
+Two numbers limit a run. Its *budget* is the most that the run and its children may spend. Its *reserve* is the amount
+that is held at its start. Beyond its reserve, a run takes money from the windows call by call, up to its budget.
 """
 
 from __future__ import annotations
@@ -37,15 +40,15 @@ from llm_service.types import CallContext, Principal
 
 Line = tuple[int, str]
 
-#: Every change of a run goes into the books of all runs above it, under one lock. A tree of this depth is deeper than
-#: agents that plan, search and check need, and a run that calls itself without end is stopped after five.
+#: The greatest depth of a tree of runs, because every change of a run is booked in all runs above it, under one lock.
+#: Agents that plan, search and check need less, and a run that calls itself without end is stopped here.
 MAX_DEPTH = 5
-#: Children of one run, over its life. An agent that fans out wider starts its children one after another in fewer runs;
-#: one that loops is stopped.
+#: The most children of one run, over its life. It stops an agent that loops. An agent that needs more children can give
+#: each of them more work.
 MAX_CHILDREN = 100
-#: As in budgets: more than any budget's limit.
+#: The largest budget of a run, as in budgets: more than any budget's limit.
 MAX_BUDGET_NANO = 1_000_000_000_000_000_000
-#: Seconds for which an envelope may stay open without a word from its owner: a year.
+#: How many seconds an envelope may stay open without a renewal by its owner: a year.
 MAX_LIFETIME_S = 366 * 86_400.0
 
 
@@ -53,16 +56,16 @@ class EnvelopeState(StrEnum):
     """Whether a run may spend."""
 
     OPEN = "open"
-    WAITING = "waiting"  # it holds nothing and may not spend until it is resumed
+    WAITING = "waiting"  # the run holds nothing, and may not spend until it is resumed
     CLOSED = "closed"
 
 
 @dataclass(frozen=True, slots=True)
 class Envelope:
-    """A run's money as it was at one moment, in nano-dollars. `id` is the run's. What it is for (`lines`) never changes.
+    """A run's money at one moment, in nano-dollars. `id` is the run's id. Its `lines` never change.
 
-    `free_nano` is held and not drawn by a call; `drawn_nano` is held by its calls in flight; `given_nano` is what its
-    children may spend, or have spent; `lines` are (budget id, window subject).
+    `free_nano` is held, but not drawn by a call. `drawn_nano` is held by the run's calls in flight. `given_nano` is the
+    amount that its children may spend, or have spent. `lines` are (budget id, window subject).
     """
 
     id: UUID
@@ -86,12 +89,12 @@ class Envelope:
 
     @property
     def used_nano(self) -> int:
-        """What is spent, held by calls in flight, or given to children."""
+        """The amount that is spent, held by calls in flight, or given to children."""
         return self.spent_nano + self.drawn_nano + self.given_nano
 
     @property
     def left_nano(self) -> int:
-        """What the run may still spend or give to children."""
+        """The amount that the run may still spend or give to children."""
         return max(0, self.budget_nano - self.used_nano)
 
 
@@ -115,7 +118,7 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class ChildOpening:
-    """A request for the envelope of a child run: part of what `parent_id` has left. `principal` pays for its calls."""
+    """A request for a child's envelope: a part of its parent's money. `principal` pays for the child's calls."""
 
     id: UUID
     parent_id: UUID
@@ -124,7 +127,7 @@ class ChildOpening:
     budget_nano: int
     reserve_nano: int
     lifetime_s: float
-    #: Filled in from the parent's; a child has the same windows.
+    #: Filled in from the parent, because a child has the same windows.
     lines: tuple[Line, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
@@ -136,15 +139,15 @@ class ChildOpening:
 class Envelopes(Protocol):
     """Opens, moves and closes envelopes. Both treasuries implement it.
 
-    Where an operation needs an envelope that does not exist it raises `NotFound`; where it needs one that is not closed
-    and it is, `EnvelopeClosed`; and where Postgres is away, `TreasuryUnavailable`. Whether an operation that failed so
-    took effect is not known: repeat it.
+    Operations raise `NotFound` if the envelope does not exist, `EnvelopeClosed` if it is closed but must not be, and
+    `TreasuryUnavailable` if Postgres is away. In the last case nobody knows whether the operation took effect, so
+    repeat it.
     """
 
     async def open(self, opening: Opening) -> Envelope | Denial:
         """Hold `reserve_nano` in every window of `opening.lines`, or in none; a denial says why, as for a call.
 
-        Opened again with the same id it is the same envelope, as it is now.
+        If the id already has an envelope, returns that envelope as it is now.
 
         Raises:
             StaleEpoch: `opening.principal` was read before the configuration changed.
@@ -155,64 +158,65 @@ class Envelopes(Protocol):
     async def open_child(self, child: ChildOpening) -> Envelope:
         """Give a child part of its parent's money. No window moves.
 
-        Its reserve is taken from what the parent holds, as far as there is; so it may hold less than that, and then takes
-        the rest from the windows call by call.
+        The child's reserve is taken from the money that the parent holds. If that is too little, the child holds less,
+        and takes the rest from the windows call by call.
 
         Raises:
             RunBudgetSpent: the budget is more than its parent has left.
-            RunTooDeep, TooManyChildren: the tree is as deep, or the parent has as many children, as may be.
+            RunTooDeep, TooManyChildren: the tree would be too deep, or the parent would have too many children.
             EnvelopeClosed: the parent is not open. EnvelopeConflict: as for `open`.
         """
         ...
 
     async def suspend(self, envelope_id: UUID, *, lifetime_s: float | None = None) -> Envelope:
-        """The run waits: what it holds and has not drawn goes back. A new lifetime begins, if one is given."""
+        """The run waits: the money that it holds and has not drawn is released. A new lifetime begins, if one is given."""
         ...
 
     async def resume(self, envelope_id: UUID, *, lifetime_s: float | None = None) -> Envelope | Denial:
-        """The run goes on: hold its reserve again, or what is left of its budget if that is less.
+        """The run continues: hold its reserve again, or the rest of its budget if that is less.
 
-        A denial says why a run without a parent cannot have it. A child takes it from what its parent holds, as far as
-        there is, and is not refused.
+        A denial says why a run without a parent cannot get it. A child takes as much as its parent holds, and is never
+        refused.
         """
         ...
 
     async def extend(self, envelope_id: UUID, lifetime_s: float) -> Envelope:
-        """Let the envelope live for so many seconds from now."""
+        """Let the envelope live for `lifetime_s` seconds from now."""
         ...
 
     async def change_budget(self, envelope_id: UUID, budget_nano: int) -> Envelope:
-        """Let the run spend more or less in all. What is held does not change.
+        """Change how much the run may spend in total. The money that it holds does not change.
 
         Raises:
-            InvalidRequest: the run has used more than that. RunBudgetSpent: its parent has not so much left.
+            InvalidRequest: the run has used more than that. RunBudgetSpent: its parent has too little left.
         """
         ...
 
     async def close(self, envelope_id: UUID) -> Envelope:
-        """The run is over: what it holds and has not drawn goes back, to its parent or to the windows.
+        """The run is over: the money that it holds and has not drawn goes back to its parent or to the windows.
 
         Its calls in flight are settled as usual. Its children stay open.
         """
         ...
 
     async def close_expired(self, limit: int = 500) -> int:
-        """Close envelopes whose lifetime is over, up to `limit`. Returns how many."""
+        """Close up to `limit` envelopes whose lifetime is over. Returns their number."""
         ...
 
     async def find(self, envelope_id: UUID) -> Envelope | None:
-        """An envelope as it is now; its lines without budgets that were archived."""
+        """An envelope as it is now. Its lines leave out archived budgets."""
         ...
 
     async def tree_cost(self, root_id: UUID) -> int:
-        """What the calls of a run and of all runs below it have cost, in nano-dollars."""
+        """The cost of the calls of a run and of all runs below it, in nano-dollars."""
         ...
 
 
 def opening_lines(principal: Principal, context: CallContext) -> tuple[Line, ...]:
-    """The windows that cover whatever a run may do: those of its principal's budgets, but for a model's own.
+    """The windows for a whole run: those of its principal's budgets, except budgets for certain models.
 
-    A model's budget is asked call by call, because nobody knows at the start which models the run will use.
+    Budgets for certain models are checked call by call, because nobody knows at the start which models the run will
+    use.
     """
     return tuple(
         (budget.id, subject)
@@ -250,7 +254,7 @@ def _check_amounts(budget_nano: int, reserve_nano: int) -> None:
 
 
 def same_opening(envelope: Envelope, opening: Opening | ChildOpening) -> bool:
-    """Whether an envelope is the one that is asked for."""
+    """Whether an envelope has the terms of this request."""
     parent_id = opening.parent_id if isinstance(opening, ChildOpening) else None
     return (envelope.budget_nano, envelope.reserve_nano, envelope.agent_id, envelope.parent_id) == (
         opening.budget_nano,
@@ -269,7 +273,7 @@ def unknown(envelope_id: UUID) -> NotFound:
 
 
 def closed(envelope_id: UUID, state: str = EnvelopeState.CLOSED) -> EnvelopeClosed:
-    """The run may not spend, or not be changed, in this state."""
+    """The run may not spend or be changed in this state."""
     what = "is over" if state == EnvelopeState.CLOSED else "waits"
     todo = "Start another run." if state == EnvelopeState.CLOSED else "Resume it first."
     return EnvelopeClosed(
@@ -310,7 +314,7 @@ def below_use(envelope_id: UUID, budget_nano: int, used_nano: int) -> InvalidReq
 
 
 def too_deep(parent_id: UUID) -> RunTooDeep:
-    """The parent is as deep in its tree as a run may be."""
+    """The parent is already at the greatest depth."""
     return RunTooDeep(
         f"Run {parent_id} is {MAX_DEPTH} runs below the one that began, and may not start a child. Let it do the work itself.",
         details={"run": str(parent_id), "most": MAX_DEPTH},

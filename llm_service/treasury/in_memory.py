@@ -83,7 +83,7 @@ class _Book:
         return max(0, self.envelope.budget_nano - self.used_nano)
 
     def change(self, *, drawn: int = 0, spent: int = 0) -> None:
-        """Count a call. What a closed run uses is what its parent gave it, so the change goes on up to the first open one."""
+        """Count a call. A closed run uses money that its parent gave it, so the change also goes up to the first open run."""
         self.drawn_nano += drawn
         self.spent_nano += spent
         self.charge_parent(drawn + spent)
@@ -130,7 +130,7 @@ class InMemoryTreasury:
         self._lines: dict[Attempt, tuple[Line, ...]] = {}
         self._clock = clock
         self._books: dict[UUID, _Book] = {}
-        #: By attempt: the run that pays for it, and what it drew from the run's envelope.
+        #: For each attempt: the run that pays for it, and the amount that it drew from the run's envelope.
         self._drawn: dict[Attempt, tuple[_Book, int]] = {}
         self._freed = asyncio.Event()
 
@@ -176,7 +176,7 @@ class InMemoryTreasury:
 
     @staticmethod
     def _free_in(line: Line, run: _Book | None, nano: int) -> int:
-        """So much of what a run's envelope holds, where the envelope holds it in this window."""
+        """The amount that a run's envelope holds in this window."""
         return nano if run is not None and line in run.envelope.lines else 0
 
     def _judge_run(self, request: HoldRequest, run: _Book | None) -> Denial | None:
@@ -224,7 +224,7 @@ class InMemoryTreasury:
         return "settled"
 
     def _judge(self, line: Line, request: HoldRequest, free_nano: int) -> _Judged:
-        """`free_nano` is what the call's own run holds in the window: the call may have it, too."""
+        """Judge a window. `free_nano` is held there by the call's own run, so the call may use it, too."""
         judged = self._room(
             line, request.floor_nano, free_nano, request.max_share, self.most_per_call.get(line[0], _WHOLE)
         )
@@ -280,19 +280,19 @@ class InMemoryTreasury:
         parent.children += 1
         parent.given_nano += child.budget_nano
         book = self._books[child.id] = self._book(child, parent, parent.envelope.lines)
-        # What the parent holds and may not spend itself any more goes to the child, too.
+        # Money that the parent holds, but may not spend itself any more, also goes to the child.
         self._take_from_parent(book, max(child.reserve_nano, parent.free_nano - parent.left_nano))
         return book.now()
 
     async def suspend(self, envelope_id: UUID, *, lifetime_s: float | None = None) -> Envelope:
-        """The run waits: what it holds goes back."""
+        """The run waits: the money that it holds is released."""
         book = self._live(envelope_id)
         self._give_back(book)
         book.state = EnvelopeState.WAITING
         return self._extended(book, lifetime_s)
 
     async def resume(self, envelope_id: UUID, *, lifetime_s: float | None = None) -> Envelope | Denial:
-        """The run goes on: hold its reserve again, or what is left of its budget."""
+        """The run continues: hold its reserve again, or the rest of its budget."""
         book = self._live(envelope_id)
         if book.state is EnvelopeState.OPEN:
             return self._extended(book, lifetime_s)
@@ -308,11 +308,11 @@ class InMemoryTreasury:
         return self._extended(book, lifetime_s)
 
     async def extend(self, envelope_id: UUID, lifetime_s: float) -> Envelope:
-        """Let the envelope live for so many seconds from now."""
+        """Let the envelope live for `lifetime_s` seconds from now."""
         return self._extended(self._live(envelope_id), lifetime_s)
 
     async def change_budget(self, envelope_id: UUID, budget_nano: int) -> Envelope:
-        """Let the run spend more or less in all."""
+        """Change how much the run may spend in total."""
         envelopes.check_budget(budget_nano)
         book = self._live(envelope_id)
         more = budget_nano - book.envelope.budget_nano
@@ -330,7 +330,7 @@ class InMemoryTreasury:
         return book.now()
 
     async def close(self, envelope_id: UUID) -> Envelope:
-        """The run is over: what it holds goes back."""
+        """The run is over: the money that it holds is released."""
         book = self._found(envelope_id)
         if book.state is not EnvelopeState.CLOSED:
             unused = book.envelope.budget_nano - book.used_nano
@@ -359,7 +359,7 @@ class InMemoryTreasury:
         return None if book is None else book.now()
 
     async def tree_cost(self, root_id: UUID) -> int:
-        """What the calls of a run and of all runs below it have cost."""
+        """The cost of the calls of a run and of all runs below it."""
         return sum(book.spent_nano for book in self._books.values() if book.envelope.root_id == root_id)
 
     def _book(self, opening: Opening | ChildOpening, parent: _Book | None, lines: tuple[Line, ...]) -> _Book:
@@ -430,7 +430,7 @@ class InMemoryTreasury:
             book.free_nano += taken
 
     def _give_back(self, book: _Book) -> None:
-        """What a run holds goes to its parent, as far as that may still spend it, and the rest to the windows."""
+        """Give a run's held money to its parent, as much as the parent may still spend, and the rest to the windows."""
         parent, free_nano = book.parent, book.free_nano
         if parent is not None and parent.state is EnvelopeState.OPEN:
             taken = max(0, min(free_nano, parent.left_nano - parent.free_nano))

@@ -6,8 +6,7 @@ What must hold:
       the module that loads the file: an alias, a number, another file.
 
 Lines that are only a comment are not sent to Postgres. A statement whose parts depend on a request is composed in
-Python:
-`reports/reports.py`.
+Python: `reports/reports.py`.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""The arguments of the treasury's statements, made from a group of calls or runs, and the decisions read from their rows.
-Pure.
+"""The treasury's statements: their arguments, made from a group of calls or runs, and the reading of their rows. Pure.
 
 What must hold:
   Each argument is listed once, in the order of the SQL function's parameters, with its name, its type and its getter
@@ -34,8 +33,7 @@ _NUMBERS = {"smallint", "integer", "bigint", "double precision"}
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One array argument of a statement. `element` is the SQL type of its elements; `get` reads an element from each
-    member of `of`.
+    """An array argument. `element` is the SQL type of its elements; `get` reads one from each member of `of`.
 
     `plain`: the elements are texts that need no quotes in an array's text form, such as the values of an enum.
     """

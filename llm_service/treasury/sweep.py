@@ -4,8 +4,9 @@ What must hold:
   I2  Every hold ends within its lifetime plus one sweep, whatever crashed.
   I2  If the proxy has seen the end of the answer, the hold ends within seconds. An owner that has not settled it by
       then counts as gone. If the owner is only late, its settlement changes nothing, or is a correction.
-  I2  Two sweepers at once, or a sweeper and a late owner, do no harm: the settlement of an attempt counts once.
-  I2  A hold is settled at the rates that it was made with.
+  I2  Two simultaneous sweepers, or a sweeper and a late owner, do no harm, because only one settlement of an attempt
+  counts.
+  I2  A hold is settled at the rates from which it was computed.
   I9  An envelope whose lifetime is over is closed within one sweep, so that the money of a dead run is free again.
   I1  Without a witness of an answer the whole hold is posted, unless the agent's policy is to void it. So money that a
       provider may bill is never released for other calls.

@@ -33,7 +33,7 @@ from llm_service.upstream.clocks import difference, disagrees
 from llm_service.upstream.litellm_prose import Said, said
 from llm_service.upstream.upstream import Billing, Refusal, Unanswered
 
-#: The header in which LiteLLM names the deployment that answered.
+#: The header that has LiteLLM's id of the deployment that answered.
 DEPLOYMENT_HEADER = "x-litellm-model-id"
 #: Prefixes of headers that only an answer of LiteLLM Proxy carries. A server between the gateway and the proxy sets
 #: none of them.
@@ -134,12 +134,10 @@ def certainly_unbilled(status: int, headers: Mapping[str, str]) -> bool:
     """Whether an error answer of the proxy means that nothing can have been billed.
 
     If our plugin saw the error, a header of the plugin says so. Otherwise LiteLLM's headers show how far the request
-    came. If
-    the provider itself refused, its headers are passed on (`llm_provider-…`). If LiteLLM had begun to use an answer,
-    the deployment is named as well. LiteLLM's own refusals (bad request, not granted, cooldown) come before anything is
-    sent. All other errors are broken connections, time-outs and answers that LiteLLM could not read, which a provider
-    may have
-    billed. Seen with LiteLLM 1.106.
+    came. If the provider itself refused, its headers are passed on (`llm_provider-…`). If LiteLLM had begun to use an
+    answer, the deployment is named as well. LiteLLM's own refusals (bad request, not granted, cooldown) come before
+    anything is sent. All other errors are broken connections, time-outs and answers that LiteLLM could not read, which
+    a provider may have billed. Seen with LiteLLM 1.106.
     """
     free = headers.get("x-treasurer-free")
     if free is not None:

@@ -33,8 +33,7 @@ class EventScanner:
     and a stream may be cut). `error` is the error event that ended the stream. `finished` is true once the stream's own
     end has come. `begun` becomes true with the first event that carries generated text or the end of a choice.
     `withheld` is true if that event carries no text, because a content filter ended every choice. `size` is the number
-    of bytes that
-    were forwarded. With `keeps`, all of these bytes are kept for `forwarded`; otherwise only their text.
+    of bytes that were forwarded. With `keeps`, all of these bytes are kept for `forwarded`; otherwise only their text.
     """
 
     def __init__(self, *, hide_usage: bool, keeps: bool = True) -> None:

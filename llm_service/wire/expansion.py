@@ -1,5 +1,4 @@
-"""How much longer a request's text can become between the caller and the model, because its bytes alone are not a
-bound. Pure.
+"""How much longer a request's text can become on its way to the model, beyond its bytes. Pure.
 
 What must hold (I1): the text that LiteLLM or a tokenizer makes of a request's text is never longer than the request's
 bytes plus this growth.

@@ -6,11 +6,11 @@ API (and the few that LiteLLM adds for other providers' features) are accepted. 
 name, as OpenAI does, because LiteLLM would obey some of them (`api_base`, `fallbacks`,
 `input_cost_per_token` …). Features that cost money beyond tokens (hosted tools, audio output) are refused by name.
 
-`input_bound` is an upper bound of the tokens that the text can become: no byte-level tokenizer makes
-more tokens than there are UTF-8 bytes, plus an allowance for the text that a provider wraps around messages and tools,
-and for text that becomes longer on its way: references that LiteLLM replaces by the schemas that they name, and
-compatibility characters that tokenizers spell out. Images,
-recordings and files are read separately (media.py), because their bound depends on the model.
+`input_bound` is an upper bound of the tokens that the text can become: no byte-level tokenizer makes more tokens than
+there are UTF-8 bytes, plus an allowance for the text that a provider wraps around messages and tools, and for text that
+becomes longer on its way: references that LiteLLM replaces by the schemas that they name, and compatibility characters
+that tokenizers spell out. Images, recordings and files are read separately (media.py), because their bound depends on
+the model.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ from tests.chaos.calls import AGAIN, MODELS, make
 from tests.chaos.field import Field
 
 AGENTS, CALLERS = 4, 24
-#: The errors that callers may get: their agent is paused, or their key was rotated while they were asking. The others
-#: happen because a call has only six seconds here, and thirty callers make the machine slow.
+#: The errors that callers may get: their agent is paused, or their key was rotated while they were asking. The other
+#: errors happen because a call has only six seconds here, and thirty callers make the machine slow.
 EXPLAINED = (
     *("403 paused", "401 invalid_api_key"),
     *("504 upstream_timeout", "stream upstream_timeout", "503 breaker_open", *AGAIN),
@@ -56,7 +56,7 @@ def most_allowed(notes: Notes) -> int:
 
 @dataclass
 class Governed:
-    """An agent, and the configuration of it that is changed. `key` is the newest one: (id, secret)."""
+    """An agent whose configuration is changed. `key` is its newest key: (id, secret)."""
 
     name: str
     key: tuple[int, str]
@@ -67,7 +67,7 @@ class Governed:
 
 @dataclass
 class Office:
-    """What both administrators know and share."""
+    """The state that both administrators share."""
 
     ground: Field
     agents: list[Governed] = field(default_factory=list[Governed])

@@ -21,13 +21,13 @@ KINDS = ("whole", "whole", "stream", "stream", "left", "embeddings", "keyed", "k
 IMPATIENT_S = 3.0
 #: The answers that a caller may get when it repeats a call.
 AGAIN = ("409 idempotency_in_progress", "409 idempotency_answer_lost", f"no answer within {IMPATIENT_S:g} s")
-#: What a caller sees when its gateway dies.
+#: The errors of a caller whose gateway dies.
 DIED = ("ServerDisconnectedError", "ClientOSError", "ClientPayloadError", "ClientConnectorError", "cut")
 
 
 @dataclass
 class Asked:
-    """One call, which may be sent several times under one key. `outcome` is that of the last time."""
+    """One call, which may be sent several times under one key. `outcome` is how the last of them ended."""
 
     mark: str
     kind: str

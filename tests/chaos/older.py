@@ -1,4 +1,5 @@
-"""How a gateway spoke to Postgres before migration 0005: through the second version of both functions."""
+"""How a gateway used Postgres before migration 0005: through version 2 of the functions for admission and
+settlement."""
 
 from __future__ import annotations
 

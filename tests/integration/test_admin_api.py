@@ -78,6 +78,28 @@ async def test_an_acknowledgement_of_another_price(api: httpx2.AsyncClient) -> N
     assert (await api.get("/acknowledgements")).json()["data"] == [again]
 
 
+async def test_invoices(api: httpx2.AsyncClient) -> None:
+    wanted = {"model": "gpt-4o", "starts_at": "2026-01-01", "ends_at": "2026-02-01T00:00:00+01:00", "amount": "12.5"}
+    made = (await api.put("/invoices", json=wanted)).json()
+    assert (made["amount_nano"], made["amount"], made["bound"]) == (12_500_000_000, "12.500000000", "5%")
+    assert (made["posted"], made["estimated"], made["difference"]) == ("0.000000000", "0.000000000", "-12.500000000")
+    assert (made["starts_at"], made["ends_at"]) == ("2026-01-01T00:00:00Z", "2026-01-31T23:00:00Z")
+    again = (await api.put("/invoices", json={**wanted, "amount": 0, "bound": "1.5%", "note": "no. 7"})).json()
+    assert (again["id"], again["amount_nano"], again["bound"], again["note"]) == (made["id"], 0, "1.5%", "no. 7")
+    assert (await api.get("/invoices")).json()["data"] == [again]
+    for field, value in (
+        *(("model", ""), ("starts_at", "2026-01"), ("ends_at", "2199-01-01"), ("amount", "-1"), ("amount", "much")),
+        *(("bound", 5), ("bound", "101%"), ("note", " "), ("who", "me")),
+    ):
+        refused = await api.put("/invoices", json={**wanted, field: value})
+        assert (refused.status_code, error_of(refused)["param"]) == (400, field), value
+    assert (await api.put("/invoices", json={**wanted, "ends_at": "2026-01-01"})).status_code == 400
+    assert (await api.get("/invoices")).json()["data"] == [again]
+    assert (await api.delete(f"/invoices/{made['id']}")).json()["amount_nano"] == 0
+    assert (await api.delete(f"/invoices/{made['id']}")).status_code == 404
+    assert (await api.get("/invoices")).json()["data"] == []
+
+
 async def test_keys_limits_and_pauses(api: httpx2.AsyncClient) -> None:
     await api.post("/agents", json={"name": "news bot"})
     key = (await api.post("/keys", json={"agent": "news bot"})).json()
@@ -227,6 +249,8 @@ async def test_a_list_says_how_to_go_on(api: httpx2.AsyncClient) -> None:
         "limits",
         "routes",
         "acknowledgements",
+        "repricings",
+        "invoices",
         "changes",
     ):
         for query in ({"limit": 0}, {"limit": 1001}, {"after": "x" * 201}):

@@ -8,13 +8,14 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import asyncpg
 import pytest
 
 from llm_service.administration.acknowledgements import AcknowledgePrices, acknowledge_prices
 from llm_service.administration.inputs import read_input
+from llm_service.administration.invoices import RecordInvoice, list_invoices, record_invoice, remove_invoice
 from llm_service.errors import InvalidRequest
 from llm_service.treasury.audit.audit import MAX_NAMED, AuditReport, Check, audit
 from llm_service.treasury.audit.checks import RULES
@@ -48,8 +49,8 @@ class Books:
         return failed
 
     async def tamper(self, *statements: str) -> None:
-        """Change rows that must not change: triggers and foreign keys are off; constraints must be dropped by the
-        caller.
+        """Change rows that must not change. Triggers and foreign keys are off, and the caller must drop constraints
+        itself.
 
         Budgets and top-ups are changed with triggers on, so that the log of changes does not differ too.
         """
@@ -177,6 +178,7 @@ async def test_right_books_are_right_and_every_check_examined_something(books: B
     assert await books.pool.fetchval("SELECT treasury_retire_windows_v1(now(), now() - interval '1 d', 10)") == 1
     assert await books.pool.fetchval("SELECT ids @> $1::bigint FROM retired_windows", ended)
     await books.run()
+    await record(books, "0.0000005", model="gpt")
     made = await books.audit()
     assert made.ok, made
     assert [check.name for check in made.checks if check.examined == 0] == []
@@ -263,7 +265,7 @@ async def test_i1_an_overspend_stays_named_whatever_is_administered_after_it(boo
             ],
             False,
         ),
-        # two top-ups that were never active at the same time: only the larger one counts
+        # of two top-ups that were never active at the same time, only the larger one counts
         (
             [
                 "INSERT INTO top_ups (budget_id, amount_nano, starts_at) SELECT id, 400, 'tomorrow'::date + 3 FROM budgets",
@@ -560,7 +562,7 @@ async def test_a_change_log_that_is_no_longer_written(books: Books) -> None:
     ("change", "found"),
     [
         ("DROP TRIGGER log_change ON teams; CREATE TRIGGER log_change AFTER INSERT ON teams FOR EACH ROW EXECUTE FUNCTION log_change()", 1),
-        ("CREATE OR REPLACE FUNCTION log_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", 9),
+        ("CREATE OR REPLACE FUNCTION log_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", 11),
         ("CREATE OR REPLACE FUNCTION changes_are_immutable() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", 1),
     ],
 )  # fmt: skip
@@ -646,7 +648,7 @@ async def test_i4_what_is_no_difference_of_prices(books: Books, columns: dict[st
 
 
 async def test_i4_the_price_of_a_stream_is_compared_with_its_witness(books: Books) -> None:
-    """Only a witness of the provider's own report counts."""
+    """The price is compared only if the witness contains the provider's own report."""
     await books.entry(call_id=(call := uuid.uuid4()), cost_nano=50, cost_source="rates")
     await books.witness(call, outcome="failure", cost_nano=99)
     await books.witness(call, counted=True, cost_nano=9, attempt=2)
@@ -685,6 +687,61 @@ async def test_i4_a_difference_is_acknowledged_until_a_moment(books: Books) -> N
     assert row is not None
     assert row["note"] == "the list is old"
     assert row["acknowledged_by"].startswith("database user")
+
+
+async def record(books: Books, amount: str, **fields: object) -> None:
+    today = datetime.now(UTC)
+    period = {"starts_at": today - timedelta(days=1), "ends_at": today}
+    new = read_input(RecordInvoice, {"model": "billed", **period, "amount": amount, **fields})
+    await record_invoice(books.pool, new)
+
+
+@pytest.mark.parametrize(
+    ("amount", "bound", "says"),
+    [
+        ("0.00000145", "5%", None),
+        ("0.000001575", "5%", None),
+        ("0.00000142", "5%", "$0.00000008 above the invoice, and the bound is 5% of it. The estimates are enough"),
+        ("0.00000101", "40%", "$0.00000049 above the invoice, and the bound is 40% of it. The estimates are enough"),
+        (
+            "0.0000001",
+            "99%",
+            "$0.0000014 above the invoice, and the bound is 99% of it. The estimates do not explain all",
+        ),
+        ("0", "99%", "The estimates do not explain all"),
+        ("0.00000159", "5%", "$0.00000009 below the invoice, and the bound is 5% of it. A price may be too low"),
+    ],
+)
+async def test_i4_an_invoice_from_which_the_ledger_is_too_far(
+    books: Books, amount: str, bound: str, says: str | None
+) -> None:
+    """The ledger has 1,500 nano-dollars of the model in the period, 900 of them estimated."""
+    held = {"cost_source": "hold", "usage_source": "hold"}
+    await books.entry(model="billed", call_id=(call := uuid.uuid4()), cost_nano=1_000, **held)
+    await books.entry(
+        model="billed",
+        call_id=call,
+        state="adjusted",
+        held_nano=0,
+        cost_nano=-100,
+        cost_source="estimate",
+        usage_source="estimated",
+    )
+    await books.entry(model="billed", call_id=(known := uuid.uuid4()), cost_nano=800, **held)
+    await books.entry(model="billed", call_id=known, state="adjusted", held_nano=0, cost_nano=-200, cost_source="rates")
+    await record(books, amount, bound=bound)
+    if says is None:
+        await books.differences()
+        return
+    (check,) = await books.differences("invoices_agree")
+    (difference,) = check.differences
+    assert "the ledger has $0.0000015, of which $0.0000009 is estimated" in difference
+    assert says in difference
+    await record(books, "0.0000015")  # for another period, as time has gone on
+    [wrong, _] = await list_invoices(books.pool)
+    assert (wrong.posted_nano, wrong.estimated_nano) == (1_500, 900)
+    await remove_invoice(books.pool, wrong.id)
+    await books.differences()
 
 
 async def test_i7_one_call_under_two_keys(books: Books) -> None:

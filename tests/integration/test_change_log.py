@@ -8,7 +8,16 @@ import asyncpg
 import httpx2
 import pytest
 
-from llm_service.administration import acknowledgements, budgets, change_log, keys, limits, organisations, routes
+from llm_service.administration import (
+    acknowledgements,
+    budgets,
+    change_log,
+    invoices,
+    keys,
+    limits,
+    organisations,
+    routes,
+)
 from llm_service.administration.inputs import read_input
 from llm_service.errors import InvalidRequest
 from llm_service.treasury.audit.configuration import LOGGED
@@ -37,6 +46,10 @@ async def test_every_kind_of_change_is_one_row(pool: asyncpg.Pool) -> None:
     for note in ("LiteLLM's list is old", "It is corrected"):
         new = read_input(acknowledgements.AcknowledgePrices, {"model": "gpt", "note": note})
         await acknowledgements.acknowledge_prices(pool, new)
+    terms = {"model": "gpt", "starts_at": "2026-01-01", "ends_at": "2026-02-01", "amount": "5"}
+    invoice = await invoices.record_invoice(pool, read_input(invoices.RecordInvoice, terms))
+    await invoices.record_invoice(pool, read_input(invoices.RecordInvoice, {**terms, "amount": "6"}))
+    await invoices.remove_invoice(pool, invoice.id)
     await organisations.pause(pool, organisations.Scope.AGENT, "news")
     await organisations.pause(pool, organisations.Scope.AGENT, "news")  # it is paused already, so this changes nothing
     await organisations.resume(pool, organisations.Scope.AGENT, "news")
@@ -48,6 +61,7 @@ async def test_every_kind_of_change_is_one_row(pool: asyncpg.Pool) -> None:
         ("created", "rate_limits"), ("removed", "rate_limits"),
         ("created", "routes"), ("changed", "routes"), ("removed", "routes"),
         ("created", "price_acknowledgements"), ("changed", "price_acknowledgements"),
+        ("created", "invoices"), ("changed", "invoices"), ("removed", "invoices"),
         ("changed", "agents"), ("changed", "agents"), ("changed", "api_keys"), ("changed", "budgets"),
     ]  # fmt: skip
 

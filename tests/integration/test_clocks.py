@@ -163,7 +163,7 @@ async def test_i2_holds_that_nobody_settles_end_by_the_clock_wherever_it_jumps(
     assert await house.pool.fetchval("SELECT count(*) FROM holds") == 0
     assert await house.posted_nano(agent) == 200
     assert await house.books() == []
-    # A late settlement by an owner that was only slow is still accepted.
+    # An owner that was only slow can still settle its hold late.
     assert await house.settle(late, 40) == "adjusted"
     assert await house.posted_nano(agent) == 140
     assert await house.books() == []

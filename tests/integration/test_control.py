@@ -29,7 +29,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 
 
 async def becomes(caller: Caller, wanted: type[openai.APIStatusError] | None, **request: Any) -> None:
-    """Check on each process that calls end in this way, from one second after the change on at the latest."""
+    """Check that calls on each process end in this way at the latest one second after the change."""
     changed = time.monotonic()
     for url in caller.stack.gateway_urls:
         while True:
@@ -126,7 +126,7 @@ async def test_i1_a_budget_below_what_was_spent_is_no_overspend(caller: Caller) 
     await caller.settled()
     await caller.admin("PATCH", caller.first_budget, {"limit": "0.000000001"})
     await becomes(caller, openai.RateLimitError)
-    assert await caller.faults() == []  # what was spent before the limit was lowered is allowed
+    assert await caller.faults() == []  # money that was spent before the limit was lowered is allowed
 
 
 async def test_a_top_up_admits_at_once_and_ends_by_itself(caller: Caller) -> None:

@@ -1,4 +1,4 @@
-"""`treasurer demo`, whole, as the README's first command runs it."""
+"""The whole `treasurer demo`, as the README's first command runs it."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ MODELS = ["gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash", "local/qwen3-8b
 
 @pytest.fixture
 async def runtime(stack: StackState) -> AsyncIterator[ServiceRuntime]:
-    """The service in this process, as `treasurer run` has it."""
+    """The service in this process, opened as `treasurer run` opens it."""
     with override_allow_model_requests(True):
         async with open_service(load_settings(data_dir=stack.data_dir)) as runtime:
             await RunBudgets(runtime.pools.calls).register("digest")

@@ -43,7 +43,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 
 @pytest.fixture(scope="module", autouse=True)
 def cooled_down(stack: StackState) -> Iterator[None]:
-    """Wait at the end until LiteLLM uses all deployments again: failures take them out for a while."""
+    """Wait at the end until LiteLLM uses all deployments again. After failures it does not use them for a while."""
     yield
     time.sleep(COOLDOWN_S)
 
@@ -76,7 +76,7 @@ async def one_end(caller: Caller) -> asyncpg.Record:
 
 
 async def not_below_the_bill(caller: Caller) -> asyncpg.Record:
-    """Like `one_end`; and the entry is at least what the provider bills, and at most the hold."""
+    """Like `one_end`, and check that the entry is at least the provider's bill and at most the hold."""
     entry = await one_end(caller)
     await caller.invoice(1)
     assert await caller.billed_nano() <= entry["cost_nano"] <= entry["held_nano"]
@@ -260,7 +260,7 @@ async def test_what_a_provider_refuses_costs_nothing(
     assert error.response.headers.get("retry-after") == (
         str(script["retry_after"]) if "retry_after" in script else None
     )
-    # What is wrong with the operator's key is no caller's business.
+    # Callers must not learn what is wrong with the operator's key.
     assert ("Simulated error" in error.message) is (script["status"] != 401)
     entry = await one_end(caller)
     assert (entry["state"], entry["cost_nano"]) == ("voided", 0)
@@ -346,7 +346,7 @@ async def test_i2_a_caller_that_leaves_before_the_first_token_pays_for_its_input
 
 @pytest.mark.parametrize("model", ["gpt-4.1-mini", "claude-haiku-5-5", "gemini-2.5-flash"])
 async def test_i2_a_caller_that_leaves_a_whole_answer_pays_its_true_cost(caller: Caller, model: str) -> None:
-    """The provider bills the whole answer, so Treasurer waits for it."""
+    """The provider bills the whole answer although the caller has left, so Treasurer waits for the answer."""
     with pytest.raises(TimeoutError):
         await asyncio.wait_for(ask(caller, model, False, {"first_token_s": 1.0}), 0.4)
     assert await caller.held() == 1

@@ -31,7 +31,8 @@ from llm_service.types import RateLimit, Scope
 async def limiter_on(
     url: str, *, timeout_s: float = 2, dead_s: float = 60
 ) -> AsyncIterator[tuple[RateLimiter, Redis, list[bool]]]:
-    """A limiter with a separate client, as in a gateway process. Its time-outs are long: tests share a machine."""
+    """A limiter with a separate client, as in a gateway process. Its time-outs are long, because tests share a
+    machine."""
     client = connect(url)
     heard: list[bool] = []
     limiter = RateLimiter(client, timeout_s=timeout_s, on_degraded=heard.append, dead_s=dead_s)

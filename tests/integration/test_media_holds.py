@@ -81,4 +81,5 @@ async def test_a_cache_is_held_for_only_if_the_request_asks_for_one(caller: Call
     text = "x" * 9_500
     await caller.call(model="claude-sonnet-5-5", max_tokens=16, messages=[{"role": "user", "content": text}])
     (entry,) = await caller.agrees(1)
-    assert entry["held_nano"] <= 9_800 * 2_200 + 16 * 11_000  # $2 and $10 a million, and 10 % for data residency
+    # $2 and $10 for a million tokens of input and output, plus 10 % for data residency.
+    assert entry["held_nano"] <= 9_800 * 2_200 + 16 * 11_000

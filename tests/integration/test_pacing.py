@@ -74,7 +74,7 @@ def request(who: Any, amount: int, floor: int, **fields: Any) -> HoldRequest:
 
 
 async def test_i1_a_paced_budget_is_never_ahead_of_its_curve(pool: asyncpg.Pool, database_url: str) -> None:
-    """Half of the limit from the start, and no more until the last ten-thousandth of the window."""
+    """The curve allows half of the limit from the start, and the rest only in the last ten-thousandth of the window."""
     who = await principal(pool, window="month", pace="0%:50%,99.99%:50%,100%:100%")
     treasury = PostgresTreasury(database_url)
     try:

@@ -37,7 +37,7 @@ async def test_hanging_reports_starve_no_call_and_further_reports_are_refused_wi
         connection = await things.enter_async_context(caller.pool.acquire())
         transaction = connection.transaction()
         await transaction.start()
-        # Reports read this table and calls do not: reports hang until the lock is released.
+        # Reports read this table and calls do not, so only reports hang until the lock is released.
         await connection.execute("LOCK TABLE refusals IN ACCESS EXCLUSIVE MODE")
         reports = [asyncio.create_task(ask("/reports/costs")) for _ in range(2 * READING_AT_A_TIME)]
         refused = [await task for task in list(await _first(reports, READING_AT_A_TIME))]

@@ -62,6 +62,7 @@ class Ask:
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 A = "/admin/v1"
+INVOICE = {"model": "m", "starts_at": "2026-01-01", "ends_at": "2026-02-01", "amount": "1"}
 ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", "/v1/models"): [Ask("/v1/models", reads=True)],
     ("GET", "/v1/models/{name:path}"): [Ask("/v1/models/m", reads=True)],
@@ -98,6 +99,11 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("DELETE", f"{A}/routes/{{route_id}}"): [Ask(f"{A}/routes/1")],
     ("GET", f"{A}/acknowledgements"): [Ask(f"{A}/acknowledgements", reads=True)],
     ("PUT", f"{A}/acknowledgements"): [Ask(f"{A}/acknowledgements", {"model": "m", "note": "n"})],
+    ("GET", f"{A}/repricings"): [Ask(f"{A}/repricings", reads=True)],
+    ("POST", f"{A}/repricings"): [Ask(f"{A}/repricings", {"model": "m"}, reads=True)],
+    ("GET", f"{A}/invoices"): [Ask(f"{A}/invoices", reads=True)],
+    ("PUT", f"{A}/invoices"): [Ask(f"{A}/invoices", INVOICE)],
+    ("DELETE", f"{A}/invoices/{{invoice_id}}"): [Ask(f"{A}/invoices/1")],
     ("GET", f"{A}/changes"): [Ask(f"{A}/changes", reads=True)],
     ("GET", "/reports/costs"): [Ask("/reports/costs", reads=True), Ask("/reports/costs?format=csv", reads=True)],
     ("GET", "/readyz"): [Ask("/readyz", reads=True)],
@@ -130,11 +136,14 @@ COMMANDS: dict[str, str] = {
     "route set": "--agent a --model m --fallback n",
     "route remove": "1",
     "acknowledge": "m --note n",
+    "invoice record": "m --from 2026-01-01 --to 2026-02-01 --amount 1",
+    "invoice remove": "1",
     "run digest": "--feed {feed} --model m",
 }
 READING_COMMANDS: dict[str, str] = {
     "migrate": "",  # there is nothing to do
     "report": "",
+    "reprice": "m",
     "audit": "",
     "changes": "",
     "simulate": "--since 7d --limit b=1",
@@ -146,6 +155,7 @@ READING_COMMANDS: dict[str, str] = {
     "budget show": "b",
     "limit list": "",
     "route list": "",
+    "invoice list": "",
 }
 #: The answer of every route when the database was never migrated.
 MIGRATE = "run `treasurer migrate`"

@@ -61,7 +61,7 @@ def test_the_treasury_holds_on(version: int) -> None:
 
 
 async def test_the_session_runs_on_the_server_it_names(database_url: str) -> None:
-    """Without this check, the session above would prove nothing."""
+    """Without this check, the tests on the other server would prove nothing."""
     connection = await asyncpg.connect(database_url)
     try:
         running = connection.get_server_version().major

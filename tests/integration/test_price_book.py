@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -18,7 +21,7 @@ from gateway.stack.state import StackState
 from llm_service.grants import PRICES_STAMP, for_service, sign
 from tests.integration.caller import Caller, open_caller
 from tests.integration.gateways import another_gateway
-from tests.integration.proxies import another_proxy, configuration
+from tests.integration.proxies import ROOT, another_proxy, configuration
 
 MODEL, GONE = "local/llama-3.3-70b", "gpt-4o-mini"
 
@@ -84,6 +87,57 @@ async def test_i1_a_changed_price_is_held_and_posted_from_the_first_call_on(
             await caller.call(url, model=GONE)
         held = await caller.pool.fetch("SELECT * FROM holds WHERE agent_id = $1", caller.agent_id)
         assert held == []
+
+
+@pytest.mark.timeout(600)
+async def test_i4_the_past_is_corrected_after_a_price_was_wrong(
+    caller: Caller, stack: StackState, stop_with_us: Callable[[int], None], tmp_path: Path
+) -> None:
+    """The command shows it, the admin API writes it, and the ledger is the provider's invoice afterwards."""
+    port, folder = free_port(), tmp_path / "proxy"
+    right = configuration(stack)
+    environ = {"TREASURER_PROXY_URL": f"http://127.0.0.1:{port}"}
+    since = (await caller.pool.fetchval("SELECT now()")).isoformat()
+    gateways, proxies = ExitStack(), ExitStack()
+
+    def start(config: dict[str, Any]) -> str:
+        proxies.close()
+        return proxies.enter_context(another_proxy(stack, stop_with_us, folder, port, config))
+
+    def command(*arguments: str) -> list[dict[str, Any]]:
+        ran = subprocess.run(
+            [sys.executable, "-m", "gateway.cli", "reprice", MODEL, "--since", since, "--json", *arguments],
+            capture_output=True, text=True, timeout=60, cwd=ROOT, check=True,
+            env={"PATH": "/usr/bin:/bin", "TREASURER_DATA_DIR": str(stack.data_dir), **environ},
+        )  # fmt: skip
+        return json.loads(ran.stdout)
+
+    with gateways, proxies:
+        await asyncio.to_thread(start, with_price(right, 0.000_000_01))
+        known = {**environ, "TREASURER_ADMIN_KEY": stack.admin_key}
+        gateway = another_gateway(stack, stop_with_us, tmp_path / "gateway.log", known)
+        url, _ = await asyncio.to_thread(gateways.enter_context, gateway)
+        await caller.call(url, model=MODEL)
+        async for _ in await caller.call(url, model=MODEL, stream=True):
+            pass
+        await caller.settled()
+        wrong_nano, billed_nano = await caller.posted_nano(), await caller.billed_nano()
+        assert 0 < wrong_nano < billed_nano / 10
+        await asyncio.to_thread(start, right)
+
+        [shown] = await asyncio.to_thread(command)
+        assert (shown["attempts"], shown["posted_nano"], shown["right_nano"]) == (2, wrong_nano, billed_nano)
+        assert await caller.posted_nano() == wrong_nano
+        terms = {"model": MODEL, "since": since, "apply": True, "note": "a tenth of the price"}
+        made = await caller.admin("POST", "repricings", terms, url=url)
+        assert (made["attempts"], made["difference_nano"]) == (2, billed_nano - wrong_nano)
+        assert await caller.posted_nano() == billed_nano
+        faults = await caller.faults()
+        assert len(faults) == made["attempts_above_hold"]
+        assert all("overshoot" in fault for fault in faults), faults
+        [again] = await asyncio.to_thread(command, "--apply", "--note", "once more")
+        assert (again["attempts"], again["id"]) == (0, None)
+        assert await caller.posted_nano() == billed_nano
 
 
 async def cost_of_a_token(caller: Caller, url: str) -> int:

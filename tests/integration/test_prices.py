@@ -73,6 +73,44 @@ async def test_i4_a_built_in_search_is_posted(caller: Caller) -> None:
     assert entry["held_nano"] >= 26_650_000
 
 
+async def test_i4_a_repricing_confirms_the_price_that_was_posted(caller: Caller) -> None:
+    """The two price lists still differ, but an operator has said which one is right for these calls."""
+    model, script = "gpt-4o-search-preview", used(prompt_tokens=60, completion_tokens=150)
+    since = (await caller.pool.fetchval("SELECT now()")).isoformat()
+    await caller.call(model=model, messages=said(script=script), max_tokens=200)
+    await caller.ledger()
+    (fault,) = await caller.faults()
+    assert f"treasurer reprice {model}" in fault
+    terms = {"model": model, "since": since}
+    shown = await caller.admin("POST", "repricings", terms)
+    assert (shown["attempts"], shown["confirmed"], shown["difference_nano"], shown["id"]) == (1, 1, 0, None)
+    assert len(await caller.faults()) == 1
+    made = await caller.admin("POST", "repricings", {**terms, "apply": True, "note": "LiteLLM leaves out the search"})
+    assert [row["agent"] for row in made["agents"]] == [caller.agent]
+    listed = (await caller.admin("GET", "repricings"))["data"]
+    assert (made["id"], 1, "0.000000000") in {(row["id"], row["attempts"], row["difference"]) for row in listed}
+    assert await caller.faults() == []
+    assert await caller.posted_nano() == await caller.billed_nano() == 26_650_000
+
+
+async def test_bad_repricings_are_refused_by_name(priced_stack: StackState, caller: Caller) -> None:
+    before = await caller.counts()
+    for body, status, param in (
+        ({"model": "no-such-model"}, 404, "model"),
+        ({"model": "gpt-4o-mini-with-a-fee"}, 400, "model"),
+        ({"model": "gpt-4o", "apply": True}, 400, None),
+        ({"model": "gpt-4o", "since": "2d", "until": "3d"}, 400, "since"),
+        ({"model": "gpt-4o", "until": "soon"}, 400, "until"),
+        ({"model": "gpt-4o", "apply": "yes"}, 400, "apply"),
+    ):
+        address = f"{priced_stack.gateway_url}/admin/v1/repricings"
+        headers = {"Authorization": f"Bearer {priced_stack.admin_key}"}
+        async with caller.http.post(address, json=body, headers=headers) as answer:
+            assert answer.status == status, body
+            assert (await answer.json())["error"]["param"] == param, body
+    assert await caller.counts() == before
+
+
 async def test_i1_searches_pass_no_limit(priced_stack: StackState) -> None:
     async with open_caller(priced_stack, "0.05", window="day") as caller:
         script = used(prompt_tokens=60, completion_tokens=150)

@@ -67,7 +67,7 @@ def chat(model: str = "gpt-4o", text: str = "hello", script: dict[str, Any] | No
 
 
 async def witnesses(stack: StackState, call_id: UUID, count: int = 1) -> list[asyncpg.Record]:
-    """The call's witnesses by the time of their ends, as soon as there are this many. (After an outage of Postgres, a
+    """The call's witnesses, sorted by the time of their ends, once there are this many. (After an outage of Postgres, a
     spool may be replayed up to ten seconds late.)
     """
     connection = await asyncpg.connect(stack.database_url)

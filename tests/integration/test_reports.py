@@ -183,6 +183,25 @@ async def test_figures_are_those_of_the_entries(pool: asyncpg.Pool, books: Books
     assert (figures.latency_avg_ms, figures.latency_p50_ms, figures.latency_p95_ms) == (51, 51, 96)
 
 
+async def test_i4_what_was_estimated_is_summed_beside_the_cost(pool: asyncpg.Pool, books: Books) -> None:
+    """What a provider's report corrected later is not an estimate any more; what an estimate corrected still is one."""
+    began = NOW - timedelta(days=1)
+    await books.entry("alice", 1_000, cost_source="rates")
+    await books.entry("alice", 200, cost_source="estimate", usage_source="estimated")
+    await books.entry("alice", 30, cost_source="estimate", usage_source="witness")
+    await books.entry("alice", 4, usage_source="hold")  # before the ledger had whose figure it is
+    unread = await books.entry("bob", 500, cost_source="hold", usage_source="hold", state="expired", started_at=began)
+    late = {"state": "adjusted", "held_nano": 0, "started_at": began}
+    await books.entry("bob", -100, call_id=unread, cost_source="estimate", usage_source="estimated", **late)
+    found = await books.entry("bob", 90, cost_source="hold", usage_source="hold", state="expired", started_at=began)
+    await books.entry("bob", -20, call_id=found, cost_source="rates", **late)
+    made = await report(pool, group_by="agent")
+    estimated = {row.group: (row.figures.cost_nano, row.figures.estimated_nano) for row in made.rows}
+    assert estimated == {("alice",): (1_234, 234), ("bob",): (470, 400)}
+    assert made.total.estimated_nano == 634
+    assert (await report(pool, to=NOW.isoformat())).total.estimated_nano == 400
+
+
 async def test_sums_beyond_64_bits_stay_exact(pool: asyncpg.Pool, books: Books) -> None:
     for _ in range(3):
         await books.entry("alice", 2**63 - 1)

@@ -16,7 +16,7 @@ import pytest
 from gateway.stack.state import StackState
 from tests.integration.caller import Caller, open_caller, said
 
-#: LiteLLM does not use a deployment for this long after it failed.
+#: For so many seconds after a failure, LiteLLM does not use a deployment.
 COOLDOWN_S = 5.5
 #: This model has two deployments; all others have one.
 BALANCED = "gpt-4o-mini"

@@ -38,7 +38,7 @@ ON_ONE_DATABASE = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 numbers = itertools.count()
-newest_epoch = [0]  # the epoch after the latest budget of this test: every change raises it
+newest_epoch = [0]  # the epoch after this test's latest budget; every change raises it
 
 
 @pytest.fixture

@@ -66,7 +66,8 @@ class TestEnvelopesInPostgres(EnvelopeContract):
 
 @pytest.mark.parametrize("seed", range(3))
 async def test_both_treasuries_decide_alike(world: PostgresWorld, seed: int) -> None:
-    """Both get the same random holds and settlements, and must return the same amounts, denials and results."""
+    """Both treasuries get the same random holds and settlements, and must return the same amounts, denials and
+    results."""
     chance = random.Random(seed)
     shares = {300: None, 1_000: 2_000, 5_000: 333}
     limits = {await world.budget(limit, share): limit for limit, share in shares.items()}

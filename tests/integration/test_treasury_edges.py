@@ -22,7 +22,7 @@ from llm_service.treasury.sweep import Sweeper
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Principal, Settlement, Usage, UsageSource
 
 numbers = itertools.count()
-newest_epoch = [0]  # the epoch after the latest budget of this test: every change raises it
+newest_epoch = [0]  # the epoch after this test's latest budget; every change raises it
 
 
 @pytest.fixture

@@ -116,7 +116,7 @@ async def test_a_change_that_is_not_committed_keeps_no_call_waiting(
 async def test_i1_a_change_is_done_when_no_call_is_admitted_by_the_limit_before(
     pool: asyncpg.Pool, treasury: PostgresTreasury, database_url: str
 ) -> None:
-    """The change's commit waits for an admission that is still running and has read the old limit."""
+    """A change of a limit commits only after an admission that has read the old limit has ended."""
     who = await agent(pool, "news", name="b")
     assert isinstance(await treasury.admit(request(who)), Hold)
     async with somebody_locks(database_url, "SELECT pg_advisory_xact_lock_shared(7811895328343531809)"):

@@ -241,7 +241,8 @@ class TreasuryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.of_state("expired", "witnessed"))
     @rule(data=st.data())
     def an_owner_comes_late(self, data: st.DataObject) -> None:
-        """The owner was suspended for longer than its hold lived, but has the provider's report: one adjustment."""
+        """The owner was suspended for longer than its hold lived, but has the provider's report, which is posted as an
+        adjustment."""
         call_id = data.draw(st.sampled_from(self.of_state("expired", "witnessed")))
         attempt = self.model.attempts[call_id]
         cost = data.draw(st.integers(0, attempt.amount))
@@ -279,7 +280,7 @@ class TreasuryMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.model.top_ups)
     @rule()
     def top_ups_end(self) -> None:
-        """What was spent of the top-ups stays spent."""
+        """Money that was spent from the top-ups stays spent."""
         statement = "UPDATE top_ups SET ends_at = clock_timestamp() WHERE budget_id = $1 AND ends_at = 'infinity'"
         self.world.do(self.world.pool.execute(statement, self.who.budgets[0].id))
         self.model.top_ups.clear()

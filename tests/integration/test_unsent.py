@@ -21,7 +21,8 @@ from tests.integration.caller import Caller, open_caller, said
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 #: The only model with two deployments.
 BALANCED = "gpt-4o-mini"
-#: A hold of a call that may have been sent stays for minutes; one that was not is given back at once.
+#: Seconds. The hold of a call that may have been sent stays for minutes; if it was not sent, the hold is voided at
+#: once.
 AT_ONCE_S = 3.0
 
 

@@ -1,4 +1,4 @@
-"""A whole service over fakes, and what its upstream answers."""
+"""A whole service over fakes, and answers for its upstream."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The core at its edges: what makes a bill larger than it looks, and callers who leave at a bad moment."""
+"""Edge cases of the core: requests that cost more than they seem to, and callers who leave at a bad moment."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tool(schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def nested(depth: int, each: int) -> dict[str, Any]:
-    """A schema of definitions, each of which refers `each` times to the next."""
+    """A schema with a chain of definitions, each of which refers `each` times to the next."""
     definitions: dict[str, Any] = {
         f"D{n}": {"type": "object", "properties": {f"p{k}": {"$ref": f"#/$defs/D{n + 1}"} for k in range(each)}}
         for n in range(depth)
@@ -38,7 +38,7 @@ def nested(depth: int, each: int) -> dict[str, Any]:
 
 
 def unfolded(schema: Any, definitions: dict[str, Any]) -> Any:
-    """As LiteLLM's `unpack_defs` does it for Google's models."""
+    """The schema with all references replaced, as LiteLLM's `unpack_defs` does for Google's models."""
     if isinstance(schema, dict):
         if "$ref" in schema:
             return unfolded(definitions[schema["$ref"].split("/")[-1]], definitions)
@@ -61,7 +61,7 @@ def test_i1_references_in_schemas_count_as_what_they_become(place: str) -> None:
     assert becomes > 20 * len(json.dumps(schema))
     parsed = parse_chat(chat(**sent))
     assert parsed.input_bound > becomes
-    assert parsed.allowance > becomes - parsed.text_bytes  # a tokenizer's count of the text does not see it either
+    assert parsed.allowance > becomes - parsed.text_bytes  # so that the bound also holds if a tokenizer counts the text
 
 
 def test_i1_references_without_end_are_refused_and_recursive_ones_are_not() -> None:
@@ -76,7 +76,7 @@ def test_i1_references_without_end_are_refused_and_recursive_ones_are_not() -> N
 
 
 def test_i1_compatibility_characters_count_as_they_are_spelled_out() -> None:
-    one = "\ufdfa"  # a whole sentence in one character: three bytes, and thirty-three in NFKC
+    one = "\ufdfa"  # one character that means a whole sentence: 3 bytes, and 33 in NFKC
     assert parse_chat(chat(messages=[{"role": "user", "content": one * 100}])).input_bound > 3_300
     assert parse_embeddings(json.dumps({"model": "m", "input": one * 100}).encode()).input_bound > 3_300
     assert parse_embeddings(json.dumps({"model": "m", "input": "中" * 100}).encode()).input_bound < 320
@@ -145,7 +145,7 @@ def test_i1_a_report_in_mid_stream_does_not_count_for_what_came_after_it(cut: bo
 async def test_i1_a_tier_that_nobody_named_is_not_the_provider_s_to_choose(
     provider: str, asked: dict[str, Any], sent: str | None
 ) -> None:
-    """A project at OpenAI may be set to `priority`: twice the price that was held for."""
+    """A project at OpenAI may default to `priority`, at twice the price that was held, so the tier is always sent."""
     priced = ENTRIES[0]["model_info"] | {
         "litellm_provider": provider, "input_cost_per_token_priority": 2e-06, "output_cost_per_token_priority": 4e-06
     }  # fmt: skip
@@ -169,7 +169,8 @@ async def test_i1_a_report_of_no_output_is_not_believed_of_an_answer_that_has_so
 
 
 async def test_i1_calls_of_tools_in_a_cut_stream_count_for_more_than_their_names() -> None:
-    """A model writes some ten tokens around each: forty calls without arguments are not eighty tokens."""
+    """A model writes about ten tokens around each call of a tool, so forty calls without arguments are more than eighty
+    tokens."""
     calls = [
         {"index": n, "id": f"call_{n:024}", "type": "function", "function": {"name": "f", "arguments": "{}"}}
         for n in range(40)

@@ -1,4 +1,4 @@
-"""The error tree is as its docstring draws it; what an API shows of it: `wire/openai_errors.py`."""
+"""The tree of errors is as its docstring draws it. (`wire/openai_errors.py` decides what an API shows of an error.)"""
 
 from __future__ import annotations
 

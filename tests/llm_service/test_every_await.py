@@ -1,13 +1,14 @@
-"""A call is stopped at every await, in turn: its caller leaves there, or its whole process dies there; then a sweep.
+"""A call is stopped at each of its awaits, one test after the other: its caller leaves there, or its process dies
+there. Then a sweep runs.
 
-What must hold (I2), wherever it was: each attempt that was held ends in exactly one ledger entry, of what the provider
-billed for it; or of its whole hold, where it was not sent as far as anybody can tell; nothing stays held; and an
-idempotency key that was paid for is not given back. Where the process lives on, no permit of a rate limit or of a
-breaker stays taken, and each was given back once.
+What must hold (I2), wherever the call was stopped: each attempt that was held ends in exactly one ledger entry, at
+least for the provider's bill. If the attempt was not billed, the entry is free or for the whole hold. Nothing stays
+held, and an idempotency key that was paid for is not released. If the process lives on, each permit of a rate limit or
+of a breaker is released once.
 
-The upstream here is the proxy and the provider in one: what has reached it goes on without the gateway, is billed,
-and leaves its witness. The process that dies is left as it stands: what its coroutines would still do when Python
-clears them away happens to a copy of the books that nobody looks at.
+The upstream here is the proxy and the provider in one. A request that has reached it continues without the gateway, is
+billed, and leaves its witness. A process that dies does nothing more: when Python later clears its coroutines away,
+they change only a copy of the books that no test reads.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def _witness(attempt: Attempt, outcome: Outcome, cost_nano: int, usage: Usage, s
 
 @dataclass
 class Books:
-    """What outlives a process: Postgres and the provider's invoice."""
+    """The records that outlive a process: Postgres and the provider's invoice."""
 
     holds: dict[Attempt, HoldRequest] = field(default_factory=dict[Attempt, HoldRequest])
     ledger: list[Settlement] = field(default_factory=list[Settlement])
@@ -102,12 +103,12 @@ class Books:
     keys: FakeIdempotency = field(default_factory=FakeIdempotency)
 
     def settle(self, settlement: Settlement) -> None:
-        """As treasury_settle does: whoever takes the hold away writes its end."""
+        """Settle as treasury_settle does: only the first settlement removes the hold, and writes an entry."""
         if self.holds.pop((settlement.call_id, settlement.attempt), None) is not None:
             self.ledger.append(settlement)
 
     def sweep(self) -> None:
-        """After every hold's lifetime."""
+        """End every hold, as the sweeper does after its lifetime."""
         for (call_id, attempt), held in list(self.holds.items()):
             found = tuple(self.witnesses.get((call_id, attempt), ()))
             orphan = OrphanHold(call_id, attempt, held.model, held.amount_nano, ExpiryPolicy.POST, True, found)
@@ -119,7 +120,7 @@ class Books:
 
 
 class Permits:
-    """Breakers that let everything pass, and know which attempts have not ended yet."""
+    """Breakers that let every call pass, and know which attempts have not ended yet."""
 
     def __init__(self) -> None:
         self.open: set[Permit] = set()
@@ -190,7 +191,7 @@ class Process:
             written = True
             await asyncio.sleep(0)
         except asyncio.CancelledError:
-            if written:  # as PostgresTreasury.admit does for a caller who left before the answer came
+            if written:  # as PostgresTreasury.admit does when its caller leaves before the answer
                 self.settle_soon(Settlement(request.call_id, request.attempt, LedgerState.VOIDED, 0))
             raise
         return Hold(request.call_id, request.attempt, request.amount_nano, None, None)
@@ -206,7 +207,7 @@ class Process:
     async def freed(self, timeout_s: float) -> None:
         await asyncio.sleep(0)
 
-    # -- the sweeper: it watches what it is told to, which here the sweep at the end does
+    # -- the sweeper, which ignores `watch`, because here the sweep at the end settles everything
 
     def watch(self, call_id: UUID, attempt: int, lifetime_s: float, *, answered: bool = False) -> None:
         return
@@ -220,7 +221,7 @@ class Process:
     # -- LiteLLM Proxy and the provider
 
     def _serve(self) -> HttpAnswer:
-        """The request has arrived: what it leads to does not depend on this process any more."""
+        """Serve a request that has arrived. From here on, nothing depends on the gateway's process."""
         attempt = max(self.books.holds, key=lambda each: each[1])
         if self.fails:
             self.fails -= 1
@@ -290,13 +291,13 @@ SCENARIOS: dict[str, tuple[int, Work]] = {
 
 
 def turn(loop: asyncio.AbstractEventLoop) -> None:
-    """One turn of the loop: every task that can go on goes on to its next await."""
+    """One turn of the loop: every task that can run continues to its next await."""
     loop.call_soon(loop.stop)
     loop.run_forever()
 
 
 def run(books: Books, fails: int, work: Work, number: int, *, dies: bool) -> tuple[Books, int]:
-    """The books after the call was stopped after `number` turns (0: never); and how many turns there were."""
+    """Stop the call after `number` turns (0: never). Return the books then, and the number of turns."""
     loop = asyncio.new_event_loop()
     processes: list[Process] = []
 
@@ -321,7 +322,7 @@ def run(books: Books, fails: int, work: Work, number: int, *, dies: bool) -> tup
         if turns == number:
             task.cancel()
         assert turns < 1_000, "it does not end"
-    for _ in range(5):  # settlements are off the caller's path
+    for _ in range(5):  # settlements run after the call has ended
         turn(loop)
     error = None if task.cancelled() else task.exception()
     assert error is None or isinstance(error, TreasurerError), error
@@ -332,7 +333,7 @@ def run(books: Books, fails: int, work: Work, number: int, *, dies: bool) -> tup
 
 
 def bury(loop: asyncio.AbstractEventLoop) -> None:
-    """End what was left as it stood. What that does to the books is not looked at."""
+    """End the tasks that are left. Their effects on the books are ignored."""
     tasks = asyncio.all_tasks(loop)
     for task in tasks:
         task.cancel()
@@ -356,7 +357,7 @@ def check(books: Books) -> None:
             assert entry.cost_nano == books.billed[attempt] or entry.usage_source == "estimated", entry
         elif attempt in books.refused:
             assert entry.cost_nano == 0
-        else:  # it cannot be proved that it was not sent
+        else:  # not billed, but perhaps nobody can prove that
             assert entry.cost_nano in (0, books.ever_held[attempt])
     if books.billed:
         assert books.keys.released == []
@@ -367,7 +368,7 @@ def check(books: Books) -> None:
 def test_i2_wherever_a_call_is_stopped_each_attempt_ends_once_at_its_cost(name: str, dies: bool) -> None:
     fails, work = SCENARIOS[name]
     books, turns = run(Books(), fails, work, 0, dies=False)
-    check(books)  # a call that nothing stops is settled without a sweep
+    check(books)  # a call that is not stopped is settled without a sweep
     assert turns >= 8
     for number in range(1, turns + 1):
         books, _ = run(Books(), fails, work, number, dies=dies)
@@ -376,7 +377,7 @@ def test_i2_wherever_a_call_is_stopped_each_attempt_ends_once_at_its_cost(name: 
 
 
 def test_the_harness_sees_a_hold_that_is_left() -> None:
-    """What it checks can fail: before the sweep a death has left one somewhere."""
+    """Show that the check can fail: before the sweep, some death has left a hold."""
     _, turns = run(Books(), 0, whole, 0, dies=False)
     left = [run(Books(), 0, whole, number, dies=True)[0].holds for number in range(1, turns)]
     assert any(left)

@@ -1,4 +1,4 @@
-"""A grant opens exactly one request: everything else is refused, with a reason and without the token."""
+"""A grant permits exactly one request. Any other is refused, with a reason that does not contain the token."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_i3_a_forged_grant_is_refused() -> None:
     [{"model": "gpt-4o"}, {"agent_id": 1}, {"agent": "other", "team": "other"}, {"key_id": 9}, {"expires_at": 2**33}],
 )
 def test_i3_a_tampered_grant_is_refused(changes: dict[str, object]) -> None:
-    """For another model, agent, team, key or time: what a grant says is signed."""
+    """A grant whose model, agent, team, key or time was changed is refused, because all of these are signed."""
     head, _, tail = sign(SECRET, grant()).split(".")
     _, payload, _ = sign("x" * 32, grant(**changes)).split(".")
     with pytest.raises(GrantError, match="signature"):

@@ -1,4 +1,4 @@
-"""GovernedModel against a small service that speaks OpenAI's wire format: no network, no database."""
+"""GovernedModel with a small fake service in OpenAI's wire format: no network, no database."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def events(*words: str) -> list[bytes]:
 
 @dataclass
 class Streamed:
-    """Like the service's own: the cost is known when the bytes have ended, or on closing."""
+    """A stream like the service's own: its cost is known once it has been read to its end, or is closed."""
 
     chunks: list[bytes]
     status: int = 200
@@ -111,7 +111,7 @@ class Streamed:
 
 @dataclass
 class Service:
-    """Answers from a list; remembers what it was asked."""
+    """Answers from a list, and records the requests."""
 
     answers: list[bytes | Streamed | TreasurerError]
     status: int = 200

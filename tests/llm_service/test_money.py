@@ -1,4 +1,4 @@
-"""Invariant I4 at its root: what is parsed, printed and parsed again is the same integer."""
+"""The root of invariant I4: an amount that is parsed, printed and parsed again is the same integer."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_a_print_for_people_is_within_half_of_its_last_place(nano: int, places: 
 
 @given(st.integers(0, 10**12))
 def test_a_float_is_read_as_its_author_wrote_it(nano: int) -> None:
-    # 10**12 nano-dollars have at most 13 digits: a float's shortest form has all of them.
+    # 10**12 nano-dollars have at most 13 digits, so the shortest form of the float has all of them.
     assert parse_dollars(nano / NANO_PER_DOLLAR) == nano
 
 
@@ -97,7 +97,7 @@ def test_any_other_input_is_an_amount_or_a_money_error(value: str | float | int 
     assert 0 <= nano <= MAX_NANO
 
 
-# The relative error that is taken off is less than a nano-dollar below a thousand dollars: more than a call can cost.
+# The relative error that is subtracted is less than a nano-dollar for sums below $1,000. No call costs more than that.
 @given(st.integers(0, 999 * NANO_PER_DOLLAR))
 def test_a_cost_that_another_program_reports_exactly_is_read_exactly(nano: int) -> None:
     assert nano_from_reported_dollars(format_decimal(nano)) == nano

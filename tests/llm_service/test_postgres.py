@@ -1,4 +1,4 @@
-"""What went wrong at the database is called what it is: one decision, for every kind of work."""
+"""Errors of the database become named errors of ours, by one function for every kind of work."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from llm_service.postgres import (
     unavailable,
 )
 
-#: What a database that is gone, going or starting raises.
+#: Errors of a database that is stopped, stopping or starting.
 GONE = [
     ConnectionRefusedError(), TimeoutError(), asyncpg.AdminShutdownError("x"), asyncpg.CrashShutdownError("x"),
     asyncpg.CannotConnectNowError("x"), asyncpg.ConnectionDoesNotExistError("x"), asyncpg.InterfaceError("x"),
     asyncpg.InternalClientError("x"), asyncpg.ObjectNotInPrerequisiteStateError("x"),
 ]  # fmt: skip
-#: What else keeps a statement from being run, and the words that say it.
+#: Other errors that keep a statement from running, and the words that report them.
 NAMED = [
     (asyncpg.TooManyConnectionsError("x"), "max_connections"),
     (asyncpg.DiskFullError("x"), "no disk space"),
@@ -83,7 +83,7 @@ def test_a_report_that_took_too_long_is_no_outage() -> None:
 
 
 class Pool:
-    """As much of asyncpg's pool as is needed: `full`, or with a connection that raises `error`."""
+    """A fake of asyncpg's pool: `full`, or with a connection that raises `error`."""
 
     def __init__(self, error: BaseException | None = None, *, full: bool = False, size: int = 6) -> None:
         self.error, self.full, self.size = error, full, size
@@ -117,7 +117,7 @@ async def test_a_pool_is_exhausted_only_when_all_of_its_connections_are_open() -
     with pytest.raises(PoolExhausted):
         async with borrowed(Pool(full=True).real):
             pass
-    with pytest.raises(TimeoutError):  # it could not connect
+    with pytest.raises(TimeoutError):  # the pool could not connect in time
         async with borrowed(Pool(full=True, size=5).real):
             pass
     with pytest.raises(DatabaseBusy):

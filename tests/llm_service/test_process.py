@@ -1,4 +1,5 @@
-"""A process that crashes leaves no copy of its memory, and Python collects garbage where it cannot crash one."""
+"""A process that crashes leaves no copy of its memory, and Python collects garbage only where that cannot crash a
+process."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ CHILD = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import o
 
 
 def left(folder: Path, program: str) -> list[str]:
-    """The files that a crash leaves where it happens."""
+    """The files that a crash leaves in its working folder."""
     folder.mkdir()
     run = subprocess.run(
         [sys.executable, "-c", program + "os.abort()"],
@@ -37,7 +38,7 @@ def test_neither_a_process_nor_its_children_leave_a_dump(tmp_path: Path) -> None
 
 
 def test_it_is_for_good_and_holds_for_programs_that_take_dumps() -> None:
-    """At a limit of 0 Linux still pipes a dump to `core_pattern`'s program; at 1 it does not."""
+    """With a limit of 0, Linux still pipes a dump to the program in `core_pattern`; with a limit of 1, it does not."""
     program = ALLOW + FORBID + "print(*r.getrlimit(r.RLIMIT_CORE))"
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     most = resource.getrlimit(resource.RLIMIT_CORE)[1]
@@ -76,7 +77,7 @@ asyncio.run(main())
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python collects at safe moments by itself")
 @pytest.mark.parametrize(("guarded", "where"), [(True, {"_collect_if_due"}), (False, {"leave_cycles"})])
 def test_garbage_is_collected_between_callbacks_and_nowhere_else(guarded: bool, where: set[str]) -> None:
-    """What Python does in the middle of `ContextVar.set` can crash it; see `llm_service.process`."""
+    """A collection in the middle of `ContextVar.set` can crash Python; see `llm_service.process`."""
     program = GARBAGE.format(guarded=guarded)
     run = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
     assert set(run.stdout.split()) == where

@@ -229,7 +229,7 @@ async def test_a_providers_refusal_is_passed_on_and_voided(parts: Parts) -> None
 
 @pytest.mark.parametrize("bills_errors", [False, True])
 async def test_i2_a_stream_too_many_costs_nothing_and_no_other_model_is_asked(bills_errors: bool) -> None:
-    """The proxy is the same for all models, and no provider was asked that could bill its errors."""
+    """Another model would meet the same full proxy. No provider was asked, so none can bill an error."""
     gate = Gate()
     parts = Parts(breakers=gate)
     route = Route(fallbacks=(Fallback("other"),), retries=3, errors_are_billed=bills_errors)
@@ -246,7 +246,7 @@ async def test_i2_a_stream_too_many_costs_nothing_and_no_other_model_is_asked(bi
 
 
 class Gate:
-    """Lets everything pass, and keeps what it was told."""
+    """A breaker that lets every call pass, and records the outcomes that are reported to it."""
 
     def __init__(self) -> None:
         self.told: list[str] = []
@@ -272,7 +272,7 @@ class Gate:
     [
         (200, {}, "succeeded"),
         (500, {}, "model failed"),
-        (401, {}, "release"),  # the operator's key at the provider
+        (401, {}, "release"),  # the operator's key is wrong, which is not the model's fault
         (403, {"llm_provider-x": "1"}, "release"),
         (404, {}, "release"),
         (429, {}, "release"),
@@ -350,7 +350,7 @@ async def test_the_first_of_two_calls_with_one_key_is_the_call(parts: Parts) -> 
 
 
 async def test_an_answer_that_cannot_be_kept_is_given_all_the_same(parts: Parts) -> None:
-    """It is paid for: a Postgres that goes away now must not take it from its caller."""
+    """The answer is paid for, so its caller must get it even if Postgres is unavailable now."""
     parts.idempotency.error = TreasuryUnavailable("away")
     answer = await parts.service.complete(chat_body(), PRINCIPAL, KEYED)
     assert answer.body == BODY
@@ -468,7 +468,7 @@ async def test_a_reader_that_is_cancelled_settles_the_stream(parts: Parts) -> No
     async def read() -> None:
         try:
             async for events in answer:
-                got.append(events)  # what came before the end is what matters
+                got.append(events)  # a loop, because a comprehension would lose the events before the cancellation
         finally:
             await asyncio.shield(answer.aclose())
 
@@ -492,7 +492,7 @@ async def test_i2_a_stream_that_its_provider_cuts_is_posted_by_what_came(parts: 
 
 
 async def test_i2_a_stream_whose_connection_breaks_is_left_to_the_witness(parts: Parts) -> None:
-    """The proxy reads it to its end: what had come says too little."""
+    """The proxy reads the stream to its end, so the part that the gateway has read is too little."""
     answer = await parts.stream(said("Hi"), Unanswered(UpstreamError("broke")))
     with pytest.raises(UpstreamError):
         await collect(answer)
@@ -547,7 +547,7 @@ async def test_an_error_after_the_first_token_is_raised_in_our_words_and_paid_fo
 
 
 class Unexpected(Exception):
-    """A fault that no part of the service names."""
+    """An error of a type that no part of the service knows."""
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
@@ -655,7 +655,7 @@ async def test_i2_a_caller_who_leaves_before_the_stream_opened_keeps_the_hold(pa
 
 
 async def test_a_caller_who_leaves_while_a_stream_that_goes_on_opens_gives_the_breakers_permit_back() -> None:
-    """The call may have been the breaker's one probe: without its permit no other call would be let through for a minute."""
+    """The call may be the breaker's only probe. If it kept the permit, no other call would pass for a minute."""
     gate = Gate()
     parts = Parts(breakers=gate)
     parts.upstream.gate, parts.upstream.stream = asyncio.Event(), FakeStream(EVENTS)
@@ -674,7 +674,7 @@ async def test_i2_a_caller_who_leaves_in_the_moment_in_which_a_stream_opens_leav
 ) -> None:
     class Opens(FakeUpstream):
         async def open(self, path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamStream:
-            asyncio.get_running_loop().call_soon(task.cancel)  # before the call hears that its stream is open
+            asyncio.get_running_loop().call_soon(task.cancel)  # cancelled before the call gets its open stream
             return await super().open(path, body, grant, timeouts)
 
     gate, stream = Gate(), FakeStream(EVENTS)
@@ -691,7 +691,7 @@ async def test_i2_a_caller_who_leaves_in_the_moment_in_which_a_stream_opens_leav
 
 
 async def test_what_a_stream_waited_for_before_it_was_sent_is_not_its_models_time() -> None:
-    """Such as its budget's pace: the model has all of the time that the route gives it for a first token."""
+    """A call may wait for its budget first. The route's time for the first token begins only when the call is sent."""
 
     class Paced(FakeTreasury):
         async def admit(self, request: HoldRequest) -> Hold | Denial:
@@ -712,7 +712,7 @@ async def test_what_a_stream_waited_for_before_it_was_sent_is_not_its_models_tim
 
 
 async def test_the_time_of_a_call_begins_when_it_comes_in(parts: Parts) -> None:
-    """With what it waits for before its first attempt, such as another call with its idempotency key."""
+    """The latency includes waits before the first attempt, such as for another call with the same idempotency key."""
     claim = parts.idempotency.claim
 
     async def slow(agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Any:
@@ -728,7 +728,7 @@ async def test_the_time_of_a_call_begins_when_it_comes_in(parts: Parts) -> None:
 
 
 async def test_a_bug_in_the_background_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Nobody waits for what goes on after a caller has left, so nobody else would see it."""
+    """No caller waits for the work that continues after it has left, so only the log shows an error there."""
 
     async def revoke(_call_id: UUID, _attempt: int) -> bool:
         raise RuntimeError("a statement was used wrongly")
@@ -803,7 +803,8 @@ REPRICED = HttpAnswer(409, {"x-treasurer-refused": "prices_changed"}, b'{"error"
 
 
 class Book(FakeUpstream):
-    """A proxy whose prices are its `version`: a call that names another one is refused, as the plugin does."""
+    """A proxy whose prices have a `version`. It refuses a call whose grant names another version, as the plugin
+    does."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -868,7 +869,7 @@ async def test_a_model_that_is_gone_since_is_a_404_and_nothing_is_held() -> None
 
 
 async def test_prices_that_change_again_and_again_are_a_503_and_nothing_is_held() -> None:
-    """Two proxies with different books behind one address, and the wrong one answers each time."""
+    """For example two proxies with different prices behind one address, of which the wrong one answers each time."""
     book = Book()
     parts = Parts(entries=priced("v1"), upstream=book)
     book.version = "another"
@@ -929,7 +930,7 @@ async def test_i2_what_no_proxy_has_begun_with_is_free(outcome: HttpAnswer | Exc
 async def test_i2_what_a_proxy_may_have_begun_with_waits_for_its_witness(
     outcome: HttpAnswer | Exception, streamed: bool, revoked: bool, entries: list[dict[str, Any]]
 ) -> None:
-    """It was used; or the proxy does not write uses to the database, and then nothing follows from finding none."""
+    """The grant was used; or the proxy does not write uses to the database, so that a missing use proves nothing."""
     parts = after(outcome, revoked=revoked, entries=entries)
     with pytest.raises(UpstreamError):
         await once(parts, streamed)
@@ -945,7 +946,8 @@ async def test_i2_an_answer_of_our_plugin_s_is_believed_and_no_grant_is_revoked(
 
 
 async def test_i2_a_grant_that_a_balancer_sent_twice_may_have_been_billed() -> None:
-    """The first proxy did not answer it in time, the second one refused it: the first may serve it yet."""
+    """The first proxy did not answer in time, and the second proxy refused the used grant. The first may still serve
+    the call."""
     parts = after(HttpAnswer(401, {"x-treasurer-refused": "grant_used"}, b"{}"), revoked=False)
     with pytest.raises(UpstreamError):
         await once(parts, False)

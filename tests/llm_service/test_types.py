@@ -1,4 +1,4 @@
-"""Which budgets a call falls into, and which models a key may use: the pure choices of the vocabulary."""
+"""Which budgets apply to a call, and which models a key may use."""
 
 from __future__ import annotations
 

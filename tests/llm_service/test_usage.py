@@ -1,4 +1,4 @@
-"""A report that cannot be true is not believed; any report at all is read without an error."""
+"""A report of usage that cannot be true is not believed, and no report causes an error."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def test_an_empty_report_is_none(report: object) -> None:
     ],
 )
 def test_parts_that_are_more_than_their_whole_are_not_believed(parts: dict[str, Any]) -> None:
-    """Charged as cached, what was not would be too cheap; and what a provider bills beside the whole would be left out."""
+    """If it were believed, tokens that were not cached could be charged as cached, or tokens beside the total be left
+    out."""
     report = {"prompt_tokens": 10, "completion_tokens": 5} | parts
     assert read_usage(report) is None
     dearest = dearest_reading(report)
@@ -162,11 +163,12 @@ def test_i2_a_usage_of_another_version_can_be_read(more: dict[str, Any]) -> None
         (None, {"cost": 0.1}, None),
         ("openrouter", {"cost": "free"}, None),
         ("openrouter", {"cost": True}, None),
-        ("openrouter", {"cost": -0.1}, None),  # what is not understood is not free
+        ("openrouter", {"cost": -0.1}, None),  # a figure that is not understood does not mean free
         ("openrouter", {"cost": float("nan")}, None),
         ("openrouter", {"cost": float("inf")}, MAX_NANO),
         ("openrouter", {"cost": 10**5000}, MAX_NANO),
-        ("openrouter", {"cost": 0.001, "is_byok": True}, None),  # the fee alone; the rest is billed elsewhere
+        # This is only the fee, because the caller's own key pays the rest.
+        ("openrouter", {"cost": 0.001, "is_byok": True}, None),
         ("xai", {"cost_in_usd_ticks": 10**60}, MAX_NANO),
     ],
 )

@@ -1,4 +1,5 @@
-"""A witness and its line: in columns that Postgres takes, and read back as it was. With Postgres: tests/integration/test_spool.py."""
+"""A witness as a line of text: its columns are valid for Postgres, and it is read back unchanged.
+tests/integration/test_spool.py tests this with Postgres."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
--- A new run; no row if there is one with its trigger key. The runs of a session are added one after another, so that the
--- order of their numbers is the order in which others see them.
+-- Adds a run; no row if a run has its trigger key already. The runs of a session are added one after another, so that
+-- they become visible in the order of their numbers.
 WITH turn AS MATERIALIZED (
     SELECT CASE WHEN $12::text IS NOT NULL
         THEN pg_advisory_xact_lock(hashtextextended($5 || '/' || $12, 0))::text END AS taken

@@ -1,5 +1,5 @@
--- The intent to do step $4, written before its effect. The lock on the run makes a claim of another worker wait until
--- this is committed, or this wait for the claim, and then find that the fence is another one.
+-- Writes the intent to do step $4, before its effect. Because of the lock on the run, another worker's claim waits
+-- until this is committed; or this statement waits for the claim, and then finds another fence.
 WITH mine AS MATERIALIZED (
     SELECT id FROM work.runs
     WHERE id = $1 AND owner = $2 AND fence = $3 AND state = 'running' AND cancel_at IS NULL FOR SHARE

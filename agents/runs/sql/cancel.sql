@@ -1,5 +1,5 @@
--- Cancel a run and everything below it that has not ended. What nobody works at ends now; a worker is told with the next
--- renewal of its leases, and starts no further effect until then.
+-- Cancels a run and all runs below it that have not ended. A run without a worker ends now. A worker learns of it with
+-- the next renewal of its leases, and starts no further effect until then.
 WITH RECURSIVE tree (id) AS (
     SELECT id FROM work.runs WHERE id = $1
     UNION ALL SELECT r.id FROM work.runs r JOIN tree ON r.parent_id = tree.id

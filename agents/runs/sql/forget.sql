@@ -1,4 +1,4 @@
--- Delete the results and arguments of steps whose time is up. Names, times, costs and digests stay.
+-- Deletes the results and arguments of steps whose time is up. Names, times, costs and digests stay.
 WITH chosen AS MATERIALIZED (
     SELECT id FROM work.runs WHERE forget_at <= now() ORDER BY forget_at LIMIT 500 FOR UPDATE SKIP LOCKED
 ),

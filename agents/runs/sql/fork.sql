@@ -1,4 +1,5 @@
--- A new run ($2) that begins with the first $3 steps of another ($1), as if it had done them; what they cost is not its own.
+-- A new run ($2) that begins with the first $3 steps of another ($1), as if it had done them. The cost of these steps
+-- is not part of its cost.
 WITH source AS MATERIALIZED (
     SELECT * FROM work.runs r WHERE r.id = $1 AND NOT r.forgotten
         AND NOT EXISTS (SELECT FROM work.runs k WHERE k.trigger_key = $5)

@@ -1,5 +1,7 @@
--- The worker lets go of a run: it has ended, waits, or goes back into the queue. $4: the new state, unless the run is to be
--- cancelled and would go on. $9: how long the results of its steps are kept from now on. $10: this claim does not count
+-- The worker lets go of a run: it has ended, waits, or goes back into the queue. $4: the new state, unless the run
+-- would continue although it is to be cancelled. $9: for how long, from now on, the results of its steps are kept. $10:
+-- this
+-- claim does not count
 -- as an attempt.
 UPDATE work.runs r
 SET state = n.state, wait_for = CASE WHEN n.state = 'waiting' THEN $5 END,

@@ -1,4 +1,4 @@
--- A page of runs, the newest first. A parameter that is null leaves nothing out.
+-- A page of runs, the newest first. A parameter that is null filters nothing.
 SELECT * FROM work.runs
 WHERE ($1::text IS NULL OR agent = $1) AND ($2::bigint IS NULL OR team_id = $2) AND ($3::text IS NULL OR state = $3)
   AND ($4::text IS NULL OR session = $4) AND ($5::uuid IS NULL OR root_id = $5) AND ($6::bigint IS NULL OR number < $6)

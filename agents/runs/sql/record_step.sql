@@ -1,4 +1,4 @@
--- What became of step $4. A step that is done stays as it is.
+-- Records how step $4 ended. A step that is done already stays as it is.
 WITH mine AS MATERIALIZED (
     SELECT id FROM work.runs WHERE id = $1 AND owner = $2 AND fence = $3 AND state = 'running' FOR SHARE
 )

@@ -1,4 +1,4 @@
--- Renew the leases of a worker, all in one statement. A run that is not in the answer is lost. `cancelled` and `late`
+-- Renews all leases of a worker in one statement. A run that is not in the answer is lost. `cancelled` and `late`
 -- tell the worker to end the run.
 UPDATE work.runs r SET lease_until = clock_timestamp() + make_interval(secs => $4)
 FROM unnest($2::uuid[], $3::bigint[]) AS held (id, fence)

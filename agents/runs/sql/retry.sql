@@ -1,6 +1,6 @@
--- Queue a run again that has ended without success, or that waits; it goes on at its last step. A person has decided, so
--- a step that failed, or of which nobody knows whether it was done, is done (again). A run whose deadline has passed gets as
--- much time as it had.
+-- Queues a run again that has ended without success, or that waits. It continues at its last step. A person has decided
+-- that, so a step that failed, or that may have been done, is done (again). If the run's deadline has passed, it gets
+-- the same time again.
 WITH chosen AS MATERIALIZED (
     SELECT id FROM work.runs
     WHERE id = $1 AND state IN ('failed', 'expired', 'dead', 'cancelled', 'waiting') AND NOT forgotten

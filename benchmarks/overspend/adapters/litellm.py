@@ -128,7 +128,7 @@ class LiteLLM:
 
 
 class LiteLLMAtItsBest(LiteLLM):
-    """LiteLLM Proxy with Redis, and refusing what does not fit."""
+    """LiteLLM Proxy with Redis, which refuses calls that do not fit the budget."""
 
     name = "LiteLLM Proxy at its best"
     how = "Redis, fail_closed_budget_enforcement, no database"
@@ -188,7 +188,7 @@ def _python() -> Path:
 
 
 def _counted_as(key: str) -> str:
-    """The name under which LiteLLM's counters have a key."""
+    """The name of a key in LiteLLM's counters."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 

@@ -32,7 +32,7 @@ _EVERY_S = 0.1
 
 
 async def custom_auth(request: object, api_key: str) -> UserAPIKeyAuth:
-    """The key's name contains its budget."""
+    """LiteLLM's check of a key: the key is valid, and has the budget that its name contains."""
     limit, _, name = api_key.removeprefix("Bearer ").removeprefix(_PREFIX).partition("-")
     if not limit.isdecimal() or not name:
         raise ProxyException(message="unknown key", type="auth_error", param="key", code=401)

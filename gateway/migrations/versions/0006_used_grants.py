@@ -1,4 +1,4 @@
-"""Grants that were used, known to every proxy of a database; pacing that PostgreSQL 15 understands."""
+"""Used grants are known to all proxies that share a database, and pacing works on PostgreSQL 15."""
 
 from __future__ import annotations
 
@@ -18,5 +18,5 @@ _SQL = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0006
 
 
 def upgrade() -> None:
-    """Grants that were used, known to every proxy of a database; pacing that PostgreSQL 15 understands."""
+    """Used grants are known to all proxies that share a database, and pacing works on PostgreSQL 15."""
     run_script(op.get_bind(), _SQL.read_text(encoding="utf-8"))

@@ -15,14 +15,19 @@ from gateway.routes.admin import (
     breakers,
     budgets,
     changes,
+    invoices,
     keys,
     limits,
     organisations,
     pauses,
+    repricings,
     routes,
     teams,
 )
 
 router = APIRouter()
-for _noun in (organisations, teams, agents, pauses, keys, budgets, limits, routes, breakers, changes, acknowledgements):
+for _noun in (
+    *(organisations, teams, agents, pauses, keys, budgets, limits, routes, breakers, changes),
+    *(acknowledgements, repricings, invoices),
+):
     router.include_router(_noun.router)

@@ -17,7 +17,7 @@ async def list_limits(pool: Pool, limit: Limit = DEFAULT, after: AfterId = None)
 
 @router.put("/limits")
 async def set_limit(pool: Pool, new: limits.SetLimit) -> limits.Limit:
-    """Set a rate limit. It replaces the one that the same subject and model had."""
+    """Set a rate limit. It replaces an earlier limit of the same subject and model."""
     return await limits.set_limit(pool, new)
 
 

@@ -17,7 +17,7 @@ async def list_routes(pool: Pool, limit: Limit = DEFAULT, after: AfterId = None)
 
 @router.put("/routes")
 async def set_route(pool: Pool, new: routes.SetRoute) -> routes.Route:
-    """Set how calls for a model are served. It replaces the route that the same subject and model had."""
+    """Set how calls for a model are served. It replaces an earlier route of the same subject and model."""
     return await routes.set_route(pool, new)
 
 

@@ -78,7 +78,7 @@ def raw(body: str) -> bytes | None:
 
 
 def _kind(mime: str, data: bytes | None) -> Kind:
-    """What a part is: by its bytes, else by its MIME type."""
+    """The kind of a part, by its bytes or else by its MIME type."""
     head = data[:16] if data is not None else b""
     if head.startswith((b"\x89PNG", b"\xff\xd8", b"GIF8")) or head[8:12] == b"WEBP":
         return "image"

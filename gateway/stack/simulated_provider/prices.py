@@ -113,9 +113,9 @@ _VERSION = re.compile(r"[-@](\d{8}|\d{4}-\d{2}-\d{2})")
 class Used:
     """What one request used.
 
-    Of `input`, parts are `cached`, `cache_write` with its part `cache_write_1h`, `audio`, `image` and `video`;
-    `cached_audio` is a part of both `cached` and `audio`. Of `output`, parts are `reasoning`, `audio_output` and
-    `image_output`. `citations` (tokens) and `searches` are beside them.
+    Parts of `input` are `cached`, `cache_write` (of which `cache_write_1h` is a part), `audio`, `image` and `video`;
+    `cached_audio` is a part of both `cached` and `audio`. Parts of `output` are `reasoning`, `audio_output` and
+    `image_output`. `citations` (tokens) and `searches` belong to neither.
     """
 
     input: int = 0
@@ -134,7 +134,7 @@ class Used:
     searches: int = 0
 
     def parts(self) -> dict[str, int]:
-        """The same, in units that do not overlap. A request is one unit as well."""
+        """What was used, in units that do not overlap. The request itself is one unit."""
         fresh_audio = self.audio - self.cached_audio
         return {
             "input": self.input - self.cached - self.cache_write - fresh_audio - self.image - self.video,

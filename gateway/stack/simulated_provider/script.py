@@ -47,20 +47,21 @@ _USED_NAMES = frozenset(
 class Knobs:
     """What one request is to do. Times in seconds; `None` leaves a thing as it is."""
 
-    latency_s: float = 0  # before everything else, also before a scripted status
-    first_token_s: float = 0  # after a stream's headers, before its first token
+    latency_s: float = 0  # a wait before everything else, also before a scripted status
+    first_token_s: float = 0  # a wait after a stream's headers and before its first token
     tokens_per_s: float | None = None  # None: as fast as possible
     chunk_tokens: int | None = None  # tokens in one streamed event. None: as many as this provider sends
     output_tokens: int | None = None  # the answer's length, still bounded by the request's max tokens
     text: str | None = None  # the exact answer
     tool_calls: list[dict[str, Any]] | None = None  # exactly these calls: [{"name": …, "arguments": {…}}]
-    status: int | None = None  # an error instead of an answer; bills nothing unless `billed` says so
+    status: int | None = None  # the status of an error instead of an answer; bills nothing unless `billed` says so
     retry_after: float | None = None
     error: dict[str, Any] | None = None  # the error's whole body
-    hang_s: float = 0  # sends nothing for so long: before the headers, or in a stream after `hang_after_tokens`
+    hang_s: float = 0  # a silence: before the headers, or in a stream after `hang_after_tokens`
     hang_after_tokens: int | None = None
-    cut_after_tokens: int | None = None  # closes the connection after the event that holds this token
-    cut_before_headers: bool = False  # closes it without an answer; bills nothing unless `billed` says so
+    cut_after_tokens: int | None = None  # the connection is closed after the event that contains this token
+    # The connection is closed without an answer; bills nothing unless `billed` says so.
+    cut_before_headers: bool = False
     slow_body_s: float = 0  # an answer that is not streamed is sent in small parts over this time
     usage: Literal["missing", "zero"] | dict[str, int] | None = None  # the usage that the answer reports
     billed: Literal["full", "none"] | dict[str, int] | None = None  # what is truly billed, whatever happens

@@ -19,7 +19,7 @@ _TOKEN = re.compile(
     r"| ?[0-9]{1,3}"
     r"| ?[\u00c0-\u052f]{1,3}"  # accented Latin, Greek, Cyrillic
     r"|\n+| {1,8}"
-    r"|[^\u0000-\u052f]"  # one by one: Chinese, Arabic, symbols, emoji
+    r"|[^\u0000-\u052f]"  # a single character: Chinese, Arabic, symbols, emoji
     r"|.",
     re.DOTALL,
 )

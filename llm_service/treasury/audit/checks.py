@@ -14,6 +14,7 @@ import shlex
 
 import asyncpg
 
+from llm_service.money import format_percent
 from llm_service.treasury.audit.configuration import AS_LOGGED, GUARDED
 from llm_service.treasury.audit.limits import WITHIN_LIMITS
 from llm_service.treasury.audit.rule import Note, Rule, format_money, format_window
@@ -268,8 +269,8 @@ def _price_difference(row: asyncpg.Record) -> str:
     return (
         f"{model}: attempts that are priced differently: {row['attempts']} (the higher price is LiteLLM's for {theirs}, "
         f"Treasurer's for {ours}); {format_money(row['posted'])} is posted, by LiteLLM it is {format_money(row['theirs'])}; "
-        f"the latest is call {row['latest']}. Correct the price, and acknowledge what was posted: "
-        f"treasurer acknowledge {shlex.quote(model)} --note '…'"
+        f"the latest is call {row['latest']}. Correct the price; then correct what was posted, or acknowledge it: "
+        f"treasurer reprice {shlex.quote(model)}, treasurer acknowledge {shlex.quote(model)} --note '…'"
     )
 
 
@@ -282,7 +283,7 @@ def _acknowledged(row: asyncpg.Record | None) -> str | None:
 _PRICES = Rule(
     name="prices_agree",
     invariant="I4",
-    holds="Treasurer's price of an attempt and LiteLLM's are the same but for rounding, or the difference is acknowledged",
+    holds="Treasurer's price of an attempt and LiteLLM's are the same but for rounding, or the difference is corrected or acknowledged",
     examines="ledger WHERE state = 'posted'",
     differences=load_query("audit/prices_agree", differences=_DIFFERENCES),
     describe=_price_difference,
@@ -292,10 +293,36 @@ _PRICES = Rule(
     ),
 )
 
+
+def _invoice_difference(row: asyncpg.Record) -> str:
+    invoiced, posted, estimated = row["invoiced"], int(row["posted"]), int(row["estimated"])
+    difference = posted - invoiced
+    words = (
+        f"{row['model']}, from {row['starts']} until {row['ends']} (invoice {row['id']}): the invoice is "
+        f"{format_money(invoiced)}, the ledger has {format_money(posted)}, of which {format_money(estimated)} is estimated: "
+        f"{format_money(abs(difference))} {'above' if difference > 0 else 'below'} the invoice, and the bound is "
+        f"{format_percent(row['bound'])} of it. "
+    )
+    if difference < 0:
+        return words + "A price may be too low, or calls were billed that did not go through Treasurer."
+    if difference <= estimated:
+        return words + "The estimates are enough to explain it."
+    return words + "The estimates do not explain all of it: compare the prices."
+
+
+_INVOICES = Rule(
+    name="invoices_agree",
+    invariant="I4",
+    holds="the ledger is as far from an invoice as its bound allows, or nearer",
+    examines="invoices",
+    differences=load_query("audit/invoices_agree"),
+    describe=_invoice_difference,
+)
+
 RULES: tuple[Rule, ...] = (
     *(WITHIN_LIMITS, _WITHIN_HOLDS, _BOUNDS, _OVERLAP),
     *(_PENDING, _ONE_END, _IN_TIME, _CORRECTIONS, _SERVED_IS_POSTED, _WITNESSED, _BILLED_ONCE),
-    *(_POSTED, _COUNTED, _RETIRED, _NAMED_WINDOWS, _RIGHT_WINDOWS, _NEGATIVE, _GUARDED, _PRICES),
+    *(_POSTED, _COUNTED, _RETIRED, _NAMED_WINDOWS, _RIGHT_WINDOWS, _NEGATIVE, _GUARDED, _PRICES, _INVOICES),
     *(_RUNS_WITHIN_BUDGETS, _ENVELOPES, _RUNS_IN_TIME),
     *(_IDEMPOTENT, GUARDED, AS_LOGGED),
 )

@@ -21,6 +21,8 @@ LOGGED = (
     "rate_limits",
     "routes",
     "price_acknowledgements",
+    "repricings",
+    "invoices",
 )
 
 # Values of pg_trigger.tgtype: after insert, update and delete of each row; before an update, delete or truncate

@@ -1,5 +1,4 @@
-"""The audit's rule about limits: no window was ever above the amount that was allowed then, whatever was changed
-afterwards.
+"""The audit's rule about limits: no window was ever above its allowed amount, whatever was changed later.
 
 What must hold:
   An overspend is still named after any change of its budget: a higher limit, a top-up, a pace, an archive. So what a
@@ -16,9 +15,8 @@ checked at the end of each segment, for the cost and the holds of the calls that
 
 Why this is right: the last hold of a window was made within the allowed amount of some segment, and after that the
 committed amount can only fall. For example: the limit is 10, and 7 are committed when it falls to 5. The bounds are
-min(10, 7) = 7
-and 5. So 7 is right, and 8 would be an overspend although 10 was once allowed. If the limit then rises to 20, the
-overspend of 8 is still named, because of the second segment.
+min(10, 7) = 7 and 5. So 7 is right, and 8 would be an overspend although 10 was once allowed. If the limit then rises
+to 20, the overspend of 8 is still named, because of the second segment.
 """
 
 from __future__ import annotations

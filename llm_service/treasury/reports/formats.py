@@ -18,7 +18,7 @@ from llm_service.treasury.reports.query import NONE
 from llm_service.treasury.reports.reports import CostReport, Figures
 
 _LATENCIES = ("latency_avg_ms", "latency_p50_ms", "latency_p95_ms")
-_COUNTS = tuple(item.name for item in fields(Figures) if item.name not in ("cost_nano", *_LATENCIES))
+_COUNTS = tuple(item.name for item in fields(Figures) if item.name not in ("cost_nano", "estimated_nano", *_LATENCIES))
 # A formula begins with = + - or @; in a Japanese spreadsheet also with their full-width forms; a tab or a line break may
 # stand before it. https://owasp.org/www-community/attacks/CSV_Injection
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -29,13 +29,15 @@ def figures_as_json(figures: Figures) -> dict[str, Any]:
     return {
         "cost": format_decimal(figures.cost_nano),
         "cost_nano": figures.cost_nano,
+        "estimated": format_decimal(figures.estimated_nano),
+        "estimated_nano": figures.estimated_nano,
         **{name: getattr(figures, name) for name in _COUNTS},
         **{name: _milliseconds(getattr(figures, name)) for name in _LATENCIES},
     }
 
 
 def report_as_json(report: CostReport) -> dict[str, Any]:
-    """The whole report. Where calls do not have a property, its value is null."""
+    """The whole report. The value of a property is null for calls without it."""
     query = report.query
     return {
         "group_by": list(query.group_by),
@@ -56,7 +58,9 @@ def report_as_csv(report: CostReport) -> str:
     """The rows with a header (RFC 4180), without the total and the notes, which are not rows of the table."""
     out = io.StringIO(newline="")
     writer = csv.writer(out)
-    writer.writerow([*report.query.group_by, "cost_usd", "cost_nano", *_COUNTS, *_LATENCIES])
+    writer.writerow(
+        [*report.query.group_by, "cost_usd", "cost_nano", *_COUNTS, *_LATENCIES, "estimated_usd", "estimated_nano"]
+    )
     for row in report.rows:
         figures = row.figures
         writer.writerow(
@@ -66,6 +70,8 @@ def report_as_csv(report: CostReport) -> str:
                 figures.cost_nano,
                 *(getattr(figures, name) for name in _COUNTS),
                 *(_milliseconds(getattr(figures, name)) for name in _LATENCIES),
+                format_decimal(figures.estimated_nano),
+                figures.estimated_nano,
             ]
         )
     return out.getvalue()

@@ -38,8 +38,9 @@ class Figures:
     """The sums of a row, in nano-dollars, tokens and milliseconds.
 
     An *attempt* is one request for money; a *call* has one for each model of its chain that was tried.
-    `errors` counts attempts that ended in an error; a caller that left is not an error. Latencies are those of attempts;
-    None: no attempt had one.
+    `errors` counts attempts that ended in an error; a caller that left is not an error. `estimated_nano` is the part of the
+    cost that no report of a provider shows: estimates, and holds that were posted in whole. Latencies are those of
+    attempts; None: no attempt had one.
     """
 
     cost_nano: int = 0
@@ -52,6 +53,7 @@ class Figures:
     cache_write_tokens: int = 0
     output_tokens: int = 0
     reasoning_tokens: int = 0
+    estimated_nano: int = 0
     latency_avg_ms: float | None = None
     latency_p50_ms: float | None = None
     latency_p95_ms: float | None = None
@@ -125,7 +127,7 @@ class _Source:
 
 # The entry of an expired attempt may lack the provider, but a later correction has it.
 _PROVIDER = """coalesce(l.provider, (SELECT a.provider FROM ledger a
-    WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted'))"""
+    WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted' ORDER BY a.correction DESC LIMIT 1))"""
 
 _SOURCES: dict[Property, _Source] = {
     Property.ORGANISATION: _Source("l.organisation_id", "r.organisation_id", "organisations", "{n}.name"),
@@ -149,18 +151,24 @@ _NAMED = {prop: source for prop, source in _SOURCES.items() if source.table is n
 _EACH_TAG = """
     LEFT JOIN LATERAL (SELECT DISTINCT t AS value FROM unnest({row}.tags) AS t) AS tag ON true"""
 
-_LEDGER_FIGURES = """l.call_id, l.cost_nano, CASE WHEN l.state <> 'adjusted' THEN 1 ELSE 0 END AS attempts,
+# An entry of which nothing but a count or the hold shows what it cost. What a later correction knows, is known.
+_IS_ESTIMATE = "({row}.cost_source IN ('estimate', 'hold') OR {row}.usage_source IN ('estimated', 'hold'))"
+_ESTIMATED = f"""CASE WHEN {_IS_ESTIMATE.format(row="l")} AND NOT EXISTS (
+            SELECT FROM ledger a WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted'
+            AND {_IS_ESTIMATE.format(row="a")} IS NOT TRUE) THEN l.cost_nano ELSE 0 END"""
+
+_LEDGER_FIGURES = f"""l.call_id, l.cost_nano, CASE WHEN l.state <> 'adjusted' THEN 1 ELSE 0 END AS attempts,
         CASE WHEN l.state <> 'adjusted' AND (l.error_code IS NOT NULL OR l.status >= 400)
               AND l.error_code IS DISTINCT FROM 'client_left' THEN 1 ELSE 0 END AS errors,
         0::bigint AS refusals, l.input_tokens, l.cached_tokens, l.cache_write_tokens, l.output_tokens,
-        l.reasoning_tokens, CASE WHEN l.state <> 'adjusted' THEN l.latency_ms END AS latency_ms"""
-_REFUSAL_FIGURES = "NULL::uuid, 0, 0, 0, r.count, 0, 0, 0, 0, 0, NULL::integer"
+        l.reasoning_tokens, {_ESTIMATED} AS estimated_nano, CASE WHEN l.state <> 'adjusted' THEN l.latency_ms END AS latency_ms"""
+_REFUSAL_FIGURES = "NULL::uuid, 0, 0, 0, r.count, 0, 0, 0, 0, 0, 0, NULL::integer"
 
 _SUMS = ",\n        ".join(
     f"coalesce(sum({name}), 0) AS {name}"
     for name in (
         *("cost_nano", "attempts", "errors", "refusals", "input_tokens", "cached_tokens"),
-        *("cache_write_tokens", "output_tokens", "reasoning_tokens"),
+        *("cache_write_tokens", "output_tokens", "reasoning_tokens", "estimated_nano"),
     )
 )
 _FIGURES = f"""count(DISTINCT call_id) AS calls,
@@ -323,6 +331,7 @@ def _figures(row: asyncpg.Record) -> Figures:
         cache_write_tokens=number("cache_write_tokens"),
         output_tokens=number("output_tokens"),
         reasoning_tokens=number("reasoning_tokens"),
+        estimated_nano=number("estimated_nano"),
         latency_avg_ms=latency("latency_avg_ms"),
         latency_p50_ms=latency("latency_p50_ms"),
         latency_p95_ms=latency("latency_p95_ms"),

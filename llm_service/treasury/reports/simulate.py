@@ -1,5 +1,4 @@
-"""Simulates another policy on a period of the ledger: which calls it would have refused or downgraded, and what it
-would have saved.
+"""Simulates another policy on a period of the ledger: its refusals, its downgrades, and the money saved.
 
 The replay is pure. It takes posted calls, in the order in which they began, and a policy; it returns sums. It makes
 these assumptions, which the result states:
@@ -82,7 +81,7 @@ class PastCall:
 
 @dataclass(frozen=True, slots=True)
 class Policy:
-    """The changes to simulate: limits (in nano-dollars) and curves by budget; `downgrades`: model → (cheaper model,
+    """The changes to simulate: limits (nano-dollars) and curves by budget; `downgrades`: model → (cheaper model,
     share).
 
     The share is in basis points of the limit of each budget that applies to the call.

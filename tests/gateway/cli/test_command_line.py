@@ -19,7 +19,7 @@ from llm_service.errors import Conflict
 from llm_service.money import MoneyError
 
 SUBCOMMANDS = ("budget create", "key list", "route set", "limit set", "breaker open", "run digest")
-#: Libraries that take long to import. None is needed to print a help.
+#: Libraries that take long to import. None of them is needed for `--help`.
 HEAVY = {
     "aiohttp", "alembic", "asyncpg", "fastapi", "openai", "opentelemetry", "orjson", "prometheus_client", "psutil",
     "pydantic", "pydantic_ai", "pydantic_settings", "redis", "sqlalchemy", "starlette", "uvicorn", "yaml", "yarl",

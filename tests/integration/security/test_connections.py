@@ -152,7 +152,8 @@ async def test_headers_of_proxies_open_nothing(impatient: str, header: str) -> N
     "path", ["/admin/v1/agents", "/admin/v1/agents/", "/reports/costs/", "/healthz/", "/v1/models/"]
 )
 async def test_a_forged_host_leads_nobody_astray(caller: Caller, path: str) -> None:
-    """No answer repeats the Host header: with a redirect to that host, a client would send its key there."""
+    """No answer repeats the Host header, because a client would follow a redirect to that host and send its key
+    there."""
     lines = [f"GET {path} HTTP/1.1", "Host: evil.example", f"Authorization: Bearer {caller.stack.admin_key}"]
     answer = await say(caller.stack.gateway_url, "\r\n".join([*lines, "Connection: close", "", ""]).encode())
     assert answer.split(b" ")[1] in (b"200", b"403", b"404")

@@ -172,7 +172,7 @@ async def test_an_administrators_key_calls_no_model(caller: Caller) -> None:
 
 
 async def test_one_team_reads_nothing_of_another(stack: StackState, caller: Caller) -> None:
-    """It sees no reports, budgets or kept answers of the other team, and no answer or refusal reveals the other's name."""
+    """A team sees no reports, budgets or kept answers of another team, and nothing reveals the other team's name."""
     team, word = f"team-{uuid4().hex[:8]}", uuid4().hex[:12]  # `word` must be short enough for max_tokens
     await caller.admin("POST", "teams", {"name": team})
     agent = f"agent-{uuid4().hex[:8]}"
@@ -197,7 +197,7 @@ async def test_one_team_reads_nothing_of_another(stack: StackState, caller: Call
         assert team not in str(error), path
         assert agent not in str(error), path
     ours = await caller.call(messages=asked, extra_headers=key)
-    assert ours.id != their.id  # the answer was bought, not taken from the other team
+    assert ours.id != their.id  # this answer was bought, and is not the other team's kept answer
     told = str([answer.headers for answer in caller.responses[-1:]]) + str(await ask(caller, "GET", "/v1/models", mine))
     assert team not in told
     assert agent not in told

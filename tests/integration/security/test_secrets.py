@@ -41,7 +41,7 @@ _READ: Mapping[bytes, tuple[object, ...]] = {
     b"zset": ("ZRANGE", 0, -1), b"stream": ("XRANGE", "-", "+"),
 }  # fmt: skip
 
-#: A gateway in which GET /v1/models fails; a key is in a local variable and in the error's message.
+#: A program: a gateway in which GET /v1/models fails with a key in a local variable and in the error's message.
 BROKEN = """
 from gateway.routes import models
 async def caller(request):

@@ -1,4 +1,4 @@
-"""Rate limits in one process, under a clock that the tests move; properties against a plain reference."""
+"""Rate limits in one process, with a clock that the tests move. Properties are checked against a plain reference."""
 
 from __future__ import annotations
 
@@ -134,16 +134,17 @@ def test_memory_follows_the_subjects_in_use() -> None:
 
 
 STEP = st.tuples(
-    st.integers(0, 20_000),  # ms that pass
+    st.integers(0, 20_000),  # milliseconds that pass
     st.integers(0, 120),  # tokens held
-    st.one_of(st.none(), st.integers(0, 300)),  # what an earlier call turns out to have used; None: none ends
+    st.one_of(st.none(), st.integers(0, 300)),  # tokens that an earlier call has used when it ends (None: no call ends)
 )
 
 
 @given(limit=st.integers(1, 100), steps=st.lists(STEP, max_size=60))
 @example(limit=1, steps=[(0, 1, None), (1_622, 0, 3), (18_378, 0, None), (20_000, 0, None), (20_000, 0, None)])
 def test_the_bucket_agrees_with_a_plain_reference(limit: int, steps: list[tuple[int, int, int | None]]) -> None:
-    """The reference: fractions of tokens, refilled at limit / minute, between -limit and +limit."""
+    """The reference is an exact fraction of tokens between -limit and +limit, refilled with the limit in each
+    minute."""
     desk = Desk()
     available, finished = Fraction(limit), 0
     running: list[RatePermit] = []

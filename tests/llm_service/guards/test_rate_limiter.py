@@ -1,4 +1,5 @@
-"""The rate limiter without Redis: none configured, nobody listening, and a host that swallows everything."""
+"""The rate limiter without Redis: none is configured, none listens, or its host accepts connections and never
+answers."""
 
 from __future__ import annotations
 
@@ -68,13 +69,13 @@ async def test_i6_a_dead_redis_hangs_no_call() -> None:
 
 async def test_i6_a_closed_port_costs_next_to_nothing() -> None:
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound and not listening: refused at once
+        taken.bind(("127.0.0.1", 0))  # bound but not listening, so connections are refused at once
         client = connect(f"redis://127.0.0.1:{taken.getsockname()[1]}")
         limiter = RateLimiter(client)
         permit = await limiter.acquire(uuid4(), RULES, "m", 1, 30)
         assert permit.local
         cpu = time.process_time()
-        await asyncio.sleep(1.5)  # one or two probes
+        await asyncio.sleep(1.5)  # time for one or two probes of Redis
         assert time.process_time() - cpu < 0.7, "nobody asks again and again"
         assert limiter.degraded
         limiter.release(permit, 0)
@@ -95,7 +96,7 @@ async def test_a_caller_that_leaves_while_waiting_disturbs_nobody() -> None:
 
 @asynccontextmanager
 async def dead_host() -> AsyncIterator[tuple[RateLimiter, list[bool]]]:
-    """A limiter whose Redis accepts connections and never says a word."""
+    """A limiter whose Redis accepts connections and never answers."""
     writers: list[asyncio.StreamWriter] = []
 
     async def swallow(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -64,7 +64,7 @@ def test_durations_are_printed_as_openai_prints_them(ms: int, text: str) -> None
 
 def test_headers_are_of_the_tightest_request_limit_and_the_tightest_token_limit() -> None:
     charges = charges_of("", (AGENT, TEAM, MODEL), "gpt-4o", 40)
-    # requests 10 of 60, tokens 900 of 1000, one in flight, requests 15 of 30, tokens 40 of 500
+    # What is left: 10 of 60 requests, 900 of 1,000 tokens; one call in flight; 15 of 30 requests, 40 of 500 tokens.
     levels = (10 * UNIT, 900 * UNIT, 1, 15 * UNIT, 40 * UNIT)
     assert ratelimit_headers(charges, levels) == {
         "x-ratelimit-limit-requests": "30",

@@ -67,7 +67,7 @@ async def check_a_body_that_steers_litellm_is_refused() -> None:
 
 
 async def check_a_query_and_headers_that_steer_litellm_are_refused() -> None:
-    """LiteLLM takes a model from the query before the body's, and retries, timeouts and more from headers."""
+    """LiteLLM prefers a model in the query to the body's model, and reads retries, timeouts and more from headers."""
     door, content = Door(), body()
     token = granted(content)
     await door.refused(401, "query", token, content, query=b"model=gpt-4o-audio-preview")
@@ -93,7 +93,7 @@ async def check_a_use_that_cannot_be_recorded_is_refused() -> None:
 
 
 class Database:
-    """The uses that all proxies know of."""
+    """A fake database, with the uses of grants that all proxies know."""
 
     def __init__(self, answer: bool | Exception) -> None:
         self.asked = 0
@@ -133,10 +133,10 @@ async def check_a_stream_too_many_is_refused_and_its_place_is_not_lost() -> None
     while door.streams.under_way < 2:
         await asyncio.sleep(0)
     token = granted(content)
-    for _ in range(2):  # the refusal leaves the grant unused
+    for _ in range(2):  # twice, because the refusal leaves the grant unused
         headers = await door.refused(503, "streams under way", token, content)
         assert (headers["x-treasurer-refused"], headers["retry-after"]) == ("proxy_busy", "1")
-    await door.ask(granted(body()), body())  # a whole answer needs no place
+    await door.ask(granted(body()), body())  # a call without a stream needs no place
     over.set()
     await asyncio.gather(*requests)
     await asyncio.sleep(0)

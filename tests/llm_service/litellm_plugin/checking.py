@@ -1,4 +1,4 @@
-"""What the checks of this folder share. They run in LiteLLM Proxy's own Python (see run_checks.py), without pytest."""
+"""Helpers for the checks of this folder. They run in LiteLLM Proxy's own Python (see run_checks.py), without pytest."""
 # ruff: noqa: PT017 (pytest is not installed in LiteLLM's environment)
 # pyright: basic, reportMissingImports=false
 
@@ -41,7 +41,7 @@ def granted(content: bytes, path: str = CHAT, **changes: Any) -> str:
 
 
 def request(content: bytes, path: str = CHAT, method: str = "POST", query: bytes = b"", **headers: str) -> Request:
-    """A request as LiteLLM has it: its body can be read from the wire once, and its parsed form is kept on it."""
+    """A request as LiteLLM handles it: the body can be read from the wire once, and is kept in parsed form."""
     sent = False
 
     async def receive() -> dict[str, Any]:
@@ -57,7 +57,7 @@ def request(content: bytes, path: str = CHAT, method: str = "POST", query: bytes
 
 
 class Door:
-    """One worker's check of grants, with the streams of that worker and a folder of uses."""
+    """One worker's check of grants, with the worker's streams and a folder of used grants."""
 
     def __init__(
         self,
@@ -77,7 +77,7 @@ class Door:
     async def refused(
         self, status: int, words: str, token: str, content: bytes, path: str = CHAT, **more: Any
     ) -> dict[str, str]:
-        """Assert that it is refused in this way; the headers of the refusal."""
+        """Check that the request is refused in this way, and return the headers of the refusal."""
         try:
             await self.ask(token, content, path, **more)
         except ProxyException as error:

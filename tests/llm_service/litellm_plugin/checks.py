@@ -1,4 +1,5 @@
-"""Which checks a file of checks has: what test modules need of files that they cannot import, because LiteLLM is absent."""
+"""Lists the checks of a file. Test modules cannot import such files, because LiteLLM is absent from their
+environment."""
 
 from __future__ import annotations
 

@@ -15,7 +15,8 @@ PYTHON = ROOT / ".venv-proxy" / "bin" / "python"
 
 @pytest.fixture(scope="session")
 def inside_litellm() -> dict[str, dict[str, str | None]]:
-    """By file and check: None, or what went wrong. All checks run once, in one process, since LiteLLM takes long to load."""
+    """By file and check: None, or the failure. All checks run once, in one process, because LiteLLM takes long to
+    load."""
     if not PYTHON.exists():
         pytest.skip("LiteLLM Proxy's environment is not set up: make setup")
     environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}

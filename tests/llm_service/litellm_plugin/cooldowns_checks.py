@@ -12,7 +12,7 @@ from llm_service.litellm_plugin.cooldowns import cool_down_only_after_failures
 
 
 async def _cooled_down(status: int) -> bool:
-    """Whether the first of two deployments is out of use after one such answer of its provider."""
+    """Whether the first of two deployments is out of use after its provider has answered once with this error."""
     deployments = [
         {"model_name": "m", "litellm_params": {"model": "openai/m", "api_key": "k"}, "model_info": {"id": name}}
         for name in ("a", "b")
@@ -23,7 +23,7 @@ async def _cooled_down(status: int) -> bool:
 
 
 async def check_litellm_takes_a_deployment_away_for_one_404() -> None:
-    """What LiteLLM does without the module. If this fails, the module may not be needed any more."""
+    """What LiteLLM does without our module. If this fails, our module may not be needed any more."""
     decide = cooldown_handlers._is_cooldown_required
     cooldown_handlers._is_cooldown_required = getattr(decide, "__wrapped__", decide)
     try:

@@ -1,7 +1,7 @@
 """Run by LiteLLM Proxy's own Python (see test_no_retries.py): how often LiteLLM sends one request to a provider.
 
-Prints one JSON object: for each way to fail and each provider, the number of requests that the provider has
-read whole, and whether the plugin takes the failure for certainly unbilled.
+Prints one JSON object: for each way to fail and each provider, the number of requests that the provider has read
+completely, and whether the plugin considers the failure certainly unbilled.
 """
 # pyright: basic, reportMissingImports=false
 
@@ -36,7 +36,7 @@ WAYS = ("closes", "resets", "cuts", "refuses", "hangs", "is away", "leaves usage
 
 
 class Provider:
-    """Reads a request whole, and then fails in one way."""
+    """Reads a whole request, and then fails in one way."""
 
     way = ""
     model = ""

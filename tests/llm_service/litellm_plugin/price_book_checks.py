@@ -15,7 +15,7 @@ from tests.llm_service.litellm_plugin.checking import Door, body, granted
 
 
 def a_proxy_with(*deployments: dict[str, Any], **more: Any) -> Any:
-    """LiteLLM's router, and its own page as far as prices go."""
+    """LiteLLM's router, and the prices on LiteLLM's page of models."""
     router = Router(model_list=[json.loads(json.dumps(each)) for each in deployments], **more)
 
     def shown(model: dict[str, Any]) -> dict[str, Any]:
@@ -49,7 +49,7 @@ async def check_i1_a_call_of_other_prices_is_refused_and_its_grant_is_used_up() 
         now = granted(content, model="house", prices=version)
         await door.ask(now, content)
         await door.refused(401, "used before", now, content)
-        await door.ask(granted(content, model="house"), content)  # of a gateway of the version before
+        await door.ask(granted(content, model="house"), content)  # a grant of a gateway of the previous version
         alias = body(model="home")
         await door.ask(granted(alias, model="home", prices=version), alias)
         gone = body(model="gone")
@@ -59,7 +59,7 @@ async def check_i1_a_call_of_other_prices_is_refused_and_its_grant_is_used_up() 
         stale = granted(content, model="house", prices=version)
         headers = await door.refused(409, "have changed", stale, content)
         assert headers["x-treasurer-refused"] == "prices_changed", headers
-        await door.refused(401, "used before", stale, content)  # as a balancer's second sending
+        await door.refused(401, "used before", stale, content)  # as when a balancer sends the request twice
         await door.ask(granted(content, model="house"), content)
     finally:
         del sys.modules["litellm.proxy.proxy_server"]

@@ -1,4 +1,5 @@
-"""Runs the checks of this folder. For LiteLLM Proxy's own Python: the plugin against LiteLLM's real classes, no pytest.
+"""Runs the checks of this folder in LiteLLM Proxy's own Python: the plugin against LiteLLM's real classes, without
+pytest.
 
 Prints one JSON object: for each file of checks the name of each check, and null or what went wrong.
 """

@@ -1,4 +1,4 @@
-"""The plugin starts in LiteLLM's environment with nothing else of ours beside it than the ground files."""
+"""The plugin starts in LiteLLM's environment with no other files of ours than the ground files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
 PYTHON = ROOT / ".venv-proxy" / "bin" / "python"
-#: What both processes may load.
+#: The modules that both processes may load.
 GROUND = ("__init__", "grants", "money", "process", "types", "usage", "used_grants", "witness")
 SHIM = "proxy_plugin"
 
@@ -29,7 +29,7 @@ print(*sorted(name for name in sys.modules if name.startswith("llm_service.")))
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
-    """The names of our modules that were loaded, in a folder that has no others than it may have."""
+    """The names of our modules that were loaded from a folder with only the allowed files."""
     if not PYTHON.exists():
         pytest.skip("LiteLLM Proxy's environment is not set up: make setup")
     folder = tmp_path_factory.mktemp("proxy")
@@ -56,7 +56,7 @@ def test_the_plugin_needs_nothing_but_the_ground_files_and_each_of_them(loaded: 
 
 
 def test_the_plugins_former_name_goes_in_the_release_that_it_names(loaded: set[str]) -> None:
-    """That it gives the same objects is asserted where it is loaded, above."""
+    """The program that loads the plugin, above, checks that the old name gives the same objects."""
     (major, minor) = map(int, version("treasurer").split(".")[:2])
     named = re.search(r"It goes in (\d+)\.(\d+)", (ROOT / "llm_service" / f"{SHIM}.py").read_text("utf-8"))
     assert named is not None

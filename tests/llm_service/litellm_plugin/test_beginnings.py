@@ -1,4 +1,5 @@
-"""How streams begin in a LiteLLM worker: a few at a time, in order, and nobody waits for what has ended."""
+"""How streams begin in a LiteLLM worker: a few at a time, in order, and without waiting for requests that have
+ended."""
 
 from __future__ import annotations
 
@@ -41,6 +42,6 @@ async def test_a_cancelled_request_takes_no_turn_away() -> None:
     await asyncio.sleep(0)
     waiting[0].cancel()
     beginnings.done("first")
-    waiting[1].cancel()  # its turn has come, and it has not seen it yet
+    waiting[1].cancel()  # its turn has come, but its task has not run yet
     async with asyncio.timeout(20):
         await waiting[2]

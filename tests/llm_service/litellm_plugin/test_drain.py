@@ -17,7 +17,7 @@ ROUND_S = 0.2
 
 
 async def ready(chunks: int | None = None) -> AsyncIterator[int]:
-    """A provider that was faster than its reader: nothing is waited for. `None`: it never ends."""
+    """A provider that was faster than its reader, so that each chunk is there at once. `None`: without an end."""
     number = 0
     while chunks is None or number < chunks:
         number += 1
@@ -33,7 +33,7 @@ async def paced(pause_s: float) -> AsyncIterator[int]:
 
 
 async def left(stream: AsyncIterator[int], most_s: float, *, to_end: bool = False) -> DrainEnd:
-    """The end of a stream whose reader leaves after the first chunk."""
+    """How the drain of a stream ends whose reader leaves after the first chunk."""
     limits = DrainLimits(round_s=ROUND_S, most_s=1e9 if to_end else most_s, to_end_s=most_s if to_end else 0)
     reading = DrainedStream(stream, Turnstile(), Lateness(), limits=limits)
     chunks = reading.chunks()
@@ -95,7 +95,7 @@ async def test_a_stream_whose_end_alone_will_do_is_not_stopped_before() -> None:
 
 
 async def test_i1_a_worker_that_was_too_busy_to_look_has_not_caught_up() -> None:
-    """The clock has run, and nothing was read: what came meanwhile lies in the buffers."""
+    """Time has passed without any reading, so chunks that have arrived are still in the buffers."""
 
     async def blocked() -> AsyncIterator[int]:
         yield 1

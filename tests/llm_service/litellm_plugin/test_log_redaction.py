@@ -1,4 +1,4 @@
-"""LiteLLM's log lines, once it serves: what went wrong and where, and no word of a caller's."""
+"""LiteLLM's log lines once it serves: they show what went wrong and where, and no text of a caller."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_an_errors_kind_place_and_call_are_logged_and_not_its_text(
     quiet: LogRedaction, caplog: pytest.LogCaptureFixture
 ) -> None:
     message = f"chat_completion(): Exception occured - litellm_call_id={CALL} - litellm.BadRequestError: {PROMPT}"
-    assert PROMPT in logged(caplog, "LiteLLM Proxy", message)  # while it starts
+    assert PROMPT in logged(caplog, "LiteLLM Proxy", message)  # while LiteLLM starts, nothing is redacted
     quiet.begin()
     quiet.begin()
     line = logged(caplog, "LiteLLM Proxy", message, failing=True)

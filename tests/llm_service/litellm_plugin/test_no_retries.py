@@ -1,4 +1,4 @@
-"""LiteLLM with our plugin sends a request to a provider once (I1), and a failure that may have been billed is known."""
+"""LiteLLM with our plugin sends a request to a provider once (I1), and knows whether a failure may have been billed."""
 
 from __future__ import annotations
 

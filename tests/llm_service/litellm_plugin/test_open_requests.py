@@ -1,4 +1,4 @@
-"""A request counts as never sent only while it is known, and before a deployment was chosen for it."""
+"""A request counts as never sent only while it is open, and before a deployment was chosen for it."""
 
 from __future__ import annotations
 
@@ -29,5 +29,5 @@ async def test_a_request_is_known_for_as_long_as_its_task_lives() -> None:
     await asyncio.create_task(serve())
     await asyncio.sleep(0)
     assert not requests.never_sent("a")
-    requests.sending("a")  # too late: nothing is kept of it
+    requests.sending("a")  # too late: the request has ended, so nothing is recorded
     assert not requests.never_sent("a")

@@ -1,4 +1,5 @@
-"""Which fields and headers steer LiteLLM away from what was held for. Against LiteLLM's own list: auth_checks.py."""
+"""Fields and headers that would make LiteLLM do something else than was held for. auth_checks.py compares them with
+LiteLLM's own list."""
 
 from __future__ import annotations
 

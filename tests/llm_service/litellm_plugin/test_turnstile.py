@@ -1,4 +1,4 @@
-"""The turnstile that all streams of a LiteLLM worker share: what happens in one turn of the event loop."""
+"""The turnstile that all streams of a LiteLLM worker share limits the chunks in one turn of the event loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TURNS = 200
 
 
 class Turns:
-    """Counts the turns of the loop, by a callback in each."""
+    """Counts the turns of the event loop, with a callback in each."""
 
     def __init__(self) -> None:
         self.now = 0
@@ -32,7 +32,7 @@ class Turns:
 
 
 async def always_ready() -> AsyncIterator[int]:
-    """A provider that was faster: whatever is asked for is there already."""
+    """A provider that was faster than its reader, so that each chunk is there at once."""
     number = 0
     while True:
         number += 1
@@ -40,7 +40,8 @@ async def always_ready() -> AsyncIterator[int]:
 
 
 async def crowd(turnstile: Turnstile, *, read: int, unread: int) -> tuple[Counter[int], Counter[str]]:
-    """So many streams that are always ready, for `TURNS` turns: how many chunks in each turn, and of which kind."""
+    """Run streams that are always ready for `TURNS` turns. Return the number of chunks in each turn, and of each
+    kind."""
     turns = Turns()
     in_turn: Counter[int] = Counter()
     of_kind: Counter[str] = Counter()
@@ -64,13 +65,13 @@ async def crowd(turnstile: Turnstile, *, read: int, unread: int) -> tuple[Counte
 @pytest.mark.parametrize(("read", "unread"), [(50, 0), (0, 50), (25, 25)])
 async def test_a_crowd_takes_a_few_chunks_in_each_turn(each_turn: int, read: int, unread: int) -> None:
     in_turn, _ = await crowd(Turnstile(each_turn), read=read, unread=unread)
-    # A grant of one turn is used in the next one, where a newcomer may pass besides.
+    # A place that was given in one turn is used in the next turn, in which a new stream may pass too.
     assert max(in_turn[turn] for turn in range(TURNS)) <= 2 * each_turn
     assert sum(in_turn.values()) >= TURNS * each_turn * 0.4
 
 
 async def test_without_the_turnstile_one_stream_takes_the_whole_turn() -> None:
-    """Why there is a turnstile: a stream that always has a chunk ready never lets the event loop run anything else."""
+    """This is why there is a turnstile: a stream that always has a chunk ready lets nothing else run."""
     turns, taken = Turns(), 0
     async for _ in always_ready():
         taken += 1
@@ -90,7 +91,7 @@ async def test_streams_pass_in_the_order_in_which_they_came() -> None:
 
     async with asyncio.timeout(20):
         await asyncio.gather(*(one(number) for number in range(5)))
-    # The first finds the turnstile free, and is back at its end before the others have come.
+    # The first stream finds the turnstile free, and is in the queue again before the others arrive.
     assert order == [0, 0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 1, 2, 3, 4]
 
 
@@ -121,7 +122,7 @@ async def test_a_stream_that_is_cancelled_while_it_waits_keeps_no_other_waiting(
 
 
 async def test_an_exception_that_is_thrown_in_goes_to_the_work() -> None:
-    """As LiteLLM's HTTP client does it: a time-out within the work is a cancellation from outside."""
+    """For example the time-out of LiteLLM's HTTP client, which cancels the work from outside."""
     turns = StreamTurns(Turnstile(1))
 
     async def work() -> str:
@@ -149,7 +150,7 @@ async def test_waiting_for_the_provider_counts_and_work_does_not() -> None:
     came = asyncio.get_running_loop().create_future()
 
     async def work() -> None:
-        clock[0] += 5  # LiteLLM is at work
+        clock[0] += 5  # LiteLLM works for five seconds
         await came
         clock[0] += 7
 

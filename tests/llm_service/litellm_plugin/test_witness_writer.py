@@ -1,4 +1,5 @@
-"""A witness reaches Postgres once, or the spool: never nowhere. Without a server here (see tests/integration)."""
+"""A witness reaches Postgres once, or else the spool, and is never lost. No server runs here (see
+tests/integration)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A stream is read to its provider's end, through LiteLLM's own wrapper. Run by run_checks.py."""
+"""A stream is read until the provider ends it, through LiteLLM's own wrapper. Run by run_checks.py."""
 
 # pyright: basic, reportMissingImports=false
 
@@ -26,7 +26,7 @@ async def _provider() -> AsyncIterator[ModelResponseStream]:
 
 
 async def _read() -> int:
-    """How many of the provider's equal chunks come out of LiteLLM's wrapper."""
+    """How many of the provider's equal chunks LiteLLM's wrapper passes on."""
     log = Logging(
         model="gpt-4o", messages=[], stream=True, call_type="acompletion", start_time=time.time(),
         litellm_call_id="c", function_id="f",
@@ -36,7 +36,7 @@ async def _read() -> int:
 
 
 async def check_litellm_breaks_a_stream_of_equal_chunks() -> None:
-    """What LiteLLM does without the module. If this fails, the module may not be needed any more."""
+    """What LiteLLM does without our module. If this fails, our module may not be needed any more."""
     before = litellm.REPEATED_STREAMING_CHUNK_LIMIT
     litellm.REPEATED_STREAMING_CHUNK_LIMIT = 100
     fault = ""

@@ -79,7 +79,7 @@ async def check_a_usage_that_contradicts_its_answer_proves_nothing() -> None:
 
 
 async def check_litellm_s_own_count_says_nothing_of_what_may_be_unseen() -> None:
-    """The service reads such a stream to its end; so does the plugin. What only LiteLLM counted is no proof."""
+    """The service and the plugin read such a stream to its end, because LiteLLM's own count proves nothing."""
     claim = {**METADATA["user_api_key_metadata"]["treasurer"], "drain_on_disconnect": True}
     metadata = {**METADATA, "user_api_key_metadata": {"treasurer": claim}}
     for counted in (True, False):
@@ -181,7 +181,7 @@ async def left(source: Any, *, drains: bool = False) -> tuple[Kept, Any, dict[st
 async def check_a_stream_that_its_caller_left_and_that_ends_soon_is_left_to_its_success() -> None:
     kept, logger, details = await left(stream([object()] * 500))
     assert kept.witnesses == []
-    for _ in range(2):  # LiteLLM tells its own end, and then that the reader had left
+    for _ in range(2):  # LiteLLM reports its own end, and then that the reader had left
         await logger.async_log_success_event(details, SimpleNamespace(usage=USAGE), None, None)
     assert [w.outcome for w in kept.witnesses] == ["success"]
 
@@ -205,7 +205,7 @@ async def check_i1_a_stream_that_was_not_read_to_where_its_provider_had_come_is_
 
 
 async def check_neither_the_plugin_nor_litellm_keeps_every_chunk() -> None:
-    """What LiteLLM's wrapper keeps of a stream is folded while it comes, in the list that LiteLLM has."""
+    """The plugin folds the chunks that LiteLLM's wrapper keeps, in LiteLLM's own list, while the stream runs."""
 
     class Wrapper:
         def __init__(self) -> None:
@@ -253,7 +253,7 @@ async def check_a_stream_that_breaks_when_its_caller_has_left_is_witnessed() -> 
 
 
 class Wrapper:
-    """A stream as LiteLLM's wrapper gives it: what it passes on, what it keeps, and the error that it ends with."""
+    """A stream of LiteLLM's wrapper: the chunks that it passes on, those that it keeps, and the error at its end."""
 
     def __init__(self, kept: list[Any], error: Exception) -> None:
         self.chunks: list[Any] = []
@@ -289,8 +289,8 @@ async def broken(*chunks: Any) -> Witness:
 async def check_i2_the_provider_s_own_end_is_the_witness_of_a_stream_that_breaks_after_it() -> None:
     end = chunk(content=None, finish_reason="stop")
     for chunks in (
-        [*words(4), end, chunk(usage=REPORT)],  # OpenAI's
-        [*words(4), chunk(content=None, finish_reason="stop", usage=REPORT)],  # Anthropic's
+        [*words(4), end, chunk(usage=REPORT)],  # as from OpenAI
+        [*words(4), chunk(content=None, finish_reason="stop", usage=REPORT)],  # as from Anthropic
     ):
         witness = await broken(*chunks)
         seen = (witness.outcome, witness.exact, witness.status, witness.cost_nano)
@@ -343,7 +343,7 @@ async def check_litellm_s_own_figure_is_apart_from_what_the_provider_names_as_it
 
 
 async def check_i1_a_stream_that_litellm_ended_itself_is_witnessed_as_unread() -> None:
-    """It has read as far as it wanted to, or had the time to."""
+    """LiteLLM stopped before the provider did: it refused to read on, or its time was over."""
     ends: list[tuple[Exception, bool]] = [
         (litellm.Timeout("too long", "gpt-4o", "openai"), True),
         (KeyError("a chunk that LiteLLM cannot read"), True),

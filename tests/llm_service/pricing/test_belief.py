@@ -1,4 +1,4 @@
-"""Whose figure of a call's cost is posted (I2)."""
+"""Which of several figures for a call's cost is posted (I2)."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from llm_service.types import CostSource
 @pytest.mark.parametrize(
     ("named", "own", "upstream", "posted"),
     [
-        (5, 10, 20, (5, CostSource.PROVIDER)),  # the provider's own figure, although both lists are dearer
+        (5, 10, 20, (5, CostSource.PROVIDER)),  # the provider's own figure, although both price lists give more
         (0, 10, 20, (0, CostSource.PROVIDER)),
-        (None, 1_000, 1_001, (1_000, CostSource.RATES)),  # rounding
+        (None, 1_000, 1_001, (1_000, CostSource.RATES)),  # a difference of one may be rounding
         (None, 1_000, 1_002, (1_002, CostSource.UPSTREAM)),
         (None, 1_000, 10, (1_000, CostSource.RATES)),
         (None, 1_000, None, (1_000, CostSource.RATES)),
-        (None, 3 * 10**12, 3 * 10**12 + 3_000, (3 * 10**12, CostSource.RATES)),  # the rounding of large sums
+        # A difference that may be the rounding of a large sum.
+        (None, 3 * 10**12, 3 * 10**12 + 3_000, (3 * 10**12, CostSource.RATES)),
     ],
 )
 def test_the_provider_goes_before_the_lists_and_the_dearer_list_before_the_other(

@@ -1,4 +1,5 @@
-"""A hold covers whatever the request can cost as it is sent (I1), also when it was clamped to fit."""
+"""A hold covers whatever the request can cost as it is sent (I1), also when its output was clamped to fit the
+budget."""
 
 from __future__ import annotations
 
@@ -68,7 +69,7 @@ def test_i1_what_is_sent_never_costs_more_than_the_hold(
 ) -> None:
     planned = cost_bound(chosen, request, principal)
     assert 0 <= planned.floor_nano <= planned.amount_nano
-    held = data.draw(st.integers(planned.floor_nano, planned.amount_nano))  # what admission may grant
+    held = data.draw(st.integers(planned.floor_nano, planned.amount_nano))  # any amount that admission may hold
 
     output = output_within(chosen, request, planned, held)
 
@@ -161,8 +162,9 @@ CACHED_1H = {"type": "text", "text": "x", "cache_control": {"type": "ephemeral",
     ("fields", "plain", "cached", "cached_1h"),
     [
         ({"adds_caches": False}, "none", "5m", "1h"),
-        ({}, "5m", "5m", "1h"),  # the proxy may be set to ask for caches, or does not say
-        ({"adds_caches": False, "provider": "openai"}, "5m", "5m", "1h"),  # writes caches without being asked
+        ({}, "5m", "5m", "1h"),  # the proxy adds caches, or does not report whether it does
+        # This provider writes caches without being asked.
+        ({"adds_caches": False, "provider": "openai"}, "5m", "5m", "1h"),
         ({"adds_caches": False, "deployments": {"a": "anthropic", "b": "openai"}}, "5m", "5m", "1h"),
     ],
 )
@@ -176,12 +178,13 @@ def test_i1_the_price_of_a_cache_is_held_where_a_cache_may_be_written(
     assert cache_writes(chosen, with_part(CACHED_1H)) == cached_1h
 
 
-CLAUDE = Rates((TokenRates(0, 2 * 10**9, 10**10, 2 * 10**8, 25 * 10**8, 4 * 10**9, 10**10),))  # $2 in, $4 for an hour
+# $2 for input, $4 for cache writes of an hour.
+CLAUDE = Rates((TokenRates(0, 2 * 10**9, 10**10, 2 * 10**8, 25 * 10**8, 4 * 10**9, 10**10),))
 
 
 @pytest.mark.parametrize(("part", "dollars"), [({"type": "text", "text": "x"}, 2.0), (CACHED, 2.5), (CACHED_1H, 4.0)])
 def test_the_price_of_a_cache_is_held_only_where_the_request_asks_for_one(part: dict[str, Any], dollars: float) -> None:
-    """prices.md, 10: 9,500 bytes of text, at $2 a million tokens, with caches at $2.50 and $4."""
+    """9,500 bytes of text, at $2 for a million tokens, or $2.50 and $4 for tokens that are written to a cache."""
     request = with_part(part | {"text": "x" * 9_500}, max_tokens=1)
     chosen = replace(model(CLAUDE, adds_caches=False), provider="anthropic")
     held = cost_bound(chosen, request, PRINCIPAL).amount_nano
@@ -197,7 +200,8 @@ AUDIO_AS_IMAGE = {"type": "image_url", "image_url": {"url": data_url("audio/wav"
 
 @pytest.mark.parametrize("part", [AUDIO, AUDIO_AS_IMAGE], ids=["file", "image_url"])
 def test_i1_audio_is_held_at_its_price_whatever_field_carries_it(part: dict[str, Any]) -> None:
-    """Five minutes, for which Google bills 9,600 tokens of audio at $1 a million, and 50 tokens at $2.50."""
+    """Google bills five minutes as 9,600 tokens of audio, at $1 for a million, and here 50 tokens of output, at
+    $2.50."""
     flash = model(FLASH, names=("gemini/gemini-2.5-flash",))
     held = cost_bound(flash, with_part(part, max_tokens=50), PRINCIPAL).amount_nano
     billed = Usage(input_tokens=9_610, audio_input_tokens=9_600, output_tokens=50)

@@ -1,4 +1,4 @@
-"""The catalogue: what LiteLLM Proxy says of its models, without a proxy."""
+"""The catalogue, which reads LiteLLM Proxy's models, tested without a proxy."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ async def test_it_is_refreshed_behind_the_callers_back(clock: Callable[[float], 
     catalog = Catalog(proxy, refresh_s=60)
     old = await catalog.get("m")
     clock(61)
-    assert await catalog.get("m") is old  # at once, from what is known
+    assert await catalog.get("m") is old  # the known model is returned at once
     await settled(lambda: catalog.models["m"] is not old)
     assert (await catalog.get("m")).rates["d1"].default[0].input == 9 * 10**9
     assert proxy.reads == 2
@@ -109,7 +109,7 @@ async def test_the_last_catalogue_stays_in_use_while_the_proxy_is_away(clock: Ca
             await asyncio.sleep(0)
         await settled(lambda reads=expected_reads: proxy.reads == reads)
         await asyncio.sleep(0.001)
-        assert proxy.reads == expected_reads  # tried again after a while, not on each call
+        assert proxy.reads == expected_reads  # one new try a minute, and not one for each call
 
 
 async def expect(error: type[Exception], work: Awaitable[Any]) -> None:
@@ -151,7 +151,7 @@ async def test_i1_a_pattern_serves_nothing_although_an_operator_priced_it(name: 
 
 
 async def test_i1_what_litellm_makes_of_a_pattern_is_not_served_at_the_price_of_the_pattern() -> None:
-    """LiteLLM's page shows `openai/*` as each model that it knows, with what an operator set for the pattern."""
+    """LiteLLM's page lists every known model for `openai/*`, each with the settings of the pattern."""
     of_pattern = [
         entry(f"openai/{name}", "d1", f"openai/{name}", treasurer_pattern="openai/*", mode=mode)
         for name, mode in (("a", "realtime"), ("b", "chat"), ("c", "chat"))
@@ -162,7 +162,7 @@ async def test_i1_what_litellm_makes_of_a_pattern_is_not_served_at_the_price_of_
             await catalog.get(name)
     with pytest.raises(UnpricedModel, match="list each model by its name"):
         await catalog.get("openai/*")
-    assert (await catalog.get("openai/c")).rates.keys() == {"d2"}  # it is listed by its name, too
+    assert (await catalog.get("openai/c")).rates.keys() == {"d2"}  # this model is also listed by its name
 
 
 def changed(entry: dict[str, Any], **info: Any) -> dict[str, Any]:
@@ -227,7 +227,7 @@ async def test_who_asks_for_a_model_that_is_not_served_reads_what_would_have_it_
 
 
 async def test_a_price_of_the_map_is_put_out_of_force_by_a_zero_of_the_operator() -> None:
-    """LiteLLM's page shows an operator's 0 for a price that only its map has above zero."""
+    """An operator can set a price to 0 that LiteLLM's map has above zero, and LiteLLM's page shows both."""
     mapped = entry(treasurer_price_entry={"input_cost_per_image": 0.1, "input_cost_per_token": 1e-06})
     with pytest.raises(UnpricedModel, match="'input_cost_per_image', and nothing bounds it"):
         await Catalog(Proxy([mapped])).get("m")

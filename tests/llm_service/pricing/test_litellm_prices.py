@@ -31,7 +31,8 @@ def test_the_examples_of_a_price_list() -> None:
     rates = read_rates({"input_cost_per_token": 1.5e-07, "output_cost_per_token": 6e-07})
     assert cost(rates, Usage(1, output_tokens=0)) == 150
     assert cost(rates, Usage(1_000_000, output_tokens=1_000_000)) == 750_000_000
-    assert cost(rates, Usage(1_000_000, cached_tokens=400_000)) == 150_000_000  # no price for the cache: input's
+    # Without a price for the cache, the price of input counts.
+    assert cost(rates, Usage(1_000_000, cached_tokens=400_000)) == 150_000_000
 
 
 def test_a_long_prompt_is_priced_as_a_whole_at_its_tier() -> None:
@@ -47,15 +48,18 @@ def test_a_long_prompt_is_priced_as_a_whole_at_its_tier() -> None:
     assert [tier.above_tokens for tier in rates.default] == [0, 128_000, 200_000]
     assert cost(rates, Usage(128_000, output_tokens=10)) == 128_000_000 + 20_000
     assert cost(rates, Usage(128_001, output_tokens=10)) == 3 * 128_001_000 + 50_000
-    assert cost(rates, Usage(200_001, output_tokens=10)) == 4 * 200_001_000 + 50_000  # output: as in the tier below
+    # Output costs as much as in the tier below.
+    assert cost(rates, Usage(200_001, output_tokens=10)) == 4 * 200_001_000 + 50_000
 
 
 def test_what_no_price_is_named_for_costs_what_stands_in_for_it_in_its_own_tier() -> None:
     base = {"input_cost_per_token": 1e-06, "output_cost_per_token": 2e-06, "cache_read_input_token_cost": 1e-07}
     long = {"input_cost_per_token_above_200k_tokens": 3e-06, "output_cost_per_token_above_200k_tokens": 4e-06}
     tier = read_rates(base | long).default[1]
-    assert (tier.input, tier.cache_write, tier.cache_write_1h) == (3 * 10**9,) * 3  # not the shorter prompts' input
-    assert (tier.cache_read, tier.reasoning) == (10**8, 4 * 10**9)  # named for shorter prompts; output's
+    # The price of input in this tier, and not in the tier of shorter prompts.
+    assert (tier.input, tier.cache_write, tier.cache_write_1h) == (3 * 10**9,) * 3
+    # The cache's price from the tier below; and for reasoning, the price of output.
+    assert (tier.cache_read, tier.reasoning) == (10**8, 4 * 10**9)
     written = read_rates(base | long | {"cache_creation_input_token_cost_above_200k_tokens": 5e-06}).default[1]
     assert (written.cache_write, written.cache_write_1h) == (5 * 10**9, 5 * 10**9)
 
@@ -145,7 +149,8 @@ def test_a_price_that_is_no_number_is_a_rates_error(name: str, value: object) ->
 
 @cache
 def priced_entries() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Chat and embedding models with prices: the entry as LiteLLM serves it (floats) and as it is written (decimals)."""
+    """Chat and embedding models with prices: each entry as LiteLLM serves it (floats) and as the file has it
+    (decimals)."""
     if not PRICE_MAPS:
         pytest.skip("LiteLLM's environment is not installed")
     text = PRICE_MAPS[-1].read_text()
@@ -161,7 +166,8 @@ def priced_entries() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
 
 
 def written_price(entry: dict[str, Any], suffix: str, mark: str, name: str, *instead: str) -> int:
-    """The price in femto-dollars, rounded up: of the name with its tier, else of what stands in for it."""
+    """The first price that the entry has, in femto-dollars, rounded up: for `name` in the tier, then without the tier,
+    then for each name of `instead`."""
     for candidate in (name, *instead):
         for key in (f"{candidate}{mark}{suffix}", f"{candidate}{mark}"):
             if entry.get(key) is not None:
@@ -170,7 +176,8 @@ def written_price(entry: dict[str, Any], suffix: str, mark: str, name: str, *ins
 
 
 def reasoning_price(entry: dict[str, Any], suffix: str) -> int:
-    """A service tier with a price of its own for output has that one for reasoning too, unless it names another."""
+    """A service tier that has its own price for output has it for reasoning too, unless the tier has a price for
+    reasoning."""
     names = ["output_cost_per_reasoning_token", "output_cost_per_token"]
     if entry.get(f"output_cost_per_reasoning_token{suffix}") is None and entry.get(f"output_cost_per_token{suffix}"):
         names.pop(0)
@@ -213,7 +220,7 @@ def test_i4_every_model_of_litellms_map_is_read_exactly() -> None:
             )
             for field in ("input", "output", "cache_write", "cache_write_1h", "reasoning"):
                 assert getattr(base, field) == getattr(expected, field), (name, field)
-            # Some entries name the price of cached input twice; the dearer counts.
+            # Some entries have the price of cached input twice; the higher price counts.
             assert base.cache_read >= min(expected.cache_read, expected.input), name
             for field, price in MEDIA.items():
                 named = written.get(price + suffix, written.get(price))
@@ -229,7 +236,7 @@ def test_i4_every_model_of_litellms_map_is_read_exactly() -> None:
     assert read > 2800
 
 
-#: Models of the map with a price that a call can be charged and that nothing bounds.
+#: Models of the map with a price that a call can be charged, for something whose amount has no limit.
 UNBOUNDED = {
     "deep-research-pro-preview-12-2025", "gemini/deep-research-pro-preview-12-2025",
     "vertex_ai/deep-research-pro-preview-12-2025", "gemini/lyria-3-clip-preview", "gemini/lyria-3-pro-preview",
@@ -260,7 +267,7 @@ def entry_of(name: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "usage", "nano"),
-    [  # with the figures of the providers' own pages
+    [  # with figures from the providers' own pages
         ("gpt-4o-search-preview", Usage(60, output_tokens=150), 26_650_000),
         ("perplexity/sonar", Usage(100, output_tokens=56), 5_156_000),
         (

@@ -29,7 +29,7 @@ def refusal(name: str, *media: Medium, window: int | None = None) -> InvalidRequ
     return refused.value
 
 
-# The examples that the providers' own pages give, read in November 2026.
+# Examples from the providers' own pages, read in November 2026.
 PAGES = [
     # https://platform.openai.com/docs/guides/images-vision#calculating-costs
     ("openai/gpt-4o", image(1024, 1024), 765),
@@ -87,13 +87,14 @@ def test_i1_no_rule_gives_less_than_what_was_billed(name: str) -> None:
 
 @pytest.mark.parametrize(("size", "billed"), [((2049, 513), 1453), ((2050, 513), 773)])
 def test_i1_tiles_are_counted_up_where_the_provider_rounds_either_way(size: tuple[int, int], billed: int) -> None:
-    """Billed by GPT-4.1 (community.openai.com/t/1281361), with 8 tokens of text."""
+    """What GPT-4.1 billed (community.openai.com/t/1281361), including 8 tokens of text."""
     assert tokens("openai/gpt-4.1", image(*size)).image >= billed - 8
 
 
 def test_i1_high_detail_has_a_lower_limit_of_patches() -> None:
     assert tokens("openai/gpt-6-astra", image(4032, 3024, "high")).image == 3000  # billed: 2,942
-    assert tokens("openai/gpt-5.5", image(64, 64, "low")).image == 308  # may be enlarged to 512 × 512
+    # The provider may enlarge the image to 512 × 512 pixels.
+    assert tokens("openai/gpt-5.5", image(64, 64, "low")).image == 308
 
 
 NAMES = st.sampled_from(
@@ -141,7 +142,7 @@ def test_i1_a_model_is_bounded_by_the_most_of_its_deployments() -> None:
         ("openai/gpt-4o-mini-2024-07-18", "openai/gpt-4o-mini"),
         ("openai/gpt-4.1-2025-04-14", "openai/gpt-4.1"),
         ("openai/gpt-5.4-mini-2026-03-17", "openai/gpt-5.4-mini"),
-        ("openai/gpt-5.6-luna", None),  # a name that begins like another is not the same family
+        ("openai/gpt-5.6-luna", None),  # the beginning of a name does not make it the same family
         ("openai/gpt-50", None),
         ("openai/gpt-4", None),
         ("openai/llama-3.3-70b", None),
@@ -203,13 +204,15 @@ def pdf(pages: int | None, text_bytes: int | None = 0) -> Medium:
 @pytest.mark.parametrize(
     ("name", "medium", "billed"),
     [
-        # https://ai.google.dev/gemini-api/docs/document-processing: 258 a page; /media-resolution: 560, high 1,120.
+        # https://ai.google.dev/gemini-api/docs/document-processing: 258 tokens a page; /media-resolution: 560, in high
+        # 1,120.
         ("gemini/gemini-2.5-pro", pdf(1000, 10**9), 258_000),
         ("gemini/gemini-3.8-flash", pdf(10), 5_600),
-        # https://platform.claude.com/docs/en/build-with-claude/pdf-support: 7,000 tokens for 3 pages; 1,500 to 3,000 of text.
+        # https://platform.claude.com/docs/en/build-with-claude/pdf-support: 7,000 tokens for 3 pages, and 1,500 to
+        # 3,000 tokens # for the text of a page.
         ("anthropic/claude-haiku-4-5", pdf(3), 7_000),
         ("anthropic/claude-haiku-4-5", pdf(1), 1_568 + 3_000),
-        # Billed (huggingface.co/datasets/JOHNISKING/pdf-token-cost, October 2026): a dense page, ten pages, a scan.
+        # Tokens that were billed for PDFs (huggingface.co/datasets/JOHNISKING/pdf-token-cost, October 2026).
         ("anthropic/claude-haiku-4-5", pdf(10, 25_000), 20_979),
         ("anthropic/claude-sonnet-5-5", pdf(10, 25_000), 23_236),
         ("gemini/gemini-3.8-flash", pdf(10, 25_000), 5_601 - 1),
@@ -235,7 +238,7 @@ def test_i1_a_pdf_that_cannot_be_counted_has_the_window(medium: Medium) -> None:
 
 
 def test_i1_audio_is_bounded_by_its_seconds() -> None:
-    """https://ai.google.dev/gemini-api/docs/audio: 32 tokens a second; a minute is 1,920."""
+    """https://ai.google.dev/gemini-api/docs/audio: 32 tokens a second, so a minute has 1,920."""
     assert 9_600 <= tokens("gemini/gemini-2.5-flash", WAV).audio <= 9_632
     assert 1_920 <= tokens("gemini/gemini-2.5-flash", Medium(Kind.AUDIO, milliseconds=59_990)).audio <= 1_952
 
@@ -252,7 +255,8 @@ def test_i1_video_has_the_window_for_its_pictures_and_for_its_sound() -> None:
 
 
 def test_i1_video_of_known_length_is_bounded_by_its_frames() -> None:
-    """https://ai.google.dev/gemini-api/docs/video-understanding: 258 a frame, one a second, 32 of sound, 7 of time."""
+    """https://ai.google.dev/gemini-api/docs/video-understanding: a second has 258 tokens for its frame, 32 for sound, 7
+    for time."""
     found = tokens("gemini/gemini-2.5-flash", Medium(Kind.VIDEO, milliseconds=10_000))
     assert found.video >= 10 * (258 + 7)
     assert found.audio >= 10 * 32

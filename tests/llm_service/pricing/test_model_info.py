@@ -22,7 +22,8 @@ def test_a_model_over_its_deployments() -> None:
     model = read_models([plain, dear])["m"]
     assert (model.name, model.mode, model.provider, model.names) == ("m", "chat", "openai", ("openai/m",))
     assert model.deployments == {"d1": "openai", "d2": "azure"}
-    assert (model.max_input_tokens, model.max_output_tokens) == (2000, 50)  # the most that can come; what all take
+    # The largest input that a deployment takes, and the output that all allow.
+    assert (model.max_input_tokens, model.max_output_tokens) == (2000, 50)
     assert model.capabilities == {"vision"}
     assert model.cost("d1", Usage(input_tokens=10)) == 10_000
     assert model.cost("d2", Usage(input_tokens=10)) == 50_000

@@ -1,4 +1,4 @@
-"""Every price name of LiteLLM's map has been judged, and one that has not is never taken for zero (I1)."""
+"""Every price name of LiteLLM's map is classified, and an unknown name is never taken for a price of zero (I1)."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[3]
 PRICE_MAPS = sorted(
     ROOT.glob(".venv-proxy/lib/python*/site-packages/litellm/model_prices_and_context_window_backup.json")
 )
-#: Numbers and objects of the map that are facts of a model, and no prices.
+#: Numbers and objects of the map that describe a model and are not prices.
 FACTS = {
     "max_input_tokens", "max_output_tokens", "max_tokens", "output_vector_size", "prompt_cache_min_tokens", "rpm", "tpm",
     "token_count_framing", "token_count_model", "metadata", "search_free_requests",
@@ -22,7 +22,7 @@ FACTS = {
 
 
 def test_somebody_has_judged_each_price_of_the_installed_map() -> None:
-    """When a new LiteLLM brings a name that fails here: find out what it charges, and list it in `price_names.py`."""
+    """If a new LiteLLM has a name that fails here, find out what it charges for, and list it in `price_names.py`."""
     if not PRICE_MAPS:
         pytest.skip("LiteLLM's environment is not installed")
     entries: dict[str, dict[str, Any]] = json.loads(PRICE_MAPS[-1].read_text())

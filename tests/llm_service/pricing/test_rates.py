@@ -1,4 +1,4 @@
-"""Prices in exact integers: one rounding, up (I4), and a bound that no usage within it can pass (I1)."""
+"""Prices in exact integers: one rounding, up (I4), and a bound on the cost that no permitted usage can exceed (I1)."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ TOKENS = st.one_of(st.integers(0, 20), st.integers(0, 500_000))
 
 @st.composite
 def usages(draw: st.DrawFn, most: Most) -> Usage:
-    """What a provider may report of a call that used at most so much: the parts need not add up."""
+    """Any report of a provider on a call that used at most `most`. The parts need not add up."""
     return Usage(
         input_tokens=draw(st.integers(0, most.input_tokens)),
         cached_tokens=draw(TOKENS),
@@ -97,7 +97,8 @@ MOST = st.builds(
 
 
 def readings(usage: Usage, tier: TokenRates) -> Iterator[int]:
-    """Femto-dollars of the input, token by token, for each way in which its tokens can have been cached or written."""
+    """The price of the input in femto-dollars, token by token, for each choice of which tokens were cached or
+    written."""
     kinds = {
         "audio": (usage.audio_input_tokens, tier.audio_input, tier.audio_cache_read),
         "image": (usage.image_input_tokens, tier.image_input, tier.image_cache_read),
@@ -140,7 +141,7 @@ def test_i2_the_dearest_reading_of_a_report_is_priced(
 
 
 def exact_cost(rates: Rates, tier: TokenRates, usage: Usage) -> Fraction:
-    """The price of a usage of text alone in nano-dollars, before the rounding, with no cleverness."""
+    """The price of a usage of text alone, in nano-dollars, before the rounding, in the simplest way."""
     kinds: list[int] = []
     left = usage.input_tokens
     for count, price in ((usage.cached_tokens, tier.cache_read), (usage.cache_write_tokens, None)):
@@ -179,7 +180,7 @@ def test_i1_no_usage_within_the_bounded_amounts_costs_more_than_the_bound(
     data: st.DataObject, tables: list[Rates], most: Most
 ) -> None:
     usage = data.draw(usages(most))
-    # Who names no service tier is served at the default one.
+    # A request that names no service tier is served in the default tier.
     answered = data.draw(st.sampled_from(ANSWERED_TIERS if most.service_tier is not None else (None, "default")))
     serving = data.draw(st.sampled_from(tables))
     served = data.draw(st.sampled_from([None, (NOON, NOON)]))
@@ -236,7 +237,7 @@ def test_i1_affordable_output_is_the_largest_whose_bound_fits(
         assert affordable == 0
         return
     assert bound(tables, replace(most, output_tokens=affordable)) <= amount_nano
-    # Output that is free has no largest amount.
+    # If output is free, no amount of output is too much.
     assume(bound(tables, replace(most, output_tokens=10**9)) > rest_alone)
     assert bound(tables, replace(most, output_tokens=affordable + 1)) > amount_nano
 
@@ -283,14 +284,14 @@ NOON = datetime(2026, 11, 27, 12, tzinfo=UTC)  # a Friday
 @pytest.mark.parametrize(
     ("windows", "zone", "covered"),
     [
-        ((((), 11 * 60, 12 * 60),), "UTC", False),  # the end is not within
+        ((((), 11 * 60, 12 * 60),), "UTC", False),  # the end does not belong to the window
         ((((), 12 * 60, 13 * 60),), "UTC", True),
-        ((((), 22 * 60, 13 * 60),), "UTC", True),  # over midnight
+        ((((), 22 * 60, 13 * 60),), "UTC", True),  # this window includes midnight
         ((((), 13 * 60, 11 * 60),), "UTC", False),
         ((((), 0, 0),), "UTC", True),  # all day
         ((((6, 7), 0, 0),), "UTC", False),
         ((((5,), 0, 0), ((6,), 0, 0)), "UTC", True),
-        ((((6,), 0, 0),), "Pacific/Kiritimati", True),  # there it is Saturday already
+        ((((6,), 0, 0),), "Pacific/Kiritimati", True),  # in Kiritimati it is Saturday already
     ],
 )
 def test_cheaper_hours_are_in_utc_and_their_weekdays_in_their_zone(
@@ -312,4 +313,5 @@ def test_cheaper_hours_count_only_if_a_call_began_and_ended_within_them() -> Non
 def test_rates_that_are_kept_are_read_again_as_they_were(rates: dict[str, Rates]) -> None:
     card = dump_rates(rates)
     assert load_rates(card) == rates
-    assert dump_rates(dict(reversed(rates.items()))) == card  # the same rates, the same text
+    # The order does not matter: the same rates give the same text.
+    assert dump_rates(dict(reversed(rates.items()))) == card

@@ -1,4 +1,4 @@
-"""The second price book: it only ever makes a hold dearer, and says where the books differ (I1)."""
+"""The second price book never makes a hold smaller, and reports where the two books differ (I1)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from llm_service.pricing.rates import Most, Rates, TokenRates, bound
 from llm_service.pricing.second_book import compare
 
 TODAY = datetime(2026, 11, 28, tzinfo=UTC)
-#: gpt-4o-mini by https://platform.openai.com/docs/pricing: $0.15, $0.60 and $0.075 a million tokens.
+#: gpt-4o-mini by https://platform.openai.com/docs/pricing, for a million tokens: input $0.15, output $0.60, cached
+#: $0.075.
 MINI = TokenRates(0, 150_000_000, 600_000_000, 75_000_000, 150_000_000, 150_000_000, 600_000_000)
 
 
@@ -35,7 +36,7 @@ def test_the_dearer_price_of_each_unit_is_held_and_the_difference_is_said() -> N
 
 
 def test_a_dearer_tier_for_long_prompts_is_held_from_where_it_begins() -> None:
-    # https://ai.google.dev/gemini-api/docs/pricing: $1.25 and $10; above 200k tokens $2.50 and $15
+    # https://ai.google.dev/gemini-api/docs/pricing, input and output: $1.25 and $10; above 200,000 tokens $2.50 and $15
     short = TokenRates(0, 1_250_000_000, 10_000_000_000, 310_000_000, 1_250_000_000, 1_250_000_000, 10_000_000_000)
     dearer, differences = compare(Rates((short,)), "gemini", "gemini/gemini-2.5-pro", TODAY)
     assert [tier.above_tokens for tier in dearer.default] == [0, 200_000]

@@ -1,4 +1,4 @@
-"""Rate cards that were stored with a hold are read as they were meant (I2). Random cards: test_rates.py."""
+"""Rate cards that were stored with a hold are read with their old meaning (I2). test_rates.py tests random cards."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from llm_service.pricing.stored_rates import dump_rates, load_rates
 def test_a_card_of_an_earlier_version_is_read() -> None:
     card = '{"d1":{"default":[[0,1,2,3,4,5,6],[9,1,2,3,4,5,6]],"flex":[],"priority":[]}}'
     assert load_rates(card) == {"d1": Rates((TokenRates(0, 1, 2, 3, 4, 5, 6), TokenRates(9, 1, 2, 3, 4, 5, 6)))}
-    assert dump_rates(load_rates(card)) == card  # so that the same rates are one card in the database
+    assert dump_rates(load_rates(card)) == card  # the text stays the same, so equal rates are one card in the database
 
 
 def test_a_card_with_everything_is_read_as_it_was() -> None:

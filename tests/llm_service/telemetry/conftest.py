@@ -1,4 +1,4 @@
-"""An attempt that ended, of which each test changes what it is about."""
+"""The record of an attempt that ended, in which each test changes some fields."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ KEY = "sk-tr-AbCdEf0123456789AbCdEf0123456789AbCdEf01234"
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """The root logger is the whole session's: give it back as it was."""
+    """The whole test session shares the root logger, so restore it."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     names = ("uvicorn", "uvicorn.error", "uvicorn.access", "httpx", "httpx2", "urllib3", "asyncio")
@@ -205,7 +205,7 @@ def test_a_huge_message_is_cut():
 def test_a_secret_in_a_calls_line_is_never_written_nor_kept(form: Literal["text", "json"], name: str, field: str):
     planted, shown = SECRETS[name]
     stream = log_to(form)
-    for _ in range(2):  # what was searched once and is clean is not searched again
+    for _ in range(2):  # twice, because the log remembers texts that it has searched for secrets
         values = {"agent": "support-bot", "model": "gpt-4o", "error": None, "cost_nano": 17} | {field: planted}
         logging.getLogger("calls").info(logs.OwnText("call 0190 posted"), extra=values)
     lines = stream.getvalue().splitlines()

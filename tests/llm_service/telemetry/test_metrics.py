@@ -85,7 +85,8 @@ async def test_a_caller_that_left_is_no_error_of_the_provider(make_record: MakeR
 async def test_i1_cost_above_the_hold_moves_the_overshoot_counters(make_record: MakeRecord):
     telemetry = Telemetry.create()
     before = await telemetry.render()
-    assert samples(before)["treasurer_hold_overshoot_nano_dollars_total"] == {(): 0}  # it exists before it moves
+    # The metric exists before it is counted up.
+    assert samples(before)["treasurer_hold_overshoot_nano_dollars_total"] == {(): 0}
     telemetry.record(make_record(held_nano=1_000, cost_nano=1_250, proxy_cost_nano=1_250))
     text = await telemetry.render()
     assert value(text, "treasurer_hold_overshoot_nano_dollars_total") == 250
@@ -95,11 +96,12 @@ async def test_i1_cost_above_the_hold_moves_the_overshoot_counters(make_record: 
 async def test_prices_are_compared_and_a_difference_is_never_averaged(make_record: MakeRecord):
     telemetry = Telemetry.create()
     telemetry.record(make_record())
-    telemetry.record(make_record(cost_nano=1_244, proxy_cost_nano=1_244))  # LiteLLM 10 dearer, and so posted
-    telemetry.record(make_record(proxy_cost_nano=1_224))  # and 10 cheaper: together no difference at all
-    telemetry.record(make_record(proxy_cost_nano=1_235))  # as LiteLLM adds floating-point numbers
+    telemetry.record(make_record(cost_nano=1_244, proxy_cost_nano=1_244))  # LiteLLM's cost is 10 more, so it is posted
+    telemetry.record(make_record(proxy_cost_nano=1_224))  # LiteLLM's cost is 10 less: the sum of both is 0
+    telemetry.record(make_record(proxy_cost_nano=1_235))  # within the rounding of LiteLLM's floating-point sums
     telemetry.record(make_record(proxy_cost_nano=None))
-    telemetry.record(make_record(proxy_cost_nano=9, own_cost_nano=None))  # an estimate, or the provider named its cost
+    # Not compared: an estimate, or a provider's own figure.
+    telemetry.record(make_record(proxy_cost_nano=9, own_cost_nano=None))
     text = await telemetry.render()
     assert value(text, "treasurer_price_compared_calls_total") == 4
     assert value(text, "treasurer_price_difference_calls_total", dearer="litellm") == 1
@@ -222,7 +224,7 @@ async def test_scrapes_at_once_share_one_rendering(make_record: MakeRecord, monk
 
 
 class _Away:
-    """A database that is away, or does not answer."""
+    """A database that is unavailable, or does not answer."""
 
     def __init__(self, error: Exception | None) -> None:
         self.error = error
@@ -246,11 +248,11 @@ async def test_without_the_database_metrics_go_on_and_say_so(error: Exception | 
     assert "treasurer_budget_limit_nano_dollars" not in samples(text)
     assert value(text, "treasurer_calls_total") == 1
     await asyncio.gather(*(telemetry.render() for _ in range(10)))
-    assert pool.asked == 1  # a database that is away is not asked again by every scrape
+    assert pool.asked == 1  # not every scrape asks an unavailable database again
 
 
 def test_recording_costs_little(make_record: MakeRecord):
-    """Generous: a shared machine measures 13 to 20 µs. What this catches is work that grows, or that waits."""
+    """The limit is generous: a shared machine takes 13 to 20 µs. It finds work that grows with time, or that waits."""
     metrics, call = Metrics(), make_record()
     metrics.call(call)
     best = float("inf")

@@ -1,4 +1,4 @@
-"""Several processes, one folder: any of them tells the sum, and what a dead one counted stays."""
+"""Several processes share one folder. Each of them exports the sum, including the counts of dead processes."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def test_processes_are_summed_and_the_dead_keep_their_counts(tmp_path: Path):
         assert float(seen['treasurer_group_size_count{kind="admit"}']) == 2
         assert float(seen['treasurer_group_size_bucket{kind="admit",le="4.0"}']) == 1
         assert float(seen['treasurer_degraded{part="redis"}']) == 1
-        assert float(seen["treasurer_audit_differences"]) == 40  # the last one's, not the sum
-        assert float(seen['treasurer_breaker_state{breaker="model:m"}']) == 2  # the worst, not the last one's
+        assert float(seen["treasurer_audit_differences"]) == 40  # the last process's value, not the sum
+        assert float(seen['treasurer_breaker_state{breaker="model:m"}']) == 2  # the worst state, not the last process's
         assert float(seen['treasurer_breaker_transitions_total{breaker="model:m",to="open"}']) == 1
         assert (
             'treasurer_breaker_transitions_total{breaker="model:m",to="closed"}' not in seen
-        )  # another's: not counted
-        assert float(seen["treasurer_holds_pending"]) == 4  # the database's: once, not once a process
+        )  # changes that another process made are not counted
+        assert float(seen["treasurer_holds_pending"]) == 4  # from the database, so counted once for all processes
     finally:
         first.kill()
         second.kill()

@@ -1,4 +1,4 @@
-"""Spans as a collector receives them: a small OTLP receiver decodes what really goes over the wire."""
+"""Spans as a collector receives them: a small OTLP receiver decodes the bytes that are really sent."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture
 def black_hole() -> Iterator[str]:
-    """Accepts connections (its backlog does) and never answers."""
+    """A server that never answers. (The kernel accepts its connections.)"""
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         server.listen(8)
@@ -114,7 +114,7 @@ async def test_one_span_an_attempt_with_its_own_times_names_and_money(collector:
     }
     usage = json.loads(values.pop("langfuse.observation.usage_details"))
     assert values == expected
-    # Langfuse adds kinds up: each token is in one of them.
+    # Langfuse adds up all kinds, so each token must be in only one of them.
     assert usage == {
         "input": 50,
         "input_cached_tokens": 40,
@@ -242,7 +242,7 @@ def test_settings_that_cannot_work_are_named():
 async def test_a_black_hole_delays_neither_calls_nor_the_end(black_hole: str, make_record: MakeRecord):
     telemetry = Telemetry.create(otlp_endpoint=black_hole)
     started = time.perf_counter()
-    for _ in range(600):  # more than one batch: the exporter's thread is stuck in the first
+    for _ in range(600):  # more than one batch, while the exporter's thread is stuck in the first
         telemetry.record(make_record())
     assert time.perf_counter() - started < 4, "a batch would wait for 5 s"
     beats = 0
@@ -259,7 +259,7 @@ async def test_a_black_hole_delays_neither_calls_nor_the_end(black_hole: str, ma
     took = time.perf_counter() - started
     beating.cancel()
     assert took < 8
-    assert beats > 50  # the event loop went on while we waited
+    assert beats > 50  # the event loop kept running during the wait
     assert await spans_total(telemetry) == {"dropped": 600}
 
 
@@ -267,7 +267,7 @@ async def test_a_dead_endpoint_is_said_once_on_a_gauge_and_in_the_log(
     make_record: MakeRecord, caplog: pytest.LogCaptureFixture
 ):
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+        taken.bind(("127.0.0.1", 0))  # bound but not listening, so connections are refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1/traces"
         telemetry = Telemetry.create(otlp_endpoint=url)
         telemetry.record(make_record())

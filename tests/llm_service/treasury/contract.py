@@ -1,7 +1,7 @@
-"""What every treasury must do. The same cases run against the one in memory and the one in Postgres.
+"""Tests for every treasury. They run against the treasury in memory and the treasury in Postgres.
 
-test_in_memory.py and tests/integration/test_treasury_contract.py each have a class that inherits these, and a fixture
-`world`.
+test_in_memory.py and tests/integration/test_treasury_contract.py each have a class that inherits these tests, and a
+fixture `world`.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Line = tuple[int, str]
 
 
 class World(Protocol):
-    """A treasury, and how its budgets and principals are made."""
+    """A treasury, with functions that make its budgets and principals."""
 
     @property
     def treasury(self) -> Treasury: ...
 
     async def budget(self, limit_nano: int, most_per_call: int | None = None) -> int:
-        """A new budget without a period; its id. `most_per_call` is in basis points of what is left."""
+        """Make a budget without a period, and return its id. `most_per_call` is in basis points of what is left."""
         ...
 
     async def principal(self) -> Principal:
-        """Somebody who may spend, at the newest epoch."""
+        """A principal at the newest epoch."""
         ...
 
 
@@ -76,7 +76,7 @@ def voided(hold: Hold) -> Settlement:
 
 
 async def left(world: World, *lines: Line) -> int:
-    """What the lines' windows have left, as a hold of one nano-dollar shows it."""
+    """The amount that is left in the windows of these lines, found out with a hold of one nano-dollar."""
     hold = await held(world, 1, *lines)
     assert hold.tightest_left_nano is not None
     await world.treasury.settle_soon(voided(hold))
@@ -84,7 +84,7 @@ async def left(world: World, *lines: Line) -> int:
 
 
 class TreasuryContract:
-    """Inherit it in a class whose name begins with `Test`."""
+    """The tests. To run them, inherit them in a class whose name begins with `Test`."""
 
     async def test_a_hold_says_what_it_leaves_in_the_tightest_window(self, world: World) -> None:
         wide, tight = (await world.budget(1_000), ""), (await world.budget(100), "")

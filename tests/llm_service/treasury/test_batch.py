@@ -1,4 +1,4 @@
-"""Group commit: exactly one result for each item, in order, whatever happens to its neighbours."""
+"""Group commit: each item gets exactly one result, its own, whatever happens to other items."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.examples import examples
 
 
 class Statement:
-    """Doubles numbers; can be held back, and fails as a test wants."""
+    """A statement that doubles numbers. A test can delay it, or make it fail."""
 
     def __init__(self) -> None:
         self.groups: list[list[int]] = []
@@ -200,7 +200,7 @@ async def test_i2_every_item_ends_exactly_once(plan: list[tuple[int, str]], most
 
 @pytest.mark.parametrize("result", [[], [1, 2]])
 async def test_a_statement_that_answers_for_too_few_or_too_many_fails_its_items(result: list[int]) -> None:
-    """A wrong number of rows must not leave a caller waiting for ever, nor give it another's row."""
+    """With a wrong number of rows, no caller may wait forever or get the row of another."""
 
     async def run(items: Sequence[int]) -> list[int]:
         return result
@@ -213,7 +213,7 @@ async def test_a_statement_that_answers_for_too_few_or_too_many_fails_its_items(
 async def test_what_is_broken_off_gets_the_error_and_the_next_one_runs() -> None:
     run = Statement()
     group: GroupCommit[int, int] = GroupCommit(run)
-    await group.stop(TreasuryUnavailable("closed"))  # of what does nothing: nothing
+    await group.stop(TreasuryUnavailable("closed"))  # stopping an idle group does nothing
     run.gate = asyncio.Event()
     running = group.submit(1)
     await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""The treasury in memory: what every treasury must do, and what only this one has."""
+"""The treasury in memory: the tests for every treasury, and tests of functions that only this one has."""
 
 from __future__ import annotations
 

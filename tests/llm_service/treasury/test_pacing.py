@@ -1,4 +1,4 @@
-"""Curves: read, written, and how much they let through."""
+"""Pacing curves: how they are parsed and printed, and how much they allow at a time."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""SQL in files: it is found, it is whole, and it stays out of Python."""
+"""SQL is kept in files: each file is loaded, each query is complete, and Python contains no long SQL."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from llm_service.treasury.queries import load_query
 
 SERVICE = Path(llm_service.__file__).parent
 SQL = SERVICE / "treasury" / "sql"
-#: The schema's files are run by migrations.
+#: All query files; not the schema's files, which migrations run.
 QUERIES = [path for path in SQL.rglob("*.sql") if path.parent.name not in ("sql", "functions", "migrations")]
-#: The plugin in LiteLLM Proxy may not load the treasury, so what both processes load has its SQL in Python.
+#: Modules that LiteLLM's process loads too. They may not load files of the treasury, so their SQL is in Python.
 BOTH_PROCESSES = {SERVICE / "used_grants.py", SERVICE / "witness.py"}
 MODULES = [path for path in SERVICE.rglob("*.py") if path not in BOTH_PROCESSES]
-#: Composed of parts that a request names; its module says why.
+#: A module that composes its SQL from parts that a request names.
 COMPOSED = SERVICE / "treasury" / "reports" / "reports.py"
 #: More lines than this are hard to read between Python's quotes.
 FEW = 5
@@ -45,12 +45,12 @@ def test_a_query_that_does_not_exist_is_an_error() -> None:
 def test_each_file_is_loaded_by_a_module_and_each_rule_is_named_like_its_file() -> None:
     loaded = {name for path in MODULES for name in re.findall(r'load_query\(\s*"([\w/]+)"', path.read_text("utf-8"))}
     assert loaded == {path.relative_to(SQL).with_suffix("").as_posix() for path in QUERIES}
-    parts = {"table_is_as_logged", "acknowledged_prices", "price_differences"}  # of the queries of other rules
+    parts = {"table_is_as_logged", "acknowledged_prices", "price_differences"}  # parts of other rules' queries
     assert {path.stem for path in QUERIES if path.parent.name == "audit"} - parts <= {rule.name for rule in RULES}
 
 
 def test_a_query_begins_with_sql_and_has_no_end_mark() -> None:
-    """It may stand within another one, in parentheses."""
+    """A query may be put into another one, in parentheses."""
     for path in QUERIES:
         lines = [line for line in path.read_text("utf-8").splitlines() if not line.lstrip().startswith("--")]
         assert ";" not in "".join(lines), path
@@ -58,7 +58,7 @@ def test_a_query_begins_with_sql_and_has_no_end_mark() -> None:
 
 
 def long_sql(source: str) -> list[int]:
-    """The lines at which statements of more than a few lines begin."""
+    """The numbers of the lines at which long statements begin."""
     found: list[int] = []
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, ast.JoinedStr | ast.Constant) or (node.end_lineno or 0) - node.lineno < FEW:

@@ -1,4 +1,4 @@
-"""Settlements on disk: written at once, read by whoever comes after a crash, and by nobody while their owner lives."""
+"""Settlements on disk: written at once, and read by another process only after their owner has ended."""
 
 from __future__ import annotations
 
@@ -62,11 +62,11 @@ def test_a_journal_is_its_owners_while_it_lives(tmp_path: Path) -> None:
     assert owner.orphans() == []
     with other.orphan(path) as left:
         assert left is None
-    owner.close()  # as its end would
+    owner.close()  # has the same effect as the end of the owner's process
     with other.orphan(path) as left:
         assert left == [kept]
         with SettlementSpool(tmp_path).orphan(path) as again:
-            assert again is None  # one at a time
+            assert again is None  # only one process at a time may read it
 
 
 def test_what_postgres_has_is_not_kept(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_folder_that_cannot_be_written_is_said_and_tried_again(
 
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
-    """Files may grow to so many bytes: as on a full disk, a write stops in the middle."""
+    """Limit the size of files, so that a write stops in the middle, as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:
@@ -146,7 +146,7 @@ def test_a_journal_that_a_neighbour_takes_before_it_is_locked_is_begun_again(
     real, taken = fcntl.flock, list[Path]()
 
     def flock(file: int, how: int) -> None:
-        if not taken:  # between our opening and our lock
+        if not taken:  # the neighbour acts after we have opened the file and before we lock it
             taken.extend(neighbour.orphans())
             with neighbour.orphan(taken[0]) as left:
                 assert left == []

@@ -1,4 +1,4 @@
-"""How a hold ends whose owner is gone: by its witnesses, else by the agent's policy (I1, I2). Pure."""
+"""How a hold whose owner has died is settled: by its witnesses, else by the agent's policy (I1, I2). Pure."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_a_witness_of_an_answer_is_posted_at_our_price(expired: bool, policy: Ex
 def test_i1_of_a_stream_that_was_not_read_to_where_its_provider_had_come_the_whole_hold_is_posted(
     expired: bool, policy: ExpiryPolicy, tokens: int
 ) -> None:
-    """What was counted says nothing of what was not seen, and no policy may give it back: it was generated."""
+    """The provider had generated more than was read, nobody knows how much. So no policy may release the hold."""
     settled = settle(hold(witness("cancelled", tokens=tokens, unread=True), expired=expired, policy=policy))
     assert (settled.state, settled.cost_nano, settled.usage_source) == (LedgerState.POSTED, HELD, UsageSource.WITNESS)
     assert settled.error_code == "owner_lost_unread"
@@ -75,7 +75,7 @@ def test_what_litellm_counted_of_a_cut_stream_is_posted_with_a_margin_within_the
     assert 150 <= settled.usage.input_tokens <= 200
     assert 150 < settled.usage.output_tokens <= 200
     assert settled.cost_nano == (settled.usage.input_tokens + settled.usage.output_tokens) * 100
-    assert settle(hold(witness(outcome, tokens=4_000))).cost_nano == HELD  # 1,200,000 with its margin
+    assert settle(hold(witness(outcome, tokens=4_000))).cost_nano == HELD  # with the margin it would be 1,200,000
 
 
 def test_a_counted_input_that_may_have_been_written_to_a_cache_is_posted_as_written() -> None:
@@ -170,7 +170,8 @@ CARD = {"d1": Rates((TokenRates(0, 50_000_000, 50_000_000, 0, 0, 0, 50_000_000),
 
 def test_i2_a_hold_is_priced_at_the_rates_that_it_was_made_with() -> None:
     assert settle(replace(hold(witness()), rates=CARD)).cost_nano == 1_000
-    assert settle(replace(hold(witness(deployment="another")), rates=CARD)).cost_nano == 1_000  # the dearest
+    # The highest rates of the card.
+    assert settle(replace(hold(witness(deployment="another")), rates=CARD)).cost_nano == 1_000
     assert settle(replace(hold(witness(deployment="gone")), rates={"gone": FREE})).cost_nano == 0
 
 
@@ -178,11 +179,12 @@ def test_i1_the_dearer_of_two_prices_is_posted_whatever_was_held() -> None:
     for cost_nano in (2_002, 2 * HELD):
         settled = settle(hold(witness(cost=cost_nano)))
         assert (settled.cost_nano, settled.cost_source) == (cost_nano, CostSource.UPSTREAM)
-    for cost_nano in (1_000, 2_000, 2_001):  # less, or no more than rounding
+    for cost_nano in (1_000, 2_000, 2_001):  # less than our price, or more by rounding only
         settled = settle(hold(witness(cost=cost_nano)))
         assert (settled.cost_nano, settled.cost_source) == (2_000, CostSource.RATES)
-    assert settle(replace(hold(witness(cost=4_000)), rates={"d1": FREE})).cost_nano == 0  # an operator marked it free
-    named = replace(witness(cost=4_001), named_cost_nano=1_234)  # by the provider itself
+    # The operator marked the model as free.
+    assert settle(replace(hold(witness(cost=4_000)), rates={"d1": FREE})).cost_nano == 0
+    named = replace(witness(cost=4_001), named_cost_nano=1_234)  # the provider itself named a cost
     assert (settle(hold(named)).cost_nano, settle(hold(named)).cost_source) == (1_234, CostSource.PROVIDER)
     counted = replace(witness(cost=10**9), counted=True)
-    assert settle(hold(counted)).cost_nano < HELD  # LiteLLM's own count of a stream is no report
+    assert settle(hold(counted)).cost_nano < HELD  # a cost from LiteLLM's own count of a stream is not believed

@@ -1,4 +1,4 @@
-"""What is said of another machine's clock: nothing while it agrees, the truth when it does not."""
+"""Warnings about another machine's clock: none while it agrees with ours, otherwise by how much it is wrong."""
 
 from __future__ import annotations
 

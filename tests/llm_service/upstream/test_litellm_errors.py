@@ -1,4 +1,4 @@
-"""How an error answer of LiteLLM Proxy, or a connection to it that broke, becomes an error and facts of ours."""
+"""How an error of LiteLLM Proxy, or a broken connection to it, becomes an error of ours."""
 
 from __future__ import annotations
 
@@ -183,7 +183,7 @@ def test_a_stream_that_a_deployment_had_begun_was_cut() -> None:
 
 
 def clock_refusal(shown: str | None) -> ProxyUnavailable:
-    """The error for a grant that the proxy's clock refused, when that clock showed this."""
+    """The error for a grant that the proxy refused because its clock showed this time."""
     headers = {"x-treasurer-refused": "clock"} | ({"x-treasurer-time": shown} if shown is not None else {})
     error = upstream_error(401, headers, b'{"error": {"message": "the grant has expired"}}', NOW)
     assert isinstance(error, ProxyUnavailable)

@@ -1,4 +1,4 @@
-"""LiteLLM's messages, as LiteLLM 1.106 wrote them over answers of the simulated provider, and what is left of them."""
+"""Messages that LiteLLM 1.106 wrote about errors of the simulated provider, and the text that callers get instead."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What was certainly not sent is told apart from what may have reached a provider, on real sockets."""
+"""Requests that were certainly not sent are distinguished from those that may have reached a provider, on real
+sockets."""
 
 from __future__ import annotations
 
@@ -25,7 +26,7 @@ Connected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Non
 
 @asynccontextmanager
 async def serving(handler: Handler, **times: float) -> AsyncIterator[ProxyUpstream]:
-    """A proxy whose every page is the handler, and an upstream to it."""
+    """A fake proxy that answers every request with this handler, and an upstream that uses it."""
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handler)
     runner = web.AppRunner(app, shutdown_timeout=0.1)
@@ -45,7 +46,7 @@ async def serving(handler: Handler, **times: float) -> AsyncIterator[ProxyUpstre
 
 @asynccontextmanager
 async def listening(connected: Connected) -> AsyncIterator[tuple[asyncio.Server, ProxyUpstream]]:
-    """A server below HTTP, for what no framework does."""
+    """A server on bare sockets, for behaviour that no HTTP framework has."""
     server = await asyncio.start_server(connected, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
     async with ProxyUpstream(f"http://127.0.0.1:{port}", connect_s=1, total_s=5) as upstream:
@@ -135,7 +136,7 @@ async def test_a_stream_comes_as_it_is_sent() -> None:
     async with serving(stream) as upstream:
         answer = await upstream.open(PATH, b"{}", "g")
         chunks = answer.chunks()
-        assert await anext(chunks) == b"data: 1\n\n"  # before the rest is there
+        assert await anext(chunks) == b"data: 1\n\n"  # the first chunk arrives before the rest was sent
         go_on.set()
         assert [chunk async for chunk in chunks] == [b"data: 2\n\n"]
 
@@ -206,7 +207,7 @@ async def hang_up(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 async def test_a_connection_that_does_not_come_about_in_time_was_not_sent(streamed: bool) -> None:
-    """The call's own bound goes before the upstream's. Nobody accepts here, and the queue is full."""
+    """The call's own time-out overrides the upstream's. This server never accepts, and its queue is full."""
     with socket.socket() as full:
         full.bind(("127.0.0.1", 0))
         full.listen(0)
@@ -234,7 +235,8 @@ async def test_a_connection_that_ends_without_an_answer_may_have_been_served() -
 
 
 async def test_i2_a_proxy_that_died_over_a_request_may_have_served_it() -> None:
-    """Its worker was killed after it had asked the provider: that it cannot be reached now proves nothing."""
+    """The proxy's worker may have been killed after it had asked the provider. That it cannot be reached now proves
+    nothing."""
     servers: list[asyncio.Server] = []
 
     async def die(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

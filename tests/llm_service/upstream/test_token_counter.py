@@ -1,4 +1,4 @@
-"""Which texts are counted, and how the proxy is asked: never with anybody's images."""
+"""Which texts are counted, and how the proxy is asked to count them. Images are never sent to it."""
 
 from __future__ import annotations
 

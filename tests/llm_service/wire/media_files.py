@@ -1,4 +1,4 @@
-"""Files for tests of media, written byte by byte: nothing here is read back by what is tested."""
+"""Files for tests of media, written byte by byte, without any code that is tested."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def data_url(mime: str, content: bytes) -> str:
 
 
 def png(width: int, height: int, *, animated: bool = False) -> bytes:
-    """A PNG's header and the beginning of its data: all that is read of it."""
+    """The header of a PNG and the beginning of its data. The code reads no more than that."""
     chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))]
     if animated:
         chunks.append((b"acTL", struct.pack(">II", 3, 0)))
@@ -27,13 +27,13 @@ def png(width: int, height: int, *, animated: bool = False) -> bytes:
 
 
 def jpeg(width: int, height: int, before: bytes = b"") -> bytes:
-    """A JPEG as far as the header of its frame and its scan. `before`: segments in front of that."""
+    """A JPEG up to the headers of its frame and its scan. `before`: segments in front of these."""
     frame = struct.pack(">HBHHBBBBBBBBBB", 17, 8, height, width, 3, 1, 0x22, 0, 2, 0x11, 1, 3, 0x11, 1)
     return b"\xff\xd8" + before + b"\xff\xc0" + frame + b"\xff\xda\0\x08\x01\x01\0\0\x3f\0" + b"\0" * 8 + b"\xff\xd9"
 
 
 def wav(seconds: float, rate: int = 16_000, *, claimed: int | None = None, code: int = 1) -> bytes:
-    """Silence of two bytes a sample; `claimed`: the size of the data that the header names."""
+    """A WAV file of silence, with two bytes a sample. `claimed`: the size of the data by its header."""
     data = b"\0" * int(seconds * rate) * 2
     size = len(data) if claimed is None else claimed
     form = struct.pack("<HHIIHH", code, 1, rate, rate * 2, 2, 16)

@@ -51,7 +51,7 @@ def scan(stream: bytes, cuts: list[int], *, hide: bool) -> tuple[bytes, EventSca
 
 
 def same(item: bytes) -> object:
-    """An event as JSON, because a report of usage is written anew."""
+    """An event as JSON, for comparisons, because events with usage are written anew."""
     try:
         return json.loads(item.removeprefix(b"data: "))
     except ValueError:
@@ -87,7 +87,7 @@ def test_only_the_usage_that_was_not_asked_for_is_left_out(events: list[bytes], 
     kept = [item for item in passed if not item.startswith(b'data: {"choices": [], "usage": {')]
     hidden, scanner = scan(stream, cuts, hide=True)
     assert hidden == b"".join(item + b"\n\n" for item in kept)
-    assert scanner.usage is None or len(kept) < len(passed)  # not one that more text came after
+    assert scanner.usage is None or len(kept) < len(passed)  # a report of usage before the last text does not count
 
 
 def test_an_event_is_forwarded_as_soon_as_it_is_whole() -> None:
@@ -131,7 +131,7 @@ def test_a_caller_sees_the_providers_own_figure_of_the_cost_and_not_litellms(cho
     report = {"prompt_tokens": 1, "completion_tokens": 1, "cost": 0.25}
     sent = event({"id": "c", "choices": [choice], "usage": report | {"litellm_cost": 0.5}}) + b"\n\n"
     forwarded, scanner = scan(sent, [], hide=False)
-    assert scanner.usage == report | {"litellm_cost": 0.5}  # settlement still sees both
+    assert scanner.usage == report | {"litellm_cost": 0.5}  # settlement still gets both figures
     choices = [choice] if "finish_reason" in choice else []
     assert json.loads(forwarded.removeprefix(b"data: ")) == {"id": "c", "choices": choices, "usage": report}
 
@@ -179,7 +179,7 @@ def test_an_answer_that_is_too_long_to_keep_is_still_forwarded() -> None:
     long = delta("x" * 1024 * 1024) + b"\n\n"
     assert all(scanner.feed(long) == long for _ in range(9))
     assert scanner.forwarded() is None
-    assert scanner.text() == ("x" * 9 * 1024 * 1024, 9)  # whoever must estimate it counts all of it
+    assert scanner.text() == ("x" * 9 * 1024 * 1024, 9)  # an estimate must count the whole text
     assert scanner.feed(usage() + b"\n\n") == b""
     assert scanner.usage is not None
 

@@ -1,4 +1,4 @@
-"""What makes a text longer on its way: bounded from above, and in time that grows with the text."""
+"""How much longer a text can become before it is counted: an upper bound, computed in time linear in the text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from llm_service.wire.expansion import nfkc_growth_bytes
 from tests.examples import examples
 
-#: Letters that are composed, letters that compose with what follows, accents of several classes, compatibility characters.
+#: Composed letters, letters that combine with the next character, accents of several classes, compatibility characters.
 ODD = st.sampled_from("aeuαωאก한가각çäǖᾂΐḿṩệﬁ½ﷺﷻｶﾞ①㎞̴়゙্ًّ้̧̨̛̖̣̀́̄̈̈́ͅো𝅗𝅥𝅘𝅥𝅮𑂚")
 
 
@@ -42,6 +42,6 @@ def test_ordinary_text_grows_by_nothing(text: str) -> None:
 
 
 def test_a_million_accents_on_one_letter_are_bounded_at_once() -> None:
-    """Spelled out, they would keep every other caller of the process waiting for an hour."""
+    """Normalizing this text would keep every other caller of the process waiting for an hour."""
     assert nfkc_growth_bytes(("a" + "\u0301\u0323" * 500_000).encode()) <= 8
     assert nfkc_growth_bytes(("\ufdfa" * 1_000_000).encode()) == 30_000_000

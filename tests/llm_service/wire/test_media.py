@@ -1,4 +1,4 @@
-"""What a part is, is read from its bytes; what is not understood is refused by name before anything is held."""
+"""The type of a part is read from its bytes. A part that is not understood is refused by name before money is held."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_i1_bytes_and_type_that_disagree_are_refused_by_name(mime: str, content:
 
 @pytest.mark.parametrize("name", ["format", "mime_type", "content_type"])
 def test_i1_each_type_that_litellm_would_send_must_agree(name: str) -> None:
-    """LiteLLM puts these in the place of the type in the data URL, and Gemini goes by it."""
+    """LiteLLM would use this type in place of the data URL's type, and Gemini would believe it."""
     assert read(image(data_url("image/png", png(1, 1)), **{name: "image/webp"})).kind is Kind.IMAGE
     assert refused(image(data_url("image/png", png(1, 1)), **{name: "audio/wav"})).code == "not_priced"
     assert refused(image("https://x/y.png", **{name: "video/mp4"})).code == "not_priced"

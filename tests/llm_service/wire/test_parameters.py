@@ -1,4 +1,4 @@
-"""Which parameters can reach which provider. That they do reach it: tests/integration/test_parameters.py."""
+"""Which parameters can reach which provider. tests/integration/test_parameters.py tests that they do."""
 
 from __future__ import annotations
 

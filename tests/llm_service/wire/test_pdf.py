@@ -1,4 +1,4 @@
-"""Pages of a PDF, and the most text on them."""
+"""The number of pages of a PDF, and an upper bound of the text on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a caller may send: bounded in bytes, or refused by name; never another exception."""
+"""Requests of callers: each has a bound in bytes, or is refused by name. No other exception is raised."""
 
 from __future__ import annotations
 
@@ -52,7 +52,8 @@ def test_what_is_no_json_object_is_invalid_json(parse: Callable[[bytes], Any], s
 
 @pytest.mark.parametrize("depth", [100, 198, 201, 260, 1_000, 1_023])
 def test_a_body_that_could_not_be_written_again_is_refused_as_too_deep(depth: int) -> None:
-    """A hold must never be taken for what cannot be sent: what was read must be what can be written."""
+    """A request that can be read but not written again must be refused before money is held, because it could not be
+    sent."""
     nested = b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "response_format": %s}'
     for deep in (b"[" * depth + b"]" * depth, b'{"a":' * depth + b"1" + b"}" * depth):
         if depth < 200:
@@ -191,7 +192,7 @@ def test_metadata_of_embeddings_holds_tags_and_nothing_else() -> None:
      {"type": "container_upload"}, {"type": "server_tool_use"}, {"type": None}, {"type": ["text"]}, {}],
 )  # fmt: skip
 def test_a_part_that_cannot_be_bounded_is_refused(part: dict[str, Any]) -> None:
-    """LiteLLM passes some of these on: a short URL can become a document of a hundred pages."""
+    """LiteLLM passes some of these parts on, and a short URL can become a document of a hundred pages."""
     error = refusal(parse_chat, body(messages=[{"role": "user", "content": [{"type": "text", "text": "x"}, part]}]))
     assert error.param == "messages"
 
@@ -209,7 +210,7 @@ def test_media_beside_the_content_is_refused(fields: dict[str, Any]) -> None:
     ids=repr,
 )  # fmt: skip
 def test_a_hosted_tool_in_disguise_is_refused(fields: dict[str, Any]) -> None:
-    """LiteLLM drops the type and takes `{"googleSearch": {}}` for Google's own tool, which bills apart."""
+    """LiteLLM drops the type and reads `{"googleSearch": {}}` as Google's own tool, which is billed separately."""
     assert refusal(parse_chat, body(**fields)).param in fields
 
 
@@ -268,7 +269,7 @@ def test_more_messages_and_tools_are_never_bounded_lower(
 
 
 def test_a_response_format_is_allowed_for_like_a_tool() -> None:
-    """For Anthropic LiteLLM turns it into a tool, with the provider's prompt for tools around it."""
+    """For Anthropic, LiteLLM turns the format into a tool, and the provider adds its prompt for tools."""
     plain, formatted = parse_chat(body()), parse_chat(body(response_format={"type": "json_object"}))
     assert formatted.allowance - plain.allowance >= 600
 
@@ -292,7 +293,7 @@ def test_images_and_files_are_counted_apart_from_the_text(part: dict[str, Any], 
 
 
 def test_i1_a_files_name_is_text() -> None:
-    """OpenAI shows it to the model."""
+    """OpenAI shows the name to the model, so it costs tokens."""
     part = {"type": "file", "file": {"file_data": data_url("text/plain", b"A"), "filename": "x" * 5_000}}
     assert parse_chat(body(messages=[{"role": "user", "content": [part]}])).input_bound > 5_000
 
@@ -356,7 +357,7 @@ def test_a_wrong_parameter_of_an_embedding_is_named(param: str, fields: dict[str
     assert (error.status, error.param) == (400, param)
 
 
-# -- anything at all
+# -- random bodies
 
 NAMES = st.sampled_from(
     ["model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens", "n", "tools", "functions",

@@ -1,4 +1,4 @@
-"""The pure parts of reports: what a query may be, and what the formats make of a report."""
+"""The pure parts of reports: valid queries, and the output formats."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def made(*rows: tuple[str | None, int]) -> CostReport:
     return CostReport(
         query=ReportQuery(group_by=(Property.TAG,), filters=((Property.RUN, ("r", None)),)),
         rows=tuple(ReportRow((value,), Figures(cost_nano=cost)) for value, cost in rows),
-        total=Figures(cost_nano=sum(cost for _, cost in rows), latency_avg_ms=1.26),
+        total=Figures(cost_nano=sum(cost for _, cost in rows), estimated_nano=1, latency_avg_ms=1.26),
         left_out=0,
         notes=("a note",),
     )
@@ -139,7 +139,9 @@ def test_a_csv_reads_back_as_it_was(text: str, cost: int) -> None:
 def test_a_csv_names_the_row_of_none_and_has_plain_numbers() -> None:
     lines = report_as_csv(made((None, -5))).split("\r\n")
     assert lines[0].startswith("tag,cost_usd,cost_nano,calls,attempts,errors,refusals,input_tokens,cached_tokens,")
+    assert lines[0].endswith(",latency_p95_ms,estimated_usd,estimated_nano")
     assert lines[1].startswith("(none),-0.000000005,-5,0,0,")
+    assert lines[1].endswith(",,,,0.000000000,0")
 
 
 def test_json_has_money_exactly_twice_and_null_for_none() -> None:
@@ -147,6 +149,7 @@ def test_json_has_money_exactly_twice_and_null_for_none() -> None:
     assert [row["tag"] for row in document["rows"]] == [None, "x"]
     assert document["total"]["cost_nano"] == 10**19 + 3
     assert document["total"]["cost"] == "10000000000.000000003"
+    assert (document["total"]["estimated"], document["total"]["estimated_nano"]) == ("0.000000001", 1)
     assert document["total"]["latency_avg_ms"] == 1.3
     assert document["filters"] == {"run": ["r", None]}
     assert document["notes"] == ["a note"]

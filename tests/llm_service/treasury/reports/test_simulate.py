@@ -1,4 +1,4 @@
-"""Replays: the policy as it was changes nothing; less money never buys more."""
+"""Replays: the original policy changes nothing, and a smaller limit never allows more calls."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_what_was_spent_before_the_period_is_spent() -> None:
 def test_a_top_up_counts_while_it_lasts() -> None:
     window = replace(WINDOW, top_ups=((100, START + timedelta(days=1), START + timedelta(days=5)),))
     past = [replace(call(day, 100), windows=(window,)) for day in (0, 1, 2, 6)]
-    assert replay(past, Policy(limits={"b": 100}), half).refused == 2  # the third, and the fourth
+    assert replay(past, Policy(limits={"b": 100}), half).refused == 2  # the third and the fourth call
     assert replay(past, Policy(limits={"b": 200}), half).refused == 1
     assert replay(past, Policy(downgrades={"dear": ("cheap", 1_000)}), half).downgraded == 3
 
