@@ -49,7 +49,7 @@ class RunBudgets:
 
     @asynccontextmanager
     async def limited(self, agent: str, run: str, limit_nano: int) -> AsyncIterator[None]:
-        """Within this context the run may spend `limit_nano` in all. A run that is tried again keeps its budget.
+        """Within this context the run may spend at most `limit_nano`. A run that is tried again keeps its budget.
 
         Raises:
             InvalidRequest: a budget cannot have this run id or this amount. TreasuryUnavailable: Postgres is away.

@@ -113,7 +113,8 @@ async def _alone_lane(
 async def measure(
     database_url: str, *, seconds: float = 3.0, callers: tuple[int, ...] = (1, 16, 64)
 ) -> list[dict[str, float]]:
-    """One row for each number of callers: calls a second and median milliseconds, grouped and not grouped."""
+    """One row for each number of callers: calls a second and the median latency in milliseconds, with and without
+    groups."""
     setup = await asyncpg.connect(database_url)
     budgets = [row["id"] for row in await setup.fetch(BUDGETS, str(UUID(int=time.time_ns())))]
     make = _requests(budgets, await setup.fetchval("SELECT value FROM epoch"))

@@ -32,7 +32,7 @@ _T = TypeVar("_T")
 
 #: The message that a caller gets when a bug ends its request.
 FAILED = "Treasurer failed; the cause is in its log."
-#: After a request is refused, the rest of its body is read for at most so many seconds: in total, and without new data.
+#: After a refusal, the rest of the body is read for so many seconds at most: in total, and while no data arrives.
 _DRAIN_S = 10.0
 _DRAIN_PAUSE_S = 1.0
 
@@ -170,8 +170,8 @@ async def wait_for_disconnect(receive: Receive) -> None:
 
 
 async def answer_errors(work: Coroutine[Any, Any, None], send: Send, wire: ErrorWire, path: str) -> None:
-    """Do the work of one request, and send the error that it raises, if any. Before that it must not have sent
-    anything."""
+    """Do the work of one request, and send the error that it raises, if any. The work must not have sent anything
+    before."""
     try:
         await work
     except CallerLeft:

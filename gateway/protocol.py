@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from llm_service.errors import InvalidRequest
 from llm_service.wire.openai_errors import openai_error_body
 
-#: The most seconds from the opening of a connection, or from a later request's first byte, to the end of the headers.
+#: The seconds within which a request's headers must arrive, from the opening of the connection or from its first byte.
 HEAD_S = 20.0
 #: The largest size of a request's address and headers together. (Node allows 16 KiB, Apache 8 KiB a line.)
 MOST_HEAD_BYTES = 64 * 1024
@@ -120,7 +120,8 @@ class BoundedHeadProtocol(HttpToolsProtocol):
             return
         self.transport.write(b"%x\r\n%b\r\n0\r\n\r\n" % (len(last), last))
         self.transport.close()  # this takes effect once the caller has read everything
-        self.loop.call_later(_LAST_S, self.transport.abort)  # and this ends the connection if the caller does not
+        # And this ends the connection even if the caller reads nothing.
+        self.loop.call_later(_LAST_S, self.transport.abort)
         self.cycle.disconnected = True  # so that the task that still waits to send gives up
         self.cycle.message_event.set()
 
@@ -150,7 +151,7 @@ class BoundedHeadProtocol(HttpToolsProtocol):
 
 
 def cut(scope: MutableMapping[str, Any], last: bytes) -> None:
-    """End the answer to a request whose caller reads nothing of it. Only our server can do this; others ignore it."""
+    """End the answer to a request whose caller reads nothing of it. This works only with our server."""
     end = scope.get(_CUT)
     if end is not None:
         end(last)

@@ -48,6 +48,10 @@ ENTRY_STAMP = "treasurer_price_entry"
 #: The pattern (`openai/*`) that the model comes from. `/model/info` shows a pattern as all models that fit it, each
 #: with the prices that an operator set for the pattern.
 PATTERN_STAMP = "treasurer_pattern"
+#: The names of settings that `/model/info` shows for a deployment although another deployment of the same model has them.
+SHARED_STAMP = "treasurer_shared_prices"
+#: The address that LiteLLM uses for OpenAI's models if a deployment names none. Missing: OpenAI's usual address.
+BASE_STAMP = "treasurer_price_base"
 #: Whether the proxy is configured to ask for caches that its callers did not ask for.
 CACHES_STAMP = "treasurer_adds_caches"
 #: The plugin's reasons for a refusal, in `x-treasurer-refused`. The grant names other prices than the proxy has.

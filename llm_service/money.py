@@ -14,6 +14,9 @@ from decimal import ROUND_CEILING, Context, Decimal, Inexact, InvalidOperation
 NANO_PER_DOLLAR = 1_000_000_000
 #: The largest amount that is accepted: a billion dollars. Sums of these still fit in 64 bits.
 MAX_NANO = 1_000_000_000 * NANO_PER_DOLLAR
+#: The most that one attempt is posted for: a million dollars. A larger figure is a mistake of whoever named it. Thousands
+#: of such entries still fit in 64 bits, so none keeps another one of the same window out of the ledger.
+MAX_COST_NANO = 1_000_000 * NANO_PER_DOLLAR
 
 #: Multiplies exactly: a result that would have to be rounded raises `Inexact`.
 _EXACT = Context(prec=60, traps=[Inexact, InvalidOperation])
@@ -97,13 +100,13 @@ def format_percent(basis_points: int) -> str:
 def nano_from_reported_dollars(value: float | int | str) -> int:
     """Read a cost in dollars that another program computed in floating point, rounded up to a nano-dollar.
 
-    A relative error of 10⁻¹² is taken off first, so that 0.1 + 0.2 does not become one nano-dollar more. A cost
-    above `MAX_NANO` is read as `MAX_NANO`, because another program's mistake must not keep an entry out of the ledger.
+    A relative error of 10⁻¹² is taken off first, so that 0.1 + 0.2 does not become one nano-dollar more. A cost above
+    `MAX_COST_NANO` is read as `MAX_COST_NANO`, because another program's mistake must not keep an entry out of the ledger.
     """
     dollars = Decimal(str(value))
     if not dollars.is_finite() or dollars <= 0:
         return 0
-    if dollars >= MAX_NANO // NANO_PER_DOLLAR:
-        return MAX_NANO
+    if dollars >= MAX_COST_NANO // NANO_PER_DOLLAR:
+        return MAX_COST_NANO
     nano = dollars * NANO_PER_DOLLAR * (1 - Decimal("1e-12"))
     return int(nano.to_integral_value(rounding=ROUND_CEILING))

@@ -1,4 +1,4 @@
-"""The usage of a call: reads providers' reports, decides which are believed, and adds margins to counts. Pure.
+"""The usage of a call: reads providers' reports, decides which of them are believed, and adds margins to counts. Pure.
 
 What must hold:
   A report that cannot be true is not believed (I2):
@@ -19,7 +19,7 @@ from dataclasses import replace
 from decimal import ROUND_CEILING, Decimal
 from typing import Any, Final, cast
 
-from llm_service.money import MAX_NANO, NANO_PER_DOLLAR, nano_from_reported_dollars
+from llm_service.money import MAX_COST_NANO, NANO_PER_DOLLAR, nano_from_reported_dollars
 from llm_service.types import Usage
 
 #: The length of the longest known tokens, in bytes (runs of spaces, in OpenAI's and Meta's vocabularies).
@@ -36,29 +36,37 @@ UNREAD = "owner_lost_unread"
 #: The field of a stream's usage in which the plugin puts LiteLLM's own figure. The field `cost` has the provider's.
 LITELLM_COST = "litellm_cost"
 
-#: Providers that report reasoning tokens separately, and not as part of the completion's tokens.
-#: https://docs.perplexity.ai/docs/getting-started/pricing (Sonar Deep Research)
-_REASONING_BESIDE: Final = frozenset({"perplexity"})
+#: The provider, and its models, whose reports do not include reasoning in the completion's tokens, but name it
+#: separately: https://docs.perplexity.ai/docs/getting-started/pricing (Sonar Deep Research). The reasoning of its other
+#: models is part of the answer: https://docs.perplexity.ai/docs/sonar/models/sonar-reasoning-pro
+_REASONING_BESIDE: Final = ("perplexity", "deep-research")
 #: An xAI tick is 10⁻¹⁰ dollars: https://docs.x.ai/docs/models
 _NANO_A_TICK: Final = Decimal("0.1")
 
 
-def read_usage(report: object, provider: str | None = None) -> Usage | None:
+def read_usage(report: object, provider: str | None = None, model: str | None = None) -> Usage | None:
     """The usage that an answer reports; None if the report is missing, not made of numbers, or contradicts itself.
 
-    `provider` is LiteLLM's name of the provider, if it is known: some providers count differently.
+    `provider` is LiteLLM's name of the provider, and `model` the model's name there, if they are known: some count
+    differently.
     """
-    usage = _read(report, provider)
+    usage = _read(report, provider, model)
     return None if usage is None or _whole(usage) is not usage else usage
 
 
-def dearest_reading(report: object, provider: str | None = None) -> Usage | None:
+def dearest_reading(report: object, provider: str | None = None, model: str | None = None) -> Usage | None:
     """Read a report as `read_usage` does, but if its parts add up to more than their total, add the parts to the total."""
-    usage = _read(report, provider)
+    usage = _read(report, provider, model)
     return None if usage is None else _whole(usage)
 
 
-def _read(report: object, provider: str | None) -> Usage | None:
+def _reasons_beside(provider: str | None, model: str | None) -> bool:
+    """Whether reasoning is reported beside the completion's tokens. If the model is not known, the dearer is assumed."""
+    name, models = _REASONING_BESIDE
+    return provider == name and (model is None or models in model)
+
+
+def _read(report: object, provider: str | None, model: str | None) -> Usage | None:
     if not isinstance(report, dict):
         return None
     fields = cast("dict[str, Any]", report)
@@ -79,7 +87,7 @@ def _read(report: object, provider: str | None) -> Usage | None:
         input_tokens=input_tokens,
         cached_tokens=cached,
         cache_write_tokens=written,
-        output_tokens=min(output_tokens + (reasoning if provider in _REASONING_BESIDE else 0), MOST_TOKENS),
+        output_tokens=min(output_tokens + (reasoning if _reasons_beside(provider, model) else 0), MOST_TOKENS),
         reasoning_tokens=reasoning,
         cache_write_1h_tokens=min(
             _tokens(_details(prompt, "cache_creation_token_details"), "ephemeral_1h_input_tokens"), written
@@ -160,7 +168,8 @@ def total(usages: Sequence[Usage]) -> Usage:
 
 
 def named_cost_nano(report: object, provider: str | None) -> int | None:
-    """The cost of a call that the provider itself reports, in nano-dollars, rounded up. None: it reports none.
+    """The cost of a call that the provider itself reports, in nano-dollars, rounded up, at most `MAX_COST_NANO`. None: it
+    reports none.
 
     Only fields that are known to be the provider's own bill are read:
     OpenRouter's `cost`, plus the other provider's bill if the call used the customer's own key there
@@ -173,7 +182,7 @@ def named_cost_nano(report: object, provider: str | None) -> int | None:
     if provider == "xai":
         ticks: object = fields.get("cost_in_usd_ticks")
         if type(ticks) is int and ticks >= 0:
-            return int((min(ticks, MAX_NANO * 10) * _NANO_A_TICK).to_integral_value(rounding=ROUND_CEILING))
+            return int((min(ticks, MAX_COST_NANO * 10) * _NANO_A_TICK).to_integral_value(rounding=ROUND_CEILING))
         return None
     cost: object = fields.get("cost")
     if provider == "perplexity":
@@ -183,7 +192,7 @@ def named_cost_nano(report: object, provider: str | None) -> int | None:
         elsewhere = _dollars(_details(fields, "cost_details").get("upstream_inference_cost"))
         if fields.get("is_byok") is not True:
             return own
-        return None if own is None or elsewhere is None else own + elsewhere
+        return None if own is None or elsewhere is None else min(own + elsewhere, MAX_COST_NANO)
     return None
 
 
@@ -191,7 +200,7 @@ def _dollars(value: object) -> int | None:
     """Dollars as nano-dollars. None: it is not an amount, or it is below zero (and so must not count as a price of zero)."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not value >= 0:  # NaN is refused, too
         return None
-    return nano_from_reported_dollars(min(value, MAX_NANO // NANO_PER_DOLLAR))
+    return nano_from_reported_dollars(min(value, MAX_COST_NANO // NANO_PER_DOLLAR))
 
 
 def says_too_little(output_tokens: int, text: str) -> bool:

@@ -259,7 +259,7 @@ class Recovered:
 
 @dataclass(frozen=True, slots=True)
 class RunFilter:
-    """Which runs to list: the newest first, those before `before` (a run's number), and only those that fit the rest."""
+    """Which runs to list, the newest first: runs before `before` (a run's number) that fit the other fields."""
 
     agent: str | None = None
     team_id: int | None = None

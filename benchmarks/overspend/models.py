@@ -1,7 +1,8 @@
 """The models of the scenarios that config/litellm.yaml does not ship, as deployments in LiteLLM's format.
 
 What must hold: a gateway reads its own prices. Only two models have prices here, as they would in an operator's
-configuration: OpenRouter's model, which LiteLLM's map lacks, and the last one, which also has a price under a name that no gateway knows.
+configuration: OpenRouter's model, which LiteLLM's map lacks, and the last one, which also has a price under a name that
+no gateway knows.
 """
 
 from __future__ import annotations

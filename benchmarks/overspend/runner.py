@@ -37,7 +37,7 @@ async def play_all(
     on_begin: Callable[[Scenario], None] = lambda _: None,
     on_end: Callable[[Verdict, float], None] = lambda _verdict, _seconds: None,
 ) -> list[Verdict]:
-    """Play the scenarios one after the other, and judge each by the invoice lines from its time."""
+    """Play the scenarios one after the other, and judge each by the invoice lines that were written meanwhile."""
     verdicts: list[Verdict] = []
     waiting = list(scenarios)
     while waiting:
@@ -99,7 +99,8 @@ async def play(scenario: Scenario, adapter: Adapter, provider: Provider, seed: i
 
 
 async def at_rest(adapter: Adapter, account: Account) -> Books | None:
-    """The books, when nothing of the account is open in them and they no longer change, or when their time is over."""
+    """The books, once nothing of the account is open in them and they no longer change, or at the latest when their
+    time is over."""
     deadline = time.monotonic() + adapter.settle_s
     before, now = None, await adapter.books(account)
     while now is not None and time.monotonic() < deadline and not (now == before and now.open_nano == 0):

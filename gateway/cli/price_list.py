@@ -13,8 +13,9 @@ from dataclasses import asdict
 from decimal import Decimal
 
 from llm_service.money import format_dollars
-from llm_service.pricing.models import NOTHING_BEYOND, Model
-from llm_service.pricing.rates import SEARCH_CONTEXTS, WHOLE, OffPeak, Rates, TokenRates
+from llm_service.pricing.models import Model
+from llm_service.pricing.rates import NOTHING_BEYOND, WHOLE, OffPeak, Rates, TokenRates
+from llm_service.wire.requests import SEARCH_CONTEXTS
 
 _WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
 #: The prices of tokens: the name that is shown → the field of `TokenRates`.

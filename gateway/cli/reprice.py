@@ -55,7 +55,8 @@ async def _reprice(pool: asyncpg.Pool, new: Reprice) -> RepricingResult:
 
 
 def print_result(made: RepricingResult) -> None:
-    """Print what was or would be corrected, for each agent and in total, and what is not."""
+    """Print the corrections, made or only planned, for each agent and in total, and the attempts that are left as they
+    are."""
     since = "the beginning" if made.since is None else f"{made.since:%Y-%m-%d %H:%M:%S %Z}"
     typer.echo(f"{made.model}, calls that began from {since} until {made.until:%Y-%m-%d %H:%M:%S %Z}")
     if made.attempts:

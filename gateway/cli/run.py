@@ -120,7 +120,7 @@ class Warnings(logging.Handler):
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
         self._texts: dict[str, int] = {}
-        self.are_said = False  # if so, no call was begun, and the run's error says all that matters
+        self.are_said = False  # True: no call was begun, so the run's error says all that matters
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep a warning."""

@@ -87,7 +87,7 @@ class Part:
     stop_timeout_s: float = 5.0
     answers: Callable[[], Awaitable[bool]] | None = None  # checks whether a running part answers; None: no such check
     answers_every_s: float = 5.0
-    patience_s: float = 120.0  # after so long without an answer it is started again
+    patience_s: float = 120.0  # after so many seconds without an answer the part is started again
     remark: Callable[[], Awaitable[str]] | None = None  # a warning about a part that is ready, or ""
 
 

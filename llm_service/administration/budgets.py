@@ -71,7 +71,7 @@ class Terms(Input):
     """The terms of a budget: how much, for which period, and for which calls. `window="run"` means a total for each
     run.
 
-    `most_per_call` is the share of what is left that one call may hold.
+    `most_per_call` is the share of the remaining money that one call may hold.
     """
 
     limit: Amount
@@ -202,7 +202,7 @@ class BudgetState(View):
     pace: str | None = None
     #: The part of the limit and its top-ups that calls may have used by now, according to the pace.
     paced_nano: int | None = None
-    #: The share of what is left that one call may hold.
+    #: The share of the remaining money that one call may hold.
     most_per_call: str | None = None
 
     @field_validator("most_per_call", mode="before")

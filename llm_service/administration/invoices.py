@@ -3,9 +3,10 @@
 What must hold:
   An invoice changes no entry of the ledger and no budget.
   A model has one invoice for a period. A new one replaces it; the log of changes keeps the one before.
-  How far the ledger may be from an invoice is recorded with it, so that each audit applies the same bound.
+  Each invoice is recorded with a bound: how far the ledger may differ from it. So each audit applies the same bound.
 
-An invoice is for the calls that went through Treasurer: a provider's key that others use too is billed for more.
+An invoice must be only for calls that went through Treasurer. If a provider's key is also used elsewhere, its bill is
+higher.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
 _RECORD = load_query("administration/record_invoice")
 _PAGE = load_query("administration/page_of_invoices")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
-#: How far the ledger may be from the invoice unless the operator says otherwise, in basis points.
+#: How far the ledger may differ from the invoice by default, in basis points.
 _BOUND = 500
-#: The ledger is summed for each invoice of a page.
+#: The most invoices on a page, because the ledger is summed for each of them.
 _READ_S = 60.0
 
 
@@ -60,7 +61,7 @@ Billed = Annotated[int, BeforeValidator(_billed), WithJsonSchema({"type": ["stri
 
 
 class RecordInvoice(Input):
-    """What a provider has billed for the calls of a model that began in [starts_at, ends_at), and the bound, in percent."""
+    """The provider's bill for a model's calls that began in [starts_at, ends_at), and the bound, in percent."""
 
     model: DimensionValue
     starts_at: DayOrMoment
@@ -90,10 +91,10 @@ class RecordedInvoice(View):
 
 
 class Invoice(RecordedInvoice):
-    """An invoice, beside what the ledger has for the same model and period.
+    """An invoice, with the ledger's sums for the same model and period.
 
-    `difference_nano` is how far the ledger is above the invoice. `estimated_nano` is the part of what is posted that no
-    report of the provider shows.
+    `difference_nano` is how far the ledger is above the invoice. `estimated_nano` is the part of the posted amount that
+    no report of the provider shows.
     """
 
     posted_nano: int
@@ -102,15 +103,15 @@ class Invoice(RecordedInvoice):
     @computed_field
     @property
     def difference_nano(self) -> int:
-        """What the ledger has beyond the invoice; negative: less than it."""
+        """How far the ledger is above the invoice; negative: below it."""
         return self.posted_nano - self.amount_nano
 
 
 async def record_invoice(pool: asyncpg.Pool, new: RecordInvoice) -> Invoice:
-    """Record an invoice, in place of an earlier one of the same model and period.
+    """Record an invoice. It replaces an earlier one for the same model and period.
 
     Raises:
-        InvalidRequest: its period is not over.
+        InvalidRequest: the invoice's period is not over.
     """
     async with change(pool) as connection:
         if not await connection.fetchval("SELECT $1::timestamptz <= now()", new.ends_at):
@@ -122,7 +123,7 @@ async def record_invoice(pool: asyncpg.Pool, new: RecordInvoice) -> Invoice:
 
 
 async def list_invoices(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: int | None = None) -> Page[Invoice]:
-    """Invoices in the order in which they were first recorded: `limit` of them behind the id `after`."""
+    """Invoices in the order in which they were first recorded: at most `limit`, after the id `after`."""
     async with snapshot(pool, timeout_s=_READ_S, reading="list of invoices") as connection:
         rows = await connection.fetch(_PAGE, after or 0, to_fetch(limit), None)
     return page_of(rows, limit, _invoice)

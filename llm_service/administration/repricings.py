@@ -1,15 +1,15 @@
-"""Repricings: an operator corrects what calls of a model were charged, after its price was wrong.
+"""Repricings: an operator corrects the charges for calls of a model whose price was wrong.
 
 What must hold:
   A dry run changes nothing, and finds the same attempts as the run that writes.
   I4  No entry of the ledger is changed. Each correction is one more entry, and its windows move in the same transaction.
-  I2  Attempts are corrected in small groups, one transaction for each, so that calls are not kept waiting. A run that is
-      stopped half-way is completed by the next one, and an attempt that is right is not written again.
-  I1  A limit does not keep a correction from being posted, because the money is spent. What is above a hold or a limit is
-      an overshoot: it is counted here, and the audit names it.
+  I2  Attempts are corrected in small groups, one transaction for each group, so that calls need not wait. If a run is
+      stopped half-way, the next run completes it; attempts that are right already are not written again.
+  I1  A correction is posted even above a limit, because the money is already spent. The amount above a hold or a limit
+      is an overshoot: it is counted here, and the audit names it.
   Who corrected what, and why, is in the log of changes.
 
-What `treasury/repricing.py` decides for each attempt is written here.
+`treasury/repricing.py` decides about each attempt; this module writes the corrections.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ _OVER_LIMITS = load_query("repricing/over_limits")
 _PAST = load_query("repricing/past")
 _INSERT = "INSERT INTO repricings (model, since, until, note) VALUES ($1, $2, $3, $4) RETURNING id"
 
-#: How many attempts are read, and corrected in one transaction, at a time.
+#: How many attempts are read at a time, and corrected in one transaction.
 _AT_A_TIME = 200
 _READ_S = 600.0
 _MOST_WINDOWS = 100
 
 
 class Reprice(Input):
-    """Which attempts to correct: those at a model that began in [since, until). Without `apply` nothing is written."""
+    """Which attempts to correct: attempts at a model that began in [since, until). Without `apply` nothing is written."""
 
     model: DimensionValue
     since: Past | None = None
@@ -67,7 +67,7 @@ class Reprice(Input):
 
 
 class AgentCorrection(View):
-    """What was or would be corrected for one agent."""
+    """The corrections for one agent, made or found by a dry run."""
 
     agent: str
     attempts: int
@@ -85,7 +85,7 @@ class KeptAttempts(View):
 
 
 class WindowOver(View):
-    """A window that is above what its budget allows now."""
+    """A window that is above its budget's present limit."""
 
     budget: str
     subject: str
@@ -94,10 +94,11 @@ class WindowOver(View):
 
 
 class RepricingResult(View):
-    """What a run corrected, or would correct. `id`: of the repricing in the log of changes; null: nothing was written.
+    """The corrections of a run, or of a dry run. `id`: of the repricing in the log of changes; null: nothing was
+    written.
 
-    `confirmed`: of the attempts, those whose posted cost is right at the present price although two price lists differed;
-    the audit compares their prices no more. `attempts_above_hold`: those that now cost more than was held for them.
+    `confirmed`: the attempts whose posted cost is right at the present price, although two price lists differed. The
+    audit no longer compares their prices. `attempts_above_hold`: the attempts that now cost more than their holds.
     """
 
     id: int | None
@@ -118,7 +119,7 @@ class RepricingResult(View):
 
 
 class Repricing(View):
-    """A repricing that was applied, and what it changed in the ledger."""
+    """A repricing that was applied, and its changes in the ledger."""
 
     id: int
     model: str
@@ -132,14 +133,14 @@ class Repricing(View):
 
 
 async def reprice(reading: asyncpg.Pool, writing: asyncpg.Pool, model: Model, new: Reprice) -> RepricingResult:
-    """Correct what was posted for attempts at `model`, or find out what would be corrected.
+    """Correct the posted costs of attempts at `model`, or only find out which corrections are needed.
 
     `reading` and `writing` are pools of connections for the two kinds of work; they may be the same pool.
 
     Raises:
         InvalidRequest: the period ends before it begins.
-        TooManyReports, TookTooLong: as `snapshot` does. TreasuryUnavailable: Postgres is away. What was corrected by then
-            stays corrected.
+        TooManyReports, TookTooLong: as `snapshot` does. TreasuryUnavailable: Postgres is away. Corrections that were
+            made by then stay.
     """
     since, until = await _period(reading, new)
     tally = _Tally()
@@ -154,7 +155,7 @@ async def reprice(reading: asyncpg.Pool, writing: asyncpg.Pool, model: Model, ne
                 tally.keep(outcome, attempt)
         if new.apply and found:
             if repricing_id is None or card_id is None:
-                card_id = await RateCards(writing).id_of(model)
+                card_id = await RateCards(writing).id_of(model.rate_card)
                 repricing_id = await _begin(writing, new, since, until)
             written = await _write(writing, found, card_id, repricing_id)
         else:
@@ -169,13 +170,13 @@ async def reprice(reading: asyncpg.Pool, writing: asyncpg.Pool, model: Model, ne
 
 
 async def list_repricings(pool: asyncpg.Pool, *, limit: int = DEFAULT, after: int | None = None) -> Page[Repricing]:
-    """Repricings that were applied, the oldest first: `limit` of them behind the id `after`."""
+    """Repricings that were applied, the oldest first: at most `limit`, after the id `after`."""
     rows = await read(pool, _PAST, after or 0, to_fetch(limit))
     return page_of(rows, limit, Repricing.of)
 
 
 async def _period(pool: asyncpg.Pool, new: Reprice) -> tuple[datetime | None, datetime]:
-    """Where the period begins and ends, by Postgres' clock. It ends now at the latest, so that a run comes to an end."""
+    """The start and end of the period, by Postgres' clock. It ends now at the latest, so that the run ends, too."""
     async with snapshot(pool, timeout_s=_READ_S, reading="repricing") as connection:
         now: datetime = await connection.fetchval("SELECT now()")
 
@@ -209,7 +210,7 @@ async def _ended(
 
 
 async def _begin(pool: asyncpg.Pool, new: Reprice, since: datetime | None, until: datetime) -> int:
-    """Write who corrects what, and why. It is committed before the first correction, which needs its id."""
+    """Write who corrects what, and why. This is committed before the first correction, which needs the record's id."""
     async with change(pool) as connection:
         repricing_id: int = await connection.fetchval(_INSERT, new.model, since, until, new.note)
         return repricing_id
@@ -218,7 +219,7 @@ async def _begin(pool: asyncpg.Pool, new: Reprice, since: datetime | None, until
 async def _write(
     pool: asyncpg.Pool, found: Sequence[Correction], card_id: int, repricing_id: int
 ) -> set[tuple[UUID, int]]:
-    """Write corrections in one transaction. Returns the attempts that were corrected; the others have changed since."""
+    """Write corrections in one transaction. Returns the corrected attempts; the others have changed meanwhile."""
     windows = sorted({window for each in found for window in each.attempt.window_ids})
     arguments = (
         [each.attempt.call_id for each in found],
@@ -243,7 +244,7 @@ async def _write(
 
 
 async def _windows_over(pool: asyncpg.Pool, rises: dict[int, int], *, applied: bool) -> list[WindowOver]:
-    """The windows that are above their limits after the corrections, of those in which the corrections raised the spend."""
+    """The windows that are above their limits after the corrections, among the windows whose spend was raised."""
     raised = {window: nano for window, nano in rises.items() if nano > 0}
     if not raised:
         return []
@@ -271,7 +272,7 @@ class _Sum:
 
 @dataclass(slots=True)
 class _Tally:
-    """What a run has found so far."""
+    """The results of a run so far."""
 
     agents: defaultdict[str, _Sum] = field(default_factory=lambda: defaultdict(_Sum))
     kept: defaultdict[Kept, _Sum] = field(default_factory=lambda: defaultdict(_Sum))

@@ -65,7 +65,7 @@ class RateLimits(Protocol):
 class Admission:
     """Admits attempts, or raises why not. `refused(principal, context, model, error)` is called for refused calls.
 
-    `rate_card(model)` returns the id under which a model's rates are kept for the process that will settle its holds.
+    `rate_card(card)` returns the id under which rates are kept for the process that will settle holds at them.
     `default_share` is the share of what is left that a call without `max_tokens` may hold, in basis points.
     """
 
@@ -76,7 +76,7 @@ class Admission:
         principals: Renewal,
         limiter: RateLimits,
         treasury: Treasury,
-        rate_card: Callable[[Model], Awaitable[int | None]],
+        rate_card: Callable[[str], Awaitable[int | None]],
         count_tokens: CountTokens,
         refused: Callable[[Principal, CallContext, str, TreasurerError], None],
         lifetime_s: float,
@@ -219,7 +219,7 @@ class Admission:
     async def _ask(self, attempt: Attempt, model: Model, bound: CostBound) -> Hold | Denial:
         """Ask the treasury for a hold, with the principal as it is now."""
         call = attempt.call
-        rate_card_id = await self._rate_card(model)
+        rate_card_id = await self._rate_card(model.rate_card_for(call.request.search_context))
         while True:
             principal = call.principal
             check_live(principal, time.monotonic())  # the key may have expired while the call waited

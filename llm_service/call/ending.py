@@ -45,11 +45,11 @@ class Ending:
         return replace(self, error_code=error_code, status=status)
 
 
-def answer_ending(answer: UpstreamAnswer, provider: str | None = None) -> Ending:
-    """The ending of a whole answer. `provider` is the provider of the deployment that answered."""
+def answer_ending(answer: UpstreamAnswer, provider: str | None = None, model: str | None = None) -> Ending:
+    """The ending of a whole answer. `provider` is the provider of the deployment that answered, and `model` its name there."""
     content = json_object(answer.body)
     report = content.get("usage")
-    usage = read_usage(report, provider)
+    usage = read_usage(report, provider, model)
     believable = usage is None or _is_plausible(usage, len(answer.body), LONGEST_TOKEN)
     if usage is not None and not believable:
         believable = not says_too_little(usage.output_tokens, generated_text(answer.body))
@@ -61,7 +61,7 @@ def answer_ending(answer: UpstreamAnswer, provider: str | None = None) -> Ending
         proxy_cost_nano=answer.reported_cost_nano,
         service_tier=tier if isinstance(tier, str) else None,
     )
-    return _reported(ending, report, provider, usage if believable else None)
+    return _reported(ending, report, provider, model, usage if believable else None)
 
 
 def stream_ending(
@@ -70,9 +70,10 @@ def stream_ending(
     error_code: str | None,
     status: int,
     provider: str | None = None,
+    model: str | None = None,
 ) -> Ending:
-    """The ending of a stream, from its scanned events. `provider` is the provider of the deployment that answered."""
-    usage = read_usage(scanner.usage, provider)
+    """The ending of a stream, from its scanned events. `provider` and `model`: as for `answer_ending`."""
+    usage = read_usage(scanner.usage, provider, model)
     believable = usage is None or _is_plausible(usage, scanner.size, _BYTES_AN_EVENT)
     if usage is not None and not believable:
         believable = not says_too_little(usage.output_tokens, scanner.text()[0])
@@ -84,7 +85,7 @@ def stream_ending(
         service_tier=scanner.service_tier,
         error_code=error_code,
     )
-    return _reported(ending, scanner.usage, provider, usage if believable else None)
+    return _reported(ending, scanner.usage, provider, model, usage if believable else None)
 
 
 def cut_ending(deployment: str | None) -> Ending:
@@ -97,14 +98,14 @@ def _is_plausible(usage: Usage, size: int, most_bytes_a_token: int) -> bool:
     return usage.output_tokens > 0 and size <= usage.output_tokens * most_bytes_a_token
 
 
-def _reported(ending: Ending, report: object, provider: str | None, usage: Usage | None) -> Ending:
+def _reported(ending: Ending, report: object, provider: str | None, model: str | None, usage: Usage | None) -> Ending:
     """The ending with the provider's report. `usage` is the reported usage, or None if it is not believed.
 
     A cost in the report counts even if the reported usage is not believed, because the provider will bill that cost.
     """
     named_nano = named_cost_nano(report, provider)
     if usage is None:
-        least = dearest_reading(report, provider)
+        least = dearest_reading(report, provider, model)
         if not named_nano:
             return replace(ending, least=least)
         usage = least or Usage()

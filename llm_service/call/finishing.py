@@ -53,7 +53,8 @@ class Finishing:
     async def settle_answer(self, admitted: Admitted, answer: UpstreamAnswer) -> int:
         """Settle a whole answer, and return its cost in nano-dollars."""
         attempt = admitted.attempt
-        ending = answer_ending(answer, admitted.model.provider_of(answer.deployment))
+        model, deployment = admitted.model, answer.deployment
+        ending = answer_ending(answer, model.provider_of(deployment), model.name_of(deployment))
         if attempt.superseded or attempt.late:
             error_code, status = attempt.abandonment
             ending = ending.abandoned(error_code, status)
@@ -71,8 +72,8 @@ class Finishing:
         status: int,
     ) -> asyncio.Task[int | None]:
         """Settle a stream that has ended, and keep it for its idempotency key."""
-        provider = admitted.model.provider_of(stream.deployment)
-        ending = stream_ending(stream.deployment, scanner, error_code, status, provider)
+        provider, name = admitted.model.provider_of(stream.deployment), admitted.model.name_of(stream.deployment)
+        ending = stream_ending(stream.deployment, scanner, error_code, status, provider, name)
         return self.in_background(self._end_stream(admitted, claim, ending, scanner))
 
     def drain_stream(
@@ -99,8 +100,8 @@ class Finishing:
         finally:
             stream.close()
         error_code, status = admitted.attempt.abandonment
-        provider = admitted.model.provider_of(stream.deployment)
-        ending = stream_ending(stream.deployment, scanner, error_code, status, provider)
+        provider, name = admitted.model.provider_of(stream.deployment), admitted.model.name_of(stream.deployment)
+        ending = stream_ending(stream.deployment, scanner, error_code, status, provider, name)
         return await self._end_stream(admitted, claim, ending, scanner)
 
     async def keep(self, claim: Claim, status: int, headers: Mapping[str, str], body: bytes) -> None:

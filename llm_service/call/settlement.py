@@ -32,7 +32,7 @@ from llm_service.telemetry.record import CallRecord
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CostSource, LedgerState, Settlement, Usage, UsageSource
 from llm_service.usage import FRAME_TOKENS, IN_FLIGHT_TOKENS, UNREAD
-from llm_service.wire.requests import ParsedRequest
+from llm_service.wire.requests import SEARCH_CONTEXTS, ParsedRequest
 
 log = logging.getLogger(__name__)
 
@@ -90,6 +90,7 @@ class Settler:
             ending = found
         if ending.usage_source is UsageSource.ESTIMATED:
             ending = _at_the_highest_rate(admitted, ending)
+        ending = _with_search_context(admitted, ending)
         cost = _cost(admitted, ending)
         self._finish(admitted, ending, cost)
         return cost.nano
@@ -220,6 +221,18 @@ def _cost(admitted: Admitted, ending: Ending) -> _Cost:
         free=model.free,
     )
     return _Cost(nano, source, None if model.free or source is CostSource.PROVIDER else own_nano)
+
+
+def _with_search_context(admitted: Admitted, ending: Ending) -> Ending:
+    """The ending, with the search context that was asked for where the provider reports none."""
+    size = admitted.call.request.search_context
+    if size is None:
+        return ending
+
+    def asked_for(usage: Usage) -> Usage:
+        return usage if usage.search_context in SEARCH_CONTEXTS else replace(usage, search_context=size)
+
+    return replace(ending, usage=asked_for(ending.usage), least=ending.least and asked_for(ending.least))
 
 
 def _settlement(admitted: Admitted, ending: Ending, cost: _Cost, latency_ms: int) -> Settlement:

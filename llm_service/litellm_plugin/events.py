@@ -80,7 +80,7 @@ def witness_of(end: AttemptEnd) -> Witness | None:
     if counted and usage is not None and claim.get("drain_on_disconnect"):
         usage, cost = None, None  # much of the stream may be unseen, so a count of the rest would be too low
     provider, report = _provider(call, parameters), _report(usage)
-    used, tier = read_usage(report, provider) or Usage(), _service_tier(call)
+    used, tier = read_usage(report, provider, str(call.get("model") or "") or None) or Usage(), _service_tier(call)
     if counted:  # no report says how the input was cached or in which tier: use the highest rate and the requested tier
         tier = tier or (call.get("optional_params") or {}).get("service_tier")
         if "cache_control" in repr(call.get("messages")):

@@ -6,6 +6,10 @@ What must hold:
   A pattern (`openai/*`) has no version. LiteLLM's page shows an entry for each model that fits it; these entries name
   the pattern, and the service serves none of them.
 
+  A deployment's prices are those of LiteLLM's map and of its own configuration. LiteLLM's router writes some settings of a
+      deployment into the map's entry of its model, and shows them for the model's other deployments, too. So the map is
+      copied before there is a router, and each entry of the page names what is another deployment's.
+
 LiteLLM reads its prices once, when it starts. So each worker computes a digest of the prices and bounds that its page
 `/model/info` shows for a model, and adds the digest to that page as the model's version. The service reads the version
 together with the prices, and names it in the grant. A worker that has another version refuses the call.
@@ -19,6 +23,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterable, Mapping
 from hashlib import sha256
@@ -26,7 +31,16 @@ from typing import Any
 
 import litellm
 
-from llm_service.grants import CACHES_STAMP, ENTRY_STAMP, PATTERN_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+from llm_service.grants import (
+    BASE_STAMP,
+    CACHES_STAMP,
+    ENTRY_STAMP,
+    PATTERN_STAMP,
+    PRICES_STAMP,
+    RETRIES_STAMP,
+    SHARED_STAMP,
+    USES_STAMP,
+)
 from llm_service.litellm_plugin.router_retries import retried_statuses
 
 _log = logging.getLogger("treasurer.litellm_plugin")
@@ -34,8 +48,14 @@ _log = logging.getLogger("treasurer.litellm_plugin")
 #: Facts of a model, besides its costs, that change the amount that the service holds or posts for a call.
 _DECIDING = frozenset({"id", "mode", "litellm_provider", "treasurer_free", USES_STAMP, CACHES_STAMP})
 
-#: Fields of a model's entry whose names begin like this are facts about the model, and not prices.
-_NO_PRICES = ("supports_", "max_", "source", "metadata", "comment", "token_count_", "supported_endpoints")
+#: Fields of a model's entry whose names begin like this are facts about the model, and neither prices nor limits.
+_NO_PRICES = ("supports_", "source", "metadata", "comment", "token_count_", "supported_endpoints")
+
+#: What LiteLLM keeps for each deployment alone.
+_NOT_SHARED = frozenset({"id", "db_model"})
+
+#: LiteLLM's price map as it was before a router changed it: LiteLLM loads the plugin before it makes its router.
+_MAP = copy.deepcopy(litellm.model_cost)
 
 
 def version_of(entries: Iterable[Mapping[str, Any]]) -> str:
@@ -85,9 +105,11 @@ class PriceBook:
                 if "*" in str(deployment["model_name"]):
                     deployment["model_info"][PATTERN_STAMP] = str(deployment["model_name"])
                 deployment["model_info"][CACHES_STAMP] = _adds_caches(router, deployment)
+                if base := _openai_base():
+                    deployment["model_info"][BASE_STAMP] = base
                 if self._registers:
                     deployment["model_info"][USES_STAMP] = True
-            self._versions = _stamp_versions(router, proxy_server._get_proxy_model_info, litellm.model_cost)
+            self._versions = _stamp_versions(router, proxy_server._get_proxy_model_info, _MAP)
         except Exception as fault:  # noqa: BLE001  # another version of LiteLLM: calls are served without this check
             _log.exception("The versions of prices cannot be computed: %s", type(fault).__name__)
         try:
@@ -108,6 +130,24 @@ def _adds_caches(router: Any, deployment: Mapping[str, Any]) -> bool:
     )
 
 
+def _openai_base() -> str | None:
+    """The address that LiteLLM uses for OpenAI's models if a deployment names none. None: OpenAI's usual one.
+
+    In LiteLLM's order: see `completion` in its main.py.
+    """
+    return litellm.api_base or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE") or None
+
+
+def _shared(deployment: Mapping[str, Any], named: set[str]) -> list[str]:
+    """Of the settings that the deployments of one entry of LiteLLM's map have, those that this deployment has not."""
+    own = _set(deployment, "model_info") | _set(deployment, "litellm_params")
+    return sorted(name for name in named - own if name not in _NOT_SHARED and not name.startswith("treasurer_"))
+
+
+def _set(deployment: Mapping[str, Any], part: str) -> set[str]:
+    return {name for name, value in dict(deployment.get(part) or {}).items() if value is not None}
+
+
 def _stamp_retries(router: Any) -> None:
     for deployment in router.model_list:
         deployment["model_info"][RETRIES_STAMP] = retried_statuses(router, str(deployment["model_name"]))
@@ -119,18 +159,30 @@ def _listed(entry: Mapping[str, Any], price_map: Mapping[str, Any]) -> dict[str,
     return {name: value for name, value in found.items() if not name.startswith(_NO_PRICES)}
 
 
+def _key(entry: Mapping[str, Any]) -> object:
+    """The entry of LiteLLM's map that a deployment has, by the page's own account."""
+    return (entry.get("model_info") or {}).get("key") or (entry.get("litellm_params") or {}).get("model")
+
+
 def _stamp_versions(router: Any, shown: Any, price_map: Mapping[str, Any]) -> dict[str, str]:
     by_name: dict[str, list[dict[str, Any]]] = {}
     for deployment in router.model_list:
         by_name.setdefault(str(deployment["model_name"]), []).append(deployment)
+    named: dict[object, set[str]] = {}  # by the entry of LiteLLM's map: what any of its deployments has set
+    for deployment in router.model_list:
+        key = _key(shown(model=copy.deepcopy(deployment)))
+        named.setdefault(key, set()).update(_set(deployment, "model_info"))
     versions: dict[str, str] = {}
     for name, deployments in by_name.items():
         if "*" in name:  # a pattern: the models that fit it are not known in advance
             continue
         entries = [shown(model=copy.deepcopy(deployment)) for deployment in deployments]
         for deployment, entry in zip(deployments, entries, strict=True):
-            listed = _listed(entry, price_map)
-            deployment["model_info"][ENTRY_STAMP] = entry["model_info"][ENTRY_STAMP] = listed
+            stamps: dict[str, object] = {ENTRY_STAMP: _listed(entry, price_map)}
+            if names := _shared(deployment, named[_key(entry)]):
+                stamps[SHARED_STAMP] = names
+            deployment["model_info"].update(stamps)
+            entry["model_info"].update(stamps)
         versions[name] = version_of(entries)
     for name, version in versions.items():
         for deployment in by_name[name]:

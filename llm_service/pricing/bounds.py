@@ -58,6 +58,7 @@ def cost_bound(
         citation_tokens=model.most.citation_tokens,
         searches=model.most.searches,
         requests=request.choices,
+        search_context=request.search_context,
         cache_writes=cache_writes(model, request),
         service_tier=request.service_tier,
     )
@@ -83,6 +84,13 @@ def _refuse_unpriced(model: Model, request: ParsedRequest, media: MediaTokens) -
     if request.token_ids and not model.reads_token_ids:
         raise InvalidRequest(
             f"{model.name!r} does not read OpenAI's token numbers; send text.", param="input", code="not_priced"
+        )
+    if request.search_options and not model.takes_search_options:
+        raise InvalidRequest(
+            f"What 'web_search_options' would cost at {model.name!r} is not known. They are for OpenAI's and Perplexity's "
+            "models that search in each call.",
+            param="web_search_options",
+            code="not_priced",
         )
     for name, tokens, priced in (
         ("Audio", media.audio, model.prices_audio),

@@ -25,7 +25,8 @@ from llm_service.pricing.price_names import (
     refused_prices,
     split,
 )
-from llm_service.pricing.rates import SEARCH_CONTEXTS, WHOLE, OffPeak, Rates, RatesError, TokenRates
+from llm_service.pricing.rates import WHOLE, OffPeak, Rates, RatesError, TokenRates
+from llm_service.wire.requests import SEARCH_CONTEXTS
 
 #: Advice for an operator about a model that has no price of tokens.
 HOW_TO_PRICE: Final = (
@@ -115,6 +116,12 @@ def _searches(
         raise RatesError(
             "it searches by itself, and has no price for that; name that price in model_info "
             "(search_context_cost_per_query or input_cost_per_request)"
+        )
+    lacking = [size for size in SEARCH_CONTEXTS if named.get(f"search_context_size_{size}") is None]
+    if any(prices) and lacking:
+        raise RatesError(
+            f"its search_context_cost_per_query lacks search_context_size_{lacking[0]}, and a call may use that size; "
+            "name the price of each size in model_info"
         )
     if searching.once:
         return (fee + low, fee + medium, fee + high), (0, 0, 0), searching.context

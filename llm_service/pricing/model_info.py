@@ -6,33 +6,68 @@ What must hold (I1):
   A pattern (`openai/*`) is never served, nor is a model that only fits one, whatever price an operator gives the
       pattern: the cost of a call depends on the name that the caller writes.
   The reason why a model is not served says what an operator can do about it.
+  A deployment is priced by LiteLLM's map and by its own configuration, and by no other deployment's: LiteLLM shares some
+      settings between the deployments of one model of a provider.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, cast
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Final, cast
 
-from llm_service.grants import CACHES_STAMP, ENTRY_STAMP, PATTERN_STAMP, PRICES_STAMP, RETRIES_STAMP, USES_STAMP
+from llm_service.grants import (
+    BASE_STAMP,
+    CACHES_STAMP,
+    ENTRY_STAMP,
+    PATTERN_STAMP,
+    PRICES_STAMP,
+    RETRIES_STAMP,
+    SHARED_STAMP,
+    USES_STAMP,
+)
 from llm_service.pricing.built_in_search import searching
 from llm_service.pricing.litellm_prices import HOW_TO_PRICE, read_rates
-from llm_service.pricing.models import NOTHING_BEYOND, Model, MostBeyondTokens
-from llm_service.pricing.price_names import fields_of, is_price
-from llm_service.pricing.rates import FREE, Rates, RatesError
+from llm_service.pricing.models import Model
+from llm_service.pricing.price_names import fields_of, is_price, split
+from llm_service.pricing.rates import FREE, NOTHING_BEYOND, MostBeyondTokens, Rates, RatesError, most_beyond
 from llm_service.pricing.second_book import compare
 from llm_service.pricing.stored_rates import dump_rates
 
 #: Fields of LiteLLM's map that would replace an entry's prices of input and output. An operator's own price overrides
 #: them.
 _OVERRIDDEN = frozenset({"tiered_pricing", "off_peak_pricing"})
+_UPLIFT: Final = "regional_processing_uplift_multiplier_"
+_PATTERN: Final = "it is a pattern and not a model; list each model by its name"
+#: OpenAI's addresses: that of each region, and the one without a region.
+_OPENAI_HOST: Final = re.compile(r"^https?://(?:([a-z]+)\.)?api\.openai\.com(?:[:/]|$)")
 
 
 def read_models(entries: Sequence[Mapping[str, Any]]) -> dict[str, Model]:
     """Models from the `data` of LiteLLM Proxy's `GET /model/info`: one entry for each deployment."""
     by_name: dict[str, list[Mapping[str, Any]]] = {}
-    for entry in entries:
+    for entry in _patterns_marked(entries):
         by_name.setdefault(_pattern_of(entry) or str(entry["model_name"]), []).append(entry)
     return {name: _model(name, deployments) for name, deployments in by_name.items()}
+
+
+def _patterns_marked(entries: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
+    """The entries. One that LiteLLM's page has made of a pattern is marked as such, also if an older plugin has not.
+
+    LiteLLM's page shows a pattern as many models, all with the id of the pattern's deployment.
+    """
+    models: dict[str, set[object]] = {}
+    for entry in entries:
+        models.setdefault(_id_of(entry), set()).add(fields_of(entry.get("litellm_params")).get("model"))
+    for entry in entries:
+        several = len(models[_id_of(entry)]) > 1 and not _pattern_of(entry)
+        marked = {PATTERN_STAMP: str(entry["model_name"])} if several else {}
+        yield {**entry, "model_info": {**fields_of(entry.get("model_info")), **marked}}
+
+
+def _id_of(entry: Mapping[str, Any]) -> str:
+    return str(fields_of(entry.get("model_info")).get("id"))
 
 
 def _pattern_of(entry: Mapping[str, Any]) -> str | None:
@@ -42,7 +77,7 @@ def _pattern_of(entry: Mapping[str, Any]) -> str | None:
 
 
 def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
-    infos: list[Mapping[str, Any]] = [cast("Mapping[str, Any]", entry.get("model_info") or {}) for entry in entries]
+    infos = [_info(entry) for entry in entries]
     rates: dict[str, Rates] = {}
     dearest: dict[str, Rates] = {}
     differences: list[str] = []
@@ -51,15 +86,14 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
         try:
             card = rates[str(info["id"])] = _priced(entry)
             if not _operators_own(entry, info):
-                dearest[str(info["id"])], found = compare(
-                    card, str(info.get("litellm_provider")), _name_at_provider(entry, info)
-                )
+                dearest[str(info["id"])], found = compare(card, _provider(entry, info), _name_at_provider(entry, info))
                 differences += map(str, found)
         except RatesError as error:
             unpriced = str(error)
     inputs = [int(info["max_input_tokens"]) for info in infos if info.get("max_input_tokens")]
     outputs = [int(info["max_output_tokens"]) for info in infos if info.get("max_output_tokens")]
-    providers = {str(info["id"]): str(info.get("litellm_provider") or "unknown") for info in infos}
+    providers = {str(info["id"]): _provider(entry, info) for entry, info in zip(entries, infos, strict=True)}
+    names = {str(info["id"]): _name_at_provider(entry, info) for entry, info in zip(entries, infos, strict=True)}
     return Model(
         name=name,
         mode=str(infos[0].get("mode") or "chat"),
@@ -70,7 +104,8 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
         capabilities=frozenset(
             key.removeprefix("supports_") for key, value in infos[0].items() if key.startswith("supports_") and value
         ),
-        names=tuple(dict.fromkeys(_name_at_provider(entry, info) for entry, info in zip(entries, infos, strict=True))),
+        names=tuple(dict.fromkeys(names.values())),
+        names_by_deployment=names,
         unpriced=unpriced,
         deployments=providers,
         quality=_quality(infos),
@@ -81,15 +116,31 @@ def _model(name: str, entries: Sequence[Mapping[str, Any]]) -> Model:
         adds_caches=not all(info.get(CACHES_STAMP) is False for info in infos),
         always_thinks=any(info.get("thinking_always_on") is True for info in infos),
         prices=_version(infos),
-        most=_dearest_most(infos) if unpriced is None else NOTHING_BEYOND,
+        most=most_beyond(rates.values()) if unpriced is None else NOTHING_BEYOND,
         uses_shared=all(info.get(USES_STAMP) is True for info in infos),
     )
 
 
 def _name_at_provider(entry: Mapping[str, Any], info: Mapping[str, Any]) -> str:
     """A deployment's name with its provider as a prefix. A configuration may leave this prefix out."""
-    name = str(cast("Mapping[str, Any]", entry.get("litellm_params") or {}).get("model") or entry["model_name"])
-    return name if "/" in name else f"{info.get('litellm_provider') or 'unknown'}/{name}"
+    name = str(fields_of(entry.get("litellm_params")).get("model") or entry["model_name"])
+    return name if "/" in name else f"{_provider(entry, info)}/{name}"
+
+
+def _provider(entry: Mapping[str, Any], info: Mapping[str, Any]) -> str:
+    """LiteLLM's name of a deployment's provider. Of a model that its map does not know, the page may not name it."""
+    parameters = fields_of(entry.get("litellm_params"))
+    prefix, slash, _ = str(parameters.get("model") or "").partition("/")
+    named = info.get("litellm_provider") or parameters.get("custom_llm_provider") or (slash and prefix)
+    return str(named or "unknown")
+
+
+def _info(entry: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What LiteLLM's page shows of a deployment, with the map's values for what another deployment has set."""
+    shown = fields_of(entry.get("model_info"))
+    shared, listed = _names(shown.get(SHARED_STAMP)), fields_of(shown.get(ENTRY_STAMP))
+    own = {name: value for name, value in shown.items() if name not in shared}
+    return own | {name: listed[name] for name in shared if name in listed}
 
 
 def _version(infos: Sequence[Mapping[str, Any]]) -> str | None:
@@ -122,10 +173,9 @@ def _operators_own(entry: Mapping[str, Any], info: Mapping[str, Any]) -> bool:
 
 def _priced(entry: Mapping[str, Any]) -> Rates:
     """The rate card of one deployment, from its entry of `/model/info`."""
-    info = cast("Mapping[str, Any]", entry.get("model_info") or {})
-    parameters = cast("Mapping[str, Any]", entry.get("litellm_params") or {})
+    info, parameters = _info(entry), fields_of(entry.get("litellm_params"))
     if _pattern_of(entry) or "*" in str(entry["model_name"]):
-        raise RatesError("it is a pattern and not a model; list each model by its name")
+        raise RatesError(_PATTERN)
     most = _most(info)
     if info.get("treasurer_free") is True:
         return FREE
@@ -145,23 +195,28 @@ def _priced(entry: Mapping[str, Any]) -> Rates:
     if set_here & {"input_cost_per_token", "output_cost_per_token"}:  # they would override the operator's prices
         maps = {name for name in _OVERRIDDEN - set_here if prices.get(name) == listed.get(name)}
         prices = {name: value for name, value in prices.items() if name not in maps}
+    prices = {name: value for name, value in prices.items() if not _below_own(name, value, prices, set_here)}
     rates = read_rates(prices, searching=how, everywhere=_everywhere(info, parameters))
     if rates.default[0].highest_input == 0 and rates.default[0].highest_output == 0:
         # The page shows 0 for a model that is not in LiteLLM's map.
         raise RatesError(f"its price is zero, and it is not marked free; {HOW_TO_PRICE}")
-    return rates
+    return replace(rates, beyond=most)
+
+
+def _below_own(name: str, value: object, prices: Mapping[str, Any], set_here: set[str]) -> bool:
+    """Whether a price of the map for long prompts, or for the tier `priority`, is lower than an operator's price of the
+    same unit. Such a price is not used: no provider charges less for these.
+    """
+    base, thousands, tier = split(name)
+    own = prices.get(base)
+    if name in set_here or base not in set_here or not (thousands or tier == "priority"):
+        return False
+    numbers = (int, float)
+    return isinstance(value, numbers) and isinstance(own, numbers) and tier in ("", "priority") and value < own
 
 
 def _names(value: object) -> list[str]:
     return [each for each in cast("list[object]", value) if isinstance(each, str)] if isinstance(value, list) else []
-
-
-def _dearest_most(infos: Sequence[Mapping[str, Any]]) -> MostBeyondTokens:
-    """The highest limits of a model's deployments, field by field."""
-    each = [_most(info) for info in infos]
-    return MostBeyondTokens(
-        *(max(getattr(most, name) for most in each) for name in MostBeyondTokens.__dataclass_fields__)
-    )
 
 
 def _most(info: Mapping[str, Any]) -> MostBeyondTokens:
@@ -179,12 +234,24 @@ def _most(info: Mapping[str, Any]) -> MostBeyondTokens:
 def _everywhere(info: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[str, ...]:
     """The multipliers that apply to every call because of the deployment's location.
 
-    https://platform.openai.com/docs/guides/your-data (a region has its own host);
+    https://platform.openai.com/docs/guides/your-data (a region has its own host; one that the map does not name is taken
+    for the most expensive one that it does);
     https://cloud.google.com/vertex-ai/generative-ai/pricing (all locations but the global one).
     """
-    base = str(parameters.get("api_base") or "")
-    regions = [region for region in ("eu", "us") if f"//{region}.api.openai.com" in base]
-    names = [f"regional_processing_uplift_multiplier_{region}" for region in regions]
+    base = parameters.get("api_base") or parameters.get("base_url") or info.get(BASE_STAMP) or ""
+    host = _OPENAI_HOST.match(str(base).lower())
+    names: list[str] = []
+    if host is not None and host[1]:
+        names = [_UPLIFT + host[1]] if host[1] in ("eu", "us") else _dearest_uplift(info)
     if str(info.get("litellm_provider")).startswith("vertex_ai") and parameters.get("vertex_location") != "global":
         names.append("regional_endpoint_uplift_multiplier")
     return tuple(names)
+
+
+def _dearest_uplift(info: Mapping[str, Any]) -> list[str]:
+    """The name of the highest uplift for a region of OpenAI's. Empty: the model has none."""
+    listed = {**fields_of(info.get(ENTRY_STAMP)), **info}
+    uplifts = {
+        name: value for name, value in listed.items() if name.startswith(_UPLIFT) and isinstance(value, float | int)
+    }
+    return [max(uplifts, key=lambda name: uplifts[name])] if uplifts else []

@@ -10,35 +10,24 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
+from llm_service.pricing.built_in_search import searching
 from llm_service.pricing.media import MediaTokens, media_tokens
 from llm_service.pricing.providers import (
-    BILL_TO_THE_END,
+    AUDIO_COSTS_AS_TEXT,
     CHOOSE_SERVICE_TIER,
     READ_TOKEN_IDS,
     REASON_WHEN_ASKED,
     STORE_CACHES,
+    TAKE_SEARCH_OPTIONS,
     VIDEO_COSTS_AS_TEXT,
     WRITE_CACHES_WHEN_ASKED,
+    bills_to_the_end,
 )
-from llm_service.pricing.rates import FREE, Rates, cost_at
+from llm_service.pricing.rates import FREE, NOTHING_BEYOND, MostBeyondTokens, Rates, cost_at
+from llm_service.pricing.stored_rates import dump_rates
 from llm_service.types import Usage
 from llm_service.wire.media import Medium
-
-
-@dataclass(frozen=True, slots=True)
-class MostBeyondTokens:
-    """The most that one call can use of the things that no parameter of a request limits, such as searches.
-
-    An operator sets it in `model_info: treasurer_most`, for a model that decides itself how long it works.
-    `reasoning_tokens` are those that are billed in addition to the output.
-    """
-
-    searches: int = 0
-    citation_tokens: int = 0
-    reasoning_tokens: int = 0
-
-
-NOTHING_BEYOND = MostBeyondTokens()
+from llm_service.wire.requests import SearchContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +42,7 @@ class Model:
     max_output_tokens: int | None = None
     capabilities: frozenset[str] = frozenset()
     names: tuple[str, ...] = ()  # the names of its deployments at their providers: "openai/gpt-4o"
+    names_by_deployment: Mapping[str, str] = field(default_factory=dict[str, str])
     unpriced: str | None = None  # why it cannot be served, with advice for an operator; None: it can be
     deployments: Mapping[str, str] = field(default_factory=dict[str, str])  # deployment id → provider
     quality: int | None = None  # 0 to 100, from config/litellm.yaml (model_info: treasurer_quality)
@@ -79,8 +69,12 @@ class Model:
 
     @property
     def prices_audio(self) -> bool:
-        """Whether each of the model's deployments has a price for audio input."""
-        return all(tier.audio_input is not None for rates in self.rates.values() for tier in rates.default) or self.free
+        """Whether audio input has a price at each of its deployments: its own, or that of text if the provider says so."""
+        return self.free or all(
+            AUDIO_COSTS_AS_TEXT.match(self.names_by_deployment.get(deployment, ""))
+            or all(tier.audio_input is not None for tier in rates.default)
+            for deployment, rates in self.rates.items()
+        )
 
     @property
     def prices_video(self) -> bool:
@@ -94,7 +88,7 @@ class Model:
     @property
     def bills_to_the_end(self) -> bool:
         """Whether one of the model's providers bills a whole stream even if the reader has left."""
-        return not BILL_TO_THE_END.isdisjoint(self.providers)
+        return any(map(bills_to_the_end, self.providers))
 
     @property
     def reasons_when_asked(self) -> bool:
@@ -110,6 +104,11 @@ class Model:
     def stores_caches(self) -> bool:
         """Whether a request that asks for a cache creates one that is billed by the hour."""
         return not STORE_CACHES.isdisjoint(self.providers)
+
+    @property
+    def takes_search_options(self) -> bool:
+        """Whether a request may name the size of search context. Any other model would be given a tool that searches."""
+        return self.providers <= TAKE_SEARCH_OPTIONS and all(searching(name) is not None for name in self.names)
 
     @property
     def reads_token_ids(self) -> bool:
@@ -130,6 +129,10 @@ class Model:
         """The provider of a deployment. For an unknown deployment, the provider of the model's first one."""
         return self.deployments.get(deployment or "", self.provider)
 
+    def name_of(self, deployment: str | None) -> str | None:
+        """The name at its provider of a deployment; of the model's first one if it is not known."""
+        return self.names_by_deployment.get(deployment or "", self.names[0] if self.names else None)
+
     def cost(
         self,
         deployment: str | None,
@@ -144,6 +147,12 @@ class Model:
         `served` is when the call began and ended.
         """
         return cost_at(self.rates, deployment, usage, service_tier, served)
+
+    def rate_card_for(self, search_context: SearchContext | None) -> str:
+        """`rate_card` for a request that names this size of search context (None: it names none)."""
+        if search_context is None:
+            return self.rate_card
+        return dump_rates({name: rates.asked_for_context(search_context) for name, rates in self.rates.items()})
 
     def retried_upstream(self, status: int) -> bool:
         """Whether the upstream itself tries another deployment after an answer with this status."""

@@ -6,17 +6,16 @@ than was bounded.
 
 from __future__ import annotations
 
+import re
 from typing import Final
 
 #: These generate and bill a whole answer even if its reader has left, so a stream from them is read to its end. A
 #: stream from any other provider is cancelled, and what was received is posted. If that provider bills the rest too,
 #: too little is posted.
 #: https://openrouter.ai/docs/api-reference/streaming#stream-cancellation
-BILL_TO_THE_END: Final = frozenset(
+_BILL_TO_THE_END: Final = frozenset(
     {
         "ai21",
-        "bedrock",
-        "bedrock_converse",
         "featherless_ai",
         "gemini",
         "groq",
@@ -26,10 +25,16 @@ BILL_TO_THE_END: Final = frozenset(
         "perplexity",
         "replicate",
         "sambanova",
-        "vertex_ai",
-        "vertex_ai-language-models",
     }
 )
+#: Clouds that do so whoever made the model. LiteLLM has a name for each of their makers (`vertex_ai-anthropic_models`).
+_CLOUDS_BILL_TO_THE_END: Final = ("bedrock", "vertex_ai")
+
+
+def bills_to_the_end(provider: str) -> bool:
+    """Whether a provider bills a whole stream even if its reader has left."""
+    return provider in _BILL_TO_THE_END or provider.startswith(_CLOUDS_BILL_TO_THE_END)
+
 
 #: Their models reason only when a request asks for it. Those of any other provider are assumed to reason in every call.
 #: https://docs.anthropic.com/en/docs/build-with-claude/extended-thinking
@@ -48,6 +53,11 @@ CHOOSE_SERVICE_TIER: Final = frozenset({"openai"})
 #: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
 WRITE_CACHES_WHEN_ASKED: Final = frozenset({"anthropic", "bedrock", "bedrock_converse", "vertex_ai-anthropic_models"})
 
+#: Their models that search automatically take `web_search_options`, of which the size decides the price of a search. For
+#: any other provider a request with `web_search_options` is refused.
+#: https://platform.openai.com/docs/guides/tools-web-search, https://docs.perplexity.ai/docs/getting-started/pricing
+TAKE_SEARCH_OPTIONS: Final = frozenset({"openai", "perplexity"})
+
 #: For these, LiteLLM stores the marked parts of a request in a cache that is billed by the hour until it expires.
 #: Nothing bounds that cost, so such a request is refused.
 #: https://ai.google.dev/gemini-api/docs/caching, https://docs.litellm.ai/docs/providers/gemini#context-caching
@@ -57,3 +67,10 @@ STORE_CACHES: Final = frozenset({"gemini", "vertex_ai", "vertex_ai_beta", "verte
 #: provider, video without a price is refused.
 #: https://ai.google.dev/gemini-api/docs/pricing ("text / image / video", 2026-11-28)
 VIDEO_COSTS_AS_TEXT: Final = frozenset({"gemini", "vertex_ai", "vertex_ai-language-models"})
+
+#: Models, by their names at their providers, of which a token of audio costs as much as one of text, and for which LiteLLM's
+#: map has no price of audio. For any other model audio is refused unless it has a price.
+#: https://cloud.google.com/vertex-ai/generative-ai/pricing ("Gemini 2.5 Pro | Input (text, image, video, audio)", and the same
+#: for 3.1 Pro Preview and 3.8 Flash; 2026-09-18). https://ai.google.dev/gemini-api/docs/pricing has one price of input for
+#: these, and a separate one of audio for the others. genai-prices has the same prices (2026-11-28).
+AUDIO_COSTS_AS_TEXT: Final = re.compile(r"^(gemini|vertex_ai[^/]*)/gemini-(2\.5-pro|3\.1-pro-preview|3\.8-flash)$")

@@ -6,24 +6,24 @@ What must hold:
   I4  The cost of a call is summed in femto-dollars, and rounded once, up, to a nano-dollar, in `_nano`.
   I1  `bound` is never less than `cost` for a usage within the bounded amounts, whatever the provider may report.
   I2  If a report does not show how its parts overlap, the most expensive reading is priced.
+  I2  An amount is never too large for the ledger, so each hold can be made and settled.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time
 from itertools import permutations
 from zoneinfo import ZoneInfo
 
+from llm_service.money import MAX_COST_NANO, MAX_NANO
 from llm_service.types import Usage
-from llm_service.wire.requests import CacheWrites
+from llm_service.wire.requests import SEARCH_CONTEXTS, CacheWrites, SearchContext
 
 FEMTO_PER_NANO = 1_000_000
 #: A multiplier is an integer of ten-thousandths.
 WHOLE = 10_000
-#: The sizes of a search's context, in the order of a rate card's prices for them.
-SEARCH_CONTEXTS = ("low", "medium", "high")
 #: Values of a report's region that name no region: the provider chose freely where to serve the call.
 _ANYWHERE = ("", "global", "not_available")
 
@@ -99,16 +99,35 @@ class OffPeak:
 
 
 @dataclass(frozen=True, slots=True)
+class MostBeyondTokens:
+    """The most that one call can use of the things that no parameter of a request limits, such as searches.
+
+    An operator sets it in `model_info: treasurer_most`, for a model that decides itself how long it works.
+    `reasoning_tokens` are those that are billed in addition to the output.
+    """
+
+    searches: int = 0
+    citation_tokens: int = 0
+    reasoning_tokens: int = 0
+
+
+NOTHING_BEYOND = MostBeyondTokens()
+
+
+@dataclass(frozen=True, slots=True)
 class Rates:
     """The rate card of one deployment.
 
     `default`, `flex` and `priority` are service tiers. Each has the prices of tokens by length of prompt, the shortest
     first. `request` is charged once for a call, and `search` for each search. Both depend on the search context (low,
-    medium, high). `context` applies if neither the request nor the report names one. `citation` is the price of a
-    citation token. All prices are in femto-dollars.
+    medium, high). `context` is the size that applies if a report names none: the one of the request
+    (`asked_for_context`), or else the provider's default. `citation` is the price of a citation token. All prices are in
+    femto-dollars.
 
     Multipliers apply to the whole cost, and are in ten-thousandths. Those of `regions` and `speeds` apply if a report
     names the region or the speed. `always` applies to every call.
+
+    `beyond` is not a price: it is what a call may have used without being asked, if no report shows what it used.
     """
 
     default: tuple[TokenRates, ...]
@@ -122,11 +141,16 @@ class Rates:
     speeds: tuple[tuple[str, int], ...] = ()
     always: int = WHOLE
     off_peak: OffPeak | None = None
+    beyond: MostBeyondTokens = NOTHING_BEYOND
 
     def tiers(self, service_tier: str | None) -> tuple[TokenRates, ...]:
         """The price tiers of a service tier. Without separate prices, they are those of the default service tier."""
         named = {"flex": self.flex, "priority": self.priority}.get(service_tier or "", ())
         return named or self.default
+
+    def asked_for_context(self, size: SearchContext | None) -> Rates:
+        """This card for a request that asks for this size of search context. None: it asks for none."""
+        return self if size is None else replace(self, context=SEARCH_CONTEXTS.index(size))
 
     @property
     def most_multiplied(self) -> int:
@@ -180,7 +204,7 @@ def cost(
     service_tier: str | None = None,
     served: tuple[datetime, datetime] | None = None,
 ) -> int:
-    """The cost of a usage, in nano-dollars, rounded up.
+    """The cost of a usage, in nano-dollars, rounded up; at most `MAX_COST_NANO`.
 
     `served` is when the call began and ended. Cheaper prices apply only if both times are in the cheaper hours.
 
@@ -200,7 +224,7 @@ def cost(
         + usage.searches * rates.search[context]
         + rates.request[context]
     )
-    return _nano(_multiplied(femto, _factors(rates, usage)))
+    return min(_nano(_multiplied(femto, _factors(rates, usage))), MAX_COST_NANO)
 
 
 def _input(tier: TokenRates, usage: Usage) -> int:
@@ -303,6 +327,17 @@ def cost_at(
     return max(cost(rate, usage, service_tier, served) for rate in ([known] if known is not None else rates.values()))
 
 
+def most_beyond(rates: Iterable[Rates]) -> MostBeyondTokens:
+    """The highest limits of any of these cards, field by field."""
+    cards = list(rates)
+    return MostBeyondTokens(
+        *(
+            max((getattr(card.beyond, name) for card in cards), default=0)
+            for name in MostBeyondTokens.__dataclass_fields__
+        )
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class OutputBound:
     """The most that a call can cost, as a function of its output: a fixed part, a price of a token, and a multiplier."""
@@ -312,8 +347,8 @@ class OutputBound:
     factor: int
 
     def amount_nano(self, output_tokens: int) -> int:
-        """The most that a call with at most this many output tokens can cost, in nano-dollars."""
-        return _nano(_multiplied(self.fixed_femto + output_tokens * self.output_femto, (self.factor,)))
+        """The most that a call with at most this many output tokens can cost, in nano-dollars, but no more than `MAX_NANO`."""
+        return min(_nano(_multiplied(self.fixed_femto + output_tokens * self.output_femto, (self.factor,))), MAX_NANO)
 
     def affordable(self, amount_nano: int) -> int:
         """The most output tokens for which the cost is within `amount_nano`; zero if even the fixed part costs more."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from llm_service.pricing.rates import WHOLE, OffPeak, Rates, TokenRates
+from llm_service.pricing.rates import NOTHING_BEYOND, WHOLE, MostBeyondTokens, OffPeak, Rates, TokenRates
 
 
 def dump_rates(rates: Mapping[str, Rates]) -> str:
@@ -41,6 +41,8 @@ def _dump(rates: Rates) -> dict[str, Any]:
     for name in ("request", "search", "context", "citation", "regions", "speeds", "always"):
         if getattr(rates, name) != getattr(plain, name):
             card[name] = getattr(rates, name)
+    if rates.beyond != NOTHING_BEYOND:
+        card["beyond"] = astuple(rates.beyond)
     if rates.off_peak is not None:
         windows, zone = rates.off_peak.windows, rates.off_peak.zone
         card["off_peak"] = {"tiers": _numbers(rates.off_peak.tiers), "windows": windows, "zone": zone}
@@ -67,6 +69,7 @@ def _load(card: Mapping[str, Any]) -> Rates:
             tuple((tuple(days), start, end) for days, start, end in off_peak["windows"]),
             off_peak["zone"],
         ),
+        beyond=MostBeyondTokens(*card.get("beyond", ())),
     )
 
 

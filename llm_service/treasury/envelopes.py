@@ -7,11 +7,11 @@ What must hold:
   I9  The spending of a run, the holds of its calls in flight and the money given to its children are together never
       more than the run's budget, unless a provider bills more than the hold.
   I9  A child's budget comes from the money that its parent has left. The unspent part goes back to the parent when the
-  child closes.
+      child closes.
   An envelope holds money only while it is open. A run that waits, or is over, holds nothing.
   Each operation may be repeated, and then changes nothing.
   An envelope is not configuration: opening one raises no epoch, and is decided in one group with the admission of
-  calls.
+      calls.
 
 Two numbers limit a run. Its *budget* is the most that the run and its children may spend. Its *reserve* is the amount
 that is held at its start. Beyond its reserve, a run takes money from the windows call by call, up to its budget.

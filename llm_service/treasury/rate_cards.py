@@ -16,7 +16,6 @@ from hashlib import sha256
 import asyncpg
 
 from llm_service.postgres import fetch
-from llm_service.pricing.models import Model
 
 _MOST = 10_000
 # In most cases the card exists already, and nothing is written.
@@ -31,14 +30,14 @@ class RateCards:
         self._pool = pool
         self._ids: dict[str, int] = {}
 
-    async def id_of(self, model: Model) -> int:
-        """The id of the card with this model's prices. The card is written if it is new.
+    async def id_of(self, card: str) -> int:
+        """The id of a model's card (`dump_rates`). The card is written if it is new.
 
         Raises:
             TreasuryUnavailable: Postgres is away.
         """
-        known = self._ids.get(model.rate_card)
-        return known if known is not None else await self._keep(model.rate_card)
+        known = self._ids.get(card)
+        return known if known is not None else await self._keep(card)
 
     async def _keep(self, card: str) -> int:
         digest = sha256(card.encode()).digest()

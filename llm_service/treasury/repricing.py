@@ -1,10 +1,10 @@
-"""What an attempt should have cost at a later rate card: the decision of `treasurer reprice`. Pure.
+"""Decides for `treasurer reprice` how much an attempt should have cost at a later rate card. Pure.
 
 What must hold:
-  I4  The right cost is that of the model's present rate card over the usage in the ledger, corrections included.
-  Only a usage that the provider reported is priced again. An estimate and a hold stay as they are, because no price makes
-      them exact; so does a cost that the provider itself named, because that is its bill.
-  An attempt that was corrected is right afterwards, so correcting it again changes nothing.
+  I4  The right cost is the usage in the ledger, with its corrections, priced by the model's present rate card.
+  Only usage that the provider reported is priced again. Estimates and holds stay as they are, because no price makes
+      them exact. A cost that the provider itself reported stays as well, because that is the provider's bill.
+  A corrected attempt is right, so a second correction changes nothing.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class Kept(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EndedAttempt:
-    """An attempt in the ledger, its corrections included. `served` is when it began and ended.
+    """An attempt in the ledger, including its corrections. `served` is when it began and ended.
 
-    `upstream_nano` is LiteLLM's figure, if there is one. `answers` is how many whole answers the proxy witnessed.
+    `upstream_nano` is LiteLLM's figure, if there is one. `answers` is the number of whole answers in the proxy's
+    witnesses.
     """
 
     call_id: UUID
@@ -64,14 +65,14 @@ class EndedAttempt:
 
 @dataclass(frozen=True, slots=True)
 class Correction:
-    """What an attempt costs at the present price. If that is what was posted, the operator confirms a disputed price."""
+    """The cost of an attempt at the present price. If the same cost was posted, the operator confirms a disputed price."""
 
     attempt: EndedAttempt
     right_nano: int
 
     @property
     def difference_nano(self) -> int:
-        """What has to be added to what was posted."""
+        """The amount to add to the posted cost."""
         return self.right_nano - self.attempt.posted_nano
 
     @property
@@ -81,7 +82,7 @@ class Correction:
 
 
 def correct(attempt: EndedAttempt, model: Model) -> Correction | Kept:
-    """What has to be written for an attempt, or why nothing has to be."""
+    """The correction to write for an attempt, or the reason why none is needed."""
     if attempt.posted_nano == 0 and attempt.usage == Usage():
         return Kept.FREE
     if attempt.cost_source == CostSource.PROVIDER:
@@ -91,7 +92,7 @@ def correct(attempt: EndedAttempt, model: Model) -> Correction | Kept:
     if attempt.cost_source == CostSource.ESTIMATE or attempt.usage_source not in _REPORTED:
         return Kept.ESTIMATED
     if attempt.usage_source == UsageSource.WITNESS and attempt.answers > 1:
-        return Kept.SEVERAL  # the ledger has their sum, and each was priced alone
+        return Kept.SEVERAL  # the ledger has the sum of several answers, which were priced one by one
     right_nano = model.cost(attempt.deployment, attempt.usage, attempt.service_tier, attempt.served)
     if right_nano == attempt.posted_nano and not _disputed(attempt):
         return Kept.RIGHT
@@ -99,7 +100,7 @@ def correct(attempt: EndedAttempt, model: Model) -> Correction | Kept:
 
 
 def _disputed(attempt: EndedAttempt) -> bool:
-    """Whether the audit reports that two price lists differ on it (`prices_agree`)."""
+    """Whether the audit reports that two price lists differ about this attempt (`prices_agree`)."""
     if attempt.posted_nano == 0:
         return False
     if attempt.cost_source == CostSource.RATES:
@@ -108,7 +109,7 @@ def _disputed(attempt: EndedAttempt) -> bool:
 
 
 def read_attempt(rows: Sequence[Mapping[str, Any]]) -> EndedAttempt:
-    """An attempt from its rows in the ledger: its end, then its corrections in their order."""
+    """Read an attempt from its rows in the ledger: the row of its end, then its corrections in order."""
     end, latest = rows[0], rows[-1]
     posted_nano = sum(row["cost_nano"] for row in rows)
     return EndedAttempt(
@@ -120,7 +121,7 @@ def read_attempt(rows: Sequence[Mapping[str, Any]]) -> EndedAttempt:
         held_nano=end["held_nano"],
         usage=_usage(rows),
         usage_source=latest["usage_source"],
-        # Before there was a column for it, our own price was posted.
+        # Rows from before this column existed have our own price as their cost.
         cost_source=_last(rows, "cost_source") or CostSource.RATES,
         deployment=_last(rows, "deployment"),
         service_tier=_last(rows, "service_tier"),
@@ -132,7 +133,7 @@ def read_attempt(rows: Sequence[Mapping[str, Any]]) -> EndedAttempt:
 
 
 def _usage(rows: Sequence[Mapping[str, Any]]) -> Usage:
-    """The usage of an attempt. A correction has the differences of numbers, and the new words."""
+    """The usage of an attempt. A correction has differences of numbers, but new values of texts."""
     parts = [read_columns({name: row[name] for name in COLUMNS}, orjson.loads(row["more_usage"])) for row in rows]
     found: dict[str, Any] = {}
     for name in Usage.__dataclass_fields__:
@@ -145,7 +146,7 @@ def _usage(rows: Sequence[Mapping[str, Any]]) -> Usage:
 
 
 def _upstream_nano(rows: Sequence[Mapping[str, Any]], posted_nano: int) -> int | None:
-    """LiteLLM's figure: its witness's, unless its answer named another one than was posted."""
+    """LiteLLM's figure: the one in the witness, unless the answer had another one than was posted."""
     named = [row["proxy_cost_nano"] for row in rows if row["proxy_cost_nano"] is not None]
     answered: int | None = sum(named) if named else None
     if answered is not None and answered != posted_nano:

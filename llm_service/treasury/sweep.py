@@ -7,6 +7,7 @@ What must hold:
   I2  Two simultaneous sweepers, or a sweeper and a late owner, do no harm, because only one settlement of an attempt
   counts.
   I2  A hold is settled at the rates from which it was computed.
+  I2  What is settled is never too large for the ledger.
   I9  An envelope whose lifetime is over is closed within one sweep, so that the money of a dead run is free again.
   I1  Without a witness of an answer the whole hold is posted, unless the agent's policy is to void it. So money that a
       provider may bill is never released for other calls.
@@ -26,9 +27,10 @@ import asyncpg
 import orjson
 
 from llm_service.errors import TreasuryUnavailable
+from llm_service.money import MAX_COST_NANO
 from llm_service.postgres import fetch
 from llm_service.pricing.belief import believed
-from llm_service.pricing.rates import FREE, Rates, cost_at
+from llm_service.pricing.rates import FREE, Rates, cost_at, most_beyond
 from llm_service.pricing.stored_rates import load_rates
 from llm_service.treasury.envelopes import Envelopes
 from llm_service.treasury.queries import load_query
@@ -131,10 +133,10 @@ def _posted(hold: OrphanHold, proof: Sequence[Witness], price: Price) -> Settlem
         hold.call_id,
         hold.attempt,
         LedgerState.POSTED,
-        sum(cost_nano for cost_nano, _ in costs),
-        usage=total([_used(witness) for witness in proof]),
+        min(sum(cost_nano for cost_nano, _ in costs), MAX_COST_NANO),
+        usage=total([_used(hold, witness) for witness in proof]),
         usage_source=UsageSource.WITNESS,
-        proxy_cost_nano=sum(reported) if reported else None,
+        proxy_cost_nano=min(sum(reported), MAX_COST_NANO) if reported else None,
         provider=last.provider,
         deployment=last.deployment,
         status=last.status,
@@ -152,7 +154,7 @@ def _cost_of(hold: OrphanHold, witness: Witness, price: Price) -> tuple[int, Cos
     """
     if witness.unread:
         return hold.amount_nano, CostSource.HOLD
-    used, theirs = _used(witness), witness.cost_nano
+    used, theirs = _used(hold, witness), witness.cost_nano
     if hold.rates:
         served = None if witness.started_at is None else (witness.started_at, witness.ended_at)
         ours = cost_at(hold.rates, witness.deployment, used, witness.service_tier, served)
@@ -174,9 +176,21 @@ def _certainty(proof: Sequence[Witness]) -> str:
     return "owner_lost" if all(witness.exact for witness in proof) else "owner_lost_estimated"
 
 
-def _used(witness: Witness) -> Usage:
-    """The usage that the provider reported or, for an attempt that was cut, LiteLLM's count with a margin."""
-    return witness.usage if witness.exact else most_used(witness.usage)
+def _used(hold: OrphanHold, witness: Witness) -> Usage:
+    """What the provider reported. If it has not, what LiteLLM counted, with a margin, and all that the model can have used
+    of its own accord (searches, …), which no count shows.
+    """
+    if witness.exact:
+        return witness.usage
+    counted = most_used(witness.usage)
+    beyond = most_beyond(hold.rates.values() if hold.rates else ())
+    return replace(
+        counted,
+        searches=beyond.searches,
+        citation_tokens=beyond.citation_tokens,
+        output_tokens=counted.output_tokens + beyond.reasoning_tokens,
+        reasoning_tokens=beyond.reasoning_tokens,
+    )
 
 
 class Sweeper:

@@ -47,7 +47,7 @@ CHAT_PARAMETERS = _COMMON | {
     "min_p", "stop", "seed", "frequency_penalty", "presence_penalty", "repetition_penalty", "logit_bias", "logprobs",
     "top_logprobs", "tools", "tool_choice", "parallel_tool_calls", "functions", "function_call", "response_format",
     "reasoning_effort", "thinking", "verbosity", "prediction", "service_tier", "metadata", "store", "modalities",
-    "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "safety_identifier",
+    "prompt_cache_key", "prompt_cache_retention", "prompt_cache_options", "safety_identifier", "web_search_options",
 }
 # fmt: on
 EMBEDDINGS_PARAMETERS = _COMMON | frozenset({"input", "encoding_format", "dimensions", "metadata"})
@@ -59,6 +59,12 @@ _UNPRICED = {
 #: How long a provider keeps a cache: the values whose price is known. The price is the same for each value.
 _CACHE_RETENTIONS = (None, "in_memory", "in-memory", "24h")
 _CACHE_OPTIONS = {"mode": ("implicit", "explicit"), "ttl": ("30m",)}
+#: How much of what it finds a search puts into the model's context. The price of a search can depend on it.
+SearchContext = Literal["low", "medium", "high"]
+SEARCH_CONTEXTS: Final[tuple[SearchContext, ...]] = ("low", "medium", "high")
+
+#: The parameters whose text becomes tokens; of a search, where it is made from.
+_TEXT = ("messages", "tools", "functions", "response_format", "web_search_options")
 
 # Allowances, in tokens, for what providers add around the caller's text. The largest published ones are Anthropic's: up
 # to 530 tokens for the system prompt for tools, plus a wrapping for each tool.
@@ -78,7 +84,8 @@ class ParsedRequest:
 
     `max_tokens` is the caller's limit for one choice; None if the caller set none.
     `media` are its images, recordings and files. `cache_writes`: whether the request asks for a part of it to be
-    cached, and for how long at most.
+    cached, and for how long at most. `search_options`: whether it has options for searches. `search_context`: the size of
+    a search's context that it asks for.
     `text_bytes` is the size of the text alone, for estimates; `input_bound` is the upper bound.
     """
 
@@ -94,6 +101,8 @@ class ParsedRequest:
     extra_output: int = 0
     media: tuple[Medium, ...] = ()
     cache_writes: CacheWrites = "none"
+    search_context: SearchContext | None = None
+    search_options: bool = False
     service_tier: str | None = None
     user: str | None = None
     tags: tuple[str, ...] = ()
@@ -170,7 +179,7 @@ def parse_chat(body: bytes) -> ParsedRequest:
     choices = _count(data, "n", 1, MAX_CHOICES)
     tools = _tools(data)
     _refuse_unpriced(data)
-    text = [data[name] for name in ("messages", "tools", "functions", "response_format") if data.get(name) is not None]
+    text = [data[name] for name in _TEXT if data.get(name) is not None]
     written = orjson.dumps(text)
     text_bytes = len(written) - media_bytes
     allowance = _PER_REQUEST + _PER_MESSAGE * len(cast("list[object]", messages)) + nfkc_growth_bytes(written)
@@ -194,6 +203,8 @@ def parse_chat(body: bytes) -> ParsedRequest:
         extra_output=0 if prediction is None else len(orjson.dumps(prediction)),
         media=media,
         cache_writes=_cache_writes(written),
+        search_context=_search_context(data),
+        search_options=data.get("web_search_options") is not None,
         service_tier=_service_tier(data),
         user=user,
         tags=tags,
@@ -360,6 +371,28 @@ def _service_tier(data: dict[str, Any]) -> str | None:
     if tier not in (None, "auto", "default", "flex", "priority"):
         raise _unpriced("service_tier", "This service tier has no known price")
     return cast("str | None", tier)
+
+
+def _search_context(data: dict[str, Any]) -> SearchContext | None:
+    """The size that `web_search_options` names. Its other options are refused if they can have a price (`search_type`)."""
+    options: object = data.get("web_search_options")
+    if options is None:
+        return None
+    if not isinstance(options, dict):
+        raise _invalid("web_search_options", "'web_search_options' must be an object.")
+    fields = cast("dict[str, Any]", options)
+    for name, value in fields.items():
+        if name not in ("search_context_size", "user_location") and value is not None:
+            raise _unpriced("web_search_options", f"What {name[:64]!r} does to the price of a search is not known")
+    location: object = fields.get("user_location")
+    if location is not None and not isinstance(location, dict):
+        raise _invalid("web_search_options", "'web_search_options.user_location' must be an object.")
+    size: object = fields.get("search_context_size")
+    if size is None:
+        return None
+    if size not in SEARCH_CONTEXTS:
+        raise _invalid("web_search_options", "'web_search_options.search_context_size' must be low, medium or high.")
+    return size
 
 
 def _tools(data: dict[str, Any]) -> int:

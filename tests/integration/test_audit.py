@@ -515,6 +515,9 @@ async def test_i4_an_entry_in_the_window_of_its_subject_is_right(books: Books, p
         ("ledger", None, "cached_tokens = -5", "tokens 0 -5 0 0 0", []),
         ("witnesses", None, "cost_nano = -6, counted = true", "cost -6", []),
         ("witnesses", None, "output_tokens = -7", "0 0 0 -7 0", []),
+        ("ledger", None, """more_usage = '{"searches": -1, "region": "us"}'""", '"searches": -1', []),
+        ("witnesses", None, """more_usage = '{"citation_tokens": -2}', counted = true""", '"citation_tokens": -2', []),
+        ("witnesses", None, "named_cost_nano = -8, counted = true", "named by the provider -8", []),
     ],
 )
 async def test_i4_negative_numbers(
@@ -737,7 +740,7 @@ async def test_i4_an_invoice_from_which_the_ledger_is_too_far(
     (difference,) = check.differences
     assert "the ledger has $0.0000015, of which $0.0000009 is estimated" in difference
     assert says in difference
-    await record(books, "0.0000015")  # for another period, as time has gone on
+    await record(books, "0.0000015")  # time has passed, so this is for another period
     [wrong, _] = await list_invoices(books.pool)
     assert (wrong.posted_nano, wrong.estimated_nano) == (1_500, 900)
     await remove_invoice(books.pool, wrong.id)

@@ -154,7 +154,7 @@ async def test_what_one_process_opens_is_open_in_the_other(pair: tuple[Breakers,
     assert await two.sync()
     assert two.blocked(MODEL) is not None
     assert two.blocked(OTHER) is None  # another model of the same provider can still take over
-    await fail(one, model=OTHER)  # each process counts its own failures; what they open is shared
+    await fail(one, model=OTHER)  # each process counts its own failures, and shares the breakers that it opens
     await one.sync()
     await two.sync()
     # Two models of this provider are down, so the provider's breaker opens.

@@ -239,7 +239,7 @@ async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_
         assert refused.resets_at is not None
         assert refused.resets_at > await shown(house.pool)
 
-    # At every half hour until the next day, the windows follow one another.
+    # At every half hour until the next day, each window begins where the one before it ends.
     for minutes in range(30, 26 * 60, 30):
         clock.move_to(moment + timedelta(minutes=minutes))
         await house.spend(there, 100_000)

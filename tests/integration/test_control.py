@@ -126,7 +126,7 @@ async def test_i1_a_budget_below_what_was_spent_is_no_overspend(caller: Caller) 
     await caller.settled()
     await caller.admin("PATCH", caller.first_budget, {"limit": "0.000000001"})
     await becomes(caller, openai.RateLimitError)
-    assert await caller.faults() == []  # money that was spent before the limit was lowered is allowed
+    assert await caller.faults() == []  # the audit allows money that was spent before the limit was lowered
 
 
 async def test_a_top_up_admits_at_once_and_ends_by_itself(caller: Caller) -> None:

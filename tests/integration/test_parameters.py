@@ -25,11 +25,13 @@ class Refused:
     """The call is refused with 400. `by`: the parameter that the error names, if it is not the first one in the
     request."""
 
-    def __init__(self, by: str | None = None) -> None:
-        self.by = by
+    def __init__(self, by: str | None = None, code: str = "unsupported_parameter") -> None:
+        self.by, self.code = by, code
 
 
 NO = Refused()
+#: These models would be given a tool that searches, and the price of that is not known.
+NOT_PRICED = Refused(code="not_priced")
 #: LiteLLM refuses the parameter, not the gateway, because only LiteLLM knows which models reason. Its message names it.
 BY_LITELLM = Refused("")
 #: The parameter is left out, because the provider lacks it and always does what it asks for.
@@ -108,6 +110,7 @@ CHAT: dict[str, list[tuple[dict[str, Any], Any, Any, Any, Any]]] = {
     "modalities": [({"modalities": ["text"]}, ..., LEFT_OUT, gemini(responseModalities=["TEXT"]), ...)],
     "prompt_cache_key": [({"prompt_cache_key": "k1"}, ..., NO, NO, ...)],
     "prompt_cache_retention": [({"prompt_cache_retention": "24h"}, ..., NO, NO, ...)],
+    "web_search_options": [({"web_search_options": {"search_context_size": "low"}}, NOT_PRICED, NOT_PRICED, NOT_PRICED, NOT_PRICED)],
     "prompt_cache_options": [({"prompt_cache_options": {"mode": "explicit", "ttl": "30m"}}, ..., NO, NO, ...)],
 }  # fmt: skip
 #: Parameters that each call has.
@@ -198,7 +201,7 @@ async def test_a_parameter_arrives_or_is_refused_by_name(
         error = answer["error"]
         assert param in error["message"]
         if arrives.by is None:  # Treasurer refused the call, so nothing was held
-            assert (error["param"], error["code"]) == (param, "unsupported_parameter")
+            assert (error["param"], error["code"]) == (param, arrives.code)
             assert await caller.pool.fetchval("SELECT count(*) FROM ledger WHERE agent_id = $1", caller.agent_id) == 0
         return
     assert (status, len(bodies)) == (200, 1), answer

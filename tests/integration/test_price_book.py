@@ -93,7 +93,7 @@ async def test_i1_a_changed_price_is_held_and_posted_from_the_first_call_on(
 async def test_i4_the_past_is_corrected_after_a_price_was_wrong(
     caller: Caller, stack: StackState, stop_with_us: Callable[[int], None], tmp_path: Path
 ) -> None:
-    """The command shows it, the admin API writes it, and the ledger is the provider's invoice afterwards."""
+    """The command shows the correction, the admin API makes it, and then the ledger equals the provider's invoice."""
     port, folder = free_port(), tmp_path / "proxy"
     right = configuration(stack)
     environ = {"TREASURER_PROXY_URL": f"http://127.0.0.1:{port}"}

@@ -11,7 +11,9 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
+import orjson
 import pytest
 import yaml
 from openai import APIStatusError
@@ -57,6 +59,13 @@ def used(**numbers: int) -> dict[str, Any]:
     return {"usage": numbers, "billed": numbers, "output_tokens": 5}
 
 
+async def acknowledge_the_search(caller: Caller, model: str) -> None:
+    """LiteLLM's own figure has no search, also where the request has options for it."""
+    await caller.ledger()
+    note = {"model": model, "note": "LiteLLM leaves out the search"}
+    await acknowledge_prices(caller.pool, read_input(AcknowledgePrices, note))
+
+
 async def test_i4_a_built_in_search_is_posted(caller: Caller) -> None:
     """LiteLLM's cost lacks the fee for this model's search, so the audit fails until that difference is
     acknowledged."""
@@ -66,8 +75,7 @@ async def test_i4_a_built_in_search_is_posted(caller: Caller) -> None:
     (fault,) = await caller.faults()
     assert fault.startswith(f"{model}: attempts that are priced differently: 1 (")
     assert "$0.02665 is posted, by LiteLLM it is $0.00165" in fault
-    note = {"model": model, "note": "LiteLLM leaves out the search"}
-    await acknowledge_prices(caller.pool, read_input(AcknowledgePrices, note))
+    await acknowledge_the_search(caller, model)
     (entry,) = await caller.agrees(1)
     assert entry["cost_nano"] == 26_650_000
     assert entry["held_nano"] >= 26_650_000
@@ -124,11 +132,58 @@ async def test_i1_searches_pass_no_limit(priced_stack: StackState) -> None:
 
 
 async def test_i4_a_fee_for_each_request_is_posted(caller: Caller) -> None:
-    """The search context is small unless a request names its size, which no request may do yet."""
+    """The search context is small where a request does not name its size."""
     await caller.call(model="sonar", messages=said(script=used(prompt_tokens=6, completion_tokens=150)), max_tokens=200)
     (entry,) = await caller.agrees(1)
     assert entry["cost_nano"] == 5_156_000
     assert entry["held_nano"] >= 5_156_000
+
+
+@pytest.mark.parametrize("named", [True, False], ids=["the provider says what it cost", "priced by us"])
+@pytest.mark.parametrize(("size", "nano"), [("low", 5_156_000), ("medium", 8_156_000), ("high", 12_156_000)])
+async def test_i4_a_search_is_held_and_posted_by_the_size_that_is_asked_for(
+    caller: Caller, size: str, nano: int, named: bool
+) -> None:
+    """https://docs.perplexity.ai/getting-started/pricing: $5, $8 or $12 for a thousand requests, and $1 a million tokens."""
+    model = "sonar"
+    script = used(prompt_tokens=6, completion_tokens=150) | {"silent_about_cost": not named}
+    options = {"search_context_size": size}
+    await caller.call(model=model, messages=said(script=script), max_tokens=200, web_search_options=options)
+    if not named:
+        await acknowledge_the_search(caller, model)
+    (entry,) = await caller.agrees(1)
+    assert (entry["cost_nano"], entry["cost_source"]) == (nano, "provider" if named else "rates")
+    assert (
+        nano <= entry["held_nano"] < nano + 1_000_000
+    )  # the fee of this size, and tokens at a thousand nano-dollars each
+    assert orjson.loads(entry["more_usage"])["search_context"] == size
+
+
+@pytest.mark.parametrize("size", ["low", "medium", "high"])
+async def test_i4_a_search_of_openai_arrives_with_its_size_and_is_posted(caller: Caller, size: str) -> None:
+    model, mark = "gpt-4o-search-preview", uuid4().hex
+    script = used(prompt_tokens=60, completion_tokens=150) | {"keep_request": True, "mark": mark}
+    options: dict[str, Any] = {
+        "search_context_size": size,
+        "user_location": {"type": "approximate", "approximate": {"country": "CH"}},
+    }
+    await caller.call(model=model, messages=said(script=script), max_tokens=200, web_search_options=options)
+    await acknowledge_the_search(caller, model)
+    (entry,) = await caller.agrees(1)
+    assert entry["cost_nano"] == 26_650_000
+    assert entry["held_nano"] >= 26_650_000
+    async with caller.http.get(f"{caller.stack.provider_url}/_sim/requests?mark={mark}") as response:
+        (kept,) = (await response.json())["requests"]
+    assert kept["body"]["web_search_options"] == options
+
+
+async def test_i1_searches_that_are_asked_for_of_other_models_are_refused_before_they_are_sent(caller: Caller) -> None:
+    before = await caller.counts()
+    for model in ("gpt-4o", "gemini-2.5-flash", "claude-sonnet-5-5", ROUTED):
+        with pytest.raises(APIStatusError) as refused:
+            await caller.call(model=model, web_search_options={"search_context_size": "high"})
+        assert (refused.value.status_code, refused.value.code) == (400, "not_priced")
+    assert await caller.counts() == before
 
 
 async def test_i1_research_that_nothing_bounds_is_refused_by_name_before_it_is_sent(caller: Caller) -> None:
@@ -175,6 +230,17 @@ async def test_i1_a_model_with_a_price_that_nobody_knows_is_refused_by_that_name
     assert refused.value.status_code in (400, 404)
     assert "output_cost_per_answer" in refused.value.message
     assert await caller.invoice() == []
+
+
+async def test_i4_audio_that_costs_as_much_as_text_is_posted_at_that_price(caller: Caller) -> None:
+    """Google's page has one price of input for Gemini 2.5 Pro: $1.25 a million tokens, and $10 of output."""
+    script = used(prompt_tokens=9610, completion_tokens=50, audio_tokens=9600)
+    sound = {"type": "file", "file": {"file_data": f"data:audio/wav;base64,{silence(300)}"}}
+    content = [{"type": "text", "text": said(script=script)[0]["content"]}, sound]
+    await caller.call(model="gemini-2.5-pro", messages=[{"role": "user", "content": content}], max_tokens=60)
+    (entry,) = await caller.agrees(1)
+    assert entry["cost_nano"] == 12_512_500
+    assert entry["held_nano"] >= 12_512_500
 
 
 async def test_i4_images_and_audio_are_posted_at_their_own_price(caller: Caller) -> None:

@@ -51,7 +51,7 @@ async def hold(pool: asyncpg.Pool, treasury: PostgresTreasury, priced: Model, li
             pool, read_input(organisations.NewAgent, {"name": "news", "team": "default", "budget": budget})
         )
     who = await Principals(pool).by_agent("news")
-    card = await RateCards(pool).id_of(priced)
+    card = await RateCards(pool).id_of(priced.rate_card)
     lines = ((who.budgets[0].id, ""),)
     request = HoldRequest(new_call_id(), 0, who, NO_CONTEXT, "m", 5_000_000, 1, lifetime_s, lines, rate_card_id=card)
     held = await treasury.admit(request)
@@ -118,7 +118,7 @@ async def test_one_card_for_the_same_prices_in_all_processes(pool: asyncpg.Pool)
     catalogues = [Catalog(read) for _ in range(4)]
     cards = [RateCards(pool) for _ in catalogues]
     models = [await catalogue.get("m") for catalogue in catalogues]
-    ids = await asyncio.gather(*(card.id_of(each) for card, each in zip(cards, models, strict=True)))
+    ids = await asyncio.gather(*(card.id_of(each.rate_card) for card, each in zip(cards, models, strict=True)))
     assert len(set(ids)) == 1
-    assert await cards[0].id_of(model(0.000003)) != ids[0]
+    assert await cards[0].id_of(model(0.000003).rate_card) != ids[0]
     assert await pool.fetchval("SELECT count(*) FROM rate_cards") == 2

@@ -184,12 +184,14 @@ async def test_figures_are_those_of_the_entries(pool: asyncpg.Pool, books: Books
 
 
 async def test_i4_what_was_estimated_is_summed_beside_the_cost(pool: asyncpg.Pool, books: Books) -> None:
-    """What a provider's report corrected later is not an estimate any more; what an estimate corrected still is one."""
+    """A cost that a provider's report has corrected is no longer an estimate. If an estimate corrected it, it still
+    is."""
     began = NOW - timedelta(days=1)
     await books.entry("alice", 1_000, cost_source="rates")
     await books.entry("alice", 200, cost_source="estimate", usage_source="estimated")
     await books.entry("alice", 30, cost_source="estimate", usage_source="witness")
-    await books.entry("alice", 4, usage_source="hold")  # before the ledger had whose figure it is
+    # As in rows from before the ledger recorded the source of a cost.
+    await books.entry("alice", 4, usage_source="hold")
     unread = await books.entry("bob", 500, cost_source="hold", usage_source="hold", state="expired", started_at=began)
     late = {"state": "adjusted", "held_nano": 0, "started_at": began}
     await books.entry("bob", -100, call_id=unread, cost_source="estimate", usage_source="estimated", **late)

@@ -1,4 +1,4 @@
-"""`treasurer reprice` on the real database: the past is corrected once, in whole, and the books are right afterwards."""
+"""`treasurer reprice` on the real database: all past calls are corrected, only once, and then the books are right."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from llm_service.treasury.reports.reports import cost_report
 from llm_service.treasury.retention import retire_windows
 from llm_service.types import CallContext, CostSource, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
 
-#: At a nano-dollar a token, this costs 110.
+#: A usage that costs 110 nano-dollars at one nano-dollar a token.
 USAGE = Usage(100, output_tokens=10)
 DAY_S = 86_400.0
 
 
 def priced(nano: int) -> Model:
-    """The model at so many nano-dollars a token."""
+    """The model, at this many nano-dollars a token."""
     cards = {"d1": Rates((TokenRates(0, *(nano * FEMTO_PER_NANO,) * 6),))}
     return Model("m", "chat", "openai", cards, rate_card=dump_rates(cards))
 
@@ -136,7 +136,7 @@ async def test_i4_the_past_is_shown_then_corrected_and_then_right(house: House) 
 
 
 async def test_i4_a_correction_is_an_entry_of_its_call(house: House) -> None:
-    """It counts in the call's period, for the same principal, and names the rate card by which it was priced."""
+    """The correction counts in the call's period, for the same principal, and names the rate card that was used."""
     call = await house.call()
     await house.reprice(2)
     end, correction = await house.pool.fetch("SELECT * FROM ledger ORDER BY state DESC")
@@ -237,7 +237,7 @@ async def test_what_stays_as_it_is_and_why(house: House) -> None:
 
 
 async def test_i4_two_prices_that_differed_are_settled_by_a_repricing(house: House) -> None:
-    """Whether the dearer price was posted or ours, and whether the present price is another one or confirms it."""
+    """In all cases: the higher price or ours was posted, and the present price confirms it or is another one."""
     await house.call(cost=150, proxy_cost_nano=150, cost_source=CostSource.UPSTREAM)
     await house.call(cost=110, proxy_cost_nano=90)
     await house.call(cost=220, proxy_cost_nano=220, cost_source=CostSource.UPSTREAM)
@@ -250,7 +250,7 @@ async def test_i4_two_prices_that_differed_are_settled_by_a_repricing(house: Hou
     assert await house.faults() == []
     assert (await house.reprice(2)).attempts == 0
     await house.call(cost=110, proxy_cost_nano=90)
-    assert await house.faults() == ["prices_agree"]  # what is settled later is a difference again
+    assert await house.faults() == ["prices_agree"]  # a call that is settled later again has two prices that differ
 
 
 async def test_i2_a_late_settlement_does_not_undo_a_repricing(house: House) -> None:

@@ -308,6 +308,6 @@ def chat_body(**fields: Any) -> bytes:
     return json.dumps({"model": "m", "messages": [{"role": "user", "content": "Hello there"}]} | fields).encode()
 
 
-async def one_rate_card(_model: object) -> int:
-    """The id of a rate card, the same for every model."""
+async def one_rate_card(_card: object) -> int:
+    """As if every model had the same rates."""
     return 1

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_service.money import MAX_NANO
+from llm_service.money import MAX_COST_NANO
 from llm_service.types import Usage
 from llm_service.usage import (
     dearest_reading,
@@ -105,6 +105,24 @@ def test_reasoning_is_beside_the_completion_where_the_provider_counts_so() -> No
     assert (within.output_tokens, within.reasoning_tokens) == (3256, 100)
 
 
+@pytest.mark.parametrize(
+    ("model", "output_tokens"),
+    [
+        ("perplexity/sonar-deep-research", 3356),
+        ("sonar-deep-research", 3356),
+        (None, 3356),  # the dearer reading
+        ("perplexity/sonar-reasoning-pro", 3256),  # its reasoning is part of the answer
+        ("perplexity/openai/gpt-5.2", 3256),
+    ],
+)
+def test_of_perplexitys_models_only_deep_research_reasons_beside_its_answer(
+    model: str | None, output_tokens: int
+) -> None:
+    usage = read_usage(REPORT | {"completion_tokens_details": {"reasoning_tokens": 100}}, "perplexity", model)
+    assert usage is not None
+    assert (usage.output_tokens, usage.reasoning_tokens) == (output_tokens, 100)
+
+
 def test_what_is_used_beyond_text_is_read() -> None:
     usage = read_usage(
         REPORT
@@ -165,11 +183,12 @@ def test_i2_a_usage_of_another_version_can_be_read(more: dict[str, Any]) -> None
         ("openrouter", {"cost": True}, None),
         ("openrouter", {"cost": -0.1}, None),  # a figure that is not understood does not mean free
         ("openrouter", {"cost": float("nan")}, None),
-        ("openrouter", {"cost": float("inf")}, MAX_NANO),
-        ("openrouter", {"cost": 10**5000}, MAX_NANO),
+        ("openrouter", {"cost": float("inf")}, MAX_COST_NANO),
+        ("openrouter", {"cost": 10**5000}, MAX_COST_NANO),
+        ("openrouter", {"cost": 8e5, "is_byok": True, "cost_details": {"upstream_inference_cost": 9e5}}, MAX_COST_NANO),
         # This is only the fee, because the caller's own key pays the rest.
         ("openrouter", {"cost": 0.001, "is_byok": True}, None),
-        ("xai", {"cost_in_usd_ticks": 10**60}, MAX_NANO),
+        ("xai", {"cost_in_usd_ticks": 10**60}, MAX_COST_NANO),
     ],
 )
 def test_what_a_provider_says_that_it_bills(provider: str | None, fields: dict[str, Any], nano: int | None) -> None:
@@ -221,7 +240,7 @@ def test_the_forms_of_providers(report: dict[str, Any], usage: Usage) -> None:
 @pytest.mark.parametrize(
     ("report", "nano"),
     [(None, None), ({}, None), ({"cost": 1}, None), ({"litellm_cost": None}, None), ({"litellm_cost": True}, None), ({"litellm_cost": "1"}, None), ({"litellm_cost": 0}, 0),
-     ({"litellm_cost": 0.000123}, 123_000), ({"litellm_cost": 1}, 10**9), ({"litellm_cost": 3.2e12}, 10**18), ({"litellm_cost": float("nan")}, None), ({"litellm_cost": -1}, None)],
+     ({"litellm_cost": 0.000123}, 123_000), ({"litellm_cost": 1}, 10**9), ({"litellm_cost": 3.2e12}, 10**15), ({"litellm_cost": float("nan")}, None), ({"litellm_cost": -1}, None)],
 )  # fmt: skip
 def test_the_proxys_cost(report: object, nano: int | None) -> None:
     assert reported_cost(report) == nano

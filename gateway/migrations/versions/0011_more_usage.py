@@ -18,6 +18,6 @@ _SQL = Path(llm_service.treasury.__file__).parent / "sql"
 
 
 def upgrade() -> None:
-    """Add the columns, and the settlement that fills them."""
+    """Add the columns, and the version of settlement that fills them."""
     for script in ("migrations/0011_more_usage.sql", "functions/33_settle_v4.sql"):
         run_script(op.get_bind(), (_SQL / script).read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Corrections of the past of a model whose price was wrong."""
+"""Corrections of the past costs of a model whose price was wrong."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ async def list_invoices(pool: Pool, limit: Limit = DEFAULT, after: AfterId = Non
 
 @router.put("/invoices")
 async def record_invoice(pool: Pool, new: invoices.RecordInvoice) -> invoices.Invoice:
-    """Record what a provider has billed for a model and a period, in place of an earlier invoice of the same."""
+    """Record what a provider has billed for a model and a period. It replaces an earlier invoice for the same two."""
     return await invoices.record_invoice(pool, new)
 
 

@@ -37,5 +37,5 @@ async def rotate_key(
 
 @router.delete("/keys/{key_id}")
 async def revoke_key(pool: Pool, key_id: Id) -> Listing[keys.Key]:
-    """Revoke a key's secret. No gateway accepts it after less than a second."""
+    """Revoke a key's secret. In less than a second, no gateway accepts it any more."""
     return Listing(data=await keys.revoke_key(pool, str(key_id)))

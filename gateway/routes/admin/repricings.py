@@ -14,7 +14,7 @@ router = admin_router()
 
 @router.get("/repricings")
 async def list_repricings(pool: Pool, limit: Limit = DEFAULT, after: AfterId = None) -> Listing[repricings.Repricing]:
-    """What was corrected, by whom and why, by id (the oldest first)."""
+    """All corrections, with who made each and why, sorted by id (the oldest first)."""
     found = await repricings.list_repricings(pool, limit=limit, after=after)
     return listing(found, lambda row: row.id)
 

@@ -42,7 +42,7 @@ _KINDS = {
 
 
 def read(face: str, body: Json, *, limited: bool = True) -> Ask:
-    """Read a messages request. `limited`: max_tokens is required, as it is except where tokens are only counted.
+    """Read a messages request. `limited`: max_tokens is required (it is not when tokens are only counted).
 
     Raises:
         BadRequest: names the field that is wrong.

@@ -19,7 +19,7 @@ from gateway.stack.simulated_provider.ask import Json
 from gateway.stack.simulated_provider.patterns import matching
 from gateway.stack.simulated_provider.words import WORDS
 
-#: From the first depth on, only what the schema requires is made. Below the second, the schema is refused as endless.
+#: Two depths. From the first on, only what the schema requires is made. Below the second, it is refused as endless.
 _SPARSE, _UNENDING = 5, 60
 
 _MADE: dict[str, Callable[[Random], str]] = {

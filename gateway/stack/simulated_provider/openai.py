@@ -259,12 +259,15 @@ def _usage(reply: Reply, used: Used) -> Json:
         },
     }
     if reply.ask.face == "openrouter":
-        usage |= {"cost": reply.cost_nano / _NANO, "is_byok": False}
-        usage["cost_details"] = {"upstream_inference_cost": None}
+        usage |= {"is_byok": False, "cost_details": {"upstream_inference_cost": None}}
+        if reply.cost_nano is not None:
+            usage["cost"] = reply.cost_nano / _NANO
     elif reply.ask.face == "xai":
         # Here the completion's tokens do not include reasoning, and the total does.
         usage["completion_tokens"] = used.output - used.reasoning
-        usage |= {"num_sources_used": used.searches, "cost_in_usd_ticks": reply.cost_nano * _TICKS_PER_NANO}
+        usage["num_sources_used"] = used.searches
+        if reply.cost_nano is not None:
+            usage["cost_in_usd_ticks"] = reply.cost_nano * _TICKS_PER_NANO
     return usage
 
 
@@ -274,8 +277,9 @@ def _perplexity_usage(reply: Reply, used: Used) -> Json:
         "completion_tokens": used.output - used.reasoning,
         "total_tokens": used.input + used.output - used.reasoning,
         "search_context_size": reply.terms.search_context or "low",
-        "cost": {"total_cost": reply.cost_nano / _NANO},
     }
+    if reply.cost_nano is not None:
+        usage["cost"] = {"total_cost": reply.cost_nano / _NANO}
     if used.reasoning:
         usage["reasoning_tokens"] = used.reasoning
     if used.citations:

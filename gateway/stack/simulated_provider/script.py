@@ -81,6 +81,7 @@ class Knobs:
     tier: Literal["", "priority", "flex", "batch"] | None = None  # as if a project's default said so
     cost_nano: int | None = None  # what the whole request costs, whatever the price list says
     reported_cost_nano: int | None = None  # a false cost, for answers that report their cost
+    silent_about_cost: bool = False  # the answer reports no cost, although this provider's answers usually do
     mark: str = ""  # written on the invoice's line, so that a test finds the line of its own call
     keep_request: bool = False  # the request's body is kept as it arrived, for `/_sim/requests`
 
@@ -113,6 +114,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "tier": (str,),
     "cost_nano": (int,),
     "reported_cost_nano": (int,),
+    "silent_about_cost": (bool,),
     "mark": (str,),
     "keep_request": (bool,),
 }

@@ -75,8 +75,12 @@ class Job:
         return self.meter.cost(self.ask.face, self.ask.model, used, self.terms)
 
     @property
-    def reported_cost_nano(self) -> int:
-        """The cost that the answer reports, for providers that report one: the true cost, unless a script lies."""
+    def reported_cost_nano(self) -> int | None:
+        """The cost that the answer reports, for providers that report one: the true cost, unless a script lies. None: it
+        reports none.
+        """
+        if self.knobs.silent_about_cost:
+            return None
         if self.knobs.reported_cost_nano is not None:
             return self.knobs.reported_cost_nano
         full = self.full

@@ -1,4 +1,5 @@
-"""The provider's own token counter: deterministic, byte-level in spirit, about four characters a token in English.
+"""The provider's own token counter: deterministic, similar to a byte-level tokenizer, about four characters a token in
+English.
 
 What must hold: a text never counts more tokens than it has UTF-8 bytes, and `len(split(text)) == count(text)`.
 Every match below takes at least one character; a character outside the basic plane (emoji, four bytes)

@@ -22,7 +22,7 @@ T = TypeVar("T")
 class Reply:
     """The content of an answer: its id, its choices, and the usage that it reports (None: it reports none).
 
-    `cost_nano` is the reported cost of the whole request, for providers that report one.
+    `cost_nano` is the reported cost of the whole request, for providers that report one. None: it reports none.
     """
 
     id: str
@@ -31,7 +31,7 @@ class Reply:
     usage: Used | None
     chunk_tokens: int | None = None
     terms: Terms = field(default_factory=Terms)
-    cost_nano: int = 0
+    cost_nano: int | None = 0
 
 
 class Wire(Protocol):

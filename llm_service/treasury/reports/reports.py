@@ -151,7 +151,7 @@ _NAMED = {prop: source for prop, source in _SOURCES.items() if source.table is n
 _EACH_TAG = """
     LEFT JOIN LATERAL (SELECT DISTINCT t AS value FROM unnest({row}.tags) AS t) AS tag ON true"""
 
-# An entry of which nothing but a count or the hold shows what it cost. What a later correction knows, is known.
+# Whether the cost of an entry is only an estimate or its hold, and no later correction has a better source.
 _IS_ESTIMATE = "({row}.cost_source IN ('estimate', 'hold') OR {row}.usage_source IN ('estimated', 'hold'))"
 _ESTIMATED = f"""CASE WHEN {_IS_ESTIMATE.format(row="l")} AND NOT EXISTS (
             SELECT FROM ledger a WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted'

@@ -53,6 +53,6 @@ def test_mistakes(administer: Treasurer, arguments: tuple[str, ...], says: str) 
 
 def test_a_period_that_is_not_over_and_an_invoice_that_is_not_there(administer: Treasurer) -> None:
     later = administer("invoice", "record", "m", "--from", "2026-01-01", "--to", "2199-01-01", "--amount", "1")
-    assert isinstance(later.exception, InvalidRequest)  # main() prints it
+    assert isinstance(later.exception, InvalidRequest)  # `main` prints this error
     assert "a period that is over" in later.exception.message
     assert isinstance(administer("invoice", "remove", "7").exception, NotFound)

@@ -1,4 +1,4 @@
-"""`treasurer reprice`: mistakes, and what a person reads. What it corrects is in tests/integration."""
+"""`treasurer reprice`: its refusals and its output. tests/integration tests its corrections."""
 
 from __future__ import annotations
 

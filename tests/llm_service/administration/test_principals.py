@@ -36,7 +36,7 @@ class FakePool:
         self.most_running = 0
         self.away = False
         self.delay_s = 0.0
-        self.gate: asyncio.Event | None = None  # statements are answered when it is opened
+        self.gate: asyncio.Event | None = None  # if set, statements are answered only after this gate is opened
 
     def add_key(self, number: int, **columns: Any) -> str:
         secret = secret_of(number)

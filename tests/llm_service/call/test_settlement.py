@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,9 +38,9 @@ from tests.llm_service.fakes import (
 HEADERS = {"x-litellm-model-id": "d1", "x-litellm-response-cost": "0.000123"}
 
 
-def admitted(**fields: Any) -> Admitted:
+def admitted(entries: Sequence[dict[str, Any]] = ENTRIES, **fields: Any) -> Admitted:
     call = Call("chat", CHAT_PATH, parse_chat(chat_body(**fields)), PRINCIPAL, NO_CONTEXT, None)
-    model = read_models(ENTRIES)["m"]
+    model = read_models(entries)["m"]
     bound = cost_bound(model, call.request, PRINCIPAL)
     return Admitted(
         Attempt(call), model, bound, RatePermit(call.call_id, (), (), 0, True), FREE,
@@ -103,6 +104,50 @@ async def test_i4_our_own_figure_is_compared_also_if_another_one_is_posted(
     assert (parts.settled.cost_nano, parts.settled.cost_source) == (posted, source)
     (record,) = parts.records
     assert (record.cost_nano, record.own_cost_nano) == (posted, own)
+
+
+FEES = {"search_context_size_low": 0.005, "search_context_size_medium": 0.008, "search_context_size_high": 0.012}
+SONAR = {
+    "model_name": "m",
+    "litellm_params": {"model": "perplexity/sonar"},
+    "model_info": {
+        "id": "d1",
+        "litellm_provider": "perplexity",
+        "input_cost_per_token": 1e-06,
+        "output_cost_per_token": 1e-06,
+    }
+    | {"search_context_cost_per_query": FEES},
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "reported", "nano", "recorded"),
+    [
+        (None, "", 5_156_000, ""),
+        ("low", "", 5_156_000, "low"),
+        ("medium", "", 8_156_000, "medium"),
+        ("high", "", 12_156_000, "high"),
+        ("high", "low", 5_156_000, "low"),  # the provider knows better
+        ("low", "high", 12_156_000, "high"),
+        ("high", "immense", 12_156_000, "high"),
+    ],
+)
+async def test_i4_a_search_is_posted_by_its_size_as_reported_or_else_as_asked_for(
+    parts: Parts, asked: str | None, reported: str, nano: int, recorded: str
+) -> None:
+    call = admitted([SONAR], web_search_options={"search_context_size": asked})
+    usage = Usage(6, output_tokens=150, search_context=reported)
+    ending = Ending(LedgerState.POSTED, 200, usage, UsageSource.PROVIDER, "d1")
+    assert await parts.settler.settle(call, ending, never) == nano
+    assert parts.settled.usage.search_context == recorded
+
+
+async def test_i1_an_estimate_has_the_fee_of_the_size_that_was_asked_for(parts: Parts) -> None:
+    call = admitted([SONAR], web_search_options={"search_context_size": "high"})
+    cost = await parts.settler.settle(call, Ending(LedgerState.POSTED, 200), lambda: "ok")
+    assert cost is not None
+    assert 12_000_000 < cost <= call.hold.amount_nano
+    assert parts.settled.usage.search_context == "high"
 
 
 async def test_i1_a_provider_that_bills_more_than_the_hold_is_posted_in_full(parts: Parts) -> None:

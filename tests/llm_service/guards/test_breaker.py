@@ -221,7 +221,7 @@ def test_by_hand() -> None:
     breaker.failed("a")
     wait_s = breaker.wait_s()
     assert wait_s is not None
-    assert wait_s <= 4.4  # after a failed probe, the rules decide the time again
+    assert wait_s <= 4.4  # after a failed probe, the rules again decide how long it is open
 
 
 class Machine(RuleBasedStateMachine):

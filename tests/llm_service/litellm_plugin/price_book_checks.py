@@ -144,3 +144,49 @@ async def check_i1_a_proxy_that_asks_for_caches_on_its_own_account_says_so() -> 
         finally:
             litellm.enable_anthropic_prompt_caching = False
             del sys.modules["litellm.proxy.proxy_server"]
+
+
+async def check_i1_a_deployment_is_not_shown_with_the_settings_of_another_one() -> None:
+    """LiteLLM writes what one deployment has set into its map, where all deployments of the model find it."""
+    import litellm
+    from litellm.proxy import proxy_server
+
+    shipped = litellm.model_cost["claude-sonnet-5-5"]["provider_specific_entry"]
+    changed = {"provider_specific_entry": {"us": 1.0}, "max_output_tokens": 7}
+    first = {"model_name": "first", "litellm_params": {"model": "anthropic/claude-sonnet-5-5", "api_key": "k"}}
+    second = {"model_name": "second", "litellm_params": {"model": "claude-sonnet-5-5", "api_key": "k"}}
+    router = Router(model_list=[first | {"model_info": {"id": "d1"}}, second | {"model_info": {"id": "d2", **changed}}])
+    proxy = SimpleNamespace(llm_router=router, _get_proxy_model_info=proxy_server._get_proxy_model_info)
+    kept = sys.modules["litellm.proxy.proxy_server"]
+    sys.modules["litellm.proxy.proxy_server"] = proxy  # type: ignore[assignment]
+    try:
+        await Door().ask(granted(b"", "/model/info", model=None), b"", "/model/info", method="GET")
+        stamped = {each["model_info"]["id"]: each["model_info"] for each in router.model_list}
+        page = proxy._get_proxy_model_info({**router.model_list[0]})["model_info"]
+        assert page["max_output_tokens"] == 7, "LiteLLM shows it; if this fails, the stamp may not be needed any more"
+        assert stamped["d1"]["treasurer_shared_prices"] == ["max_output_tokens", "provider_specific_entry"], stamped[
+            "d1"
+        ]
+        assert stamped["d1"]["treasurer_price_entry"]["provider_specific_entry"] == shipped
+        assert stamped["d1"]["treasurer_price_entry"]["max_output_tokens"] > 7
+        assert "treasurer_shared_prices" not in stamped["d2"]
+    finally:
+        sys.modules["litellm.proxy.proxy_server"] = kept
+
+
+async def check_i1_the_address_of_openais_models_is_shown_where_the_proxys_environment_names_it() -> None:
+    import os
+
+    for name, value, shown in (
+        ("OPENAI_BASE_URL", "https://eu.api.openai.com/v1", "https://eu.api.openai.com/v1"),
+        ("OPENAI_API_BASE", "https://us.api.openai.com/v1", "https://us.api.openai.com/v1"),
+        ("OPENAI_BASE_URL", "", None),
+    ):
+        os.environ[name] = value
+        sys.modules["litellm.proxy.proxy_server"] = proxy = a_proxy_with(house(1e-7))  # type: ignore[assignment]
+        try:
+            await Door().ask(granted(b"", "/model/info", model=None), b"", "/model/info", method="GET")
+            assert proxy.llm_router.model_list[0]["model_info"].get("treasurer_price_base") == shown
+        finally:
+            del os.environ[name]
+            del sys.modules["litellm.proxy.proxy_server"]

@@ -21,11 +21,14 @@ from llm_service.pricing.bounds import (
     counting_may_help,
     output_within,
 )
+from llm_service.pricing.model_info import read_models
 from llm_service.pricing.models import Model
 from llm_service.pricing.rates import FREE, Rates, TokenRates
+from llm_service.pricing.stored_rates import dump_rates, load_rates
 from llm_service.types import Principal, Usage
 from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings
 from tests.examples import examples
+from tests.llm_service.pricing.entries import entry
 from tests.llm_service.wire.media_files import data_url, wav
 
 PRINCIPAL = Principal(1, "o", 1, "t", 1, "a", 1, "k", 1)
@@ -191,6 +194,58 @@ def test_the_price_of_a_cache_is_held_only_where_the_request_asks_for_one(part: 
     assert held == request.input_bound * round(dollars * 1000) + 10_000
 
 
+# -- searches
+
+#: $1 a million tokens, and a fee for each request of $5, $8 or $12 a thousand by its search context: Perplexity's Sonar.
+SONAR = Rates((TokenRates(0, *[10**9] * 6),), request=(5 * 10**12, 8 * 10**12, 12 * 10**12), context=0)
+
+
+def sonar(**fields: Any) -> Model:
+    return replace(model(SONAR, names=("perplexity/sonar",)), provider="perplexity", **fields)
+
+
+@pytest.mark.parametrize(
+    ("size", "fee"), [(None, 5_000_000), ("low", 5_000_000), ("medium", 8_000_000), ("high", 12_000_000)]
+)
+def test_i1_a_search_is_held_by_the_size_that_is_asked_for(size: str | None, fee: int) -> None:
+    request = chat(max_tokens=100, web_search_options={"search_context_size": size})
+    held = cost_bound(sonar(), request, PRINCIPAL).amount_nano
+    assert held == fee + 1_000 * (request.input_bound + 100)
+
+
+@pytest.mark.parametrize("size", [None, "low", "medium", "high"])
+def test_i2_the_rates_that_are_stored_with_a_hold_have_the_size_that_was_asked_for(size: Any) -> None:
+    request = chat(max_tokens=100, web_search_options={"search_context_size": size})
+    chosen = sonar()
+    stored = load_rates(chosen.rate_card_for(request.search_context) if size else dump_rates(chosen.rates))
+    (rate,) = stored.values()
+    assert (
+        rates.cost(rate, Usage(6, output_tokens=150))
+        == {None: 5, "low": 5, "medium": 8, "high": 12}[size] * 10**6 + 156_000
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "provider"),
+    [
+        ("openai/gpt-4.1-mini", "openai"),  # it would be given a tool that searches
+        ("gemini/gemini-2.5-flash", "gemini"),
+        ("openrouter/perplexity/sonar", "openrouter"),
+    ],
+)
+def test_i1_options_of_searches_are_refused_where_their_price_is_not_known(name: str, provider: str) -> None:
+    chosen = replace(model(SONAR, names=(name,)), provider=provider)
+    for options in ({}, {"search_context_size": "low"}, {"user_location": {"type": "approximate"}}):
+        with pytest.raises(InvalidRequest) as refused:
+            cost_bound(chosen, chat(web_search_options=options), PRINCIPAL)
+        assert (refused.value.status, refused.value.param, refused.value.code) == (
+            400,
+            "web_search_options",
+            "not_priced",
+        )
+    cost_bound(chosen, chat(web_search_options=None), PRINCIPAL)
+
+
 # -- audio
 
 FLASH = Rates((TokenRates(0, 3 * 10**8, 25 * 10**8, 3 * 10**7, 3 * 10**8, 3 * 10**8, 25 * 10**8, audio_input=10**9),))
@@ -216,6 +271,37 @@ def test_i1_audio_without_a_price_is_refused_by_name() -> None:
     assert refused.value.message.startswith("Audio has no known price")
     mixed = model(FLASH, CENT, names=("gemini/gemini-2.5-flash", "gemini/gemini-2.5-pro"))
     assert not mixed.prices_audio
+
+
+@pytest.mark.parametrize(
+    ("name", "priced"),
+    [
+        ("gemini/gemini-2.5-pro", True),
+        ("vertex_ai/gemini-2.5-pro", True),
+        ("gemini/gemini-3.1-pro-preview", True),
+        ("gemini/gemini-3.8-flash", True),
+        ("gemini/gemini-2.5-flash", False),  # its audio costs more than three times as much
+        ("gemini/gemini-2.5-pro-preview-tts", False),
+        ("gemini/gemini-3.8-flash-cyber", False),
+        ("openrouter/google/gemini-2.5-pro", False),
+    ],
+)
+def test_i1_audio_has_the_price_of_text_only_where_the_provider_says_so(name: str, priced: bool) -> None:
+    """Five minutes for Gemini 2.5 Pro: 9,600 tokens at $1.25 a million, as its text, and 50 tokens of output at $10."""
+    text: dict[str, Any] = {
+        "input_cost_per_token": 1.25e-06,
+        "output_cost_per_token": 1e-05,
+        "litellm_provider": name.partition("/")[0],
+    }
+    chosen = read_models([entry(underlying=name, **text)])["m"]
+    request = with_part(AUDIO, max_tokens=50)
+    if not priced:
+        with pytest.raises(InvalidRequest, match=r"^Audio "):
+            cost_bound(chosen, request, PRINCIPAL)
+        return
+    held = cost_bound(chosen, request, PRINCIPAL).amount_nano
+    billed = Usage(input_tokens=9_610, audio_input_tokens=9_600, output_tokens=50)
+    assert chosen.cost("d1", billed) == 12_512_500 <= held <= 12_512_500 * 1.7  # genai-prices has $2 for one
 
 
 @pytest.mark.parametrize("provider", ["gemini", "vertex_ai", "vertex_ai-language-models"])

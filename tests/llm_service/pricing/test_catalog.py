@@ -170,7 +170,8 @@ def changed(entry: dict[str, Any], **info: Any) -> dict[str, Any]:
 
 
 MOST = {"searches": 3, "citation_tokens": 0, "reasoning_tokens": 0}
-DEEP = entry("m", "d1", "perplexity/sonar-deep-research", search_context_cost_per_query={"search_context_size_low": 1})
+SIZES = {f"search_context_size_{size}": 1 for size in ("low", "medium", "high")}
+DEEP = entry("m", "d1", "perplexity/sonar-deep-research", search_context_cost_per_query=SIZES)
 IN_A_TIER = {"range": [0, 1e6], "input_cost_per_token": 1e-6, "output_cost_per_token": 1e-6}
 
 
@@ -210,6 +211,11 @@ IN_A_TIER = {"range": [0, 1e6], "input_cost_per_token": 1e-6, "output_cost_per_t
             entry(underlying="perplexity/sonar"),
             "name that price in model_info (search_context_cost_per_query or input_cost_per_request",
             {"input_cost_per_request": 0.005},
+        ),
+        (
+            entry(underlying="perplexity/sonar", search_context_cost_per_query={"search_context_size_low": 0.005}),
+            "lacks search_context_size_medium, and a call may use that size; name the price of each size in model_info",
+            {"search_context_cost_per_query": SIZES},
         ),
     ],
 )

@@ -209,7 +209,7 @@ def pdf(pages: int | None, text_bytes: int | None = 0) -> Medium:
         ("gemini/gemini-2.5-pro", pdf(1000, 10**9), 258_000),
         ("gemini/gemini-3.8-flash", pdf(10), 5_600),
         # https://platform.claude.com/docs/en/build-with-claude/pdf-support: 7,000 tokens for 3 pages, and 1,500 to
-        # 3,000 tokens # for the text of a page.
+        # 3,000 tokens for the text of a page.
         ("anthropic/claude-haiku-4-5", pdf(3), 7_000),
         ("anthropic/claude-haiku-4-5", pdf(1), 1_568 + 3_000),
         # Tokens that were billed for PDFs (huggingface.co/datasets/JOHNISKING/pdf-token-cost, October 2026).

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from llm_service.grants import ENTRY_STAMP
+from llm_service.grants import BASE_STAMP, ENTRY_STAMP, SHARED_STAMP
 from llm_service.pricing.model_info import read_models
 from llm_service.pricing.rates import FREE
 from llm_service.types import Usage
@@ -182,6 +182,112 @@ def test_a_treasurer_most_that_cannot_be_read_takes_no_other_model_away(wrong: o
     assert models["other"].unpriced is None
 
 
-def test_i2_gemini_bills_a_stream_to_its_end_at_both_of_googles_addresses() -> None:
-    for provider in ("gemini", "vertex_ai-language-models"):
-        assert read_models([entry(litellm_provider=provider)])["m"].bills_to_the_end
+@pytest.mark.parametrize(
+    "provider",
+    [
+        "gemini",
+        "vertex_ai-language-models",
+        "vertex_ai-anthropic_models",
+        "vertex_ai-mistral_models",
+        "bedrock_converse",
+    ],
+)
+def test_i2_a_cloud_bills_a_stream_to_its_end_whoever_made_the_model(provider: str) -> None:
+    assert read_models([entry(litellm_provider=provider)])["m"].bills_to_the_end
+
+
+UPLIFTS: dict[str, Any] = {
+    "regional_processing_uplift_multiplier_eu": 1.1,
+    "regional_processing_uplift_multiplier_us": 1.2,
+}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "stamped", "factor"),
+    [
+        ({}, None, 10_000),
+        ({"api_base": "https://api.openai.com/v1"}, "https://eu.api.openai.com/v1", 10_000),
+        ({"api_base": "https://eu.api.openai.com/v1"}, None, 11_000),
+        ({"base_url": "https://US.api.openai.com/v1"}, None, 12_000),
+        ({}, "https://eu.api.openai.com/v1", 11_000),  # OPENAI_BASE_URL of the proxy
+        ({"api_base": "https://ae.api.openai.com"}, None, 12_000),  # a region that the map does not know
+        ({"api_base": "https://eu.api.openai.com.example.org/v1"}, None, 10_000),
+        ({"api_base": "http://127.0.0.1:8000/?eu.api.openai.com"}, None, 10_000),
+    ],
+)
+def test_i1_a_region_costs_more_wherever_its_address_is_configured(
+    parameters: dict[str, str], stamped: str | None, factor: int
+) -> None:
+    one = entry(**UPLIFTS)
+    one["litellm_params"] |= parameters
+    if stamped is not None:
+        one["model_info"][BASE_STAMP] = stamped
+    assert read_models([one])["m"].rates["d1"].always == factor
+
+
+def test_i1_a_deployment_has_no_settings_of_another_one() -> None:
+    """LiteLLM's page shows for both deployments what one of them has set: a lower multiplier, and smaller limits."""
+    changed = {"provider_specific_entry": {"us": 1.0}, "max_input_tokens": 10, "max_output_tokens": 5}
+    listed: dict[str, Any] = PRICES | {"provider_specific_entry": {"us": 1.1}, "max_input_tokens": 1000}
+    first, second = entry(), entry("other", "d2")
+    first["model_info"] |= changed | {ENTRY_STAMP: listed, SHARED_STAMP: list(changed)}
+    second["model_info"] |= changed | {ENTRY_STAMP: listed}
+    models = read_models([first, second])
+    assert models["m"].rates["d1"].regions == (("us", 11_000),)
+    assert (models["m"].max_input_tokens, models["m"].max_output_tokens) == (1000, None)
+    assert models["other"].rates["d2"].regions == (("us", 10_000),)
+    assert (models["other"].max_input_tokens, models["other"].max_output_tokens) == (10, 5)
+
+
+def test_i1_a_pattern_is_known_by_its_models_although_an_older_plugin_does_not_mark_it() -> None:
+    """LiteLLM's page has an entry for each model that a pattern can stand for, all with the pattern's id."""
+    expanded = [entry(f"openai/{name}", "d1", f"openai/{name}") for name in ("gpt-4o", "gpt-6-sol")]
+    alias = entry("alias", "d2", "openai/m")
+    models = read_models([*expanded, entry("m", "d2", "openai/m"), alias])
+    for name in ("openai/gpt-4o", "openai/gpt-6-sol"):
+        assert "it is a pattern and not a model" in (models[name].unpriced or "")
+    assert (models["m"].unpriced, models["alias"].unpriced) == (None, None)
+
+
+@pytest.mark.parametrize(
+    ("named", "parameters", "provider"),
+    [
+        ("perplexity/sonar-next", {}, "perplexity"),
+        ("meta-llama/Llama-3.3-70B", {"custom_llm_provider": "perplexity"}, "perplexity"),
+        ("nameless", {}, "unknown"),
+    ],
+)
+def test_i2_a_provider_is_known_by_the_configuration_where_litellms_map_lacks_the_model(
+    named: str, parameters: dict[str, str], provider: str
+) -> None:
+    one = entry(underlying=named, litellm_provider=None, input_cost_per_request=0.005)
+    one["litellm_params"] |= parameters
+    model = read_models([one])["m"]
+    assert (model.provider, model.provider_of("d1")) == (provider, provider)
+    assert model.name_of("d1") == (named if "/" in named else f"unknown/{named}")
+
+
+@pytest.mark.parametrize("where", ["litellm_params", "pricing_overrides"])
+def test_i1_the_maps_price_of_a_long_prompt_is_not_below_an_operators_price(where: str) -> None:
+    lower: dict[str, Any] = {
+        "input_cost_per_token_above_200k_tokens": 2e-06,
+        "output_cost_per_token_above_200k_tokens": 9e-06,  # is higher, and stays
+        "input_cost_per_token_priority": 3e-06,
+        "input_cost_per_token_flex": 5e-07,  # is meant to be lower
+    }
+    mine: dict[str, Any] = {"input_cost_per_token": 5e-06, "output_cost_per_token": 5e-06}
+    one = entry()
+    one["model_info"] |= lower | mine | {ENTRY_STAMP: lower}
+    if where == "litellm_params":
+        one["litellm_params"] |= mine
+    else:
+        one["model_info"]["pricing_overrides"] = list(mine)
+    card = read_models([one])["m"].rates["d1"]
+    assert [(tier.above_tokens, tier.input, tier.output) for tier in card.default] == [
+        (0, 5 * 10**9, 5 * 10**9),
+        (200_000, 5 * 10**9, 9 * 10**9),
+    ]
+    assert card.flex[0].input == 5 * 10**8
+    assert not card.priority or card.priority[0].input == 5 * 10**9
+    own = entry(**lower | mine, pricing_overrides=[*mine, *lower])
+    assert read_models([own])["m"].rates["d1"].default[1].input == 2 * 10**9  # an operator's own

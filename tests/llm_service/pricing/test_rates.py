@@ -13,6 +13,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from llm_service.money import MAX_COST_NANO, MAX_NANO
 from llm_service.pricing.rates import FREE, WHOLE, Most, OffPeak, Rates, TokenRates, affordable_output, bound, cost
 from llm_service.pricing.stored_rates import dump_rates, load_rates
 from llm_service.types import Usage
@@ -315,3 +316,12 @@ def test_rates_that_are_kept_are_read_again_as_they_were(rates: dict[str, Rates]
     assert load_rates(card) == rates
     # The order does not matter: the same rates give the same text.
     assert dump_rates(dict(reversed(rates.items()))) == card
+
+
+def test_i2_no_cost_and_no_bound_is_too_large_for_the_ledger() -> None:
+    """An operator has taken a price for a thousand tokens for that of one, and a provider reports nonsense."""
+    dear = Rates((TokenRates(0, *[10**18] * 6),), search=(10**18, 10**18, 10**18))
+    usage = Usage(2 * 10**9, output_tokens=2 * 10**9, searches=2 * 10**9)
+    assert cost(dear, usage) == MAX_COST_NANO
+    assert 9_000 * MAX_COST_NANO < 2**63  # as many entries of one window
+    assert bound([dear], Most(10**7, 10**7)) == MAX_NANO

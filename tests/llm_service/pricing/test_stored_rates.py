@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llm_service.pricing.rates import OffPeak, Rates, TokenRates
+from llm_service.pricing.rates import MostBeyondTokens, OffPeak, Rates, TokenRates
 from llm_service.pricing.stored_rates import dump_rates, load_rates
 
 
@@ -25,5 +25,6 @@ def test_a_card_with_everything_is_read_as_it_was() -> None:
         speeds=(("fast", 60_000),),
         always=11_000,
         off_peak=OffPeak((tier,), (((1, 2), 0, 60),), "Asia/Shanghai"),
+        beyond=MostBeyondTokens(80, 20_000, 100_000),
     )
     assert load_rates(dump_rates({"d1": rates})) == {"d1": rates}

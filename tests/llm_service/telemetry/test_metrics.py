@@ -252,7 +252,8 @@ async def test_without_the_database_metrics_go_on_and_say_so(error: Exception | 
 
 
 def test_recording_costs_little(make_record: MakeRecord):
-    """The limit is generous: a shared machine takes 13 to 20 µs. It finds work that grows with time, or that waits."""
+    """The limit is generous: a shared machine takes 13 to 20 µs. The test finds work that grows with time, or that
+    waits."""
     metrics, call = Metrics(), make_record()
     metrics.call(call)
     best = float("inf")

@@ -1,4 +1,4 @@
-"""What an attempt should have cost: which ones are priced again, and over which usage."""
+"""What an attempt should have cost: which attempts are priced again, and from which usage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ATTEMPT = EndedAttempt(
 
 
 def flat(nano: int) -> TokenRates:
-    """So many nano-dollars for each token of any kind."""
+    """Rates of this many nano-dollars for each token of any kind."""
     return TokenRates(0, *(nano * FEMTO_PER_NANO,) * 6)
 
 
@@ -48,13 +48,15 @@ def test_i4_the_right_cost_is_that_of_the_present_rate_card() -> None:
     ("fields", "why"),
     [
         ({}, Kept.RIGHT),
-        ({"cost_source": "repriced", "upstream_nano": 999}, Kept.RIGHT),  # so a second run changes nothing
-        ({"upstream_nano": 111}, Kept.RIGHT),  # no more than rounding
+        # Repriced attempts are right, so a second run changes nothing.
+        ({"cost_source": "repriced", "upstream_nano": 999}, Kept.RIGHT),
+        ({"upstream_nano": 111}, Kept.RIGHT),  # the difference is no more than rounding
         ({"posted_nano": 0, "usage": Usage(), "usage_source": "none"}, Kept.FREE),
         ({"posted_nano": 5, "cost_source": "provider"}, Kept.NAMED),
         ({"posted_nano": 5, "cost_source": "estimate", "usage_source": "estimated"}, Kept.ESTIMATED),
         ({"posted_nano": 5, "cost_source": "estimate", "usage_source": "witness"}, Kept.ESTIMATED),
-        ({"posted_nano": 5, "usage_source": "estimated"}, Kept.ESTIMATED),  # before the ledger had whose figure it is
+        # As in rows from before the ledger recorded the source of a cost.
+        ({"posted_nano": 5, "usage_source": "estimated"}, Kept.ESTIMATED),
         ({"posted_nano": 5, "cost_source": "hold", "usage_source": "hold", "usage": Usage()}, Kept.HELD),
         ({"posted_nano": 5, "cost_source": "hold", "usage_source": "witness"}, Kept.HELD),
         ({"posted_nano": 5, "usage_source": "witness", "answers": 2}, Kept.SEVERAL),

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_service.ids import new_call_id
-from llm_service.pricing.rates import FREE, Rates, TokenRates
+from llm_service.money import MAX_COST_NANO
+from llm_service.pricing.rates import FREE, MostBeyondTokens, Rates, TokenRates
 from llm_service.treasury.sweep import OrphanHold, settlement_for
 from llm_service.types import CostSource, ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
 from llm_service.witness import Outcome, Witness
@@ -173,6 +174,32 @@ def test_i2_a_hold_is_priced_at_the_rates_that_it_was_made_with() -> None:
     # The highest rates of the card.
     assert settle(replace(hold(witness(deployment="another")), rates=CARD)).cost_nano == 1_000
     assert settle(replace(hold(witness(deployment="gone")), rates={"gone": FREE})).cost_nano == 0
+
+
+@pytest.mark.parametrize("outcome", ["success", "cancelled", "failure"])
+def test_i2_what_a_model_may_have_used_of_its_own_accord_is_posted_where_no_provider_reports_it(
+    outcome: Outcome,
+) -> None:
+    """LiteLLM counts texts. It does not see the searches of a deep-research model, or what it read and thought."""
+    tier = CARD["d1"].default[0]
+    deep = Rates((tier,), search=(10**9, 10**9, 10**9), citation=10**8, beyond=MostBeyondTokens(80, 20, 30))
+    counted = replace(witness(outcome), counted=True)
+    settled = settle(replace(hold(counted), rates={"d1": deep}))
+    assert (settled.usage.searches, settled.usage.citation_tokens, settled.usage.reasoning_tokens) == (80, 20, 30)
+    plain = settle(replace(hold(counted), rates=CARD))
+    assert settled.usage.output_tokens == plain.usage.output_tokens + 30
+    assert settled.cost_nano == plain.cost_nano + 80 * 1_000 + 20 * 100 + 30 * 50
+    reported = settle(replace(hold(witness()), rates={"d1": deep}))
+    assert (reported.cost_nano, reported.usage.searches) == (1_000, 0), "the provider's own report is believed"
+    assert (
+        settle(replace(hold(counted), rates={"d1": replace(deep, search=(10**18, 10**18, 10**18))})).cost_nano == HELD
+    )
+
+
+def test_i2_the_sum_of_several_attempts_is_not_too_large_for_the_ledger() -> None:
+    dear = replace(witness(cost=MAX_COST_NANO), named_cost_nano=MAX_COST_NANO)
+    settled = settle(hold(*[dear] * 20))
+    assert (settled.cost_nano, settled.proxy_cost_nano) == (MAX_COST_NANO, MAX_COST_NANO)
 
 
 def test_i1_the_dearer_of_two_prices_is_posted_whatever_was_held() -> None:

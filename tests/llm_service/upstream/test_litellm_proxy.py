@@ -14,7 +14,7 @@ import pytest
 from aiohttp import web
 
 from llm_service.errors import ProxyUnavailable, UpstreamError, UpstreamTimeout
-from llm_service.money import MAX_NANO
+from llm_service.money import MAX_COST_NANO
 from llm_service.types import Timeouts
 from llm_service.upstream.litellm_proxy import ProxyUpstream, answer_of
 from llm_service.upstream.upstream import Refusal, Unanswered, UpstreamAnswer
@@ -401,7 +401,7 @@ async def test_its_pages_are_json_or_an_error() -> None:
 
 @pytest.mark.parametrize(
     ("cost", "nano"),
-    [("0.000001", 1_000), ("1e-6", 1_000), ("None", None), ("", None), ("nan", 0), ("1e999999", MAX_NANO)],
+    [("0.000001", 1_000), ("1e-6", 1_000), ("None", None), ("", None), ("nan", 0), ("1e999999", MAX_COST_NANO)],
 )
 def test_the_proxys_cost_header(cost: str, nano: int | None) -> None:
     answer = answer_of(200, {"x-litellm-response-cost": cost}, b"{}")

@@ -128,6 +128,19 @@ WRONG_CHAT: list[tuple[str, list[Any]]] = [
     ("moderation", [{"model": "omni-moderation-latest"}]),
     ("prompt_cache_retention", ["48h", 1, [], {}]),
     ("prompt_cache_options", [{"ttl": "24h"}, {"mode": "all"}, {"breakpoints": 3}, {"ttl": ["30m"]}, "30m", [], 1]),
+    (
+        "web_search_options",
+        [
+            1,
+            "low",
+            [],
+            {"search_context_size": "huge"},
+            {"search_context_size": 1},
+            {"search_type": "pro"},
+            {"image_results_enhanced_relevance": True},
+            {"user_location": "Bern"},
+        ],
+    ),
     ("metadata", [1, "x", [], {"tags": [1]}, {"tags": ["x" * 129]}, {"tags": ["a\tb"]}, {"tags": ["x"] * 33}]),
 ]
 
@@ -141,7 +154,7 @@ def test_a_wrong_parameter_is_named(param: str, wrong: Any) -> None:
 @pytest.mark.parametrize(
     "name",
     ["api_base", "api_key", "base_url", "fallbacks", "input_cost_per_token", "model_list", "mock_response", "num_retries",
-     "timeout", "extra_body", "extra_headers", "web_search_options", "litellm_metadata", "custom_llm_provider",
+     "timeout", "extra_body", "extra_headers", "web_search", "litellm_metadata", "custom_llm_provider",
      "Max_Tokens", "", "x" * 500],
 )  # fmt: skip
 def test_an_unknown_parameter_is_refused_by_name(name: str) -> None:
@@ -153,6 +166,26 @@ def test_an_unknown_parameter_is_refused_by_name(name: str) -> None:
 def test_what_is_known_but_has_no_price_may_be_null() -> None:
     parse_chat(body(audio=None, moderation=None, prompt_cache_options=None, prompt_cache_retention=None, metadata=None))
     assert refusal(parse_chat, body(moderation={"model": "omni-moderation-latest"})).code == "not_priced"
+
+
+@pytest.mark.parametrize("size", [None, "low", "medium", "high"])
+def test_the_size_of_a_search_is_read(size: str | None) -> None:
+    parsed = parse_chat(body(web_search_options={"search_context_size": size, "search_type": None}))
+    assert (parsed.search_context, parsed.search_options) == (size, True)
+    assert parsed.data["web_search_options"] == {"search_context_size": size, "search_type": None}
+    plain = parse_chat(body())
+    assert (plain.search_context, plain.search_options) == (None, False)
+
+
+def test_i1_the_place_that_a_search_is_made_from_counts_as_text() -> None:
+    place = {"type": "approximate", "approximate": {"city": "x" * 1000}}
+    parsed = parse_chat(body(web_search_options={"user_location": place}))
+    assert parsed.input_bound >= parse_chat(body()).input_bound + 1000
+
+
+def test_an_option_of_a_search_whose_price_is_unknown_is_named() -> None:
+    error = refusal(parse_chat, body(web_search_options={"search_type": "pro"}))
+    assert (error.code, "'search_type'" in error.message) == ("not_priced", True)
 
 
 def test_caches_with_a_known_price_are_welcome() -> None:

@@ -1,5 +1,5 @@
--- Invoices from which the ledger differs by more than their bounds. What is estimated: entries that only a count or a hold
--- shows, unless a later correction knew better.
+-- Invoices from which the ledger differs by more than their bounds. Estimated amounts: entries whose cost is only an
+-- estimate or a hold, without a later correction from a better source.
 WITH entries AS (
     SELECT i.id, l.cost_nano, CASE WHEN l.cost_source IN ('estimate', 'hold') OR l.usage_source IN ('estimated', 'hold') THEN
                NOT EXISTS (SELECT FROM ledger a WHERE a.call_id = l.call_id AND a.attempt = l.attempt AND a.state = 'adjusted'

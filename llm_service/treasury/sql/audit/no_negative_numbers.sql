@@ -11,7 +11,9 @@ FROM envelopes WHERE least(free_nano, drawn_nano, spent_nano, given_nano, budget
 UNION ALL
 SELECT 'call ' || call_id || ' attempt ' || attempt || ' (' || state || '): cost ' || cost_nano || ', held '
     || held_nano || ' nano-dollars, tokens ' || concat_ws(' ', input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens)
-FROM ledger WHERE state <> 'adjusted' AND (cost_nano < 0 OR held_nano < 0 OR least(input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens) < 0)
+    || ', besides ' || more_usage
+FROM ledger WHERE state <> 'adjusted' AND (cost_nano < 0 OR held_nano < 0 OR least(input_tokens, cached_tokens, cache_write_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens) < 0
+    OR more_usage @? '$.* ? (@ < 0)')
 UNION ALL
 SELECT 'call ' || call_id || ' attempt ' || attempt || ': corrected to ' || sum(cost_nano) || ' nano-dollars'
 FROM ledger GROUP BY call_id, attempt
@@ -19,5 +21,8 @@ HAVING bool_or(state = 'adjusted') AND min(cost_nano) FILTER (WHERE state <> 'ad
    AND sum(cost_nano) < 0
 UNION ALL
 SELECT 'the witness of call ' || call_id || ' attempt ' || attempt || ': cost ' || coalesce(cost_nano, 0)
+    || ', named by the provider ' || coalesce(named_cost_nano, 0)
     || ' nano-dollars, tokens ' || concat_ws(' ', input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens)
-FROM witnesses WHERE cost_nano < 0 OR least(input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens) < 0
+    || ', besides ' || more_usage
+FROM witnesses WHERE least(cost_nano, named_cost_nano) < 0 OR least(input_tokens, cached_tokens, cache_write_tokens, cache_write_1h_tokens, output_tokens, reasoning_tokens) < 0
+    OR more_usage @? '$.* ? (@ < 0)'

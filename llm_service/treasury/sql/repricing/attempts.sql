@@ -1,6 +1,6 @@
--- Every entry of the next attempts at the model $1 that began in [$2, $3) and have ended: those behind the attempt ($4, $5),
--- at most $6 of them, each with its corrections after it. $2 null: from the beginning.
--- An end comes with the proxy's record of its whole answers: how many there were, LiteLLM's price, and when they ended.
+-- All entries of at most $6 ended attempts at the model $1 that began in [$2, $3) and come after the attempt ($4, $5).
+-- Each attempt's corrections follow it. $2 null: from the beginning. The entry of an attempt's end has data from the
+-- proxy's witnesses of whole answers: their number, LiteLLM's price, and when they ended.
 WITH next AS (
     SELECT l.call_id, l.attempt FROM ledger l
     WHERE l.model = $1 AND l.state <> 'adjusted' AND ($2::timestamptz IS NULL OR l.started_at >= $2) AND l.started_at < $3

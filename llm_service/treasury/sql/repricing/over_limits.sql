@@ -1,5 +1,6 @@
--- The windows that are above what their budgets allow when $2 is added to each of $1; the highest first, at most $3. A limit
--- counts as it is now, and a top-up if it was in force in the window's time: the audit is exact.
+-- At most $3 windows that would be above their budgets' limits if the amounts $2 were added to the windows $1, the
+-- highest first. This uses the present limits, and top-ups that were in force in the window's time. Only the audit is
+-- exact.
 SELECT b.name AS budget, w.subject, w.starts_at::text AS starts, (w.posted_nano + w.pending_nano + d.nano - allowed.nano)::bigint AS over_nano
 FROM unnest($1::bigint[], $2::bigint[]) AS d (id, nano)
 JOIN windows w ON w.id = d.id JOIN budgets b ON b.id = w.budget_id

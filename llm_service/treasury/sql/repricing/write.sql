@@ -1,6 +1,7 @@
--- Corrects attempts, and moves their windows and their runs by the same amounts. $1, $2: the attempts; $3: how many corrections each had, and
--- $4: what was posted for it, when its right cost was computed; $5: what to add. $6: the rate card, $7: the repricing.
--- $8: whether some of their windows have been retired. An attempt that has changed since then is left as it is.
+-- Corrects attempts, and moves their windows and their runs by the same amounts. $1, $2: the attempts. $3, $4: their numbers
+-- of corrections and their posted costs at the time when the right costs were computed. $5: the amounts to add. $6: the
+-- rate card. $7: the repricing. $8: whether some of the windows have been retired. An attempt that has changed since
+-- then is left as it is.
 WITH wanted AS (
     SELECT * FROM unnest($1::uuid[], $2::smallint[], $3::smallint[], $4::bigint[], $5::bigint[])
         AS w (call_id, attempt, corrections, posted, difference)

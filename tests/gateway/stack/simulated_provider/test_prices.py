@@ -153,7 +153,7 @@ def listed(face: str, model: str, used: Used, terms: Terms | None = None) -> int
     ("face", "model", "used", "terms", "nano"),
     [
         # platform.openai.com/docs/pricing, dollars for a million tokens: input 0.15, cached 0.075, output 0.60;
-        # gpt-5-mini costs # half in the flex tier
+        # gpt-5-mini costs half in the flex tier
         ("openai", "gpt-4o-mini", Used(input=1000, cached=400, output=100), Terms(), 90_000 + 30_000 + 60_000),
         ("openai", "gpt-4o", Used(input=1000, output=100), Terms(), 2_500_000 + 1_000_000),
         ("openai", "gpt-4o", Used(input=1000, output=100), Terms("priority"), 4_250_000 + 1_700_000),
@@ -169,7 +169,7 @@ def listed(face: str, model: str, used: Used, terms: Terms | None = None) -> int
         ("openai", "gpt-4o-search-preview", Used(input=60, output=150, searches=1), Terms(), 26_650_000),
         ("openai", "gpt-4o-mini-search-preview", Used(input=60, output=150, searches=1), Terms(), 25_099_000),
         # platform.claude.com, pricing: input $2 and output $10 for a million tokens, cache writes × 1.25 and × 2, cache
-        # reads # × 0.05; every token × 1.1 if the model runs in the US only; $10 for a thousand web searches
+        # reads × 0.05; every token × 1.1 if the model runs in the US only; $10 for a thousand web searches
         ("anthropic", "claude-sonnet-5-5", Used(input=1000, output=500), Terms(), 7_000_000),
         ("anthropic", "claude-sonnet-5-5", Used(input=1000, output=500), Terms(region="us"), 7_700_000),
         ("anthropic", "claude-sonnet-5-5", Used(input=1000, output=500, searches=2), Terms(region="us"), 27_700_000),
@@ -184,14 +184,14 @@ def listed(face: str, model: str, used: Used, terms: Terms | None = None) -> int
         ("anthropic", "claude-haiku-5-5", Used(input=100_000, output=1), Terms(), 100_000 * 100 + 500),
         ("anthropic", "claude-haiku-5-5", Used(input=100_001, output=1), Terms(), 100_001 * 500 + 2500),
         # ai.google.dev/gemini-api/docs/pricing, for a million tokens: text, images and video $0.30, audio $1, output
-        # $2.50; # $35 for a thousand grounded requests
+        # $2.50; $35 for a thousand grounded requests
         ("google", "gemini-2.5-flash", Used(input=9610, audio=9600, output=50), Terms(), 9_728_000),
         ("google", "gemini-2.5-flash", Used(input=268, image=258, output=50), Terms(), 205_400),
         ("google", "gemini-2.5-flash", Used(input=10, output=50, searches=1), Terms(), 35_128_000),
         ("google", "gemini-2.5-pro", Used(input=200_000, output=10), Terms(), 250_000_000 + 100_000),
         ("google", "gemini-2.5-pro", Used(input=200_001, output=10), Terms(), 500_002_500 + 150_000),
         # docs.perplexity.ai, pricing: input and output $1 for a million tokens, and $5, $8 or $12 for a thousand
-        # requests; deep # research: input $2, output $8, reasoning $3, citations $2, and $5 for a thousand searches
+        # requests; deep research: input $2, output $8, reasoning $3, citations $2, and $5 for a thousand searches
         ("perplexity", "sonar", Used(input=6, output=150), Terms(search_context="low"), 5_156_000),
         ("perplexity", "sonar", Used(input=6, output=150), Terms(search_context="medium"), 8_156_000),
         ("perplexity", "sonar", Used(input=6, output=150), Terms(search_context="high"), 12_156_000),

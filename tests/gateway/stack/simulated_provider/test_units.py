@@ -91,6 +91,16 @@ def test_perplexity_charges_a_fee_by_search_context_and_says_what_it_cost(
     assert round(usage["cost"]["total_cost"] * 10**9) == line["cost_nano"]
 
 
+@pytest.mark.parametrize(
+    ("path", "model"), [("perplexity", "sonar"), ("openrouter/v1", "openai/gpt-4o-mini"), ("xai/v1", "grok-4.3")]
+)
+def test_a_script_keeps_a_provider_from_saying_what_a_call_cost(provider: Running, path: str, model: str) -> None:
+    said = {"messages": [{"role": "user", "content": marked(silent_about_cost=True)}]}
+    usage = ask(provider, path, model, **said)["usage"]
+    assert not usage.keys() & {"cost", "cost_in_usd_ticks"}
+    assert provider.line()["cost_nano"] > 0
+
+
 def test_deep_research_searches_reads_and_thinks_beside_its_answer(provider: Running) -> None:
     usage = ask(provider, "perplexity", "sonar-deep-research", max_tokens=5)["usage"]
     line = provider.line()
@@ -200,8 +210,8 @@ def test_a_picture_for_claude_costs_by_its_pixels(provider: Running) -> None:
 
 
 # For gpt-4o, OpenAI's page counts 765 tokens for 1,024 × 1,024 pixels, 1,105 for 2,048 × 4,096, and 85 for low detail.
-# The # figures for Claude and Gemini were measured by others
-# (https://huggingface.co/datasets/JOHNISKING/image-token-cost), and # the prompts' 77 and 65 tokens are subtracted.
+# The figures for Claude and Gemini were measured by others
+# (https://huggingface.co/datasets/JOHNISKING/image-token-cost), and the prompts' 77 and 65 tokens are subtracted.
 @pytest.mark.parametrize(
     ("model", "width", "height", "tokens"),
     [
