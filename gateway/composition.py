@@ -44,6 +44,7 @@ from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.guards.redis_scripts import connect
 from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld, borrowed
 from llm_service.pricing.catalog import Catalog
+from llm_service.run_money import RunMoney
 from llm_service.service import LLMService
 from llm_service.telemetry import Telemetry
 from llm_service.treasury.in_postgres import PostgresTreasury
@@ -119,6 +120,7 @@ class ServiceRuntime(CatalogRuntime):
     breakers: Breakers
     treasury: PostgresTreasury
     idempotency: Idempotency
+    run_money: RunMoney
 
 
 @asynccontextmanager
@@ -195,6 +197,7 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
         breakers=breakers,
         treasury=treasury,
         idempotency=idempotency,
+        run_money=RunMoney(treasury.envelopes, principals, freed=treasury.freed, busy_wait_s=settings.busy_wait_s),
     )
 
 
@@ -347,6 +350,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
             breakers=calls.breakers,
             treasury=calls.treasury,
             idempotency=calls.idempotency,
+            run_money=calls.run_money,
         )
 
 
