@@ -1,24 +1,84 @@
-"""All agents, by name. The table is written by hand, so that everything that can spend money is listed in one place."""
+"""The catalogue of agents' logic: a module of `agents/catalog/` for each, found by its name.
+
+What must hold:
+  A module of the catalogue has a `DEFINITION`, whose name is the module's and whose defaults are a configuration. A module
+      of which that is not so, or that cannot be imported, is an error with its name and the reason: for a caller who asks
+      for it, and at the start of a process that runs agents (`load_catalogue`).
+  A module is imported when its logic is asked for, so that a fault in one keeps no other from running.
+
+The first import also loads PydanticAI, which takes seconds: a server does it in a thread, or before it serves.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import traceback
+from functools import cache
+from importlib import import_module
+from pkgutil import iter_modules
+from types import ModuleType
 
-from agents.catalog import digest
-from agents.definition import AgentDefinition
-from llm_service.errors import NotFound
+from agents import catalog
+from agents.configuration.inputs import default_terms
+from agents.definition import AgentDefinition, AnyAgent
+from llm_service.errors import InvalidRequest, NotFound, TreasurerError
 
-#: An agent with any types of input, dependencies and output, because these differ between agents.
-AnyAgent = AgentDefinition[Any, Any, Any]
 
-AGENTS: dict[str, AnyAgent] = {definition.name: definition for definition in (digest.DEFINITION,)}
+class BrokenLogic(TreasurerError):
+    """A module of the catalogue cannot be used. The message names it and says why."""
+
+    code = "broken_agent_logic"
+
+
+def names_of_logic() -> list[str]:
+    """The names of all logic, sorted. No module is imported for it."""
+    return sorted(module.name for module in iter_modules(catalog.__path__) if not module.name.startswith("_"))
 
 
 def find_agent(name: str) -> AnyAgent:
-    """The agent of this name. Raises `NotFound`, whose message lists all agents."""
-    definition = AGENTS.get(name)
-    if definition is None:
-        raise NotFound(
-            f"There is no agent {name[:200]!r} to run. The agents are: {', '.join(sorted(AGENTS))}.", param="agent"
+    """The logic of this name.
+
+    Raises:
+        NotFound: there is none; the message lists all. BrokenLogic: its module cannot be used.
+    """
+    names = names_of_logic()
+    if name not in names:
+        raise NotFound(f"There is no agent {name[:200]!r} to run. The agents are: {', '.join(names)}.", param="agent")
+    return _load(catalog.__name__, name)
+
+
+def load_catalogue() -> dict[str, AnyAgent]:
+    """All logic, by name. Raises BrokenLogic for the first module that cannot be used."""
+    return {name: find_agent(name) for name in names_of_logic()}
+
+
+@cache
+def _load(package: str, name: str) -> AnyAgent:
+    try:
+        module = import_module(f"{package}.{name}")
+    except Exception as error:
+        raise BrokenLogic(f"agents/catalog/{name}.py cannot be imported: {_reason(error)}") from error
+    return definition_of(name, module)
+
+
+def _reason(error: Exception) -> str:
+    """The error's own line, without its traceback, which the cause keeps."""
+    return "".join(traceback.format_exception_only(error)).strip().replace("\n", " ")
+
+
+def definition_of(name: str, module: ModuleType) -> AnyAgent:
+    """The definition in a module of the catalogue. Raises BrokenLogic."""
+    definition: object = getattr(module, "DEFINITION", None)
+    if not isinstance(definition, AgentDefinition):
+        raise BrokenLogic(f"agents/catalog/{name}.py has no DEFINITION that is an AgentDefinition.")
+    found: AnyAgent = definition  # pyright: ignore[reportUnknownVariableType]  # of any types, as `AnyAgent` says
+    if found.name != name:
+        raise BrokenLogic(
+            f"agents/catalog/{name}.py defines {found.name!r}: a module and its logic have the same name."
         )
-    return definition
+    try:
+        default_terms(found)
+    except InvalidRequest as error:
+        raise BrokenLogic(
+            f"agents/catalog/{name}.py has defaults that are no configuration: {error.message}"
+        ) from error
+    return found

@@ -1,4 +1,4 @@
-"""What a crowd of long streams does to all other callers: `python -m benchmarks.crowd`, about three minutes.
+"""How a crowd of long streams affects all other callers: `python -m benchmarks.crowd`, about three minutes.
 
 Two crowds, one after the other, use one worker of LiteLLM Proxy: callers who read their streams slowly, and callers who
 leave them after a second. The provider is as fast as possible, so that it has billed what LiteLLM has not read yet.

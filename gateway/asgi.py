@@ -14,7 +14,6 @@ import contextlib
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, MutableMapping
 from typing import Any, Protocol, TypeVar
-from uuid import UUID
 
 from gateway.auth import SEVERAL
 from gateway.protocol import cut
@@ -54,7 +53,6 @@ class EventStream(Protocol):
 
     status: int
     headers: dict[str, str]
-    call_id: UUID
 
     def __aiter__(self) -> AsyncIterator[bytes]: ...
     async def aclose(self) -> None: ...
@@ -209,11 +207,13 @@ class _Stalled(Exception):
     """The caller has read nothing from a stream for too long."""
 
 
-async def send_stream(answer: EventStream, send: Send, scope: Scope, wire: ErrorWire, *, stalled_s: float) -> None:
+async def send_stream(
+    answer: EventStream, send: Send, scope: Scope, wire: ErrorWire, *, stalled_s: float, name: str
+) -> None:
     """Send the events of a stream as they come, and close the stream at the end, also after an error.
 
     If the caller reads nothing for `stalled_s`, the stream ends with an error event, which the caller gets if it reads
-    again soon.
+    again soon. `name` is the stream's in the log.
     """
 
     async def send_events(events: bytes, *, more: bool = True) -> None:
@@ -240,7 +240,7 @@ async def send_stream(answer: EventStream, send: Send, scope: Scope, wire: Error
             await send_events(wire.event(TreasurerError(FAILED)))
         await send_events(b"", more=False)
     except _Stalled:
-        log.warning("call %s was ended: its caller has taken nothing for %g s", answer.call_id, stalled_s)
+        log.warning("%s was ended: its caller has taken nothing for %g s", name, stalled_s)
         ended = RequestTimeout(f"You took nothing of this answer for {stalled_s:g} s, so it was ended.")
         cut(scope, wire.event(ended))
     finally:

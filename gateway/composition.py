@@ -20,11 +20,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from uuid import UUID
 
 import asyncpg
 from redis.asyncio import Redis
 
+from agents.runs.in_postgres import PostgresRuns
+from agents.runs.watching import Watching
 from gateway.addresses import Addresses, find_addresses
 from gateway.auditing import audit_regularly
 from gateway.chores import Chore, begin
@@ -59,6 +62,9 @@ from llm_service.upstream.token_counter import TokenCounter
 from llm_service.used_grants import revoke as revoke_grant
 
 log = logging.getLogger(__name__)
+
+#: The version of the agents' code, which each run records.
+CODE_VERSION = version("treasurer")
 
 # -- level 1: prices
 
@@ -314,6 +320,9 @@ class GatewayRuntime(ServiceRuntime):
     """The parts that routes use."""
 
     pools: GatewayPools
+    runs: PostgresRuns
+    watching: Watching
+    code_version: str
 
 
 @asynccontextmanager
@@ -335,7 +344,9 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
                 stack, settings, addresses.database_url, "reading", most=READING_AT_A_TIME, statement_s=70
             ),
             watching=watching,
+            runs=await open_pool(stack, settings, addresses.database_url, "runs", most=4, statement_s=30),
         )
+        runs = PostgresRuns(pools.runs)
         begin(stack, *_chores(calls, watching))
         yield GatewayRuntime(
             settings=settings,
@@ -351,6 +362,9 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
             treasury=calls.treasury,
             idempotency=calls.idempotency,
             run_money=calls.run_money,
+            runs=runs,
+            watching=Watching(runs),
+            code_version=CODE_VERSION,
         )
 
 

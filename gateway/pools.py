@@ -32,12 +32,14 @@ class GatewayPools(CallPools):
     """The pools of a server.
 
     `changes` is for administrators' changes, which wait for each other. `reading` is for reports and lists; its size
-    limits how many are made at a time. `watching` is for the audit, for gauges and for retiring windows.
+    limits how many are made at a time. `watching` is for the audit, for gauges and for retiring windows. `runs` is for the
+    runs of agents and those who watch them.
     """
 
     changes: asyncpg.Pool
     reading: asyncpg.Pool
     watching: asyncpg.Pool
+    runs: asyncpg.Pool
 
 
 async def open_call_pools(stack: AsyncExitStack, settings: Settings, database_url: str) -> CallPools:

@@ -48,9 +48,11 @@ ENTRY_STAMP = "treasurer_price_entry"
 #: The pattern (`openai/*`) that the model comes from. `/model/info` shows a pattern as all models that fit it, each
 #: with the prices that an operator set for the pattern.
 PATTERN_STAMP = "treasurer_pattern"
-#: The names of settings that `/model/info` shows for a deployment although another deployment of the same model has them.
+#: The names of settings that `/model/info` shows for a deployment, although they belong to another one of the same
+#: model.
 SHARED_STAMP = "treasurer_shared_prices"
-#: The address that LiteLLM uses for OpenAI's models if a deployment names none. Missing: OpenAI's usual address.
+#: The address that LiteLLM uses for OpenAI's models if a deployment names none. If the field is missing, OpenAI's usual
+#: one.
 BASE_STAMP = "treasurer_price_base"
 #: Whether the proxy is configured to ask for caches that its callers did not ask for.
 CACHES_STAMP = "treasurer_adds_caches"

@@ -14,8 +14,9 @@ from decimal import ROUND_CEILING, Context, Decimal, Inexact, InvalidOperation
 NANO_PER_DOLLAR = 1_000_000_000
 #: The largest amount that is accepted: a billion dollars. Sums of these still fit in 64 bits.
 MAX_NANO = 1_000_000_000 * NANO_PER_DOLLAR
-#: The most that one attempt is posted for: a million dollars. A larger figure is a mistake of whoever named it. Thousands
-#: of such entries still fit in 64 bits, so none keeps another one of the same window out of the ledger.
+#: The highest cost that is posted for one attempt: a million dollars. A larger figure must be a mistake. The sum of
+#: thousands of such entries still fits in 64 bits, so none of them keeps another entry of the same window out of the
+#: ledger.
 MAX_COST_NANO = 1_000_000 * NANO_PER_DOLLAR
 
 #: Multiplies exactly: a result that would have to be rounded raises `Inexact`.

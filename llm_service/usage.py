@@ -36,8 +36,8 @@ UNREAD = "owner_lost_unread"
 #: The field of a stream's usage in which the plugin puts LiteLLM's own figure. The field `cost` has the provider's.
 LITELLM_COST = "litellm_cost"
 
-#: The provider, and its models, whose reports do not include reasoning in the completion's tokens, but name it
-#: separately: https://docs.perplexity.ai/docs/getting-started/pricing (Sonar Deep Research). The reasoning of its other
+#: A provider, and those of its models that report reasoning tokens separately, and not as part of the completion's
+#: tokens: https://docs.perplexity.ai/docs/getting-started/pricing (Sonar Deep Research). The reasoning of its other
 #: models is part of the answer: https://docs.perplexity.ai/docs/sonar/models/sonar-reasoning-pro
 _REASONING_BESIDE: Final = ("perplexity", "deep-research")
 #: An xAI tick is 10⁻¹⁰ dollars: https://docs.x.ai/docs/models
@@ -47,8 +47,8 @@ _NANO_A_TICK: Final = Decimal("0.1")
 def read_usage(report: object, provider: str | None = None, model: str | None = None) -> Usage | None:
     """The usage that an answer reports; None if the report is missing, not made of numbers, or contradicts itself.
 
-    `provider` is LiteLLM's name of the provider, and `model` the model's name there, if they are known: some count
-    differently.
+    `provider` is LiteLLM's name of the provider, and `model` the model's name there, if they are known, because some
+    providers and models count differently.
     """
     usage = _read(report, provider, model)
     return None if usage is None or _whole(usage) is not usage else usage
@@ -61,7 +61,7 @@ def dearest_reading(report: object, provider: str | None = None, model: str | No
 
 
 def _reasons_beside(provider: str | None, model: str | None) -> bool:
-    """Whether reasoning is reported beside the completion's tokens. If the model is not known, the dearer is assumed."""
+    """Whether reasoning is reported apart from the completion's tokens. Yes if the model is unknown, as that costs more."""
     name, models = _REASONING_BESIDE
     return provider == name and (model is None or models in model)
 

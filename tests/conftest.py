@@ -149,7 +149,8 @@ def _remove_what_killed_sessions_left(prefix: str) -> None:
 
 @pytest.fixture(scope="session")
 def postgres(memory_dir: Path, service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[EmbeddedPostgres]:
-    """One PostgreSQL a session, without fsync (tests kill processes, not machines): the embedded one, or the one that
+    """One PostgreSQL server for the session, without fsync (tests kill processes, not machines): the embedded one, or
+    the one that
     OTHER_POSTGRES names."""
     tuning = {"fsync": "off", "full_page_writes": "off"}
     server = embedded_postgres(memory_dir, free_port(), secrets.token_urlsafe(16), tuning)

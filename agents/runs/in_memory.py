@@ -12,17 +12,27 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from agents.runs.in_postgres import cannot_fork, cannot_retry, check_same, check_same_fork, no_run, to_json
+from agents.runs.in_postgres import (
+    cannot_fork,
+    cannot_retry,
+    check_same,
+    check_same_fork,
+    is_undecided,
+    no_run,
+    to_json,
+)
 from agents.runs.record import (
     Claim,
     Ended,
     HandsOver,
+    Mark,
     NewRun,
     Outcome,
     Recovered,
     Renewed,
     Run,
     RunFilter,
+    Spent,
     State,
     Step,
     StepEnd,
@@ -100,6 +110,8 @@ class InMemoryRuns:
                 and wanted.team_id in (None, run.team_id)
                 and wanted.state in (None, run.state)
                 and wanted.session in (None, run.session)
+                and wanted.user in (None, run.on_behalf_of)
+                and (wanted.since is None or run.created_at >= wanted.since)
                 and wanted.root_id in (None, run.root_id)
                 and (wanted.before is None or run.number < wanted.before)
             )
@@ -110,6 +122,29 @@ class InMemoryRuns:
     async def steps(self, run_id: UUID) -> list[Step]:
         """See `RunStore.steps`."""
         return [step for _, step in sorted(self._steps.get(run_id, {}).items())]
+
+    async def outline(self, run_id: UUID, *, first: int = 1, most: int = 10_000) -> list[Step]:
+        """See `RunStore.outline`."""
+        steps = [replace(step, result=None) for step in await self.steps(run_id) if step.head.position >= first]
+        return steps[:most]
+
+    async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:
+        """See `RunStore.marks`."""
+        return {run_id: self._mark(self._runs[run_id]) for run_id in run_ids if run_id in self._runs}
+
+    def _mark(self, run: Run) -> Mark:
+        steps = self._steps[run.id]
+        if not steps:
+            return Mark(run.state, run.fence)
+        last = steps[max(steps)]
+        return Mark(run.state, run.fence, last.head.position, last.state, last.fence)
+
+    async def spent(self, run_id: UUID) -> Spent:
+        """See `RunStore.spent`."""
+        own = await self.steps(run_id)
+        below = [await self.spent(run.id) for run in self._runs.values() if run.parent_id == run_id]
+        cost_nano = sum(step.cost_nano for step in own)
+        return Spent(cost_nano, sum(step.lost_nano for step in own), cost_nano + sum(each.tree_nano for each in below))
 
     async def claim(
         self, owner: UUID, most: int, agents: Collection[str], *, lease_s: float = LEASE_S, run_id: UUID | None = None
@@ -275,12 +310,12 @@ class InMemoryRuns:
             await self.cancel(child.id)
         return self._runs[run_id]
 
-    async def retry(self, run_id: UUID) -> Run:
+    async def retry(self, run_id: UUID, *, decides: bool = True) -> Run:
         """See `RunStore.retry`."""
-        run = await self.find(run_id)
+        run, outline = await self.find(run_id), await self.outline(run_id)
         may = run.state is State.WAITING or (run.state.ended and run.state is not State.SUCCEEDED)
-        if not may or run.forgotten:
-            raise cannot_retry(run)
+        if not may or run.forgotten or (not decides and is_undecided(run, outline)):
+            raise cannot_retry(run, outline, decides)
         steps = self._steps[run_id]
         for position, step in steps.items():
             if step.state is not StepState.DONE:
@@ -296,7 +331,15 @@ class InMemoryRuns:
         return self._runs[run_id]
 
     async def fork(
-        self, run_id: UUID, steps: int, new_id: UUID, *, code_version: str, asked_by: str | None, key: str | None = None
+        self,
+        run_id: UUID,
+        steps: int,
+        new_id: UUID,
+        *,
+        code_version: str,
+        asked_by: str | None,
+        key: str | None = None,
+        decides: bool = True,
     ) -> Run:
         """See `RunStore.fork`."""
         if key is not None and (found := self._of_key(key)) is not None:
@@ -304,8 +347,9 @@ class InMemoryRuns:
             return found
         run, now, span = await self.find(run_id), self._now(), self._limit_of[run_id]
         first = [step for step in await self.steps(run_id) if step.head.position <= steps and step.result is not None]
-        if run.forgotten or len(first) != steps:
-            raise cannot_fork(run, steps)
+        outline = await self.outline(run_id)
+        if run.forgotten or len(first) != steps or (not decides and is_undecided(run, outline)):
+            raise cannot_fork(run, steps, outline, decides)
         fork = replace(
             run, id=new_id, number=len(self._runs) + 1, root_id=new_id, parent_id=None, forked_from=run_id,
             forked_steps=steps, code_version=code_version, trigger=Trigger.FORK, trigger_key=key, session=None,

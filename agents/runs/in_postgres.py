@@ -21,6 +21,7 @@ from agents.runs.record import (
     Ended,
     HandsOver,
     Kind,
+    Mark,
     NewRun,
     Outcome,
     Policy,
@@ -28,6 +29,7 @@ from agents.runs.record import (
     Renewed,
     Run,
     RunFilter,
+    Spent,
     State,
     Step,
     StepEnd,
@@ -38,7 +40,7 @@ from agents.runs.record import (
     Waits,
 )
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
-from llm_service.errors import Conflict, IdempotencyConflict, NotFound
+from llm_service.errors import Conflict, IdempotencyConflict, NotFound, NotPermitted
 from llm_service.postgres import fetch
 
 if TYPE_CHECKING:
@@ -57,7 +59,7 @@ _BEGIN, _RECORD = _load("begin_step"), _load("record_step")
 _CANCEL, _RETRY, _FORK, _FORGET = _load("cancel"), _load("retry"), _load("fork"), _load("forget")
 _CLAIM = "SELECT * FROM work.claim_v1($1, $2, $3, $4, $5)"
 _RECOVER = "SELECT * FROM work.recover_v1($1, $2, $3)"
-_PAGE = _load("page")
+_PAGE, _OUTLINE, _MARKS, _SPENT = _load("page"), _load("outline"), _load("marks"), _load("spent")
 _FIND = "SELECT * FROM work.runs WHERE id = $1"
 _FIND_KEY = "SELECT * FROM work.runs WHERE trigger_key = $1"
 _STEPS = "SELECT * FROM work.steps WHERE run_id = $1 ORDER BY position"
@@ -117,12 +119,27 @@ class PostgresRuns:
             wanted.root_id,
             wanted.before,
             wanted.most,
+            wanted.user,
+            wanted.since,
         )
         return [read_run(row) for row in rows]
 
     async def steps(self, run_id: UUID) -> list[Step]:
         """See `RunStore.steps`."""
         return [_read_step(row) for row in await self._fetch(_STEPS, run_id)]
+
+    async def outline(self, run_id: UUID, *, first: int = 1, most: int = 10_000) -> list[Step]:
+        """See `RunStore.outline`."""
+        return [_read_step(row) for row in await self._fetch(_OUTLINE, run_id, first, most)]
+
+    async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:
+        """See `RunStore.marks`."""
+        return {row["id"]: _read_mark(row) for row in await self._fetch(_MARKS, list(run_ids))}
+
+    async def spent(self, run_id: UUID) -> Spent:
+        """See `RunStore.spent`."""
+        row = (await self._fetch(_SPENT, run_id))[0]
+        return Spent(row["cost_nano"], row["lost_nano"], row["tree_nano"])
 
     async def claim(
         self, owner: UUID, most: int, agents: Collection[str], *, lease_s: float = LEASE_S, run_id: UUID | None = None
@@ -179,25 +196,33 @@ class PostgresRuns:
         await self._fetch(_CANCEL, run_id, KEEP_FAILED_S)
         return await self.find(run_id)
 
-    async def retry(self, run_id: UUID) -> Run:
+    async def retry(self, run_id: UUID, *, decides: bool = True) -> Run:
         """See `RunStore.retry`."""
-        rows = await self._fetch(_RETRY, run_id)
+        rows = await self._fetch(_RETRY, run_id, decides)
         if not rows:
-            raise cannot_retry(await self.find(run_id))
+            raise cannot_retry(await self.find(run_id), await self.outline(run_id), decides)
         return read_run(rows[0])
 
     async def fork(
-        self, run_id: UUID, steps: int, new_id: UUID, *, code_version: str, asked_by: str | None, key: str | None = None
+        self,
+        run_id: UUID,
+        steps: int,
+        new_id: UUID,
+        *,
+        code_version: str,
+        asked_by: str | None,
+        key: str | None = None,
+        decides: bool = True,
     ) -> Run:
         """See `RunStore.fork`."""
-        rows = await self._fetch(_FORK, run_id, new_id, steps, code_version, key, asked_by)
+        rows = await self._fetch(_FORK, run_id, new_id, steps, code_version, key, asked_by, decides)
         if rows:
             return read_run(rows[0])
         if key is not None and (rows := await self._fetch(_FIND_KEY, key)):
             found = read_run(rows[0])
             check_same_fork(found, run_id, steps)
             return found
-        raise cannot_fork(await self.find(run_id), steps)
+        raise cannot_fork(await self.find(run_id), steps, await self.outline(run_id), decides)
 
     async def forget(self) -> int:
         """See `RunStore.forget`."""
@@ -238,24 +263,46 @@ def no_run(run_id: UUID) -> NotFound:
     return NotFound(f"There is no run {run_id}.", param="run")
 
 
-def cannot_retry(run: Run) -> Conflict:
+def is_undecided(run: Run, steps: Sequence[Step]) -> bool:
+    """Whether a person has to decide of this run: it waits for that, or a step may have been done and must not be done
+    again without a person's word."""
+    may_have_been = (StepState.STARTED, StepState.UNKNOWN)
+    return run.wait_for is WaitFor.APPROVAL or any(
+        step.state in may_have_been and step.head.policy in (Policy.ASK, Policy.VERIFY) for step in steps
+    )
+
+
+def _person_decides(run: Run) -> NotPermitted:
+    return NotPermitted(
+        f"A person has to decide of run {run.id} whether a step of it is done (again), and never the agent's own key: an "
+        f"administrator retries it (treasurer runs retry {run.id}).",
+        code="person_needed",
+        details={"run": str(run.id)},
+    )
+
+
+def cannot_retry(run: Run, steps: Sequence[Step], decides: bool) -> Conflict | NotPermitted:
     """The error for a run that cannot be queued again."""
     if run.state is State.SUCCEEDED:
         return Conflict(f"Run {run.id} succeeded; fork it to run a part of it again.")
     if not run.state.ended and run.state is not State.WAITING:
         return Conflict(f"Run {run.id} is {run.state}: only a run that has ended, or waits, is tried again.")
+    if not run.forgotten and not decides and is_undecided(run, steps):
+        return _person_decides(run)
     return Conflict(
         f"The results of run {run.id} are deleted by now, so it cannot go on at its last step. Start a new run."
     )
 
 
-def cannot_fork(run: Run, steps: int) -> Conflict:
+def cannot_fork(run: Run, first: int, steps: Sequence[Step], decides: bool) -> Conflict | NotPermitted:
     """The error for a run that lacks the first steps with which a fork should begin."""
+    if not run.forgotten and not decides and is_undecided(run, steps):
+        return _person_decides(run)
     if run.forgotten:
         return Conflict(
-            f"The results of run {run.id} are deleted by now, so nothing can begin with its first {steps} steps."
+            f"The results of run {run.id} are deleted by now, so nothing can begin with its first {first} steps."
         )
-    return Conflict(f"Run {run.id} does not have {steps} steps that are done, one after another from its first.")
+    return Conflict(f"Run {run.id} does not have {first} steps that are done, one after another from its first.")
 
 
 _COLUMNS = frozenset(each.name for each in fields(Run))
@@ -287,6 +334,11 @@ def _read_step(row: Record) -> Step:
         None if row["error"] is None else json.loads(row["error"]), row["call_id"], row["cost_nano"], row["lost_nano"],
         row["started_at"], row["ended_at"],
     )  # fmt: skip
+
+
+def _read_mark(row: Record) -> Mark:
+    step_state = None if row["step_state"] is None else StepState(row["step_state"])
+    return Mark(State(row["state"]), row["fence"], row["position"] or 0, step_state, row["step_fence"] or 0)
 
 
 def _claim(claim: Claim) -> tuple[UUID, UUID, int]:

@@ -265,6 +265,29 @@ class RunFilter:
     team_id: int | None = None
     state: State | None = None
     session: str | None = None
+    user: str | None = None  # on whose behalf it was asked for
+    since: datetime | None = None
     root_id: UUID | None = None
     before: int | None = None
     most: int = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a watcher compares to see whether a run has changed: its state, and its last step."""
+
+    state: State
+    fence: int
+    position: int = 0  # 0: it has no step yet
+    step_state: StepState | None = None
+    step_fence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Spent:
+    """What the steps of a run cost so far, and those of the run and of all runs below it. Of both, `lost_nano` is the part
+    of the run's own cost that bought answers which were lost."""
+
+    cost_nano: int
+    lost_nano: int
+    tree_nano: int

@@ -16,7 +16,20 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 from uuid import UUID
 
-from agents.runs.record import Claim, NewRun, Outcome, Recovered, Renewed, Run, RunFilter, Step, StepEnd, StepHead
+from agents.runs.record import (
+    Claim,
+    Mark,
+    NewRun,
+    Outcome,
+    Recovered,
+    Renewed,
+    Run,
+    RunFilter,
+    Spent,
+    Step,
+    StepEnd,
+    StepHead,
+)
 
 #: How many seconds a worker may be silent until another one takes up its runs.
 LEASE_S = 15.0
@@ -55,6 +68,18 @@ class RunStore(Protocol):
         """In the order of their positions."""
         ...
 
+    async def outline(self, run_id: UUID, *, first: int = 1, most: int = 10_000) -> list[Step]:
+        """The steps from position `first` on, at most `most` of them, without their results."""
+        ...
+
+    async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:
+        """The marks of these runs, in one statement, for those who watch runs. A run that does not exist has none."""
+        ...
+
+    async def spent(self, run_id: UUID) -> Spent:
+        """What a run and those below it have cost so far, added up from their steps."""
+        ...
+
     async def claim(
         self, owner: UUID, most: int, agents: Collection[str], *, lease_s: float = LEASE_S, run_id: UUID | None = None
     ) -> list[Run]:
@@ -85,23 +110,37 @@ class RunStore(Protocol):
         """Cancel a run and all runs below it. Runs that have ended stay as they are. Raises NotFound."""
         ...
 
-    async def retry(self, run_id: UUID) -> Run:
+    async def retry(self, run_id: UUID, *, decides: bool = True) -> Run:
         """Queue a run again that ended without success, or that waits. It continues at its last step.
 
-        A person has decided that, so a step that failed, or that may have been done, is done (again).
+        A person has decided that, so a step that failed, or that may have been done, is done (again). With
+        `decides=False` the caller may not decide that, so a run of which a person has to decide stays as it is.
 
         Raises:
             NotFound. Conflict: the run succeeded, is under way, or the results of its steps are deleted.
+            NotPermitted: a person has to decide, and `decides` is False.
         """
         ...
 
     async def fork(
-        self, run_id: UUID, steps: int, new_id: UUID, *, code_version: str, asked_by: str | None, key: str | None = None
+        self,
+        run_id: UUID,
+        steps: int,
+        new_id: UUID,
+        *,
+        code_version: str,
+        asked_by: str | None,
+        key: str | None = None,
+        decides: bool = True,
     ) -> Run:
         """A new run that begins with the first `steps` steps of another.
 
+        The new run does the next step anew, under a new once key. So with `decides=False` a run of which a person has to
+        decide whether a step is done (again) cannot be forked.
+
         Raises:
             NotFound. Conflict: the run has fewer steps that are done, or their results are deleted.
+            NotPermitted: a person has to decide, and `decides` is False.
         """
         ...
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from gateway.cli import configurations
 from gateway.cli.budgets import format_budget
 from gateway.cli.common import ExitCode, command_group, emit, fail
 from gateway.cli.database import (
@@ -112,3 +113,9 @@ def list_agents(team: OfTeam = None, limit: Limit = DEFAULT, after: AfterName = 
         empty="There are no agents yet. Create one: treasurer agent create NAME",
     )
     print_more(found, lambda row: row.name)
+
+
+commands.command("configure")(configurations.configure)
+commands.command("show")(configurations.show)
+commands.command("versions")(configurations.list_versions)
+commands.command("use")(configurations.use)

@@ -17,7 +17,7 @@ _HIDDEN = {"id", "created_at"}
 #: The same kinds as `change_log.KINDS`, for the help text (a test compares the two).
 _KINDS = (
     "organisations, teams, agents, api_keys, budgets, top_ups, rate_limits, routes, price_acknowledgements, "
-    "repricings, invoices, breakers"
+    "repricings, invoices, breakers, agent_versions"
 )
 
 

@@ -71,7 +71,7 @@ _Queue = Annotated[
     _Seconds, typer.Option("--queue", help="Seconds that a call may wait for held money, pace or a rate limit.")
 ]
 
-# What is paid for.
+# What is paid for when a caller leaves, or when a provider answers with an error.
 _OnLeave = Annotated[
     str | None,
     typer.Option("--on-leave", help="How a stream ends whose caller leaves: cancel or finish. Default: cancel."),

@@ -60,7 +60,7 @@ async def migrate(database_url: str, revision: str = "head") -> None:
 
 
 def _reason(error: BaseException) -> str:
-    """What the driver reported: SQLAlchemy wraps it, with the statement and an address for developers."""
+    """The driver's own message, without what SQLAlchemy adds (the statement, and a link for developers)."""
     while isinstance(error, SQLAlchemyError) and (cause := error.__cause__ or getattr(error, "orig", None)) is not None:
         error = cause
     cause = error.__cause__

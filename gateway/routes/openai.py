@@ -33,6 +33,12 @@ from llm_service.wire.openai_errors import openai_error_body, openai_error_event
 from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, ParsedRequest, attribution, parse_chat
 
 
+class CallStream(EventStream, Protocol):
+    """A call's answer as server-sent events."""
+
+    call_id: UUID
+
+
 class Calls(Protocol):
     """The part that makes the calls (`LLMService` is one)."""
 
@@ -41,7 +47,7 @@ class Calls(Protocol):
     ) -> Answer: ...
     async def stream(
         self, body: bytes, principal: Principal, context: CallContext, parent: object, /, *, request: ParsedRequest
-    ) -> EventStream: ...
+    ) -> CallStream: ...
     async def embed(self, body: bytes, principal: Principal, context: CallContext, parent: object, /) -> Answer: ...
 
 
@@ -127,13 +133,14 @@ class OpenAIDoor:
         if isinstance(answer, Answer):
             await send_whole(send, answer.status, answer.headers, answer.body)
         else:
-            sending = send_stream(answer, send, scope, _ERRORS, stalled_s=settings.stalled_timeout_s)
+            name, stalled_s = f"call {answer.call_id}", settings.stalled_timeout_s
+            sending = send_stream(answer, send, scope, _ERRORS, stalled_s=stalled_s, name=name)
             await unless_caller_leaves(sending, receive)
 
 
 async def _chat(
     runtime: DoorRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
-) -> Answer | EventStream:
+) -> Answer | CallStream:
     request = parse_chat(body)
     if request.stream:
         return await runtime.service.stream(body, principal, context, parent, request=request)
@@ -142,7 +149,7 @@ async def _chat(
 
 async def _embed(
     runtime: DoorRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
-) -> Answer | EventStream:
+) -> Answer | CallStream:
     return await runtime.service.embed(body, principal, context, parent)
 
 

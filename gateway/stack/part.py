@@ -33,7 +33,7 @@ _LONGEST_PAUSE_S = 30.0
 
 
 class PartState(StrEnum):
-    """Where a part is in its life."""
+    """The state of a part's process."""
 
     WAITING = "waiting"  # it waits until the parts that it needs are ready
     PREPARING = "preparing"

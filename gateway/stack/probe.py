@@ -1,4 +1,4 @@
-"""Asks an HTTP server whether it is well, and for its warnings."""
+"""Asks an HTTP server whether it is healthy, and which warnings it has."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 KINDS = (
     *("organisations", "teams", "agents", "api_keys", "budgets", "top_ups", "rate_limits", "routes"),
-    *("price_acknowledgements", "repricings", "invoices", "breakers"),
+    *("price_acknowledgements", "repricings", "invoices", "breakers", "agent_versions"),
 )
 
 

@@ -78,12 +78,22 @@ class Principals:
             NotPermitted: it is an administrator's key.
             TreasuryUnavailable: Postgres is away.
         """
+        owner = await self.owner(secret)
+        if isinstance(owner, str):
+            raise _administrators_key()
+        return owner
+
+    async def owner(self, secret: str) -> Principal | str:
+        """The principal of an agent's key, or the name of an administrator's key.
+
+        Raises:
+            NotAuthenticated: the key is unknown, expired or revoked; the message says which of these.
+            TreasuryUnavailable: Postgres is away.
+        """
         if self._is_fixed_admin(secret):
-            raise _administrators_key()
+            return "the fixed administrator's key"
         found = await self._live_key(secret)
-        if found.principal is None:
-            raise _administrators_key()
-        return found.principal
+        return f"key {found.key}" if found.principal is None else found.principal
 
     async def by_agent(self, name: str) -> Principal:
         """The principal of an agent that runs in this process, and so has no key.
@@ -103,15 +113,13 @@ class Principals:
             NotAuthenticated: the key is unknown, expired or revoked. NotPermitted: it is an agent's key.
             TreasuryUnavailable: Postgres is away.
         """
-        if self._is_fixed_admin(secret):
-            return "the fixed administrator's key"
-        found = await self._live_key(secret)
-        if found.principal is not None:
+        owner = await self.owner(secret)
+        if not isinstance(owner, str):
             raise NotPermitted(
-                f"Key {found.key!r} belongs to agent {found.principal.agent!r}; this needs an administrator's key "
+                f"Key {owner.key!r} belongs to agent {owner.agent!r}; this needs an administrator's key "
                 "(treasurer key create --admin)."
             )
-        return f"key {found.key}"
+        return owner
 
     async def reload(self) -> None:
         """Read the epoch again now, because admission has refused an older one; forget what was read at older ones.

@@ -2,7 +2,8 @@
 
 What must hold:
   A change and the new epoch are written in one transaction. So no process uses older rules once it has read the epoch
-      again, and a change that fails leaves the epoch as it was.
+      again, and a change that fails leaves the epoch as it was. Only what no call is admitted by is changed without the
+      epoch (`change_without_epoch`).
   Changes are made one after another, because each locks the epoch's row first. So nothing can happen between a check
       ("is this name taken?") and the change, and two changes never deadlock. Admission only reads that row.
   Postgres knows who makes a change, for its triggers, which write the log (`change_log.py`).
@@ -47,9 +48,20 @@ async def change(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
         DatabaseLocked: another transaction kept a lock for 10 s. DatabaseBusy: no connection was free.
         TreasuryUnavailable: Postgres is away.
     """
+    async with change_without_epoch(pool) as connection:
+        await connection.execute("UPDATE epoch SET value = value + 1")
+        yield connection
+
+
+@asynccontextmanager
+async def change_without_epoch(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    """A change of what no call is admitted by, such as how an agent works: one transaction, in the log of changes.
+
+    Unlike others, two such changes may run at once: what they check and then write, they lock. Raises as `change` does.
+    """
     try:
         async with borrowed(pool) as connection, connection.transaction():
-            await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_S}s'; UPDATE epoch SET value = value + 1")  # noqa: S608 (a constant)
+            await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_S}s'")
             await connection.execute(f"SELECT set_config('treasurer.actor', $1, true), {_BY_INDEX}", ACTOR.get())
             yield connection
     except POSTGRES_ERRORS as error:

@@ -65,8 +65,8 @@ class RateLimits(Protocol):
 class Admission:
     """Admits attempts, or raises why not. `refused(principal, context, model, error)` is called for refused calls.
 
-    `rate_card(card)` returns the id under which rates are kept for the process that will settle holds at them.
-    `default_share` is the share of what is left that a call without `max_tokens` may hold, in basis points.
+    `rate_card(card)` returns the id under which rates are kept for the process that will settle holds at these rates.
+    `default_share` is the share of the remaining money that a call without `max_tokens` may hold, in basis points.
     """
 
     def __init__(

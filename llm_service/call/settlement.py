@@ -224,7 +224,7 @@ def _cost(admitted: Admitted, ending: Ending) -> _Cost:
 
 
 def _with_search_context(admitted: Admitted, ending: Ending) -> Ending:
-    """The ending, with the search context that was asked for where the provider reports none."""
+    """The ending. If the provider reports no search context, it has the one that the request asked for."""
     size = admitted.call.request.search_context
     if size is None:
         return ending

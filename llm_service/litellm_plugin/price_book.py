@@ -4,11 +4,12 @@ What must hold:
   A call is served only at the prices that its hold was computed with (I1).
   A model whose version cannot be computed (another LiteLLM) has none, and is served without this check.
   A pattern (`openai/*`) has no version. LiteLLM's page shows an entry for each model that fits it; these entries name
-  the pattern, and the service serves none of them.
+      the pattern, and the service serves none of them.
 
-  A deployment's prices are those of LiteLLM's map and of its own configuration. LiteLLM's router writes some settings of a
-      deployment into the map's entry of its model, and shows them for the model's other deployments, too. So the map is
-      copied before there is a router, and each entry of the page names what is another deployment's.
+  A deployment's prices come from LiteLLM's map and from the deployment's own configuration. LiteLLM's router writes
+      some settings of a deployment into the map's entry for its model, and then shows them for the model's other
+      deployments, too. So the map is copied before there is a router, and each entry of the page names the settings
+      that belong to another deployment.
 
 LiteLLM reads its prices once, when it starts. So each worker computes a digest of the prices and bounds that its page
 `/model/info` shows for a model, and adds the digest to that page as the model's version. The service reads the version
@@ -51,7 +52,7 @@ _DECIDING = frozenset({"id", "mode", "litellm_provider", "treasurer_free", USES_
 #: Fields of a model's entry whose names begin like this are facts about the model, and neither prices nor limits.
 _NO_PRICES = ("supports_", "source", "metadata", "comment", "token_count_", "supported_endpoints")
 
-#: What LiteLLM keeps for each deployment alone.
+#: Settings that LiteLLM keeps separately for each deployment.
 _NOT_SHARED = frozenset({"id", "db_model"})
 
 #: LiteLLM's price map as it was before a router changed it: LiteLLM loads the plugin before it makes its router.
@@ -133,13 +134,13 @@ def _adds_caches(router: Any, deployment: Mapping[str, Any]) -> bool:
 def _openai_base() -> str | None:
     """The address that LiteLLM uses for OpenAI's models if a deployment names none. None: OpenAI's usual one.
 
-    In LiteLLM's order: see `completion` in its main.py.
+    The order in which settings are tried is that of `completion` in LiteLLM's main.py.
     """
     return litellm.api_base or os.environ.get("OPENAI_BASE_URL") or os.environ.get("OPENAI_API_BASE") or None
 
 
 def _shared(deployment: Mapping[str, Any], named: set[str]) -> list[str]:
-    """Of the settings that the deployments of one entry of LiteLLM's map have, those that this deployment has not."""
+    """The settings in a deployment's entry of LiteLLM's map that come from other deployments."""
     own = _set(deployment, "model_info") | _set(deployment, "litellm_params")
     return sorted(name for name in named - own if name not in _NOT_SHARED and not name.startswith("treasurer_"))
 
@@ -160,7 +161,7 @@ def _listed(entry: Mapping[str, Any], price_map: Mapping[str, Any]) -> dict[str,
 
 
 def _key(entry: Mapping[str, Any]) -> object:
-    """The entry of LiteLLM's map that a deployment has, by the page's own account."""
+    """The name of a deployment's entry in LiteLLM's map, as LiteLLM's page reports it."""
     return (entry.get("model_info") or {}).get("key") or (entry.get("litellm_params") or {}).get("model")
 
 
@@ -168,7 +169,7 @@ def _stamp_versions(router: Any, shown: Any, price_map: Mapping[str, Any]) -> di
     by_name: dict[str, list[dict[str, Any]]] = {}
     for deployment in router.model_list:
         by_name.setdefault(str(deployment["model_name"]), []).append(deployment)
-    named: dict[object, set[str]] = {}  # by the entry of LiteLLM's map: what any of its deployments has set
+    named: dict[object, set[str]] = {}  # entry of LiteLLM's map → settings that any of its deployments has
     for deployment in router.model_list:
         key = _key(shown(model=copy.deepcopy(deployment)))
         named.setdefault(key, set()).update(_set(deployment, "model_info"))

@@ -6,8 +6,8 @@ What must hold (I1):
   A pattern (`openai/*`) is never served, nor is a model that only fits one, whatever price an operator gives the
       pattern: the cost of a call depends on the name that the caller writes.
   The reason why a model is not served says what an operator can do about it.
-  A deployment is priced by LiteLLM's map and by its own configuration, and by no other deployment's: LiteLLM shares some
-      settings between the deployments of one model of a provider.
+  A deployment is priced by LiteLLM's map and by its own configuration, never by another deployment's, although LiteLLM
+      shares some settings between the deployments of one model of a provider.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from llm_service.pricing.stored_rates import dump_rates
 _OVERRIDDEN = frozenset({"tiered_pricing", "off_peak_pricing"})
 _UPLIFT: Final = "regional_processing_uplift_multiplier_"
 _PATTERN: Final = "it is a pattern and not a model; list each model by its name"
-#: OpenAI's addresses: that of each region, and the one without a region.
+#: OpenAI's addresses: one for each region, and one without a region.
 _OPENAI_HOST: Final = re.compile(r"^https?://(?:([a-z]+)\.)?api\.openai\.com(?:[:/]|$)")
 
 
@@ -53,9 +53,9 @@ def read_models(entries: Sequence[Mapping[str, Any]]) -> dict[str, Model]:
 
 
 def _patterns_marked(entries: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str, Any]]:
-    """The entries. One that LiteLLM's page has made of a pattern is marked as such, also if an older plugin has not.
+    """The entries, with a mark on each that comes from a pattern. An older plugin does not set this mark itself.
 
-    LiteLLM's page shows a pattern as many models, all with the id of the pattern's deployment.
+    LiteLLM's page shows a pattern as many models, which all have the id of the pattern's deployment.
     """
     models: dict[str, set[object]] = {}
     for entry in entries:
@@ -128,7 +128,7 @@ def _name_at_provider(entry: Mapping[str, Any], info: Mapping[str, Any]) -> str:
 
 
 def _provider(entry: Mapping[str, Any], info: Mapping[str, Any]) -> str:
-    """LiteLLM's name of a deployment's provider. Of a model that its map does not know, the page may not name it."""
+    """LiteLLM's name of a deployment's provider. The page may lack it if the map does not know the model."""
     parameters = fields_of(entry.get("litellm_params"))
     prefix, slash, _ = str(parameters.get("model") or "").partition("/")
     named = info.get("litellm_provider") or parameters.get("custom_llm_provider") or (slash and prefix)
@@ -136,7 +136,7 @@ def _provider(entry: Mapping[str, Any], info: Mapping[str, Any]) -> str:
 
 
 def _info(entry: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What LiteLLM's page shows of a deployment, with the map's values for what another deployment has set."""
+    """A deployment's entry in LiteLLM's page, with the map's values in place of settings of other deployments."""
     shown = fields_of(entry.get("model_info"))
     shared, listed = _names(shown.get(SHARED_STAMP)), fields_of(shown.get(ENTRY_STAMP))
     own = {name: value for name, value in shown.items() if name not in shared}
@@ -234,8 +234,8 @@ def _most(info: Mapping[str, Any]) -> MostBeyondTokens:
 def _everywhere(info: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple[str, ...]:
     """The multipliers that apply to every call because of the deployment's location.
 
-    https://platform.openai.com/docs/guides/your-data (a region has its own host; one that the map does not name is taken
-    for the most expensive one that it does);
+    https://platform.openai.com/docs/guides/your-data (a region has its own host; if the map does not name the region,
+    its most expensive region is assumed);
     https://cloud.google.com/vertex-ai/generative-ai/pricing (all locations but the global one).
     """
     base = parameters.get("api_base") or parameters.get("base_url") or info.get(BASE_STAMP) or ""
@@ -249,7 +249,7 @@ def _everywhere(info: Mapping[str, Any], parameters: Mapping[str, Any]) -> tuple
 
 
 def _dearest_uplift(info: Mapping[str, Any]) -> list[str]:
-    """The name of the highest uplift for a region of OpenAI's. Empty: the model has none."""
+    """The name of the highest surcharge for a region of OpenAI. Empty: the model has none."""
     listed = {**fields_of(info.get(ENTRY_STAMP)), **info}
     uplifts = {
         name: value for name, value in listed.items() if name.startswith(_UPLIFT) and isinstance(value, float | int)

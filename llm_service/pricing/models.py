@@ -69,7 +69,7 @@ class Model:
 
     @property
     def prices_audio(self) -> bool:
-        """Whether audio input has a price at each of its deployments: its own, or that of text if the provider says so."""
+        """Whether audio input has a price at each deployment: its own, or the price of text if the provider says so."""
         return self.free or all(
             AUDIO_COSTS_AS_TEXT.match(self.names_by_deployment.get(deployment, ""))
             or all(tier.audio_input is not None for tier in rates.default)
@@ -107,7 +107,7 @@ class Model:
 
     @property
     def takes_search_options(self) -> bool:
-        """Whether a request may name the size of search context. Any other model would be given a tool that searches."""
+        """Whether a request may name the size of the search context. LiteLLM would give any other model a search tool."""
         return self.providers <= TAKE_SEARCH_OPTIONS and all(searching(name) is not None for name in self.names)
 
     @property
@@ -130,7 +130,7 @@ class Model:
         return self.deployments.get(deployment or "", self.provider)
 
     def name_of(self, deployment: str | None) -> str | None:
-        """The name at its provider of a deployment; of the model's first one if it is not known."""
+        """A deployment's name at its provider. For an unknown deployment, the name of the model's first one."""
         return self.names_by_deployment.get(deployment or "", self.names[0] if self.names else None)
 
     def cost(
@@ -149,7 +149,7 @@ class Model:
         return cost_at(self.rates, deployment, usage, service_tier, served)
 
     def rate_card_for(self, search_context: SearchContext | None) -> str:
-        """`rate_card` for a request that names this size of search context (None: it names none)."""
+        """The `rate_card` for a request with this size of search context (None: the request names none)."""
         if search_context is None:
             return self.rate_card
         return dump_rates({name: rates.asked_for_context(search_context) for name, rates in self.rates.items()})

@@ -27,7 +27,8 @@ _BILL_TO_THE_END: Final = frozenset(
         "sambanova",
     }
 )
-#: Clouds that do so whoever made the model. LiteLLM has a name for each of their makers (`vertex_ai-anthropic_models`).
+#: Clouds that do so for the models of every maker. LiteLLM has a name for each maker there
+#: (`vertex_ai-anthropic_models`).
 _CLOUDS_BILL_TO_THE_END: Final = ("bedrock", "vertex_ai")
 
 
@@ -53,8 +54,8 @@ CHOOSE_SERVICE_TIER: Final = frozenset({"openai"})
 #: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
 WRITE_CACHES_WHEN_ASKED: Final = frozenset({"anthropic", "bedrock", "bedrock_converse", "vertex_ai-anthropic_models"})
 
-#: Their models that search automatically take `web_search_options`, of which the size decides the price of a search. For
-#: any other provider a request with `web_search_options` is refused.
+#: Their models that search automatically accept `web_search_options`; the size in these decides the price of a search.
+#: For any other provider, a request with `web_search_options` is refused.
 #: https://platform.openai.com/docs/guides/tools-web-search, https://docs.perplexity.ai/docs/getting-started/pricing
 TAKE_SEARCH_OPTIONS: Final = frozenset({"openai", "perplexity"})
 
@@ -68,8 +69,8 @@ STORE_CACHES: Final = frozenset({"gemini", "vertex_ai", "vertex_ai_beta", "verte
 #: https://ai.google.dev/gemini-api/docs/pricing ("text / image / video", 2026-11-28)
 VIDEO_COSTS_AS_TEXT: Final = frozenset({"gemini", "vertex_ai", "vertex_ai-language-models"})
 
-#: Models, by their names at their providers, of which a token of audio costs as much as one of text, and for which LiteLLM's
-#: map has no price of audio. For any other model audio is refused unless it has a price.
+#: Models (by their names at their providers) for which a token of audio costs as much as one of text, but LiteLLM's map
+#: has no price of audio. For any other model, audio without a price is refused.
 #: https://cloud.google.com/vertex-ai/generative-ai/pricing ("Gemini 2.5 Pro | Input (text, image, video, audio)", and the same
 #: for 3.1 Pro Preview and 3.8 Flash; 2026-09-18). https://ai.google.dev/gemini-api/docs/pricing has one price of input for
 #: these, and a separate one of audio for the others. genai-prices has the same prices (2026-11-28).

@@ -120,14 +120,14 @@ class Rates:
 
     `default`, `flex` and `priority` are service tiers. Each has the prices of tokens by length of prompt, the shortest
     first. `request` is charged once for a call, and `search` for each search. Both depend on the search context (low,
-    medium, high). `context` is the size that applies if a report names none: the one of the request
-    (`asked_for_context`), or else the provider's default. `citation` is the price of a citation token. All prices are in
+    medium, high). `context` applies if a report names no size: it is the request's size (`asked_for_context`), or else
+    the provider's default. `citation` is the price of a citation token. All prices are in
     femto-dollars.
 
     Multipliers apply to the whole cost, and are in ten-thousandths. Those of `regions` and `speeds` apply if a report
     names the region or the speed. `always` applies to every call.
 
-    `beyond` is not a price: it is what a call may have used without being asked, if no report shows what it used.
+    `beyond` is not a price: it is the most that a call may have used unasked (searches, …), for calls without a report.
     """
 
     default: tuple[TokenRates, ...]
@@ -149,7 +149,7 @@ class Rates:
         return named or self.default
 
     def asked_for_context(self, size: SearchContext | None) -> Rates:
-        """This card for a request that asks for this size of search context. None: it asks for none."""
+        """This card, for a request with this size of search context. None: the request names none."""
         return self if size is None else replace(self, context=SEARCH_CONTEXTS.index(size))
 
     @property

@@ -20,6 +20,8 @@ from typing import Final
 from genai_prices.data_snapshot import get_snapshot
 from genai_prices.types import ModelPrice, TieredPrices
 
+from llm_service.pricing.built_in_search import searching
+from llm_service.pricing.price_names import SERVICE_TIERS
 from llm_service.pricing.rates import Rates, TokenRates
 
 #: LiteLLM's name of a provider → that of the second book.
@@ -73,10 +75,14 @@ class Difference:
     above_tokens: int
     own: int
     other: int
+    service_tier: str = ""
 
     def __str__(self) -> str:
+        tier = f" in the tier {self.service_tier}" if self.service_tier else ""
         above = f" above {self.above_tokens:,} tokens" if self.above_tokens else ""
-        return f"{self.unit}{above}: {_dollars(self.own)} in LiteLLM's map, {_dollars(self.other)} in genai-prices"
+        return (
+            f"{self.unit}{tier}{above}: {_dollars(self.own)} in LiteLLM's map, {_dollars(self.other)} in genai-prices"
+        )
 
 
 def compare(own: Rates, provider: str, underlying: str, at: datetime | None = None) -> tuple[Rates, list[Difference]]:
@@ -85,13 +91,32 @@ def compare(own: Rates, provider: str, underlying: str, at: datetime | None = No
     `own` is the card by LiteLLM's map, `provider` and `underlying` are LiteLLM's names, `at` is the moment for which
     prices are looked up (now, if it is None). If the second book does not know the model, the card is returned as it is.
     """
-    other = _find(provider, underlying, at or datetime.now(UTC))
+    at = at or datetime.now(UTC)
+    other = _find(provider, underlying, at)
+    if not other:
+        return own, []
+    default, differences = _compare_tokens(own.default, other)
+    card = replace(own, default=default)
+    for name in SERVICE_TIERS:
+        listed: tuple[TokenRates, ...] = getattr(own, name)
+        dearer, found = _compare_tokens(own.tiers(name), _find(provider, underlying, at, name), name)
+        found = [each for each in found if listed or each.other > each.own]  # without own prices the default's are held
+        if listed or found:
+            card, differences = replace(card, **{name: dearer}), differences + found
+    card, found = _compare_fees(card, other, underlying)
+    return card, differences + found
+
+
+def _compare_tokens(
+    own: tuple[TokenRates, ...], other: Sequence[ModelPrice], service_tier: str = ""
+) -> tuple[tuple[TokenRates, ...], list[Difference]]:
+    """The prices of tokens of one service tier, each the higher one of both books, and the differences."""
     if not other:
         return own, []
     differences: list[Difference] = []
     tiers: list[TokenRates] = []
-    for above in sorted({*(tier.above_tokens for tier in own.default), *_thresholds(other)}):
-        tier = [each for each in own.default if each.above_tokens <= above][-1]
+    for above in sorted({*(tier.above_tokens for tier in own), *_thresholds(other)}):
+        tier = [each for each in own if each.above_tokens <= above][-1]
         dearer: dict[str, int] = {}
         for name, known in _TOKENS.items():
             price = _highest(other, known, above)
@@ -99,15 +124,30 @@ def compare(own: Rates, provider: str, underlying: str, at: datetime | None = No
             standing = mine if mine is not None else _stands_in(tier, name)
             if price is None or price == standing:
                 continue
-            differences.append(Difference(name, above, standing, price))
+            differences.append(Difference(name, above, standing, price, service_tier))
             if price > standing:
                 dearer[name] = price
         tiers.append(replace(tier, above_tokens=above, **dearer))
-    fee, request = _highest(other, "requests_kcount", 0), own.request
-    if fee is not None and fee not in request:  # the second book's price does not say for which search context it is
-        differences.append(Difference("request", 0, max(request), fee))
-        request = (max(request[0], fee), max(request[1], fee), max(request[2], fee))
-    return replace(own, default=tuple(tiers), request=request), differences
+    return tuple(tiers), differences
+
+
+def _compare_fees(own: Rates, other: Sequence[ModelPrice], underlying: str) -> tuple[Rates, list[Difference]]:
+    """The fee of a request and the price of a search. The second book does not say for which search context a price is.
+
+    A search is compared only if the model makes it automatically, because no request may ask for another one.
+    """
+    how = searching(underlying)
+    fees = [("request", "requests_kcount")]
+    if how is not None:
+        fees.append(("request" if how.once else "search", "web_searches_kcount"))
+    differences: list[Difference] = []
+    for unit, known in fees:
+        mine: tuple[int, int, int] = getattr(own, unit)
+        price = _highest(other, known, 0)
+        if price is not None and price not in mine:
+            differences.append(Difference(unit, 0, max(mine), price))
+            own = replace(own, **{unit: (max(mine[0], price), max(mine[1], price), max(mine[2], price))})
+    return own, differences
 
 
 def _stands_in(tier: TokenRates, name: str) -> int:
@@ -139,19 +179,25 @@ def _price(price: ModelPrice, name: str, above: int) -> int | None:
     return int((value * scale).to_integral_value(rounding=ROUND_CEILING))
 
 
-def _find(provider: str, underlying: str, at: datetime) -> Sequence[ModelPrice]:
-    """A model's prices for each hour of a day, as they may differ. Empty: the second book does not know the model."""
+def _find(provider: str, underlying: str, at: datetime, service_tier: str = "") -> Sequence[ModelPrice]:
+    """A model's prices for each hour of a day, as they may differ. Empty: the second book does not know the model, or has
+    no separate prices for this service tier.
+    """
     book = _PROVIDERS.get(provider)
     name = underlying.partition("/")[2] or underlying
-    return () if book is None else _prices(book, name, at.date())
+    return () if book is None else _prices(book, name, at.date(), service_tier)
 
 
 @lru_cache(maxsize=4096)
-def _prices(book: str, name: str, day: date) -> Sequence[ModelPrice]:
+def _prices(book: str, name: str, day: date, service_tier: str) -> Sequence[ModelPrice]:
     snapshot = get_snapshot()
     providers = [each for each in snapshot.providers if each.id == book]
     found = providers[0].find_model(name, all_providers=snapshot.providers) if providers else None
-    return () if found is None else [found.get_prices(datetime.combine(day, time(hour), UTC)) for hour in range(24)]
+    variants = [] if found is None else found.price_variants or []
+    if found is None or (service_tier and not any(each.when == {"service_tier": service_tier} for each in variants)):
+        return ()
+    terms = {"service_tier": service_tier} if service_tier else None
+    return [found.get_prices(datetime.combine(day, time(hour), UTC), terms) for hour in range(24)]
 
 
 def _dollars(femto: int) -> str:

@@ -5,9 +5,9 @@ What must hold:
   I2  If the proxy has seen the end of the answer, the hold ends within seconds. An owner that has not settled it by
       then counts as gone. If the owner is only late, its settlement changes nothing, or is a correction.
   I2  Two simultaneous sweepers, or a sweeper and a late owner, do no harm, because only one settlement of an attempt
-  counts.
+      counts.
   I2  A hold is settled at the rates from which it was computed.
-  I2  What is settled is never too large for the ledger.
+  I2  A settled amount is never too large for the ledger.
   I9  An envelope whose lifetime is over is closed within one sweep, so that the money of a dead run is free again.
   I1  Without a witness of an answer the whole hold is posted, unless the agent's policy is to void it. So money that a
       provider may bill is never released for other calls.
@@ -177,8 +177,8 @@ def _certainty(proof: Sequence[Witness]) -> str:
 
 
 def _used(hold: OrphanHold, witness: Witness) -> Usage:
-    """What the provider reported. If it has not, what LiteLLM counted, with a margin, and all that the model can have used
-    of its own accord (searches, …), which no count shows.
+    """The usage that the provider reported. Without a report, it is LiteLLM's count with a margin, plus the most that
+    the model may have used unasked (searches, …), because no count shows that.
     """
     if witness.exact:
         return witness.usage

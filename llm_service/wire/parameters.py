@@ -6,7 +6,7 @@ What must hold:
       where LiteLLM does not look at it.
   If a provider lacks a parameter, a value that only asks for the default (a penalty of 0, one choice) is left out.
   A translation by LiteLLM that would change the price is avoided: LiteLLM turns the tier `auto` into Gemini's
-  `priority`.
+      `priority`.
 
 `user` and `metadata.tags` are meant for Treasurer. A provider receives `user` too, if it has such a field.
 tests/integration/test_parameters.py sends each parameter to each kind of provider through the real proxy.

@@ -59,11 +59,11 @@ _UNPRICED = {
 #: How long a provider keeps a cache: the values whose price is known. The price is the same for each value.
 _CACHE_RETENTIONS = (None, "in_memory", "in-memory", "24h")
 _CACHE_OPTIONS = {"mode": ("implicit", "explicit"), "ttl": ("30m",)}
-#: How much of what it finds a search puts into the model's context. The price of a search can depend on it.
+#: The sizes of a search context: how much of its results a search gives to the model. They can decide a search's price.
 SearchContext = Literal["low", "medium", "high"]
 SEARCH_CONTEXTS: Final[tuple[SearchContext, ...]] = ("low", "medium", "high")
 
-#: The parameters whose text becomes tokens; of a search, where it is made from.
+#: The parameters whose text becomes tokens. The options of a search contain the user's location.
 _TEXT = ("messages", "tools", "functions", "response_format", "web_search_options")
 
 # Allowances, in tokens, for what providers add around the caller's text. The largest published ones are Anthropic's: up
@@ -84,8 +84,8 @@ class ParsedRequest:
 
     `max_tokens` is the caller's limit for one choice; None if the caller set none.
     `media` are its images, recordings and files. `cache_writes`: whether the request asks for a part of it to be
-    cached, and for how long at most. `search_options`: whether it has options for searches. `search_context`: the size of
-    a search's context that it asks for.
+    cached, and for how long at most. `search_options`: whether the request has options for searches. `search_context`:
+    the size of search context that it asks for.
     `text_bytes` is the size of the text alone, for estimates; `input_bound` is the upper bound.
     """
 
@@ -374,7 +374,7 @@ def _service_tier(data: dict[str, Any]) -> str | None:
 
 
 def _search_context(data: dict[str, Any]) -> SearchContext | None:
-    """The size that `web_search_options` names. Its other options are refused if they can have a price (`search_type`)."""
+    """The size in `web_search_options`. Other options in it are refused if they can have a price (`search_type`)."""
     options: object = data.get("web_search_options")
     if options is None:
         return None

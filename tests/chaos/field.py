@@ -30,7 +30,7 @@ class Skip(Exception):
 
 
 class Field:
-    """Its random choices are seeded: with the same seed it makes the same calls."""
+    """A stack under load. With the same seed, it makes the same calls."""
 
     def __init__(self, stack: Stack, state: StackState, http: aiohttp.ClientSession, seed: int) -> None:
         self.stack, self.state, self.http = stack, state, http

@@ -22,8 +22,14 @@ from gateway.asgi import App
 from gateway.settings import Settings
 from gateway.stack.state import StackState
 from llm_service.errors import NotAuthenticated, NotPermitted, TreasuryUnavailable
+from llm_service.types import Principal
 
 ADMIN = {"authorization": "Bearer sk-tr-admin"}
+
+
+def principal_named(agent: str, *, team_id: int = 1, paused: str | None = None) -> Principal:
+    """An agent of a team, with a key named laptop."""
+    return Principal(1, "acme", team_id, f"team {team_id}", team_id, agent, 5, "laptop", epoch=1, paused=paused)
 
 
 class FakePrincipals:
@@ -42,6 +48,11 @@ class FakePrincipals:
         if secret != "sk-tr-agent":
             raise NotPermitted("This needs an agent's key.")
         return SimpleNamespace(may_use=lambda _name: True)
+
+    async def owner(self, secret: str) -> Principal | str:
+        """The owner of a key: an administrator's name, or agent `news` of team 1."""
+        self._check(secret)
+        return "key ops (7)" if secret == "sk-tr-admin" else principal_named("news")
 
     def _check(self, secret: str) -> None:
         if secret == "sk-tr-away":

@@ -80,7 +80,7 @@ async def test_every_route_but_the_open_ones_asks_for_a_key(gateway: Any) -> Non
         if path in ("/healthz", "/readyz", "/metrics"):
             continue
         at = path.replace("{kind}", "agents").replace("{state}", "open").replace("_id}", "}")
-        for name in ("key", "limit", "route", "name"):
+        for name in ("key", "limit", "route", "name", "run", "invoice"):
             at = at.replace(f"{{{name}}}", "1")
         assert "{" not in at, path
         for method in methods:

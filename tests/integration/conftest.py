@@ -15,17 +15,25 @@ from gateway import errors
 from gateway.cli import main
 from gateway.routes import admin
 from llm_service.administration.principals import Principals
+from llm_service.errors import UnknownModel
 from tests.integration.administering import ADMIN, Ran, Treasurer
 
 
 @pytest.fixture
 async def api(pool: asyncpg.Pool) -> AsyncIterator[httpx2.AsyncClient]:
-    """A client of the admin API with an administrator's key; the API runs in this process."""
+    """A client of the admin API with an administrator's key; the API runs in this process, and knows two models."""
     app = FastAPI()
     errors.install(app)
     app.include_router(admin.router)
+
+    async def find_model(name: str) -> None:
+        if name not in ("gpt-4o-mini", "claude-haiku-4-5"):
+            raise UnknownModel(f"The model {name!r} does not exist.", param="model")
+
     app.state.runtime = SimpleNamespace(
-        pools=SimpleNamespace(reading=pool, changes=pool), principals=Principals(pool, admin_key=ADMIN)
+        pools=SimpleNamespace(reading=pool, changes=pool),
+        principals=Principals(pool, admin_key=ADMIN),
+        catalog=SimpleNamespace(get=find_model),
     )
     transport = httpx2.ASGITransport(app=app, raise_app_exceptions=False)
     async with httpx2.AsyncClient(

@@ -549,6 +549,7 @@ async def test_i4_a_ledger_that_is_no_longer_guarded(books: Books, change: str) 
 
 async def test_a_change_log_that_is_no_longer_written(books: Books) -> None:
     guards = [("log_change", table) for table in LOGGED] + [("raise_epoch", table) for table in LOGGED]
+    guards += [("log_change", "work.agent_versions"), ("versions_immutable", "work.agent_versions")]
     guards += [("changes_immutable", "changes"), ("wait_for_admissions", "epoch")]
     for number, (trigger, table) in enumerate(guards, start=1):
         drop, disable = f"DROP TRIGGER {trigger} ON {table}", f"ALTER TABLE {table} DISABLE TRIGGER {trigger}"
@@ -565,7 +566,7 @@ async def test_a_change_log_that_is_no_longer_written(books: Books) -> None:
     ("change", "found"),
     [
         ("DROP TRIGGER log_change ON teams; CREATE TRIGGER log_change AFTER INSERT ON teams FOR EACH ROW EXECUTE FUNCTION log_change()", 1),
-        ("CREATE OR REPLACE FUNCTION log_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", 11),
+        ("CREATE OR REPLACE FUNCTION log_change() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", 12),
         ("CREATE OR REPLACE FUNCTION changes_are_immutable() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END'", 1),
     ],
 )  # fmt: skip
@@ -585,12 +586,17 @@ async def test_a_change_log_whose_triggers_do_something_else(books: Books, chang
         ("DELETE FROM top_ups", "of top_ups is gone, and the log does not say so"),
         ("TRUNCATE top_ups", "of top_ups is gone, and the log does not say so"),
         ("DELETE FROM changes WHERE kind = 'top_ups'", "of top_ups was made, and the log does not say so"),
+        ("""UPDATE work.agent_versions SET what = '{"budget_nano": 9}'""", "of work.agent_versions is not what the log says"),
+        ("DELETE FROM work.agent_versions", "of work.agent_versions is gone, and the log does not say so"),
     ],
 )  # fmt: skip
 async def test_configuration_that_was_changed_behind_the_logs_back(books: Books, change: str, says: str) -> None:
     top_up = "INSERT INTO top_ups (budget_id, amount_nano) VALUES ($1, 5)"
     await books.pool.execute(top_up, books.budget)
     await books.pool.execute("INSERT INTO api_keys (agent_id, name, hash, hint, models) VALUES ($1, 'k', '', '', '{a,b}')", books.agent)  # fmt: skip
+    await books.pool.execute(
+        "INSERT INTO work.agent_versions (agent, version, what, digest) VALUES ('a', 1, '{}', sha256(''))"
+    )
     await books.differences()
     await books.tamper(change)
     (check,) = await books.differences("configuration_is_as_logged")
@@ -617,7 +623,7 @@ async def acknowledge(books: Books, **fields: object) -> None:
     [
         ({"cost_nano": 150, "proxy_cost_nano": 150, "cost_source": "upstream"}, "LiteLLM's for 1, Treasurer's for 0"),
         ({"cost_nano": 150, "proxy_cost_nano": 100, "cost_source": "rates"}, "LiteLLM's for 0, Treasurer's for 1"),
-        # As rows from before migration 0011 are.
+        # Like rows from before migration 0011.
         ({"cost_nano": 100, "proxy_cost_nano": 150}, "LiteLLM's for 1, Treasurer's for 0"),
         ({"cost_nano": 3_000_000_005, "proxy_cost_nano": 3_000_000_000, "cost_source": "rates"}, "Treasurer's for 1"),
         ({"cost_nano": 100, "proxy_cost_nano": 102, "usage_source": "witness"}, "LiteLLM's for 1"),

@@ -198,7 +198,7 @@ async def caller(stack: StackState) -> AsyncIterator[Caller]:
 
 
 async def refuses(caller: Caller, kind: type[openai.APIStatusError]) -> None:
-    """Both gateways soon refuse, and continue to refuse."""
+    """Check that both gateways soon refuse calls, and continue to refuse them."""
     for url in caller.stack.gateway_urls:
 
         async def refused(url: str = url) -> bool:

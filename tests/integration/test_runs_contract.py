@@ -1,4 +1,4 @@
-"""The store of runs in Postgres passes the tests that every store must pass; its indexes are used."""
+"""The store of runs in Postgres passes the tests for every store, and its queries use their indexes."""
 
 from __future__ import annotations
 

@@ -1,13 +1,14 @@
 """A call that was never sent to a provider is voided at once; and a provider's refusal of one caller affects no other.
 
 What must hold:
-- A call that LiteLLM refuses before it asks a provider (a request that it cannot translate) is voided within moments,
-  streamed or not, and the provider, which counts its requests, was not asked (I2).
+- A call that LiteLLM refuses before it asks a provider (a cooldown, a request that it cannot translate) is voided within
+  moments, streamed or not, and the provider, which counts its requests, was not asked (I2).
 - A provider's 404 (the caller's mistake) or 401, 402 or 403 (the operator's key) keeps the model from nobody else.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
 from typing import Any
@@ -21,6 +22,8 @@ from tests.integration.caller import Caller, open_caller, said
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 #: The only model with two deployments.
 BALANCED = "gpt-4o-mini"
+#: config/litellm.yaml: `cooldown_time`, and a little more.
+COOLDOWN_S = 5.5
 #: Seconds. The hold of a call that may have been sent stays for minutes; if it was not sent, the hold is voided at
 #: once.
 AT_ONCE_S = 3.0
@@ -56,6 +59,34 @@ async def ask(caller: Caller, model: str, streamed: bool, **request: Any) -> ope
     except openai.APIStatusError as error:
         return error
     return None
+
+
+@STREAMED
+async def test_i2_calls_in_a_cooldown_cost_nothing_and_are_voided_at_once(
+    stack: StackState, caller: Caller, streamed: bool
+) -> None:
+    """One agent's 429s take both deployments out of use. What other agents ask in that time reaches nobody.
+
+    It takes two calls: LiteLLM counts one failure of a request only. The first call asks both deployments, and only the
+    one that it asked first is taken out of use. The second call asks the other one.
+    """
+    async with open_caller(stack) as other:
+        await script(other, [{"model": BALANCED, "do": {"status": 429}}])
+        for times in (2, 3, 3):
+            error = await ask(other, BALANCED, False)
+            assert (error and error.status_code, await asked(other)) == (429, times)
+    await script(caller, [{"model": BALANCED, "do": {"output_tokens": 1}}])
+    errors = [await ask(caller, BALANCED, streamed) for _ in range(4)]
+    assert {error and (error.status_code, error.code) for error in errors} == {(429, "deployments_cooling_down")}
+    assert await asked(caller) == 0
+    await caller.settled(AT_ONCE_S)
+    entries = await caller.ledger()
+    assert [(entry["state"], entry["cost_nano"]) for entry in entries] == [("voided", 0)] * 4
+    (budget,) = (await caller.admin("GET", f"budgets?agent={caller.agent}"))["data"]
+    assert (budget["posted_nano"], budget["pending_nano"]) == (0, 0)
+    assert await caller.faults() == []
+    await asyncio.sleep(COOLDOWN_S)
+    assert await ask(caller, BALANCED, streamed) is None
 
 
 @STREAMED

@@ -1,4 +1,4 @@
-"""What Treasurer uses of asyncpg, which comes without types. Rows hold `Any`: their columns are SQL's to know."""
+"""What Treasurer uses of asyncpg, which comes without types. Rows hold `Any`, because only SQL knows their columns."""
 
 import asyncio
 import ssl as ssl_

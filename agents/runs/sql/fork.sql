@@ -1,9 +1,13 @@
 -- A new run ($2) that begins with the first $3 steps of another ($1), as if it had done them. The cost of these steps
--- is not part of its cost.
+-- is not part of its cost. The new run does the next step anew: $7 says whether the caller may decide that for a step that
+-- may have been done.
 WITH source AS MATERIALIZED (
     SELECT * FROM work.runs r WHERE r.id = $1 AND NOT r.forgotten
         AND NOT EXISTS (SELECT FROM work.runs k WHERE k.trigger_key = $5)
         AND $3::integer = (SELECT count(*) FROM work.steps s WHERE s.run_id = $1 AND s.position <= $3 AND s.state = 'done' AND s.result IS NOT NULL)
+        AND ($7 OR (r.wait_for IS DISTINCT FROM 'approval' AND NOT EXISTS (
+            SELECT FROM work.steps u
+            WHERE u.run_id = r.id AND u.state IN ('started', 'unknown') AND u.policy IN ('ask', 'verify'))))
     FOR SHARE
 ),
 copied AS (

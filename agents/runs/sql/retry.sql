@@ -1,9 +1,12 @@
 -- Queues a run again that has ended without success, or that waits. It continues at its last step. A person has decided
 -- that, so a step that failed, or that may have been done, is done (again). If the run's deadline has passed, it gets
--- the same time again.
+-- the same time again. $2: the caller may decide that; if not, a run of which a person has to decide is not queued.
 WITH chosen AS MATERIALIZED (
-    SELECT id FROM work.runs
+    SELECT id FROM work.runs r
     WHERE id = $1 AND state IN ('failed', 'expired', 'dead', 'cancelled', 'waiting') AND NOT forgotten
+        AND ($2 OR (r.wait_for IS DISTINCT FROM 'approval' AND NOT EXISTS (
+            SELECT FROM work.steps u
+            WHERE u.run_id = r.id AND u.state IN ('started', 'unknown') AND u.policy IN ('ask', 'verify'))))
     FOR UPDATE
 ),
 decided AS (

@@ -1,4 +1,4 @@
-"""What providers have billed, as operators record it."""
+"""Invoices of providers, which operators record."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from gateway.routes.admin import (
     breakers,
     budgets,
     changes,
+    configurations,
     invoices,
     keys,
     limits,
@@ -27,7 +28,7 @@ from gateway.routes.admin import (
 
 router = APIRouter()
 for _noun in (
-    *(organisations, teams, agents, pauses, keys, budgets, limits, routes, breakers, changes),
+    *(organisations, teams, agents, configurations, pauses, keys, budgets, limits, routes, breakers, changes),
     *(acknowledgements, repricings, invoices),
 ):
     router.include_router(_noun.router)

@@ -7,22 +7,20 @@ At most 64 KiB of a body are read.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from collections.abc import Callable
+from typing import Annotated, Generic, Literal, TypeVar
 
 import asyncpg
-from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from fastapi.routing import APIRoute
+from fastapi import APIRouter, Depends, Path, Query, Request
 from pydantic import BaseModel
 
-from gateway.asgi import CallerLeft, read_body
 from gateway.auth import administrator, scheme
 from gateway.composition import GatewayRuntime
+from gateway.routes.bounded import bounded_route
 from llm_service.administration.inputs import MAX_ID
 from llm_service.administration.paging import MOST, Page
 
 _MAX_BODY_BYTES = 64 * 1024
-_BODY_S = 60.0
 _TOO_LARGE = f"The body of a request to the admin API may be at most {_MAX_BODY_BYTES // 1024} KiB."
 _T = TypeVar("_T")
 
@@ -42,32 +40,7 @@ def listing(page: Page[_T], cursor: Callable[[_T], str | int]) -> Listing[_T]:
     return Listing(data=page, has_more=page.more, next_after=cursor(page[-1]) if page.more else None)
 
 
-class _AdminRoute(APIRoute):
-    """A route for administrators: the key is checked before the body is read, and the body's size is limited."""
-
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        handle = super().get_route_handler()
-
-        async def bounded(request: Request) -> Response:
-            await administrator(request)
-            try:
-                body = await read_body(
-                    request.receive,
-                    request.headers,
-                    most_bytes=_MAX_BODY_BYTES,
-                    within_s=_BODY_S,
-                    too_large=_TOO_LARGE,
-                )
-            except CallerLeft:
-                return Response(status_code=400)  # nobody reads this answer
-            message = {"type": "http.request", "body": body, "more_body": False}
-
-            async def receive() -> dict[str, Any]:
-                return message
-
-            return await handle(Request(request.scope, receive))
-
-        return bounded
+_AdminRoute = bounded_route(administrator, most_bytes=_MAX_BODY_BYTES, too_large=_TOO_LARGE)
 
 
 def admin_router() -> APIRouter:

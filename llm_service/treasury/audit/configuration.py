@@ -10,7 +10,8 @@ from __future__ import annotations
 from llm_service.treasury.audit.rule import Rule
 from llm_service.treasury.queries import load_query
 
-#: Every table of configuration. Each has an `id`, and in `created_at` the time at which a row was made.
+#: Every table of configuration that calls are admitted by. Each has an `id`, and in `created_at` the time at which a row
+#: was made.
 LOGGED = (
     "organisations",
     "teams",
@@ -24,15 +25,21 @@ LOGGED = (
     "repricings",
     "invoices",
 )
+#: Such tables that no call is admitted by, so that a change of them raises no epoch.
+LOGGED_ONLY = ("work.agent_versions",)
 
 # Values of pg_trigger.tgtype: after insert, update and delete of each row; before an update, delete or truncate
 # statement.
 _AFTER_EACH_ROW, _BEFORE_ANY, _BEFORE_EACH, _AFTER_UPDATE = 1 + 4 + 8 + 16, 2 + 8 + 16 + 32, 2 + 4 + 8 + 16 + 32, 1 + 16
 _WANTED = ", ".join(
     [
-        *(f"('{table}', 'log_change', 'log_change', {_AFTER_EACH_ROW}, 'INSERT INTO changes')" for table in LOGGED),
+        *(
+            f"('{table}', 'log_change', 'log_change', {_AFTER_EACH_ROW}, 'INSERT INTO changes')"
+            for table in (*LOGGED, *LOGGED_ONLY)
+        ),
         *(f"('{table}', 'raise_epoch', 'raise_epoch', {_BEFORE_EACH}, 'UPDATE epoch')" for table in LOGGED),
         f"('epoch', 'wait_for_admissions', 'wait_for_admissions', {_AFTER_UPDATE}, 'pg_advisory_xact_lock')",
+        f"('work.agent_versions', 'versions_immutable', 'versions_are_immutable', {_BEFORE_ANY}, 'RAISE EXCEPTION')",
         f"('changes', 'changes_immutable', 'changes_are_immutable', {_BEFORE_ANY}, 'RAISE EXCEPTION')",
     ]
 )
@@ -40,7 +47,7 @@ _WANTED = ", ".join(
 GUARDED = Rule(
     name="changes_are_logged",
     invariant="log",
-    holds="the database logs each change of configuration, raises the epoch for it, and refuses to change the log",
+    holds="the database logs each change of configuration, raises the epoch where calls need it, and refuses to change the log",
     examines=f"(VALUES {_WANTED}) AS triggers",
     differences=load_query("audit/changes_are_logged", wanted=_WANTED),
     describe=lambda row: (
@@ -49,7 +56,10 @@ GUARDED = Rule(
     ),
 )
 
-_TABLES = "\nUNION ALL\n".join(load_query("audit/table_is_as_logged", table=table) for table in LOGGED)
+_TABLES = "\nUNION ALL\n".join(
+    load_query("audit/table_is_as_logged", table=table, kind=table.rpartition(".")[2])
+    for table in (*LOGGED, *LOGGED_ONLY)
+)
 
 AS_LOGGED = Rule(
     name="configuration_is_as_logged",

@@ -1,4 +1,4 @@
-"""What every store of runs must do. The same cases run against the one in memory and the one in Postgres.
+"""Tests for every store of runs. They run against the store in memory and the store in Postgres.
 
 test_in_memory.py and tests/integration/test_runs_contract.py each have a class that inherits these, and fixtures `store`
 and `pass_time`, which sets the store's clock forward.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from datetime import timedelta
 from uuid import UUID, uuid4
 
 import pytest
@@ -17,10 +18,12 @@ from agents.runs.record import (
     Ended,
     HandsOver,
     Kind,
+    Mark,
     NewRun,
     Policy,
     Run,
     RunFilter,
+    Spent,
     State,
     StepEnd,
     StepHead,
@@ -29,7 +32,7 @@ from agents.runs.record import (
     Waits,
 )
 from agents.runs.store import CancelAsked, LeaseLost, RunStore
-from llm_service.errors import Conflict, IdempotencyConflict, NotFound
+from llm_service.errors import Conflict, IdempotencyConflict, NotFound, NotPermitted
 
 PassTime = Callable[[float], Awaitable[None]]
 AGENTS = ("a", "b")
@@ -101,6 +104,54 @@ class StoreContract:
         await claim_one(store)
         assert [run.id for run in await store.page(RunFilter(state=State.RUNNING))] == [ids[0]]
 
+    async def test_a_page_has_only_the_runs_that_fit(self, store: RunStore) -> None:
+        early = await store.add(new_run(session="s", on_behalf_of="ann"))
+        late = await store.add(new_run(team_id=2, on_behalf_of="bob", root_id=early.id, parent_id=early.id))
+
+        async def ids(**wanted: object) -> list[UUID]:
+            return [run.id for run in await store.page(RunFilter(**wanted))]  # pyright: ignore[reportArgumentType]
+
+        assert await ids(team_id=2) == await ids(user="bob") == [late.id]
+        assert await ids(session="s") == await ids(user="ann") == [early.id]
+        assert await ids(since=early.created_at) == await ids(root_id=early.id) == [late.id, early.id]
+        assert await ids(since=late.created_at + timedelta(seconds=1)) == []
+
+    async def test_an_outline_has_no_results(self, store: RunStore) -> None:
+        await store.add(new_run())
+        run = await claim_one(store)
+        for position in (1, 2, 3):
+            await store.record(run.claim, head(run.id, position), DONE)
+        outline = await store.outline(run.id, first=2, most=1)
+        assert outline == [replace((await store.steps(run.id))[1], result=None)]
+        assert [step.head.position for step in await store.outline(run.id)] == [1, 2, 3]
+
+    async def test_a_mark_changes_with_each_step_and_each_state(self, store: RunStore) -> None:
+        added = await store.add(new_run())
+
+        async def mark() -> Mark:
+            return (await store.marks([added.id, uuid4()]))[added.id]
+
+        assert await mark() == Mark(State.QUEUED, 0)
+        run = await claim_one(store)
+        assert await mark() == Mark(State.RUNNING, 1)
+        await store.begin(run.claim, head(run.id, 1))
+        assert await mark() == Mark(State.RUNNING, 1, 1, StepState.STARTED, 1)
+        await store.record(run.claim, head(run.id, 1), DONE)
+        assert await mark() == Mark(State.RUNNING, 1, 1, StepState.DONE, 1)
+        await store.leave(run.claim, Ended(State.SUCCEEDED))
+        assert await mark() == Mark(State.SUCCEEDED, 1, 1, StepState.DONE, 1)
+
+    async def test_what_a_run_spent_is_known_while_it_runs_and_counts_those_below_it(self, store: RunStore) -> None:
+        root = await store.add(new_run())
+        assert await store.spent(root.id) == Spent(0, 0, 0)
+        child = await store.add(new_run(root_id=root.id, parent_id=root.id))
+        await store.add(new_run(root_id=root.id, parent_id=child.id))
+        for _ in range(3):
+            run = await claim_one(store)
+            await store.record(run.claim, head(run.id, 1), DONE)
+        assert await store.spent(root.id) == Spent(5, 2, 15)
+        assert await store.spent(child.id) == Spent(5, 2, 10)
+
     async def test_the_highest_priority_is_claimed_first_then_the_oldest(self, store: RunStore) -> None:
         ids = [(await store.add(new_run(agent, priority=priority))).id for agent, priority in (
             ("a", 0), ("b", 0), ("a", 5), ("b", 5), ("a", -1)
@@ -155,7 +206,7 @@ class StoreContract:
 
     async def test_runs_of_a_session_go_on_one_after_another(self, store: RunStore) -> None:
         first, second = await store.add(new_run(session="s")), await store.add(new_run(session="s", priority=9))
-        other = await store.add(new_run("b", session="s"))  # a session is one agent's
+        other = await store.add(new_run("b", session="s"))  # the same session name of another agent is another session
         claimed = await store.claim(uuid4(), 9, AGENTS)
         assert {run.id for run in claimed} == {first.id, other.id}
         mine = next(run for run in claimed if run.id == first.id)
@@ -214,7 +265,7 @@ class StoreContract:
         (done,) = await store.steps(claim.run_id)
         assert (done.state, done.result, done.cost_nano, done.lost_nano) == (StepState.DONE, '{"ok":true}', 5, 2)
         for write in (store.begin(claim, step), store.record(claim, step, StepEnd(StepState.FAILED))):
-            with pytest.raises(LeaseLost):  # a step that is done stays as it is
+            with pytest.raises(LeaseLost):  # a step that has ended cannot be changed
                 await write
         assert await store.steps(claim.run_id) == [done]
 
@@ -269,7 +320,7 @@ class StoreContract:
         self, store: RunStore, pass_time: PassTime
     ) -> None:
         run = await store.add(new_run(time_limit_s=9_999))
-        for _ in range(2):  # a step each time: it goes on
+        for _ in range(2):  # each attempt completes a step, so the run makes progress
             run = await claim_one(store, lease_s=1)
             await store.record(run.claim, head(run.id, run.fence), DONE)
             await pass_time(2)
@@ -304,7 +355,7 @@ class StoreContract:
         assert states == [State.RUNNING, State.CANCELLED, State.CANCELLED, State.QUEUED]
         with pytest.raises(CancelAsked):
             await store.begin(run.claim, head(run.id, 1))
-        await store.record(run.claim, head(run.id, 1), DONE)  # what was done is still written down
+        await store.record(run.claim, head(run.id, 1), DONE)  # the result of a finished step is still recorded
         left = await store.leave(run.claim, Waits(WaitFor.TIME, 1))
         assert left.state is State.CANCELLED
         assert (await store.cancel(root.id)).ended_at == left.ended_at
@@ -344,6 +395,46 @@ class StoreContract:
         assert (await store.retry(run.id)).state is State.QUEUED
         (step,) = await store.steps(run.id)
         assert (step.state, step.again, step.head.arguments) == (StepState.UNKNOWN, True, {"to": "ann"})
+
+    @pytest.mark.parametrize("policy", [Policy.ASK, Policy.VERIFY])
+    async def test_i8_whoever_may_not_decide_neither_retries_nor_forks_what_a_person_decides(
+        self, store: RunStore, policy: Policy
+    ) -> None:
+        await store.add(new_run())
+        run = await claim_one(store)
+        await store.record(run.claim, head(run.id, 1), DONE)
+        await store.begin(run.claim, head(run.id, 2, policy))
+        await store.leave(run.claim, Ended(State.FAILED, keep_s=60))
+        before = await store.find(run.id)
+        for refused in (
+            store.retry(run.id, decides=False),
+            store.fork(run.id, 1, uuid4(), code_version="1", asked_by=None, decides=False),
+        ):
+            with pytest.raises(NotPermitted) as caught:
+                await refused
+            assert caught.value.code == "person_needed"
+        assert await store.find(run.id) == before
+        assert len(await store.page(RunFilter())) == 1
+        assert (await store.retry(run.id)).state is State.QUEUED
+
+    async def test_i8_a_run_that_waits_for_an_approval_is_retried_only_by_whoever_may_decide(
+        self, store: RunStore
+    ) -> None:
+        await store.add(new_run())
+        run = await claim_one(store)
+        await store.leave(run.claim, Waits(WaitFor.APPROVAL))
+        with pytest.raises(NotPermitted):
+            await store.retry(run.id, decides=False)
+        assert (await store.retry(run.id)).state is State.QUEUED
+
+    @pytest.mark.parametrize("policy", [Policy.READ, Policy.KEY])
+    async def test_a_step_that_is_harmless_to_repeat_is_nobodys_decision(self, store: RunStore, policy: Policy) -> None:
+        await store.add(new_run())
+        run = await claim_one(store)
+        await store.begin(run.claim, head(run.id, 1, policy))
+        await store.leave(run.claim, Ended(State.FAILED, keep_s=60))
+        await store.fork(run.id, 0, uuid4(), code_version="1", asked_by=None, decides=False)
+        assert (await store.retry(run.id, decides=False)).state is State.QUEUED
 
     async def test_a_fork_begins_with_the_first_steps(self, store: RunStore) -> None:
         await store.add(new_run(session="s", tags=("t",)))

@@ -18,7 +18,7 @@ from gateway.stack.state import NotRunning
 from llm_service.errors import Conflict
 from llm_service.money import MoneyError
 
-SUBCOMMANDS = ("budget create", "key list", "route set", "limit set", "breaker open", "run digest")
+SUBCOMMANDS = ("agent configure", "budget create", "key list", "route set", "limit set", "breaker open", "run digest")
 #: Libraries that take long to import. None of them is needed for `--help`.
 HEAVY = {
     "aiohttp", "alembic", "asyncpg", "fastapi", "openai", "opentelemetry", "orjson", "prometheus_client", "psutil",
@@ -123,7 +123,7 @@ def test_a_bug_is_not_swallowed(monkeypatch: pytest.MonkeyPatch) -> None:
     [
         ("organisation", "list"), ("team", "list"), ("agent", "list"), ("key", "list"), ("budget", "list"),
         ("limit", "list"), ("route", "list"), ("breaker", "list"), ("models",), ("changes",), ("report",), ("audit",), ("migrate",),
-        ("pause", "agent", "news"),
+        ("pause", "agent", "news"), ("agent", "show", "digest"), ("agent", "configure", "digest", "--priority", "1"),
     ],
 )  # fmt: skip
 def test_without_a_stack_a_command_says_how_to_start_one(
@@ -141,6 +141,7 @@ def test_without_a_stack_a_command_says_how_to_start_one(
         (("team", "create", "a\nb"), "name"),
         (("agent", "create", "news", "--window", "day"), "--budget"),
         (("agent", "set", "news", "--floor-tokens", "0"), "floor_tokens"),
+        (("agent", "configure", "news", "--budget", "0"), "budget"),
         (("key", "create", "news", "--admin"), "admin"),
         (("budget", "create", "--limit", "much", "--agent", "news"), "limit"),
         (("budget", "list", "--agent", "a", "--team", "b"), "--agent"),

@@ -38,7 +38,10 @@ async def test_a_body_of_64_kib_is_read_and_one_byte_more_is_not(gateway: Any, a
         assert answer.status_code == status, answer.text
 
 
-LISTS = ("organisations", "teams", "agents", "keys", "budgets", "limits", "routes", "changes")
+LISTS = (
+    *("organisations", "teams", "agents", "keys", "budgets", "limits", "routes", "changes"),
+    "agents/digest/configuration/versions",
+)
 
 
 @pytest.mark.parametrize("noun", LISTS)
@@ -56,6 +59,8 @@ async def test_lists_use_the_pool_for_reading(gateway: Any, admin: dict[str, str
         ("POST", "budgets", {"agent": "alice", "limit": "1", "window": "day"}),
         ("PATCH", "budgets/agent alice: day", {"limit": "2"}),
         ("DELETE", "keys/3", None),
+        ("PUT", "agents/digest/configuration", {"budget": "0.5"}),
+        ("POST", "agents/digest/configuration/use", {"version": 1}),
     ],
 )
 async def test_changes_use_the_pool_for_changes(

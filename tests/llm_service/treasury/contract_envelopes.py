@@ -1,6 +1,6 @@
-"""What every treasury must do with envelopes: the same cases run against the one in memory and the one in Postgres.
+"""Tests of envelopes for every treasury. They run against the treasury in memory and the treasury in Postgres.
 
-As contract.py, whose worlds these take.
+The tests work like those in contract.py, and use its worlds.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RUN = CallContext(run="r", user="ann", tags=("x", "y"))
 
 
 class World(Protocol):
-    """A treasury with envelopes, and how its budgets and principals are made."""
+    """A treasury with envelopes, with functions that make its budgets and principals."""
 
     @property
     def treasury(self) -> Treasury: ...
@@ -98,7 +98,7 @@ async def sums(world: World, run: Envelope) -> tuple[int, int, int, int]:
 
 
 class EnvelopeContract:
-    """Inherit it in a class whose name begins with `Test`."""
+    """The tests. To run them, inherit them in a class whose name begins with `Test`."""
 
     async def test_an_envelope_holds_its_reserve_in_every_window(self, world: World) -> None:
         lines = (await world.budget(100), ""), (await world.budget(1_000), "ann")
@@ -128,7 +128,7 @@ class EnvelopeContract:
     async def test_a_budgets_share_for_one_call_does_not_bind_a_run(self, world: World) -> None:
         line = (await world.budget(1_000, 1_000), "")
         run = await opened(world, 900, 900, line)
-        assert (await drawn(world, run, 900, floor=1)).amount_nano == 100  # a tenth of what the run may have
+        assert (await drawn(world, run, 900, floor=1)).amount_nano == 100  # a call may hold a tenth of the run's budget
 
     async def test_a_run_that_is_opened_twice_is_one(self, world: World) -> None:
         line = (await world.budget(100), "")
@@ -277,7 +277,7 @@ class EnvelopeContract:
         await world.treasury.settle_soon(voided(other))
         resumed = await world.envelopes.resume(run.id, lifetime_s=600)
         assert isinstance(resumed, Envelope)
-        assert (resumed.state, resumed.free_nano) == (EnvelopeState.OPEN, 50)  # what is left of its budget
+        assert (resumed.state, resumed.free_nano) == (EnvelopeState.OPEN, 50)  # the rest of the run's budget
         assert resumed.expires_at > run.expires_at
         again = await world.envelopes.resume(run.id)
         assert again == resumed
@@ -352,7 +352,7 @@ class EnvelopeContract:
         child = await child_of(world, parent, 50)
         assert child.free_nano == 50
         assert await sums(world, parent) == (30, 0, 0, 50)
-        await world.envelopes.suspend(child.id)  # the parent has no use for it now: it goes to the windows
+        await world.envelopes.suspend(child.id)  # the parent cannot use the money, so it returns to the windows
         assert await sums(world, parent) == (30, 0, 0, 50)
         assert await left(world, line) == 70
         resumed = await world.envelopes.resume(child.id)

@@ -4,7 +4,7 @@ SELECT '{{table}}' AS of, coalesce(t.id, l.object) AS id,
        CASE WHEN t.id IS NULL THEN 'is gone, and the log does not say so'
             WHEN l.object IS NULL THEN 'was made, and the log does not say so'
             ELSE 'is not what the log says' END AS fault
-FROM (SELECT * FROM latest WHERE kind = '{{table}}') AS l FULL JOIN {{table}} AS t ON t.id = l.object
+FROM (SELECT * FROM latest WHERE kind = '{{kind}}') AS l FULL JOIN {{table}} AS t ON t.id = l.object
 WHERE CASE WHEN t.id IS NULL THEN l.action <> 'removed'
            WHEN l.object IS NULL THEN t.created_at > (SELECT at FROM changes ORDER BY id LIMIT 1)
            ELSE l.action = 'removed' OR jsonb_populate_record(t, l.after) IS DISTINCT FROM t END

@@ -1,0 +1,358 @@
+"""/agents: runs of agents, which are listed, looked at, watched, cancelled, retried and forked.
+
+What must hold:
+An agent's key sees the runs of its team, and nothing shows that another team's run exists. It acts on the runs of its own
+agent only.
+An agent's key never decides what a person has to decide of a run (invariant I8).
+An administrator's key sees and does all.
+A body is read after the key was checked. A wrong request is answered by name and changes nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Protocol
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from pydantic import BaseModel, Field
+
+from agents.runs.events import Event, Shown, read_id
+from agents.runs.in_postgres import no_run, to_json
+from agents.runs.record import Run, RunFilter, State
+from agents.runs.store import RunStore
+from agents.runs.views import RunView, StepView, run_view, step_view
+from agents.runs.watching import Watching
+from gateway.asgi import CallerLeft, Receive, Scope, Send, send_stream, unless_caller_leaves
+from gateway.auth import secret_of
+from gateway.routes.admin.common import Listing
+from gateway.routes.bounded import bounded_route
+from llm_service.administration.inputs import MAX_ID, Input, parse_duration, parse_moment
+from llm_service.administration.paging import Page
+from llm_service.errors import InvalidRequest, NotPermitted, TreasurerError
+from llm_service.ids import new_call_id
+from llm_service.types import Principal
+from llm_service.wire.openai_errors import openai_error_body
+from llm_service.wire.requests import attribution, parse_body
+
+MOST_BODY_BYTES = 1024 * 1024
+MOST_ROWS = 200
+#: An open stream without an event has a comment after so many seconds, so that nobody between takes it for dead.
+_IDLE_S = 15.0
+_TOO_LARGE = f"The body of a request for a run may be at most {MOST_BODY_BYTES // 1024} KiB."
+
+
+class Owners(Protocol):
+    """The part that finds the owner of a key (`Principals` is one)."""
+
+    async def owner(self, secret: str) -> Principal | str: ...
+
+
+class RunsSettings(Protocol):
+    """Part of `Settings`."""
+
+    @property
+    def stalled_timeout_s(self) -> float: ...
+
+
+class RunsRuntime(Protocol):
+    """The parts of a gateway that these routes need (`GatewayRuntime` has them)."""
+
+    @property
+    def principals(self) -> Owners: ...
+    @property
+    def runs(self) -> RunStore: ...
+    @property
+    def watching(self) -> Watching: ...
+    @property
+    def code_version(self) -> str: ...
+    @property
+    def settings(self) -> RunsSettings: ...
+
+
+class Caller:
+    """Whoever asks, and what of the runs is theirs."""
+
+    def __init__(self, owner: Principal | str) -> None:
+        self.principal = owner if isinstance(owner, Principal) else None
+        self.name = owner if isinstance(owner, str) else f"agent {owner.agent}/{owner.key}"
+        #: The first part of the keys of what it starts, so that no caller can use another's.
+        self.scope = "administrator" if isinstance(owner, str) else f"agent/{owner.agent_id}"
+
+    @property
+    def team_id(self) -> int | None:
+        """The only team whose runs it sees; None: it sees all."""
+        return None if self.principal is None else self.principal.team_id
+
+    @property
+    def is_administrator(self) -> bool:
+        return self.principal is None
+
+    def check_sees(self, run: Run) -> None:
+        """Raises NotFound: the run is another team's."""
+        if self.team_id not in (None, run.team_id):
+            raise no_run(run.id)
+
+    def check_acts_for(self, agent: str) -> None:
+        """Raises NotPermitted: the caller is another agent."""
+        if self.principal is not None and self.principal.agent != agent:
+            raise NotPermitted(
+                f"Key {self.principal.key!r} belongs to agent {self.principal.agent!r}: it starts, cancels, retries and forks "
+                "only the runs of this agent. For others it takes an administrator's key (treasurer key create --admin)."
+            )
+
+
+async def _known(request: Request) -> None:
+    request.state.caller = Caller(await _runtime(request).principals.owner(secret_of(request)))
+
+
+def _check(request: Request, body: bytes) -> None:
+    if body:
+        parse_body(body)
+    allowed = _PARAMETERS if request.url.path.rstrip("/") == "/agents/runs" else ()
+    for name in request.query_params:
+        if name not in allowed:
+            wanted = f"Allowed: {', '.join(allowed)}." if allowed else "None is allowed here."
+            raise InvalidRequest(f"Unknown parameter {name[:80]!r}. {wanted}", param=name[:80])
+
+
+def _runtime(request: Request) -> RunsRuntime:
+    return request.app.state.runtime
+
+
+def _caller(request: Request) -> Caller:
+    return request.state.caller
+
+
+Runtime = Annotated[RunsRuntime, Depends(_runtime)]
+Who = Annotated[Caller, Depends(_caller)]
+Key = Annotated[
+    str | None,
+    Header(
+        alias="idempotency-key", description="The same key again is the same run; with another body it is a conflict."
+    ),
+]
+
+router = APIRouter(
+    prefix="/agents",
+    tags=["runs"],
+    route_class=bounded_route(_known, most_bytes=MOST_BODY_BYTES, too_large=_TOO_LARGE, check=_check),
+)
+
+
+class ForkInput(Input):
+    """With how many of the run's steps the new run begins. It does the next one itself."""
+
+    steps: Annotated[int, Field(ge=0, le=100_000)]
+
+
+class StepListing(BaseModel):
+    """All steps of a run, in their order."""
+
+    object: str = "list"
+    data: list[StepView]
+
+
+def answer(value: BaseModel, status: int = 200, **headers: str) -> Response:
+    """A view as JSON in ASCII, because a model may have written text that UTF-8 does not have (half a surrogate pair)."""
+    body = to_json(value.model_dump(mode="json"))
+    return Response(body, status, headers=headers, media_type="application/json")
+
+
+# -- reading
+
+
+_PARAMETERS = ("agent", "state", "session", "user", "since", "limit", "after")
+_Text = Annotated[str | None, Query(max_length=256)]
+
+
+@router.get("/runs", response_model=Listing[RunView])
+async def list_runs(
+    runtime: Runtime,
+    caller: Who,
+    agent: _Text = None,
+    state: State | None = None,
+    session: _Text = None,
+    user: _Text = None,
+    since: Annotated[str | None, Query(description="A time, or how long ago: 24h, 30d.", max_length=40)] = None,
+    limit: Annotated[int, Query(ge=1, le=MOST_ROWS)] = 50,
+    after: Annotated[
+        int | None, Query(ge=1, le=MAX_ID, description="The number of the last run of the page before.")
+    ] = None,
+) -> Response:
+    """Runs, the newest first: those of the key's team, or all for an administrator."""
+    wanted = RunFilter(
+        agent=attribution(agent, "agent", "agent"),
+        team_id=caller.team_id,
+        state=state,
+        session=attribution(session, "session", "session"),
+        user=attribution(user, "user", "user"),
+        since=_moment(since),
+        before=after,
+        most=limit + 1,
+    )
+    found = await runtime.runs.page(wanted)
+    page = Page(run_view(run) for run in found[:limit])
+    page.more = len(found) > limit
+    return answer(Listing[RunView](data=page, has_more=page.more, next_after=page[-1].number if page.more else None))
+
+
+def _moment(since: str | None) -> datetime | None:
+    if since is None:
+        return None
+    try:
+        return datetime.now(UTC) - parse_duration(since)
+    except ValueError:
+        try:
+            return parse_moment(since)
+        except ValueError as error:
+            raise InvalidRequest(f"since: {error}; or how long ago, such as 30d", param="since") from None
+
+
+@router.get("/runs/{run_id}", response_model=RunView)
+async def get_run(runtime: Runtime, caller: Who, run_id: UUID) -> Response:
+    """A run: who asked for it, its state, what it cost with all runs below it, its output, and why it stopped."""
+    return await _shown(runtime, await _seen(runtime, caller, run_id))
+
+
+@router.get("/runs/{run_id}/steps", response_model=StepListing)
+async def list_steps(runtime: Runtime, caller: Who, run_id: UUID) -> Response:
+    """The steps of a run: model requests and tool calls, with their times, costs and arguments, without their results."""
+    await _seen(runtime, caller, run_id)
+    return answer(StepListing(data=[step_view(step) for step in await runtime.runs.outline(run_id)]))
+
+
+async def _seen(runtime: RunsRuntime, caller: Caller, run_id: UUID) -> Run:
+    run = await runtime.runs.find(run_id)
+    caller.check_sees(run)
+    return run
+
+
+async def _shown(runtime: RunsRuntime, run: Run, status: int = 200, **headers: str) -> Response:
+    return answer(run_view(run, await runtime.runs.spent(run.id)), status, **headers)
+
+
+# -- acting
+
+
+@router.post("/runs/{run_id}/cancel", response_model=RunView)
+async def cancel_run(runtime: Runtime, caller: Who, run_id: UUID) -> Response:
+    """Cancel a run and all runs below it. A worker that has one stops within seconds; one that has ended stays as it is."""
+    await _own(runtime, caller, run_id)
+    return await _shown(runtime, await runtime.runs.cancel(run_id))
+
+
+@router.post("/runs/{run_id}/retry", response_model=RunView)
+async def retry_run(runtime: Runtime, caller: Who, run_id: UUID) -> Response:
+    """Queue a run again that ended without success, or that waits: it goes on at its last step.
+
+    Only an administrator's key retries a run of which a person has to decide whether a step is done (again).
+    """
+    await _own(runtime, caller, run_id)
+    return await _shown(runtime, await runtime.runs.retry(run_id, decides=caller.is_administrator))
+
+
+@router.post("/runs/{run_id}/fork", response_model=RunView, status_code=202)
+async def fork_run(runtime: Runtime, caller: Who, run_id: UUID, new: ForkInput, key: Key = None) -> Response:
+    """A new run that begins with the first steps of this one, as if it had done them."""
+    await _own(runtime, caller, run_id)
+    fork = await runtime.runs.fork(
+        run_id,
+        new.steps,
+        new_call_id(),
+        code_version=runtime.code_version,
+        asked_by=caller.name,
+        key=trigger_key(caller, key),
+        decides=caller.is_administrator,
+    )
+    return await _shown(runtime, fork, 202, location=f"/agents/runs/{fork.id}")
+
+
+async def _own(runtime: RunsRuntime, caller: Caller, run_id: UUID) -> Run:
+    run = await _seen(runtime, caller, run_id)
+    caller.check_acts_for(run.agent)
+    return run
+
+
+def trigger_key(caller: Caller, key: str | None) -> str | None:
+    """The key of the run that a caller's Idempotency-Key names. It is the caller's own: no other caller can use it."""
+    text = attribution(key, "The header Idempotency-Key", "idempotency-key", 255)
+    return None if text is None else f"request/{caller.scope}/{text}"
+
+
+# -- watching
+
+
+_STREAM: dict[str, Any] = {
+    "description": "Server-sent events: run.<state>, step.<state>, step.restarted.",
+    "content": {"text/event-stream": {"schema": {"type": "string"}}},
+}
+
+
+@router.get(
+    "/runs/{run_id}/events", responses={200: _STREAM, 204: {"description": "The run has ended, and all is shown."}}
+)
+async def watch_run(
+    runtime: Runtime,
+    caller: Who,
+    run_id: UUID,
+    last_event_id: Annotated[str | None, Header(description="Go on after the event with this id.")] = None,
+) -> Response:
+    """What becomes of a run, as server-sent events, until it has ended."""
+    await _seen(runtime, caller, run_id)
+    shown = Shown() if not last_event_id else read_id(last_event_id.strip())
+    if not await runtime.watching.has_more(run_id, shown):
+        return Response(status_code=204)  # so that a browser does not connect again
+    events = runtime.watching.events(run_id, shown, idle_s=_IDLE_S)
+    return _EventResponse(_EventLines(events), runtime.settings.stalled_timeout_s, f"the stream of run {run_id}")
+
+
+class _EventErrors:
+    def body(self, error: TreasurerError) -> bytes:
+        return openai_error_body(error)
+
+    def event(self, error: TreasurerError) -> bytes:
+        return b"event: error\ndata: " + openai_error_body(error) + b"\n\n"
+
+
+class _EventLines:
+    """Events as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+
+    status = 200
+
+    def __init__(self, events: AsyncIterator[Sequence[Event]]) -> None:
+        self._events = events
+        self.headers = {
+            "content-type": "text/event-stream; charset=utf-8",
+            "cache-control": "no-store",
+            "x-accel-buffering": "no",  # nginx would keep events back
+        }
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        yield b"retry: 2000\n\n"
+        async for events in self._events:
+            yield b"".join(map(_lines, events)) or b": nothing new\n\n"
+
+    async def aclose(self) -> None:
+        """Stop watching."""
+        await self._events.aclose()  # pyright: ignore[reportAttributeAccessIssue]  # it is a generator
+
+
+def _lines(event: Event) -> bytes:
+    return f"id: {event.shown.id}\nevent: {event.name}\ndata: {to_json(event.data)}\n\n".encode()
+
+
+class _EventResponse(Response):
+    """Sends events as they come, and stops when the watcher leaves or does not read."""
+
+    def __init__(self, lines: _EventLines, stalled_s: float, name: str) -> None:
+        super().__init__()
+        self._lines, self._stalled_s, self._name = lines, stalled_s, name
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = send_stream(self._lines, send, scope, _EventErrors(), stalled_s=self._stalled_s, name=self._name)
+        try:
+            await unless_caller_leaves(sending, receive)
+        except CallerLeft:
+            return
