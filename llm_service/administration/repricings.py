@@ -225,7 +225,6 @@ async def _write(
         [each.attempt.call_id for each in found],
         [each.attempt.attempt for each in found],
         [each.attempt.corrections for each in found],
-        [each.attempt.posted_nano for each in found],
         [each.difference_nano for each in found],
     )
     try:

@@ -239,7 +239,7 @@ async def test_i1_an_overspend_stays_named_whatever_is_administered_after_it(boo
 @pytest.mark.parametrize(
     ("changes", "right"),
     [
-        # when a limit is lowered, 600 posted and 300 held within the old limit are allowed
+        # after a limit was lowered, the 600 posted and 300 held within the old limit are allowed
         (["UPDATE budgets SET limit_nano = 899"], True),
         (["UPDATE budgets SET limit_nano = 899", "SPEND 1"], False),
         (["UPDATE budgets SET limit_nano = 899", "SPEND 1", "UPDATE budgets SET limit_nano = 20000"], False),

@@ -272,7 +272,8 @@ async def test_i2_a_hold_that_expired_and_was_settled_late_is_corrected_by_its_u
     )
     await house.treasury.settle_soon(expired)
     assert (await house.reprice(3)).attempts == 0
-    assert await house.settle(hold, usage_source=UsageSource.WITNESS) == "adjusted"
+    assert await house.settle(hold, usage_source=UsageSource.WITNESS, proxy_cost_nano=90) == "adjusted"
+    assert await house.faults() == ["prices_agree"]
     await house.reprice(3)
     assert await house.costs() == {hold.call_id: 330}
     assert await house.settle(hold, 100) == "already"

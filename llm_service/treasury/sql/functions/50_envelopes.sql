@@ -66,6 +66,12 @@ DECLARE
     o_room      bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_id)]);
     o_most      bigint[] := array_fill(NULL::bigint, ARRAY[cardinality(p_id)]);
 BEGIN
+    -- The windows' locks are kept until the commit is on disk, and others wait for them. Were a crash of Postgres to lose one
+    -- of these, the run would hold its money until it expires, which harms no limit. Whatever commits later, and may rest on
+    -- this, is on disk after it.
+    IF p_kind <@ ARRAY['suspend', 'extend', 'close', 'expire'] THEN
+        PERFORM set_config('synchronous_commit', 'off', true);
+    END IF;
     IF p_skip_locked THEN
         SELECT coalesce(array_agg(l.id), '{}') INTO v_roots FROM (
             SELECT r.id FROM envelopes r WHERE r.id IN (
