@@ -18,18 +18,16 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
-from pydantic_ai import RunContext, ToolDefinition
-from pydantic_ai.capabilities import PrepareTools
 from pydantic_core import to_jsonable_python
 
 from agents.configuration.terms import AgentConfiguration, unpinned
 from agents.definition import AnyAgent
-from agents.registry import find_agent, names_of_logic
+from agents.registry import find_agent
 from agents.runs.durability import Journaled
 from agents.runs.journal import Journal, Limits, describe
-from agents.runs.outcomes import after
+from agents.runs.outcomes import after, keep_s
 from agents.runs.record import Ended, HandsOver, Outcome, Run, State
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
 from agents.services import Services
@@ -52,13 +50,13 @@ class PrincipalSource(Protocol):
     async def reload(self) -> None: ...
 
 
-async def _agents_of_the_catalogue() -> Collection[str]:
-    return names_of_logic()
+async def _any_agent() -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class RunExecutor:
-    """Does runs that are claimed. `agents` returns the names of the agents whose logic this process has."""
+    """Does runs that are claimed. `agents` returns the agents whose logic this process has; None: it has all."""
 
     store: RunStore
     service: GovernedService
@@ -66,7 +64,7 @@ class RunExecutor:
     envelopes: Envelopes
     services: Services = field(default_factory=Services)
     find: Callable[[str], AnyAgent] = find_agent
-    agents: Callable[[], Awaitable[Collection[str]]] = _agents_of_the_catalogue
+    agents: Callable[[], Awaitable[Collection[str] | None]] = _any_agent
     _models: dict[str, GovernedModel] = field(default_factory=dict[str, GovernedModel], init=False)
 
     async def execute(self, run: Run) -> Outcome:
@@ -110,12 +108,9 @@ class RunExecutor:
             deps=task.deps,
             model=model,
             run_id=str(run.id),
-            capabilities=[
-                Journaled(journal, model, name=definition.name, started_at=started_at, policy=configuration.policy),
-                PrepareTools(_allowed_by(configuration)),
-            ],
+            capabilities=[Journaled(journal, model, configuration, name=definition.name, started_at=started_at)],
         )
-        return Ended(State.SUCCEEDED, output=to_jsonable_python(result.output), keep_s=terms.keep_s or 0)
+        return Ended(State.SUCCEEDED, output=to_jsonable_python(result.output), keep_s=keep_s(terms))
 
     def _model(self, name: str) -> GovernedModel:
         model = self._models.get(name)
@@ -173,17 +168,6 @@ class RunExecutor:
             return  # it was never opened
         except TreasurerError as error:
             log.warning("the envelope of run %s is given back later: %s", run.id, error)
-
-
-def _allowed_by(
-    configuration: AgentConfiguration,
-) -> Callable[[RunContext[Any], list[ToolDefinition]], Awaitable[list[ToolDefinition]]]:
-    """Leaves a run only the tools that its configuration allows."""
-
-    async def allowed(_ctx: RunContext[Any], tools: list[ToolDefinition]) -> list[ToolDefinition]:
-        return [tool for tool in tools if configuration.allows(tool.name)]
-
-    return allowed
 
 
 def cancelled() -> Ended:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents.configuration.terms import OnBudget, Terms
+from agents.configuration.terms import Keep, OnBudget, Terms
 from agents.runs.journal import PersonNeeded, describe
 from agents.runs.record import Ended, Outcome, State, WaitFor, Waits
 from agents.runs.store import KEEP_FAILED_S
@@ -28,10 +28,10 @@ from llm_service.errors import (
 
 #: How long a run that waits for money waits before it asks again, unless the refusal says when to ask.
 _MONEY_S = 300.0
-#: How often a step is tried again whose provider failed.
-_RETRIES = 4
 _FIRST_PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 300.0
+#: How often a step is tried again whose provider failed.
+_RETRIES = 4
 
 
 def after(error: Exception, step: int, earlier: dict[str, Any] | None, terms: Terms) -> Outcome:
@@ -40,7 +40,7 @@ def after(error: Exception, step: int, earlier: dict[str, Any] | None, terms: Te
         return Waits(WaitFor.APPROVAL, error=_person(error))
     tries = 1 + (int(earlier.get("tries", 0)) if earlier is not None and earlier.get("step") == step else 0)
     described = describe(error) | {"step": step, "tries": tries}
-    failed = Ended(State.FAILED, error=described, keep_s=max(terms.keep_s or 0, KEEP_FAILED_S))
+    failed = Ended(State.FAILED, error=described, keep_s=max(keep_s(terms), KEEP_FAILED_S))
     if not isinstance(error, TreasurerError):
         return failed
     pause_s = max(error.retry_after or 0.0, min(_FIRST_PAUSE_S * 2 ** (tries - 1), _LONGEST_PAUSE_S))
@@ -55,6 +55,11 @@ def after(error: Exception, step: int, earlier: dict[str, Any] | None, terms: Te
     if isinstance(error, UpstreamError) and _may_pass(error) and tries <= _RETRIES:
         return Waits(WaitFor.TIME, pause_s, described)
     return failed
+
+
+def keep_s(terms: Terms) -> float:
+    """How long the results of the steps of a run that succeeded are kept."""
+    return float(terms.keep_s or KEEP_FAILED_S) if terms.keep is Keep.STEPS else 0.0
 
 
 def _may_pass(error: UpstreamError) -> bool:

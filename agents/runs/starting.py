@@ -14,7 +14,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -31,7 +31,7 @@ from llm_service.errors import IdempotencyConflict, InvalidRequest
 from llm_service.ids import new_call_id
 from llm_service.types import Principal
 
-#: Amounts and defaults of a configuration are for four kinds of triggers.
+#: Which amounts of a configuration are for which trigger; those that are not here are requests.
 _KINDS = {
     Trigger.SCHEDULE: TriggerKind.SCHEDULE,
     Trigger.WEBHOOK: TriggerKind.WEBHOOK,
@@ -62,6 +62,7 @@ class StartRequest:
     trigger: Trigger = Trigger.REQUEST
     key: str | None = None
     id: UUID | None = None
+    model: str | None = None
     budget_nano: int | None = None
     reserve_nano: int | None = None
     may_raise: bool = False
@@ -95,9 +96,12 @@ class RunStarter:
         principal = await self.principals.by_agent(request.agent)
         check_allowed(principal, "", time.monotonic())
         configuration = await self.configurations.current(request.agent)
+        if request.model is not None:
+            terms = configuration.terms.model_copy(update={"model": request.model})
+            configuration = replace(configuration, terms=terms)
         # In a thread, because the first import of an agent's code loads PydanticAI, which takes seconds.
         definition = await asyncio.to_thread(self.find, configuration.terms.logic)
-        given = read_input(definition, request.input)
+        given = read_input(request.agent, definition, request.input)
         money = money_of(configuration, request)
         new = NewRun(
             id=request.id or new_call_id(),
@@ -127,13 +131,13 @@ class RunStarter:
 
 def money_of(configuration: AgentConfiguration, request: StartRequest) -> RunMoney:
     """What the run may spend, and what is held at its start. Raises InvalidRequest as `AgentConfiguration.money` does."""
-    kind = _KINDS.get(request.trigger, TriggerKind.REQUEST)
+    kind = TriggerKind.CHAT if request.session is not None else _KINDS.get(request.trigger, TriggerKind.REQUEST)
     return configuration.money(
         kind, budget_nano=request.budget_nano, reserve_nano=request.reserve_nano, may_raise=request.may_raise
     )
 
 
-def read_input(definition: AnyAgent, given: Mapping[str, Any]) -> dict[str, Any]:
+def read_input(agent: str, definition: AnyAgent, given: Mapping[str, Any]) -> dict[str, Any]:
     """A run's input as it is recorded. Raises InvalidRequest if it does not fit the agent's input type."""
     try:
         value = definition.input_type.model_validate(dict(given))
@@ -141,7 +145,7 @@ def read_input(definition: AnyAgent, given: Mapping[str, Any]) -> dict[str, Any]
         first, *_ = problems = error.errors(include_input=False, include_url=False)
         told = "; ".join(f"{'.'.join(map(str, each['loc']))[:80]}: {each['msg']}" for each in problems[:5])
         raise InvalidRequest(
-            f"Agent {definition.name!r} cannot run with this input: {told}.",
+            f"Agent {agent!r} cannot run with this input: {told}.",
             param=".".join(["input", *map(str, first["loc"])])[:80],
         ) from None
     recorded: dict[str, Any] = value.model_dump(mode="json")

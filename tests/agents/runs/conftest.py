@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from pydantic_ai.models import override_allow_model_requests
@@ -13,9 +13,7 @@ from agents.runs.in_memory import InMemoryRuns
 from agents.runs.starting import RunStarter
 from agents.runs.worker import Worker
 from llm_service.treasury.in_memory import InMemoryTreasury
-from tests.agents.runs.scripted import Principals, Script, Unconfigured, World, define
-
-MakeWorker = Callable[[], Worker]
+from tests.agents.runs.scripted import Configurations, MakeWorker, Principals, Script, World, define
 
 
 @pytest.fixture(autouse=True)
@@ -45,21 +43,16 @@ def definition(world: World) -> AnyAgent:
 
 
 @pytest.fixture
-def treasury() -> InMemoryTreasury:
-    return InMemoryTreasury({})
-
-
-@pytest.fixture
-def executor(store: InMemoryRuns, script: Script, definition: AnyAgent, treasury: InMemoryTreasury) -> RunExecutor:
+def executor(store: InMemoryRuns, script: Script, definition: AnyAgent) -> RunExecutor:
     async def agents() -> list[str]:
         return ["demo"]
 
-    return RunExecutor(store, script, Principals(), treasury, find=lambda _name: definition, agents=agents)
+    return RunExecutor(store, script, Principals(), InMemoryTreasury({}), find=lambda _name: definition, agents=agents)
 
 
 @pytest.fixture
 def starter(store: InMemoryRuns, definition: AnyAgent) -> RunStarter:
-    return RunStarter(store, Principals(), Unconfigured(definition), "1", find=lambda _name: definition)
+    return RunStarter(store, Principals(), Configurations(definition), "1", find=lambda _name: definition)
 
 
 @pytest.fixture

@@ -9,12 +9,12 @@ from uuid import uuid4
 
 import pytest
 
+from agents.configuration.terms import Keep, LostAnswer
 from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Kind, Policy, Run, State, StepState, WaitFor
 from agents.runs.starting import RunStarter, StartRequest
-from tests.agents.runs.conftest import MakeWorker
-from tests.agents.runs.scripted import COST_NANO, Script, Unconfigured, World
+from tests.agents.runs.scripted import COST_NANO, Configurations, MakeWorker, Script, World
 
 
 async def die(_at: str) -> None:
@@ -180,21 +180,35 @@ async def test_a_lost_answer_is_not_bought_a_third_time(
     assert (run.state, run.error["code"], script.bought) == (State.FAILED, "idempotency_answer_lost", [])
 
 
+def configure(starter: RunStarter, **changes: object) -> None:
+    assert isinstance(starter.configurations, Configurations)
+    starter.configurations.terms = starter.configurations.terms.model_copy(update=changes)
+
+
 async def test_an_agent_may_fail_where_an_answer_is_lost(
     store: InMemoryRuns, script: Script, worker: MakeWorker, starter: RunStarter
 ) -> None:
-    run = await configured(starter, lost_answer="fail").start(StartRequest("demo"))
+    configure(starter, lost_answer=LostAnswer.FAIL)
+    run = await starter.start(StartRequest("demo"))
     script.lost.add(f"{run.id}/1")
     run = await work(worker, store, run)
     assert run.error is not None
     assert (run.state, run.error["code"], script.bought) == (State.FAILED, "answer_lost", [])
 
 
-def configured(starter: RunStarter, **fields: Any) -> RunStarter:
-    """The starter of an agent that somebody has configured."""
-    configurations = starter.configurations
-    assert isinstance(configurations, Unconfigured)
-    return replace(starter, configurations=replace(configurations, given=fields))
+async def test_an_administrator_may_make_a_tool_stricter_or_leave_it_out(
+    store: InMemoryRuns, script: Script, worker: MakeWorker, executor: RunExecutor, starter: RunStarter, world: World
+) -> None:
+    configure(starter, tool_policies={"send": Policy.ASK, "delete": Policy.READ}, tools=("send", "delete"))
+    world.after = die
+    for tool in ("send", "delete"):  # a policy is never less strict than the tool's own
+        run = await crashed(executor, starter, store, (tool,), script)
+        run = await work(worker, store, run)
+        assert (run.state, run.wait_for) == (State.WAITING, WaitFor.APPROVAL)
+    world.after, script.tools = None, ("look",)
+    run = await work(worker, store, await starter.start(StartRequest("demo")))
+    assert world.times("look") == 0
+    assert script.offered == {"send", "delete", "final_result"}
 
 
 async def test_a_run_that_takes_another_way_fails_and_names_it(
@@ -257,34 +271,14 @@ async def test_the_number_of_steps_is_limited(
 async def test_a_fork_replays_its_first_steps_and_does_the_rest(
     starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
 ) -> None:
-    run = await configured(starter, keep="steps", keep_for="60s").start(StartRequest("demo"))
+    configure(starter, keep=Keep.STEPS, keep_s=60)
+    run = await starter.start(StartRequest("demo"))
     run = await work(worker, store, run)
     fork = await store.fork(run.id, 3, uuid4(), code_version="2", asked_by=None)
     fork = await work(worker, store, fork)
     assert (fork.state, fork.cost_nano) == (State.SUCCEEDED, COST_NANO)
     assert (world.times("look"), world.times("send")) == (1, 2)
     assert script.bought[3:] == [f"{fork.id}/5"]
-
-
-async def test_a_run_has_only_the_tools_that_its_configuration_allows(
-    starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
-) -> None:
-    script.tools = ("look", "send")
-    run = await work(worker, store, await configured(starter, tools=["look"]).start(StartRequest("demo")))
-    assert (world.times("look"), world.times("send")) == (1, 0)
-    assert [step.head.tool for step in await store.steps(run.id) if step.head.tool] == ["look"]
-
-
-async def test_i8_a_policy_that_the_configuration_makes_stricter_holds(
-    executor: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
-) -> None:
-    starter = configured(starter, tool_policies={"send": "ask", "book": "ask"})
-    for tool in ("send", "book"):
-        world.after = die
-        run = await crashed(executor, starter, store, (tool,), script)
-        world.after = None
-        run = await work(worker, store, run)
-        assert (run.state, run.wait_for, world.times(tool)) == (State.WAITING, WaitFor.APPROVAL, 1)
 
 
 async def test_a_configuration_of_a_newer_release_fails_the_run_by_name(

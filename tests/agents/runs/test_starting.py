@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from agents.configuration.terms import unpinned
+from agents.configuration.terms import TriggerKind, TriggerTerms, unpinned
 from agents.registry import find_agent
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import State, Trigger
 from agents.runs.starting import RunStarter, StartRequest
 from llm_service.errors import IdempotencyConflict, InvalidRequest, NotFound, Paused, TreasurerError
 from llm_service.types import Principal
-from tests.agents.runs.scripted import Principals, Unconfigured
+from tests.agents.runs.scripted import Configurations, Principals
 
 DOLLAR = 1_000_000_000
 
 
 def configured(starter: RunStarter, **fields: Any) -> RunStarter:
     configurations = starter.configurations
-    assert isinstance(configurations, Unconfigured)
-    return replace(starter, configurations=replace(configurations, given=fields))
+    assert isinstance(configurations, Configurations)
+    other = copy(configurations)
+    other.terms = configurations.terms.model_copy(update=fields)
+    return replace(starter, configurations=other)
 
 
 async def test_a_run_is_recorded_with_all_that_a_worker_needs(starter: RunStarter, store: InMemoryRuns) -> None:
@@ -49,7 +52,7 @@ async def test_a_run_is_recorded_with_all_that_a_worker_needs(starter: RunStarte
 
 
 async def test_a_run_pins_the_configuration_that_its_agent_has_now(starter: RunStarter) -> None:
-    early = configured(starter, model="gpt-4o", priority=7, time_limit="10m")
+    early = configured(starter, model="gpt-4o", priority=7, time_limit_s=600)
     run = await early.start(StartRequest("demo"))
     terms = unpinned("demo", run.configuration).terms
     assert (terms.model, run.priority, (run.deadline_at - run.created_at).total_seconds()) == ("gpt-4o", 7, 600)
@@ -70,7 +73,8 @@ async def test_a_run_pins_the_configuration_that_its_agent_has_now(starter: RunS
 async def test_i9_a_run_has_the_budget_of_its_configuration_or_less(
     starter: RunStarter, asked: dict[str, Any], budget: int, reserve: int
 ) -> None:
-    starter = configured(starter, budget="2", triggers={"webhook": {"budget": "1"}})
+    triggers = {TriggerKind.WEBHOOK: TriggerTerms(budget_nano=DOLLAR, reserve_nano=None)}
+    starter = configured(starter, budget_nano=2 * DOLLAR, triggers=triggers)
     run = await starter.start(StartRequest("demo", **asked))
     assert (run.budget_nano, run.reserve_nano) == (budget, reserve)
 

@@ -22,8 +22,7 @@ from llm_service.errors import (
     TreasuryUnavailable,
     UpstreamError,
 )
-from tests.agents.runs.conftest import MakeWorker
-from tests.agents.runs.scripted import Script, World
+from tests.agents.runs.scripted import MakeWorker, Script, World
 
 
 class Gate:

@@ -1,4 +1,4 @@
-"""The runs of agents over HTTP: who sees and does what, pages, watching, and every wrong request by name."""
+"""The runs of agents over HTTP: permissions, pages, watching, and the refusal of every wrong request by name."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from agents.runs.starting import RunStarter
 from agents.runs.watching import Watching
 from llm_service.errors import NotFound
 from llm_service.types import Principal
-from tests.agents.runs.scripted import Unconfigured, World, define
+from tests.agents.runs.scripted import Configurations, World, define
 from tests.gateway.conftest import principal_named
 
 MOST_BODY = 1024 * 1024
@@ -44,9 +44,7 @@ def store(gateway: Any) -> InMemoryRuns:
     gateway.runtime.runs = store
     gateway.runtime.watching = Watching(store, look_s=0.01)
     definition: AnyAgent = define(World(), "news")
-    gateway.runtime.starter = RunStarter(
-        store, Agents(), Unconfigured(definition, {"budget": "1"}), find=lambda _name: definition
-    )
+    gateway.runtime.starter = RunStarter(store, Agents(), Configurations(definition), find=lambda _name: definition)
     return store
 
 
