@@ -76,13 +76,12 @@ class AgentConfigurations:
             raise _no_version(agent, version)
         return _configuration(agent, rows[0])
 
-    async def runnable(self) -> frozenset[str]:
-        """The agents whose logic this process has: those that are configured with it, and those of its name.
+    async def runnable(self, names: frozenset[str]) -> frozenset[str]:
+        """The agents that have one of these logics: those that are configured with it, and those of its name.
 
         Raises:
             TreasuryUnavailable: Postgres is away.
         """
-        names = frozenset(names_of_logic())
         configured = {row["agent"]: row["logic"] for row in await self.rows(self.pool, _LOGIC)}
         return (names - configured.keys()) | {agent for agent, logic in configured.items() if logic in names}
 

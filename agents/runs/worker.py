@@ -64,11 +64,17 @@ class Worker:
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _stopping: bool = field(default=False, init=False)
     _renewed_at: float = field(default_factory=time.monotonic, init=False)
+    _heard_at: float = field(default=float("-inf"), init=False)
 
     @property
     def running(self) -> frozenset[UUID]:
         """The runs that it is doing."""
         return frozenset(self._running)
+
+    @property
+    def heard_at(self) -> float:
+        """When the store answered last, on the monotonic clock."""
+        return self._heard_at
 
     def wake(self) -> None:
         """Look for work now: somebody has added a run."""
@@ -128,6 +134,7 @@ class Worker:
         except TreasurerError as error:
             log.warning("no run was claimed: %s", error)
             return 0
+        self._heard_at = time.monotonic()
         for run in runs:
             task = asyncio.create_task(self._do(run), name=f"run {run.id}")
             self._running[run.id] = _Running(run.claim, task)
@@ -189,7 +196,7 @@ class Worker:
                 for each in held.values():
                     each.end(_Stop.LOST)
             return
-        self._renewed_at = began
+        self._renewed_at = self._heard_at = began
         found = {each.run_id: each for each in renewed}
         for run_id, each in held.items():
             answer = found.get(run_id)
