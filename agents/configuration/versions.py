@@ -242,7 +242,7 @@ class TriggerView(TriggerTerms, View):
 class ConfigurationView(Terms, View):
     """One version of an agent's configuration, for people. `version` 0: the defaults of the agent's code.
 
-    A null in `reserve_nano`: all of the budget where nobody waits for a run, and what one call needs where somebody does.
+    A null in `reserve_nano`: all of the budget where nobody waits for a run, and nothing where somebody does.
     """
 
     agent: str
