@@ -175,14 +175,16 @@ _CALLS = {"/v1/chat/completions": _chat, "/v1/embeddings": _embed}
 
 
 def read_context(headers: Mapping[str, str]) -> CallContext:
-    """The run, user, session and tags that a call names in its x-treasurer-… headers, and its Idempotency-Key.
+    """The run, user, session and tags that a call names in its x-treasurer-… headers, its Idempotency-Key, and the run
+    whose envelope pays for it.
 
     Raises:
-        InvalidRequest: a value is too long or not printable, or there are too many tags.
+        InvalidRequest: a value is too long or not printable, there are too many tags, or an envelope's id is not a UUID.
     """
     given = {name: _value(headers, f"x-treasurer-{name}") for name in ("run", "user", "session", "tags")}
     key = _value(headers, "idempotency-key", most=255)
-    if key is None and not any(given.values()):
+    envelope = _run(headers)
+    if key is None and envelope is None and not any(given.values()):
         return NO_CONTEXT
     tags = tuple(dict.fromkeys(tag for part in (given["tags"] or "").split(",") if (tag := part.strip())))
     if len(tags) > MAX_TAGS or any(len(tag) > MAX_ATTRIBUTION for tag in tags):
@@ -190,7 +192,23 @@ def read_context(headers: Mapping[str, str]) -> CallContext:
             f"x-treasurer-tags takes at most {MAX_TAGS} tags of at most {MAX_ATTRIBUTION} characters.",
             param="x-treasurer-tags",
         )
-    return CallContext(given["run"], given["user"], given["session"], tags, key)
+    return CallContext(given["run"], given["user"], given["session"], tags, key, envelope)
+
+
+def _run(headers: Mapping[str, str]) -> UUID | None:
+    """The run whose envelope pays for the call."""
+    text = headers.get("x-treasurer-envelope")
+    if text is None:
+        return None
+    try:
+        if len(text) != 36:  # `UUID` also reads other forms, with braces or without hyphens
+            raise ValueError
+        return UUID(text)
+    except ValueError:
+        raise InvalidRequest(
+            "The header x-treasurer-envelope takes the id of a run: a UUID such as 0191d7a0-4c5e-7c3f-9d0b-5a1f3c2e4d6b.",
+            param="x-treasurer-envelope",
+        ) from None
 
 
 def _value(headers: Mapping[str, str], name: str, most: int = MAX_ATTRIBUTION) -> str | None:

@@ -118,8 +118,8 @@ class FakeTreasury(InMemoryTreasury):
 
 
 class FakeLimiter:
-    """Lets every call pass, or raises `error`. `taken`: the permits of calls; `released`: the tokens that each reported
-    at its end."""
+    """Lets every call pass, or raises `error`. `taken`: (model, tokens, lifetime) of calls; `released`: their tokens at
+    the end."""
 
     def __init__(self) -> None:
         self.error: TreasurerError | None = None

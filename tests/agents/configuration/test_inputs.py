@@ -1,4 +1,4 @@
-"""What an administrator gives: which mistakes are refused by name, and that nothing is lost on the way to the store."""
+"""An administrator's input: mistakes are refused by name, and nothing is lost on the way to the store."""
 
 from __future__ import annotations
 
@@ -160,7 +160,8 @@ def test_whatever_is_accepted_comes_back_from_the_store_and_keeps_its_promises(
     if isinstance(terms, InvalidRequest):
         assert (terms.param or "").partition(".")[0] in FIELDS
         return
-    shuffled = dict(data.draw(st.permutations(list(terms.content().items()))))  # Postgres keeps no order of keys
+    # In any order of keys, because Postgres does not keep it.
+    shuffled = dict(data.draw(st.permutations(list(terms.content().items()))))
     again = read_terms("helper", 1, json.dumps(shuffled))
     assert (again, digest_of(again)) == (terms, digest_of(terms))
     assert changed(terms, NewVersion(), logic) == terms

@@ -1,4 +1,4 @@
-"""What a version means for a run: its money, its tools, and what is not understood."""
+"""What a version of the configuration means for a run: its money, its tools, and content that is not understood."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def test_tools_are_allowed_by_name_and_made_stricter_only(logic: AnyAgent) -> No
     helper = configured(logic, tools=["read_it", "key_it"], tool_policies={"read_it": "key"})
     assert [tool for tool in logic.tools if helper.allows(tool)] == ["read_it", "key_it"]
     assert helper.policy("read_it", Policy.READ) is Policy.KEY
-    assert helper.policy("read_it", Policy.ASK) is Policy.ASK  # its author has made it stricter since
+    # The tool's author has made its policy stricter since then.
+    assert helper.policy("read_it", Policy.ASK) is Policy.ASK
     assert helper.policy("key_it", Policy.KEY) is Policy.KEY
 
 
@@ -79,7 +80,7 @@ def test_a_run_keeps_what_it_has_pinned(logic: AnyAgent) -> None:
 def test_a_digest_is_of_what_is_said_and_of_nothing_else(logic: AnyAgent) -> None:
     first, other = configured(logic), configured(logic, priority=1)
     assert first.digest == digest_of(default_terms(logic)) != other.digest
-    # Written by hand: another digest of the same terms would make every version look changed.
+    # Written by hand, because a new digest of the same terms would make every version look changed.
     text = (
         '{"approvers":[],"budget_nano":250000000,"concurrency":null,"description":"Helps.","engine":"own","keep":"none",'
         '"keep_s":null,"logic":"helper","lost_answer":"buy_again","model":"gpt-4o-mini","on_budget":"pause","priority":0,'
