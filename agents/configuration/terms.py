@@ -143,6 +143,8 @@ class AgentConfiguration:
     terms: Terms
     made_at: datetime | None = None
     made_by: str = ""
+    #: What an administrator allows a run of this agent at most, whatever the version says. It is in no version.
+    most_per_run_nano: int | None = None
 
     @property
     def digest(self) -> bytes:
@@ -161,13 +163,13 @@ class AgentConfiguration:
                 part of the budget.
         """
         terms, own = self.terms, self.terms.triggers.get(kind, TriggerTerms())
-        most = own.budget_nano or terms.budget_nano
+        most = min(own.budget_nano or terms.budget_nano, self.most_per_run_nano or MAX_NANO)
         budget = most if budget_nano is None else budget_nano
         if not 0 < budget <= most:
             raise InvalidRequest(
                 f"A run of agent {self.agent!r} by a {kind} may have a budget of at most {format_dollars(most)} "
                 f"(version {self.version} of its configuration), and of more than nothing; {format_dollars(budget)} was "
-                "asked for. An administrator can raise it: treasurer agent configure.",
+                "asked for. An administrator can raise it: treasurer agent configure, or --most-per-run of treasurer agent set.",
                 param="budget",
             )
         if reserve_nano is not None and not 0 <= reserve_nano <= budget:
