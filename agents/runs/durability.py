@@ -14,8 +14,10 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import datetime
+from functools import partial
 from typing import Any, cast
 
+from pydantic_ai import RunContext
 from pydantic_ai.agent.abstract import AbstractAgent
 from pydantic_ai.durable_exec import (
     JSON_CODEC,
@@ -34,7 +36,9 @@ from pydantic_ai.durable_exec import (
     ToolsetValidateToolArgumentsId,
     conversation_id_from_run_id,
 )
+from pydantic_ai.tools import ToolDefinition
 
+from agents.configuration.terms import AgentConfiguration
 from agents.runs.journal import Journal, RunFailed
 from agents.runs.record import Kind, Policy
 from agents.tools.policy import UNDECLARED, Declared, declared
@@ -46,9 +50,13 @@ _READ = Declared(Policy.READ)
 class _Operations(JournalCallableOperationBackend[Declared]):
     """Does each of PydanticAI's operations as a step of the journal."""
 
-    def __init__(self, agent_name: str, journal: Journal) -> None:
+    def __init__(self, agent_name: str, journal: Journal, configuration: AgentConfiguration) -> None:
         config = RoleBasedOperationConfig[Declared](
-            model=_READ, event=_READ, capability=UNDECLARED, tool=UNDECLARED, resolve_tool=_policy_of
+            model=_READ,
+            event=_READ,
+            capability=UNDECLARED,
+            tool=UNDECLARED,
+            resolve_tool=partial(_policy_of, configuration),
         )
         super().__init__(agent_name=agent_name, config=config)
         self._journal = journal
@@ -75,11 +83,16 @@ class _Operations(JournalCallableOperationBackend[Declared]):
                 return await self._journal.other(name, config, body)
 
 
-def _policy_of(operation_id: DurableOperationId, tool: object | None, _name: str) -> Declared:
+def _policy_of(
+    configuration: AgentConfiguration, operation_id: DurableOperationId, tool: object | None, name: str
+) -> Declared:
+    """What a tool declares, or something stricter that an administrator has configured."""
     match operation_id:
         case ToolsetCallToolId():
             definition = getattr(tool, "tool_def", None)
-            return declared(getattr(definition, "metadata", None))
+            own = declared(getattr(definition, "metadata", None))
+            policy = configuration.policy(name, own.policy)
+            return own if policy is own.policy else Declared(policy)
         case (
             ToolsetGetToolsId() | ToolsetGetInstructionsId() | ToolsetValidateToolArgumentsId() | EventStreamHandlerId()
         ):
@@ -122,11 +135,20 @@ class Journaled(BaseDurabilityCapability[Any]):
         sequential_tools_in_durable_context=True,
     )
 
-    def __init__(self, journal: Journal, model: GovernedModel, *, name: str, started_at: datetime) -> None:
-        """`name` is the agent's, which the names of steps begin with. `started_at` is when the run first began."""
+    def __init__(
+        self,
+        journal: Journal,
+        model: GovernedModel,
+        configuration: AgentConfiguration,
+        *,
+        name: str,
+        started_at: datetime,
+    ) -> None:
+        """`name` is the logic's, which the names of steps begin with. `started_at` is when the run first began."""
         super().__init__(name=name)
         self._journal = journal
         self._model = model
+        self._configuration = configuration
         self._started_at = started_at
 
     @property
@@ -136,7 +158,11 @@ class Journaled(BaseDurabilityCapability[Any]):
 
     def get_durable_operation_backend(self) -> DurableOperationBackend[Declared]:
         """A backend for this run's journal."""
-        return _Operations(self.name, self._journal)
+        return _Operations(self.name, self._journal, self._configuration)
+
+    async def prepare_tools(self, ctx: RunContext[Any], tool_defs: list[ToolDefinition]) -> list[ToolDefinition]:
+        """Leave out the tools that the configuration does not allow: the model neither sees them nor may call them."""
+        return [tool for tool in tool_defs if self._configuration.allows(tool.name)]
 
     def get_default_run_id(self) -> str:
         """The run's id, the same each time that it is taken up."""

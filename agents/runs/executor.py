@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from typing import Any, Protocol
@@ -23,12 +23,12 @@ from uuid import UUID
 from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
+from agents.configuration.terms import AgentConfiguration, TriggerKind, unpinned
 from agents.definition import AnyAgent
-from agents.registry import find_agent, names_of_logic
-from agents.runs.configuration import Configuration
+from agents.registry import find_agent
 from agents.runs.durability import Journaled
-from agents.runs.journal import Journal
-from agents.runs.outcomes import after
+from agents.runs.journal import Journal, Limits
+from agents.runs.outcomes import after, keep_s
 from agents.runs.record import Ended, HandsOver, NewRun, Outcome, Run, State, Trigger
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
 from agents.services import Services
@@ -45,11 +45,23 @@ log = logging.getLogger(__name__)
 #: An envelope, and a kept answer, outlive their run's deadline by so much, so that neither is gone while the run ends.
 _MARGIN_S = 600.0
 _MOST_STALE = 5
+#: Whose budget and reserve a trigger's runs have; those that are not here are requests.
+_KINDS = {
+    Trigger.SCHEDULE: TriggerKind.SCHEDULE,
+    Trigger.EVENT: TriggerKind.WEBHOOK,
+    Trigger.WEBHOOK: TriggerKind.WEBHOOK,
+}
 
 
 class PrincipalSource(Protocol):
     async def by_agent(self, name: str) -> Principal: ...
     async def reload(self) -> None: ...
+
+
+class ConfigurationSource(Protocol):
+    """Reads the newest version of an agent's configuration (`AgentConfigurations`)."""
+
+    async def current(self, agent: str) -> AgentConfiguration: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +79,9 @@ class StartRequest:
     id: UUID | None = None
     model: str | None = None
     budget_nano: int | None = None
-    reserve_nano: int | None = None  # None: the whole budget
-    priority: int = 0
-    time_limit_s: float = 86_400.0
+    reserve_nano: int | None = None
+    priority: int | None = None
+    time_limit_s: float | None = None
     session: str | None = None
     asked_by: str | None = None
     on_behalf_of: str | None = None  # the user that reports and budgets see
@@ -78,17 +90,21 @@ class StartRequest:
 
 @dataclass(frozen=True, slots=True)
 class RunExecutor:
-    """Adds runs, and does those that are claimed. `configure` gives an agent's configuration as it is now."""
+    """Adds runs, and does those that are claimed.
+
+    Without `envelopes` a run has no budget, and only the budgets of its agent bind it. `agents` are those whose runs are
+    claimed; None: all.
+    """
 
     store: RunStore
     service: GovernedService
     principals: PrincipalSource
+    configurations: ConfigurationSource
     code_version: str
     envelopes: Envelopes | None = None
     services: Services = field(default_factory=Services)
     find: Callable[[str], AnyAgent] = find_agent
-    agents: frozenset[str] = field(default_factory=lambda: frozenset(names_of_logic()))
-    configure: Callable[[AnyAgent], Configuration] = lambda definition: Configuration(definition.model)
+    agents: frozenset[str] | None = None
     _models: dict[str, GovernedModel] = field(default_factory=dict[str, GovernedModel], init=False)
 
     # -- from a request to a run
@@ -100,20 +116,23 @@ class RunExecutor:
             NotFound: there is no such agent. InvalidRequest: the input does not fit the agent, or a number cannot be.
             IdempotencyConflict: the key has a run with another input. TreasuryUnavailable: Postgres is away.
         """
-        definition = self.find(request.agent)
-        given = read_input(definition, request.input)
-        _check_numbers(request, self.envelopes is not None)
-        principal = await self.principals.by_agent(definition.name)
-        pinned = self.configure(definition).as_json() | ({} if request.model is None else {"model": request.model})
-        budget_nano = request.budget_nano
+        configuration = await self.configurations.current(request.agent)
+        if request.model is not None:
+            terms = configuration.terms.model_copy(update={"model": request.model})
+            configuration = replace(configuration, terms=terms)
+        given = read_input(request.agent, self.find(configuration.terms.logic), request.input)
+        _check_numbers(request)
+        budget_nano, reserve_nano = self._money_of(configuration, request)
+        principal = await self.principals.by_agent(request.agent)
+        terms = configuration.terms
         return await self.store.add(
             NewRun(
                 id=request.id or new_call_id(),
-                agent=definition.name,
+                agent=request.agent,
                 organisation_id=principal.organisation_id,
                 team_id=principal.team_id,
                 input=given,
-                configuration=pinned,
+                configuration=configuration.pinned(),
                 code_version=self.code_version,
                 trigger=request.trigger,
                 trigger_key=request.key,
@@ -121,12 +140,23 @@ class RunExecutor:
                 asked_by=request.asked_by,
                 on_behalf_of=request.on_behalf_of,
                 tags=request.tags,
-                priority=request.priority,
-                time_limit_s=request.time_limit_s,
+                priority=terms.priority if request.priority is None else request.priority,
+                time_limit_s=float(terms.time_limit_s if request.time_limit_s is None else request.time_limit_s),
                 budget_nano=budget_nano,
-                reserve_nano=budget_nano if request.reserve_nano is None else request.reserve_nano,
+                reserve_nano=reserve_nano,
             )
         )
+
+    def _money_of(self, configuration: AgentConfiguration, request: StartRequest) -> tuple[int | None, int | None]:
+        """The budget and the reserve of a run. Raises InvalidRequest: more than the agent's, or nothing could hold it."""
+        if self.envelopes is not None:
+            kind = TriggerKind.CHAT if request.session is not None else _KINDS.get(request.trigger, TriggerKind.REQUEST)
+            money = configuration.money(kind, budget_nano=request.budget_nano, reserve_nano=request.reserve_nano)
+            # None: whatever one call needs, and that is known when it is made.
+            return money.budget_nano, money.reserve_nano or 0
+        if request.budget_nano is not None or request.reserve_nano is not None:
+            raise InvalidRequest("Budgets of runs are not available here, so the run was not started.", param="budget")
+        return None, None
 
     # -- from a claimed run to its outcome
 
@@ -137,8 +167,10 @@ class RunExecutor:
         Raises:
             LeaseLost: another worker has the run. TreasuryUnavailable: Postgres is away, so the lease will end.
         """
-        configuration = Configuration.read(run.configuration)
-        journal = Journal.of(self.store, run.claim, await self.store.steps(run.id), configuration.limits)
+        configuration = unpinned(run.agent, run.configuration)
+        terms = configuration.terms
+        limits = Limits(terms.step_limit, terms.result_limit_bytes, terms.lost_answer)
+        journal = Journal.of(self.store, run.claim, await self.store.steps(run.id), limits)
         try:
             return await self._run(run, journal, configuration)
         except (LeaseLost, TreasuryUnavailable):
@@ -148,15 +180,15 @@ class RunExecutor:
         except Exception as error:
             if not isinstance(error, TreasurerError):
                 log.info("run %s of agent %s stopped", run.id, run.agent, exc_info=error)
-            return after(error, journal.position, run.error, configuration)
+            return after(error, journal.position, run.error, terms)
 
-    async def _run(self, run: Run, journal: Journal, configuration: Configuration) -> Outcome:
-        definition = self.find(run.agent)
+    async def _run(self, run: Run, journal: Journal, configuration: AgentConfiguration) -> Outcome:
+        definition = self.find(configuration.terms.logic)
         task = definition.task(definition.input_type.model_validate(run.input), self.services)
         context = _context(run)
         if self.envelopes is not None and run.budget_nano is not None:
             await self._fill(self.envelopes, run, run.budget_nano, context)
-        model = self._model(configuration.model).for_run(
+        model = self._model(configuration.terms.model).for_run(
             context, principal=partial(self.principals.by_agent, run.agent), key=journal.next_key, paid=journal.paid
         )
         started_at = run.started_at or run.created_at
@@ -165,9 +197,9 @@ class RunExecutor:
             deps=task.deps,
             model=model,
             run_id=str(run.id),
-            capabilities=[Journaled(journal, model, name=definition.name, started_at=started_at)],
+            capabilities=[Journaled(journal, model, configuration, name=definition.name, started_at=started_at)],
         )
-        return Ended(State.SUCCEEDED, output=to_jsonable_python(result.output), keep_s=configuration.keep_s)
+        return Ended(State.SUCCEEDED, output=to_jsonable_python(result.output), keep_s=keep_s(configuration.terms))
 
     def _model(self, name: str) -> GovernedModel:
         model = self._models.get(name)
@@ -227,13 +259,13 @@ class RunExecutor:
             log.warning("the envelope of run %s is given back later: %s", run.id, error)
 
 
-def read_input(definition: AnyAgent, given: Mapping[str, Any]) -> dict[str, Any]:
+def read_input(agent: str, definition: AnyAgent, given: Mapping[str, Any]) -> dict[str, Any]:
     """A run's input as it is recorded. Raises InvalidRequest if it does not fit the agent's input type."""
     try:
         value = definition.input_type.model_validate(dict(given))
     except ValidationError as error:
         problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise InvalidRequest(f"Agent {definition.name!r} cannot run with this input: {problems}.") from None
+        raise InvalidRequest(f"Agent {agent!r} cannot run with this input: {problems}.") from None
     recorded: dict[str, Any] = value.model_dump(mode="json")
     return recorded
 
@@ -250,17 +282,10 @@ def expired() -> Ended:
     )
 
 
-def _check_numbers(request: StartRequest, has_envelopes: bool) -> None:
-    budget, reserve = request.budget_nano, request.reserve_nano
-    if budget is not None and not has_envelopes:
-        raise InvalidRequest("Budgets of runs are not available here, so the run was not started.", param="budget")
-    if reserve is not None and (budget is None or not 0 <= reserve <= budget):
-        raise InvalidRequest("A run's reserve is the part of its budget that is held at its start.", param="reserve")
-    if budget is not None and budget <= 0:
-        raise InvalidRequest("A run's budget is more than $0.", param="budget")
-    if not 0 < request.time_limit_s <= 366 * 86_400:
+def _check_numbers(request: StartRequest) -> None:
+    if request.time_limit_s is not None and not 0 < request.time_limit_s <= 366 * 86_400:
         raise InvalidRequest("A run's time limit is more than 0 seconds and at most a year.", param="time_limit")
-    if not -1000 <= request.priority <= 1000:
+    if request.priority is not None and not -1000 <= request.priority <= 1000:
         raise InvalidRequest("A run's priority is from -1000 to 1000.", param="priority")
 
 

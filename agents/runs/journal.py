@@ -18,11 +18,11 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from pydantic_core import to_jsonable_python
 
+from agents.configuration.terms import LostAnswer
 from agents.runs.in_postgres import digest_of, to_json
 from agents.runs.record import Claim, Kind, Policy, Step, StepEnd, StepHead, StepState
 from agents.runs.store import LEASE_S, RunStore
@@ -40,20 +40,13 @@ _COUNTED = (Kind.MODEL, Kind.TOOL, Kind.MCP, Kind.CHILD)
 _ALL_PER_COUNTED = 4
 
 
-class OnAnswerLost(StrEnum):
-    """What a model step does whose answer was paid for and is lost."""
-
-    BUY_AGAIN = "buy_again"
-    FAIL = "fail"
-
-
 @dataclass(frozen=True, slots=True)
 class Limits:
     """What bounds a run's journal."""
 
     steps: int = 50
     result_bytes: int = 1024 * 1024
-    on_answer_lost: OnAnswerLost = OnAnswerLost.BUY_AGAIN
+    lost_answer: LostAnswer = LostAnswer.BUY_AGAIN
 
 
 class RunFailed(Exception):
@@ -143,7 +136,7 @@ class Journal:
                     ) from error
                 if error.code != "idempotency_answer_lost" or self._bought_again:
                     raise
-                if self.limits.on_answer_lost is OnAnswerLost.FAIL:
+                if self.limits.lost_answer is LostAnswer.FAIL:
                     raise RunFailed(
                         "answer_lost",
                         f"The answer to step {self.position} ({name}) was paid for and is lost, and this agent does not buy "

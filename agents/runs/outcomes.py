@@ -3,7 +3,7 @@
 What must hold:
   A run that only has to wait waits: for a person, for money, or for a while; nothing holds it meanwhile.
   A pace that was exceeded, or a part of Treasurer that is away, spends nothing, so the run tries again until its deadline.
-  A provider that fails is tried again so often as the run's configuration says, with longer and longer pauses.
+  A provider that fails is tried again a few times, with longer and longer pauses.
   Everything else fails at once, with a code for programs and a message for people.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from agents.runs.configuration import Configuration, OnBudget
+from agents.configuration.terms import Keep, OnBudget, Terms
 from agents.runs.journal import PersonNeeded, describe
 from agents.runs.record import Ended, Outcome, State, WaitFor, Waits
 from agents.runs.store import KEEP_FAILED_S
@@ -30,29 +30,36 @@ from llm_service.errors import (
 _MONEY_S = 300.0
 _FIRST_PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 300.0
+#: How often a step is tried again whose provider failed.
+_RETRIES = 4
 
 
-def after(error: Exception, step: int, earlier: dict[str, Any] | None, configuration: Configuration) -> Outcome:
+def after(error: Exception, step: int, earlier: dict[str, Any] | None, terms: Terms) -> Outcome:
     """The outcome of a run that stopped at `step` with this error. `earlier` is the error with which it stopped last."""
     if isinstance(error, PersonNeeded):
         return Waits(WaitFor.APPROVAL, error=_person(error))
     tries = 1 + (int(earlier.get("tries", 0)) if earlier is not None and earlier.get("step") == step else 0)
     described = describe(error) | {"step": step, "tries": tries}
-    failed = Ended(State.FAILED, error=described, keep_s=max(configuration.keep_s, KEEP_FAILED_S))
+    failed = Ended(State.FAILED, error=described, keep_s=max(keep_s(terms), KEEP_FAILED_S))
     if not isinstance(error, TreasurerError):
         return failed
     pause_s = max(error.retry_after or 0.0, min(_FIRST_PAUSE_S * 2 ** (tries - 1), _LONGEST_PAUSE_S))
     if isinstance(error, (BudgetExhausted, BudgetTooSmall, RunBudgetSpent)):
-        if configuration.on_budget is OnBudget.FAIL:
+        if terms.on_budget is OnBudget.FAIL:
             return failed
         return Waits(WaitFor.MONEY, error.retry_after or _MONEY_S, described)
     if isinstance(error, Unavailable) or (isinstance(error, Refused) and error.should_retry):
         return Waits(WaitFor.TIME, pause_s, described)
     if isinstance(error, IdempotencyConflict) and error.code == "idempotency_in_progress":
         return Waits(WaitFor.TIME, pause_s, described)
-    if isinstance(error, UpstreamError) and _may_pass(error) and tries <= configuration.retries:
+    if isinstance(error, UpstreamError) and _may_pass(error) and tries <= _RETRIES:
         return Waits(WaitFor.TIME, pause_s, described)
     return failed
+
+
+def keep_s(terms: Terms) -> float:
+    """How long the results of the steps of a run that succeeded are kept."""
+    return float(terms.keep_s or KEEP_FAILED_S) if terms.keep is Keep.STEPS else 0.0
 
 
 def _may_pass(error: UpstreamError) -> bool:

@@ -29,7 +29,7 @@ from gateway.stack.state import StackState
 from llm_service.administration.principals import Principals
 from llm_service.remote import RemoteService
 from llm_service.types import Answer, CallContext, Principal
-from tests.agents.runs.scripted import World, define
+from tests.agents.runs.scripted import Configurations, World, define
 
 LEASE_S = 2.0
 
@@ -92,7 +92,13 @@ async def open_worker(stack: AsyncExitStack, state: StackState, point: str, gate
     service.point = store.point = point
     definition: AnyAgent = define(Receiver(pool, point), "worker-test")
     executor = RunExecutor(
-        store, service, Principals(pool), "1", find=lambda _name: definition, agents=frozenset({"worker-test"})
+        store,
+        service,
+        Principals(pool),
+        Configurations(definition),
+        "1",
+        find=lambda _name: definition,
+        agents=frozenset({"worker-test"}),
     )
     return Worker(executor, lease_s=LEASE_S, renew_s=0.5, poll_s=0.1)
 

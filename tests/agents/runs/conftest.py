@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 from pydantic_ai.models import override_allow_model_requests
@@ -11,9 +11,7 @@ from agents.definition import AnyAgent
 from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.worker import Worker
-from tests.agents.runs.scripted import Principals, Script, World, define
-
-MakeWorker = Callable[[], Worker]
+from tests.agents.runs.scripted import Configurations, MakeWorker, Principals, Script, World, define
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +42,9 @@ def executor(store: InMemoryRuns, script: Script, world: World) -> RunExecutor:
     def find(_name: str) -> AnyAgent:
         return definition
 
-    return RunExecutor(store, script, Principals(), "1", find=find, agents=frozenset({"demo"}))
+    return RunExecutor(
+        store, script, Principals(), Configurations(definition), "1", find=find, agents=frozenset({"demo"})
+    )
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, ConfigDict
 from pydantic_ai import Agent, RunContext
 
-from agents.definition import AgentDefinition, Task
+from agents.configuration.inputs import default_terms
+from agents.configuration.terms import AgentConfiguration
+from agents.definition import AgentDefinition, AnyAgent, Task
+from agents.runs.worker import Worker
 from agents.services import Services
 from agents.tools import policy
 from llm_service.call.response_headers import CALL_ID, COST, REPLAYED
@@ -21,6 +24,8 @@ from llm_service.money import format_decimal
 from llm_service.types import Answer, CallContext, Principal
 
 COST_NANO = 10_000
+#: Another worker each time, as another process would be.
+MakeWorker = Callable[[], Worker]
 
 
 class Input(BaseModel):
@@ -99,6 +104,7 @@ class Script:
     kept: dict[str, tuple[bytes, Answer]] = field(default_factory=dict[str, tuple[bytes, Answer]])
     lost: set[str] = field(default_factory=set[str])
     contexts: list[CallContext] = field(default_factory=list[CallContext])
+    offered: set[str] = field(default_factory=set[str])  # the tools that the last request has offered
     #: Called with the key before a request is answered, and before its answer is returned, to break something there.
     before: Callable[[str], Awaitable[None]] | None = None
     after: Callable[[str], Awaitable[None]] | None = None
@@ -107,6 +113,7 @@ class Script:
         key = context.idempotency_key
         assert key is not None
         self.contexts.append(context)
+        self.offered = {tool["function"]["name"] for tool in json.loads(body)["tools"]}
         if key in self.lost:
             raise IdempotencyConflict(
                 "The answer is lost.", code="idempotency_answer_lost", details={"cost_nano": COST_NANO}
@@ -143,6 +150,16 @@ def answer_to(body: bytes, tools: tuple[str, ...]) -> Answer:
     call_id: UUID = uuid4()
     headers = {CALL_ID: str(call_id), COST: format_decimal(COST_NANO)}
     return Answer(200, json.dumps(answer).encode(), headers, call_id, COST_NANO)
+
+
+class Configurations:
+    """The defaults of one definition, with changes."""
+
+    def __init__(self, definition: AnyAgent, **changes: object) -> None:
+        self.terms = default_terms(definition).model_copy(update=changes)
+
+    async def current(self, agent: str) -> AgentConfiguration:
+        return AgentConfiguration(agent, 0, self.terms)
 
 
 @dataclass

@@ -9,12 +9,11 @@ from uuid import uuid4
 
 import pytest
 
-from agents.runs.configuration import Configuration
+from agents.configuration.terms import Keep, LostAnswer
 from agents.runs.executor import RunExecutor, StartRequest
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Kind, Policy, Run, State, StepState, WaitFor
-from tests.agents.runs.conftest import MakeWorker
-from tests.agents.runs.scripted import COST_NANO, Script, World
+from tests.agents.runs.scripted import COST_NANO, Configurations, MakeWorker, Script, World
 
 
 async def die(_at: str) -> None:
@@ -164,20 +163,35 @@ async def test_a_lost_answer_is_not_bought_a_third_time(
     assert (run.state, run.error["code"], script.bought) == (State.FAILED, "idempotency_answer_lost", [])
 
 
+def configure(executor: RunExecutor, **changes: object) -> None:
+    assert isinstance(executor.configurations, Configurations)
+    executor.configurations.terms = executor.configurations.terms.model_copy(update=changes)
+
+
 async def test_an_agent_may_fail_where_an_answer_is_lost(
     store: InMemoryRuns, script: Script, worker: MakeWorker, executor: RunExecutor
 ) -> None:
+    configure(executor, lost_answer=LostAnswer.FAIL)
     run = await executor.start(StartRequest("demo"))
-    pinned = Configuration.read(run.configuration | {"on_answer_lost": "fail"})
-    store._runs[run.id] = replace_configuration(run, pinned)
     script.lost.add(f"{run.id}/1")
     run = await work(worker, store, run)
     assert run.error is not None
     assert (run.state, run.error["code"], script.bought) == (State.FAILED, "answer_lost", [])
 
 
-def replace_configuration(run: Run, configuration: Configuration) -> Run:
-    return replace(run, configuration=configuration.as_json())
+async def test_an_administrator_may_make_a_tool_stricter_or_leave_it_out(
+    store: InMemoryRuns, script: Script, worker: MakeWorker, executor: RunExecutor, world: World
+) -> None:
+    configure(executor, tool_policies={"send": Policy.ASK, "delete": Policy.READ}, tools=("send", "delete"))
+    world.after = die
+    for tool in ("send", "delete"):  # a policy is never less strict than the tool's own
+        run = await crashed(executor, store, (tool,), script)
+        run = await work(worker, store, run)
+        assert (run.state, run.wait_for) == (State.WAITING, WaitFor.APPROVAL)
+    world.after, script.tools = None, ("look",)
+    run = await work(worker, store, await executor.start(StartRequest("demo")))
+    assert world.times("look") == 0
+    assert script.offered == {"send", "delete", "final_result"}
 
 
 async def test_a_run_that_takes_another_way_fails_and_names_it(
@@ -240,8 +254,8 @@ async def test_the_number_of_steps_is_limited(
 async def test_a_fork_replays_its_first_steps_and_does_the_rest(
     executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
 ) -> None:
+    configure(executor, keep=Keep.STEPS, keep_s=60)
     run = await executor.start(StartRequest("demo"))
-    store._runs[run.id] = replace_configuration(run, Configuration("m", keep_s=60))
     run = await work(worker, store, run)
     fork = await store.fork(run.id, 3, uuid4(), code_version="2", asked_by=None)
     fork = await work(worker, store, fork)

@@ -10,7 +10,6 @@ from uuid import UUID
 
 import pytest
 
-from agents.registry import find_agent
 from agents.runs.executor import RunExecutor, StartRequest
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Claim, Renewed, State, StepEnd, StepHead, StepState, WaitFor
@@ -18,14 +17,12 @@ from agents.runs.worker import Worker
 from llm_service.errors import (
     BudgetExhausted,
     InvalidRequest,
-    NotFound,
     ProxyUnavailable,
     RateLimited,
     TreasuryUnavailable,
     UpstreamError,
 )
-from tests.agents.runs.conftest import MakeWorker
-from tests.agents.runs.scripted import Script, World
+from tests.agents.runs.scripted import MakeWorker, Script, World
 
 
 class Gate:
@@ -257,6 +254,4 @@ async def test_a_bad_request_adds_no_run(executor: RunExecutor, store: InMemoryR
     ):
         with pytest.raises(error):
             await executor.start(wrong)
-    with pytest.raises(NotFound, match="The agents are"):
-        await replace(executor, find=find_agent).start(StartRequest("nobody"))
     assert store._runs == {}
