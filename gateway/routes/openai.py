@@ -9,6 +9,7 @@ Every error has OpenAI's shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from gateway.asgi import (
 )
 from gateway.auth import bearer_secret
 from llm_service.errors import InvalidRequest, TreasurerError
+from llm_service.run_tokens import looks_like_token, read_run_token
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error_body, openai_error_event
 from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, ParsedRequest, attribution, parse_chat
@@ -55,6 +57,7 @@ class Keys(Protocol):
     """The part that finds the owner of a key (`Principals` is one)."""
 
     async def by_secret(self, secret: str) -> Principal: ...
+    async def by_agent(self, name: str) -> Principal: ...
 
 
 class Traces(Protocol):
@@ -101,9 +104,13 @@ _ERRORS = _OpenAIErrors()
 class OpenAIDoor:
     """Serves POST /v1/chat/completions and /v1/embeddings, and passes every other request on to the app behind it."""
 
-    def __init__(self, app: App, runtime: Callable[[], DoorRuntime]) -> None:
+    def __init__(
+        self, app: App, runtime: Callable[[], DoorRuntime], grant_secret: Callable[[], str | None] = lambda: None
+    ) -> None:
+        """`grant_secret` returns the secret by which the stack's own workers sign; None: there are no such workers."""
         self._app = app
         self._runtime = runtime
+        self._grant_secret = grant_secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in _CALLS:
@@ -118,8 +125,7 @@ class OpenAIDoor:
         runtime = self._runtime()
         settings = runtime.settings
         headers = request_headers(scope)
-        principal = await runtime.principals.by_secret(bearer_secret(headers.get("authorization")))
-        context = read_context(headers)
+        principal, context = await self._caller(runtime, headers)
         body = await read_body(
             receive,
             headers,
@@ -136,6 +142,18 @@ class OpenAIDoor:
             name, stalled_s = f"call {answer.call_id}", settings.stalled_timeout_s
             sending = send_stream(answer, send, scope, _ERRORS, stalled_s=stalled_s, name=name)
             await unless_caller_leaves(sending, receive)
+
+    async def _caller(self, runtime: DoorRuntime, headers: Mapping[str, str]) -> tuple[Principal, CallContext]:
+        """Who pays, and what the call is attributed to: by an agent's key and the call's headers, or by a run's token.
+
+        A token has the whole attribution, so the headers of such a call add its idempotency key only.
+        """
+        secret, grant_secret = bearer_secret(headers.get("authorization")), self._grant_secret()
+        if grant_secret is None or not looks_like_token(secret):
+            return await runtime.principals.by_secret(secret), read_context(headers)
+        token = read_run_token(grant_secret, secret)
+        key = read_context(headers).idempotency_key
+        return await runtime.principals.by_agent(token.agent), replace(token.context, idempotency_key=key)
 
 
 async def _chat(

@@ -191,7 +191,9 @@ class FakeIdempotency:
         self.error: TreasurerError | None = None
         self.taken_over: TreasurerError | None = None
 
-    async def claim(self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Claim | Replay:
+    async def claim(
+        self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID, keep_s: float | None = None
+    ) -> Claim | Replay:
         known = self.rows.get((agent_id, key))
         if known is not None:
             return known
