@@ -42,4 +42,4 @@ def create_app(settings: Settings) -> App:
     def runtime() -> GatewayRuntime:
         return app.state.runtime
 
-    return OpenAIDoor(app, runtime)
+    return OpenAIDoor(app, runtime, lambda: runtime().addresses.grant_secret)

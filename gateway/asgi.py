@@ -213,7 +213,7 @@ async def send_stream(
     """Send the events of a stream as they come, and close the stream at the end, also after an error.
 
     If the caller reads nothing for `stalled_s`, the stream ends with an error event, which the caller gets if it reads
-    again soon. `name` is the stream's in the log.
+    again soon. `name` is the stream's name in the log.
     """
 
     async def send_events(events: bytes, *, more: bool = True) -> None:

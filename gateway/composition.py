@@ -47,6 +47,7 @@ from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.guards.redis_scripts import connect
 from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld, borrowed
 from llm_service.pricing.catalog import Catalog
+from llm_service.run_money import RunMoney
 from llm_service.service import LLMService
 from llm_service.telemetry import Telemetry
 from llm_service.treasury.in_postgres import PostgresTreasury
@@ -125,6 +126,7 @@ class ServiceRuntime(CatalogRuntime):
     breakers: Breakers
     treasury: PostgresTreasury
     idempotency: Idempotency
+    run_money: RunMoney
 
 
 @asynccontextmanager
@@ -166,6 +168,7 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
             lifetime_s=lifetime_s,
             busy_wait_s=settings.busy_wait_s,
             default_share=settings.default_share_percent * 100,
+            find_envelope=treasury.envelopes.find,
         ),
         settler=Settler(
             treasury=treasury,
@@ -200,6 +203,7 @@ async def _service(stack: AsyncExitStack, prices: CatalogRuntime, telemetry: Tel
         breakers=breakers,
         treasury=treasury,
         idempotency=idempotency,
+        run_money=RunMoney(treasury.envelopes, principals, freed=treasury.freed, busy_wait_s=settings.busy_wait_s),
     )
 
 
@@ -230,7 +234,12 @@ def _money(
     )
     stack.push_async_callback(treasury.close)
     sweeper = Sweeper(
-        pools.calls, treasury, _price_by(prices.catalog), interval_s=settings.sweep_interval_s, observe=telemetry.sweep
+        pools.calls,
+        treasury,
+        _price_by(prices.catalog),
+        interval_s=settings.sweep_interval_s,
+        observe=telemetry.sweep,
+        envelopes=treasury.envelopes,
     )
     stack.push_async_callback(sweeper.close)
     return treasury, sweeper
@@ -352,6 +361,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
             breakers=calls.breakers,
             treasury=calls.treasury,
             idempotency=calls.idempotency,
+            run_money=calls.run_money,
             runs=runs,
             watching=Watching(runs),
             code_version=CODE_VERSION,

@@ -22,7 +22,7 @@ from copy import copy
 from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any, Protocol, Self, cast
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import httpx2
 from openai import AsyncOpenAI
@@ -37,8 +37,9 @@ from pydantic_ai.providers import Provider
 from pydantic_ai.settings import ModelSettings
 from pydantic_ai.usage import RequestUsage
 
+from llm_service.call.response_headers import CALL_ID, COST, REPLAYED
 from llm_service.errors import NotPermitted
-from llm_service.money import format_decimal
+from llm_service.money import format_decimal, parse_dollars
 from llm_service.types import Answer, CallContext, Principal
 
 #: This name is never looked up, because the transport answers without a network (RFC 2606).
@@ -74,6 +75,19 @@ class Tally:
     cost_nano: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """The call that answered a request, and what it cost in nano-dollars.
+
+    `replayed`: the answer was kept from an earlier request with the same key. The cost is that request's then, and nothing
+    was spent now.
+    """
+
+    call_id: UUID | None
+    cost_nano: int
+    replayed: bool = False
+
+
 @dataclass(slots=True)
 class _Call:
     """One request on its way through PydanticAI and the OpenAI client, to the transport and back."""
@@ -82,6 +96,7 @@ class _Call:
     context: CallContext
     stream: bool
     tally: Tally
+    paid: Callable[[Receipt], None] | None = None
     answer: Answer | StreamedAnswer | None = None
     counted: bool = False
 
@@ -98,6 +113,15 @@ class _Call:
         self.counted = True
         self.tally.calls += 1
         self.tally.cost_nano += self.answer.cost_nano or 0
+        if self.paid is not None:
+            self.paid(_receipt(self.answer))
+
+
+def _receipt(answer: Answer | StreamedAnswer) -> Receipt:
+    headers, call_id = answer.headers, answer.headers.get(CALL_ID)
+    replayed = headers.get(REPLAYED) == "true"
+    cost_nano = parse_dollars(headers.get(COST, "0")) if replayed else answer.cost_nano or 0
+    return Receipt(UUID(call_id) if call_id else None, cost_nano, replayed)
 
 
 #: The request that is being made. The OpenAI client cannot pass it on to its transport; a context variable can.
@@ -109,7 +133,8 @@ class GovernedModel(WrapperModel):
 
     `principal` pays: it is a value, or an async function that is called before each request, so that a
     pause or a new limit takes effect during a long run. Every request carries `context`; if that names no run,
-    PydanticAI's run id is used.
+    PydanticAI's run id is used. `key` is called before each request for its idempotency key, and `paid` with the receipt
+    of each answer, so that whoever repeats a run can repeat its requests without buying them again.
     """
 
     def __init__(
@@ -120,11 +145,15 @@ class GovernedModel(WrapperModel):
         principal: Principal | Callable[[], Awaitable[Principal]],
         context: CallContext | None = None,
         settings: ModelSettings | None = None,
+        key: Callable[[], str | None] = lambda: None,
+        paid: Callable[[Receipt], None] | None = None,
     ) -> None:
         """Raises `ValueError` for a context with an idempotency key: a key names one call, and a model makes many."""
         super().__init__(_ChatModel(model_name, provider=_InProcessProvider(service), settings=settings))
         self._principal = principal
         self._context = _checked(context or CallContext())
+        self._key = key
+        self._paid = paid
         self.tally = Tally()
 
     def with_context(self, context: CallContext) -> Self:
@@ -132,6 +161,19 @@ class GovernedModel(WrapperModel):
         other = copy(self)
         other._context = _checked(context)
         other.tally = Tally()
+        return other
+
+    def for_run(
+        self,
+        context: CallContext,
+        *,
+        principal: Callable[[], Awaitable[Principal]],
+        key: Callable[[], str | None],
+        paid: Callable[[Receipt], None],
+    ) -> Self:
+        """The same model for a recorded run: its principal, the keys of its requests, and who counts their receipts."""
+        other = self.with_context(context)
+        other._principal, other._key, other._paid = principal, key, paid
         return other
 
     async def request(
@@ -176,7 +218,10 @@ class GovernedModel(WrapperModel):
         if context.run is None:
             run = messages[-1].run_id if messages else None
             context = replace(context, run=run or str(uuid4()))
-        return _Call(principal, context, stream, self.tally)
+        key = self._key()
+        if key is not None:
+            context = replace(context, idempotency_key=key)
+        return _Call(principal, context, stream, self.tally, self._paid)
 
 
 def governed_profile(model_name: str) -> ModelProfile:

@@ -12,7 +12,7 @@ from pydantic_ai import Agent, RunContext
 from agents.definition import AgentDefinition, Task
 from agents.services import Services
 from agents.services.feeds import SAMPLES
-from agents.tools.feeds import READ_FEED, FeedDeps, named
+from agents.tools.feeds import READ_FEED, FeedDeps, links_in, named
 
 _INSTRUCTIONS = """
 You write a short news digest for a busy reader.
@@ -54,7 +54,7 @@ agent = Agent[FeedDeps, Digest](
 
 @agent.output_validator
 def _only_links_of_the_feeds(ctx: RunContext[FeedDeps], digest: Digest) -> Digest:  # pyright: ignore[reportUnusedFunction]
-    links = ctx.deps.links()
+    links = links_in(ctx.messages)
     items = [item if item.url in links else item.model_copy(update={"url": ""}) for item in digest.items]
     return digest.model_copy(update={"items": items})
 

@@ -147,14 +147,22 @@ class InMemoryRuns:
         return Spent(cost_nano, sum(step.lost_nano for step in own), cost_nano + sum(each.tree_nano for each in below))
 
     async def claim(
-        self, owner: UUID, most: int, agents: Collection[str], *, lease_s: float = LEASE_S, run_id: UUID | None = None
+        self,
+        owner: UUID,
+        most: int,
+        agents: Collection[str] | None,
+        *,
+        lease_s: float = LEASE_S,
+        run_id: UUID | None = None,
     ) -> list[Run]:
         """See `RunStore.claim`."""
         running = Counter[str | int]()
         for run in self._runs.values():
             if run.state is State.RUNNING:
                 running.update((run.agent, run.team_id))
-        queued = [run for run in self._runs.values() if run.state is State.QUEUED and run.agent in agents]
+        queued = [
+            run for run in self._runs.values() if run.state is State.QUEUED and (agents is None or run.agent in agents)
+        ]
         queued.sort(key=lambda run: (-run.priority, self._queued[run.id], run.number))
         claimed: list[Run] = []
         for run in queued:

@@ -57,7 +57,7 @@ def _load(name: str) -> str:
 _ADD, _RENEW, _LEAVE = _load("add"), _load("renew"), _load("leave")
 _BEGIN, _RECORD = _load("begin_step"), _load("record_step")
 _CANCEL, _RETRY, _FORK, _FORGET = _load("cancel"), _load("retry"), _load("fork"), _load("forget")
-_CLAIM = "SELECT * FROM work.claim_v1($1, $2, $3, $4, $5)"
+_CLAIM = "SELECT * FROM work.claim_v1($1, $2, $3, coalesce($4, (SELECT array_agg(name) FROM agents)), $5)"
 _RECOVER = "SELECT * FROM work.recover_v1($1, $2, $3)"
 _PAGE, _OUTLINE, _MARKS, _SPENT = _load("page"), _load("outline"), _load("marks"), _load("spent")
 _FIND = "SELECT * FROM work.runs WHERE id = $1"
@@ -142,10 +142,16 @@ class PostgresRuns:
         return Spent(row["cost_nano"], row["lost_nano"], row["tree_nano"])
 
     async def claim(
-        self, owner: UUID, most: int, agents: Collection[str], *, lease_s: float = LEASE_S, run_id: UUID | None = None
+        self,
+        owner: UUID,
+        most: int,
+        agents: Collection[str] | None,
+        *,
+        lease_s: float = LEASE_S,
+        run_id: UUID | None = None,
     ) -> list[Run]:
         """See `RunStore.claim`."""
-        rows = await self._fetch(_CLAIM, owner, most, lease_s, list(agents), run_id)
+        rows = await self._fetch(_CLAIM, owner, most, lease_s, None if agents is None else list(agents), run_id)
         return [read_run(row) for row in rows]
 
     async def renew(self, owner: UUID, claims: Sequence[Claim], *, lease_s: float = LEASE_S) -> list[Renewed]:

@@ -81,9 +81,15 @@ class RunStore(Protocol):
         ...
 
     async def claim(
-        self, owner: UUID, most: int, agents: Collection[str], *, lease_s: float = LEASE_S, run_id: UUID | None = None
+        self,
+        owner: UUID,
+        most: int,
+        agents: Collection[str] | None,
+        *,
+        lease_s: float = LEASE_S,
+        run_id: UUID | None = None,
     ) -> list[Run]:
-        """Claim up to `most` runs of these agents, or only `run_id`."""
+        """Claim up to `most` runs of these agents (None: of any), or only `run_id`."""
         ...
 
     async def renew(self, owner: UUID, claims: Sequence[Claim], *, lease_s: float = LEASE_S) -> list[Renewed]:

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from pydantic_ai import ModelRetry, RunContext, Tool, ToolFailed
+from pydantic_ai.messages import ModelMessage, ToolReturnPart
 from pydantic_ai.tools import ToolDefinition
 
 from agents.services.feeds import Feed, FeedError, FeedReader, shown
+from agents.tools import policy
 
 
 @dataclass(slots=True)
@@ -27,10 +29,6 @@ class FeedDeps:
     sources: dict[str, str]
     read: dict[str, Feed] = field(default_factory=dict[str, Feed])
     failed: dict[str, FeedError] = field(default_factory=dict[str, FeedError])
-
-    def links(self) -> set[str]:
-        """The links of all stories that were read."""
-        return {entry.url for feed in self.read.values() for entry in feed.entries if entry.url}
 
 
 def named(sources: Sequence[str]) -> dict[str, str]:
@@ -68,6 +66,24 @@ async def read_feed(ctx: RunContext[FeedDeps], feed: str) -> dict[str, Any]:
     return {"feed": found.title, "stories": stories}
 
 
+def links_in(messages: Sequence[ModelMessage]) -> set[str]:
+    """The links of all stories that read_feed returned. They are read from the conversation and not from the feeds that
+    this process has read, because a run may be taken up again in another process, which reads no feed a second time."""
+    returned = (
+        part.content
+        for message in messages
+        for part in message.parts
+        if isinstance(part, ToolReturnPart) and part.tool_name == read_feed.__name__
+    )
+    stories = (
+        story
+        for content in returned
+        if isinstance(content, dict)
+        for story in cast("dict[str, list[dict[str, Any]]]", content).get("stories", [])
+    )
+    return {str(story["url"]) for story in stories if story.get("url")}
+
+
 async def _only_these(ctx: RunContext[FeedDeps], definition: ToolDefinition) -> ToolDefinition:
     """List the feeds' names in the tool's schema: the model makes fewer wrong calls, each of which costs a request."""
     schema = definition.parameters_json_schema
@@ -75,4 +91,4 @@ async def _only_these(ctx: RunContext[FeedDeps], definition: ToolDefinition) -> 
     return replace(definition, parameters_json_schema={**schema, "properties": {**schema["properties"], "feed": feed}})
 
 
-READ_FEED = Tool(read_feed, takes_ctx=True, prepare=_only_these)
+READ_FEED = Tool(read_feed, takes_ctx=True, prepare=_only_these, metadata=policy.READ)

@@ -33,7 +33,7 @@ class Verdict:
     skipped: str = ""  # why the scenario was not played
     broke: bool = False  # the scenario began, but could not be played to its end
     limit_nano: int = 0
-    windows: int = 1  # the number of periods, each of which has the limit
+    windows: int = 1  # the number of periods; the limit applies to each of them
     billed_nano: int = 0
     overshoot_nano: int = 0
     unused_nano: int | None = None  # the part of the limit that is left although every later call was refused

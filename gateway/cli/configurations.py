@@ -24,7 +24,7 @@ _IfVersion = Annotated[
     typer.Option("--if-version", min=0, help="Only if this is the current version. 0: it was never configured."),
 ]
 
-# What it is.
+# What the agent is.
 _Description = Annotated[str | None, typer.Option("--description", help="What it does, in one line.")]
 _Logic = Annotated[str | None, typer.Option("--logic", help="The name of its logic, a module of agents/catalog.")]
 _Model = Annotated[str | None, typer.Option("--model", help="The model that it asks; routes say which ones stand in.")]
@@ -35,11 +35,11 @@ _Tools = Annotated[
         "--tool",
         metavar="TOOL[=POLICY]",
         help="A tool that it may use; repeatable. Without any: all of its logic's. POLICY: how a repetition is made "
-        "harmless, stricter than the tool says itself: key, verify or ask.",
+        "harmless, stricter than the tool declares: key or ask.",
     ),
 ]
 
-# How much.
+# How much a run may use.
 _Budget = Annotated[
     str | None, typer.Option("--budget", help="Dollars: the most that a run and its children may spend.")
 ]
@@ -60,7 +60,7 @@ _Priority = Annotated[
     int | None, typer.Option("--priority", help="From -100 to 100; the higher one is taken up first.")
 ]
 
-# What becomes of a run that meets an obstacle.
+# What happens to a run that meets an obstacle.
 _OnBudget = Annotated[str | None, typer.Option("--on-budget", help="pause or fail, when a budget is used up.")]
 _LostAnswer = Annotated[
     str | None, typer.Option("--lost-answer", help="buy_again or fail, when a paid answer is lost.")
@@ -183,7 +183,7 @@ def list_versions(name: _Name, limit: Limit = DEFAULT, after: AfterId = None, js
 
 
 def use(name: _Name, version: _Version, if_version: _IfVersion = None, json: AsJson = False) -> None:
-    """Make a new version of an agent's configuration that says what an earlier one says."""
+    """Make a new version of an agent's configuration with the content of an earlier one."""
     from agents.configuration import versions
     from agents.configuration.inputs import UseVersion
 
@@ -192,7 +192,7 @@ def use(name: _Name, version: _Version, if_version: _IfVersion = None, json: AsJ
 
 
 def print_configuration(configuration: AgentConfiguration, *, json: bool) -> None:
-    """Print a version: for programs as the admin API shows it, for people as lines."""
+    """Print a version: in the admin API's format for programs, or as lines for people."""
     if json:
         from agents.configuration.versions import ConfigurationView
 
@@ -203,7 +203,7 @@ def print_configuration(configuration: AgentConfiguration, *, json: bool) -> Non
 
 
 def describe(configuration: AgentConfiguration) -> list[str]:
-    """A version, for people."""
+    """A version as text for people."""
     from agents.configuration.terms import TriggerKind
 
     terms = configuration.terms
@@ -240,8 +240,7 @@ def describe(configuration: AgentConfiguration) -> list[str]:
 
 
 def _money(money: RunMoney) -> str:
-    held = "what one call needs" if money.reserve_nano is None else format_dollars(money.reserve_nano)
-    return f"{format_dollars(money.budget_nano)} a run, {held} held at its start"
+    return f"{format_dollars(money.budget_nano)} a run, {format_dollars(money.reserve_nano)} held at its start"
 
 
 def _period(seconds: int) -> str:
@@ -278,7 +277,7 @@ def _triggers(given: Sequence[str] | None) -> dict[str, Any] | None:
 
 
 def _checked(typed: dict[str, Any], defaults: Sequence[str]) -> NewVersion:
-    """The input, in which a field that gets its default is null. A mistake ends the program."""
+    """The checked input, in which null stands for a field's default. A mistake ends the program."""
     from pydantic import ValidationError
 
     from agents.configuration.inputs import NewVersion
@@ -297,7 +296,7 @@ def _checked(typed: dict[str, Any], defaults: Sequence[str]) -> NewVersion:
 
 
 async def _check_model(model: str) -> None:
-    """Refuse a model that the running stack does not have. Where no stack runs, print that it was not checked."""
+    """Refuse a model that the running stack does not have. If no stack runs, print that the model was not checked."""
     from gateway.composition import open_catalog
     from gateway.settings import load_settings
     from gateway.stack.state import NotRunning

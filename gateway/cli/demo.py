@@ -176,14 +176,15 @@ async def _digest(settings: Settings, console: Console) -> None:
     """The first agent: a news digest by PydanticAI, through the same governed call, in process."""
     from agents.catalog.digest import Digest
     from agents.executor import AgentExecutor, RunRequest
-    from agents.run_budgets import RunBudgets
+    from agents.registration import AgentRegistration
     from agents.services import Services
     from agents.services.feeds import FeedReader
     from gateway.composition import open_service
 
     async with open_service(settings) as runtime:
         services = Services(FeedReader(allow_files=False, allow_private=False))
-        executor = AgentExecutor(runtime.service, runtime.principals, RunBudgets(runtime.pools.calls), services)
+        agents = AgentRegistration(runtime.pools.calls)
+        executor = AgentExecutor(runtime.service, runtime.principals, agents, runtime.run_money, services)
         result = await executor.prepare(
             RunRequest("digest", {"stories": 3}, None, 50_000_000, tags=("demo",))
         ).execute()

@@ -1,7 +1,7 @@
 """`treasurer run`: run an agent once, from here, against the running stack.
 
 What must hold:
-`--budget` is a limit in the treasury, for all calls of this run together; it is not advice to the agent.
+`--budget` is enforced in the treasury, for all calls of this run together; it is not advice to the agent.
 A run that fails also reports what it has cost.
 Each warning of the service is printed in one line, below the output of the run, unless the run's error says the same.
 The words of a model or a feed are printed as plain text, so that they cannot colour, clear or otherwise control a terminal.
@@ -42,6 +42,10 @@ def digest(
         list[str] | None, typer.Option(help="an http(s) address or a file, RSS or Atom; repeatable; none: the samples")
     ] = None,
     budget: Annotated[str | None, typer.Option(help="the most that this run may cost, in dollars: 0.05")] = None,
+    reserve: Annotated[
+        str | None,
+        typer.Option(help="how much of the budget is held from the start, so that no one else spends it: 0.05"),
+    ] = None,
     model: Annotated[str | None, typer.Option(help="the model to ask; none: the agent's own")] = None,
     stories: Annotated[int, typer.Option(help="how many stories at most", min=1, max=20)] = 5,
     focus: Annotated[str | None, typer.Option(help="what the reader cares about")] = None,
@@ -58,7 +62,13 @@ def digest(
     if feed:
         wanted["feeds"] = tuple(feed)
     request = RunRequest(
-        "digest", wanted, model, _amount(budget), user=user, session=session, tags=tuple(dict.fromkeys(tag or ()))
+        "digest",
+        wanted,
+        model,
+        *_amounts(budget, reserve),
+        user=user,
+        session=session,
+        tags=tuple(dict.fromkeys(tag or ())),
     )
     with warnings_below() as warnings:
         run_async(_digest(load_settings(), request, warnings, json=json))
@@ -92,21 +102,30 @@ async def _ready(settings: Settings, request: RunRequest, warnings: Warnings) ->
     from pydantic_ai.exceptions import AgentRunError
 
     from agents.executor import AgentExecutor
-    from agents.run_budgets import RunBudgets
+    from agents.registration import AgentRegistration
     from agents.services import Services
     from agents.services.feeds import FeedReader
     from gateway.composition import open_service
-    from llm_service.errors import BudgetExhausted, BudgetTooSmall, TreasurerError, TreasuryUnavailable
+    from llm_service.errors import (
+        BudgetExhausted,
+        BudgetTooSmall,
+        RunBudgetSpent,
+        TreasurerError,
+        TreasuryUnavailable,
+    )
 
     os.environ.setdefault("PYDANTIC_AI_NO_BANNER", "1")
     services = Services(FeedReader(allow_files=True, allow_private=settings.feeds_allow_private))
     async with open_service(settings) as runtime:
-        executor = AgentExecutor(runtime.service, runtime.principals, RunBudgets(runtime.pools.calls), services)
+        agents = AgentRegistration(runtime.pools.calls)
+        executor = AgentExecutor(runtime.service, runtime.principals, agents, runtime.run_money, services)
         run = executor.prepare(request)
         try:
             yield run
-        except (BudgetExhausted, BudgetTooSmall) as error:
+        except RunBudgetSpent as error:
             fail(f"{error.message}{format_spent(run)} Give the run more with --budget, or ask a cheaper --model.")
+        except (BudgetExhausted, BudgetTooSmall) as error:
+            fail(f"{error.message}{format_spent(run)}")
         except TreasurerError as error:
             warnings.are_said = isinstance(error, TreasuryUnavailable) and run.tally.calls == 0
             fail(f"{error.message}{format_spent(run)}")
@@ -150,13 +169,21 @@ def warnings_below() -> Iterator[Warnings]:
         warnings.print()
 
 
-def _amount(budget: str | None) -> int | None:
+def _amounts(budget: str | None, reserve: str | None) -> tuple[int | None, int]:
+    """What the run may cost, and what is held of that at its start."""
     if budget is None:
-        return None
-    limit_nano = parse_dollars(budget)
-    if limit_nano == 0:
+        if reserve is not None:
+            raise MoneyError("a reserve is held of a budget; give a --budget, too")
+        return None, 0
+    budget_nano = parse_dollars(budget)
+    if budget_nano == 0:
         raise MoneyError("a budget of $0 affords no call; give more, or leave --budget out")
-    return limit_nano
+    reserve_nano = 0 if reserve is None else parse_dollars(reserve)
+    if reserve_nano > budget_nano:
+        raise MoneyError(
+            f"a reserve of {format_dollars(reserve_nano)} is more than the budget of {format_dollars(budget_nano)}"
+        )
+    return budget_nano, reserve_nano
 
 
 def _progress(spinner: Spinner, run: Run, deps: FeedDeps) -> Spinner:

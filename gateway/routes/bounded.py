@@ -1,4 +1,4 @@
-"""Routes of FastAPI that take a body from a caller who is known, and no larger than it may be.
+"""Routes of FastAPI that read a body only from a caller with a valid key, and only up to a limit.
 
 What must hold:
 A body is read only after its sender's key was checked, and only so much of it as its limit allows.
@@ -25,7 +25,8 @@ def bounded_route(
     too_large: str,
     check: Callable[[Request, bytes], None] = lambda _request, _body: None,
 ) -> type[APIRoute]:
-    """The class of such routes. `authenticate` and `check` raise the error for a caller or a request that is refused."""
+    """Make the class of such routes. `authenticate` and `check` raise an error if they refuse the caller or the
+    request."""
 
     class BoundedRoute(APIRoute):
         def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:

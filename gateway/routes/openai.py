@@ -9,6 +9,7 @@ Every error has OpenAI's shape.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Protocol
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from gateway.asgi import (
 )
 from gateway.auth import bearer_secret
 from llm_service.errors import InvalidRequest, TreasurerError
+from llm_service.run_tokens import looks_like_token, read_run_token
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error_body, openai_error_event
 from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, ParsedRequest, attribution, parse_chat
@@ -55,6 +57,7 @@ class Keys(Protocol):
     """The part that finds the owner of a key (`Principals` is one)."""
 
     async def by_secret(self, secret: str) -> Principal: ...
+    async def by_agent(self, name: str) -> Principal: ...
 
 
 class Traces(Protocol):
@@ -101,9 +104,13 @@ _ERRORS = _OpenAIErrors()
 class OpenAIDoor:
     """Serves POST /v1/chat/completions and /v1/embeddings, and passes every other request on to the app behind it."""
 
-    def __init__(self, app: App, runtime: Callable[[], DoorRuntime]) -> None:
+    def __init__(
+        self, app: App, runtime: Callable[[], DoorRuntime], grant_secret: Callable[[], str | None] = lambda: None
+    ) -> None:
+        """`grant_secret` returns the secret by which the stack's own workers sign; None: there are no such workers."""
         self._app = app
         self._runtime = runtime
+        self._grant_secret = grant_secret
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in _CALLS:
@@ -118,8 +125,7 @@ class OpenAIDoor:
         runtime = self._runtime()
         settings = runtime.settings
         headers = request_headers(scope)
-        principal = await runtime.principals.by_secret(bearer_secret(headers.get("authorization")))
-        context = read_context(headers)
+        principal, context = await self._caller(runtime, headers)
         body = await read_body(
             receive,
             headers,
@@ -136,6 +142,18 @@ class OpenAIDoor:
             name, stalled_s = f"call {answer.call_id}", settings.stalled_timeout_s
             sending = send_stream(answer, send, scope, _ERRORS, stalled_s=stalled_s, name=name)
             await unless_caller_leaves(sending, receive)
+
+    async def _caller(self, runtime: DoorRuntime, headers: Mapping[str, str]) -> tuple[Principal, CallContext]:
+        """Who pays, and what the call is attributed to: by an agent's key and the call's headers, or by a run's token.
+
+        A token has the whole attribution, so the headers of such a call add its idempotency key only.
+        """
+        secret, grant_secret = bearer_secret(headers.get("authorization")), self._grant_secret()
+        if grant_secret is None or not looks_like_token(secret):
+            return await runtime.principals.by_secret(secret), read_context(headers)
+        token = read_run_token(grant_secret, secret)
+        key = read_context(headers).idempotency_key
+        return await runtime.principals.by_agent(token.agent), replace(token.context, idempotency_key=key)
 
 
 async def _chat(
@@ -157,14 +175,16 @@ _CALLS = {"/v1/chat/completions": _chat, "/v1/embeddings": _embed}
 
 
 def read_context(headers: Mapping[str, str]) -> CallContext:
-    """The run, user, session and tags that a call names in its x-treasurer-… headers, and its Idempotency-Key.
+    """The run, user, session and tags that a call names in its x-treasurer-… headers, its Idempotency-Key, and the run
+    whose envelope pays for it.
 
     Raises:
-        InvalidRequest: a value is too long or not printable, or there are too many tags.
+        InvalidRequest: a value is too long or not printable, there are too many tags, or an envelope's id is not a UUID.
     """
     given = {name: _value(headers, f"x-treasurer-{name}") for name in ("run", "user", "session", "tags")}
     key = _value(headers, "idempotency-key", most=255)
-    if key is None and not any(given.values()):
+    envelope = _run(headers)
+    if key is None and envelope is None and not any(given.values()):
         return NO_CONTEXT
     tags = tuple(dict.fromkeys(tag for part in (given["tags"] or "").split(",") if (tag := part.strip())))
     if len(tags) > MAX_TAGS or any(len(tag) > MAX_ATTRIBUTION for tag in tags):
@@ -172,7 +192,23 @@ def read_context(headers: Mapping[str, str]) -> CallContext:
             f"x-treasurer-tags takes at most {MAX_TAGS} tags of at most {MAX_ATTRIBUTION} characters.",
             param="x-treasurer-tags",
         )
-    return CallContext(given["run"], given["user"], given["session"], tags, key)
+    return CallContext(given["run"], given["user"], given["session"], tags, key, envelope)
+
+
+def _run(headers: Mapping[str, str]) -> UUID | None:
+    """The run whose envelope pays for the call."""
+    text = headers.get("x-treasurer-envelope")
+    if text is None:
+        return None
+    try:
+        if len(text) != 36:  # `UUID` also reads other forms, with braces or without hyphens
+            raise ValueError
+        return UUID(text)
+    except ValueError:
+        raise InvalidRequest(
+            "The header x-treasurer-envelope takes the id of a run: a UUID such as 0191d7a0-4c5e-7c3f-9d0b-5a1f3c2e4d6b.",
+            param="x-treasurer-envelope",
+        ) from None
 
 
 def _value(headers: Mapping[str, str], name: str, most: int = MAX_ATTRIBUTION) -> str | None:

@@ -38,7 +38,7 @@ from llm_service.wire.requests import attribution, parse_body
 
 MOST_BODY_BYTES = 1024 * 1024
 MOST_ROWS = 200
-#: An open stream without an event has a comment after so many seconds, so that nobody between takes it for dead.
+#: After so many seconds without an event, a stream sends a comment, so that no proxy in between closes it as dead.
 _IDLE_S = 15.0
 _TOO_LARGE = f"The body of a request for a run may be at most {MOST_BODY_BYTES // 1024} KiB."
 
@@ -72,17 +72,17 @@ class RunsRuntime(Protocol):
 
 
 class Caller:
-    """Whoever asks, and what of the runs is theirs."""
+    """The caller of a request, and which runs it may see and act on."""
 
     def __init__(self, owner: Principal | str) -> None:
         self.principal = owner if isinstance(owner, Principal) else None
         self.name = owner if isinstance(owner, str) else f"agent {owner.agent}/{owner.key}"
-        #: The first part of the keys of what it starts, so that no caller can use another's.
+        #: The first part of the keys of runs that this caller starts, so that no caller can use another's key.
         self.scope = "administrator" if isinstance(owner, str) else f"agent/{owner.agent_id}"
 
     @property
     def team_id(self) -> int | None:
-        """The only team whose runs it sees; None: it sees all."""
+        """The team whose runs the caller sees; None: it sees all runs."""
         return None if self.principal is None else self.principal.team_id
 
     @property
@@ -142,7 +142,7 @@ router = APIRouter(
 
 
 class ForkInput(Input):
-    """With how many of the run's steps the new run begins. It does the next one itself."""
+    """The number of the run's steps with which the new run begins. It does all later steps itself."""
 
     steps: Annotated[int, Field(ge=0, le=100_000)]
 
@@ -245,7 +245,7 @@ async def cancel_run(runtime: Runtime, caller: Who, run_id: UUID) -> Response:
 
 @router.post("/runs/{run_id}/retry", response_model=RunView)
 async def retry_run(runtime: Runtime, caller: Who, run_id: UUID) -> Response:
-    """Queue a run again that ended without success, or that waits: it goes on at its last step.
+    """Queue a run again that ended without success, or that waits. It continues at its last step.
 
     Only an administrator's key retries a run of which a person has to decide whether a step is done (again).
     """
@@ -276,7 +276,7 @@ async def _own(runtime: RunsRuntime, caller: Caller, run_id: UUID) -> Run:
 
 
 def trigger_key(caller: Caller, key: str | None) -> str | None:
-    """The key of the run that a caller's Idempotency-Key names. It is the caller's own: no other caller can use it."""
+    """The key of the run that a caller's Idempotency-Key names. No other caller can use this key."""
     text = attribution(key, "The header Idempotency-Key", "idempotency-key", 255)
     return None if text is None else f"request/{caller.scope}/{text}"
 
@@ -299,7 +299,7 @@ async def watch_run(
     run_id: UUID,
     last_event_id: Annotated[str | None, Header(description="Go on after the event with this id.")] = None,
 ) -> Response:
-    """What becomes of a run, as server-sent events, until it has ended."""
+    """The progress of a run, as server-sent events, until it has ended."""
     await _seen(runtime, caller, run_id)
     shown = Shown() if not last_event_id else read_id(last_event_id.strip())
     if not await runtime.watching.has_more(run_id, shown):
@@ -326,7 +326,7 @@ class _EventLines:
         self.headers = {
             "content-type": "text/event-stream; charset=utf-8",
             "cache-control": "no-store",
-            "x-accel-buffering": "no",  # nginx would keep events back
+            "x-accel-buffering": "no",  # otherwise nginx would delay events
         }
 
     async def __aiter__(self) -> AsyncIterator[bytes]:

@@ -36,7 +36,9 @@ from llm_service.treasury.rate_cards import RateCards
 from llm_service.treasury.repricing import Correction, EndedAttempt, Kept, correct, read_attempt
 
 _ATTEMPTS = load_query("repricing/attempts")
+_LOCK_RUNS = load_query("repricing/lock_runs")
 _LOCK_WINDOWS = load_query("repricing/lock_windows")
+_CHARGE_RUNS = load_query("repricing/charge_runs")
 _WRITE = load_query("repricing/write")
 _OVER_LIMITS = load_query("repricing/over_limits")
 _PAST = load_query("repricing/past")
@@ -223,15 +225,18 @@ async def _write(
         [each.attempt.call_id for each in found],
         [each.attempt.attempt for each in found],
         [each.attempt.corrections for each in found],
-        [each.attempt.posted_nano for each in found],
         [each.difference_nano for each in found],
     )
     try:
         async with borrowed(pool) as connection, connection.transaction():
             await connection.execute(f"SET LOCAL lock_timeout = '{LOCK_S}s'; SET LOCAL enable_seqscan = off")
+            await connection.fetch(_LOCK_RUNS, *arguments[:2])
             locked = await connection.fetch(_LOCK_WINDOWS, windows)
             some_retired = len(locked) < len(windows)
             rows = await connection.fetch(_WRITE, *arguments, card_id, repricing_id, some_retired)
+            if of_runs := [row for row in rows if row["envelope_id"] is not None]:
+                runs, changes = zip(*((row["envelope_id"], row["cost_nano"]) for row in of_runs), strict=True)
+                await connection.fetch(_CHARGE_RUNS, runs, changes)
     except POSTGRES_ERRORS as error:
         raise explain(error) from error
     return {(row["call_id"], row["attempt"]) for row in rows}

@@ -26,6 +26,7 @@ from llm_service.call.attempt import Admitted, Attempt, Call
 from llm_service.call.documents import Documents
 from llm_service.call.refusals import check_allowed, check_live, refusal
 from llm_service.call.routing import Candidate, chain_of
+from llm_service.call.runs import FindEnvelope, Runs, no_envelopes
 from llm_service.errors import CostLimited, ProxyUnavailable, RateLimited, TreasurerError, UpstreamError
 from llm_service.guards.breaker_gate import BreakerPermit
 from llm_service.guards.token_bucket import RatePermit
@@ -81,6 +82,7 @@ class Admission:
         lifetime_s: float,
         busy_wait_s: float = 2.0,
         default_share: int = 2_500,
+        find_envelope: FindEnvelope = no_envelopes,
     ) -> None:
         self._catalog = catalog
         self._principals = principals
@@ -93,6 +95,7 @@ class Admission:
         self._busy_wait_s = busy_wait_s
         self._default_share = default_share
         self._documents = Documents()
+        self._runs = Runs(find_envelope)
 
     @property
     def models(self) -> Mapping[str, Model]:
@@ -221,6 +224,12 @@ class Admission:
             principal = call.principal
             check_live(principal, time.monotonic())  # the key may have expired while the call waited
             amount_nano = _within_cost_limit(call, model, bound)
+            own = (
+                (budget.id, subject)
+                for budget in principal.budgets
+                for subject in budget.subjects(model.name, call.context)
+            )
+            of_run = await self._runs.lines(principal, call.context)
             request = HoldRequest(
                 call_id=call.call_id,
                 attempt=attempt.number,
@@ -230,15 +239,12 @@ class Admission:
                 amount_nano=amount_nano,
                 floor_nano=min(bound.floor_nano, amount_nano),
                 lifetime_s=self._lifetime_s,
-                lines=tuple(
-                    (budget.id, subject)
-                    for budget in principal.budgets
-                    for subject in budget.subjects(model.name, call.context)
-                ),
+                lines=tuple(dict.fromkeys((*own, *of_run))) if of_run else tuple(own),
                 requested_model=None if model.name == call.request.model else call.request.model,
                 max_share=attempt.candidate.max_share,
                 most_of_left=self._default_share if bound.defaulted else _WHOLE,
                 rate_card_id=rate_card_id,
+                envelope=call.context.envelope,
             )
             try:
                 return await self._treasury.admit(request)
@@ -260,7 +266,7 @@ class Admission:
 
 def _worth_waiting(denial: Denial, left_s: float) -> float | None:
     """Seconds to wait before asking again; None if waiting cannot help, or not in time."""
-    if denial.kind is DenialKind.BUSY and left_s > 0:
+    if denial.kind in (DenialKind.BUSY, DenialKind.RUN_BUSY) and left_s > 0:
         return min(left_s, 0.25)
     if denial.kind is DenialKind.PACED and denial.resumes_at is not None:
         wait_s = (denial.resumes_at - datetime.now(UTC)).total_seconds()
@@ -297,7 +303,7 @@ def _within_cost_limit(call: Call, model: Model, bound: CostBound) -> int:
 
 
 #: Denials for which the budget was not checked, so neither counting tokens nor waiting for held money can help.
-_UNDECIDED = frozenset({DenialKind.LOCKED, DenialKind.CROWDED, DenialKind.NO_WINDOW})
+_UNDECIDED = frozenset({DenialKind.LOCKED, DenialKind.CROWDED, DenialKind.NO_WINDOW, DenialKind.ENVELOPE_CLOSED})
 _WHOLE = 10_000
 _MODES = {"chat": "chat", "embeddings": "embedding"}
 

@@ -12,7 +12,7 @@ What must hold:
   so. It is never bought again in silence.
 
 The draft standard: https://datatracker.ietf.org/doc/html/draft-ietf-httpapi-idempotency-key-header
-The answer is kept only for calls that carry a key, until `ttl_s` has passed.
+The answer is kept only for calls that carry a key, until `ttl_s` has passed; for a run's calls, until the run's deadline.
 """
 
 from __future__ import annotations
@@ -87,7 +87,9 @@ class Gate(Protocol):
 class IdempotencyKeys(Protocol):
     """Claims idempotency keys, and keeps the answers of their calls (`Idempotency`)."""
 
-    async def claim(self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Claim | Replay: ...
+    async def claim(
+        self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID, keep_s: float | None = None
+    ) -> Claim | Replay: ...
     async def confirm(self, claim: Claim) -> None: ...
     async def finish(self, claim: Claim, status: int, headers: dict[str, str], body: bytes) -> None: ...
     async def release(self, claim: Claim) -> None: ...
@@ -105,7 +107,9 @@ async def claim_for(call: Call, body: bytes, idempotency: IdempotencyKeys, gate:
         return None
     try:
         gate.check(call)
-        claim = await idempotency.claim(call.principal.agent_id, key, call.operation, body, call.call_id)
+        claim = await idempotency.claim(
+            call.principal.agent_id, key, call.operation, body, call.call_id, call.context.keep_answer_s
+        )
         if isinstance(claim, Replay):  # the answer may have taken minutes, in which the agent may have been paused
             await gate.renew(call)
             gate.check(call, claim.headers.get(MODEL))
@@ -123,8 +127,12 @@ class Idempotency:
         self._ttl_s = ttl_s
         self._wait_s = wait_s
 
-    async def claim(self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Claim | Replay:
+    async def claim(
+        self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID, keep_s: float | None = None
+    ) -> Claim | Replay:
         """Claim a key, or get the answer of the call that has claimed it; waits while that call is under way.
+
+        The answer is kept for `keep_s` seconds, or for the setting's if that is longer.
 
         Raises:
             IdempotencyConflict: the other call had another body, or its answer is lost, or does not come in time.
@@ -137,11 +145,12 @@ class Idempotency:
                 code="invalid_idempotency_key",
             )
         digest = sha256(operation.encode() + b"\0" + body).digest()
+        kept_s = max(self._ttl_s, keep_s or 0.0)
         deadline = time.monotonic() + self._wait_s
         pause_s = 0.02
         while True:
             claim = Claim(agent_id, key, call_id)
-            if await self._fetch(_CLAIM, agent_id, key, digest, call_id, self._ttl_s):
+            if await self._fetch(_CLAIM, agent_id, key, digest, call_id, kept_s):
                 return claim
             rows = await self._fetch(_LOOK, agent_id, key)
             if rows:

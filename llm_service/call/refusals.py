@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from uuid import UUID
 
 from llm_service.errors import (
     BudgetBusy,
@@ -12,10 +13,12 @@ from llm_service.errors import (
     BudgetPaced,
     BudgetTooSmall,
     BudgetUnusable,
+    EnvelopeClosed,
     ModelNotAllowed,
     NearLimit,
     NotAuthenticated,
     Paused,
+    RunBudgetSpent,
     TreasurerError,
 )
 from llm_service.money import format_decimal, format_dollars, format_percent, share_of
@@ -52,12 +55,7 @@ def check_allowed(principal: Principal, model: str, now: float) -> None:
         ModelNotAllowed: the model is not in the key's list.
     """
     check_live(principal, now)
-    if principal.paused is not None:
-        raise Paused(
-            f"Agent {principal.agent!r} may not spend: {principal.paused} is paused. An administrator resumes it with "
-            f"`treasurer resume {principal.paused}`.",
-            details={"agent": principal.agent, "paused": principal.paused},
-        )
+    check_spends(principal)
     if not principal.may_use(model):
         raise ModelNotAllowed(
             f"Key {principal.key!r} of agent {principal.agent!r} may not use {model!r}. It may use: {', '.join(principal.models)}.",
@@ -66,8 +64,25 @@ def check_allowed(principal: Principal, model: str, now: float) -> None:
         )
 
 
-def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetime) -> TreasurerError:
-    """The error for a call that a budget has no room for. `needed_nano` is the least that the call needs."""
+def check_spends(principal: Principal) -> None:
+    """Refuse whoever is paused. Raises `Paused`."""
+    if principal.paused is not None:
+        raise Paused(
+            f"Agent {principal.agent!r} may not spend: {principal.paused} is paused. An administrator resumes it with "
+            f"`treasurer resume {principal.paused}`.",
+            details={"agent": principal.agent, "paused": principal.paused},
+        )
+
+
+def refusal(
+    principal: Principal, denial: Denial, needed_nano: int, now: datetime, *, asker: str = "call"
+) -> TreasurerError:
+    """The error for a call that a budget has no room for. `needed_nano` is the least that the call needs.
+
+    `asker`: "run" where no call, but a run asks for its reserve.
+    """
+    if denial.envelope is not None:
+        return _of_run(principal, denial, denial.envelope, needed_nano)
     budget = next((budget for budget in principal.budgets if budget.id == denial.budget_id), None)
     name = budget.name if budget is not None else str(denial.budget_id)
     zone = budget.time_zone if budget is not None else "UTC"
@@ -89,11 +104,11 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
         details["most_per_call"] = format_percent(denial.most_per_call)
     what = f"budget {name!r} ({_describe(budget, denial)})"
     if denial.final:
-        return _final(principal, denial, what, needed_nano, now, zone, details)
+        return _final(principal, denial, what, needed_nano, now, zone, details, asker)
     if denial.kind is DenialKind.NEAR_LIMIT:
         return NearLimit(
             f"This model is served to agent {principal.agent!r} only up to a share of {what}, and no cheaper one could "
-            f"serve this call: {format_dollars(denial.posted_nano)} is spent, {format_dollars(denial.pending_nano)} is "
+            f"serve this {asker}: {format_dollars(denial.posted_nano)} is spent, {format_dollars(denial.pending_nano)} is "
             f"held, {format_dollars(denial.left_nano)} is left. {_resets(denial, zone)}Ask for a cheaper model, or have an "
             "administrator change the route (treasurer route list).",
             details=details,
@@ -102,7 +117,7 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
         wait_s = max(0.0, (denial.resumes_at - now).total_seconds())
         error = BudgetPaced(
             f"Agent {principal.agent!r} is ahead of the pace of {what}: {format_dollars(denial.posted_nano)} is spent, and "
-            f"this call, which needs at least {format_dollars(needed_nano)}, is let through from "
+            f"this {asker}, which needs at least {format_dollars(needed_nano)}, is let through from "
             f"{told(denial.resumes_at, zone)}.",
             retry_after=min(max(wait_s, 1.0), 3600.0),
             details=details | {"resumes_at": in_zone(denial.resumes_at, zone).isoformat()},
@@ -113,9 +128,52 @@ def refusal(principal: Principal, denial: Denial, needed_nano: int, now: datetim
     return BudgetBusy(
         f"Calls in flight hold what is left of {what} for agent {principal.agent!r}: {format_dollars(denial.posted_nano)} "
         f"is spent, {format_dollars(denial.pending_nano)} is held, {format_dollars(denial.left_nano)} is free"
-        f"{_of_which(denial, denial.left_nano)}, and this call needs at least {format_dollars(needed_nano)}. Try again "
+        f"{_of_which(denial, denial.left_nano)}, and this {asker} needs at least {format_dollars(needed_nano)}. Try again "
         "when they have settled.",
         retry_after=max(1.0, min(2.0, until_reset)),
+        details=details,
+    )
+
+
+def _of_run(principal: Principal, denial: Denial, run: UUID, needed_nano: int) -> TreasurerError:
+    """The error for a call that its run, and no budget of its principal, has no room for."""
+    details: dict[str, object] = {"agent": principal.agent, "run": str(run)}
+    if denial.kind is DenialKind.ENVELOPE_CLOSED:
+        return EnvelopeClosed(
+            f"Run {run} of agent {principal.agent!r} may not spend: it is over, it waits, or its envelope has expired. "
+            "Nothing was spent. Resume it if it waits, or start another run.",
+            details=details,
+        )
+    if denial.kind is DenialKind.LOCKED:
+        return BudgetLocked(
+            f"Run {run} of agent {principal.agent!r} is locked by another transaction in the treasury's database (an open "
+            "session? see pg_stat_activity). Nothing was spent. Try again in a moment.",
+            retry_after=1,
+            details=details,
+        )
+    details |= {
+        "budget": format_decimal(denial.limit_nano),
+        "spent": format_decimal(denial.posted_nano),
+        "held": format_decimal(denial.pending_nano),
+        "left": format_decimal(denial.left_nano),
+        "needed": format_decimal(needed_nano),
+    }
+    figures = (
+        f"of {format_dollars(denial.limit_nano)}, {format_dollars(denial.posted_nano)} is spent or given to child runs, "
+        f"{format_dollars(denial.pending_nano)} is held by calls in flight, {format_dollars(denial.left_nano)} is left, and "
+        f"this call needs at least {format_dollars(needed_nano)}"
+    )
+    if denial.kind is DenialKind.RUN_BUSY:
+        return BudgetBusy(
+            f"Other calls of run {run} hold what is left of its budget: {figures}. Try again when they have settled.",
+            retry_after=2,
+            details=details,
+        )
+    used_up = denial.unspent_nano < share_of(denial.limit_nano, _USED_UP)
+    what = "has used up its budget" if used_up else "has less left of its budget than this call needs"
+    return RunBudgetSpent(
+        f"Run {run} of agent {principal.agent!r} {what}: {figures}. Ask for less, or have an administrator raise the run's "
+        "budget.",
         details=details,
     )
 
@@ -128,6 +186,7 @@ def _final(
     now: datetime,
     zone: str,
     details: dict[str, object],
+    asker: str,
 ) -> TreasurerError:
     """The error for a call that will not fit even after other calls have ended.
 
@@ -137,7 +196,7 @@ def _final(
     left_nano = denial.unspent_nano
     figures = (
         f"{format_dollars(denial.posted_nano)} is spent, {format_dollars(left_nano)} is left{_of_which(denial, left_nano)}, "
-        f"and this call needs at least {format_dollars(needed_nano)}. {_resets(denial, zone)}"
+        f"and this {asker} needs at least {format_dollars(needed_nano)}. {_resets(denial, zone)}"
     )
     until_s = None if denial.resets_at is None else max(1.0, (denial.resets_at - now).total_seconds())
     fits_later = until_s is not None and needed_nano <= denial.for_one_call(denial.limit_nano)
@@ -148,14 +207,14 @@ def _final(
     if soon:
         ask = "Try again then."
     elif until_s is not None and not fits_later:
-        ask = f"The call would not fit after that either. {ask}"
+        ask = f"The {asker} would not fit after that either. {ask}"
     if used_up:
         error: TreasurerError = BudgetExhausted(
             f"Agent {principal.agent!r} has used up {what}: {figures}{ask}", details=details
         )
     else:
         error = BudgetTooSmall(
-            f"This call of agent {principal.agent!r} does not fit in what is left of {what}: {figures}{ask}",
+            f"This {asker} of agent {principal.agent!r} does not fit in what is left of {what}: {figures}{ask}",
             details=details,
         )
     if soon:

@@ -10,6 +10,10 @@ from llm_service.money import format_decimal
 CALL_ID = "x-treasurer-call-id"
 #: The header with the model that answered. A kept answer is given again only to a caller who may use this model.
 MODEL = "x-treasurer-model"
+#: What the call cost, in dollars.
+COST = "x-treasurer-cost"
+#: "true" on a kept answer that is given again.
+REPLAYED = "x-treasurer-replayed"
 
 
 def response_headers(admitted: Admitted, cost_nano: int | None) -> dict[str, str]:
@@ -17,7 +21,7 @@ def response_headers(admitted: Admitted, cost_nano: int | None) -> dict[str, str
     attempt, call, hold = admitted.attempt, admitted.call, admitted.hold
     headers = {CALL_ID: str(call.call_id)}
     if cost_nano is not None:
-        headers["x-treasurer-cost"] = format_decimal(cost_nano)
+        headers[COST] = format_decimal(cost_nano)
     left = hold.tightest_left_nano
     if left is not None:
         left += 0 if cost_nano is None else hold.amount_nano - cost_nano
@@ -39,4 +43,4 @@ def response_headers(admitted: Admitted, cost_nano: int | None) -> dict[str, str
 
 def replayed_headers(kept: Mapping[str, str]) -> dict[str, str]:
     """The headers of a kept answer when it is given again."""
-    return {**kept, "x-treasurer-replayed": "true"}
+    return {**kept, REPLAYED: "true"}

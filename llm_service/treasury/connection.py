@@ -17,6 +17,8 @@ import asyncpg
 
 from llm_service.postgres import AWAY, MISSING, NotMigrated, NotSent, PostgresTooOld, check_version, unavailable
 
+_LOCK_TRIES = 8
+
 
 class LockTimeout(Exception):
     """Another transaction has kept a lock for too long: the statement had no effect."""
@@ -107,3 +109,28 @@ class Connection:
             await asyncio.wait_for(connection.close(), timeout=1)
         except AWAY:
             connection.terminate()
+
+
+async def within_locks(
+    connection: Connection, statement: str, arguments: tuple[object, ...], skip_locked: bool
+) -> list[asyncpg.Record]:
+    """Run a group's statement. `skip_locked`: leave locked rows out instead of waiting for them.
+
+    A lock that is kept for too long must not stop the whole group, so the second try leaves locked rows out. Further
+    tries are for rare locks that cannot be left out: on a budget's row that somebody deletes by hand, or during the
+    slow commit of a change.
+
+    Raises:
+        TreasuryUnavailable: Postgres is away, or such a lock is still kept.
+    """
+    for _ in range(_LOCK_TRIES):
+        try:
+            return await connection.fetch(statement, *arguments, skip_locked)
+        except LockTimeout:
+            skip_locked = True
+    raise NotSent(
+        "Another transaction in the treasury's database keeps a lock that every call needs (an open session? "
+        "see pg_stat_activity). Nothing was spent. Try again in a moment.",
+        retry_after=1,
+        details={"part": "postgres", "cause": "lock"},
+    )

@@ -46,8 +46,8 @@ class Denial:
     - envelope_closed: the run is over, waits or is unknown.
 
     For run_spent and run_busy the amounts are those of the run's budget. They are zero for locked, crowded, no_window
-    and envelope_closed. `envelope` is the run, for the last three kinds. `most_per_call` is the share of the remaining
-    money that one call may hold, in basis points; None: all of it.
+    and envelope_closed. `envelope` is the run, for the last three kinds and for a run that is locked. `most_per_call` is
+    the share of the remaining money that one call may hold, in basis points; None: all of it.
     """
 
     kind: DenialKind

@@ -15,18 +15,17 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from uuid import UUID
-
-import asyncpg
 
 from llm_service.errors import TreasuryUnavailable
 from llm_service.postgres import NotSent
 from llm_service.treasury.batch import GroupCommit
-from llm_service.treasury.connection import Connection, LockTimeout
+from llm_service.treasury.connection import Connection, within_locks
 from llm_service.treasury.denial import Denial, DenialKind
+from llm_service.treasury.envelopes_in_postgres import PostgresEnvelopes
 from llm_service.treasury.spool import SettlementSpool
-from llm_service.treasury.statements import ADMIT, SETTLE, admission_arrays, decision, settlement_arrays
+from llm_service.treasury.statements import ADMIT, SETTLE, Reserve, admission_arrays, decision, settlement_arrays
 from llm_service.types import Hold, HoldRequest, LedgerState, Settlement
 
 log = logging.getLogger(__name__)
@@ -38,7 +37,6 @@ _SETTLE_LINGER_S = 0.005
 _LOCKED_PATIENCE_S = 2.0
 _LOCKED_PAUSE_S = 0.05
 _SETTLE_AGAIN_S = 0.25
-_LOCK_TRIES = 8
 #: For how many seconds after a window was found locked groups do not wait for it.
 _LOCKED_REMEMBERED_S = 1.0
 
@@ -48,7 +46,10 @@ class WindowLocked(Exception):
 
 
 class PostgresTreasury:
-    """Admission and settlement. Each has its own connection, so that neither waits for the other."""
+    """Admission and settlement. Each has its own connection, so that neither waits for the other.
+
+    `envelopes` are in the same database. The reserve of a run is decided in one group with calls.
+    """
 
     def __init__(
         self,
@@ -78,6 +79,12 @@ class PostgresTreasury:
         self._away = False
         self._closed = False
         self._locked: dict[tuple[int, str], float] = {}
+        self.envelopes = PostgresEnvelopes(
+            database_url,
+            reserve=lambda reserve: _until_unlocked(lambda: self._admissions.submit(reserve)),
+            freed=self._wake,
+            observe=report,
+        )
 
     async def admit(self, request: HoldRequest) -> Hold | Denial:
         """Hold money for one attempt, in every window of `request.lines` or in none.
@@ -86,12 +93,7 @@ class PostgresTreasury:
             StaleEpoch: `request.principal` was read before the configuration changed.
             TreasuryUnavailable: Postgres is away; a hold that may have been written is voided when it is back.
         """
-        deadline = time.monotonic() + _LOCKED_PATIENCE_S
-        while True:
-            decision = await self._decide(request)
-            if isinstance(decision, Hold) or decision.kind is not DenialKind.LOCKED or time.monotonic() > deadline:
-                return decision
-            await asyncio.sleep(_LOCKED_PAUSE_S)
+        return await _until_unlocked(lambda: self._decide(request))
 
     async def _decide(self, request: HoldRequest) -> Hold | Denial:
         decision = self._admissions.submit(request)
@@ -195,6 +197,11 @@ class PostgresTreasury:
         except TimeoutError:
             return
 
+    def _wake(self) -> None:
+        """Wake the callers that wait for money."""
+        freed, self._freed = self._freed, asyncio.Event()
+        freed.set()
+
     @property
     def unsettled(self) -> int:
         """Settlements that Postgres does not have yet."""
@@ -221,16 +228,17 @@ class PostgresTreasury:
             self._spool.close()
         await self._admitting.close()
         await self._settling.close()
+        await self.envelopes.disconnect()
 
     async def _admit_group(self, group: Sequence[HoldRequest]) -> list[Hold | Denial | Exception]:
         now = time.monotonic()
         self._locked = {line: until for line, until in self._locked.items() if until > now}
         skip = any(line in self._locked for request in group for line in request.lines)
         arguments = (*admission_arrays(group), self._most_new_subjects)
-        rows = await _within_locks(self._admitting, ADMIT, arguments, skip)
+        rows = await within_locks(self._admitting, ADMIT, arguments, skip)
         decisions = [decision(request, row) for request, row in zip(group, rows, strict=True)]
         for each in decisions:
-            if isinstance(each, Denial) and each.kind is DenialKind.LOCKED:
+            if isinstance(each, Denial) and each.kind is DenialKind.LOCKED and each.budget_id:
                 # Only for a time, because the window may just have been busy. After that, groups wait for it again.
                 self._locked.setdefault((each.budget_id, each.subject), now + _LOCKED_REMEMBERED_S)
         return decisions
@@ -241,14 +249,13 @@ class PostgresTreasury:
         again = [item for item in group if once[item.call_id, item.attempt] != item]
         while True:
             try:
-                rows = await _within_locks(self._settling, SETTLE, settlement_arrays(list(once.values())), False)
+                rows = await within_locks(self._settling, SETTLE, settlement_arrays(list(once.values())), False)
                 break
             except TreasuryUnavailable:
                 self._went_away()
                 await asyncio.sleep(self._retry_s)
         self._away = False
-        freed, self._freed = self._freed, asyncio.Event()
-        freed.set()
+        self._wake()
         results: dict[tuple[UUID, int], str | Exception] = {
             (row["call_id"], row["attempt"]): WindowLocked() if row["result"] == "locked" else str(row["result"])
             for row in rows
@@ -257,8 +264,20 @@ class PostgresTreasury:
         return [results[key] if once[key := (item.call_id, item.attempt)] == item else next(later) for item in group]
 
     def _void_unwanted(self, request: HoldRequest, result: Hold | Denial | BaseException) -> None:
+        if isinstance(request, Reserve):
+            return  # it is no call's: see PostgresEnvelopes
         if isinstance(result, Hold) or (isinstance(result, TreasuryUnavailable) and not isinstance(result, NotSent)):
             self.settle_soon(void(request))
+
+
+async def _until_unlocked(decide: Callable[[], Awaitable[Hold | Denial]]) -> Hold | Denial:
+    """Ask again for as long as a call waits for what another transaction has locked."""
+    deadline = time.monotonic() + _LOCKED_PATIENCE_S
+    while True:
+        decision = await decide()
+        if isinstance(decision, Hold) or decision.kind is not DenialKind.LOCKED or time.monotonic() > deadline:
+            return decision
+        await asyncio.sleep(_LOCKED_PAUSE_S)
 
 
 def _ignore(_kind: str, _size: int, _seconds: float) -> None:
@@ -268,31 +287,6 @@ def _ignore(_kind: str, _size: int, _seconds: float) -> None:
 def void(request: HoldRequest) -> Settlement:
     """The settlement of an attempt for which nothing was sent."""
     return Settlement(request.call_id, request.attempt, LedgerState.VOIDED, 0, error_code="not_sent")
-
-
-async def _within_locks(
-    connection: Connection, statement: str, arguments: tuple[object, ...], skip_locked: bool
-) -> list[asyncpg.Record]:
-    """Run a group's statement. `skip_locked`: leave locked rows out instead of waiting for them.
-
-    A lock that is kept for too long must not stop the whole group, so the second try leaves locked rows out. Further
-    tries are for rare locks that cannot be left out: on a budget's row that somebody deletes by hand, or during the
-    slow commit of a change.
-
-    Raises:
-        TreasuryUnavailable: Postgres is away, or such a lock is still kept.
-    """
-    for _ in range(_LOCK_TRIES):
-        try:
-            return await connection.fetch(statement, *arguments, skip_locked)
-        except LockTimeout:
-            skip_locked = True
-    raise NotSent(
-        "Another transaction in the treasury's database keeps a lock that every call needs (an open session? "
-        "see pg_stat_activity). Nothing was spent. Try again in a moment.",
-        retry_after=1,
-        details={"part": "postgres", "cause": "lock"},
-    )
 
 
 def _log_failure(error: BaseException) -> None:

@@ -1,27 +1,33 @@
-"""The treasury's two statements: their arguments, made from a group of calls, and the reading of their rows. Pure.
+"""The treasury's statements: their arguments, made from a group of calls or runs, and the reading of their rows. Pure.
 
 What must hold:
   Each argument is listed once, in the order of the SQL function's parameters, with its name, its type and its getter
       (tests/integration/test_treasury_statements.py compares them with the functions in the database).
   All arrays over calls have the same length, and the n-th element of each is about the n-th call. The same holds for
-      the arrays over principals, and for those over windows.
+      the arrays over principals, and for those over windows. Those over `of_runs` are as long as those over calls, or
+      empty where no call of the group belongs to a run.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from operator import attrgetter, itemgetter
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import orjson
 
+from llm_service.treasury import envelopes
 from llm_service.treasury.denial import Denial, DenialKind, StaleEpoch
+from llm_service.treasury.envelopes import ChildOpening, Envelope, EnvelopeState, Line, Opening
 from llm_service.types import NO_CONTEXT, CallContext, Hold, HoldRequest, Principal, Settlement
 from llm_service.usage import more_usage
 
+#: Denials that are about a run, and not about a window.
+_OF_RUNS = {DenialKind.RUN_BUSY, DenialKind.RUN_SPENT, DenialKind.ENVELOPE_CLOSED}
 _NUMBERS = {"smallint", "integer", "bigint", "double precision"}
 
 
@@ -47,7 +53,7 @@ class Parameter:
         """The array, as the driver sends it for `cast`."""
         values = map(self.get, members)
         if self.element == "uuid":
-            return "{" + ",".join([f"{value.int:032x}" for value in values]) + "}"
+            return "{" + ",".join(["NULL" if value is None else f"{value.int:032x}" for value in values]) + "}"
         if self.element in _NUMBERS:
             return "{" + ",".join(["NULL" if value is None else str(value) for value in values]) + "}"
         if self.plain:
@@ -55,7 +61,46 @@ class Parameter:
         return list(values)
 
 
-def _context_json(request: HoldRequest) -> str | None:
+@dataclass(frozen=True, slots=True)
+class Reserve(HoldRequest):
+    """What a run is to hold, as a row among calls. `budget_nano` is for a run that is opened; None: one that is resumed.
+
+    `lifetime_s` may be None for a run that is resumed: it stays as it was.
+    """
+
+    budget_nano: int | None = None
+
+    @classmethod
+    def opening(cls, opening: Opening) -> Reserve:
+        """The row that opens a run."""
+        return cls(
+            opening.id, 0, opening.principal, opening.context, "", opening.reserve_nano, opening.reserve_nano,
+            opening.lifetime_s, opening.lines, envelope=opening.id, budget_nano=opening.budget_nano,
+        )  # fmt: skip
+
+    @classmethod
+    def resuming(cls, envelope: Envelope, lifetime_s: float | None) -> Reserve:
+        """The row that resumes a run. What it is to hold is decided in Postgres, and its principal counts for nothing."""
+        nobody = Principal(
+            envelope.organisation_id, "", envelope.team_id, "", envelope.agent_id, "", envelope.key_id, None, 0
+        )
+        return cls(
+            envelope.id, 0, nobody, NO_CONTEXT, "", 0, 0, lifetime_s, envelope.lines,  # pyright: ignore[reportArgumentType] (see above)
+            envelope=envelope.id,
+        )  # fmt: skip
+
+
+def _kind(request: HoldRequest) -> str | None:
+    if not isinstance(request, Reserve):
+        return None if request.envelope is None else "call"
+    return "resume" if request.budget_nano is None else "open"
+
+
+def _run_budget(request: HoldRequest) -> int | None:
+    return request.budget_nano if isinstance(request, Reserve) else None
+
+
+def _context_json(request: HoldRequest | ChildOpening) -> str | None:
     context: CallContext = request.context
     if context is NO_CONTEXT:
         return None
@@ -106,6 +151,9 @@ ADMISSION = (
     Parameter("p_requested", "text", attrgetter("requested_model")),
     Parameter("p_rate_card", "bigint", attrgetter("rate_card_id")),
     Parameter("p_most_of_left", "integer", attrgetter("most_of_left")),
+    Parameter("p_kind", "text", _kind, "of_runs", plain=True),
+    Parameter("p_envelope", "uuid", attrgetter("envelope"), "of_runs"),
+    Parameter("p_run_budget", "bigint", _run_budget, "of_runs"),
 )
 SETTLEMENT = (
     Parameter("p_call_id", "uuid", attrgetter("call_id")),
@@ -130,9 +178,23 @@ SETTLEMENT = (
     Parameter("p_more_usage", "text", _more_usage),
     Parameter("p_cost_source", "text", attrgetter("cost_source"), plain=True),
 )
+MOVES = (
+    Parameter("p_kind", "text", attrgetter("kind"), plain=True),
+    Parameter("p_id", "uuid", attrgetter("id")),
+    Parameter("p_parent", "uuid", attrgetter("child.parent_id")),
+    Parameter("p_organisation", "bigint", attrgetter("child.principal.organisation_id")),
+    Parameter("p_team", "bigint", attrgetter("child.principal.team_id")),
+    Parameter("p_agent", "bigint", attrgetter("child.principal.agent_id")),
+    Parameter("p_key", "bigint", attrgetter("child.principal.key_id")),
+    Parameter("p_context", "text", lambda move: _context_json(move.child)),
+    Parameter("p_budget", "bigint", attrgetter("budget_nano")),
+    Parameter("p_reserve", "bigint", attrgetter("child.reserve_nano")),
+    Parameter("p_lifetime_s", "double precision", attrgetter("lifetime_s")),
+)
 #: The arguments after the arrays: (name, SQL type).
 ADMISSION_OPTIONS = (("p_most_new", "integer"), ("p_skip_locked", "boolean"))
 SETTLEMENT_OPTIONS = (("p_skip_locked", "boolean"),)
+MOVES_OPTIONS = (("p_most_depth", "integer"), ("p_most_children", "integer"), ("p_skip_locked", "boolean"))
 
 
 def _statement(function: str, parameters: Sequence[Parameter], options: Sequence[tuple[str, str]]) -> str:
@@ -140,8 +202,12 @@ def _statement(function: str, parameters: Sequence[Parameter], options: Sequence
     return f"SELECT * FROM {function}({','.join(f'${n}::{cast}' for n, cast in enumerate(casts, 1))})"  # noqa: S608 (all are constants of this module)
 
 
-ADMIT = _statement("treasury_admit_v4", ADMISSION, ADMISSION_OPTIONS)
+ADMIT = _statement("treasury_admit_v5", ADMISSION, ADMISSION_OPTIONS)
 SETTLE = _statement("treasury_settle_v4", SETTLEMENT, SETTLEMENT_OPTIONS)
+MOVE = _statement("treasury_move_envelopes_v1", MOVES, MOVES_OPTIONS)
+FIND = "SELECT * FROM treasury_find_envelopes_v1($1::uuid[])"
+TREE_COST = "SELECT coalesce(sum(spent_nano), 0)::bigint AS nano FROM envelopes WHERE id = $1 OR root_id = $1 AND parent_id IS NOT NULL"
+CLOSE_EXPIRED = "SELECT treasury_close_expired_v1($1) AS closed"
 
 
 @dataclass(slots=True)
@@ -154,10 +220,13 @@ class _Admissions:
     windows: dict[tuple[int, str], int] = field(default_factory=dict[tuple[int, str], int])
     first_line: list[int] = field(default_factory=lambda: [1])
     line_window: list[int] = field(default_factory=list[int])
+    of_runs: Sequence[HoldRequest] = ()
 
     def __post_init__(self) -> None:
         places: dict[int, int] = {}
         for request in self.calls:
+            if request.envelope is not None:
+                self.of_runs = self.calls
             place = places.setdefault(id(request.principal), len(places) + 1)
             if place > len(self.principals):
                 self.principals.append(request.principal)
@@ -178,13 +247,139 @@ def settlement_arrays(group: Sequence[Settlement]) -> tuple[object, ...]:
     return tuple([parameter.encode(group) for parameter in SETTLEMENT])
 
 
+class RunExists(Exception):
+    """The run that was to be opened or resumed is open already, or was opened before."""
+
+
 def decision(request: HoldRequest, row: asyncpg.Record) -> Hold | Denial | Exception:
-    """The decision in a row of `ADMIT` about its request. An exception goes only to the caller of that request."""
+    """The decision in a row of `ADMIT` about its request. An exception goes only to the caller of that request.
+
+    The decision about a run that was opened or resumed is a `ReserveHeld`.
+    """
     verdict, granted, budget_id, subject, left, limit, posted, pending, resets_at, resumes_at, most = row
     if verdict == "admitted":
+        if isinstance(request, Reserve):
+            return ReserveHeld(request.call_id, 0, granted, budget_id, left, resumes_at)
         return Hold(request.call_id, request.attempt, granted, budget_id, left)
     if verdict == "stale":
         return StaleEpoch()
+    if verdict == "exists":
+        return RunExists()
     resets = resets_at if isinstance(resets_at, datetime) and resets_at.year < 9999 else None
     kind = DenialKind(verdict)
+    if kind in _OF_RUNS:
+        budget = (left or 0) + (posted or 0) + (pending or 0)
+        return Denial(kind, 0, "", budget, posted or 0, pending or 0, None, envelope=request.envelope)
+    if budget_id is None:  # no window is to blame, so the run's tree is locked
+        return Denial(kind, 0, "", 0, 0, 0, None, envelope=request.envelope)
     return Denial(kind, budget_id, subject, limit or 0, posted or 0, pending or 0, resets, resumes_at, most)
+
+
+@dataclass(frozen=True, slots=True)
+class ReserveHeld(Hold):
+    """A run's reserve is held. `expires_at`: for a run that was opened."""
+
+    expires_at: datetime | None = None
+
+
+def opened(opening: Opening, held: ReserveHeld) -> Envelope:
+    """The envelope of a run that was opened just now."""
+    who = opening.principal
+    assert held.expires_at is not None
+    return Envelope(
+        id=opening.id,
+        parent_id=None,
+        root_id=opening.id,
+        depth=0,
+        organisation_id=who.organisation_id,
+        team_id=who.team_id,
+        agent_id=who.agent_id,
+        key_id=who.key_id,
+        context=replace(opening.context, idempotency_key=None, envelope=None),
+        budget_nano=opening.budget_nano,
+        reserve_nano=opening.reserve_nano,
+        free_nano=held.amount_nano,
+        drawn_nano=0,
+        spent_nano=0,
+        given_nano=0,
+        lines=opening.lines,
+        state=EnvelopeState.OPEN,
+        expires_at=held.expires_at,
+    )
+
+
+#: In the place of a child, where a move is about a run that exists.
+NO_CHILD = ChildOpening(UUID(int=0), UUID(int=0), Principal(0, "", 0, "", 0, "", None, None, 0), NO_CONTEXT, 1, 0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """One row of `MOVE`: see treasury_move_envelopes_v1."""
+
+    kind: str
+    id: UUID
+    lifetime_s: float | None = None
+    budget_nano: int | None = None
+    child: ChildOpening = NO_CHILD
+
+
+def move_arrays(group: Sequence[Move]) -> tuple[object, ...]:
+    """The arrays of `MOVES`, for a group of runs."""
+    return tuple([parameter.encode(group) for parameter in MOVES])
+
+
+def read_envelope(row: asyncpg.Record) -> Envelope:
+    """An envelope from a row of `FIND` or `MOVE`."""
+    fields = orjson.loads(row["context"] or "{}")
+    lines: list[Line] = list(zip(row["budget_ids"], row["subjects"], strict=True))
+    return Envelope(
+        id=row["id"],
+        parent_id=row["parent_id"],
+        root_id=row["root_id"],
+        depth=row["depth"],
+        organisation_id=row["organisation_id"],
+        team_id=row["team_id"],
+        agent_id=row["agent_id"],
+        key_id=row["key_id"],
+        context=CallContext(
+            fields.get("run"), fields.get("user"), fields.get("session"), tuple(fields.get("tags") or ())
+        ),
+        budget_nano=row["budget_nano"],
+        reserve_nano=row["reserve_nano"],
+        free_nano=row["free_nano"],
+        drawn_nano=row["drawn_nano"],
+        spent_nano=row["spent_nano"],
+        given_nano=row["given_nano"],
+        lines=tuple(lines),
+        state=EnvelopeState(row["state"]),
+        expires_at=row["expires_at"],
+    )
+
+
+def moved(move: Move, row: asyncpg.Record) -> Envelope | Exception:
+    """What the row of `MOVE` says of its run. An exception is for the caller of that move alone."""
+    result, room, most = row["result"], row["room_nano"] or 0, row["most_nano"] or 0
+    if result == "done":
+        return read_envelope(row)
+    if move.kind == "child":
+        wanted, parent_id = move.child.budget_nano, move.child.parent_id
+    else:
+        wanted, parent_id = (move.budget_nano or 0) - (row["budget_nano"] or 0), row["parent_id"]
+    errors: dict[str, Callable[[], Exception]] = {
+        "unknown": lambda: envelopes.unknown(move.id),
+        "parent_unknown": lambda: envelopes.unknown(parent_id),
+        "closed": lambda: envelopes.closed(move.id),
+        "parent_closed": lambda: envelopes.closed(parent_id),
+        "parent_waiting": lambda: envelopes.closed(parent_id, EnvelopeState.WAITING),
+        "conflict": lambda: envelopes.conflict(move.id),
+        "too_deep": lambda: envelopes.too_deep(parent_id),
+        "too_many": lambda: envelopes.too_many_children(parent_id),
+        "too_little": lambda: envelopes.too_little_left(parent_id, wanted, room, most),
+        "below_use": lambda: envelopes.below_use(move.id, move.budget_nano or 0, room),
+        "locked": RunLocked,
+    }
+    return errors[result]()
+
+
+class RunLocked(Exception):
+    """Another transaction has locked the run's tree, or one of its windows: the move is tried again a moment later."""

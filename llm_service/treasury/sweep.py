@@ -8,6 +8,7 @@ What must hold:
       counts.
   I2  A hold is settled at the rates from which it was computed.
   I2  A settled amount is never too large for the ledger.
+  I9  An envelope whose lifetime is over is closed within one sweep, so that the money of a dead run is free again.
   I1  Without a witness of an answer the whole hold is posted, unless the agent's policy is to void it. So money that a
       provider may bill is never released for other calls.
 """
@@ -31,6 +32,7 @@ from llm_service.postgres import fetch
 from llm_service.pricing.belief import believed
 from llm_service.pricing.rates import FREE, Rates, cost_at, most_beyond
 from llm_service.pricing.stored_rates import load_rates
+from llm_service.treasury.envelopes import Envelopes
 from llm_service.treasury.queries import load_query
 from llm_service.treasury.treasury import Treasury
 from llm_service.types import CostSource, ExpiryPolicy, LedgerState, Settlement, Usage, UsageSource
@@ -47,6 +49,8 @@ _LATE = load_query("sweep/late", witnesses=_WITNESSES)
 _ONE = load_query("sweep/one", holds=_HOLDS)
 
 _SETTLE_WAIT_S = 10.0
+#: So many envelopes are closed in one transaction, which locks their windows.
+_RUNS_AT_ONCE = 100
 #: A hold counts as abandoned after this time: an owner normally settles within milliseconds of the answer's end.
 _ABANDONED_AFTER = timedelta(seconds=10)
 #: The sources of a cost, the most doubtful first. A sum of several costs has the most doubtful of their sources.
@@ -200,12 +204,14 @@ class Sweeper:
         *,
         interval_s: float = 5.0,
         observe: Callable[[int, int], None] | None = None,
+        envelopes: Envelopes | None = None,
     ) -> None:
         self._pool = pool
         self._treasury = treasury
         self._price = price
         self._interval_s = interval_s
         self._observe = observe
+        self._envelopes = envelopes
         self._watches: set[asyncio.Task[None]] = set()
 
     async def run(self) -> None:
@@ -214,6 +220,7 @@ class Sweeper:
             try:
                 while await self.sweep() >= 500:
                     pass
+                await self.close_runs()
             except TreasuryUnavailable as error:
                 log.warning("the sweep was put off: %s", error)
             except Exception:
@@ -248,6 +255,22 @@ class Sweeper:
             if self._observe is not None:
                 self._observe(len(settlements), witnessed)
         return len(settlements)
+
+    async def close_runs(self) -> int:
+        """Close the envelopes of runs whose owner is gone: their lifetime is over. Returns how many.
+
+        Raises:
+            TreasuryUnavailable: Postgres is away.
+        """
+        total = 0
+        while self._envelopes is not None:
+            closed = await self._envelopes.close_expired(_RUNS_AT_ONCE)
+            total += closed
+            if closed < _RUNS_AT_ONCE:
+                break
+        if total:
+            log.warning("closed %d expired envelopes; what they held is free again", total)
+        return total
 
     def _end_of(self, row: asyncpg.Record) -> Settlement | None:
         """How a hold ends. If its cost cannot be computed, all of the hold is posted, so that it does not stop the others."""

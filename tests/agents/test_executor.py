@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from pydantic_ai.models import override_allow_model_requests
 
+import agents.executor
 from agents.catalog.digest import Digest
 from agents.executor import AgentExecutor, RunRequest
-from llm_service.errors import BudgetExhausted, InvalidRequest, NotFound
+from llm_service.errors import BudgetExhausted, BudgetTooSmall, InvalidRequest, NotFound
 from llm_service.model import StreamedAnswer
-from llm_service.types import Answer, CallContext, Principal
+from llm_service.run_money import RunMoney
+from llm_service.treasury.in_memory import InMemoryTreasury
+from llm_service.types import Answer, Budget, CallContext, Principal, Scope, WindowKind
 
 COST_NANO = 250_000
 
@@ -32,11 +34,13 @@ class Service:
     """A fake service. Its model calls read_feed, then the output tool. After `affords` calls it refuses."""
 
     affords: int = 100
+    pause_s: float = 0.0
     contexts: list[CallContext] = field(default_factory=list[CallContext])
     models: list[str] = field(default_factory=list[str])
 
     async def complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer:
         request = json.loads(body)
+        await asyncio.sleep(self.pause_s)
         if len(self.contexts) >= self.affords:
             raise BudgetExhausted("the run's budget is spent")
         self.contexts.append(context)
@@ -64,62 +68,109 @@ class Service:
 @dataclass
 class Principals:
     async def by_agent(self, name: str) -> Principal:
-        return Principal(1, "default", 1, "default", 7, name, None, None, epoch=1)
+        budgets = (Budget(3, "daily", Scope.AGENT, 7, WindowKind.DAY),)
+        return Principal(1, "default", 1, "default", 7, name, None, None, epoch=1, budgets=budgets)
+
+    async def renew(self, principal: Principal) -> Principal:
+        return principal
 
 
 @dataclass
-class Budgets:
-    """Fake budgets, which log their calls in order."""
+class Agents:
+    """Logs the agents that are registered."""
 
     log: list[str] = field(default_factory=list[str])
 
     async def register(self, agent: str) -> None:
-        self.log.append(f"register {agent}")
+        self.log.append(agent)
 
-    @asynccontextmanager
-    async def limited(self, agent: str, run: str, limit_nano: int) -> AsyncIterator[None]:
-        self.log.append(f"limit {agent} {run} {limit_nano}")
-        try:
-            yield
-        finally:
-            self.log.append("archive")
+
+@dataclass
+class Parts:
+    service: Service = field(default_factory=Service)
+    agents: Agents = field(default_factory=Agents)
+    treasury: InMemoryTreasury = field(default_factory=lambda: InMemoryTreasury({3: 10**9}))
+
+    @property
+    def executor(self) -> AgentExecutor:
+        money = RunMoney(self.treasury, Principals(), freed=self.treasury.freed)
+        return AgentExecutor(self.service, Principals(), self.agents, money)
+
+    async def state(self, run: str) -> str:
+        envelope = await self.treasury.find(UUID(run))
+        assert envelope is not None
+        return envelope.state
 
 
 async def test_a_run_is_attributed_counted_and_bounded() -> None:
-    service, budgets = Service(), Budgets()
-    executor = AgentExecutor(service, Principals(), budgets)
-    request = RunRequest("digest", budget_nano=50_000_000, run="r1", user="ana", session="s", tags=("a", "b"))
-    result = await executor.run(request)
+    parts, run = Parts(), uuid4()
+    request = RunRequest(
+        "digest", budget_nano=50_000_000, reserve_nano=9, run=str(run), user="ana", session="s", tags=("a", "b")
+    )  # fmt: skip
+    result = await parts.executor.run(request)
 
     assert isinstance(result.output, Digest)
-    assert (result.run_id, result.calls, result.cost_nano) == ("r1", 2, 2 * COST_NANO)
+    assert (result.run_id, result.calls, result.cost_nano) == (str(run), 2, 2 * COST_NANO)
     assert result.usage.total_tokens == 24
-    assert service.contexts == [CallContext(run="r1", user="ana", session="s", tags=("a", "b"))] * 2
-    assert budgets.log == ["register digest", "limit digest r1 50000000", "archive"]
+    context = CallContext(run=str(run), user="ana", session="s", tags=("a", "b"), envelope=run)
+    assert parts.service.contexts == [context] * 2
+    assert parts.agents.log == ["digest"]
+    envelope = await parts.treasury.find(run)
+    assert envelope is not None
+    assert (envelope.budget_nano, envelope.reserve_nano, envelope.state) == (50_000_000, 9, "closed")
+    assert envelope.context == replace(context, envelope=None)
 
 
-async def test_a_refusal_ends_the_run_with_its_budget_archived_and_its_spend_known() -> None:
-    budgets = Budgets()
-    run = AgentExecutor(Service(affords=1), Principals(), budgets).prepare(RunRequest("digest", budget_nano=1))
+async def test_a_refusal_ends_the_run_with_its_envelope_closed_and_its_spend_known() -> None:
+    parts = Parts(Service(affords=1))
+    run = parts.executor.prepare(RunRequest("digest", budget_nano=1))
     with pytest.raises(BudgetExhausted):
         await run.execute()
-    assert budgets.log[-1] == "archive"
+    assert await parts.state(run.id) == "closed"
     assert (run.tally.calls, run.tally.cost_nano) == (1, COST_NANO)
 
 
-async def test_without_a_budget_none_is_made_and_each_run_has_its_own_id() -> None:
-    service, budgets = Service(), Budgets()
-    executor = AgentExecutor(service, Principals(), budgets)
-    first = await executor.run(RunRequest("digest", model="claude-haiku-4-5"))
-    service.contexts.clear()
-    second = await executor.run(RunRequest("digest"))
-    assert budgets.log == ["register digest"] * 2
+async def test_a_run_whose_reserve_cannot_be_held_does_not_begin() -> None:
+    parts = Parts(treasury=InMemoryTreasury({3: 1_000}))
+    run = parts.executor.prepare(RunRequest("digest", budget_nano=2_000, reserve_nano=1_001))
+    with pytest.raises(BudgetTooSmall, match="this run needs at least"):
+        await run.execute()
+    assert parts.service.contexts == []
+    assert await parts.treasury.find(UUID(run.id)) is None
+
+
+async def test_a_run_that_goes_on_keeps_its_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agents.executor, "LIFETIME_S", 0.3)
+    parts = Parts(Service(pause_s=0.5))
+    run = parts.executor.prepare(RunRequest("digest", budget_nano=1_000))
+    running = asyncio.create_task(run.execute())
+    await asyncio.sleep(0.8)
+    assert not running.done()
+    assert await parts.treasury.close_expired() == 0
+    await running
+    assert await parts.state(run.id) == "closed"
+
+
+async def test_a_run_with_a_budget_has_a_uuid() -> None:
+    with pytest.raises(InvalidRequest, match="takes a UUID"):
+        Parts().executor.prepare(RunRequest("digest", budget_nano=1, run="r1"))
+    Parts().executor.prepare(RunRequest("digest", run="r1"))
+
+
+async def test_without_a_budget_nothing_is_held_and_each_run_has_its_own_id() -> None:
+    parts = Parts()
+    first = await parts.executor.run(RunRequest("digest", model="claude-haiku-4-5"))
+    assert {context.envelope for context in parts.service.contexts} == {None}
+    parts.service.contexts.clear()
+    second = await parts.executor.run(RunRequest("digest"))
+    assert parts.agents.log == ["digest"] * 2
     assert first.run_id != second.run_id
-    assert service.models == ["claude-haiku-4-5"] * 2 + ["gpt-4o-mini"] * 2
+    assert parts.service.models == ["claude-haiku-4-5"] * 2 + ["gpt-4o-mini"] * 2
+    assert await parts.treasury.find(UUID(first.run_id)) is None
 
 
 def test_a_wrong_request_spends_nothing() -> None:
-    executor = AgentExecutor(Service(), Principals(), Budgets())
+    executor = Parts().executor
     with pytest.raises(NotFound, match="The agents are: digest"):
         executor.prepare(RunRequest("nobody"))
     for wrong in ({"feeds": []}, {"stories": 0}, {"unknown": 1}, {"feeds": "a.xml"}):

@@ -1,4 +1,4 @@
-"""The catalogue: logic is found by its module's name, and a module that cannot be used is named with the reason."""
+"""The catalogue: an agent's logic is found by its module's name, and an unusable module is reported with the reason."""
 
 from __future__ import annotations
 

@@ -26,10 +26,10 @@ def before(statement: str, fewer: int) -> str:
     return older
 
 
-def without_two(arrays: Callable[[Any], tuple[object, ...]]) -> Callable[[Any], tuple[object, ...]]:
-    """The old arrays: holds had no rate card and no share of the budget, and settlements had no usage other than
+def without(fewer: int, arrays: Callable[[Any], tuple[object, ...]]) -> Callable[[Any], tuple[object, ...]]:
+    """The old arrays: holds had no rate card, no share of the budget and no run, and settlements had no usage other than
     tokens."""
-    return lambda group: arrays(group)[:-2]
+    return lambda group: arrays(group)[:-fewer]
 
 
 async def without_locks(
@@ -41,7 +41,7 @@ async def without_locks(
 
 def speak_as_before() -> None:
     """From now on, every treasury of this process uses the old statements."""
-    module.ADMIT, module.SETTLE = before(module.ADMIT, 4), before(module.SETTLE, 3)
-    module.admission_arrays = without_two(module.admission_arrays)
-    module.settlement_arrays = without_two(module.settlement_arrays)
-    module._within_locks = without_locks  # pyright: ignore[reportPrivateUsage]
+    module.ADMIT, module.SETTLE = before(module.ADMIT, 7), before(module.SETTLE, 3)
+    module.admission_arrays = without(5, module.admission_arrays)
+    module.settlement_arrays = without(2, module.settlement_arrays)
+    module.within_locks = without_locks

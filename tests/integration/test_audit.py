@@ -78,6 +78,32 @@ class Books:
         }
         await _insert(self.pool, "ledger", row, "started_at")
 
+    async def run(self, **columns: object) -> uuid.UUID:
+        """An open run without a parent; what it holds is pending in the window."""
+        run = uuid.uuid4()
+        row: dict[str, object] = {
+            "id": run,
+            "root_id": run,
+            "depth": 0,
+            "organisation_id": 1,
+            "team_id": 1,
+            "agent_id": self.agent,
+            "budget_nano": 1000,
+            "reserve_nano": 0,
+            "free_nano": 0,
+            "window_ids": [self.window],
+            "budget_ids": [self.budget],
+            "subjects": [""],
+            "state": "open",
+            "opened_at": datetime.now(UTC),
+            "epoch": 1,
+            **columns,
+        }
+        places = ", ".join(f"${n}" for n in range(1, len(row) + 1))
+        statement = f"INSERT INTO envelopes ({', '.join(row)}, expires_at) VALUES ({places}, now() + interval '1 h')"
+        await self.pool.execute(statement, *row.values())
+        return run
+
     async def witness(self, call: uuid.UUID, **columns: object) -> None:
         row: dict[str, object] = {
             "id": uuid.uuid4(),
@@ -151,12 +177,13 @@ async def test_right_books_are_right_and_every_check_examined_something(books: B
     )
     assert await books.pool.fetchval("SELECT treasury_retire_windows_v1(now(), now() - interval '1 d', 10)") == 1
     assert await books.pool.fetchval("SELECT ids @> $1::bigint FROM retired_windows", ended)
+    await books.run()
     await record(books, "0.0000005", model="gpt")
     made = await books.audit()
     assert made.ok, made
     assert [check.name for check in made.checks if check.examined == 0] == []
     assert [check.name for check in made.checks] == [rule.name for rule in RULES]
-    assert {check.invariant for check in made.checks} == {"I1", "I2", "I3", "I4", "I7", "log"}
+    assert {check.invariant for check in made.checks} == {"I1", "I2", "I3", "I4", "I7", "I9", "log"}
 
 
 async def overspend(books: Books, nano: int = 10_000) -> None:
@@ -212,7 +239,7 @@ async def test_i1_an_overspend_stays_named_whatever_is_administered_after_it(boo
 @pytest.mark.parametrize(
     ("changes", "right"),
     [
-        # when a limit is lowered, 600 posted and 300 held within the old limit are allowed
+        # after a limit was lowered, the 600 posted and 300 held within the old limit are allowed
         (["UPDATE budgets SET limit_nano = 899"], True),
         (["UPDATE budgets SET limit_nano = 899", "SPEND 1"], False),
         (["UPDATE budgets SET limit_nano = 899", "SPEND 1", "UPDATE budgets SET limit_nano = 20000"], False),
@@ -362,7 +389,7 @@ async def test_i4_an_entry_that_no_longer_is_in_the_ledger(books: Books) -> None
 async def test_i2_a_pending_balance_that_no_hold_has(books: Books) -> None:
     await books.tamper("DELETE FROM holds")
     (check,) = await books.differences("pending_is_the_holds")
-    assert "says $0.0000003 pending; the holds have $0.00 (difference $0.0000003)" in check.differences[0]
+    assert "says $0.0000003 pending; the holds and envelopes have $0.00 (difference $0.0000003)" in check.differences[0]
 
 
 async def test_i2_an_attempt_that_is_held_and_ended(books: Books) -> None:
@@ -815,3 +842,70 @@ async def test_a_hundred_thousand_entries_are_audited_in_seconds(books: Books) -
     began = time.monotonic()
     await books.differences()
     assert time.monotonic() - began < 30
+
+
+async def test_i1_what_runs_hold_is_pending(books: Books) -> None:
+    run = await books.run(free_nano=50, reserve_nano=50)
+    (check,) = await books.differences("pending_is_the_holds")
+    assert "says $0.0000003 pending; the holds and envelopes have $0.00000035" in check.differences[0]
+    await books.pool.execute("UPDATE windows SET pending_nano = 350")
+    await books.differences()
+    await books.tamper(f"UPDATE envelopes SET window_ids = '{{{2**40}}}' WHERE id = '{run}'")
+    pending, named = await books.differences("pending_is_the_holds", "named_windows_exist")
+    assert str(run) in named.differences[0]
+    assert pending.found == 1
+
+
+async def test_i9_a_run_that_used_more_than_its_budget_is_named(books: Books) -> None:
+    run, other = await books.run(budget_nano=999), await books.run(budget_nano=1000)
+    for of in (run, other):
+        await books.entry(envelope_id=of, cost_nano=1000)
+        await books.pool.execute("UPDATE envelopes SET spent_nano = 1000 WHERE id = $1", of)
+    (check,) = await books.differences("runs_within_budgets")
+    assert check.differences == (
+        f"run {run} has spent $0.000001, holds $0.00 in calls and gave $0.00 to children, of a budget of $0.000000999",
+    )
+
+
+async def test_i9_an_envelope_is_what_its_calls_and_children_say(books: Books) -> None:
+    run = await books.run()
+    child = await books.run(parent_id=run, root_id=run, depth=1, budget_nano=400)
+    await books.pool.execute("UPDATE holds SET envelope_id = $1, drawn_nano = 300", child)
+    await books.entry(envelope_id=child, cost_nano=20)
+    (check,) = await books.differences("envelopes_are_their_calls")
+    assert sorted(each.split(" says ")[1] for each in check.differences) == [
+        "$0.00 given to its children; it is $0.0000004 (difference -$0.0000004)",
+        "$0.00 held by its calls; it is $0.0000003 (difference -$0.0000003)",
+        "$0.00 spent; it is $0.00000002 (difference -$0.00000002)",
+    ]
+    await books.pool.execute("UPDATE envelopes SET drawn_nano = 300, spent_nano = 20 WHERE id = $1", child)
+    await books.pool.execute("UPDATE envelopes SET given_nano = 400 WHERE id = $1", run)
+    await books.differences()
+    await books.pool.execute("UPDATE envelopes SET state = 'closed', closed_at = now() WHERE id = $1", child)
+    (check,) = await books.differences("envelopes_are_their_calls")
+    assert "$0.0000004 given to its children; it is $0.00000032" in check.differences[0]
+    await books.tamper(f"DELETE FROM envelopes WHERE id = '{child}'", "UPDATE envelopes SET given_nano = 0")
+    (check,) = await books.differences("envelopes_are_their_calls")
+    assert all("there is no such envelope" in each for each in check.differences)
+
+
+async def test_an_envelope_that_outlives_its_expiry_is_named(books: Books) -> None:
+    run = await books.run(state="waiting")
+    await books.pool.execute("UPDATE envelopes SET expires_at = now() - interval '5 s'")
+    await books.differences()  # within the grace
+    await books.pool.execute("UPDATE envelopes SET expires_at = now() - interval '60 s'")
+    (check,) = await books.differences("envelopes_end_in_time")
+    assert check.differences == (
+        f"the envelope of run {run} is waiting, holds $0.00 and expired 60 s ago: does the sweeper run?",
+    )
+
+
+async def test_a_call_may_count_in_the_windows_of_its_run(books: Books) -> None:
+    """A child's agent is another than the one whose budget its parent's envelope holds."""
+    await books.entry(agent_id=books.agent + 1, window_ids=[books.window], cost_nano=0)
+    await books.differences("entries_are_in_their_windows")
+    run = await books.run(agent_id=books.agent + 1)
+    await books.tamper(f"UPDATE ledger SET envelope_id = '{run}' WHERE cost_nano = 0")
+    await books.differences()
+    await books.tamper("UPDATE envelopes SET subjects = '{other}'")
+    await books.differences("entries_are_in_their_windows")

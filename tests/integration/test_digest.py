@@ -11,7 +11,7 @@ import sys
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from pydantic import BaseModel
@@ -19,12 +19,12 @@ from pydantic_ai import Agent, NativeOutput
 from pydantic_ai.models import override_allow_model_requests
 from pydantic_ai.settings import ModelSettings
 
-from agents.run_budgets import RunBudgets
+from agents.registration import AgentRegistration
 from gateway.composition import ServiceRuntime, open_service
 from gateway.settings import load_settings
 from gateway.stack.state import StackState
 from llm_service.administration.organisations import pause, resume
-from llm_service.errors import BudgetBusy, BudgetExhausted, Paused, UnknownModel
+from llm_service.errors import BudgetBusy, Paused, RunBudgetSpent, UnknownModel
 from llm_service.model import GovernedModel
 from llm_service.money import format_decimal
 from llm_service.types import CallContext, Principal, Scope
@@ -37,15 +37,19 @@ async def runtime(stack: StackState) -> AsyncIterator[ServiceRuntime]:
     """The service in this process, opened as `treasurer run` opens it."""
     with override_allow_model_requests(True):
         async with open_service(load_settings(data_dir=stack.data_dir)) as runtime:
-            await RunBudgets(runtime.pools.calls).register("digest")
+            await AgentRegistration(runtime.pools.calls).register("digest")
             yield runtime
 
 
-def governed(runtime: ServiceRuntime, run: str, model: str = "gpt-4o-mini") -> GovernedModel:
+def governed(
+    runtime: ServiceRuntime, run: str, model: str = "gpt-4o-mini", envelope: UUID | None = None
+) -> GovernedModel:
     async def principal() -> Principal:
         return await runtime.principals.by_agent("digest")
 
-    return GovernedModel(model, service=runtime.service, principal=principal, context=CallContext(run=run))
+    return GovernedModel(
+        model, service=runtime.service, principal=principal, context=CallContext(run=run, envelope=envelope)
+    )
 
 
 async def ledger_nano(runtime: ServiceRuntime, run: str, calls: int) -> int:
@@ -92,9 +96,9 @@ async def test_the_command_runs_within_its_budget_and_says_what_the_ledger_says(
         "SELECT tags, session_id, user_id FROM ledger WHERE run_id = $1", shown["run"]
     )
     assert {(tuple(row["tags"]), row["session_id"], row["user_id"]) for row in rows} == {(("morning",), "s1", "ana")}
-    budget = await runtime.pools.calls.fetchrow("SELECT * FROM budgets WHERE per_value = $1", shown["run"])
-    assert budget is not None
-    assert (budget["limit_nano"], budget["archived_at"] is None) == (50_000_000, False)
+    run = await runtime.treasury.envelopes.find(UUID(shown["run"]))
+    assert run is not None
+    assert (run.budget_nano, run.spent_nano, run.state) == (50_000_000, shown["cost_nano"], "closed")
 
 
 async def test_a_budget_that_is_too_small_stops_the_run_and_is_not_passed(
@@ -103,13 +107,13 @@ async def test_a_budget_that_is_too_small_stops_the_run_and_is_not_passed(
     finished = await asyncio.to_thread(treasurer, stack, "--budget", "0.0004")
     assert finished.returncode == 1
     assert finished.stdout == ""
-    assert "does not fit in what is left of budget" in finished.stderr
+    assert "less left of its budget than this call needs" in finished.stderr
     assert "Give the run more with --budget" in finished.stderr
-    spent = await runtime.pools.calls.fetchval(
-        """SELECT coalesce(max(w.posted_nano + w.pending_nano), 0) FROM windows w JOIN budgets b ON b.id = w.budget_id
-           WHERE b.limit_nano = 400000 AND b.per = 'run'"""
+    spent = await runtime.pools.calls.fetch(
+        "SELECT spent_nano + drawn_nano AS nano FROM envelopes WHERE budget_nano = 400000"
     )
-    assert spent <= 400_000
+    assert len(spent) == 1
+    assert spent[0]["nano"] <= 400_000
 
 
 class City(BaseModel):
@@ -147,24 +151,28 @@ async def test_a_stream_that_is_left_early_is_closed_and_paid_for(runtime: Servi
     assert await runtime.pools.calls.fetchval("SELECT error_code FROM ledger WHERE run_id = $1", run) == "client_left"
 
 
-async def test_many_agents_at_once_on_one_run_budget_never_pass_it(runtime: ServiceRuntime) -> None:
-    run, limit_nano = str(uuid4()), 1_000_000
-    model = governed(runtime, run)
+async def test_i9_many_agents_at_once_on_one_run_never_pass_its_budget(runtime: ServiceRuntime) -> None:
+    envelope, limit_nano = uuid4(), 1_000_000
+    run = str(envelope)
+    model = governed(runtime, run, envelope=envelope)
+    await runtime.run_money.open(envelope, "digest", CallContext(run=run), limit_nano, limit_nano // 2, 60)
 
     async def ask(number: int) -> str:
         try:
             await Agent(model).run(f"Story {number} 故事 🚀", model_settings=ModelSettings(max_tokens=300))
-        except (BudgetExhausted, BudgetBusy) as refusal:
+        except (RunBudgetSpent, BudgetBusy) as refusal:
             return type(refusal).__name__
         return "answered"
 
-    async with RunBudgets(runtime.pools.calls).limited("digest", run, limit_nano):
-        said = await asyncio.gather(*(ask(number) for number in range(60)))
+    said = await asyncio.gather(*(ask(number) for number in range(60)))
     answered = said.count("answered")
     assert answered > 0
     assert set(said) - {"answered"}
     assert model.tally.calls == answered
     assert await ledger_nano(runtime, run, answered) == model.tally.cost_nano <= limit_nano
+    await runtime.treasury.drain()
+    closed = await runtime.treasury.envelopes.close(envelope)
+    assert (closed.spent_nano, closed.drawn_nano, closed.free_nano) == (model.tally.cost_nano, 0, 0)
 
 
 async def test_refusals_reach_the_agent_by_type(runtime: ServiceRuntime) -> None:

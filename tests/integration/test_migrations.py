@@ -44,7 +44,7 @@ async def test_a_treasury_waits_for_the_schema_that_it_needs(empty_database_url:
     spool = SettlementSpool(tmp_path)
     treasury = PostgresTreasury(empty_database_url, retry_s=0.02, spool=spool)
     principal = Principal(1, "acme", 2, "research", 7, "digest", 9, "laptop", 1)
-    with pytest.raises(NotMigrated, match=r"treasury_admit_v4.* does not exist\): run `treasurer migrate`"):
+    with pytest.raises(NotMigrated, match=r"treasury_admit_v5.* does not exist\): run `treasurer migrate`"):
         await treasury.admit(HoldRequest(uuid4(), 0, principal, NO_CONTEXT, "m", 10, 10, 60, ()))
     assert treasury.unsettled == 0  # nothing was held, so there is nothing to void
     settled = treasury.settle_soon(Settlement(uuid4(), 0, LedgerState.POSTED, 7))

@@ -21,6 +21,7 @@ from llm_service.pricing.models import Model
 from llm_service.pricing.rates import FEMTO_PER_NANO, Rates, TokenRates
 from llm_service.pricing.stored_rates import dump_rates
 from llm_service.treasury.audit.audit import audit
+from llm_service.treasury.envelopes import ChildOpening, Opening
 from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.queries import load_query
 from llm_service.treasury.reports.query import Property, ReportQuery
@@ -271,7 +272,8 @@ async def test_i2_a_hold_that_expired_and_was_settled_late_is_corrected_by_its_u
     )
     await house.treasury.settle_soon(expired)
     assert (await house.reprice(3)).attempts == 0
-    assert await house.settle(hold, usage_source=UsageSource.WITNESS) == "adjusted"
+    assert await house.settle(hold, usage_source=UsageSource.WITNESS, proxy_cost_nano=90) == "adjusted"
+    assert await house.faults() == ["prices_agree"]
     await house.reprice(3)
     assert await house.costs() == {hold.call_id: 330}
     assert await house.settle(hold, 100) == "already"
@@ -339,3 +341,24 @@ async def test_only_calls_that_began_in_the_period_are_corrected(house: House) -
 async def test_mistakes_are_named_before_anything_is_read(house: House, terms: dict[str, Any], says: str) -> None:
     with pytest.raises(InvalidRequest, match=says):
         await house.reprice(3, **terms)
+
+
+async def test_i9_what_a_run_has_spent_is_corrected_with_its_calls(house: House) -> None:
+    """The call is one of a child that is over, so what its parent gave it is corrected, too."""
+    who = await Principals(house.pool).by_agent("news")
+    line = (who.budgets[0].id, "ann")
+    runs, parent, child = house.treasury.envelopes, new_call_id(), new_call_id()
+    await runs.open(Opening(parent, who, CallContext(user="ann"), 5_000, 2_000, 60, (line,)))
+    await runs.open_child(ChildOpening(child, parent, who, CallContext(user="ann"), 2_000, 0, 60))
+    request = HoldRequest(
+        new_call_id(), 0, who, CallContext(user="ann"), "m", 1_000, 1, 60, (line,), envelope=child
+    )  # fmt: skip
+    hold = await house.treasury.admit(request)
+    assert isinstance(hold, Hold)
+    assert await house.settle(hold) == "settled"
+    await runs.close(child)
+    await house.reprice(3)
+    assert await house.costs() == {hold.call_id: 330}
+    found = [await runs.find(run) for run in (parent, child)]
+    assert [(run.spent_nano, run.given_nano) for run in found if run is not None] == [(0, 330), (330, 0)]
+    assert await house.faults() == []

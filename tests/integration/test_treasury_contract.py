@@ -11,10 +11,12 @@ import asyncpg
 import pytest
 
 from llm_service.treasury.denial import Denial
+from llm_service.treasury.envelopes_in_postgres import PostgresEnvelopes
 from llm_service.treasury.in_memory import InMemoryTreasury
 from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.types import Hold, Principal
 from tests.llm_service.treasury.contract import TreasuryContract, ask, posted, voided
+from tests.llm_service.treasury.contract_envelopes import EnvelopeContract
 
 
 @dataclass
@@ -32,6 +34,15 @@ class PostgresWorld:
         )  # fmt: skip
         return int(number)
 
+    @property
+    def envelopes(self) -> PostgresEnvelopes:
+        return self.treasury.envelopes
+
+    async def pass_lifetimes(self) -> None:
+        await self.pool.execute(
+            "UPDATE envelopes SET expires_at = clock_timestamp() - interval '1 s' WHERE state <> 'closed'"
+        )
+
     async def principal(self) -> Principal:
         epoch = await self.pool.fetchval("SELECT value FROM epoch")
         return Principal(1, "default", 1, "default", self.agent_id, "digest", None, None, int(epoch))
@@ -47,6 +58,10 @@ async def world(pool: asyncpg.Pool, database_url: str) -> AsyncIterator[Postgres
 
 class TestInPostgres(TreasuryContract):
     """All test cases are inherited."""
+
+
+class TestEnvelopesInPostgres(EnvelopeContract):
+    """The test cases are inherited."""
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -9,6 +9,8 @@ from llm_service.treasury.denial import DenialKind
 from llm_service.treasury.statements import (
     ADMISSION,
     ADMISSION_OPTIONS,
+    MOVES,
+    MOVES_OPTIONS,
     SETTLEMENT,
     SETTLEMENT_OPTIONS,
     Parameter,
@@ -24,8 +26,9 @@ WHERE proname = $1 AND a.mode = 'i' ORDER BY a.n
 @pytest.mark.parametrize(
     ("function", "parameters", "options", "for_tests"),
     [
-        ("treasury_admit_v4", ADMISSION, ADMISSION_OPTIONS, [("p_now", "timestamp with time zone")]),
+        ("treasury_admit_v5", ADMISSION, ADMISSION_OPTIONS, [("p_now", "timestamp with time zone")]),
         ("treasury_settle_v4", SETTLEMENT, SETTLEMENT_OPTIONS, []),
+        ("treasury_move_envelopes_v1", MOVES, MOVES_OPTIONS, [("p_now", "timestamp with time zone")]),
     ],
 )
 async def test_the_parameters_are_those_of_the_function(

@@ -24,7 +24,7 @@ class OldTreasury(PostgresTreasury):
     """The treasury as it was before migration 0005, when it called the second version of both functions."""
 
     async def _admit_group(self, group: Sequence[HoldRequest]) -> list[Hold | Denial | Exception]:
-        rows = await self._admitting.fetch(before(ADMIT, 4), *admission_arrays(group)[:-2])
+        rows = await self._admitting.fetch(before(ADMIT, 7), *admission_arrays(group)[:-5])
         return [decision(request, row) for request, row in zip(group, rows, strict=True)]
 
 

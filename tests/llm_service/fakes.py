@@ -118,8 +118,8 @@ class FakeTreasury(InMemoryTreasury):
 
 
 class FakeLimiter:
-    """Lets every call pass, or raises `error`. `taken`: the permits of calls; `released`: the tokens that each reported
-    at its end."""
+    """Lets every call pass, or raises `error`. `taken`: (model, tokens, lifetime) of calls; `released`: their tokens at
+    the end."""
 
     def __init__(self) -> None:
         self.error: TreasurerError | None = None
@@ -191,7 +191,9 @@ class FakeIdempotency:
         self.error: TreasurerError | None = None
         self.taken_over: TreasurerError | None = None
 
-    async def claim(self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Claim | Replay:
+    async def claim(
+        self, agent_id: int, key: str, operation: str, body: bytes, call_id: UUID, keep_s: float | None = None
+    ) -> Claim | Replay:
         known = self.rows.get((agent_id, key))
         if known is not None:
             return known

@@ -715,9 +715,11 @@ async def test_the_time_of_a_call_begins_when_it_comes_in(parts: Parts) -> None:
     """The latency includes waits before the first attempt, such as for another call with the same idempotency key."""
     claim = parts.idempotency.claim
 
-    async def slow(agent_id: int, key: str, operation: str, body: bytes, call_id: UUID) -> Any:
+    async def slow(
+        agent_id: int, key: str, operation: str, body: bytes, call_id: UUID, keep_s: float | None = None
+    ) -> Any:
         await asyncio.sleep(0.2)
-        return await claim(agent_id, key, operation, body, call_id)
+        return await claim(agent_id, key, operation, body, call_id, keep_s)
 
     parts.idempotency.claim = slow
     came = datetime.now(UTC)

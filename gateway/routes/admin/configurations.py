@@ -65,5 +65,5 @@ async def show_version(pool: Pool, name: str, version: Id) -> ConfigurationView:
 
 @router.post("/agents/{name}/configuration/use")
 async def use_version(pool: Pool, name: str, use: UseVersion, models: Models) -> ConfigurationView:
-    """Make a new version that says what an earlier one says."""
+    """Make a new version with the content of an earlier one."""
     return ConfigurationView.showing(await versions.use_version(pool, name, use, models))

@@ -76,12 +76,49 @@ _RETIRED = Rule(
 _PENDING = Rule(
     name="pending_is_the_holds",
     invariant="I2",
-    holds="what a window has pending is the sum of the holds that name it",
+    holds="what a window has pending is the sum of the holds and of the envelopes' money that name it",
     examines="windows",
     differences=load_query("audit/pending_is_the_holds"),
     describe=lambda row: (
-        f"{format_window(row)} says {format_money(row['says'])} pending; the holds have {format_money(row['is'])} "
+        f"{format_window(row)} says {format_money(row['says'])} pending; the holds and envelopes have {format_money(row['is'])} "
         f"(difference {format_money(row['says'] - row['is'])})"
+    ),
+)
+
+_RUNS_WITHIN_BUDGETS = Rule(
+    name="runs_within_budgets",
+    invariant="I9",
+    holds="what a run has spent, holds in calls and gave to its children is within its budget",
+    examines="envelopes",
+    differences=load_query("audit/runs_within_budgets"),
+    describe=lambda row: (
+        f"run {row['id']} has spent {format_money(row['spent_nano'])}, holds {format_money(row['drawn_nano'])} in calls and "
+        f"gave {format_money(row['given_nano'])} to children, of a budget of {format_money(row['budget_nano'])}"
+    ),
+)
+
+_ENVELOPES = Rule(
+    name="envelopes_are_their_calls",
+    invariant="I9",
+    holds="what an envelope says is spent, held and given is what its calls and its children say",
+    examines="envelopes",
+    differences=load_query("audit/envelopes_are_their_calls"),
+    describe=lambda row: (
+        f"the envelope of run {row['id']} says {format_money(row['says'])} {row['what']}; it is {format_money(row['is'])} "
+        f"(difference {format_money(row['says'] - row['is'])})"
+    ),
+)
+
+_RUNS_IN_TIME = Rule(
+    name="envelopes_end_in_time",
+    invariant="I9",
+    holds="no envelope outlives its expiry by more than one sweep",
+    examines="envelopes WHERE state <> 'closed'",
+    with_grace=True,
+    differences=load_query("audit/envelopes_end_in_time"),
+    describe=lambda row: (
+        f"the envelope of run {row['id']} is {row['state']}, holds {format_money(row['free_nano'])} and expired "
+        f"{row['late_s']} s ago: does the sweeper run?"
     ),
 )
 
@@ -155,8 +192,8 @@ _BILLED_ONCE = Rule(
 _NAMED_WINDOWS = Rule(
     name="named_windows_exist",
     invariant="I4",
-    holds="every window that an entry or a hold names exists, or was retired",
-    examines="(SELECT FROM ledger UNION ALL SELECT FROM holds) AS entries",
+    holds="every window that an entry, a hold or an envelope names exists, or was retired",
+    examines="(SELECT FROM ledger UNION ALL SELECT FROM holds UNION ALL SELECT FROM envelopes WHERE free_nano > 0) AS entries",
     differences=load_query("audit/named_windows_exist"),
     describe=lambda row: (
         f"{_attempt(row)} ({row['source']}, {format_money(row['nano'])}) names window {row['missing']}, which does not exist"
@@ -166,7 +203,7 @@ _NAMED_WINDOWS = Rule(
 _RIGHT_WINDOWS = Rule(
     name="entries_are_in_their_windows",
     invariant="I4",
-    holds="an entry counts in windows of its own principal, subject and time",
+    holds="an entry counts in windows of its own principal or run, subject and time",
     examines="ledger WHERE window_ids <> '{}'",
     differences=load_query("audit/entries_are_in_their_windows"),
     describe=lambda row: (
@@ -199,8 +236,8 @@ _NEGATIVE = Rule(
     name="no_negative_numbers",
     invariant="I4",
     holds="no money and no tokens are negative, but in a correction",
-    examines="(SELECT FROM windows UNION ALL SELECT FROM holds UNION ALL SELECT FROM ledger"
-    " UNION ALL SELECT FROM witnesses) AS numbers",
+    examines="(SELECT FROM windows UNION ALL SELECT FROM holds UNION ALL SELECT FROM envelopes"
+    " UNION ALL SELECT FROM ledger UNION ALL SELECT FROM witnesses) AS numbers",
     differences=load_query("audit/no_negative_numbers"),
     describe=lambda row: str(row["fault"]),
 )
@@ -286,5 +323,6 @@ RULES: tuple[Rule, ...] = (
     *(WITHIN_LIMITS, _WITHIN_HOLDS, _BOUNDS, _OVERLAP),
     *(_PENDING, _ONE_END, _IN_TIME, _CORRECTIONS, _SERVED_IS_POSTED, _WITNESSED, _BILLED_ONCE),
     *(_POSTED, _COUNTED, _RETIRED, _NAMED_WINDOWS, _RIGHT_WINDOWS, _NEGATIVE, _GUARDED, _PRICES, _INVOICES),
+    *(_RUNS_WITHIN_BUDGETS, _ENVELOPES, _RUNS_IN_TIME),
     *(_IDEMPOTENT, GUARDED, AS_LOGGED),
 )

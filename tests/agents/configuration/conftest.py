@@ -1,4 +1,4 @@
-"""Logic with a tool of each policy."""
+"""An agent's logic, with one tool for each policy."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from agents.tools import policy
 
 
 class Question(BaseModel):
-    """What the logic is given."""
+    """The input of the logic."""
 
     text: str = ""
 
 
 class Answer(BaseModel):
-    """What it answers."""
+    """The output of the logic."""
 
     text: str
 

@@ -1,4 +1,4 @@
-"""The events of a run: each step once, in order, whenever a watcher comes and goes."""
+"""The events of a run: a watcher gets each step once and in order, even if it leaves and comes back."""
 
 from __future__ import annotations
 
@@ -182,7 +182,7 @@ async def test_whenever_a_watcher_comes_back_it_misses_no_step_and_is_shown_none
             await watched.store.leave(run.claim, Ended(State.SUCCEEDED))
         if data.draw(st.booleans(), label="the watcher looks"):
             events = await watched.events(watched.shown)
-            if events:  # it may leave in the middle of them
+            if events:  # the watcher may leave between two events
                 read = events[: data.draw(st.integers(1, len(events)), label="events read")]
                 watched.shown = read_id(read[-1].shown.id)
                 seen += map(named, read)

@@ -1,4 +1,4 @@
-"""Watching runs: one statement for all who watch, none for nobody, and no event lost."""
+"""Watching runs takes one statement for all watchers, and none if there are no watchers. No event is lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from llm_service.errors import NotFound, TreasuryUnavailable
 
 
 class Counted(InMemoryRuns):
-    """A store that counts how often it is looked at, and can be away."""
+    """A store that counts how often it is read, and that can be unavailable."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ from pydantic_ai.messages import ModelMessage, ModelResponse, TextPart, ToolCall
 from pydantic_ai.models.function import AgentInfo, FunctionModel
 
 from agents.services.feeds import FeedReader, FeedUnreachable
-from agents.tools.feeds import READ_FEED, FeedDeps, named
+from agents.tools.feeds import READ_FEED, FeedDeps, links_in, named
 
 
 def reading(*feeds: str) -> FunctionModel:
@@ -25,18 +25,22 @@ def reading(*feeds: str) -> FunctionModel:
     return FunctionModel(answer)
 
 
-async def run(deps: FeedDeps, *feeds: str) -> list[str]:
+async def messages_of(deps: FeedDeps, *feeds: str) -> list[ModelMessage]:
     agent = Agent(reading(*feeds), deps_type=FeedDeps, tools=[READ_FEED], retries=3)
-    result = await agent.run("Go", deps=deps)
-    parts = [part for message in result.all_messages() for part in message.parts]
+    return (await agent.run("Go", deps=deps)).all_messages()
+
+
+async def run(deps: FeedDeps, *feeds: str) -> list[str]:
+    parts = [part for message in await messages_of(deps, *feeds) for part in message.parts]
     return [part.model_response_str() for part in parts if isinstance(part, ToolReturnPart)]
 
 
-async def test_a_feed_of_the_run_is_read_and_remembered() -> None:
+async def test_a_feed_of_the_run_is_read_and_its_links_are_in_the_conversation() -> None:
     deps = FeedDeps(FeedReader(), named(["sample:news.xml"]))
-    returned = await run(deps, "sample:news.xml")
-    assert "Prices per token fall" in returned[0]
-    assert "https://ledger.example/2026/cafe" in deps.links()
+    messages = await messages_of(deps, "sample:news.xml", "sample:unknown.xml")
+    assert "Prices per token fall" in str(messages)
+    assert "https://ledger.example/2026/cafe" in links_in(messages)
+    assert links_in(messages[:1]) == set()
 
 
 async def test_no_other_feed_can_be_read() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
@@ -10,16 +11,18 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import ModuleType, SimpleNamespace
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import pytest
 from pydantic_ai.models import override_allow_model_requests
 from typer.testing import CliRunner, Result
 
-import agents.run_budgets
+import agents.registration
 from gateway.cli import build
 from gateway.stack.ports import free_port
-from llm_service.errors import BudgetExhausted, BudgetTooSmall, TreasurerError, TreasuryUnavailable
+from llm_service.errors import BudgetExhausted, BudgetTooSmall, RunBudgetSpent, TreasurerError, TreasuryUnavailable
+from llm_service.run_money import RunMoney
+from llm_service.treasury.in_memory import InMemoryTreasury
 from llm_service.types import Answer, CallContext, Principal
 
 ITEM = {
@@ -35,6 +38,14 @@ class Service:
     refuse: TreasurerError | None = None
     warning: str | None = None
     calls: list[CallContext] = field(default_factory=list[CallContext])
+    treasury: InMemoryTreasury = field(default_factory=lambda: InMemoryTreasury({}))
+
+    async def budgets(self) -> list[tuple[int, int, str]]:
+        """The budget, reserve and state of the runs that had an envelope."""
+        runs = [await self.treasury.find(call.envelope) for call in self.calls if call.envelope is not None]
+        return list(
+            dict.fromkeys((run.budget_nano, run.reserve_nano, str(run.state)) for run in runs if run is not None)
+        )
 
     async def complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer:
         self.calls.append(context)
@@ -64,26 +75,22 @@ class Service:
         return Answer(200, json.dumps(answer).encode(), {}, uuid4(), 162_000)
 
 
-class Budgets:
-    """Fake budgets in place of the treasury's."""
-
-    made: list[int]
+class Agents:
+    """In place of the rows of agents in Postgres."""
 
     def __init__(self, pool: object) -> None:
-        Budgets.made = []
+        pass
 
     async def register(self, agent: str) -> None:
         pass
-
-    @asynccontextmanager
-    async def limited(self, agent: str, run: str, limit_nano: int) -> AsyncIterator[None]:
-        Budgets.made.append(limit_nano)
-        yield
 
 
 class Principals:
     async def by_agent(self, name: str) -> Principal:
         return Principal(1, "default", 1, "default", 7, name, None, None, epoch=1)
+
+    async def renew(self, principal: Principal) -> Principal:
+        return principal
 
 
 @pytest.fixture
@@ -92,12 +99,15 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
     @asynccontextmanager
     async def open_service(settings: object) -> AsyncIterator[SimpleNamespace]:
-        yield SimpleNamespace(service=service, principals=Principals(), pools=SimpleNamespace(calls=None))
+        money = RunMoney(service.treasury, Principals(), freed=service.treasury.freed)
+        yield SimpleNamespace(
+            service=service, principals=Principals(), pools=SimpleNamespace(calls=None), run_money=money
+        )
 
     composition = ModuleType("gateway.composition")
     composition.open_service = open_service  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "gateway.composition", composition)
-    monkeypatch.setattr(agents.run_budgets, "RunBudgets", Budgets)
+    monkeypatch.setattr(agents.registration, "AgentRegistration", Agents)
     with override_allow_model_requests(True):
         yield service
 
@@ -114,8 +124,21 @@ def test_a_digest_is_printed_with_what_it_cost(service: Service) -> None:
     assert "\x1b[2J" not in result.output
     run = service.calls[0].run
     assert f"$0.000324 of $0.05 · 2 calls · 2,040 tokens · run {run}" in result.stdout
-    assert service.calls == [CallContext(run=run, session="s", tags=("a", "b"))] * 2
-    assert Budgets.made == [50_000_000]
+    assert run is not None
+    assert service.calls == [CallContext(run=run, session="s", tags=("a", "b"), envelope=UUID(run))] * 2
+    assert asyncio.run(service.budgets()) == [(50_000_000, 0, "closed")]
+
+
+def test_a_part_of_the_budget_is_held_from_the_start(service: Service) -> None:
+    assert treasurer("--budget", "0.05", "--reserve", "0.01").exit_code == 0
+    assert asyncio.run(service.budgets()) == [(50_000_000, 10_000_000, "closed")]
+    for wrong, says in (
+        (("--reserve", "0.01"), "give a --budget, too"),
+        (("--budget", "1", "--reserve", "2"), "more than"),
+    ):
+        result = treasurer(*wrong)
+        assert result.exit_code != 0
+        assert says in str(result.exception)
 
 
 def test_json_is_for_programs(service: Service) -> None:
@@ -123,17 +146,18 @@ def test_json_is_for_programs(service: Service) -> None:
     assert shown["cost"] == "0.000324000"
     assert (shown["cost_nano"], shown["calls"], shown["run"]) == (324_000, 2, service.calls[0].run)
     assert shown["output"]["items"][0]["url"] == ITEM["url"]
-    assert Budgets.made == []
+    assert asyncio.run(service.budgets()) == []
 
 
-@pytest.mark.parametrize("refusal", [BudgetExhausted, BudgetTooSmall])
+@pytest.mark.parametrize("refusal", [BudgetExhausted, BudgetTooSmall, RunBudgetSpent])
 def test_a_budget_at_its_end_is_said_with_what_was_spent(service: Service, refusal: type[TreasurerError]) -> None:
-    service.refuse = refusal("Budget 'digest run 1' has nothing left.")
+    service.refuse = refusal("Run 1 has nothing left.")
     result = treasurer("--budget", "0.0002")
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert "Budget 'digest run 1' has nothing left." in result.stderr
-    assert "made 1 call for $0.000162 of $0.0002. Give the run more with --budget" in result.stderr
+    assert "Run 1 has nothing left." in result.stderr
+    assert "made 1 call for $0.000162 of $0.0002." in result.stderr
+    assert ("Give the run more with --budget" in result.stderr) == (refusal is RunBudgetSpent)
 
 
 def test_a_feed_that_cannot_be_read_is_left_out_and_said(service: Service) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import orjson
@@ -28,12 +28,14 @@ from llm_service.errors import (
     UpstreamError,
 )
 from llm_service.ids import new_call_id
+from llm_service.run_tokens import RunToken, sign_run_token
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error
 from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings
 from tests.examples import examples
 
 PRINCIPAL = Principal(1, "o", 1, "t", 7, "a", 1, "k", 1)
+SECRET = "s" * 40
 CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 KEY = (b"authorization", b"Bearer sk-tr-good")
 WHOLE = b'{"model":"m","messages":[{"role":"user","content":"hi"}]}'
@@ -167,6 +169,10 @@ class Keys:
             raise NotAuthenticated("This key is unknown.")
         return PRINCIPAL
 
+    async def by_agent(self, name: str) -> Principal:
+        assert name == PRINCIPAL.agent
+        return PRINCIPAL
+
 
 class Traces:
     """Fake traces, in which the parent is the `traceparent` header itself."""
@@ -230,6 +236,30 @@ async def test_a_whole_answer(gateway: Gateway, path: str, kind: str) -> None:
     assert gateway.service.calls == [(kind, WHOLE, CallContext(run="r1"), "00-1")]
     assert (client.status, client.body) == (200, b'{"ok":1}')
     assert client.headers == {"content-type": "application/json", "x-treasurer-cost": "0.1", "content-length": "8"}
+
+
+async def test_a_run_s_token_names_the_agent_and_all_that_its_call_is_attributed_to(gateway: Gateway) -> None:
+    gateway.routes = OpenAIDoor(gateway.routes._app, gateway.routes._runtime, lambda: SECRET)
+    context = CallContext("r1", "ann", "s", ("a",), None, new_call_id(), 99.5)
+    token = sign_run_token(SECRET, RunToken("a", context)).encode()
+    headers = [
+        (b"authorization", b"Bearer " + token), (b"idempotency-key", b"k"), (b"x-treasurer-run", b"other"),
+        (b"x-treasurer-tags", b"b"),
+    ]  # fmt: skip
+    client = await gateway.ask(Client(body()), headers=headers)
+    assert client.status == 200
+    assert gateway.service.calls == [("complete", WHOLE, replace(context, idempotency_key="k"), None)]
+    for secret in ("x" * 40, SECRET):
+        other = sign_run_token(secret, RunToken("a", context)) + ("x" if secret == SECRET else "")
+        client = await gateway.ask(Client(body()), headers=[(b"authorization", b"Bearer " + other.encode())])
+        assert (client.status, client.error["code"]) == (401, "invalid_api_key")
+    assert (await gateway.ask(Client(body()))).status == 200  # keys are served as before
+
+
+async def test_a_token_is_no_key_where_there_are_no_workers(gateway: Gateway) -> None:
+    token = sign_run_token(SECRET, RunToken("digest", CallContext("r1"))).encode()
+    client = await gateway.ask(Client(body()), headers=[(b"authorization", b"Bearer " + token)])
+    assert (client.status, gateway.service.calls) == (401, [])
 
 
 async def test_a_stream(gateway: Gateway) -> None:

@@ -1,4 +1,4 @@
-"""The runs of agents over HTTP: who sees and does what, pages, watching, and every wrong request by name."""
+"""The runs of agents over HTTP: permissions, pages, watching, and the refusal of every wrong request by name."""
 
 from __future__ import annotations
 

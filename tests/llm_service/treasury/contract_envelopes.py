@@ -33,15 +33,14 @@ from tests.llm_service.treasury.contract import Line, ask, held, left, posted, v
 RUN = CallContext(run="r", user="ann", tags=("x", "y"))
 
 
-class EnvelopeTreasury(Treasury, Envelopes, Protocol):
-    """A treasury that also has envelopes, as both implementations do."""
-
-
 class World(Protocol):
     """A treasury with envelopes, with functions that make its budgets and principals."""
 
     @property
-    def treasury(self) -> EnvelopeTreasury: ...
+    def treasury(self) -> Treasury: ...
+
+    @property
+    def envelopes(self) -> Envelopes: ...
 
     async def budget(self, limit_nano: int, most_per_call: int | None = None) -> int: ...
 
@@ -57,14 +56,14 @@ async def opening(world: World, budget: int, reserve: int, lines: Iterable[Line]
 
 
 async def opened(world: World, budget: int, reserve: int, *lines: Line) -> Envelope:
-    envelope = await world.treasury.open(await opening(world, budget, reserve, lines))
+    envelope = await world.envelopes.open(await opening(world, budget, reserve, lines))
     assert isinstance(envelope, Envelope), envelope
     return envelope
 
 
 async def child_of(world: World, parent: Envelope, budget: int, reserve: int = 0) -> Envelope:
     who = await world.principal()
-    return await world.treasury.open_child(ChildOpening(new_call_id(), parent.id, who, RUN, budget, reserve, 60))
+    return await world.envelopes.open_child(ChildOpening(new_call_id(), parent.id, who, RUN, budget, reserve, 60))
 
 
 async def drawing(
@@ -87,7 +86,7 @@ async def refused(world: World, run: Envelope, amount: int, *more: Line) -> Deni
 
 
 async def now(world: World, run: Envelope) -> Envelope:
-    envelope = await world.treasury.find(run.id)
+    envelope = await world.envelopes.find(run.id)
     assert envelope is not None
     return envelope
 
@@ -113,15 +112,15 @@ class EnvelopeContract:
     async def test_i1_an_envelope_is_refused_as_a_call_is(self, world: World) -> None:
         wide, tight = (await world.budget(1_000), ""), (await world.budget(100), "")
         hold = await held(world, 60, tight)
-        busy = await world.treasury.open(await opening(world, 50, 41, [wide, tight]))
+        busy = await world.envelopes.open(await opening(world, 50, 41, [wide, tight]))
         assert isinstance(busy, Denial)
         assert (busy.kind, busy.budget_id, busy.limit_nano, busy.pending_nano) == (DenialKind.BUSY, tight[0], 100, 60)
         assert await left(world, wide) == 1_000
         await world.treasury.settle_soon(posted(hold, 60))
-        final = await world.treasury.open(await opening(world, 50, 41, [wide, tight]))
+        final = await world.envelopes.open(await opening(world, 50, 41, [wide, tight]))
         assert isinstance(final, Denial)
         assert (final.kind, final.posted_nano) == (DenialKind.EXHAUSTED, 60)
-        missing = await world.treasury.open(await opening(world, 50, 41, [wide, (2**40, "")]))
+        missing = await world.envelopes.open(await opening(world, 50, 41, [wide, (2**40, "")]))
         assert isinstance(missing, Denial)
         assert missing.kind is DenialKind.NO_WINDOW
         await opened(world, 50, 40, wide, tight)
@@ -134,18 +133,18 @@ class EnvelopeContract:
     async def test_a_run_that_is_opened_twice_is_one(self, world: World) -> None:
         line = (await world.budget(100), "")
         asked = await opening(world, 80, 60, [line])
-        first = await world.treasury.open(asked)
+        first = await world.envelopes.open(asked)
         assert isinstance(first, Envelope)
         await drawn(world, first, 50)
-        again = await world.treasury.open(asked)
+        again = await world.envelopes.open(asked)
         assert again == await now(world, first)
         assert await sums(world, first) == (10, 50, 0, 0)
         assert await left(world, line) == 40
         for other in (replace(asked, budget_nano=81), replace(asked, reserve_nano=59)):
             with pytest.raises(EnvelopeConflict, match="another budget, reserve"):
-                await world.treasury.open(other)
+                await world.envelopes.open(other)
         both = await opening(world, 20, 20, [line])
-        one, other = await asyncio.gather(world.treasury.open(both), world.treasury.open(both))
+        one, other = await asyncio.gather(world.envelopes.open(both), world.envelopes.open(both))
         assert one == other
         assert await left(world, line) == 20
 
@@ -153,8 +152,8 @@ class EnvelopeContract:
         asked = await opening(world, 80, 60, [(await world.budget(100), "")])
         older = replace(asked.principal, epoch=asked.principal.epoch - 1)
         with pytest.raises(StaleEpoch):
-            await world.treasury.open(replace(asked, principal=older))
-        assert await world.treasury.find(asked.id) is None
+            await world.envelopes.open(replace(asked, principal=older))
+        assert await world.envelopes.find(asked.id) is None
 
     async def test_i1_a_call_draws_on_its_run_and_no_window_counts_it_twice(self, world: World) -> None:
         line = (await world.budget(100), "")
@@ -246,12 +245,12 @@ class EnvelopeContract:
         line = (await world.budget(100), "")
         run = await opened(world, 80, 60, line)
         hold = await drawn(world, run, 10)
-        await world.treasury.suspend(run.id)
+        await world.envelopes.suspend(run.id)
         assert (await refused(world, run, 1)).kind is DenialKind.ENVELOPE_CLOSED
-        await world.treasury.resume(run.id)
+        await world.envelopes.resume(run.id)
         await world.pass_lifetimes()
         assert (await refused(world, run, 1)).kind is DenialKind.ENVELOPE_CLOSED
-        await world.treasury.close(run.id)
+        await world.envelopes.close(run.id)
         denial = await refused(world, run, 1)
         assert (denial.kind, denial.envelope, denial.final) == (DenialKind.ENVELOPE_CLOSED, run.id, False)
         unknown = replace(run, id=new_call_id())
@@ -263,24 +262,24 @@ class EnvelopeContract:
         line = (await world.budget(100), "")
         run = await opened(world, 80, 60, line)
         hold = await drawn(world, run, 50)
-        waiting = await world.treasury.suspend(run.id)
+        waiting = await world.envelopes.suspend(run.id)
         assert (waiting.state, waiting.free_nano, waiting.drawn_nano) == (EnvelopeState.WAITING, 0, 50)
-        assert await world.treasury.suspend(run.id) == waiting
+        assert await world.envelopes.suspend(run.id) == waiting
         assert await left(world, line) == 50
         await world.treasury.settle_soon(posted(hold, 30))
         assert await sums(world, run) == (0, 0, 30, 0)
         assert await left(world, line) == 70
         other = await held(world, 30, line)
-        busy = await world.treasury.resume(run.id)
+        busy = await world.envelopes.resume(run.id)
         assert isinstance(busy, Denial)
         assert (busy.kind, busy.posted_nano, busy.pending_nano) == (DenialKind.BUSY, 30, 30)
         assert (await now(world, run)).state is EnvelopeState.WAITING
         await world.treasury.settle_soon(voided(other))
-        resumed = await world.treasury.resume(run.id, lifetime_s=600)
+        resumed = await world.envelopes.resume(run.id, lifetime_s=600)
         assert isinstance(resumed, Envelope)
         assert (resumed.state, resumed.free_nano) == (EnvelopeState.OPEN, 50)  # the rest of the run's budget
         assert resumed.expires_at > run.expires_at
-        again = await world.treasury.resume(run.id)
+        again = await world.envelopes.resume(run.id)
         assert again == resumed
         assert await left(world, line) == 20
 
@@ -289,30 +288,30 @@ class EnvelopeContract:
         run = await opened(world, 80, 60, line)
         first, second = await drawn(world, run, 20), await drawn(world, run, 30)
         await world.treasury.settle_soon(posted(first, 15))
-        over = await world.treasury.close(run.id)
+        over = await world.envelopes.close(run.id)
         assert (over.state, over.free_nano, over.drawn_nano, over.spent_nano) == (EnvelopeState.CLOSED, 0, 30, 15)
-        assert await world.treasury.close(run.id) == over
+        assert await world.envelopes.close(run.id) == over
         await world.treasury.settle_soon(posted(second, 10))
         assert await sums(world, run) == (0, 0, 25, 0)
         assert await left(world, line) == 75
-        for change in (world.treasury.suspend, world.treasury.resume):
+        for change in (world.envelopes.suspend, world.envelopes.resume):
             with pytest.raises(EnvelopeClosed, match="is over"):
                 await change(run.id)
         with pytest.raises(EnvelopeClosed):
-            await world.treasury.extend(run.id, 10)
+            await world.envelopes.extend(run.id, 10)
         with pytest.raises(EnvelopeClosed):
-            await world.treasury.change_budget(run.id, 100)
+            await world.envelopes.change_budget(run.id, 100)
 
     async def test_what_does_not_exist_is_not_found(self, world: World) -> None:
         nothing = new_call_id()
-        assert await world.treasury.find(nothing) is None
-        assert await world.treasury.tree_cost(nothing) == 0
-        for change in (world.treasury.suspend, world.treasury.resume, world.treasury.close):
+        assert await world.envelopes.find(nothing) is None
+        assert await world.envelopes.tree_cost(nothing) == 0
+        for change in (world.envelopes.suspend, world.envelopes.resume, world.envelopes.close):
             with pytest.raises(NotFound, match=str(nothing)):
                 await change(nothing)
         who = await world.principal()
         with pytest.raises(NotFound):
-            await world.treasury.open_child(ChildOpening(new_call_id(), nothing, who, RUN, 10, 0, 60))
+            await world.envelopes.open_child(ChildOpening(new_call_id(), nothing, who, RUN, 10, 0, 60))
 
     async def test_a_childs_money_is_its_parents_and_no_window_moves(self, world: World) -> None:
         line = (await world.budget(100), "")
@@ -327,12 +326,12 @@ class EnvelopeContract:
         await world.treasury.settle_soon(posted(hold, 10))
         assert await sums(world, child) == (10, 0, 10, 0)
         assert await left(world, line) == 40
-        await world.treasury.close(child.id)
+        await world.envelopes.close(child.id)
         assert await sums(world, child) == (0, 0, 10, 0)
         assert await sums(world, parent) == (50, 0, 0, 10)
         assert await left(world, line) == 40
-        assert await world.treasury.tree_cost(parent.id) == 10
-        await world.treasury.close(parent.id)
+        assert await world.envelopes.tree_cost(parent.id) == 10
+        await world.envelopes.close(parent.id)
         assert await left(world, line) == 90
 
     async def test_i9_a_child_gets_no_more_than_its_parent_has_left(self, world: World) -> None:
@@ -353,10 +352,10 @@ class EnvelopeContract:
         child = await child_of(world, parent, 50)
         assert child.free_nano == 50
         assert await sums(world, parent) == (30, 0, 0, 50)
-        await world.treasury.suspend(child.id)  # the parent cannot use the money, so it returns to the windows
+        await world.envelopes.suspend(child.id)  # the parent cannot use the money, so it returns to the windows
         assert await sums(world, parent) == (30, 0, 0, 50)
         assert await left(world, line) == 70
-        resumed = await world.treasury.resume(child.id)
+        resumed = await world.envelopes.resume(child.id)
         assert isinstance(resumed, Envelope)
         assert resumed.free_nano == 0
         await drawn(world, resumed, 50)
@@ -368,16 +367,16 @@ class EnvelopeContract:
         child = await child_of(world, root, 400, 200)
         grandchild = await child_of(world, child, 100, 100)
         hold = await drawn(world, grandchild, 90)
-        await world.treasury.close(grandchild.id)
+        await world.envelopes.close(grandchild.id)
         assert await sums(world, child) == (110, 0, 0, 90)
-        await world.treasury.close(child.id)
+        await world.envelopes.close(child.id)
         assert await sums(world, root) == (410, 0, 0, 90)
         await world.treasury.settle_soon(posted(hold, 40))
         assert await sums(world, grandchild) == (0, 0, 40, 0)
         assert await sums(world, child) == (0, 0, 0, 40)
         assert await sums(world, root) == (410, 0, 0, 40)
-        assert await world.treasury.tree_cost(root.id) == 40
-        await world.treasury.close(root.id)
+        assert await world.envelopes.tree_cost(root.id) == 40
+        await world.envelopes.close(root.id)
         assert await left(world, line) == 960
 
     async def test_a_parent_may_be_over_before_its_child(self, world: World) -> None:
@@ -385,13 +384,13 @@ class EnvelopeContract:
         root = await opened(world, 800, 500, line)
         parent = await child_of(world, root, 400, 400)
         child = await child_of(world, parent, 100, 60)
-        await world.treasury.close(parent.id)
+        await world.envelopes.close(parent.id)
         assert await sums(world, root) == (400, 0, 0, 100)
         await world.treasury.settle_soon(posted(await drawn(world, child, 50), 30))
         assert await sums(world, root) == (400, 0, 0, 100)
         with pytest.raises(EnvelopeClosed):
             await child_of(world, parent, 1)
-        await world.treasury.close(child.id)
+        await world.envelopes.close(child.id)
         assert await sums(world, root) == (400, 0, 0, 30)
         assert await left(world, line) == 1_000 - 400 - 30
 
@@ -407,31 +406,31 @@ class EnvelopeContract:
         wide = await opened(world, 1_000, 0, (await world.budget(1_000), ""))
         monkeypatch.setattr(envelopes, "MAX_CHILDREN", 2)
         for _ in range(2):
-            await world.treasury.close((await child_of(world, wide, 1)).id)
+            await world.envelopes.close((await child_of(world, wide, 1)).id)
         with pytest.raises(TooManyChildren, match="started 2 child runs"):
             await child_of(world, wide, 1)
 
     async def test_a_child_that_is_opened_twice_is_one(self, world: World) -> None:
         parent = await opened(world, 80, 60, (await world.budget(100), ""))
         asked = ChildOpening(new_call_id(), parent.id, await world.principal(), RUN, 30, 20, 60)
-        first = await world.treasury.open_child(asked)
-        assert await world.treasury.open_child(asked) == first
+        first = await world.envelopes.open_child(asked)
+        assert await world.envelopes.open_child(asked) == first
         assert await sums(world, parent) == (40, 0, 0, 30)
         with pytest.raises(EnvelopeConflict):
-            await world.treasury.open_child(replace(asked, budget_nano=31))
+            await world.envelopes.open_child(replace(asked, budget_nano=31))
         alone = await opening(world, 30, 20, (), run=asked.id)
         with pytest.raises(EnvelopeConflict):
-            await world.treasury.open(alone)
+            await world.envelopes.open(alone)
 
     async def test_a_childs_money_goes_back_to_a_parent_that_waits_through_the_windows(self, world: World) -> None:
         line = (await world.budget(100), "")
         parent = await opened(world, 80, 60, line)
         child = await child_of(world, parent, 30, 20)
-        await world.treasury.suspend(parent.id)
+        await world.envelopes.suspend(parent.id)
         assert await left(world, line) == 80
         with pytest.raises(EnvelopeClosed, match="waits"):
             await child_of(world, parent, 1)
-        await world.treasury.close(child.id)
+        await world.envelopes.close(child.id)
         assert await left(world, line) == 100
         assert await sums(world, parent) == (0, 0, 0, 0)
 
@@ -440,28 +439,28 @@ class EnvelopeContract:
         child = await child_of(world, parent, 30, 20)
         await drawn(world, child, 25)
         with pytest.raises(InvalidRequest, match="cannot be"):
-            await world.treasury.change_budget(child.id, 24)
+            await world.envelopes.change_budget(child.id, 24)
         with pytest.raises(RunBudgetSpent):
-            await world.treasury.change_budget(child.id, 101)
-        assert (await world.treasury.change_budget(child.id, 100)).left_nano == 75
+            await world.envelopes.change_budget(child.id, 101)
+        assert (await world.envelopes.change_budget(child.id, 100)).left_nano == 75
         assert await sums(world, parent) == (40, 0, 0, 100)
-        assert (await world.treasury.change_budget(child.id, 25)).left_nano == 0
-        assert (await world.treasury.change_budget(parent.id, 500)).left_nano == 475
+        assert (await world.envelopes.change_budget(child.id, 25)).left_nano == 0
+        assert (await world.envelopes.change_budget(parent.id, 500)).left_nano == 475
         with pytest.raises(InvalidRequest, match="cannot be"):
-            await world.treasury.change_budget(parent.id, 24)
+            await world.envelopes.change_budget(parent.id, 24)
 
     async def test_an_envelope_whose_lifetime_is_over_is_closed(self, world: World) -> None:
         line = (await world.budget(100), "")
         short, waiting = await opened(world, 40, 40, line), await opened(world, 40, 40, line)
         hold = await drawn(world, short, 10)
-        await world.treasury.suspend(waiting.id)
-        assert await world.treasury.close_expired() == 0
+        await world.envelopes.suspend(waiting.id)
+        assert await world.envelopes.close_expired() == 0
         await world.pass_lifetimes()
         kept = await opened(world, 10, 10, line)
-        extended = await world.treasury.extend(waiting.id, 600)
+        extended = await world.envelopes.extend(waiting.id, 600)
         assert (extended.state, extended.expires_at > waiting.expires_at) == (EnvelopeState.WAITING, True)
-        assert await world.treasury.close_expired() == 1
-        assert await world.treasury.close_expired() == 0
+        assert await world.envelopes.close_expired() == 1
+        assert await world.envelopes.close_expired() == 0
         states = [(await now(world, run)).state for run in (short, waiting, kept)]
         assert states == [EnvelopeState.CLOSED, EnvelopeState.WAITING, EnvelopeState.OPEN]
         assert await left(world, line) == 80

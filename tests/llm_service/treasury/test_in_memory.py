@@ -23,6 +23,10 @@ class InMemoryWorld:
     def __post_init__(self) -> None:
         self.treasury = InMemoryTreasury({}, epoch=1, clock=lambda: datetime.now(UTC) + self.ahead)
 
+    @property
+    def envelopes(self) -> InMemoryTreasury:
+        return self.treasury
+
     async def pass_lifetimes(self) -> None:
         self.ahead += timedelta(hours=1)
 

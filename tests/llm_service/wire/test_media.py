@@ -112,7 +112,7 @@ def test_i1_bytes_and_type_that_disagree_are_refused_by_name(mime: str, content:
 
 @pytest.mark.parametrize("name", ["format", "mime_type", "content_type"])
 def test_i1_each_type_that_litellm_would_send_must_agree(name: str) -> None:
-    """LiteLLM would use this type in place of the data URL's type, and Gemini would believe it."""
+    """LiteLLM would send the named type instead of the data URL's type, and Gemini would believe it."""
     assert read(image(data_url("image/png", png(1, 1)), **{name: "image/webp"})).kind is Kind.IMAGE
     assert refused(image(data_url("image/png", png(1, 1)), **{name: "audio/wav"})).code == "not_priced"
     assert refused(image("https://x/y.png", **{name: "video/mp4"})).code == "not_priced"

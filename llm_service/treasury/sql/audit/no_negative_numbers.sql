@@ -5,6 +5,10 @@ UNION ALL
 SELECT 'the hold of call ' || call_id || ' attempt ' || attempt || ': ' || amount_nano || ' nano-dollars'
 FROM holds WHERE amount_nano < 0
 UNION ALL
+SELECT 'the envelope of run ' || id || ': free ' || free_nano || ', drawn ' || drawn_nano || ', spent ' || spent_nano
+    || ', given ' || given_nano || ', budget ' || budget_nano || ' nano-dollars'
+FROM envelopes WHERE least(free_nano, drawn_nano, spent_nano, given_nano, budget_nano) < 0
+UNION ALL
 SELECT 'call ' || call_id || ' attempt ' || attempt || ' (' || state || '): cost ' || cost_nano || ', held '
     || held_nano || ' nano-dollars, tokens ' || concat_ws(' ', input_tokens, cached_tokens, cache_write_tokens, output_tokens, reasoning_tokens)
     || ', besides ' || more_usage

@@ -67,6 +67,9 @@ WITH
         UNION ALL SELECT id, settled_epoch, settled_at, 1, NULL, cost - held, 0 FROM entries
         UNION ALL SELECT s.id, coalesce(h.epoch, 0), h.started_at, 1, NULL, h.amount_nano, h.amount_nano
         FROM holds h CROSS JOIN LATERAL unnest(h.window_ids) AS named (id) JOIN suspects s ON s.id = named.id
+        UNION ALL SELECT s.id, e.epoch, e.opened_at, 1, NULL, e.free_nano, e.free_nano
+        FROM envelopes e CROSS JOIN LATERAL unnest(e.window_ids) AS named (id) JOIN suspects s ON s.id = named.id
+        WHERE e.free_nano > 0
         UNION ALL SELECT s.id, 0, '-infinity', 1, NULL, c.counted_nano, c.counted_nano
         FROM counted_windows c JOIN suspects s ON s.id = c.window_id
         UNION ALL SELECT s.id, a.epoch, a.since, 0, a.allowed, 0, 0

@@ -132,7 +132,7 @@ def test_a_file_that_is_no_map_is_refused(tmp_path: Path) -> None:
         PriceList.load(tmp_path / "prices.json")
 
 
-# The figures below do not come from genai-prices, LiteLLM or Treasurer. They were read on the providers' pages in #
+# The figures below do not come from genai-prices, LiteLLM or Treasurer. They were read on the providers' pages in
 # November 2026 and computed by hand, so that they also find a mistake that two price books share.
 
 FRIDAY_PEAK = datetime(2026, 11, 27, 2, 30, tzinfo=UTC).timestamp()

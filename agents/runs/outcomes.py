@@ -1,0 +1,77 @@
+"""What becomes of a run after an error. Pure.
+
+What must hold:
+  A run that only has to wait waits: for a person, for money, or for a while; nothing holds it meanwhile.
+  A pace that was exceeded, or a part of Treasurer that is away, spends nothing, so the run tries again until its deadline.
+  A provider that fails is tried again a few times, with longer and longer pauses.
+  Everything else fails at once, with a code for programs and a message for people.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from agents.configuration.terms import Keep, OnBudget, Terms
+from agents.runs.journal import PersonNeeded, describe
+from agents.runs.record import Ended, Outcome, State, WaitFor, Waits
+from agents.runs.store import KEEP_FAILED_S
+from llm_service.errors import (
+    BudgetExhausted,
+    BudgetTooSmall,
+    IdempotencyConflict,
+    Refused,
+    RunBudgetSpent,
+    TreasurerError,
+    Unavailable,
+    UpstreamError,
+)
+
+#: How long a run that waits for money waits before it asks again, unless the refusal says when to ask.
+_MONEY_S = 300.0
+_FIRST_PAUSE_S = 2.0
+_LONGEST_PAUSE_S = 300.0
+#: How often a step is tried again whose provider failed.
+_RETRIES = 4
+
+
+def after(error: Exception, step: int, earlier: dict[str, Any] | None, terms: Terms) -> Outcome:
+    """The outcome of a run that stopped at `step` with this error. `earlier` is the error with which it stopped last."""
+    if isinstance(error, PersonNeeded):
+        return Waits(WaitFor.APPROVAL, error=_person(error))
+    tries = 1 + (int(earlier.get("tries", 0)) if earlier is not None and earlier.get("step") == step else 0)
+    described = describe(error) | {"step": step, "tries": tries}
+    failed = Ended(State.FAILED, error=described, keep_s=max(keep_s(terms), KEEP_FAILED_S))
+    if not isinstance(error, TreasurerError):
+        return failed
+    pause_s = max(error.retry_after or 0.0, min(_FIRST_PAUSE_S * 2 ** (tries - 1), _LONGEST_PAUSE_S))
+    if isinstance(error, (BudgetExhausted, BudgetTooSmall, RunBudgetSpent)):
+        if terms.on_budget is OnBudget.FAIL:
+            return failed
+        return Waits(WaitFor.MONEY, error.retry_after or _MONEY_S, described)
+    if isinstance(error, Unavailable) or (isinstance(error, Refused) and error.should_retry):
+        return Waits(WaitFor.TIME, pause_s, described)
+    if isinstance(error, IdempotencyConflict) and error.code == "idempotency_in_progress":
+        return Waits(WaitFor.TIME, pause_s, described)
+    if isinstance(error, UpstreamError) and _may_pass(error) and tries <= _RETRIES:
+        return Waits(WaitFor.TIME, pause_s, described)
+    return failed
+
+
+def keep_s(terms: Terms) -> float:
+    """How long the results of the steps of a run that succeeded are kept."""
+    return float(terms.keep_s or KEEP_FAILED_S) if terms.keep is Keep.STEPS else 0.0
+
+
+def _may_pass(error: UpstreamError) -> bool:
+    """Whether a provider's error may be gone the next time: its own failure, or its rate limit, and not the request."""
+    return error.status >= 500 or error.status in (408, 409, 429)
+
+
+def _person(error: PersonNeeded) -> dict[str, Any]:
+    step = error.step
+    return {
+        "code": "person_needed",
+        "message": f"Step {step.position}, the tool {step.tool or step.name}, was begun, and nobody knows whether it was done. "
+        "A person decides whether it is to be called (again).",
+        "step": step.position,
+    }

@@ -1,0 +1,226 @@
+"""A worker: it claims runs, does several at once in one process, and keeps their leases.
+
+What must hold:
+  One renewal keeps the leases of all of its runs. If none has succeeded for as long as a lease lasts, the worker takes its
+      runs for lost, because another worker may have them by now, and stops them.
+  A run that is cancelled, late or lost is stopped within one renewal. A step that cannot be interrupted (a thread, or a
+      model's answer that is paid for anyway) ends unseen.
+  `stop` hands its runs over: another worker takes them up at once, at the step that they were at.
+  A run that fails ends itself and no other. Postgres may go away and come back.
+There is no global state: any number of workers may be in a process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from enum import Enum
+from functools import partial
+from uuid import UUID, uuid4
+
+from agents.runs.executor import RunExecutor, cancelled, expired
+from agents.runs.record import Claim, Ended, HandsOver, Outcome, Run
+from agents.runs.store import LEASE_S, LeaseLost
+from llm_service.errors import TreasurerError
+
+log = logging.getLogger(__name__)
+
+
+class _Stop(Enum):
+    """Why the worker has stopped a run."""
+
+    CANCELLED = "cancelled"
+    LATE = "late"
+    LOST = "lost"
+    HANDOVER = "handover"
+
+
+@dataclass(slots=True)
+class _Running:
+    claim: Claim
+    task: asyncio.Task[None]
+    stop: _Stop | None = None
+    leaving: bool = False  # its outcome is being written
+
+    def end(self, why: _Stop) -> None:
+        if self.stop is None and not self.leaving:
+            self.stop = why
+            self.task.cancel()
+
+
+@dataclass(slots=True)
+class Worker:
+    """Does at most `slots` runs at once. `run` works until it is cancelled or `stop` is called."""
+
+    executor: RunExecutor
+    slots: int = 32
+    lease_s: float = LEASE_S
+    renew_s: float = 5.0
+    poll_s: float = 1.0
+    id: UUID = field(default_factory=uuid4)
+    _running: dict[UUID, _Running] = field(default_factory=dict[UUID, _Running], init=False)
+    _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _stopping: bool = field(default=False, init=False)
+    _renewed_at: float = field(default_factory=time.monotonic, init=False)
+
+    @property
+    def running(self) -> frozenset[UUID]:
+        """The runs that it is doing."""
+        return frozenset(self._running)
+
+    def wake(self) -> None:
+        """Look for work now: somebody has added a run."""
+        self._wake.set()
+
+    def stop(self) -> None:
+        """Claim nothing any more, hand over what is running, and let `run` return."""
+        self._stopping = True
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Work until `stop`. When this returns, or is cancelled, the worker holds no run."""
+        chores = [asyncio.create_task(chore()) for chore in (self._renew_regularly, self._recover_regularly)]
+        try:
+            while not self._stopping:
+                self._wake.clear()
+                if not await self._claim():
+                    await self._pause(self.poll_s)
+        finally:
+            await self._hand_over()
+            for chore in chores:
+                chore.cancel()
+            await asyncio.wait(chores)
+
+    async def work_off(self) -> int:
+        """Do what is queued, and return when nothing is left that this worker could do: for tests and commands."""
+        done = 0
+        keep = asyncio.create_task(self._renew_regularly())
+        try:
+            while True:
+                done += await self._claim()
+                if not self._running:
+                    return done
+                await asyncio.wait([each.task for each in self._running.values()], return_when="FIRST_COMPLETED")
+        finally:
+            await self._hand_over()
+            keep.cancel()
+            await asyncio.wait([keep])
+
+    async def _pause(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+
+    async def _claim(self) -> int:
+        """Claim as many runs as there is room for. Returns how many."""
+        free = self.slots - len(self._running)
+        if free <= 0:
+            return 0
+        if not self._running:
+            self._renewed_at = time.monotonic()  # there was nothing to renew
+        try:
+            runs = await self.executor.store.claim(self.id, free, self.executor.agents, lease_s=self.lease_s)
+        except TreasurerError as error:
+            log.warning("no run was claimed: %s", error)
+            return 0
+        for run in runs:
+            task = asyncio.create_task(self._do(run), name=f"run {run.id}")
+            self._running[run.id] = _Running(run.claim, task)
+            task.add_done_callback(partial(self._forget, run.id))
+        return len(runs)
+
+    def _forget(self, run_id: UUID, _task: asyncio.Task[None]) -> None:
+        self._running.pop(run_id, None)
+        self._wake.set()
+
+    async def _do(self, run: Run) -> None:
+        """Do a run and write its outcome, whatever it is."""
+        mine = self._running[run.id]
+        try:
+            outcome: Outcome | None = await self.executor.execute(run)
+        except asyncio.CancelledError:
+            if mine.stop is None:
+                raise  # the event loop is closing
+            outcomes = {_Stop.CANCELLED: cancelled(), _Stop.LATE: expired(), _Stop.HANDOVER: HandsOver()}
+            outcome = outcomes.get(mine.stop)
+        except LeaseLost:
+            outcome = None
+        except TreasurerError as error:
+            log.warning("run %s is given up until another worker takes it up: %s", run.id, error)
+            outcome = None
+        mine.leaving = True
+        if outcome is None:
+            log.info("the lease of run %s is lost, or will end", run.id)
+            return
+        await self.executor.release(run, outcome)
+        await self._leave(run.claim, outcome)
+
+    async def _leave(self, claim: Claim, outcome: Outcome) -> None:
+        try:
+            await self.executor.store.leave(claim, outcome)
+        except LeaseLost:
+            log.info("run %s was another worker's by the time it ended here", claim.run_id)
+        except TreasurerError as error:
+            log.warning("the end of run %s was not written; another worker takes it up: %s", claim.run_id, error)
+
+    async def _renew_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(self.renew_s)
+            await self._renew()
+
+    async def _renew(self) -> None:
+        began = time.monotonic()
+        held = dict(self._running)
+        if not held:
+            self._renewed_at = began
+            return
+        try:
+            renewed = await self.executor.store.renew(
+                self.id, [each.claim for each in held.values()], lease_s=self.lease_s
+            )
+        except TreasurerError as error:
+            log.warning("leases were not renewed: %s", error)
+            if time.monotonic() - self._renewed_at > self.lease_s:
+                for each in held.values():
+                    each.end(_Stop.LOST)
+            return
+        self._renewed_at = began
+        found = {each.run_id: each for each in renewed}
+        for run_id, each in held.items():
+            answer = found.get(run_id)
+            if answer is None:
+                each.end(_Stop.LOST)
+            elif answer.cancelled:
+                each.end(_Stop.CANCELLED)
+            elif answer.late:
+                each.end(_Stop.LATE)
+
+    async def _recover_regularly(self) -> None:
+        """Queue what nobody holds any more, and forget what need not be kept."""
+        while True:
+            try:
+                await self._recover()
+            except TreasurerError as error:
+                log.warning("lost runs were not looked for: %s", error)
+            await asyncio.sleep(self.poll_s)
+
+    async def _recover(self) -> None:
+        store = self.executor.store
+        for each in await store.recover():
+            if each.state.ended:
+                run = await store.find(each.run_id)
+                await self.executor.release(run, Ended(each.state, error=run.error))
+            else:
+                self._wake.set()
+        await store.forget()
+
+    async def _hand_over(self) -> None:
+        running = list(self._running.values())
+        for each in running:
+            each.end(_Stop.HANDOVER)
+        if running:
+            await asyncio.wait([each.task for each in running])

@@ -1,0 +1,154 @@
+"""A run's money (I9): its envelope is open before its first step, holds nothing while it waits, and is closed at its end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import pytest
+
+from agents.runs.executor import RunExecutor, StartRequest
+from agents.runs.in_memory import InMemoryRuns
+from agents.runs.record import Run, State, WaitFor
+from agents.runs.worker import Worker
+from llm_service.errors import InvalidRequest, ProxyUnavailable, UpstreamError
+from llm_service.treasury.envelopes import EnvelopeState
+from llm_service.treasury.in_memory import InMemoryTreasury
+from llm_service.types import Budget, Principal, Scope, WindowKind
+from tests.agents.runs.scripted import Script
+
+LINE = (1, "")
+
+
+@dataclass
+class Spender:
+    """One agent with one budget. Its epoch may change, as when an administrator changes something."""
+
+    epoch: int = 1
+    reloads: list[int] = field(default_factory=list[int])
+    newest: int = 1
+
+    async def by_agent(self, name: str) -> Principal:
+        budget = Budget(1, "daily", Scope.AGENT, 7, WindowKind.TOTAL)
+        return Principal(1, "default", 1, "default", 7, name, None, None, self.epoch, budgets=(budget,))
+
+    async def reload(self) -> None:
+        self.reloads.append(self.epoch)
+        self.epoch = self.newest
+
+
+@pytest.fixture
+def treasury() -> InMemoryTreasury:
+    return InMemoryTreasury({1: 1_000_000}, epoch=1)
+
+
+@pytest.fixture
+def spender() -> Spender:
+    return Spender()
+
+
+@pytest.fixture
+def paid(executor: RunExecutor, treasury: InMemoryTreasury, spender: Spender) -> RunExecutor:
+    return replace(executor, envelopes=treasury, principals=spender)
+
+
+def pending(treasury: InMemoryTreasury) -> int:
+    window = treasury.windows.get(LINE)
+    return 0 if window is None else window.pending_nano
+
+
+async def work(executor: RunExecutor, store: InMemoryRuns, run: Run) -> Run:
+    store.pass_time(400)
+    await store.recover()
+    await Worker(executor).work_off()
+    return await store.find(run.id)
+
+
+REQUEST = StartRequest("demo", budget_nano=100_000, reserve_nano=60_000)
+
+
+async def test_i9_a_run_holds_its_reserve_while_it_runs_and_gives_it_back(
+    paid: RunExecutor, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
+) -> None:
+    held: list[int] = []
+
+    async def look(_key: str) -> None:
+        held.append(pending(treasury))
+
+    script.before = look
+    run = await paid.start(REQUEST)
+    assert (run.budget_nano, run.reserve_nano, pending(treasury)) == (100_000, 60_000, 0)
+    run = await work(paid, store, run)
+    assert run.state is State.SUCCEEDED
+    assert held == [60_000] * 3
+    assert {context.envelope for context in script.contexts} == {run.id}
+    assert pending(treasury) == 0
+    envelope = await treasury.find(run.id)
+    assert envelope is not None
+    assert (envelope.state, envelope.budget_nano) == (EnvelopeState.CLOSED, 100_000)
+
+
+async def test_i9_a_run_that_waits_holds_nothing_and_holds_again_when_it_goes_on(
+    paid: RunExecutor, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
+) -> None:
+    held: list[int] = []
+
+    async def refuse_once(key: str) -> None:
+        held.append(pending(treasury))
+        if len(held) == 2:
+            raise ProxyUnavailable("away")
+
+    script.before = refuse_once
+    run = await work(paid, store, await paid.start(REQUEST))
+    assert (run.state, run.wait_for, pending(treasury)) == (State.WAITING, WaitFor.TIME, 0)
+    run = await work(paid, store, run)
+    assert (run.state, held, pending(treasury)) == (State.SUCCEEDED, [60_000] * 4, 0)
+
+
+async def test_a_run_without_money_waits_for_it_and_spends_nothing(
+    paid: RunExecutor, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
+) -> None:
+    treasury.limits_nano[1] = 50_000
+    run = await work(paid, store, await paid.start(REQUEST))
+    assert (run.state, run.wait_for) == (State.WAITING, WaitFor.MONEY)
+    assert run.error is not None
+    assert "daily" in run.error["message"]
+    assert (script.bought, pending(treasury)) == ([], 0)
+    treasury.limits_nano[1] = 500_000
+    treasury.windows.clear()
+    run = await work(paid, store, run)
+    assert (run.state, len(script.bought)) == (State.SUCCEEDED, 3)
+
+
+async def test_a_run_that_failed_holds_nothing_and_has_its_money_again_when_it_is_retried(
+    paid: RunExecutor, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
+) -> None:
+    async def fail(_key: str) -> None:
+        raise UpstreamError("no such model", status=404)
+
+    script.before = fail
+    run = await work(paid, store, await paid.start(REQUEST))
+    assert (run.state, pending(treasury)) == (State.FAILED, 0)
+    script.before = None
+    await store.retry(run.id)
+    run = await work(paid, store, run)
+    assert (run.state, pending(treasury)) == (State.SUCCEEDED, 0)
+
+
+async def test_an_envelope_is_opened_with_the_configuration_of_now(
+    paid: RunExecutor, store: InMemoryRuns, treasury: InMemoryTreasury, spender: Spender
+) -> None:
+    run = await paid.start(REQUEST)
+    treasury.epoch = spender.newest = 5  # an administrator has changed something since the principal was read
+    run = await work(paid, store, run)
+    assert (run.state, spender.reloads) == (State.SUCCEEDED, [1])
+
+
+async def test_a_run_may_not_have_more_than_its_agent(paid: RunExecutor, store: InMemoryRuns) -> None:
+    for wrong in (
+        replace(REQUEST, budget_nano=10**18),
+        replace(REQUEST, budget_nano=0),
+        replace(REQUEST, reserve_nano=100_001),
+    ):
+        with pytest.raises(InvalidRequest):
+            await paid.start(wrong)
+    assert store._runs == {}

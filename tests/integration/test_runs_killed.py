@@ -1,0 +1,161 @@
+"""A worker is killed (SIGKILL) at each point of a run, and another process goes on: the provider's invoice, the receiver of
+effects and the ledger agree.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+import asyncpg
+import pytest
+from pydantic_ai.models import override_allow_model_requests
+
+from agents.runs.executor import StartRequest
+from agents.runs.record import State, WaitFor
+from agents.runs.worker import Worker
+from gateway.stack.state import StackState
+from llm_service.administration.inputs import read_input
+from llm_service.administration.organisations import NewAgent, create_agent
+from llm_service.errors import Conflict
+from llm_service.run_tokens import RunToken, sign_run_token
+from llm_service.types import CallContext
+from tests.integration.dying_worker import LEASE_S, open_worker
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@dataclass
+class Stage:
+    """A worker in this process, and what the test looks at."""
+
+    state: StackState
+    pool: asyncpg.Pool
+    worker: Worker
+
+    async def killed(self, point: str) -> None:
+        """Let another process work until it kills itself."""
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "tests.integration.dying_worker", str(self.state.data_dir), point, cwd=ROOT
+        )
+        assert await asyncio.wait_for(process.wait(), 60) == -signal.SIGKILL
+
+    async def taken_over(self, run_id: Any) -> None:
+        """The lease ends, and the worker of this process does what is left."""
+        store = self.worker.executor.store
+        async with asyncio.timeout(LEASE_S + 5):
+            while (await store.find(run_id)).state is State.RUNNING:
+                await store.recover()
+                await asyncio.sleep(0.1)
+        await self.worker.work_off()
+
+    async def invoice(self, mark: str) -> list[dict[str, Any]]:
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(f"{self.state.provider_url}/_sim/invoice?lines=1") as response,
+        ):
+            return [line for line in (await response.json())["lines"] if line.get("mark") == mark]
+
+    async def ledger_nano(self, run_id: Any, entries: int) -> int:
+        """The posted cost of a run, when all of its calls are settled."""
+        rows: list[asyncpg.Record] = []
+        for _ in range(100):
+            rows = await self.pool.fetch(
+                "SELECT cost_nano FROM ledger WHERE run_id = $1 AND state = 'posted'", str(run_id)
+            )
+            if len(rows) >= entries:
+                assert len(rows) == entries
+                return sum(row["cost_nano"] for row in rows)
+            await asyncio.sleep(0.1)
+        raise AssertionError(f"{len(rows)} calls of run {run_id} are in the ledger after 10 s")
+
+    async def effects(self, run_id: Any) -> list[str]:
+        rows = await self.pool.fetch("SELECT once_key FROM effects_of_tests WHERE once_key LIKE $1", f"{run_id}/%")
+        return [row["once_key"] for row in rows]
+
+
+@pytest.fixture
+async def stage(stack: StackState) -> AsyncIterator[Stage]:
+    async with AsyncExitStack() as opened:
+        pool = await opened.enter_async_context(asyncpg.create_pool(stack.database_url, min_size=1, max_size=2))
+        await pool.execute("CREATE TABLE IF NOT EXISTS effects_of_tests (tool text, once_key text)")
+        with suppress(Conflict):
+            await create_agent(pool, read_input(NewAgent, {"name": "worker-test"}))
+        worker = await open_worker(opened, stack, "none", 1)
+        with override_allow_model_requests(True):
+            yield Stage(stack, pool, worker)
+
+
+@pytest.mark.parametrize(
+    ("point", "tool", "asked"),
+    [
+        ("before-model", "send", 1),
+        ("in-model", "send", 1),
+        ("after-model", "send", 1),
+        ("before-effect", "send", 1),
+        ("after-effect", "send", 2),  # with one once key, so the receiver drops the second
+        ("after-effect", "book", 1),  # it is looked up
+        ("before-end", "send", 1),
+    ],
+)
+async def test_i8_a_killed_worker_loses_no_step_and_repeats_none(
+    stage: Stage, point: str, tool: str, asked: int
+) -> None:
+    mark = uuid4().hex
+    text = f'[[sim: {{"latency_s": 0.8, "mark": "{mark}"}}]] Please {tool} it.'
+    run = await stage.worker.executor.start(StartRequest("worker-test", {"text": text}))
+    await stage.killed(point)
+    await stage.taken_over(run.id)
+    run = await stage.worker.executor.store.find(run.id)
+    assert (run.state, run.error) == (State.SUCCEEDED, None)
+    lines = await stage.invoice(mark)
+    assert len(lines) == 2  # one request for the tool, one for the output: none was bought twice
+    effects = await stage.effects(run.id)
+    assert len(effects) == asked
+    assert len(set(effects)) == 1
+    assert run.cost_nano == await stage.ledger_nano(run.id, 2) == sum(line["cost_nano"] for line in lines)
+    assert run.lost_nano == 0
+
+
+async def test_i8_a_killed_worker_leaves_a_tool_that_says_nothing_to_a_person(stage: Stage) -> None:
+    mark = uuid4().hex
+    text = f'[[sim: {{"mark": "{mark}"}}]] Please delete it.'
+    run = await stage.worker.executor.start(StartRequest("worker-test", {"text": text}))
+    await stage.killed("after-effect")
+    await stage.taken_over(run.id)
+    store = stage.worker.executor.store
+    run = await store.find(run.id)
+    assert (run.state, run.wait_for, len(await stage.effects(run.id))) == (State.WAITING, WaitFor.APPROVAL, 1)
+    await store.retry(run.id)
+    await stage.worker.work_off()
+    run = await store.find(run.id)
+    assert (run.state, len(await stage.effects(run.id)), len(await stage.invoice(mark))) == (State.SUCCEEDED, 2, 2)
+
+
+async def test_a_runs_token_is_for_its_run_and_its_agent_only(stage: Stage) -> None:
+    """The gateway takes the whole attribution from the token, and no header changes it."""
+
+    body = {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 16}
+    run_id = str(uuid4())
+    for secret, status in ((stage.state.grant_secret, 200), ("x" * 40, 401)):
+        token = sign_run_token(secret, RunToken("worker-test", CallContext(run=run_id)))
+        headers = {"authorization": f"Bearer {token}", "x-treasurer-run": "another", "x-treasurer-user": "ann"}
+        async with (
+            aiohttp.ClientSession() as session,
+            session.post(f"{stage.state.gateway_url}/v1/chat/completions", json=body, headers=headers) as response,
+        ):
+            answer = await response.text()
+            assert response.status == status, answer
+            assert token not in answer
+    await stage.ledger_nano(run_id, 1)
+    rows = await stage.pool.fetch("SELECT agent_id, user_id FROM ledger WHERE run_id = $1", run_id)
+    agent_id = await stage.pool.fetchval("SELECT id FROM agents WHERE name = 'worker-test'")
+    assert [tuple(row) for row in rows] == [(agent_id, None)]
