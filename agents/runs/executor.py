@@ -27,7 +27,7 @@ from agents.configuration.terms import AgentConfiguration, TriggerKind, unpinned
 from agents.definition import AnyAgent
 from agents.registry import find_agent
 from agents.runs.durability import Journaled
-from agents.runs.journal import Journal, Limits
+from agents.runs.journal import Journal, Limits, describe
 from agents.runs.outcomes import after, keep_s
 from agents.runs.record import Ended, HandsOver, NewRun, Outcome, Run, State, Trigger
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
@@ -164,7 +164,10 @@ class RunExecutor:
         Raises:
             LeaseLost: another worker has the run. TreasuryUnavailable: Postgres is away, so the lease will end.
         """
-        configuration = unpinned(run.agent, run.configuration)
+        try:
+            configuration = unpinned(run.agent, run.configuration)
+        except TreasurerError as error:  # another release has pinned what this one does not understand
+            return Ended(State.FAILED, error=describe(error), keep_s=KEEP_FAILED_S)
         terms = configuration.terms
         limits = Limits(terms.step_limit, terms.result_limit_bytes, terms.lost_answer)
         journal = Journal.of(self.store, run.claim, await self.store.steps(run.id), limits)
