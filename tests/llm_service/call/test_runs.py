@@ -55,7 +55,7 @@ async def test_the_run_of_another_agent_is_refused_by_name(treasury: Treasury) -
     for _ in range(2):  # also from the cache
         with pytest.raises(EnvelopeNotYours, match="is not one of agent 'other'") as refused:
             await runs.lines(replace(PRINCIPAL, agent_id=PRINCIPAL.agent_id + 1, agent="other"), context)
-    assert refused.value.status == 403
+        assert refused.value.status == 403
 
 
 async def test_a_run_that_does_not_exist_may_not_spend(treasury: Treasury) -> None:
