@@ -35,6 +35,7 @@ from gateway.stack.state import NotRunning, running_state
 from llm_service import process
 from llm_service.administration.principals import Principals
 from llm_service.remote import RemoteService
+from llm_service.run_money import RunMoney
 from llm_service.telemetry import logs
 from llm_service.treasury.in_postgres import PostgresTreasury
 
@@ -112,11 +113,12 @@ async def open_worker(settings: Settings, addresses: WorkerAddresses) -> AsyncIt
             total_s=settings.call_timeout_s + settings.hold_margin_s,
         )
         await stack.enter_async_context(service)
+        principals = Principals(pool)
         executor = RunExecutor(
             PostgresRuns(pool),
             service,
-            Principals(pool),
-            treasury.envelopes,
+            principals,
+            RunMoney(treasury.envelopes, principals, freed=treasury.freed, busy_wait_s=settings.busy_wait_s),
             services=Services(FeedReader(allow_files=False, allow_private=settings.feeds_allow_private)),
             agents=RunnableAgents(AgentConfigurations(pool), usable_logic()).names,
         )

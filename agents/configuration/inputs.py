@@ -259,6 +259,8 @@ def _faults_of_tools(terms: Terms, definition: AnyAgent) -> list[tuple[str, str]
                     f"{policy} is less strict. From the least strict: {', '.join(STRICTNESS)}.",
                 )
             )
+        elif policy is Policy.VERIFY is not known[tool]:
+            faults.append(("tool_policies", f"The tool {tool!r} has no function that verifies: choose ask."))
     return faults
 
 

@@ -38,7 +38,7 @@ class TriggerKind(StrEnum):
 
 
 #: The triggers that nobody waits for. Their runs hold all of their budget before they start: one that has begun then
-#: comes to its end. Somebody waits for the others, so they start if one call can be paid.
+#: comes to its end. Runs that somebody waits for hold nothing at first: their first call takes what it needs.
 UNATTENDED = frozenset({TriggerKind.SCHEDULE, TriggerKind.WEBHOOK})
 
 
@@ -128,11 +128,10 @@ def digest_of(terms: Terms) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class RunMoney:
-    """What a run may spend in all, and what is held for it when it starts. `reserve_nano` None: what one call needs at
-    least."""
+    """What a run may spend in all, and how much of that is held for it when it starts."""
 
     budget_nano: int
-    reserve_nano: int | None
+    reserve_nano: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +143,8 @@ class AgentConfiguration:
     terms: Terms
     made_at: datetime | None = None
     made_by: str = ""
+    #: What an administrator allows a run of this agent at most, whatever the version says. It is in no version.
+    most_per_run_nano: int | None = None
 
     @property
     def digest(self) -> bytes:
@@ -164,31 +165,31 @@ class AgentConfiguration:
     ) -> RunMoney:
         """What a run of this trigger may spend, and what is held for it.
 
-        The trigger may ask for less. Only an administrator may ask for more (`may_raise`).
+        The trigger may ask for less. Only an administrator may ask for more (`may_raise`), up to what one run of the agent may spend.
 
         Raises:
-            InvalidRequest: the budget that was asked for is zero or above the configured one, or the reserve is above
-                the budget.
+            InvalidRequest: the budget that was asked for is zero or above the configured one, or the reserve is not a
+                part of the budget.
         """
         terms, own = self.terms, self.terms.triggers.get(kind, TriggerTerms())
-        most = own.budget_nano or terms.budget_nano
+        most = min(own.budget_nano or terms.budget_nano, self.most_per_run_nano or MAX_NANO)
         budget = most if budget_nano is None else budget_nano
-        if not 0 < budget <= (MAX_NANO if may_raise else most):
+        if not 0 < budget <= ((self.most_per_run_nano or MAX_NANO) if may_raise else most):
             raise InvalidRequest(
                 f"A run of agent {self.agent!r} by a {kind} may have a budget of at most {format_dollars(most)} "
                 f"(version {self.version} of its configuration), and of more than nothing; {format_dollars(budget)} was "
-                "asked for. An administrator can raise it: treasurer agent configure.",
+                "asked for. An administrator can raise it: treasurer agent configure, or --most-per-run of treasurer agent set.",
                 param="budget",
             )
-        if reserve_nano is not None and reserve_nano > budget:
+        if reserve_nano is not None and not 0 <= reserve_nano <= budget:
             raise InvalidRequest(
-                f"A reserve of {format_dollars(reserve_nano)} is above the run's budget of {format_dollars(budget)}.",
+                f"A reserve of {format_dollars(reserve_nano)} is no part of the run's budget of {format_dollars(budget)}.",
                 param="reserve",
             )
         for reserve in (reserve_nano, own.reserve_nano, terms.reserve_nano):
             if reserve is not None:
                 return RunMoney(budget, min(reserve, budget))
-        return RunMoney(budget, budget if kind in UNATTENDED else None)
+        return RunMoney(budget, budget if kind in UNATTENDED else 0)
 
     def allows(self, tool: str) -> bool:
         """Whether runs may use this tool of the logic."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -27,12 +27,14 @@ from llm_service.administration.inputs import View
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import change_without_epoch, read, searchable
 from llm_service.errors import Conflict, InvalidRequest, NotFound
+from llm_service.money import format_dollars
 from llm_service.postgres import fetch
 
 if TYPE_CHECKING:
     from asyncpg import Record
 
 _COLUMNS = "version, what::text AS what, made_by, created_at"
+_MOST_PER_RUN = "SELECT most_per_run_nano FROM agents WHERE name = $1"
 _CURRENT = f"SELECT {_COLUMNS} FROM work.agent_versions WHERE agent = $1 ORDER BY version DESC LIMIT 1"  # noqa: S608
 _AT = f"SELECT {_COLUMNS} FROM work.agent_versions WHERE agent = $1 AND version = $2"  # noqa: S608
 _PAGE = f"""SELECT {_COLUMNS} FROM work.agent_versions WHERE agent = $1 AND ($2::integer IS NULL OR version < $2)
@@ -65,7 +67,9 @@ class AgentConfigurations:
             Conflict: this release does not understand the version. TreasuryUnavailable: Postgres is away.
         """
         rows = await self.rows(self.pool, _CURRENT, searchable(agent))
-        return _configuration(agent, rows[0]) if rows else await _unconfigured(agent)
+        configuration = _configuration(agent, rows[0]) if rows else await _unconfigured(agent)
+        limited = await self.rows(self.pool, _MOST_PER_RUN, searchable(agent))
+        return replace(configuration, most_per_run_nano=limited[0]["most_per_run_nano"] if limited else None)
 
     async def at(self, agent: str, version: int) -> AgentConfiguration:
         """This version. Raises as `current` does, and NotFound if there is no such version."""
@@ -178,9 +182,19 @@ async def _make(
             )
         terms = terms_from(None if current is None else current.terms, chosen)
         check_approvers(agent, terms)
+        _check_budget(agent, terms, await connection.fetchval(_MOST_PER_RUN, searchable(agent)))
         if current is not None and terms == current.terms:
             return current
         return await _insert(connection, agent, version + 1, terms)
+
+
+def _check_budget(agent: str, terms: Terms, most_nano: int | None) -> None:
+    if most_nano is not None and terms.budget_nano > most_nano:
+        raise InvalidRequest(
+            f"The budget, {format_dollars(terms.budget_nano)}, is above {format_dollars(most_nano)}, the most that an "
+            f"administrator allows one run of agent {agent!r} (treasurer agent set --most-per-run).",
+            param="budget",
+        )
 
 
 async def _insert(connection: asyncpg.Connection, agent: str, version: int, terms: Terms) -> AgentConfiguration:
@@ -252,7 +266,7 @@ class TriggerView(TriggerTerms, View):
 class ConfigurationView(Terms, View):
     """One version of an agent's configuration, for people. `version` 0: the defaults of the agent's code.
 
-    A null in `reserve_nano`: all of the budget where nobody waits for a run, and what one call needs where somebody does.
+    A null in `reserve_nano`: all of the budget where nobody waits for a run, and nothing where somebody does.
     """
 
     agent: str

@@ -31,23 +31,20 @@ from agents.runs.outcomes import after, keep_s
 from agents.runs.record import Ended, HandsOver, Outcome, Run, State
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
 from agents.services import Services
-from llm_service.call.refusals import refusal
 from llm_service.errors import NotFound, TreasurerError, TreasuryUnavailable
 from llm_service.model import GovernedModel, GovernedService
-from llm_service.treasury.denial import Denial, StaleEpoch
-from llm_service.treasury.envelopes import Envelope, Envelopes, EnvelopeState, Opening, opening_lines
+from llm_service.run_money import RunMoney
+from llm_service.treasury.envelopes import EnvelopeState
 from llm_service.types import CallContext, Principal
 
 log = logging.getLogger(__name__)
 
 #: An envelope, and a kept answer, outlive their run's deadline by so much, so that neither is gone while the run ends.
 _MARGIN_S = 600.0
-_MOST_STALE = 5
 
 
 class PrincipalSource(Protocol):
     async def by_agent(self, name: str) -> Principal: ...
-    async def reload(self) -> None: ...
 
 
 async def _any_agent() -> None:
@@ -61,7 +58,7 @@ class RunExecutor:
     store: RunStore
     service: GovernedService
     principals: PrincipalSource
-    envelopes: Envelopes
+    money: RunMoney
     services: Services = field(default_factory=Services)
     find: Callable[[str], AnyAgent] = find_agent
     agents: Callable[[], Awaitable[Collection[str] | None]] = _any_agent
@@ -76,7 +73,7 @@ class RunExecutor:
         """
         try:
             configuration = unpinned(run.agent, run.configuration)
-        except TreasurerError as error:  # a newer release has pinned what this one does not know
+        except TreasurerError as error:  # another release has pinned what this one does not understand
             return Ended(State.FAILED, error=describe(error), keep_s=KEEP_FAILED_S)
         terms = configuration.terms
         limits = Limits(terms.step_limit, terms.result_limit_bytes, terms.lost_answer)
@@ -124,31 +121,11 @@ class RunExecutor:
     async def _fill(self, run: Run, budget_nano: int, context: CallContext) -> None:
         """Open the run's envelope, or let it hold money again. Raises the refusal if the money is not there."""
         lifetime_s = _left_s(run) + _MARGIN_S
-        envelope = await self.envelopes.find(run.id)
-        principal = await self.principals.by_agent(run.agent)
-        for _ in range(_MOST_STALE):
-            try:
-                filled: Envelope | Denial
-                if envelope is None:
-                    reserve_nano = budget_nano if run.reserve_nano is None else run.reserve_nano
-                    lines = opening_lines(principal, context)
-                    filled = await self.envelopes.open(
-                        Opening(run.id, principal, context, budget_nano, reserve_nano, lifetime_s, lines)
-                    )
-                elif envelope.state is EnvelopeState.WAITING:
-                    filled = await self.envelopes.resume(run.id, lifetime_s=lifetime_s)
-                else:
-                    filled = envelope
-            except StaleEpoch:
-                await self.principals.reload()
-                principal = await self.principals.by_agent(run.agent)
-                continue
-            if isinstance(filled, Denial):
-                raise refusal(principal, filled, run.reserve_nano or budget_nano, datetime.now(UTC))
-            return
-        raise TreasuryUnavailable(
-            "The configuration changes faster than the run's envelope can be opened.", retry_after=1
-        )
+        envelope = await self.money.envelopes.find(run.id)
+        if envelope is None:
+            await self.money.open(run.id, run.agent, context, budget_nano, run.reserve_nano or 0, lifetime_s)
+        elif envelope.state is EnvelopeState.WAITING:
+            await self.money.resume(run.id, run.agent, lifetime_s=lifetime_s)
 
     async def release(self, run: Run, outcome: Outcome) -> None:
         """Give back what the run's envelope holds: for good if the run has succeeded, else until it goes on or is retried.
@@ -159,11 +136,11 @@ class RunExecutor:
             return
         try:
             if not isinstance(outcome, Ended):
-                await self.envelopes.suspend(run.id)
+                await self.money.envelopes.suspend(run.id)
             elif outcome.state is State.SUCCEEDED:
-                await self.envelopes.close(run.id)
+                await self.money.envelopes.close(run.id)
             else:
-                await self.envelopes.suspend(run.id, lifetime_s=KEEP_FAILED_S)
+                await self.money.envelopes.suspend(run.id, lifetime_s=KEEP_FAILED_S)
         except NotFound:
             return  # it was never opened
         except TreasurerError as error:

@@ -120,8 +120,7 @@ class RunStarter:
             priority=configuration.terms.priority if request.priority is None else request.priority,
             time_limit_s=configuration.terms.time_limit_s if request.time_limit_s is None else request.time_limit_s,
             budget_nano=money.budget_nano,
-            # A run that somebody waits for holds nothing at its start: each of its calls takes what it needs.
-            reserve_nano=money.reserve_nano or 0,
+            reserve_nano=money.reserve_nano,
         )
         run = await self.store.add(new)
         if run.id != new.id:

@@ -32,6 +32,10 @@ _Floor = Annotated[int | None, typer.Option("--floor-tokens", help="The least an
 _Policy = Annotated[
     str | None, typer.Option("--expiry-policy", help="How a lost call's hold is settled: post or void. Default: post.")
 ]
+_MostPerRun = Annotated[
+    str | None,
+    typer.Option("--most-per-run", help="Dollars: the most that one run may spend, however it is configured; or none."),
+]
 
 
 @commands.command("create")
@@ -46,6 +50,7 @@ def create_agent(
     default_max_tokens: _MaxTokens = None,
     floor_tokens: _Floor = None,
     expiry_policy: _Policy = None,
+    most_per_run: _MostPerRun = None,
     json: AsJson = False,
 ) -> None:
     """Create an agent, with a first budget if one is given."""
@@ -63,6 +68,7 @@ def create_agent(
         default_max_tokens=default_max_tokens,
         floor_tokens=floor_tokens,
         expiry_policy=expiry_policy,
+        most_per_run=most_per_run,
     )
     made = administer(lambda pool: organisations.create_agent(pool, new))
     if json:
@@ -84,6 +90,7 @@ def change_agent(
     default_max_tokens: _MaxTokens = None,
     floor_tokens: _Floor = None,
     expiry_policy: _Policy = None,
+    most_per_run: _MostPerRun = None,
     json: AsJson = False,
 ) -> None:
     """Change the defaults of an agent's calls."""
@@ -94,9 +101,14 @@ def change_agent(
         default_max_tokens=default_max_tokens,
         floor_tokens=floor_tokens,
         expiry_policy=expiry_policy,
+        most_per_run=most_per_run,
     )
     changed = administer(lambda pool: organisations.change_agent(pool, name, new))
-    emit([changed.model_dump()], json=json, columns=["name", "default_max_tokens", "floor_tokens", "expiry_policy"])
+    emit(
+        [changed.model_dump()],
+        json=json,
+        columns=["name", "default_max_tokens", "floor_tokens", "expiry_policy", "most_per_run"],
+    )
 
 
 @commands.command("list")

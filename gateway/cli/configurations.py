@@ -35,7 +35,7 @@ _Tools = Annotated[
         "--tool",
         metavar="TOOL[=POLICY]",
         help="A tool that it may use; repeatable. Without any: all of its logic's. POLICY: how a repetition is made "
-        "harmless, stricter than the tool says itself: key, verify or ask.",
+        "harmless, stricter than the tool declares: key or ask.",
     ),
 ]
 
@@ -240,8 +240,7 @@ def describe(configuration: AgentConfiguration) -> list[str]:
 
 
 def _money(money: RunMoney) -> str:
-    held = "what one call needs" if money.reserve_nano is None else format_dollars(money.reserve_nano)
-    return f"{format_dollars(money.budget_nano)} a run, {held} held at its start"
+    return f"{format_dollars(money.budget_nano)} a run, {format_dollars(money.reserve_nano)} held at its start"
 
 
 def _period(seconds: int) -> str:

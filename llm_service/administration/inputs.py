@@ -78,7 +78,8 @@ def _value(value: str) -> str:
     return value
 
 
-def _amount(value: object) -> int:
+def parse_amount(value: object) -> int:
+    """Read an amount of dollars that is more than zero, in nano-dollars. Raises ValueError: it is anything else."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError('an amount is dollars, as text or number: "0.05" or 12.5')
     if len(str(value)) > 40:
@@ -188,7 +189,9 @@ DimensionValue = Annotated[str, AfterValidator(_value)]
 TimeZone = Annotated[str, AfterValidator(_zone)]
 KeyReference = Annotated[str, BeforeValidator(_key_reference), WithJsonSchema({"type": "string"})]
 #: Given in dollars, kept in nano-dollars; more than zero.
-Amount = Annotated[int, BeforeValidator(_amount), WithJsonSchema({"type": ["string", "number"], "examples": ["0.05"]})]
+Amount = Annotated[
+    int, BeforeValidator(parse_amount), WithJsonSchema({"type": ["string", "number"], "examples": ["0.05"]})
+]
 Duration = Annotated[
     timedelta, BeforeValidator(parse_duration), WithJsonSchema({"type": "string", "examples": ["24h"]})
 ]

@@ -11,15 +11,21 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 import asyncpg
-from pydantic import Field
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from llm_service.administration.budgets import BudgetState, Terms, add_budget
-from llm_service.administration.inputs import Input, Name, View
+from llm_service.administration.inputs import Input, Name, View, parse_amount
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import change, insert, missing, read, scope_id, searchable
 from llm_service.treasury.queries import load_query
 from llm_service.types import Scope
 
+#: Dollars, kept in nano-dollars; "none" is no maximum.
+AmountOrNone = Annotated[
+    int | Literal["none"],
+    BeforeValidator(lambda value: value if value == "none" else parse_amount(value)),
+    WithJsonSchema({"type": ["string", "number"], "examples": ["0.50", "none"]}),
+]
 Tokens = Annotated[int, Field(ge=1, le=10_000_000)]
 _TABLES = {Scope.ORGANISATION: "organisations", Scope.TEAM: "teams", Scope.AGENT: "agents"}
 
@@ -38,11 +44,13 @@ class NewTeam(Input):
 
 
 class AgentTerms(Input):
-    """The defaults of an agent's calls, and the fate of a hold that nobody settles."""
+    """The defaults of an agent's calls, and the fate of a hold that nobody settles. `most_per_run`: the most that one run
+    may spend, whatever the agent's configuration says; "none" removes it."""
 
     default_max_tokens: Tokens | None = None
     floor_tokens: Tokens | None = None
     expiry_policy: Literal["post", "void"] | None = None
+    most_per_run: AmountOrNone | None = None
 
 
 class NewAgent(AgentTerms):
@@ -75,6 +83,8 @@ class Agent(Team):
     default_max_tokens: int
     floor_tokens: int
     expiry_policy: str
+    #: The most that one run may spend, whatever the agent's configuration says.
+    most_per_run_nano: int | None
     keys: int
     paused_by: str | None
     budget: BudgetState | None = None
@@ -125,13 +135,14 @@ async def create_agent(pool: asyncpg.Pool, new: NewAgent) -> Agent:
         row = await insert(
             connection,
             f"an agent {new.name!r}",
-            """INSERT INTO agents (team_id, name, default_max_tokens, floor_tokens, expiry_policy)
-               VALUES ($1, $2, coalesce($3, 4096), coalesce($4, 16), coalesce($5, 'post')) RETURNING id""",
+            """INSERT INTO agents (team_id, name, default_max_tokens, floor_tokens, expiry_policy, most_per_run_nano)
+               VALUES ($1, $2, coalesce($3, 4096), coalesce($4, 16), coalesce($5, 'post'), $6) RETURNING id""",
             owner,
             new.name,
             new.default_max_tokens,
             new.floor_tokens,
             new.expiry_policy,
+            None if new.most_per_run == "none" else new.most_per_run,
         )
         budget = await add_budget(connection, new.budget, Scope.AGENT, new.name, row["id"]) if new.budget else None
         return Agent.of(await connection.fetchrow(_ONE_AGENT, row["id"]), budget=budget)
@@ -143,12 +154,15 @@ async def change_agent(pool: asyncpg.Pool, name: str, new: AgentTerms) -> Agent:
         agent_id = await scope_id(connection, Scope.AGENT, name)
         await connection.execute(
             """UPDATE agents SET default_max_tokens = coalesce($2, default_max_tokens),
-                   floor_tokens = coalesce($3, floor_tokens), expiry_policy = coalesce($4, expiry_policy)
+                   floor_tokens = coalesce($3, floor_tokens), expiry_policy = coalesce($4, expiry_policy),
+                   most_per_run_nano = CASE WHEN $5 THEN $6 ELSE most_per_run_nano END
                WHERE id = $1""",
             agent_id,
             new.default_max_tokens,
             new.floor_tokens,
             new.expiry_policy,
+            new.most_per_run is not None,
+            None if new.most_per_run == "none" else new.most_per_run,
         )
         return Agent.of(await connection.fetchrow(_ONE_AGENT, agent_id))
 

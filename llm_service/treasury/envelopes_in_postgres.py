@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from uuid import UUID
 
 from llm_service.errors import DatabaseLocked
@@ -41,6 +42,9 @@ from llm_service.types import Hold
 #: How long a run waits for what another transaction has locked, and how often it asks, in seconds.
 _LOCKED_PATIENCE_S = 2.0
 _LOCKED_PAUSE_S = 0.05
+#: What gives money back to windows, which admission locks for every call. A short wait gathers more runs into one group.
+_ENDS = frozenset({"suspend", "close"})
+_END_LINGER_S = 0.01
 
 
 class PostgresEnvelopes:
@@ -60,8 +64,11 @@ class PostgresEnvelopes:
         self._connection = Connection(database_url, name="envelopes")
         self._reserve = reserve
         self._freed = freed
-        self._moves: GroupCommit[Move, Envelope] = GroupCommit(
-            self._move_group, observe=lambda size, seconds: observe("envelope", size, seconds)
+        self._turn = asyncio.Lock()  # one statement runs at a time on a connection
+        observed = partial(observe, "envelope")
+        self._moves: GroupCommit[Move, Envelope] = GroupCommit(self._move_group, observe=observed)
+        self._ends: GroupCommit[Move, Envelope] = GroupCommit(
+            self._move_group, linger_s=_END_LINGER_S, observe=observed
         )
         self._finds: GroupCommit[UUID, Envelope | None] = GroupCommit(self._find_group)
 
@@ -120,7 +127,8 @@ class PostgresEnvelopes:
 
     async def close_expired(self, limit: int = 500) -> int:
         """Close envelopes whose lifetime is over, up to `limit`."""
-        rows = await self._connection.fetch(CLOSE_EXPIRED, limit)
+        async with self._turn:
+            rows = await self._connection.fetch(CLOSE_EXPIRED, limit)
         if closed := int(rows[0]["closed"]):
             self._freed()
         return closed
@@ -131,7 +139,8 @@ class PostgresEnvelopes:
 
     async def tree_cost(self, root_id: UUID) -> int:
         """What the calls of a run and of all runs below it have cost."""
-        rows = await self._connection.fetch(TREE_COST, root_id)
+        async with self._turn:
+            rows = await self._connection.fetch(TREE_COST, root_id)
         return int(rows[0]["nano"])
 
     async def disconnect(self) -> None:
@@ -148,7 +157,7 @@ class PostgresEnvelopes:
         deadline = time.monotonic() + _LOCKED_PATIENCE_S
         while True:
             try:
-                return await self._moves.submit(move)
+                return await (self._ends if move.kind in _ENDS else self._moves).submit(move)
             except RunLocked:
                 if time.monotonic() > deadline:
                     raise DatabaseLocked(
@@ -160,13 +169,16 @@ class PostgresEnvelopes:
 
     async def _move_group(self, group: Sequence[Move]) -> list[Envelope | Exception]:
         arguments = (*move_arrays(group), envelopes.MAX_DEPTH, envelopes.MAX_CHILDREN)
-        rows = await within_locks(self._connection, MOVE, arguments, False)
-        if any(move.kind in ("suspend", "close") for move in group):
+        async with self._turn:
+            rows = await within_locks(self._connection, MOVE, arguments, False)
+        if any(move.kind in _ENDS for move in group):
             self._freed()
         return [moved(move, row) for move, row in zip(group, rows, strict=True)]
 
     async def _find_group(self, group: Sequence[UUID]) -> list[Envelope | Exception | None]:
-        found = {row["id"]: read_envelope(row) for row in await self._connection.fetch(FIND, list(set(group)))}
+        async with self._turn:
+            rows = await self._connection.fetch(FIND, list(set(group)))
+        found = {row["id"]: read_envelope(row) for row in rows}
         return [found.get(envelope_id) for envelope_id in group]
 
 

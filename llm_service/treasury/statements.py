@@ -90,9 +90,9 @@ class Reserve(HoldRequest):
         )  # fmt: skip
 
 
-def _kind(request: HoldRequest) -> str:
+def _kind(request: HoldRequest) -> str | None:
     if not isinstance(request, Reserve):
-        return "call"
+        return None if request.envelope is None else "call"
     return "resume" if request.budget_nano is None else "open"
 
 

@@ -29,6 +29,7 @@ from agents.tools import policy
 from gateway.stack.state import StackState
 from llm_service.administration.principals import Principals
 from llm_service.remote import RemoteService
+from llm_service.run_money import RunMoney
 from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.types import Answer, CallContext, Principal
 from tests.agents.runs.scripted import Configurations, World, define
@@ -98,7 +99,8 @@ async def open_worker(stack: AsyncExitStack, state: StackState, point: str, gate
     async def agents() -> list[str]:
         return [definition.name]
 
-    executor = RunExecutor(store, service, principals, treasury.envelopes, find=lambda _name: definition, agents=agents)
+    money = RunMoney(treasury.envelopes, principals, freed=treasury.freed)
+    executor = RunExecutor(store, service, principals, money, find=lambda _name: definition, agents=agents)
     starter = RunStarter(store, principals, Configurations(definition), "1", find=lambda _name: definition)
     return Worker(executor, lease_s=LEASE_S, renew_s=0.5, poll_s=0.1), starter
 

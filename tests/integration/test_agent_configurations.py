@@ -11,11 +11,12 @@ import httpx2
 import pytest
 
 from agents.configuration.inputs import NewVersion, UseVersion
+from agents.configuration.terms import RunMoney, TriggerKind
 from agents.configuration.versions import AgentConfigurations, change_configuration, set_configuration, use_version
 from gateway.migrations import migrate
 from llm_service.administration import organisations
 from llm_service.administration.inputs import read_input
-from llm_service.errors import Conflict, NotFound
+from llm_service.errors import Conflict, InvalidRequest, NotFound
 from llm_service.treasury.audit.audit import audit
 from tests.integration.administering import Treasurer, error_of
 
@@ -240,6 +241,37 @@ async def test_how_many_runs_go_on_at_once_is_that_of_the_newest_version(pool: a
     assert await limit() == 3
 
 
+async def test_an_administrator_bounds_what_a_configuration_may_say(
+    api: httpx2.AsyncClient, pool: asyncpg.Pool
+) -> None:
+    made = await api.post("/agents", json={"name": "digest", "most_per_run": "0.50"})
+    assert (made.json()["most_per_run_nano"], made.json()["most_per_run"]) == (500_000_000, "0.500000000")
+    # The defaults of the code are more than that: a run has at most what is allowed.
+    source = AgentConfigurations(pool)
+    assert (await source.current("digest")).money(TriggerKind.SCHEDULE) == RunMoney(500_000_000, 500_000_000)
+    before = await state(pool)
+    for method, body in (("PUT", {}), ("PATCH", {"budget": "0.51"}), ("PUT", {"budget": 2, "reserve": 0})):
+        refused = await api.request(method, PATH, json=body)
+        assert (refused.status_code, error_of(refused)["param"]) == (400, "budget"), refused.text
+        assert "is above $0.50, the most that an administrator allows" in error_of(refused)["message"]
+    for bad in ("0", "-1", "much", True):
+        refused = await api.patch("/agents/digest", json={"most_per_run": bad})
+        assert (refused.status_code, error_of(refused)["param"]) == (400, "most_per_run"), refused.text
+    assert await state(pool) == before
+
+    assert (await api.put(PATH, json={"budget": "0.50", "reserve": "0.40"})).json()["version"] == 1
+    assert (await api.patch("/agents/digest", json={"most_per_run": "0.30"})).status_code == 200
+    current = await source.current("digest")
+    assert (current.version, current.terms.budget_nano) == (1, 500_000_000)
+    assert current.money(TriggerKind.REQUEST) == RunMoney(300_000_000, 300_000_000)
+    with pytest.raises(InvalidRequest, match=r"at most \$0\.30"):
+        current.money(TriggerKind.REQUEST, budget_nano=300_000_001)
+    assert (await api.patch("/agents/digest", json={"floor_tokens": 20})).json()["most_per_run_nano"] == 300_000_000
+    assert (await api.patch("/agents/digest", json={"most_per_run": "none"})).json()["most_per_run_nano"] is None
+    assert (await source.current("digest")).money(TriggerKind.REQUEST) == RunMoney(500_000_000, 400_000_000)
+    assert (await api.patch(PATH, json={"budget": 3})).json()["version"] == 2
+
+
 async def test_what_a_newer_release_has_written_is_not_half_understood(
     api: httpx2.AsyncClient, pool: asyncpg.Pool
 ) -> None:
@@ -320,6 +352,11 @@ async def test_by_the_command_line(treasurer: Treasurer) -> None:
     assert "cli " in (await treasurer("agent", "versions", "digest")).out
     assert "version 2, made" in (await treasurer("agent", "show", "digest", "--version", "2")).out
     assert "agent_versions" in (await treasurer("changes", "--kind", "agent_versions")).out
+
+    await treasurer("agent", "create", "digest", "--most-per-run", "5")
+    assert "5.000000000" in (await treasurer("agent", "set", "digest", "--floor-tokens", "17")).out
+    refused = await treasurer("agent", "configure", "digest", "--budget", "6")
+    assert (refused.code, "is above $5.00, the most" in " ".join(refused.err.split())) == (1, True)
 
 
 async def test_the_command_line_says_when_a_model_was_not_looked_for(treasurer: Treasurer) -> None:

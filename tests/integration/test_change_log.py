@@ -90,6 +90,7 @@ async def test_every_table_of_configuration_is_logged_and_audited(pool: asyncpg.
         "used_grants",
         "epochs",
         "holds",
+        "envelopes",
         "ledger",
         "witnesses",
         "refusals",

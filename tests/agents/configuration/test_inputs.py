@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.configuration.inputs import NewVersion, changed, check_approvers, default_terms
-from agents.configuration.terms import AgentConfiguration, Keep, Terms, TriggerKind, digest_of, read_terms
+from agents.configuration.terms import AgentConfiguration, Keep, Terms, TriggerKind, digest_of, read_terms, unpinned
 from agents.definition import AnyAgent
 from agents.runs.record import Policy
 from llm_service.administration.inputs import read_input
@@ -80,6 +80,7 @@ def test_what_is_not_given_stays_and_null_is_the_default_again(logic: AnyAgent) 
         ({"tools": [], "tool_policies": {"read_it": "ask"}}, "tool_policies", "There are no tools."),
         ({"tool_policies": {"verify_it": "key"}}, "tool_policies", "key is less strict"),
         ({"tool_policies": {"undeclared": "read"}}, "tool_policies", "declares the policy ask"),
+        ({"tool_policies": {"key_it": "verify"}}, "tool_policies", "has no function that verifies"),
         ({"tool_policies": {"read_it": "never"}}, "tool_policies.read_it", "'read', 'key', 'verify' or 'ask'"),
         ({"time_limit": "0"}, "time_limit", "at least 1s"),
         ({"time_limit": "367d"}, "time_limit", "at most 366d"),
@@ -168,10 +169,11 @@ def test_whatever_is_accepted_comes_back_from_the_store_and_keeps_its_promises(
     for kind in TriggerKind:
         money = helper.money(kind)
         assert 0 < money.budget_nano <= terms.budget_nano
-        assert money.reserve_nano is None or 0 <= money.reserve_nano <= money.budget_nano
+        assert 0 <= money.reserve_nano <= money.budget_nano
         asked = data.draw(st.integers(1, money.budget_nano))
         assert helper.money(kind, budget_nano=asked).budget_nano == asked
         with pytest.raises(InvalidRequest):
             helper.money(kind, budget_nano=money.budget_nano + 1)
+    assert unpinned("helper", json.loads(json.dumps(helper.pinned()))) == helper
     order = list(Policy)
     assert all(order.index(helper.policy(tool, own)) >= order.index(own) for tool, own in logic.tools.items())

@@ -23,10 +23,10 @@ def configured(logic: AnyAgent, **given: Any) -> AgentConfiguration:
     return AgentConfiguration("helper", 3, terms)
 
 
-def test_who_is_waited_for_starts_with_one_call_and_the_others_hold_everything(logic: AnyAgent) -> None:
+def test_a_run_that_somebody_waits_for_holds_nothing_at_first_and_the_others_hold_everything(logic: AnyAgent) -> None:
     helper = configured(logic)
-    assert helper.money(Kind.REQUEST) == RunMoney(25 * CENT, None)
-    assert helper.money(Kind.CHAT) == RunMoney(5 * CENT, None)
+    assert helper.money(Kind.REQUEST) == RunMoney(25 * CENT, 0)
+    assert helper.money(Kind.CHAT) == RunMoney(5 * CENT, 0)
     assert helper.money(Kind.SCHEDULE) == RunMoney(25 * CENT, 25 * CENT)
     assert helper.money(Kind.WEBHOOK) == RunMoney(25 * CENT, 25 * CENT)
 
@@ -46,24 +46,25 @@ def test_a_trigger_has_its_own_amounts_and_else_the_agents(logic: AnyAgent) -> N
 
 def test_a_trigger_may_ask_for_less_and_not_for_more(logic: AnyAgent) -> None:
     helper = configured(logic)
-    assert helper.money(Kind.REQUEST, budget_nano=CENT) == RunMoney(CENT, None)
+    assert helper.money(Kind.REQUEST, budget_nano=CENT) == RunMoney(CENT, 0)
     assert helper.money(Kind.SCHEDULE, budget_nano=CENT) == RunMoney(CENT, CENT)
     assert helper.money(Kind.REQUEST, reserve_nano=0) == RunMoney(25 * CENT, 0)
     for kind, budget in ((Kind.REQUEST, 25 * CENT + 1), (Kind.CHAT, 5 * CENT + 1), (Kind.CHAT, 0)):
         with pytest.raises(InvalidRequest, match=r"at most \$0\.\d+ \(version 3") as refused:
             helper.money(kind, budget_nano=budget)
         assert refused.value.param == "budget"
-    with pytest.raises(InvalidRequest, match=r"\$0\.02 is above the run's budget of \$0\.01") as refused:
-        helper.money(Kind.REQUEST, budget_nano=CENT, reserve_nano=2 * CENT)
-    assert refused.value.param == "reserve"
+    for reserve in (-1, CENT + 1):
+        with pytest.raises(InvalidRequest, match=r"is no part of the run's budget of \$0\.01") as refused:
+            helper.money(Kind.REQUEST, budget_nano=CENT, reserve_nano=reserve)
+        assert refused.value.param == "reserve"
 
 
 def test_tools_are_allowed_by_name_and_made_stricter_only(logic: AnyAgent) -> None:
     helper = configured(logic)
     assert all(map(helper.allows, ("read_it", "ask_it", "undeclared", "a tool of a server")))
-    helper = configured(logic, tools=["read_it", "key_it"], tool_policies={"read_it": "verify"})
+    helper = configured(logic, tools=["read_it", "key_it"], tool_policies={"read_it": "key"})
     assert [tool for tool in logic.tools if helper.allows(tool)] == ["read_it", "key_it"]
-    assert helper.policy("read_it", Policy.READ) is Policy.VERIFY
+    assert helper.policy("read_it", Policy.READ) is Policy.KEY
     # The tool's author has made its policy stricter since then.
     assert helper.policy("read_it", Policy.ASK) is Policy.ASK
     assert helper.policy("key_it", Policy.KEY) is Policy.KEY

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -12,6 +13,7 @@ from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.starting import RunStarter
 from agents.runs.worker import Worker
+from llm_service.run_money import RunMoney
 from llm_service.treasury.in_memory import InMemoryTreasury
 from tests.agents.runs.scripted import Configurations, MakeWorker, Principals, Script, World, define
 
@@ -47,7 +49,9 @@ def executor(store: InMemoryRuns, script: Script, definition: AnyAgent) -> RunEx
     async def agents() -> list[str]:
         return ["demo"]
 
-    return RunExecutor(store, script, Principals(), InMemoryTreasury({}), find=lambda _name: definition, agents=agents)
+    principals = Principals()
+    money = RunMoney(InMemoryTreasury({}), principals, freed=asyncio.sleep)
+    return RunExecutor(store, script, principals, money, find=lambda _name: definition, agents=agents)
 
 
 @pytest.fixture

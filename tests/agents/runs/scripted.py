@@ -171,5 +171,5 @@ class Principals:
             raise NotFound(f"no agent {name}")
         return Principal(1, "default", 1, "default", 7, name, None, None, epoch=1)
 
-    async def reload(self) -> None:
-        return
+    async def renew(self, principal: Principal) -> Principal:
+        return principal

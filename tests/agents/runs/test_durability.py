@@ -268,6 +268,18 @@ async def test_the_number_of_steps_is_limited(
     assert world.times("look") == 25
 
 
+async def test_a_run_whose_configuration_this_release_does_not_understand_fails_by_name(
+    starter: RunStarter, store: InMemoryRuns, script: Script, worker: MakeWorker
+) -> None:
+    run = await starter.start(StartRequest("demo"))
+    terms = run.configuration["terms"] | {"stricter_than_ever": True}
+    store._runs[run.id] = replace(run, configuration=run.configuration | {"terms": terms})
+    run = await work(worker, store, run)
+    assert run.error is not None
+    assert (run.state, script.bought) == (State.FAILED, [])
+    assert "Version 0" in run.error["message"]
+
+
 async def test_a_fork_replays_its_first_steps_and_does_the_rest(
     starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
 ) -> None:
@@ -279,14 +291,3 @@ async def test_a_fork_replays_its_first_steps_and_does_the_rest(
     assert (fork.state, fork.cost_nano) == (State.SUCCEEDED, COST_NANO)
     assert (world.times("look"), world.times("send")) == (1, 2)
     assert script.bought[3:] == [f"{fork.id}/5"]
-
-
-async def test_a_configuration_of_a_newer_release_fails_the_run_by_name(
-    starter: RunStarter, store: InMemoryRuns, worker: MakeWorker
-) -> None:
-    run = await starter.start(StartRequest("demo"))
-    newer = {**run.configuration, "terms": {**run.configuration["terms"], "engine": "temporal"}}
-    store._runs[run.id] = replace(run, configuration=newer)
-    run = await work(worker, store, run)
-    assert run.error is not None
-    assert (run.state, run.error["code"]) == (State.FAILED, "agent_version_not_understood")

@@ -33,7 +33,7 @@ def test_the_defaults_of_an_agent() -> None:
     lines = described()
     assert lines[""] == "Agent digest, version 0, the defaults of its code."
     assert (lines["tools"], lines["approvers"], lines["kept"]) == ("all of its logic's", "any administrator", "nothing")
-    assert lines["request"] == "$1.00 a run, what one call needs held at its start"
+    assert lines["request"] == "$1.00 a run, $0.00 held at its start"
     assert lines["schedule"] == "$1.00 a run, $1.00 held at its start"
     assert "prompt" not in lines
 

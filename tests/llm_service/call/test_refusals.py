@@ -5,12 +5,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import pytest
 
 from llm_service.call.refusals import check_allowed, refusal
-from llm_service.errors import BudgetBusy, BudgetExhausted, BudgetTooSmall, ModelNotAllowed, NotAuthenticated, Paused
+from llm_service.errors import (
+    BudgetBusy,
+    BudgetExhausted,
+    BudgetLocked,
+    BudgetTooSmall,
+    EnvelopeClosed,
+    ModelNotAllowed,
+    NotAuthenticated,
+    Paused,
+    RunBudgetSpent,
+    TreasurerError,
+)
 from llm_service.money import NANO_PER_DOLLAR as DOLLAR
 from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.types import Budget, Dimension, Principal, Scope, WindowKind
@@ -193,3 +205,34 @@ def test_spent_above_a_lowered_limit_leaves_nothing() -> None:
     over = Denial(DenialKind.EXHAUSTED, 3, "", DOLLAR, 2 * DOLLAR, 0, None)
     assert over.left_nano == 0
     assert "$0.00 is left" in refusal(principal(), over, 1, NOW).message
+
+
+RUN = UUID("0191d7a0-4c5e-7c3f-9d0b-5a1f3c2e4d6b")
+
+
+def of_run(kind: DenialKind, *, spent: int = 0, held: int = 0) -> TreasurerError:
+    denied = Denial(kind, 0, "", 1 * DOLLAR, spent, held, None, envelope=RUN)
+    return refusal(principal(), denied, DOLLAR // 2, NOW)
+
+
+def test_i9_a_runs_own_budget_is_named_with_what_is_left() -> None:
+    used_up = of_run(DenialKind.RUN_SPENT, spent=DOLLAR * 99 // 100)
+    assert isinstance(used_up, RunBudgetSpent)
+    assert (used_up.status, used_up.should_retry, used_up.retry_after) == (429, False, None)
+    assert f"Run {RUN} of agent 'digest' has used up its budget: of $1.00, $0.99 is spent" in used_up.message
+    assert used_up.details["left"] == "0.010000000"
+    too_little = of_run(DenialKind.RUN_SPENT, spent=DOLLAR * 3 // 4)
+    assert isinstance(too_little, RunBudgetSpent)
+    assert "has less left of its budget than this call needs" in too_little.message
+    busy = of_run(DenialKind.RUN_BUSY, spent=DOLLAR // 4, held=DOLLAR // 2)
+    assert isinstance(busy, BudgetBusy)
+    assert (busy.details["held"], busy.details["run"]) == ("0.500000000", str(RUN))
+
+
+def test_a_run_that_may_not_spend_is_another_error_than_one_that_has_spent() -> None:
+    over = of_run(DenialKind.ENVELOPE_CLOSED)
+    assert isinstance(over, EnvelopeClosed)
+    assert (over.status, over.code, over.should_retry) == (409, "envelope_closed", False)
+    locked = of_run(DenialKind.LOCKED)
+    assert isinstance(locked, BudgetLocked)
+    assert str(RUN) in locked.message

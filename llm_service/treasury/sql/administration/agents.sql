@@ -1,6 +1,6 @@
 WITH listed AS MATERIALIZED (SELECT * FROM agents WHERE {{which}})
 SELECT a.id, a.name, t.name AS team, o.name AS organisation, a.paused_at, a.created_at, a.default_max_tokens,
-       a.floor_tokens, a.expiry_policy,
+       a.floor_tokens, a.expiry_policy, a.most_per_run_nano,
        CASE WHEN o.paused_at IS NOT NULL THEN 'organisation ' || o.name
             WHEN t.paused_at IS NOT NULL THEN 'team ' || t.name
             WHEN a.paused_at IS NOT NULL THEN 'agent ' || a.name END AS paused_by,

@@ -22,7 +22,8 @@
 -- mild: what it leaves is never less than the floor.
 --
 -- Runs (llm_service/treasury/envelopes.py). p_envelope[i] is the run that pays for call i, or null; p_kind, p_envelope and
--- p_run_budget are empty where no call of the group belongs to a run, which then costs nothing. By p_kind[i] it is
+-- p_run_budget are empty where no call of the group belongs to a run, which then costs nothing. By p_kind[i] it is (null for
+-- a call of no run)
 --   call    a call of the run: its lines have those of the run's envelope. It takes what the envelope holds first, and
 --           needs room in the envelope's windows for the rest only; in other windows for all of it.
 --   open    no call, but a run: p_amount[i] is its reserve, and becomes what an envelope holds, not a call's hold.
@@ -105,7 +106,9 @@ BEGIN
 
     IF v_of_runs THEN
         o_drawn := array_fill(0::bigint, ARRAY[v_calls]);
-        IF p_skip_locked THEN
+        IF NOT p_kind && ARRAY['call', 'resume'] THEN
+            v_roots := '{}';  -- a run that is opened now has no row to lock
+        ELSIF p_skip_locked THEN
             SELECT coalesce(array_agg(l.id), '{}') INTO v_roots FROM (
                 SELECT r.id FROM envelopes r WHERE r.id IN (SELECT e.root_id FROM envelopes e WHERE e.id = ANY (p_envelope))
                 ORDER BY r.id FOR UPDATE SKIP LOCKED) AS l;
@@ -137,6 +140,8 @@ BEGIN
                 LEFT JOIN unnest(p_budget, p_subject) WITH ORDINALITY AS p (budget_id, subject, n)
                     ON p.budget_id = line.budget_id AND p.subject = line.subject
             ) AS c WHERE e.id = ANY (p_envelope)) AS r;
+    END IF;
+    IF v_runs IS NOT NULL THEN
         SELECT coalesce(array_agg(DISTINCT w.id), '{}') INTO v_old_ids
         FROM unnest(v_runs) AS r CROSS JOIN LATERAL unnest(r.window_ids) AS w (id)
         WHERE r.free_nano > 0 AND w.id <> ALL (coalesce(v_ids, '{}'));
@@ -373,12 +378,14 @@ BEGIN
         UPDATE windows w SET pending_nano = w.pending_nano + d.added
         FROM unnest(v_ids, v_added) AS d (id, added) WHERE w.id = d.id AND d.added <> 0;
     END IF;
-    IF v_of_runs THEN
+    IF v_runs IS NOT NULL THEN
         UPDATE windows w SET pending_nano = w.pending_nano + d.added
         FROM unnest(v_old_ids, v_old_added) AS d (id, added) WHERE w.id = d.id AND d.added <> 0;
         UPDATE envelopes e SET free_nano = r.free_nano, drawn_nano = r.drawn_nano, state = r.state, window_ids = r.window_ids,
                                epoch = r.epoch, expires_at = r.expires_at
         FROM unnest(v_runs) AS r WHERE e.id = r.id AND r.changed;
+    END IF;
+    IF v_opened <> '{}' THEN
         INSERT INTO envelopes (
             id, root_id, depth, organisation_id, team_id, agent_id, key_id, context, budget_nano, reserve_nano, free_nano,
             window_ids, budget_ids, subjects, state, opened_at, expires_at, epoch)

@@ -53,7 +53,7 @@ CREATE FUNCTION treasury_move_envelopes_v1(
 DECLARE
     v_now       timestamptz := coalesce(p_now, clock_timestamp());
     v_roots     uuid[];
-    v_windows   bigint[];      -- that are locked
+    v_windows   bigint[];      -- that are locked, where not all are waited for
     v_back_ids  bigint[] := '{}';  -- what goes back to windows: by place the window, and how much
     v_back      bigint[] := '{}';
     v_run       envelopes;
@@ -83,15 +83,12 @@ BEGIN
                 SELECT e.root_id FROM envelopes e WHERE e.id = ANY (p_id) OR e.id = ANY (p_parent))
             ORDER BY r.id FOR UPDATE) AS l;
     END IF;
-    SELECT array_agg(DISTINCT w.id) INTO v_windows
-    FROM unnest(p_kind, p_id) AS c (kind, id) JOIN envelopes e ON e.id = c.id AND e.free_nano > 0
-    CROSS JOIN LATERAL unnest(e.window_ids) AS w (id) WHERE c.kind IN ('suspend', 'close', 'expire');
     IF p_skip_locked THEN
         SELECT coalesce(array_agg(l.id), '{}') INTO v_windows FROM (
-            SELECT w.id FROM windows w WHERE w.id = ANY (v_windows) ORDER BY w.id FOR UPDATE SKIP LOCKED) AS l;
-    ELSE
-        SELECT coalesce(array_agg(l.id), '{}') INTO v_windows FROM (
-            SELECT w.id FROM windows w WHERE w.id = ANY (v_windows) ORDER BY w.id FOR UPDATE) AS l;
+            SELECT w.id FROM windows w WHERE w.id IN (
+                SELECT unnest(e.window_ids) FROM unnest(p_kind, p_id) AS c (kind, id)
+                JOIN envelopes e ON e.id = c.id AND e.free_nano > 0 WHERE c.kind IN ('suspend', 'close', 'expire'))
+            ORDER BY w.id FOR UPDATE SKIP LOCKED) AS l;
     END IF;
 
     FOR i IN 1..cardinality(p_id) LOOP
@@ -141,7 +138,7 @@ BEGIN
             o_result[i] := 'unknown';
             CONTINUE;
         ELSIF v_run.root_id <> ALL (v_roots)
-              OR p_kind[i] IN ('suspend', 'close', 'expire') AND v_run.free_nano > 0
+              OR p_skip_locked AND p_kind[i] IN ('suspend', 'close', 'expire') AND v_run.free_nano > 0
                  AND EXISTS (SELECT FROM windows w WHERE w.id = ANY (v_run.window_ids) AND w.id <> ALL (v_windows)) THEN
             o_result[i] := 'locked';
             CONTINUE;
@@ -215,15 +212,19 @@ BEGIN
         END IF;
     END LOOP;
 
-    UPDATE windows w SET pending_nano = w.pending_nano - d.nano
-    FROM (SELECT b.id, sum(b.nano)::bigint AS nano FROM unnest(v_back_ids, v_back) AS b (id, nano) GROUP BY b.id) AS d
-    WHERE w.id = d.id;
-
     RETURN QUERY
     SELECT r.result, r.room, r.most, f.*
     FROM unnest(p_id, o_result, o_room, o_most) WITH ORDINALITY AS r (id, result, room, most, n)
     LEFT JOIN treasury_find_envelopes_v1(p_id) AS f ON f.id = r.id
     ORDER BY r.n;
+
+    -- Last, so that others wait for these locks no longer than they must.
+    IF v_back_ids <> '{}' THEN
+        PERFORM FROM windows w WHERE w.id = ANY (v_back_ids) ORDER BY w.id FOR UPDATE;
+        UPDATE windows w SET pending_nano = w.pending_nano - d.nano
+        FROM (SELECT b.id, sum(b.nano)::bigint AS nano FROM unnest(v_back_ids, v_back) AS b (id, nano) GROUP BY b.id) AS d
+        WHERE w.id = d.id;
+    END IF;
 END $$;
 
 -- Closes envelopes whose lifetime is over, at most so many; how many. Those that another transaction has locked are left
