@@ -184,9 +184,17 @@ class PostgresRuns:
                 output = None if outcome.output is None else to_json(outcome.output)
                 arguments = (outcome.state, None, None, output, _error(outcome.error), outcome.keep_s, False)
             case Waits():
-                arguments = (State.WAITING, outcome.wait_for, outcome.wake_s, None, _error(outcome.error), 0.0, False)
+                arguments = (
+                    State.WAITING,
+                    outcome.wait_for,
+                    outcome.wake_s,
+                    None,
+                    _error(outcome.error),
+                    KEEP_FAILED_S,
+                    False,
+                )
             case HandsOver():
-                arguments = (State.QUEUED, None, None, None, None, 0.0, True)
+                arguments = (State.QUEUED, None, None, None, None, KEEP_FAILED_S, True)
         rows = await self._fetch(_LEAVE, *_claim(claim), *arguments)
         if not rows:
             raise LeaseLost

@@ -89,7 +89,6 @@ class Journal:
     recorded: Mapping[int, Step]
     limits: Limits = Limits()
     position: int = 0
-    cost_nano: int = 0  # of all steps so far, those of earlier claims included
     _counted: int = 0
     _spent: _Spent = field(default_factory=_Spent)
     _key: str | None = None
@@ -195,7 +194,6 @@ class Journal:
                 _check_same(earlier.head, head)
                 head = earlier.head
                 if earlier.result is not None:
-                    self.cost_nano += earlier.cost_nano
                     return json.loads(earlier.result)
                 verified = await self._settle(earlier, declared)
                 if verified is not None:
@@ -295,7 +293,6 @@ class Journal:
 
     async def _record(self, head: StepHead, end: StepEnd) -> None:
         await self._patiently(lambda: self.store.record(self.claim, head, end))
-        self.cost_nano += end.cost_nano
 
     async def _patiently(self, write: Callable[[], Awaitable[None]]) -> None:
         """Try a write again while Postgres is away, as long as the lease may live."""

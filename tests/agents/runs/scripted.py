@@ -168,6 +168,3 @@ class Principals:
         if name not in ("demo", "digest"):
             raise NotFound(f"no agent {name}")
         return Principal(1, "default", 1, "default", 7, name, None, None, epoch=1)
-
-    async def reload(self) -> None:
-        return
