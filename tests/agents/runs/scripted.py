@@ -161,7 +161,7 @@ class Configurations:
         self.terms = default_terms(definition).model_copy(update=changes)
 
     async def current(self, agent: str) -> AgentConfiguration:
-        if agent not in ("demo", "news", "worker-test"):
+        if agent not in ("demo", "digest", "news", "worker-test"):
             raise NotFound(f"no agent {agent}")
         return AgentConfiguration(agent, 0, self.terms)
 
