@@ -189,7 +189,7 @@ def health_answer(head: bytes, worker: Worker) -> bytes:
     status = {b"/healthz": "200 OK", b"/readyz": "200 OK" if ready else "503 Service Unavailable"}.get(path)
     body = orjson.dumps(
         {
-            "status": "ready" if ready else f"Postgres has not answered for {silent_s:.0f} s",
+            "status": "ready" if ready else "Postgres does not answer",
             "worker": str(worker.id),
             "runs": sorted(map(str, worker.running)),
         }

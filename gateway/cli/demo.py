@@ -3,13 +3,15 @@
 What must hold:
 Nothing that it shows is staged. The calls go through the gateway with the official SDK and through the real LiteLLM Proxy.
 At the end the ledger is shown beside the provider's own invoice. The demo exits with 0 only if the two agree, the budget
-held, and the audit found the books right.
+held, a run survived the death of its worker with no answer bought twice, and the audit found the books right.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import shutil
+import signal
 import tempfile
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -25,6 +27,9 @@ from gateway.cli.common import fail, run_async
 from llm_service.money import format_dollars
 
 if TYPE_CHECKING:
+    from uuid import UUID
+
+    import aiohttp
     import asyncpg
 
     from gateway.settings import Settings
@@ -66,7 +71,7 @@ def demo() -> None:
     folder.chmod(0o755)  # PostgreSQL may run under another account, which must be able to enter it
     # The demo must not spend from, or write to, a database, Redis or proxy that the operator's settings name.
     own = {"database_url": None, "redis_url": None, "proxy_url": None}
-    settings = load_settings(data_dir=folder / "data", port=0).model_copy(update=own)
+    settings = load_settings(data_dir=folder / "data", port=0, workers=2).model_copy(update=own)
     try:
         run_async(_demo(settings))
     except BaseException:
@@ -120,10 +125,12 @@ async def _scenario(settings: Settings, state: StackState, console: Console) -> 
         console.print(Rule("1. Agents spend"))
         await asyncio.gather(*(_work(state, actor, keys[actor.name], console) for actor in _ACTORS))
         await _digest(settings, console)
-        console.print(Rule("2. One agent runs away, with 24 callers at once"))
+        console.print(Rule("2. A worker is killed in the middle of a run, and another one goes on"))
+        ok = await _survive(state, pool, console)
+        console.print(Rule("3. One agent runs away, with 24 callers at once"))
         await _run_away(state, keys[_RUNAWAY.name], pool, console)
-        console.print(Rule("3. Who spent what"))
-        ok = await _account(state, pool, console)
+        console.print(Rule("4. Who spent what"))
+        ok = await _account(state, pool, console) and ok
     if not ok:
         fail("The demo found a difference that must not be; see above.")
     console.print(Text("Everything agrees. Try it yourself: make up", style="bold green"))
@@ -192,6 +199,63 @@ async def _digest(settings: Settings, console: Console) -> None:
         f"  digest: a news digest of {len(cast('Digest', result.output).items)} stories from the sample feeds, "
         f"{result.calls} calls for {format_dollars(result.cost_nano)} of $0.05"
     )
+
+
+async def _survive(state: StackState, pool: asyncpg.Pool, console: Console) -> bool:
+    """A run whose worker is killed with SIGKILL while a model answers: another worker ends it, and nothing is bought twice."""
+    from uuid import UUID
+
+    import aiohttp
+
+    from agents.runs.events import Shown
+    from agents.runs.in_postgres import PostgresRuns
+    from agents.runs.record import Kind, State, StepState
+    from agents.runs.watching import Watching
+    from gateway.cli.runs import format_story
+
+    store = PostgresRuns(pool)
+    watching = Watching(store)
+    mark = "demo-survivor"
+    focus = f'[[sim: {{"latency_s": 2, "mark": "{mark}"}}]]'  # the simulated provider takes two seconds for each answer
+    headers = {"authorization": f"Bearer {state.admin_key}"}
+    async with aiohttp.ClientSession(headers=headers) as session:
+
+        async def answers_bought() -> int:
+            async with session.get(f"{state.provider_url}/_sim/invoice?lines=1") as response:
+                return sum(line.get("mark") == mark for line in (await response.json())["lines"])
+
+        body = {"input": {"stories": 3, "focus": focus}, "budget": "0.05", "tags": ["demo"]}
+        async with session.post(f"{state.gateway_url}/agents/digest/runs", json=body) as response:
+            run_id = UUID((await response.json())["id"])
+        console.print(f"  POST /agents/digest/runs answers {response.status}: run {run_id}")
+        async for events in watching.events(run_id, Shown(), idle_s=60):
+            if any(event.name == "step.done" for event in events):
+                break
+        await asyncio.sleep(1)  # the model is asked for the digest itself
+        name = await _worker_of(state, session, run_id)
+        done = sum(step.state is StepState.DONE for step in await store.outline(run_id))
+        os.kill(state.pids[name], signal.SIGKILL)
+        console.print(
+            f"  {name} (process {state.pids[name]}) is killed with SIGKILL after {done} steps, while the model answers."
+        )
+        with console.status("Another worker takes the run up when the lease of the first one has ended …"):
+            run = await watching.until_settled(run_id, 120)
+        asked = sum(step.head.kind is Kind.MODEL for step in await store.outline(run_id))
+        bought = await answers_bought()
+    console.print(format_story(run, await store.spent(run_id), await store.outline(run_id)))
+    ok = run.state is State.SUCCEEDED and run.fence == 2 and bought == asked
+    told = f"The provider has billed {bought} answers for {asked} steps that asked a model"
+    console.print(Text(f"  {told}{': none twice.' if ok else ': THAT IS WRONG.'}", style="green" if ok else "bold red"))
+    return ok
+
+
+async def _worker_of(state: StackState, session: aiohttp.ClientSession, run_id: UUID) -> str:
+    """The name of the worker that does a run."""
+    for number, url in enumerate(state.worker_urls, 1):
+        async with session.get(f"{url}/readyz") as response:
+            if str(run_id) in (await response.json())["runs"]:
+                return f"worker-{number}"
+    raise RuntimeError(f"no worker does run {run_id}")
 
 
 async def _run_away(state: StackState, key: str, pool: asyncpg.Pool, console: Console) -> None:

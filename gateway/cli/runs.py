@@ -1,4 +1,4 @@
-"""`treasurer runs`: the runs of agents: list them, read their story, watch them, cancel, retry and fork them.
+"""`treasurer runs`: the runs of agents: start them, list them, read their story, watch them, cancel, retry and fork them.
 
 What must hold:
 Whoever types a command here is a person who may decide: a step of which nobody knows whether it was done is done again.
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from agents.runs.events import Event
     from agents.runs.in_postgres import PostgresRuns
     from agents.runs.record import Run, Spent, Step
+    from agents.runs.starting import StartRequest
 
 _T = TypeVar("_T")
 #: Runs of one tree that a story shows at most.
@@ -37,6 +38,76 @@ _SHOWN_CHARACTERS = 200
 commands = command_group("Runs of agents: what they did, what it cost, and what becomes of them.")
 
 _Run = Annotated[str, typer.Argument(metavar="RUN", help="The run's id, or its number.")]
+
+
+@commands.command("start")
+def start(
+    agent: Annotated[str, typer.Argument(metavar="AGENT")],
+    given: Annotated[
+        str, typer.Option("--input", metavar="JSON", help="What the agent takes, as a JSON object; -: standard input.")
+    ] = "{}",
+    budget: Annotated[str | None, typer.Option("--budget", help="The most that it may spend, in dollars.")] = None,
+    reserve: Annotated[str | None, typer.Option("--reserve", help="What is held of it at the start.")] = None,
+    user: Annotated[str | None, typer.Option("--user", help="Whom the run is for, in reports.")] = None,
+    session: Annotated[str | None, typer.Option("--session", help="The session that it belongs to.")] = None,
+    tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag for reports; repeatable.")] = None,
+    priority: Annotated[
+        int | None, typer.Option("--priority", min=-1000, max=1000, help="The highest is first.")
+    ] = None,
+    key: Annotated[str | None, typer.Option("--key", help="The same key again is the same run.")] = None,
+    wait: Annotated[float, typer.Option("--wait", min=0, help="For how many seconds to wait for its end.")] = 0,
+    json: AsJson = False,
+) -> None:
+    """Start an agent. A worker does the run; treasurer runs show prints its story."""
+    import sys
+
+    from agents.runs.record import Trigger
+    from agents.runs.starting import StartRequest
+    from llm_service.errors import InvalidRequest
+    from llm_service.money import parse_dollars
+    from llm_service.wire.requests import attribution, parse_body
+
+    try:
+        request = StartRequest(
+            agent,
+            parse_body((sys.stdin.read() if given == "-" else given).encode()),
+            Trigger.COMMAND,
+            key=None if key is None else f"command/{attribution(key, '--key', 'key', 255)}",
+            budget_nano=None if budget is None else parse_dollars(budget),
+            reserve_nano=None if reserve is None else parse_dollars(reserve),
+            may_raise=True,
+            priority=priority,
+            session=attribution(session, "--session", "session"),
+            on_behalf_of=attribution(user, "--user", "user"),
+            tags=tuple(dict.fromkeys(text for each in tag or () if (text := attribution(each, "--tag", "tag")))),
+        )
+    except InvalidRequest as error:
+        fail(error.message, ExitCode.USAGE)
+    run = administer(lambda pool: _start(pool, request, wait))
+    if wait and not json:
+        show(str(run.id))
+    else:
+        _print_state(run, json=json)
+
+
+async def _start(pool: Any, request: StartRequest, wait_s: float) -> Run:
+    from dataclasses import replace
+
+    from agents.configuration.versions import AgentConfigurations
+    from agents.registration import AgentRegistration
+    from agents.registry import names_of_logic
+    from agents.runs.in_postgres import PostgresRuns
+    from agents.runs.starting import RunStarter
+    from agents.runs.watching import Watching
+    from llm_service.administration.principals import Principals
+    from llm_service.administration.transaction import ACTOR
+
+    if request.agent in names_of_logic():  # so that an agent of the catalogue needs no preparation
+        await AgentRegistration(pool).register(request.agent)
+    store = PostgresRuns(pool)
+    starter = RunStarter(store, Principals(pool), AgentConfigurations(pool))
+    run = await starter.start(replace(request, asked_by=ACTOR.get()))
+    return await Watching(store).until_settled(run.id, wait_s) if wait_s else run
 
 
 @commands.command("list")

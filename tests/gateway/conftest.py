@@ -27,11 +27,6 @@ from llm_service.types import Principal
 ADMIN = {"authorization": "Bearer sk-tr-admin"}
 
 
-def principal_named(agent: str, *, team_id: int = 1, paused: str | None = None) -> Principal:
-    """An agent of a team, with a key named laptop."""
-    return Principal(1, "acme", team_id, f"team {team_id}", team_id, agent, 5, "laptop", epoch=1, paused=paused)
-
-
 class FakePrincipals:
     """Knows the keys of one administrator and one agent. For a third key, Postgres seems to be unavailable."""
 
@@ -52,7 +47,8 @@ class FakePrincipals:
     async def owner(self, secret: str) -> Principal | str:
         """The owner of a key: an administrator's name, or agent `news` of team 1."""
         self._check(secret)
-        return "key ops (7)" if secret == "sk-tr-admin" else principal_named("news")
+        news = Principal(1, "acme", 1, "team 1", 1, "news", 5, "laptop", epoch=1)
+        return "key ops (7)" if secret == "sk-tr-admin" else news
 
     def _check(self, secret: str) -> None:
         if secret == "sk-tr-away":

@@ -15,7 +15,8 @@ from typer.testing import Result
 from agents.runs.in_postgres import PostgresRuns
 from agents.runs.record import Ended, Kind, NewRun, Policy, Run, State, StepEnd, StepHead, StepState, Trigger
 from gateway.cli.common import ExitCode
-from llm_service.errors import Conflict, NotFound
+from llm_service.errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound
+from llm_service.money import MoneyError
 
 Treasurer = Callable[..., Result]
 Act = Callable[[Callable[[PostgresRuns], Awaitable[Run]]], Run]
@@ -90,6 +91,39 @@ def test_the_story_of_a_run(administer: Treasurer, act: Act) -> None:
     assert (story["tree_cost_nano"], len(story["steps"]), len(story["below"])) == (3_000_000, 2, 1)
 
 
+def test_a_run_is_started_with_what_was_typed(administer: Treasurer) -> None:
+    options = (
+        "--budget",
+        "0.05",
+        "--reserve",
+        "0.01",
+        "--user",
+        "ann",
+        "--session",
+        "s",
+        "--tag",
+        "t",
+        "--priority",
+        "3",
+        "--key",
+        "k",
+    )
+    (run,) = json.loads(administer("runs", "start", "digest", "--input", '{"stories": 3}', *options, "--json").stdout)
+    assert (run["agent"], run["state"], run["trigger"]) == ("digest", "queued", "command")
+    assert (run["budget_nano"], run["reserve_nano"], run["priority"]) == (50_000_000, 10_000_000, 3)
+    assert (run["user"], run["session"], run["tags"], run["input"]["stories"]) == ("ann", "s", ["t"], 3)
+    assert run["asked_by"].startswith("cli ")
+    (again,) = json.loads(administer("runs", "start", "digest", "--input", '{"stories": 3}', *options, "--json").stdout)
+    assert again["id"] == run["id"]
+    assert isinstance(administer("runs", "start", "digest", "--key", "k").exception, IdempotencyConflict)
+    assert "of agent digest: queued" in administer("runs", "start", "digest", "--wait", "0.1").stdout
+
+
+def test_an_administrator_gives_a_run_more_than_its_configuration(administer: Treasurer) -> None:
+    (run,) = json.loads(administer("runs", "start", "digest", "--budget", "500", "--json").stdout)
+    assert run["budget"] == "500.000000000"
+
+
 def test_a_list_with_its_filters_and_pages(administer: Treasurer, act: Act) -> None:
     run = act(failed)
     (shown,) = json.loads(administer("runs", "list", "--agent", "news", "--json").stdout)
@@ -140,6 +174,13 @@ def test_a_tail_goes_to_the_end(administer: Treasurer, act: Act) -> None:
         (("list", "--state", "dancing"), ExitCode.USAGE),
         (("list", "--since", "soon"), ExitCode.USAGE),
         (("fork", "1"), ExitCode.USAGE),
+        (("start", "digest", "--input", "["), ExitCode.USAGE),
+        (("start", "digest", "--input", "[]"), ExitCode.USAGE),
+        (("start", "digest", "--user", "x" * 1000), ExitCode.USAGE),
+        (("start", "digest", "--budget", "lots"), MoneyError),
+        (("start", "digest", "--budget", "0"), InvalidRequest),
+        (("start", "digest", "--input", '{"unknown": 1}'), InvalidRequest),
+        (("start", "nobody"), NotFound),
         (("show", "77"), NotFound),
         (("show", "99999999999999999999"), ExitCode.USAGE),
         (("retry", str(uuid4())), NotFound),

@@ -31,7 +31,6 @@ from agents.runs.watching import Watching
 from llm_service.errors import NotFound
 from llm_service.types import Principal
 from tests.agents.runs.scripted import Configurations, World, define
-from tests.gateway.conftest import principal_named
 
 MOST_BODY = 1024 * 1024
 DONE = StepEnd(StepState.DONE, '{"secret":"result"}', cost_nano=1_500_000, lost_nano=500_000)
@@ -54,7 +53,8 @@ class Agents:
     async def by_agent(self, name: str) -> Principal:
         if name not in ("news", "resting"):
             raise NotFound(f"There is no agent {name[:20]!r}.", param="agent")
-        return principal_named(name, paused="agent resting" if name == "resting" else None)
+        paused = "agent resting" if name == "resting" else None
+        return Principal(1, "acme", 1, "team 1", 1, name, 5, "laptop", epoch=1, paused=paused)
 
 
 def new_run(agent: str = "news", **changes: object) -> NewRun:
