@@ -56,7 +56,7 @@ class Stack:
                 stdin=subprocess.DEVNULL,
                 stdout=out,
                 stderr=out,
-                env=environ | _TIMES,
+                env=environ | _TIMES | {"TREASURER_WORKERS": "0"},
                 cwd=ROOT,
                 start_new_session=True,
             )

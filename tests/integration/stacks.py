@@ -34,7 +34,7 @@ def another_stack(
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=out,
-            env={**inherited, "TREASURER_LITELLM_CONFIG": str(file), **environ},
+            env={**inherited, "TREASURER_LITELLM_CONFIG": str(file), "TREASURER_WORKERS": "0", **environ},
             cwd=ROOT,
             start_new_session=True,
         )

@@ -17,6 +17,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import httpx2
@@ -25,6 +26,8 @@ from aiohttp import web
 from pydantic import SecretStr
 from starlette.routing import Route
 
+from agents.runs.in_postgres import PostgresRuns
+from agents.runs.record import NewRun
 from gateway.app import create_app
 from gateway.cli import ENTRIES, main
 from gateway.migrations import migrate
@@ -62,6 +65,8 @@ class Ask:
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 A = "/admin/v1"
+#: A run that has ended.
+RUN = UUID("01a222cc-ee11-7fb1-9fc0-02976978322c")
 INVOICE = {"model": "m", "starts_at": "2026-01-01", "ends_at": "2026-02-01", "amount": "1"}
 ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", "/v1/models"): [Ask("/v1/models", reads=True)],
@@ -104,6 +109,14 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", f"{A}/invoices"): [Ask(f"{A}/invoices", reads=True)],
     ("PUT", f"{A}/invoices"): [Ask(f"{A}/invoices", INVOICE)],
     ("DELETE", f"{A}/invoices/{{invoice_id}}"): [Ask(f"{A}/invoices/1")],
+    ("POST", "/agents/{agent}/runs"): [Ask("/agents/digest/runs", {"wait": 1})],
+    ("GET", "/agents/runs"): [Ask("/agents/runs", reads=True)],
+    ("GET", "/agents/runs/{run_id}"): [Ask(f"/agents/runs/{RUN}", reads=True)],
+    ("GET", "/agents/runs/{run_id}/steps"): [Ask(f"/agents/runs/{RUN}/steps", reads=True)],
+    ("GET", "/agents/runs/{run_id}/events"): [Ask(f"/agents/runs/{RUN}/events", reads=True)],
+    ("POST", "/agents/runs/{run_id}/cancel"): [Ask(f"/agents/runs/{RUN}/cancel")],
+    ("POST", "/agents/runs/{run_id}/retry"): [Ask(f"/agents/runs/{RUN}/retry")],
+    ("POST", "/agents/runs/{run_id}/fork"): [Ask(f"/agents/runs/{RUN}/fork", {"steps": 0})],
     ("GET", f"{A}/changes"): [Ask(f"{A}/changes", reads=True)],
     ("GET", "/reports/costs"): [Ask("/reports/costs", reads=True), Ask("/reports/costs?format=csv", reads=True)],
     ("GET", "/readyz"): [Ask("/readyz", reads=True)],
@@ -139,6 +152,10 @@ COMMANDS: dict[str, str] = {
     "invoice record": "m --from 2026-01-01 --to 2026-02-01 --amount 1",
     "invoice remove": "1",
     "run digest": "--feed {feed} --model m",
+    "runs start": "digest",
+    "runs cancel": str(RUN),
+    "runs retry": str(RUN),
+    "runs fork": f"{RUN} --steps 0",
 }
 READING_COMMANDS: dict[str, str] = {
     "migrate": "",  # there is nothing to do
@@ -156,12 +173,15 @@ READING_COMMANDS: dict[str, str] = {
     "limit list": "",
     "route list": "",
     "invoice list": "",
+    "runs list": "",
+    "runs show": str(RUN),
+    "runs tail": str(RUN),
 }
 #: The answer of every route when the database was never migrated.
 MIGRATE = "run `treasurer migrate`"
 #: Commands that need no test here. They start a stack with a separate Postgres, call a running gateway (whose routes
-#: are tested above), or ask only the proxy.
-OTHER_COMMANDS = {"up", "demo", "models", "breaker list", "breaker open", "breaker reset"}
+#: are tested above), ask only the proxy, or go on while Postgres is away, as a worker does.
+OTHER_COMMANDS = {"worker", "up", "demo", "models", "breaker list", "breaker open", "breaker reset"}
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +223,10 @@ async def world(
         terms = {"name": "b", "agent": "a", "limit": "1"}
         await budgets.create_budget(pool, read_input(budgets.NewBudget, terms))
         issued = await keys.create_key(pool, read_input(keys.NewKey, {"agent": "a"}))
+        await organisations.create_agent(pool, read_input(organisations.NewAgent, {"name": "digest"}))
+        runs = PostgresRuns(pool)
+        await runs.add(NewRun(RUN, "digest", 1, 1, {}, {}, "1"))
+        await runs.cancel(RUN)
     feed = tmp_path / "feed.xml"
     feed.write_text("<rss version='2.0'><channel><title>t</title><item><title>n</title></item></channel></rss>")
 
@@ -369,10 +393,14 @@ async def never_migrated(world: World) -> AsyncIterator[None]:
     """The database exists and is empty, as after an operator has created it and nothing else."""
     other = await asyncpg.connect(world.url)
     try:
-        await other.execute("ALTER SCHEMA public RENAME TO aside; CREATE SCHEMA public")
+        await other.execute(
+            "ALTER SCHEMA public RENAME TO aside; CREATE SCHEMA public; ALTER SCHEMA work RENAME TO work_aside"
+        )
         yield
     finally:
-        await other.execute("DROP SCHEMA public CASCADE; ALTER SCHEMA aside RENAME TO public")
+        await other.execute(
+            "DROP SCHEMA public CASCADE; ALTER SCHEMA aside RENAME TO public; ALTER SCHEMA work_aside RENAME TO work"
+        )
         await other.close()
 
 

@@ -8,7 +8,8 @@ from gateway.stack.state import StackState
 
 
 async def test_every_part_answers(stack: StackState) -> None:
-    assert set(stack.pids) == {"postgres", "redis", "simulated-provider", "litellm-proxy", "gateway-1", "gateway-2"}
+    parts = {"postgres", "redis", "simulated-provider", "litellm-proxy", "gateway-1", "gateway-2", "worker-1"}
+    assert set(stack.pids) == parts
     addresses = [f"{url}/readyz" for url in (stack.gateway_url, *stack.gateway_urls)]
     addresses += [f"{stack.provider_url}/_sim/health", f"{stack.proxy_url}/health/liveliness"]
     async with aiohttp.ClientSession() as session:

@@ -185,11 +185,11 @@ def test_parts_that_die_are_started_again_and_so_is_the_watchdog(up: Starter) ->
     deadline = time.monotonic() + 60
     while True:
         state = StackState.read(running.data_dir)
-        if state is not None and not set(state.pids.values()) & set(before.pids.values()) and len(state.pids) == 3:
+        if state is not None and not set(state.pids.values()) & set(before.pids.values()) and len(state.pids) == 4:
             break
         assert time.monotonic() < deadline, running.said
         time.sleep(0.1)
-    assert running.said.count("killed by SIGKILL; starting again in") >= 3
+    assert running.said.count("killed by SIGKILL; starting again in") >= 4
     assert "The watchdog died, and is started again." in running.said
     family = running.family()
     running.process.kill()
@@ -222,7 +222,7 @@ def test_a_taken_port_is_said(up: Starter) -> None:
 def test_external_servers_are_used_and_none_is_started(up: Starter, empty_database_url: str, redis_url: str) -> None:
     running = up(TREASURER_DATABASE_URL=empty_database_url, TREASURER_REDIS_URL=redis_url)
     state = running.ready()
-    assert set(state.pids) == {"gateway-1"}
+    assert set(state.pids) == {"gateway-1", "worker-1"}
     assert state.database_url == empty_database_url
     assert empty_database_url.split(":")[2].split("@")[0] not in running.said, "a password is never shown"
 

@@ -84,6 +84,7 @@ class Treasurer:
         }
         environ = kept | {
             "TREASURER_LITELLM_CONFIG": str(config),
+            "TREASURER_WORKERS": "0",
             "TREASURER_CALL_TIMEOUT_S": str(_CALL_TIMEOUT_S),
             "TREASURER_HOLD_MARGIN_S": str(_MARGIN_S),
             "TREASURER_SWEEP_INTERVAL_S": str(_SWEEP_S),
