@@ -156,7 +156,11 @@ class Worker:
         if outcome is None:
             log.info("the lease of run %s is lost, or will end", run.id)
             return
-        await self.executor.release(run, outcome)
+        try:
+            await self.executor.release(run, outcome)
+        except TreasurerError as error:
+            log.warning("run %s is given up until another worker takes it up: %s", run.id, error)
+            return
         await self._leave(run.claim, outcome)
 
     async def _leave(self, claim: Claim, outcome: Outcome) -> None:

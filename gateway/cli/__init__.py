@@ -64,6 +64,7 @@ ENTRIES = {
     "limit": Entry("limits", "commands", "Rate limits: how fast."),
     "route": Entry("routes", "commands", "Routes: which models stand in for another, when, and how long to wait."),
     "breaker": Entry("breakers", "commands", "Circuit breakers of models, providers and the proxy."),
+    "approvals": Entry("approvals", "commands", "Approvals: what runs ask people before they act."),
     "run": Entry("run", "commands", "Run an agent once."),
 }  # fmt: skip
 

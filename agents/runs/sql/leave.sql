@@ -1,8 +1,7 @@
 -- The worker lets go of a run: it has ended, waits, or goes back into the queue. $4: the new state, unless the run
--- would continue although it is to be cancelled. $9: for how long, from now on, the results of its steps are kept. $10:
--- this
--- claim does not count
--- as an attempt.
+-- would continue although it is to be cancelled. $9: for how long, from now on, the results of its steps are kept. $10: this
+-- claim does not count as an attempt. $11 and following: the question that the run asks a person, if it waits for that.
+WITH gone AS (
 UPDATE work.runs r
 SET state = n.state, wait_for = CASE WHEN n.state = 'waiting' THEN $5 END,
     wake_at = CASE WHEN n.state = 'waiting' THEN now() + make_interval(secs => $6) END,
@@ -23,3 +22,11 @@ FROM (
 ) n
 WHERE r.id = $1
 RETURNING r.*
+),
+asked AS (
+    INSERT INTO work.approvals (id, run_id, position, agent, team_id, tool, why, arguments, digest, schema, approvers, expires_at)
+    SELECT $11::uuid, g.id, $12, g.agent, g.team_id, $13, $14, $15::json, $16, $17::json, $18,
+        least(g.deadline_at, coalesce(g.wake_at, g.deadline_at))
+    FROM gone g WHERE g.wait_for = 'approval' AND $11 IS NOT NULL
+)
+SELECT * FROM gone

@@ -13,7 +13,8 @@ from agents.configuration.terms import Keep, LostAnswer
 from agents.runs.executor import RunExecutor, StartRequest
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Kind, Policy, Run, State, StepState, WaitFor
-from tests.agents.runs.scripted import COST_NANO, Configurations, MakeWorker, Script, World
+from agents.runs.worker import Worker
+from tests.agents.runs.scripted import COST_NANO, Configurations, MakeWorker, Script, World, approve
 
 
 async def die(_at: str) -> None:
@@ -29,10 +30,15 @@ async def work(worker: MakeWorker, store: InMemoryRuns, run: Run) -> Run:
     return await store.find(run.id)
 
 
-async def crashed(executor: RunExecutor, store: InMemoryRuns, tools: tuple[str, ...], script: Script) -> Run:
-    """A run whose first process has died, at the point where the script or the world says."""
+async def crashed(
+    executor: RunExecutor, store: InMemoryRuns, tools: tuple[str, ...], script: Script, *, asks: bool = False
+) -> Run:
+    """A run whose process has died at the point where the script or the world says, after a person's word if it asks."""
     script.tools = tools
     run = await executor.start(StartRequest("demo"))
+    if asks:
+        await Worker(executor).work_off()
+        await approve(store, run)
     (claimed,) = await store.claim(run.id, 1, ("demo",))
     with pytest.raises(asyncio.CancelledError):
         await executor.execute(claimed)
@@ -45,6 +51,8 @@ async def test_a_run_is_a_list_of_named_steps(
     """The names are recorded, so this test must never need another list: runs under way would diverge."""
     script.tools = ("look", "send", "book", "delete")
     run = await executor.start(StartRequest("demo", on_behalf_of="ann", session="s", tags=("t",)))
+    assert await worker().work_off() == 1
+    await approve(store, run)
     assert await worker().work_off() == 1
     run = await store.find(run.id)
     assert (run.state, run.output, run.error) == (State.SUCCEEDED, {"text": "done"}, None)
@@ -108,7 +116,7 @@ async def test_i8_a_tool_that_says_nothing_is_not_repeated_without_a_person(
     executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker, point: str, times: int
 ) -> None:
     setattr(world, point, die)
-    run = await crashed(executor, store, ("delete",), script)
+    run = await crashed(executor, store, ("delete",), script, asks=True)
     setattr(world, point, None)
     run = await work(worker, store, run)
     assert (run.state, run.wait_for) == (State.WAITING, WaitFor.APPROVAL)
@@ -132,7 +140,8 @@ async def test_a_tool_that_failed_is_called_again_when_a_person_retries_the_run(
         raise ValueError("the receiver is down")
 
     world.before, script.tools = fail, ("delete",)
-    run = await executor.start(StartRequest("demo"))
+    run = await work(worker, store, await executor.start(StartRequest("demo")))
+    await approve(store, run)
     run = await work(worker, store, run)
     assert run.error is not None
     assert (run.state, run.error["message"], run.error["step"]) == (State.FAILED, "the receiver is down", 2)
@@ -183,12 +192,11 @@ async def test_an_administrator_may_make_a_tool_stricter_or_leave_it_out(
     store: InMemoryRuns, script: Script, worker: MakeWorker, executor: RunExecutor, world: World
 ) -> None:
     configure(executor, tool_policies={"send": Policy.ASK, "delete": Policy.READ}, tools=("send", "delete"))
-    world.after = die
     for tool in ("send", "delete"):  # a policy is never less strict than the tool's own
-        run = await crashed(executor, store, (tool,), script)
-        run = await work(worker, store, run)
-        assert (run.state, run.wait_for) == (State.WAITING, WaitFor.APPROVAL)
-    world.after, script.tools = None, ("look",)
+        script.tools = (tool,)
+        run = await work(worker, store, await executor.start(StartRequest("demo")))
+        assert (run.state, run.wait_for, world.times(tool)) == (State.WAITING, WaitFor.APPROVAL, 0)
+    script.tools = ("look",)
     run = await work(worker, store, await executor.start(StartRequest("demo")))
     assert world.times("look") == 0
     assert script.offered == {"send", "delete", "final_result"}
