@@ -1,9 +1,9 @@
 """The catalogue of agents' logic: a module of `agents/catalog/` for each, found by its name.
 
 What must hold:
-  A module of the catalogue has a `DEFINITION`, whose name is the module's and whose defaults are a configuration. A module
-      of which that is not so, or that cannot be imported, is an error with its name and the reason: for a caller who asks
-      for it, and at the start of a process that runs agents (`load_catalogue`).
+  Each module of the catalogue has a `DEFINITION` with the module's name, and its defaults are a valid configuration.
+      If a module breaks this rule or cannot be imported, an error names the module and the reason: when a caller asks
+      for it, and when a process that runs agents starts (`load_catalogue`).
   A module is imported when its logic is asked for, so that a fault in one keeps no other from running.
 
 The first import also loads PydanticAI, which takes seconds: a server does it in a thread, or before it serves.
@@ -61,7 +61,7 @@ def _load(package: str, name: str) -> AnyAgent:
 
 
 def _reason(error: Exception) -> str:
-    """The error's own line, without its traceback, which the cause keeps."""
+    """The last line of the error. Its traceback stays available as the cause of the error that is raised."""
     return "".join(traceback.format_exception_only(error)).strip().replace("\n", " ")
 
 

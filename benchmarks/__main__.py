@@ -17,14 +17,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import admission, assistants, governed, holds
+from benchmarks import admission, assistants, envelopes, governed, holds
 from gateway.settings import load_settings
 from gateway.stack.supervisor import running_stack
 from llm_service.money import format_dollars
 
 
 async def main(sections: set[str]) -> None:
-    """Run the named sections, or else admission, growth, governed, streams, holds, assistants and memory."""
+    """Run the named sections, or else admission, growth, envelopes, governed, streams, holds, assistants and memory."""
     console = Console()
     folder = Path(tempfile.mkdtemp(prefix="treasurer-bench-"))
     folder.chmod(0o755)
@@ -42,6 +42,9 @@ async def main(sections: set[str]) -> None:
             if not sections or "growth" in sections:
                 with console.status("more budgets on a call, more windows in the treasury …"):
                     _show_growth(console, await admission.measure_apart(state.database_url, "benchmarks.growth"))
+            if not sections or "envelopes" in sections:
+                with console.status("runs that open and close their envelopes, alone and beside other callers …"):
+                    _show_envelopes(console, await envelopes.measure_apart(state.database_url))
             if not sections or "governed" in sections:
                 with console.status("a governed call against the same call straight to LiteLLM Proxy …"):
                     _show_governed(console, await governed.measure(state, settings))
@@ -94,6 +97,28 @@ def _show_growth(console: Console, rows: list[dict[str, Any]]) -> None:
         table.add_column(heading, justify="left" if heading == "case" else "right")
     for row in rows:
         table.add_row(row["case"], f"{row['per_s']:,.0f}", f"{row['p50_ms']:.2f}", f"{row['ratio']:.2f}")
+    console.print(table)
+
+
+def _show_envelopes(console: Console, row: dict[str, float]) -> None:
+    table = Table(title="Runs from 64 callers, on one hot budget and 100 others")
+    for heading in ("a run that", "runs/s", "p50 ms"):
+        table.add_column(heading, justify="left" if heading == "a run that" else "right")
+    for name, what in (("open_close", "does nothing"), ("with_call", "makes a call"), ("with_child", "has a child")):
+        table.add_row(what, f"{row[f'{name}_per_s']:,.0f}", f"{row[f'{name}_p50_ms']:.1f}")
+    console.print(table)
+    table = Table(
+        title="Admissions of 16 other callers while runs start, against the same without; medians over the rounds"
+    )
+    for heading in ("runs start", "runs/s", "admissions/s", "p99"):
+        table.add_column(heading, justify="left" if heading == "runs start" else "right")
+    for name, where in (("here", "in this process"), ("elsewhere", "in another one")):
+        table.add_row(
+            where,
+            f"{row[f'{name}_starts_per_s']:.0f}",
+            f"{row[f'{name}_ratio']:.2f}",
+            f"{row[f'{name}_p99_ratio']:.2f}",
+        )
     console.print(table)
 
 

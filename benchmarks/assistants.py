@@ -156,7 +156,7 @@ async def _ask(session: aiohttp.ClientSession, base: str, secret: str, call: dic
 
 
 async def _ledger(pool: asyncpg.Pool, agent: str) -> tuple[int, int]:
-    """What the agent's calls held and cost, once none of them is held any more."""
+    """Wait until none of the agent's calls has an open hold, then return what they had held and what they cost, in nano-dollars."""
     deadline = time.monotonic() + _SETTLED_WITHIN_S
     while await pool.fetchval(
         "SELECT count(*) FROM holds h JOIN agents a ON a.id = h.agent_id WHERE a.name = $1", agent

@@ -99,7 +99,7 @@ class Crowd:
         return outcome
 
     async def play(self, name: str, caller: Callable[[Outcome, str, int], Coroutine[Any, Any, None]]) -> Outcome:
-        """Play one crowd with a bystander beside it, and collect the figures of both."""
+        """Run many callers at once, with one unrelated caller (the bystander) beside them, and collect the figures of both."""
         outcome = Outcome(name, before_mib=self._rss_mib())
         key, bystander = await self._key(f"crowd-{name}"), await self._key(f"bystander-{name}")
         since = (await self._invoice(0))["last_seq"]

@@ -339,7 +339,7 @@ class HoldRequest:
     #: How much of the rest of each budget this hold may take, in basis points. But the floor is always granted.
     most_of_left: int = 10_000
     rate_card_id: int | None = None  # the rates from which the amount was computed, and at which it is settled
-    envelope: UUID | None = None  # the run whose envelope the hold is drawn from; `lines` has the envelope's too
+    envelope: UUID | None = None  # the run whose envelope pays; `lines` then also names the windows of the envelope
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,9 +9,9 @@ What must hold:
 
 A proxy first records uses in files (`grants.UsedGrants`), so that a second use at the same proxy is refused without
 asking Postgres. Grants that arrive while one statement is under way go together into the next one. This does not
-use `treasury/batch.py`, because a group here fails as a whole, within one time limit: if it were tried again grant by
-grant, a use that was recorded the first time would be refused as a second one. Also, a second use is refused at once if
-the first one is still waiting.
+use `treasury/batch.py`, which tries the members of a failed group again one by one: the failed statement may have
+recorded a use, and the retry would refuse it as a second use. So a group fails as a whole, within one time limit. Here
+also a second use must be refused at once while the first one is still waiting.
 """
 
 from __future__ import annotations

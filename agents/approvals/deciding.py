@@ -170,8 +170,9 @@ def _faults(schema: Mapping[str, Any], arguments: object) -> list[str]:
     except (jsonschema_rs.ReferencingError, ValueError) as error:
         return [f"its schema cannot be read ({str(error)[:200]})"]
     try:
+        json.dumps(arguments, allow_nan=False, ensure_ascii=False).encode()
         found = list(islice(validator.iter_errors(arguments), _MOST_FAULTS))
-    except ValueError as error:
+    except ValueError as error:  # half of a surrogate pair, for instance, which no tool can be given
         return [f"they cannot be read ({str(error)[:200]})"]
     return [f"{_place(fault.instance_path)}{fault.message[:200]}" for fault in found]
 

@@ -28,24 +28,22 @@ from agents.configuration.terms import AgentConfiguration, TriggerKind, unpinned
 from agents.definition import AnyAgent
 from agents.registry import find_agent
 from agents.runs.durability import Journaled
-from agents.runs.journal import Journal, Limits
+from agents.runs.journal import Journal, Limits, describe
 from agents.runs.outcomes import after, keep_s
 from agents.runs.record import Ended, HandsOver, NewRun, Outcome, Run, State, Trigger, Waits
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
 from agents.services import Services
-from llm_service.call.refusals import refusal
 from llm_service.errors import InvalidRequest, NotFound, TreasurerError, TreasuryUnavailable
 from llm_service.ids import new_call_id
 from llm_service.model import GovernedModel, GovernedService
-from llm_service.treasury.denial import Denial, StaleEpoch
-from llm_service.treasury.envelopes import Envelope, Envelopes, EnvelopeState, Opening, opening_lines
+from llm_service.run_money import RunMoney
+from llm_service.treasury.envelopes import EnvelopeState
 from llm_service.types import CallContext, Principal
 
 log = logging.getLogger(__name__)
 
 #: An envelope, and a kept answer, outlive their run's deadline by so much, so that neither is gone while the run ends.
 _MARGIN_S = 600.0
-_MOST_STALE = 5
 #: More than a run can have: each of its steps may be asked about twice, and again with each retry.
 _MOST_APPROVALS = 100_000
 #: Whose budget and reserve a trigger's runs have; those that are not here are requests.
@@ -58,7 +56,6 @@ _KINDS = {
 
 class PrincipalSource(Protocol):
     async def by_agent(self, name: str) -> Principal: ...
-    async def reload(self) -> None: ...
 
 
 class ConfigurationSource(Protocol):
@@ -95,7 +92,7 @@ class StartRequest:
 class RunExecutor:
     """Adds runs, and does those that are claimed.
 
-    Without `envelopes` a run has no budget, and only the budgets of its agent bind it. `agents` are those whose runs are
+    Without `money` a run has no budget, and only the budgets of its agent bind it. `agents` are those whose runs are
     claimed; None: all.
     """
 
@@ -104,7 +101,7 @@ class RunExecutor:
     principals: PrincipalSource
     configurations: ConfigurationSource
     code_version: str
-    envelopes: Envelopes | None = None
+    money: RunMoney | None = None
     services: Services = field(default_factory=Services)
     find: Callable[[str], AnyAgent] = find_agent
     agents: frozenset[str] | None = None
@@ -152,7 +149,7 @@ class RunExecutor:
 
     def _money_of(self, configuration: AgentConfiguration, request: StartRequest) -> tuple[int | None, int | None]:
         """The budget and the reserve of a run. Raises InvalidRequest: more than the agent's, or nothing could hold it."""
-        if self.envelopes is not None:
+        if self.money is not None:
             kind = TriggerKind.CHAT if request.session is not None else _KINDS.get(request.trigger, TriggerKind.REQUEST)
             money = configuration.money(kind, budget_nano=request.budget_nano, reserve_nano=request.reserve_nano)
             # None: whatever one call needs, and that is known when it is made.
@@ -170,7 +167,10 @@ class RunExecutor:
         Raises:
             LeaseLost: another worker has the run. TreasuryUnavailable: Postgres is away, so the lease will end.
         """
-        configuration = unpinned(run.agent, run.configuration)
+        try:
+            configuration = unpinned(run.agent, run.configuration)
+        except TreasurerError as error:  # another release has pinned what this one does not understand
+            return Ended(State.FAILED, error=describe(error), keep_s=KEEP_FAILED_S)
         terms = configuration.terms
         limits = Limits(terms.step_limit, terms.result_limit_bytes, terms.lost_answer, terms.unanswered)
         steps = await self.store.steps(run.id)
@@ -196,8 +196,8 @@ class RunExecutor:
         definition = self.find(configuration.terms.logic)
         task = definition.task(definition.input_type.model_validate(run.input), self.services)
         context = _context(run)
-        if self.envelopes is not None and run.budget_nano is not None:
-            await self._fill(self.envelopes, run, run.budget_nano, context)
+        if self.money is not None and run.budget_nano is not None:
+            await self._fill(self.money, run, run.budget_nano, context)
         model = self._model(configuration.terms.model).for_run(
             context, principal=partial(self.principals.by_agent, run.agent), key=journal.next_key, paid=journal.paid
         )
@@ -220,34 +220,14 @@ class RunExecutor:
 
     # -- its money
 
-    async def _fill(self, envelopes: Envelopes, run: Run, budget_nano: int, context: CallContext) -> None:
+    async def _fill(self, money: RunMoney, run: Run, budget_nano: int, context: CallContext) -> None:
         """Open the run's envelope, or let it hold money again. Raises the refusal if the money is not there."""
         lifetime_s = _left_s(run) + _MARGIN_S
-        envelope = await envelopes.find(run.id)
-        principal = await self.principals.by_agent(run.agent)
-        for _ in range(_MOST_STALE):
-            try:
-                filled: Envelope | Denial
-                if envelope is None:
-                    reserve_nano = budget_nano if run.reserve_nano is None else run.reserve_nano
-                    lines = opening_lines(principal, context)
-                    filled = await envelopes.open(
-                        Opening(run.id, principal, context, budget_nano, reserve_nano, lifetime_s, lines)
-                    )
-                elif envelope.state is EnvelopeState.WAITING:
-                    filled = await envelopes.resume(run.id, lifetime_s=lifetime_s)
-                else:
-                    filled = envelope
-            except StaleEpoch:
-                await self.principals.reload()
-                principal = await self.principals.by_agent(run.agent)
-                continue
-            if isinstance(filled, Denial):
-                raise refusal(principal, filled, run.reserve_nano or budget_nano, datetime.now(UTC))
-            return
-        raise TreasuryUnavailable(
-            "The configuration changes faster than the run's envelope can be opened.", retry_after=1
-        )
+        envelope = await money.envelopes.find(run.id)
+        if envelope is None:
+            await money.open(run.id, run.agent, context, budget_nano, run.reserve_nano or 0, lifetime_s)
+        elif envelope.state is EnvelopeState.WAITING:
+            await money.resume(run.id, run.agent, lifetime_s=lifetime_s)
 
     async def release(self, run: Run, outcome: Outcome) -> None:
         """Give back what the run's envelope holds: for good if the run has succeeded, else until it goes on or is retried.
@@ -255,15 +235,15 @@ class RunExecutor:
         If Postgres is away it is given back when the envelope's lifetime ends. But a run that is to wait does not wait then,
         because a waiting run holds nothing: raises TreasuryUnavailable, and another worker takes it up.
         """
-        if self.envelopes is None or run.budget_nano is None or isinstance(outcome, HandsOver):
+        if self.money is None or run.budget_nano is None or isinstance(outcome, HandsOver):
             return
         try:
             if not isinstance(outcome, Ended):
-                await self.envelopes.suspend(run.id)
+                await self.money.envelopes.suspend(run.id)
             elif outcome.state is State.SUCCEEDED:
-                await self.envelopes.close(run.id)
+                await self.money.envelopes.close(run.id)
             else:
-                await self.envelopes.suspend(run.id, lifetime_s=KEEP_FAILED_S)
+                await self.money.envelopes.suspend(run.id, lifetime_s=KEEP_FAILED_S)
         except NotFound:
             return  # it was never opened
         except TreasurerError as error:

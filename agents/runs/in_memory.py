@@ -307,9 +307,9 @@ class InMemoryRuns:
             else:
                 continue
             left = self._leave(run, outcome)
-            if isinstance(outcome, HandsOver):  # a crash counts as an attempt, but handing a run over does not
-                attempt = run.attempt if lost and not progressed else 0
-                left = self._runs[run.id] = replace(left, attempt=attempt, error=run.error)
+            attempt = run.attempt if lost and not progressed else 0  # a crash counts as an attempt
+            error = run.error if isinstance(outcome, HandsOver) else left.error
+            left = self._runs[run.id] = replace(left, attempt=attempt, error=error)
             recovered.append(Recovered(run.id, run.agent, left.state))
         return recovered[:most]
 

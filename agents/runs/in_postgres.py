@@ -192,9 +192,17 @@ class PostgresRuns:
                 arguments = (outcome.state, None, None, output, _error(outcome.error), outcome.keep_s, False)
             case Waits():
                 asks = outcome.asks
-                arguments = (State.WAITING, outcome.wait_for, outcome.wake_s, None, _error(outcome.error), 0.0, False)
+                arguments = (
+                    State.WAITING,
+                    outcome.wait_for,
+                    outcome.wake_s,
+                    None,
+                    _error(outcome.error),
+                    KEEP_FAILED_S,
+                    False,
+                )
             case HandsOver():
-                arguments = (State.QUEUED, None, None, None, None, 0.0, True)
+                arguments = (State.QUEUED, None, None, None, None, KEEP_FAILED_S, True)
         rows = await self._fetch(_LEAVE, *_claim(claim), *arguments, *_question(asks))
         if not rows:
             raise LeaseLost

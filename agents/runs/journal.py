@@ -107,7 +107,6 @@ class Journal:
     approvals: Mapping[int, Approval] = field(default_factory=dict[int, Approval])
     changes: Mapping[int, Approval] = field(default_factory=dict[int, Approval])
     position: int = 0
-    cost_nano: int = 0  # of all steps so far, those of earlier claims included
     _counted: int = 0
     _spent: _Spent = field(default_factory=_Spent)
     _key: str | None = None
@@ -236,7 +235,6 @@ class Journal:
                 _check_same(earlier.head, head)
                 head = earlier.head
                 if earlier.result is not None:
-                    self.cost_nano += earlier.cost_nano
                     return json.loads(earlier.result)
             answered = await self._settle(head, earlier, declared)
             if answered is not None:
@@ -391,7 +389,6 @@ class Journal:
 
     async def _record(self, head: StepHead, end: StepEnd) -> None:
         await self._patiently(lambda: self.store.record(self.claim, head, end))
-        self.cost_nano += end.cost_nano
 
     async def _patiently(self, write: Callable[[], Awaitable[None]]) -> None:
         """Try a write again while Postgres is away, as long as the lease may live."""

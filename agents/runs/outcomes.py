@@ -21,6 +21,7 @@ from llm_service.errors import (
     BudgetExhausted,
     BudgetTooSmall,
     IdempotencyConflict,
+    Paused,
     Refused,
     RunBudgetSpent,
     TreasurerError,
@@ -30,6 +31,8 @@ from llm_service.errors import (
 
 #: How long a run that waits for money waits before it asks again, unless the refusal says when to ask.
 _MONEY_S = 300.0
+#: How long the run of an agent waits that somebody has paused, until it looks again.
+_PAUSED_S = 60.0
 _FIRST_PAUSE_S = 2.0
 _LONGEST_PAUSE_S = 300.0
 #: How often a step is tried again whose provider failed.
@@ -51,6 +54,8 @@ def after(error: Exception, step: int, earlier: dict[str, Any] | None, terms: Te
         if terms.on_budget is OnBudget.FAIL:
             return failed
         return Waits(WaitFor.MONEY, error.retry_after or _MONEY_S, described)
+    if isinstance(error, Paused):
+        return Waits(WaitFor.TIME, max(pause_s, _PAUSED_S), described)
     if isinstance(error, Unavailable) or (isinstance(error, Refused) and error.should_retry):
         return Waits(WaitFor.TIME, pause_s, described)
     if isinstance(error, IdempotencyConflict) and error.code == "idempotency_in_progress":

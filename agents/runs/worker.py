@@ -156,6 +156,7 @@ class Worker:
         if outcome is None:
             log.info("the lease of run %s is lost, or will end", run.id)
             return
+        # First the money, because a worker that dies in between would hold it until the run's deadline.
         try:
             await self.executor.release(run, outcome)
         except TreasurerError as error:

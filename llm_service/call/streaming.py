@@ -1,9 +1,10 @@
 """A streamed answer: events as they come, and the settlement of the call, however they end.
 
 What must hold (I2):
-  A stream is settled once, even if nobody ever reads it. If it reached its end, that end decides.
+  A stream is settled once, even if nobody ever reads it. If it reached its end, it is settled by what that end reported,
+  even if its caller left afterwards.
   A stream that its caller leaves, or that is too slow, is closed, and the part that came is paid for.
-  But it is read to its end if the provider would bill all of it anyway, if the route asks for the exact cost, or if its
+  Such a stream is still read to its end if the provider would bill all of it anyway, if the route asks for the exact cost, or if its
   answer is to be kept for an idempotency key.
   An answer is kept before its caller sees the end, so that a repetition finds it.
   Nothing goes to the caller before the first token, because until then another model may serve the call.

@@ -27,7 +27,7 @@ ImageRule = Callable[[Medium], int | None]
 
 @dataclass(frozen=True, slots=True)
 class MediaTokens:
-    """The most tokens of each kind that a request's media can be. `text`: tokens of files that are read as text."""
+    """For each kind of token, the most that a request's media can amount to. `text`: of files that are read as text."""
 
     text: int = 0
     image: int = 0

@@ -29,7 +29,7 @@ _MAX_LENGTH = 120
 
 
 def clean(text: str, length: int = _MAX_LENGTH) -> str:
-    """The text, cut to `length` characters, with what UTF-8 cannot encode replaced."""
+    """The text, cut to `length` characters. Characters that UTF-8 cannot encode are replaced."""
     text = text if len(text) <= length else text[: length - 1] + "…"
     return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
 

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
-#: Names of classes at the start of a message, each with its punctuation.
+#: The exception classes that LiteLLM puts before a message, such as "litellm.BadRequestError: ".
 _CLASSES = re.compile(
     r"\s*(?:litellm\.)?[A-Za-z_]*(?:Error|Exception|Timeout)(?:\s+[A-Za-z]+(?:Error|Exception))?\s*(?::|-)\s*"
 )

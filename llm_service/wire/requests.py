@@ -83,10 +83,10 @@ class ParsedRequest:
     """The facts of a request that governance uses. `data` is the caller's body, to be passed on, without `metadata.tags`.
 
     `max_tokens` is the caller's limit for one choice; None if the caller set none.
-    `media` are its images, recordings and files. `cache_writes`: whether the request asks for a part of it to be
-    cached, and for how long at most. `search_options`: whether the request has options for searches. `search_context`:
+    `media` are its images, recordings and files. `cache_writes`: the longest time for which the request asks the
+    provider to cache a part of it. `search_options`: whether the request has options for searches. `search_context`:
     the size of search context that it asks for.
-    `text_bytes` is the size of the text alone, for estimates; `input_bound` is the upper bound.
+    `text_bytes` is the size of the text alone, for estimates; `input_bound` is the most input tokens that its text can be.
     """
 
     data: dict[str, Any]

@@ -28,6 +28,8 @@ from agents.tools import policy
 from gateway.stack.state import StackState
 from llm_service.administration.principals import Principals
 from llm_service.remote import RemoteService
+from llm_service.run_money import RunMoney
+from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.types import Answer, CallContext, Principal
 from tests.agents.runs.scripted import Configurations, World, define
 
@@ -88,15 +90,18 @@ async def open_worker(stack: AsyncExitStack, state: StackState, point: str, gate
     """A worker of the agent `worker-test`, whose calls go to the gateway of this number."""
     pool = await stack.enter_async_context(asyncpg.create_pool(state.database_url, min_size=1, max_size=4))
     service = await stack.enter_async_context(Service(state.gateway_urls[gateway], state.grant_secret))
-    store = Runs(pool)
+    store, principals = Runs(pool), Principals(pool)
+    treasury = PostgresTreasury(state.database_url)
+    stack.push_async_callback(treasury.close)
     service.point = store.point = point
     definition: AnyAgent = define(Receiver(pool, point), "worker-test")
     executor = RunExecutor(
         store,
         service,
-        Principals(pool),
+        principals,
         Configurations(definition),
         "1",
+        money=RunMoney(treasury.envelopes, principals, freed=treasury.freed),
         find=lambda _name: definition,
         agents=frozenset({"worker-test"}),
     )

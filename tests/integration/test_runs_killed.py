@@ -12,7 +12,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import aiohttp
 import asyncpg
@@ -27,9 +27,12 @@ from llm_service.administration.inputs import read_input
 from llm_service.administration.organisations import NewAgent, create_agent
 from llm_service.errors import Conflict
 from llm_service.run_tokens import RunToken, sign_run_token
+from llm_service.treasury.envelopes import Envelope, EnvelopeState
 from llm_service.types import CallContext
 from tests.integration.dying_worker import LEASE_S, open_worker
 
+#: Enough for the two requests of a run.
+BUDGET_NANO = 50_000_000
 ROOT = Path(__file__).parent.parent.parent
 
 
@@ -77,6 +80,13 @@ class Stage:
             await asyncio.sleep(0.1)
         raise AssertionError(f"{len(rows)} calls of run {run_id} are in the ledger after 10 s")
 
+    async def envelope(self, run_id: UUID) -> Envelope:
+        money = self.worker.executor.money
+        assert money is not None
+        envelope = await money.envelopes.find(run_id)
+        assert envelope is not None
+        return envelope
+
     async def effects(self, run_id: Any) -> list[str]:
         rows = await self.pool.fetch("SELECT once_key FROM effects_of_tests WHERE once_key LIKE $1", f"{run_id}/%")
         return [row["once_key"] for row in rows]
@@ -106,13 +116,19 @@ async def stage(stack: StackState) -> AsyncIterator[Stage]:
         ("before-end", "send", 1),
     ],
 )
-async def test_i8_a_killed_worker_loses_no_step_and_repeats_none(
+async def test_i8_i9_a_killed_worker_loses_no_step_and_repeats_none(
     stage: Stage, point: str, tool: str, asked: int
 ) -> None:
     mark = uuid4().hex
     text = f'[[sim: {{"latency_s": 0.8, "mark": "{mark}"}}]] Please {tool} it.'
-    run = await stage.worker.executor.start(StartRequest("worker-test", {"text": text}))
+    request = StartRequest("worker-test", {"text": text}, budget_nano=BUDGET_NANO, reserve_nano=BUDGET_NANO // 2)
+    run = await stage.worker.executor.start(request)
     await stage.killed(point)
+    held = await stage.envelope(run.id)
+    assert held.left_nano + held.used_nano == BUDGET_NANO
+    # The money stays the run's while another worker takes it up. It is given back before the run's end is written, because
+    # a worker that died in between would keep it until the run's deadline.
+    assert (held.free_nano > 0) is (point != "before-end")
     await stage.taken_over(run.id)
     run = await stage.worker.executor.store.find(run.id)
     assert (run.state, run.error) == (State.SUCCEEDED, None)
@@ -123,6 +139,9 @@ async def test_i8_a_killed_worker_loses_no_step_and_repeats_none(
     assert len(set(effects)) == 1
     assert run.cost_nano == await stage.ledger_nano(run.id, 2) == sum(line["cost_nano"] for line in lines)
     assert run.lost_nano == 0
+    closed = await stage.envelope(run.id)
+    assert (closed.state, closed.free_nano, closed.drawn_nano) == (EnvelopeState.CLOSED, 0, 0)
+    assert closed.spent_nano == run.cost_nano
 
 
 async def test_i8_a_killed_worker_leaves_a_tool_that_says_nothing_to_a_person(stage: Stage) -> None:

@@ -82,8 +82,8 @@ async def books_are_right(pool: asyncpg.Pool) -> None:
 
 
 async def test_i2_a_caller_who_leaves_as_the_hold_is_made_holds_nothing(pool: asyncpg.Pool, database_url: str) -> None:
-    """The caller is cancelled after its group has run and before its task continues, so only the treasury knows the
-    hold."""
+    """The caller is cancelled after the group's statement has written its hold and before its task continues, so only
+    the treasury knows that the hold exists."""
     tasks: list[asyncio.Task[object]] = []
 
     def leave(kind: str, _size: int, _seconds: float) -> None:

@@ -4,8 +4,8 @@ What must hold:
   An agent that is refused a thousand times a second costs one row a second, not a thousand.
   The counter is bounded.
 
-Refusals are statistics, not money: if Postgres is away for so long that the counter is full, further combinations are
-not counted.
+Refusals are statistics, not money: if Postgres is away for so long that the counter is full, refusals of other
+agents, models or reasons than those in it are not counted.
 """
 
 from __future__ import annotations

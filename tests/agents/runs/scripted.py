@@ -172,9 +172,6 @@ class Principals:
             raise NotFound(f"no agent {name}")
         return Principal(1, "default", 1, "default", 7, name, None, None, epoch=1)
 
-    async def reload(self) -> None:
-        return
-
 
 async def asked(store: RunStore, run: Run) -> Approval:
     """The question that a run waits for."""

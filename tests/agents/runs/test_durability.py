@@ -259,6 +259,18 @@ async def test_the_number_of_steps_is_limited(
     assert world.times("look") == 25
 
 
+async def test_a_run_whose_configuration_this_release_does_not_understand_fails_by_name(
+    executor: RunExecutor, store: InMemoryRuns, script: Script, worker: MakeWorker
+) -> None:
+    run = await executor.start(StartRequest("demo"))
+    terms = run.configuration["terms"] | {"stricter_than_ever": True}
+    store._runs[run.id] = replace(run, configuration=run.configuration | {"terms": terms})
+    run = await work(worker, store, run)
+    assert run.error is not None
+    assert (run.state, script.bought) == (State.FAILED, [])
+    assert "Version 0" in run.error["message"]
+
+
 async def test_a_fork_replays_its_first_steps_and_does_the_rest(
     executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -11,6 +12,7 @@ from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Run, State, WaitFor
 from agents.runs.worker import Worker
 from llm_service.errors import InvalidRequest, ProxyUnavailable, UpstreamError
+from llm_service.run_money import RunMoney
 from llm_service.treasury.envelopes import EnvelopeState
 from llm_service.treasury.in_memory import InMemoryTreasury
 from llm_service.types import Budget, Principal, Scope, WindowKind
@@ -24,16 +26,20 @@ class Spender:
     """One agent with one budget. Its epoch may change, as when an administrator changes something."""
 
     epoch: int = 1
-    reloads: list[int] = field(default_factory=list[int])
     newest: int = 1
+    renewed: list[int] = field(default_factory=list[int])
+    paused: str | None = None
 
     async def by_agent(self, name: str) -> Principal:
         budget = Budget(1, "daily", Scope.AGENT, 7, WindowKind.TOTAL)
-        return Principal(1, "default", 1, "default", 7, name, None, None, self.epoch, budgets=(budget,))
+        return Principal(
+            1, "default", 1, "default", 7, name, None, None, self.epoch, paused=self.paused, budgets=(budget,)
+        )
 
-    async def reload(self) -> None:
-        self.reloads.append(self.epoch)
+    async def renew(self, principal: Principal) -> Principal:
+        self.renewed.append(principal.epoch)
         self.epoch = self.newest
+        return await self.by_agent(principal.agent)
 
 
 @pytest.fixture
@@ -48,7 +54,8 @@ def spender() -> Spender:
 
 @pytest.fixture
 def paid(executor: RunExecutor, treasury: InMemoryTreasury, spender: Spender) -> RunExecutor:
-    return replace(executor, envelopes=treasury, principals=spender)
+    money = RunMoney(treasury, spender, freed=asyncio.sleep, busy_wait_s=0.01)
+    return replace(executor, money=money, principals=spender)
 
 
 def pending(treasury: InMemoryTreasury) -> int:
@@ -140,7 +147,7 @@ async def test_an_envelope_is_opened_with_the_configuration_of_now(
     run = await paid.start(REQUEST)
     treasury.epoch = spender.newest = 5  # an administrator has changed something since the principal was read
     run = await work(paid, store, run)
-    assert (run.state, spender.reloads) == (State.SUCCEEDED, [1])
+    assert (run.state, spender.renewed) == (State.SUCCEEDED, [1])
 
 
 async def test_a_run_may_not_have_more_than_its_agent(paid: RunExecutor, store: InMemoryRuns) -> None:
@@ -152,3 +159,13 @@ async def test_a_run_may_not_have_more_than_its_agent(paid: RunExecutor, store: 
         with pytest.raises(InvalidRequest):
             await paid.start(wrong)
     assert store._runs == {}
+
+
+async def test_a_run_of_a_paused_agent_waits_until_it_may_go_on(
+    paid: RunExecutor, store: InMemoryRuns, script: Script, spender: Spender
+) -> None:
+    spender.paused = "team research"
+    run = await work(paid, store, await paid.start(REQUEST))
+    assert (run.state, run.wait_for, script.bought) == (State.WAITING, WaitFor.TIME, [])
+    spender.paused = None
+    assert (await work(paid, store, run)).state is State.SUCCEEDED

@@ -278,7 +278,7 @@ async def test_each_transition_is_logged_once_with_its_reason(caplog: pytest.Log
 
 
 async def _play(steps: list[tuple[int, str, float]]) -> None:
-    """Begin and end calls of three models in this order. No breaker may have two probes at the same time."""
+    """Begin and end calls to three models in the order of `steps`, and check that no breaker ever has two probes at once."""
     breakers, clock, seen = made()
     models = [MODEL, model("o"), model("x", "a", "b")]
     out: list[tuple[Model, BreakerPermit, set[str]]] = []

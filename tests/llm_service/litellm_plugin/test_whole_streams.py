@@ -1,4 +1,4 @@
-"""Streams that LiteLLM would end although the provider has not, against LiteLLM's real classes: the checks of whole_streams_checks.py."""
+"""Runs whole_streams_checks.py against LiteLLM's real classes: streams that LiteLLM would end before the provider ends them."""
 
 from __future__ import annotations
 

@@ -99,6 +99,7 @@ DECLARE
     v_old_ids   bigint[] := '{}';  -- windows that runs leave, and no call names: by place the window, and what is added
     v_old_added bigint[];
     o_drawn     bigint[] := '{}';
+    o_held      bigint[];     -- what is granted to calls, and not to runs
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(7811895328343531809);
     v_now := coalesce(p_now, clock_timestamp());
@@ -283,10 +284,12 @@ BEGIN
                                    SELECT FROM budgets b WHERE b.id = p_budget[v_place]) THEN 'crowded'
                                ELSE 'no_window' END;
             ELSE
-                IF v_kind <> 'call' THEN
-                    v_room.most_per_call := NULL;
-                ELSIF v_run_free > 0 THEN
-                    v_free := CASE WHEN v_ids[v_place] = ANY (v_run.window_ids) THEN v_run_free ELSE 0 END;
+                IF v_of_runs THEN
+                    IF v_kind <> 'call' THEN
+                        v_room.most_per_call := NULL;
+                    ELSIF v_run_free > 0 THEN
+                        v_free := CASE WHEN v_ids[v_place] = ANY (v_run.window_ids) THEN v_run_free ELSE 0 END;
+                    END IF;
                 END IF;
                 v_needs := v_floor;
                 IF v_room.most_per_call IS NOT NULL THEN
@@ -402,6 +405,14 @@ BEGIN
         WHERE c.kind = 'open' AND c.granted IS NOT NULL ORDER BY c.envelope;
     END IF;
 
+    o_held := o_granted;
+    IF v_of_runs THEN
+        FOR i IN 1..v_calls LOOP
+            IF p_kind[i] IN ('open', 'resume') THEN
+                o_held[i] := NULL;
+            END IF;
+        END LOOP;
+    END IF;
     INSERT INTO holds (call_id, attempt, organisation_id, team_id, agent_id, key_id, model, context,
                        amount_nano, window_ids, started_at, expires_at, requested_model, rate_card_id, epoch,
                        envelope_id, drawn_nano)
@@ -411,11 +422,11 @@ BEGIN
            v_now, v_now + make_interval(secs => c.lifetime_s), c.requested, c.rate_card, v_epoch,
            c.envelope, coalesce(c.drawn, 0)
     FROM ROWS FROM (unnest(p_call_id), unnest(p_attempt), unnest(p_principal), unnest(p_model), unnest(p_context),
-                    unnest(o_granted), unnest(p_lifetime_s), unnest(p_requested), unnest(p_rate_card),
-                    unnest(p_kind), unnest(p_envelope), unnest(o_drawn))
-         WITH ORDINALITY AS c (call_id, attempt, p, model, context, granted, lifetime_s, requested, rate_card, kind,
-                               envelope, drawn, n)
-    WHERE c.granted IS NOT NULL AND coalesce(c.kind, 'call') = 'call';
+                    unnest(o_held), unnest(p_lifetime_s), unnest(p_requested), unnest(p_rate_card),
+                    unnest(p_envelope), unnest(o_drawn))
+         WITH ORDINALITY AS c (call_id, attempt, p, model, context, granted, lifetime_s, requested, rate_card, envelope,
+                               drawn, n)
+    WHERE c.granted IS NOT NULL;
 
     RETURN QUERY
     SELECT o.verdict, o.granted, p_budget[o.place], CASE WHEN o.granted IS NULL THEN p_subject[o.place] END, o.room,

@@ -84,6 +84,35 @@ BEGIN
         v_retired := v_locked < cardinality(v_windows);
     END IF;
 
+    IF v_runs IS NOT NULL THEN
+        -- Whoever settles the holds of a run has its tree locked, so these are the ones that are deleted below.
+        WITH ending AS (
+            SELECT h.envelope_id AS id, h.amount_nano, h.window_ids, s.cost_nano,
+                   greatest(0, h.drawn_nano - s.cost_nano) AS unused
+            FROM unnest(p_call_id, p_attempt, p_cost) WITH ORDINALITY AS s (call_id, attempt, cost_nano, n)
+            JOIN holds h ON h.call_id = s.call_id AND h.attempt = s.attempt
+            WHERE h.envelope_id IS NOT NULL AND s.n <> ALL (v_left)
+        ), used AS (
+            SELECT d.id, sum(d.amount_nano)::bigint AS drawn, sum(d.cost_nano)::bigint AS cost FROM ending d GROUP BY d.id
+        ), returned AS (
+            SELECT e.id, e.window_ids, sum(d.unused)::bigint AS nano
+            FROM ending d JOIN envelopes e ON e.id = d.id
+            WHERE e.state = 'open' AND e.window_ids <@ d.window_ids GROUP BY e.id
+        ), moved_windows AS (
+            UPDATE windows w SET pending_nano = w.pending_nano + back.nano
+            FROM (SELECT named.id, sum(r.nano)::bigint AS nano FROM returned r
+                  CROSS JOIN LATERAL unnest(r.window_ids) AS named (id) GROUP BY named.id) AS back
+            WHERE w.id = back.id AND back.nano > 0
+        ), moved AS (
+            UPDATE envelopes e SET drawn_nano = e.drawn_nano - u.drawn, spent_nano = e.spent_nano + u.cost,
+                                   free_nano = e.free_nano + coalesce(r.nano, 0)
+            FROM used u LEFT JOIN returned r ON r.id = u.id WHERE e.id = u.id
+            RETURNING e.parent_id, e.state, u.cost - u.drawn AS change
+        )
+        SELECT array_agg(m.parent_id), array_agg(m.change) INTO v_parents, v_changes
+        FROM moved m WHERE m.state = 'closed' AND m.parent_id IS NOT NULL;
+    END IF;
+
     WITH s AS (
         SELECT * FROM ROWS FROM (
             unnest(p_call_id), unnest(p_attempt), unnest(p_state), unnest(p_cost), unnest(p_proxy_cost),
@@ -140,30 +169,11 @@ BEGIN
                    AND (s.usage_source = 'witness' OR l.usage_source = 'witness' AND s.state = 'posted')))
         ON CONFLICT DO NOTHING
         RETURNING *
-    ), returned AS (
-        SELECT e.id, e.window_ids, g.drawn_nano - s.cost_nano AS nano
-        FROM gone g JOIN s ON s.call_id = g.call_id AND s.attempt = g.attempt
-        JOIN envelopes e ON e.id = g.envelope_id
-        WHERE g.drawn_nano > s.cost_nano AND e.state = 'open' AND e.window_ids <@ g.window_ids
-    ), used AS (
-        SELECT d.id, sum(d.drawn) AS drawn, sum(d.cost) AS cost
-        FROM (SELECT g.envelope_id, g.amount_nano AS drawn, s.cost_nano AS cost
-              FROM gone g JOIN s ON s.call_id = g.call_id AND s.attempt = g.attempt WHERE g.envelope_id IS NOT NULL
-              UNION ALL SELECT c.envelope_id, 0, c.cost_nano FROM corrected c WHERE c.envelope_id IS NOT NULL
-             ) AS d (id, drawn, cost)
-        GROUP BY d.id
-    ), moved_runs AS (
-        UPDATE envelopes e SET
-            drawn_nano = e.drawn_nano - u.drawn, spent_nano = e.spent_nano + u.cost,
-            free_nano = e.free_nano + coalesce((SELECT sum(r.nano) FROM returned r WHERE r.id = u.id), 0)
-        FROM used u WHERE e.id = u.id
-        RETURNING e.parent_id, e.state, u.cost - u.drawn AS change
     ), delta AS (
         SELECT w.id, sum(d.held) AS held, sum(d.cost) AS cost
         FROM (SELECT g.window_ids, g.amount_nano AS held, s.cost_nano AS cost
               FROM gone g JOIN s ON s.call_id = g.call_id AND s.attempt = g.attempt
-              UNION ALL SELECT c.window_ids, 0, c.cost_nano FROM corrected c
-              UNION ALL SELECT r.window_ids, -r.nano, 0 FROM returned r) AS d
+              UNION ALL SELECT c.window_ids, 0, c.cost_nano FROM corrected c) AS d
         CROSS JOIN LATERAL unnest(d.window_ids) AS w (id)
         GROUP BY w.id
     ), moved AS (
@@ -180,14 +190,25 @@ BEGIN
              WHEN EXISTS (SELECT FROM gone g WHERE g.call_id = p.call_id AND g.attempt = p.attempt) THEN 'settled'
              WHEN EXISTS (SELECT FROM corrected c WHERE c.call_id = p.call_id AND c.attempt = p.attempt) THEN 'adjusted'
              WHEN EXISTS (SELECT FROM ledger l WHERE l.call_id = p.call_id AND l.attempt = p.attempt) THEN 'already'
-             ELSE 'unknown' END ORDER BY p.n),
-        (SELECT array_agg(m.parent_id) FROM moved_runs m WHERE m.state = 'closed' AND m.parent_id IS NOT NULL),
-        (SELECT array_agg(m.change) FROM moved_runs m WHERE m.state = 'closed' AND m.parent_id IS NOT NULL)
-    INTO v_results, v_parents, v_changes
+             ELSE 'unknown' END ORDER BY p.n)
+    INTO v_results
     FROM unnest(p_call_id, p_attempt) WITH ORDINALITY AS p (call_id, attempt, n);
 
+    IF v_runs IS NOT NULL AND 'adjusted' = ANY (v_results) THEN
+        WITH corrected AS (
+            SELECT l.envelope_id AS id, sum(l.cost_nano)::bigint AS cost
+            FROM unnest(p_call_id, p_attempt, v_results) AS p (call_id, attempt, result)
+            JOIN ledger l ON l.call_id = p.call_id AND l.attempt = p.attempt AND l.state = 'adjusted' AND l.correction = 0
+            WHERE p.result = 'adjusted' AND l.envelope_id IS NOT NULL GROUP BY l.envelope_id
+        ), moved AS (
+            UPDATE envelopes e SET spent_nano = e.spent_nano + c.cost FROM corrected c WHERE e.id = c.id
+            RETURNING e.parent_id, e.state, c.cost
+        )
+        SELECT v_parents || array_agg(m.parent_id), v_changes || array_agg(m.cost) INTO v_parents, v_changes
+        FROM moved m WHERE m.state = 'closed' AND m.parent_id IS NOT NULL;
+    END IF;
     FOR n IN 1..coalesce(cardinality(v_parents), 0) LOOP
-        PERFORM treasury_charge_runs_v1(v_parents[n], v_changes[n]::bigint);
+        PERFORM treasury_charge_runs_v1(v_parents[n], v_changes[n]);
     END LOOP;
 
     RETURN QUERY SELECT r.* FROM unnest(p_call_id, p_attempt, v_results) AS r (call_id, attempt, result);
