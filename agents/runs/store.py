@@ -122,7 +122,8 @@ class RunStore(Protocol):
     async def retry(self, run_id: UUID, *, decides: bool = True) -> Run:
         """Queue a run again that ended without success, or that waits. It continues at its last step.
 
-        A person has decided that, so a step that failed, or that may have been done, is done (again). With
+        A person has decided that, so a step that failed, or that may have been done, is done (again). A tool that asks
+        before its first call asks again, because this is no approval. With
         `decides=False` the caller may not decide that, so a run of which a person has to decide stays as it is.
 
         Raises:
