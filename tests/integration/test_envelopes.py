@@ -187,18 +187,21 @@ async def test_a_run_that_another_transaction_has_locked_stops_no_other(house: H
 async def test_i9_the_money_of_a_run_whose_process_was_killed_is_free_again(house: House) -> None:
     """The process dies with a run, a child and a call in flight, and nobody else knows of them."""
     source = f"""
-import asyncio
-from uuid import UUID
-from tests.integration.test_envelopes import *
+import asyncio, asyncpg
+from llm_service.administration.principals import Principals
+from llm_service.ids import new_call_id
+from llm_service.treasury.envelopes import ChildOpening, Opening, opening_lines
+from llm_service.treasury.in_postgres import PostgresTreasury
+from llm_service.types import NO_CONTEXT, HoldRequest
 
 async def main():
     pool = await asyncpg.create_pool({house.url!r}, min_size=1, max_size=1)
-    treasury = PostgresTreasury({house.url!r})
-    house = House(pool, {house.url!r}, treasury, await Principals(pool).by_agent("news"))
-    run = await house.open(800, 500)
-    child = await house.child(run, 300, 200)
-    await house.call(child, 250)
-    print(run.id, child.id, flush=True)
+    treasury, who = PostgresTreasury({house.url!r}), await Principals(pool).by_agent("news")
+    run, child, lines = new_call_id(), new_call_id(), opening_lines(who, NO_CONTEXT)
+    await treasury.envelopes.open(Opening(run, who, NO_CONTEXT, 800, 500, 600, lines))
+    await treasury.envelopes.open_child(ChildOpening(child, run, who, NO_CONTEXT, 300, 200, 600))
+    await treasury.admit(HoldRequest(new_call_id(), 0, who, NO_CONTEXT, "m", 250, 250, 600, lines, envelope=child))
+    print(run, child, flush=True)
     await asyncio.sleep(60)
 
 asyncio.run(main())

@@ -94,7 +94,8 @@ def define(world: World, name: str = "demo") -> AgentDefinition[Input, World, Ou
 
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
-    "look": {"at": "x"}, "send": {"to": "ann"}, "book": {"seat": 7}, "delete": {"name": "old"}
+    "look": {"at": "x"}, "send": {"to": "ann"}, "book": {"seat": 7}, "delete": {"name": "old"},
+    "read_feed": {"feed": "sample:news.xml"},
 }  # fmt: skip
 
 
@@ -103,6 +104,7 @@ class Script:
     """A provider: answers with the tool calls of `tools`, one a request, then with the output. Keeps answers by key."""
 
     tools: tuple[str, ...] = ("look", "send")
+    output: dict[str, Any] = field(default_factory=lambda: {"text": "done"})
     bought: list[str] = field(default_factory=list[str])  # the key of each answer that was paid for
     kept: dict[str, tuple[bytes, Answer]] = field(default_factory=dict[str, tuple[bytes, Answer]])
     lost: set[str] = field(default_factory=set[str])
@@ -128,7 +130,7 @@ class Script:
             return Answer(200, answer.body, {**answer.headers, REPLAYED: "true"}, answer.call_id, 0)
         if self.before is not None:
             await self.before(key)
-        answer = answer_to(body, self.tools)
+        answer = answer_to(body, self.tools, self.output)
         self.kept[key] = (body, answer)
         self.bought.append(key)
         if self.after is not None:
@@ -139,10 +141,10 @@ class Script:
         raise NotImplementedError
 
 
-def answer_to(body: bytes, tools: tuple[str, ...]) -> Answer:
+def answer_to(body: bytes, tools: tuple[str, ...], output: dict[str, Any]) -> Answer:
     request = json.loads(body)
     turn = sum(message["role"] == "assistant" for message in request["messages"])
-    name, arguments = (tools[turn], ARGUMENTS[tools[turn]]) if turn < len(tools) else ("final_result", {"text": "done"})
+    name, arguments = (tools[turn], ARGUMENTS[tools[turn]]) if turn < len(tools) else ("final_result", output)
     call = {"id": f"call_{turn}", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
     message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
     answer = {
