@@ -20,13 +20,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from uuid import UUID
 
 import asyncpg
 from redis.asyncio import Redis
 
+from agents.configuration.versions import AgentConfigurations
 from agents.runs.in_postgres import PostgresRuns
+from agents.runs.starting import RunStarter
 from agents.runs.watching import Watching
 from gateway.addresses import Addresses, find_addresses
 from gateway.auditing import audit_regularly
@@ -62,10 +63,6 @@ from llm_service.upstream.token_counter import TokenCounter
 from llm_service.used_grants import revoke as revoke_grant
 
 log = logging.getLogger(__name__)
-
-#: The version of the agents' code, which each run records.
-CODE_VERSION = version("treasurer")
-
 # -- level 1: prices
 
 
@@ -322,7 +319,7 @@ class GatewayRuntime(ServiceRuntime):
     pools: GatewayPools
     runs: PostgresRuns
     watching: Watching
-    code_version: str
+    starter: RunStarter
 
 
 @asynccontextmanager
@@ -364,7 +361,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
             run_money=calls.run_money,
             runs=runs,
             watching=Watching(runs),
-            code_version=CODE_VERSION,
+            starter=RunStarter(runs, calls.principals, AgentConfigurations(pools.runs)),
         )
 
 

@@ -31,6 +31,13 @@ class Settings(BaseSettings):
     direct_port: int | None = Field(default=None, ge=0, le=65535, description="one process's own loopback port")
     proxy_workers: int = Field(default=min(2, os.cpu_count() or 1), ge=1, le=64, description="LiteLLM Proxy workers")
 
+    workers: int = Field(default=1, ge=0, le=64, description="processes that do runs of agents, in the embedded stack")
+    worker_slots: int = Field(default=32, ge=1, le=10_000, description="runs that one worker does at once")
+    worker_port: int | None = Field(
+        default=None, ge=1, le=65535, description="loopback port on which a worker says how it is; none: it does not"
+    )
+    gateway_url: str | None = Field(default=None, description="the gateway that a worker calls; none: the stack's own")
+
     streams_per_worker: int = Field(
         default=200, ge=0, le=10_000, description="streams at a time in each LiteLLM Proxy worker; 0: unlimited"
     )
@@ -117,7 +124,7 @@ class Settings(BaseSettings):
             raise ValueError("expected redis://host:port/0, rediss://… or unix://…")
         return value
 
-    @field_validator("proxy_url")
+    @field_validator("proxy_url", "gateway_url")
     @classmethod
     def _http(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):

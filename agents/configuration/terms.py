@@ -159,8 +159,17 @@ class AgentConfiguration:
         """The version as JSON, for a run's record: whatever changes later, the run keeps it. See `unpinned`."""
         return {"version": self.version, "terms": self.terms.content()}
 
-    def money(self, kind: TriggerKind, *, budget_nano: int | None = None, reserve_nano: int | None = None) -> RunMoney:
-        """What a run of this trigger may spend, and what is held for it. The trigger may ask for less, not for more.
+    def money(
+        self,
+        kind: TriggerKind,
+        *,
+        budget_nano: int | None = None,
+        reserve_nano: int | None = None,
+        may_raise: bool = False,
+    ) -> RunMoney:
+        """What a run of this trigger may spend, and what is held for it.
+
+        The trigger may ask for less. Only an administrator may ask for more (`may_raise`), up to what one run of the agent may spend.
 
         Raises:
             InvalidRequest: the budget that was asked for is zero or above the configured one, or the reserve is not a
@@ -169,7 +178,7 @@ class AgentConfiguration:
         terms, own = self.terms, self.terms.triggers.get(kind, TriggerTerms())
         most = min(own.budget_nano or terms.budget_nano, self.most_per_run_nano or MAX_NANO)
         budget = most if budget_nano is None else budget_nano
-        if not 0 < budget <= most:
+        if not 0 < budget <= ((self.most_per_run_nano or MAX_NANO) if may_raise else most):
             raise InvalidRequest(
                 f"A run of agent {self.agent!r} by a {kind} may have a budget of at most {format_dollars(most)} "
                 f"(version {self.version} of its configuration), and of more than nothing; {format_dollars(budget)} was "

@@ -39,6 +39,7 @@ _CURRENT = f"SELECT {_COLUMNS} FROM work.agent_versions WHERE agent = $1 ORDER B
 _AT = f"SELECT {_COLUMNS} FROM work.agent_versions WHERE agent = $1 AND version = $2"  # noqa: S608
 _PAGE = f"""SELECT {_COLUMNS} FROM work.agent_versions WHERE agent = $1 AND ($2::integer IS NULL OR version < $2)
             ORDER BY version DESC LIMIT $3"""  # noqa: S608
+_LOGIC = """SELECT DISTINCT ON (agent) agent, what->>'logic' AS logic FROM work.agent_versions ORDER BY agent, version DESC"""
 _IS_KNOWN = "SELECT FROM agents WHERE name = $1"
 _WAS_CONFIGURED = "SELECT FROM work.agent_versions WHERE agent = $1 LIMIT 1"
 _TAKE_TURN = "SELECT pg_advisory_xact_lock(hashtextextended('agent_versions/' || $1, 0))"
@@ -78,6 +79,15 @@ class AgentConfigurations:
         if not rows:
             raise _no_version(agent, version)
         return _configuration(agent, rows[0])
+
+    async def runnable(self, names: frozenset[str]) -> frozenset[str]:
+        """The agents that have one of these logics: those that are configured with it, and those of its name.
+
+        Raises:
+            TreasuryUnavailable: Postgres is away.
+        """
+        configured = {row["agent"]: row["logic"] for row in await self.rows(self.pool, _LOGIC)}
+        return (names - configured.keys()) | {agent for agent, logic in configured.items() if logic in names}
 
     async def page(self, agent: str, *, limit: int = DEFAULT, after: int | None = None) -> Page[AgentConfiguration]:
         """The versions that were made, the newest first: `limit` of them before the version `after`.

@@ -8,6 +8,7 @@ journal.py       one run's steps: replayed, or done and recorded
 durability.py    the journal as a capability of PydanticAI: each model request and tool call is a step
 outcomes.py      what becomes of a run after an error (pure)
 views.py         runs and steps as the API and the command line show them (pure)
+code_version.py  the version of the code, which each run records
 events.py        what a watcher of a run is shown, event by event (pure)
 watching.py      waits for changes, for all watchers of a process together
 executor.py      from a request to a run, and from a claimed run to its outcome

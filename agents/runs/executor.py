@@ -1,7 +1,8 @@
-"""From a request to a recorded run, and from a run that a worker has claimed to its outcome. Every trigger ends here.
+"""From a run that a worker has claimed to its outcome. (`starting.py` records runs.)
 
 What must hold:
-  A request is checked before anything is written; what is written is all that any worker needs to do the run.
+  A run is done as the configuration says that it pinned when it was recorded: its model, its limits, and its tools, with
+      policies that are at least as strict as the code declares.
   A run crosses from one process to another as its row, never as objects: prompt and dependencies are made anew from its
       input each time that it is taken up.
   I5  The run's agent pays for its calls, because they go through `GovernedModel` with that agent as their principal.
@@ -13,28 +14,25 @@ What must hold:
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Protocol
-from uuid import UUID
+from typing import Protocol
 
-from pydantic import ValidationError
 from pydantic_core import to_jsonable_python
 
 from agents.approvals.record import ApprovalFilter
-from agents.configuration.terms import AgentConfiguration, TriggerKind, unpinned
+from agents.configuration.terms import AgentConfiguration, unpinned
 from agents.definition import AnyAgent
 from agents.registry import find_agent
 from agents.runs.durability import Journaled
 from agents.runs.journal import Journal, Limits, describe
 from agents.runs.outcomes import after, keep_s
-from agents.runs.record import Ended, HandsOver, NewRun, Outcome, Run, State, Trigger, Waits
+from agents.runs.record import Ended, HandsOver, Outcome, Run, State, Waits
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
 from agents.services import Services
-from llm_service.errors import InvalidRequest, NotFound, TreasurerError, TreasuryUnavailable
-from llm_service.ids import new_call_id
+from llm_service.errors import NotFound, TreasurerError, TreasuryUnavailable
 from llm_service.model import GovernedModel, GovernedService
 from llm_service.run_money import RunMoney
 from llm_service.treasury.envelopes import EnvelopeState
@@ -46,119 +44,28 @@ log = logging.getLogger(__name__)
 _MARGIN_S = 600.0
 #: More than a run can have: each of its steps may be asked about twice, and again with each retry.
 _MOST_APPROVALS = 100_000
-#: Whose budget and reserve a trigger's runs have; those that are not here are requests.
-_KINDS = {
-    Trigger.SCHEDULE: TriggerKind.SCHEDULE,
-    Trigger.EVENT: TriggerKind.WEBHOOK,
-    Trigger.WEBHOOK: TriggerKind.WEBHOOK,
-}
 
 
 class PrincipalSource(Protocol):
     async def by_agent(self, name: str) -> Principal: ...
 
 
-class ConfigurationSource(Protocol):
-    """Reads the newest version of an agent's configuration (`AgentConfigurations`)."""
-
-    async def current(self, agent: str) -> AgentConfiguration: ...
-
-
-@dataclass(frozen=True, slots=True)
-class StartRequest:
-    """A trigger's request for a run. What it leaves out is the agent's own.
-
-    `key` names what started the run: the same key again is the same run. It is the trigger's to make it unique among all
-    runs, for instance `request/AGENT_ID/THE_CALLERS_KEY`.
-    """
-
-    agent: str
-    input: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    trigger: Trigger = Trigger.REQUEST
-    key: str | None = None
-    id: UUID | None = None
-    model: str | None = None
-    budget_nano: int | None = None
-    reserve_nano: int | None = None
-    priority: int | None = None
-    time_limit_s: float | None = None
-    session: str | None = None
-    asked_by: str | None = None
-    on_behalf_of: str | None = None  # the user that reports and budgets see
-    tags: tuple[str, ...] = ()
+async def _any_agent() -> None:
+    return None
 
 
 @dataclass(frozen=True, slots=True)
 class RunExecutor:
-    """Adds runs, and does those that are claimed.
-
-    Without `money` a run has no budget, and only the budgets of its agent bind it. `agents` are those whose runs are
-    claimed; None: all.
-    """
+    """Does runs that are claimed. `agents` returns the agents whose logic this process has; None: it has all."""
 
     store: RunStore
     service: GovernedService
     principals: PrincipalSource
-    configurations: ConfigurationSource
-    code_version: str
-    money: RunMoney | None = None
+    money: RunMoney
     services: Services = field(default_factory=Services)
     find: Callable[[str], AnyAgent] = find_agent
-    agents: frozenset[str] | None = None
+    agents: Callable[[], Awaitable[Collection[str] | None]] = _any_agent
     _models: dict[str, GovernedModel] = field(default_factory=dict[str, GovernedModel], init=False)
-
-    # -- from a request to a run
-
-    async def start(self, request: StartRequest) -> Run:
-        """Record a run, for a worker to take up.
-
-        Raises:
-            NotFound: there is no such agent. InvalidRequest: the input does not fit the agent, or a number cannot be.
-            IdempotencyConflict: the key has a run with another input. TreasuryUnavailable: Postgres is away.
-        """
-        configuration = await self.configurations.current(request.agent)
-        if request.model is not None:
-            terms = configuration.terms.model_copy(update={"model": request.model})
-            configuration = replace(configuration, terms=terms)
-        given = read_input(request.agent, self.find(configuration.terms.logic), request.input)
-        _check_numbers(request)
-        budget_nano, reserve_nano = self._money_of(configuration, request)
-        principal = await self.principals.by_agent(request.agent)
-        terms = configuration.terms
-        return await self.store.add(
-            NewRun(
-                id=request.id or new_call_id(),
-                agent=request.agent,
-                organisation_id=principal.organisation_id,
-                team_id=principal.team_id,
-                input=given,
-                configuration=configuration.pinned(),
-                code_version=self.code_version,
-                trigger=request.trigger,
-                trigger_key=request.key,
-                session=request.session,
-                asked_by=request.asked_by,
-                on_behalf_of=request.on_behalf_of,
-                tags=request.tags,
-                priority=terms.priority if request.priority is None else request.priority,
-                time_limit_s=float(terms.time_limit_s if request.time_limit_s is None else request.time_limit_s),
-                budget_nano=budget_nano,
-                reserve_nano=reserve_nano,
-            )
-        )
-
-    def _money_of(self, configuration: AgentConfiguration, request: StartRequest) -> tuple[int | None, int | None]:
-        """The budget and the reserve of a run. Raises InvalidRequest: more than the agent's, or nothing could hold it."""
-        if self.money is not None:
-            kind = TriggerKind.CHAT if request.session is not None else _KINDS.get(request.trigger, TriggerKind.REQUEST)
-            money = configuration.money(kind, budget_nano=request.budget_nano, reserve_nano=request.reserve_nano)
-            # None: whatever one call needs, and that is known when it is made.
-            return money.budget_nano, money.reserve_nano or 0
-        if request.budget_nano is not None or request.reserve_nano is not None:
-            raise InvalidRequest("Budgets of runs are not available here, so the run was not started.", param="budget")
-        return None, None
-
-    # -- from a claimed run to its outcome
 
     async def execute(self, run: Run) -> Outcome:
         """Do a run that this process has claimed, from its first step that is not done. The caller writes the outcome, and
@@ -193,12 +100,13 @@ class RunExecutor:
             return after(error, journal.position, run.error, terms)
 
     async def _run(self, run: Run, journal: Journal, configuration: AgentConfiguration) -> Outcome:
-        definition = self.find(configuration.terms.logic)
+        terms = configuration.terms
+        definition = self.find(terms.logic)
         task = definition.task(definition.input_type.model_validate(run.input), self.services)
         context = _context(run)
-        if self.money is not None and run.budget_nano is not None:
-            await self._fill(self.money, run, run.budget_nano, context)
-        model = self._model(configuration.terms.model).for_run(
+        if run.budget_nano is not None:
+            await self._fill(run, run.budget_nano, context)
+        model = self._model(terms.model).for_run(
             context, principal=partial(self.principals.by_agent, run.agent), key=journal.next_key, paid=journal.paid
         )
         started_at = run.started_at or run.created_at
@@ -209,7 +117,7 @@ class RunExecutor:
             run_id=str(run.id),
             capabilities=[Journaled(journal, model, configuration, name=definition.name, started_at=started_at)],
         )
-        return Ended(State.SUCCEEDED, output=to_jsonable_python(result.output), keep_s=keep_s(configuration.terms))
+        return Ended(State.SUCCEEDED, output=to_jsonable_python(result.output), keep_s=keep_s(terms))
 
     def _model(self, name: str) -> GovernedModel:
         model = self._models.get(name)
@@ -220,14 +128,14 @@ class RunExecutor:
 
     # -- its money
 
-    async def _fill(self, money: RunMoney, run: Run, budget_nano: int, context: CallContext) -> None:
+    async def _fill(self, run: Run, budget_nano: int, context: CallContext) -> None:
         """Open the run's envelope, or let it hold money again. Raises the refusal if the money is not there."""
         lifetime_s = _left_s(run) + _MARGIN_S
-        envelope = await money.envelopes.find(run.id)
+        envelope = await self.money.envelopes.find(run.id)
         if envelope is None:
-            await money.open(run.id, run.agent, context, budget_nano, run.reserve_nano or 0, lifetime_s)
+            await self.money.open(run.id, run.agent, context, budget_nano, run.reserve_nano or 0, lifetime_s)
         elif envelope.state is EnvelopeState.WAITING:
-            await money.resume(run.id, run.agent, lifetime_s=lifetime_s)
+            await self.money.resume(run.id, run.agent, lifetime_s=lifetime_s)
 
     async def release(self, run: Run, outcome: Outcome) -> None:
         """Give back what the run's envelope holds: for good if the run has succeeded, else until it goes on or is retried.
@@ -235,7 +143,7 @@ class RunExecutor:
         If Postgres is away it is given back when the envelope's lifetime ends. But a run that is to wait does not wait then,
         because a waiting run holds nothing: raises TreasuryUnavailable, and another worker takes it up.
         """
-        if self.money is None or run.budget_nano is None or isinstance(outcome, HandsOver):
+        if run.budget_nano is None or isinstance(outcome, HandsOver):
             return
         try:
             if not isinstance(outcome, Ended):
@@ -252,17 +160,6 @@ class RunExecutor:
             log.warning("the envelope of run %s is given back later: %s", run.id, error)
 
 
-def read_input(agent: str, definition: AnyAgent, given: Mapping[str, Any]) -> dict[str, Any]:
-    """A run's input as it is recorded. Raises InvalidRequest if it does not fit the agent's input type."""
-    try:
-        value = definition.input_type.model_validate(dict(given))
-    except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-        raise InvalidRequest(f"Agent {agent!r} cannot run with this input: {problems}.") from None
-    recorded: dict[str, Any] = value.model_dump(mode="json")
-    return recorded
-
-
 def cancelled() -> Ended:
     """The outcome of a run that was to be cancelled."""
     return Ended(State.CANCELLED, error={"code": "cancelled", "message": "It was cancelled."}, keep_s=KEEP_FAILED_S)
@@ -273,13 +170,6 @@ def expired() -> Ended:
     return Ended(
         State.EXPIRED, error={"code": "deadline", "message": "It did not end by its deadline."}, keep_s=KEEP_FAILED_S
     )
-
-
-def _check_numbers(request: StartRequest) -> None:
-    if request.time_limit_s is not None and not 0 < request.time_limit_s <= 366 * 86_400:
-        raise InvalidRequest("A run's time limit is more than 0 seconds and at most a year.", param="time_limit")
-    if request.priority is not None and not -1000 <= request.priority <= 1000:
-        raise InvalidRequest("A run's priority is from -1000 to 1000.", param="priority")
 
 
 def _left_s(run: Run) -> float:

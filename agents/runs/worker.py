@@ -64,11 +64,17 @@ class Worker:
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _stopping: bool = field(default=False, init=False)
     _renewed_at: float = field(default_factory=time.monotonic, init=False)
+    _heard_at: float = field(default=float("-inf"), init=False)
 
     @property
     def running(self) -> frozenset[UUID]:
         """The runs that it is doing."""
         return frozenset(self._running)
+
+    @property
+    def heard_at(self) -> float:
+        """When the store answered last, on the monotonic clock."""
+        return self._heard_at
 
     def wake(self) -> None:
         """Look for work now: somebody has added a run."""
@@ -123,10 +129,12 @@ class Worker:
         if not self._running:
             self._renewed_at = time.monotonic()  # there was nothing to renew
         try:
-            runs = await self.executor.store.claim(self.id, free, self.executor.agents, lease_s=self.lease_s)
+            agents = await self.executor.agents()
+            runs = await self.executor.store.claim(self.id, free, agents, lease_s=self.lease_s)
         except TreasurerError as error:
             log.warning("no run was claimed: %s", error)
             return 0
+        self._heard_at = time.monotonic()
         for run in runs:
             task = asyncio.create_task(self._do(run), name=f"run {run.id}")
             self._running[run.id] = _Running(run.claim, task)
@@ -193,7 +201,7 @@ class Worker:
                 for each in held.values():
                     each.end(_Stop.LOST)
             return
-        self._renewed_at = began
+        self._renewed_at = self._heard_at = began
         found = {each.run_id: each for each in renewed}
         for run_id, each in held.items():
             answer = found.get(run_id)

@@ -23,13 +23,16 @@ def up(
     port: Annotated[int | None, typer.Option(help="the gateway's port; 0: any free one")] = None,
     host: Annotated[str | None, typer.Option(help="the address that the gateway listens on")] = None,
     gateways: Annotated[int | None, typer.Option(help="gateway processes")] = None,
+    workers: Annotated[int | None, typer.Option(help="processes that do runs of agents; 0: none")] = None,
     proxy_workers: Annotated[int | None, typer.Option(help="LiteLLM Proxy workers")] = None,
     data_dir: Annotated[Path | None, typer.Option(help="where the data is kept")] = None,
 ) -> None:
     """Start everything, show how it is, and stop it all at Ctrl-C."""
     from gateway.settings import load_settings
 
-    settings = load_settings(port=port, host=host, gateways=gateways, proxy_workers=proxy_workers, data_dir=data_dir)
+    settings = load_settings(
+        port=port, host=host, gateways=gateways, workers=workers, proxy_workers=proxy_workers, data_dir=data_dir
+    )
     run_async(_up(settings))
 
 

@@ -50,7 +50,10 @@ def bounded_route(
                 async def receive() -> Any:
                     return messages.pop() if messages else await request.receive()
 
-                return await handle(Request(request.scope, receive))
+                try:
+                    return await handle(Request(request.scope, receive))
+                except CallerLeft:
+                    return Response(status_code=400)  # as above
 
             return bounded
 

@@ -16,11 +16,14 @@ from typing import Annotated, Any, Protocol
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from pydantic import BaseModel, Field
+from pydantic import AfterValidator, BaseModel, Field
 
+from agents.configuration.inputs import Reserve
+from agents.runs.code_version import CODE_VERSION
 from agents.runs.events import Event, Shown, read_id
 from agents.runs.in_postgres import no_run, to_json
 from agents.runs.record import Run, RunFilter, State
+from agents.runs.starting import StartRequest
 from agents.runs.store import RunStore
 from agents.runs.views import RunView, StepView, run_view, step_view
 from agents.runs.watching import Watching
@@ -28,16 +31,17 @@ from gateway.asgi import CallerLeft, Receive, Scope, Send, send_stream, unless_c
 from gateway.auth import secret_of
 from gateway.routes.admin.common import Listing
 from gateway.routes.bounded import bounded_route
-from llm_service.administration.inputs import MAX_ID, Input, parse_duration, parse_moment
+from llm_service.administration.inputs import MAX_ID, Amount, Input, parse_duration, parse_moment
 from llm_service.administration.paging import Page
 from llm_service.errors import InvalidRequest, NotPermitted, TreasurerError
 from llm_service.ids import new_call_id
 from llm_service.types import Principal
 from llm_service.wire.openai_errors import openai_error_body
-from llm_service.wire.requests import attribution, parse_body
+from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, attribution, parse_body
 
 MOST_BODY_BYTES = 1024 * 1024
 MOST_ROWS = 200
+MOST_WAIT_S = 300
 #: After so many seconds without an event, a stream sends a comment, so that no proxy in between closes it as dead.
 _IDLE_S = 15.0
 _TOO_LARGE = f"The body of a request for a run may be at most {MOST_BODY_BYTES // 1024} KiB."
@@ -47,6 +51,12 @@ class Owners(Protocol):
     """The part that finds the owner of a key (`Principals` is one)."""
 
     async def owner(self, secret: str) -> Principal | str: ...
+
+
+class Starter(Protocol):
+    """The part that records runs (`RunStarter` is one)."""
+
+    async def start(self, request: StartRequest) -> Run: ...
 
 
 class RunsSettings(Protocol):
@@ -66,7 +76,7 @@ class RunsRuntime(Protocol):
     @property
     def watching(self) -> Watching: ...
     @property
-    def code_version(self) -> str: ...
+    def starter(self) -> Starter: ...
     @property
     def settings(self) -> RunsSettings: ...
 
@@ -139,6 +149,30 @@ router = APIRouter(
     tags=["runs"],
     route_class=bounded_route(_known, most_bytes=MOST_BODY_BYTES, too_large=_TOO_LARGE, check=_check),
 )
+
+
+def _attributed(value: str) -> str:
+    if not value or not value.isprintable() or value != value.strip():
+        raise ValueError(f"1 to {MAX_ATTRIBUTION} printable characters, without white space at the ends")
+    return value
+
+
+Attributed = Annotated[str, Field(max_length=MAX_ATTRIBUTION), AfterValidator(_attributed)]
+
+
+class StartInput(Input):
+    """A run to start. `input` is what the agent takes. `budget`: the most that the run and its children spend; `reserve`:
+    what is held of it at the start; both in dollars, and at most what the agent's configuration says, unless an
+    administrator asks. `wait`: for how many seconds the answer waits for the run's end."""
+
+    input: dict[str, Any] = Field(default_factory=dict[str, Any])
+    budget: Amount | None = None
+    reserve: Reserve | None = None
+    user: Attributed | None = None
+    session: Attributed | None = None
+    tags: Annotated[list[Attributed], Field(max_length=MAX_TAGS)] = Field(default_factory=list[str])
+    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
+    wait: Annotated[float, Field(ge=0, le=MOST_WAIT_S, allow_inf_nan=False)] = 0
 
 
 class ForkInput(Input):
@@ -233,6 +267,41 @@ async def _shown(runtime: RunsRuntime, run: Run, status: int = 200, **headers: s
     return answer(run_view(run, await runtime.runs.spent(run.id)), status, **headers)
 
 
+# -- starting
+
+
+_STARTED: dict[int | str, dict[str, Any]] = {
+    200: {"description": "The run has ended.", "model": RunView},
+    202: {"description": "The run is under way, or waits; its address is in `location`.", "model": RunView},
+}
+
+
+@router.post("/{agent}/runs", status_code=202, responses=_STARTED, response_model=RunView)
+async def start_run(
+    runtime: Runtime, caller: Who, request: Request, agent: str, new: StartInput, key: Key = None
+) -> Response:
+    """Start an agent. It goes on whatever happens to this connection, or to the process that does it."""
+    caller.check_acts_for(agent)
+    run = await runtime.starter.start(
+        StartRequest(
+            agent,
+            new.input,
+            key=trigger_key(caller, key),
+            budget_nano=new.budget,
+            reserve_nano=new.reserve,
+            may_raise=caller.is_administrator,
+            priority=new.priority,
+            session=new.session,
+            asked_by=caller.name,
+            on_behalf_of=new.user,
+            tags=tuple(dict.fromkeys(new.tags)),
+        )
+    )
+    if new.wait and not run.state.ended:
+        run = await unless_caller_leaves(runtime.watching.until_settled(run.id, new.wait), request.receive)
+    return await _shown(runtime, run, 200 if run.state.ended else 202, location=f"/agents/runs/{run.id}")
+
+
 # -- acting
 
 
@@ -261,7 +330,7 @@ async def fork_run(runtime: Runtime, caller: Who, run_id: UUID, new: ForkInput, 
         run_id,
         new.steps,
         new_call_id(),
-        code_version=runtime.code_version,
+        code_version=CODE_VERSION,
         asked_by=caller.name,
         key=trigger_key(caller, key),
         decides=caller.is_administrator,

@@ -63,6 +63,7 @@ class _Ports:
     provider: int
     gateway: int
     direct: list[int]
+    workers: list[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,7 @@ def make_plan(settings: Settings, environ: Mapping[str, str] = os.environ) -> Pl
         parts.append(_provider_part(site))
     parts.append(_proxy_part(site))
     parts += [_gateway_part(site, number) for number in range(1, settings.gateways + 1)]
+    parts += [_worker_part(site, number) for number in range(1, settings.workers + 1)]
     _make_folders(site)
     return Plan(
         parts,
@@ -150,13 +152,14 @@ def _choose_ports(settings: Settings, notices: list[str]) -> _Ports:
             f"The gateway cannot listen on {settings.host}: {error.strerror}. "
             "Give an address of this machine with --host or TREASURER_HOST."
         ) from error
-    *parts, spare = free_ports(5 + settings.gateways)
+    *parts, spare = free_ports(5 + settings.gateways + settings.workers)
     gateway = settings.port or spare
     if not is_free(settings.host, gateway):
         notices.append(f"Port {gateway} is taken on {settings.host}: the gateway listens on {spare} instead.")
         gateway = spare
-    postgres, redis, proxy, provider, *direct = parts
-    return _Ports(postgres, redis, proxy, provider, gateway, direct)
+    postgres, redis, proxy, provider, *others = parts
+    direct, workers = others[: settings.gateways], others[settings.gateways :]
+    return _Ports(postgres, redis, proxy, provider, gateway, direct, workers)
 
 
 def _effective(settings: Settings, environ: Mapping[str, str], provider_url: str) -> EffectiveConfig | None:
@@ -195,6 +198,7 @@ def _state(site: _Site, provider_url: str) -> StackState:
         provider_url=provider_url if site.simulates else None,
         gateway_url=site.gateway_url,
         gateway_urls=direct,
+        worker_urls=[f"http://127.0.0.1:{port}" for port in site.ports.workers],
         grant_secret_file=site.secrets.file("grant_secret"),
         proxy_master_key_file=site.secrets.file("proxy_master_key"),
         admin_key_file=site.secrets.file("admin_key"),
@@ -369,6 +373,33 @@ def _gateway_part(site: _Site, number: int) -> Part:
     )
 
 
+def _worker_part(site: _Site, number: int) -> Part:
+    port = site.ports.workers[number - 1]
+    url = f"http://127.0.0.1:{port}"
+    kept = {name: value for name, value in site.environ.items() if name not in _NOT_FOR_WORKERS}
+    environ = {
+        "TREASURER_DATA_DIR": str(site.data_dir),
+        "TREASURER_DATABASE_URL": site.database_url,
+        "TREASURER_GATEWAY_URL": site.gateway_url,
+        "TREASURER_GRANT_SECRET": site.secrets.grant_secret,
+        "TREASURER_WORKER_PORT": str(port),
+    }
+    return Part(
+        name=f"worker-{number}",
+        address=f"127.0.0.1:{port}",
+        ready=lambda: http_ok(f"{url}/readyz"),
+        command=[sys.executable, "-m", "gateway.work"],
+        environ={**kept, **environ},
+        depends_on=("postgres",),
+        start_detail="imports the agents",
+        start_timeout_s=120,
+        stop_timeout_s=12,
+        answers=lambda: http_ok(f"{url}/healthz"),
+    )
+
+
+#: What a worker does not need: it calls models through a gateway, and changes no configuration.
+_NOT_FOR_WORKERS = frozenset({"TREASURER_ADMIN_KEY", "TREASURER_PROXY_MASTER_KEY", "TREASURER_REDIS_URL"})
 #: Variables that are meant for our processes, and are not passed on to the proxy.
 _OURS = frozenset({"VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "TREASURER_ADMIN_KEY", "PROMETHEUS_MULTIPROC_DIR"})
 

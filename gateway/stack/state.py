@@ -37,6 +37,7 @@ class StackState(BaseModel):
     provider_url: str | None  # the simulated provider; None when every provider is real
     gateway_url: str  # shared by all gateway processes
     gateway_urls: list[str]  # one for each gateway process
+    worker_urls: list[str] = []  # where each worker says how it is
     grant_secret_file: Path
     proxy_master_key_file: Path
     admin_key_file: Path

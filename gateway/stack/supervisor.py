@@ -155,6 +155,7 @@ async def _cancelled(tasks: Iterable[asyncio.Task[None]]) -> None:
 
 def _layers(names: Iterable[str]) -> list[list[str]]:
     """Groups of parts that are stopped together, in order: callers before the parts that they call, Postgres last."""
+    workers = [name for name in names if name.startswith("worker-")]
     gateways = [name for name in names if name.startswith("gateway-")]
     last = [name for name in names if name == "postgres"]
-    return [gateways, [name for name in names if name not in {*gateways, *last}], last]
+    return [workers, gateways, [name for name in names if name not in {*workers, *gateways, *last}], last]

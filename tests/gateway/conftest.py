@@ -105,6 +105,7 @@ async def gateway(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> AsyncItera
     runtime = SimpleNamespace(
         principals=FakePrincipals(),
         pools=SimpleNamespace(reading="the pool for reading", changes="the pool for changes"),
+        addresses=SimpleNamespace(grant_secret="a secret of tests, long enough for grants"),
         catalog=SimpleNamespace(models={}),
         settings=SimpleNamespace(max_body_bytes=100, body_timeout_s=5, stalled_timeout_s=5, breaker_failures=5),
         telemetry=SimpleNamespace(parent=lambda traceparent: traceparent),

@@ -24,6 +24,7 @@ from agents.definition import AnyAgent
 from agents.runs.executor import RunExecutor
 from agents.runs.in_postgres import PostgresRuns
 from agents.runs.record import Claim, Outcome, Run
+from agents.runs.starting import RunStarter
 from agents.runs.worker import Worker
 from agents.tools import policy
 from gateway.stack.state import StackState
@@ -89,33 +90,29 @@ class Runs(PostgresRuns):
         return left
 
 
-async def open_worker(stack: AsyncExitStack, state: StackState, point: str, gateway: int) -> Worker:
-    """A worker of the agent `worker-test`, whose calls go to the gateway of this number."""
+async def open_worker(stack: AsyncExitStack, state: StackState, point: str, gateway: int) -> tuple[Worker, RunStarter]:
+    """A worker of the agent `worker-test`, whose calls go to the gateway of this number, and a starter of its runs."""
     pool = await stack.enter_async_context(asyncpg.create_pool(state.database_url, min_size=1, max_size=4))
     service = await stack.enter_async_context(Service(state.gateway_urls[gateway], state.grant_secret))
-    store, principals = Runs(pool), Principals(pool)
-    treasury = PostgresTreasury(state.database_url)
+    store, principals, treasury = Runs(pool), Principals(pool), PostgresTreasury(state.database_url)
     stack.push_async_callback(treasury.close)
     service.point = store.point = point
     definition: AnyAgent = define(Receiver(pool, point), "worker-test")
-    executor = RunExecutor(
-        store,
-        service,
-        principals,
-        Configurations(definition),
-        "1",
-        money=RunMoney(treasury.envelopes, principals, freed=treasury.freed),
-        find=lambda _name: definition,
-        agents=frozenset({"worker-test"}),
-    )
-    return Worker(executor, lease_s=LEASE_S, renew_s=0.5, poll_s=0.1)
+
+    async def agents() -> list[str]:
+        return [definition.name]
+
+    money = RunMoney(treasury.envelopes, principals, freed=treasury.freed)
+    executor = RunExecutor(store, service, principals, money, find=lambda _name: definition, agents=agents)
+    starter = RunStarter(store, principals, Configurations(definition), "1", find=lambda _name: definition)
+    return Worker(executor, lease_s=LEASE_S, renew_s=0.5, poll_s=0.1), starter
 
 
 async def work(data_dir: Path, point: str) -> None:
     state = StackState.read(data_dir)
     assert state is not None
     async with AsyncExitStack() as stack:
-        worker = await open_worker(stack, state, point, 0)
+        worker, _ = await open_worker(stack, state, point, 0)
         with override_allow_model_requests(True):
             await worker.work_off()
 

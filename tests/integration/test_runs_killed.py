@@ -19,8 +19,8 @@ import asyncpg
 import pytest
 from pydantic_ai.models import override_allow_model_requests
 
-from agents.runs.executor import StartRequest
 from agents.runs.record import State, WaitFor
+from agents.runs.starting import RunStarter, StartRequest
 from agents.runs.worker import Worker
 from gateway.stack.state import StackState
 from llm_service.administration.budgets import NewBudget, create_budget
@@ -44,6 +44,7 @@ class Stage:
     state: StackState
     pool: asyncpg.Pool
     worker: Worker
+    starter: RunStarter
 
     async def killed(self, point: str) -> None:
         """Let another process work until it kills itself."""
@@ -138,9 +139,9 @@ async def stage(stack: StackState) -> AsyncIterator[Stage]:
             await create_agent(pool, read_input(NewAgent, {"name": "worker-test"}))
             budget = {"agent": "worker-test", "name": "worker-test", "limit": "100", "window": "total"}
             await create_budget(pool, read_input(NewBudget, budget))
-        worker = await open_worker(opened, stack, "none", 1)
+        worker, starter = await open_worker(opened, stack, "none", 1)
         with override_allow_model_requests(True):
-            yield Stage(stack, pool, worker)
+            yield Stage(stack, pool, worker, starter)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +162,7 @@ async def test_i8_i9_a_killed_worker_loses_no_step_and_repeats_none(
     mark = uuid4().hex
     text = f'[[sim: {{"latency_s": 0.8, "mark": "{mark}"}}]] Please {tool} it.'
     request = StartRequest("worker-test", {"text": text}, budget_nano=BUDGET_NANO, reserve_nano=BUDGET_NANO // 2)
-    run = await stage.worker.executor.start(request)
+    run = await stage.starter.start(request)
     await stage.killed(point)
     held = await stage.envelope(run.id)
     assert held.left_nano + held.used_nano == BUDGET_NANO
@@ -187,7 +188,7 @@ async def test_i8_a_run_asks_in_one_process_and_acts_in_another(stage: Stage) ->
     """Three processes, two of them killed: the effect happens once, and the run holds money only while it goes on."""
     mark = uuid4().hex
     text = f'[[sim: {{"mark": "{mark}"}}]] Please delete it.'
-    run = await stage.worker.executor.start(
+    run = await stage.starter.start(
         StartRequest("worker-test", {"text": text}, budget_nano=90_000_000, reserve_nano=50_000_000)
     )
     await stage.killed("after-end")
@@ -218,7 +219,7 @@ async def test_i8_a_run_asks_in_one_process_and_acts_in_another(stage: Stage) ->
 async def test_i8_a_killed_worker_leaves_a_tool_that_says_nothing_to_a_person(stage: Stage) -> None:
     mark = uuid4().hex
     text = f'[[sim: {{"mark": "{mark}"}}]] Please delete it.'
-    run = await stage.worker.executor.start(StartRequest("worker-test", {"text": text}))
+    run = await stage.starter.start(StartRequest("worker-test", {"text": text}))
     await stage.worker.work_off()
     await stage.decide(await stage.approval(run.id))
     await stage.killed("after-effect")

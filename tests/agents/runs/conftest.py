@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,10 @@ from pydantic_ai.models import override_allow_model_requests
 from agents.definition import AnyAgent
 from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
+from agents.runs.starting import RunStarter
 from agents.runs.worker import Worker
+from llm_service.run_money import RunMoney
+from llm_service.treasury.in_memory import InMemoryTreasury
 from tests.agents.runs.scripted import Configurations, MakeWorker, Principals, Script, World, define
 
 
@@ -36,15 +40,23 @@ def store() -> InMemoryRuns:
 
 
 @pytest.fixture
-def executor(store: InMemoryRuns, script: Script, world: World) -> RunExecutor:
-    definition: AnyAgent = define(world)
+def definition(world: World) -> AnyAgent:
+    return define(world)
 
-    def find(_name: str) -> AnyAgent:
-        return definition
 
-    return RunExecutor(
-        store, script, Principals(), Configurations(definition), "1", find=find, agents=frozenset({"demo"})
-    )
+@pytest.fixture
+def executor(store: InMemoryRuns, script: Script, definition: AnyAgent) -> RunExecutor:
+    async def agents() -> list[str]:
+        return ["demo"]
+
+    principals = Principals()
+    money = RunMoney(InMemoryTreasury({}), principals, freed=asyncio.sleep)
+    return RunExecutor(store, script, principals, money, find=lambda _name: definition, agents=agents)
+
+
+@pytest.fixture
+def starter(store: InMemoryRuns, definition: AnyAgent) -> RunStarter:
+    return RunStarter(store, Principals(), Configurations(definition), "1", find=lambda _name: definition)
 
 
 @pytest.fixture

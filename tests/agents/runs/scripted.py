@@ -164,6 +164,8 @@ class Configurations:
         self.terms = default_terms(definition).model_copy(update=changes)
 
     async def current(self, agent: str) -> AgentConfiguration:
+        if agent not in ("demo", "digest", "news", "worker-test"):
+            raise NotFound(f"no agent {agent}")
         return AgentConfiguration(agent, 0, self.terms)
 
 
@@ -173,6 +175,9 @@ class Principals:
         if name not in ("demo", "digest"):
             raise NotFound(f"no agent {name}")
         return Principal(1, "default", 1, "default", 7, name, None, None, epoch=1)
+
+    async def renew(self, principal: Principal) -> Principal:
+        return principal
 
 
 async def asked(store: RunStore, run: Run) -> Approval:

@@ -11,24 +11,25 @@ from uuid import uuid4
 import pytest
 
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, Unanswered, Why
-from agents.runs.executor import RunExecutor, StartRequest
+from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Run, State, StepState, WaitFor
+from agents.runs.starting import RunStarter, StartRequest
 from llm_service.errors import ApprovalExpired, Conflict
 from tests.agents.runs.scripted import ARGUMENTS, COST_NANO, Configurations, MakeWorker, Script, World, approve, asked
 
 
 @pytest.fixture
-async def waiting(executor: RunExecutor, store: InMemoryRuns, script: Script, worker: MakeWorker) -> Run:
+async def waiting(starter: RunStarter, store: InMemoryRuns, script: Script, worker: MakeWorker) -> Run:
     """A run whose only tool asks a person."""
-    return await begin(executor, store, script, worker)
+    return await begin(starter, store, script, worker)
 
 
-async def begin(executor: RunExecutor, store: InMemoryRuns, script: Script, worker: MakeWorker, **terms: Any) -> Run:
-    assert isinstance(executor.configurations, Configurations)
-    executor.configurations.terms = executor.configurations.terms.model_copy(update=terms)
+async def begin(starter: RunStarter, store: InMemoryRuns, script: Script, worker: MakeWorker, **terms: Any) -> Run:
+    assert isinstance(starter.configurations, Configurations)
+    starter.configurations.terms = starter.configurations.terms.model_copy(update=terms)
     script.tools = ("delete",)
-    run = await executor.start(StartRequest("demo"))
+    run = await starter.start(StartRequest("demo"))
     return await go_on(worker, store, run)
 
 
@@ -200,9 +201,9 @@ async def test_a_retry_of_a_run_that_waits_is_no_approval(
 
 @pytest.mark.parametrize("unanswered", list(Unanswered))
 async def test_an_approval_expires_as_the_agent_is_configured(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker, unanswered: Unanswered
+    starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker, unanswered: Unanswered
 ) -> None:
-    waiting = await begin(executor, store, script, worker, approval_s=3600, unanswered=unanswered)
+    waiting = await begin(starter, store, script, worker, approval_s=3600, unanswered=unanswered)
     approval = await asked(store, waiting)
     assert (approval.expires_at - approval.asked_at).total_seconds() == pytest.approx(3600, abs=1)
     store.pass_time(3601)
@@ -236,7 +237,7 @@ async def test_code_that_calls_otherwise_than_was_approved_diverges(
 
 
 async def test_words_of_a_caller_approve_nothing(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
 ) -> None:
     """What an adapter for front-ends would believe: a call that no model made, with its approval."""
     forged = json.dumps(
@@ -246,7 +247,7 @@ async def test_words_of_a_caller_approve_nothing(
         }
     )
     script.tools = ("delete",)
-    run = await executor.start(StartRequest("demo", {"text": forged}))
+    run = await starter.start(StartRequest("demo", {"text": forged}))
     run = await go_on(worker, store, run)
     assert (run.state, run.wait_for, world.effects) == (State.WAITING, WaitFor.APPROVAL, [])
     assert ARGUMENTS["delete"] == (await asked(store, run)).arguments

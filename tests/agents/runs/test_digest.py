@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
 from agents.catalog.digest import DEFINITION
-from agents.runs.executor import RunExecutor, StartRequest
+from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import State
+from agents.runs.starting import RunStarter, StartRequest
 from agents.runs.worker import Worker
 from tests.agents.runs.scripted import Configurations, Principals, Script
+
+
+async def digest() -> list[str]:
+    return ["digest"]
+
 
 LINK = "https://ledger.example/2026/token-prices"
 
 
 @pytest.mark.parametrize("step", [2, 3])
-async def test_a_digest_that_is_taken_up_again_keeps_its_links(store: InMemoryRuns, step: int) -> None:
+async def test_a_digest_that_is_taken_up_again_keeps_its_links(
+    executor: RunExecutor, store: InMemoryRuns, step: int
+) -> None:
     item = {"headline": "h", "source": "s", "why_it_matters": "w"}
     items = [item | {"url": LINK}, item | {"url": "https://made-up.example/"}]
     script = Script(("read_feed",), {"title": "t", "summary": "s", "items": items})
-    executor = RunExecutor(store, script, Principals(), Configurations(DEFINITION), "1", find=lambda _name: DEFINITION)
-    run = await executor.start(StartRequest("digest", {"feeds": ["sample:news.xml"]}))
+    executor = replace(executor, service=script, find=lambda _name: DEFINITION, agents=digest)
+    starter = RunStarter(store, Principals(), Configurations(DEFINITION), "1", find=lambda _name: DEFINITION)
+    run = await starter.start(StartRequest("digest", {"feeds": ["sample:news.xml"]}))
     (claimed,) = await store.claim(run.id, 1, None)
     record = store.record
 

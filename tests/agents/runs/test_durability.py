@@ -10,9 +10,10 @@ from uuid import uuid4
 import pytest
 
 from agents.configuration.terms import Keep, LostAnswer
-from agents.runs.executor import RunExecutor, StartRequest
+from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Kind, Policy, Run, State, StepState, WaitFor
+from agents.runs.starting import RunStarter, StartRequest
 from agents.runs.worker import Worker
 from tests.agents.runs.scripted import COST_NANO, Configurations, MakeWorker, Script, World, approve
 
@@ -31,11 +32,17 @@ async def work(worker: MakeWorker, store: InMemoryRuns, run: Run) -> Run:
 
 
 async def crashed(
-    executor: RunExecutor, store: InMemoryRuns, tools: tuple[str, ...], script: Script, *, asks: bool = False
+    executor: RunExecutor,
+    starter: RunStarter,
+    store: InMemoryRuns,
+    tools: tuple[str, ...],
+    script: Script,
+    *,
+    asks: bool = False,
 ) -> Run:
     """A run whose process has died at the point where the script or the world says, after a person's word if it asks."""
     script.tools = tools
-    run = await executor.start(StartRequest("demo"))
+    run = await starter.start(StartRequest("demo"))
     if asks:
         await Worker(executor).work_off()
         await approve(store, run)
@@ -46,11 +53,11 @@ async def crashed(
 
 
 async def test_a_run_is_a_list_of_named_steps(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, script: Script, worker: MakeWorker
 ) -> None:
     """The names are recorded, so this test must never need another list: runs under way would diverge."""
     script.tools = ("look", "send", "book", "delete")
-    run = await executor.start(StartRequest("demo", on_behalf_of="ann", session="s", tags=("t",)))
+    run = await starter.start(StartRequest("demo", on_behalf_of="ann", session="s", tags=("t",)))
     assert await worker().work_off() == 1
     await approve(store, run)
     assert await worker().work_off() == 1
@@ -75,7 +82,14 @@ async def test_a_run_is_a_list_of_named_steps(
 @pytest.mark.parametrize("step", [1, 3, 5])
 @pytest.mark.parametrize("point", ["before", "after"])
 async def test_i7_a_model_answer_is_bought_once_wherever_a_worker_dies(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker, step: int, point: str
+    executor: RunExecutor,
+    starter: RunStarter,
+    store: InMemoryRuns,
+    script: Script,
+    world: World,
+    worker: MakeWorker,
+    step: int,
+    point: str,
 ) -> None:
     async def die_at(key: str) -> None:
         if key.endswith(f"/{step}"):
@@ -83,7 +97,7 @@ async def test_i7_a_model_answer_is_bought_once_wherever_a_worker_dies(
             await die(key)
 
     setattr(script, point, die_at)
-    run = await crashed(executor, store, ("look", "send"), script)
+    run = await crashed(executor, starter, store, ("look", "send"), script)
     run = await work(worker, store, run)
     assert (run.state, run.cost_nano) == (State.SUCCEEDED, 3 * COST_NANO)
     assert script.bought == [f"{run.id}/{position}" for position in (1, 3, 5)]
@@ -96,11 +110,11 @@ async def test_i7_a_model_answer_is_bought_once_wherever_a_worker_dies(
      ("book", "after", 1)],
 )  # fmt: skip
 async def test_i8_a_tool_that_says_how_is_repeated_without_a_person(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker, tool: str, point: str,
+    executor: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker, tool: str, point: str,
     times: int,
 ) -> None:  # fmt: skip
     setattr(world, point, die)
-    run = await crashed(executor, store, (tool,), script)
+    run = await crashed(executor, starter, store, (tool,), script)
     setattr(world, point, None)
     run = await work(worker, store, run)
     assert run.state is State.SUCCEEDED
@@ -113,10 +127,17 @@ async def test_i8_a_tool_that_says_how_is_repeated_without_a_person(
 
 @pytest.mark.parametrize(("point", "times"), [("before", 0), ("after", 1)])
 async def test_i8_a_tool_that_says_nothing_is_not_repeated_without_a_person(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker, point: str, times: int
+    executor: RunExecutor,
+    starter: RunStarter,
+    store: InMemoryRuns,
+    script: Script,
+    world: World,
+    worker: MakeWorker,
+    point: str,
+    times: int,
 ) -> None:
     setattr(world, point, die)
-    run = await crashed(executor, store, ("delete",), script, asks=True)
+    run = await crashed(executor, starter, store, ("delete",), script, asks=True)
     setattr(world, point, None)
     run = await work(worker, store, run)
     assert (run.state, run.wait_for) == (State.WAITING, WaitFor.APPROVAL)
@@ -134,13 +155,13 @@ async def test_i8_a_tool_that_says_nothing_is_not_repeated_without_a_person(
 
 
 async def test_a_tool_that_failed_is_called_again_when_a_person_retries_the_run(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
 ) -> None:
     async def fail(_tool: str) -> None:
         raise ValueError("the receiver is down")
 
     world.before, script.tools = fail, ("delete",)
-    run = await work(worker, store, await executor.start(StartRequest("demo")))
+    run = await work(worker, store, await starter.start(StartRequest("demo")))
     await approve(store, run)
     run = await work(worker, store, run)
     assert run.error is not None
@@ -153,9 +174,9 @@ async def test_a_tool_that_failed_is_called_again_when_a_person_retries_the_run(
 
 
 async def test_a_lost_answer_is_bought_again_once_and_shown(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, script: Script, worker: MakeWorker
 ) -> None:
-    run = await executor.start(StartRequest("demo"))
+    run = await starter.start(StartRequest("demo"))
     script.lost.add(f"{run.id}/3")
     run = await work(worker, store, run)
     assert (run.state, run.cost_nano, run.lost_nano) == (State.SUCCEEDED, 4 * COST_NANO, COST_NANO)
@@ -163,25 +184,25 @@ async def test_a_lost_answer_is_bought_again_once_and_shown(
 
 
 async def test_a_lost_answer_is_not_bought_a_third_time(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, script: Script, worker: MakeWorker
 ) -> None:
-    run = await executor.start(StartRequest("demo"))
+    run = await starter.start(StartRequest("demo"))
     script.lost |= {f"{run.id}/1", f"{run.id}/1~again"}
     run = await work(worker, store, run)
     assert run.error is not None
     assert (run.state, run.error["code"], script.bought) == (State.FAILED, "idempotency_answer_lost", [])
 
 
-def configure(executor: RunExecutor, **changes: object) -> None:
-    assert isinstance(executor.configurations, Configurations)
-    executor.configurations.terms = executor.configurations.terms.model_copy(update=changes)
+def configure(starter: RunStarter, **changes: object) -> None:
+    assert isinstance(starter.configurations, Configurations)
+    starter.configurations.terms = starter.configurations.terms.model_copy(update=changes)
 
 
 async def test_an_agent_may_fail_where_an_answer_is_lost(
-    store: InMemoryRuns, script: Script, worker: MakeWorker, executor: RunExecutor
+    store: InMemoryRuns, script: Script, worker: MakeWorker, starter: RunStarter
 ) -> None:
-    configure(executor, lost_answer=LostAnswer.FAIL)
-    run = await executor.start(StartRequest("demo"))
+    configure(starter, lost_answer=LostAnswer.FAIL)
+    run = await starter.start(StartRequest("demo"))
     script.lost.add(f"{run.id}/1")
     run = await work(worker, store, run)
     assert run.error is not None
@@ -189,24 +210,24 @@ async def test_an_agent_may_fail_where_an_answer_is_lost(
 
 
 async def test_an_administrator_may_make_a_tool_stricter_or_leave_it_out(
-    store: InMemoryRuns, script: Script, worker: MakeWorker, executor: RunExecutor, world: World
+    store: InMemoryRuns, script: Script, worker: MakeWorker, executor: RunExecutor, starter: RunStarter, world: World
 ) -> None:
-    configure(executor, tool_policies={"send": Policy.ASK, "delete": Policy.READ}, tools=("send", "delete"))
+    configure(starter, tool_policies={"send": Policy.ASK, "delete": Policy.READ}, tools=("send", "delete"))
     for tool in ("send", "delete"):  # a policy is never less strict than the tool's own
         script.tools = (tool,)
-        run = await work(worker, store, await executor.start(StartRequest("demo")))
+        run = await work(worker, store, await starter.start(StartRequest("demo")))
         assert (run.state, run.wait_for, world.times(tool)) == (State.WAITING, WaitFor.APPROVAL, 0)
     script.tools = ("look",)
-    run = await work(worker, store, await executor.start(StartRequest("demo")))
+    run = await work(worker, store, await starter.start(StartRequest("demo")))
     assert world.times("look") == 0
     assert script.offered == {"send", "delete", "final_result"}
 
 
 async def test_a_run_that_takes_another_way_fails_and_names_it(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
+    executor: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
 ) -> None:
     world.after = die
-    run = await crashed(executor, store, ("send",), script)
+    run = await crashed(executor, starter, store, ("send",), script)
     world.after = None
     step = store._steps[run.id][2]
     store._steps[run.id][2] = replace(step, head=replace(step.head, arguments_digest=b"?", arguments={"to": "bob"}))
@@ -218,10 +239,10 @@ async def test_a_run_that_takes_another_way_fails_and_names_it(
 
 
 async def test_a_request_that_changed_since_it_was_paid_diverges(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, worker: MakeWorker
+    executor: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, worker: MakeWorker
 ) -> None:
     script.after = die
-    run = await crashed(executor, store, (), script)
+    run = await crashed(executor, starter, store, (), script)
     script.after = None
     script.kept[f"{run.id}/1"] = (b"another body", script.kept[f"{run.id}/1"][1])
     run = await work(worker, store, run)
@@ -235,7 +256,7 @@ async def test_a_request_that_changed_since_it_was_paid_diverges(
     ids=["an object", "a megabyte"],
 )
 async def test_a_result_that_cannot_be_recorded_fails_the_run_by_name(
-    executor: RunExecutor,
+    starter: RunStarter,
     store: InMemoryRuns,
     script: Script,
     world: World,
@@ -244,25 +265,25 @@ async def test_a_result_that_cannot_be_recorded_fails_the_run_by_name(
     code: str,
 ) -> None:
     world.returns, script.tools = returns, ("send",)
-    run = await work(worker, store, await executor.start(StartRequest("demo")))
+    run = await work(worker, store, await starter.start(StartRequest("demo")))
     assert run.error is not None
     assert (run.state, run.error["code"], world.times("send")) == (State.FAILED, code, 1)
 
 
 async def test_the_number_of_steps_is_limited(
-    store: InMemoryRuns, script: Script, world: World, executor: RunExecutor, worker: MakeWorker
+    store: InMemoryRuns, script: Script, world: World, starter: RunStarter, worker: MakeWorker
 ) -> None:
     script.tools = ("look",) * 60
-    run = await work(worker, store, await executor.start(StartRequest("demo")))
+    run = await work(worker, store, await starter.start(StartRequest("demo")))
     assert run.error is not None
     assert (run.state, run.error["code"], len(await store.steps(run.id))) == (State.FAILED, "step_limit", 50)
     assert world.times("look") == 25
 
 
 async def test_a_run_whose_configuration_this_release_does_not_understand_fails_by_name(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, script: Script, worker: MakeWorker
 ) -> None:
-    run = await executor.start(StartRequest("demo"))
+    run = await starter.start(StartRequest("demo"))
     terms = run.configuration["terms"] | {"stricter_than_ever": True}
     store._runs[run.id] = replace(run, configuration=run.configuration | {"terms": terms})
     run = await work(worker, store, run)
@@ -272,10 +293,10 @@ async def test_a_run_whose_configuration_this_release_does_not_understand_fails_
 
 
 async def test_a_fork_replays_its_first_steps_and_does_the_rest(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
 ) -> None:
-    configure(executor, keep=Keep.STEPS, keep_s=60)
-    run = await executor.start(StartRequest("demo"))
+    configure(starter, keep=Keep.STEPS, keep_s=60)
+    run = await starter.start(StartRequest("demo"))
     run = await work(worker, store, run)
     fork = await store.fork(run.id, 3, uuid4(), code_version="2", asked_by=None)
     fork = await work(worker, store, fork)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field, replace
 
 import pytest
 
-from agents.runs.executor import RunExecutor, StartRequest
+from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Run, State, WaitFor
+from agents.runs.starting import RunStarter, StartRequest
 from agents.runs.worker import Worker
-from llm_service.errors import InvalidRequest, ProxyUnavailable, UpstreamError
+from llm_service.errors import ProxyUnavailable, UpstreamError
 from llm_service.run_money import RunMoney
 from llm_service.treasury.envelopes import EnvelopeState
 from llm_service.treasury.in_memory import InMemoryTreasury
@@ -74,7 +75,7 @@ REQUEST = StartRequest("demo", budget_nano=100_000, reserve_nano=60_000)
 
 
 async def test_i9_a_run_holds_its_reserve_while_it_runs_and_gives_it_back(
-    paid: RunExecutor, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
+    paid: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
 ) -> None:
     held: list[int] = []
 
@@ -82,7 +83,7 @@ async def test_i9_a_run_holds_its_reserve_while_it_runs_and_gives_it_back(
         held.append(pending(treasury))
 
     script.before = look
-    run = await paid.start(REQUEST)
+    run = await starter.start(REQUEST)
     assert (run.budget_nano, run.reserve_nano, pending(treasury)) == (100_000, 60_000, 0)
     run = await work(paid, store, run)
     assert run.state is State.SUCCEEDED
@@ -95,7 +96,7 @@ async def test_i9_a_run_holds_its_reserve_while_it_runs_and_gives_it_back(
 
 
 async def test_i9_a_run_that_waits_holds_nothing_and_holds_again_when_it_goes_on(
-    paid: RunExecutor, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
+    paid: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
 ) -> None:
     held: list[int] = []
 
@@ -105,17 +106,17 @@ async def test_i9_a_run_that_waits_holds_nothing_and_holds_again_when_it_goes_on
             raise ProxyUnavailable("away")
 
     script.before = refuse_once
-    run = await work(paid, store, await paid.start(REQUEST))
+    run = await work(paid, store, await starter.start(REQUEST))
     assert (run.state, run.wait_for, pending(treasury)) == (State.WAITING, WaitFor.TIME, 0)
     run = await work(paid, store, run)
     assert (run.state, held, pending(treasury)) == (State.SUCCEEDED, [60_000] * 4, 0)
 
 
 async def test_a_run_without_money_waits_for_it_and_spends_nothing(
-    paid: RunExecutor, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
+    paid: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
 ) -> None:
     treasury.limits_nano[1] = 50_000
-    run = await work(paid, store, await paid.start(REQUEST))
+    run = await work(paid, store, await starter.start(REQUEST))
     assert (run.state, run.wait_for) == (State.WAITING, WaitFor.MONEY)
     assert run.error is not None
     assert "daily" in run.error["message"]
@@ -127,13 +128,13 @@ async def test_a_run_without_money_waits_for_it_and_spends_nothing(
 
 
 async def test_a_run_that_failed_holds_nothing_and_has_its_money_again_when_it_is_retried(
-    paid: RunExecutor, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
+    paid: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
 ) -> None:
     async def fail(_key: str) -> None:
         raise UpstreamError("no such model", status=404)
 
     script.before = fail
-    run = await work(paid, store, await paid.start(REQUEST))
+    run = await work(paid, store, await starter.start(REQUEST))
     assert (run.state, pending(treasury)) == (State.FAILED, 0)
     script.before = None
     await store.retry(run.id)
@@ -142,30 +143,19 @@ async def test_a_run_that_failed_holds_nothing_and_has_its_money_again_when_it_i
 
 
 async def test_an_envelope_is_opened_with_the_configuration_of_now(
-    paid: RunExecutor, store: InMemoryRuns, treasury: InMemoryTreasury, spender: Spender
+    paid: RunExecutor, starter: RunStarter, store: InMemoryRuns, treasury: InMemoryTreasury, spender: Spender
 ) -> None:
-    run = await paid.start(REQUEST)
+    run = await starter.start(REQUEST)
     treasury.epoch = spender.newest = 5  # an administrator has changed something since the principal was read
     run = await work(paid, store, run)
     assert (run.state, spender.renewed) == (State.SUCCEEDED, [1])
 
 
-async def test_a_run_may_not_have_more_than_its_agent(paid: RunExecutor, store: InMemoryRuns) -> None:
-    for wrong in (
-        replace(REQUEST, budget_nano=10**18),
-        replace(REQUEST, budget_nano=0),
-        replace(REQUEST, reserve_nano=100_001),
-    ):
-        with pytest.raises(InvalidRequest):
-            await paid.start(wrong)
-    assert store._runs == {}
-
-
 async def test_a_run_of_a_paused_agent_waits_until_it_may_go_on(
-    paid: RunExecutor, store: InMemoryRuns, script: Script, spender: Spender
+    paid: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, spender: Spender
 ) -> None:
     spender.paused = "team research"
-    run = await work(paid, store, await paid.start(REQUEST))
+    run = await work(paid, store, await starter.start(REQUEST))
     assert (run.state, run.wait_for, script.bought) == (State.WAITING, WaitFor.TIME, [])
     spender.paused = None
     assert (await work(paid, store, run)).state is State.SUCCEEDED

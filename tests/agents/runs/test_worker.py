@@ -10,13 +10,13 @@ from uuid import UUID
 
 import pytest
 
-from agents.runs.executor import RunExecutor, StartRequest
+from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Claim, Renewed, State, StepEnd, StepHead, StepState, WaitFor
+from agents.runs.starting import RunStarter, StartRequest
 from agents.runs.worker import Worker
 from llm_service.errors import (
     BudgetExhausted,
-    InvalidRequest,
     ProxyUnavailable,
     RateLimited,
     TreasuryUnavailable,
@@ -45,10 +45,10 @@ async def ends(store: InMemoryRuns, run_id: UUID, *states: State) -> State:
 
 
 async def test_several_runs_go_on_at_once(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, script: Script, worker: MakeWorker
 ) -> None:
     gate = script.before = Gate()
-    runs = [await executor.start(StartRequest("demo")) for _ in range(5)]
+    runs = [await starter.start(StartRequest("demo")) for _ in range(5)]
     working = worker()
     working.slots = 3
     task = asyncio.create_task(working.run())
@@ -63,10 +63,10 @@ async def test_several_runs_go_on_at_once(
 
 
 async def test_a_cancelled_run_stops_in_its_step(
-    executor: RunExecutor, store: InMemoryRuns, world: World, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, world: World, worker: MakeWorker
 ) -> None:
     gate = world.before = Gate()
-    run = await executor.start(StartRequest("demo"))
+    run = await starter.start(StartRequest("demo"))
     task = asyncio.create_task(worker().run())
     await gate.reached.wait()
     await store.cancel(run.id)
@@ -77,10 +77,10 @@ async def test_a_cancelled_run_stops_in_its_step(
 
 
 async def test_a_run_ends_at_its_deadline(
-    executor: RunExecutor, store: InMemoryRuns, world: World, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, world: World, worker: MakeWorker
 ) -> None:
     gate = world.before = Gate()
-    run = await executor.start(StartRequest("demo", time_limit_s=30))
+    run = await starter.start(StartRequest("demo", time_limit_s=30))
     working = worker()
     task = asyncio.create_task(working.run())
     await gate.reached.wait()
@@ -93,11 +93,11 @@ async def test_a_run_ends_at_its_deadline(
 
 
 async def test_a_worker_that_stops_hands_its_runs_over(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
 ) -> None:
     script.tools = ("look", "send", "look")
     gate = world.before = Gate()
-    run = await executor.start(StartRequest("demo"))
+    run = await starter.start(StartRequest("demo"))
     first = worker()
     task = asyncio.create_task(first.run())
     await gate.reached.wait()
@@ -112,10 +112,10 @@ async def test_a_worker_that_stops_hands_its_runs_over(
 
 
 async def test_a_worker_that_was_cut_off_stops_and_a_second_one_goes_on(
-    executor: RunExecutor, store: InMemoryRuns, world: World, worker: MakeWorker
+    executor: RunExecutor, starter: RunStarter, store: InMemoryRuns, world: World, worker: MakeWorker
 ) -> None:
     gate = world.before = Gate()
-    run = await executor.start(StartRequest("demo"))
+    run = await starter.start(StartRequest("demo"))
     first = worker()
     task = asyncio.create_task(first.run())
     await gate.reached.wait()
@@ -155,12 +155,12 @@ class _Cut(InMemoryRuns):
 
 
 async def test_i8_a_worker_that_hung_starts_no_effect_when_it_wakes(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
+    executor: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
 ) -> None:
     """Its request is answered after another worker has done the whole run."""
     script.tools = ("send",)
     gate = script.after = Gate()
-    run = await executor.start(StartRequest("demo"))
+    run = await starter.start(StartRequest("demo"))
     hung = Worker(executor, renew_s=3600)
     task = asyncio.create_task(hung.work_off())
     await gate.reached.wait()
@@ -177,7 +177,7 @@ async def test_i8_a_worker_that_hung_starts_no_effect_when_it_wakes(
 
 
 async def test_a_step_waits_for_postgres_as_long_as_the_lease_may_live(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
 ) -> None:
     record, failures = store.record, [TreasuryUnavailable("away"), TreasuryUnavailable("away")]
 
@@ -187,7 +187,7 @@ async def test_a_step_waits_for_postgres_as_long_as_the_lease_may_live(
         await record(claim, step, end)
 
     store.record = shaky
-    run = await executor.start(StartRequest("demo"))
+    run = await starter.start(StartRequest("demo"))
     await worker().work_off()
     assert ((await store.find(run.id)).state, len(script.bought), failures) == (State.SUCCEEDED, 3, [])
 
@@ -203,7 +203,7 @@ async def test_a_step_waits_for_postgres_as_long_as_the_lease_may_live(
     ids=lambda value: type(value).__name__,
 )
 async def test_a_run_that_cannot_go_on_now_waits_and_goes_on_later(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, worker: MakeWorker, error: Exception, wait_for: WaitFor
+    starter: RunStarter, store: InMemoryRuns, script: Script, worker: MakeWorker, error: Exception, wait_for: WaitFor
 ) -> None:
     async def refuse(key: str) -> None:
         if key.endswith("/3"):
@@ -211,7 +211,7 @@ async def test_a_run_that_cannot_go_on_now_waits_and_goes_on_later(
             raise error
 
     script.before = refuse
-    run = await executor.start(StartRequest("demo"))
+    run = await starter.start(StartRequest("demo"))
     await worker().work_off()
     run = await store.find(run.id)
     assert (run.state, run.wait_for) == (State.WAITING, wait_for)
@@ -226,7 +226,7 @@ async def test_a_run_that_cannot_go_on_now_waits_and_goes_on_later(
 
 
 async def test_a_provider_that_fails_is_tried_again_so_often_and_a_bad_request_never(
-    executor: RunExecutor, store: InMemoryRuns, script: Script, worker: MakeWorker
+    starter: RunStarter, store: InMemoryRuns, script: Script, worker: MakeWorker
 ) -> None:
     for error, tries in ((UpstreamError("down", status=502), 5), (UpstreamError("no such tool", status=400), 1)):
 
@@ -234,7 +234,7 @@ async def test_a_provider_that_fails_is_tried_again_so_often_and_a_bad_request_n
             raise error
 
         script.before = refuse
-        run = await executor.start(StartRequest("demo"))
+        run = await starter.start(StartRequest("demo"))
         for _ in range(8):
             store.pass_time(400)
             await store.recover()
@@ -242,16 +242,3 @@ async def test_a_provider_that_fails_is_tried_again_so_often_and_a_bad_request_n
         run = await store.find(run.id)
         assert run.error is not None
         assert (run.state, run.error["tries"]) == (State.FAILED, tries)
-
-
-async def test_a_bad_request_adds_no_run(executor: RunExecutor, store: InMemoryRuns) -> None:
-    for wrong, error in (
-        (StartRequest("demo", {"unknown": 1}), InvalidRequest),
-        (StartRequest("demo", time_limit_s=0), InvalidRequest),
-        (StartRequest("demo", priority=10**9), InvalidRequest),
-        (StartRequest("demo", budget_nano=5), InvalidRequest),  # nothing here could hold it
-        (StartRequest("demo", reserve_nano=5), InvalidRequest),
-    ):
-        with pytest.raises(error):
-            await executor.start(wrong)
-    assert store._runs == {}

@@ -10,6 +10,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from agents.definition import AnyAgent
+from agents.runs.code_version import CODE_VERSION
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import (
     Ended,
@@ -24,7 +26,12 @@ from agents.runs.record import (
     WaitFor,
     Waits,
 )
+from agents.runs.starting import RunStarter
 from agents.runs.watching import Watching
+from llm_service.errors import NotFound
+from llm_service.types import Principal
+from tests.agents.runs.scripted import Configurations, World, define
+from tests.gateway.conftest import principal_named
 
 MOST_BODY = 1024 * 1024
 DONE = StepEnd(StepState.DONE, '{"secret":"result"}', cost_nano=1_500_000, lost_nano=500_000)
@@ -36,8 +43,18 @@ def store(gateway: Any) -> InMemoryRuns:
     store = InMemoryRuns()
     gateway.runtime.runs = store
     gateway.runtime.watching = Watching(store, look_s=0.01)
-    gateway.runtime.code_version = "9"
+    definition: AnyAgent = define(World(), "news")
+    gateway.runtime.starter = RunStarter(store, Agents(), Configurations(definition), find=lambda _name: definition)
     return store
+
+
+class Agents:
+    """Knows agent `news`, and agent `resting`, which is paused."""
+
+    async def by_agent(self, name: str) -> Principal:
+        if name not in ("news", "resting"):
+            raise NotFound(f"There is no agent {name[:20]!r}.", param="agent")
+        return principal_named(name, paused="agent resting" if name == "resting" else None)
 
 
 def new_run(agent: str = "news", **changes: object) -> NewRun:
@@ -209,6 +226,128 @@ async def test_i8_an_agent_never_decides_what_a_person_decides(
     assert (answer.status_code, answer.json()["state"]) == (200, "queued")
 
 
+# -- starting
+
+
+async def test_an_agent_starts_itself(gateway: Any, store: InMemoryRuns, agent: dict[str, str]) -> None:
+    body = {
+        "input": {"text": "hello"}, "budget": "0.05", "reserve": 0.01, "user": "ann", "session": "s", "tags": ["t", "u", "t"],
+        "priority": 3,
+    }  # fmt: skip
+    answer = await gateway.client.post("/agents/news/runs", headers=agent, json=body)
+    assert answer.status_code == 202, answer.text
+    shown = answer.json()
+    assert answer.headers["location"] == f"/agents/runs/{shown['id']}"
+    run = await store.find(UUID(shown["id"]))
+    assert (run.agent, run.input, run.budget_nano, run.reserve_nano) == (
+        "news",
+        {"text": "hello"},
+        50_000_000,
+        10_000_000,
+    )
+    assert (run.on_behalf_of, run.session, run.tags, run.priority) == ("ann", "s", ("t", "u"), 3)
+    assert (run.asked_by, run.trigger, run.team_id) == ("agent news/laptop", "request", 1)
+
+
+async def test_a_run_that_ends_in_time_is_the_answer(gateway: Any, store: InMemoryRuns, agent: dict[str, str]) -> None:
+    async def work() -> None:
+        while not (runs := await store.claim(uuid4(), 1, ("news",))):
+            await asyncio.sleep(0.01)
+        await store.leave(runs[0].claim, Ended(State.SUCCEEDED, output={"n": 7}))
+
+    working = asyncio.create_task(work())
+    answer = await gateway.client.post("/agents/news/runs", headers=agent, json={"wait": 5})
+    await working
+    assert (answer.status_code, answer.json()["state"], answer.json()["output"]) == (200, "succeeded", {"n": 7})
+    late = await gateway.client.post("/agents/news/runs", headers=agent, json={"wait": 0.05})
+    assert (late.status_code, late.json()["state"]) == (202, "queued")
+
+
+async def test_i7_the_same_key_is_the_same_run(
+    gateway: Any, store: InMemoryRuns, agent: dict[str, str], admin: dict[str, str]
+) -> None:
+    async def start(headers: dict[str, str], **body: object) -> Any:
+        return await gateway.client.post("/agents/news/runs", headers={**headers, "idempotency-key": "k"}, json=body)
+
+    first, second = await start(agent, user="ann"), await start(agent, user="ann")
+    assert (first.status_code, second.status_code) == (202, 202)
+    assert first.json()["id"] == second.json()["id"]
+    for other in ({"user": "bob"}, {"user": "ann", "input": {"text": "other"}}, {"user": "ann", "budget": "0.5"}):
+        conflict = await start(agent, **other)
+        assert (conflict.status_code, conflict.json()["error"]["code"]) == (409, "idempotency_conflict")
+    assert (await start(admin)).json()["id"] != first.json()["id"]
+    assert len(store._runs) == 2
+
+
+async def test_an_agent_starts_no_other_and_an_administrator_any(
+    gateway: Any, store: InMemoryRuns, agent: dict[str, str], admin: dict[str, str]
+) -> None:
+    for name in ("colleague", "nobody"):  # nothing shows which agents there are
+        answer = await gateway.client.post(f"/agents/{name}/runs", headers=agent, json={})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "not_permitted")
+    assert store._runs == {}
+    assert (await gateway.client.post("/agents/news/runs", headers=admin, json={})).status_code == 202
+
+
+async def test_i9_only_an_administrator_gives_a_run_more_than_its_configuration(
+    gateway: Any, store: InMemoryRuns, agent: dict[str, str], admin: dict[str, str]
+) -> None:
+    answer = await gateway.client.post("/agents/news/runs", headers=agent, json={"budget": "1.01"})
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "budget")
+    assert store._runs == {}
+    answer = await gateway.client.post("/agents/news/runs", headers=admin, json={"budget": "1.01"})
+    assert (answer.status_code, answer.json()["budget_nano"]) == (202, 1_010_000_000)
+
+
+BAD_STARTS: list[tuple[str, Any, int, str | None]] = [
+    ("nobody", {}, 404, "agent"),
+    ("a%00b", {}, 404, "agent"),
+    ("resting", {}, 403, None),
+    ("news", {"inputs": {}}, 400, "inputs"),
+    ("news", {"input": []}, 400, "input"),
+    ("news", {"input": {"unknown": 1}}, 400, "input.unknown"),
+    ("news", {"input": {"text": 7}}, 400, "input.text"),
+    ("news", {"model": "gpt-4o"}, 400, "model"),
+    ("news", {"budget": "-1"}, 400, "budget"),
+    ("news", {"budget": "0"}, 400, "budget"),
+    ("news", {"budget": "lots"}, 400, "budget"),
+    ("news", {"budget": "0.5", "reserve": "0.6"}, 400, "reserve"),
+    ("news", {"reserve": "2"}, 400, "reserve"),
+    ("news", {"reserve": True}, 400, "reserve"),
+    ("news", {"user": ""}, 400, "user"),
+    ("news", {"user": "a\u0000b"}, 400, "user"),
+    ("news", {"session": "x" * 10_000}, 400, "session"),
+    ("news", {"tags": "t"}, 400, "tags"),
+    ("news", {"tags": ["t"] * 1000}, 400, "tags"),
+    ("news", {"tags": [" t"]}, 400, "tags.0"),
+    ("news", {"priority": 1001}, 400, "priority"),
+    ("news", {"priority": 0.5}, 400, "priority"),
+    ("news", {"wait": -1}, 400, "wait"),
+    ("news", {"wait": 301}, 400, "wait"),
+    ("news", b'{"wait": Infinity}', 400, None),
+    ("news", b'{"input": {"text": "\\ud800"}}', 400, None),
+    ("news", b'{"input": {"text": "\xff"}}', 400, None),
+    ("news", b'{"input": ' + b'{"a": ' * 300 + b"1" + b"}" * 301, 400, None),
+    ("news", b'{"input": {"text": "' + b"x" * MOST_BODY + b'"}}', 413, None),
+    ("news", b"", 400, None),
+    ("news", b"null", 400, None),
+]
+
+
+@pytest.mark.parametrize(("name", "body", "status", "param"), BAD_STARTS)
+async def test_a_bad_start_is_named_and_adds_no_run(
+    gateway: Any, store: InMemoryRuns, admin: dict[str, str], name: str, body: Any, status: int, param: str | None
+) -> None:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    headers = admin | {"content-type": "application/json"}
+    answer = await gateway.client.post(f"/agents/{name}/runs", headers=headers, content=content)
+    assert answer.status_code == status, answer.text
+    assert answer.json()["error"]["message"]
+    if param is not None:
+        assert answer.json()["error"]["param"] == param
+    assert store._runs == {}
+
+
 # -- acting
 
 
@@ -247,7 +386,7 @@ async def test_a_fork_is_the_same_for_the_same_key_of_the_same_caller(
     assert first.status_code == 202
     assert first.headers["location"] == f"/agents/runs/{first.json()['id']}"
     assert first.json()["id"] == second.json()["id"] != others.json()["id"]
-    assert (first.json()["forked"], first.json()["code_version"]) == ({"run": str(run.id), "steps": 1}, "9")
+    assert (first.json()["forked"], first.json()["code_version"]) == ({"run": str(run.id), "steps": 1}, CODE_VERSION)
     assert first.json()["asked_by"] == "agent news/laptop"
     conflict = await fork(agent, 0)
     assert (conflict.status_code, conflict.json()["error"]["code"]) == (409, "idempotency_conflict")

@@ -41,12 +41,12 @@ def part(plan: Plan, name: str) -> Part:
 
 def test_without_any_setting_everything_is_embedded_and_simulated(tmp_path: Path, proxy_python: Path) -> None:
     plan = plan_for(tmp_path, proxy_python, gateways=2)
-    names = ["postgres", "redis", "simulated-provider", "litellm-proxy", "gateway-1", "gateway-2"]
+    names = ["postgres", "redis", "simulated-provider", "litellm-proxy", "gateway-1", "gateway-2", "worker-1"]
     assert [part.name for part in plan.parts] == names
     assert all(part.command is not None for part in plan.parts)
     assert plan.state.real == []
     assert plan.state.provider_url is not None
-    assert len(set(plan.state.gateway_urls)) == 2
+    assert len({*plan.state.gateway_urls, *plan.state.worker_urls}) == 3
     assert plan.admin_key_is_new
     assert not plan_for(tmp_path, proxy_python).admin_key_is_new, "it is shown once"
 
@@ -64,6 +64,17 @@ def test_no_secret_is_on_a_command_line_and_each_part_has_its_own_only(tmp_path:
     assert not any(secret in str(part(plan, "postgres").environ) for secret in secrets)
     assert state.admin_key not in str(part(plan, "litellm-proxy").environ)
     assert part(plan, "litellm-proxy").environ["OPENAI_API_KEY"] == "sk-provider"
+    for secret in (state.admin_key, state.proxy_master_key):
+        assert secret not in str(part(plan, "worker-1").environ)
+
+
+def test_there_are_as_many_workers_as_are_asked_for(tmp_path: Path, proxy_python: Path) -> None:
+    plan = plan_for(tmp_path, proxy_python, workers=2)
+    first, second = part(plan, "worker-1"), part(plan, "worker-2")
+    assert plan.state.worker_urls == [f"http://{first.address}", f"http://{second.address}"]
+    assert first.environ["TREASURER_GATEWAY_URL"] == plan.state.gateway_url
+    assert first.environ["TREASURER_WORKER_PORT"] == first.address.rpartition(":")[2]
+    assert plan_for(tmp_path, proxy_python, workers=0).state.worker_urls == []
 
 
 def test_with_every_key_nothing_is_simulated(tmp_path: Path, proxy_python: Path) -> None:

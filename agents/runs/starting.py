@@ -1,0 +1,182 @@
+"""From a request to a recorded run. Every trigger starts runs here: a request, a command, later schedules and events.
+
+What must hold:
+  A request is checked before anything is written; what is written is all that any worker needs to do the run.
+  A run pins the configuration that its agent has now. A change of the configuration reaches only runs that start later.
+  I9  A run never has a larger budget than its agent's configuration allows, unless an administrator gives it.
+  The same key is the same run, or a named conflict if the request is another one.
+
+This module does not load what executes runs, so a gateway, which only starts them, stays small.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from agents.configuration.terms import AgentConfiguration, RunMoney, TriggerKind
+from agents.definition import AnyAgent
+from agents.registry import find_agent
+from agents.runs.code_version import CODE_VERSION
+from agents.runs.record import NewRun, Run, Trigger
+from agents.runs.store import RunStore
+from llm_service.call.refusals import check_allowed
+from llm_service.errors import IdempotencyConflict, InvalidRequest
+from llm_service.ids import new_call_id
+from llm_service.types import Principal
+
+#: Which amounts of a configuration are for which trigger; those that are not here are requests.
+_KINDS = {
+    Trigger.SCHEDULE: TriggerKind.SCHEDULE,
+    Trigger.WEBHOOK: TriggerKind.WEBHOOK,
+    Trigger.EVENT: TriggerKind.WEBHOOK,
+}
+
+
+class PrincipalSource(Protocol):
+    async def by_agent(self, name: str) -> Principal: ...
+
+
+class Configurations(Protocol):
+    """Reads agents' configurations (`AgentConfigurations` does)."""
+
+    async def current(self, agent: str) -> AgentConfiguration: ...
+
+
+@dataclass(frozen=True, slots=True)
+class StartRequest:
+    """A trigger's request for a run. What it leaves out is as the agent is configured.
+
+    `key` names what started the run: the same key again is the same run. It is the trigger's to make it unique among all
+    runs. `may_raise`: an administrator asks, who may give a run more than the configuration does.
+    """
+
+    agent: str
+    input: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    trigger: Trigger = Trigger.REQUEST
+    key: str | None = None
+    id: UUID | None = None
+    model: str | None = None
+    budget_nano: int | None = None
+    reserve_nano: int | None = None
+    may_raise: bool = False
+    priority: int | None = None
+    time_limit_s: float | None = None
+    session: str | None = None
+    asked_by: str | None = None
+    on_behalf_of: str | None = None  # the user that reports and budgets see
+    tags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RunStarter:
+    """Records runs, for a worker to take up."""
+
+    store: RunStore
+    principals: PrincipalSource
+    configurations: Configurations
+    code_version: str = CODE_VERSION
+    find: Callable[[str], AnyAgent] = find_agent
+
+    async def start(self, request: StartRequest) -> Run:
+        """Record a run.
+
+        Raises:
+            NotFound: there is no such agent. InvalidRequest: the input does not fit the agent, or a number cannot be.
+            Paused: the agent may not spend. IdempotencyConflict: the key has a run that was asked for otherwise.
+            BrokenLogic: the agent's code cannot be used. TreasuryUnavailable: Postgres is away.
+        """
+        _check_numbers(request)
+        principal = await self.principals.by_agent(request.agent)
+        check_allowed(principal, "", time.monotonic())
+        configuration = await self.configurations.current(request.agent)
+        if request.model is not None:
+            terms = configuration.terms.model_copy(update={"model": request.model})
+            configuration = replace(configuration, terms=terms)
+        # In a thread, because the first import of an agent's code loads PydanticAI, which takes seconds.
+        definition = await asyncio.to_thread(self.find, configuration.terms.logic)
+        given = read_input(request.agent, definition, request.input)
+        money = money_of(configuration, request)
+        new = NewRun(
+            id=request.id or new_call_id(),
+            agent=request.agent,
+            organisation_id=principal.organisation_id,
+            team_id=principal.team_id,
+            input=given,
+            configuration=configuration.pinned(),
+            code_version=self.code_version,
+            trigger=request.trigger,
+            trigger_key=request.key,
+            session=request.session,
+            asked_by=request.asked_by,
+            on_behalf_of=request.on_behalf_of,
+            tags=request.tags,
+            priority=configuration.terms.priority if request.priority is None else request.priority,
+            time_limit_s=configuration.terms.time_limit_s if request.time_limit_s is None else request.time_limit_s,
+            budget_nano=money.budget_nano,
+            reserve_nano=money.reserve_nano,
+        )
+        run = await self.store.add(new)
+        if run.id != new.id:
+            _check_same(run, request)
+        return run
+
+
+def money_of(configuration: AgentConfiguration, request: StartRequest) -> RunMoney:
+    """What the run may spend, and what is held at its start. Raises InvalidRequest as `AgentConfiguration.money` does."""
+    kind = TriggerKind.CHAT if request.session is not None else _KINDS.get(request.trigger, TriggerKind.REQUEST)
+    return configuration.money(
+        kind, budget_nano=request.budget_nano, reserve_nano=request.reserve_nano, may_raise=request.may_raise
+    )
+
+
+def read_input(agent: str, definition: AnyAgent, given: Mapping[str, Any]) -> dict[str, Any]:
+    """A run's input as it is recorded. Raises InvalidRequest if it does not fit the agent's input type."""
+    try:
+        value = definition.input_type.model_validate(dict(given))
+    except ValidationError as error:
+        first, *_ = problems = error.errors(include_input=False, include_url=False)
+        told = "; ".join(f"{'.'.join(map(str, each['loc']))[:80]}: {each['msg']}" for each in problems[:5])
+        raise InvalidRequest(
+            f"Agent {agent!r} cannot run with this input: {told}.",
+            param=".".join(["input", *map(str, first["loc"])])[:80],
+        ) from None
+    recorded: dict[str, Any] = value.model_dump(mode="json")
+    return recorded
+
+
+def _check_numbers(request: StartRequest) -> None:
+    if request.time_limit_s is not None and not 0 < request.time_limit_s <= 366 * 86_400:
+        raise InvalidRequest("A run's time limit is more than 0 seconds and at most a year.", param="time_limit")
+    if request.priority is not None and not -1000 <= request.priority <= 1000:
+        raise InvalidRequest("A run's priority is from -1000 to 1000.", param="priority")
+    if request.reserve_nano is not None and request.reserve_nano < 0:
+        raise InvalidRequest("A run's reserve is not below $0.", param="reserve")
+
+
+def _check_same(found: Run, request: StartRequest) -> None:
+    """Raises IdempotencyConflict: the run of this key was asked for otherwise. The store has compared agent and input.
+
+    What neither request says is as the configuration was, which may have changed meanwhile, so it is not compared.
+    """
+    asked = {
+        "session": (found.session, request.session),
+        "user": (found.on_behalf_of, request.on_behalf_of),
+        "tags": (found.tags, request.tags),
+        "budget": (found.budget_nano, found.budget_nano if request.budget_nano is None else request.budget_nano),
+        "reserve": (found.reserve_nano, found.reserve_nano if request.reserve_nano is None else request.reserve_nano),
+        "priority": (found.priority, found.priority if request.priority is None else request.priority),
+    }
+    other = [name for name, (then, now) in asked.items() if then != now]
+    if other:
+        raise IdempotencyConflict(
+            f"This key has started run {found.id}, with another {', '.join(other)}. Use a new key for another run.",
+            param=other[0],
+            details={"run": str(found.id)},
+        )
