@@ -11,6 +11,7 @@
     │   ├── NotFound              404  an administrative object that does not exist
     │   ├── Conflict              409  it exists already, or is in use
     │   │   └── EnvelopeConflict  409  another run has this id
+    │   ├── ApprovalExpired       410  nobody decided the approval in time
     │   ├── EnvelopeClosed        409  the run is over, waits, or is unknown: it may not spend
     │   ├── RunTooDeep            400  the run may not start a child, because it is already at the greatest depth
     │   ├── TooManyChildren       400  the run may not start another child
@@ -162,6 +163,13 @@ class EnvelopeConflict(Conflict):
     """The id of a run was used before, with another budget, reserve, agent or parent."""
 
     code = "envelope_conflict"
+
+
+class ApprovalExpired(InvalidRequest):
+    """Nobody decided in time. The run has failed, or goes on without the tool."""
+
+    status = 410
+    code = "approval_expired"
 
 
 class EnvelopeClosed(InvalidRequest):

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
+from agents.approvals.record import Unanswered
 from agents.configuration.terms import (
     STRICTNESS,
     Keep,
@@ -52,6 +53,8 @@ _HOUSE: Mapping[str, Any] = {
     "session": SessionPolicy.QUEUE,
     "approvers": (),
     "engine": "own",
+    "approval_s": None,
+    "unanswered": Unanswered.FAIL,
 }
 #: The input's fields that are stored under another name, because they are stored in another unit.
 _STORED = {
@@ -60,6 +63,7 @@ _STORED = {
     "time_limit": "time_limit_s",
     "result_limit": "result_limit_bytes",
     "keep_for": "keep_s",
+    "approval_time": "approval_s",
 }
 
 
@@ -84,7 +88,7 @@ def _tool(value: str) -> str:
 def _approver(value: str) -> str:
     if not 1 <= len(value) <= 130 or not value.isprintable() or value.isspace():
         raise ValueError(
-            "an approver is the name of an administrator's key, or agent/key: 1 to 130 printable characters"
+            "an approver is the name of an administrator's key, agent/key, or team:NAME: 1 to 130 printable characters"
         )
     return value
 
@@ -162,6 +166,8 @@ class ConfigurationInput(Input):
     keep_for: Period | None = None
     session: Annotated[SessionPolicy, Field(strict=False)] | None = None
     approvers: Annotated[list[Approver], Field(max_length=20)] | None = None
+    approval_time: Period | None = None
+    unanswered: Annotated[Unanswered, Field(strict=False)] | None = None
     engine: Annotated[str, AfterValidator(_engine), WithJsonSchema({"type": "string", "enum": ["own"]})] | None = None
 
 

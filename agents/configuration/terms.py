@@ -20,6 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from agents.approvals.record import Unanswered
 from agents.runs.record import Policy
 from llm_service.errors import Conflict, InvalidRequest
 from llm_service.money import MAX_NANO, format_dollars
@@ -90,7 +91,8 @@ class Terms(_Stored):
     """What one version says. Lists and texts are bounded where they are given (`inputs.py`).
 
     `prompt` is a label. `tools` None: all of the logic's. `reserve_nano` None: what the kind of trigger is used to
-    (`UNATTENDED`). `concurrency` None: any number of runs at once.
+    (`UNATTENDED`). `concurrency` None: any number of runs at once. `approval_s` None: an approval may be decided until the
+    run's deadline.
     """
 
     description: str
@@ -114,6 +116,8 @@ class Terms(_Stored):
     session: SessionPolicy
     approvers: tuple[str, ...]
     engine: Literal["own"]
+    approval_s: Annotated[int, Field(ge=1)] | None = None
+    unanswered: Unanswered = Unanswered.FAIL
 
     def content(self) -> dict[str, Any]:
         """The terms as JSON."""

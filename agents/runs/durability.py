@@ -5,6 +5,7 @@ What must hold:
       as if there were no engine, and gets this capability for one run, from the executor.
   The names of steps are recorded, so they never change: tests/agents/runs/test_durability.py pins them.
   Tools run one after another, because their order is what the journal goes by.
+  A tool call that a person has approved with changed arguments is made with those, validated as the model's are.
   An operation that this module does not know is a step of which a repetition is asked about.
 
 A tool's effects on `deps` are not replayed: what the agent needs later has to be in what the tool returns.
@@ -17,6 +18,7 @@ from datetime import datetime
 from functools import partial
 from typing import Any, cast
 
+from pydantic import ValidationError
 from pydantic_ai import RunContext
 from pydantic_ai.agent.abstract import AbstractAgent
 from pydantic_ai.durable_exec import (
@@ -36,9 +38,11 @@ from pydantic_ai.durable_exec import (
     ToolsetValidateToolArgumentsId,
     conversation_id_from_run_id,
 )
+from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.tools import ToolDefinition
 
 from agents.configuration.terms import AgentConfiguration
+from agents.runs.in_postgres import to_json
 from agents.runs.journal import Journal, RunFailed
 from agents.runs.record import Kind, Policy
 from agents.tools.policy import UNDECLARED, Declared, declared
@@ -163,6 +167,28 @@ class Journaled(BaseDurabilityCapability[Any]):
     async def prepare_tools(self, ctx: RunContext[Any], tool_defs: list[ToolDefinition]) -> list[ToolDefinition]:
         """Leave out the tools that the configuration does not allow: the model neither sees them nor may call them."""
         return [tool for tool in tool_defs if self._configuration.allows(tool.name)]
+
+    async def before_tool_execute(
+        self, ctx: RunContext[Any], *, call: ToolCallPart, tool_def: ToolDefinition, args: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Announce the call, and put the arguments that a person has approved in place of the model's."""
+        tools = None if ctx.tool_manager is None else ctx.tool_manager.tools
+        tool = None if tools is None else tools.get(call.tool_name)
+        # A validator in Python is a step of its own, which a person's arguments would not have passed.
+        can_change = tool is not None and tool.args_validator_func is None
+        changed = self._journal.announce(call.tool_name, args, tool_def.parameters_json_schema if can_change else None)
+        if changed is None:
+            return args
+        if tool is None or not can_change:
+            raise RunFailed("arguments_refused", f"The arguments of tool {call.tool_name} cannot be changed.")
+        try:
+            return tool.args_validator.validate_json(to_json(changed), context=ctx.validation_context)
+        except ValidationError as error:
+            raise RunFailed(
+                "arguments_refused",
+                f"Tool {call.tool_name} does not take the arguments that a person has approved: {error}. Fork the run at the "
+                "step before, so that a person is asked again.",
+            ) from error
 
     def get_default_run_id(self) -> str:
         """The run's id, the same each time that it is taken up."""

@@ -22,18 +22,19 @@ from typing import Protocol
 
 from pydantic_core import to_jsonable_python
 
+from agents.approvals.record import ApprovalFilter
 from agents.configuration.terms import AgentConfiguration, unpinned
 from agents.definition import AnyAgent
 from agents.registry import find_agent
 from agents.runs.durability import Journaled
 from agents.runs.journal import Journal, Limits, describe
 from agents.runs.outcomes import after, keep_s
-from agents.runs.record import Ended, HandsOver, Outcome, Run, State
+from agents.runs.record import Ended, HandsOver, Outcome, Run, State, Waits
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
 from agents.services import Services
 from llm_service.errors import NotFound, TreasurerError, TreasuryUnavailable
 from llm_service.model import GovernedModel, GovernedService
-from llm_service.run_money import RunMoney
+from llm_service.runs.money import RunMoney
 from llm_service.treasury.envelopes import EnvelopeState
 from llm_service.types import CallContext, Principal
 
@@ -41,6 +42,8 @@ log = logging.getLogger(__name__)
 
 #: An envelope, and a kept answer, outlive their run's deadline by so much, so that neither is gone while the run ends.
 _MARGIN_S = 600.0
+#: More than a run can have: each of its steps may be asked about twice, and again with each retry.
+_MOST_APPROVALS = 100_000
 
 
 class PrincipalSource(Protocol):
@@ -76,8 +79,15 @@ class RunExecutor:
         except TreasurerError as error:  # another release has pinned what this one does not understand
             return Ended(State.FAILED, error=describe(error), keep_s=KEEP_FAILED_S)
         terms = configuration.terms
-        limits = Limits(terms.step_limit, terms.result_limit_bytes, terms.lost_answer)
-        journal = Journal.of(self.store, run.claim, await self.store.steps(run.id), limits)
+        limits = Limits(terms.step_limit, terms.result_limit_bytes, terms.lost_answer, terms.unanswered)
+        steps = await self.store.steps(run.id)
+        was_taken_up = run.fence > 1 or run.forked_from is not None  # else nobody can have been asked
+        approvals = (
+            await self.store.approvals(ApprovalFilter(run_id=run.id, state=None, most=_MOST_APPROVALS))
+            if was_taken_up
+            else []
+        )
+        journal = Journal.of(self.store, run.claim, steps, limits, approvals)
         try:
             return await self._run(run, journal, configuration)
         except (LeaseLost, TreasuryUnavailable):
@@ -130,7 +140,8 @@ class RunExecutor:
     async def release(self, run: Run, outcome: Outcome) -> None:
         """Give back what the run's envelope holds: for good if the run has succeeded, else until it goes on or is retried.
 
-        If Postgres is away it is given back when the envelope's lifetime ends.
+        If Postgres is away it is given back when the envelope's lifetime ends. But a run that is to wait does not wait then,
+        because a waiting run holds nothing: raises TreasuryUnavailable, and another worker takes it up.
         """
         if run.budget_nano is None or isinstance(outcome, HandsOver):
             return
@@ -144,6 +155,8 @@ class RunExecutor:
         except NotFound:
             return  # it was never opened
         except TreasurerError as error:
+            if isinstance(outcome, Waits):
+                raise
             log.warning("the envelope of run %s is given back later: %s", run.id, error)
 
 

@@ -10,8 +10,10 @@ from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
+from agents.approvals.deciding import cannot_decide, no_approval
+from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
 from agents.runs.in_postgres import (
     cannot_fork,
     cannot_retry,
@@ -58,6 +60,7 @@ class InMemoryRuns:
         self._limit_of: dict[UUID, timedelta] = {}
         self._forget: dict[UUID, datetime] = {}
         self._later = timedelta()
+        self._approvals: dict[UUID, Approval] = {}
 
     def pass_time(self, seconds: float) -> None:
         """Set the clock forward."""
@@ -250,6 +253,7 @@ class InMemoryRuns:
 
     def _leave(self, run: Run, outcome: Outcome) -> Run:
         now = self._now()
+        self._close_approvals(run)
         if run.cancel_at is not None and not isinstance(outcome, Ended):
             outcome = Ended(State.CANCELLED, error=_CANCELLED, keep_s=KEEP_FAILED_S)
         progressed = any(
@@ -271,6 +275,8 @@ class InMemoryRuns:
                 left = replace(
                     left, state=State.WAITING, wait_for=outcome.wait_for, wake_at=wake_at, error=outcome.error
                 )
+                if outcome.asks is not None:
+                    self._ask(left, outcome.asks)
             case HandsOver():
                 left = replace(left, state=State.QUEUED, error=None)
         self._runs[run.id] = left
@@ -331,6 +337,7 @@ class InMemoryRuns:
         now = self._now()
         deadline = run.deadline_at if run.deadline_at > now else now + self._limit_of[run_id]
         self._queued[run_id] = now
+        self._close_approvals(run)
         self._forget.pop(run_id, None)
         self._runs[run_id] = replace(
             run, state=State.QUEUED, wait_for=None, wake_at=None, ended_at=None, cancel_at=None, error=None, attempt=0,
@@ -369,7 +376,76 @@ class InMemoryRuns:
         self._steps[new_id] = {
             step.head.position: replace(step, fence=0, cost_nano=0, lost_nano=0, again=False) for step in first
         }
+        for approval in list(self._approvals.values()):
+            if approval.run_id == run_id and approval.position <= steps and approval.state is ApprovalState.APPROVED:
+                self._put_approval(replace(approval, id=uuid4(), number=len(self._approvals) + 1, run_id=new_id))
         return fork
+
+    # -- approvals
+
+    def _ask(self, run: Run, asks: NewApproval) -> None:
+        expires_at = run.deadline_at if run.wake_at is None else min(run.wake_at, run.deadline_at)
+        self._put_approval(
+            Approval(
+                id=asks.id, number=len(self._approvals) + 1, run_id=run.id, position=asks.position, agent=run.agent,
+                team_id=run.team_id, tool=asks.tool, why=asks.why, arguments=asks.arguments, digest=asks.digest,
+                schema=asks.schema, approvers=asks.approvers, state=ApprovalState.PENDING, changed=None, reason=None,
+                decided_by=None, asked_at=self._now(), expires_at=expires_at, decided_at=None,
+            )
+        )  # fmt: skip
+
+    def _put_approval(self, approval: Approval) -> None:
+        self._approvals[approval.id] = approval
+
+    def _close_approvals(self, run: Run) -> None:
+        """The run stops waiting, or is retried."""
+        for each in list(self._approvals.values()):
+            if each.run_id != run.id:
+                continue
+            if each.state is ApprovalState.PENDING:
+                late = each.expires_at <= self._now()
+                self._put_approval(replace(each, state=ApprovalState.EXPIRED if late else ApprovalState.WITHDRAWN))
+            elif each.state is ApprovalState.EXPIRED and run.state.ended:
+                self._put_approval(replace(each, state=ApprovalState.WITHDRAWN))
+
+    async def approvals(self, wanted: ApprovalFilter) -> list[Approval]:
+        """See `RunStore.approvals`."""
+
+        def fits(each: Approval) -> bool:
+            return (
+                each.number > wanted.after
+                and wanted.agent in (None, each.agent)
+                and wanted.run_id in (None, each.run_id)
+                and (wanted.team_id in (None, each.team_id) or not set(wanted.approvers).isdisjoint(each.approvers))
+                and wanted.state in (None, each.state)
+            )
+
+        return sorted(filter(fits, self._approvals.values()), key=lambda each: each.number)[: wanted.most]
+
+    async def approval(self, approval_id: UUID) -> Approval:
+        """See `RunStore.approval`."""
+        if approval_id not in self._approvals:
+            raise no_approval(approval_id)
+        return self._approvals[approval_id]
+
+    async def decide(self, approval_id: UUID, decision: Decision) -> Approval:
+        """See `RunStore.decide`."""
+        found, now = await self.approval(approval_id), self._now()
+        fault = cannot_decide(found, decision, now)
+        if fault is not None:
+            raise fault
+        decided = replace(
+            found, state=ApprovalState.APPROVED if decision.approve else ApprovalState.REFUSED, changed=decision.arguments,
+            reason=decision.reason, decided_by=decision.by, decided_at=now,
+        )  # fmt: skip
+        self._put_approval(decided)
+        step = self._steps[found.run_id].get(found.position)
+        if decision.approve and found.why is Why.UNKNOWN and step is not None:
+            self._steps[found.run_id][found.position] = replace(step, again=True)
+        run = self._runs[found.run_id]
+        self._queued[run.id] = now
+        self._runs[run.id] = replace(run, state=State.QUEUED, wait_for=None, wake_at=None, error=None, attempt=0)
+        return decided
 
     async def forget(self) -> int:
         """See `RunStore.forget`."""
@@ -381,6 +457,9 @@ class InMemoryRuns:
                 position: replace(step, result=None, head=replace(step.head, arguments=None))
                 for position, step in self._steps[run_id].items()
             }
+            for each in list(self._approvals.values()):
+                if each.run_id == run_id:
+                    self._put_approval(replace(each, arguments=None, changed=None, schema=None, reason=None))
         return len(due)
 
     async def limit(self, most: int | None, *, agent: str | None = None, team_id: int | None = None) -> None:

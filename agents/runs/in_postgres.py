@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Sequence
 from dataclasses import fields
+from datetime import UTC, datetime
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from uuid import UUID
 
 import asyncpg
 
+from agents.approvals.deciding import cannot_decide, no_approval
+from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
 from agents.runs.record import (
     Claim,
     Ended,
@@ -40,17 +43,18 @@ from agents.runs.record import (
     Waits,
 )
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
-from llm_service.errors import Conflict, IdempotencyConflict, NotFound, NotPermitted
+from llm_service.errors import Conflict, IdempotencyConflict, NotFound, NotPermitted, TreasuryUnavailable
 from llm_service.postgres import fetch
 
 if TYPE_CHECKING:
     from asyncpg import Record
 
 _FOLDER = Path(__file__).parent / "sql"
+_APPROVALS_FOLDER = Path(__file__).parent.parent / "approvals" / "sql"
 
 
-def _load(name: str) -> str:
-    lines = (_FOLDER / f"{name}.sql").read_text("utf-8").splitlines()
+def _load(name: str, folder: Path = _FOLDER) -> str:
+    lines = (folder / f"{name}.sql").read_text("utf-8").splitlines()
     return "\n".join(line for line in lines if not line.lstrip().startswith("--"))
 
 
@@ -60,6 +64,8 @@ _CANCEL, _RETRY, _FORK, _FORGET = _load("cancel"), _load("retry"), _load("fork")
 _CLAIM = "SELECT * FROM work.claim_v1($1, $2, $3, coalesce($4, (SELECT array_agg(name) FROM agents)), $5)"
 _RECOVER = "SELECT * FROM work.recover_v1($1, $2, $3)"
 _PAGE, _OUTLINE, _MARKS, _SPENT = _load("page"), _load("outline"), _load("marks"), _load("spent")
+_APPROVALS, _DECIDE = _load("page", _APPROVALS_FOLDER), _load("decide", _APPROVALS_FOLDER)
+_FIND_APPROVAL = "SELECT * FROM work.approvals WHERE id = $1"
 _FIND = "SELECT * FROM work.runs WHERE id = $1"
 _FIND_KEY = "SELECT * FROM work.runs WHERE trigger_key = $1"
 _STEPS = "SELECT * FROM work.steps WHERE run_id = $1 ORDER BY position"
@@ -179,11 +185,13 @@ class PostgresRuns:
 
     async def leave(self, claim: Claim, outcome: Outcome) -> Run:
         """See `RunStore.leave`."""
+        asks: NewApproval | None = None
         match outcome:
             case Ended():
                 output = None if outcome.output is None else to_json(outcome.output)
                 arguments = (outcome.state, None, None, output, _error(outcome.error), outcome.keep_s, False)
             case Waits():
+                asks = outcome.asks
                 arguments = (
                     State.WAITING,
                     outcome.wait_for,
@@ -195,7 +203,7 @@ class PostgresRuns:
                 )
             case HandsOver():
                 arguments = (State.QUEUED, None, None, None, None, KEEP_FAILED_S, True)
-        rows = await self._fetch(_LEAVE, *_claim(claim), *arguments)
+        rows = await self._fetch(_LEAVE, *_claim(claim), *arguments, *_question(asks))
         if not rows:
             raise LeaseLost
         return read_run(rows[0])
@@ -237,6 +245,44 @@ class PostgresRuns:
             check_same_fork(found, run_id, steps)
             return found
         raise cannot_fork(await self.find(run_id), steps, await self.outline(run_id), decides)
+
+    async def approvals(self, wanted: ApprovalFilter) -> list[Approval]:
+        """See `RunStore.approvals`."""
+        rows = await self._fetch(
+            _APPROVALS,
+            wanted.agent,
+            wanted.run_id,
+            wanted.team_id,
+            list(wanted.approvers),
+            wanted.state,
+            wanted.after,
+            wanted.most,
+        )
+        return [_read_approval(row) for row in rows]
+
+    async def approval(self, approval_id: UUID) -> Approval:
+        """See `RunStore.approval`."""
+        rows = await self._fetch(_FIND_APPROVAL, approval_id)
+        if not rows:
+            raise no_approval(approval_id)
+        return _read_approval(rows[0])
+
+    async def decide(self, approval_id: UUID, decision: Decision) -> Approval:
+        """See `RunStore.decide`."""
+        state = ApprovalState.APPROVED if decision.approve else ApprovalState.REFUSED
+        changed = None if decision.arguments is None else to_json(decision.arguments)
+        rows = await self._fetch(_DECIDE, approval_id, decision.digest, state, changed, decision.reason, decision.by)
+        if rows:
+            return _read_approval(rows[0])
+        found = await self.approval(approval_id)
+        fault = cannot_decide(found, decision, datetime.now(UTC))
+        raise (
+            fault
+            if fault is not None
+            else TreasuryUnavailable(
+                f"Approval {approval_id} changes at this moment. Nothing was decided; try again.", retry_after=1
+            )
+        )
 
     async def forget(self) -> int:
         """See `RunStore.forget`."""
@@ -362,6 +408,24 @@ def _claim(claim: Claim) -> tuple[UUID, UUID, int]:
 def _head(step: StepHead) -> tuple[int, str, str, str | None, str, str, str | None, bytes | None]:
     arguments = None if step.arguments is None else to_json(step.arguments)
     return step.position, step.name, step.kind, step.tool, step.policy, step.once_key, arguments, step.arguments_digest
+
+
+def _question(asks: NewApproval | None) -> tuple[Any, ...]:
+    if asks is None:
+        return (None,) * 8
+    return (
+        asks.id, asks.position, asks.tool, asks.why, to_json(asks.arguments), asks.digest,
+        None if asks.schema is None else to_json(asks.schema), list(asks.approvers),
+    )  # fmt: skip
+
+
+def _read_approval(row: Record) -> Approval:
+    values = dict(row.items())
+    values |= {
+        name: None if row[name] is None else json.loads(row[name]) for name in ("arguments", "schema", "changed")
+    }
+    values |= {"why": Why(row["why"]), "state": ApprovalState(row["state"]), "approvers": tuple(row["approvers"])}
+    return Approval(**values)
 
 
 def _error(error: dict[str, Any] | None) -> str | None:

@@ -9,8 +9,10 @@ What must hold:
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+from agents.approvals.record import NewApproval, Why
 from agents.configuration.terms import Keep, OnBudget, Terms
 from agents.runs.journal import PersonNeeded, describe
 from agents.runs.record import Ended, Outcome, State, WaitFor, Waits
@@ -40,7 +42,8 @@ _RETRIES = 4
 def after(error: Exception, step: int, earlier: dict[str, Any] | None, terms: Terms) -> Outcome:
     """The outcome of a run that stopped at `step` with this error. `earlier` is the error with which it stopped last."""
     if isinstance(error, PersonNeeded):
-        return Waits(WaitFor.APPROVAL, error=_person(error))
+        asks = replace(error.asks, approvers=terms.approvers)
+        return Waits(WaitFor.APPROVAL, terms.approval_s, _person(asks), asks)
     tries = 1 + (int(earlier.get("tries", 0)) if earlier is not None and earlier.get("step") == step else 0)
     described = describe(error) | {"step": step, "tries": tries}
     failed = Ended(State.FAILED, error=described, keep_s=max(keep_s(terms), KEEP_FAILED_S))
@@ -72,11 +75,17 @@ def _may_pass(error: UpstreamError) -> bool:
     return error.status >= 500 or error.status in (408, 409, 429)
 
 
-def _person(error: PersonNeeded) -> dict[str, Any]:
-    step = error.step
+def _person(asks: NewApproval) -> dict[str, Any]:
+    if asks.why is Why.BEFORE:
+        message = f"Step {asks.position} calls the tool {asks.tool}, and a person decides first: treasurer approvals show {asks.id}."
+    else:
+        message = (
+            f"Step {asks.position}, the tool {asks.tool}, was begun, and nobody knows whether it was done. A person decides "
+            f"whether it is to be called (again): treasurer approvals show {asks.id}."
+        )
     return {
         "code": "person_needed",
-        "message": f"Step {step.position}, the tool {step.tool or step.name}, was begun, and nobody knows whether it was done. "
-        "A person decides whether it is to be called (again).",
-        "step": step.position,
+        "message": message,
+        "step": asks.position,
+        "details": {"approval": str(asks.id)},
     }

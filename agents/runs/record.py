@@ -13,6 +13,8 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from agents.approvals.record import NewApproval
+
 
 class State(StrEnum):
     """What a run is doing, or how it has ended."""
@@ -69,7 +71,7 @@ class Policy(StrEnum):
     READ = "read"  # the step changes nothing, so do it again
     KEY = "key"  # the receiver ignores a second step with the same once key, so do it again
     VERIFY = "verify"  # a function finds out whether it was done
-    ASK = "ask"  # a person decides
+    ASK = "ask"  # a person decides, and also before the step is done the first time
 
 
 class StepState(StrEnum):
@@ -233,11 +235,13 @@ class Ended:
 
 @dataclass(frozen=True, slots=True)
 class Waits:
-    """A worker lets go of a run that waits. The run is queued again after `wake_s` seconds, if given."""
+    """A worker lets go of a run that waits. The run is queued again after `wake_s` seconds, if given. `asks` is the question
+    whose answer it waits for; it expires when the run is queued again, or at the run's deadline."""
 
     wait_for: WaitFor
     wake_s: float | None = None
     error: dict[str, Any] | None = None
+    asks: NewApproval | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,8 @@ What must hold:
   A step that is done stays as it is.
   Claims respect the limits of agents and teams, and the runs of a session are made one after another.
   A run ends once; only a person's `retry` opens it again.
+  A run that asks a person waits from the moment that its question is recorded, and is queued in the moment of the decision.
+      However else it stops waiting, its question is closed at the same moment. The first decision counts.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from collections.abc import Collection, Sequence
 from typing import Protocol
 from uuid import UUID
 
+from agents.approvals.record import Approval, ApprovalFilter, Decision
 from agents.runs.record import (
     Claim,
     Mark,
@@ -119,7 +122,8 @@ class RunStore(Protocol):
     async def retry(self, run_id: UUID, *, decides: bool = True) -> Run:
         """Queue a run again that ended without success, or that waits. It continues at its last step.
 
-        A person has decided that, so a step that failed, or that may have been done, is done (again). With
+        A person has decided that, so a step that failed, or that may have been done, is done (again). A tool that asks
+        before its first call asks again, because this is no approval. With
         `decides=False` the caller may not decide that, so a run of which a person has to decide stays as it is.
 
         Raises:
@@ -147,6 +151,22 @@ class RunStore(Protocol):
         Raises:
             NotFound. Conflict: the run has fewer steps that are done, or their results are deleted.
             NotPermitted: a person has to decide, and `decides` is False.
+        """
+        ...
+
+    async def approvals(self, wanted: ApprovalFilter) -> list[Approval]:
+        """In the order in which they were asked."""
+        ...
+
+    async def approval(self, approval_id: UUID) -> Approval:
+        """Raises NotFound."""
+        ...
+
+    async def decide(self, approval_id: UUID, decision: Decision) -> Approval:
+        """Record a decision and queue the run. The caller has checked who decides, and changed arguments.
+
+        Raises:
+            NotFound. Conflict: it is decided, or withdrawn, or shows something else. ApprovalExpired: too late.
         """
         ...
 

@@ -165,7 +165,11 @@ class Worker:
             log.info("the lease of run %s is lost, or will end", run.id)
             return
         # First the money, because a worker that dies in between would hold it until the run's deadline.
-        await self.executor.release(run, outcome)
+        try:
+            await self.executor.release(run, outcome)
+        except TreasurerError as error:
+            log.warning("run %s is given up until another worker takes it up: %s", run.id, error)
+            return
         await self._leave(run.claim, outcome)
 
     async def _leave(self, claim: Claim, outcome: Outcome) -> None:

@@ -3,11 +3,11 @@
     @agent.tool(metadata=policy.READ)                   it changes nothing: it is simply called again
     @agent.tool(metadata=policy.KEY)                    it passes policy.once_key() on, and its receiver drops repetitions
     @agent.tool(metadata=policy.verify(was_sent))       was_sent finds out whether it was done
-    @agent.tool                                         a person is asked (policy.ASK)
+    @agent.tool                                         a person is asked before each call (policy.ASK)
 
 What must hold (invariant I8): a worker may die after a tool's effect and before it is recorded. Nothing can prevent that.
-So each tool says how a repetition is harmless. A tool that says nothing is never called a second time without a person's
-word.
+So each tool says how a repetition is harmless. A tool that says nothing is never called without a person's word, neither
+the first time nor again.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ UNDECLARED = Declared(Policy.ASK)
 def declared(metadata: Mapping[str, Any] | None) -> Declared:
     """The policy in a tool's metadata. What says nothing, or what is not understood, is `ask`.
 
-    A server of MCP annotates its tools: `readOnlyHint` is `read`, `idempotentHint` is `key`. Our own metadata on such a
+    A server of MCP annotates its tools: `readOnlyHint` is `read`, `destructiveHint` is `ask`, `idempotentHint` is `key`. Our own metadata on such a
     tool goes before its server's word.
     """
     if not metadata:
@@ -88,6 +88,8 @@ def declared(metadata: Mapping[str, Any] | None) -> Declared:
     if isinstance(annotations, Mapping):
         if annotations.get("readOnlyHint") is True:
             return Declared(Policy.READ)
+        if annotations.get("destructiveHint") is True:
+            return UNDECLARED  # a person decides first, even if a repetition would destroy nothing more
         if annotations.get("idempotentHint") is True:
             return Declared(Policy.KEY)
     return UNDECLARED

@@ -71,7 +71,14 @@ _Session = Annotated[
     str | None, typer.Option("--session", help="queue, reject or replace: a message while its session has a run.")
 ]
 _Approvers = Annotated[
-    list[str] | None, typer.Option("--approver", help="A key that may approve what it does; repeatable.")
+    list[str] | None,
+    typer.Option("--approver", help="Who may approve what it does: KEY, AGENT/KEY or team:NAME; repeatable."),
+]
+_ApprovalTime = Annotated[
+    str | None, typer.Option("--approval-time", help="How long an approval may be decided, such as 3d.")
+]
+_Unanswered = Annotated[
+    str | None, typer.Option("--unanswered", help="fail or refuse, when nobody decides an approval in time.")
 ]
 _Engine = Annotated[str | None, typer.Option("--engine", help="own: what executes its runs.")]
 _Defaults = Annotated[
@@ -101,6 +108,8 @@ def configure(
     keep_for: _KeepFor = None,
     session: _Session = None,
     approver: _Approvers = None,
+    approval_time: _ApprovalTime = None,
+    unanswered: _Unanswered = None,
     engine: _Engine = None,
     default: _Defaults = None,
     if_version: _IfVersion = None,
@@ -130,6 +139,8 @@ def configure(
             "keep_for": keep_for,
             "session": session,
             "approvers": approver,
+            "approval_time": approval_time,
+            "unanswered": unanswered,
             "engine": engine,
             "if_version": if_version,
         },
@@ -232,6 +243,8 @@ def describe(configuration: AgentConfiguration) -> list[str]:
         "kept": kept,
         "session": terms.session.value,
         "approvers": ", ".join(terms.approvers) or "any administrator",
+        "approval time": "until the run's deadline" if terms.approval_s is None else _period(terms.approval_s),
+        "unanswered": terms.unanswered.value,
         "engine": terms.engine,
     }
     width = max(map(len, lines))

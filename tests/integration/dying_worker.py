@@ -2,7 +2,8 @@
 
     python -m tests.integration.dying_worker STACK_DIR POINT
 
-The points: before-model, in-model, after-model (of the first request), before-effect, after-effect, before-end, none.
+The points: before-model, in-model, after-model (of the first request), before-effect, after-effect, before-end, after-end,
+none.
 Effects go into a table of the stack's database, as a receiver elsewhere would keep them: each with its once key.
 """
 
@@ -28,8 +29,8 @@ from agents.runs.worker import Worker
 from agents.tools import policy
 from gateway.stack.state import StackState
 from llm_service.administration.principals import Principals
-from llm_service.remote import RemoteService
-from llm_service.run_money import RunMoney
+from llm_service.runs.money import RunMoney
+from llm_service.runs.remote import RemoteService
 from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.types import Answer, CallContext, Principal
 from tests.agents.runs.scripted import Configurations, World, define
@@ -84,7 +85,9 @@ class Runs(PostgresRuns):
 
     async def leave(self, claim: Claim, outcome: Outcome) -> Run:
         die(self.point, "before-end")
-        return await super().leave(claim, outcome)
+        left = await super().leave(claim, outcome)
+        die(self.point, "after-end")
+        return left
 
 
 async def open_worker(stack: AsyncExitStack, state: StackState, point: str, gateway: int) -> tuple[Worker, RunStarter]:

@@ -25,6 +25,7 @@ def pass_time(pool: asyncpg.Pool) -> PassTime:
             "queued_at = queued_at - $1 * interval '1 s'",
             seconds,
         )
+        await pool.execute("UPDATE work.approvals SET expires_at = expires_at - $1 * interval '1 s'", seconds)
 
     return forward
 

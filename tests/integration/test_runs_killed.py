@@ -8,7 +8,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,10 +23,11 @@ from agents.runs.record import State, WaitFor
 from agents.runs.starting import RunStarter, StartRequest
 from agents.runs.worker import Worker
 from gateway.stack.state import StackState
+from llm_service.administration.budgets import NewBudget, create_budget
 from llm_service.administration.inputs import read_input
 from llm_service.administration.organisations import NewAgent, create_agent
 from llm_service.errors import Conflict
-from llm_service.run_tokens import RunToken, sign_run_token
+from llm_service.runs.tokens import RunToken, sign_run_token
 from llm_service.treasury.envelopes import Envelope, EnvelopeState
 from llm_service.types import CallContext
 from tests.integration.dying_worker import LEASE_S, open_worker
@@ -88,6 +89,42 @@ class Stage:
         assert envelope is not None
         return envelope
 
+    async def held_nano(self) -> int:
+        """What the windows of the agent's budget hold, when nothing is settled any more."""
+        held = -1
+        for _ in range(50):
+            now = await self.pool.fetchval(
+                "SELECT coalesce(sum(w.pending_nano), 0)::bigint FROM windows w JOIN budgets b ON b.id = w.budget_id "
+                "WHERE b.name = 'worker-test'"
+            )
+            if now == held:
+                break
+            held = now
+            await asyncio.sleep(0.4)
+        return held
+
+    async def approval(self, run_id: Any) -> dict[str, Any]:
+        """What the run asks."""
+        async with self._ask("GET", f"?run={run_id}") as response:
+            (shown,) = (await response.json())["data"]
+            return shown
+
+    async def decide(self, shown: dict[str, Any], **said: Any) -> dict[str, Any]:
+        """An administrator decides about what was shown."""
+        body = {"decision": "approve", "digest": shown["digest"]} | said
+        async with self._ask("POST", f"/{shown['id']}", body) as response:
+            assert response.status == 200, await response.text()
+            return await response.json()
+
+    @asynccontextmanager
+    async def _ask(self, method: str, path: str, body: object = None) -> AsyncIterator[aiohttp.ClientResponse]:
+        url = f"{self.state.gateway_url}/agents/approvals{path}"
+        async with (
+            aiohttp.ClientSession(headers={"authorization": f"Bearer {self.state.admin_key}"}) as session,
+            session.request(method, url, json=body) as response,
+        ):
+            yield response
+
     async def effects(self, run_id: Any) -> list[str]:
         rows = await self.pool.fetch("SELECT once_key FROM effects_of_tests WHERE once_key LIKE $1", f"{run_id}/%")
         return [row["once_key"] for row in rows]
@@ -100,6 +137,8 @@ async def stage(stack: StackState) -> AsyncIterator[Stage]:
         await pool.execute("CREATE TABLE IF NOT EXISTS effects_of_tests (tool text, once_key text)")
         with suppress(Conflict):
             await create_agent(pool, read_input(NewAgent, {"name": "worker-test"}))
+            budget = {"agent": "worker-test", "name": "worker-test", "limit": "100", "window": "total"}
+            await create_budget(pool, read_input(NewBudget, budget))
         worker, starter = await open_worker(opened, stack, "none", 1)
         with override_allow_model_requests(True):
             yield Stage(stack, pool, worker, starter)
@@ -145,19 +184,53 @@ async def test_i8_i9_a_killed_worker_loses_no_step_and_repeats_none(
     assert closed.spent_nano == run.cost_nano
 
 
+async def test_i8_a_run_asks_in_one_process_and_acts_in_another(stage: Stage) -> None:
+    """Three processes, two of them killed: the effect happens once, and the run holds money only while it goes on."""
+    mark = uuid4().hex
+    text = f'[[sim: {{"mark": "{mark}"}}]] Please delete it.'
+    run = await stage.starter.start(
+        StartRequest("worker-test", {"text": text}, budget_nano=90_000_000, reserve_nano=50_000_000)
+    )
+    await stage.killed("after-end")
+    run = await stage.worker.executor.store.find(run.id)
+    assert (run.state, run.wait_for, await stage.effects(run.id)) == (State.WAITING, WaitFor.APPROVAL, [])
+    assert await stage.held_nano() == 0
+    shown = await stage.approval(run.id)
+    assert (shown["why"], shown["tool"], shown["arguments"].keys()) == ("before", "delete", {"name"})
+    assert (await stage.decide(shown, arguments={"name": "older"}))["state"] == "approved"
+
+    await stage.killed("before-effect")
+    assert await stage.held_nano() == 50_000_000  # it holds its reserve again
+    await stage.taken_over(run.id)
+    assert (await stage.effects(run.id), await stage.held_nano()) == ([], 0)
+    shown = await stage.approval(run.id)
+    assert (shown["why"], shown["arguments"]) == ("unknown", {"name": "older"})
+    await stage.decide(shown)
+
+    await stage.worker.work_off()
+    run = await stage.worker.executor.store.find(run.id)
+    assert (run.state, run.error, len(await stage.effects(run.id))) == (State.SUCCEEDED, None, 1)
+    assert await stage.held_nano() == 0
+    lines = await stage.invoice(mark)
+    assert len(lines) == 2
+    assert run.cost_nano == await stage.ledger_nano(run.id, 2) == sum(line["cost_nano"] for line in lines)
+
+
 async def test_i8_a_killed_worker_leaves_a_tool_that_says_nothing_to_a_person(stage: Stage) -> None:
     mark = uuid4().hex
     text = f'[[sim: {{"mark": "{mark}"}}]] Please delete it.'
     run = await stage.starter.start(StartRequest("worker-test", {"text": text}))
+    await stage.worker.work_off()
+    await stage.decide(await stage.approval(run.id))
     await stage.killed("after-effect")
     await stage.taken_over(run.id)
     store = stage.worker.executor.store
     run = await store.find(run.id)
     assert (run.state, run.wait_for, len(await stage.effects(run.id))) == (State.WAITING, WaitFor.APPROVAL, 1)
-    await store.retry(run.id)
+    await stage.decide(await stage.approval(run.id), decision="refuse", reason="It is gone: I have looked.")
     await stage.worker.work_off()
     run = await store.find(run.id)
-    assert (run.state, len(await stage.effects(run.id)), len(await stage.invoice(mark))) == (State.SUCCEEDED, 2, 2)
+    assert (run.state, len(await stage.effects(run.id)), len(await stage.invoice(mark))) == (State.SUCCEEDED, 1, 2)
 
 
 async def test_a_runs_token_is_for_its_run_and_its_agent_only(stage: Stage) -> None:

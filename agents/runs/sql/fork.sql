@@ -16,6 +16,14 @@ copied AS (
     SELECT $2, s.position, s.name, s.kind, s.tool, s.policy, s.state, 0, s.once_key, s.call_id, s.arguments,
         s.arguments_digest, s.result, s.started_at, s.ended_at
     FROM work.steps s JOIN source ON s.run_id = source.id WHERE s.position <= $3
+),
+approved AS (  -- a call whose arguments a person has changed is replayed with the changed ones
+    INSERT INTO work.approvals (id, run_id, position, agent, team_id, tool, why, arguments, digest, schema, approvers, state,
+        changed, reason, decided_by, asked_at, expires_at, decided_at)
+    SELECT gen_random_uuid(), $2, a.position, a.agent, a.team_id, a.tool, a.why, a.arguments, a.digest, a.schema, a.approvers,
+        a.state, a.changed, a.reason, a.decided_by, a.asked_at, a.expires_at, a.decided_at
+    FROM work.approvals a JOIN source ON a.run_id = source.id WHERE a.position <= $3 AND a.state = 'approved'
+    ORDER BY a.number
 )
 INSERT INTO work.runs (
     id, root_id, forked_from, forked_steps, agent, organisation_id, team_id, configuration, configuration_digest,

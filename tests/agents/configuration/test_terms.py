@@ -82,11 +82,11 @@ def test_a_digest_is_of_what_is_said_and_of_nothing_else(logic: AnyAgent) -> Non
     assert first.digest == digest_of(default_terms(logic)) != other.digest
     # Written by hand, because a new digest of the same terms would make every version look changed.
     text = (
-        '{"approvers":[],"budget_nano":250000000,"concurrency":null,"description":"Helps.","engine":"own","keep":"none",'
+        '{"approval_s":null,"approvers":[],"budget_nano":250000000,"concurrency":null,"description":"Helps.","engine":"own","keep":"none",'
         '"keep_s":null,"logic":"helper","lost_answer":"buy_again","model":"gpt-4o-mini","on_budget":"pause","priority":0,'
         '"prompt":null,"reserve_nano":null,"result_limit_bytes":1048576,"session":"queue","step_limit":50,'
         '"time_limit_s":600,"tool_policies":{},"tools":null,'
-        '"triggers":{"chat":{"budget_nano":50000000,"reserve_nano":null}}}'
+        '"triggers":{"chat":{"budget_nano":50000000,"reserve_nano":null}},"unanswered":"fail"}'
     )
     assert first.digest == sha256(text.encode()).digest()
 

@@ -10,10 +10,12 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 
+from agents.approvals.record import ApprovalFilter, ApprovalState, Decision, NewApproval, Why
 from agents.runs.record import (
     Ended,
     HandsOver,
@@ -32,7 +34,7 @@ from agents.runs.record import (
     Waits,
 )
 from agents.runs.store import CancelAsked, LeaseLost, RunStore
-from llm_service.errors import Conflict, IdempotencyConflict, NotFound, NotPermitted
+from llm_service.errors import ApprovalExpired, Conflict, IdempotencyConflict, NotFound, NotPermitted
 
 PassTime = Callable[[float], Awaitable[None]]
 AGENTS = ("a", "b")
@@ -475,3 +477,158 @@ class StoreContract:
         for refused in (store.retry(run.id), store.fork(run.id, 1, uuid4(), code_version="1", asked_by=None)):
             with pytest.raises(Conflict, match="deleted by now"):
                 await refused
+
+    async def test_a_question_is_recorded_with_the_waiting(self, store: RunStore) -> None:
+        await store.add(new_run("a", team_id=7))
+        run = await claim_one(store)
+        waiting = await store.leave(run.claim, asking())
+        (approval,) = await store.approvals(ApprovalFilter())
+        assert (waiting.state, waiting.wait_for) == (State.WAITING, WaitFor.APPROVAL)
+        assert (approval.run_id, approval.agent, approval.team_id, approval.position) == (run.id, "a", 7, 2)
+        assert (approval.tool, approval.arguments, approval.digest) == ("send", {"to": "ann\x00"}, DIGEST)
+        assert (approval.schema, approval.approvers, approval.why) == ({"type": "object"}, ("ops",), Why.BEFORE)
+        assert (approval.state, approval.decided_by, approval.decided_at) == (ApprovalState.PENDING, None, None)
+        assert approval.expires_at == waiting.deadline_at
+        assert await store.approval(approval.id) == approval
+        with pytest.raises(NotFound):
+            await store.approval(uuid4())
+
+    async def test_approvals_are_listed_oldest_first_and_filtered(self, store: RunStore) -> None:
+        for agent, team_id, approvers in (("a", 1, ()), ("b", 2, ("ops",)), ("a", 2, ())):
+            await store.add(new_run(agent, team_id=team_id))
+            run = await claim_one(store)
+            await store.leave(run.claim, asking(approvers=approvers))
+
+        async def listed(**wanted: Any) -> list[tuple[str, int]]:
+            return [(each.agent, each.team_id) for each in await store.approvals(ApprovalFilter(**wanted))]
+
+        everything = await listed()
+        assert everything == [("a", 1), ("b", 2), ("a", 2)]
+        assert await listed(agent="a") == [("a", 1), ("a", 2)]
+        assert await listed(team_id=1) == [("a", 1)]
+        assert await listed(team_id=1, approvers=("ops", "x")) == [("a", 1), ("b", 2)]
+        assert await listed(state=ApprovalState.APPROVED) == []
+        first, *_ = await store.approvals(ApprovalFilter(most=1))
+        assert await listed(after=first.number) == [("b", 2), ("a", 2)]
+        assert await listed(run_id=first.run_id) == [("a", 1)]
+
+    async def test_the_first_decision_counts_and_queues_the_run(self, store: RunStore) -> None:
+        run, asks = await asked_run(store)
+        other = replace(APPROVES, digest=b"?" * 32)
+        with pytest.raises(Conflict, match="another tool or other arguments") as caught:
+            await store.decide(asks, other)
+        assert caught.value.code == "approval_differs"
+        assert (await store.find(run.id)).state is State.WAITING
+        decisions = [replace(APPROVES, by=f"p{n}", approve=n % 2 == 0, reason="r") for n in range(6)]
+        results = await asyncio.gather(
+            *(store.decide(asks, decision) for decision in decisions), return_exceptions=True
+        )
+        (decided,) = [each for each in results if not isinstance(each, BaseException)]
+        refused = [each for each in results if isinstance(each, BaseException)]
+        assert {(type(each), getattr(each, "code", "")) for each in refused} == {(Conflict, "approval_decided")}
+        found = await store.approval(asks)
+        assert (found, found.decided_at is not None) == (decided, True)
+        queued = await store.find(run.id)
+        assert (queued.state, queued.wait_for, queued.wake_at, queued.error) == (State.QUEUED, None, None, None)
+        claimed = await claim_one(store)
+        assert claimed.id == run.id
+
+    async def test_changed_arguments_are_recorded(self, store: RunStore) -> None:
+        _, asks = await asked_run(store)
+        decided = await store.decide(asks, replace(APPROVES, arguments={"to": "bob\x00\ud800"}))
+        assert (decided.state, decided.changed) == (ApprovalState.APPROVED, {"to": "bob\x00\ud800"})
+
+    async def test_an_approval_to_repeat_a_step_marks_it(self, store: RunStore) -> None:
+        await store.add(new_run())
+        run = await claim_one(store)
+        step = head(run.id, 2)
+        await store.begin(run.claim, step)
+        await store.record(run.claim, step, StepEnd(StepState.UNKNOWN))
+        waits = asking(why=Why.UNKNOWN)
+        await store.leave(run.claim, waits)
+        assert waits.asks is not None
+        await store.decide(waits.asks.id, APPROVES)
+        (step,) = await store.steps(run.id)
+        assert (step.state, step.again) == (StepState.UNKNOWN, True)
+
+    async def test_a_run_that_stops_waiting_leaves_no_question_open(self, store: RunStore) -> None:
+        run, asks = await asked_run(store)
+        await store.cancel(run.id)
+        assert (await store.approval(asks)).state is ApprovalState.WITHDRAWN
+        with pytest.raises(Conflict) as caught:
+            await store.decide(asks, APPROVES)
+        assert caught.value.code == "approval_withdrawn"
+        assert (await store.find(run.id)).state is State.CANCELLED
+        run, asks = await asked_run(store)
+        await store.retry(run.id)
+        assert (await store.approval(asks)).state is ApprovalState.WITHDRAWN
+
+    async def test_a_run_that_is_to_be_cancelled_asks_nothing(self, store: RunStore) -> None:
+        await store.add(new_run())
+        run = await claim_one(store)
+        await store.cancel(run.id)
+        assert (await store.leave(run.claim, asking())).state is State.CANCELLED
+        assert await store.approvals(ApprovalFilter(state=None)) == []
+
+    async def test_an_approval_expires_and_its_run_is_queued(self, store: RunStore, pass_time: PassTime) -> None:
+        _run, asks = await asked_run(store, wake_s=100)
+        asked = await store.approval(asks)
+        assert timedelta(seconds=99) < asked.expires_at - asked.asked_at < timedelta(seconds=101)
+        await pass_time(101)
+        with pytest.raises(ApprovalExpired):
+            await store.decide(asks, APPROVES)
+        assert [each.state for each in await store.recover()] == [State.QUEUED]
+        assert (await store.approval(asks)).state is ApprovalState.EXPIRED
+        with pytest.raises(ApprovalExpired):
+            await store.decide(asks, APPROVES)
+        failed = await store.leave((await claim_one(store)).claim, Ended(State.FAILED, keep_s=1000))
+        assert (await store.approval(asks)).state is ApprovalState.EXPIRED
+        await store.retry(failed.id)
+        assert (await store.approval(asks)).state is ApprovalState.WITHDRAWN
+
+    async def test_an_approval_expires_with_its_run(self, store: RunStore, pass_time: PassTime) -> None:
+        _run, asks = await asked_run(store)
+        await pass_time(86_401)
+        assert [each.state for each in await store.recover()] == [State.EXPIRED]
+        assert (await store.approval(asks)).state is ApprovalState.EXPIRED
+
+    async def test_what_was_shown_is_forgotten_with_the_results(self, store: RunStore, pass_time: PassTime) -> None:
+        _run, asks = await asked_run(store)
+        await store.decide(asks, replace(APPROVES, arguments={"to": "bob"}, reason="r"))
+        await store.leave((await claim_one(store)).claim, Ended(State.SUCCEEDED, keep_s=10))
+        await pass_time(11)
+        assert await store.forget() == 1
+        found = await store.approval(asks)
+        assert (found.arguments, found.changed, found.schema, found.reason) == (None, None, None, None)
+        assert (found.state, found.decided_by, found.digest) == (ApprovalState.APPROVED, "ops", DIGEST)
+
+    async def test_a_fork_takes_over_the_approvals_of_its_steps(self, store: RunStore) -> None:
+        run, asks = await asked_run(store, first=True)
+        await store.decide(asks, replace(APPROVES, arguments={"to": "bob"}))
+        run = await claim_one(store)
+        await store.record(run.claim, head(run.id, 2), DONE)
+        await store.leave(run.claim, Ended(State.SUCCEEDED, keep_s=1000))
+        for steps, changes in ((1, []), (2, [{"to": "bob"}])):
+            fork = await store.fork(run.id, steps, uuid4(), code_version="1", asked_by=None)
+            taken = await store.approvals(ApprovalFilter(run_id=fork.id, state=None))
+            assert [each.changed for each in taken] == changes
+
+
+DIGEST = b"d" * 32
+APPROVES = Decision(True, DIGEST, "ops")
+
+
+def asking(wake_s: float | None = None, **changes: Any) -> Waits:
+    asks = NewApproval(uuid4(), 2, "send", Why.BEFORE, {"to": "ann\x00"}, DIGEST, {"type": "object"}, ("ops",))
+    return Waits(WaitFor.APPROVAL, wake_s, asks=replace(asks, **changes))
+
+
+async def asked_run(store: RunStore, *, wake_s: float | None = None, first: bool = False) -> tuple[Run, UUID]:
+    """A run that waits for an approval; with `first`, its first step is done."""
+    await store.add(new_run())
+    run = await claim_one(store)
+    if first:
+        await store.record(run.claim, head(run.id, 1), DONE)
+    waits = asking(wake_s)
+    assert waits.asks is not None
+    return await store.leave(run.claim, waits), waits.asks.id

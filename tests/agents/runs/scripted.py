@@ -11,9 +11,12 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, ConfigDict
 from pydantic_ai import Agent, RunContext
 
+from agents.approvals.record import Approval, ApprovalFilter, Decision
 from agents.configuration.inputs import default_terms
 from agents.configuration.terms import AgentConfiguration
 from agents.definition import AgentDefinition, AnyAgent, Task
+from agents.runs.record import Run
+from agents.runs.store import RunStore
 from agents.runs.worker import Worker
 from agents.services import Services
 from agents.tools import policy
@@ -175,3 +178,15 @@ class Principals:
 
     async def renew(self, principal: Principal) -> Principal:
         return principal
+
+
+async def asked(store: RunStore, run: Run) -> Approval:
+    """The question that a run waits for."""
+    (approval,) = await store.approvals(ApprovalFilter(run_id=run.id))
+    return approval
+
+
+async def approve(store: RunStore, run: Run, arguments: dict[str, Any] | None = None) -> Approval:
+    """A person approves what a run asks."""
+    approval = await asked(store, run)
+    return await store.decide(approval.id, Decision(True, approval.digest, "ops", arguments=arguments))

@@ -14,7 +14,8 @@ from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Kind, Policy, Run, State, StepState, WaitFor
 from agents.runs.starting import RunStarter, StartRequest
-from tests.agents.runs.scripted import COST_NANO, Configurations, MakeWorker, Script, World
+from agents.runs.worker import Worker
+from tests.agents.runs.scripted import COST_NANO, Configurations, MakeWorker, Script, World, approve
 
 
 async def die(_at: str) -> None:
@@ -31,11 +32,20 @@ async def work(worker: MakeWorker, store: InMemoryRuns, run: Run) -> Run:
 
 
 async def crashed(
-    executor: RunExecutor, starter: RunStarter, store: InMemoryRuns, tools: tuple[str, ...], script: Script
+    executor: RunExecutor,
+    starter: RunStarter,
+    store: InMemoryRuns,
+    tools: tuple[str, ...],
+    script: Script,
+    *,
+    asks: bool = False,
 ) -> Run:
-    """A run whose first process has died, at the point where the script or the world says."""
+    """A run whose process has died at the point where the script or the world says, after a person's word if it asks."""
     script.tools = tools
     run = await starter.start(StartRequest("demo"))
+    if asks:
+        await Worker(executor).work_off()
+        await approve(store, run)
     (claimed,) = await store.claim(run.id, 1, ("demo",))
     with pytest.raises(asyncio.CancelledError):
         await executor.execute(claimed)
@@ -48,6 +58,8 @@ async def test_a_run_is_a_list_of_named_steps(
     """The names are recorded, so this test must never need another list: runs under way would diverge."""
     script.tools = ("look", "send", "book", "delete")
     run = await starter.start(StartRequest("demo", on_behalf_of="ann", session="s", tags=("t",)))
+    assert await worker().work_off() == 1
+    await approve(store, run)
     assert await worker().work_off() == 1
     run = await store.find(run.id)
     assert (run.state, run.output, run.error) == (State.SUCCEEDED, {"text": "done"}, None)
@@ -125,7 +137,7 @@ async def test_i8_a_tool_that_says_nothing_is_not_repeated_without_a_person(
     times: int,
 ) -> None:
     setattr(world, point, die)
-    run = await crashed(executor, starter, store, ("delete",), script)
+    run = await crashed(executor, starter, store, ("delete",), script, asks=True)
     setattr(world, point, None)
     run = await work(worker, store, run)
     assert (run.state, run.wait_for) == (State.WAITING, WaitFor.APPROVAL)
@@ -149,7 +161,8 @@ async def test_a_tool_that_failed_is_called_again_when_a_person_retries_the_run(
         raise ValueError("the receiver is down")
 
     world.before, script.tools = fail, ("delete",)
-    run = await starter.start(StartRequest("demo"))
+    run = await work(worker, store, await starter.start(StartRequest("demo")))
+    await approve(store, run)
     run = await work(worker, store, run)
     assert run.error is not None
     assert (run.state, run.error["message"], run.error["step"]) == (State.FAILED, "the receiver is down", 2)
@@ -200,12 +213,11 @@ async def test_an_administrator_may_make_a_tool_stricter_or_leave_it_out(
     store: InMemoryRuns, script: Script, worker: MakeWorker, executor: RunExecutor, starter: RunStarter, world: World
 ) -> None:
     configure(starter, tool_policies={"send": Policy.ASK, "delete": Policy.READ}, tools=("send", "delete"))
-    world.after = die
     for tool in ("send", "delete"):  # a policy is never less strict than the tool's own
-        run = await crashed(executor, starter, store, (tool,), script)
-        run = await work(worker, store, run)
-        assert (run.state, run.wait_for) == (State.WAITING, WaitFor.APPROVAL)
-    world.after, script.tools = None, ("look",)
+        script.tools = (tool,)
+        run = await work(worker, store, await starter.start(StartRequest("demo")))
+        assert (run.state, run.wait_for, world.times(tool)) == (State.WAITING, WaitFor.APPROVAL, 0)
+    script.tools = ("look",)
     run = await work(worker, store, await starter.start(StartRequest("demo")))
     assert world.times("look") == 0
     assert script.offered == {"send", "delete", "final_result"}
