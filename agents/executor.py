@@ -28,7 +28,7 @@ from agents.services import Services
 from llm_service.errors import InvalidRequest, TreasurerError
 from llm_service.ids import new_call_id
 from llm_service.model import GovernedModel, GovernedService, Tally
-from llm_service.run_money import RunMoney
+from llm_service.runs.money import RunMoney
 from llm_service.types import CallContext, Principal
 
 _logger = logging.getLogger(__name__)

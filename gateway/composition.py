@@ -48,7 +48,7 @@ from llm_service.guards.rate_limiter import RateLimiter
 from llm_service.guards.redis_scripts import connect
 from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld, borrowed
 from llm_service.pricing.catalog import Catalog
-from llm_service.run_money import RunMoney
+from llm_service.runs.money import RunMoney
 from llm_service.service import LLMService
 from llm_service.telemetry import Telemetry
 from llm_service.treasury.in_postgres import PostgresTreasury

@@ -2,7 +2,7 @@
 
 What must hold:
 A worker has the database, the grant secret and the address of a gateway, and no provider's or administrator's key.
-Its calls to models go through a gateway, which reads an answer on if this process dies (`llm_service/remote.py`).
+Its calls to models go through a gateway, which reads an answer on if this process dies (`llm_service/runs/remote.py`).
 At SIGTERM it claims nothing more and hands its runs over, so that another worker takes them up at once.
 It says how it is on a port of the loopback interface: alive while its event loop turns, ready while Postgres answers.
 An agent whose code cannot be used is named in the log, and its runs are left to workers that have it. Others go on.
@@ -34,8 +34,8 @@ from gateway.settings import Settings, SettingsError, load_settings
 from gateway.stack.state import NotRunning, running_state
 from llm_service import process
 from llm_service.administration.principals import Principals
-from llm_service.remote import RemoteService
-from llm_service.run_money import RunMoney
+from llm_service.runs.money import RunMoney
+from llm_service.runs.remote import RemoteService
 from llm_service.telemetry import logs
 from llm_service.treasury.in_postgres import PostgresTreasury
 

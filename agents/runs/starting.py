@@ -154,8 +154,8 @@ def read_input(agent: str, definition: AnyAgent, given: Mapping[str, Any]) -> di
 def _check_numbers(request: StartRequest) -> None:
     if request.time_limit_s is not None and not 0 < request.time_limit_s <= 366 * 86_400:
         raise InvalidRequest("A run's time limit is more than 0 seconds and at most a year.", param="time_limit")
-    if request.priority is not None and not -1000 <= request.priority <= 1000:
-        raise InvalidRequest("A run's priority is from -1000 to 1000.", param="priority")
+    if request.priority is not None and not -100 <= request.priority <= 100:
+        raise InvalidRequest("A run's priority is from -100 to 100.", param="priority")
     if request.reserve_nano is not None and request.reserve_nano < 0:
         raise InvalidRequest("A run's reserve is not below $0.", param="reserve")
 

@@ -29,7 +29,7 @@ from gateway.asgi import (
 )
 from gateway.auth import bearer_secret
 from llm_service.errors import InvalidRequest, TreasurerError
-from llm_service.run_tokens import looks_like_token, read_run_token
+from llm_service.runs.tokens import looks_like_token, read_run_token
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error_body, openai_error_event
 from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, ParsedRequest, attribution, parse_chat

@@ -16,7 +16,7 @@ from agents.catalog.digest import Digest
 from agents.executor import AgentExecutor, RunRequest
 from llm_service.errors import BudgetExhausted, BudgetTooSmall, InvalidRequest, NotFound
 from llm_service.model import StreamedAnswer
-from llm_service.run_money import RunMoney
+from llm_service.runs.money import RunMoney
 from llm_service.treasury.in_memory import InMemoryTreasury
 from llm_service.types import Answer, Budget, CallContext, Principal, Scope, WindowKind
 

@@ -29,8 +29,8 @@ from agents.runs.worker import Worker
 from agents.tools import policy
 from gateway.stack.state import StackState
 from llm_service.administration.principals import Principals
-from llm_service.remote import RemoteService
-from llm_service.run_money import RunMoney
+from llm_service.runs.money import RunMoney
+from llm_service.runs.remote import RemoteService
 from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.types import Answer, CallContext, Principal
 from tests.agents.runs.scripted import Configurations, World, define

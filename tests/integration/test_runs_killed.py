@@ -27,7 +27,7 @@ from llm_service.administration.budgets import NewBudget, create_budget
 from llm_service.administration.inputs import read_input
 from llm_service.administration.organisations import NewAgent, create_agent
 from llm_service.errors import Conflict
-from llm_service.run_tokens import RunToken, sign_run_token
+from llm_service.runs.tokens import RunToken, sign_run_token
 from llm_service.treasury.envelopes import Envelope, EnvelopeState
 from llm_service.types import CallContext
 from tests.integration.dying_worker import LEASE_S, open_worker

@@ -85,6 +85,12 @@ def test_codes_and_types() -> None:
         "ProxyUnavailable": (503, "service_unavailable_error", "proxy_unavailable", None),
         "UpstreamError": (502, "upstream_error", "upstream_error", None),
         "UpstreamTimeout": (504, "upstream_error", "upstream_timeout", None),
+        "EnvelopeClosed": (409, "invalid_request_error", "envelope_closed", False),
+        "EnvelopeConflict": (409, "invalid_request_error", "envelope_conflict", False),
+        "EnvelopeNotYours": (403, "permission_error", "envelope_not_yours", None),
+        "RunBudgetSpent": (429, "insufficient_quota", "run_budget_spent", False),
+        "RunTooDeep": (400, "invalid_request_error", "run_too_deep", None),
+        "TooManyChildren": (400, "invalid_request_error", "too_many_children", None),
     }
 
 

@@ -13,7 +13,7 @@ from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.starting import RunStarter
 from agents.runs.worker import Worker
-from llm_service.run_money import RunMoney
+from llm_service.runs.money import RunMoney
 from llm_service.treasury.in_memory import InMemoryTreasury
 from tests.agents.runs.scripted import Configurations, MakeWorker, Principals, Script, World, define
 

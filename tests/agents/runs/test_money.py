@@ -14,7 +14,7 @@ from agents.runs.record import Run, State, WaitFor
 from agents.runs.starting import RunStarter, StartRequest
 from agents.runs.worker import Worker
 from llm_service.errors import ProxyUnavailable, TreasuryUnavailable, UpstreamError
-from llm_service.run_money import RunMoney
+from llm_service.runs.money import RunMoney
 from llm_service.treasury.envelopes import Envelope, EnvelopeState
 from llm_service.treasury.in_memory import InMemoryTreasury
 from llm_service.types import Budget, Principal, Scope, WindowKind

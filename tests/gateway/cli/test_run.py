@@ -21,7 +21,7 @@ import agents.registration
 from gateway.cli import build
 from gateway.stack.ports import free_port
 from llm_service.errors import BudgetExhausted, BudgetTooSmall, RunBudgetSpent, TreasurerError, TreasuryUnavailable
-from llm_service.run_money import RunMoney
+from llm_service.runs.money import RunMoney
 from llm_service.treasury.in_memory import InMemoryTreasury
 from llm_service.types import Answer, CallContext, Principal
 

@@ -28,7 +28,7 @@ from llm_service.errors import (
     UpstreamError,
 )
 from llm_service.ids import new_call_id
-from llm_service.run_tokens import RunToken, sign_run_token
+from llm_service.runs.tokens import RunToken, sign_run_token
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error
 from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings

@@ -32,7 +32,7 @@ from llm_service.errors import (
     UpstreamError,
 )
 from llm_service.money import parse_dollars
-from llm_service.run_tokens import RunToken, sign_run_token
+from llm_service.runs.tokens import RunToken, sign_run_token
 from llm_service.types import Answer, CallContext, Principal
 
 _PATH = "/v1/chat/completions"

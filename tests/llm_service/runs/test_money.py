@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from llm_service.errors import BudgetBusy, BudgetExhausted, BudgetTooSmall, EnvelopeClosed, Paused
-from llm_service.run_money import RunMoney
+from llm_service.runs.money import RunMoney
 from llm_service.treasury.envelopes import Envelope
 from llm_service.treasury.in_memory import InMemoryTreasury
 from llm_service.types import (

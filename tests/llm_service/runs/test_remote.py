@@ -24,8 +24,8 @@ from llm_service.errors import (
     UpstreamError,
 )
 from llm_service.grants import for_service, sign
-from llm_service.remote import GatewayUnavailable, RemoteService, error_of
-from llm_service.run_tokens import RunToken, looks_like_token, read_run_token, sign_run_token
+from llm_service.runs.remote import GatewayUnavailable, RemoteService, error_of
+from llm_service.runs.tokens import RunToken, looks_like_token, read_run_token, sign_run_token
 from llm_service.types import CallContext, Principal
 from llm_service.wire.openai_errors import openai_error_body
 
