@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field, replace
+from uuid import UUID
 
 import pytest
 
@@ -12,12 +13,12 @@ from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Run, State, WaitFor
 from agents.runs.starting import RunStarter, StartRequest
 from agents.runs.worker import Worker
-from llm_service.errors import ProxyUnavailable, UpstreamError
+from llm_service.errors import ProxyUnavailable, TreasuryUnavailable, UpstreamError
 from llm_service.runs.money import RunMoney
-from llm_service.treasury.envelopes import EnvelopeState
+from llm_service.treasury.envelopes import Envelope, EnvelopeState
 from llm_service.treasury.in_memory import InMemoryTreasury
 from llm_service.types import Budget, Principal, Scope, WindowKind
-from tests.agents.runs.scripted import Script
+from tests.agents.runs.scripted import Script, World, approve
 
 LINE = (1, "")
 
@@ -159,3 +160,45 @@ async def test_a_run_of_a_paused_agent_waits_until_it_may_go_on(
     assert (run.state, run.wait_for, script.bought) == (State.WAITING, WaitFor.TIME, [])
     spender.paused = None
     assert (await work(paid, store, run)).state is State.SUCCEEDED
+
+
+async def test_i9_a_run_that_asks_a_person_holds_nothing(
+    paid: RunExecutor,
+    starter: RunStarter,
+    store: InMemoryRuns,
+    script: Script,
+    treasury: InMemoryTreasury,
+    world: World,
+) -> None:
+    held: list[int] = []
+
+    async def look(_tool: str) -> None:
+        held.append(pending(treasury))
+
+    world.before, script.tools = look, ("delete",)
+    run = await work(paid, store, await starter.start(REQUEST))
+    assert (run.state, run.wait_for, pending(treasury)) == (State.WAITING, WaitFor.APPROVAL, 0)
+    await approve(store, run)
+    assert pending(treasury) == 0  # until a worker takes it up
+    run = await work(paid, store, run)
+    assert (run.state, held, pending(treasury)) == (State.SUCCEEDED, [60_000], 0)
+
+
+async def test_i9_a_run_does_not_wait_until_its_money_is_given_back(
+    paid: RunExecutor,
+    starter: RunStarter,
+    store: InMemoryRuns,
+    script: Script,
+    treasury: InMemoryTreasury,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def away(_id: UUID, *, lifetime_s: float | None = None) -> Envelope:
+        raise TreasuryUnavailable("Postgres is away.")
+
+    script.tools = ("delete",)
+    with monkeypatch.context() as patched:
+        patched.setattr(treasury, "suspend", away)
+        run = await work(paid, store, await starter.start(REQUEST))
+    assert (run.state, pending(treasury)) == (State.RUNNING, 60_000)  # its lease will end
+    run = await work(paid, store, run)
+    assert (run.state, run.wait_for, pending(treasury)) == (State.WAITING, WaitFor.APPROVAL, 0)

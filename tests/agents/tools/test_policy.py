@@ -28,6 +28,8 @@ async def check(key: str, arguments: dict[str, Any]) -> policy.NobodyKnows:
         ({policy.POLICY: "verify"}, Policy.ASK),  # without a function that verifies
         ({"annotations": {"readOnlyHint": True}}, Policy.READ),
         ({"annotations": {"idempotentHint": True}}, Policy.KEY),
+        ({"annotations": {"idempotentHint": True, "destructiveHint": True}}, Policy.ASK),
+        ({"annotations": {"idempotentHint": True, "destructiveHint": False}}, Policy.KEY),
         ({"annotations": {"readOnlyHint": False, "idempotentHint": False}}, Policy.ASK),
         ({"annotations": {"destructiveHint": False}}, Policy.ASK),
         ({"annotations": {"readOnlyHint": "yes"}}, Policy.ASK),
