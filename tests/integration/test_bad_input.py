@@ -125,7 +125,7 @@ STEERING = [
             "mock_response": "free", "num_retries": 5, "timeout": 1, "custom_llm_provider": "openai", "model_list": [],
             "extra_body": {"max_tokens": 9}, "extra_headers": {"x": "y"}, "drop_params": True, "caching": True,
             "no-log": True, "litellm_metadata": {}, "tags": ["x"], "guardrails": [], "max_output_tokens": 100_000,
-            "generationConfig": {"candidateCount": 8}, "best_of": 20, "web_search_options": {}
+            "generationConfig": {"candidateCount": 8}, "best_of": 20,
         }.items()
     ],
     chat("an absurdly long name", **{"x" * 5000: 1}, param="x" * 64, code=UNKNOWN),
@@ -142,6 +142,7 @@ UNPRICED = [
             "mcp",
         )
     ],
+    chat("a search of the web", web_search_options={}, code="not_priced"),
     chat("audio out", modalities=["text", "audio"], code="not_priced"),
     chat("audio settings", audio={"voice": "alloy", "format": "wav"}, code="not_priced"),
     chat("a service tier without a price", service_tier="scale", code="not_priced"),

@@ -17,17 +17,21 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import httpx2
 import pytest
 from aiohttp import web
 from pydantic import SecretStr
+from pydantic_ai.models import override_allow_model_requests
 from starlette.routing import Route
 
+from agents.approvals.record import NewApproval, Why
+from agents.configuration.inputs import NewVersion
+from agents.configuration.versions import set_configuration
 from agents.runs.in_postgres import PostgresRuns
-from agents.runs.record import NewRun
+from agents.runs.record import NewRun, WaitFor, Waits
 from gateway.app import create_app
 from gateway.cli import ENTRIES, main
 from gateway.migrations import migrate
@@ -67,6 +71,10 @@ CHAT = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
 A = "/admin/v1"
 #: A run that has ended.
 RUN = UUID("01a222cc-ee11-7fb1-9fc0-02976978322c")
+#: A question of a run that waits.
+APPROVAL = UUID("01a222cc-ee11-7fb1-9fc0-02976978322d")
+DIGEST = b"d" * 32
+APPROVE = {"decision": "approve", "digest": DIGEST.hex()}
 INVOICE = {"model": "m", "starts_at": "2026-01-01", "ends_at": "2026-02-01", "amount": "1"}
 ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", "/v1/models"): [Ask("/v1/models", reads=True)],
@@ -109,6 +117,19 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", f"{A}/invoices"): [Ask(f"{A}/invoices", reads=True)],
     ("PUT", f"{A}/invoices"): [Ask(f"{A}/invoices", INVOICE)],
     ("DELETE", f"{A}/invoices/{{invoice_id}}"): [Ask(f"{A}/invoices/1")],
+    ("GET", f"{A}/agents/{{name}}/configuration"): [Ask(f"{A}/agents/digest/configuration", reads=True)],
+    ("PUT", f"{A}/agents/{{name}}/configuration"): [Ask(f"{A}/agents/digest/configuration", {"budget": "1"})],
+    ("PATCH", f"{A}/agents/{{name}}/configuration"): [Ask(f"{A}/agents/digest/configuration", {"budget": "1"})],
+    ("GET", f"{A}/agents/{{name}}/configuration/versions"): [
+        Ask(f"{A}/agents/digest/configuration/versions", reads=True)
+    ],
+    ("GET", f"{A}/agents/{{name}}/configuration/versions/{{version}}"): [
+        Ask(f"{A}/agents/digest/configuration/versions/1", reads=True)
+    ],
+    ("POST", f"{A}/agents/{{name}}/configuration/use"): [Ask(f"{A}/agents/digest/configuration/use", {"version": 1})],
+    ("GET", "/agents/approvals"): [Ask("/agents/approvals", reads=True)],
+    ("GET", "/agents/approvals/{approval_id}"): [Ask(f"/agents/approvals/{APPROVAL}", reads=True)],
+    ("POST", "/agents/approvals/{approval_id}"): [Ask(f"/agents/approvals/{APPROVAL}", APPROVE)],
     ("POST", "/agents/{agent}/runs"): [Ask("/agents/digest/runs", {"wait": 1})],
     ("GET", "/agents/runs"): [Ask("/agents/runs", reads=True)],
     ("GET", "/agents/runs/{run_id}"): [Ask(f"/agents/runs/{RUN}", reads=True)],
@@ -137,6 +158,10 @@ COMMANDS: dict[str, str] = {
     "team create": "t",
     "agent create": "b",
     "agent set": "a --default-max-tokens 100",
+    "agent configure": "digest --budget 1",
+    "agent use": "digest 1",
+    "approvals approve": f"{APPROVAL} --digest {DIGEST.hex()}",
+    "approvals refuse": f"{APPROVAL} --digest {DIGEST.hex()} --reason no",
     "key create": "a --name second",
     "key rotate": "a/default",
     "key revoke": "a/default",
@@ -167,6 +192,10 @@ READING_COMMANDS: dict[str, str] = {
     "organisation list": "",
     "team list": "",
     "agent list": "",
+    "agent show": "digest",
+    "agent versions": "digest",
+    "approvals list": "",
+    "approvals show": str(APPROVAL),
     "key list": "",
     "budget list": "",
     "budget show": "b",
@@ -227,6 +256,12 @@ async def world(
         runs = PostgresRuns(pool)
         await runs.add(NewRun(RUN, "digest", 1, 1, {}, {}, "1"))
         await runs.cancel(RUN)
+        await runs.add(NewRun(uuid4(), "digest", 1, 1, {}, {}, "1"))
+        (waiting,) = await runs.claim(uuid4(), 1, ("digest",))
+        asks = NewApproval(APPROVAL, 1, "send", Why.BEFORE, {"to": "ann"}, DIGEST, {"type": "object"}, ())
+        await runs.leave(waiting.claim, Waits(WaitFor.APPROVAL, None, asks=asks))
+        for budget in ("2", "3"):
+            await set_configuration(pool, "digest", read_input(NewVersion, {"budget": budget}), _any_model)
     feed = tmp_path / "feed.xml"
     feed.write_text("<rss version='2.0'><channel><title>t</title><item><title>n</title></item></channel></rss>")
 
@@ -253,9 +288,15 @@ async def world(
         door = create_app(Settings(admin_key=SecretStr(ADMIN)))
         app = door._app  # type: ignore[attr-defined]
         await things.enter_async_context(app.router.lifespan_context(app))
+        # `treasurer run` asks a model of the service, which refuses before anything is sent.
+        things.enter_context(override_allow_model_requests(True))
         transport = httpx2.ASGITransport(app=door, raise_app_exceptions=False)
         http = await things.enter_async_context(httpx2.AsyncClient(transport=transport, base_url="http://gateway"))
         yield World(server, url, http, issued.secret, run, feed)
+
+
+async def _any_model(_name: str) -> None:
+    """Every model can be used."""
 
 
 @asynccontextmanager
@@ -334,7 +375,7 @@ DO $$
 DECLARE
     v_table regclass;
 BEGIN
-    FOR v_table IN SELECT oid FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace LOOP
+    FOR v_table IN SELECT oid FROM pg_class WHERE relkind = 'r' AND relnamespace IN ('public'::regnamespace, 'work'::regnamespace) LOOP
         EXECUTE format('CREATE TRIGGER a_full_disk BEFORE INSERT OR UPDATE OR DELETE ON %s EXECUTE FUNCTION disk_is_full()', v_table);
     END LOOP;
 END $$

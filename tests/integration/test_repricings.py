@@ -21,6 +21,7 @@ from llm_service.pricing.models import Model
 from llm_service.pricing.rates import FEMTO_PER_NANO, Rates, TokenRates
 from llm_service.pricing.stored_rates import dump_rates
 from llm_service.treasury.audit.audit import audit
+from llm_service.treasury.denial import StaleEpoch
 from llm_service.treasury.envelopes import ChildOpening, Opening
 from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.queries import load_query
@@ -53,12 +54,16 @@ class House:
         await organisations.create_agent(self.pool, read_input(organisations.NewAgent, new))
 
     async def hold(self, agent: str = "news", user: str = "ann", model: str = "m", amount: int = 1_000) -> Hold:
-        who = await Principals(self.pool).by_agent(agent)
-        lines = ((who.budgets[0].id, user),)
-        request = HoldRequest(new_call_id(), 0, who, CallContext(user=user), model, amount, 1, 60, lines)
-        hold = await self.treasury.admit(request)
-        assert isinstance(hold, Hold)
-        return hold
+        while True:
+            who = await Principals(self.pool).by_agent(agent)
+            lines = ((who.budgets[0].id, user),)
+            request = HoldRequest(new_call_id(), 0, who, CallContext(user=user), model, amount, 1, 60, lines)
+            try:
+                hold = await self.treasury.admit(request)
+            except StaleEpoch:  # a repricing has raised the epoch since the agent was read
+                continue
+            assert isinstance(hold, Hold)
+            return hold
 
     async def settle(self, hold: Hold, cost: int = 110, **fields: Any) -> str:
         known: dict[str, Any] = {

@@ -85,6 +85,7 @@ def test_codes_and_types() -> None:
         "ProxyUnavailable": (503, "service_unavailable_error", "proxy_unavailable", None),
         "UpstreamError": (502, "upstream_error", "upstream_error", None),
         "UpstreamTimeout": (504, "upstream_error", "upstream_timeout", None),
+        "ApprovalExpired": (410, "invalid_request_error", "approval_expired", None),
         "EnvelopeClosed": (409, "invalid_request_error", "envelope_closed", False),
         "EnvelopeConflict": (409, "invalid_request_error", "envelope_conflict", False),
         "EnvelopeNotYours": (403, "permission_error", "envelope_not_yours", None),
