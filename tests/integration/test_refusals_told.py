@@ -336,7 +336,8 @@ async def test_i1_many_at_once_never_pass_a_small_budget(caller: Caller) -> None
         return "served"
 
     ends = await asyncio.gather(*(one(number) for number in range(40)))
-    assert set(ends) <= {"served", "insufficient_quota", "budget_busy"}
+    # The last is right where more than a twentieth is left and the call needs more than that.
+    assert set(ends) <= {"served", "insufficient_quota", "budget_busy", "budget_too_small_for_call"}
     served = ends.count("served")
     assert 5 < served < 40
     await caller.agrees(served)

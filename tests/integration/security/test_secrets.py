@@ -232,9 +232,9 @@ async def test_only_who_needs_a_secret_has_it_in_its_environment(caller: Caller,
     need = {
         "the administrator's key": {"gateway"},
         "Redis' password": {"gateway"},
-        "the grants' secret": {"gateway", "litellm"},
+        "the grants' secret": {"gateway", "litellm", "worker"},
         "LiteLLM's master key": {"gateway", "litellm"},
-        "Postgres' password": {"gateway", "litellm"},
+        "Postgres' password": {"gateway", "litellm", "worker"},
     }
     for what, secret in planted(caller).items():
         have = {
