@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 
 from agents.approvals.deciding import cannot_decide, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
+from agents.recorded_json import to_json
 from agents.runs.in_postgres import (
     cannot_fork,
     cannot_retry,
@@ -21,7 +22,6 @@ from agents.runs.in_postgres import (
     check_same_fork,
     is_undecided,
     no_run,
-    to_json,
 )
 from agents.runs.record import (
     Claim,

@@ -10,7 +10,6 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -19,6 +18,7 @@ import asyncpg
 
 from agents.approvals.deciding import cannot_decide, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
+from agents.recorded_json import digest_of, to_json
 from agents.runs.record import (
     Claim,
     Ended,
@@ -75,16 +75,6 @@ _SET_LIMITS = {
     True: "INSERT INTO work.limits (agent, team_id, most) VALUES ($1, $2, $3) ON CONFLICT (agent) DO UPDATE SET most = $3",
     False: "INSERT INTO work.limits (agent, team_id, most) VALUES ($1, $2, $3) ON CONFLICT (team_id) DO UPDATE SET most = $3",
 }
-
-
-def digest_of(value: object) -> bytes:
-    """A digest of a JSON value, the same in every process."""
-    return sha256(to_json(value, sort=True).encode()).digest()
-
-
-def to_json(value: object, *, sort: bool = False) -> str:
-    """JSON in ASCII, so that no text that a model writes is refused. Raises ValueError, TypeError: it is not JSON."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=sort)
 
 
 class PostgresRuns:
