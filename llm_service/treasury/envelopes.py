@@ -19,7 +19,7 @@ that is held at its start. Beyond its reserve, a run takes money from the window
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -118,7 +118,10 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class ChildOpening:
-    """A request for a child's envelope: a part of its parent's money. `principal` pays for the child's calls."""
+    """A request for a child's envelope: a part of its parent's money. `principal` pays for the child's calls.
+
+    The child's windows are its parent's.
+    """
 
     id: UUID
     parent_id: UUID
@@ -127,8 +130,6 @@ class ChildOpening:
     budget_nano: int
     reserve_nano: int
     lifetime_s: float
-    #: Filled in from the parent, because a child has the same windows.
-    lines: tuple[Line, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         """Raises `InvalidRequest` for a budget, a reserve or a lifetime that no envelope can have."""
@@ -205,10 +206,6 @@ class Envelopes(Protocol):
 
     async def find(self, envelope_id: UUID) -> Envelope | None:
         """An envelope as it is now. Its lines leave out archived budgets."""
-        ...
-
-    async def tree_cost(self, root_id: UUID) -> int:
-        """The cost of the calls of a run and of all runs below it, in nano-dollars."""
         ...
 
 

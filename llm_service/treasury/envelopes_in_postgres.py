@@ -26,7 +26,6 @@ from llm_service.treasury.statements import (
     CLOSE_EXPIRED,
     FIND,
     MOVE,
-    TREE_COST,
     Move,
     Reserve,
     ReserveHeld,
@@ -136,12 +135,6 @@ class PostgresEnvelopes:
     async def find(self, envelope_id: UUID) -> Envelope | None:
         """An envelope as it is now."""
         return await self._finds.submit(envelope_id)
-
-    async def tree_cost(self, root_id: UUID) -> int:
-        """What the calls of a run and of all runs below it have cost."""
-        async with self._turn:
-            rows = await self._connection.fetch(TREE_COST, root_id)
-        return int(rows[0]["nano"])
 
     async def disconnect(self) -> None:
         """Close the connection. A later operation opens it again."""

@@ -358,10 +358,6 @@ class InMemoryTreasury:
         book = self._books.get(envelope_id)
         return None if book is None else book.now()
 
-    async def tree_cost(self, root_id: UUID) -> int:
-        """The cost of the calls of a run and of all runs below it."""
-        return sum(book.spent_nano for book in self._books.values() if book.envelope.root_id == root_id)
-
     def _book(self, opening: Opening | ChildOpening, parent: _Book | None, lines: tuple[Line, ...]) -> _Book:
         who = opening.principal
         expires_at = self._clock() + timedelta(seconds=opening.lifetime_s)

@@ -206,7 +206,6 @@ ADMIT = _statement("treasury_admit_v5", ADMISSION, ADMISSION_OPTIONS)
 SETTLE = _statement("treasury_settle_v4", SETTLEMENT, SETTLEMENT_OPTIONS)
 MOVE = _statement("treasury_move_envelopes_v1", MOVES, MOVES_OPTIONS)
 FIND = "SELECT * FROM treasury_find_envelopes_v1($1::uuid[])"
-TREE_COST = "SELECT coalesce(sum(spent_nano), 0)::bigint AS nano FROM envelopes WHERE id = $1 OR root_id = $1 AND parent_id IS NOT NULL"
 CLOSE_EXPIRED = "SELECT treasury_close_expired_v1($1) AS closed"
 
 
