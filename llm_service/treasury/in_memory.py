@@ -181,15 +181,14 @@ class InMemoryTreasury:
 
     def _judge_run(self, request: HoldRequest, run: _Book | None) -> Denial | None:
         if run is None or run.state is not EnvelopeState.OPEN or run.envelope.expires_at <= self._clock():
-            return Denial(DenialKind.ENVELOPE_CLOSED, 0, "", 0, 0, 0, None, envelope=request.envelope)
+            return Denial.of_run(DenialKind.ENVELOPE_CLOSED, request.envelope)
         if run.left_nano >= request.floor_nano:
             return None
-        unspent = run.envelope.budget_nano - run.spent_nano - run.given_nano
-        kind = DenialKind.RUN_SPENT if unspent < request.floor_nano else DenialKind.RUN_BUSY
-        return Denial(
-            kind, 0, "", run.envelope.budget_nano, run.spent_nano + run.given_nano, run.drawn_nano, None,
-            envelope=request.envelope,
-        )  # fmt: skip
+        used_nano = run.spent_nano + run.given_nano
+        kind = (
+            DenialKind.RUN_SPENT if run.envelope.budget_nano - used_nano < request.floor_nano else DenialKind.RUN_BUSY
+        )
+        return Denial.of_run(kind, request.envelope, run.envelope.budget_nano, used_nano, run.drawn_nano)
 
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[str]:
         """Settle an attempt, at once. The real cost is posted, even if it is more than the hold."""

@@ -268,9 +268,9 @@ def decision(request: HoldRequest, row: asyncpg.Record) -> Hold | Denial | Excep
     kind = DenialKind(verdict)
     if kind in _OF_RUNS:
         budget = (left or 0) + (posted or 0) + (pending or 0)
-        return Denial(kind, 0, "", budget, posted or 0, pending or 0, None, envelope=request.envelope)
+        return Denial.of_run(kind, request.envelope, budget, posted or 0, pending or 0)
     if budget_id is None:  # no window is to blame, so the run's tree is locked
-        return Denial(kind, 0, "", 0, 0, 0, None, envelope=request.envelope)
+        return Denial.of_run(kind, request.envelope)
     return Denial(kind, budget_id, subject, limit or 0, posted or 0, pending or 0, resets, resumes_at, most)
 
 
