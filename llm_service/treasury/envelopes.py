@@ -250,6 +250,38 @@ def _check_amounts(budget_nano: int, reserve_nano: int) -> None:
         )
 
 
+def new_envelope(
+    opening: Opening | ChildOpening,
+    expires_at: datetime,
+    *,
+    lines: tuple[Line, ...],
+    free_nano: int = 0,
+    parent: Envelope | None = None,
+) -> Envelope:
+    """The envelope of a run that begins. `free_nano` is the amount that is held for it."""
+    who, context = opening.principal, opening.context
+    return Envelope(
+        id=opening.id,
+        parent_id=None if parent is None else parent.id,
+        root_id=opening.id if parent is None else parent.root_id,
+        depth=0 if parent is None else parent.depth + 1,
+        organisation_id=who.organisation_id,
+        team_id=who.team_id,
+        agent_id=who.agent_id,
+        key_id=who.key_id,
+        context=CallContext(context.run, context.user, context.session, context.tags),
+        budget_nano=opening.budget_nano,
+        reserve_nano=opening.reserve_nano,
+        free_nano=free_nano,
+        drawn_nano=0,
+        spent_nano=0,
+        given_nano=0,
+        lines=lines,
+        state=EnvelopeState.OPEN,
+        expires_at=expires_at,
+    )
+
+
 def same_opening(envelope: Envelope, opening: Opening | ChildOpening) -> bool:
     """Whether an envelope has the terms of this request."""
     parent_id = opening.parent_id if isinstance(opening, ChildOpening) else None

@@ -33,7 +33,6 @@ from llm_service.treasury.statements import (
     RunLocked,
     move_arrays,
     moved,
-    opened,
     read_envelope,
 )
 from llm_service.types import Hold
@@ -83,7 +82,8 @@ class PostgresEnvelopes:
         if isinstance(held, Denial):
             return held
         assert isinstance(held, ReserveHeld)
-        return opened(opening, held)
+        assert held.expires_at is not None
+        return envelopes.new_envelope(opening, held.expires_at, lines=opening.lines, free_nano=held.amount_nano)
 
     async def open_child(self, child: ChildOpening) -> Envelope:
         """Give a child part of its parent's money."""

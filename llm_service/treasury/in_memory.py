@@ -358,31 +358,9 @@ class InMemoryTreasury:
         return None if book is None else book.now()
 
     def _book(self, opening: Opening | ChildOpening, parent: _Book | None, lines: tuple[Line, ...]) -> _Book:
-        who = opening.principal
         expires_at = self._clock() + timedelta(seconds=opening.lifetime_s)
-        return _Book(
-            Envelope(
-                id=opening.id,
-                parent_id=None if parent is None else parent.envelope.id,
-                root_id=opening.id if parent is None else parent.envelope.root_id,
-                depth=0 if parent is None else parent.envelope.depth + 1,
-                organisation_id=who.organisation_id,
-                team_id=who.team_id,
-                agent_id=who.agent_id,
-                key_id=who.key_id,
-                context=opening.context,
-                budget_nano=opening.budget_nano,
-                reserve_nano=opening.reserve_nano,
-                free_nano=0,
-                drawn_nano=0,
-                spent_nano=0,
-                given_nano=0,
-                lines=lines,
-                state=EnvelopeState.OPEN,
-                expires_at=expires_at,
-            ),
-            parent,
-        )
+        above = None if parent is None else parent.envelope
+        return _Book(envelopes.new_envelope(opening, expires_at, lines=lines, parent=above), parent)
 
     def _found(self, envelope_id: UUID) -> _Book:
         book = self._books.get(envelope_id)

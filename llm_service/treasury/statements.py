@@ -11,7 +11,7 @@ What must hold:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -279,32 +279,6 @@ class ReserveHeld(Hold):
     """A run's reserve is held. `expires_at`: for a run that was opened."""
 
     expires_at: datetime | None = None
-
-
-def opened(opening: Opening, held: ReserveHeld) -> Envelope:
-    """The envelope of a run that was opened just now."""
-    who = opening.principal
-    assert held.expires_at is not None
-    return Envelope(
-        id=opening.id,
-        parent_id=None,
-        root_id=opening.id,
-        depth=0,
-        organisation_id=who.organisation_id,
-        team_id=who.team_id,
-        agent_id=who.agent_id,
-        key_id=who.key_id,
-        context=replace(opening.context, idempotency_key=None, envelope=None),
-        budget_nano=opening.budget_nano,
-        reserve_nano=opening.reserve_nano,
-        free_nano=held.amount_nano,
-        drawn_nano=0,
-        spent_nano=0,
-        given_nano=0,
-        lines=opening.lines,
-        state=EnvelopeState.OPEN,
-        expires_at=held.expires_at,
-    )
 
 
 #: In the place of a child, where a move is about a run that exists.

@@ -109,6 +109,14 @@ class EnvelopeContract:
         assert await now(world, run) == run
         assert run.context == RUN
 
+    async def test_an_envelope_keeps_of_its_context_what_all_calls_of_the_run_share(self, world: World) -> None:
+        asked = await opening(world, 80, 60, [(await world.budget(100), "")])
+        run = await world.envelopes.open(
+            replace(asked, context=replace(RUN, idempotency_key="key", envelope=new_call_id(), keep_answer_s=5.0))
+        )
+        assert isinstance(run, Envelope)
+        assert run.context == (await now(world, run)).context == RUN
+
     async def test_i1_an_envelope_is_refused_as_a_call_is(self, world: World) -> None:
         wide, tight = (await world.budget(1_000), ""), (await world.budget(100), "")
         hold = await held(world, 60, tight)
