@@ -27,8 +27,9 @@ from agents.configuration.terms import AgentConfiguration, unpinned
 from agents.definition import AnyAgent
 from agents.registry import find_agent
 from agents.runs.durability import Journaled
-from agents.runs.journal import Journal, Limits, describe
-from agents.runs.outcomes import after, keep_s
+from agents.runs.failures import describe
+from agents.runs.journal import Journal, Limits
+from agents.runs.outcomes import after, cancelled, keep_s
 from agents.runs.record import Ended, HandsOver, Outcome, Run, State, Waits
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
 from agents.services import Services
@@ -158,18 +159,6 @@ class RunExecutor:
             if isinstance(outcome, Waits):
                 raise
             log.warning("the envelope of run %s is given back later: %s", run.id, error)
-
-
-def cancelled() -> Ended:
-    """The outcome of a run that was to be cancelled."""
-    return Ended(State.CANCELLED, error={"code": "cancelled", "message": "It was cancelled."}, keep_s=KEEP_FAILED_S)
-
-
-def expired() -> Ended:
-    """The outcome of a run whose deadline has passed."""
-    return Ended(
-        State.EXPIRED, error={"code": "deadline", "message": "It did not end by its deadline."}, keep_s=KEEP_FAILED_S
-    )
 
 
 def _left_s(run: Run) -> float:

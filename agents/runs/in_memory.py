@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 from agents.approvals.deciding import cannot_decide, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
 from agents.recorded_json import to_json
+from agents.runs.outcomes import cancelled, expired
 from agents.runs.record import (
     Claim,
     Ended,
@@ -37,9 +38,6 @@ from agents.runs.record import (
 )
 from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, is_undecided, no_run
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
-
-_CANCELLED = {"code": "cancelled", "message": "It was cancelled."}
-_LATE = {"code": "deadline", "message": "It did not end by its deadline."}
 
 
 class InMemoryRuns:
@@ -248,7 +246,7 @@ class InMemoryRuns:
         now = self._now()
         self._close_approvals(run)
         if run.cancel_at is not None and not isinstance(outcome, Ended):
-            outcome = Ended(State.CANCELLED, error=_CANCELLED, keep_s=KEEP_FAILED_S)
+            outcome = cancelled()
         progressed = any(
             step.fence == run.fence and step.state is StepState.DONE for step in self._steps[run.id].values()
         )
@@ -290,9 +288,9 @@ class InMemoryRuns:
             }
             outcome: Outcome
             if lost and run.cancel_at is not None:
-                outcome = Ended(State.CANCELLED, error=_CANCELLED, keep_s=KEEP_FAILED_S)
+                outcome = cancelled()
             elif late and (lost or run.state in (State.QUEUED, State.WAITING)):
-                outcome = Ended(State.EXPIRED, error=_LATE, keep_s=KEEP_FAILED_S)
+                outcome = expired()
             elif lost and run.attempt >= most_attempts and not progressed:
                 outcome = Ended(State.DEAD, error=dead, keep_s=KEEP_FAILED_S)
             elif lost or due:
@@ -312,7 +310,7 @@ class InMemoryRuns:
         if not run.state.ended:
             run = self._runs[run_id] = replace(run, cancel_at=run.cancel_at or self._now())
             if run.state is not State.RUNNING:
-                self._leave(run, Ended(State.CANCELLED, error=_CANCELLED, keep_s=KEEP_FAILED_S))
+                self._leave(run, cancelled())
         for child in [each for each in self._runs.values() if each.parent_id == run_id]:
             await self.cancel(child.id)
         return self._runs[run_id]
