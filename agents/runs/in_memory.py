@@ -72,7 +72,7 @@ class InMemoryRuns:
             configuration=json.loads(to_json(new.configuration)), code_version=new.code_version, trigger=new.trigger,
             trigger_key=new.trigger_key, session=new.session, asked_by=new.asked_by, on_behalf_of=new.on_behalf_of,
             tags=new.tags, state=State.QUEUED, wait_for=None, wake_at=None, priority=new.priority, owner=None, fence=0,
-            lease_until=None, attempt=0, deadline_at=now + span, cancel_at=None, envelope=new.envelope,
+            lease_until=None, attempt=0, deadline_at=now + span, cancel_at=None,
             budget_nano=new.budget_nano, reserve_nano=new.reserve_nano, cost_nano=0, lost_nano=0,
             input=json.loads(to_json(new.input)), output=None, error=None, created_at=now, started_at=None, ended_at=None,
             forgotten=False,
@@ -360,7 +360,7 @@ class InMemoryRuns:
             run, id=new_id, number=len(self._runs) + 1, root_id=new_id, parent_id=None, forked_from=run_id,
             forked_steps=steps, code_version=code_version, trigger=Trigger.FORK, trigger_key=key, session=None,
             asked_by=asked_by, state=State.QUEUED, wait_for=None, wake_at=None, owner=None, fence=0, lease_until=None,
-            attempt=0, deadline_at=now + span, cancel_at=None, envelope=None, cost_nano=0, lost_nano=0, output=None,
+            attempt=0, deadline_at=now + span, cancel_at=None, cost_nano=0, lost_nano=0, output=None,
             error=None, created_at=now, started_at=None, ended_at=None,
         )  # fmt: skip
         self._put(fork, span)
