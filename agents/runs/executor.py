@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Protocol
 
 from pydantic_core import to_jsonable_python
 
@@ -31,6 +30,7 @@ from agents.runs.failures import describe
 from agents.runs.journal import Journal, Limits
 from agents.runs.outcomes import after, cancelled, keep_s
 from agents.runs.record import Ended, HandsOver, Outcome, Run, State, Waits
+from agents.runs.starting import PrincipalSource
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
 from agents.services import Services
 from llm_service.errors import NotFound, TreasurerError, TreasuryUnavailable
@@ -45,10 +45,6 @@ log = logging.getLogger(__name__)
 _MARGIN_S = 600.0
 #: More than a run can have: each of its steps may be asked about twice, and again with each retry.
 _MOST_APPROVALS = 100_000
-
-
-class PrincipalSource(Protocol):
-    async def by_agent(self, name: str) -> Principal: ...
 
 
 async def _any_agent() -> None:
