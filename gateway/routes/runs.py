@@ -18,7 +18,6 @@ from uuid import UUID
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, Field
 
-from agents.configuration.inputs import Reserve
 from agents.runs.code_version import CODE_VERSION
 from agents.runs.events import Event, Shown, read_id
 from agents.runs.in_postgres import no_run, to_json
@@ -31,7 +30,7 @@ from gateway.asgi import CallerLeft, Receive, Scope, Send, send_stream, unless_c
 from gateway.auth import secret_of
 from gateway.routes.admin.common import Listing
 from gateway.routes.bounded import bounded_route
-from llm_service.administration.inputs import MAX_ID, Amount, Input, parse_duration, parse_moment
+from llm_service.administration.inputs import MAX_ID, Amount, AmountOrZero, Input, parse_duration, parse_moment
 from llm_service.administration.paging import Page
 from llm_service.errors import InvalidRequest, NotPermitted, TreasurerError
 from llm_service.ids import new_call_id
@@ -167,7 +166,7 @@ class StartInput(Input):
 
     input: dict[str, Any] = Field(default_factory=dict[str, Any])
     budget: Amount | None = None
-    reserve: Reserve | None = None
+    reserve: AmountOrZero | None = None
     user: Attributed | None = None
     session: Attributed | None = None
     tags: Annotated[list[Attributed], Field(max_length=MAX_TAGS)] = Field(default_factory=list[str])
