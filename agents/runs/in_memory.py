@@ -14,15 +14,7 @@ from uuid import UUID, uuid4
 
 from agents.approvals.deciding import cannot_decide, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
-from agents.runs.in_postgres import (
-    cannot_fork,
-    cannot_retry,
-    check_same,
-    check_same_fork,
-    is_undecided,
-    no_run,
-    to_json,
-)
+from agents.recorded_json import to_json
 from agents.runs.record import (
     Claim,
     Ended,
@@ -43,6 +35,7 @@ from agents.runs.record import (
     Trigger,
     Waits,
 )
+from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, is_undecided, no_run
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
 
 _CANCELLED = {"code": "cancelled", "message": "It was cancelled."}

@@ -72,14 +72,14 @@ def start(
             agent,
             parse_body((sys.stdin.read() if given == "-" else given).encode()),
             Trigger.COMMAND,
-            key=None if key is None else f"command/{attribution(key, '--key', 'key', 255)}",
+            key=None if (text := attribution(key, "--key", "key", 255)) is None else f"command/{text}",
             budget_nano=None if budget is None else parse_dollars(budget),
             reserve_nano=None if reserve is None else parse_dollars(reserve),
             may_raise=True,
             priority=priority,
             session=attribution(session, "--session", "session"),
             on_behalf_of=attribution(user, "--user", "user"),
-            tags=tuple(dict.fromkeys(text for each in tag or () if (text := attribution(each, "--tag", "tag")))),
+            tags=tuple(dict.fromkeys(name for each in tag or () if (name := attribution(each, "--tag", "tag")))),
         )
     except InvalidRequest as error:
         fail(error.message, ExitCode.USAGE)

@@ -19,10 +19,11 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, Field
 
 from agents.configuration.inputs import Reserve
+from agents.recorded_json import to_json
 from agents.runs.code_version import CODE_VERSION
 from agents.runs.events import Event, Shown, read_id
-from agents.runs.in_postgres import no_run, to_json
 from agents.runs.record import Run, RunFilter, State
+from agents.runs.refusals import no_run
 from agents.runs.starting import StartRequest
 from agents.runs.store import RunStore
 from agents.runs.views import RunView, StepView, run_view, step_view

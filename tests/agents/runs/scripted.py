@@ -164,7 +164,7 @@ class Configurations:
         self.terms = default_terms(definition).model_copy(update=changes)
 
     async def current(self, agent: str) -> AgentConfiguration:
-        if agent not in ("demo", "digest", "news", "worker-test"):
+        if agent not in ("demo", "digest", "haiku", "news", "worker-test"):
             raise NotFound(f"no agent {agent}")
         return AgentConfiguration(agent, 0, self.terms)
 
@@ -172,7 +172,7 @@ class Configurations:
 @dataclass
 class Principals:
     async def by_agent(self, name: str) -> Principal:
-        if name not in ("demo", "digest"):
+        if name not in ("demo", "digest", "haiku"):
             raise NotFound(f"no agent {name}")
         return Principal(1, "default", 1, "default", 7, name, None, None, epoch=1)
 
