@@ -60,6 +60,7 @@ class EffectiveConfig:
     own: list[str]  # the models of `real` that only servers on this machine serve
     simulated: list[str]
     left_out: list[str]  # models without keys, if there is no simulated provider
+    variables: frozenset[str]  # the environment variables that the deployments name: keys and addresses of providers
 
 
 def effective_config(config: dict[str, Any], environ: Mapping[str, str], provider_url: str | None) -> EffectiveConfig:
@@ -86,6 +87,7 @@ def effective_config(config: dict[str, Any], environ: Mapping[str, str], provide
         own=[name for name in names if has_keys[name] and all(_is_local(d, environ) for d in has_keys[name])],
         simulated=unserved if provider_url is not None else [],
         left_out=unserved if provider_url is None else [],
+        variables=frozenset(name for d in deployments for name in _references(d["litellm_params"])),
     )
 
 

@@ -376,7 +376,8 @@ def _gateway_part(site: _Site, number: int) -> Part:
 def _worker_part(site: _Site, number: int) -> Part:
     port = site.ports.workers[number - 1]
     url = f"http://127.0.0.1:{port}"
-    kept = {name: value for name, value in site.environ.items() if name not in _NOT_FOR_WORKERS}
+    kept_out = _NOT_FOR_WORKERS if site.effective is None else _NOT_FOR_WORKERS | site.effective.variables
+    kept = {name: value for name, value in site.environ.items() if name not in kept_out}
     environ = {
         "TREASURER_DATA_DIR": str(site.data_dir),
         "TREASURER_DATABASE_URL": site.database_url,
@@ -398,7 +399,8 @@ def _worker_part(site: _Site, number: int) -> Part:
     )
 
 
-#: What a worker does not need: it calls models through a gateway, and changes no configuration.
+#: Variables that a worker does not get, besides those of providers: it calls models through a gateway only, and changes
+#: no configuration.
 _NOT_FOR_WORKERS = frozenset({"TREASURER_ADMIN_KEY", "TREASURER_PROXY_MASTER_KEY", "TREASURER_REDIS_URL"})
 #: Variables that are meant for our processes, and are not passed on to the proxy.
 _OURS = frozenset({"VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "TREASURER_ADMIN_KEY", "PROMETHEUS_MULTIPROC_DIR"})

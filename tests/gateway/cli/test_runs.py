@@ -119,6 +119,13 @@ def test_a_run_is_started_with_what_was_typed(administer: Treasurer) -> None:
     assert "of agent digest: queued" in administer("runs", "start", "digest", "--wait", "0.1").stdout
 
 
+def test_an_empty_key_is_not_a_key(administer: Treasurer) -> None:
+    first, second = [
+        json.loads(administer("runs", "start", "digest", "--key", " ", "--json").stdout)[0] for _ in range(2)
+    ]
+    assert first["id"] != second["id"]
+
+
 def test_an_administrator_gives_a_run_more_than_its_configuration(administer: Treasurer) -> None:
     (run,) = json.loads(administer("runs", "start", "digest", "--budget", "500", "--json").stdout)
     assert run["budget"] == "500.000000000"

@@ -64,7 +64,7 @@ def test_no_secret_is_on_a_command_line_and_each_part_has_its_own_only(tmp_path:
     assert not any(secret in str(part(plan, "postgres").environ) for secret in secrets)
     assert state.admin_key not in str(part(plan, "litellm-proxy").environ)
     assert part(plan, "litellm-proxy").environ["OPENAI_API_KEY"] == "sk-provider"
-    for secret in (state.admin_key, state.proxy_master_key):
+    for secret in (state.admin_key, state.proxy_master_key, "sk-provider"):
         assert secret not in str(part(plan, "worker-1").environ)
 
 
