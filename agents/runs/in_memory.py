@@ -315,7 +315,7 @@ class InMemoryRuns:
             await self.cancel(child.id)
         return self._runs[run_id]
 
-    async def retry(self, run_id: UUID, *, decides: bool = True) -> Run:
+    async def retry(self, run_id: UUID, *, decides: bool = True, budget_nano: int | None = None) -> Run:
         """See `RunStore.retry`."""
         run, outline = await self.find(run_id), await self.outline(run_id)
         may = run.state is State.WAITING or (run.state.ended and run.state is not State.SUCCEEDED)
@@ -330,9 +330,10 @@ class InMemoryRuns:
         self._queued[run_id] = now
         self._close_approvals(run)
         self._forget.pop(run_id, None)
+        budget_nano = max((each for each in (run.budget_nano, budget_nano) if each is not None), default=None)
         self._runs[run_id] = replace(
             run, state=State.QUEUED, wait_for=None, wake_at=None, ended_at=None, cancel_at=None, error=None, attempt=0,
-            deadline_at=deadline,
+            deadline_at=deadline, budget_nano=budget_nano,
         )  # fmt: skip
         return self._runs[run_id]
 

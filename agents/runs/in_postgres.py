@@ -209,9 +209,9 @@ class PostgresRuns:
         await self._fetch(_CANCEL, run_id, KEEP_FAILED_S)
         return await self.find(run_id)
 
-    async def retry(self, run_id: UUID, *, decides: bool = True) -> Run:
+    async def retry(self, run_id: UUID, *, decides: bool = True, budget_nano: int | None = None) -> Run:
         """See `RunStore.retry`."""
-        rows = await self._fetch(_RETRY, run_id, decides)
+        rows = await self._fetch(_RETRY, run_id, decides, budget_nano)
         if not rows:
             raise cannot_retry(await self.find(run_id), await self.outline(run_id), decides)
         return read_run(rows[0])
