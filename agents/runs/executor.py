@@ -25,6 +25,7 @@ from agents.approvals.record import ApprovalFilter
 from agents.configuration.terms import AgentConfiguration, unpinned
 from agents.definition import AnyAgent
 from agents.registry import find_agent
+from agents.runs.decisions import Decisions
 from agents.runs.durability import Journaled
 from agents.runs.failures import describe
 from agents.runs.journal import Journal, Limits
@@ -76,7 +77,7 @@ class RunExecutor:
         except TreasurerError as error:  # another release has pinned what this one does not understand
             return Ended(State.FAILED, error=describe(error), keep_s=KEEP_FAILED_S)
         terms = configuration.terms
-        limits = Limits(terms.step_limit, terms.result_limit_bytes, terms.lost_answer, terms.unanswered)
+        limits = Limits(terms.step_limit, terms.result_limit_bytes, terms.lost_answer)
         steps = await self.store.steps(run.id)
         was_taken_up = run.fence > 1 or run.forked_from is not None  # else nobody can have been asked
         approvals = (
@@ -84,7 +85,9 @@ class RunExecutor:
             if was_taken_up
             else []
         )
-        journal = Journal.of(self.store, run.claim, steps, limits, approvals)
+        recorded = {step.head.position: step for step in steps}
+        decisions = Decisions.among(approvals, terms.unanswered)
+        journal = Journal(self.store, run.claim, recorded, limits, decisions)
         try:
             return await self._run(run, journal, configuration)
         except (LeaseLost, TreasuryUnavailable):

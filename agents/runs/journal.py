@@ -4,7 +4,7 @@ What must hold:
   I8  The intent to have an effect is written, under the fence, before the effect. A step whose intent is written and whose
       end is not is repeated only as its policy allows: `read` and `key` simply, `verify` if the effect did not happen,
       `ask` if a person said so.
-  I8  A tool whose policy is `ask` is called only with arguments that a person has approved. A refusal is the tool's answer.
+  I8  A tool whose policy is `ask` is called only as a person has decided (`decisions.py`).
   A step that is done is never done again. Its result is that of the first time.
   A model's request carries the step's once key, so the service answers a repetition with the kept answer. If that is lost,
       it is bought again once for each step, and what the lost one cost is counted, or the run fails: by the agent's policy.
@@ -17,20 +17,19 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from agents.approvals.deciding import digest_of_call
-from agents.approvals.record import Approval, ApprovalState, NewApproval, Unanswered, Why
+from agents.approvals.record import Why
 from agents.configuration.terms import LostAnswer
 from agents.recorded_json import digest_of, to_json
-from agents.runs.failures import Diverged, PersonNeeded, RunFailed, as_json, describe
+from agents.runs.decisions import Decisions
+from agents.runs.failures import Diverged, RunFailed, as_json, describe
 from agents.runs.record import Claim, Kind, Policy, Step, StepEnd, StepHead, StepState
 from agents.runs.store import LEASE_S, RunStore
 from agents.tools.policy import Declared, DidNotHappen, Happened, under_key
 from llm_service.errors import IdempotencyConflict, TreasurerError, TreasuryUnavailable
-from llm_service.ids import new_call_id
 from llm_service.model import Receipt
 
 #: What a step's body returns: JSON, as PydanticAI's codec makes it.
@@ -46,21 +45,11 @@ _ALL_PER_COUNTED = 4
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What bounds a run's journal."""
+    """What bounds a run's journal, and whether it buys a lost answer again."""
 
-    steps: int = 50
-    result_bytes: int = 1024 * 1024
-    lost_answer: LostAnswer = LostAnswer.BUY_AGAIN
-    unanswered: Unanswered = Unanswered.FAIL
-
-
-@dataclass(frozen=True, slots=True)
-class _Announced:
-    """The tool call that comes next. `changed`: a person has put its arguments in place of the model's."""
-
-    position: int
-    schema: dict[str, Any] | None
-    changed: bool
+    steps: int
+    result_bytes: int
+    lost_answer: LostAnswer
 
 
 @dataclass(slots=True)
@@ -74,37 +63,20 @@ class _Spent:
 
 @dataclass(slots=True)
 class Journal:
-    """The steps of a run that this process has claimed. `recorded` are those of earlier claims. `approvals` has the newest
-    approval of each step of which a person was asked, and `changes` those with which a person has changed arguments."""
+    """The steps of a run that this process has claimed. `recorded` are those of earlier claims, by their positions."""
 
     store: RunStore
     claim: Claim
     recorded: Mapping[int, Step]
-    limits: Limits = Limits()
-    approvals: Mapping[int, Approval] = field(default_factory=dict[int, Approval])
-    changes: Mapping[int, Approval] = field(default_factory=dict[int, Approval])
+    limits: Limits
+    decisions: Decisions
     position: int = 0
     _counted: int = 0
     _spent: _Spent = field(default_factory=_Spent)
     _key: str | None = None
     _requests: int = 0
     _bought_again: bool = False
-    _announced: _Announced | None = None
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
-
-    @classmethod
-    def of(
-        cls, store: RunStore, claim: Claim, steps: Sequence[Step], limits: Limits, approvals: Sequence[Approval] = ()
-    ) -> Journal:
-        """The journal of a run from its recorded steps, and the approvals in the order in which they were asked."""
-        return cls(
-            store,
-            claim,
-            {step.head.position: step for step in steps},
-            limits,
-            {each.position: each for each in approvals},
-            {each.position: each for each in approvals if each.changed is not None},
-        )
 
     # -- for the model: each of its requests has a key, and its receipt is counted
 
@@ -176,17 +148,8 @@ class Journal:
         )
 
     def announce(self, tool: str, arguments: Mapping[str, Any], schema: dict[str, Any] | None) -> dict[str, Any] | None:
-        """Announce the tool call that comes next. Returns the arguments that a person has put in place of these, if any.
-
-        Raises:
-            Diverged: the person was shown another call.
-        """
-        position = self.position + 1
-        approval = self.changes.get(position)
-        if approval is not None:
-            _check_shown(approval, tool, as_json(arguments))
-        self._announced = _Announced(position, schema, approval is not None)
-        return None if approval is None else approval.changed
+        """Announce the tool call that comes next. Returns and raises as `Decisions.announce` does."""
+        return self.decisions.announce(self.position + 1, tool, arguments, schema)
 
     async def other(self, name: str, declared: Declared, body: Body) -> object:
         """A step that PydanticAI wants recorded beside requests and tool calls, such as the list of a server's tools."""
@@ -246,7 +209,7 @@ class Journal:
             return None
         if earlier is None:
             asks = declared.policy is Policy.ASK and head.kind in _CALLS
-            return self._decided(head, Why.BEFORE) if asks else None
+            return self.decisions.of(head, Why.BEFORE) if asks else None
         if declared.verify is not None:
             found = await declared.verify(earlier.head.once_key, dict(earlier.head.arguments or {}))
             if isinstance(found, Happened):
@@ -257,59 +220,7 @@ class Journal:
             return None
         if earlier.state is not StepState.UNKNOWN:
             await self._record(earlier.head, StepEnd(StepState.UNKNOWN))
-        return self._decided(earlier.head, Why.UNKNOWN)
-
-    def _decided(self, head: StepHead, why: Why) -> Happened | None:
-        """What a person has decided about a step: to do it (None), or what the tool answers in its place.
-
-        An approval to do a step again is used up when it is begun again (`Step.again`), so it is none here.
-        """
-        approval = self.approvals.get(head.position)
-        if approval is not None and approval.why is why:
-            if approval.state is ApprovalState.APPROVED and why is Why.BEFORE:
-                self._check_approved(approval, head)
-                return None
-            if approval.state is ApprovalState.REFUSED:
-                reason = "" if approval.reason is None else f" The reason: {approval.reason}"
-                return Happened(
-                    f"A person has refused this call, so it was not made.{reason}"
-                    if why is Why.BEFORE
-                    else f"It is not known whether this call had its effect, and a person has decided not to repeat it.{reason}"
-                )
-            if approval.state is ApprovalState.EXPIRED:
-                if self.limits.unanswered is Unanswered.REFUSE:
-                    return Happened(
-                        "A person was asked about this call and did not answer in time, so it was not made."
-                    )
-                raise RunFailed(
-                    "approval_expired",
-                    f"A person was asked about step {head.position}, the tool {head.tool or head.name}, and nobody decided in "
-                    "time. Retry the run to ask again.",
-                    step=head.position,
-                    approval=str(approval.id),
-                )
-        raise PersonNeeded(self._question(head, why))
-
-    def _question(self, head: StepHead, why: Why) -> NewApproval:
-        announced, tool = self._announced, head.tool or head.name
-        known = announced is not None and announced.position == head.position
-        schema = announced.schema if announced is not None and known else None
-        digest = digest_of_call(tool, head.arguments)
-        return NewApproval(new_call_id(), head.position, tool, why, head.arguments, digest, schema)
-
-    def _check_approved(self, approval: Approval, head: StepHead) -> None:
-        """Raises Diverged: the call is not the one that a person has approved."""
-        if approval.changed is None:
-            _check_shown(approval, head.tool or head.name, head.arguments)
-            return
-        announced = self._announced
-        if announced is None or announced.position != head.position or not announced.changed:
-            raise Diverged(
-                "diverged",
-                f"A person has changed the arguments of step {head.position}, and the agent's code calls the tool in a way in "
-                "which they cannot be changed. Fork the run at the step before.",
-                step=head.position,
-            )
+        return self.decisions.of(earlier.head, Why.UNKNOWN)
 
     async def _do(self, head: StepHead, body: Body) -> object:
         began = time.monotonic()
@@ -320,8 +231,6 @@ class Journal:
             if head.kind is not Kind.MODEL:
                 await self._failed(head, error, began)
             raise  # a refusal cost nothing, and the step is still to be done
-        except PersonNeeded:
-            raise
         except Exception as error:
             await self._failed(head, error, began)
             raise
@@ -378,18 +287,6 @@ class Journal:
                     raise
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 2.0)
-
-
-def _check_shown(approval: Approval, tool: str, arguments: object) -> None:
-    """Raises Diverged, unless the call is the one that a person was shown."""
-    if digest_of_call(tool, arguments) != approval.digest:
-        raise Diverged(
-            "diverged",
-            f"Step {approval.position} calls {tool} with {to_json(arguments)[:300]}, and a person has decided about another "
-            "call: the agent's code has changed since. Fork the run at the step before.",
-            step=approval.position,
-            approval=str(approval.id),
-        )
 
 
 def _check_same(then: StepHead, now: StepHead) -> None:

@@ -226,6 +226,30 @@ async def test_an_approval_expires_as_the_agent_is_configured(
     assert (await go_on(worker, store, run)).state is State.SUCCEEDED
 
 
+async def test_a_call_that_may_have_been_made_is_not_answered_as_one_that_was_not(
+    executor: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
+) -> None:
+    async def die(_tool: str) -> None:
+        raise asyncio.CancelledError
+
+    waiting = await begin(starter, store, script, worker, approval_s=3600, unanswered=Unanswered.REFUSE)
+    await approve(store, waiting)
+    world.after = die
+    (claimed,) = await store.claim(uuid4(), 1, ("demo",))
+    with pytest.raises(asyncio.CancelledError):
+        await executor.execute(claimed)
+    store.pass_time(60)
+    run = await go_on(worker, store, waiting)
+    assert (await asked(store, run)).why is Why.UNKNOWN
+    store.pass_time(3601)
+    run = await go_on(worker, store, run)
+    assert (run.state, world.times("delete")) == (State.SUCCEEDED, 1)
+    assert answers(script, run) == [
+        "It is not known whether this call had its effect. A person was asked whether to repeat it and did not answer in "
+        "time, so it was not repeated."
+    ]
+
+
 async def test_code_that_calls_otherwise_than_was_approved_diverges(
     store: InMemoryRuns, world: World, worker: MakeWorker, waiting: Run
 ) -> None:
