@@ -26,7 +26,8 @@ from gateway.routes.runs import MOST_BODY_BYTES, MOST_ROWS, Owners, answer
 from llm_service.administration.inputs import MAX_ID
 from llm_service.errors import InvalidRequest
 from llm_service.types import Principal
-from llm_service.wire.requests import attribution, parse_body
+from llm_service.wire.bodies import parse_body
+from llm_service.wire.requests import attribution
 
 _TOO_LARGE = f"The body of a decision may be at most {MOST_BODY_BYTES // 1024} KiB."
 _PARAMETERS = ("agent", "run", "state", "limit", "after")

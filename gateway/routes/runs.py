@@ -36,8 +36,9 @@ from llm_service.administration.paging import Page
 from llm_service.errors import InvalidRequest, NotPermitted, TreasurerError
 from llm_service.ids import new_call_id
 from llm_service.types import Principal
+from llm_service.wire.bodies import parse_body
 from llm_service.wire.openai_errors import openai_error_body
-from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, attribution, parse_body
+from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, attribution
 
 MOST_BODY_BYTES = 1024 * 1024
 MOST_ROWS = 200
