@@ -31,7 +31,7 @@ from gateway.asgi import CallerLeft, Receive, Scope, Send, send_stream, unless_c
 from gateway.auth import secret_of
 from gateway.routes.admin.common import Listing
 from gateway.routes.bounded import bounded_route
-from llm_service.administration.inputs import MAX_ID, Amount, Input, parse_duration, parse_moment
+from llm_service.administration.inputs import MAX_ID, Amount, Input, parse_past
 from llm_service.administration.paging import Page
 from llm_service.errors import InvalidRequest, NotPermitted, TreasurerError
 from llm_service.ids import new_call_id
@@ -236,12 +236,10 @@ def _moment(since: str | None) -> datetime | None:
     if since is None:
         return None
     try:
-        return datetime.now(UTC) - parse_duration(since)
-    except ValueError:
-        try:
-            return parse_moment(since)
-        except ValueError as error:
-            raise InvalidRequest(f"since: {error}; or how long ago, such as 30d", param="since") from None
+        when = parse_past(since)
+    except ValueError as error:
+        raise InvalidRequest(f"since: {error}", param="since") from None
+    return when if isinstance(when, datetime) else datetime.now(UTC) - when
 
 
 @router.get("/runs/{run_id}", response_model=RunView)
