@@ -5,7 +5,7 @@ An agent's key sees the runs of its team, and nothing shows that another team's 
 agent only.
 An agent's key never decides what a person has to decide of a run (invariant I8).
 An administrator's key sees and does all.
-A body is read after the key was checked. A wrong request is answered by name and changes nothing.
+A wrong request is answered by name and changes nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import Annotated, Any, Protocol
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, Field
 
 from agents.configuration.inputs import Reserve
@@ -28,29 +28,19 @@ from agents.runs.store import RunStore
 from agents.runs.views import RunView, StepView, run_view, step_view
 from agents.runs.watching import Watching
 from gateway.asgi import CallerLeft, Receive, Scope, Send, send_stream, unless_caller_leaves
-from gateway.auth import secret_of
-from gateway.routes.admin.common import Listing
-from gateway.routes.bounded import bounded_route
+from gateway.routes.admin.common import Listing, listing
+from gateway.routes.agents import MOST_ROWS, agents_router, answer, owner_of
 from llm_service.administration.inputs import MAX_ID, Amount, Input, parse_past
-from llm_service.administration.paging import Page
+from llm_service.administration.paging import page_of, to_fetch
 from llm_service.errors import InvalidRequest, NotPermitted, TreasurerError
 from llm_service.ids import new_call_id
 from llm_service.types import Principal
 from llm_service.wire.openai_errors import openai_error_body
-from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, attribution, parse_body
+from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, attribution
 
-MOST_BODY_BYTES = 1024 * 1024
-MOST_ROWS = 200
 MOST_WAIT_S = 300
 #: After so many seconds without an event, a stream sends a comment, so that no proxy in between closes it as dead.
 _IDLE_S = 15.0
-_TOO_LARGE = f"The body of a request for a run may be at most {MOST_BODY_BYTES // 1024} KiB."
-
-
-class Owners(Protocol):
-    """The part that finds the owner of a key (`Principals` is one)."""
-
-    async def owner(self, secret: str) -> Principal | str: ...
 
 
 class Starter(Protocol):
@@ -69,8 +59,6 @@ class RunsSettings(Protocol):
 class RunsRuntime(Protocol):
     """The parts of a gateway that these routes need (`GatewayRuntime` has them)."""
 
-    @property
-    def principals(self) -> Owners: ...
     @property
     def runs(self) -> RunStore: ...
     @property
@@ -113,26 +101,12 @@ class Caller:
             )
 
 
-async def _known(request: Request) -> None:
-    request.state.caller = Caller(await _runtime(request).principals.owner(secret_of(request)))
-
-
-def _check(request: Request, body: bytes) -> None:
-    if body:
-        parse_body(body)
-    allowed = _PARAMETERS if request.url.path.rstrip("/") == "/agents/runs" else ()
-    for name in request.query_params:
-        if name not in allowed:
-            wanted = f"Allowed: {', '.join(allowed)}." if allowed else "None is allowed here."
-            raise InvalidRequest(f"Unknown parameter {name[:80]!r}. {wanted}", param=name[:80])
-
-
 def _runtime(request: Request) -> RunsRuntime:
     return request.app.state.runtime
 
 
 def _caller(request: Request) -> Caller:
-    return request.state.caller
+    return Caller(owner_of(request))
 
 
 Runtime = Annotated[RunsRuntime, Depends(_runtime)]
@@ -144,11 +118,7 @@ Key = Annotated[
     ),
 ]
 
-router = APIRouter(
-    prefix="/agents",
-    tags=["runs"],
-    route_class=bounded_route(_known, most_bytes=MOST_BODY_BYTES, too_large=_TOO_LARGE, check=_check),
-)
+router = agents_router("runs", ("agent", "state", "session", "user", "since", "limit", "after"))
 
 
 def _attributed(value: str) -> str:
@@ -188,16 +158,9 @@ class StepListing(BaseModel):
     data: list[StepView]
 
 
-def answer(value: BaseModel, status: int = 200, **headers: str) -> Response:
-    """A view as JSON in ASCII, because a model may have written text that UTF-8 does not have (half a surrogate pair)."""
-    body = to_json(value.model_dump(mode="json"))
-    return Response(body, status, headers=headers, media_type="application/json")
-
-
 # -- reading
 
 
-_PARAMETERS = ("agent", "state", "session", "user", "since", "limit", "after")
 _Text = Annotated[str | None, Query(max_length=256)]
 
 
@@ -224,12 +187,10 @@ async def list_runs(
         user=attribution(user, "user", "user"),
         since=_moment(since),
         before=after,
-        most=limit + 1,
+        most=to_fetch(limit),
     )
     found = await runtime.runs.page(wanted)
-    page = Page(run_view(run) for run in found[:limit])
-    page.more = len(found) > limit
-    return answer(Listing[RunView](data=page, has_more=page.more, next_after=page[-1].number if page.more else None))
+    return answer(listing(page_of(found, limit, run_view), lambda run: run.number))
 
 
 def _moment(since: str | None) -> datetime | None:
