@@ -10,7 +10,6 @@ A wrong request is answered by name and changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Protocol
 from uuid import UUID
@@ -20,22 +19,22 @@ from pydantic import AfterValidator, BaseModel, Field
 
 from agents.configuration.inputs import Reserve
 from agents.runs.code_version import CODE_VERSION
-from agents.runs.events import Event, Shown, read_id
-from agents.runs.in_postgres import no_run, to_json
+from agents.runs.events import Shown, read_id
+from agents.runs.in_postgres import no_run
 from agents.runs.record import Run, RunFilter, State
 from agents.runs.starting import StartRequest
 from agents.runs.store import RunStore
 from agents.runs.views import RunView, StepView, run_view, step_view
 from agents.runs.watching import Watching
-from gateway.asgi import CallerLeft, Receive, Scope, Send, send_stream, unless_caller_leaves
+from gateway.asgi import unless_caller_leaves
 from gateway.routes.admin.common import Listing, listing
 from gateway.routes.agents import MOST_ROWS, agents_router, answer, owner_of
+from gateway.routes.run_events import EventResponse
 from llm_service.administration.inputs import MAX_ID, Amount, Input, parse_past
 from llm_service.administration.paging import page_of, to_fetch
-from llm_service.errors import InvalidRequest, NotPermitted, TreasurerError
+from llm_service.errors import InvalidRequest, NotPermitted
 from llm_service.ids import new_call_id
 from llm_service.types import Principal
-from llm_service.wire.openai_errors import openai_error_body
 from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, attribution
 
 MOST_WAIT_S = 300
@@ -333,54 +332,4 @@ async def watch_run(
     if not await runtime.watching.has_more(run_id, shown):
         return Response(status_code=204)  # so that a browser does not connect again
     events = runtime.watching.events(run_id, shown, idle_s=_IDLE_S)
-    return _EventResponse(_EventLines(events), runtime.settings.stalled_timeout_s, f"the stream of run {run_id}")
-
-
-class _EventErrors:
-    def body(self, error: TreasurerError) -> bytes:
-        return openai_error_body(error)
-
-    def event(self, error: TreasurerError) -> bytes:
-        return b"event: error\ndata: " + openai_error_body(error) + b"\n\n"
-
-
-class _EventLines:
-    """Events as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
-
-    status = 200
-
-    def __init__(self, events: AsyncIterator[Sequence[Event]]) -> None:
-        self._events = events
-        self.headers = {
-            "content-type": "text/event-stream; charset=utf-8",
-            "cache-control": "no-store",
-            "x-accel-buffering": "no",  # otherwise nginx would delay events
-        }
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield b"retry: 2000\n\n"
-        async for events in self._events:
-            yield b"".join(map(_lines, events)) or b": nothing new\n\n"
-
-    async def aclose(self) -> None:
-        """Stop watching."""
-        await self._events.aclose()  # pyright: ignore[reportAttributeAccessIssue]  # it is a generator
-
-
-def _lines(event: Event) -> bytes:
-    return f"id: {event.shown.id}\nevent: {event.name}\ndata: {to_json(event.data)}\n\n".encode()
-
-
-class _EventResponse(Response):
-    """Sends events as they come, and stops when the watcher leaves or does not read."""
-
-    def __init__(self, lines: _EventLines, stalled_s: float, name: str) -> None:
-        super().__init__()
-        self._lines, self._stalled_s, self._name = lines, stalled_s, name
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = send_stream(self._lines, send, scope, _EventErrors(), stalled_s=self._stalled_s, name=self._name)
-        try:
-            await unless_caller_leaves(sending, receive)
-        except CallerLeft:
-            return
+    return EventResponse(events, runtime.settings.stalled_timeout_s, f"the stream of run {run_id}")
