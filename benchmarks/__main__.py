@@ -1,8 +1,7 @@
 """`make bench`: all measurements in one run, on this machine, each figure beside the one that it is compared with.
 
 The run is bounded in time and in number of calls, and uses only the loopback interface. `make bench ARGS=flags` also
-shows what each setting of LiteLLM
-Proxy gains. It starts the proxy once for each setting, so it takes some minutes.
+shows what each setting of LiteLLM Proxy gains. It starts the proxy once for each setting, so it takes some minutes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import admission, assistants, envelopes, governed, holds
+from benchmarks import admission, assistants, governed, holds
 from gateway.settings import load_settings
 from gateway.stack.supervisor import running_stack
 from llm_service.money import format_dollars
@@ -44,7 +43,8 @@ async def main(sections: set[str]) -> None:
                     _show_growth(console, await admission.measure_apart(state.database_url, "benchmarks.growth"))
             if not sections or "envelopes" in sections:
                 with console.status("runs that open and close their envelopes, alone and beside other callers …"):
-                    _show_envelopes(console, await envelopes.measure_apart(state.database_url))
+                    (row,) = await admission.measure_apart(state.database_url, "benchmarks.envelopes")
+                    _show_envelopes(console, row)
             if not sections or "governed" in sections:
                 with console.status("a governed call against the same call straight to LiteLLM Proxy …"):
                     _show_governed(console, await governed.measure(state, settings))

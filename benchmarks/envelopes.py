@@ -1,7 +1,7 @@
 """Runs that open and close their envelopes, and what that costs other callers' admissions.
 
-Every run holds in one much-used budget, as every call of the other callers does; fsync is on. The callers without a run ask
-alone and beside the runs in turn, and the medians over the rounds are compared.
+Each run and each call of the other callers holds money in the same much-used budget; fsync is on. In each round the other
+callers are measured twice, alone and while runs start, and the medians over the rounds are compared.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Bench:
 
 
 async def _rate(work: Any, callers: int, seconds: float) -> tuple[float, list[float]]:
-    """How often a second `callers` have done the work, without a pause; and how long each time took, in milliseconds."""
+    """How often in a second `callers` together do the work, without a pause; and how long each time took, in milliseconds."""
     times: list[float] = []
     end = time.perf_counter() + seconds
 
@@ -96,7 +96,7 @@ async def _rate(work: Any, callers: int, seconds: float) -> tuple[float, list[fl
 
 
 async def _starting(bench: Bench, stop: asyncio.Event) -> int:
-    """Start so many runs a second until `stop`; how many that were."""
+    """Start `_STARTS_PER_S` runs a second until `stop` is set. Returns how many were started."""
     running: set[asyncio.Task[None]] = set()
     began, started = time.perf_counter(), 0
     while not stop.is_set():
@@ -110,8 +110,8 @@ async def _starting(bench: Bench, stop: asyncio.Event) -> int:
     return started
 
 
-async def measure(database_url: str, *, seconds: float = 3.0) -> dict[str, float]:
-    """Runs a second of each kind; and admissions beside starting runs, compared with admissions alone."""
+async def measure(database_url: str, *, seconds: float = 3.0) -> list[dict[str, float]]:
+    """One row: runs a second of each kind; and admissions beside starting runs, compared with admissions alone."""
     setup = await asyncpg.connect(database_url)
     budgets = [row["id"] for row in await setup.fetch(BUDGETS, str(UUID(int=time.time_ns())))]
     epoch = await setup.fetchval("SELECT value FROM epoch")
@@ -148,18 +148,7 @@ async def measure(database_url: str, *, seconds: float = 3.0) -> dict[str, float
         }
     await runs.treasury.close()
     await elsewhere.treasury.close()
-    return row
-
-
-async def measure_apart(database_url: str) -> dict[str, float]:
-    """`measure` in a separate process, on the event loop that the gateway uses (uvloop)."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "benchmarks.envelopes", database_url, stdout=asyncio.subprocess.PIPE
-    )
-    output, _ = await process.communicate()
-    if process.returncode != 0:
-        raise RuntimeError("benchmarks.envelopes failed")
-    return orjson.loads(output)
+    return [row]
 
 
 if __name__ == "__main__":

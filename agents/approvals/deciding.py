@@ -15,7 +15,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from hashlib import sha256
 from itertools import islice
 from typing import Any
 from uuid import UUID
@@ -23,6 +22,7 @@ from uuid import UUID
 import jsonschema_rs
 
 from agents.approvals.record import Approval, ApprovalState, Decision, Why
+from agents.recorded_json import digest_of
 from llm_service.errors import ApprovalExpired, Conflict, InvalidRequest, NotFound, NotPermitted
 
 #: What stands before a team's name among the approvers. No name has a colon.
@@ -58,8 +58,7 @@ class Decider:
 
 def digest_of_call(tool: str, arguments: object) -> bytes:
     """The digest of what a person is shown: the tool and its arguments, which are JSON."""
-    shown = {"arguments": arguments, "tool": tool}
-    return sha256(json.dumps(shown, allow_nan=False, separators=(",", ":"), sort_keys=True).encode()).digest()
+    return digest_of({"arguments": arguments, "tool": tool})
 
 
 def may_see(approval: Approval, who: Decider) -> bool:

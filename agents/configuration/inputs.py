@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 from datetime import timedelta
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, Field, WithJsonSchema
 
 from agents.approvals.record import Unanswered
 from agents.configuration.terms import (
@@ -28,9 +28,9 @@ from agents.configuration.terms import (
 )
 from agents.definition import AnyAgent
 from agents.runs.record import Policy
-from llm_service.administration.inputs import Amount, Duration, Input, Name, read_input
+from llm_service.administration.inputs import Amount, AmountOrZero, Duration, Input, Name, read_input
 from llm_service.errors import InvalidRequest
-from llm_service.money import format_dollars, parse_dollars
+from llm_service.money import format_dollars
 
 _LONGEST = timedelta(days=366)
 #: For what neither the administrator nor the agent's code says.
@@ -93,12 +93,6 @@ def _approver(value: str) -> str:
     return value
 
 
-def _reserve(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or len(str(value)) > 40:
-        raise ValueError('a reserve is dollars, as text or number: "0.05" or 0')
-    return parse_dollars(value)
-
-
 def _period(value: timedelta) -> timedelta:
     if not timedelta(seconds=1) <= value <= _LONGEST:
         raise ValueError("at least 1s and at most 366d")
@@ -117,10 +111,6 @@ Description = Annotated[str, AfterValidator(_text)]
 ModelName = Annotated[str, AfterValidator(_model)]
 ToolName = Annotated[str, AfterValidator(_tool)]
 Approver = Annotated[str, AfterValidator(_approver)]
-#: Given in dollars, kept in nano-dollars; zero is allowed.
-Reserve = Annotated[
-    int, BeforeValidator(_reserve), WithJsonSchema({"type": ["string", "number"], "examples": ["0.02"]})
-]
 Period = Annotated[Duration, AfterValidator(_period)]
 
 
@@ -128,7 +118,7 @@ class TriggerInput(Input):
     """Budget and reserve for the runs of one trigger, in dollars."""
 
     budget: Amount | None = None
-    reserve: Reserve | None = None
+    reserve: AmountOrZero | None = None
 
 
 class TriggersInput(Input):
@@ -153,7 +143,7 @@ class ConfigurationInput(Input):
         None
     )
     budget: Amount | None = None
-    reserve: Reserve | None = None
+    reserve: AmountOrZero | None = None
     triggers: TriggersInput | None = None
     time_limit: Period | None = None
     step_limit: Annotated[int, Field(ge=1, le=1000)] | None = None

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from hashlib import sha256
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agents.approvals.record import Unanswered
+from agents.recorded_json import digest_of
 from agents.runs.record import Policy
 from llm_service.errors import Conflict, InvalidRequest
 from llm_service.money import MAX_NANO, format_dollars
@@ -124,12 +124,6 @@ class Terms(_Stored):
         return self.model_dump(mode="json")
 
 
-def digest_of(terms: Terms) -> bytes:
-    """The SHA-256 of the terms as JSON, the same in every process."""
-    text = json.dumps(terms.content(), allow_nan=False, separators=(",", ":"), sort_keys=True)
-    return sha256(text.encode()).digest()
-
-
 @dataclass(frozen=True, slots=True)
 class RunMoney:
     """What a run may spend in all, and how much of that is held for it when it starts."""
@@ -153,7 +147,7 @@ class AgentConfiguration:
     @property
     def digest(self) -> bytes:
         """The digest of what the version says; two versions that say the same have the same."""
-        return digest_of(self.terms)
+        return digest_of(self.terms.content())
 
     def pinned(self) -> dict[str, Any]:
         """The version as JSON, for a run's record: whatever changes later, the run keeps it. See `unpinned`."""

@@ -17,11 +17,11 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import asyncpg
-import orjson
 
 from agents.configuration.inputs import NewVersion, UseVersion, changed, check_approvers, checked, default_terms
-from agents.configuration.terms import AgentConfiguration, Terms, TriggerKind, TriggerTerms, digest_of, read_terms
+from agents.configuration.terms import AgentConfiguration, Terms, TriggerKind, TriggerTerms, read_terms
 from agents.definition import AnyAgent
+from agents.recorded_json import digest_of, to_json
 from agents.registry import find_agent, names_of_logic
 from llm_service.administration.inputs import View
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
@@ -198,8 +198,8 @@ def _check_budget(agent: str, terms: Terms, most_nano: int | None) -> None:
 
 
 async def _insert(connection: asyncpg.Connection, agent: str, version: int, terms: Terms) -> AgentConfiguration:
-    what = orjson.dumps(terms.content()).decode()
-    row = await connection.fetchrow(_INSERT, agent, version, what, digest_of(terms))
+    content = terms.content()
+    row = await connection.fetchrow(_INSERT, agent, version, to_json(content), digest_of(content))
     assert row is not None
     if terms.concurrency is None:
         await connection.execute(_UNLIMIT, agent)

@@ -1,9 +1,10 @@
 """Runs record what agents do, as rows. A step happens once, any worker can continue a run, and its end is recorded.
 
-record.py the types: Run, Step, Claim, and the ways in which a run ends or waits
+record.py        the types: Run, Step, Claim, and the ways in which a run ends or waits
 store.py         the protocol of a store of runs, and its errors
 in_postgres.py   the store: statements in sql/
 in_memory.py     the same in memory, for tests
+refusals.py      why a store refuses to add, find, retry or fork a run (pure)
 journal.py       one run's steps: replayed, or done and recorded
 durability.py    the journal as a capability of PydanticAI: each model request and tool call is a step
 outcomes.py      what becomes of a run after an error (pure)

@@ -42,7 +42,7 @@ from pydantic_ai.messages import ToolCallPart
 from pydantic_ai.tools import ToolDefinition
 
 from agents.configuration.terms import AgentConfiguration
-from agents.runs.in_postgres import to_json
+from agents.recorded_json import to_json
 from agents.runs.journal import Journal, RunFailed
 from agents.runs.record import Kind, Policy
 from agents.tools.policy import UNDECLARED, Declared, declared

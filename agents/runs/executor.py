@@ -134,7 +134,10 @@ class RunExecutor:
         envelope = await self.money.envelopes.find(run.id)
         if envelope is None:
             await self.money.open(run.id, run.agent, context, budget_nano, run.reserve_nano or 0, lifetime_s)
-        elif envelope.state is EnvelopeState.WAITING:
+            return
+        if envelope.budget_nano < budget_nano and envelope.state is not EnvelopeState.CLOSED:
+            await self.money.envelopes.change_budget(run.id, budget_nano)
+        if envelope.state is EnvelopeState.WAITING:
             await self.money.resume(run.id, run.agent, lifetime_s=lifetime_s)
 
     async def release(self, run: Run, outcome: Outcome) -> None:

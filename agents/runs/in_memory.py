@@ -14,15 +14,7 @@ from uuid import UUID, uuid4
 
 from agents.approvals.deciding import cannot_decide, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
-from agents.runs.in_postgres import (
-    cannot_fork,
-    cannot_retry,
-    check_same,
-    check_same_fork,
-    is_undecided,
-    no_run,
-    to_json,
-)
+from agents.recorded_json import to_json
 from agents.runs.record import (
     Claim,
     Ended,
@@ -43,6 +35,7 @@ from agents.runs.record import (
     Trigger,
     Waits,
 )
+from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, is_undecided, no_run
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
 
 _CANCELLED = {"code": "cancelled", "message": "It was cancelled."}
@@ -324,7 +317,7 @@ class InMemoryRuns:
             await self.cancel(child.id)
         return self._runs[run_id]
 
-    async def retry(self, run_id: UUID, *, decides: bool = True) -> Run:
+    async def retry(self, run_id: UUID, *, decides: bool = True, budget_nano: int | None = None) -> Run:
         """See `RunStore.retry`."""
         run, outline = await self.find(run_id), await self.outline(run_id)
         may = run.state is State.WAITING or (run.state.ended and run.state is not State.SUCCEEDED)
@@ -339,9 +332,10 @@ class InMemoryRuns:
         self._queued[run_id] = now
         self._close_approvals(run)
         self._forget.pop(run_id, None)
+        budget_nano = max((each for each in (run.budget_nano, budget_nano) if each is not None), default=None)
         self._runs[run_id] = replace(
             run, state=State.QUEUED, wait_for=None, wake_at=None, ended_at=None, cancel_at=None, error=None, attempt=0,
-            deadline_at=deadline,
+            deadline_at=deadline, budget_nano=budget_nano,
         )  # fmt: skip
         return self._runs[run_id]
 

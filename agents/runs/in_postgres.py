@@ -10,7 +10,6 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
-from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -19,6 +18,7 @@ import asyncpg
 
 from agents.approvals.deciding import cannot_decide, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
+from agents.recorded_json import digest_of, to_json
 from agents.runs.record import (
     Claim,
     Ended,
@@ -42,8 +42,9 @@ from agents.runs.record import (
     WaitFor,
     Waits,
 )
+from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, no_run
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
-from llm_service.errors import Conflict, IdempotencyConflict, NotFound, NotPermitted, TreasuryUnavailable
+from llm_service.errors import TreasuryUnavailable
 from llm_service.postgres import fetch
 
 if TYPE_CHECKING:
@@ -75,16 +76,6 @@ _SET_LIMITS = {
     True: "INSERT INTO work.limits (agent, team_id, most) VALUES ($1, $2, $3) ON CONFLICT (agent) DO UPDATE SET most = $3",
     False: "INSERT INTO work.limits (agent, team_id, most) VALUES ($1, $2, $3) ON CONFLICT (team_id) DO UPDATE SET most = $3",
 }
-
-
-def digest_of(value: object) -> bytes:
-    """A digest of a JSON value, the same in every process."""
-    return sha256(to_json(value, sort=True).encode()).digest()
-
-
-def to_json(value: object, *, sort: bool = False) -> str:
-    """JSON in ASCII, so that no text that a model writes is refused. Raises ValueError, TypeError: it is not JSON."""
-    return json.dumps(value, allow_nan=False, separators=(",", ":"), sort_keys=sort)
 
 
 class PostgresRuns:
@@ -218,9 +209,9 @@ class PostgresRuns:
         await self._fetch(_CANCEL, run_id, KEEP_FAILED_S)
         return await self.find(run_id)
 
-    async def retry(self, run_id: UUID, *, decides: bool = True) -> Run:
+    async def retry(self, run_id: UUID, *, decides: bool = True, budget_nano: int | None = None) -> Run:
         """See `RunStore.retry`."""
-        rows = await self._fetch(_RETRY, run_id, decides)
+        rows = await self._fetch(_RETRY, run_id, decides, budget_nano)
         if not rows:
             raise cannot_retry(await self.find(run_id), await self.outline(run_id), decides)
         return read_run(rows[0])
@@ -297,72 +288,6 @@ class PostgresRuns:
 
     async def _fetch(self, statement: str, *arguments: Any) -> list[Record]:
         return await fetch(self._pool, statement, *arguments)
-
-
-def check_same(found: Run, new: NewRun) -> None:
-    """Raises IdempotencyConflict: the run that has this trigger's key differs from the run that is asked for."""
-    if (found.agent, found.input) != (new.agent, json.loads(to_json(new.input))):
-        raise IdempotencyConflict(
-            f"Key {new.trigger_key!r} has started run {found.id} of agent {found.agent!r}, with another input. Use a new key "
-            "for another run.",
-            details={"run": str(found.id)},
-        )
-
-
-def check_same_fork(found: Run, run_id: UUID, steps: int) -> None:
-    """Raises IdempotencyConflict: the run that has this key differs from the fork that is asked for."""
-    if (found.forked_from, found.forked_steps) != (run_id, steps):
-        raise IdempotencyConflict(
-            f"Key {found.trigger_key!r} has started run {found.id}, which is not this fork. Use a new key for another run.",
-            details={"run": str(found.id)},
-        )
-
-
-def no_run(run_id: UUID) -> NotFound:
-    """The error for a run that does not exist."""
-    return NotFound(f"There is no run {run_id}.", param="run")
-
-
-def is_undecided(run: Run, steps: Sequence[Step]) -> bool:
-    """Whether a person has to decide of this run: it waits for that, or a step may have been done and must not be done
-    again without a person's word."""
-    may_have_been = (StepState.STARTED, StepState.UNKNOWN)
-    return run.wait_for is WaitFor.APPROVAL or any(
-        step.state in may_have_been and step.head.policy in (Policy.ASK, Policy.VERIFY) for step in steps
-    )
-
-
-def _person_decides(run: Run) -> NotPermitted:
-    return NotPermitted(
-        f"A person has to decide of run {run.id} whether a step of it is done (again), and never the agent's own key: an "
-        f"administrator retries it (treasurer runs retry {run.id}).",
-        code="person_needed",
-        details={"run": str(run.id)},
-    )
-
-
-def cannot_retry(run: Run, steps: Sequence[Step], decides: bool) -> Conflict | NotPermitted:
-    """The error for a run that cannot be queued again."""
-    if run.state is State.SUCCEEDED:
-        return Conflict(f"Run {run.id} succeeded; fork it to run a part of it again.")
-    if not run.state.ended and run.state is not State.WAITING:
-        return Conflict(f"Run {run.id} is {run.state}: only a run that has ended, or waits, is tried again.")
-    if not run.forgotten and not decides and is_undecided(run, steps):
-        return _person_decides(run)
-    return Conflict(
-        f"The results of run {run.id} are deleted by now, so it cannot go on at its last step. Start a new run."
-    )
-
-
-def cannot_fork(run: Run, first: int, steps: Sequence[Step], decides: bool) -> Conflict | NotPermitted:
-    """The error for a run that lacks the first steps with which a fork should begin."""
-    if not run.forgotten and not decides and is_undecided(run, steps):
-        return _person_decides(run)
-    if run.forgotten:
-        return Conflict(
-            f"The results of run {run.id} are deleted by now, so nothing can begin with its first {first} steps."
-        )
-    return Conflict(f"Run {run.id} does not have {first} steps that are done, one after another from its first.")
 
 
 _COLUMNS = frozenset(each.name for each in fields(Run))

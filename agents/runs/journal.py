@@ -26,7 +26,7 @@ from pydantic_core import to_jsonable_python
 from agents.approvals.deciding import digest_of_call
 from agents.approvals.record import Approval, ApprovalState, NewApproval, Unanswered, Why
 from agents.configuration.terms import LostAnswer
-from agents.runs.in_postgres import digest_of, to_json
+from agents.recorded_json import digest_of, to_json
 from agents.runs.record import Claim, Kind, Policy, Step, StepEnd, StepHead, StepState
 from agents.runs.store import LEASE_S, RunStore
 from agents.tools.policy import Declared, DidNotHappen, Happened, under_key

@@ -29,6 +29,7 @@ from agents.runs.store import RunStore
 from llm_service.call.refusals import check_allowed
 from llm_service.errors import IdempotencyConflict, InvalidRequest
 from llm_service.ids import new_call_id
+from llm_service.money import format_dollars
 from llm_service.types import Principal
 
 #: Which amounts of a configuration are for which trigger; those that are not here are requests.
@@ -126,6 +127,34 @@ class RunStarter:
         if run.id != new.id:
             _check_same(run, request)
         return run
+
+    async def retry(self, run: Run, *, decides: bool = True, budget_nano: int | None = None) -> Run:
+        """Queue a run again (`RunStore.retry`), with a larger budget if an administrator gives it one.
+
+        Raises:
+            InvalidRequest: the budget is not above the run's, or is above what one run of the agent may spend.
+            As `RunStore.retry` does.
+        """
+        if budget_nano is not None:
+            check_raise(run, budget_nano, await self.configurations.current(run.agent))
+        return await self.store.retry(run.id, decides=decides, budget_nano=budget_nano)
+
+
+def check_raise(run: Run, budget_nano: int, configuration: AgentConfiguration) -> None:
+    """Raises InvalidRequest if a run cannot go on with this budget."""
+    if run.budget_nano is None or budget_nano <= run.budget_nano:
+        has = "no budget" if run.budget_nano is None else f"a budget of {format_dollars(run.budget_nano)}"
+        raise InvalidRequest(
+            f"Run {run.id} has {has}, which can only be raised; {format_dollars(budget_nano)} was asked for.",
+            param="budget",
+        )
+    most = configuration.most_per_run_nano
+    if most is not None and budget_nano > most:
+        raise InvalidRequest(
+            f"One run of agent {run.agent!r} may spend at most {format_dollars(most)}; {format_dollars(budget_nano)} was "
+            "asked for. Raise that first: treasurer agent set NAME --most-per-run.",
+            param="budget",
+        )
 
 
 def money_of(configuration: AgentConfiguration, request: StartRequest) -> RunMoney:

@@ -119,8 +119,10 @@ class RunStore(Protocol):
         """Cancel a run and all runs below it. Runs that have ended stay as they are. Raises NotFound."""
         ...
 
-    async def retry(self, run_id: UUID, *, decides: bool = True) -> Run:
+    async def retry(self, run_id: UUID, *, decides: bool = True, budget_nano: int | None = None) -> Run:
         """Queue a run again that ended without success, or that waits. It continues at its last step.
+
+        Its budget becomes `budget_nano`, unless it is higher already.
 
         A person has decided that, so a step that failed, or that may have been done, is done (again). A tool that asks
         before its first call asks again, because this is no approval. With

@@ -22,13 +22,14 @@ from gateway.cli.common import ExitCode, command_group, emit, fail
 from gateway.cli.database import AsJson, administer, print_more
 from gateway.cli.reports import printable
 from llm_service.administration.paging import Page
-from llm_service.money import format_dollars
+from llm_service.money import format_dollars, parse_dollars
 
 if TYPE_CHECKING:
     from agents.runs.events import Event
     from agents.runs.in_postgres import PostgresRuns
     from agents.runs.record import Run, Spent, Step
-    from agents.runs.starting import StartRequest
+    from agents.runs.starting import RunStarter, StartRequest
+    from agents.runs.store import RunStore
 
 _T = TypeVar("_T")
 #: Runs of one tree that a story shows at most.
@@ -64,7 +65,6 @@ def start(
     from agents.runs.record import Trigger
     from agents.runs.starting import StartRequest
     from llm_service.errors import InvalidRequest
-    from llm_service.money import parse_dollars
     from llm_service.wire.requests import attribution, parse_body
 
     try:
@@ -93,21 +93,25 @@ def start(
 async def _start(pool: Any, request: StartRequest, wait_s: float) -> Run:
     from dataclasses import replace
 
-    from agents.configuration.versions import AgentConfigurations
     from agents.registration import AgentRegistration
     from agents.registry import names_of_logic
-    from agents.runs.in_postgres import PostgresRuns
-    from agents.runs.starting import RunStarter
     from agents.runs.watching import Watching
-    from llm_service.administration.principals import Principals
     from llm_service.administration.transaction import ACTOR
 
     if request.agent in names_of_logic():  # so that an agent of the catalogue needs no preparation
         await AgentRegistration(pool).register(request.agent)
-    store = PostgresRuns(pool)
-    starter = RunStarter(store, Principals(pool), AgentConfigurations(pool))
+    starter = _starter(pool)
     run = await starter.start(replace(request, asked_by=ACTOR.get()))
-    return await Watching(store).until_settled(run.id, wait_s) if wait_s else run
+    return await Watching(starter.store).until_settled(run.id, wait_s) if wait_s else run
+
+
+def _starter(pool: Any) -> RunStarter:
+    from agents.configuration.versions import AgentConfigurations
+    from agents.runs.in_postgres import PostgresRuns
+    from agents.runs.starting import RunStarter
+    from llm_service.administration.principals import Principals
+
+    return RunStarter(PostgresRuns(pool), Principals(pool), AgentConfigurations(pool))
 
 
 @commands.command("list")
@@ -227,16 +231,24 @@ def cancel(run: _Run, json: AsJson = False) -> None:
 
 
 @commands.command("retry")
-def retry(run: _Run, json: AsJson = False) -> None:
+def retry(
+    run: _Run,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="The most that it may spend from now on, in dollars.")
+    ] = None,
+    json: AsJson = False,
+) -> None:
     """Queue a run again that ended without success, or that waits: it goes on at its last step.
 
     By this you decide that a step that failed, or that may have been done, is done (again).
     """
+    budget_nano = None if budget is None else parse_dollars(budget)
 
-    async def act(store: PostgresRuns) -> Run:
-        return await store.retry((await _find(store, run)).id)
+    async def act(pool: Any) -> Run:
+        starter = _starter(pool)
+        return await starter.retry(await _find(starter.store, run), budget_nano=budget_nano)
 
-    _print_state(_with_store(act), json=json)
+    _print_state(administer(act), json=json)
 
 
 @commands.command("fork")
@@ -267,7 +279,7 @@ def _with_store(action: Callable[[PostgresRuns], Awaitable[_T]]) -> _T:
     return administer(act)
 
 
-async def _find(store: PostgresRuns, reference: str) -> Run:
+async def _find(store: RunStore, reference: str) -> Run:
     """The run of an id or a number. Raises NotFound."""
     from uuid import UUID
 

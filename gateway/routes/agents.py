@@ -11,7 +11,7 @@ from typing import Protocol
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel
 
-from agents.runs.in_postgres import to_json
+from agents.recorded_json import to_json
 from gateway.auth import secret_of
 from gateway.routes.bounded import bounded_route
 from llm_service.errors import InvalidRequest

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from fastapi import Response
 
-from agents.runs.in_postgres import to_json
+from agents.recorded_json import to_json
 from gateway.asgi import CallerLeft, Receive, Scope, Send, send_stream, unless_caller_leaves
 from llm_service.wire.openai_errors import openai_error_body
 

@@ -17,11 +17,10 @@ from uuid import UUID
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, Field
 
-from agents.configuration.inputs import Reserve
 from agents.runs.code_version import CODE_VERSION
 from agents.runs.events import Shown, read_id
-from agents.runs.in_postgres import no_run
 from agents.runs.record import Run, RunFilter, State
+from agents.runs.refusals import no_run
 from agents.runs.starting import StartRequest
 from agents.runs.store import RunStore
 from agents.runs.views import RunView, StepView, run_view, step_view
@@ -30,7 +29,7 @@ from gateway.asgi import unless_caller_leaves
 from gateway.routes.admin.common import Listing, listing
 from gateway.routes.agents import MOST_ROWS, agents_router, answer, owner_of
 from gateway.routes.run_events import EventResponse
-from llm_service.administration.inputs import MAX_ID, Amount, Input, parse_past
+from llm_service.administration.inputs import MAX_ID, Amount, AmountOrZero, Input, parse_past
 from llm_service.administration.paging import page_of, to_fetch
 from llm_service.errors import InvalidRequest, NotPermitted
 from llm_service.ids import new_call_id
@@ -46,6 +45,7 @@ class Starter(Protocol):
     """The part that records runs (`RunStarter` is one)."""
 
     async def start(self, request: StartRequest) -> Run: ...
+    async def retry(self, run: Run, *, decides: bool = True, budget_nano: int | None = None) -> Run: ...
 
 
 class RunsSettings(Protocol):
@@ -136,7 +136,7 @@ class StartInput(Input):
 
     input: dict[str, Any] = Field(default_factory=dict[str, Any])
     budget: Amount | None = None
-    reserve: Reserve | None = None
+    reserve: AmountOrZero | None = None
     user: Attributed | None = None
     session: Attributed | None = None
     tags: Annotated[list[Attributed], Field(max_length=MAX_TAGS)] = Field(default_factory=list[str])
@@ -148,6 +148,12 @@ class ForkInput(Input):
     """The number of the run's steps with which the new run begins. It does all later steps itself."""
 
     steps: Annotated[int, Field(ge=0, le=100_000)]
+
+
+class RetryInput(Input):
+    """`budget`: the most that the run and its children may spend from now on, in dollars. It is higher than before."""
+
+    budget: Amount | None = None
 
 
 class StepListing(BaseModel):
@@ -271,13 +277,17 @@ async def cancel_run(runtime: Runtime, caller: Who, run_id: UUID) -> Response:
 
 
 @router.post("/runs/{run_id}/retry", response_model=RunView)
-async def retry_run(runtime: Runtime, caller: Who, run_id: UUID) -> Response:
+async def retry_run(runtime: Runtime, caller: Who, run_id: UUID, new: RetryInput | None = None) -> Response:
     """Queue a run again that ended without success, or that waits. It continues at its last step.
 
-    Only an administrator's key retries a run of which a person has to decide whether a step is done (again).
+    Only an administrator's key retries a run of which a person has to decide whether a step is done (again), and gives a
+    run a larger budget.
     """
-    await _own(runtime, caller, run_id)
-    return await _shown(runtime, await runtime.runs.retry(run_id, decides=caller.is_administrator))
+    run, budget_nano = await _own(runtime, caller, run_id), None if new is None else new.budget
+    if budget_nano is not None and not caller.is_administrator:
+        raise NotPermitted("Only an administrator's key raises the budget of a run.", param="budget")
+    run = await runtime.starter.retry(run, decides=caller.is_administrator, budget_nano=budget_nano)
+    return await _shown(runtime, run)
 
 
 @router.post("/runs/{run_id}/fork", response_model=RunView, status_code=202)

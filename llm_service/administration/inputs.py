@@ -78,13 +78,24 @@ def _value(value: str) -> str:
     return value
 
 
-def parse_amount(value: object) -> int:
-    """Read an amount of dollars that is more than zero, in nano-dollars. Raises ValueError: it is anything else."""
+def _note(value: str) -> str:
+    if not 1 <= len(value) <= 1000 or not value.isprintable() or value.isspace():
+        raise ValueError("a note is 1 to 1000 printable characters: why this is right, or what is done about it")
+    return value
+
+
+def parse_amount_or_zero(value: object) -> int:
+    """Read an amount of dollars, in nano-dollars. Raises ValueError: it is anything else."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError('an amount is dollars, as text or number: "0.05" or 12.5')
     if len(str(value)) > 40:
         raise ValueError("an amount has at most 40 characters")
-    nano = parse_dollars(value)
+    return parse_dollars(value)
+
+
+def parse_amount(value: object) -> int:
+    """Read an amount of dollars that is more than zero, in nano-dollars. Raises ValueError: it is anything else."""
+    nano = parse_amount_or_zero(value)
     if nano == 0:
         raise ValueError("an amount is more than zero (to stop an agent, pause it)")
     return nano
@@ -197,6 +208,10 @@ KeyReference = Annotated[str, BeforeValidator(_key_reference), WithJsonSchema({"
 Amount = Annotated[
     int, BeforeValidator(parse_amount), WithJsonSchema({"type": ["string", "number"], "examples": ["0.05"]})
 ]
+#: Given in dollars, kept in nano-dollars; may be zero.
+AmountOrZero = Annotated[
+    int, BeforeValidator(parse_amount_or_zero), WithJsonSchema({"type": ["string", "number"], "examples": ["0.05"]})
+]
 Duration = Annotated[
     timedelta, BeforeValidator(parse_duration), WithJsonSchema({"type": "string", "examples": ["24h"]})
 ]
@@ -213,17 +228,9 @@ When = Annotated[
 Past = Annotated[
     datetime | timedelta,
     BeforeValidator(parse_past),
-    WithJsonSchema({"type": "string", "examples": ["30d", "2027-01-31T18:00:00Z"]}),
+    WithJsonSchema({"type": "string", "examples": ["30d", "2026-11-01T00:00:00Z"]}),
 ]
-
-
-def _note(value: str) -> str:
-    if not 1 <= len(value) <= 1000 or not value.isprintable() or value.isspace():
-        raise ValueError("a note is 1 to 1000 printable characters: why this is right, or what is done about it")
-    return value
-
-
-#: Why an operator does something, for whoever reads the log of changes.
+#: Why an operator does something, for the readers of the log of changes.
 Note = Annotated[str, AfterValidator(_note)]
 
 
@@ -279,9 +286,7 @@ class View(BaseModel):
         return cls.model_validate({**row, **more})
 
     @model_serializer(mode="wrap")
-    def _with_dollars(
-        self, handler: SerializerFunctionWrapHandler
-    ):  # no return type: it would replace the schema's fields
+    def _with_dollars(self, handler: SerializerFunctionWrapHandler):  # a return type would replace the schema's fields
         shown: dict[str, Any] = {}
         for name, value in handler(self).items():
             if name.endswith("_nano"):

@@ -18,11 +18,20 @@ from typing import TYPE_CHECKING, Annotated, Self
 import asyncpg
 from pydantic import BeforeValidator, WithJsonSchema, computed_field, model_validator
 
-from llm_service.administration.inputs import MAX_ID, DimensionValue, Input, Note, Share, View, parse_moment
+from llm_service.administration.inputs import (
+    MAX_ID,
+    AmountOrZero,
+    DimensionValue,
+    Input,
+    Note,
+    Share,
+    View,
+    parse_moment,
+)
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import change
 from llm_service.errors import InvalidRequest, NotFound
-from llm_service.money import format_percent, parse_dollars
+from llm_service.money import format_percent
 from llm_service.postgres import snapshot
 from llm_service.treasury.queries import load_query
 
@@ -34,7 +43,7 @@ _PAGE = load_query("administration/page_of_invoices")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 #: How far the ledger may differ from the invoice by default, in basis points.
 _BOUND = 500
-#: The most invoices on a page, because the ledger is summed for each of them.
+#: How many seconds the invoices may take to read. It is long, because the ledger is summed for each of them.
 _READ_S = 60.0
 
 
@@ -47,17 +56,9 @@ def _day_or_moment(value: object) -> datetime:
         raise ValueError(f"{error}; or a day in UTC, such as 2026-11-01") from None
 
 
-def _billed(value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, str | int | float) or len(str(value)) > 40:
-        raise ValueError('an amount is dollars, as text or number: "0.05" or 12.5')
-    return parse_dollars(value)
-
-
 DayOrMoment = Annotated[
     datetime, BeforeValidator(_day_or_moment), WithJsonSchema({"type": "string", "examples": ["2026-11-01"]})
 ]
-#: Given in dollars, kept in nano-dollars; may be zero.
-Billed = Annotated[int, BeforeValidator(_billed), WithJsonSchema({"type": ["string", "number"], "examples": ["12.50"]})]
 
 
 class RecordInvoice(Input):
@@ -66,7 +67,7 @@ class RecordInvoice(Input):
     model: DimensionValue
     starts_at: DayOrMoment
     ends_at: DayOrMoment
-    amount: Billed
+    amount: AmountOrZero
     bound: Share = _BOUND
     note: Note | None = None
 

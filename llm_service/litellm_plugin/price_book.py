@@ -166,27 +166,25 @@ def _key(entry: Mapping[str, Any]) -> object:
 
 
 def _stamp_versions(router: Any, shown: Any, price_map: Mapping[str, Any]) -> dict[str, str]:
-    by_name: dict[str, list[dict[str, Any]]] = {}
-    for deployment in router.model_list:
-        by_name.setdefault(str(deployment["model_name"]), []).append(deployment)
+    by_name: dict[str, list[tuple[dict[str, Any], dict[str, Any]]]] = {}  # each deployment with its entry of the page
     named: dict[object, set[str]] = {}  # entry of LiteLLM's map → settings that any of its deployments has
     for deployment in router.model_list:
-        key = _key(shown(model=copy.deepcopy(deployment)))
-        named.setdefault(key, set()).update(_set(deployment, "model_info"))
+        entry = shown(model=copy.deepcopy(deployment))
+        by_name.setdefault(str(deployment["model_name"]), []).append((deployment, entry))
+        named.setdefault(_key(entry), set()).update(_set(deployment, "model_info"))
     versions: dict[str, str] = {}
     for name, deployments in by_name.items():
         if "*" in name:  # a pattern: the models that fit it are not known in advance
             continue
-        entries = [shown(model=copy.deepcopy(deployment)) for deployment in deployments]
-        for deployment, entry in zip(deployments, entries, strict=True):
+        for deployment, entry in deployments:
             stamps: dict[str, object] = {ENTRY_STAMP: _listed(entry, price_map)}
             if names := _shared(deployment, named[_key(entry)]):
                 stamps[SHARED_STAMP] = names
             deployment["model_info"].update(stamps)
             entry["model_info"].update(stamps)
-        versions[name] = version_of(entries)
+        versions[name] = version_of(entry for _, entry in deployments)
     for name, version in versions.items():
-        for deployment in by_name[name]:
+        for deployment, _ in by_name[name]:
             deployment["model_info"][PRICES_STAMP] = version
     for alias, target in (getattr(router, "model_group_alias", None) or {}).items():
         name = target.get("model") if isinstance(target, dict) else target

@@ -25,10 +25,8 @@ from llm_service.call.response_headers import CALL_ID, COST, REPLAYED
 from llm_service.errors import (
     IdempotencyConflict,
     InvalidRequest,
-    RateLimited,
     TreasurerError,
     Unavailable,
-    UnsupportedBody,
     UpstreamError,
 )
 from llm_service.money import parse_dollars
@@ -148,21 +146,12 @@ def error_of(status: int, headers: Mapping[str, str], body: bytes) -> TreasurerE
         return GatewayUnavailable(
             f"The gateway, or something before it, answered {status} in a form that is not its own.", retry_after=5
         )
-    kind = _class_of(status, str(code))
-    error = kind.__new__(kind)
-    TreasurerError.__init__(
-        error,
-        message,
-        code=None if code is None else str(code),
-        param=fields.get("param"),
-        status=status,
-        retry_after=_seconds(headers.get("retry-after")),
-        details=cast("dict[str, Any]", details) if isinstance(details, dict) else None,
-    )
-    if isinstance(error, RateLimited):
-        error.extra_headers = {}
-    if isinstance(error, UnsupportedBody):
-        error.accepts = None
+    error = _class_of(status, str(code))(message)
+    error.status, error.param, error.retry_after = status, fields.get("param"), _seconds(headers.get("retry-after"))
+    if code is not None:
+        error.code = str(code)
+    if isinstance(details, dict):
+        error.details = cast("dict[str, Any]", details)
     retry = headers.get("x-should-retry")
     if retry is not None:
         error.should_retry = retry == "true"

@@ -18,6 +18,9 @@ import asyncpg
 from llm_service.postgres import AWAY, MISSING, NotMigrated, NotSent, PostgresTooOld, check_version, unavailable
 
 _LOCK_TRIES = 8
+#: How long a call or a run waits for rows that another transaction has locked, and how often it asks, in seconds.
+LOCKED_PATIENCE_S = 2.0
+LOCKED_PAUSE_S = 0.05
 
 
 class LockTimeout(Exception):

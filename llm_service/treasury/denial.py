@@ -61,6 +61,13 @@ class Denial:
     most_per_call: int | None = None
     envelope: UUID | None = None
 
+    @classmethod
+    def of_run(
+        cls, kind: DenialKind, run: UUID | None, budget_nano: int = 0, used_nano: int = 0, drawn_nano: int = 0
+    ) -> Denial:
+        """A denial that is about a run, and not about a window."""
+        return cls(kind, 0, "", budget_nano, used_nano, drawn_nano, None, envelope=run)
+
     @property
     def final(self) -> bool:
         """Whether waiting is useless before the window ends or, for a run, before its budget is raised."""

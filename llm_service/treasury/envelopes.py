@@ -19,7 +19,7 @@ that is held at its start. Beyond its reserve, a run takes money from the window
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -118,7 +118,10 @@ class Opening:
 
 @dataclass(frozen=True, slots=True)
 class ChildOpening:
-    """A request for a child's envelope: a part of its parent's money. `principal` pays for the child's calls."""
+    """A request for a child's envelope: a part of its parent's money. `principal` pays for the child's calls.
+
+    The child's windows are its parent's.
+    """
 
     id: UUID
     parent_id: UUID
@@ -127,8 +130,6 @@ class ChildOpening:
     budget_nano: int
     reserve_nano: int
     lifetime_s: float
-    #: Filled in from the parent, because a child has the same windows.
-    lines: tuple[Line, ...] = field(default=(), init=False)
 
     def __post_init__(self) -> None:
         """Raises `InvalidRequest` for a budget, a reserve or a lifetime that no envelope can have."""
@@ -207,10 +208,6 @@ class Envelopes(Protocol):
         """An envelope as it is now. Its lines leave out archived budgets."""
         ...
 
-    async def tree_cost(self, root_id: UUID) -> int:
-        """The cost of the calls of a run and of all runs below it, in nano-dollars."""
-        ...
-
 
 def opening_lines(principal: Principal, context: CallContext) -> tuple[Line, ...]:
     """The windows for a whole run: those of its principal's budgets, except budgets for certain models.
@@ -251,6 +248,38 @@ def _check_amounts(budget_nano: int, reserve_nano: int) -> None:
             "at its start, so it is at least $0 and at most the budget.",
             param="reserve",
         )
+
+
+def new_envelope(
+    opening: Opening | ChildOpening,
+    expires_at: datetime,
+    *,
+    lines: tuple[Line, ...],
+    free_nano: int = 0,
+    parent: Envelope | None = None,
+) -> Envelope:
+    """The envelope of a run that begins. `free_nano` is the amount that is held for it."""
+    who, context = opening.principal, opening.context
+    return Envelope(
+        id=opening.id,
+        parent_id=None if parent is None else parent.id,
+        root_id=opening.id if parent is None else parent.root_id,
+        depth=0 if parent is None else parent.depth + 1,
+        organisation_id=who.organisation_id,
+        team_id=who.team_id,
+        agent_id=who.agent_id,
+        key_id=who.key_id,
+        context=CallContext(context.run, context.user, context.session, context.tags),
+        budget_nano=opening.budget_nano,
+        reserve_nano=opening.reserve_nano,
+        free_nano=free_nano,
+        drawn_nano=0,
+        spent_nano=0,
+        given_nano=0,
+        lines=lines,
+        state=EnvelopeState.OPEN,
+        expires_at=expires_at,
+    )
 
 
 def same_opening(envelope: Envelope, opening: Opening | ChildOpening) -> bool:

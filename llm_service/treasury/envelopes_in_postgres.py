@@ -19,14 +19,13 @@ from uuid import UUID
 from llm_service.errors import DatabaseLocked
 from llm_service.treasury import envelopes
 from llm_service.treasury.batch import GroupCommit
-from llm_service.treasury.connection import Connection, within_locks
+from llm_service.treasury.connection import LOCKED_PATIENCE_S, LOCKED_PAUSE_S, Connection, within_locks
 from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.treasury.envelopes import ChildOpening, Envelope, Opening
 from llm_service.treasury.statements import (
     CLOSE_EXPIRED,
     FIND,
     MOVE,
-    TREE_COST,
     Move,
     Reserve,
     ReserveHeld,
@@ -34,14 +33,10 @@ from llm_service.treasury.statements import (
     RunLocked,
     move_arrays,
     moved,
-    opened,
     read_envelope,
 )
 from llm_service.types import Hold
 
-#: How long a run waits for what another transaction has locked, and how often it asks, in seconds.
-_LOCKED_PATIENCE_S = 2.0
-_LOCKED_PAUSE_S = 0.05
 #: What gives money back to windows, which admission locks for every call. A short wait gathers more runs into one group.
 _ENDS = frozenset({"suspend", "close"})
 _END_LINGER_S = 0.01
@@ -84,7 +79,8 @@ class PostgresEnvelopes:
         if isinstance(held, Denial):
             return held
         assert isinstance(held, ReserveHeld)
-        return opened(opening, held)
+        assert held.expires_at is not None
+        return envelopes.new_envelope(opening, held.expires_at, lines=opening.lines, free_nano=held.amount_nano)
 
     async def open_child(self, child: ChildOpening) -> Envelope:
         """Give a child part of its parent's money."""
@@ -137,12 +133,6 @@ class PostgresEnvelopes:
         """An envelope as it is now."""
         return await self._finds.submit(envelope_id)
 
-    async def tree_cost(self, root_id: UUID) -> int:
-        """What the calls of a run and of all runs below it have cost."""
-        async with self._turn:
-            rows = await self._connection.fetch(TREE_COST, root_id)
-        return int(rows[0]["nano"])
-
     async def disconnect(self) -> None:
         """Close the connection. A later operation opens it again."""
         await self._connection.close()
@@ -154,7 +144,7 @@ class PostgresEnvelopes:
         return envelope
 
     async def _move(self, move: Move) -> Envelope:
-        deadline = time.monotonic() + _LOCKED_PATIENCE_S
+        deadline = time.monotonic() + LOCKED_PATIENCE_S
         while True:
             try:
                 return await (self._ends if move.kind in _ENDS else self._moves).submit(move)
@@ -165,7 +155,7 @@ class PostgresEnvelopes:
                         "pg_stat_activity). Nothing was changed. Try again in a moment.",
                         retry_after=1,
                     ) from None
-            await asyncio.sleep(_LOCKED_PAUSE_S)
+            await asyncio.sleep(LOCKED_PAUSE_S)
 
     async def _move_group(self, group: Sequence[Move]) -> list[Envelope | Exception]:
         arguments = (*move_arrays(group), envelopes.MAX_DEPTH, envelopes.MAX_CHILDREN)

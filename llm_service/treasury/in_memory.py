@@ -181,15 +181,14 @@ class InMemoryTreasury:
 
     def _judge_run(self, request: HoldRequest, run: _Book | None) -> Denial | None:
         if run is None or run.state is not EnvelopeState.OPEN or run.envelope.expires_at <= self._clock():
-            return Denial(DenialKind.ENVELOPE_CLOSED, 0, "", 0, 0, 0, None, envelope=request.envelope)
+            return Denial.of_run(DenialKind.ENVELOPE_CLOSED, request.envelope)
         if run.left_nano >= request.floor_nano:
             return None
-        unspent = run.envelope.budget_nano - run.spent_nano - run.given_nano
-        kind = DenialKind.RUN_SPENT if unspent < request.floor_nano else DenialKind.RUN_BUSY
-        return Denial(
-            kind, 0, "", run.envelope.budget_nano, run.spent_nano + run.given_nano, run.drawn_nano, None,
-            envelope=request.envelope,
-        )  # fmt: skip
+        used_nano = run.spent_nano + run.given_nano
+        kind = (
+            DenialKind.RUN_SPENT if run.envelope.budget_nano - used_nano < request.floor_nano else DenialKind.RUN_BUSY
+        )
+        return Denial.of_run(kind, request.envelope, run.envelope.budget_nano, used_nano, run.drawn_nano)
 
     def settle_soon(self, settlement: Settlement) -> asyncio.Future[str]:
         """Settle an attempt, at once. The real cost is posted, even if it is more than the hold."""
@@ -358,36 +357,10 @@ class InMemoryTreasury:
         book = self._books.get(envelope_id)
         return None if book is None else book.now()
 
-    async def tree_cost(self, root_id: UUID) -> int:
-        """The cost of the calls of a run and of all runs below it."""
-        return sum(book.spent_nano for book in self._books.values() if book.envelope.root_id == root_id)
-
     def _book(self, opening: Opening | ChildOpening, parent: _Book | None, lines: tuple[Line, ...]) -> _Book:
-        who = opening.principal
         expires_at = self._clock() + timedelta(seconds=opening.lifetime_s)
-        return _Book(
-            Envelope(
-                id=opening.id,
-                parent_id=None if parent is None else parent.envelope.id,
-                root_id=opening.id if parent is None else parent.envelope.root_id,
-                depth=0 if parent is None else parent.envelope.depth + 1,
-                organisation_id=who.organisation_id,
-                team_id=who.team_id,
-                agent_id=who.agent_id,
-                key_id=who.key_id,
-                context=opening.context,
-                budget_nano=opening.budget_nano,
-                reserve_nano=opening.reserve_nano,
-                free_nano=0,
-                drawn_nano=0,
-                spent_nano=0,
-                given_nano=0,
-                lines=lines,
-                state=EnvelopeState.OPEN,
-                expires_at=expires_at,
-            ),
-            parent,
-        )
+        above = None if parent is None else parent.envelope
+        return _Book(envelopes.new_envelope(opening, expires_at, lines=lines, parent=above), parent)
 
     def _found(self, envelope_id: UUID) -> _Book:
         book = self._books.get(envelope_id)

@@ -21,7 +21,7 @@ from uuid import UUID
 from llm_service.errors import TreasuryUnavailable
 from llm_service.postgres import NotSent
 from llm_service.treasury.batch import GroupCommit
-from llm_service.treasury.connection import Connection, within_locks
+from llm_service.treasury.connection import LOCKED_PATIENCE_S, LOCKED_PAUSE_S, Connection, within_locks
 from llm_service.treasury.denial import Denial, DenialKind
 from llm_service.treasury.envelopes_in_postgres import PostgresEnvelopes
 from llm_service.treasury.spool import SettlementSpool
@@ -33,9 +33,6 @@ log = logging.getLogger(__name__)
 #: How long a group of settlements waits for more, in seconds. Nobody waits for a settlement, and the delay lets the
 #: caller's next admission run first.
 _SETTLE_LINGER_S = 0.005
-#: How long a call waits for a window that another transaction has locked, and how often it asks, in seconds.
-_LOCKED_PATIENCE_S = 2.0
-_LOCKED_PAUSE_S = 0.05
 _SETTLE_AGAIN_S = 0.25
 #: For how many seconds after a window was found locked groups do not wait for it.
 _LOCKED_REMEMBERED_S = 1.0
@@ -265,19 +262,19 @@ class PostgresTreasury:
 
     def _void_unwanted(self, request: HoldRequest, result: Hold | Denial | BaseException) -> None:
         if isinstance(request, Reserve):
-            return  # it is no call's: see PostgresEnvelopes
+            return  # a run's reserve stays, because the run asks for it again (see PostgresEnvelopes)
         if isinstance(result, Hold) or (isinstance(result, TreasuryUnavailable) and not isinstance(result, NotSent)):
             self.settle_soon(void(request))
 
 
 async def _until_unlocked(decide: Callable[[], Awaitable[Hold | Denial]]) -> Hold | Denial:
-    """Ask again for as long as a call waits for what another transaction has locked."""
-    deadline = time.monotonic() + _LOCKED_PATIENCE_S
+    """Ask again while another transaction has locked a window or a run, for at most `LOCKED_PATIENCE_S`."""
+    deadline = time.monotonic() + LOCKED_PATIENCE_S
     while True:
         decision = await decide()
         if isinstance(decision, Hold) or decision.kind is not DenialKind.LOCKED or time.monotonic() > deadline:
             return decision
-        await asyncio.sleep(_LOCKED_PAUSE_S)
+        await asyncio.sleep(LOCKED_PAUSE_S)
 
 
 def _ignore(_kind: str, _size: int, _seconds: float) -> None:

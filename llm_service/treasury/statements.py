@@ -11,7 +11,7 @@ What must hold:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import datetime
 from operator import attrgetter, itemgetter
 from typing import Any
@@ -206,7 +206,6 @@ ADMIT = _statement("treasury_admit_v5", ADMISSION, ADMISSION_OPTIONS)
 SETTLE = _statement("treasury_settle_v4", SETTLEMENT, SETTLEMENT_OPTIONS)
 MOVE = _statement("treasury_move_envelopes_v1", MOVES, MOVES_OPTIONS)
 FIND = "SELECT * FROM treasury_find_envelopes_v1($1::uuid[])"
-TREE_COST = "SELECT coalesce(sum(spent_nano), 0)::bigint AS nano FROM envelopes WHERE id = $1 OR root_id = $1 AND parent_id IS NOT NULL"
 CLOSE_EXPIRED = "SELECT treasury_close_expired_v1($1) AS closed"
 
 
@@ -269,9 +268,9 @@ def decision(request: HoldRequest, row: asyncpg.Record) -> Hold | Denial | Excep
     kind = DenialKind(verdict)
     if kind in _OF_RUNS:
         budget = (left or 0) + (posted or 0) + (pending or 0)
-        return Denial(kind, 0, "", budget, posted or 0, pending or 0, None, envelope=request.envelope)
+        return Denial.of_run(kind, request.envelope, budget, posted or 0, pending or 0)
     if budget_id is None:  # no window is to blame, so the run's tree is locked
-        return Denial(kind, 0, "", 0, 0, 0, None, envelope=request.envelope)
+        return Denial.of_run(kind, request.envelope)
     return Denial(kind, budget_id, subject, limit or 0, posted or 0, pending or 0, resets, resumes_at, most)
 
 
@@ -280,32 +279,6 @@ class ReserveHeld(Hold):
     """A run's reserve is held. `expires_at`: for a run that was opened."""
 
     expires_at: datetime | None = None
-
-
-def opened(opening: Opening, held: ReserveHeld) -> Envelope:
-    """The envelope of a run that was opened just now."""
-    who = opening.principal
-    assert held.expires_at is not None
-    return Envelope(
-        id=opening.id,
-        parent_id=None,
-        root_id=opening.id,
-        depth=0,
-        organisation_id=who.organisation_id,
-        team_id=who.team_id,
-        agent_id=who.agent_id,
-        key_id=who.key_id,
-        context=replace(opening.context, idempotency_key=None, envelope=None),
-        budget_nano=opening.budget_nano,
-        reserve_nano=opening.reserve_nano,
-        free_nano=held.amount_nano,
-        drawn_nano=0,
-        spent_nano=0,
-        given_nano=0,
-        lines=opening.lines,
-        state=EnvelopeState.OPEN,
-        expires_at=held.expires_at,
-    )
 
 
 #: In the place of a child, where a move is about a run that exists.

@@ -311,7 +311,7 @@ async def test_without_postgres_it_is_503(api: httpx2.AsyncClient, pool: asyncpg
 
 
 async def test_before_its_migration_it_says_what_to_do(empty_database_url: str) -> None:
-    await migrate(empty_database_url, "0014")
+    await migrate(empty_database_url, "0015")
     async with asyncpg.create_pool(empty_database_url, min_size=1, max_size=2) as pool:
         with pytest.raises(Exception, match=r"agent_versions.* does not exist\): run `treasurer migrate`"):
             await AgentConfigurations(pool).current("digest")

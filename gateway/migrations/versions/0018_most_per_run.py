@@ -10,7 +10,7 @@ import llm_service.treasury
 from gateway.migrations.script import run_script
 
 revision = "0018"
-down_revision = "0016"
+down_revision = "0017"
 branch_labels = None
 depends_on = None
 

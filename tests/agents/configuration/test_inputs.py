@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agents.configuration.inputs import NewVersion, changed, check_approvers, default_terms
-from agents.configuration.terms import AgentConfiguration, Keep, Terms, TriggerKind, digest_of, read_terms, unpinned
+from agents.configuration.terms import AgentConfiguration, Keep, Terms, TriggerKind, read_terms, unpinned
 from agents.definition import AnyAgent
+from agents.recorded_json import digest_of
 from agents.runs.record import Policy
 from llm_service.administration.inputs import read_input
 from llm_service.errors import InvalidRequest
@@ -163,7 +164,7 @@ def test_whatever_is_accepted_comes_back_from_the_store_and_keeps_its_promises(
     # In any order of keys, because Postgres does not keep it.
     shuffled = dict(data.draw(st.permutations(list(terms.content().items()))))
     again = read_terms("helper", 1, json.dumps(shuffled))
-    assert (again, digest_of(again)) == (terms, digest_of(terms))
+    assert (again, digest_of(again.content())) == (terms, digest_of(terms.content()))
     assert changed(terms, NewVersion(), logic) == terms
     helper = AgentConfiguration("helper", 1, terms)
     for kind in TriggerKind:

@@ -389,6 +389,14 @@ class StoreContract:
             (StepState.DONE, False), (StepState.STARTED, False)
         ]  # fmt: skip
 
+    async def test_a_retry_raises_a_budget_and_never_lowers_it(self, store: RunStore) -> None:
+        for budget_nano in (100, None):
+            run = await store.add(replace(new_run(), budget_nano=budget_nano))
+            for given, then in ((None, budget_nano), (200, 200), (150, 200)):
+                await store.cancel(run.id)
+                assert (await store.retry(run.id, budget_nano=given)).budget_nano == then
+                assert (await store.find(run.id)).budget_nano == then
+
     async def test_a_person_decides_about_a_step_of_which_nobody_knows(self, store: RunStore) -> None:
         await store.add(new_run())
         run = await claim_one(store)

@@ -8,12 +8,15 @@ from uuid import UUID
 
 import pytest
 
+from agents.configuration.inputs import default_terms
+from agents.configuration.terms import AgentConfiguration
+from agents.definition import AnyAgent
 from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Run, State, WaitFor
-from agents.runs.starting import RunStarter, StartRequest
+from agents.runs.starting import RunStarter, StartRequest, check_raise
 from agents.runs.worker import Worker
-from llm_service.errors import ProxyUnavailable, TreasuryUnavailable, UpstreamError
+from llm_service.errors import InvalidRequest, ProxyUnavailable, RunBudgetSpent, TreasuryUnavailable, UpstreamError
 from llm_service.runs.money import RunMoney
 from llm_service.treasury.envelopes import Envelope, EnvelopeState
 from llm_service.treasury.in_memory import InMemoryTreasury
@@ -141,6 +144,46 @@ async def test_a_run_that_failed_holds_nothing_and_has_its_money_again_when_it_i
     await store.retry(run.id)
     run = await work(paid, store, run)
     assert (run.state, pending(treasury)) == (State.SUCCEEDED, 0)
+
+
+async def test_i9_a_run_whose_budget_is_spent_goes_on_with_a_larger_one(
+    paid: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
+) -> None:
+    async def needs_more(_key: str) -> None:
+        envelope = await treasury.find(run.id)
+        assert envelope is not None
+        if envelope.budget_nano < 150_000:
+            raise RunBudgetSpent("too little is left")
+
+    run = await starter.start(REQUEST)
+    script.before = needs_more
+    run = await work(paid, store, run)
+    assert (run.state, run.wait_for, pending(treasury)) == (State.WAITING, WaitFor.MONEY, 0)
+    for too_little in (0, 100_000):
+        with pytest.raises(InvalidRequest, match="can only be raised"):
+            await starter.retry(run, budget_nano=too_little)
+    assert (await store.find(run.id)).state is State.WAITING
+    run = await work(paid, store, await starter.retry(run, budget_nano=200_000))
+    envelope = await treasury.find(run.id)
+    assert envelope is not None
+    assert (run.state, run.budget_nano, envelope.budget_nano, pending(treasury)) == (
+        State.SUCCEEDED,
+        200_000,
+        200_000,
+        0,
+    )
+
+
+async def test_a_run_is_not_given_more_than_a_run_of_its_agent_may_spend(
+    starter: RunStarter, definition: AnyAgent
+) -> None:
+    most = AgentConfiguration("demo", 0, default_terms(definition), most_per_run_nano=150_000)
+    run = await starter.start(REQUEST)
+    check_raise(run, 150_000, most)
+    with pytest.raises(InvalidRequest, match=r"may spend at most .*--most-per-run"):
+        check_raise(run, 150_001, most)
+    with pytest.raises(InvalidRequest, match="has no budget"):
+        check_raise(replace(run, budget_nano=None), 150_000, most)
 
 
 async def test_an_envelope_is_opened_with_the_configuration_of_now(

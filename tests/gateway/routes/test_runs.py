@@ -226,6 +226,28 @@ async def test_i8_an_agent_never_decides_what_a_person_decides(
     assert (answer.status_code, answer.json()["state"]) == (200, "queued")
 
 
+# -- raising a budget
+
+
+async def test_an_administrator_alone_lets_a_run_go_on_with_a_larger_budget(
+    gateway: Any, store: InMemoryRuns, agent: dict[str, str], admin: dict[str, str]
+) -> None:
+    run = await store.add(new_run(budget_nano=50_000_000))
+    await store.cancel(run.id)
+    before = changed(store)
+    for headers, body, status, param in (
+        (agent, {"budget": "0.06"}, 403, "budget"),
+        (admin, {"budget": "0.05"}, 400, "budget"),
+        (admin, {"budget": "-1"}, 400, "budget"),
+        (admin, {"more": "1"}, 400, "more"),
+    ):
+        answer = await gateway.client.post(f"/agents/runs/{run.id}/retry", headers=headers, json=body)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (status, param), answer.text
+    assert changed(store) == before
+    answer = await gateway.client.post(f"/agents/runs/{run.id}/retry", headers=admin, json={"budget": "0.06"})
+    assert (answer.status_code, answer.json()["state"], answer.json()["budget"]) == (200, "queued", "0.060000000")
+
+
 # -- starting
 
 

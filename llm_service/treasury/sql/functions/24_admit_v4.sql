@@ -1,4 +1,4 @@
--- Gone: treasury_admit_v4 is dropped by migration 0016.
+-- Gone: treasury_admit_v4 is dropped by migration 0017.
 -- Migration 0009. The third version, which no release had, is gone; treasury_admit_v2 below goes with release 0.3.
 --
 -- Admission, for a group of calls at once: each call gets its hold in every window that applies to

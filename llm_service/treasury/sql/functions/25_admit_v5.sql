@@ -1,4 +1,4 @@
--- Migration 0016. The fourth version, which no release had, is gone; treasury_admit_v2 below goes with release 0.3.
+-- Migration 0017. The fourth version, which no release had, is gone; treasury_admit_v2 below goes with release 0.3.
 --
 -- Admission, for a group of calls at once: each call gets its hold in every window that applies to
 -- it, or nothing. One statement, one transaction, one commit for the group.

@@ -9,12 +9,12 @@ from alembic import op
 import llm_service.treasury
 from gateway.migrations.script import run_script
 
-revision = "0013"
-down_revision = "0015"
+revision = "0014"
+down_revision = "0013"
 branch_labels = None
 depends_on = None
 
-_SCRIPT = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0013_repricings.sql"
+_SCRIPT = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0014_repricings.sql"
 
 
 def upgrade() -> None:

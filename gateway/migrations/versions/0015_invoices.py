@@ -9,12 +9,12 @@ from alembic import op
 import llm_service.treasury
 from gateway.migrations.script import run_script
 
-revision = "0014"
-down_revision = "0013"
+revision = "0015"
+down_revision = "0014"
 branch_labels = None
 depends_on = None
 
-_SCRIPT = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0014_invoices.sql"
+_SCRIPT = Path(llm_service.treasury.__file__).parent / "sql" / "migrations" / "0015_invoices.sql"
 
 
 def upgrade() -> None:

@@ -9,8 +9,8 @@ from alembic import op
 import agents.configuration
 from gateway.migrations.script import run_script
 
-revision = "0017"
-down_revision = "0014"
+revision = "0016"
+down_revision = "0015"
 branch_labels = None
 depends_on = None
 

@@ -9,7 +9,7 @@ from alembic import op
 import agents.runs
 from gateway.migrations.script import run_script
 
-revision = "0015"
+revision = "0013"
 down_revision = "0012"
 branch_labels = None
 depends_on = None
