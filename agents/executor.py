@@ -1,4 +1,6 @@
-"""AgentExecutor: every trigger calls it. It takes an agent's name, an input and a caller, and returns a run.
+"""AgentExecutor: runs of a command that waits for the answer. They are not recorded, and end with the process.
+
+Runs that outlive a process are in `runs/`.
 
 What must hold:
   Each run has an id that all of its calls carry.
@@ -19,26 +21,23 @@ from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from pydantic_ai.usage import RunUsage
 
 from agents.definition import Task
 from agents.registry import AnyAgent, find_agent
+from agents.runs.starting import PrincipalSource, read_input
 from agents.services import Services
 from llm_service.errors import InvalidRequest, TreasurerError
 from llm_service.ids import new_call_id
 from llm_service.model import GovernedModel, GovernedService, Tally
 from llm_service.runs.money import RunMoney
-from llm_service.types import CallContext, Principal
+from llm_service.types import CallContext
 
 _logger = logging.getLogger(__name__)
 
 #: For so many seconds the envelope of a run stays open if its process dies. It is extended three times as often.
 LIFETIME_S = 900.0
-
-
-class PrincipalSource(Protocol):
-    async def by_agent(self, name: str) -> Principal: ...
 
 
 class Registration(Protocol):
@@ -155,11 +154,7 @@ class AgentExecutor:
             NotFound: there is no such agent. InvalidRequest: the input does not fit the agent's input type.
         """
         definition = find_agent(request.agent)
-        try:
-            given = definition.input_type.model_validate(dict(request.input))
-        except ValidationError as error:
-            problems = "; ".join(f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors())
-            raise InvalidRequest(f"Agent {definition.name!r} cannot run with this input: {problems}.") from None
+        given = definition.input_type.model_validate(read_input(request.agent, definition, request.input))
         run_id = request.run or str(new_call_id())
         context = CallContext(run=run_id, user=request.user, session=request.session, tags=request.tags)
         if request.budget_nano is not None:

@@ -125,7 +125,7 @@ class Terms(_Stored):
 
 
 @dataclass(frozen=True, slots=True)
-class RunMoney:
+class RunAmounts:
     """What a run may spend in all, and how much of that is held for it when it starts."""
 
     budget_nano: int
@@ -160,7 +160,7 @@ class AgentConfiguration:
         budget_nano: int | None = None,
         reserve_nano: int | None = None,
         may_raise: bool = False,
-    ) -> RunMoney:
+    ) -> RunAmounts:
         """What a run of this trigger may spend, and what is held for it.
 
         The trigger may ask for less. Only an administrator may ask for more (`may_raise`), up to what one run of the agent may spend.
@@ -186,8 +186,8 @@ class AgentConfiguration:
             )
         for reserve in (reserve_nano, own.reserve_nano, terms.reserve_nano):
             if reserve is not None:
-                return RunMoney(budget, min(reserve, budget))
-        return RunMoney(budget, budget if kind in UNATTENDED else 0)
+                return RunAmounts(budget, min(reserve, budget))
+        return RunAmounts(budget, budget if kind in UNATTENDED else 0)
 
     def allows(self, tool: str) -> bool:
         """Whether runs may use this tool of the logic."""

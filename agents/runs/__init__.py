@@ -7,7 +7,8 @@ in_memory.py     the same in memory, for tests
 refusals.py      why a store refuses to add, find, retry or fork a run (pure)
 journal.py       one run's steps: replayed, or done and recorded
 durability.py    the journal as a capability of PydanticAI: each model request and tool call is a step
-outcomes.py      what becomes of a run after an error (pure)
+failures.py      how a run stops that cannot simply go on, and what is recorded of an error (pure)
+outcomes.py      what becomes of a run that stops (pure)
 views.py         runs and steps as the API and the command line show them (pure)
 code_version.py  the version of the code, which each run records
 events.py        what a watcher of a run is shown, event by event (pure)

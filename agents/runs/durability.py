@@ -43,7 +43,8 @@ from pydantic_ai.tools import ToolDefinition
 
 from agents.configuration.terms import AgentConfiguration
 from agents.recorded_json import to_json
-from agents.runs.journal import Journal, RunFailed
+from agents.runs.failures import RunFailed
+from agents.runs.journal import Journal
 from agents.runs.record import Kind, Policy
 from agents.tools.policy import UNDECLARED, Declared, declared
 from llm_service.model import GovernedModel

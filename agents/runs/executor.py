@@ -18,7 +18,6 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
-from typing import Protocol
 
 from pydantic_core import to_jsonable_python
 
@@ -27,9 +26,11 @@ from agents.configuration.terms import AgentConfiguration, unpinned
 from agents.definition import AnyAgent
 from agents.registry import find_agent
 from agents.runs.durability import Journaled
-from agents.runs.journal import Journal, Limits, describe
-from agents.runs.outcomes import after, keep_s
+from agents.runs.failures import describe
+from agents.runs.journal import Journal, Limits
+from agents.runs.outcomes import after, cancelled, keep_s
 from agents.runs.record import Ended, HandsOver, Outcome, Run, State, Waits
+from agents.runs.starting import PrincipalSource
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
 from agents.services import Services
 from llm_service.errors import NotFound, TreasurerError, TreasuryUnavailable
@@ -44,10 +45,6 @@ log = logging.getLogger(__name__)
 _MARGIN_S = 600.0
 #: More than a run can have: each of its steps may be asked about twice, and again with each retry.
 _MOST_APPROVALS = 100_000
-
-
-class PrincipalSource(Protocol):
-    async def by_agent(self, name: str) -> Principal: ...
 
 
 async def _any_agent() -> None:
@@ -161,18 +158,6 @@ class RunExecutor:
             if isinstance(outcome, Waits):
                 raise
             log.warning("the envelope of run %s is given back later: %s", run.id, error)
-
-
-def cancelled() -> Ended:
-    """The outcome of a run that was to be cancelled."""
-    return Ended(State.CANCELLED, error={"code": "cancelled", "message": "It was cancelled."}, keep_s=KEEP_FAILED_S)
-
-
-def expired() -> Ended:
-    """The outcome of a run whose deadline has passed."""
-    return Ended(
-        State.EXPIRED, error={"code": "deadline", "message": "It did not end by its deadline."}, keep_s=KEEP_FAILED_S
-    )
 
 
 def _left_s(run: Run) -> float:

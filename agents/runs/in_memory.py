@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 from agents.approvals.deciding import cannot_decide, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
 from agents.recorded_json import to_json
+from agents.runs.outcomes import cancelled, expired
 from agents.runs.record import (
     Claim,
     Ended,
@@ -37,9 +38,6 @@ from agents.runs.record import (
 )
 from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, is_undecided, no_run
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
-
-_CANCELLED = {"code": "cancelled", "message": "It was cancelled."}
-_LATE = {"code": "deadline", "message": "It did not end by its deadline."}
 
 
 class InMemoryRuns:
@@ -74,7 +72,7 @@ class InMemoryRuns:
             configuration=json.loads(to_json(new.configuration)), code_version=new.code_version, trigger=new.trigger,
             trigger_key=new.trigger_key, session=new.session, asked_by=new.asked_by, on_behalf_of=new.on_behalf_of,
             tags=new.tags, state=State.QUEUED, wait_for=None, wake_at=None, priority=new.priority, owner=None, fence=0,
-            lease_until=None, attempt=0, deadline_at=now + span, cancel_at=None, envelope=new.envelope,
+            lease_until=None, attempt=0, deadline_at=now + span, cancel_at=None,
             budget_nano=new.budget_nano, reserve_nano=new.reserve_nano, cost_nano=0, lost_nano=0,
             input=json.loads(to_json(new.input)), output=None, error=None, created_at=now, started_at=None, ended_at=None,
             forgotten=False,
@@ -248,7 +246,7 @@ class InMemoryRuns:
         now = self._now()
         self._close_approvals(run)
         if run.cancel_at is not None and not isinstance(outcome, Ended):
-            outcome = Ended(State.CANCELLED, error=_CANCELLED, keep_s=KEEP_FAILED_S)
+            outcome = cancelled()
         progressed = any(
             step.fence == run.fence and step.state is StepState.DONE for step in self._steps[run.id].values()
         )
@@ -290,9 +288,9 @@ class InMemoryRuns:
             }
             outcome: Outcome
             if lost and run.cancel_at is not None:
-                outcome = Ended(State.CANCELLED, error=_CANCELLED, keep_s=KEEP_FAILED_S)
+                outcome = cancelled()
             elif late and (lost or run.state in (State.QUEUED, State.WAITING)):
-                outcome = Ended(State.EXPIRED, error=_LATE, keep_s=KEEP_FAILED_S)
+                outcome = expired()
             elif lost and run.attempt >= most_attempts and not progressed:
                 outcome = Ended(State.DEAD, error=dead, keep_s=KEEP_FAILED_S)
             elif lost or due:
@@ -312,7 +310,7 @@ class InMemoryRuns:
         if not run.state.ended:
             run = self._runs[run_id] = replace(run, cancel_at=run.cancel_at or self._now())
             if run.state is not State.RUNNING:
-                self._leave(run, Ended(State.CANCELLED, error=_CANCELLED, keep_s=KEEP_FAILED_S))
+                self._leave(run, cancelled())
         for child in [each for each in self._runs.values() if each.parent_id == run_id]:
             await self.cancel(child.id)
         return self._runs[run_id]
@@ -363,7 +361,7 @@ class InMemoryRuns:
             run, id=new_id, number=len(self._runs) + 1, root_id=new_id, parent_id=None, forked_from=run_id,
             forked_steps=steps, code_version=code_version, trigger=Trigger.FORK, trigger_key=key, session=None,
             asked_by=asked_by, state=State.QUEUED, wait_for=None, wake_at=None, owner=None, fence=0, lease_until=None,
-            attempt=0, deadline_at=now + span, cancel_at=None, envelope=None, cost_nano=0, lost_nano=0, output=None,
+            attempt=0, deadline_at=now + span, cancel_at=None, cost_nano=0, lost_nano=0, output=None,
             error=None, created_at=now, started_at=None, ended_at=None,
         )  # fmt: skip
         self._put(fork, span)

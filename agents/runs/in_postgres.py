@@ -89,7 +89,7 @@ class PostgresRuns:
         rows = await self._fetch(
             _ADD, new.id, new.root_id or new.id, new.parent_id, new.trigger, new.agent, new.organisation_id, new.team_id,
             to_json(new.configuration), digest_of(new.configuration), new.code_version, new.trigger_key, new.session,
-            new.asked_by, new.on_behalf_of, list(new.tags), new.priority, new.time_limit_s, new.envelope, new.budget_nano,
+            new.asked_by, new.on_behalf_of, list(new.tags), new.priority, new.time_limit_s, new.budget_nano,
             new.reserve_nano, to_json(new.input),
         )  # fmt: skip
         if rows:

@@ -21,12 +21,11 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic_core import to_jsonable_python
-
 from agents.approvals.deciding import digest_of_call
 from agents.approvals.record import Approval, ApprovalState, NewApproval, Unanswered, Why
 from agents.configuration.terms import LostAnswer
 from agents.recorded_json import digest_of, to_json
+from agents.runs.failures import Diverged, PersonNeeded, RunFailed, as_json, describe
 from agents.runs.record import Claim, Kind, Policy, Step, StepEnd, StepHead, StepState
 from agents.runs.store import LEASE_S, RunStore
 from agents.tools.policy import Declared, DidNotHappen, Happened, under_key
@@ -53,28 +52,6 @@ class Limits:
     result_bytes: int = 1024 * 1024
     lost_answer: LostAnswer = LostAnswer.BUY_AGAIN
     unanswered: Unanswered = Unanswered.FAIL
-
-
-class RunFailed(Exception):
-    """The run cannot go on. `code` is for programs, the message for people."""
-
-    def __init__(self, code: str, message: str, **details: Any) -> None:
-        super().__init__(message)
-        self.code = code
-        self.message = message
-        self.details = details
-
-
-class Diverged(RunFailed):
-    """The run takes another way than is recorded."""
-
-
-class PersonNeeded(Exception):
-    """Only a person can decide whether a step is done (again). `asks` is the question."""
-
-    def __init__(self, asks: NewApproval) -> None:
-        super().__init__(f"a person decides about step {asks.position} ({asks.tool})")
-        self.asks = asks
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +184,7 @@ class Journal:
         position = self.position + 1
         approval = self.changes.get(position)
         if approval is not None:
-            _check_shown(approval, tool, _as_json(arguments))
+            _check_shown(approval, tool, as_json(arguments))
         self._announced = _Announced(position, schema, approval is not None)
         return None if approval is None else approval.changed
 
@@ -256,7 +233,7 @@ class Journal:
             )
         once_key = f"{self.claim.run_id}/{self.position}"
         self._key, self._requests, self._bought_again, self._spent = once_key, 0, False, _Spent()
-        shown = None if arguments is None else _as_json(arguments)
+        shown = None if arguments is None else as_json(arguments)
         digest = None if arguments is None else digest_of(shown)
         return StepHead(self.position, name, kind, policy, once_key, tool, shown, digest)
 
@@ -413,20 +390,6 @@ def _check_shown(approval: Approval, tool: str, arguments: object) -> None:
             step=approval.position,
             approval=str(approval.id),
         )
-
-
-def describe(error: BaseException) -> dict[str, Any]:
-    """An error as a run or a step keeps it: a code for programs and a message for people."""
-    if isinstance(error, TreasurerError):
-        return {"code": error.code, "message": error.message, "details": _as_json(error.details)}
-    if isinstance(error, RunFailed):
-        return {"code": error.code, "message": error.message, "details": _as_json(error.details)}
-    return {"code": "error", "type": type(error).__name__, "message": str(error)[:2000] or type(error).__name__}
-
-
-def _as_json(value: object) -> Any:
-    """A value as JSON has it; what JSON does not have is shown as Python prints it."""
-    return to_jsonable_python(value, fallback=repr, inf_nan_mode="strings")
 
 
 def _check_same(then: StepHead, now: StepHead) -> None:

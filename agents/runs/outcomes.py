@@ -1,4 +1,4 @@
-"""What becomes of a run after an error. Pure.
+"""What becomes of a run that stops: after an error, a cancellation or its deadline. Pure.
 
 What must hold:
   A run that only has to wait waits: for a person, for money, or for a while; nothing holds it meanwhile.
@@ -14,7 +14,7 @@ from typing import Any
 
 from agents.approvals.record import NewApproval, Why
 from agents.configuration.terms import Keep, OnBudget, Terms
-from agents.runs.journal import PersonNeeded, describe
+from agents.runs.failures import PersonNeeded, describe
 from agents.runs.record import Ended, Outcome, State, WaitFor, Waits
 from agents.runs.store import KEEP_FAILED_S
 from llm_service.errors import (
@@ -63,6 +63,18 @@ def after(error: Exception, step: int, earlier: dict[str, Any] | None, terms: Te
     if isinstance(error, UpstreamError) and _may_pass(error) and tries <= _RETRIES:
         return Waits(WaitFor.TIME, pause_s, described)
     return failed
+
+
+def cancelled() -> Ended:
+    """The outcome of a run that was to be cancelled."""
+    return Ended(State.CANCELLED, error={"code": "cancelled", "message": "It was cancelled."}, keep_s=KEEP_FAILED_S)
+
+
+def expired() -> Ended:
+    """The outcome of a run whose deadline has passed."""
+    return Ended(
+        State.EXPIRED, error={"code": "deadline", "message": "It did not end by its deadline."}, keep_s=KEEP_FAILED_S
+    )
 
 
 def keep_s(terms: Terms) -> float:

@@ -104,7 +104,6 @@ class NewRun:
     tags: tuple[str, ...] = ()
     priority: int = 0
     time_limit_s: float = 86_400
-    envelope: UUID | None = None
     budget_nano: int | None = None
     reserve_nano: int | None = None
 
@@ -140,7 +139,6 @@ class Run:
     attempt: int
     deadline_at: datetime
     cancel_at: datetime | None
-    envelope: UUID | None
     budget_nano: int | None
     reserve_nano: int | None
     cost_nano: int

@@ -20,7 +20,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from agents.configuration.terms import AgentConfiguration, RunMoney, TriggerKind
+from agents.configuration.terms import AgentConfiguration, RunAmounts, TriggerKind
 from agents.definition import AnyAgent
 from agents.registry import find_agent
 from agents.runs.code_version import CODE_VERSION
@@ -41,6 +41,8 @@ _KINDS = {
 
 
 class PrincipalSource(Protocol):
+    """Reads who pays for an agent's calls."""
+
     async def by_agent(self, name: str) -> Principal: ...
 
 
@@ -157,7 +159,7 @@ def check_raise(run: Run, budget_nano: int, configuration: AgentConfiguration) -
         )
 
 
-def money_of(configuration: AgentConfiguration, request: StartRequest) -> RunMoney:
+def money_of(configuration: AgentConfiguration, request: StartRequest) -> RunAmounts:
     """What the run may spend, and what is held at its start. Raises InvalidRequest as `AgentConfiguration.money` does."""
     kind = TriggerKind.CHAT if request.session is not None else _KINDS.get(request.trigger, TriggerKind.REQUEST)
     return configuration.money(

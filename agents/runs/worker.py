@@ -20,7 +20,8 @@ from enum import Enum
 from functools import partial
 from uuid import UUID, uuid4
 
-from agents.runs.executor import RunExecutor, cancelled, expired
+from agents.runs.executor import RunExecutor
+from agents.runs.outcomes import cancelled, expired
 from agents.runs.record import Claim, Ended, HandsOver, Outcome, Run
 from agents.runs.store import LEASE_S, LeaseLost
 from llm_service.errors import TreasurerError

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agents.configuration.inputs import NewVersion
-    from agents.configuration.terms import AgentConfiguration, RunMoney
+    from agents.configuration.terms import AgentConfiguration, RunAmounts
 
 _Name = Annotated[str, typer.Argument(metavar="NAME")]
 _Version = Annotated[int, typer.Argument(metavar="VERSION", min=0, max=2**31 - 1)]
@@ -252,7 +252,7 @@ def describe(configuration: AgentConfiguration) -> list[str]:
     return head + [f"  {name:<{width}}  {value}" for name, value in lines.items() if value is not None]
 
 
-def _money(money: RunMoney) -> str:
+def _money(money: RunAmounts) -> str:
     return f"{format_dollars(money.budget_nano)} a run, {format_dollars(money.reserve_nano)} held at its start"
 
 

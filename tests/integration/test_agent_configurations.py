@@ -11,7 +11,7 @@ import httpx2
 import pytest
 
 from agents.configuration.inputs import NewVersion, UseVersion
-from agents.configuration.terms import RunMoney, TriggerKind
+from agents.configuration.terms import RunAmounts, TriggerKind
 from agents.configuration.versions import AgentConfigurations, change_configuration, set_configuration, use_version
 from gateway.migrations import migrate
 from llm_service.administration import organisations
@@ -248,7 +248,7 @@ async def test_an_administrator_bounds_what_a_configuration_may_say(
     assert (made.json()["most_per_run_nano"], made.json()["most_per_run"]) == (500_000_000, "0.500000000")
     # The defaults of the code are more than that: a run has at most what is allowed.
     source = AgentConfigurations(pool)
-    assert (await source.current("digest")).money(TriggerKind.SCHEDULE) == RunMoney(500_000_000, 500_000_000)
+    assert (await source.current("digest")).money(TriggerKind.SCHEDULE) == RunAmounts(500_000_000, 500_000_000)
     before = await state(pool)
     for method, body in (("PUT", {}), ("PATCH", {"budget": "0.51"}), ("PUT", {"budget": 2, "reserve": 0})):
         refused = await api.request(method, PATH, json=body)
@@ -263,12 +263,12 @@ async def test_an_administrator_bounds_what_a_configuration_may_say(
     assert (await api.patch("/agents/digest", json={"most_per_run": "0.30"})).status_code == 200
     current = await source.current("digest")
     assert (current.version, current.terms.budget_nano) == (1, 500_000_000)
-    assert current.money(TriggerKind.REQUEST) == RunMoney(300_000_000, 300_000_000)
+    assert current.money(TriggerKind.REQUEST) == RunAmounts(300_000_000, 300_000_000)
     with pytest.raises(InvalidRequest, match=r"at most \$0\.30"):
         current.money(TriggerKind.REQUEST, budget_nano=300_000_001)
     assert (await api.patch("/agents/digest", json={"floor_tokens": 20})).json()["most_per_run_nano"] == 300_000_000
     assert (await api.patch("/agents/digest", json={"most_per_run": "none"})).json()["most_per_run_nano"] is None
-    assert (await source.current("digest")).money(TriggerKind.REQUEST) == RunMoney(500_000_000, 400_000_000)
+    assert (await source.current("digest")).money(TriggerKind.REQUEST) == RunAmounts(500_000_000, 400_000_000)
     assert (await api.patch(PATH, json={"budget": 3})).json()["version"] == 2
 
 

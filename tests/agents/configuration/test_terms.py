@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from agents.configuration.inputs import NewVersion, changed, default_terms
-from agents.configuration.terms import AgentConfiguration, RunMoney, TriggerKind, read_terms, unpinned
+from agents.configuration.terms import AgentConfiguration, RunAmounts, TriggerKind, read_terms, unpinned
 from agents.definition import AnyAgent
 from agents.runs.record import Policy
 from llm_service.errors import Conflict, InvalidRequest
@@ -25,10 +25,10 @@ def configured(logic: AnyAgent, **given: Any) -> AgentConfiguration:
 
 def test_a_run_that_somebody_waits_for_holds_nothing_at_first_and_the_others_hold_everything(logic: AnyAgent) -> None:
     helper = configured(logic)
-    assert helper.money(Kind.REQUEST) == RunMoney(25 * CENT, 0)
-    assert helper.money(Kind.CHAT) == RunMoney(5 * CENT, 0)
-    assert helper.money(Kind.SCHEDULE) == RunMoney(25 * CENT, 25 * CENT)
-    assert helper.money(Kind.WEBHOOK) == RunMoney(25 * CENT, 25 * CENT)
+    assert helper.money(Kind.REQUEST) == RunAmounts(25 * CENT, 0)
+    assert helper.money(Kind.CHAT) == RunAmounts(5 * CENT, 0)
+    assert helper.money(Kind.SCHEDULE) == RunAmounts(25 * CENT, 25 * CENT)
+    assert helper.money(Kind.WEBHOOK) == RunAmounts(25 * CENT, 25 * CENT)
 
 
 def test_a_trigger_has_its_own_amounts_and_else_the_agents(logic: AnyAgent) -> None:
@@ -38,17 +38,17 @@ def test_a_trigger_has_its_own_amounts_and_else_the_agents(logic: AnyAgent) -> N
         "chat": {"budget": "0.01"},
     }
     helper = configured(logic, budget="0.20", reserve="0.02", triggers=triggers)
-    assert helper.money(Kind.REQUEST) == RunMoney(20 * CENT, 2 * CENT)
-    assert helper.money(Kind.SCHEDULE) == RunMoney(10 * CENT, 0)
-    assert helper.money(Kind.WEBHOOK) == RunMoney(20 * CENT, 3 * CENT)
-    assert helper.money(Kind.CHAT) == RunMoney(1 * CENT, 1 * CENT)  # the agent's reserve, but never above the budget
+    assert helper.money(Kind.REQUEST) == RunAmounts(20 * CENT, 2 * CENT)
+    assert helper.money(Kind.SCHEDULE) == RunAmounts(10 * CENT, 0)
+    assert helper.money(Kind.WEBHOOK) == RunAmounts(20 * CENT, 3 * CENT)
+    assert helper.money(Kind.CHAT) == RunAmounts(1 * CENT, 1 * CENT)  # the agent's reserve, but never above the budget
 
 
 def test_a_trigger_may_ask_for_less_and_not_for_more(logic: AnyAgent) -> None:
     helper = configured(logic)
-    assert helper.money(Kind.REQUEST, budget_nano=CENT) == RunMoney(CENT, 0)
-    assert helper.money(Kind.SCHEDULE, budget_nano=CENT) == RunMoney(CENT, CENT)
-    assert helper.money(Kind.REQUEST, reserve_nano=0) == RunMoney(25 * CENT, 0)
+    assert helper.money(Kind.REQUEST, budget_nano=CENT) == RunAmounts(CENT, 0)
+    assert helper.money(Kind.SCHEDULE, budget_nano=CENT) == RunAmounts(CENT, CENT)
+    assert helper.money(Kind.REQUEST, reserve_nano=0) == RunAmounts(25 * CENT, 0)
     for kind, budget in ((Kind.REQUEST, 25 * CENT + 1), (Kind.CHAT, 5 * CENT + 1), (Kind.CHAT, 0)):
         with pytest.raises(InvalidRequest, match=r"at most \$0\.\d+ \(version 3") as refused:
             helper.money(kind, budget_nano=budget)

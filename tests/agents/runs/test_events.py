@@ -219,7 +219,7 @@ def test_an_id_of_another_run_is_refused(shown: Shown) -> None:
     run = Run(
         uuid4(), 1, uuid4(), None, None, None, "a", 1, 1, {}, "1", trigger=None, trigger_key=None, session=None,  # pyright: ignore[reportArgumentType]
         asked_by=None, on_behalf_of=None, tags=(), state=State.RUNNING, wait_for=None, wake_at=None, priority=0, owner=uuid4(),
-        fence=1, lease_until=now, attempt=1, deadline_at=now + timedelta(1), cancel_at=None, envelope=None, budget_nano=None,
+        fence=1, lease_until=now, attempt=1, deadline_at=now + timedelta(1), cancel_at=None, budget_nano=None,
         reserve_nano=None, cost_nano=0, lost_nano=0, input={}, output=None, error=None, created_at=now, started_at=now,
         ended_at=None, forgotten=False,
     )  # fmt: skip
