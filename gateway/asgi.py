@@ -36,15 +36,19 @@ _DRAIN_S = 10.0
 _DRAIN_PAUSE_S = 1.0
 
 
-class ErrorWire(Protocol):
+class ErrorEvents(Protocol):
+    """How one API writes an error in a stream."""
+
+    def event(self, error: TreasurerError) -> bytes:
+        """The error as the last event of a stream."""
+        ...
+
+
+class ErrorWire(ErrorEvents, Protocol):
     """How one API writes an error."""
 
     def body(self, error: TreasurerError) -> bytes:
         """The error as the body of an answer, in JSON."""
-        ...
-
-    def event(self, error: TreasurerError) -> bytes:
-        """The error as the last event of a stream."""
         ...
 
 
@@ -208,7 +212,7 @@ class _Stalled(Exception):
 
 
 async def send_stream(
-    answer: EventStream, send: Send, scope: Scope, wire: ErrorWire, *, stalled_s: float, name: str
+    answer: EventStream, send: Send, scope: Scope, wire: ErrorEvents, *, stalled_s: float, name: str
 ) -> None:
     """Send the events of a stream as they come, and close the stream at the end, also after an error.
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -95,7 +95,7 @@ class Watching:
         check_shown(shown, run, steps)
         return not run.state.ended or any(True for _ in events_after(shown, run, steps))
 
-    async def events(self, run_id: UUID, shown: Shown, *, idle_s: float) -> AsyncIterator[list[Event]]:
+    async def events(self, run_id: UUID, shown: Shown, *, idle_s: float) -> AsyncGenerator[list[Event], None]:
         """The run's events after those that were shown, some at a time, until the run has ended and all are shown.
 
         An empty list: nothing has changed for `idle_s` seconds. Ask `has_more` first, which checks what was shown.

@@ -65,7 +65,8 @@ def start(
     from agents.runs.record import Trigger
     from agents.runs.starting import StartRequest
     from llm_service.errors import InvalidRequest
-    from llm_service.wire.requests import attribution, parse_body
+    from llm_service.wire.bodies import parse_body
+    from llm_service.wire.requests import attribution
 
     try:
         request = StartRequest(

@@ -12,32 +12,26 @@ from datetime import UTC, datetime
 from typing import Annotated, Protocol
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Query, Request, Response
+from fastapi import Depends, Query, Request, Response
 
 from agents.approvals.deciding import Decider, checked, may_see, no_approval
 from agents.approvals.inputs import DecisionInput
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState
 from agents.approvals.views import ApprovalView, approval_view
 from agents.runs.store import RunStore
-from gateway.auth import secret_of
-from gateway.routes.admin.common import Listing
-from gateway.routes.bounded import bounded_route
-from gateway.routes.runs import MOST_BODY_BYTES, MOST_ROWS, Owners, answer
+from gateway.routes.admin.common import Listing, listing
+from gateway.routes.agents import MOST_ROWS, agents_router, answer, owner_of
 from llm_service.administration.inputs import MAX_ID
-from llm_service.errors import InvalidRequest
+from llm_service.administration.paging import page_of, to_fetch
 from llm_service.types import Principal
-from llm_service.wire.requests import attribution, parse_body
+from llm_service.wire.requests import attribution
 
-_TOO_LARGE = f"The body of a decision may be at most {MOST_BODY_BYTES // 1024} KiB."
-_PARAMETERS = ("agent", "run", "state", "limit", "after")
 _KEY = "key "
 
 
 class ApprovalsRuntime(Protocol):
-    """The parts of a gateway that these routes need (`GatewayRuntime` has them)."""
+    """The part of a gateway that these routes need (`GatewayRuntime` has it)."""
 
-    @property
-    def principals(self) -> Owners: ...
     @property
     def runs(self) -> RunStore: ...
 
@@ -51,36 +45,18 @@ def decider_of(owner: Principal | str) -> Decider:
     return Decider(owner, everything=True)
 
 
-async def _known(request: Request) -> None:
-    request.state.decider = decider_of(await _runtime(request).principals.owner(secret_of(request)))
-
-
-def _check(request: Request, body: bytes) -> None:
-    if body:
-        parse_body(body)
-    allowed = _PARAMETERS if request.url.path.rstrip("/") == "/agents/approvals" else ()
-    for name in request.query_params:
-        if name not in allowed:
-            wanted = f"Allowed: {', '.join(allowed)}." if allowed else "None is allowed here."
-            raise InvalidRequest(f"Unknown parameter {name[:80]!r}. {wanted}", param=name[:80])
-
-
 def _runtime(request: Request) -> ApprovalsRuntime:
     return request.app.state.runtime
 
 
 def _decider(request: Request) -> Decider:
-    return request.state.decider
+    return decider_of(owner_of(request))
 
 
 Runtime = Annotated[ApprovalsRuntime, Depends(_runtime)]
 Who = Annotated[Decider, Depends(_decider)]
 
-router = APIRouter(
-    prefix="/agents",
-    tags=["approvals"],
-    route_class=bounded_route(_known, most_bytes=MOST_BODY_BYTES, too_large=_TOO_LARGE, check=_check),
-)
+router = agents_router("approvals", ("agent", "run", "state", "limit", "after"))
 
 
 @router.get("/approvals", response_model=Listing[ApprovalView])
@@ -103,13 +79,12 @@ async def list_approvals(
         approvers=who.names,
         state=state,
         after=after or 0,
-        most=limit + 1,
+        most=to_fetch(limit),
     )
     found = await runtime.runs.approvals(wanted)
     now = datetime.now(UTC)
-    page = [approval_view(each, now) for each in found[:limit]]
-    more = len(found) > limit
-    return answer(Listing[ApprovalView](data=page, has_more=more, next_after=page[-1].number if more else None))
+    page = page_of(found, limit, lambda each: approval_view(each, now))
+    return answer(listing(page, lambda each: each.number))
 
 
 @router.get("/approvals/{approval_id}", response_model=ApprovalView)

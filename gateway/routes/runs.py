@@ -5,52 +5,40 @@ An agent's key sees the runs of its team, and nothing shows that another team's 
 agent only.
 An agent's key never decides what a person has to decide of a run (invariant I8).
 An administrator's key sees and does all.
-A body is read after the key was checked. A wrong request is answered by name and changes nothing.
+A wrong request is answered by name and changes nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any, Protocol
 from uuid import UUID
 
-from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi import Depends, Header, Query, Request, Response
 from pydantic import AfterValidator, BaseModel, Field
 
-from agents.recorded_json import to_json
 from agents.runs.code_version import CODE_VERSION
-from agents.runs.events import Event, Shown, read_id
+from agents.runs.events import Shown, read_id
 from agents.runs.record import Run, RunFilter, State
 from agents.runs.refusals import no_run
 from agents.runs.starting import StartRequest
 from agents.runs.store import RunStore
 from agents.runs.views import RunView, StepView, run_view, step_view
 from agents.runs.watching import Watching
-from gateway.asgi import CallerLeft, Receive, Scope, Send, send_stream, unless_caller_leaves
-from gateway.auth import secret_of
-from gateway.routes.admin.common import Listing
-from gateway.routes.bounded import bounded_route
-from llm_service.administration.inputs import MAX_ID, Amount, AmountOrZero, Input, parse_duration, parse_moment
-from llm_service.administration.paging import Page
-from llm_service.errors import InvalidRequest, NotPermitted, TreasurerError
+from gateway.asgi import unless_caller_leaves
+from gateway.routes.admin.common import Listing, listing
+from gateway.routes.agents import MOST_ROWS, agents_router, answer, owner_of
+from gateway.routes.run_events import EventResponse
+from llm_service.administration.inputs import MAX_ID, Amount, AmountOrZero, Input, parse_past
+from llm_service.administration.paging import page_of, to_fetch
+from llm_service.errors import InvalidRequest, NotPermitted
 from llm_service.ids import new_call_id
 from llm_service.types import Principal
-from llm_service.wire.openai_errors import openai_error_body
-from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, attribution, parse_body
+from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, attribution
 
-MOST_BODY_BYTES = 1024 * 1024
-MOST_ROWS = 200
 MOST_WAIT_S = 300
 #: After so many seconds without an event, a stream sends a comment, so that no proxy in between closes it as dead.
 _IDLE_S = 15.0
-_TOO_LARGE = f"The body of a request for a run may be at most {MOST_BODY_BYTES // 1024} KiB."
-
-
-class Owners(Protocol):
-    """The part that finds the owner of a key (`Principals` is one)."""
-
-    async def owner(self, secret: str) -> Principal | str: ...
 
 
 class Starter(Protocol):
@@ -70,8 +58,6 @@ class RunsSettings(Protocol):
 class RunsRuntime(Protocol):
     """The parts of a gateway that these routes need (`GatewayRuntime` has them)."""
 
-    @property
-    def principals(self) -> Owners: ...
     @property
     def runs(self) -> RunStore: ...
     @property
@@ -114,26 +100,12 @@ class Caller:
             )
 
 
-async def _known(request: Request) -> None:
-    request.state.caller = Caller(await _runtime(request).principals.owner(secret_of(request)))
-
-
-def _check(request: Request, body: bytes) -> None:
-    if body:
-        parse_body(body)
-    allowed = _PARAMETERS if request.url.path.rstrip("/") == "/agents/runs" else ()
-    for name in request.query_params:
-        if name not in allowed:
-            wanted = f"Allowed: {', '.join(allowed)}." if allowed else "None is allowed here."
-            raise InvalidRequest(f"Unknown parameter {name[:80]!r}. {wanted}", param=name[:80])
-
-
 def _runtime(request: Request) -> RunsRuntime:
     return request.app.state.runtime
 
 
 def _caller(request: Request) -> Caller:
-    return request.state.caller
+    return Caller(owner_of(request))
 
 
 Runtime = Annotated[RunsRuntime, Depends(_runtime)]
@@ -145,11 +117,7 @@ Key = Annotated[
     ),
 ]
 
-router = APIRouter(
-    prefix="/agents",
-    tags=["runs"],
-    route_class=bounded_route(_known, most_bytes=MOST_BODY_BYTES, too_large=_TOO_LARGE, check=_check),
-)
+router = agents_router("runs", ("agent", "state", "session", "user", "since", "limit", "after"))
 
 
 def _attributed(value: str) -> str:
@@ -195,16 +163,9 @@ class StepListing(BaseModel):
     data: list[StepView]
 
 
-def answer(value: BaseModel, status: int = 200, **headers: str) -> Response:
-    """A view as JSON in ASCII, because a model may have written text that UTF-8 does not have (half a surrogate pair)."""
-    body = to_json(value.model_dump(mode="json"))
-    return Response(body, status, headers=headers, media_type="application/json")
-
-
 # -- reading
 
 
-_PARAMETERS = ("agent", "state", "session", "user", "since", "limit", "after")
 _Text = Annotated[str | None, Query(max_length=256)]
 
 
@@ -231,24 +192,20 @@ async def list_runs(
         user=attribution(user, "user", "user"),
         since=_moment(since),
         before=after,
-        most=limit + 1,
+        most=to_fetch(limit),
     )
     found = await runtime.runs.page(wanted)
-    page = Page(run_view(run) for run in found[:limit])
-    page.more = len(found) > limit
-    return answer(Listing[RunView](data=page, has_more=page.more, next_after=page[-1].number if page.more else None))
+    return answer(listing(page_of(found, limit, run_view), lambda run: run.number))
 
 
 def _moment(since: str | None) -> datetime | None:
     if since is None:
         return None
     try:
-        return datetime.now(UTC) - parse_duration(since)
-    except ValueError:
-        try:
-            return parse_moment(since)
-        except ValueError as error:
-            raise InvalidRequest(f"since: {error}; or how long ago, such as 30d", param="since") from None
+        when = parse_past(since)
+    except ValueError as error:
+        raise InvalidRequest(f"since: {error}", param="since") from None
+    return when if isinstance(when, datetime) else datetime.now(UTC) - when
 
 
 @router.get("/runs/{run_id}", response_model=RunView)
@@ -385,54 +342,4 @@ async def watch_run(
     if not await runtime.watching.has_more(run_id, shown):
         return Response(status_code=204)  # so that a browser does not connect again
     events = runtime.watching.events(run_id, shown, idle_s=_IDLE_S)
-    return _EventResponse(_EventLines(events), runtime.settings.stalled_timeout_s, f"the stream of run {run_id}")
-
-
-class _EventErrors:
-    def body(self, error: TreasurerError) -> bytes:
-        return openai_error_body(error)
-
-    def event(self, error: TreasurerError) -> bytes:
-        return b"event: error\ndata: " + openai_error_body(error) + b"\n\n"
-
-
-class _EventLines:
-    """Events as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
-
-    status = 200
-
-    def __init__(self, events: AsyncIterator[Sequence[Event]]) -> None:
-        self._events = events
-        self.headers = {
-            "content-type": "text/event-stream; charset=utf-8",
-            "cache-control": "no-store",
-            "x-accel-buffering": "no",  # otherwise nginx would delay events
-        }
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        yield b"retry: 2000\n\n"
-        async for events in self._events:
-            yield b"".join(map(_lines, events)) or b": nothing new\n\n"
-
-    async def aclose(self) -> None:
-        """Stop watching."""
-        await self._events.aclose()  # pyright: ignore[reportAttributeAccessIssue]  # it is a generator
-
-
-def _lines(event: Event) -> bytes:
-    return f"id: {event.shown.id}\nevent: {event.name}\ndata: {to_json(event.data)}\n\n".encode()
-
-
-class _EventResponse(Response):
-    """Sends events as they come, and stops when the watcher leaves or does not read."""
-
-    def __init__(self, lines: _EventLines, stalled_s: float, name: str) -> None:
-        super().__init__()
-        self._lines, self._stalled_s, self._name = lines, stalled_s, name
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        sending = send_stream(self._lines, send, scope, _EventErrors(), stalled_s=self._stalled_s, name=self._name)
-        try:
-            await unless_caller_leaves(sending, receive)
-        except CallerLeft:
-            return
+    return EventResponse(events, runtime.settings.stalled_timeout_s, f"the stream of run {run_id}")

@@ -163,7 +163,12 @@ def _when(value: object) -> datetime | timedelta:
     return _moment_or_duration(value, "a duration from now")
 
 
-def _past(value: object) -> datetime | timedelta:
+def parse_past(value: object) -> datetime | timedelta:
+    """Read a time, or how long ago it is.
+
+    Raises:
+        ValueError: it is neither.
+    """
     return _moment_or_duration(value, "how long ago")
 
 
@@ -222,7 +227,7 @@ When = Annotated[
 #: A time; or how long ago that is, by Postgres' clock.
 Past = Annotated[
     datetime | timedelta,
-    BeforeValidator(_past),
+    BeforeValidator(parse_past),
     WithJsonSchema({"type": "string", "examples": ["30d", "2026-11-01T00:00:00Z"]}),
 ]
 #: Why an operator does something, for the readers of the log of changes.

@@ -9,12 +9,10 @@ What must hold:
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, TypeVar
-
-if TYPE_CHECKING:
-    from asyncpg import Record
+from typing import TypeVar
 
 _T = TypeVar("_T")
+_Row = TypeVar("_Row")
 
 #: How many rows a page has by default, and at most.
 DEFAULT, MOST = 100, 1000
@@ -27,11 +25,11 @@ class Page(list[_T]):
 
 
 def to_fetch(limit: int) -> int:
-    """How many rows to ask Postgres for: one more than the page has, which shows whether there are more."""
+    """How many rows to read: one more than the page has, which shows whether there are more."""
     return max(1, min(limit, MOST)) + 1
 
 
-def page_of(rows: Sequence[Record], limit: int, read: Callable[[Record], _T]) -> Page[_T]:
+def page_of(rows: Sequence[_Row], limit: int, read: Callable[[_Row], _T]) -> Page[_T]:
     """The page of at most `limit` rows, from rows of which `to_fetch(limit)` were asked for."""
     shown = to_fetch(limit) - 1
     page = Page(read(row) for row in rows[:shown])

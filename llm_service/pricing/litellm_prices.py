@@ -114,7 +114,7 @@ def _searches(
         return (fee, fee, fee), (low, medium, high), 1
     if not any(prices) and not fee:
         raise RatesError(
-            "it searches by itself, and has no price for that; name that price in model_info "
+            "it searches automatically, and has no price for that; name that price in model_info "
             "(search_context_cost_per_query or input_cost_per_request)"
         )
     lacking = [size for size in SEARCH_CONTEXTS if named.get(f"search_context_size_{size}") is None]

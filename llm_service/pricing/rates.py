@@ -121,8 +121,7 @@ class Rates:
     `default`, `flex` and `priority` are service tiers. Each has the prices of tokens by length of prompt, the shortest
     first. `request` is charged once for a call, and `search` for each search. Both depend on the search context (low,
     medium, high). `context` applies if a report names no size: it is the request's size (`asked_for_context`), or else
-    the provider's default. `citation` is the price of a citation token. All prices are in
-    femto-dollars.
+    the provider's default. `citation` is the price of a citation token. All prices are in femto-dollars.
 
     Multipliers apply to the whole cost, and are in ten-thousandths. Those of `regions` and `speeds` apply if a report
     names the region or the speed. `always` applies to every call.

@@ -15,7 +15,6 @@ the model.
 
 from __future__ import annotations
 
-import gc
 import re
 from dataclasses import dataclass
 from typing import Any, Final, Literal, cast
@@ -23,6 +22,7 @@ from typing import Any, Final, Literal, cast
 import orjson
 
 from llm_service.errors import InvalidRequest
+from llm_service.wire.bodies import parse_body
 from llm_service.wire.expansion import nfkc_growth_bytes, ref_expansion_bytes
 from llm_service.wire.media import Medium, read_part
 
@@ -32,13 +32,6 @@ MAX_CHOICES = 128
 MAX_ATTRIBUTION = 128
 #: The most tags that a call may name.
 MAX_TAGS = 32
-#: The deepest nesting of a body. orjson reads deeper bodies than the 254 levels that it can write, and a body has to be
-#: written again.
-_MAX_DEPTH = 200
-#: The most lists and objects of a body. LiteLLM walks through all of them several times, and serves no other request
-#: meanwhile: a million would take ten seconds.
-_MAX_PARTS = 250_000
-_LARGE_BYTES = 1 << 20
 
 _COMMON = frozenset({"model", "user"})
 # fmt: off
@@ -111,54 +104,6 @@ class ParsedRequest:
 
 def _invalid(param: str, message: str) -> InvalidRequest:
     return InvalidRequest(message, param=param)
-
-
-def parse_body(body: bytes) -> dict[str, Any]:
-    """Read a JSON object.
-
-    Raises:
-        InvalidRequest: not UTF-8, not JSON, or not an object.
-    """
-    try:
-        data = _read(body)
-    except orjson.JSONDecodeError as error:
-        raise InvalidRequest(f"The body is not valid JSON: {error}.", code="invalid_json") from None
-    except RecursionError:
-        raise InvalidRequest("The body is nested too deeply.", code="invalid_json") from None
-    if not isinstance(data, dict):
-        raise InvalidRequest("The body must be a JSON object.", code="invalid_json")
-    if body.count(b"[") + body.count(b"{") > _MAX_DEPTH:
-        _check_shape(cast("object", data))
-    return cast("dict[str, Any]", data)
-
-
-def _read(body: bytes) -> object:
-    if len(body) < _LARGE_BYTES:
-        return orjson.loads(body)
-    enabled = gc.isenabled()
-    gc.disable()  # otherwise the collector would search the growing body again and again
-    try:
-        return orjson.loads(body)
-    finally:
-        if enabled:
-            gc.enable()
-
-
-def _check_shape(value: object) -> None:
-    """Refuse a body that is nested too deeply or has too many lists and objects. Works level by level, without recursion."""
-    depth, total, level = 0, 0, [value]
-    while level:
-        depth += 1
-        if depth > _MAX_DEPTH:
-            raise InvalidRequest("The body is nested too deeply.", code="invalid_json")
-        inner: list[object] = []
-        for item in level:
-            values = cast("dict[str, object]", item).values() if isinstance(item, dict) else cast("list[object]", item)
-            inner.extend(cast("object", each) for each in values if isinstance(each, dict | list))
-        total += len(inner)
-        if total > _MAX_PARTS:
-            raise InvalidRequest(f"The body has more than {_MAX_PARTS} lists and objects.", code="invalid_json")
-        level = inner
 
 
 def parse_chat(body: bytes) -> ParsedRequest:

@@ -8,7 +8,7 @@ from fastapi import Query
 
 from gateway.routes.admin.common import AfterId, Limit, Listing, Pool, admin_router, listing
 from llm_service.administration import change_log
-from llm_service.administration.inputs import MAX_ID, parse_duration, parse_moment
+from llm_service.administration.inputs import MAX_ID, parse_past
 from llm_service.administration.paging import DEFAULT
 from llm_service.errors import InvalidRequest
 
@@ -28,12 +28,9 @@ async def list_changes(
     moment = None
     if since is not None:
         try:
-            moment = parse_duration(since)
-        except ValueError:
-            try:
-                moment = parse_moment(since)
-            except ValueError as error:
-                raise InvalidRequest(f"since: {error}; or how long ago, such as 30d", param="since") from None
+            moment = parse_past(since)
+        except ValueError as error:
+            raise InvalidRequest(f"since: {error}", param="since") from None
     found = await change_log.list_changes(
         pool, kind=kind, since=moment, after=before_id if after is None else after, limit=limit
     )
