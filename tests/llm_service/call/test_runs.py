@@ -1,4 +1,4 @@
-"""A call that names a run: whose it may be, and which windows it then counts in."""
+"""A call that names a run: whose run it may be, and in which windows the call then counts."""
 
 from __future__ import annotations
 

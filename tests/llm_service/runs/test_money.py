@@ -1,4 +1,4 @@
-"""Opening and resuming a run: what is waited for, what is refused, and by which error."""
+"""Opening and resuming a run: when it waits, when it is refused, and by which error."""
 
 from __future__ import annotations
 
