@@ -166,7 +166,7 @@ class EnvelopeConflict(Conflict):
 
 
 class ApprovalExpired(InvalidRequest):
-    """Nobody decided in time. The run has failed, or goes on without the tool."""
+    """Nobody decided in time. The run has failed, or continues without the tool."""
 
     status = 410
     code = "approval_expired"

@@ -79,8 +79,8 @@ class Tally:
 class Receipt:
     """The call that answered a request, and what it cost in nano-dollars.
 
-    `replayed`: the answer was kept from an earlier request with the same key. The cost is that request's then, and nothing
-    was spent now.
+    `replayed`: the answer was kept from an earlier request with the same key. Then the cost is the earlier request's, and
+    nothing was spent now.
     """
 
     call_id: UUID | None
@@ -134,7 +134,7 @@ class GovernedModel(WrapperModel):
     `principal` pays: it is a value, or an async function that is called before each request, so that a
     pause or a new limit takes effect during a long run. Every request carries `context`; if that names no run,
     PydanticAI's run id is used. `key` is called before each request for its idempotency key, and `paid` with the receipt
-    of each answer, so that whoever repeats a run can repeat its requests without buying them again.
+    of each answer, so that a run that is repeated can repeat its requests without buying them again.
     """
 
     def __init__(
@@ -171,7 +171,7 @@ class GovernedModel(WrapperModel):
         key: Callable[[], str | None],
         paid: Callable[[Receipt], None],
     ) -> Self:
-        """The same model for a recorded run: its principal, the keys of its requests, and who counts their receipts."""
+        """The same model for a recorded run, with the run's `principal`, `key` and `paid` (see the class)."""
         other = self.with_context(context)
         other._principal, other._key, other._paid = principal, key, paid
         return other

@@ -272,9 +272,8 @@ class CallContext:
     tags: tuple[str, ...] = ()
     idempotency_key: str | None = None
     envelope: UUID | None = None  # the run whose money the call spends
-    keep_answer_s: float | None = (
-        None  # how long the answer is kept for its idempotency key; None: the service's setting
-    )
+    #: For how many seconds the answer is kept for its idempotency key; None: the service's setting.
+    keep_answer_s: float | None = None
 
     def values(self, dimension: Dimension) -> tuple[str, ...]:
         """The values that this call has in a dimension: none, one, or (tags) any number."""

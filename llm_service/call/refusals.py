@@ -65,7 +65,7 @@ def check_allowed(principal: Principal, model: str, now: float) -> None:
 
 
 def check_spends(principal: Principal) -> None:
-    """Refuse whoever is paused. Raises `Paused`."""
+    """Refuse a principal that is paused. Raises `Paused`."""
     if principal.paused is not None:
         raise Paused(
             f"Agent {principal.agent!r} may not spend: {principal.paused} is paused. An administrator resumes it with "
@@ -79,7 +79,7 @@ def refusal(
 ) -> TreasurerError:
     """The error for a call that a budget has no room for. `needed_nano` is the least that the call needs.
 
-    `asker`: "run" where no call, but a run asks for its reserve.
+    `asker`: "run" if a run asks for its reserve, instead of a call for its hold.
     """
     if denial.envelope is not None:
         return _of_run(principal, denial, denial.envelope, needed_nano)
@@ -136,7 +136,7 @@ def refusal(
 
 
 def _of_run(principal: Principal, denial: Denial, run: UUID, needed_nano: int) -> TreasurerError:
-    """The error for a call that its run, and no budget of its principal, has no room for."""
+    """The error for a call that is refused because of its run, and not because of a budget of its principal."""
     details: dict[str, object] = {"agent": principal.agent, "run": str(run)}
     if denial.kind is DenialKind.ENVELOPE_CLOSED:
         return EnvelopeClosed(

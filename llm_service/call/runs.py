@@ -2,9 +2,9 @@
 
 What must hold:
   I9  A call that names a run holds in every window of the run's envelope, besides those of its own budgets.
-  Only the agent that an envelope was opened for may name it. A child run has an envelope of its own, for its agent.
+  Only the agent for which an envelope was opened may name it. A child run has a separate envelope, for its own agent.
 
-An envelope's lines never change, but for budgets that are archived, which is a change of the configuration. So they are
+An envelope's lines change only when a budget is archived, and that raises the epoch of the configuration. So they are
 read once for each run and each epoch. Whether the run may spend now is decided with the hold, in the treasury.
 """
 
@@ -26,7 +26,7 @@ class FindEnvelope(Protocol):
 
 
 async def no_envelopes(_envelope_id: UUID, /) -> Envelope | None:
-    """For a service without runs: there is no envelope."""
+    """Find no envelope. For a service without runs."""
     return None
 
 
@@ -41,7 +41,7 @@ class Runs:
         """The windows of the envelope that a call names; none if it names none.
 
         Raises:
-            EnvelopeClosed: there is no such envelope. EnvelopeNotYours: it is another agent's.
+            EnvelopeClosed: the envelope does not exist. EnvelopeNotYours: it belongs to another agent.
             TreasuryUnavailable: Postgres is away.
         """
         if context.envelope is None:

@@ -1,9 +1,9 @@
-"""The money of a run, as whoever starts runs uses it: opened before the first step, given back at the end.
+"""The money of a run, for the code that starts runs: its envelope is opened before the first step, or resumed.
 
 What must hold:
-  I9  A run starts only where its reserve is held, or it is refused by the error that a call would get.
-  A reserve that calls in flight hold is waited for, as a call waits. A reserve that is spent is refused at once.
-  The principal that a run is opened for is read again where the configuration has changed since.
+  I9  A run starts only if its reserve is held. Otherwise it is refused with the error that a call would get.
+  If calls in flight hold the money, a run waits for it, as a call does. If the money is spent, it is refused at once.
+  If the configuration has changed since the principal of a run was read, the principal is read again.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _PAUSE_S = 0.25
 
 
 class PrincipalSource(Protocol):
-    """Reads who spends."""
+    """Reads principals."""
 
     async def by_agent(self, name: str) -> Principal: ...
     async def renew(self, principal: Principal) -> Principal: ...
@@ -32,7 +32,7 @@ class PrincipalSource(Protocol):
 class RunMoney:
     """Opens and resumes envelopes for agents of this process.
 
-    `freed(seconds)` waits until money has gone back, for at most so long. `busy_wait_s`: how long a run waits for that.
+    `freed(seconds)` waits until money is released, for at most `seconds`. A run waits for that for up to `busy_wait_s`.
     """
 
     def __init__(
@@ -51,12 +51,12 @@ class RunMoney:
     async def open(
         self, run_id: UUID, agent: str, context: CallContext, budget_nano: int, reserve_nano: int, lifetime_s: float
     ) -> Envelope:
-        """The envelope of a run of an agent. A run that was opened before gets its own, as it is now.
+        """Open the envelope of a run. A run that was opened before gets its envelope as it is now.
 
         Raises:
             BudgetExhausted, BudgetTooSmall, BudgetBusy, BudgetPaced …: the reserve cannot be held.
-            InvalidRequest: no run can have such a budget or reserve. EnvelopeConflict: the id is another run's.
-            Paused: the agent may not spend. NotFound: there is no such agent. TreasuryUnavailable: Postgres is away.
+            InvalidRequest: no run can have this budget or reserve. EnvelopeConflict: the id is another run's.
+            Paused: the agent may not spend. NotFound: the agent does not exist. TreasuryUnavailable: Postgres is away.
         """
         principal = await self._principals.by_agent(agent)
 
@@ -77,7 +77,7 @@ class RunMoney:
         return outcome
 
     async def resume(self, run_id: UUID, agent: str, *, lifetime_s: float | None = None) -> Envelope:
-        """Let a run that has waited go on.
+        """Let a run that has waited continue.
 
         Raises:
             As `open` does, and EnvelopeClosed: the run is over.

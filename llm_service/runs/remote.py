@@ -2,10 +2,10 @@
 
 What must hold:
   The gateway is another process than the worker. If the worker dies, the gateway reads the answer to its end and keeps it
-      for its idempotency key, and whoever asks again with that key gets it and pays nothing (I7).
+      for its idempotency key. A worker that asks again with that key gets the answer and pays nothing (I7).
   A request whose answer did not arrive is sent again only if it has an idempotency key.
-  An error is of the same class as in the gateway's process, so that an agent, and what becomes of its run, do not depend
-      on where its calls are made.
+  An error has the same class as in the gateway's process, so that neither an agent nor the outcome of its run depends on
+      the process in which its calls are made.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from llm_service.runs.tokens import RunToken, sign_run_token
 from llm_service.types import Answer, CallContext, Principal
 
 _PATH = "/v1/chat/completions"
-#: A gateway that is restarted is back within this time. After it the run waits, and asks again later.
+#: For how many seconds after its first try a request is sent again. A gateway that is restarted is available again
+#: within this time. After it the run waits, and asks again later.
 _PATIENCE_S = 20.0
 _NO_CALL = UUID(int=0)
 
@@ -116,7 +117,7 @@ class RemoteService:
 
 @dataclass(slots=True)
 class RemoteStream:
-    """A streamed answer. Closing it closes the connection, by which the gateway knows that its caller has left."""
+    """A streamed answer. Closing it closes the connection, which shows the gateway that its caller has left."""
 
     _response: aiohttp.ClientResponse
     headers: Mapping[str, str]
@@ -138,7 +139,7 @@ class RemoteStream:
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> TreasurerError:
-    """The error that the gateway has answered, as the same class as there."""
+    """The error in a gateway's answer, with the class that it has in the gateway."""
     try:
         fields: dict[str, Any] = orjson.loads(body)["error"]
         message, code, details = str(fields["message"]), fields.get("code"), fields.get("treasurer")

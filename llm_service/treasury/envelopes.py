@@ -297,7 +297,7 @@ def same_opening(envelope: Envelope, opening: Opening | ChildOpening) -> bool:
 
 
 def unknown(envelope_id: UUID) -> NotFound:
-    """There is no such envelope."""
+    """The envelope does not exist."""
     return NotFound(f"There is no envelope of run {envelope_id}. Open one first.", param="envelope")
 
 

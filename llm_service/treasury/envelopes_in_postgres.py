@@ -2,10 +2,10 @@
 
 What must hold:
   I9  The reserve of a run is decided in the groups of calls (`in_postgres.py`), so the same SQL decides both.
-  An envelope that may have been opened but was not returned (the answer was lost, or the caller left) stays. The run that
-      opens it again gets it, and else it expires.
+  An envelope that may have been opened but was not returned (the answer was lost, or the caller left) stays. The run gets
+      it if it opens its envelope again; otherwise the envelope expires.
 
-What each operation does is said in `Envelopes`. The SQL is in `sql/functions/`: 25_admit_v5.sql and 50_envelopes.sql.
+`Envelopes` says what each operation does. The SQL is in `sql/functions/`: 25_admit_v5.sql and 50_envelopes.sql.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ from llm_service.treasury.statements import (
 )
 from llm_service.types import Hold
 
-#: What gives money back to windows, which admission locks for every call. A short wait gathers more runs into one group.
+#: These moves release money to windows, which admission locks for every call. A short wait gathers more of them into one
+#: group.
 _ENDS = frozenset({"suspend", "close"})
 _END_LINGER_S = 0.01
 
@@ -45,7 +46,7 @@ _END_LINGER_S = 0.01
 class PostgresEnvelopes:
     """`Envelopes` in Postgres, on a connection that is opened when it is first needed.
 
-    `reserve` asks for a run's reserve among calls; `freed` is called when money has gone back.
+    `reserve` asks for a run's reserve, in one group with calls; `freed` is called after money was released.
     """
 
     def __init__(
@@ -87,11 +88,11 @@ class PostgresEnvelopes:
         return await self._move(Move("child", child.id, child.lifetime_s, child.budget_nano, child))
 
     async def suspend(self, envelope_id: UUID, *, lifetime_s: float | None = None) -> Envelope:
-        """The run waits: what it holds goes back."""
+        """The run waits: the money that it holds is released."""
         return await self._move(_move("suspend", envelope_id, lifetime_s))
 
     async def resume(self, envelope_id: UUID, *, lifetime_s: float | None = None) -> Envelope | Denial:
-        """The run goes on: hold its reserve again, or what is left of its budget."""
+        """The run continues: hold its reserve again, or the rest of its budget."""
         move = _move("resume", envelope_id, lifetime_s)
         envelope = await self._found(envelope_id)
         if envelope.parent_id is not None:
@@ -109,20 +110,20 @@ class PostgresEnvelopes:
         return held
 
     async def extend(self, envelope_id: UUID, lifetime_s: float) -> Envelope:
-        """Let the envelope live for so many seconds from now."""
+        """Let the envelope live for `lifetime_s` seconds from now."""
         return await self._move(_move("extend", envelope_id, lifetime_s))
 
     async def change_budget(self, envelope_id: UUID, budget_nano: int) -> Envelope:
-        """Let the run spend more or less in all."""
+        """Change how much the run may spend in total."""
         envelopes.check_budget(budget_nano)
         return await self._move(Move("budget", envelope_id, budget_nano=budget_nano))
 
     async def close(self, envelope_id: UUID) -> Envelope:
-        """The run is over: what it holds goes back."""
+        """The run is over: the money that it holds is released."""
         return await self._move(Move("close", envelope_id))
 
     async def close_expired(self, limit: int = 500) -> int:
-        """Close envelopes whose lifetime is over, up to `limit`."""
+        """Close up to `limit` envelopes whose lifetime is over."""
         async with self._turn:
             rows = await self._connection.fetch(CLOSE_EXPIRED, limit)
         if closed := int(rows[0]["closed"]):

@@ -5,7 +5,7 @@ What must hold:
       (tests/integration/test_treasury_statements.py compares them with the functions in the database).
   All arrays over calls have the same length, and the n-th element of each is about the n-th call. The same holds for
       the arrays over principals, and for those over windows. Those over `of_runs` are as long as those over calls, or
-      empty where no call of the group belongs to a run.
+      empty if no call of the group belongs to a run.
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Reserve(HoldRequest):
-    """What a run is to hold, as a row among calls. `budget_nano` is for a run that is opened; None: one that is resumed.
+    """A run's request for its reserve, which is decided in one group with calls.
 
-    `lifetime_s` may be None for a run that is resumed: it stays as it was.
+    `budget_nano` is None for a run that is resumed. So may be its `lifetime_s`: then its end does not change.
     """
 
     budget_nano: int | None = None
@@ -80,7 +80,7 @@ class Reserve(HoldRequest):
 
     @classmethod
     def resuming(cls, envelope: Envelope, lifetime_s: float | None) -> Reserve:
-        """The row that resumes a run. What it is to hold is decided in Postgres, and its principal counts for nothing."""
+        """The row that resumes a run. Postgres decides the amount, and does not read the principal."""
         nobody = Principal(
             envelope.organisation_id, "", envelope.team_id, "", envelope.agent_id, "", envelope.key_id, None, 0
         )
@@ -276,12 +276,12 @@ def decision(request: HoldRequest, row: asyncpg.Record) -> Hold | Denial | Excep
 
 @dataclass(frozen=True, slots=True)
 class ReserveHeld(Hold):
-    """A run's reserve is held. `expires_at`: for a run that was opened."""
+    """A run's reserve is held. `expires_at` is None for a run that was resumed."""
 
     expires_at: datetime | None = None
 
 
-#: In the place of a child, where a move is about a run that exists.
+#: Stands for the child in a move that opens none.
 NO_CHILD = ChildOpening(UUID(int=0), UUID(int=0), Principal(0, "", 0, "", 0, "", None, None, 0), NO_CONTEXT, 1, 0, 1)
 
 
@@ -330,7 +330,7 @@ def read_envelope(row: asyncpg.Record) -> Envelope:
 
 
 def moved(move: Move, row: asyncpg.Record) -> Envelope | Exception:
-    """What the row of `MOVE` says of its run. An exception is for the caller of that move alone."""
+    """The result in a row of `MOVE`. An exception goes only to the caller of that move."""
     result, room, most = row["result"], row["room_nano"] or 0, row["most_nano"] or 0
     if result == "done":
         return read_envelope(row)
@@ -355,4 +355,4 @@ def moved(move: Move, row: asyncpg.Record) -> Envelope | Exception:
 
 
 class RunLocked(Exception):
-    """Another transaction has locked the run's tree, or one of its windows: the move is tried again a moment later."""
+    """Another transaction has locked the run's tree or one of its windows. The move is tried again a moment later."""

@@ -49,7 +49,7 @@ _LATE = load_query("sweep/late", witnesses=_WITNESSES)
 _ONE = load_query("sweep/one", holds=_HOLDS)
 
 _SETTLE_WAIT_S = 10.0
-#: So many envelopes are closed in one transaction, which locks their windows.
+#: How many envelopes are closed in one transaction, which locks their windows.
 _RUNS_AT_ONCE = 100
 #: A hold counts as abandoned after this time: an owner normally settles within milliseconds of the answer's end.
 _ABANDONED_AFTER = timedelta(seconds=10)
@@ -257,19 +257,18 @@ class Sweeper:
         return len(settlements)
 
     async def close_runs(self) -> int:
-        """Close the envelopes of runs whose owner is gone: their lifetime is over. Returns how many.
+        """Close the envelopes whose lifetime is over, because their runs' owners are gone. Returns their number.
 
         Raises:
             TreasuryUnavailable: Postgres is away.
         """
-        total = 0
-        while self._envelopes is not None:
-            closed = await self._envelopes.close_expired(_RUNS_AT_ONCE)
-            total += closed
-            if closed < _RUNS_AT_ONCE:
-                break
+        if self._envelopes is None:
+            return 0
+        total = closed = await self._envelopes.close_expired(_RUNS_AT_ONCE)
+        while closed == _RUNS_AT_ONCE:
+            total += (closed := await self._envelopes.close_expired(_RUNS_AT_ONCE))
         if total:
-            log.warning("closed %d expired envelopes; what they held is free again", total)
+            log.warning("closed %d expired envelopes; the money that they held is free again", total)
         return total
 
     def _end_of(self, row: asyncpg.Record) -> Settlement | None:

@@ -93,11 +93,11 @@ class Parts:
 
     @property
     def executor(self) -> AgentExecutor:
-        money = RunMoney(self.treasury, Principals(), freed=self.treasury.freed)
+        money = RunMoney(self.treasury.envelopes, Principals(), freed=self.treasury.freed)
         return AgentExecutor(self.service, Principals(), self.agents, money)
 
     async def state(self, run: str) -> str:
-        envelope = await self.treasury.find(UUID(run))
+        envelope = await self.treasury.envelopes.find(UUID(run))
         assert envelope is not None
         return envelope.state
 
@@ -115,7 +115,7 @@ async def test_a_run_is_attributed_counted_and_bounded() -> None:
     context = CallContext(run=str(run), user="ana", session="s", tags=("a", "b"), envelope=run)
     assert parts.service.contexts == [context] * 2
     assert parts.agents.log == ["digest"]
-    envelope = await parts.treasury.find(run)
+    envelope = await parts.treasury.envelopes.find(run)
     assert envelope is not None
     assert (envelope.budget_nano, envelope.reserve_nano, envelope.state) == (50_000_000, 9, "closed")
     assert envelope.context == replace(context, envelope=None)
@@ -136,7 +136,7 @@ async def test_a_run_whose_reserve_cannot_be_held_does_not_begin() -> None:
     with pytest.raises(BudgetTooSmall, match="this run needs at least"):
         await run.execute()
     assert parts.service.contexts == []
-    assert await parts.treasury.find(UUID(run.id)) is None
+    assert await parts.treasury.envelopes.find(UUID(run.id)) is None
 
 
 async def test_a_run_that_goes_on_keeps_its_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,7 +146,7 @@ async def test_a_run_that_goes_on_keeps_its_envelope(monkeypatch: pytest.MonkeyP
     running = asyncio.create_task(run.execute())
     await asyncio.sleep(0.8)
     assert not running.done()
-    assert await parts.treasury.close_expired() == 0
+    assert await parts.treasury.envelopes.close_expired() == 0
     await running
     assert await parts.state(run.id) == "closed"
 
@@ -166,7 +166,7 @@ async def test_without_a_budget_nothing_is_held_and_each_run_has_its_own_id() ->
     assert parts.agents.log == ["digest"] * 2
     assert first.run_id != second.run_id
     assert parts.service.models == ["claude-haiku-4-5"] * 2 + ["gpt-4o-mini"] * 2
-    assert await parts.treasury.find(UUID(first.run_id)) is None
+    assert await parts.treasury.envelopes.find(UUID(first.run_id)) is None
 
 
 def test_a_wrong_request_spends_nothing() -> None:

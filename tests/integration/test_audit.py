@@ -886,7 +886,7 @@ async def test_i9_an_envelope_is_what_its_calls_and_children_say(books: Books) -
     assert "$0.0000004 given to its children; it is $0.00000032" in check.differences[0]
     await books.tamper(f"DELETE FROM envelopes WHERE id = '{child}'", "UPDATE envelopes SET given_nano = 0")
     (check,) = await books.differences("envelopes_are_their_calls")
-    assert all("there is no such envelope" in each for each in check.differences)
+    assert all("this envelope does not exist" in each for each in check.differences)
 
 
 async def test_an_envelope_that_outlives_its_expiry_is_named(books: Books) -> None:

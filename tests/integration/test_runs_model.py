@@ -1,4 +1,4 @@
-"""Random sequences of everything that is done to runs: the store in Postgres and the one in memory must agree on each."""
+"""Random sequences of everything that is done to runs: the stores in Postgres and in memory must agree after each step."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ ENDS = (
 
 @dataclass
 class Both:
-    """The two stores, and what the workers of the test believe to hold: some of it is lost."""
+    """The two stores, and the claims that the workers of the test believe to have. Some of them are lost."""
 
     postgres: PostgresRuns
     memory: InMemoryRuns
@@ -155,7 +155,7 @@ class Both:
 
 
 def told(outcome: object) -> str:
-    """What both stores must agree on: all but the times, which two clocks give, and the order of a set."""
+    """The part on which both stores must agree: all but times, because they have two clocks, and the order of a set."""
     if isinstance(outcome, list):
         return str(sorted(told(each) for each in cast("list[object]", outcome)))
     if isinstance(outcome, Run):
@@ -174,7 +174,7 @@ def told(outcome: object) -> str:
 
 
 def check_invariants(runs: list[Run]) -> None:
-    """One run of a session goes on at a time, and a run that has an owner is running."""
+    """At most one run of a session is running, and exactly the running runs have an owner."""
     sessions = [(run.agent, run.session) for run in runs if run.session and run.state is State.RUNNING]
     assert len(sessions) == len(set(sessions))
     assert all((run.owner is not None) == (run.state is State.RUNNING) for run in runs)

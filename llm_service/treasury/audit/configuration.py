@@ -10,8 +10,8 @@ from __future__ import annotations
 from llm_service.treasury.audit.rule import Rule
 from llm_service.treasury.queries import load_query
 
-#: Every table of configuration that calls are admitted by. Each has an `id`, and in `created_at` the time at which a row
-#: was made.
+#: The tables of configuration of which a change raises the epoch. Each has an `id`, and in `created_at` the time at which
+#: a row was made.
 LOGGED = (
     "organisations",
     "teams",
@@ -25,7 +25,7 @@ LOGGED = (
     "repricings",
     "invoices",
 )
-#: Such tables that no call is admitted by, so that a change of them raises no epoch.
+#: Further tables of configuration. A change of them raises no epoch, because no call is admitted by them.
 LOGGED_ONLY = ("work.agent_versions",)
 
 # Values of pg_trigger.tgtype: after insert, update and delete of each row; before an update, delete or truncate

@@ -50,7 +50,7 @@ def executor(store: InMemoryRuns, script: Script, definition: AnyAgent) -> RunEx
         return ["demo"]
 
     principals = Principals()
-    money = RunMoney(InMemoryTreasury({}), principals, freed=asyncio.sleep)
+    money = RunMoney(InMemoryTreasury({}).envelopes, principals, freed=asyncio.sleep)
     return RunExecutor(store, script, principals, money, find=lambda _name: definition, agents=agents)
 
 

@@ -59,7 +59,7 @@ def spender() -> Spender:
 
 @pytest.fixture
 def paid(executor: RunExecutor, treasury: InMemoryTreasury, spender: Spender) -> RunExecutor:
-    money = RunMoney(treasury, spender, freed=asyncio.sleep, busy_wait_s=0.01)
+    money = RunMoney(treasury.envelopes, spender, freed=asyncio.sleep, busy_wait_s=0.01)
     return replace(executor, money=money, principals=spender)
 
 
@@ -94,7 +94,7 @@ async def test_i9_a_run_holds_its_reserve_while_it_runs_and_gives_it_back(
     assert held == [60_000] * 3
     assert {context.envelope for context in script.contexts} == {run.id}
     assert pending(treasury) == 0
-    envelope = await treasury.find(run.id)
+    envelope = await treasury.envelopes.find(run.id)
     assert envelope is not None
     assert (envelope.state, envelope.budget_nano) == (EnvelopeState.CLOSED, 100_000)
 
@@ -240,7 +240,7 @@ async def test_i9_a_run_does_not_wait_until_its_money_is_given_back(
 
     script.tools = ("delete",)
     with monkeypatch.context() as patched:
-        patched.setattr(treasury, "suspend", away)
+        patched.setattr(treasury.envelopes, "suspend", away)
         run = await work(paid, store, await starter.start(REQUEST))
     assert (run.state, pending(treasury)) == (State.RUNNING, 60_000)  # its lease will end
     run = await work(paid, store, run)

@@ -42,7 +42,7 @@ class Service:
 
     async def budgets(self) -> list[tuple[int, int, str]]:
         """The budget, reserve and state of the runs that had an envelope."""
-        runs = [await self.treasury.find(call.envelope) for call in self.calls if call.envelope is not None]
+        runs = [await self.treasury.envelopes.find(call.envelope) for call in self.calls if call.envelope is not None]
         return list(
             dict.fromkeys((run.budget_nano, run.reserve_nano, str(run.state)) for run in runs if run is not None)
         )
@@ -99,7 +99,7 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 
     @asynccontextmanager
     async def open_service(settings: object) -> AsyncIterator[SimpleNamespace]:
-        money = RunMoney(service.treasury, Principals(), freed=service.treasury.freed)
+        money = RunMoney(service.treasury.envelopes, Principals(), freed=service.treasury.freed)
         yield SimpleNamespace(
             service=service, principals=Principals(), pools=SimpleNamespace(calls=None), run_money=money
         )

@@ -1,4 +1,4 @@
-"""Opening and resuming a run: what is waited for, what is refused, and by which error."""
+"""Opening and resuming a run: when it waits, when it is refused, and by which error."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class Parts:
 
     @property
     def money(self) -> RunMoney:
-        return RunMoney(self.treasury, self.principals, freed=self.treasury.freed, busy_wait_s=self.busy_wait_s)
+        return RunMoney(
+            self.treasury.envelopes, self.principals, freed=self.treasury.freed, busy_wait_s=self.busy_wait_s
+        )
 
     async def open(self, budget: int, reserve: int, run: UUID | None = None) -> Envelope:
         return await self.money.open(run or uuid4(), "digest", CONTEXT, budget, reserve, 60)
@@ -118,13 +120,13 @@ async def test_a_paused_agent_starts_no_run() -> None:
 async def test_a_run_that_waited_asks_again() -> None:
     parts = Parts()
     run = await parts.open(900, 600)
-    await parts.treasury.suspend(run.id)
+    await parts.treasury.envelopes.suspend(run.id)
     hold = await parts.held(700)
     with pytest.raises(BudgetBusy, match="this run needs at least") as busy:
         await parts.money.resume(run.id, "digest")
     assert busy.value.details["needed"] == "0.000000600"
     await parts.end(hold, 0)
     assert (await parts.money.resume(run.id, "digest")).free_nano == 600
-    await parts.treasury.close(run.id)
+    await parts.treasury.envelopes.close(run.id)
     with pytest.raises(EnvelopeClosed):
         await parts.money.resume(run.id, "digest")

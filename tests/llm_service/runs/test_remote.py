@@ -1,4 +1,4 @@
-"""The governed call over HTTP: run tokens, errors that stay what they are, and requests that are sent again."""
+"""The governed call over HTTP: run tokens, errors that keep their class, and requests that are sent again."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_errors_with_other_codes_are_told_apart() -> None:
 
 
 class Gateway:
-    """Answers as it is told: bytes, an error, or by closing the connection."""
+    """Gives the next of `answers`: bytes, an error, or (None) a closed connection."""
 
     def __init__(self) -> None:
         self.answers: list[bytes | TreasurerError | None] = []

@@ -136,7 +136,9 @@ class EnvelopeContract:
     async def test_a_budgets_share_for_one_call_does_not_bind_a_run(self, world: World) -> None:
         line = (await world.budget(1_000, 1_000), "")
         run = await opened(world, 900, 900, line)
-        assert (await drawn(world, run, 900, floor=1)).amount_nano == 100  # a call may hold a tenth of the run's budget
+        assert (
+            await drawn(world, run, 900, floor=1)
+        ).amount_nano == 100  # a call may hold a tenth of what the budget has for it
 
     async def test_a_run_that_is_opened_twice_is_one(self, world: World) -> None:
         line = (await world.budget(100), "")

@@ -8,6 +8,7 @@ from itertools import count
 
 import pytest
 
+from llm_service.treasury.envelopes_in_memory import InMemoryEnvelopes
 from llm_service.treasury.in_memory import InMemoryTreasury
 from llm_service.types import Hold, Principal
 from tests.llm_service.treasury.contract import TreasuryContract, ask, held, posted, voided
@@ -24,8 +25,8 @@ class InMemoryWorld:
         self.treasury = InMemoryTreasury({}, epoch=1, clock=lambda: datetime.now(UTC) + self.ahead)
 
     @property
-    def envelopes(self) -> InMemoryTreasury:
-        return self.treasury
+    def envelopes(self) -> InMemoryEnvelopes:
+        return self.treasury.envelopes
 
     async def pass_lifetimes(self) -> None:
         self.ahead += timedelta(hours=1)

@@ -1,5 +1,5 @@
--- Invoices behind the id $1 ($3: only the one of this id), at most $2 of them, each with what the ledger has for its model and period.
--- The part of it that is estimated is what audit/invoices_agree.sql counts as such.
+-- At most $2 invoices after the id $1 ($3: only the invoice with this id), each with the ledger's amount for its model and
+-- period. Which part of the amount is estimated is decided as in audit/invoices_agree.sql.
 WITH page AS (
     SELECT * FROM invoices WHERE id > $1 AND ($3::bigint IS NULL OR id = $3) ORDER BY id LIMIT $2
 )

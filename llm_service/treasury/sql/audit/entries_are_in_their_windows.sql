@@ -1,4 +1,5 @@
--- A call of a run counts in the windows of the run's envelope, too, which are its own parent's: with the envelope's subject.
+-- A call of a run also counts in the windows of the run's envelope, which may belong to the agent of a run above it. These
+-- windows have the envelope's subjects, and not the call's.
 SELECT w.id, b.name AS budget, w.subject, w.starts_at::text AS starts, l.call_id, l.attempt, l.cost_nano, b.scope, b.scope_id, l.started_at::text AS at
 FROM ledger l
 CROSS JOIN LATERAL unnest(l.window_ids) AS named (id)

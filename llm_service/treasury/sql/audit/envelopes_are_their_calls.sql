@@ -1,4 +1,4 @@
--- What a run's envelope says of its calls and its children, beside what they are.
+-- Envelopes whose amounts differ from the sums over their calls and their children, and calls whose envelope is missing.
 WITH held AS (
     SELECT envelope_id AS id, sum(amount_nano) AS nano FROM holds WHERE envelope_id IS NOT NULL GROUP BY envelope_id
 ), posted AS (
@@ -16,8 +16,8 @@ CROSS JOIN LATERAL (VALUES
 WHERE said.nano <> said.truth
 UNION ALL
 SELECT c.id, c.what, c.nano, 0
-FROM (SELECT envelope_id AS id, 'held by its calls, and there is no such envelope' AS what, sum(amount_nano) AS nano
+FROM (SELECT envelope_id AS id, 'held by its calls, and this envelope does not exist' AS what, sum(amount_nano) AS nano
       FROM holds WHERE envelope_id IS NOT NULL GROUP BY envelope_id
-      UNION ALL SELECT envelope_id, 'spent, and there is no such envelope', sum(cost_nano)
+      UNION ALL SELECT envelope_id, 'spent, and this envelope does not exist', sum(cost_nano)
       FROM ledger WHERE envelope_id IS NOT NULL GROUP BY envelope_id) AS c
 WHERE NOT EXISTS (SELECT FROM envelopes e WHERE e.id = c.id)

@@ -1,3 +1,5 @@
+-- The body of treasury_settle_v4 is replaced by 34_settle_v4_runs.sql. The other functions below are in use.
+--
 -- What a call used beyond the token columns, as JSON: {"searches": 2, "region": "us"}. The difference of two such,
 -- for the entry that corrects another one: of numbers the difference, of words the new ones.
 CREATE FUNCTION treasury_usage_difference_v1(p_new jsonb, p_old jsonb) RETURNS jsonb LANGUAGE sql IMMUTABLE AS $$
