@@ -9,21 +9,18 @@ The words of a model are printed as plain text, so that they cannot control a te
 from __future__ import annotations
 
 import json as json_
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
 from gateway.cli.common import ExitCode, command_group, emit, fail
-from gateway.cli.database import AsJson, administer, checked, print_more
+from gateway.cli.database import AsJson, checked, print_more, with_runs
 from gateway.cli.reports import printable
-from llm_service.administration.paging import Page
+from llm_service.administration.paging import page_of, to_fetch
 
 if TYPE_CHECKING:
     from agents.approvals.record import Approval
     from agents.runs.in_postgres import PostgresRuns
-
-_T = TypeVar("_T")
 
 commands = command_group("Approvals: what runs ask people before they act.")
 
@@ -56,11 +53,10 @@ def list_approvals(
         run_id=None if run is None else _uuid(run, "run"),
         state=ApprovalState(state),
         after=after or 0,
-        most=limit + 1,
+        most=to_fetch(limit),
     )
-    found = _with_store(lambda store: store.approvals(wanted))
-    page = Page(found[:limit])
-    page.more = len(found) > limit
+    found = with_runs(lambda store: store.approvals(wanted))
+    page = page_of(found, limit, lambda each: each)
     print_more(page, lambda each: each.number)
     if json:
         emit([_view(each) for each in page], json=True)
@@ -84,7 +80,7 @@ def list_approvals(
 def show(approval: _Id, json: AsJson = False) -> None:
     """Print what a run asks, or what was decided."""
     approval_id = _uuid(approval, "approval")
-    _print(_with_store(lambda store: store.approval(approval_id)), json=json)
+    _print(with_runs(lambda store: store.approval(approval_id)), json=json)
 
 
 @commands.command("approve")
@@ -118,7 +114,7 @@ def _decide(approval: str, said: dict[str, Any], digest: str | None, *, json: bo
 
     approval_id = _uuid(approval, "approval")
     if digest is None:
-        found = _with_store(lambda store: store.approval(approval_id))
+        found = with_runs(lambda store: store.approval(approval_id))
         digest = found.digest.hex()
         given = checked(DecisionInput, digest=digest, **said)
         typer.echo("\n".join(format_approval(found)), err=json)
@@ -138,7 +134,7 @@ def _decide(approval: str, said: dict[str, Any], digest: str | None, *, json: bo
         shown = await store.approval(approval_id)
         return await store.decide(approval_id, deciding.checked(shown, given.by(who.shown), who, datetime.now(UTC)))
 
-    decided = _with_store(act)
+    decided = with_runs(act)
     if json:
         _print(decided, json=True)
         return
@@ -184,15 +180,6 @@ def _view(approval: Approval) -> dict[str, Any]:
     from agents.approvals.views import approval_view
 
     return approval_view(approval, datetime.now(UTC)).model_dump(mode="json")
-
-
-def _with_store(action: Callable[[PostgresRuns], Awaitable[_T]]) -> _T:
-    async def act(pool: Any) -> _T:
-        from agents.runs.in_postgres import PostgresRuns
-
-        return await action(PostgresRuns(pool))
-
-    return administer(act)
 
 
 def _uuid(text: str, what: str) -> Any:

@@ -24,6 +24,7 @@ from llm_service.money import format_dollars
 if TYPE_CHECKING:
     import asyncpg
 
+    from agents.runs.in_postgres import PostgresRuns
     from gateway.settings import Settings
     from llm_service.administration.inputs import Input
 
@@ -106,6 +107,17 @@ def administer(action: Callable[[asyncpg.Pool], Awaitable[_T]]) -> _T:
             return await action(pool)
 
     return run_async(run())
+
+
+def with_runs(action: Callable[[PostgresRuns], Awaitable[_T]]) -> _T:
+    """Run one function on the runs in the running stack's database."""
+
+    async def act(pool: asyncpg.Pool) -> _T:
+        from agents.runs.in_postgres import PostgresRuns
+
+        return await action(PostgresRuns(pool))
+
+    return administer(act)
 
 
 def _person() -> str:

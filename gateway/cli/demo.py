@@ -211,7 +211,7 @@ async def _survive(state: StackState, pool: asyncpg.Pool, console: Console) -> b
     from agents.runs.in_postgres import PostgresRuns
     from agents.runs.record import Kind, State, StepState
     from agents.runs.watching import Watching
-    from gateway.cli.runs import format_story
+    from gateway.cli.run_story import format_story
 
     store = PostgresRuns(pool)
     watching = Watching(store)
@@ -240,12 +240,15 @@ async def _survive(state: StackState, pool: asyncpg.Pool, console: Console) -> b
         )
         with console.status("Another worker takes the run up when the lease of the first one has ended …"):
             run = await watching.until_settled(run_id, 120)
-        asked = sum(step.head.kind is Kind.MODEL for step in await store.outline(run_id))
+        steps = await store.outline(run_id)
+        asked = sum(step.head.kind is Kind.MODEL for step in steps)
         bought = await answers_bought()
-    console.print(format_story(run, await store.spent(run_id), await store.outline(run_id)))
+    console.print(format_story(run, await store.spent(run_id), {run_id: steps}))
     ok = run.state is State.SUCCEEDED and run.fence == 2 and bought == asked
-    told = f"The provider has billed {bought} answers for {asked} steps that asked a model"
-    console.print(Text(f"  {told}{': none twice.' if ok else ': THAT IS WRONG.'}", style="green" if ok else "bold red"))
+    billed = f"The provider has billed {bought} answers for {asked} steps that asked a model"
+    console.print(
+        Text(f"  {billed}{': none twice.' if ok else ': THAT IS WRONG.'}", style="green" if ok else "bold red")
+    )
     return ok
 
 

@@ -1,40 +1,34 @@
 """`treasurer runs`: the runs of agents: start them, list them, read their story, watch them, cancel, retry and fork them.
 
 What must hold:
-Whoever types a command here is a person who may decide: a step of which nobody knows whether it was done is done again.
-The words of a model or of a caller are printed as plain text, so that they cannot control a terminal.
-Money is printed exactly.
+A person who types a command here may decide that a step is done again although nobody knows whether it was done.
 """
 
 from __future__ import annotations
 
-import json as json_
-from collections.abc import Awaitable, Callable, Sequence
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.text import Text
-from rich.tree import Tree
 
 from gateway.cli.common import ExitCode, command_group, emit, fail
-from gateway.cli.database import AsJson, administer, print_more
+from gateway.cli.database import AsJson, administer, print_more, with_runs
 from gateway.cli.reports import printable
-from llm_service.administration.paging import Page
+from gateway.cli.run_story import format_event, format_state, format_story, runs_below
+from llm_service.administration.paging import page_of, to_fetch
 from llm_service.money import format_dollars, parse_dollars
 
 if TYPE_CHECKING:
-    from agents.runs.events import Event
+    from uuid import UUID
+
     from agents.runs.in_postgres import PostgresRuns
     from agents.runs.record import Run, Spent, Step
     from agents.runs.starting import RunStarter, StartRequest
     from agents.runs.store import RunStore
 
-_T = TypeVar("_T")
 #: Runs of one tree that a story shows at most.
 _MOST_RELATIVES = 500
-_SHOWN_CHARACTERS = 200
 
 commands = command_group("Runs of agents: what they did, what it cost, and what becomes of them.")
 
@@ -151,11 +145,10 @@ def list_runs(
         user=user,
         since=from_when,
         before=after,
-        most=limit + 1,
+        most=to_fetch(limit),
     )
-    found = _with_store(lambda store: store.page(wanted))
-    page = Page(found[:limit])
-    page.more = len(found) > limit
+    found = with_runs(lambda store: store.page(wanted))
+    page = page_of(found, limit, lambda run: run)
     print_more(page, lambda run: run.number)
     if json:
         emit([run_view(run).model_dump(mode="json") for run in page], json=True)
@@ -169,7 +162,7 @@ def _row(run: Run) -> dict[str, object]:
         "number": run.number,
         "run": run.id,
         "agent": printable(run.agent),
-        "state": run.state if run.wait_for is None else f"{run.state} for {run.wait_for}",
+        "state": format_state(run),
         "asked by": printable(run.asked_by or ""),
         "for": printable(run.on_behalf_of or ""),
         "cost": format_dollars(run.cost_nano),
@@ -183,26 +176,25 @@ def show(run: _Run, json: AsJson = False) -> None:
     """Print a run's story: who asked, its steps with times and costs, the runs below it, and why it stopped."""
     from agents.runs.views import run_view, step_view
 
-    async def read(store: PostgresRuns) -> tuple[Run, Spent, list[Step], list[Run], dict[Any, list[Step]]]:
+    async def read(store: PostgresRuns) -> tuple[Run, Spent, list[Run], dict[UUID, list[Step]]]:
         from agents.runs.record import RunFilter
 
         found = await _find(store, run)
-        tree = await store.page(RunFilter(root_id=found.root_id, most=_MOST_RELATIVES))
-        below = _below(found, tree)
-        steps = {each.id: await store.outline(each.id) for each in below}
-        return found, await store.spent(found.id), await store.outline(found.id), below, steps
+        below = runs_below(found, await store.page(RunFilter(root_id=found.root_id, most=_MOST_RELATIVES)))
+        shown = [found] if json else [found, *below]  # JSON has the steps of the run itself only
+        return found, await store.spent(found.id), below, {each.id: await store.outline(each.id) for each in shown}
 
-    found, spent, steps, below, steps_below = _with_store(read)
+    found, spent, below, steps = with_runs(read)
     if json:
         story = run_view(found, spent).model_dump(mode="json")
-        story["steps"] = [step_view(step).model_dump(mode="json") for step in steps]
+        story["steps"] = [step_view(step).model_dump(mode="json") for step in steps[found.id]]
         story["below"] = [run_view(each).model_dump(mode="json") for each in below]
         emit([story], json=True)
         return
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width, so no line may be cut
         console.width = 10_000
-    console.print(format_story(found, spent, steps, below, steps_below))
+    console.print(format_story(found, spent, steps, below))
 
 
 @commands.command("tail")
@@ -218,7 +210,7 @@ def tail(run: _Run, json: AsJson = False) -> None:
             for event in events:
                 print(format_event(event, json=json), flush=True)
 
-    _with_store(follow)
+    with_runs(follow)
 
 
 @commands.command("cancel")
@@ -228,7 +220,7 @@ def cancel(run: _Run, json: AsJson = False) -> None:
     async def act(store: PostgresRuns) -> Run:
         return await store.cancel((await _find(store, run)).id)
 
-    _print_state(_with_store(act), json=json)
+    _print_state(with_runs(act), json=json)
 
 
 @commands.command("retry")
@@ -268,16 +260,7 @@ def fork(
         found = await _find(store, run)
         return await store.fork(found.id, steps, new_call_id(), code_version=CODE_VERSION, asked_by=ACTOR.get())
 
-    _print_state(_with_store(act), json=json)
-
-
-def _with_store(action: Callable[[PostgresRuns], Awaitable[_T]]) -> _T:
-    async def act(pool: Any) -> _T:
-        from agents.runs.in_postgres import PostgresRuns
-
-        return await action(PostgresRuns(pool))
-
-    return administer(act)
+    _print_state(with_runs(act), json=json)
 
 
 async def _find(store: RunStore, reference: str) -> Run:
@@ -305,155 +288,5 @@ def _print_state(run: Run, *, json: bool) -> None:
     if json:
         emit([run_view(run).model_dump(mode="json")], json=True)
         return
-    told = " Its worker stops it within seconds." if run.cancel_at is not None and not run.state.ended else ""
-    typer.echo(f"Run {run.id} (number {run.number}) of agent {printable(run.agent)} is {run.state}.{told}")
-
-
-# -- for people
-
-
-def format_story(
-    run: Run,
-    spent: Spent,
-    steps: Sequence[Step],
-    below: Sequence[Run] = (),
-    steps_below: dict[Any, list[Step]] | None = None,
-) -> Tree:
-    """A run's story as a tree: what is known of it, its steps, and the runs below it with theirs."""
-    tree = Tree(_title(run), guide_style="dim")
-    for label, text in facts(run, spent):
-        tree.add(Text.assemble((f"{label:<9}", "dim"), text))
-    _add_steps(tree, steps)
-    branches = {run.id: tree}
-    for each in below:
-        branch = branches.get(each.parent_id or run.id, tree).add(_title(each))
-        branches[each.id] = branch
-        _add_steps(branch, (steps_below or {}).get(each.id, ()))
-        if each.error is not None:
-            branch.add(Text(_stopped(each.error), style="red"))
-    return tree
-
-
-def _title(run: Run) -> Text:
-    colour = {"succeeded": "green", "failed": "red", "dead": "red", "expired": "red"}.get(run.state, "yellow")
-    state = run.state if run.wait_for is None else f"{run.state} for {run.wait_for}"
-    return Text.assemble(("run ", "bold"), str(run.id), f" (number {run.number}) of agent ", (printable(run.agent), "bold"), ": ", (state, colour))  # fmt: skip
-
-
-def facts(run: Run, spent: Spent) -> list[tuple[str, str]]:
-    """What is known of a run besides its steps: a word and a line for each."""
-    version = run.configuration.get("version")
-    found = [("asked by", _asked(run))]
-    found.append(("version", f"configuration {'?' if version is None else version}, code {run.code_version}"))
-    found.append(("time", _time(run)))
-    of = "" if run.budget_nano is None else f" of {format_dollars(run.budget_nano)}"
-    lost = f", {format_dollars(spent.lost_nano)} of it for answers that were lost" if spent.lost_nano else ""
-    tree = f"; {format_dollars(spent.tree_nano)} with the runs below it" if spent.tree_nano != spent.cost_nano else ""
-    found.append(("cost", f"{format_dollars(spent.cost_nano)}{of}{lost}{tree}"))
-    if run.forked_from is not None:
-        found.append(("fork", f"of run {run.forked_from}, with its first {run.forked_steps} steps"))
-    if run.parent_id is not None:
-        found.append(("parent", str(run.parent_id)))
-    found.append(("input", _short(run.input)))
-    if run.output is not None:
-        found.append(("output", _short(run.output)))
-    if run.error is not None:
-        found.append(("stopped", _stopped(run.error)))
-    return found
-
-
-def _asked(run: Run) -> str:
-    words = [printable(run.asked_by or "nobody known"), f"by {run.trigger}"]
-    if run.on_behalf_of:
-        words.append(f"for {printable(run.on_behalf_of)}")
-    if run.session:
-        words.append(f"in session {printable(run.session)}")
-    if run.tags:
-        words.append(f"tagged {printable(', '.join(run.tags))}")
-    return ", ".join(words)
-
-
-def _time(run: Run) -> str:
-    words = [f"asked for at {run.created_at:%Y-%m-%d %H:%M:%S} UTC"]
-    if run.started_at is not None:
-        words.append(f"begun after {_seconds(run.started_at - run.created_at)}")
-    if run.ended_at is not None and run.started_at is not None:
-        words.append(f"ended after {_seconds(run.ended_at - run.started_at)} more")
-    if run.fence > 1:
-        words.append(f"taken up {run.fence} times")
-    if not run.state.ended:
-        words.append(f"may take until {run.deadline_at:%Y-%m-%d %H:%M:%S} UTC")
-    return ", ".join(words)
-
-
-def _stopped(error: dict[str, Any]) -> str:
-    step = error.get("step")
-    at = "" if step is None else f" (at step {step})"
-    return printable(f"{error.get('code', 'error')}: {error.get('message', '')}{at}")
-
-
-def _add_steps(tree: Tree, steps: Sequence[Step]) -> None:
-    for step in steps:
-        branch = tree.add(format_step(step))
-        if step.head.arguments not in (None, {}):
-            branch.add(Text(_short(step.head.arguments), style="dim"))
-        if step.error is not None:
-            branch.add(Text(_stopped(step.error), style="red"))
-
-
-def format_step(step: Step) -> Text:
-    """One step in a line: its position, what it was, how it ended, how long it took and what it cost."""
-    head = step.head
-    what = printable(head.tool or head.name)
-    words = [f"{head.position:>3} {head.kind:<5} {what}"]
-    if head.tool is not None:
-        words.append(f"({head.policy})")
-    if step.state != "done":
-        words.append("to be done (again)" if step.again else str(step.state))
-    if step.started_at is not None and step.ended_at is not None:
-        words.append(_seconds(step.ended_at - step.started_at))
-    if step.cost_nano:
-        words.append(format_dollars(step.cost_nano))
-    if step.lost_nano:
-        words.append(f"({format_dollars(step.lost_nano)} lost)")
-    if step.fence != 1:
-        words.append("taken over" if step.fence == 0 else f"claim {step.fence}")
-    return Text("  ".join(words))
-
-
-def format_event(event: Event, *, json: bool) -> str:
-    """An event in a line: JSON for programs, or words."""
-    if json:
-        return json_.dumps({"id": event.shown.id, "event": event.name, **event.data}, default=str)
-    data = event.data
-    words = [event.name]
-    if "position" in data:
-        words.append(f"{data['position']} {data['kind']} {printable(data['tool'] or data['name'])}")
-    if data.get("cost_nano"):
-        words.append(format_dollars(data["cost_nano"]))
-    if data.get("wait_for"):
-        words.append(f"for {data['wait_for']}")
-    if "error" in data:
-        words.append(_stopped(data["error"]))
-    return "  ".join(words)
-
-
-def _below(run: Run, tree: Sequence[Run]) -> list[Run]:
-    """The runs below a run, parents before their children, of all runs of its tree."""
-    known = {run.id}
-    found: list[Run] = []
-    for each in sorted(tree, key=lambda one: one.number):
-        if each.parent_id in known:
-            known.add(each.id)
-            found.append(each)
-    return found
-
-
-def _seconds(span: timedelta) -> str:
-    seconds = max(0.0, span.total_seconds())
-    return f"{seconds:.1f} s" if seconds < 100 else f"{seconds / 60:.1f} min"
-
-
-def _short(value: object) -> str:
-    text = printable(json_.dumps(value, ensure_ascii=False, default=str))
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}… ({len(text):,} characters)"
+    more = " Its worker stops it within seconds." if run.cancel_at is not None and not run.state.ended else ""
+    typer.echo(f"Run {run.id} (number {run.number}) of agent {printable(run.agent)} is {run.state}.{more}")
