@@ -150,7 +150,7 @@ async def test_i9_a_run_whose_budget_is_spent_goes_on_with_a_larger_one(
     paid: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, treasury: InMemoryTreasury
 ) -> None:
     async def needs_more(_key: str) -> None:
-        envelope = await treasury.find(run.id)
+        envelope = await treasury.envelopes.find(run.id)
         assert envelope is not None
         if envelope.budget_nano < 150_000:
             raise RunBudgetSpent("too little is left")
@@ -164,7 +164,7 @@ async def test_i9_a_run_whose_budget_is_spent_goes_on_with_a_larger_one(
             await starter.retry(run, budget_nano=too_little)
     assert (await store.find(run.id)).state is State.WAITING
     run = await work(paid, store, await starter.retry(run, budget_nano=200_000))
-    envelope = await treasury.find(run.id)
+    envelope = await treasury.envelopes.find(run.id)
     assert envelope is not None
     assert (run.state, run.budget_nano, envelope.budget_nano, pending(treasury)) == (
         State.SUCCEEDED,
