@@ -27,7 +27,7 @@ from llm_service.administration.paging import DEFAULT
 from llm_service.treasury.zones import told
 
 if TYPE_CHECKING:
-    from llm_service.administration.budgets import BudgetState
+    from llm_service.administration.budget_states import BudgetState
 
 commands = command_group("Budgets: how much may be spent in a window of time.")
 
@@ -121,14 +121,16 @@ def list_budgets(
     json: AsJson = False,
 ) -> None:
     """List all budgets with their current windows, or those of one organisation, team, agent or key, sorted by name."""
-    from llm_service.administration import budgets
+    from llm_service.administration import budget_states
 
     given = {"organisation": organisation, "team": team, "agent": agent, "key": key}
     named = [(scope, subject) for scope, subject in given.items() if subject is not None]
     if len(named) > 1:
         fail("name at most one of --organisation, --team, --agent and --key", ExitCode.USAGE)
     scope, subject = named[0] if named else (None, None)
-    found = administer(lambda pool: budgets.list_budgets(pool, scope=scope, subject=subject, limit=limit, after=after))
+    found = administer(
+        lambda pool: budget_states.list_budgets(pool, scope=scope, subject=subject, limit=limit, after=after)
+    )
     print_budgets(found, json)
     print_more(found, lambda row: row.name)
 
@@ -142,9 +144,9 @@ def show_budget(
     json: AsJson = False,
 ) -> None:
     """One budget, its live windows and its top-ups."""
-    from llm_service.administration import budgets
+    from llm_service.administration import budget_states
 
-    found = administer(lambda pool: budgets.show_budget(pool, name, subject=subject))
+    found = administer(lambda pool: budget_states.show_budget(pool, name, subject=subject))
     if json:
         emit([found.model_dump()], json=True)
         return

@@ -1,4 +1,4 @@
-"""Budgets: create, change, top up, archive, show.
+"""Budgets: create, change, top up, archive. (`budget_states.py` shows them.)
 
 What must hold:
   The first window of a budget counts earlier calls of its period exactly once, or not at all. If it counts them, it is
@@ -18,9 +18,9 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import asyncpg
-from pydantic import AfterValidator, BeforeValidator, WithJsonSchema, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema, model_validator
 
-from llm_service.administration.budget_queries import LIVE_WINDOWS, ONE_BY_ID, ONE_BY_NAME, ONE_SUBJECT, PAGE
+from llm_service.administration.budget_states import BudgetState, TopUp, no_budget, state_of
 from llm_service.administration.inputs import (
     Amount,
     BudgetName,
@@ -32,15 +32,13 @@ from llm_service.administration.inputs import (
     Share,
     Target,
     TimeZone,
-    View,
     is_budget_name,
     parse_share,
 )
-from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
-from llm_service.administration.transaction import change, insert, read, scope_id, searchable
-from llm_service.errors import InvalidRequest, NotFound, TookTooLong
-from llm_service.money import MAX_NANO, format_dollars, format_percent
-from llm_service.treasury.pacing import parse_pace, read_pace
+from llm_service.administration.transaction import change, insert, scope_id, searchable
+from llm_service.errors import InvalidRequest, TookTooLong
+from llm_service.money import MAX_NANO, format_dollars
+from llm_service.treasury.pacing import parse_pace
 from llm_service.treasury.queries import load_query
 from llm_service.types import Scope
 
@@ -152,84 +150,10 @@ class NewTopUp(Input):
         return self
 
 
-class TopUp(View):
-    """A top-up; `ends_at` None: it never ends."""
-
-    id: int
-    amount_nano: int
-    starts_at: datetime
-    ends_at: datetime | None
-
-
-class Window(View):
-    """A window that is not over. `subject` is the run, user, session or tag that it is for, if the budget is split."""
-
-    subject: str
-    starts_at: datetime | None
-    resets_at: datetime | None
-    posted_nano: int
-    pending_nano: int
-    left_nano: int
-
-
-class BudgetState(View):
-    """A budget and its current windows. `posted` and `pending` are sums over them; `left` is the smallest amount that
-    one of them has left.
-
-    `more_windows`: there are more live windows than `windows` (a budget for each of very many users). Then the sums and
-    `left` are not computed; a report by the same property shows what was spent.
-    """
-
-    id: int
-    name: str
-    scope: str
-    subject: str
-    window: str
-    time_zone: str
-    per: str | None
-    per_value: str | None
-    model: str | None
-    limit_nano: int
-    top_up_nano: int
-    posted_nano: int | None
-    pending_nano: int | None
-    left_nano: int | None
-    windows: int
-    more_windows: bool = False
-    starts_at: datetime | None
-    resets_at: datetime | None
-    created_at: datetime
-    pace: str | None = None
-    #: The part of the limit and its top-ups that calls may have used by now, according to the pace.
-    paced_nano: int | None = None
-    #: The share of the remaining money that one call may hold.
-    most_per_call: str | None = None
-
-    @field_validator("most_per_call", mode="before")
-    @classmethod
-    def _in_percent(cls, value: object) -> object:
-        return format_percent(value) if isinstance(value, int) else value
-
-    @field_validator("pace", mode="before")
-    @classmethod
-    def _as_written(cls, value: object) -> object:
-        return str(read_pace(value)) if isinstance(value, list) else value  # pyright: ignore[reportUnknownArgumentType]  # integers, by the table
-
-
 class CreatedBudget(BudgetState):
     """A new budget. `counts_from`: its first window counts spending from this time; None: from the window's start."""
 
     counts_from: datetime | None
-
-
-class BudgetDetail(BudgetState):
-    """A budget with the hundred live windows that have the least left, and the top-ups that are not over.
-
-    If it has more than ten thousand live windows, the hundred are chosen from ten thousand of them.
-    """
-
-    live_windows: list[Window]
-    top_ups: list[TopUp]
 
 
 async def create_budget(pool: asyncpg.Pool, new: NewBudget) -> CreatedBudget:
@@ -246,7 +170,7 @@ async def create_budget(pool: asyncpg.Pool, new: NewBudget) -> CreatedBudget:
         state = await add_budget(connection, new, *target, owner)
         if new.count_from == "window":
             await _count_from_window(connection, state.id, new.model)
-            state = await _state(connection, state.id)
+            state = await state_of(connection, state.id)
         counts_from = state.starts_at if new.count_from == "window" else state.created_at
         fields = {name: getattr(state, name) for name in BudgetState.model_fields}
         return CreatedBudget.model_validate({**fields, "counts_from": counts_from})
@@ -313,7 +237,7 @@ async def add_budget(
         parse_pace(terms.pace).flat() if terms.pace is not None else None,
         terms.most_per_call,
     )
-    return await _state(connection, row["id"])
+    return await state_of(connection, row["id"])
 
 
 async def change_budget(pool: asyncpg.Pool, name: str, new: ChangeBudget) -> BudgetState:
@@ -340,7 +264,7 @@ async def change_budget(pool: asyncpg.Pool, name: str, new: ChangeBudget) -> Bud
             pace,
             most_per_call,
         )
-        return await _state(connection, budget["id"])
+        return await state_of(connection, budget["id"])
 
 
 async def top_up(pool: asyncpg.Pool, name: str, new: NewTopUp) -> TopUp:
@@ -386,58 +310,9 @@ async def archive_budget(pool: asyncpg.Pool, name: str) -> BudgetState:
     """
     async with change(pool) as connection:
         budget = await _lock(connection, name)
-        state = await _state(connection, budget["id"])
+        state = await state_of(connection, budget["id"])
         await connection.execute("UPDATE budgets SET archived_at = now() WHERE id = $1", budget["id"])
         return state
-
-
-async def list_budgets(
-    pool: asyncpg.Pool,
-    *,
-    scope: str | None = None,
-    subject: str | None = None,
-    limit: int = DEFAULT,
-    after: str | None = None,
-) -> Page[BudgetState]:
-    """Budgets with their current windows, in the order of names: at most `limit`, after the name `after`.
-
-    With `scope`, those of one kind; with `subject` too, those of one owner ("agent", "news"; "key", "news/default").
-    """
-    rows = await read(
-        pool,
-        PAGE,
-        scope,
-        None if subject is None else searchable(subject),
-        None if after is None else searchable(after),
-        to_fetch(limit),
-    )
-    return page_of(rows, limit, BudgetState.of)
-
-
-async def show_budget(pool: asyncpg.Pool, name: str, *, subject: str | None = None) -> BudgetDetail:
-    """One budget, its live windows (or only that of one run, user, session or tag: `subject`) and its top-ups.
-
-    Raises:
-        NotFound: there is no budget of this name.
-    """
-    rows = await read(pool, ONE_BY_NAME, searchable(name))
-    if not rows:
-        raise _no_budget(name)
-    budget = rows[0]
-    most_nano = budget["limit_nano"] + budget["top_up_nano"]
-    if subject is None:
-        windows = await read(pool, LIVE_WINDOWS, budget["id"], most_nano)
-    else:
-        windows = await read(pool, ONE_SUBJECT, budget["id"], most_nano, searchable(subject))
-    top_ups = await read(
-        pool,
-        """SELECT id, amount_nano, starts_at, CASE WHEN isfinite(ends_at) THEN ends_at END AS ends_at
-           FROM top_ups WHERE budget_id = $1 AND ends_at > now() ORDER BY starts_at, id LIMIT 1000""",
-        budget["id"],
-    )
-    return BudgetDetail.of(
-        budget, live_windows=[Window.of(row) for row in windows], top_ups=[TopUp.of(row) for row in top_ups]
-    )
 
 
 async def _lock(connection: asyncpg.Connection, name: str) -> Record:
@@ -446,14 +321,5 @@ async def _lock(connection: asyncpg.Connection, name: str) -> Record:
         searchable(name),
     )
     if row is None:
-        raise _no_budget(name)
+        raise no_budget(name)
     return row
-
-
-async def _state(connection: asyncpg.Connection, budget_id: int) -> BudgetState:
-    row = await connection.fetchrow(ONE_BY_ID, budget_id)
-    return BudgetState.of(row)
-
-
-def _no_budget(name: str) -> NotFound:
-    return NotFound(f"There is no budget {name[:200]!r}. See which there are: treasurer budget list.", param="name")

@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import asyncpg
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
-from llm_service.administration.budgets import BudgetState, Terms, add_budget
+from llm_service.administration.budget_states import BudgetState
+from llm_service.administration.budgets import Terms, add_budget
 from llm_service.administration.inputs import Input, Name, View, parse_amount
 from llm_service.administration.paging import DEFAULT, Page, page_of, to_fetch
 from llm_service.administration.transaction import change, insert, missing, read, scope_id, searchable

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import asyncpg
 import pytest
 
-from llm_service.administration import budgets, keys, limits, organisations
+from llm_service.administration import budget_states, budgets, keys, limits, organisations
 from llm_service.administration.inputs import read_input
 from llm_service.administration.principals import Principals
 from llm_service.errors import (
@@ -38,7 +38,7 @@ async def key(pool: asyncpg.Pool, agent: str = "news", **fields: object) -> keys
     return await keys.create_key(pool, read_input(keys.NewKey, {"agent": agent, **fields}))
 
 
-async def budget(pool: asyncpg.Pool, **fields: object) -> budgets.BudgetState:
+async def budget(pool: asyncpg.Pool, **fields: object) -> budget_states.BudgetState:
     fields = {"limit": "1", **fields}
     if not {"organisation", "team", "key"} & fields.keys():
         fields.setdefault("agent", "news")
@@ -194,7 +194,7 @@ async def test_what_fails_writes_nothing(pool: asyncpg.Pool, change: object, err
     assert await everything(pool) == before
 
 
-async def top_up(pool: asyncpg.Pool, **fields: object) -> budgets.TopUp:
+async def top_up(pool: asyncpg.Pool, **fields: object) -> budget_states.TopUp:
     return await budgets.top_up(pool, "taken", read_input(budgets.NewTopUp, {"amount": "1", **fields}))
 
 
@@ -398,18 +398,18 @@ async def test_i1_under_fire_no_call_is_admitted_above_a_limit_that_was_lowered(
 async def test_top_ups_come_and_go(pool: asyncpg.Pool) -> None:
     await agent(pool, budget={"limit": 1, "window": "day", "name": "b"})
 
-    async def add(**fields: object) -> budgets.TopUp:
+    async def add(**fields: object) -> budget_states.TopUp:
         return await budgets.top_up(pool, "b", read_input(budgets.NewTopUp, fields))
 
     brief = await add(amount="2", lasts="3s")
     assert brief.ends_at == brief.starts_at + timedelta(seconds=3)
     assert (await add(amount="0.25")).ends_at is None
     await add(amount="4", starts="2100-01-01T00:00:00Z", ends="2100-01-02T00:00:00Z")
-    [state] = await budgets.list_budgets(pool)
+    [state] = await budget_states.list_budgets(pool)
     assert (state.limit_nano, state.top_up_nano, state.left_nano) == (10**9, 2_250_000_000, 3_250_000_000)
     while await pool.fetchval("SELECT clock_timestamp() <= $1", brief.ends_at):
         await asyncio.sleep(0.05)
-    detail = await budgets.show_budget(pool, "b")
+    detail = await budget_states.show_budget(pool, "b")
     assert (detail.top_up_nano, detail.left_nano) == (250_000_000, 1_250_000_000)
     assert [one.amount_nano for one in detail.top_ups] == [250_000_000, 4 * 10**9]
     before = await everything(pool)
@@ -428,7 +428,7 @@ async def test_a_budget_for_each_user_shows_its_tightest_window(pool: asyncpg.Po
             await treasury.admit(hold_of(principal, dollars, user=user))
     finally:
         await treasury.close()
-    detail = await budgets.show_budget(pool, "each")
+    detail = await budget_states.show_budget(pool, "each")
     assert (detail.windows, detail.pending_nano, detail.left_nano) == (2, 2_500_000_000, 10**9)
     assert [(w.subject, w.left_nano) for w in detail.live_windows] == [("ann", 10**9), ("ben", 2_500_000_000)]
 
@@ -451,7 +451,7 @@ async def test_an_archived_budget_governs_nothing_and_its_name_is_free(pool: asy
     assert len((await principals.by_agent("news")).budgets) == 1
     await budgets.archive_budget(pool, "b")
     assert (await principals.by_agent("news")).budgets == ()
-    assert await budgets.list_budgets(pool) == []
+    assert await budget_states.list_budgets(pool) == []
     await budget(pool, name="b")
 
 
@@ -473,8 +473,8 @@ async def test_lists_are_narrowed(pool: asyncpg.Pool) -> None:
     await budget(pool)
     await budget(pool, agent="other")
     assert [row.name for row in await organisations.list_agents(pool, team="research")] == ["news"]
-    assert [row.subject for row in await budgets.list_budgets(pool, scope="agent", subject="other")] == ["other"]
-    assert await budgets.list_budgets(pool, scope="team") == []
+    assert [row.subject for row in await budget_states.list_budgets(pool, scope="agent", subject="other")] == ["other"]
+    assert await budget_states.list_budgets(pool, scope="team") == []
     assert await keys.list_keys(pool, agent="a\x00") == []
 
 

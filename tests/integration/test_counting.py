@@ -13,14 +13,8 @@ from datetime import UTC, datetime
 import pytest
 
 from gateway.stack.state import StackState
-from llm_service.administration.budgets import (
-    ChangeBudget,
-    CreatedBudget,
-    NewBudget,
-    change_budget,
-    create_budget,
-    show_budget,
-)
+from llm_service.administration.budget_states import show_budget
+from llm_service.administration.budgets import ChangeBudget, CreatedBudget, NewBudget, change_budget, create_budget
 from llm_service.administration.inputs import read_input
 from llm_service.administration.keys import NewKey, create_key
 from llm_service.treasury.denial import Denial, DenialKind

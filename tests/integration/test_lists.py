@@ -9,7 +9,16 @@ import asyncpg
 import orjson
 import pytest
 
-from llm_service.administration import budget_queries, budgets, change_log, keys, limits, organisations, routes
+from llm_service.administration import (
+    budget_queries,
+    budget_states,
+    budgets,
+    change_log,
+    keys,
+    limits,
+    organisations,
+    routes,
+)
 from llm_service.administration.paging import MOST, Page
 from llm_service.administration.transaction import reading
 
@@ -36,7 +45,7 @@ BY_NAME: list[ListOf] = [
     organisations.list_organisations,
     organisations.list_teams,
     organisations.list_agents,
-    budgets.list_budgets,
+    budget_states.list_budgets,
 ]
 BY_ID: list[ListOf] = [keys.list_keys, limits.list_limits, routes.list_routes, change_log.list_changes]
 
@@ -72,9 +81,9 @@ async def test_a_page_is_bounded_though_more_is_asked_for(furnished: asyncpg.Poo
 
 
 async def test_a_row_that_goes_between_two_pages_hides_no_other(furnished: asyncpg.Pool) -> None:
-    first = await budgets.list_budgets(furnished, limit=2)
+    first = await budget_states.list_budgets(furnished, limit=2)
     await budgets.archive_budget(furnished, first[-1].name)
-    second = await budgets.list_budgets(furnished, limit=2, after=first[-1].name)
+    second = await budget_states.list_budgets(furnished, limit=2, after=first[-1].name)
     assert [row.subject for row in [*first, *second]] == ["agent a", "agent b", "agent c", "agent d"]
 
 
@@ -99,7 +108,7 @@ async def crowd(pool: asyncpg.Pool, name: str, count: int) -> None:
 async def test_few_windows_are_added_up_exactly_and_very_many_are_not(furnished: asyncpg.Pool) -> None:
     await crowd(furnished, "few", 1_000)
     await crowd(furnished, "many", 1_001)
-    states = {row.name: row for row in await budgets.list_budgets(furnished)}
+    states = {row.name: row for row in await budget_states.list_budgets(furnished)}
     few, many = states["few"], states["many"]
     assert (few.windows, few.more_windows) == (1_000, False)
     assert (few.posted_nano, few.pending_nano) == (500_500, 1_000)
@@ -107,7 +116,7 @@ async def test_few_windows_are_added_up_exactly_and_very_many_are_not(furnished:
     assert (many.windows, many.more_windows) == (1_000, True)
     assert (many.posted_nano, many.pending_nano, many.left_nano) == (None, None, None)
     assert orjson.loads(many.model_dump_json())["posted"] is None
-    shown = await budgets.show_budget(furnished, "many")
+    shown = await budget_states.show_budget(furnished, "many")
     assert (shown.windows, shown.more_windows, shown.posted_nano) == (1_001, False, 1_001 * 1_002 // 2)
     assert [row.subject for row in shown.live_windows[:2]] == ["user 1001", "user 1000"]
     assert len(shown.live_windows) == 100
@@ -115,9 +124,9 @@ async def test_few_windows_are_added_up_exactly_and_very_many_are_not(furnished:
 
 async def test_one_subject_of_a_crowd_is_shown_alone(furnished: asyncpg.Pool) -> None:
     await crowd(furnished, "crowd", 2_000)
-    (window,) = (await budgets.show_budget(furnished, "crowd", subject="user 1234")).live_windows
+    (window,) = (await budget_states.show_budget(furnished, "crowd", subject="user 1234")).live_windows
     assert (window.subject, window.posted_nano, window.pending_nano) == ("user 1234", 1234, 1)
-    assert (await budgets.show_budget(furnished, "crowd", subject="nobody")).live_windows == []
+    assert (await budget_states.show_budget(furnished, "crowd", subject="nobody")).live_windows == []
 
 
 @pytest.mark.parametrize("analysed", [False, True])

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_service.administration import budgets, organisations
+from llm_service.administration import budget_states, budgets, organisations
 from llm_service.administration.inputs import read_input
 from llm_service.administration.principals import Principals
 from llm_service.errors import InvalidRequest
@@ -126,7 +126,7 @@ async def test_a_share_of_the_limit_is_all_that_a_dear_model_gets(pool: asyncpg.
 
 async def test_a_budget_says_its_pace(pool: asyncpg.Pool) -> None:
     await principal(pool, window="month", pace="linear + 10%")
-    (state,) = await budgets.list_budgets(pool)
+    (state,) = await budget_states.list_budgets(pool)
     assert state.pace == "linear+10%"
     assert state.paced_nano is not None
     assert 100_000_000 <= state.paced_nano <= 1_000_000_000
@@ -149,8 +149,8 @@ async def test_a_budget_for_all_time_has_no_pace_and_is_made_listed_and_shown(po
     fields = {"name": "everything", "team": "default", "limit": "5", "window": "total"}
     made = await budgets.create_budget(pool, read_input(budgets.NewBudget, fields))
     assert made.limit_nano == 5_000_000_000
-    assert [each.name for each in await budgets.list_budgets(pool)] == ["everything"]
-    assert (await budgets.show_budget(pool, "everything")).name == "everything"
+    assert [each.name for each in await budget_states.list_budgets(pool)] == ["everything"]
+    assert (await budget_states.show_budget(pool, "everything")).name == "everything"
     ends = "'-infinity'::timestamptz, 'infinity'::timestamptz"
     assert await pool.fetchval(f"SELECT treasury_paced_v1(5, NULL, {ends}, now())") is None
     assert await pool.fetchval(f"SELECT treasury_paced_v1(5, '{{0,0,10000,10000}}', {ends}, now())") == 5

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Query
 
 from gateway.routes.admin.common import AfterName, Limit, Listing, Pool, admin_router, listing
-from llm_service.administration import budgets
+from llm_service.administration import budget_states, budgets
 from llm_service.administration.paging import DEFAULT
 from llm_service.errors import InvalidRequest
 
@@ -23,14 +23,14 @@ async def list_budgets(
     key: str | None = None,
     limit: Limit = DEFAULT,
     after: AfterName = None,
-) -> Listing[budgets.BudgetState]:
+) -> Listing[budget_states.BudgetState]:
     """Budgets with their current windows, sorted by name: all, or those of one organisation, team, agent or key."""
     given = {"organisation": organisation, "team": team, "agent": agent, "key": key}
     named = [(scope, subject) for scope, subject in given.items() if subject is not None]
     if len(named) > 1:
         raise InvalidRequest("Name at most one of organisation, team, agent and key.")
     scope, subject = named[0] if named else (None, None)
-    found = await budgets.list_budgets(pool, scope=scope, subject=subject, limit=limit, after=after)
+    found = await budget_states.list_budgets(pool, scope=scope, subject=subject, limit=limit, after=after)
     return listing(found, lambda row: row.name)
 
 
@@ -42,7 +42,7 @@ async def create_budget(pool: Pool, new: budgets.NewBudget) -> budgets.CreatedBu
 
 # A budget's name may contain a slash, so this longer address has to come before the shorter one.
 @router.post("/budgets/{name:path}/top-ups", status_code=201)
-async def top_up(pool: Pool, name: str, new: budgets.NewTopUp) -> budgets.TopUp:
+async def top_up(pool: Pool, name: str, new: budgets.NewTopUp) -> budget_states.TopUp:
     """Add money to a budget for a time."""
     return await budgets.top_up(pool, name, new)
 
@@ -54,18 +54,18 @@ async def show_budget(
     subject: Annotated[
         str | None, Query(max_length=256, description="Only this run's, user's, session's or tag's window.")
     ] = None,
-) -> budgets.BudgetDetail:
+) -> budget_states.BudgetDetail:
     """One budget with its live windows and top-ups."""
-    return await budgets.show_budget(pool, name, subject=subject)
+    return await budget_states.show_budget(pool, name, subject=subject)
 
 
 @router.patch("/budgets/{name:path}")
-async def change_budget(pool: Pool, name: str, new: budgets.ChangeBudget) -> budgets.BudgetState:
+async def change_budget(pool: Pool, name: str, new: budgets.ChangeBudget) -> budget_states.BudgetState:
     """Change a budget's limit, pace or share for one call, at once."""
     return await budgets.change_budget(pool, name, new)
 
 
 @router.delete("/budgets/{name:path}")
-async def archive_budget(pool: Pool, name: str) -> budgets.BudgetState:
+async def archive_budget(pool: Pool, name: str) -> budget_states.BudgetState:
     """End a budget. Its records remain for reports."""
     return await budgets.archive_budget(pool, name)
