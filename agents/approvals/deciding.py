@@ -35,7 +35,7 @@ _MOST_FAULTS = 5
 @dataclass(frozen=True, slots=True)
 class Decider:
     """Who decides. An administrator's key has only a `key`; with `everything`, it is the operator, whom no policy binds,
-    because whoever has the database may change the policy."""
+    because a person with access to the database may change the policy."""
 
     key: str
     agent: str | None = None

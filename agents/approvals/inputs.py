@@ -24,7 +24,7 @@ Digest = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
 
 
 class DecisionInput(Input):
-    """A decision. `digest`: that of the approval as it was shown. `reason` is told to the model if the call is refused.
+    """A decision. `digest`: that of the approval as it was shown. The model reads `reason` if the call is refused.
     `arguments`: those to call the tool with in place of the ones that were shown."""
 
     decision: Literal["approve", "refuse"]
@@ -35,7 +35,7 @@ class DecisionInput(Input):
     @model_validator(mode="after")
     def _has_a_reason(self) -> Self:
         if self.decision == "refuse" and self.reason is None:
-            raise ValueError("a refusal has a reason, which the model is told")
+            raise ValueError("a refusal has a reason, which the model reads")
         return self
 
     def by(self, name: str) -> Decision:

@@ -1,7 +1,7 @@
 """The versions of agents' configurations, as rows in Postgres (`work.agent_versions`).
 
 What must hold:
-  A version never changes. A change is a new version with the next number, so whoever has pinned one can read it again.
+  A version never changes. A change is a new version with the next number, so a run that has pinned one can read it again.
   Two changes at once make two versions, or the second one is refused if it names the version that it was made from.
   A change that changes nothing makes no version.
   The limit that claims of runs keep to is that of the newest version, because both are one transaction.

@@ -175,7 +175,7 @@ class Journaled(BaseDurabilityCapability[Any]):
         """Announce the call, and put the arguments that a person has approved in place of the model's."""
         tools = None if ctx.tool_manager is None else ctx.tool_manager.tools
         tool = None if tools is None else tools.get(call.tool_name)
-        # A validator in Python is a step of its own, which a person's arguments would not have passed.
+        # A validator in Python runs as a separate step, which a person's arguments would not have passed.
         can_change = tool is not None and tool.args_validator_func is None
         changed = self._journal.announce(call.tool_name, args, tool_def.parameters_json_schema if can_change else None)
         if changed is None:

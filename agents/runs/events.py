@@ -24,7 +24,7 @@ _ID = re.compile(r"([0-9]{1,9})\.([a-z]{1,9}|-)\.([0-9]{1,18})\.([a-z]{1,9}|-)\.
 
 @dataclass(frozen=True, slots=True)
 class Shown:
-    """What a watcher has been shown: the last step with its state and the fence of whoever wrote that, and the run's state
+    """What a watcher has been shown: the last step with its state and the fence of the worker that wrote it, and the run's state
     and fence. Before the first event nothing is shown."""
 
     position: int = 0

@@ -96,7 +96,7 @@ class Journal:
     # -- steps
 
     async def model(self, name: str, body: Body) -> object:
-        """A request to a model. Its answer is bought once, whoever asks how often."""
+        """A request to a model. Its answer is bought once, however often a worker asks."""
 
         async def request() -> object:
             try:

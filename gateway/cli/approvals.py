@@ -1,7 +1,7 @@
 """`treasurer approvals`: what runs ask people: list it, look at it, approve it or refuse it.
 
 What must hold:
-Whoever types a command here has the database, and so is the operator: no agent's list of approvers binds them.
+A person who types a command here has access to the database, and so is the operator, whom no agent's list of approvers binds.
 A person approves what they have seen: without --digest, the call is printed and has to be confirmed.
 The words of a model are printed as plain text, so that they cannot control a terminal.
 """
@@ -101,11 +101,11 @@ def approve(
 @commands.command("refuse")
 def refuse(
     approval: _Id,
-    reason: Annotated[str, typer.Option("--reason", help="Why: the model is told.")],
+    reason: Annotated[str, typer.Option("--reason", help="Why. The model reads it.")],
     digest: _Digest = None,
     json: AsJson = False,
 ) -> None:
-    """Do not let a run make the call that it asks about. The run goes on, and the model is told why."""
+    """Do not let a run make the call that it asks about. The run goes on, and the model reads why."""
     _decide(approval, {"decision": "refuse", "reason": reason}, digest, json=json)
 
 

@@ -2,7 +2,7 @@
 
 What must hold:
   A token is for one run of one agent: what its calls are attributed to, and the envelope that they draw on, is signed and
-      cannot be changed by whoever holds it.
+      cannot be changed by the holder.
   It is no grant and no key: it has its own issuer, so the proxy refuses it, and a gateway takes no grant for one.
   It lives for minutes, and each call gets a new one. An error names the reason and never the token.
 

@@ -228,7 +228,7 @@ async def test_i1_in_the_hour_that_clocks_repeat_at_midnight_each_agent_has_its_
     assert await house.over_a_limit() == []
     assert await house.books() == []
 
-    # The same in a group of its own, and for an agent whose window was already open on the day before.
+    # The same in a separate group, and for an agent whose window was already open on the day before.
     clock.move_to(moment - timedelta(minutes=30))
     assert isinstance(await house.spend(before, 1_000_000), Hold)
     clock.move_to(moment + timedelta(minutes=20))

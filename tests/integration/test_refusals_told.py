@@ -130,7 +130,7 @@ async def test_exhausted_says_when_it_resets(stack: StackState) -> None:
 
 
 async def test_busy_is_not_exhausted_and_says_when_to_come_back(caller: Caller) -> None:
-    """One call in flight holds the rest of the budget. A second call waits a little, is told when to retry, and is then
+    """One call in flight holds the rest of the budget. A second call waits a little, learns when to retry, and is then
     served."""
     await caller.admin("PATCH", caller.first_budget, {"limit": "0.000050"})  # 50,000 nano-dollars
     script = {"first_token_s": 4.0, "output_tokens": 1}

@@ -3,9 +3,9 @@
 --
 -- Claims of the same limited agent or team are made one after another (its row in work.limits is locked), so that two of
 -- them together cannot pass the limit. Other claims never wait for each other.
--- p_agents: the agents that this worker knows. p_run: only this run, for whoever waits for it in the same process.
--- The statements in this function each see what is committed when they begin: the count below sees the claims of whoever
--- held the lock before.
+-- p_agents: the agents that this worker knows. p_run: only this run, for a caller that waits for it in the same process.
+-- The statements in this function each see what is committed when they begin: the count below sees the claims of the
+-- transactions that held the lock before.
 CREATE FUNCTION work.claim_v1(p_owner uuid, p_most integer, p_lease_s double precision, p_agents text[], p_run uuid)
 RETURNS SETOF work.runs LANGUAGE plpgsql AS $$
 BEGIN
