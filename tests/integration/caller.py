@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from typing import Any, cast
 from uuid import UUID, uuid4
@@ -61,6 +62,8 @@ class Caller:
     agent_id: int
     secret: str
     since: int
+    began: datetime
+    last_window: int
     responses: list[Answered] = field(default_factory=list[Answered])
     _clients: dict[tuple[str | None, str | None, int], AsyncOpenAI] = field(
         default_factory=dict[tuple[str | None, str | None, int], AsyncOpenAI]
@@ -189,16 +192,25 @@ class Caller:
         return row
 
     async def counts(self) -> dict[str, int]:
-        """How many rows each table has that a call could write to, and how many lines the provider's invoice has."""
+        """How many rows began since this caller began in each table that a call could write to, and how many lines the
+        provider's invoice has. (Rows of earlier tests' calls may still be written, or go: they are not counted.)"""
         row = await self.pool.fetchrow(
-            f"SELECT {', '.join(f'(SELECT count(*) FROM {name}) AS {name}' for name in _WRITTEN)}"
+            f"SELECT {', '.join(f'(SELECT count(*) FROM {name} WHERE {since}) AS {name}' for name, since in _WRITTEN)}",
+            self.began,
+            self.last_window,
         )
         assert row is not None
         return {**dict(row), "invoice": len(await self.invoice())}
 
 
 _NAMES = ("x-treasurer-call-id", "x-treasurer-budget")
-_WRITTEN = ("holds", "ledger", "witnesses", "windows", "idempotency")
+_WRITTEN = (
+    ("holds", "started_at > $1"),
+    ("ledger", "started_at > $1"),
+    ("witnesses", "coalesce(started_at, ended_at) > $1"),
+    ("windows", "id > $2"),
+    ("idempotency", "created_at > $1"),
+)
 
 
 @asynccontextmanager
@@ -212,8 +224,10 @@ async def open_caller(stack: StackState, budget: str | None = "1", **terms: obje
         pool = await things.enter_async_context(asyncpg.create_pool(stack.database_url, min_size=1, max_size=4))
         async with http.get(f"{stack.provider_url}/_sim/invoice") as response:
             since = (await response.json())["last_seq"]
+        row = await pool.fetchrow("SELECT clock_timestamp() AS began, coalesce(max(id), 0) AS last_window FROM windows")
+        assert row is not None
         name = f"caller-{uuid4().hex[:12]}"
-        caller = Caller(stack, pool, http, things, name, 0, "", since)
+        caller = Caller(stack, pool, http, things, name, 0, "", since, row["began"], row["last_window"])
         agent: dict[str, object] = {"name": name}
         if budget is not None:
             agent["budget"] = {"limit": budget, **terms}
