@@ -34,6 +34,7 @@ from agents.runs.record import Mark, Run, WaitFor
 from agents.runs.step_text import WATCHED_S, LiveText, NoLiveText
 from agents.runs.store import RunStore
 from llm_service.errors import TreasurerError
+from llm_service.ids import new_call_id
 
 log = logging.getLogger(__name__)
 
@@ -164,9 +165,11 @@ class Watching:
                     shown = events[-1].shown
                     yield events
 
-    async def expect(self, run_id: UUID) -> None:
-        """Say that somebody watches this run, or is about to, so that its text is sent while it is written."""
+    async def expected(self) -> UUID:
+        """The id of a run that is to be started and will be watched, so that its text is sent from its first step on."""
+        run_id = new_call_id()
         await self.live.watch([run_id])
+        return run_id
 
     async def _recorded(self, run_id: UUID, shown: Shown) -> tuple[list[Event], bool]:
         """The events for what is recorded, up to the next text, and whether the run has ended and no more follow."""

@@ -293,3 +293,9 @@ async def test_all_watchers_ask_for_text_together_and_nobody_asks_without_a_watc
     run = await claimed(store)
     await watching.changed(run.id, await watching.mark(run.id), 0.05)  # it waits for no text
     assert live.asked == []
+
+
+async def test_a_run_that_is_to_be_watched_is_known_before_it_is_started(store: Counted) -> None:
+    live = Live()
+    run_id = await Watching(store, live).expected()
+    assert live.watched == [run_id]
