@@ -19,8 +19,10 @@ EMBEDDING = "text-embedding-3-small"
 KINDS = ("whole", "whole", "stream", "stream", "left", "embeddings", "keyed", "keyed stream")
 #: For so long a failed call with an idempotency key is repeated, while its hold may still exist.
 IMPATIENT_S = 3.0
+#: The answer for a caller whose call was already made with the same key, and takes longer than a gateway waits.
+IN_PROGRESS = "409 idempotency_in_progress"
 #: The answers that a caller may get when it repeats a call.
-AGAIN = ("409 idempotency_in_progress", "409 idempotency_answer_lost", f"no answer within {IMPATIENT_S:g} s")
+AGAIN = (IN_PROGRESS, "409 idempotency_answer_lost", f"no answer within {IMPATIENT_S:g} s")
 #: The errors of a caller whose gateway dies.
 DIED = ("ServerDisconnectedError", "ClientOSError", "ClientPayloadError", "ClientConnectorError", "cut")
 

@@ -63,11 +63,20 @@ async def many_on_one_key(field: Field) -> None:
         asked = make(chance, field.keys[0], kind)
         field.asked.append(asked)
         field.repeatable.append(asked)
-        outcomes = Counter(await asyncio.gather(*(field.send(asked, None) for _ in range(SAME))))
+        outcomes = Counter(await asyncio.gather(*(_until_answered(field, asked) for _ in range(SAME))))
         if outcomes["ok"] != SAME or len(asked.answers) != 1:
             field.faults.append(
                 f"{SAME} callers on one key ({kind}) had {len(asked.answers)} answers, {dict(outcomes)}"
             )
+
+
+async def _until_answered(field: Field, asked: Asked) -> str:
+    """Send a call until it is served. On a busy machine the first caller's answer may take longer than a gateway lets
+    the others wait for it, and then they are told to ask again."""
+    deadline = time.monotonic() + _PATIENCE_S
+    while (outcome := await field.send(asked, None)) == "failed" and time.monotonic() < deadline:
+        await asyncio.sleep(1)
+    return outcome
 
 
 async def many_changes_a_second(field: Field) -> None:

@@ -13,8 +13,8 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 @pytest.mark.timeout(300)
-def test_the_demo_finds_that_everything_agrees(service_dir: Path) -> None:
-    folder = service_dir / "demo"
+def test_the_demo_finds_that_everything_agrees(memory_dir: Path) -> None:
+    folder = memory_dir / "demo"
     folder.mkdir(mode=0o755)
     environ = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_API_BASE"))}
     ended = subprocess.run(
