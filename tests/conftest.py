@@ -47,7 +47,7 @@ settings.load_profile("treasurer")
 _TIER = {"integration": pytest.mark.integration, "chaos": pytest.mark.chaos, "evals": pytest.mark.evals}
 #: A test that uses one of these fixtures starts a server.
 _SERVER_FIXTURES = {"postgres", "redis_server", "stack", "provider_files"}
-#: The files that take longest, in the order in which they start, so that two processes end at about the same time.
+#: The files that take longest, in the order in which they start, so that all processes end at about the same time.
 _LONG = (
     "integration/test_supervisor.py",
     "integration/test_postgres_versions.py",

@@ -1,4 +1,7 @@
-"""The whole `treasurer demo`, as the README's first command runs it."""
+"""The whole `treasurer demo`, as the README's first command runs it on a machine with one processor.
+
+With two, LiteLLM Proxy would have two workers, and would be imported three times. (tests/chaos has two workers.)
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ def test_the_demo_finds_that_everything_agrees(memory_dir: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "gateway.cli", "demo"],
         cwd=ROOT,
-        env=environ | {"TMPDIR": str(folder)},
+        env=environ | {"TMPDIR": str(folder), "TREASURER_PROXY_WORKERS": "1"},
         capture_output=True,
         text=True,
         check=False,
