@@ -19,10 +19,10 @@ EMBEDDING = "text-embedding-3-small"
 KINDS = ("whole", "whole", "stream", "stream", "left", "embeddings", "keyed", "keyed stream")
 #: For so long a failed call with an idempotency key is repeated, while its hold may still exist.
 IMPATIENT_S = 3.0
-#: The answer for a caller whose call was already made with the same key, and takes longer than a gateway waits.
-IN_PROGRESS = "409 idempotency_in_progress"
 #: The answers that a caller may get when it repeats a call.
-AGAIN = (IN_PROGRESS, "409 idempotency_answer_lost", f"no answer within {IMPATIENT_S:g} s")
+AGAIN = ("409 idempotency_in_progress", "409 idempotency_answer_lost", f"no answer within {IMPATIENT_S:g} s")
+#: The answers that a caller may get for a key whose call takes longer than it waits: on a slow machine, a crowd is enough.
+SLOW = ("409 idempotency_in_progress", f"no answer within {IMPATIENT_S:g} s")
 #: The errors of a caller whose gateway dies.
 DIED = ("ServerDisconnectedError", "ClientOSError", "ClientPayloadError", "ClientConnectorError", "cut")
 
