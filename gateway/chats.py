@@ -4,14 +4,20 @@ What must hold:
 Of what a client sends, only the new message counts. What was said before is the run's own conversation, in Postgres.
 A client that leaves ends nothing: the run goes on, and is there under its id.
 A run that waits for a person or for money does not hold a connection open.
+A client's history is never believed. A decision counts if it names an approval that is stored and pending, with the digest of
+what it shows, and if its sender may decide it: never by an agent's own key.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
+from agents.approvals.deciding import Decider, checked, may_see, no_approval
+from agents.approvals.record import Approval, ApprovalFilter, Decision
 from agents.runs.chat import Chat, Said, as_text
 from agents.runs.events import Shown
 from agents.runs.record import Run, State, WaitFor
@@ -19,7 +25,7 @@ from agents.runs.starting import MESSAGE, StartRequest
 from agents.runs.store import RunStore
 from agents.runs.watching import Watching
 from gateway.callers import Caller
-from llm_service.errors import BudgetExhausted, TreasurerError, UpstreamError
+from llm_service.errors import BudgetExhausted, InvalidRequest, TreasurerError, UpstreamError
 from llm_service.types import CallContext
 
 #: After so many seconds without anything new, a stream sends a comment, so that no proxy in between closes it as dead.
@@ -83,6 +89,73 @@ async def follow(
                 return
     finally:
         await events.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """What a person answers to what a run has asked. `asked` is the question's id, as `question_id` makes it."""
+
+    asked: str
+    approve: bool
+    reason: str | None = None
+    arguments: dict[str, Any] | None = None
+
+
+def question_id(approval: Approval) -> str:
+    """The id under which a chat front-end is asked: the approval's, with the digest of what is shown. A front-end sends the id back as
+    it is, so its decision names what it has shown."""
+    return f"{approval.id}.{approval.digest.hex()}"
+
+
+async def go_on(
+    runtime: ChatRuntime, caller: Caller, decider: Decider, agent: str, session: str, replies: Sequence[Reply]
+) -> tuple[Run, Shown]:
+    """Record decisions about what a run of a conversation has asked, and return the run with what was shown of it until now.
+
+    Raises:
+        NotFound: there is no such question in this conversation. InvalidRequest: an id is not one.
+        NotPermitted, Conflict, ApprovalExpired: as for a decision at /agents/approvals/ID; nothing is changed.
+    """
+    now, checked_replies = datetime.now(UTC), list[tuple[Approval, Decision]]()
+    for reply in replies:
+        approval_id, digest = _read_question(reply.asked)
+        approval = await runtime.runs.approval(approval_id)
+        run = await runtime.runs.find(approval.run_id)
+        if not may_see(approval, decider) or (run.agent, run.session) != (agent, session):
+            raise no_approval(approval_id)
+        reason = reply.reason or (None if reply.approve else "A person has refused this call.")
+        decision = Decision(reply.approve, digest, decider.shown, reason, reply.arguments)
+        checked_replies.append((approval, checked(approval, decision, decider, now)))
+    approval, _ = checked_replies[0]
+    if any(other.run_id != approval.run_id for other, _ in checked_replies):
+        raise InvalidRequest("These decisions are about several runs. Send those of one run at a time.")
+    run = await runtime.runs.find(approval.run_id)
+    caller.check_sees(run)
+    shown = await _shown_of(runtime, run)
+    for each, decision in checked_replies:
+        await runtime.runs.decide(each.id, decision)
+    await runtime.watching.live.watch([run.id])
+    return run, shown
+
+
+async def _shown_of(runtime: ChatRuntime, run: Run) -> Shown:
+    mark = (await runtime.runs.marks([run.id]))[run.id]
+    return Shown(mark.position, mark.step_state, mark.step_fence, mark.state, mark.fence)
+
+
+def _read_question(asked: str) -> tuple[UUID, bytes]:
+    approval_id, _, digest = asked.partition(".")
+    try:
+        return UUID(approval_id), bytes.fromhex(digest)
+    except ValueError:
+        raise InvalidRequest(f"{asked[:80]!r} is not the id of a question that a run has asked.") from None
+
+
+async def questions_of(runtime: ChatRuntime, run: Run) -> list[Approval]:
+    """What a run that waits asks a person."""
+    if run.wait_for is not WaitFor.APPROVAL:
+        return []
+    return await runtime.runs.approvals(ApprovalFilter(run_id=run.id))
 
 
 def answer_of(run: Run) -> str:
