@@ -12,8 +12,11 @@ from gateway.asgi import App
 from gateway.composition import GatewayRuntime, open_gateway
 from gateway.openapi import describe
 from gateway.routes import admin, approvals, health, models, reports, runs
-from gateway.routes.openai import OpenAIDoor
+from gateway.routes.agent_model import answer_by_agent
+from gateway.routes.openai import CallStream, OpenAIDoor
 from gateway.settings import Settings
+from llm_service.types import Answer, CallContext, Principal
+from llm_service.wire.requests import ParsedRequest
 
 
 def create_app(settings: Settings) -> App:
@@ -42,4 +45,7 @@ def create_app(settings: Settings) -> App:
     def runtime() -> GatewayRuntime:
         return app.state.runtime
 
-    return OpenAIDoor(app, runtime, lambda: runtime().addresses.grant_secret)
+    async def agents(request: ParsedRequest, principal: Principal, context: CallContext) -> Answer | CallStream:
+        return await answer_by_agent(runtime(), request, principal, context)
+
+    return OpenAIDoor(app, runtime, lambda: runtime().addresses.grant_secret, agents)
