@@ -63,7 +63,13 @@ def _caller(request: Request) -> Caller:
     return Caller(owner_of(request))
 
 
-@router.post("/{agent}/ag-ui", responses={200: _STREAM})
+_BODY = {
+    "required": True,
+    "content": {"application/json": {"schema": {"type": "object", "additionalProperties": True}}},
+}
+
+
+@router.post("/{agent}/ag-ui", responses={200: _STREAM}, openapi_extra={"requestBody": _BODY})
 async def run_agent(request: Request, agent: str, caller: Annotated[Caller, Depends(_caller)]) -> Response:
     """Start a run with the last message of a thread, or let one go on by answers to its interrupts, and stream what it says."""
     runtime: GatewayRuntime = request.app.state.runtime
