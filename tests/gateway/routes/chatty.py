@@ -127,7 +127,7 @@ def chats_at(runtime: Any, **changes: object) -> Chats:
 
 
 def _definition(wiped: list[str]) -> AnyAgent:
-    agent = Agent[None, str](output_type=str, name="news")
+    agent = Agent(output_type=str, name="news")
 
     @agent.tool_plain(metadata=policy.READ)
     async def look(at: str) -> str:
@@ -138,7 +138,7 @@ def _definition(wiped: list[str]) -> AnyAgent:
         wiped.append(what)
         return f"wiped {what}"
 
-    def task(given: Message, services: Services) -> Task[None]:
+    def task(given: Message, services: Services) -> Task[object]:
         return Task(given.message, None)
 
     return AgentDefinition(  # pyright: ignore[reportReturnType]  # a chat's output is a text

@@ -200,11 +200,13 @@ async def test_a_run_that_waits_for_money_or_fails_is_an_error(
 
 async def test_a_wrong_request_is_refused_by_name(gateway: Any, chats: Chats, agent: dict[str, str]) -> None:
     thread = Thread(gateway, agent)
-    for fields, status in (
+    wrong: list[tuple[dict[str, Any], int]] = [
         ({"threadId": 7}, 400), ({"threadId": ""}, 400), ({"threadId": "x" * 300}, 400), ({"runId": "x" * 300}, 400),
         ({"messages": [{"id": "1", "role": "king", "content": "x"}]}, 400), ({"agent": "other"}, 403),
-    ):  # fmt: skip
-        answer = await thread.post(**({"messages": [user("hi")]} | fields))
+    ]  # fmt: skip
+    for fields, status in wrong:
+        request: dict[str, Any] = {"messages": [user("hi")], **fields}
+        answer = await thread.post(**request)
         assert answer.status_code == status, (fields, answer.text)
         assert answer.json()["error"]["message"]
     assert not chats.store._runs
