@@ -12,12 +12,14 @@ from typing import Any
 
 import yaml
 
-from benchmarks.overspend.models import more_models
+from benchmarks.overspend.models import WITH_A_FEE, more_models
 
 ROOT = Path(__file__).parent.parent
 #: A model that searches as often as it likes, and whose images LiteLLM's map prices without any limit on their number.
 RESEARCHER = "gemini/deep-research-pro-preview-12-2025"
 MOST = {"searches": 3}
+#: Models whose price Treasurer cannot bound, so that it does not serve them (`treasurer models` says why).
+NOT_SERVED = frozenset({"research", "research-bounded", "sonar-deep-research", WITH_A_FEE, "openai/*", "opus-at-warp"})
 #: Models with two deployments each, like gpt-4o-mini, and with its provider, prices and retries.
 BALANCED = tuple(f"balanced-{number}" for number in range(4))
 BALANCED_UNDERLYING = "gpt-4o-mini"

@@ -12,6 +12,7 @@ from benchmarks.overspend.models import WITH_A_FEE
 from gateway.stack.state import StackState
 from tests.integration.administering import Treasurer
 from tests.integration.caller import open_caller, said
+from tests.stack_configuration import NOT_SERVED
 
 
 async def test_the_models_of_a_running_stack(treasurer_on_stack: Treasurer) -> None:
@@ -32,9 +33,7 @@ async def test_the_models_of_a_running_stack(treasurer_on_stack: Treasurer) -> N
     assert len(found["gpt-4o-mini"]["deployments"]) == 2
 
     reasons = {name: model["why_not_served"] or "" for name, model in found.items() if not model["served"]}
-    assert reasons.keys() == {
-        "research", "research-bounded", "sonar-deep-research", WITH_A_FEE, "openai/*", "opus-at-warp"
-    }  # fmt: skip
+    assert reasons.keys() == NOT_SERVED
     assert "treasurer_most: {searches" in reasons["research"]
     assert "'input_cost_per_image', and nothing bounds it; set it to 0 in model_info" in reasons["research-bounded"]
     assert "set provider_specific_entry in model_info to one without it" in reasons["opus-at-warp"]

@@ -326,6 +326,7 @@ async def test_a_key_is_limited_to_its_models(caller: Caller) -> None:
     assert {model.id async for model in caller.client(secret=secret).models.list()} == {
         "gpt-4o",
         "gpt-4o-mini",
+        "gpt-4o-search-preview",
         "local/qwen3-8b",
     }
     await caller.agrees(2)
