@@ -73,6 +73,7 @@ A = "/admin/v1"
 RUN = UUID("01a222cc-ee11-7fb1-9fc0-02976978322c")
 #: A question of a run that waits.
 HELLO = {"id": "1", "role": "user", "content": "hello"}
+UI_HELLO = {"id": "1", "role": "user", "parts": [{"type": "text", "text": "hello"}]}
 APPROVAL = UUID("01a222cc-ee11-7fb1-9fc0-02976978322d")
 DIGEST = b"d" * 32
 APPROVE = {"decision": "approve", "digest": DIGEST.hex()}
@@ -135,6 +136,9 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("POST", "/agents/{agent}/ag-ui"): [
         Ask("/agents/digest/ag-ui", {"threadId": "t", "runId": "r", "messages": [HELLO]})
     ],
+    ("POST", "/agents/{agent}/ai-sdk"): [Ask("/agents/digest/ai-sdk", {"id": "c", "messages": [UI_HELLO]})],
+    ("GET", "/agents/{agent}/ai-sdk/{chat}/stream"): [Ask("/agents/digest/ai-sdk/c/stream", reads=True)],
+    ("POST", "/agents/{agent}/ai-sdk/{chat}/stop"): [Ask("/agents/digest/ai-sdk/c/stop")],
     ("GET", "/agents/runs"): [Ask("/agents/runs", reads=True)],
     ("GET", "/agents/runs/{run_id}"): [Ask(f"/agents/runs/{RUN}", reads=True)],
     ("GET", "/agents/runs/{run_id}/steps"): [Ask(f"/agents/runs/{RUN}/steps", reads=True)],
