@@ -11,7 +11,7 @@ from gateway import errors
 from gateway.asgi import App
 from gateway.composition import GatewayRuntime, open_gateway
 from gateway.openapi import describe
-from gateway.routes import admin, approvals, health, models, reports, runs
+from gateway.routes import admin, approvals, conversations, health, models, reports, runs
 from gateway.routes.openai import OpenAIDoor
 from gateway.settings import Settings
 
@@ -35,7 +35,7 @@ def create_app(settings: Settings) -> App:
         redoc_url=None,
     )
     errors.install(app)
-    for module in (models, health, admin, reports, approvals, runs):
+    for module in (models, health, admin, reports, approvals, conversations, runs):
         app.include_router(module.router)
     app.openapi = lambda: describe(app)
 

@@ -15,11 +15,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import partial
 from uuid import UUID, uuid4
 
+from agents.conversations.turn import Turn
 from agents.runs.executor import RunExecutor
 from agents.runs.outcomes import cancelled, expired
 from agents.runs.record import Claim, Ended, HandsOver, Outcome, Run
@@ -148,9 +150,9 @@ class Worker:
 
     async def _do(self, run: Run) -> None:
         """Do a run and write its outcome, whatever it is."""
-        mine = self._running[run.id]
+        mine, turn = self._running[run.id], Turn(str(run.id))
         try:
-            outcome: Outcome | None = await self.executor.execute(run)
+            outcome: Outcome | None = await self.executor.execute(run, turn)
         except asyncio.CancelledError:
             if mine.stop is None:
                 raise  # the event loop is closing
@@ -171,11 +173,12 @@ class Worker:
         except TreasurerError as error:
             log.warning("run %s is given up until another worker takes it up: %s", run.id, error)
             return
-        await self._leave(run.claim, outcome)
+        is_said = run.session is not None and not isinstance(outcome, HandsOver)
+        await self._leave(run.claim, outcome, turn.recorded() if is_said and turn.messages else None)
 
-    async def _leave(self, claim: Claim, outcome: Outcome) -> None:
+    async def _leave(self, claim: Claim, outcome: Outcome, turn: Sequence[str] | None) -> None:
         try:
-            await self.executor.store.leave(claim, outcome)
+            await self.executor.store.leave(claim, outcome, turn)
         except LeaseLost:
             log.info("run %s was another worker's by the time it ended here", claim.run_id)
         except TreasurerError as error:
@@ -231,6 +234,7 @@ class Worker:
             else:
                 self._wake.set()
         await store.forget()
+        await store.conversations.forget()
 
     async def _hand_over(self) -> None:
         running = list(self._running.values())

@@ -73,6 +73,8 @@ A = "/admin/v1"
 RUN = UUID("01a222cc-ee11-7fb1-9fc0-02976978322c")
 #: A question of a run that waits.
 APPROVAL = UUID("01a222cc-ee11-7fb1-9fc0-02976978322d")
+#: A conversation that has no run under way.
+CONVERSATION = UUID("01a222cc-ee11-7fb1-9fc0-02976978322e")
 DIGEST = b"d" * 32
 APPROVE = {"decision": "approve", "digest": DIGEST.hex()}
 INVOICE = {"model": "m", "starts_at": "2026-01-01", "ends_at": "2026-02-01", "amount": "1"}
@@ -131,6 +133,12 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", "/agents/approvals/{approval_id}"): [Ask(f"/agents/approvals/{APPROVAL}", reads=True)],
     ("POST", "/agents/approvals/{approval_id}"): [Ask(f"/agents/approvals/{APPROVAL}", APPROVE)],
     ("POST", "/agents/{agent}/runs"): [Ask("/agents/digest/runs", {"wait": 1})],
+    ("GET", "/agents/conversations"): [Ask("/agents/conversations", reads=True)],
+    ("GET", "/agents/conversations/{conversation_id}"): [Ask(f"/agents/conversations/{CONVERSATION}", reads=True)],
+    ("GET", "/agents/conversations/{conversation_id}/messages"): [
+        Ask(f"/agents/conversations/{CONVERSATION}/messages", reads=True)
+    ],
+    ("DELETE", "/agents/conversations/{conversation_id}"): [Ask(f"/agents/conversations/{CONVERSATION}")],
     ("GET", "/agents/runs"): [Ask("/agents/runs", reads=True)],
     ("GET", "/agents/runs/{run_id}"): [Ask(f"/agents/runs/{RUN}", reads=True)],
     ("GET", "/agents/runs/{run_id}/steps"): [Ask(f"/agents/runs/{RUN}/steps", reads=True)],
@@ -162,6 +170,7 @@ COMMANDS: dict[str, str] = {
     "agent use": "digest 1",
     "approvals approve": f"{APPROVAL} --digest {DIGEST.hex()}",
     "approvals refuse": f"{APPROVAL} --digest {DIGEST.hex()} --reason no",
+    "conversations delete": f"{CONVERSATION} --yes",
     "key create": "a --name second",
     "key rotate": "a/default",
     "key revoke": "a/default",
@@ -196,6 +205,8 @@ READING_COMMANDS: dict[str, str] = {
     "agent versions": "digest",
     "approvals list": "",
     "approvals show": str(APPROVAL),
+    "conversations list": "",
+    "conversations show": str(CONVERSATION),
     "key list": "",
     "budget list": "",
     "budget show": "b",
@@ -260,6 +271,10 @@ async def world(
         (waiting,) = await runs.claim(uuid4(), 1, ("digest",))
         asks = NewApproval(APPROVAL, 1, "send", Why.BEFORE, {"to": "ann"}, DIGEST, {"type": "object"}, ())
         await runs.leave(waiting.claim, Waits(WaitFor.APPROVAL, None, asks=asks))
+        await pool.execute(
+            "INSERT INTO work.conversations (id, team_id, agent, session, keep, forget_at) VALUES ($1, 1, 'digest', 's', '1 day', now() + interval '1 day')",
+            CONVERSATION,
+        )
         for budget in ("2", "3"):
             await set_configuration(pool, "digest", read_input(NewVersion, {"budget": budget}), _any_model)
     feed = tmp_path / "feed.xml"
