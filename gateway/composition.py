@@ -27,6 +27,7 @@ from redis.asyncio import Redis
 
 from agents.configuration.versions import AgentConfigurations
 from agents.runs.in_postgres import PostgresRuns
+from agents.runs.live_text import RedisLiveText
 from agents.runs.starting import RunStarter
 from agents.runs.watching import Watching
 from gateway.addresses import Addresses, find_addresses
@@ -360,9 +361,17 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
             idempotency=calls.idempotency,
             run_money=calls.run_money,
             runs=runs,
-            watching=Watching(runs),
+            watching=Watching(runs, _live_text(stack, addresses.redis_url)),
             starter=RunStarter(runs, calls.principals, AgentConfigurations(pools.runs)),
         )
+
+
+def _live_text(stack: AsyncExitStack, redis_url: str) -> RedisLiveText:
+    redis = connect(redis_url)
+    stack.push_async_callback(redis.aclose)
+    live = RedisLiveText(redis)
+    stack.push_async_callback(live.close)
+    return live
 
 
 def _chores(calls: ServiceRuntime, watching: asyncpg.Pool) -> list[Chore]:

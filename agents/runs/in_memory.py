@@ -41,6 +41,7 @@ from agents.runs.record import (
     Waits,
 )
 from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, is_undecided, no_run
+from agents.runs.step_text import text_in
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
 
 DELETED = "The text was deleted with the conversation."
@@ -158,6 +159,10 @@ class InMemoryRuns:
         """See `RunStore.outline`."""
         steps = [replace(step, result=None) for step in await self.steps(run_id) if step.head.position >= first]
         return steps[:most]
+
+    async def text(self, run_id: UUID, position: int) -> str | None:
+        """See `RunStore.text`."""
+        return next((text_in(step.result) for step in await self.steps(run_id) if step.head.position == position), None)
 
     async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:
         """See `RunStore.marks`."""

@@ -47,6 +47,7 @@ from agents.runs.record import (
     Waits,
 )
 from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, no_run
+from agents.runs.step_text import text_in
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
 from llm_service.errors import TreasuryUnavailable
 from llm_service.postgres import POSTGRES_ERRORS, borrowed, explain, fetch
@@ -80,6 +81,7 @@ _UNDER_WAY = (
     "ORDER BY number"
 )
 _STEPS = "SELECT * FROM work.steps WHERE run_id = $1 ORDER BY position"
+_RESULT = "SELECT result FROM work.steps WHERE run_id = $1 AND position = $2"
 _IS_CANCELLED = "SELECT cancel_at IS NOT NULL AS asked FROM work.runs WHERE id = $1 AND owner = $2 AND fence = $3"
 #: For how long one statement of a start may take.
 _ADD_S = 5.0
@@ -160,6 +162,11 @@ class PostgresRuns:
     async def outline(self, run_id: UUID, *, first: int = 1, most: int = 10_000) -> list[Step]:
         """See `RunStore.outline`."""
         return [_read_step(row) for row in await self._fetch(_OUTLINE, run_id, first, most)]
+
+    async def text(self, run_id: UUID, position: int) -> str | None:
+        """See `RunStore.text`."""
+        rows = await self._fetch(_RESULT, run_id, position)
+        return text_in(rows[0]["result"]) if rows else None
 
     async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:
         """See `RunStore.marks`."""

@@ -18,9 +18,9 @@ from agents.conversations.record import Conversation, ConversationFilter
 from agents.conversations.refusals import no_conversation
 from agents.conversations.views import ConversationView, MessageView, conversation_view, message_view
 from agents.runs.store import RunStore
+from gateway.callers import Caller
 from gateway.routes.admin.common import Listing, listing
 from gateway.routes.agents import MOST_ROWS, agents_router, answer, owner_of
-from gateway.routes.runs import Caller
 from llm_service.administration.inputs import MAX_ID
 from llm_service.administration.paging import page_of, to_fetch
 from llm_service.wire.requests import attribution
