@@ -30,12 +30,14 @@ from agents.runs.in_postgres import PostgresRuns
 from agents.runs.live_calls import LiveCalls
 from agents.runs.live_text import RedisLiveText
 from agents.runs.step_text import LiveText, NoLiveText
+from agents.runs.tracing import RunTraces
 from agents.runs.worker import Worker
 from agents.services import Services
 from agents.services.feeds import FeedReader
 from gateway.pools import open_pool
 from gateway.settings import Settings, SettingsError, load_settings
 from gateway.stack.state import NotRunning, running_state
+from gateway.tracing import open_telemetry
 from llm_service import process
 from llm_service.administration.principals import Principals
 from llm_service.guards.redis_scripts import connect
@@ -120,14 +122,18 @@ async def open_worker(settings: Settings, addresses: WorkerAddresses) -> AsyncIt
             total_s=settings.call_timeout_s + settings.hold_margin_s,
         )
         await stack.enter_async_context(service)
+        telemetry = open_telemetry(settings, langfuse_sdk=True)
+        stack.push_async_callback(telemetry.close)
+        traces = RunTraces(telemetry, settings.trace_content)
         principals = Principals(pool)
         executor = RunExecutor(
-            PostgresRuns(pool),
+            PostgresRuns(pool, traces),
             LiveCalls(service, _live_text(stack, addresses.redis_url)),
             principals,
             RunMoney(treasury.envelopes, principals, freed=treasury.freed, busy_wait_s=settings.busy_wait_s),
             services=Services(FeedReader(allow_files=False, allow_private=settings.feeds_allow_private)),
             agents=RunnableAgents(AgentConfigurations(pool), usable_logic()).names,
+            traces=traces,
         )
         yield Worker(executor, slots=settings.worker_slots)
 

@@ -38,6 +38,7 @@ from agents.runs.outcomes import after, cancelled, keep_s
 from agents.runs.record import Ended, HandsOver, Outcome, Run, State, Waits
 from agents.runs.starting import PrincipalSource
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
+from agents.runs.tracing import NO_TRACES, RunTraces
 from agents.services import Services
 from llm_service.errors import NotFound, TreasurerError, TreasuryUnavailable
 from llm_service.model import GovernedModel, GovernedService
@@ -68,6 +69,7 @@ class RunExecutor:
     services: Services = field(default_factory=Services)
     find: Callable[[str], AnyAgent] = find_agent
     agents: Callable[[], Awaitable[Collection[str] | None]] = _any_agent
+    traces: RunTraces = NO_TRACES
     _models: dict[str, GovernedModel] = field(default_factory=dict[str, GovernedModel], init=False)
 
     async def execute(self, run: Run, turn: Turn | None = None) -> Outcome:
@@ -91,8 +93,11 @@ class RunExecutor:
             else []
         )
         recorded = {step.head.position: step for step in steps}
+        self.traces.approved(
+            run, approvals, max((each for each in recorded if recorded[each].result is not None), default=0)
+        )
         decisions = Decisions.among(approvals, terms.unanswered)
-        journal = Journal(self.store, run.claim, recorded, limits, decisions)
+        journal = Journal(self.store, run.claim, recorded, limits, decisions, self.traces.steps(run))
         try:
             return await self._run(run, journal, configuration, turn or Turn(str(run.id)))
         except (LeaseLost, TreasuryUnavailable):

@@ -43,6 +43,7 @@ from agents.runs.record import (
 from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, is_undecided, no_run
 from agents.runs.step_text import text_in
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
+from agents.runs.tracing import NO_TRACES, RunTraces
 
 DELETED = "The text was deleted with the conversation."
 
@@ -50,7 +51,8 @@ DELETED = "The text was deleted with the conversation."
 class InMemoryRuns:
     """Runs in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, traces: RunTraces = NO_TRACES) -> None:
+        self._traces = traces
         self._runs: dict[UUID, Run] = {}
         self._steps: dict[UUID, dict[int, Step]] = {}
         self._limits: dict[str | int, int] = {}
@@ -99,6 +101,7 @@ class InMemoryRuns:
             forgotten=False,
         )  # fmt: skip
         self._put(run, span)
+        self._traces.started(run)
         return run
 
     def _put(self, run: Run, span: timedelta) -> None:
@@ -294,7 +297,9 @@ class InMemoryRuns:
             raise LeaseLost
         if turn is not None:
             self._conversations.say(run, turn)
-        return self._leave(run, outcome)
+        left = self._leave(run, outcome)
+        self._traces.ended(left)
+        return left
 
     def _leave(self, run: Run, outcome: Outcome) -> Run:
         now = self._now()
@@ -364,7 +369,7 @@ class InMemoryRuns:
         if not run.state.ended:
             run = self._runs[run_id] = replace(run, cancel_at=run.cancel_at or self._now())
             if run.state is not State.RUNNING:
-                self._leave(run, cancelled())
+                self._traces.ended(self._leave(run, cancelled()))
         for child in [each for each in self._runs.values() if each.parent_id == run_id]:
             await self.cancel(child.id)
         return self._runs[run_id]
@@ -419,6 +424,7 @@ class InMemoryRuns:
             error=None, created_at=now, started_at=None, ended_at=None,
         )  # fmt: skip
         self._put(fork, span)
+        self._traces.started(fork)
         self._steps[new_id] = {
             step.head.position: replace(step, fence=0, cost_nano=0, lost_nano=0, again=False) for step in first
         }

@@ -49,6 +49,7 @@ from agents.runs.record import (
 from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, no_run
 from agents.runs.step_text import text_in
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
+from agents.runs.tracing import NO_TRACES, RunTraces
 from llm_service.errors import TreasuryUnavailable
 from llm_service.postgres import POSTGRES_ERRORS, borrowed, explain, fetch
 
@@ -93,10 +94,11 @@ _SET_LIMITS = {
 
 
 class PostgresRuns:
-    """Runs in Postgres. The pool is the caller's."""
+    """Runs in Postgres. The pool is the caller's. `traces` is shown where runs begin and end, whoever asks for that."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, traces: RunTraces = NO_TRACES) -> None:
         self._pool = pool
+        self._traces = traces
         self._conversations = PostgresConversations(pool)
 
     @property
@@ -108,7 +110,7 @@ class PostgresRuns:
         """See `RunStore.add`."""
         rows = await self._fetch(_ADD, *_new(new)) if new.session is None else await self._add_to_session(new)
         if rows:
-            return read_run(rows[0])
+            return self._started(rows[0])
         found = read_run((await self._fetch(_FIND_KEY, new.trigger_key))[0])
         check_same(found, new)
         return found
@@ -116,6 +118,7 @@ class PostgresRuns:
     async def _add_to_session(self, new: NewRun) -> list[Record]:
         """Add a run of a session, or none if its trigger key has one. After the lock, each statement sees what was committed
         by the one that had the lock before."""
+        replaced: list[Record] = []
         try:
             async with borrowed(self._pool) as connection, connection.transaction():
                 await connection.execute(_LOCK_SESSION, new.agent, new.session, timeout=_ADD_S)
@@ -127,10 +130,12 @@ class PostgresRuns:
                     if others and new.on_session is SessionPolicy.REJECT:
                         raise session_busy(new, others[0]["id"])
                     for other in others:
-                        await connection.execute(_CANCEL, other["id"], KEEP_FAILED_S, timeout=_ADD_S)
-                return rows
+                        replaced += await connection.fetch(_CANCEL, other["id"], KEEP_FAILED_S, timeout=_ADD_S)
         except POSTGRES_ERRORS as error:
             raise explain(error) from error
+        for row in replaced:
+            self._ended(row)
+        return rows
 
     async def find(self, run_id: UUID) -> Run:
         """See `RunStore.find`."""
@@ -242,7 +247,7 @@ class PostgresRuns:
         rows = await self._fetch(_LEAVE, *_claim(claim), *arguments, *_question(asks), said)
         if not rows:
             raise LeaseLost
-        return read_run(rows[0])
+        return self._ended(rows[0])
 
     async def recover(self, *, most: int = 500, most_attempts: int = MOST_ATTEMPTS) -> list[Recovered]:
         """See `RunStore.recover`."""
@@ -251,7 +256,8 @@ class PostgresRuns:
 
     async def cancel(self, run_id: UUID) -> Run:
         """See `RunStore.cancel`."""
-        await self._fetch(_CANCEL, run_id, KEEP_FAILED_S)
+        for row in await self._fetch(_CANCEL, run_id, KEEP_FAILED_S):
+            self._ended(row)
         return await self.find(run_id)
 
     async def retry(self, run_id: UUID, *, decides: bool = True, budget_nano: int | None = None) -> Run:
@@ -275,7 +281,7 @@ class PostgresRuns:
         """See `RunStore.fork`."""
         rows = await self._fetch(_FORK, run_id, new_id, steps, code_version, key, asked_by, decides)
         if rows:
-            return read_run(rows[0])
+            return self._started(rows[0])
         if key is not None and (rows := await self._fetch(_FIND_KEY, key)):
             found = read_run(rows[0])
             check_same_fork(found, run_id, steps)
@@ -330,6 +336,16 @@ class PostgresRuns:
             await self._fetch(_DROP_LIMIT, agent, team_id)
         else:
             await self._fetch(_SET_LIMITS[agent is not None], agent, team_id, most)
+
+    def _started(self, row: Record) -> Run:
+        run = read_run(row)
+        self._traces.started(run)
+        return run
+
+    def _ended(self, row: Record) -> Run:
+        run = read_run(row)
+        self._traces.ended(run)
+        return run
 
     async def _fetch(self, statement: str, *arguments: Any) -> list[Record]:
         return await fetch(self._pool, statement, *arguments)

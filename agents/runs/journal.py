@@ -28,6 +28,7 @@ from agents.runs.decisions import Decisions
 from agents.runs.failures import Diverged, RunFailed, as_json, describe
 from agents.runs.record import Claim, Kind, Policy, Step, StepEnd, StepHead, StepState
 from agents.runs.store import LEASE_S, RunStore
+from agents.runs.tracing import StepTraces
 from agents.tools.policy import Declared, DidNotHappen, Happened, under_key
 from llm_service.errors import IdempotencyConflict, TreasurerError, TreasuryUnavailable
 from llm_service.model import Receipt
@@ -70,6 +71,7 @@ class Journal:
     recorded: Mapping[int, Step]
     limits: Limits
     decisions: Decisions
+    trace: StepTraces
     position: int = 0
     uncertain: bool = False  # the step that it is at may have been done, and nobody knows
     _counted: int = 0
@@ -228,7 +230,7 @@ class Journal:
     async def _do(self, head: StepHead, body: Body) -> object:
         began = time.monotonic()
         try:
-            with under_key(head.once_key):
+            with under_key(head.once_key), self.trace.within(head.position):
                 result = await body()
         except TreasurerError as error:
             if head.kind is not Kind.MODEL:
@@ -279,6 +281,7 @@ class Journal:
 
     async def _record(self, head: StepHead, end: StepEnd) -> None:
         await self._patiently(lambda: self.store.record(self.claim, head, end))
+        self.trace.step(head, end)
 
     async def _patiently(self, write: Callable[[], Awaitable[None]]) -> None:
         """Try a write again while Postgres is away, as long as the lease may live."""

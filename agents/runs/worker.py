@@ -17,6 +17,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 from uuid import UUID, uuid4
@@ -150,7 +151,7 @@ class Worker:
 
     async def _do(self, run: Run) -> None:
         """Do a run and write its outcome, whatever it is."""
-        mine, turn = self._running[run.id], Turn(str(run.id))
+        mine, began_at, turn = self._running[run.id], datetime.now(UTC), Turn(str(run.id))
         try:
             outcome: Outcome | None = await self.executor.execute(run, turn)
         except asyncio.CancelledError:
@@ -166,6 +167,7 @@ class Worker:
         mine.leaving = True
         if outcome is None:
             log.info("the lease of run %s is lost, or will end", run.id)
+            self.executor.traces.attempt(run, began_at, None)
             return
         # First the money, because a worker that dies in between would hold it until the run's deadline.
         try:
@@ -173,6 +175,7 @@ class Worker:
         except TreasurerError as error:
             log.warning("run %s is given up until another worker takes it up: %s", run.id, error)
             return
+        self.executor.traces.attempt(run, began_at, outcome)
         is_said = run.session is not None and not isinstance(outcome, HandsOver)
         await self._leave(run.claim, outcome, turn.recorded() if is_said and turn.messages else None)
 
@@ -230,6 +233,7 @@ class Worker:
         for each in await store.recover():
             if each.state.ended:
                 run = await store.find(each.run_id)
+                self.executor.traces.ended(run)
                 await self.executor.release(run, Ended(each.state, error=run.error))
             else:
                 self._wake.set()

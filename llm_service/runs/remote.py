@@ -32,6 +32,7 @@ from llm_service.errors import (
 )
 from llm_service.money import format_decimal, parse_dollars
 from llm_service.runs.tokens import RunToken, sign_run_token
+from llm_service.telemetry.record import TRACEPARENT
 from llm_service.types import Answer, CallContext, Principal
 
 _PATH = "/v1/chat/completions"
@@ -119,6 +120,8 @@ class RemoteService:
         headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
         if context.idempotency_key is not None:
             headers["idempotency-key"] = context.idempotency_key
+        if (traceparent := TRACEPARENT.get()) is not None:
+            headers["traceparent"] = traceparent
         return await self._session.post(_PATH, data=body, headers=headers)
 
 

@@ -13,4 +13,4 @@ SET cancel_at = coalesce(r.cancel_at, now()),
     error = CASE WHEN r.state = 'running' THEN r.error
         ELSE json_build_object('code', 'cancelled', 'message', 'It was cancelled.') END
 FROM tree WHERE r.id = tree.id AND r.state IN ('queued', 'running', 'waiting')
-RETURNING r.id
+RETURNING r.*
