@@ -72,6 +72,7 @@ A = "/admin/v1"
 #: A run that has ended.
 RUN = UUID("01a222cc-ee11-7fb1-9fc0-02976978322c")
 #: A question of a run that waits.
+HELLO = {"id": "1", "role": "user", "content": "hello"}
 APPROVAL = UUID("01a222cc-ee11-7fb1-9fc0-02976978322d")
 #: A conversation that has no run under way.
 CONVERSATION = UUID("01a222cc-ee11-7fb1-9fc0-02976978322e")
@@ -139,6 +140,9 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
         Ask(f"/agents/conversations/{CONVERSATION}/messages", reads=True)
     ],
     ("DELETE", "/agents/conversations/{conversation_id}"): [Ask(f"/agents/conversations/{CONVERSATION}")],
+    ("POST", "/agents/{agent}/ag-ui"): [
+        Ask("/agents/digest/ag-ui", {"threadId": "t", "runId": "r", "messages": [HELLO]})
+    ],
     ("GET", "/agents/runs"): [Ask("/agents/runs", reads=True)],
     ("GET", "/agents/runs/{run_id}"): [Ask(f"/agents/runs/{RUN}", reads=True)],
     ("GET", "/agents/runs/{run_id}/steps"): [Ask(f"/agents/runs/{RUN}/steps", reads=True)],
