@@ -20,14 +20,27 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
 from agents.approvals.record import Approval, ApprovalState
 from agents.recorded_json import to_json
-from agents.runs.record import Ended, HandsOver, Kind, Outcome, Run, State, StepEnd, StepHead, StepState, Waits
+from agents.runs.record import (
+    LOST,
+    Attempt,
+    Ended,
+    HandsOver,
+    Kind,
+    Outcome,
+    Run,
+    State,
+    StepEnd,
+    StepHead,
+    StepState,
+    Waits,
+)
 from llm_service.telemetry.record import TRACEPARENT, Attribute, SpanPlace, SpanRecord, span_id
 
 #: Langfuse's kinds of observations.
@@ -100,17 +113,13 @@ class RunTraces:
         if (to := self.to) is not None:
             to.span(_attempt(run, began_at, self.now(), outcome))
 
-    def lost(self, run: Run, fence: int, last_heard_at: datetime) -> None:
-        """The worker with this claim is gone, and did not say so itself."""
-        if (to := self.to) is None:
-            return
-        attributes = _of_run(run) | {"treasurer.claim": fence, "treasurer.outcome": "lost"}
-        to.span(
-            SpanRecord(
-                f"attempt {fence} of {run.agent}", place_of_attempt(run, fence), place_of(run).span_id,
-                min(last_heard_at, self.now()), self.now(), attributes | {"langfuse.observation.type": "span"}, error="lease_lost",
-            )
-        )  # fmt: skip
+    def lost(self, run: Run, attempts: Sequence[Attempt]) -> None:
+        """A run is taken up. If the worker that had it before is gone, it cannot have exported its attempt's span."""
+        if (to := self.to) is not None:
+            for each in attempts:
+                if each.fence == run.fence - 1 and each.became == LOST:
+                    before = replace(run, fence=each.fence)
+                    to.span(_attempt(before, each.began_at, each.ended_at or self.now(), None))
 
     def approved(self, run: Run, approvals: Sequence[Approval], after: int) -> None:
         """A run is taken up again: the questions about steps after position `after` have an answer now."""
