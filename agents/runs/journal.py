@@ -38,6 +38,9 @@ Body = Callable[[], Awaitable[object]]
 
 #: While Postgres is away a step is not given up at once, because the lease lives on for so long.
 _PATIENCE_S = LEASE_S - 3.0
+#: An effect is begun only if its intent was written less than so long ago. Leases are renewed early enough to last longer.
+_FRESH_S = 3.0
+_INTENTS = 3
 _CALLS = (Kind.TOOL, Kind.MCP, Kind.CHILD)
 _COUNTED = (Kind.MODEL, Kind.TOOL, Kind.MCP, Kind.CHILD)
 #: Steps of all kinds are at most so many for each step that counts: a run that does nothing but list tools ends too.
@@ -182,7 +185,7 @@ class Journal:
             if answered is not None:
                 return await self._done(head, as_result(answered.result), time.monotonic())
             if is_effect:
-                await self._patiently(lambda: self.store.begin(self.claim, head))
+                await self._begin(head)
             return await self._do(head, body)
 
     def _next(
@@ -223,6 +226,23 @@ class Journal:
         if earlier.state is not StepState.UNKNOWN:
             await self._record(earlier.head, StepEnd(StepState.UNKNOWN))
         return self.decisions.of(earlier.head, Why.UNKNOWN)
+
+    async def _begin(self, head: StepHead) -> None:
+        """Write the intent, and know that the run is still this worker's now: a process that was stopped while it waited for
+        the answer may have lost the run since, so after a late answer it asks again.
+        """
+        asked_at = 0.0
+
+        async def begin() -> None:
+            nonlocal asked_at
+            asked_at = time.monotonic()
+            await self.store.begin(self.claim, head)
+
+        for _ in range(_INTENTS):
+            await self._patiently(begin)
+            if time.monotonic() - asked_at < _FRESH_S:
+                return
+        raise TreasuryUnavailable("Postgres answers too late for an effect to be begun. Nothing was done.")
 
     async def _do(self, head: StepHead, body: Body) -> object:
         began = time.monotonic()
