@@ -88,7 +88,7 @@ class RunExecutor:
             else []
         )
         recorded = {step.head.position: step for step in steps}
-        if run.fence > 1 and self.traces.to is not None:
+        if run.fence > 1:
             self.traces.lost(run, await self.store.attempts(run.id))
         self.traces.approved(
             run, approvals, max((each for each in recorded if recorded[each].result is not None), default=0)
