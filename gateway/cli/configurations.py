@@ -259,7 +259,7 @@ def describe(configuration: AgentConfiguration) -> list[str]:
         "kept": kept,
         "session": terms.session.value,
         "approvers": ", ".join(terms.approvers) or "any administrator",
-        "approval time": "until the run's deadline" if terms.approval_s is None else _period(terms.approval_s),
+        "approval time": "30d" if terms.approval_s is None else _period(terms.approval_s),
         "unanswered": terms.unanswered.value,
         "conversations": f"the last {terms.history_messages} messages, {terms.history_bytes:,} bytes, are read; kept for "
         f"{_period(terms.conversation_s)}"
