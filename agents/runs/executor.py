@@ -32,7 +32,7 @@ from agents.runs.journal import Journal, Limits
 from agents.runs.outcomes import after, cancelled, keep_s
 from agents.runs.record import Ended, HandsOver, Outcome, Run, State, Waits
 from agents.runs.starting import PrincipalSource
-from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
+from agents.runs.store import KEEP_FAILED_S, MOST_WAIT_S, CancelAsked, LeaseLost, RunStore
 from agents.runs.tracing import NO_TRACES, RunTraces
 from agents.services import Services
 from llm_service.errors import NotFound, TreasurerError, TreasuryUnavailable
@@ -88,6 +88,8 @@ class RunExecutor:
             else []
         )
         recorded = {step.head.position: step for step in steps}
+        if run.fence > 1:
+            self.traces.lost(run, await self.store.attempts(run.id))
         self.traces.approved(
             run, approvals, max((each for each in recorded if recorded[each].result is not None), default=0)
         )
@@ -155,7 +157,7 @@ class RunExecutor:
             return
         try:
             if not isinstance(outcome, Ended):
-                await self.money.envelopes.suspend(run.id)
+                await self.money.envelopes.suspend(run.id, lifetime_s=_left_s(run) + MOST_WAIT_S + _MARGIN_S)
             elif outcome.state is State.SUCCEEDED:
                 await self.money.envelopes.close(run.id)
             else:
