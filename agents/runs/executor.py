@@ -19,10 +19,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 
+from pydantic_ai import capture_run_messages
+from pydantic_ai.messages import ModelMessage
 from pydantic_core import to_jsonable_python
 
 from agents.approvals.record import ApprovalFilter
-from agents.configuration.terms import AgentConfiguration, unpinned
+from agents.configuration.terms import AgentConfiguration, Terms, unpinned
+from agents.conversations import turn as turns
+from agents.conversations.record import HistoryLimits
+from agents.conversations.turn import Turn
 from agents.definition import AnyAgent
 from agents.registry import find_agent
 from agents.runs.decisions import Decisions
@@ -32,7 +37,7 @@ from agents.runs.journal import Journal, Limits
 from agents.runs.outcomes import after, cancelled, keep_s
 from agents.runs.record import Ended, HandsOver, Outcome, Run, State, Waits
 from agents.runs.starting import PrincipalSource
-from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
+from agents.runs.store import KEEP_FAILED_S, MOST_WAIT_S, CancelAsked, LeaseLost, RunStore
 from agents.runs.tracing import NO_TRACES, RunTraces
 from agents.services import Services
 from llm_service.errors import NotFound, TreasurerError, TreasuryUnavailable
@@ -67,9 +72,9 @@ class RunExecutor:
     traces: RunTraces = NO_TRACES
     _models: dict[str, GovernedModel] = field(default_factory=dict[str, GovernedModel], init=False)
 
-    async def execute(self, run: Run) -> Outcome:
+    async def execute(self, run: Run, turn: Turn | None = None) -> Outcome:
         """Do a run that this process has claimed, from its first step that is not done. The caller writes the outcome, and
-        releases the run's money.
+        releases the run's money. `turn` is filled with what the run says, also if this is cancelled.
 
         Raises:
             LeaseLost: another worker has the run. TreasuryUnavailable: Postgres is away, so the lease will end.
@@ -88,13 +93,15 @@ class RunExecutor:
             else []
         )
         recorded = {step.head.position: step for step in steps}
+        if run.fence > 1:
+            self.traces.lost(run, await self.store.attempts(run.id))
         self.traces.approved(
             run, approvals, max((each for each in recorded if recorded[each].result is not None), default=0)
         )
         decisions = Decisions.among(approvals, terms.unanswered)
         journal = Journal(self.store, run.claim, recorded, limits, decisions, self.traces.steps(run))
         try:
-            return await self._run(run, journal, configuration)
+            return await self._run(run, journal, configuration, turn or Turn(str(run.id)))
         except (LeaseLost, TreasuryUnavailable):
             raise
         except CancelAsked:
@@ -104,7 +111,7 @@ class RunExecutor:
                 log.info("run %s of agent %s stopped", run.id, run.agent, exc_info=error)
             return after(error, journal.position, run.error, terms)
 
-    async def _run(self, run: Run, journal: Journal, configuration: AgentConfiguration) -> Outcome:
+    async def _run(self, run: Run, journal: Journal, configuration: AgentConfiguration, turn: Turn) -> Outcome:
         terms = configuration.terms
         definition = self.find(terms.logic)
         task = definition.task(definition.input_type.model_validate(run.input), self.services)
@@ -115,14 +122,29 @@ class RunExecutor:
             context, principal=partial(self.principals.by_agent, run.agent), key=journal.next_key, paid=journal.paid
         )
         started_at = run.started_at or run.created_at
-        result = await definition.agent.run(
-            task.prompt,
-            deps=task.deps,
-            model=model,
-            run_id=str(run.id),
-            capabilities=[Journaled(journal, model, configuration, name=definition.name, started_at=started_at)],
-        )
+        history = await self._history(run, terms, task.prompt)
+        with capture_run_messages() as turn.messages:
+            try:
+                result = await definition.agent.run(
+                    task.prompt,
+                    message_history=history,
+                    deps=task.deps,
+                    model=model,
+                    run_id=str(run.id),
+                    capabilities=[
+                        Journaled(journal, model, configuration, name=definition.name, started_at=started_at)
+                    ],
+                )
+            finally:
+                turn.uncertain = journal.uncertain
         return Ended(State.SUCCEEDED, output=to_jsonable_python(result.output), keep_s=keep_s(terms))
+
+    async def _history(self, run: Run, terms: Terms, prompt: str) -> list[ModelMessage]:
+        """What the run reads of its conversation. A fork is part of none, and reads what its source has read."""
+        if terms.history_messages == 0 or (run.session is None and run.forked_from is None):
+            return []
+        limits = HistoryLimits(terms.history_messages, terms.history_bytes)
+        return turns.read(await self.store.begin_turn(run.claim, turns.opening(prompt, str(run.id)), limits))
 
     def _model(self, name: str) -> GovernedModel:
         model = self._models.get(name)
@@ -155,7 +177,7 @@ class RunExecutor:
             return
         try:
             if not isinstance(outcome, Ended):
-                await self.money.envelopes.suspend(run.id)
+                await self.money.envelopes.suspend(run.id, lifetime_s=_left_s(run) + MOST_WAIT_S + _MARGIN_S)
             elif outcome.state is State.SUCCEEDED:
                 await self.money.envelopes.close(run.id)
             else:

@@ -14,9 +14,14 @@ from uuid import UUID, uuid4
 
 from agents.approvals.deciding import cannot_decide, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
+from agents.conversations.in_memory import InMemoryConversations
+from agents.conversations.record import HistoryLimits
+from agents.conversations.refusals import session_busy
 from agents.recorded_json import to_json
 from agents.runs.outcomes import cancelled, expired
 from agents.runs.record import (
+    LOST,
+    Attempt,
     Claim,
     Ended,
     HandsOver,
@@ -27,6 +32,7 @@ from agents.runs.record import (
     Renewed,
     Run,
     RunFilter,
+    SessionPolicy,
     Spent,
     State,
     Step,
@@ -34,12 +40,15 @@ from agents.runs.record import (
     StepHead,
     StepState,
     Trigger,
+    WaitFor,
     Waits,
 )
 from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, is_undecided, no_run
 from agents.runs.step_text import text_in
-from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
+from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, MOST_WAIT_S, CancelAsked, LeaseLost
 from agents.runs.tracing import NO_TRACES, RunTraces
+
+DELETED = "The text was deleted with the conversation."
 
 
 class InMemoryRuns:
@@ -55,6 +64,15 @@ class InMemoryRuns:
         self._forget: dict[UUID, datetime] = {}
         self._later = timedelta()
         self._approvals: dict[UUID, Approval] = {}
+        self._attempts: dict[UUID, list[Attempt]] = {}
+        self._time_left: dict[UUID, timedelta] = {}  # of runs that wait for something else than time
+        self._waited: dict[UUID, timedelta] = {}
+        self._conversations = InMemoryConversations(self._now, self._of_session, self._drop_texts)
+
+    @property
+    def conversations(self) -> InMemoryConversations:
+        """See `RunStore.conversations`."""
+        return self._conversations
 
     def pass_time(self, seconds: float) -> None:
         """Set the clock forward."""
@@ -68,6 +86,14 @@ class InMemoryRuns:
         if new.trigger_key is not None and (found := self._of_key(new.trigger_key)) is not None:
             check_same(found, new)
             return found
+        others = [] if new.session is None else self._of_session(new.agent, new.session)
+        others = [run for run in others if not run.state.ended]
+        if others and new.on_session is SessionPolicy.REJECT:
+            raise session_busy(new, others[0].id)
+        self._conversations.begin(new)
+        if new.on_session is SessionPolicy.REPLACE:
+            for run in others:
+                await self.cancel(run.id)
         now, span = self._now(), timedelta(seconds=new.time_limit_s)
         run = Run(
             id=new.id, number=len(self._runs) + 1, root_id=new.root_id or new.id, parent_id=new.parent_id, forked_from=None,
@@ -89,6 +115,23 @@ class InMemoryRuns:
         self._steps.setdefault(run.id, {})
         self._queued[run.id] = self._now()
         self._limit_of[run.id] = span
+
+    def _of_session(self, agent: str, session: str) -> list[Run]:
+        return [run for run in self._runs.values() if (run.agent, run.session) == (agent, session)]
+
+    def _drop_texts(self, run: Run) -> None:
+        """Its conversation is deleted."""
+        error = None if run.error is None else {"code": run.error.get("code"), "message": DELETED}
+        self._runs[run.id] = replace(run, input={}, output=None, error=error, forgotten=True)
+        self._forget_results(run.id)
+        self._forget.pop(run.id, None)
+        for position, step in self._steps[run.id].items():
+            if step.error is not None:
+                self._steps[run.id][position] = replace(
+                    step, error={"code": step.error.get("code"), "message": DELETED}
+                )
+        for child in [each for each in self._runs.values() if each.parent_id == run.id]:
+            self._drop_texts(child)
 
     def _of_key(self, key: str) -> Run | None:
         return next((run for run in self._runs.values() if run.trigger_key == key), None)
@@ -129,6 +172,10 @@ class InMemoryRuns:
     async def text(self, run_id: UUID, position: int) -> str | None:
         """See `RunStore.text`."""
         return next((text_in(step.result) for step in await self.steps(run_id) if step.head.position == position), None)
+
+    async def attempts(self, run_id: UUID) -> list[Attempt]:
+        """See `RunStore.attempts`."""
+        return list(self._attempts.get(run_id, []))
 
     async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:
         """See `RunStore.marks`."""
@@ -187,6 +234,8 @@ class InMemoryRuns:
                 )
             )
         self._runs.update({run.id: run for run in claimed})
+        for run in claimed:
+            self._attempts.setdefault(run.id, []).append(Attempt(run.fence, run.claim.owner, self._now()))
         return claimed
 
     def _is_first_of_session(self, run: Run) -> bool:
@@ -210,6 +259,16 @@ class InMemoryRuns:
         run = self._runs.get(claim.run_id)
         held = run is not None and run.state is State.RUNNING and (run.owner, run.fence) == (claim.owner, claim.fence)
         return run if held else None
+
+    async def begin_turn(self, claim: Claim, opening: Sequence[str], limits: HistoryLimits) -> list[str]:
+        """See `RunStore.begin_turn`."""
+        pinned = self._conversations.pinned(claim.run_id)
+        if pinned is not None:
+            return pinned
+        run = self._held(claim)
+        if run is None:
+            raise LeaseLost
+        return self._conversations.pin(run, opening, limits)
 
     async def begin(self, claim: Claim, step: StepHead) -> None:
         """See `RunStore.begin`."""
@@ -243,11 +302,13 @@ class InMemoryRuns:
             raise LeaseLost
         steps[head.position] = make(head if earlier is None else earlier.head)
 
-    async def leave(self, claim: Claim, outcome: Outcome) -> Run:
+    async def leave(self, claim: Claim, outcome: Outcome, turn: Sequence[str] | None = None) -> Run:
         """See `RunStore.leave`."""
         run = self._held(claim)
         if run is None:
             raise LeaseLost
+        if turn is not None:
+            self._conversations.say(run, turn)
         left = self._leave(run, outcome)
         self._traces.ended(left)
         return left
@@ -276,12 +337,36 @@ class InMemoryRuns:
                 left = replace(
                     left, state=State.WAITING, wait_for=outcome.wait_for, wake_at=wake_at, error=outcome.error
                 )
+                left = self._keep_time(run, left)
                 if outcome.asks is not None:
                     self._ask(left, outcome.asks)
             case HandsOver():
                 left = replace(left, state=State.QUEUED, error=None)
-        self._runs[run.id] = left
+        self._runs[run.id] = left = self._keep_time(run, left)
+        if run.state is State.RUNNING:
+            lost = run.lease_until is not None and run.lease_until < now and left.state is State.QUEUED
+            last = replace(
+                self._attempts[run.id][-1], ended_at=now, became=LOST if lost else left.state, wait_for=left.wait_for
+            )
+            self._attempts[run.id][-1] = last
         return left
+
+    def _keep_time(self, before: Run, run: Run) -> Run:
+        """As the trigger of this name in `sql/attempts.sql`."""
+        most, now = timedelta(seconds=MOST_WAIT_S), self._now()
+        waits = run.state is State.WAITING and run.wait_for is not WaitFor.TIME
+        if before.state.ended and not run.state.ended:
+            self._waited.pop(run.id, None)
+        waited, time_left = self._waited.get(run.id, timedelta()), self._time_left.get(run.id)
+        if time_left is not None and not waits:
+            del self._time_left[run.id]
+            self._waited[run.id] = min(most, max(waited, most - (before.deadline_at - now)))
+            if not run.state.ended and run.deadline_at == before.deadline_at:
+                return replace(run, deadline_at=now + time_left)
+        elif time_left is None and waits:
+            self._time_left[run.id] = max(run.deadline_at - now, timedelta())
+            return replace(run, deadline_at=now + max(most - waited, timedelta()))
+        return run
 
     async def recover(self, *, most: int = 500, most_attempts: int = MOST_ATTEMPTS) -> list[Recovered]:
         """See `RunStore.recover`."""
@@ -341,10 +426,11 @@ class InMemoryRuns:
         self._close_approvals(run)
         self._forget.pop(run_id, None)
         budget_nano = max((each for each in (run.budget_nano, budget_nano) if each is not None), default=None)
-        self._runs[run_id] = replace(
+        queued = replace(
             run, state=State.QUEUED, wait_for=None, wake_at=None, ended_at=None, cancel_at=None, error=None, attempt=0,
             deadline_at=deadline, budget_nano=budget_nano,
         )  # fmt: skip
+        self._runs[run_id] = self._keep_time(run, queued)
         return self._runs[run_id]
 
     async def fork(
@@ -379,6 +465,7 @@ class InMemoryRuns:
         self._steps[new_id] = {
             step.head.position: replace(step, fence=0, cost_nano=0, lost_nano=0, again=False) for step in first
         }
+        self._conversations.fork(run_id, new_id)
         for approval in list(self._approvals.values()):
             if approval.run_id == run_id and approval.position <= steps and approval.state is ApprovalState.APPROVED:
                 self._put_approval(replace(approval, id=uuid4(), number=len(self._approvals) + 1, run_id=new_id))
@@ -447,7 +534,8 @@ class InMemoryRuns:
             self._steps[found.run_id][found.position] = replace(step, again=True)
         run = self._runs[found.run_id]
         self._queued[run.id] = now
-        self._runs[run.id] = replace(run, state=State.QUEUED, wait_for=None, wake_at=None, error=None, attempt=0)
+        queued = replace(run, state=State.QUEUED, wait_for=None, wake_at=None, error=None, attempt=0)
+        self._runs[run.id] = self._keep_time(run, queued)
         return decided
 
     async def forget(self) -> int:
@@ -456,14 +544,18 @@ class InMemoryRuns:
         for run_id in due:
             del self._forget[run_id]
             self._runs[run_id] = replace(self._runs[run_id], forgotten=True)
-            self._steps[run_id] = {
-                position: replace(step, result=None, head=replace(step.head, arguments=None))
-                for position, step in self._steps[run_id].items()
-            }
-            for each in list(self._approvals.values()):
-                if each.run_id == run_id:
-                    self._put_approval(replace(each, arguments=None, changed=None, schema=None, reason=None))
+            self._forget_results(run_id)
         return len(due)
+
+    def _forget_results(self, run_id: UUID) -> None:
+        self._conversations.unpin(run_id)
+        self._steps[run_id] = {
+            position: replace(step, result=None, head=replace(step.head, arguments=None))
+            for position, step in self._steps[run_id].items()
+        }
+        for each in list(self._approvals.values()):
+            if each.run_id == run_id:
+                self._put_approval(replace(each, arguments=None, changed=None, schema=None, reason=None))
 
     async def limit(self, most: int | None, *, agent: str | None = None, team_id: int | None = None) -> None:
         """See `RunStore.limit`."""

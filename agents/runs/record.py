@@ -43,6 +43,15 @@ class WaitFor(StrEnum):
     MONEY = "money"
 
 
+class SessionPolicy(StrEnum):
+    """What becomes of a new run while others of its session have not ended: it waits for its turn, it is refused, or the
+    others are cancelled."""
+
+    QUEUE = "queue"
+    REJECT = "reject"
+    REPLACE = "replace"
+
+
 class Trigger(StrEnum):
     """What has started a run."""
 
@@ -85,7 +94,8 @@ class StepState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
-    """A run to add. `trigger_key` identifies the event that started it: the same key always gives the same run."""
+    """A run to add. `trigger_key` identifies the event that started it: the same key always gives the same run.
+    `conversation_s`: the run is part of its session's conversation, which is kept for so long after its last turn."""
 
     id: UUID
     agent: str
@@ -99,6 +109,8 @@ class NewRun:
     root_id: UUID | None = None  # None: the run is itself a root
     parent_id: UUID | None = None
     session: str | None = None
+    on_session: SessionPolicy = SessionPolicy.QUEUE
+    conversation_s: int | None = None
     asked_by: str | None = None
     on_behalf_of: str | None = None
     tags: tuple[str, ...] = ()
@@ -157,6 +169,22 @@ class Run:
         if self.owner is None:
             raise ValueError(f"run {self.id} is {self.state}, and nobody's")
         return Claim(self.id, self.owner, self.fence)
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One worker's claim of a run. `became` is the state in which it left the run; `LOST`: it did not, and its lease ended."""
+
+    fence: int
+    owner: UUID
+    began_at: datetime
+    ended_at: datetime | None = None
+    became: str | None = None
+    wait_for: WaitFor | None = None
+
+
+#: What became of a claim whose worker is gone.
+LOST = "lost"
 
 
 @dataclass(frozen=True, slots=True)

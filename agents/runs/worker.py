@@ -15,12 +15,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 from uuid import UUID, uuid4
 
+from agents.conversations.turn import Turn
 from agents.runs.executor import RunExecutor
 from agents.runs.outcomes import cancelled, expired
 from agents.runs.record import Claim, Ended, HandsOver, Outcome, Run
@@ -53,6 +55,32 @@ class _Running:
 
 
 @dataclass(slots=True)
+class Outage:
+    """Says once that the store is away, once that it is back, and in between once a minute, however often it is asked."""
+
+    again_s: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    _since: float | None = field(default=None, init=False)
+    _said_at: float = field(default=0.0, init=False)
+
+    def failed(self, what: str, error: TreasurerError) -> None:
+        """The store did not answer."""
+        now = self.clock()
+        if self._since is None:
+            self._since = self._said_at = now
+            log.warning("%s: %s", what, error)
+        elif now - self._said_at >= self.again_s:
+            self._said_at = now
+            log.warning("%s for %.0f s now: %s", what, now - self._since, error)
+
+    def succeeded(self) -> None:
+        """The store has answered."""
+        if self._since is not None:
+            log.warning("runs are claimed again, after %.0f s", self.clock() - self._since)
+            self._since = None
+
+
+@dataclass(slots=True)
 class Worker:
     """Does at most `slots` runs at once. `run` works until it is cancelled or `stop` is called."""
 
@@ -66,6 +94,7 @@ class Worker:
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _stopping: bool = field(default=False, init=False)
     _renewed_at: float = field(default_factory=time.monotonic, init=False)
+    _away: Outage = field(default_factory=Outage, init=False)
     _heard_at: float = field(default=float("-inf"), init=False)
 
     @property
@@ -134,24 +163,27 @@ class Worker:
             agents = await self.executor.agents()
             runs = await self.executor.store.claim(self.id, free, agents, lease_s=self.lease_s)
         except TreasurerError as error:
-            log.warning("no run was claimed: %s", error)
+            self._away.failed("no run is claimed", error)
             return 0
+        self._away.succeeded()
         self._heard_at = time.monotonic()
         for run in runs:
             task = asyncio.create_task(self._do(run), name=f"run {run.id}")
             self._running[run.id] = _Running(run.claim, task)
             task.add_done_callback(partial(self._forget, run.id))
+        self.executor.traces.working(len(self._running), self.slots)
         return len(runs)
 
     def _forget(self, run_id: UUID, _task: asyncio.Task[None]) -> None:
         self._running.pop(run_id, None)
+        self.executor.traces.working(len(self._running), self.slots)
         self._wake.set()
 
     async def _do(self, run: Run) -> None:
         """Do a run and write its outcome, whatever it is."""
-        mine, began_at = self._running[run.id], datetime.now(UTC)
+        mine, began_at, turn = self._running[run.id], datetime.now(UTC), Turn(str(run.id))
         try:
-            outcome: Outcome | None = await self.executor.execute(run)
+            outcome: Outcome | None = await self.executor.execute(run, turn)
         except asyncio.CancelledError:
             if mine.stop is None:
                 raise  # the event loop is closing
@@ -174,11 +206,12 @@ class Worker:
             log.warning("run %s is given up until another worker takes it up: %s", run.id, error)
             return
         self.executor.traces.attempt(run, began_at, outcome)
-        await self._leave(run.claim, outcome)
+        is_said = run.session is not None and not isinstance(outcome, HandsOver)
+        await self._leave(run.claim, outcome, turn.recorded() if is_said and turn.messages else None)
 
-    async def _leave(self, claim: Claim, outcome: Outcome) -> None:
+    async def _leave(self, claim: Claim, outcome: Outcome, turn: Sequence[str] | None) -> None:
         try:
-            await self.executor.store.leave(claim, outcome)
+            await self.executor.store.leave(claim, outcome, turn)
         except LeaseLost:
             log.info("run %s was another worker's by the time it ended here", claim.run_id)
         except TreasurerError as error:
@@ -200,7 +233,7 @@ class Worker:
                 self.id, [each.claim for each in held.values()], lease_s=self.lease_s
             )
         except TreasurerError as error:
-            log.warning("leases were not renewed: %s", error)
+            self._away.failed("leases are not renewed", error)
             if time.monotonic() - self._renewed_at > self.lease_s:
                 for each in held.values():
                     each.end(_Stop.LOST)
@@ -222,7 +255,7 @@ class Worker:
             try:
                 await self._recover()
             except TreasurerError as error:
-                log.warning("lost runs were not looked for: %s", error)
+                self._away.failed("lost runs are not looked for", error)
             await asyncio.sleep(self.poll_s)
 
     async def _recover(self) -> None:
@@ -235,6 +268,7 @@ class Worker:
             else:
                 self._wake.set()
         await store.forget()
+        await store.conversations.forget()
 
     async def _hand_over(self) -> None:
         running = list(self._running.values())

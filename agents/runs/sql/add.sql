@@ -1,16 +1,10 @@
--- Adds a run; no row if a run has its trigger key already. The runs of a session are added one after another, so that
--- they become visible in the order of their numbers.
-WITH turn AS MATERIALIZED (
-    SELECT CASE WHEN $12::text IS NOT NULL
-        THEN pg_advisory_xact_lock(hashtextextended($5 || '/' || $12, 0))::text END AS taken
-)
+-- Adds a run; no row if a run has its trigger key already.
 INSERT INTO work.runs (
     id, root_id, parent_id, agent, organisation_id, team_id, configuration, configuration_digest, code_version, trigger,
     trigger_key, session, asked_by, on_behalf_of, tags, priority, time_limit, deadline_at, budget_nano, reserve_nano, input
 )
-SELECT $1, $2, $3, $5, $6, $7, $8::json, $9, $10, $4, $11, $12, $13, $14, $15, $16, make_interval(secs => $17),
+VALUES ($1, $2, $3, $5, $6, $7, $8::json, $9, $10, $4, $11, $12, $13, $14, $15, $16, make_interval(secs => $17),
     now() + make_interval(secs => $17),
-    $18, $19, $20::json
-FROM turn
+    $18, $19, $20::json)
 ON CONFLICT (trigger_key) DO NOTHING
 RETURNING *

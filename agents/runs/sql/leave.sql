@@ -1,6 +1,7 @@
 -- The worker lets go of a run: it has ended, waits, or goes back into the queue. $4: the new state, unless the run
 -- would continue although it is to be cancelled. $9: for how long, from now on, the results of its steps are kept. $10: this
--- claim does not count as an attempt. $11 and following: the question that the run asks a person, if it waits for that.
+-- claim does not count as an attempt. $11 to $18: the question that the run asks a person, if it waits for that. $19: the messages
+-- of the run's turn in its conversation. They replace those that an earlier claim has written, unless that knew of more.
 WITH gone AS (
     UPDATE work.runs r
     SET state = n.state, wait_for = CASE WHEN n.state = 'waiting' THEN $5 END,
@@ -28,5 +29,18 @@ asked AS (
     SELECT $11::uuid, g.id, $12, g.agent, g.team_id, $13, $14, $15::json, $16, $17::json, $18,
         least(g.deadline_at, coalesce(g.wake_at, g.deadline_at))
     FROM gone g WHERE g.wait_for = 'approval' AND $11 IS NOT NULL
+),
+turn AS (
+    UPDATE work.conversations c SET changed_at = now(), forget_at = now() + c.keep
+    FROM gone g JOIN work.histories h ON h.run_id = g.id
+    WHERE c.id = h.conversation_id AND $19::text[] IS NOT NULL AND cardinality($19) >= (
+        SELECT count(*) FROM work.messages e WHERE e.conversation_id = h.conversation_id AND e.turn = h.turn)
+    RETURNING c.id, h.turn, g.id AS run_id
+),
+said AS (
+    INSERT INTO work.messages (conversation_id, turn, position, run_id, bytes, message)
+    SELECT t.id, t.turn, p.position, t.run_id, length(p.message), p.message::json
+    FROM turn t CROSS JOIN unnest($19::text[]) WITH ORDINALITY AS p (message, position)
+    ON CONFLICT (conversation_id, turn, position) DO UPDATE SET message = excluded.message, bytes = excluded.bytes
 )
 SELECT * FROM gone
