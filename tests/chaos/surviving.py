@@ -47,9 +47,9 @@ class Runs(PostgresRuns):
         await super().begin(claim, step)
         await _at(claim.run_id, "after the intent")
 
-    async def leave(self, claim: Claim, outcome: Outcome) -> Run:
+    async def leave(self, claim: Claim, outcome: Outcome, turn: Sequence[str] | None = None) -> Run:
         await _at(claim.run_id, "before the end")
-        run = await super().leave(claim, outcome)
+        run = await super().leave(claim, outcome, turn)
         await _at(claim.run_id, "after the end")
         return run
 
