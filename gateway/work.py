@@ -23,9 +23,11 @@ from dataclasses import dataclass, field
 import orjson
 
 from agents.configuration.versions import AgentConfigurations
+from agents.registration import AgentRegistration
 from agents.registry import BrokenLogic, find_agent, names_of_logic
 from agents.runs.executor import RunExecutor
 from agents.runs.in_postgres import PostgresRuns
+from agents.runs.starting import RunStarter
 from agents.runs.worker import Worker
 from agents.services import Services
 from agents.services.feeds import FeedReader
@@ -113,14 +115,16 @@ async def open_worker(settings: Settings, addresses: WorkerAddresses) -> AsyncIt
             total_s=settings.call_timeout_s + settings.hold_margin_s,
         )
         await stack.enter_async_context(service)
-        principals = Principals(pool)
+        principals, configurations, runs = Principals(pool), AgentConfigurations(pool), PostgresRuns(pool)
         executor = RunExecutor(
-            PostgresRuns(pool),
+            runs,
             service,
             principals,
             RunMoney(treasury.envelopes, principals, freed=treasury.freed, busy_wait_s=settings.busy_wait_s),
             services=Services(FeedReader(allow_files=False, allow_private=settings.feeds_allow_private)),
-            agents=RunnableAgents(AgentConfigurations(pool), usable_logic()).names,
+            agents=RunnableAgents(configurations, usable_logic()).names,
+            starter=RunStarter(runs, principals, configurations),
+            register=AgentRegistration(pool).register_logic,
         )
         yield Worker(executor, slots=settings.worker_slots)
 

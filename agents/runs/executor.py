@@ -8,6 +8,8 @@ What must hold:
   I5  The run's agent pays for its calls, because they go through `GovernedModel` with that agent as their principal.
   I9  If the run has a budget, its envelope is open before its first step. It holds nothing while the run waits or when it
       has failed, because that run may go on, and is closed when the run has succeeded.
+  A run whose children are under way waits for them, without a worker and without money. A child's envelope is opened by its
+      parent, and by nobody else.
   Whatever goes wrong in the run becomes its outcome (`outcomes.py`). Only a lost lease and a cancelled task are raised.
 """
 
@@ -16,7 +18,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import partial
 
 from pydantic_core import to_jsonable_python
@@ -25,19 +26,21 @@ from agents.approvals.record import ApprovalFilter
 from agents.configuration.terms import AgentConfiguration, unpinned
 from agents.definition import AnyAgent
 from agents.registry import find_agent
+from agents.runs.children import Children
 from agents.runs.decisions import Decisions
 from agents.runs.durability import Journaled
-from agents.runs.failures import describe
+from agents.runs.failures import RunsUnderWay, describe
 from agents.runs.journal import Journal, Limits
-from agents.runs.outcomes import after, cancelled, keep_s
+from agents.runs.outcomes import after, cancelled, keep_s, waits_for_runs
 from agents.runs.record import Ended, HandsOver, Outcome, Run, State, Waits
-from agents.runs.starting import PrincipalSource
+from agents.runs.starting import PrincipalSource, RunStarter, time_left_s
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
 from agents.services import Services
-from llm_service.errors import NotFound, TreasurerError, TreasuryUnavailable
+from agents.tools.child_runs import starting_with
+from llm_service.errors import EnvelopeClosed, NotFound, TreasurerError, TreasuryUnavailable
 from llm_service.model import GovernedModel, GovernedService
 from llm_service.runs.money import RunMoney
-from llm_service.treasury.envelopes import EnvelopeState
+from llm_service.treasury.envelopes import EnvelopeState, unknown
 from llm_service.types import CallContext, Principal
 
 log = logging.getLogger(__name__)
@@ -52,6 +55,10 @@ async def _any_agent() -> None:
     return None
 
 
+async def _registered(_agent: str) -> None:
+    return None
+
+
 @dataclass(frozen=True, slots=True)
 class RunExecutor:
     """Does runs that are claimed. `agents` returns the agents whose logic this process has; None: it has all."""
@@ -63,6 +70,8 @@ class RunExecutor:
     services: Services = field(default_factory=Services)
     find: Callable[[str], AnyAgent] = find_agent
     agents: Callable[[], Awaitable[Collection[str] | None]] = _any_agent
+    starter: RunStarter | None = None  # None: its runs start no others
+    register: Callable[[str], Awaitable[None]] = _registered
     _models: dict[str, GovernedModel] = field(default_factory=dict[str, GovernedModel], init=False)
 
     async def execute(self, run: Run) -> Outcome:
@@ -89,15 +98,24 @@ class RunExecutor:
         decisions = Decisions.among(approvals, terms.unanswered)
         journal = Journal(self.store, run.claim, recorded, limits, decisions)
         try:
-            return await self._run(run, journal, configuration)
+            outcome = await self._run(run, journal, configuration)
+        except (RunsUnderWay, BaseExceptionGroup):
+            if not journal.awaits:
+                raise
         except (LeaseLost, TreasuryUnavailable):
             raise
         except CancelAsked:
             return cancelled()
         except Exception as error:
+            if journal.awaits:
+                return waits_for_runs(journal.awaits)
             if not isinstance(error, TreasurerError):
                 log.info("run %s of agent %s stopped", run.id, run.agent, exc_info=error)
             return after(error, journal.position, run.error, terms)
+        else:
+            if not journal.awaits:
+                return outcome
+        return waits_for_runs(journal.awaits)
 
     async def _run(self, run: Run, journal: Journal, configuration: AgentConfiguration) -> Outcome:
         terms = configuration.terms
@@ -110,14 +128,21 @@ class RunExecutor:
             context, principal=partial(self.principals.by_agent, run.agent), key=journal.next_key, paid=journal.paid
         )
         started_at = run.started_at or run.created_at
-        result = await definition.agent.run(
-            task.prompt,
-            deps=task.deps,
-            model=model,
-            run_id=str(run.id),
-            capabilities=[Journaled(journal, model, configuration, name=definition.name, started_at=started_at)],
-        )
+        with starting_with(self._children(run, journal, definition.name)):
+            result = await definition.agent.run(
+                task.prompt,
+                deps=task.deps,
+                model=model,
+                run_id=str(run.id),
+                capabilities=[Journaled(journal, model, configuration, name=definition.name, started_at=started_at)],
+            )
         return Ended(State.SUCCEEDED, output=to_jsonable_python(result.output), keep_s=keep_s(terms))
+
+    def _children(self, run: Run, journal: Journal, logic: str) -> Children | None:
+        if self.starter is None:
+            return None
+        lifetime_s = time_left_s(run) + _MARGIN_S
+        return Children(run, journal, logic, self.starter, self.principals, self.money, lifetime_s, self.register)
 
     def _model(self, name: str) -> GovernedModel:
         model = self._models.get(name)
@@ -130,8 +155,10 @@ class RunExecutor:
 
     async def _fill(self, run: Run, budget_nano: int, context: CallContext) -> None:
         """Open the run's envelope, or let it hold money again. Raises the refusal if the money is not there."""
-        lifetime_s = _left_s(run) + _MARGIN_S
+        lifetime_s = time_left_s(run) + _MARGIN_S
         envelope = await self.money.envelopes.find(run.id)
+        if envelope is None and run.parent_id is not None:
+            raise unknown(run.id)
         if envelope is None:
             await self.money.open(run.id, run.agent, context, budget_nano, run.reserve_nano or 0, lifetime_s)
             return
@@ -141,30 +168,32 @@ class RunExecutor:
             await self.money.resume(run.id, run.agent, lifetime_s=lifetime_s)
 
     async def release(self, run: Run, outcome: Outcome) -> None:
-        """Give back what the run's envelope holds: for good if the run has succeeded, else until it goes on or is retried.
+        """Give back what the run's envelope holds: for good if the run has succeeded or is a child that has ended, else until it
+        goes on or is retried.
 
         If Postgres is away it is given back when the envelope's lifetime ends. But a run that is to wait does not wait then,
         because a waiting run holds nothing: raises TreasuryUnavailable, and another worker takes it up.
         """
-        if run.budget_nano is None or isinstance(outcome, HandsOver):
-            return
         try:
-            if not isinstance(outcome, Ended):
-                await self.money.envelopes.suspend(run.id)
-            elif outcome.state is State.SUCCEEDED:
-                await self.money.envelopes.close(run.id)
-            else:
-                await self.money.envelopes.suspend(run.id, lifetime_s=KEEP_FAILED_S)
-        except NotFound:
-            return  # it was never opened
+            await self.give_back(run, outcome)
         except TreasurerError as error:
             if isinstance(outcome, Waits):
                 raise
             log.warning("the envelope of run %s is given back later: %s", run.id, error)
 
-
-def _left_s(run: Run) -> float:
-    return max(1.0, (run.deadline_at - datetime.now(UTC)).total_seconds())
+    async def give_back(self, run: Run, outcome: Outcome) -> None:
+        """As `release`. Raises TreasuryUnavailable also for a run that has ended."""
+        if run.budget_nano is None or isinstance(outcome, HandsOver):
+            return
+        try:
+            if not isinstance(outcome, Ended):
+                await self.money.envelopes.suspend(run.id)
+            elif outcome.state is State.SUCCEEDED or run.parent_id is not None:
+                await self.money.envelopes.close(run.id)
+            else:
+                await self.money.envelopes.suspend(run.id, lifetime_s=KEEP_FAILED_S)
+        except (NotFound, EnvelopeClosed):
+            return  # it was never opened, or its lifetime is over
 
 
 def _context(run: Run) -> CallContext:
@@ -174,7 +203,7 @@ def _context(run: Run) -> CallContext:
         session=run.session,
         tags=run.tags,
         envelope=None if run.budget_nano is None else run.id,
-        keep_answer_s=_left_s(run) + _MARGIN_S,
+        keep_answer_s=time_left_s(run) + _MARGIN_S,
     )
 
 

@@ -22,6 +22,7 @@ from agents.recorded_json import digest_of, to_json
 from agents.runs.record import (
     Claim,
     Ended,
+    Followup,
     HandsOver,
     Kind,
     Mark,
@@ -42,7 +43,7 @@ from agents.runs.record import (
     WaitFor,
     Waits,
 )
-from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, no_run
+from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, no_run, parent_over
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
 from llm_service.errors import TreasuryUnavailable
 from llm_service.postgres import fetch
@@ -63,7 +64,9 @@ _ADD, _RENEW, _LEAVE = _load("add"), _load("renew"), _load("leave")
 _BEGIN, _RECORD = _load("begin_step"), _load("record_step")
 _CANCEL, _RETRY, _FORK, _FORGET = _load("cancel"), _load("retry"), _load("fork"), _load("forget")
 _CLAIM = "SELECT * FROM work.claim_v1($1, $2, $3, coalesce($4, (SELECT array_agg(name) FROM agents)), $5)"
-_RECOVER = "SELECT * FROM work.recover_v1($1, $2, $3)"
+_RECOVER = "SELECT * FROM work.recover_v2($1, $2, $3)"
+_FOLLOWUPS = "SELECT r.*, f.number AS followup FROM work.followups f JOIN work.runs r ON r.id = f.run_id ORDER BY f.number LIMIT $1"
+_FOLLOW = "SELECT * FROM work.follow_v1($1, $2)"
 _PAGE, _OUTLINE, _MARKS, _SPENT = _load("page"), _load("outline"), _load("marks"), _load("spent")
 _APPROVALS, _DECIDE = _load("page", _APPROVALS_FOLDER), _load("decide", _APPROVALS_FOLDER)
 _FIND_APPROVAL = "SELECT * FROM work.approvals WHERE id = $1"
@@ -94,7 +97,10 @@ class PostgresRuns:
         )  # fmt: skip
         if rows:
             return read_run(rows[0])
-        found = read_run((await self._fetch(_FIND_KEY, new.trigger_key))[0])
+        rows = await self._fetch(_FIND_KEY, new.trigger_key)
+        if not rows:
+            raise parent_over(new)
+        found = read_run(rows[0])
         check_same(found, new)
         return found
 
@@ -177,12 +183,13 @@ class PostgresRuns:
     async def leave(self, claim: Claim, outcome: Outcome) -> Run:
         """See `RunStore.leave`."""
         asks: NewApproval | None = None
+        awaits: tuple[UUID, ...] = ()
         match outcome:
             case Ended():
                 output = None if outcome.output is None else to_json(outcome.output)
                 arguments = (outcome.state, None, None, output, _error(outcome.error), outcome.keep_s, False)
             case Waits():
-                asks = outcome.asks
+                asks, awaits = outcome.asks, outcome.awaits
                 arguments = (
                     State.WAITING,
                     outcome.wait_for,
@@ -194,7 +201,7 @@ class PostgresRuns:
                 )
             case HandsOver():
                 arguments = (State.QUEUED, None, None, None, None, KEEP_FAILED_S, True)
-        rows = await self._fetch(_LEAVE, *_claim(claim), *arguments, *_question(asks))
+        rows = await self._fetch(_LEAVE, *_claim(claim), *arguments, *_question(asks), list(awaits))
         if not rows:
             raise LeaseLost
         return read_run(rows[0])
@@ -203,6 +210,16 @@ class PostgresRuns:
         """See `RunStore.recover`."""
         rows = await self._fetch(_RECOVER, most, most_attempts, KEEP_FAILED_S)
         return [Recovered(row["id"], row["agent"], State(row["state"])) for row in rows]
+
+    async def followups(self, *, most: int = 100) -> list[Followup]:
+        """See `RunStore.followups`."""
+        return [Followup(row["followup"], read_run(row)) for row in await self._fetch(_FOLLOWUPS, most)]
+
+    async def follow(self, followup: Followup) -> bool:
+        """See `RunStore.follow`."""
+        if followup.run.state.ended:
+            await self._fetch(_CANCEL, followup.run.id, KEEP_FAILED_S)
+        return bool(await self._fetch(_FOLLOW, followup.number, followup.run.id))
 
     async def cancel(self, run_id: UUID) -> Run:
         """See `RunStore.cancel`."""
@@ -287,7 +304,10 @@ class PostgresRuns:
             await self._fetch(_SET_LIMITS[agent is not None], agent, team_id, most)
 
     async def _fetch(self, statement: str, *arguments: Any) -> list[Record]:
-        return await fetch(self._pool, statement, *arguments)
+        try:
+            return await fetch(self._pool, statement, *arguments)
+        except asyncpg.DeadlockDetectedError:  # two cancellations in one tree, say: the other one has been done by now
+            return await fetch(self._pool, statement, *arguments)
 
 
 _COLUMNS = frozenset(each.name for each in fields(Run))

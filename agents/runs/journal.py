@@ -8,6 +8,9 @@ What must hold:
   A step that is done is never done again. Its result is that of the first time.
   A model's request carries the step's once key, so the service answers a repetition with the kept answer. If that is lost,
       it is bought again once for each step, and what the lost one cost is counted, or the run fails: by the agent's policy.
+  A run that this run starts is started once, by whichever worker: its key is the step's, with the fence under which the
+      step was begun.
+  Once the run has to wait for others, no further step is done.
   A run that takes another way than it is recorded fails, and the error names the step, what it was and what it is now.
   Steps come one after another. Their number and the size of each result are limited.
 """
@@ -17,20 +20,24 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn, TypeVar
+from uuid import UUID
 
 from agents.approvals.record import Why
 from agents.configuration.terms import LostAnswer
 from agents.recorded_json import digest_of, to_json
 from agents.runs.decisions import Decisions
-from agents.runs.failures import Diverged, RunFailed, as_json, describe
+from agents.runs.failures import Diverged, RunFailed, RunsUnderWay, as_json, describe
 from agents.runs.record import Claim, Kind, Policy, Step, StepEnd, StepHead, StepState
 from agents.runs.store import LEASE_S, RunStore
+from agents.tools.child_runs import starting_with
 from agents.tools.policy import Declared, DidNotHappen, Happened, under_key
 from llm_service.errors import IdempotencyConflict, TreasurerError, TreasuryUnavailable
 from llm_service.model import Receipt
+
+_Result = TypeVar("_Result")
 
 #: What a step's body returns: JSON, as PydanticAI's codec makes it.
 Body = Callable[[], Awaitable[object]]
@@ -52,6 +59,14 @@ class Limits:
     lost_answer: LostAnswer
 
 
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A run that this run has started, as it is now. `end` is what the step records of its end; None: it is under way."""
+
+    end: dict[str, Any] | None
+    succeeded: bool = False
+
+
 @dataclass(slots=True)
 class _Spent:
     """What the requests of the step that is under way have cost."""
@@ -71,6 +86,7 @@ class Journal:
     limits: Limits
     decisions: Decisions
     position: int = 0
+    awaits: set[UUID] = field(default_factory=set[UUID])  # the runs for which this one has to wait
     _counted: int = 0
     _spent: _Spent = field(default_factory=_Spent)
     _key: str | None = None
@@ -156,6 +172,46 @@ class Journal:
         is_effect = declared.policy is not Policy.READ
         return await self._step(name, Kind.OTHER, declared, body, is_effect=is_effect)
 
+    async def child(
+        self,
+        name: str,
+        agent: str,
+        arguments: Mapping[str, Any],
+        *,
+        find: Callable[[str], Awaitable[Child | None]],
+        start: Callable[[str], Awaitable[Child]],
+    ) -> tuple[str, dict[str, Any] | None]:
+        """A run that this run starts: its key, and its end; None: it is under way.
+
+        `find` looks for the run with a key, and `start` starts one. That may be repeated. A run that has failed, of a step that
+        a person has decided to do again, is started anew.
+        """
+        async with self._turn:
+            head = self._next(name, Kind.CHILD, Policy.KEY, agent, arguments)
+            earlier = self.recorded.get(head.position)
+            if earlier is not None:
+                _check_same(earlier.head, head)
+                head = earlier.head
+                if earlier.result is not None:
+                    return _child_key(head, earlier.fence), json.loads(earlier.result)
+            began = time.monotonic()
+            key = _child_key(head, self.claim.fence if earlier is None else earlier.fence)
+            child = None if earlier is None else await find(key)
+            failed = child is not None and child.end is not None and not child.succeeded
+            if earlier is None or (earlier.again and (child is None or failed)):
+                await self._patiently(lambda: self.store.begin(self.claim, head))
+                key, child = _child_key(head, self.claim.fence), None
+            if child is None:
+                child = await self._patiently(lambda: start(key))
+            if child.end is not None:
+                await self._done(head, child.end, began)
+            return key, child.end
+
+    def wait_for(self, runs: Collection[UUID]) -> NoReturn:
+        """Stop here until these runs have ended. Raises RunsUnderWay."""
+        self.awaits.update(runs)
+        raise RunsUnderWay
+
     async def _step(
         self,
         name: str,
@@ -186,6 +242,8 @@ class Journal:
     def _next(
         self, name: str, kind: Kind, policy: Policy, tool: str | None, arguments: Mapping[str, Any] | None
     ) -> StepHead:
+        if self.awaits:
+            raise RunsUnderWay
         self.position += 1
         self._counted += kind in _COUNTED
         if self._counted > self.limits.steps or self.position > self.limits.steps * _ALL_PER_COUNTED:
@@ -225,7 +283,7 @@ class Journal:
     async def _do(self, head: StepHead, body: Body) -> object:
         began = time.monotonic()
         try:
-            with under_key(head.once_key):
+            with under_key(head.once_key), starting_with(None):
                 result = await body()
         except TreasurerError as error:
             if head.kind is not Kind.MODEL:
@@ -276,7 +334,7 @@ class Journal:
     async def _record(self, head: StepHead, end: StepEnd) -> None:
         await self._patiently(lambda: self.store.record(self.claim, head, end))
 
-    async def _patiently(self, write: Callable[[], Awaitable[None]]) -> None:
+    async def _patiently(self, write: Callable[[], Awaitable[_Result]]) -> _Result:
         """Try a write again while Postgres is away, as long as the lease may live."""
         give_up, pause_s = time.monotonic() + _PATIENCE_S, 0.1
         while True:
@@ -287,6 +345,11 @@ class Journal:
                     raise
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 2.0)
+
+
+def _child_key(head: StepHead, fence: int) -> str:
+    """The key of the run that a step starts, if the step was begun under this fence."""
+    return f"{head.once_key}/{fence}"
 
 
 def _check_same(then: StepHead, now: StepHead) -> None:
