@@ -115,7 +115,7 @@ class RunStarter:
         money, run_id = money_of(configuration, request), request.id or new_call_id()
         if pay is not None:
             money = await pay(run_id, money)
-        limits_s = (request.time_limit_s or configuration.terms.time_limit_s, time_limit_s)
+        limits_s = (_time_limit_s(configuration, request), time_limit_s)
         new = NewRun(
             id=run_id,
             agent=request.agent,
@@ -169,6 +169,18 @@ def check_raise(run: Run, budget_nano: int, configuration: AgentConfiguration) -
             "asked for. Raise that first: treasurer agent set NAME --most-per-run.",
             param="budget",
         )
+
+
+def _time_limit_s(configuration: AgentConfiguration, request: StartRequest) -> float:
+    """How long the run may take. Raises InvalidRequest: longer than the configuration says, and no administrator asks."""
+    most_s, asked_s = configuration.terms.time_limit_s, request.time_limit_s
+    if asked_s is not None and asked_s > most_s and not request.may_raise:
+        raise InvalidRequest(
+            f"A run of agent {request.agent!r} may take at most {most_s} s (version {configuration.version} of its "
+            f"configuration); {asked_s:g} s were asked for.",
+            param="time_limit",
+        )
+    return most_s if asked_s is None else asked_s
 
 
 def money_of(configuration: AgentConfiguration, request: StartRequest) -> RunAmounts:
