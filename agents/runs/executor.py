@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from pydantic_core import to_jsonable_python
@@ -25,6 +25,7 @@ from pydantic_core import to_jsonable_python
 from agents.approvals.record import ApprovalFilter
 from agents.configuration.terms import AgentConfiguration, unpinned
 from agents.definition import AnyAgent
+from agents.redaction import Redact, RedactionFailed, Seen, redacted, redacted_error
 from agents.registry import find_agent
 from agents.runs.children import Children
 from agents.runs.decisions import Decisions
@@ -47,6 +48,8 @@ log = logging.getLogger(__name__)
 
 #: An envelope, and a kept answer, outlive their run's deadline by so much, so that neither is gone while the run ends.
 _MARGIN_S = 600.0
+#: For so long a gateway keeps a model's answer for a run that redacts. Another worker takes the run up within a lease.
+_KEEP_REDACTED_S = 600.0
 #: More than a run can have: each of its steps may be asked about twice, and again with each retry.
 _MOST_APPROVALS = 100_000
 
@@ -98,7 +101,9 @@ class RunExecutor:
         decisions = Decisions.among(approvals, terms.unanswered)
         journal = Journal(self.store, run.claim, recorded, limits, decisions)
         try:
-            outcome = await self._run(run, journal, configuration)
+            definition = self.find(terms.logic)
+            journal.redact = definition.redact
+            outcome = await self._run(run, journal, configuration, definition)
         except (RunsUnderWay, BaseExceptionGroup):
             if not journal.awaits:
                 raise
@@ -110,18 +115,20 @@ class RunExecutor:
             if journal.awaits:
                 return waits_for_runs(journal.awaits)
             if not isinstance(error, TreasurerError):
-                log.info("run %s of agent %s stopped", run.id, run.agent, exc_info=error)
-            return after(error, journal.position, run.error, terms)
+                said = error if journal.redact is None else None  # its text may quote what must not be stored
+                log.info("run %s of agent %s stopped", run.id, run.agent, exc_info=said)
+            return _redacted(journal.redact, error, after(error, journal.position, run.error, terms))
         else:
             if not journal.awaits:
                 return outcome
         return waits_for_runs(journal.awaits)
 
-    async def _run(self, run: Run, journal: Journal, configuration: AgentConfiguration) -> Outcome:
+    async def _run(
+        self, run: Run, journal: Journal, configuration: AgentConfiguration, definition: AnyAgent
+    ) -> Outcome:
         terms = configuration.terms
-        definition = self.find(terms.logic)
         task = definition.task(definition.input_type.model_validate(run.input), self.services)
-        context = _context(run)
+        context = _context(run, definition)
         if run.budget_nano is not None:
             await self._fill(run, run.budget_nano, context)
         model = self._model(terms.model).for_run(
@@ -136,7 +143,8 @@ class RunExecutor:
                 run_id=str(run.id),
                 capabilities=[Journaled(journal, model, configuration, name=definition.name, started_at=started_at)],
             )
-        return Ended(State.SUCCEEDED, output=to_jsonable_python(result.output), keep_s=keep_s(terms))
+        output = redacted(definition.redact, Seen.OUTPUT, to_jsonable_python(result.output))
+        return Ended(State.SUCCEEDED, output=output, keep_s=keep_s(terms))
 
     def _children(self, run: Run, journal: Journal, logic: str) -> Children | None:
         if self.starter is None:
@@ -196,14 +204,24 @@ class RunExecutor:
             return  # it was never opened, or its lifetime is over
 
 
-def _context(run: Run) -> CallContext:
+def _redacted(redact: Redact | None, error: Exception, outcome: Outcome) -> Outcome:
+    """The outcome without what must not be stored of the error."""
+    if redact is None or isinstance(outcome, HandsOver) or outcome.error is None or isinstance(error, RedactionFailed):
+        return outcome
+    return replace(outcome, error=redacted_error(redact, outcome.error))
+
+
+def _context(run: Run, definition: AnyAgent) -> CallContext:
+    """What the run's calls have in common. An answer is kept by its key as the provider gave it, which nothing redacts: if the
+    agent redacts, only for as long as another worker takes to ask for it."""
+    keep_s = time_left_s(run) + _MARGIN_S
     return CallContext(
         run=str(run.id),
         user=run.on_behalf_of,
         session=run.session,
         tags=run.tags,
         envelope=None if run.budget_nano is None else run.id,
-        keep_answer_s=time_left_s(run) + _MARGIN_S,
+        keep_answer_s=keep_s if definition.redact is None else min(keep_s, _KEEP_REDACTED_S),
     )
 
 

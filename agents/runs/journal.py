@@ -10,6 +10,7 @@ What must hold:
       it is bought again once for each step, and what the lost one cost is counted, or the run fails: by the agent's policy.
   A run that this run starts is started once, by whichever worker: its key is the step's, with the fence under which the
       step was begun.
+  What is recorded has been redacted, and the run goes on with what is recorded (`agents/redaction.py`).
   Once the run has to wait for others, no further step is done.
   A run that takes another way than it is recorded fails, and the error names the step, what it was and what it is now.
   Steps come one after another. Their number and the size of each result are limited.
@@ -28,6 +29,7 @@ from uuid import UUID
 from agents.approvals.record import Why
 from agents.configuration.terms import LostAnswer
 from agents.recorded_json import digest_of, to_json
+from agents.redaction import Redact, RedactionFailed, Seen, redacted, redacted_error
 from agents.runs.decisions import Decisions
 from agents.runs.failures import Diverged, RunFailed, RunsUnderWay, as_json, describe
 from agents.runs.record import Claim, Kind, Policy, Step, StepEnd, StepHead, StepState
@@ -44,6 +46,8 @@ Body = Callable[[], Awaitable[object]]
 
 #: While Postgres is away a step is not given up at once, because the lease lives on for so long.
 _PATIENCE_S = LEASE_S - 3.0
+#: What the results of steps are for a redaction; those of other steps are results.
+_SEEN = {Kind.MODEL: Seen.ANSWER}
 _CALLS = (Kind.TOOL, Kind.MCP, Kind.CHILD)
 _COUNTED = (Kind.MODEL, Kind.TOOL, Kind.MCP, Kind.CHILD)
 #: Steps of all kinds are at most so many for each step that counts: a run that does nothing but list tools ends too.
@@ -85,6 +89,7 @@ class Journal:
     recorded: Mapping[int, Step]
     limits: Limits
     decisions: Decisions
+    redact: Redact | None = None
     position: int = 0
     awaits: set[UUID] = field(default_factory=set[UUID])  # the runs for which this one has to wait
     _counted: int = 0
@@ -165,7 +170,8 @@ class Journal:
 
     def announce(self, tool: str, arguments: Mapping[str, Any], schema: dict[str, Any] | None) -> dict[str, Any] | None:
         """Announce the tool call that comes next. Returns and raises as `Decisions.announce` does."""
-        return self.decisions.announce(self.position + 1, tool, arguments, schema)
+        shown = redacted(self.redact, Seen.ARGUMENTS, as_json(arguments))
+        return self.decisions.announce(self.position + 1, tool, shown, schema)
 
     async def other(self, name: str, declared: Declared, body: Body) -> object:
         """A step that PydanticAI wants recorded beside requests and tool calls, such as the list of a server's tools."""
@@ -203,9 +209,7 @@ class Journal:
                 key, child = _child_key(head, self.claim.fence), None
             if child is None:
                 child = await self._patiently(lambda: start(key))
-            if child.end is not None:
-                await self._done(head, child.end, began)
-            return key, child.end
+            return key, None if child.end is None else await self._done(head, child.end, began)
 
     def wait_for(self, runs: Collection[UUID]) -> NoReturn:
         """Stop here until these runs have ended. Raises RunsUnderWay."""
@@ -232,7 +236,7 @@ class Journal:
                 head = earlier.head
                 if earlier.result is not None:
                     return json.loads(earlier.result)
-            answered = await self._settle(head, earlier, declared)
+            answered = await self._settle(head, earlier, declared, arguments)
             if answered is not None:
                 return await self._done(head, as_result(answered.result), time.monotonic())
             if is_effect:
@@ -254,11 +258,13 @@ class Journal:
             )
         once_key = f"{self.claim.run_id}/{self.position}"
         self._key, self._requests, self._bought_again, self._spent = once_key, 0, False, _Spent()
-        shown = None if arguments is None else as_json(arguments)
+        shown = None if arguments is None else redacted(self.redact, Seen.ARGUMENTS, as_json(arguments))
         digest = None if arguments is None else digest_of(shown)
         return StepHead(self.position, name, kind, policy, once_key, tool, shown, digest)
 
-    async def _settle(self, head: StepHead, earlier: Step | None, declared: Declared) -> Happened | None:
+    async def _settle(
+        self, head: StepHead, earlier: Step | None, declared: Declared, arguments: Mapping[str, Any] | None
+    ) -> Happened | None:
         """What to do with a step that is not done: do it (None), or answer with what is returned.
 
         The policy is today's: a tool that is declared anew is treated as it is declared now.
@@ -269,7 +275,7 @@ class Journal:
             asks = declared.policy is Policy.ASK and head.kind in _CALLS
             return self.decisions.of(head, Why.BEFORE) if asks else None
         if declared.verify is not None:
-            found = await declared.verify(earlier.head.once_key, dict(earlier.head.arguments or {}))
+            found = await declared.verify(earlier.head.once_key, dict(as_json(arguments or {})))
             if isinstance(found, Happened):
                 return found
             if isinstance(found, DidNotHappen):
@@ -294,9 +300,14 @@ class Journal:
             raise
         return await self._done(head, result, began)
 
-    async def _done(self, head: StepHead, result: object, began: float) -> object:
+    async def _done(self, head: StepHead, result: object, began: float) -> Any:
         try:
             text = to_json(result)
+            if self.redact is not None:
+                text = to_json(redacted(self.redact, _SEEN.get(head.kind, Seen.RESULT), json.loads(text)))
+        except RedactionFailed as failure:
+            await self._failed(head, failure, began)
+            raise
         except (TypeError, ValueError) as error:
             failure = RunFailed(
                 "not_json",
@@ -318,7 +329,8 @@ class Journal:
         return json.loads(text)
 
     async def _failed(self, head: StepHead, error: Exception, began: float) -> None:
-        await self._record(head, self._end(StepState.FAILED, began, error=describe(error)))
+        error_ = describe(error) if isinstance(error, RedactionFailed) else redacted_error(self.redact, describe(error))
+        await self._record(head, self._end(StepState.FAILED, began, error=error_))
 
     def _end(self, state: StepState, began: float, **outcome: Any) -> StepEnd:
         spent = self._spent

@@ -23,6 +23,7 @@ from pydantic import ValidationError
 
 from agents.configuration.terms import AgentConfiguration, RunAmounts, TriggerKind
 from agents.definition import AnyAgent
+from agents.redaction import RedactionFailed, Seen, redacted
 from agents.registry import find_agent
 from agents.runs.code_version import CODE_VERSION
 from agents.runs.record import NewRun, Run, Trigger
@@ -99,7 +100,7 @@ class RunStarter:
         Raises:
             NotFound: there is no such agent. InvalidRequest: the input does not fit the agent, or a number cannot be.
             Paused: the agent may not spend. IdempotencyConflict: the key has a run that was asked for otherwise.
-            BrokenLogic: the agent's code cannot be used. TreasuryUnavailable: Postgres is away.
+            BrokenLogic: the agent's code cannot be used. RedactionFailed: the input cannot be redacted. TreasuryUnavailable: Postgres is away.
         """
         _check_numbers(request)
         principal = await self.principals.by_agent(request.agent)
@@ -111,7 +112,7 @@ class RunStarter:
             configuration = replace(configuration, terms=terms)
         # In a thread, because the first import of an agent's code loads PydanticAI, which takes seconds.
         definition = await asyncio.to_thread(self.find, configuration.terms.logic)
-        given = read_input(request.agent, definition, request.input)
+        given = _redacted_input(request.agent, definition, read_input(request.agent, definition, request.input))
         money, run_id = money_of(configuration, request), request.id or new_call_id()
         if pay is not None:
             money = await pay(run_id, money)
@@ -169,6 +170,18 @@ def check_raise(run: Run, budget_nano: int, configuration: AgentConfiguration) -
             "asked for. Raise that first: treasurer agent set NAME --most-per-run.",
             param="budget",
         )
+
+
+def _redacted_input(agent: str, definition: AnyAgent, given: dict[str, Any]) -> dict[str, Any]:
+    """The input as it is stored, and as the run gets it. Raises RedactionFailed."""
+    if definition.redact is None:
+        return given
+    try:
+        return read_input(agent, definition, redacted(definition.redact, Seen.INPUT, given))
+    except (InvalidRequest, TypeError, ValueError):
+        raise RedactionFailed(
+            f"What the redaction of agent {agent!r} leaves of this input is no input of it."
+        ) from None
 
 
 def _time_limit_s(configuration: AgentConfiguration, request: StartRequest) -> float:
