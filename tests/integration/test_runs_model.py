@@ -131,10 +131,8 @@ class Both:
             await self.both("leave", claim, waits if children else self.chance.choice(OUTCOMES))
 
     async def do_follow(self) -> None:
-        ours, theirs = (
-            sorted(await store.followups(most=9_999), key=lambda each: (each.run.id, each.number))
-            for store in (self.postgres, self.memory)
-        )
+        both = [await store.followups(most=9_999) for store in (self.postgres, self.memory)]
+        ours, theirs = (sorted(each, key=lambda one: (one.run.id, one.number)) for each in both)
         assert [each.run.id for each in ours] == [each.run.id for each in theirs]
         for one, other in zip(ours, theirs, strict=True):
             assert await self.postgres.follow(one) == await self.memory.follow(other)
