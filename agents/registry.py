@@ -11,16 +11,21 @@ The first import also loads PydanticAI, which takes seconds: a server does it in
 
 from __future__ import annotations
 
+import sys
 import traceback
 from functools import cache
 from importlib import import_module
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from agents import catalog
 from agents.configuration.inputs import default_terms
 from agents.definition import AgentDefinition, AnyAgent
 from llm_service.errors import InvalidRequest, NotFound, TreasurerError
+
+if TYPE_CHECKING:
+    from pydantic_ai.toolsets import AbstractToolset
 
 
 class BrokenLogic(TreasurerError):
@@ -75,6 +80,7 @@ def definition_of(name: str, module: ModuleType) -> AnyAgent:
         raise BrokenLogic(
             f"agents/catalog/{name}.py defines {found.name!r}: a module and its logic have the same name."
         )
+    _check_toolsets(found)
     try:
         default_terms(found)
     except InvalidRequest as error:
@@ -82,3 +88,25 @@ def definition_of(name: str, module: ModuleType) -> AnyAgent:
             f"agents/catalog/{name}.py has defaults that are no configuration: {error.message}"
         ) from error
     return found
+
+
+def _check_toolsets(definition: AnyAgent) -> None:
+    """Raises BrokenLogic: the agent calls MCP servers in a way that could repeat an effect in silence."""
+    mcp = sys.modules.get("pydantic_ai.mcp")
+    if mcp is None:  # then no toolset can be of it, and its packages may not be installed
+        return
+    from agents.tools.mcp import McpServer
+
+    others: list[AbstractToolset[Any]] = []
+
+    def look(leaf: AbstractToolset[Any]) -> None:
+        if isinstance(leaf, mcp.MCPToolset) and not isinstance(leaf, McpServer):
+            others.append(leaf)
+
+    for toolset in definition.agent.toolsets:
+        toolset.apply(look)
+    if others:
+        raise BrokenLogic(
+            f"agents/catalog/{definition.name}.py uses {others[0].label} as an MCPToolset, which lets the model repeat a call of "
+            "which nobody knows whether it was made. Use McpServer of agents/tools/mcp.py instead."
+        )

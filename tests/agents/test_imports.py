@@ -9,7 +9,8 @@ _PROBE = """
 import importlib, pkgutil, sys
 import agents
 for module in pkgutil.walk_packages(agents.__path__, "agents."):
-    importlib.import_module(module.name)
+    if module.name != "agents.tools.mcp":  # the official SDK of MCP has client and server in one
+        importlib.import_module(module.name)
 servers = {"fastapi", "starlette", "uvicorn", "aiohttp.web", "flask", "litellm", "gateway"}
 print(sorted(servers & set(sys.modules)))
 """

@@ -76,3 +76,24 @@ def test_defaults_that_are_no_configuration_are_found_with_the_module(defaults: 
     module.__dict__["DEFINITION"] = replace(digest.DEFINITION, defaults=defaults)
     with pytest.raises(BrokenLogic, match=f"defaults that are no configuration: .*{said}"):
         registry.definition_of("digest", module)
+
+
+def test_an_agent_that_would_repeat_calls_of_an_mcp_server_in_silence_is_not_run(folder: Path) -> None:
+    text = """
+from agents.catalog.digest import DEFINITION as _OTHER
+from agents.tools.mcp import McpServer
+from dataclasses import replace
+from pydantic_ai import Agent
+from pydantic_ai.mcp import MCPToolset
+agent = Agent(deps_type=object, output_type=_OTHER.output_type, toolsets=[SERVER])
+DEFINITION = replace(_OTHER, name="NAME", agent=agent)
+"""
+    servers = {
+        "plain": "MCPToolset('http://127.0.0.1:9/mcp', id='desk').prefixed('a')",
+        "ours": "McpServer('http://127.0.0.1:9/mcp', id='desk').prefixed('a')",
+    }
+    for name, server in servers.items():
+        (folder / f"{name}.py").write_text(text.replace("SERVER", server).replace("NAME", name))
+    assert find_agent("ours").name == "ours"
+    with pytest.raises(BrokenLogic, match=r"plain\.py uses MCPToolset 'desk' as an MCPToolset.*McpServer"):
+        find_agent("plain")
