@@ -77,10 +77,12 @@ def _only_sources_that_were_found(ctx: RunContext[Question], answer: Answer) -> 
 def _stories(messages: Sequence[ModelMessage]) -> list[Source]:
     """The stories that look_into has returned, from the conversation: another process may have made the call."""
     parts = [part for message in messages for part in message.parts if isinstance(part, ToolReturnPart)]
-    returned = [
-        part.content for part in parts if part.tool_name == look_into.__name__ and isinstance(part.content, list)
+    digests = [
+        each
+        for part in parts
+        if part.tool_name == look_into.__name__ and isinstance(part.content, list)
+        for each in cast("list[dict[str, Any]]", part.content)
     ]
-    digests = cast("list[dict[str, Any]]", [each for content in returned for each in cast("list[Any]", content)])
     return [Source(title=item["headline"], url=item["url"]) for each in digests for item in each.get("items", [])]
 
 

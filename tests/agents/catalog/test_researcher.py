@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
@@ -72,7 +72,7 @@ async def test_it_has_a_run_look_into_each_part_and_names_the_sources_that_were_
         for part in each.parts
         if isinstance(part, ToolReturnPart) and part.tool_name == "look_into"
     ]
-    assert [each.get("failed") for each in told.content] == [None, "It is away."]
+    assert [each.get("failed") for each in cast("list[dict[str, Any]]", told.content)] == [None, "It is away."]
 
 
 @pytest.mark.parametrize(
