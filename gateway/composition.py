@@ -27,13 +27,16 @@ from redis.asyncio import Redis
 
 from agents.configuration.versions import AgentConfigurations
 from agents.runs.in_postgres import PostgresRuns
+from agents.runs.live_text import RedisLiveText
 from agents.runs.starting import RunStarter
+from agents.runs.tracing import RunTraces
 from agents.runs.watching import Watching
 from gateway.addresses import Addresses, find_addresses
 from gateway.auditing import audit_regularly
 from gateway.chores import Chore, begin
 from gateway.pools import READING_AT_A_TIME, CallPools, GatewayPools, open_call_pools, open_pool
 from gateway.settings import Settings
+from gateway.tracing import open_telemetry
 from llm_service.administration.principals import Principals
 from llm_service.call.admission import Admission
 from llm_service.call.idempotency import Idempotency
@@ -136,7 +139,7 @@ async def open_service(settings: Settings, *, gauges: asyncpg.Pool | None = None
         NotRunning: an address is missing and no stack runs.
     """
     async with AsyncExitStack() as stack:
-        telemetry = _telemetry(settings, gauges)
+        telemetry = open_telemetry(settings, gauges)
         stack.push_async_callback(telemetry.close)
         prices = await stack.enter_async_context(open_catalog(settings, observe=telemetry.catalogue))
         yield await _service(stack, prices, telemetry)
@@ -259,17 +262,6 @@ def _refused_by(
     return refused
 
 
-def _telemetry(settings: Settings, pool: asyncpg.Pool | None) -> Telemetry:
-    secret = settings.langfuse_secret_key
-    return Telemetry.create(
-        pool=pool,
-        otlp_endpoint=settings.otlp_endpoint,
-        langfuse_host=settings.langfuse_host,
-        langfuse_public_key=settings.langfuse_public_key,
-        langfuse_secret_key=secret.get_secret_value() if secret is not None else None,
-    )
-
-
 def _breakers(settings: Settings, redis: Redis, telemetry: Telemetry) -> Breakers:
     rules = BreakerRules(
         failures=max(1, settings.breaker_failures),
@@ -343,7 +335,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
             watching=watching,
             runs=await open_pool(stack, settings, addresses.database_url, "runs", most=4, statement_s=30),
         )
-        runs = PostgresRuns(pools.runs)
+        runs = PostgresRuns(pools.runs, RunTraces(calls.telemetry, settings.trace_content))
         begin(stack, *_chores(calls, watching))
         yield GatewayRuntime(
             settings=settings,
@@ -360,9 +352,17 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
             idempotency=calls.idempotency,
             run_money=calls.run_money,
             runs=runs,
-            watching=Watching(runs),
+            watching=Watching(runs, _live_text(stack, addresses.redis_url)),
             starter=RunStarter(runs, calls.principals, AgentConfigurations(pools.runs)),
         )
+
+
+def _live_text(stack: AsyncExitStack, redis_url: str) -> RedisLiveText:
+    redis = connect(redis_url)
+    stack.push_async_callback(redis.aclose)
+    live = RedisLiveText(redis)
+    stack.push_async_callback(live.close)
+    return live
 
 
 def _chores(calls: ServiceRuntime, watching: asyncpg.Pool) -> list[Chore]:

@@ -106,6 +106,9 @@ class Settings(BaseSettings):
     langfuse_host: str | None = None
     langfuse_public_key: str | None = None
     langfuse_secret_key: SecretStr | None = None
+    trace_content: bool = Field(
+        default=False, description="the spans of runs have inputs, outputs and arguments (the first 1,024 characters)"
+    )
 
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     log_format: Literal["text", "json"] = "text"

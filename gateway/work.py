@@ -2,6 +2,7 @@
 
 What must hold:
 A worker has the database, the grant secret and the address of a gateway, and no provider's or administrator's key.
+Redis it needs only to show text while a model writes it.
 Its calls to models go through a gateway, which reads an answer on if this process dies (`llm_service/runs/remote.py`).
 At SIGTERM it claims nothing more and hands its runs over, so that another worker takes them up at once.
 It says how it is on a port of the loopback interface: alive while its event loop turns, ready while Postgres answers.
@@ -27,15 +28,21 @@ from agents.registration import AgentRegistration
 from agents.registry import BrokenLogic, find_agent, names_of_logic
 from agents.runs.executor import RunExecutor
 from agents.runs.in_postgres import PostgresRuns
+from agents.runs.live_calls import LiveCalls
+from agents.runs.live_text import RedisLiveText
 from agents.runs.starting import RunStarter
+from agents.runs.step_text import LiveText, NoLiveText
+from agents.runs.tracing import RunTraces
 from agents.runs.worker import Worker
 from agents.services import Services
 from agents.services.feeds import FeedReader
 from gateway.pools import open_pool
 from gateway.settings import Settings, SettingsError, load_settings
 from gateway.stack.state import NotRunning, running_state
+from gateway.tracing import open_telemetry
 from llm_service import process
 from llm_service.administration.principals import Principals
+from llm_service.guards.redis_scripts import connect
 from llm_service.runs.money import RunMoney
 from llm_service.runs.remote import RemoteService
 from llm_service.telemetry import logs
@@ -71,6 +78,7 @@ class WorkerAddresses:
     database_url: str
     gateway_url: str
     grant_secret: str
+    redis_url: str | None = None  # without it, watchers see the text of a step when the step is done
 
 
 def worker_addresses(settings: Settings) -> WorkerAddresses:
@@ -81,12 +89,13 @@ def worker_addresses(settings: Settings) -> WorkerAddresses:
     """
     secret = settings.grant_secret.get_secret_value() if settings.grant_secret is not None else None
     if settings.database_url is not None and settings.gateway_url is not None and secret is not None:
-        return WorkerAddresses(settings.database_url, settings.gateway_url, secret)
+        return WorkerAddresses(settings.database_url, settings.gateway_url, secret, settings.redis_url)
     state = running_state(settings)
     return WorkerAddresses(
         settings.database_url or state.database_url,
         settings.gateway_url or state.gateway_url,
         secret or state.grant_secret,
+        settings.redis_url or state.redis_url,
     )
 
 
@@ -115,18 +124,32 @@ async def open_worker(settings: Settings, addresses: WorkerAddresses) -> AsyncIt
             total_s=settings.call_timeout_s + settings.hold_margin_s,
         )
         await stack.enter_async_context(service)
-        principals, configurations, runs = Principals(pool), AgentConfigurations(pool), PostgresRuns(pool)
+        telemetry = open_telemetry(settings, langfuse_sdk=True)
+        stack.push_async_callback(telemetry.close)
+        traces = RunTraces(telemetry, settings.trace_content)
+        principals, configurations, runs = Principals(pool), AgentConfigurations(pool), PostgresRuns(pool, traces)
         executor = RunExecutor(
             runs,
-            service,
+            LiveCalls(service, _live_text(stack, addresses.redis_url)),
             principals,
             RunMoney(treasury.envelopes, principals, freed=treasury.freed, busy_wait_s=settings.busy_wait_s),
             services=Services(FeedReader(allow_files=False, allow_private=settings.feeds_allow_private)),
             agents=RunnableAgents(configurations, usable_logic()).names,
+            traces=traces,
             starter=RunStarter(runs, principals, configurations),
             register=AgentRegistration(pool).register_logic,
         )
         yield Worker(executor, slots=settings.worker_slots)
+
+
+def _live_text(stack: AsyncExitStack, redis_url: str | None) -> LiveText:
+    if redis_url is None:
+        return NoLiveText()
+    redis = connect(redis_url)
+    stack.push_async_callback(redis.aclose)
+    live = RedisLiveText(redis)
+    stack.push_async_callback(live.close)
+    return live
 
 
 def usable_logic() -> frozenset[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -21,6 +22,8 @@ class Collector:
         class Handler(BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["content-length"]))
+                if self.headers.get("content-encoding") == "gzip":
+                    body = gzip.decompress(body)
                 request = ExportTraceServiceRequest.FromString(body)
                 collector.requests.append((self.path, {k.lower(): v for k, v in self.headers.items()}, request))
                 self.send_response(collector.status)
@@ -44,7 +47,25 @@ class Collector:
             for span in scope.spans
         ]
 
+    def by_name(self) -> dict[str, Span]:
+        """The spans by their names, which are all different."""
+        spans = self.spans()
+        found = {span.name: span for span in spans}
+        assert len(found) == len(spans), sorted(span.name for span in spans)
+        return found
+
     def stop(self) -> None:
         self.server.shutdown()
         self.server.server_close()
         self.thread.join()
+
+
+def attributes_of(span: Span) -> dict[str, Any]:
+    """A span's attributes as Python values."""
+    found: dict[str, Any] = {}
+    for attribute in span.attributes:
+        kind = attribute.value.WhichOneof("value")
+        assert kind is not None
+        content = getattr(attribute.value, kind)
+        found[attribute.key] = [item.string_value for item in content.values] if kind == "array_value" else content
+    return found

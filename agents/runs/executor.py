@@ -32,10 +32,12 @@ from agents.runs.decisions import Decisions
 from agents.runs.durability import Journaled
 from agents.runs.failures import RunsUnderWay, describe
 from agents.runs.journal import Journal, Limits
+from agents.runs.live_calls import unwatched
 from agents.runs.outcomes import after, cancelled, keep_s, waits_for_runs
 from agents.runs.record import Ended, HandsOver, Outcome, Run, State, Waits
 from agents.runs.starting import PrincipalSource, RunStarter, time_left_s
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
+from agents.runs.tracing import NO_TRACES, RunTraces
 from agents.services import Services
 from agents.tools.child_runs import starting_with
 from llm_service.errors import EnvelopeClosed, NotFound, TreasurerError, TreasuryUnavailable
@@ -75,7 +77,10 @@ class RunExecutor:
     agents: Callable[[], Awaitable[Collection[str] | None]] = _any_agent
     starter: RunStarter | None = None  # None: its runs start no others
     register: Callable[[str], Awaitable[None]] = _registered
-    _models: dict[str, GovernedModel] = field(default_factory=dict[str, GovernedModel], init=False)
+    traces: RunTraces = NO_TRACES
+    _models: dict[tuple[str, bool], GovernedModel] = field(
+        default_factory=dict[tuple[str, bool], GovernedModel], init=False
+    )
 
     async def execute(self, run: Run) -> Outcome:
         """Do a run that this process has claimed, from its first step that is not done. The caller writes the outcome, and
@@ -98,8 +103,11 @@ class RunExecutor:
             else []
         )
         recorded = {step.head.position: step for step in steps}
+        self.traces.approved(
+            run, approvals, max((each for each in recorded if recorded[each].result is not None), default=0)
+        )
         decisions = Decisions.among(approvals, terms.unanswered)
-        journal = Journal(self.store, run.claim, recorded, limits, decisions)
+        journal = Journal(self.store, run.claim, recorded, limits, decisions, self.traces.steps(run))
         try:
             definition = self.find(terms.logic)
             journal.redact = definition.redact
@@ -131,7 +139,7 @@ class RunExecutor:
         context = _context(run, definition)
         if run.budget_nano is not None:
             await self._fill(run, run.budget_nano, context)
-        model = self._model(terms.model).for_run(
+        model = self._model(terms.model, is_live=definition.redact is None).for_run(
             context, principal=partial(self.principals.by_agent, run.agent), key=journal.next_key, paid=journal.paid
         )
         started_at = run.started_at or run.created_at
@@ -152,11 +160,13 @@ class RunExecutor:
         lifetime_s = time_left_s(run) + _MARGIN_S
         return Children(run, journal, logic, self.starter, self.principals, self.money, lifetime_s, self.register)
 
-    def _model(self, name: str) -> GovernedModel:
-        model = self._models.get(name)
+    def _model(self, name: str, *, is_live: bool) -> GovernedModel:
+        """`is_live`: those who watch the run see the text while it is written. A part of a text cannot be redacted."""
+        model = self._models.get((name, is_live))
         if model is None:
             principal: Callable[[], Awaitable[Principal]] = _no_principal
-            model = self._models[name] = GovernedModel(name, service=self.service, principal=principal)
+            service = self.service if is_live else unwatched(self.service)
+            model = self._models[name, is_live] = GovernedModel(name, service=service, principal=principal)
         return model
 
     # -- its money

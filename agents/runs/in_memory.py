@@ -48,13 +48,16 @@ from agents.runs.refusals import (
     no_run,
     parent_over,
 )
+from agents.runs.step_text import text_in
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
+from agents.runs.tracing import NO_TRACES, RunTraces
 
 
 class InMemoryRuns:
     """Runs in this process."""
 
-    def __init__(self) -> None:
+    def __init__(self, traces: RunTraces = NO_TRACES) -> None:
+        self._traces = traces
         self._runs: dict[UUID, Run] = {}
         self._steps: dict[UUID, dict[int, Step]] = {}
         self._limits: dict[str | int, int] = {}
@@ -96,6 +99,7 @@ class InMemoryRuns:
             forgotten=False,
         )  # fmt: skip
         self._put(run, span)
+        self._traces.started(run)
         return run
 
     def _put(self, run: Run, span: timedelta) -> None:
@@ -139,6 +143,10 @@ class InMemoryRuns:
         """See `RunStore.outline`."""
         steps = [replace(step, result=None) for step in await self.steps(run_id) if step.head.position >= first]
         return steps[:most]
+
+    async def text(self, run_id: UUID, position: int) -> str | None:
+        """See `RunStore.text`."""
+        return next((text_in(step.result) for step in await self.steps(run_id) if step.head.position == position), None)
 
     async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:
         """See `RunStore.marks`."""
@@ -259,6 +267,7 @@ class InMemoryRuns:
         if run is None:
             raise LeaseLost
         left = self._leave(run, outcome)
+        self._traces.ended(left)
         is_in_tree = run.parent_id is not None or any(
             step.head.kind is Kind.CHILD for step in self._steps[run.id].values()
         )
@@ -361,7 +370,7 @@ class InMemoryRuns:
         if not run.state.ended:
             run = self._runs[run_id] = replace(run, cancel_at=run.cancel_at or self._now())
             if run.state is not State.RUNNING:
-                self._leave(run, cancelled())
+                self._traces.ended(self._leave(run, cancelled()))
                 self._follow_up(run_id)
         for child in [each for each in self._runs.values() if each.parent_id == run_id]:
             await self.cancel(child.id)
@@ -419,6 +428,7 @@ class InMemoryRuns:
             error=None, created_at=now, started_at=None, ended_at=None,
         )  # fmt: skip
         self._put(fork, span)
+        self._traces.started(fork)
         self._steps[new_id] = {
             step.head.position: replace(step, fence=0, cost_nano=0, lost_nano=0, again=False) for step in first
         }

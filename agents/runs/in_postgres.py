@@ -44,7 +44,9 @@ from agents.runs.record import (
     Waits,
 )
 from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, no_run, parent_over
+from agents.runs.step_text import text_in
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
+from agents.runs.tracing import NO_TRACES, RunTraces
 from llm_service.errors import TreasuryUnavailable
 from llm_service.postgres import fetch
 
@@ -73,6 +75,7 @@ _FIND_APPROVAL = "SELECT * FROM work.approvals WHERE id = $1"
 _FIND = "SELECT * FROM work.runs WHERE id = $1"
 _FIND_KEY = "SELECT * FROM work.runs WHERE trigger_key = $1"
 _STEPS = "SELECT * FROM work.steps WHERE run_id = $1 ORDER BY position"
+_RESULT = "SELECT result FROM work.steps WHERE run_id = $1 AND position = $2"
 _IS_CANCELLED = "SELECT cancel_at IS NOT NULL AS asked FROM work.runs WHERE id = $1 AND owner = $2 AND fence = $3"
 _DROP_LIMIT = "DELETE FROM work.limits WHERE agent = $1 OR team_id = $2"
 _SET_LIMITS = {
@@ -82,10 +85,11 @@ _SET_LIMITS = {
 
 
 class PostgresRuns:
-    """Runs in Postgres. The pool is the caller's."""
+    """Runs in Postgres. The pool is the caller's. `traces` is shown where runs begin and end, whoever asks for that."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    def __init__(self, pool: asyncpg.Pool, traces: RunTraces = NO_TRACES) -> None:
         self._pool = pool
+        self._traces = traces
 
     async def add(self, new: NewRun) -> Run:
         """See `RunStore.add`."""
@@ -96,7 +100,7 @@ class PostgresRuns:
             new.reserve_nano, to_json(new.input),
         )  # fmt: skip
         if rows:
-            return read_run(rows[0])
+            return self._started(rows[0])
         rows = await self._fetch(_FIND_KEY, new.trigger_key)
         if not rows:
             raise parent_over(new)
@@ -134,6 +138,11 @@ class PostgresRuns:
     async def outline(self, run_id: UUID, *, first: int = 1, most: int = 10_000) -> list[Step]:
         """See `RunStore.outline`."""
         return [_read_step(row) for row in await self._fetch(_OUTLINE, run_id, first, most)]
+
+    async def text(self, run_id: UUID, position: int) -> str | None:
+        """See `RunStore.text`."""
+        rows = await self._fetch(_RESULT, run_id, position)
+        return text_in(rows[0]["result"]) if rows else None
 
     async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:
         """See `RunStore.marks`."""
@@ -204,7 +213,7 @@ class PostgresRuns:
         rows = await self._fetch(_LEAVE, *_claim(claim), *arguments, *_question(asks), list(awaits))
         if not rows:
             raise LeaseLost
-        return read_run(rows[0])
+        return self._ended(rows[0])
 
     async def recover(self, *, most: int = 500, most_attempts: int = MOST_ATTEMPTS) -> list[Recovered]:
         """See `RunStore.recover`."""
@@ -218,12 +227,14 @@ class PostgresRuns:
     async def follow(self, followup: Followup) -> bool:
         """See `RunStore.follow`."""
         if followup.run.state.ended:
-            await self._fetch(_CANCEL, followup.run.id, KEEP_FAILED_S)
+            for row in await self._fetch(_CANCEL, followup.run.id, KEEP_FAILED_S):
+                self._ended(row)
         return bool(await self._fetch(_FOLLOW, followup.number, followup.run.id))
 
     async def cancel(self, run_id: UUID) -> Run:
         """See `RunStore.cancel`."""
-        await self._fetch(_CANCEL, run_id, KEEP_FAILED_S)
+        for row in await self._fetch(_CANCEL, run_id, KEEP_FAILED_S):
+            self._ended(row)
         return await self.find(run_id)
 
     async def retry(self, run_id: UUID, *, decides: bool = True, budget_nano: int | None = None) -> Run:
@@ -247,7 +258,7 @@ class PostgresRuns:
         """See `RunStore.fork`."""
         rows = await self._fetch(_FORK, run_id, new_id, steps, code_version, key, asked_by, decides)
         if rows:
-            return read_run(rows[0])
+            return self._started(rows[0])
         if key is not None and (rows := await self._fetch(_FIND_KEY, key)):
             found = read_run(rows[0])
             check_same_fork(found, run_id, steps)
@@ -302,6 +313,16 @@ class PostgresRuns:
             await self._fetch(_DROP_LIMIT, agent, team_id)
         else:
             await self._fetch(_SET_LIMITS[agent is not None], agent, team_id, most)
+
+    def _started(self, row: Record) -> Run:
+        run = read_run(row)
+        self._traces.started(run)
+        return run
+
+    def _ended(self, row: Record) -> Run:
+        run = read_run(row)
+        self._traces.ended(run)
+        return run
 
     async def _fetch(self, statement: str, *arguments: Any) -> list[Record]:
         try:

@@ -34,6 +34,7 @@ from agents.runs.decisions import Decisions
 from agents.runs.failures import Diverged, RunFailed, RunsUnderWay, as_json, describe
 from agents.runs.record import Claim, Kind, Policy, Step, StepEnd, StepHead, StepState
 from agents.runs.store import LEASE_S, RunStore
+from agents.runs.tracing import StepTraces
 from agents.tools.child_runs import starting_with
 from agents.tools.policy import Declared, DidNotHappen, Happened, under_key
 from llm_service.errors import IdempotencyConflict, TreasurerError, TreasuryUnavailable
@@ -89,6 +90,7 @@ class Journal:
     recorded: Mapping[int, Step]
     limits: Limits
     decisions: Decisions
+    trace: StepTraces
     redact: Redact | None = None
     position: int = 0
     awaits: set[UUID] = field(default_factory=set[UUID])  # the runs for which this one has to wait
@@ -289,7 +291,7 @@ class Journal:
     async def _do(self, head: StepHead, body: Body) -> object:
         began = time.monotonic()
         try:
-            with under_key(head.once_key), starting_with(None):
+            with under_key(head.once_key), starting_with(None), self.trace.within(head.position):
                 result = await body()
         except TreasurerError as error:
             if head.kind is not Kind.MODEL:
@@ -345,6 +347,7 @@ class Journal:
 
     async def _record(self, head: StepHead, end: StepEnd) -> None:
         await self._patiently(lambda: self.store.record(self.claim, head, end))
+        self.trace.step(head, end)
 
     async def _patiently(self, write: Callable[[], Awaitable[_Result]]) -> _Result:
         """Try a write again while Postgres is away, as long as the lease may live."""

@@ -80,6 +80,10 @@ class RunStore(Protocol):
         """The steps from position `first` on, at most `most` of them, without their results."""
         ...
 
+    async def text(self, run_id: UUID, position: int) -> str | None:
+        """The text that a model has written in a step; None: the step is not done, or its result is deleted."""
+        ...
+
     async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:
         """The marks of these runs, in one statement, for those who watch runs. A run that does not exist has none."""
         ...

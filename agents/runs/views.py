@@ -92,6 +92,13 @@ class StepView(View):
     ended_at: datetime | None
 
 
+class StepListing(View):
+    """All steps of a run, in their order."""
+
+    object: str = "list"
+    data: list[StepView]
+
+
 def run_view(run: Run, spent: Spent | None = None) -> RunView:
     """A run as it is shown. `spent` is newer than the run's own figures, which are those of when it was left last."""
     forked = run.forked_from is not None

@@ -1,10 +1,10 @@
 """Watching runs: waits for changes, for all watchers of a process with one statement at a time.
 
 What must hold:
-  However many watch, Postgres is asked once for each look, and not at all while nobody watches.
+  However many watch, Postgres is asked once for each look, and Redis once for new text, and neither while nobody watches.
   A watcher keeps nothing: each time it reads what is new from the table. So one that does not read costs no memory, and
       one that comes back goes on where it was.
-  While Postgres is away a watcher waits.
+  While Postgres is away a watcher waits. While Redis is away it sees a text when its step is done.
 
 Why Postgres is asked regularly and does not notify: `NOTIFY` takes a lock that all commits of the database share, so each
 step of each run would pay for watchers that most runs do not have.
@@ -19,23 +19,41 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from agents.runs.events import Event, Shown, check_shown, events_after
+from agents.runs.events import (
+    AnotherText,
+    Event,
+    Shown,
+    check_shown,
+    events_after,
+    is_ahead,
+    live_text,
+    rest_of,
+    text_due,
+)
 from agents.runs.record import Mark, Run, WaitFor
+from agents.runs.step_text import WATCHED_S, LiveText, NoLiveText
 from agents.runs.store import RunStore
 from llm_service.errors import TreasurerError
+from llm_service.ids import new_call_id
 
 log = logging.getLogger(__name__)
 
 #: How often runs that are watched are looked at.
 LOOK_S = 0.25
+#: How often Redis is asked for new text.
+LIVE_S = 0.1
 #: How many steps are read at a time, so that a watcher holds no more than these.
 _STEPS = 100
 
 
 @dataclass(slots=True)
 class _Waiting:
+    """A watcher that waits until its run's mark, or the id of the last piece of its text, is another one than it knows. Without
+    an id it does not wait for text."""
+
     known: Mark | None
-    changed: asyncio.Future[None]
+    woken: asyncio.Future[bool]  # its result: whether the run has changed, and not only its text
+    head: str | None = None
 
 
 @dataclass(slots=True)
@@ -43,9 +61,13 @@ class Watching:
     """Waits for changes of runs."""
 
     store: RunStore
+    live: LiveText = field(default_factory=NoLiveText)
     look_s: float = LOOK_S
+    live_s: float = LIVE_S
     _waiting: dict[UUID, list[_Waiting]] = field(default_factory=dict[UUID, list[_Waiting]], init=False)
     _looking: asyncio.Task[None] | None = field(default=None, init=False)
+    _listening: asyncio.Task[None] | None = field(default=None, init=False)
+    _watched_at: dict[UUID, float] = field(default_factory=dict[UUID, float], init=False)
 
     async def mark(self, run_id: UUID) -> Mark | None:
         """The run's mark now; None: there is no such run."""
@@ -53,20 +75,25 @@ class Watching:
 
     async def changed(self, run_id: UUID, known: Mark | None, within_s: float) -> bool:
         """Wait until the run's mark is another one than `known`, for at most `within_s` seconds. Returns whether it is."""
-        waiting = _Waiting(known, asyncio.get_running_loop().create_future())
+        return await self._woken(run_id, known, None, within_s) is not None
+
+    async def _woken(self, run_id: UUID, known: Mark | None, head: str | None, within_s: float) -> bool | None:
+        """Wait as `_Waiting` says. Returns whether the run has changed, and not only its text; None: neither has."""
+        waiting = _Waiting(known, asyncio.get_running_loop().create_future(), head)
         self._waiting.setdefault(run_id, []).append(waiting)
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look_regularly(), name="watching runs")
+        if head is not None and (self._listening is None or self._listening.done()):
+            self._listening = asyncio.create_task(self._listen_regularly(), name="watching the text of runs")
         try:
             async with asyncio.timeout(within_s):
-                await waiting.changed
+                return await waiting.woken
         except TimeoutError:
-            return False
+            return None
         finally:
             self._waiting[run_id].remove(waiting)
             if not self._waiting[run_id]:
                 del self._waiting[run_id]
-        return True
 
     async def until_settled(self, run_id: UUID, within_s: float) -> Run:
         """The run once it has ended, or waits for something else than time or runs; or as it is after `within_s` seconds.
@@ -103,21 +130,59 @@ class Watching:
         Raises:
             NotFound: there is no such run. TreasuryUnavailable: Postgres is away.
         """
+        read, comes_back = "0", shown.text_chars > 0
         while True:
             mark = await self.mark(run_id)
-            run = await self.store.find(run_id)
-            steps = await self.store.outline(run_id, first=max(1, shown.position), most=_STEPS)
-            all_steps = len(steps) < _STEPS
-            events = list(events_after(shown, run, steps, all_steps=all_steps))
+            events, ended = await self._recorded(run_id, shown)
             if events:
                 shown = events[-1].shown
                 yield events
-            if not all_steps:
                 continue
-            if run.state.ended:
+            if ended:
                 return
-            if not events and not await self.changed(run_id, mark, idle_s):
-                yield []
+            changed = False
+            while not changed:
+                woken = await self._woken(run_id, mark, read, idle_s)
+                if woken is None:
+                    yield []
+                    continue
+                changed = woken
+                if changed:
+                    continue
+                last, pieces = await self.live.read(run_id, read)
+                if any(is_ahead(shown, piece) for piece in pieces) and mark != await self.mark(run_id):
+                    break
+                read = last
+                if comes_back:
+                    try:
+                        rest = rest_of(shown, pieces)
+                    except AnotherText:
+                        read, comes_back = "0", False
+                        continue
+                    comes_back, pieces = rest is None, rest or []
+                events = list(live_text(shown, pieces))
+                if events:
+                    shown = events[-1].shown
+                    yield events
+
+    async def expected(self) -> UUID:
+        """The id of a run that is to be started and will be watched, so that its text is sent from its first step on."""
+        run_id = new_call_id()
+        await self.live.watch([run_id])
+        return run_id
+
+    async def _recorded(self, run_id: UUID, shown: Shown) -> tuple[list[Event], bool]:
+        """The events for what is recorded, up to the next text, and whether the run has ended and no more follow."""
+        run = await self.store.find(run_id)
+        steps = await self.store.outline(run_id, first=max(1, shown.position), most=_STEPS)
+        all_steps, text = len(steps) < _STEPS, None
+        due = text_due(shown, steps)
+        if due is not None:
+            text = await self.store.text(run_id, steps[due].head.position)
+            all_steps = all_steps and due == len(steps) - 1
+            steps = steps[: due + 1]
+        events = list(events_after(shown, run, steps, all_steps=all_steps, text=text))
+        return events, run.state.ended and not events and all_steps
 
     async def _look_regularly(self) -> None:
         while self._waiting:
@@ -129,5 +194,26 @@ class Watching:
                 continue
             for run_id, all_waiting in self._waiting.items():
                 for waiting in all_waiting:
-                    if waiting.known != marks.get(run_id) and not waiting.changed.done():
-                        waiting.changed.set_result(None)
+                    if waiting.known != marks.get(run_id) and not waiting.woken.done():
+                        waiting.woken.set_result(True)
+
+    async def _listen_regularly(self) -> None:
+        while run_ids := [
+            run_id for run_id, all_waiting in self._waiting.items() if any(each.head for each in all_waiting)
+        ]:
+            await self._say_watched(run_ids)
+            heads = await self.live.heads(run_ids)
+            for run_id, head in heads.items():
+                for waiting in self._waiting.get(run_id, ()):
+                    if waiting.head not in (None, head) and not waiting.woken.done():
+                        waiting.woken.set_result(False)
+            await asyncio.sleep(self.live_s)
+
+    async def _say_watched(self, run_ids: list[UUID]) -> None:
+        """Say again what is watched, in time before it counts as not watched."""
+        now = time.monotonic()
+        again = [run_id for run_id in run_ids if now - self._watched_at.get(run_id, float("-inf")) > WATCHED_S / 3]
+        if again:
+            await self.live.watch(again)
+            self._watched_at = {run_id: at for run_id, at in self._watched_at.items() if now - at < WATCHED_S}
+            self._watched_at |= dict.fromkeys(again, now)

@@ -16,6 +16,7 @@ import asyncio
 import logging
 import time
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 from uuid import UUID, uuid4
@@ -148,7 +149,7 @@ class Worker:
 
     async def _do(self, run: Run) -> None:
         """Do a run and write its outcome, whatever it is."""
-        mine = self._running[run.id]
+        mine, began_at = self._running[run.id], datetime.now(UTC)
         try:
             outcome: Outcome | None = await self.executor.execute(run)
         except asyncio.CancelledError:
@@ -164,6 +165,7 @@ class Worker:
         mine.leaving = True
         if outcome is None:
             log.info("the lease of run %s is lost, or will end", run.id)
+            self.executor.traces.attempt(run, began_at, None)
             return
         # First the money, because a worker that dies in between would hold it until the run's deadline.
         try:
@@ -171,6 +173,7 @@ class Worker:
         except TreasurerError as error:
             log.warning("run %s is given up until another worker takes it up: %s", run.id, error)
             return
+        self.executor.traces.attempt(run, began_at, outcome)
         await self._leave(run.claim, outcome)
 
     async def _leave(self, claim: Claim, outcome: Outcome) -> None:
@@ -227,7 +230,9 @@ class Worker:
     async def _recover(self) -> None:
         store = self.executor.store
         for each in await store.recover():
-            if not each.state.ended:
+            if each.state.ended:
+                self.executor.traces.ended(await store.find(each.run_id))
+            else:
                 self._wake.set()
         await self._follow()
         await store.forget()

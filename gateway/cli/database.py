@@ -114,8 +114,11 @@ def with_runs(action: Callable[[PostgresRuns], Awaitable[_T]]) -> _T:
 
     async def act(pool: asyncpg.Pool) -> _T:
         from agents.runs.in_postgres import PostgresRuns
+        from gateway.settings import load_settings
+        from gateway.tracing import run_traces
 
-        return await action(PostgresRuns(pool))
+        async with run_traces(load_settings()) as traces:
+            return await action(PostgresRuns(pool, traces))
 
     return administer(act)
 

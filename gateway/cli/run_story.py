@@ -141,7 +141,8 @@ def format_event(event: Event, *, json: bool) -> str:
     data = event.data
     words = [event.name]
     if "position" in data:
-        words.append(f"{data['position']} {data['kind']} {printable(data['tool'] or data['name'])}")
+        what = data.get("tool") or data.get("name") or data.get("text") or ""
+        words.append(f"{data['position']} {data.get('kind', '')} {printable(what)}".rstrip())
     if data.get("cost_nano"):
         words.append(format_dollars(data["cost_nano"]))
     if data.get("wait_for"):

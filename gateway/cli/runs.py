@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from agents.runs.record import Run, Spent, Step
     from agents.runs.starting import RunStarter, StartRequest
     from agents.runs.store import RunStore
+    from agents.runs.tracing import RunTraces
 
 #: Runs of one tree that a story shows at most.
 _MOST_RELATIVES = 500
@@ -89,22 +90,26 @@ async def _start(pool: Any, request: StartRequest, wait_s: float) -> Run:
     from agents.registration import AgentRegistration
     from agents.registry import names_of_logic
     from agents.runs.watching import Watching
+    from gateway.settings import load_settings
+    from gateway.tracing import run_traces
     from llm_service.administration.transaction import ACTOR
 
     if request.agent in names_of_logic():  # so that an agent of the catalogue needs no preparation
         await AgentRegistration(pool).register(request.agent)
-    starter = _starter(pool)
-    run = await starter.start(replace(request, asked_by=ACTOR.get()))
+    async with run_traces(load_settings()) as traces:
+        starter = _starter(pool, traces)
+        run = await starter.start(replace(request, asked_by=ACTOR.get()))
     return await Watching(starter.store).until_settled(run.id, wait_s) if wait_s else run
 
 
-def _starter(pool: Any) -> RunStarter:
+def _starter(pool: Any, traces: RunTraces | None = None) -> RunStarter:
     from agents.configuration.versions import AgentConfigurations
     from agents.runs.in_postgres import PostgresRuns
     from agents.runs.starting import RunStarter
+    from agents.runs.tracing import NO_TRACES
     from llm_service.administration.principals import Principals
 
-    return RunStarter(PostgresRuns(pool), Principals(pool), AgentConfigurations(pool))
+    return RunStarter(PostgresRuns(pool, traces or NO_TRACES), Principals(pool), AgentConfigurations(pool))
 
 
 @commands.command("list")

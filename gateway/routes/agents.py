@@ -15,6 +15,7 @@ from agents.recorded_json import to_json
 from gateway.auth import secret_of
 from gateway.routes.bounded import bounded_route
 from llm_service.errors import InvalidRequest
+from llm_service.telemetry.record import TRACEPARENT
 from llm_service.types import Principal
 from llm_service.wire.bodies import parse_body
 
@@ -47,6 +48,7 @@ def agents_router(noun: str, parameters: tuple[str, ...]) -> APIRouter:
     async def authenticate(request: Request) -> None:
         runtime: AgentsRuntime = request.app.state.runtime
         request.state.owner = await runtime.principals.owner(secret_of(request))
+        TRACEPARENT.set(request.headers.get("traceparent"))
 
     def check(request: Request, body: bytes) -> None:
         if body:

@@ -8,7 +8,7 @@ Every error has OpenAI's shape.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import replace
 from typing import Protocol
 from uuid import UUID
@@ -29,6 +29,7 @@ from gateway.asgi import (
 )
 from gateway.auth import bearer_secret
 from llm_service.errors import InvalidRequest, TreasurerError
+from llm_service.runs.remote import cost_comment
 from llm_service.runs.tokens import looks_like_token, read_run_token
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error_body, openai_error_event
@@ -39,6 +40,9 @@ class CallStream(EventStream, Protocol):
     """A call's answer as server-sent events."""
 
     call_id: UUID
+    cost_nano: int | None
+
+    async def settled(self) -> None: ...
 
 
 class Calls(Protocol):
@@ -125,7 +129,7 @@ class OpenAIDoor:
         runtime = self._runtime()
         settings = runtime.settings
         headers = request_headers(scope)
-        principal, context = await self._caller(runtime, headers)
+        principal, context, is_worker = await self._caller(runtime, headers)
         body = await read_body(
             receive,
             headers,
@@ -140,20 +144,40 @@ class OpenAIDoor:
             await send_whole(send, answer.status, answer.headers, answer.body)
         else:
             name, stalled_s = f"call {answer.call_id}", settings.stalled_timeout_s
-            sending = send_stream(answer, send, scope, _ERRORS, stalled_s=stalled_s, name=name)
+            events = _WithCost(answer) if is_worker else answer
+            sending = send_stream(events, send, scope, _ERRORS, stalled_s=stalled_s, name=name)
             await unless_caller_leaves(sending, receive)
 
-    async def _caller(self, runtime: DoorRuntime, headers: Mapping[str, str]) -> tuple[Principal, CallContext]:
-        """Who pays, and what the call is attributed to: by an agent's key and the call's headers, or by a run's token.
+    async def _caller(self, runtime: DoorRuntime, headers: Mapping[str, str]) -> tuple[Principal, CallContext, bool]:
+        """Who pays, what the call is attributed to, and whether a worker makes it: by an agent's key and the call's headers, or
+        by a run's token.
 
         A token has the whole attribution, so the headers of such a call add its idempotency key only.
         """
         secret, grant_secret = bearer_secret(headers.get("authorization")), self._grant_secret()
         if grant_secret is None or not looks_like_token(secret):
-            return await runtime.principals.by_secret(secret), read_context(headers)
+            return await runtime.principals.by_secret(secret), read_context(headers), False
         token = read_run_token(grant_secret, secret)
         key = read_context(headers).idempotency_key
-        return await runtime.principals.by_agent(token.agent), replace(token.context, idempotency_key=key)
+        return await runtime.principals.by_agent(token.agent), replace(token.context, idempotency_key=key), True
+
+
+class _WithCost:
+    """A stream for a worker, which records what its steps cost: the cost comes after the last event, if it is known."""
+
+    def __init__(self, answer: CallStream) -> None:
+        self.status, self.headers, self._answer = answer.status, answer.headers, answer
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for events in self._answer:
+            yield events
+        await self._answer.settled()
+        if self._answer.cost_nano is not None:
+            yield cost_comment(self._answer.cost_nano)
+
+    async def aclose(self) -> None:
+        """Close the stream."""
+        await self._answer.aclose()
 
 
 async def _chat(

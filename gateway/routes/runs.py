@@ -15,17 +15,17 @@ from typing import Annotated, Any, Protocol
 from uuid import UUID
 
 from fastapi import Depends, Header, Query, Request, Response
-from pydantic import AfterValidator, BaseModel, Field
+from pydantic import AfterValidator, Field
 
 from agents.runs.code_version import CODE_VERSION
 from agents.runs.events import Shown, read_id
 from agents.runs.record import Run, RunFilter, State
-from agents.runs.refusals import no_run
 from agents.runs.starting import StartRequest
 from agents.runs.store import RunStore
-from agents.runs.views import RunView, StepView, run_view, step_view
+from agents.runs.views import RunView, StepListing, run_view, step_view
 from agents.runs.watching import Watching
 from gateway.asgi import unless_caller_leaves
+from gateway.callers import Caller
 from gateway.routes.admin.common import Listing, listing
 from gateway.routes.agents import MOST_ROWS, agents_router, answer, owner_of
 from gateway.routes.run_events import EventResponse
@@ -33,7 +33,6 @@ from llm_service.administration.inputs import MAX_ID, Amount, AmountOrZero, Inpu
 from llm_service.administration.paging import page_of, to_fetch
 from llm_service.errors import InvalidRequest, NotPermitted
 from llm_service.ids import new_call_id
-from llm_service.types import Principal
 from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, attribution
 
 MOST_WAIT_S = 300
@@ -68,38 +67,6 @@ class RunsRuntime(Protocol):
     def settings(self) -> RunsSettings: ...
 
 
-class Caller:
-    """The caller of a request, and which runs it may see and act on."""
-
-    def __init__(self, owner: Principal | str) -> None:
-        self.principal = owner if isinstance(owner, Principal) else None
-        self.name = owner if isinstance(owner, str) else f"agent {owner.agent}/{owner.key}"
-        #: The first part of the keys of runs that this caller starts, so that no caller can use another's key.
-        self.scope = "administrator" if isinstance(owner, str) else f"agent/{owner.agent_id}"
-
-    @property
-    def team_id(self) -> int | None:
-        """The team whose runs the caller sees; None: it sees all runs."""
-        return None if self.principal is None else self.principal.team_id
-
-    @property
-    def is_administrator(self) -> bool:
-        return self.principal is None
-
-    def check_sees(self, run: Run) -> None:
-        """Raises NotFound: the run is another team's."""
-        if self.team_id not in (None, run.team_id):
-            raise no_run(run.id)
-
-    def check_acts_for(self, agent: str) -> None:
-        """Raises NotPermitted: the caller is another agent."""
-        if self.principal is not None and self.principal.agent != agent:
-            raise NotPermitted(
-                f"Key {self.principal.key!r} belongs to agent {self.principal.agent!r}: it starts, cancels, retries and forks "
-                "only the runs of this agent. For others it takes an administrator's key (treasurer key create --admin)."
-            )
-
-
 def _runtime(request: Request) -> RunsRuntime:
     return request.app.state.runtime
 
@@ -132,7 +99,8 @@ Attributed = Annotated[str, Field(max_length=MAX_ATTRIBUTION), AfterValidator(_a
 class StartInput(Input):
     """A run to start. `input` is what the agent takes. `budget`: the most that the run and its children spend; `reserve`:
     what is held of it at the start; both in dollars, and at most what the agent's configuration says, unless an
-    administrator asks. `wait`: for how many seconds the answer waits for the run's end."""
+    administrator asks. `wait`: for how many seconds the answer waits for the run's end. `watch`: its events will be
+    watched, so that its text is sent while it is written from the first step on."""
 
     input: dict[str, Any] = Field(default_factory=dict[str, Any])
     budget: Amount | None = None
@@ -142,6 +110,7 @@ class StartInput(Input):
     tags: Annotated[list[Attributed], Field(max_length=MAX_TAGS)] = Field(default_factory=list[str])
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     wait: Annotated[float, Field(ge=0, le=MOST_WAIT_S, allow_inf_nan=False)] = 0
+    watch: bool = False
 
 
 class ForkInput(Input):
@@ -154,13 +123,6 @@ class RetryInput(Input):
     """`budget`: the most that the run and its children may spend from now on, in dollars. It is higher than before."""
 
     budget: Amount | None = None
-
-
-class StepListing(BaseModel):
-    """All steps of a run, in their order."""
-
-    object: str = "list"
-    data: list[StepView]
 
 
 # -- reading
@@ -250,6 +212,7 @@ async def start_run(
         StartRequest(
             agent,
             new.input,
+            id=await runtime.watching.expected() if new.watch else None,
             key=trigger_key(caller, key),
             budget_nano=new.budget,
             reserve_nano=new.reserve,

@@ -381,6 +381,7 @@ def _worker_part(site: _Site, number: int) -> Part:
     environ = {
         "TREASURER_DATA_DIR": str(site.data_dir),
         "TREASURER_DATABASE_URL": site.database_url,
+        "TREASURER_REDIS_URL": site.redis_url,
         "TREASURER_GATEWAY_URL": site.gateway_url,
         "TREASURER_GRANT_SECRET": site.secrets.grant_secret,
         "TREASURER_WORKER_PORT": str(port),
@@ -401,7 +402,7 @@ def _worker_part(site: _Site, number: int) -> Part:
 
 #: Variables that a worker does not get, besides those of providers: it calls models through a gateway only, and changes
 #: no configuration.
-_NOT_FOR_WORKERS = frozenset({"TREASURER_ADMIN_KEY", "TREASURER_PROXY_MASTER_KEY", "TREASURER_REDIS_URL"})
+_NOT_FOR_WORKERS = frozenset({"TREASURER_ADMIN_KEY", "TREASURER_PROXY_MASTER_KEY"})
 #: Variables that are meant for our processes, and are not passed on to the proxy.
 _OURS = frozenset({"VIRTUAL_ENV", "PYTHONHOME", "PYTHONPATH", "TREASURER_ADMIN_KEY", "PROMETHEUS_MULTIPROC_DIR"})
 

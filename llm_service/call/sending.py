@@ -26,6 +26,7 @@ from llm_service.call.refusals import check_live
 from llm_service.call.settlement import Settler
 from llm_service.errors import PricesChanged, ProxyUnavailable, TreasurerError
 from llm_service.grants import Grant, digest_of, sign
+from llm_service.telemetry.record import TRACEPARENT, SpanPlace
 from llm_service.types import Timeouts
 from llm_service.upstream.upstream import Billing, Refusal, Unanswered, Upstream, UpstreamAnswer, UpstreamStream
 from llm_service.used_grants import REMEMBERED_S
@@ -106,6 +107,12 @@ class Sender:
             self._settler.void(admitted, named_error(error))
             raise
         admitted.sent()
+        span = call.parent
+        traced = (
+            TRACEPARENT.set(span.of_attempt(call.call_id, admitted.attempt.number).traceparent)
+            if isinstance(span, SpanPlace)
+            else None
+        )
         try:
             return await send(call.path, body, grant, call.route.timeouts)
         except ProxyUnavailable as error:
@@ -124,6 +131,9 @@ class Sender:
             admitted.breaker_permit.release()
             self._in_background(self._take_back(admitted, named_error(error)))
             raise
+        finally:
+            if traced is not None:
+                TRACEPARENT.reset(traced)
 
     def _left(self, admitted: Admitted) -> None:
         """The caller has left before the answer came. Take the request back if the proxy has not begun with it."""

@@ -4,6 +4,7 @@ What must hold:
   The gateway is another process than the worker. If the worker dies, the gateway reads the answer to its end and keeps it
       for its idempotency key. A worker that asks again with that key gets the answer and pays nothing (I7).
   A request whose answer did not arrive is sent again only if it has an idempotency key.
+  The cost of a streamed answer is told by the gateway after the last event, in a comment (`cost_comment`).
   An error has the same class as in the gateway's process, so that neither an agent nor the outcome of its run depends on
       the process in which its calls are made.
 """
@@ -29,8 +30,9 @@ from llm_service.errors import (
     Unavailable,
     UpstreamError,
 )
-from llm_service.money import parse_dollars
+from llm_service.money import format_decimal, parse_dollars
 from llm_service.runs.tokens import RunToken, sign_run_token
+from llm_service.telemetry.record import TRACEPARENT
 from llm_service.types import Answer, CallContext, Principal
 
 _PATH = "/v1/chat/completions"
@@ -38,6 +40,7 @@ _PATH = "/v1/chat/completions"
 #: within this time. After it the run waits, and asks again later.
 _PATIENCE_S = 20.0
 _NO_CALL = UUID(int=0)
+_COST_COMMENT = b": x-treasurer-cost "
 
 
 class GatewayUnavailable(Unavailable):
@@ -84,14 +87,19 @@ class RemoteService:
             pause_s = min(pause_s * 2, 3.0)
 
     async def stream(self, body: bytes, principal: Principal, context: CallContext) -> RemoteStream:
-        """A streamed chat completion. Its cost is not known here: the ledger has it."""
-        try:
-            response = await self._post(body, principal, context)
-            if response.status != 200:
-                raise error_of(response.status, response.headers, await response.read())
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise _unavailable(error) from error
-        return RemoteStream(response, _ours(response.headers))
+        """A streamed chat completion. Its cost is known when it has ended."""
+        give_up, pause_s = time.monotonic() + _PATIENCE_S, 0.2
+        while True:
+            try:
+                response = await self._post(body, principal, context)
+                if response.status != 200:
+                    raise error_of(response.status, response.headers, await response.read())
+                return RemoteStream(response, _ours(response.headers))
+            except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                if context.idempotency_key is None or time.monotonic() + pause_s > give_up:
+                    raise _unavailable(error) from error
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s * 2, 3.0)
 
     async def _complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer:
         response = await self._post(body, principal, context)
@@ -112,6 +120,8 @@ class RemoteService:
         headers = {"authorization": f"Bearer {token}", "content-type": "application/json"}
         if context.idempotency_key is not None:
             headers["idempotency-key"] = context.idempotency_key
+        if (traceparent := TRACEPARENT.get()) is not None:
+            headers["traceparent"] = traceparent
         return await self._session.post(_PATH, data=body, headers=headers)
 
 
@@ -128,14 +138,36 @@ class RemoteStream:
         return self._response.status
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        end = b""
         try:
             async for chunk in self._response.content.iter_any():
+                end = (end + chunk)[-100:]
                 yield chunk
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise _unavailable(error) from error
+        _, found, cost = end.rpartition(_COST_COMMENT)
+        if found:
+            self.cost_nano = 0 if self.headers.get(REPLAYED) == "true" else parse_dollars(cost.decode().strip())
 
     async def aclose(self) -> None:
         self._response.close()
+
+
+def cost_comment(cost_nano: int) -> bytes:
+    """What follows the last event of a stream that a worker reads. Other readers of server-sent events skip comments."""
+    return _COST_COMMENT + format_decimal(cost_nano).encode() + b"\n\n"
+
+
+def error_in_stream(fields: Mapping[str, Any]) -> TreasurerError:
+    """The error in an event that has ended a gateway's stream, with the class that it has in the gateway."""
+    kind = _class_of(502, str(fields.get("code")))
+    error = kind(str(fields.get("message")))
+    error.param, details = fields.get("param"), fields.get("treasurer")
+    if fields.get("code") is not None:
+        error.code = str(fields["code"])
+    if isinstance(details, dict):
+        error.details = cast("dict[str, Any]", details)
+    return error
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> TreasurerError:

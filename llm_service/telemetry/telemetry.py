@@ -6,12 +6,13 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
 from llm_service.errors import TreasurerError
 from llm_service.telemetry.gauges import DatabaseGauges, Pool
 from llm_service.telemetry.metrics import Metrics
-from llm_service.telemetry.record import CallRecord
+from llm_service.telemetry.record import CallRecord, SpanPlace, SpanRecord
 from llm_service.types import Principal
 
 if TYPE_CHECKING:
@@ -41,8 +42,11 @@ class Telemetry:
         langfuse_host: str | None = None,
         langfuse_public_key: str | None = None,
         langfuse_secret_key: str | None = None,
+        langfuse_sdk: bool = False,
     ) -> Telemetry:
         """Telemetry for one process. Without an endpoint, OpenTelemetry's SDK is not even imported.
+
+        `langfuse_sdk`: spans reach Langfuse by its SDK, if that is installed.
 
         Raises:
             ValueError: an endpoint that is not HTTP, or half of Langfuse's keys.
@@ -58,7 +62,14 @@ class Telemetry:
                 langfuse_public_key=langfuse_public_key,
                 langfuse_secret_key=langfuse_secret_key,
             )
-            telemetry._traces = traces.Traces.open(found, telemetry._spans, telemetry._exporting)
+            sdk = None
+            if langfuse_sdk and langfuse_public_key and langfuse_secret_key:
+                from llm_service.telemetry import langfuse_sdk as langfuse
+
+                sdk = langfuse.opener(langfuse_host, langfuse_public_key, langfuse_secret_key)
+            if sdk is not None:
+                found = [each for each in found if each.name != "langfuse"]
+            telemetry._traces = traces.Traces.open(found, telemetry._spans, telemetry._exporting, sdk=sdk)
         return telemetry
 
     def record(self, call: CallRecord) -> None:
@@ -131,7 +142,22 @@ class Telemetry:
         """
         self._safely(lambda: self.metrics.catalogue(models))
 
-    def parent(self, traceparent: str | None) -> object | None:
+    @property
+    def traced(self) -> bool:
+        """Whether spans go anywhere."""
+        return self._traces is not None
+
+    def span(self, record: SpanRecord) -> None:
+        """Export a span of a run, if configured."""
+        traces = self._traces
+        if traces is not None:
+            self._safely(lambda: traces.span(record))
+
+    def within(self, place: SpanPlace, attributes: Mapping[str, object]) -> AbstractContextManager[None]:
+        """What is observed in this context is below the span at `place`."""
+        return nullcontext() if self._traces is None else self._traces.within(place, attributes)
+
+    def parent(self, traceparent: str | None) -> SpanPlace | None:
         """The parent of a call's span: the caller's W3C `traceparent`, else the span that is open here."""
         return None if self._traces is None else self._traces.parent(traceparent)
 

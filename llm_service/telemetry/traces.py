@@ -7,6 +7,8 @@ What must hold:
 - Names are those of OpenTelemetry's GenAI conventions, `treasurer.*`, and `langfuse.*` where Langfuse
   would otherwise guess (its cost and usage). Prompts and answers are never on a span.
 - Money is an integer (`treasurer.cost_nano`) or exact decimal text (Langfuse's), never a float.
+- A process that does runs sends Langfuse its spans by Langfuse's own SDK, if that is installed (the extra `langfuse`), so
+  that what an agent's tools observe with the SDK is in the same trace. Otherwise OTLP does, with the same attributes.
 """
 
 from __future__ import annotations
@@ -19,23 +21,27 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from typing import Protocol
 
-from opentelemetry import trace
-from opentelemetry.context import Context, get_current
+from opentelemetry import baggage, trace
+from opentelemetry.context import Context, attach, detach, get_current
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanLimits, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
-from opentelemetry.trace import SpanKind, Status, StatusCode
+from opentelemetry.sdk.trace.id_generator import RandomIdGenerator
+from opentelemetry.trace import Link, NonRecordingSpan, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
 from llm_service.money import format_decimal
 from llm_service.telemetry.labels import clean
-from llm_service.telemetry.record import CallRecord
+from llm_service.telemetry.record import Attribute, CallRecord, SpanPlace, SpanRecord
 
 _logger = logging.getLogger(__name__)
 
@@ -44,6 +50,8 @@ _EXPORT_TIMEOUT_S = 5.0
 _DELAY_MS = 1000.0
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LANGFUSE_CLOUD = "https://cloud.langfuse.com"
+#: The baggage by which Langfuse's SDK knows that a trace has its root elsewhere.
+_LANGFUSE_TRACE = "langfuse_trace_id"
 
 #: LiteLLM's names of providers → the names in the convention, if they differ.
 _PROVIDERS = {
@@ -187,11 +195,34 @@ class SpanQueue(SpanProcessor):
             self._exporter.shutdown()
 
 
-class Traces:
-    """Builds spans of ended calls and hands them to every queue."""
+class _Ids(RandomIdGenerator):
+    """The ids that the maker of a span has chosen, else random ones."""
 
-    def __init__(self, queues: Sequence[SpanQueue]) -> None:
+    def __init__(self) -> None:
+        self.chosen: ContextVar[SpanPlace | None] = ContextVar("treasurer_span_ids", default=None)
+
+    def generate_span_id(self) -> int:
+        place = self.chosen.get()
+        return super().generate_span_id() if place is None else place.span_id
+
+    def generate_trace_id(self) -> int:
+        place = self.chosen.get()
+        return super().generate_trace_id() if place is None else place.trace_id
+
+
+class Sdk(Protocol):
+    """Langfuse's SDK as it is used here (`langfuse_sdk.py`)."""
+
+    def propagating(self, attributes: Mapping[str, object]) -> AbstractContextManager[object]: ...
+    def shutdown(self) -> None: ...
+
+
+class Traces:
+    """Builds spans of what has ended and hands them to every queue, and to Langfuse's SDK if there is one."""
+
+    def __init__(self, queues: Sequence[SpanQueue], *, sdk: Callable[[TracerProvider], Sdk] | None = None) -> None:
         self._queues = queues
+        self._ids = _Ids()
         resource = Resource.create(
             {
                 "service.name": os.environ.get("OTEL_SERVICE_NAME", "treasurer"),
@@ -201,10 +232,14 @@ class Traces:
         # This is not the global provider, because that belongs to the program. It has no atexit hook, because that
         # would wait 30 s.
         self._provider = TracerProvider(
-            resource=resource, shutdown_on_exit=False, span_limits=SpanLimits(max_attribute_length=1024)
+            resource=resource,
+            shutdown_on_exit=False,
+            span_limits=SpanLimits(max_attribute_length=1024),
+            id_generator=self._ids,
         )
         for queue in queues:
             self._provider.add_span_processor(queue)
+        self._sdk = None if sdk is None else sdk(self._provider)
         self._tracer = self._provider.get_tracer("treasurer")
         self._propagator = TraceContextTextMapPropagator()
 
@@ -216,6 +251,7 @@ class Traces:
         health: Callable[[str, bool], None],
         *,
         max_queue: int = MAX_QUEUE,
+        sdk: Callable[[TracerProvider], Sdk] | None = None,
     ) -> Traces:
         """Start a queue for each endpoint. `count` and `health` are called from the queues' threads."""
         # These loggers would repeat an error for every batch; `health` reports it once.
@@ -225,36 +261,80 @@ class Traces:
         for endpoint in endpoints:
             exporter = OTLPSpanExporter(endpoint.url, headers=dict(endpoint.headers), timeout=_EXPORT_TIMEOUT_S)
             queues.append(SpanQueue(endpoint.name, exporter, count, health, max_queue=max_queue))
-        return cls(queues)
+        return cls(queues, sdk=sdk)
 
-    def parent(self, traceparent: str | None) -> Context | None:
-        """The context of a W3C `traceparent` header; else the current one, if a span is open in it."""
+    def parent(self, traceparent: str | None) -> SpanPlace | None:
+        """The span of a W3C `traceparent` header; else the current one, if a span is open here."""
         if traceparent:
-            context = self._propagator.extract({"traceparent": traceparent}, context=Context())
-            if trace.get_current_span(context).get_span_context().is_valid:
-                return context
-        context = get_current()
-        return context if trace.get_current_span(context).get_span_context().is_valid else None
+            place = self._place_of(traceparent)
+            if place is not None:
+                return place
+        return _place(trace.get_current_span(get_current()).get_span_context())
+
+    def _place_of(self, traceparent: str) -> SpanPlace | None:
+        context = self._propagator.extract({"traceparent": traceparent}, context=Context())
+        return _place(trace.get_current_span(context).get_span_context())
 
     def call(self, call: CallRecord) -> None:
         """Build the span of one attempt, with its own start and end, under its parent."""
-        start_ns = (call.started_at - _EPOCH) // timedelta(microseconds=1) * 1000
-        span = self._tracer.start_span(
-            f"{call.operation} {clean(call.model)}",
-            context=call.parent if isinstance(call.parent, Context) else Context(),
-            kind=SpanKind.CLIENT,
-            attributes=attributes(call),
-            start_time=start_ns,
-        )
+        start_ns = _nanoseconds(call.started_at)
+        parent = call.parent if isinstance(call.parent, SpanPlace) else None
+        chosen = None if parent is None else parent.of_attempt(call.call_id, call.attempt)
+        with self._choosing(chosen):
+            span = self._tracer.start_span(
+                f"{call.operation} {clean(call.model)}",
+                context=_below(parent),
+                kind=SpanKind.CLIENT,
+                attributes=attributes(call),
+                start_time=start_ns,
+            )
         if call.outcome == "error":
             span.set_status(Status(StatusCode.ERROR, clean(call.error_code or str(call.status))))
         span.end(start_ns + call.latency_ms * 1_000_000)
+
+    def span(self, record: SpanRecord) -> None:
+        """Build a span of a run."""
+        parent = None if record.parent_id is None else SpanPlace(record.place.trace_id, record.parent_id)
+        linked = None if record.link is None else self._place_of(record.link)
+        with self._choosing(record.place):
+            span = self._tracer.start_span(
+                clean(record.name),
+                context=_below(parent),
+                attributes={name: _printable(value) for name, value in record.attributes.items()},
+                links=None if linked is None else [Link(_span_context(linked))],
+                start_time=_nanoseconds(record.started_at),
+            )
+        if record.error is not None:
+            span.set_status(Status(StatusCode.ERROR, clean(record.error)))
+        span.end(_nanoseconds(max(record.started_at, record.ended_at)))
+
+    @contextmanager
+    def within(self, place: SpanPlace, attributes: Mapping[str, object]) -> Iterator[None]:
+        """What is observed in this context (by OpenTelemetry or Langfuse's SDK) is below the span at `place`."""
+        token = attach(_below(place))
+        try:
+            if self._sdk is None:
+                yield
+            else:
+                with self._sdk.propagating(attributes):
+                    yield
+        finally:
+            detach(token)
+
+    @contextmanager
+    def _choosing(self, place: SpanPlace | None) -> Iterator[None]:
+        token = self._ids.chosen.set(place)
+        try:
+            yield
+        finally:
+            self._ids.chosen.reset(token)
 
     async def close(self, timeout_s: float) -> None:
         """Flush all queues at the same time; after `timeout_s` give up the spans that are left."""
         # Daemon threads, because Python waits at exit for threads of the loop's executor, however long they take. The
         # threads are polled, not awaited, because a thread that ends late must not touch a loop that has closed.
-        threads = [threading.Thread(target=queue.shutdown, daemon=True) for queue in self._queues]
+        ends = [queue.shutdown for queue in self._queues] + ([] if self._sdk is None else [self._sdk.shutdown])
+        threads = [threading.Thread(target=end, daemon=True) for end in ends]
         for thread in threads:
             thread.start()
         deadline = time.monotonic() + timeout_s
@@ -262,6 +342,32 @@ class Traces:
             await asyncio.sleep(0.01)
         for queue in self._queues:
             queue.give_up()
+
+
+def _place(context: SpanContext) -> SpanPlace | None:
+    return SpanPlace(context.trace_id, context.span_id, context.trace_flags) if context.is_valid else None
+
+
+def _span_context(place: SpanPlace) -> SpanContext:
+    return SpanContext(place.trace_id, place.span_id, is_remote=True, trace_flags=TraceFlags(place.flags))
+
+
+def _below(place: SpanPlace | None) -> Context:
+    """The context of a child of this span. Langfuse's SDK would take a child whose parent it did not see for a root."""
+    if place is None:
+        return Context()
+    context = trace.set_span_in_context(NonRecordingSpan(_span_context(place)), Context())
+    return baggage.set_baggage(_LANGFUSE_TRACE, f"{place.trace_id:032x}", context)
+
+
+def _nanoseconds(moment: datetime) -> int:
+    return (moment - _EPOCH) // timedelta(microseconds=1) * 1000
+
+
+def _printable(value: Attribute) -> AttributeValue:
+    if isinstance(value, str):
+        return clean(value, 1024)
+    return value if isinstance(value, bool | int | float) else [clean(each) for each in value]
 
 
 def attributes(call: CallRecord) -> dict[str, AttributeValue]:

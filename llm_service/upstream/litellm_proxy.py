@@ -19,6 +19,7 @@ import orjson
 
 from llm_service.errors import TreasurerError, UpstreamError
 from llm_service.money import nano_from_reported_dollars
+from llm_service.telemetry.record import TRACEPARENT
 from llm_service.types import NO_TIMEOUTS, Timeouts
 from llm_service.upstream.clocks import ahead_by
 from llm_service.upstream.litellm_errors import (
@@ -148,6 +149,8 @@ class ProxyUpstream:
         total_s = min(total_s or self._total_s, self._total_s)
         timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=connect_s or self._connect_s)
         headers = {"Authorization": f"Bearer {grant}", "Content-Type": "application/json"}
+        if (traceparent := TRACEPARENT.get()) is not None:  # so that spans of LiteLLM's own are below the attempt's
+            headers["traceparent"] = traceparent
         for last in (False, True):
             try:
                 response = await self._live().post(path, data=body, headers=headers, timeout=timeout)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -34,13 +35,14 @@ class Service:
     """A fake service. Its model calls read_feed, then the output tool. After `affords` calls it refuses."""
 
     affords: int = 100
-    pause_s: float = 0.0
+    answers: asyncio.Event | None = None  # it answers nothing before this is set
     contexts: list[CallContext] = field(default_factory=list[CallContext])
     models: list[str] = field(default_factory=list[str])
 
     async def complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer:
         request = json.loads(body)
-        await asyncio.sleep(self.pause_s)
+        if self.answers is not None:
+            await self.answers.wait()
         if len(self.contexts) >= self.affords:
             raise BudgetExhausted("the run's budget is spent")
         self.contexts.append(context)
@@ -140,13 +142,23 @@ async def test_a_run_whose_reserve_cannot_be_held_does_not_begin() -> None:
 
 
 async def test_a_run_that_goes_on_keeps_its_envelope(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(agents.executor, "LIFETIME_S", 0.3)
-    parts = Parts(Service(pause_s=0.5))
+    monkeypatch.setattr(agents.executor, "LIFETIME_S", 1.0)
+    answers = asyncio.Event()
+    parts = Parts(Service(answers=answers))
     run = parts.executor.prepare(RunRequest("digest", budget_nano=1_000))
     running = asyncio.create_task(run.execute())
-    await asyncio.sleep(0.8)
+
+    async def until(end: datetime) -> datetime:
+        """Wait until the envelope stays open to this time."""
+        async with asyncio.timeout(20):
+            while (held := await parts.treasury.envelopes.find(UUID(run.id))) is None or held.expires_at < end:
+                await asyncio.sleep(0.01)
+            return held.expires_at
+
+    await until(await until(datetime.min.replace(tzinfo=UTC)) + timedelta(seconds=0.9))
     assert not running.done()
     assert await parts.treasury.envelopes.close_expired() == 0
+    answers.set()
     await running
     assert await parts.state(run.id) == "closed"
 

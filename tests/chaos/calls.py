@@ -21,6 +21,8 @@ KINDS = ("whole", "whole", "stream", "stream", "left", "embeddings", "keyed", "k
 IMPATIENT_S = 3.0
 #: The answers that a caller may get when it repeats a call.
 AGAIN = ("409 idempotency_in_progress", "409 idempotency_answer_lost", f"no answer within {IMPATIENT_S:g} s")
+#: The answers that a caller may get for a key whose call takes longer than it waits: on a slow machine, a crowd is enough.
+SLOW = ("409 idempotency_in_progress", f"no answer within {IMPATIENT_S:g} s")
 #: The errors of a caller whose gateway dies.
 DIED = ("ServerDisconnectedError", "ClientOSError", "ClientPayloadError", "ClientConnectorError", "cut")
 

@@ -20,7 +20,7 @@ import redis.asyncio
 
 from tests.chaos import clocks, crowds, disks, gateways
 from tests.chaos.administrators import EXPLAINED, administrators
-from tests.chaos.calls import AGAIN, DIED
+from tests.chaos.calls import AGAIN, DIED, SLOW
 from tests.chaos.field import Field, Skip
 from tests.chaos.stack import LIFETIME_S
 
@@ -198,7 +198,7 @@ DISTURBANCES = (
     Disturbance("two administrators for 90 s", administrators(90), EXPLAINED),
     Disturbance("the database's clock jumps by 3 h", clocks.the_databases_clock_jumps, AGAIN, jumped_s=clocks.JUMPED_S),
     Disturbance("1,000 callers in a queue", crowds.a_thousand_in_a_queue, loaded=False),
-    Disturbance("400 callers on one key", crowds.many_on_one_key, short=True),
+    Disturbance("400 callers on one key", crowds.many_on_one_key, SLOW, short=True),
     Disturbance("43 changes a second", crowds.many_changes_a_second),
     Disturbance("a rolling restart", rolling_restart, short=True),
     Disturbance(

@@ -1,7 +1,8 @@
 """`treasurer up` under signals, kills, a second start, taken ports and external servers.
 
 LiteLLM Proxy is replaced by a stand-in here (an external proxy, as `TREASURER_PROXY_URL` allows), so that a start takes
-seconds. The whole real stack is tested in `test_stack_starts.py`.
+seconds. Even so a start takes ten seconds of a processor, so some tests check several things on one stack. The whole
+real stack is tested in `test_stack_starts.py`.
 """
 
 from __future__ import annotations
@@ -93,13 +94,13 @@ Starter = Callable[..., Up]
 
 @pytest.fixture
 def up(
-    service_dir: Path, proxy_url: str, stop_with_us: Callable[[int], None], request: pytest.FixtureRequest
+    memory_dir: Path, proxy_url: str, stop_with_us: Callable[[int], None], request: pytest.FixtureRequest
 ) -> Iterator[Starter]:
     """Starts supervisors, and stops those that still run after the test."""
     started: list[Up] = []
 
     def start(*arguments: str, name: str = request.node.name, **environ: str) -> Up:
-        started.append(Up(service_dir / name, proxy_url, "--port", "0", *arguments, **environ))
+        started.append(Up(memory_dir / name, proxy_url, "--port", "0", *arguments, **environ))
         stop_with_us(started[-1].process.pid)
         return started[-1]
 
@@ -124,12 +125,10 @@ def _lives(process: psutil.Process) -> bool:
         return False
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "sigterm"])
-def test_a_signal_stops_everything(up: Starter, number: signal.Signals) -> None:
-    running = up("--gateways", "2")
-    state = running.ready()
+def assert_stopped_by(running: Up, state: StackState, number: signal.Signals) -> None:
+    """Send a signal. Everything must end, and only the first start may show the administrator's key."""
     family = running.family()
-    assert len(family) >= 5  # the watchdog, Postgres, Redis, two gateways
+    assert len(family) >= 5  # the watchdog, Postgres, Redis, a gateway, a worker or another gateway
     running.process.send_signal(number)
     assert running.process.wait(30) == 0, running.said
     assert_gone(family, 1)
@@ -137,6 +136,30 @@ def test_a_signal_stops_everything(up: Starter, number: signal.Signals) -> None:
     assert "Treasurer has stopped." in running.said
     assert running.said.count("Administrator's key, shown this once") == 1
     assert state.admin_key in running.said
+
+
+def test_a_taken_port_is_said_and_ctrl_c_stops_everything(up: Starter) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        running = up("--gateways", "2", "--port", str(port))
+        state = running.ready()
+    assert not state.gateway_url.endswith(f":{port}")
+    assert f"Port {port} is taken" in running.said
+    assert_stopped_by(running, state, signal.SIGINT)
+
+
+def test_a_second_up_on_the_same_data_says_that_one_runs_and_sigterm_stops_the_first(up: Starter) -> None:
+    running = up(name="twice")
+    state = running.ready()
+    second = subprocess.run(running.command, env=running.environ, capture_output=True, text=True, timeout=60, cwd=ROOT)
+    assert second.returncode == 5
+    assert f"already running on {running.data_dir} (process {running.process.pid} at {state.gateway_url})" in (
+        second.stderr.replace("\n", " ")
+    )
+    assert running.process.poll() is None
+    assert_stopped_by(running, state, signal.SIGTERM)
 
 
 def test_a_signal_while_it_starts_stops_everything(up: Starter) -> None:
@@ -152,16 +175,8 @@ def test_a_signal_while_it_starts_stops_everything(up: Starter) -> None:
 
 
 def test_kill_9_of_the_supervisor_leaves_no_process_behind(up: Starter) -> None:
+    """Its watchdog stops the others at once. If the watchdog was killed too, they are stopped at the next start."""
     running = up("--gateways", "2")
-    running.ready()
-    family = running.family()
-    running.process.kill()
-    running.process.wait()
-    assert_gone(family)
-
-
-def test_what_a_supervisor_and_its_watchdog_leave_together_is_stopped_at_the_next_start(up: Starter) -> None:
-    running = up()
     state = running.ready()
     family = running.family()
     watchdog = running.watchdog()
@@ -171,9 +186,13 @@ def test_what_a_supervisor_and_its_watchdog_leave_together_is_stopped_at_the_nex
     running.process.wait()
     time.sleep(0.5)
     assert _lives(psutil.Process(state.pids["postgres"])), "this is what must be cleared away"
-    again = up()
+    again = up("--gateways", "2")
     again.ready()
     assert_gone(family, 1)
+    family = again.family()
+    again.process.kill()
+    again.process.wait()
+    assert_gone(family)
 
 
 def test_parts_that_die_are_started_again_and_so_is_the_watchdog(up: Starter) -> None:
@@ -195,28 +214,6 @@ def test_parts_that_die_are_started_again_and_so_is_the_watchdog(up: Starter) ->
     running.process.kill()
     running.process.wait()
     assert_gone(family)
-
-
-def test_a_second_up_on_the_same_data_says_that_one_runs(up: Starter) -> None:
-    running = up()
-    state = running.ready()
-    second = subprocess.run(running.command, env=running.environ, capture_output=True, text=True, timeout=60, cwd=ROOT)
-    assert second.returncode == 5
-    assert f"already running on {running.data_dir} (process {running.process.pid} at {state.gateway_url})" in (
-        second.stderr.replace("\n", " ")
-    )
-    assert running.process.poll() is None
-
-
-def test_a_taken_port_is_said(up: Starter) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = taken.getsockname()[1]
-        running = up("--port", str(port))
-        state = running.ready()
-    assert not state.gateway_url.endswith(f":{port}")
-    assert f"Port {port} is taken" in running.said
 
 
 def test_external_servers_are_used_and_none_is_started(up: Starter, empty_database_url: str, redis_url: str) -> None:

@@ -20,14 +20,21 @@ from llm_service.types import NO_CONTEXT, HoldRequest, Principal
 KINDS = ("minute", "hour", "day", "week", "month")
 AROUND = [timedelta(hours=hours) for hours in (-25, -1.5, -0.5, 0, 0.5, 1.5, 25)] + [timedelta(microseconds=-1)]
 _YEARS = range(1970, 2038)
-# Rows where a window does not contain its moment, or does not end where the next one begins.
+# Moments that their window does not contain, and windows that do not end where the next one begins, or whose first moment
+# is in another window. Many moments are in the same window, and each window is checked once.
 _WRONG = """
-SELECT kind, at, w.starts_at, w.ends_at
-FROM unnest($2::timestamptz[]) AS at, unnest($3::text[]) AS kind
-CROSS JOIN LATERAL treasury_window_v1(kind, $1, at) AS w
-CROSS JOIN LATERAL treasury_window_v1(kind, $1, w.ends_at) AS next
-CROSS JOIN LATERAL treasury_window_v1(kind, $1, w.starts_at) AS same
-WHERE NOT (w.starts_at <= at AND at < w.ends_at AND next.starts_at = w.ends_at AND same = w) LIMIT 5
+WITH found AS MATERIALIZED (
+    SELECT kind, at, w.starts_at, w.ends_at
+    FROM unnest($2::timestamptz[]) AS at, unnest($3::text[]) AS kind
+    CROSS JOIN LATERAL treasury_window_v1(kind, $1, at) AS w
+), whole AS MATERIALIZED (SELECT DISTINCT kind, starts_at, ends_at FROM found)
+SELECT kind, at, starts_at, ends_at FROM found WHERE (starts_at <= at AND at < ends_at) IS NOT TRUE
+UNION ALL
+SELECT w.kind, NULL, w.starts_at, w.ends_at FROM whole AS w
+CROSS JOIN LATERAL treasury_window_v1(w.kind, $1, w.ends_at) AS next
+CROSS JOIN LATERAL treasury_window_v1(w.kind, $1, w.starts_at) AS same
+WHERE (next.starts_at = w.ends_at AND same.starts_at = w.starts_at AND same.ends_at = w.ends_at) IS NOT TRUE
+LIMIT 5
 """
 
 

@@ -202,6 +202,62 @@ async def test_i8_i9_a_tree_of_runs_survives_its_worker_and_no_money_is_left_ove
     assert (root["spent_nano"], root["given_nano"]) == (ledger[0], sum(ledger[1:]))
 
 
+async def events(client: Client, run_id: str, last: str = "") -> AsyncIterator[tuple[str, str, Any]]:
+    """The id, name and data of each event of a run, read as a browser does, from after the event `last`."""
+    headers = {"last-event-id": last} if last else {}
+    async with client.session.get(f"/agents/runs/{run_id}/events", headers=headers) as response:
+        assert response.status == 200, await response.text()
+        fields: dict[str, str] = {}
+        async for line in response.content:
+            name, _, value = line.decode().rstrip("\n").partition(": ")
+            if name == "" and fields.get("data"):
+                yield fields["id"], fields["event"], json.loads(fields["data"])
+            fields = {} if name == "" else fields | {name: value}
+
+
+async def test_text_is_seen_while_it_is_written_although_its_reader_leaves_and_its_worker_dies(client: Client) -> None:
+    mark, text = uuid4().hex, " ".join(f"w{number}" for number in range(80))
+    script = {"text": text, "tokens_per_s": 40, "mark": mark, "times": 1}
+    run = await client.call(
+        "POST", "/agents/digest/runs",
+        {"input": {"focus": f"[[sim: {json.dumps(script)}]]", "feeds": ["sample:news.xml"]}, "budget": "0.05", "watch": True},
+    )  # fmt: skip
+    read, names, last = "", list[str](), ""
+
+    def take(event: tuple[str, str, Any]) -> None:
+        nonlocal read, last
+        last, name, data = event
+        names.append(f"{name} {data.get('position', '')}")
+        if names[-1] == "step.text 1":
+            assert data["offset"] == len(read)  # no gap, and nothing twice
+            read += data["text"]
+        if names[-1] == "step.restarted 1":
+            read = ""
+
+    async with asyncio.timeout(120):
+        for words in (10, 30):  # it leaves and comes back
+            async for event in events(client, run["id"], last):
+                take(event)
+                if read.count(" ") >= words:
+                    break
+        assert "step.done 1" not in names
+        assert text.startswith(read)
+        kill(client.state, "worker-")
+        async for event in events(client, run["id"], last):
+            take(event)
+    assert read == text
+    assert names.count("step.done 1") == 1
+    assert names[-1] == "run.succeeded "
+    assert "step.text 1" not in names[names.index("step.done 1") :]
+    lines = await client.invoice(mark)
+    assert len(lines) == 1  # bought once
+    steps = (await client.call("GET", f"/agents/runs/{run['id']}/steps"))["data"]
+    run = await client.call("GET", f"/agents/runs/{run['id']}")
+    assert steps[0]["cost_nano"] == lines[0]["cost_nano"]
+    assert run["claims"] == 2
+    assert await client.ledger_nano(run["id"], run["cost_nano"]) == run["cost_nano"] > steps[0]["cost_nano"]
+
+
 async def test_a_worker_that_is_stopped_hands_its_run_over_at_once(client: Client) -> None:
     mark = uuid4().hex
     run = await client.start(mark, latency_s=2.0)

@@ -29,6 +29,7 @@ from llm_service.errors import (
 )
 from llm_service.grants import verify
 from llm_service.pricing.models import Model
+from llm_service.telemetry.record import TRACEPARENT, SpanPlace
 from llm_service.treasury.denial import Denial
 from llm_service.types import (
     NO_CONTEXT,
@@ -99,6 +100,21 @@ async def test_a_governed_call(parts: Parts) -> None:
     assert parts.settled.proxy_cost_nano == 33_000
     assert parts.records[0].parent == "parent"
     parts.nothing_is_held()
+
+
+async def test_each_attempt_is_sent_under_its_own_span(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[str | None] = []
+    send = parts.upstream.send
+
+    async def noting(path: str, body: bytes, grant: str, timeouts: Timeouts = NO_TIMEOUTS) -> UpstreamAnswer | Refusal:
+        found.append(TRACEPARENT.get())
+        return await send(path, body, grant, timeouts)
+
+    monkeypatch.setattr(parts.upstream, "send", noting)
+    parent = SpanPlace(5, 6)
+    answer = await parts.service.complete(chat_body(), PRINCIPAL, NO_CONTEXT, parent)
+    assert found == [parent.of_attempt(answer.call_id, 0).traceparent]
+    assert TRACEPARENT.get() is None
 
 
 async def test_i3_what_is_sent_carries_a_grant_for_exactly_itself(parts: Parts) -> None:

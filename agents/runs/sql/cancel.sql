@@ -15,6 +15,9 @@ cancelled AS (
         error = CASE WHEN r.state = 'running' THEN r.error
             ELSE json_build_object('code', 'cancelled', 'message', 'It was cancelled.') END
     FROM tree WHERE r.id = tree.id AND r.state IN ('queued', 'running', 'waiting')
-    RETURNING r.id, r.ended_at
+    RETURNING r.*
+),
+followed AS (
+    INSERT INTO work.followups (run_id) SELECT c.id FROM cancelled c WHERE c.ended_at IS NOT NULL
 )
-INSERT INTO work.followups (run_id) SELECT c.id FROM cancelled c WHERE c.ended_at IS NOT NULL
+SELECT * FROM cancelled

@@ -7,6 +7,7 @@ and `pass_time`, which sets the store's clock forward.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from datetime import timedelta
@@ -117,6 +118,20 @@ class StoreContract:
         assert await ids(session="s") == await ids(user="ann") == [early.id]
         assert await ids(since=early.created_at) == await ids(root_id=early.id) == [late.id, early.id]
         assert await ids(since=late.created_at + timedelta(seconds=1)) == []
+
+    async def test_the_text_of_a_step_is_what_the_model_wrote(self, store: RunStore) -> None:
+        await store.add(new_run())
+        run = await claim_one(store)
+        parts = [
+            {"part_kind": "thinking", "content": "hm"},
+            *({"part_kind": "text", "content": each} for each in ("a\0", "b")),
+        ]
+        await store.record(run.claim, head(run.id, 1), StepEnd(StepState.DONE, json.dumps({"parts": parts})))
+        await store.begin(run.claim, head(run.id, 2))
+        assert [await store.text(run.id, position) for position in (1, 2, 3)] == ["a\0b", None, None]
+        await store.leave(run.claim, Ended(State.SUCCEEDED))
+        await store.forget()
+        assert await store.text(run.id, 1) is None
 
     async def test_an_outline_has_no_results(self, store: RunStore) -> None:
         await store.add(new_run())

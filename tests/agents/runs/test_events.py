@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
@@ -10,7 +12,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.runs.events import Event, Shown, check_shown, events_after, read_id
+from agents.runs.events import (
+    MOST_TEXT,
+    AnotherText,
+    Event,
+    Shown,
+    check_shown,
+    events_after,
+    is_ahead,
+    live_text,
+    read_id,
+    rest_of,
+    text_due,
+)
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import (
     Ended,
@@ -27,6 +41,7 @@ from agents.runs.record import (
     WaitFor,
     Waits,
 )
+from agents.runs.step_text import Piece, checksum
 from llm_service.errors import InvalidRequest
 
 DONE = StepEnd(StepState.DONE, "{}", cost_nano=7)
@@ -226,3 +241,176 @@ def test_an_id_of_another_run_is_refused(shown: Shown) -> None:
     steps = [step for step in [Step(head(run, 1), StepState.STARTED, 1)] if step.head.position >= shown.position]
     with pytest.raises(InvalidRequest):
         check_shown(shown, run, steps)
+
+
+# -- the text of a step
+
+
+def model(run: Run, position: int) -> StepHead:
+    return StepHead(position, "ask", Kind.MODEL, Policy.KEY, f"{run.id}/{position}")
+
+
+def answered(text: str) -> StepEnd:
+    parts = [{"part_kind": "thinking", "content": "hm"}, {"part_kind": "text", "content": text}]
+    return StepEnd(StepState.DONE, json.dumps({"parts": parts}))
+
+
+def pieces(text: str, *, position: int = 1, cut: int = 3) -> list[Piece]:
+    """A text as a worker sends it."""
+    return [Piece(position, at, checksum(text[:at]), text[at : at + cut]) for at in range(0, len(text), cut)]
+
+
+class Reader(Watched):
+    """A watcher that also gets live text, and puts together what it reads as a browser does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts, self.read, self.longest = dict[int, str](), list[str](), 0
+
+    @property
+    def text(self) -> str:
+        return self.texts.get(1, "")
+
+    def take(self, events: Iterable[Event]) -> None:
+        for event in events:
+            self.shown = read_id(event.shown.id)
+            self.read.append(named(event))
+            position = event.data.get("position", 0)
+            if event.name == "step.text":
+                assert event.data["offset"] == len(self.texts.get(position, ""))
+                self.texts[position] = self.texts.get(position, "") + event.data["text"]
+                self.longest = max(self.longest, len(event.data["text"]))
+            if event.name == "step.restarted":
+                self.texts[position] = ""
+
+    async def recorded(self) -> None:
+        """Read all that is recorded, as `Watching` does."""
+        while True:
+            run, steps = (
+                await self.store.find(self.run.id),
+                await self.store.outline(self.run.id, first=self.shown.position or 1),
+            )
+            check_shown(self.shown, run, steps)
+            due, text = text_due(self.shown, steps), None
+            if due is not None:
+                text, steps = await self.store.text(run.id, steps[due].head.position), steps[: due + 1]
+            events = list(events_after(self.shown, run, steps, text=text, all_steps=due is None))
+            if not events:
+                return
+            self.take(events)
+
+
+@pytest.fixture
+async def reader() -> Reader:
+    reader = Reader()
+    await reader.start()
+    await reader.claim()
+    await reader.recorded()
+    reader.read.clear()
+    return reader
+
+
+@pytest.mark.parametrize("seen", [0, 1, 2, 3, 4])
+async def test_a_text_is_shown_once_however_much_of_it_was_live(reader: Reader, seen: int) -> None:
+    reader.take(live_text(reader.shown, pieces("Hello, Ann")[:seen]))
+    assert reader.text == "Hello, Ann"[: seen * 3]
+    await reader.store.record(reader.run.claim, model(reader.run, 1), answered("Hello, Ann"))
+    await reader.recorded()
+    assert reader.text == "Hello, Ann"
+    assert "step.restarted 1" not in reader.read
+    assert reader.read[-1] == "step.done 1"
+    reader.take(live_text(reader.shown, pieces("Hello, Ann")))  # a late piece
+    await reader.recorded()
+    assert reader.read[-1] == "step.done 1"
+
+
+async def test_a_text_that_is_begun_anew_is_shown_from_its_start(reader: Reader) -> None:
+    reader.take(live_text(reader.shown, pieces("Hello")))
+    reader.take(live_text(reader.shown, pieces("Hello, Ann")[:2]))
+    assert reader.text == "Hello,"
+    assert reader.read == ["step.text 1", "step.restarted 1", "step.text 1"]
+    await reader.store.record(reader.run.claim, model(reader.run, 1), answered("Hello, Ann"))
+    await reader.recorded()
+    assert reader.text == "Hello, Ann"
+    assert reader.read[3:] == ["step.text 1", "step.done 1"]
+
+
+@pytest.mark.parametrize("other", ["Good day", "Hel", "", "Hallo, Ann"])
+async def test_what_was_shown_and_is_not_recorded_is_taken_back(reader: Reader, other: str) -> None:
+    """Another worker did the step, and its text never came live."""
+    reader.take(live_text(reader.shown, pieces("Hello, Ann")))
+    await reader.store.record(reader.run.claim, model(reader.run, 1), answered(other))
+    await reader.recorded()
+    assert reader.text == other
+    assert reader.read[:2] == ["step.text 1", "step.restarted 1"]
+    assert reader.read[-1] == "step.done 1"
+
+
+async def test_a_gap_waits_for_the_record(reader: Reader) -> None:
+    """Redis was emptied in between."""
+    first, _, *rest = pieces("Hello, Ann")
+    reader.take(live_text(reader.shown, [first, *rest]))
+    assert reader.text == "Hel"
+    await reader.store.record(reader.run.claim, model(reader.run, 1), answered("Hello, Ann"))
+    await reader.recorded()
+    assert (reader.text, reader.read) == ("Hello, Ann", ["step.text 1", "step.text 1", "step.done 1"])
+
+
+async def test_a_text_is_not_shown_before_the_steps_before_it(reader: Reader) -> None:
+    early = pieces("later", position=2)
+    assert [is_ahead(reader.shown, piece) for piece in early] == [True, True]
+    assert list(live_text(reader.shown, early)) == []
+    await reader.store.begin(reader.run.claim, head(reader.run, 1))
+    await reader.recorded()
+    assert list(live_text(reader.shown, early)) == []
+    await reader.store.record(reader.run.claim, head(reader.run, 1), DONE)
+    await reader.recorded()
+    reader.take(live_text(reader.shown, early))
+    assert reader.read == ["step.started 1", "step.done 1", "step.text 2"]
+
+
+async def test_a_step_that_failed_and_is_done_again_has_a_text(reader: Reader) -> None:
+    await reader.store.record(
+        reader.run.claim, model(reader.run, 1), StepEnd(StepState.FAILED, error={"code": "x", "message": "m"})
+    )
+    await reader.recorded()
+    reader.take(live_text(reader.shown, pieces("again")))
+    await reader.store.record(reader.run.claim, model(reader.run, 1), answered("again"))
+    await reader.recorded()
+    assert (reader.text, reader.read) == ("again", ["step.failed 1", "step.text 1", "step.done 1"])
+
+
+async def test_a_long_text_comes_in_parts_and_a_reader_goes_on_between_them(reader: Reader) -> None:
+    long = "".join(f"{n}é" for n in range(40_000))
+    for position in (1, 2):
+        await reader.store.record(reader.run.claim, model(reader.run, position), answered(long))
+    await reader.recorded()
+    assert reader.texts == {1: long, 2: long}
+    assert reader.longest == MOST_TEXT
+
+
+async def test_results_that_are_deleted_have_no_text(reader: Reader) -> None:
+    await reader.store.record(reader.run.claim, model(reader.run, 1), answered("gone"))
+    await reader.store.leave(reader.run.claim, Ended(State.SUCCEEDED))
+    await reader.store.forget()
+    await reader.recorded()
+    assert (reader.text, reader.read) == ("", ["step.done 1", "run.succeeded"])
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 50])
+def test_a_reader_that_comes_back_goes_on_where_it_was_however_the_text_is_cut_now(cut: int) -> None:
+    text, now = "Hello, Ann", pieces("Hello, Ann", cut=cut)
+    for chars in range(1, len(text) + 1):
+        shown = Shown(text_position=1, text_chars=chars, text_crc=checksum(text[:chars]))
+        rest = rest_of(shown, now)
+        assert rest is not None
+        events = list(live_text(shown, rest))
+        assert [event.name for event in events] in (["step.text"], []) if chars == len(text) else ["step.text"]
+        assert "".join(event.data["text"] for event in events) == text[chars:]
+    beyond = Shown(text_position=1, text_chars=len(text) + 1, text_crc=checksum(text + "!"))
+    assert rest_of(beyond, now) is None
+    with pytest.raises(AnotherText):
+        rest_of(replace(beyond, text_chars=4), now)
+    assert rest_of(beyond, pieces("next", position=2)) == pieces("next", position=2)
+    with pytest.raises(AnotherText):  # the beginning is gone, so nothing shows whether it is the same text
+        rest_of(Shown(text_position=1, text_chars=1, text_crc=checksum("H")), pieces("Hello, Ann", cut=5)[1:])

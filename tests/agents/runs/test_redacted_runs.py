@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 import pytest
 
@@ -13,8 +14,10 @@ from agents.definition import AnyAgent
 from agents.redaction import RedactionFailed, Seen, texts
 from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
+from agents.runs.live_calls import LiveCalls
 from agents.runs.record import Run, State, StepState, WaitFor
 from agents.runs.starting import RunStarter, StartRequest
+from agents.runs.step_text import NoLiveText
 from agents.runs.worker import Worker
 from tests.agents.runs.scripted import ARGUMENTS, MakeWorker, Script, World, approve, asked, define
 
@@ -177,3 +180,20 @@ async def test_an_input_that_cannot_be_redacted_adds_no_run(
             await replace(starter, find=lambda _name, broken=broken: broken).start(ASKS)
         assert SECRET not in str(caught.value)
     assert store._runs == {}
+
+
+async def test_no_text_is_shown_before_it_is_redacted(
+    executor: RunExecutor, starter: RunStarter, store: InMemoryRuns, script: Script, definition: AnyAgent
+) -> None:
+    class Watched(NoLiveText):
+        async def is_watched(self, run_id: UUID) -> bool:
+            return True
+
+    live = replace(executor, service=LiveCalls(script, Watched()))
+    run = await starter.start(ASKS)
+    await Worker(live).work_off()  # the provider of this test cannot stream, so a call that is watched fails
+    assert (await store.find(run.id)).state is State.SUCCEEDED
+    open_ = replace(definition, redact=None)
+    run = await starter.start(ASKS)
+    await Worker(replace(live, find=lambda _name: open_)).work_off()
+    assert (await store.find(run.id)).state is State.FAILED

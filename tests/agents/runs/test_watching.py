@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Sequence
 from uuid import UUID, uuid4
 
 import pytest
 
-from agents.runs.events import Event, Shown
+from agents.runs.events import Event, Shown, read_id
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import (
     Ended,
@@ -24,6 +25,7 @@ from agents.runs.record import (
     WaitFor,
     Waits,
 )
+from agents.runs.step_text import NoLiveText, Piece, checksum
 from agents.runs.watching import Watching
 from llm_service.errors import NotFound, TreasuryUnavailable
 
@@ -154,3 +156,146 @@ async def test_nothing_more_comes_of_a_run_whose_end_was_shown(store: Counted, w
     assert await watching.has_more(run.id, Shown())
     last = [each async for each in watching.events(run.id, Shown(), idle_s=1)][-1][-1]
     assert not await watching.has_more(run.id, last.shown)
+
+
+class Live(NoLiveText):
+    """Live text in this process, and how often it was asked for."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[UUID, list[Piece]] = {}
+        self.watched: list[UUID] = []
+        self.asked: list[int] = []
+
+    async def watch(self, run_ids: Sequence[UUID]) -> None:
+        self.watched += run_ids
+
+    def post(self, run_id: UUID, piece: Piece) -> None:
+        self.pieces.setdefault(run_id, []).append(piece)
+
+    async def heads(self, run_ids: Sequence[UUID]) -> dict[UUID, str]:
+        self.asked.append(len(run_ids))
+        return {run_id: str(len(self.pieces[run_id])) for run_id in run_ids if self.pieces.get(run_id)}
+
+    async def read(self, run_id: UUID, after: str) -> tuple[str, list[Piece]]:
+        found = self.pieces.get(run_id, [])[int(after) :][:2]
+        return str(int(after) + len(found)), found
+
+
+def say(live: Live, run: Run, text: str, before: str = "", position: int = 1) -> None:
+    live.post(run.id, Piece(position, len(before), checksum(before), text))
+
+
+class Reading:
+    """A watcher that reads in the background. `until` waits for an event."""
+
+    def __init__(self, watching: Watching, run: Run, shown: Shown | None = None) -> None:
+        self.events: list[Event] = []
+        self._task = asyncio.create_task(self._read(watching, run, shown or Shown()))
+
+    async def _read(self, watching: Watching, run: Run, shown: Shown) -> None:
+        async for events in watching.events(run.id, shown, idle_s=60):
+            self.events += events
+
+    async def until(self, name: str) -> list[Event]:
+        async with asyncio.timeout(5):
+            while not any(event.name == name for event in self.events):
+                await asyncio.sleep(0.005)
+        return self.events
+
+    async def end(self) -> list[Event]:
+        await asyncio.wait_for(self._task, 5)
+        return self.events
+
+    async def leave(self) -> Shown:
+        """Leave, with the id of the last event that was read."""
+        self._task.cancel()
+        await asyncio.wait([self._task])
+        return read_id(self.events[-1].shown.id)
+
+
+def result(text: str) -> StepEnd:
+    return StepEnd(StepState.DONE, json.dumps({"parts": [{"part_kind": "text", "content": text}]}))
+
+
+def step(run: Run, position: int = 1) -> StepHead:
+    return StepHead(position, "s", Kind.MODEL, Policy.KEY, f"{run.id}/{position}")
+
+
+def texts(events: list[Event]) -> list[str]:
+    return [event.data["text"] for event in events if event.name == "step.text"]
+
+
+async def test_text_comes_while_it_is_written_and_reading_it_asks_postgres_for_nothing(store: Counted) -> None:
+    live = Live()
+    watching = Watching(store, live, look_s=60, live_s=0.01)  # Postgres is not looked at again while the test runs
+    run = await claimed(store)
+    reading = Reading(watching, run)
+    await reading.until("run.running")
+    looks = len(store.looks)
+    said = ""
+    for word in ("Dear ", "Ann", ", good", " morning"):
+        say(live, run, word, said)
+        said += word
+    async with asyncio.timeout(5):
+        while "".join(texts(reading.events)) != said:
+            await asyncio.sleep(0.005)
+    assert len(store.looks) - looks <= 1
+    assert set(live.watched) == {run.id}
+    shown = await reading.leave()
+
+    again = Reading(Watching(store, live, look_s=0.01, live_s=0.01), run, shown)
+    say(live, run, "!", said)
+    await again.until("step.text")
+    await store.record(run.claim, step(run), result(said + "! Bye"))
+    await store.leave(run.claim, Ended(State.FAILED))
+    events = await again.end()
+    assert texts(events) == ["!", " Bye"]
+    assert [event.name for event in events][-2:] == ["step.done", "run.failed"]
+
+
+async def test_text_of_a_later_step_waits_until_the_steps_before_it_are_shown(store: Counted) -> None:
+    live = Live()
+    watching = Watching(store, live, look_s=60, live_s=0.01)
+    run = await claimed(store)
+    reading = Reading(watching, run)
+    await reading.until("run.running")
+    await store.record(run.claim, step(run, 1), result("one"))
+    say(live, run, "two", position=2)
+    await reading.until("step.done")
+    await reading.until("step.text")
+    async with asyncio.timeout(5):
+        while texts(reading.events) != ["one", "two"]:
+            await asyncio.sleep(0.005)
+    assert [event.name for event in reading.events[2:]] == ["step.text", "step.done", "step.text"]
+    await reading.leave()
+
+
+async def test_all_watchers_ask_for_text_together_and_nobody_asks_without_a_watcher(store: Counted) -> None:
+    live = Live()
+    watching = Watching(store, live, look_s=0.01, live_s=0.01)
+    runs = [await claimed(store) for _ in range(3)]
+    readings = [Reading(watching, run) for run in runs * 2]
+    for reading in readings:
+        await reading.until("run.running")
+    live.asked.clear()
+    async with asyncio.timeout(5):
+        while len(live.asked) < 3:
+            await asyncio.sleep(0.005)
+    assert live.asked[-1] == 3
+    for run in runs:
+        await store.leave(run.claim, Ended(State.FAILED))
+    for reading in readings:
+        await reading.end()
+    assert watching._listening is not None
+    await asyncio.wait_for(watching._listening, 5)
+    assert await watching.until_settled(runs[0].id, 1)
+    live.asked.clear()
+    run = await claimed(store)
+    await watching.changed(run.id, await watching.mark(run.id), 0.05)  # it waits for no text
+    assert live.asked == []
+
+
+async def test_a_run_that_is_to_be_watched_is_known_before_it_is_started(store: Counted) -> None:
+    live = Live()
+    run_id = await Watching(store, live).expected()
+    assert live.watched == [run_id]

@@ -256,6 +256,18 @@ async def test_a_run_s_token_names_the_agent_and_all_that_its_call_is_attributed
     assert (await gateway.ask(Client(body()))).status == 200  # keys are served as before
 
 
+async def test_a_worker_s_stream_ends_with_its_cost(gateway: Gateway) -> None:
+    gateway.routes = OpenAIDoor(gateway.routes._app, gateway.routes._runtime, lambda: SECRET)
+    token = sign_run_token(SECRET, RunToken("a", CallContext("r1"))).encode()
+    headers = [(b"authorization", b"Bearer " + token)]
+    assert b"cost" not in (await gateway.ask(Client(body(STREAM)), headers=headers)).body  # nobody knows it yet
+    gateway.service.stream_answer.cost_nano = 1_500
+    client = await gateway.ask(Client(body(STREAM)), headers=headers)
+    assert client.body == b"data: 1\n\ndata: [DONE]\n\n: x-treasurer-cost 0.000001500\n\n"
+    assert b"cost" not in (await gateway.ask(Client(body(STREAM)))).body
+    assert gateway.service.stream_answer.closed == 3
+
+
 async def test_a_token_is_no_key_where_there_are_no_workers(gateway: Gateway) -> None:
     token = sign_run_token(SECRET, RunToken("digest", CallContext("r1"))).encode()
     client = await gateway.ask(Client(body()), headers=[(b"authorization", b"Bearer " + token)])

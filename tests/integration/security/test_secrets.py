@@ -231,7 +231,7 @@ async def test_only_who_needs_a_secret_has_it_in_its_environment(caller: Caller,
             parts[process.pid] = name.partition("-")[0]
     need = {
         "the administrator's key": {"gateway"},
-        "Redis' password": {"gateway"},
+        "Redis' password": {"gateway", "worker"},
         "the grants' secret": {"gateway", "litellm", "worker"},
         "LiteLLM's master key": {"gateway", "litellm"},
         "Postgres' password": {"gateway", "litellm", "worker"},

@@ -1,7 +1,7 @@
 """Run by LiteLLM Proxy's own Python (see test_no_retries.py): how often LiteLLM sends one request to a provider.
 
-Prints one JSON object: for each way to fail and each provider, the number of requests that the provider has read
-completely, and whether the plugin considers the failure certainly unbilled.
+Prints one JSON object: with and without LiteLLM's fast handler, for each way to fail and each provider, the number of
+requests that the provider has read completely, and whether the plugin considers the failure certainly unbilled.
 """
 # pyright: basic, reportMissingImports=false
 
@@ -12,12 +12,10 @@ import json
 import os
 import socket
 import struct
-import sys
 import tempfile
 
 os.environ.update(
     LITELLM_LOCAL_MODEL_COST_MAP="True",
-    EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER=sys.argv[1],
     TREASURER_SPOOL_DIR=tempfile.mkdtemp(prefix="treasurer-sending-"),
 )
 
@@ -70,11 +68,23 @@ class Failures(CustomLogger):
         self.free = certainly_unbilled(exception)
 
 
+Found = dict[str, tuple[int, bool | None]]
+
+
 async def main() -> None:
-    provider, failures = Provider(), Failures()
-    server = await asyncio.start_server(provider.serve, "127.0.0.1", 0)
+    failures = Failures()
     litellm.callbacks = [failures]
-    found: dict[str, tuple[int, bool | None]] = {}
+    found: dict[str, Found] = {}
+    for fast_handler in ("true", "false"):
+        os.environ["EXPERIMENTAL_OPENAI_BASE_LLM_HTTP_HANDLER"] = fast_handler  # LiteLLM reads it at each call
+        found[fast_handler] = await every_failure(failures)
+    print(json.dumps(found))
+
+
+async def every_failure(failures: Failures) -> Found:
+    provider = Provider()
+    server = await asyncio.start_server(provider.serve, "127.0.0.1", 0)
+    found: Found = {}
     for way in WAYS:
         port = 1 if way == "is away" else server.sockets[0].getsockname()[1]
         base = f"http://127.0.0.1:{port}"
@@ -102,7 +112,7 @@ async def main() -> None:
             except Exception:  # noqa: BLE001 (each of LiteLLM's kinds of failure is welcome)
                 found[f"{way}: {name}"] = (provider.requests, failures.free)
     server.close()
-    print(json.dumps(found))
+    return found
 
 
 asyncio.run(main())

@@ -21,7 +21,7 @@ from opentelemetry.semconv._incubating.attributes import gen_ai_attributes
 from llm_service.telemetry import CallRecord, Telemetry
 from llm_service.telemetry.traces import SpanQueue, Traces, attributes, endpoints
 from llm_service.types import CallContext, LedgerState, Usage
-from tests.collector import Collector
+from tests.collector import Collector, attributes_of
 
 MakeRecord = Callable[..., CallRecord]
 TRACEPARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -41,17 +41,6 @@ def black_hole() -> Iterator[str]:
         server.bind(("127.0.0.1", 0))
         server.listen(8)
         yield f"http://127.0.0.1:{server.getsockname()[1]}/v1/traces"
-
-
-def plain(span: Span) -> dict[str, Any]:
-    """A span's attributes as Python values."""
-    found: dict[str, Any] = {}
-    for attribute in span.attributes:
-        kind = attribute.value.WhichOneof("value")
-        assert kind is not None
-        content = getattr(attribute.value, kind)
-        found[attribute.key] = [item.string_value for item in content.values] if kind == "array_value" else content
-    return found
 
 
 async def spans_total(telemetry: Telemetry) -> dict[str, int]:
@@ -75,7 +64,7 @@ async def test_one_span_an_attempt_with_its_own_times_names_and_money(collector:
     assert (span.end_time_unix_nano - span.start_time_unix_nano) == 1_500_000_000
     assert span.start_time_unix_nano == 1_795_339_800_000_000_000  # 2026-11-22T09:30:00Z
     assert span.parent_span_id == b""
-    values = plain(span)
+    values = attributes_of(span)
     expected = {
         "gen_ai.operation.name": "chat",
         "gen_ai.provider.name": "openai",
@@ -163,7 +152,7 @@ async def test_a_failed_attempt_is_an_error_span(collector: Collector, make_reco
     await telemetry.close()
     [span] = collector.spans()
     assert span.status.code == 2
-    assert plain(span)["error.type"] == "upstream_error"
+    assert attributes_of(span)["error.type"] == "upstream_error"
 
 
 async def test_text_that_utf8_cannot_hold_does_not_lose_the_batch(collector: Collector, make_record: MakeRecord):
@@ -172,8 +161,8 @@ async def test_text_that_utf8_cannot_hold_does_not_lose_the_batch(collector: Col
     telemetry.record(make_record(context=odd, requested_model="\ud800"))
     await telemetry.close()
     [span] = collector.spans()
-    assert plain(span)["treasurer.run"] == "r?"
-    assert len(plain(span)["langfuse.session.id"]) == 200
+    assert attributes_of(span)["treasurer.run"] == "r?"
+    assert len(attributes_of(span)["langfuse.session.id"]) == 200
 
 
 async def test_the_parent_is_the_callers_traceparent(collector: Collector, make_record: MakeRecord):
@@ -183,6 +172,20 @@ async def test_the_parent_is_the_callers_traceparent(collector: Collector, make_
     [span] = collector.spans()
     assert span.trace_id.hex() == "0af7651916cd43dd8448eb211c80319c"
     assert span.parent_span_id.hex() == "b7ad6b7169203331"
+
+
+async def test_an_attempts_span_has_the_id_that_its_requests_were_sent_with(
+    collector: Collector, make_record: MakeRecord
+):
+    telemetry = Telemetry.create(otlp_endpoint=f"{collector.url}/v1/traces")
+    parent = telemetry.parent(TRACEPARENT)
+    assert parent is not None
+    sent = parent.of_attempt(UUID(int=7), 1)
+    telemetry.record(make_record(parent=parent, call_id=UUID(int=7), attempt=1))
+    await telemetry.close()
+    [span] = collector.spans()
+    assert sent.traceparent == f"00-{span.trace_id.hex()}-{span.span_id.hex()}-01"
+    assert parent.of_attempt(UUID(int=7), 2).span_id != sent.span_id
 
 
 async def test_the_parent_is_the_open_span_captured_before_the_call(collector: Collector, make_record: MakeRecord):

@@ -207,7 +207,7 @@ async def test_a_statement_that_answers_for_too_few_or_too_many_fails_its_items(
 
     group: GroupCommit[int, int] = GroupCommit(run)
     with pytest.raises(RuntimeError):
-        await asyncio.wait_for(group.submit(1), 1)
+        await asyncio.wait_for(group.submit(1), 20)
 
 
 async def test_what_is_broken_off_gets_the_error_and_the_next_one_runs() -> None:

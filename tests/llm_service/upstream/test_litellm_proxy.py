@@ -373,7 +373,7 @@ async def test_a_stream_that_is_given_up_closes_its_connection() -> None:
         stream = await upstream.open(PATH, b"{}", "g")
         assert await anext(stream.chunks()) == b"x"
         stream.close()
-        await asyncio.wait_for(left.wait(), 2)
+        await asyncio.wait_for(left.wait(), 20)
 
 
 # -- the proxy's own pages

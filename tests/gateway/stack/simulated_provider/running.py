@@ -30,7 +30,7 @@ class Running:
 
     def awaited_line(self) -> dict[str, Any]:
         """The invoice's only line, which is written once the provider has noticed that its client has left."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 20
         while not self.lines() and time.monotonic() < deadline:
             time.sleep(0.02)
         return self.line()
