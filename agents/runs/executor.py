@@ -32,10 +32,10 @@ from agents.runs.decisions import Decisions
 from agents.runs.durability import Journaled
 from agents.runs.failures import RunsUnderWay, describe
 from agents.runs.journal import Journal, Limits
-from agents.runs.live_calls import unwatched
 from agents.runs.outcomes import after, cancelled, keep_s, waits_for_runs
 from agents.runs.record import Ended, HandsOver, Outcome, Run, State, Waits
 from agents.runs.starting import PrincipalSource, RunStarter, time_left_s
+from agents.runs.step_text import ShowsText
 from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
 from agents.runs.tracing import NO_TRACES, RunTraces
 from agents.services import Services
@@ -165,7 +165,8 @@ class RunExecutor:
         model = self._models.get((name, is_live))
         if model is None:
             principal: Callable[[], Awaitable[Principal]] = _no_principal
-            service = self.service if is_live else unwatched(self.service)
+            watched = self.service
+            service = watched.unwatched() if isinstance(watched, ShowsText) and not is_live else watched
             model = self._models[name, is_live] = GovernedModel(name, service=service, principal=principal)
         return model
 

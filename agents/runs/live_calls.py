@@ -42,6 +42,10 @@ class LiveCalls:
     service: GovernedService
     live: LiveText
 
+    def unwatched(self) -> GovernedService:
+        """See `ShowsText`."""
+        return self.service
+
     async def complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer:
         """A whole chat completion, as `service` makes it."""
         step = _step_of(context.idempotency_key)
@@ -81,11 +85,6 @@ class LiveCalls:
         if headers.get(REPLAYED) != "true":
             headers[COST] = format_decimal(cost_nano)
         return Answer(200, assembly.body(), headers, UUID(call_id) if call_id else _NO_CALL, cost_nano)
-
-
-def unwatched(service: GovernedService) -> GovernedService:
-    """The same service, without showing texts to those who watch."""
-    return service.service if isinstance(service, LiveCalls) else service
 
 
 class _Writer:
