@@ -76,7 +76,7 @@ overspend-peers: $(TOOLS_STAMP) $(PEERS:%=.venv-%/.ready) ## install the other g
 	@$(UV) pip sync -q --python .venv-$*/bin/python --require-hashes $<
 	@touch $@
 
-chaos: setup-dev ## kill, pause and cut every part in turn, under load; eight minutes (ARGS="--seed 1 --only Redis")
+chaos: setup-dev ## kill, pause and cut every part in turn, under load; twelve minutes (ARGS="--seed 1 --only Redis")
 	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lock: $(TOOLS_STAMP) ## resolve the lock files anew (ARGS=--upgrade for newer versions)

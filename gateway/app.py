@@ -11,9 +11,12 @@ from gateway import errors
 from gateway.asgi import App
 from gateway.composition import GatewayRuntime, open_gateway
 from gateway.openapi import describe
-from gateway.routes import admin, approvals, health, models, reports, runs
-from gateway.routes.openai import OpenAIDoor
+from gateway.routes import admin, ag_ui, approvals, health, models, reports, runs
+from gateway.routes.agent_model import answer_by_agent
+from gateway.routes.openai import CallStream, OpenAIDoor
 from gateway.settings import Settings
+from llm_service.types import Answer, CallContext, Principal
+from llm_service.wire.requests import ParsedRequest
 
 
 def create_app(settings: Settings) -> App:
@@ -35,11 +38,14 @@ def create_app(settings: Settings) -> App:
         redoc_url=None,
     )
     errors.install(app)
-    for module in (models, health, admin, reports, approvals, runs):
+    for module in (models, health, admin, reports, approvals, runs, ag_ui):
         app.include_router(module.router)
     app.openapi = lambda: describe(app)
 
     def runtime() -> GatewayRuntime:
         return app.state.runtime
 
-    return OpenAIDoor(app, runtime, lambda: runtime().addresses.grant_secret)
+    async def agents(request: ParsedRequest, principal: Principal, context: CallContext) -> Answer | CallStream:
+        return await answer_by_agent(runtime(), request, principal, context)
+
+    return OpenAIDoor(app, runtime, lambda: runtime().addresses.grant_secret, agents)

@@ -52,6 +52,7 @@ from llm_service.guards.redis_scripts import connect
 from llm_service.postgres import ANY_POSTGRES_ERROR, PostgresTooOld, borrowed
 from llm_service.pricing.catalog import Catalog
 from llm_service.runs.money import RunMoney
+from llm_service.runs.usage import TokenCounts
 from llm_service.service import LLMService
 from llm_service.telemetry import Telemetry
 from llm_service.treasury.in_postgres import PostgresTreasury
@@ -312,6 +313,7 @@ class GatewayRuntime(ServiceRuntime):
     runs: PostgresRuns
     watching: Watching
     starter: RunStarter
+    token_counts: TokenCounts
 
 
 @asynccontextmanager
@@ -354,6 +356,7 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
             runs=runs,
             watching=Watching(runs, _live_text(stack, addresses.redis_url)),
             starter=RunStarter(runs, calls.principals, AgentConfigurations(pools.runs)),
+            token_counts=TokenCounts(pools.runs),
         )
 
 

@@ -49,6 +49,9 @@ Body = Callable[[], Awaitable[object]]
 _PATIENCE_S = LEASE_S - 3.0
 #: What the results of steps are for a redaction; those of other steps are results.
 _SEEN = {Kind.MODEL: Seen.ANSWER}
+#: An effect is begun only if its intent was written less than so long ago. Leases are renewed early enough to last longer.
+_FRESH_S = 3.0
+_INTENTS = 3
 _CALLS = (Kind.TOOL, Kind.MCP, Kind.CHILD)
 _COUNTED = (Kind.MODEL, Kind.TOOL, Kind.MCP, Kind.CHILD)
 #: Steps of all kinds are at most so many for each step that counts: a run that does nothing but list tools ends too.
@@ -207,7 +210,7 @@ class Journal:
             child = None if earlier is None else await find(key)
             failed = child is not None and child.end is not None and not child.succeeded
             if earlier is None or (earlier.again and (child is None or failed)):
-                await self._patiently(lambda: self.store.begin(self.claim, head))
+                await self._begin(head)
                 key, child = _child_key(head, self.claim.fence), None
             if child is None:
                 child = await self._patiently(lambda: start(key))
@@ -242,7 +245,7 @@ class Journal:
             if answered is not None:
                 return await self._done(head, as_result(answered.result), time.monotonic())
             if is_effect:
-                await self._patiently(lambda: self.store.begin(self.claim, head))
+                await self._begin(head)
             return await self._do(head, body)
 
     def _next(
@@ -287,6 +290,23 @@ class Journal:
         if earlier.state is not StepState.UNKNOWN:
             await self._record(earlier.head, StepEnd(StepState.UNKNOWN))
         return self.decisions.of(earlier.head, Why.UNKNOWN)
+
+    async def _begin(self, head: StepHead) -> None:
+        """Write the intent, and know that the run is still this worker's now: a process that was stopped while it waited for
+        the answer may have lost the run since, so after a late answer it asks again.
+        """
+        asked_at = 0.0
+
+        async def begin() -> None:
+            nonlocal asked_at
+            asked_at = time.monotonic()
+            await self.store.begin(self.claim, head)
+
+        for _ in range(_INTENTS):
+            await self._patiently(begin)
+            if time.monotonic() - asked_at < _FRESH_S:
+                return
+        raise TreasuryUnavailable("Postgres answers too late for an effect to be begun. Nothing was done.")
 
     async def _do(self, head: StepHead, body: Body) -> object:
         began = time.monotonic()

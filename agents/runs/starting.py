@@ -24,16 +24,18 @@ from pydantic import ValidationError
 from agents.configuration.terms import AgentConfiguration, RunAmounts, TriggerKind
 from agents.definition import AnyAgent
 from agents.redaction import RedactionFailed, Seen, redacted
-from agents.registry import find_agent
+from agents.registry import BrokenLogic, find_agent
 from agents.runs.code_version import CODE_VERSION
 from agents.runs.record import NewRun, Run, Trigger
 from agents.runs.store import RunStore
 from llm_service.call.refusals import check_allowed
-from llm_service.errors import IdempotencyConflict, InvalidRequest, NotPermitted
+from llm_service.errors import IdempotencyConflict, InvalidRequest, NotFound, NotPermitted
 from llm_service.ids import new_call_id
 from llm_service.money import format_dollars
 from llm_service.types import Principal
 
+#: The field of an agent's input that takes what a person says in a chat.
+MESSAGE = "message"
 #: Which amounts of a configuration are for which trigger; those that are not here are requests.
 _KINDS = {
     Trigger.SCHEDULE: TriggerKind.SCHEDULE,
@@ -142,6 +144,16 @@ class RunStarter:
         if run.id != new.id:
             _check_same(run, request)
         return run
+
+    async def takes_messages(self, agent: str) -> bool:
+        """Whether there is such an agent, and a person can chat with it: its input has a `message`, which is enough alone."""
+        try:
+            configuration = await self.configurations.current(agent)
+            definition = await asyncio.to_thread(self.find, configuration.terms.logic)
+        except (NotFound, BrokenLogic):
+            return False
+        fields = definition.input_type.model_fields
+        return MESSAGE in fields and not any(name != MESSAGE and field.is_required() for name, field in fields.items())
 
     async def retry(self, run: Run, *, decides: bool = True, budget_nano: int | None = None) -> Run:
         """Queue a run again (`RunStore.retry`), with a larger budget if an administrator gives it one.

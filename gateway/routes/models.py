@@ -1,4 +1,5 @@
-"""GET /v1/models: the models that a key may use, in OpenAI's form, with prices in a field of Treasurer's."""
+"""GET /v1/models: the models that a key may use, and its agent if a person can chat with it, in OpenAI's form, with prices in a
+field of Treasurer's."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ from fastapi import APIRouter, Request
 
 from gateway.auth import secret_of
 from gateway.composition import GatewayRuntime
+from gateway.routes.openai import AGENT
 from llm_service.errors import UnknownModel
 from llm_service.pricing.models import Model
 from llm_service.types import Principal
@@ -22,6 +24,8 @@ async def models(request: Request) -> dict[str, Any]:
     if not runtime.catalog.models:
         await runtime.catalog.refresh()
     data = [_openai_model(model) for model in runtime.catalog.models.values() if _usable(principal, model)]
+    if await runtime.starter.takes_messages(principal.agent):
+        data.append(_agent(principal))
     return {"object": "list", "data": data}
 
 
@@ -29,6 +33,8 @@ async def models(request: Request) -> dict[str, Any]:
 async def model(request: Request, name: str) -> dict[str, Any]:
     """One model."""
     runtime, principal = await _caller(request)
+    if name == AGENT + principal.agent and await runtime.starter.takes_messages(principal.agent):
+        return _agent(principal)
     if not runtime.catalog.models:
         await runtime.catalog.refresh()
     found = runtime.catalog.models.get(name)
@@ -44,6 +50,10 @@ async def _caller(request: Request) -> tuple[GatewayRuntime, Principal]:
 
 def _usable(principal: Principal, model: Model) -> bool:
     return model.unpriced is None and principal.may_use(model.name)
+
+
+def _agent(principal: Principal) -> dict[str, Any]:
+    return {"id": AGENT + principal.agent, "object": "model", "created": 0, "owned_by": principal.team}
 
 
 def _openai_model(model: Model) -> dict[str, Any]:

@@ -45,6 +45,14 @@ class CallStream(EventStream, Protocol):
     async def settled(self) -> None: ...
 
 
+class Agents(Protocol):
+    """The part that answers for an agent as a model (`gateway/routes/agent_model.py`)."""
+
+    async def __call__(
+        self, request: ParsedRequest, principal: Principal, context: CallContext, /
+    ) -> Answer | CallStream: ...
+
+
 class Calls(Protocol):
     """The part that makes the calls (`LLMService` is one)."""
 
@@ -103,18 +111,26 @@ class _OpenAIErrors:
 
 
 _ERRORS = _OpenAIErrors()
+#: What the name of a model begins with that is an agent.
+AGENT = "agent/"
 
 
 class OpenAIDoor:
     """Serves POST /v1/chat/completions and /v1/embeddings, and passes every other request on to the app behind it."""
 
     def __init__(
-        self, app: App, runtime: Callable[[], DoorRuntime], grant_secret: Callable[[], str | None] = lambda: None
+        self,
+        app: App,
+        runtime: Callable[[], DoorRuntime],
+        grant_secret: Callable[[], str | None] = lambda: None,
+        agents: Agents | None = None,
     ) -> None:
-        """`grant_secret` returns the secret by which the stack's own workers sign; None: there are no such workers."""
+        """`grant_secret` returns the secret by which the stack's own workers sign; None: there are no such workers. `agents`
+        answers requests for the model `agent/NAME`; None: there is no such model."""
         self._app = app
         self._runtime = runtime
         self._grant_secret = grant_secret
+        self._agents = agents
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["path"] not in _CALLS:
@@ -138,7 +154,7 @@ class OpenAIDoor:
             too_large=f"The body is larger than {settings.max_body_bytes} bytes, the most that this gateway takes.",
         )
         parent = runtime.telemetry.parent(headers.get("traceparent"))
-        work = _CALLS[scope["path"]](runtime, body, principal, context, parent)
+        work = _CALLS[scope["path"]](runtime, self._agents, body, principal, context, parent)
         answer = await unless_caller_leaves(work, receive)
         if isinstance(answer, Answer):
             await send_whole(send, answer.status, answer.headers, answer.body)
@@ -181,16 +197,28 @@ class _WithCost:
 
 
 async def _chat(
-    runtime: DoorRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
+    runtime: DoorRuntime,
+    agents: Agents | None,
+    body: bytes,
+    principal: Principal,
+    context: CallContext,
+    parent: object,
 ) -> Answer | CallStream:
     request = parse_chat(body)
+    if agents is not None and request.model.startswith(AGENT):
+        return await agents(request, principal, context)
     if request.stream:
         return await runtime.service.stream(body, principal, context, parent, request=request)
     return await runtime.service.complete(body, principal, context, parent, request=request)
 
 
 async def _embed(
-    runtime: DoorRuntime, body: bytes, principal: Principal, context: CallContext, parent: object
+    runtime: DoorRuntime,
+    _agents: Agents | None,
+    body: bytes,
+    principal: Principal,
+    context: CallContext,
+    parent: object,
 ) -> Answer | CallStream:
     return await runtime.service.embed(body, principal, context, parent)
 

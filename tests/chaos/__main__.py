@@ -1,4 +1,4 @@
-"""`make chaos`: plays one disturbance after the other, in a seeded order, on a separate stack; about eight minutes.
+"""`make chaos`: plays one disturbance after the other, in a seeded order, on a separate stack; about twelve minutes.
 
 The exit code is 1 if anything that must hold does not.
 """

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import psutil
 import redis.asyncio
 
-from tests.chaos import clocks, crowds, disks, gateways
+from tests.chaos import clocks, crowds, disks, gateways, runs
 from tests.chaos.administrators import EXPLAINED, administrators
 from tests.chaos.calls import AGAIN, DIED, SLOW
 from tests.chaos.field import Field, Skip
@@ -201,6 +201,30 @@ DISTURBANCES = (
     Disturbance("400 callers on one key", crowds.many_on_one_key, SLOW, short=True),
     Disturbance("43 changes a second", crowds.many_changes_a_second),
     Disturbance("a rolling restart", rolling_restart, short=True),
+    # Of each run, one at each of its points (tests/chaos/runs.py); these start no other load.
+    Disturbance("runs: kill -9 a worker", runs.killed(worker=True), loaded=False),
+    Disturbance(
+        "runs: kill -9 both gateways",
+        runs.killed("gateway-1", "gateway-2", worker=False),
+        _GATEWAY,
+        loaded=False,
+        unswept=True,
+    ),
+    Disturbance(
+        "runs: kill -9 worker and gateways",
+        runs.killed("gateway-1", "gateway-2", worker=True),
+        _GATEWAY,
+        loaded=False,
+        unswept=True,
+    ),
+    Disturbance("runs: a worker sleeps beyond its lease", runs.paused, loaded=False),
+    Disturbance("runs: stop Postgres", runs.without_postgres(signal.SIGINT), _POSTGRES, loaded=False, unswept=True),
+    Disturbance(
+        "runs: Postgres stops at once", runs.without_postgres(signal.SIGQUIT), _POSTGRES, loaded=False, unswept=True
+    ),
+    Disturbance(
+        "runs: Postgres is away beyond a lease", runs.long_without_postgres, _POSTGRES, loaded=False, unswept=True
+    ),
     Disturbance(
         "kill -9 the supervisor", kill_the_supervisor, (*_GATEWAY, *_PROVIDER, *_POSTGRES), unswept=True, alone=True
     ),

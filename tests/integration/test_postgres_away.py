@@ -72,6 +72,7 @@ A = "/admin/v1"
 #: A run that has ended.
 RUN = UUID("01a222cc-ee11-7fb1-9fc0-02976978322c")
 #: A question of a run that waits.
+HELLO = {"id": "1", "role": "user", "content": "hello"}
 APPROVAL = UUID("01a222cc-ee11-7fb1-9fc0-02976978322d")
 DIGEST = b"d" * 32
 APPROVE = {"decision": "approve", "digest": DIGEST.hex()}
@@ -131,6 +132,9 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", "/agents/approvals/{approval_id}"): [Ask(f"/agents/approvals/{APPROVAL}", reads=True)],
     ("POST", "/agents/approvals/{approval_id}"): [Ask(f"/agents/approvals/{APPROVAL}", APPROVE)],
     ("POST", "/agents/{agent}/runs"): [Ask("/agents/digest/runs", {"wait": 1})],
+    ("POST", "/agents/{agent}/ag-ui"): [
+        Ask("/agents/digest/ag-ui", {"threadId": "t", "runId": "r", "messages": [HELLO]})
+    ],
     ("GET", "/agents/runs"): [Ask("/agents/runs", reads=True)],
     ("GET", "/agents/runs/{run_id}"): [Ask(f"/agents/runs/{RUN}", reads=True)],
     ("GET", "/agents/runs/{run_id}/steps"): [Ask(f"/agents/runs/{RUN}/steps", reads=True)],

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
 import pytest
 
+from agents.runs import journal
 from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import Claim, Renewed, State, StepEnd, StepHead, StepState, WaitFor
 from agents.runs.starting import RunStarter, StartRequest
+from agents.runs.store import LeaseLost
 from agents.runs.worker import Worker
 from llm_service.errors import (
     BudgetExhausted,
@@ -242,3 +246,39 @@ async def test_a_provider_that_fails_is_tried_again_so_often_and_a_bad_request_n
         run = await store.find(run.id)
         assert run.error is not None
         assert (run.state, run.error["tries"]) == (State.FAILED, tries)
+
+
+async def test_i8_a_worker_that_was_stopped_at_its_intent_does_not_act_when_it_wakes_up(
+    executor: RunExecutor,
+    starter: RunStarter,
+    store: InMemoryRuns,
+    script: Script,
+    world: World,
+    worker: MakeWorker,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer that its intent is written was there when it was stopped, and is what it reads first."""
+    script.tools = ("book",)
+    run = await starter.start(StartRequest("demo"))
+    (claimed,) = await store.claim(run.id, 1, ("demo",))
+    slept_s = 0.0
+    monkeypatch.setattr(journal, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + slept_s))
+
+    class Stopped(InMemoryRuns):
+        async def begin(self, claim: Claim, step: StepHead) -> None:
+            nonlocal slept_s
+            await store.begin(claim, step)
+            if slept_s:
+                return
+            slept_s = 60
+            store.pass_time(60)
+            await store.recover()
+            await worker().work_off()
+
+    stopped = Stopped()
+    for name in ("steps", "record", "approvals"):
+        monkeypatch.setattr(stopped, name, getattr(store, name))
+    with pytest.raises(LeaseLost):
+        await replace(executor, store=stopped).execute(claimed)
+    assert (await store.find(run.id)).state is State.SUCCEEDED
+    assert world.times("book") == 1
