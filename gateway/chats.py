@@ -10,7 +10,7 @@ what it shows, and if its sender may decide it: never by an agent's own key.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, Protocol
@@ -18,7 +18,7 @@ from uuid import UUID
 
 from agents.approvals.deciding import Decider, checked, may_see, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, Decision
-from agents.runs.chat import Chat, Said, as_text
+from agents.runs.chat import Called, Chat, Said, as_text
 from agents.runs.events import Shown
 from agents.runs.record import Run, State, WaitFor
 from agents.runs.starting import MESSAGE, StartRequest
@@ -101,6 +101,15 @@ class Reply:
     arguments: dict[str, Any] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class GoesOn:
+    """A run that was answered, what was shown of it until then, and for each answered call, by its position, whether it was approved."""
+
+    run: Run
+    shown: Shown
+    answered: Mapping[int, bool]
+
+
 def question_id(approval: Approval) -> str:
     """The id under which a chat front-end is asked: the approval's, with the digest of what is shown. A front-end sends the id back as
     it is, so its decision names what it has shown."""
@@ -109,8 +118,8 @@ def question_id(approval: Approval) -> str:
 
 async def go_on(
     runtime: ChatRuntime, caller: Caller, decider: Decider, agent: str, session: str, replies: Sequence[Reply]
-) -> tuple[Run, Shown]:
-    """Record decisions about what a run of a conversation has asked, and return the run with what was shown of it until now.
+) -> GoesOn:
+    """Record decisions about what a run of a conversation has asked.
 
     Raises:
         NotFound: there is no such question in this conversation. InvalidRequest: an id is not one.
@@ -135,7 +144,7 @@ async def go_on(
     for each, decision in checked_replies:
         await runtime.runs.decide(each.id, decision)
     await runtime.watching.live.watch([run.id])
-    return run, shown
+    return GoesOn(run, shown, {each.position: decision.approve for each, decision in checked_replies})
 
 
 async def _shown_of(runtime: ChatRuntime, run: Run) -> Shown:
@@ -149,6 +158,12 @@ def _read_question(asked: str) -> tuple[UUID, bytes]:
         return UUID(approval_id), bytes.fromhex(digest)
     except ValueError:
         raise InvalidRequest(f"{asked[:80]!r} is not the id of a question that a run has asked.") from None
+
+
+async def arguments_of(runtime: ChatRuntime, run_id: UUID, called: Called) -> Any:
+    """The arguments of a tool's call."""
+    steps = await runtime.runs.outline(run_id, first=called.position, most=1)
+    return steps[0].head.arguments if steps else None
 
 
 async def questions_of(runtime: ChatRuntime, run: Run) -> list[Approval]:

@@ -8,7 +8,7 @@ The same thread and run id are the same run, so a request that is sent again buy
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, cast
 from uuid import UUID
@@ -39,7 +39,7 @@ from agents.recorded_json import to_json
 from agents.runs.chat import Called, Chat, Instead, Said, Text, TextEnd
 from agents.runs.record import Run, State
 from gateway.callers import Caller
-from gateway.chats import Reply, answer_of, follow, go_on, question_id, questions_of, start_chat
+from gateway.chats import Reply, answer_of, arguments_of, follow, go_on, question_id, questions_of, start_chat
 from gateway.routes.agents import agents_router, owner_of
 from gateway.routes.approvals import decider_of
 from gateway.routes.run_events import StreamResponse
@@ -78,15 +78,17 @@ async def run_agent(request: Request, agent: str, caller: Annotated[Caller, Depe
     if thread is None:
         raise InvalidRequest("A thread has an id: 'threadId'.", param="threadId")
     shown: Shown | None = None
+    answered: Mapping[int, bool] = {}
     if given.resume:
         decider, replies = decider_of(owner_of(request)), [_reply(entry) for entry in given.resume]
-        run, shown = await go_on(runtime, caller, decider, agent, thread, replies)
+        goes_on = await go_on(runtime, caller, decider, agent, thread, replies)
+        run, shown, answered = goes_on.run, goes_on.shown, goes_on.answered
     else:
         key = attribution(f"ag-ui/{thread}/{given.run_id}", "runId", "runId", 255)
         context = CallContext(session=thread, idempotency_key=key)
         run = await start_chat(runtime, caller, agent, _message(given), context, watched=True)
     return StreamResponse(
-        _stream(runtime, run, given, shown), runtime.settings.stalled_timeout_s, f"run {run.id}", _ERRORS
+        _stream(runtime, run, given, shown, answered), runtime.settings.stalled_timeout_s, f"run {run.id}", _ERRORS
     )
 
 
@@ -133,17 +135,17 @@ def _reply(entry: ResumeEntry) -> Reply:
 
 
 async def _stream(
-    runtime: GatewayRuntime, run: Run, given: RunAgentInput, shown: Shown | None
+    runtime: GatewayRuntime, run: Run, given: RunAgentInput, shown: Shown | None, answered: Mapping[int, bool]
 ) -> AsyncGenerator[bytes]:
     yield _lines(RunStartedEvent(thread_id=given.thread_id, run_id=given.run_id))
-    chat, writer = Chat(), Writer(run.id)
+    chat, writer = Chat(), Writer(run.id, answered)
     said = follow(runtime.watching, run.id, chat, shown)
     try:
         async for some in said:
             if not some:
                 yield b": nothing new\n\n"
             for each in some:
-                arguments = await _arguments(runtime, run.id, each)
+                arguments = await arguments_of(runtime, run.id, each) if isinstance(each, Called) else None
                 for event in writer.write(each, arguments):
                     yield _lines(event)
     finally:
@@ -154,18 +156,12 @@ async def _stream(
         yield _lines(event)
 
 
-async def _arguments(runtime: GatewayRuntime, run_id: UUID, said: Said) -> Any:
-    if not isinstance(said, Called):
-        return None
-    steps = await runtime.runs.outline(run_id, first=said.position, most=1)
-    return steps[0].head.arguments if steps else None
-
-
 class Writer:
     """What a run says, as AG-UI's events."""
 
-    def __init__(self, run_id: UUID) -> None:
-        self._run_id = run_id
+    def __init__(self, run_id: UUID, answered: Mapping[int, bool]) -> None:
+        """`answered`: the positions of the calls about which the request decides, and whether it approves."""
+        self._run_id, self._answered = run_id, answered
         self._open: str | None = None  # the id of the message that is being written
         self._messages = 0
 
@@ -178,13 +174,14 @@ class Writer:
                 return self._close()
             case Called(position, tool):
                 call_id = f"{self._run_id}.{position}"
+                outcome = "done" if self._answered.get(position, True) else "refused"
                 return [
                     *self._close(),
                     ToolCallStartEvent(tool_call_id=call_id, tool_call_name=tool),
                     ToolCallArgsEvent(tool_call_id=call_id, delta=to_json(arguments or {})),
                     ToolCallEndEvent(tool_call_id=call_id),
                     # What a tool returned belongs to the run. The front-end learns that the call is over.
-                    ToolCallResultEvent(message_id=f"{call_id}.result", tool_call_id=call_id, content="done"),
+                    ToolCallResultEvent(message_id=f"{call_id}.result", tool_call_id=call_id, content=outcome),
                 ]
 
     def end(self, run: Run, chat: Chat, questions: list[Approval], given: RunAgentInput) -> list[BaseEvent]:

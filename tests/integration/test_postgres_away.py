@@ -72,9 +72,13 @@ A = "/admin/v1"
 #: A run that has ended.
 RUN = UUID("01a222cc-ee11-7fb1-9fc0-02976978322c")
 #: A question of a run that waits.
-HELLO = {"id": "1", "role": "user", "content": "hello"}
 APPROVAL = UUID("01a222cc-ee11-7fb1-9fc0-02976978322d")
 DIGEST = b"d" * 32
+#: The same decision as chat front-ends send it, in the chat "c".
+QUESTION = f"{APPROVAL}.{DIGEST.hex()}"
+RESUME = {"threadId": "c", "runId": "r", "messages": [], "resume": [{"interruptId": QUESTION, "status": "cancelled"}]}
+RESPONDED = {"type": "dynamic-tool", "state": "approval-responded", "approval": {"id": QUESTION, "approved": True}}
+UI_MESSAGES = [{"id": "m", "role": "assistant", "parts": [RESPONDED]}]
 APPROVE = {"decision": "approve", "digest": DIGEST.hex()}
 INVOICE = {"model": "m", "starts_at": "2026-01-01", "ends_at": "2026-02-01", "amount": "1"}
 ROUTES: dict[tuple[str, str], list[Ask]] = {
@@ -132,9 +136,10 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", "/agents/approvals/{approval_id}"): [Ask(f"/agents/approvals/{APPROVAL}", reads=True)],
     ("POST", "/agents/approvals/{approval_id}"): [Ask(f"/agents/approvals/{APPROVAL}", APPROVE)],
     ("POST", "/agents/{agent}/runs"): [Ask("/agents/digest/runs", {"wait": 1})],
-    ("POST", "/agents/{agent}/ag-ui"): [
-        Ask("/agents/digest/ag-ui", {"threadId": "t", "runId": "r", "messages": [HELLO]})
-    ],
+    ("POST", "/agents/{agent}/ag-ui"): [Ask("/agents/digest/ag-ui", RESUME)],
+    ("POST", "/agents/{agent}/ai-sdk"): [Ask("/agents/digest/ai-sdk", {"id": "c", "messages": UI_MESSAGES})],
+    ("GET", "/agents/{agent}/ai-sdk/{chat}/stream"): [Ask("/agents/digest/ai-sdk/c/stream", reads=True)],
+    ("POST", "/agents/{agent}/ai-sdk/{chat}/stop"): [Ask("/agents/digest/ai-sdk/c/stop")],
     ("GET", "/agents/runs"): [Ask("/agents/runs", reads=True)],
     ("GET", "/agents/runs/{run_id}"): [Ask(f"/agents/runs/{RUN}", reads=True)],
     ("GET", "/agents/runs/{run_id}/steps"): [Ask(f"/agents/runs/{RUN}/steps", reads=True)],
@@ -260,7 +265,7 @@ async def world(
         runs = PostgresRuns(pool)
         await runs.add(NewRun(RUN, "digest", 1, 1, {}, {}, "1"))
         await runs.cancel(RUN)
-        await runs.add(NewRun(uuid4(), "digest", 1, 1, {}, {}, "1"))
+        await runs.add(NewRun(uuid4(), "digest", 1, 1, {}, {}, "1", session="c"))
         (waiting,) = await runs.claim(uuid4(), 1, ("digest",))
         asks = NewApproval(APPROVAL, 1, "send", Why.BEFORE, {"to": "ann"}, DIGEST, {"type": "object"}, ())
         await runs.leave(waiting.claim, Waits(WaitFor.APPROVAL, None, asks=asks))

@@ -11,6 +11,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -25,6 +26,7 @@ from llm_service.administration.inputs import read_input
 from llm_service.administration.keys import NewKey, create_key
 from llm_service.administration.organisations import NewAgent, create_agent
 from llm_service.errors import Conflict
+from llm_service.runs.usage import TokenCounts, Tokens
 
 
 @dataclass
@@ -124,6 +126,12 @@ async def test_a_run_over_http_from_its_start_to_its_story(client: Client) -> No
     assert len(lines) == 2
     cost_nano = sum(line["cost_nano"] for line in lines)
     assert run["cost_nano"] == run["tree_cost_nano"] == cost_nano == await client.ledger_nano(run["id"], cost_nano)
+    agent_id = await client.pool.fetchval("SELECT id FROM agents WHERE name = 'digest'")
+    since = datetime.fromisoformat(run["created_at"])
+    tokens = await TokenCounts(client.pool).of_run(agent_id, run["id"], since)
+    assert tokens.input == sum(line["input_tokens"] for line in lines)
+    assert tokens.output == sum(line["output_tokens"] for line in lines)
+    assert await TokenCounts(client.pool).of_run(agent_id, str(uuid4()), since) == Tokens()
 
 
 async def test_a_run_of_an_agents_own_key(client: Client) -> None:

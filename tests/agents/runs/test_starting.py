@@ -8,8 +8,10 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from pydantic import BaseModel
 
 from agents.configuration.terms import TriggerKind, TriggerTerms, unpinned
+from agents.definition import AnyAgent
 from agents.registry import find_agent
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import State, Trigger
@@ -146,3 +148,24 @@ async def test_i7_the_same_key_is_the_same_run_and_another_request_a_conflict(
     with pytest.raises(IdempotencyConflict, match="another input"):
         await starter.start(replace(asked, input={"text": "b"}))
     assert len(store._runs) == 1
+
+
+class Talk(BaseModel):
+    message: str
+    mood: str = "good"
+
+
+class Errand(BaseModel):
+    message: str
+    where: str
+
+
+@pytest.mark.parametrize(("agent", "given", "takes"), [
+    ("demo", Talk, True), ("demo", Errand, False), ("demo", None, False), ("nobody", Talk, False),
+])  # fmt: skip
+async def test_a_person_chats_with_an_agent_that_a_message_is_enough_for(
+    definition: AnyAgent, store: InMemoryRuns, agent: str, given: type[BaseModel] | None, takes: bool
+) -> None:
+    chatty = definition if given is None else replace(definition, input_type=given)
+    starter = RunStarter(store, Principals(), Configurations(definition), "1", find=lambda _name: chatty)
+    assert await starter.takes_messages(agent) is takes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -41,13 +41,17 @@ class Message(BaseModel):
 
 @dataclass
 class Model:
-    """Answers with the next of `says`: a text, a call of a tool, or an error. It keeps what it was sent."""
+    """Answers with the next of `says`: a text, a call of a tool, or an error. It keeps what it was sent. `before` is awaited
+    before it answers."""
 
     says: list[str | tuple[str, dict[str, Any]] | Exception] = field(default_factory=list[Any])
     bodies: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    before: Callable[[], Awaitable[object]] | None = None
 
     async def complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer:
         self.bodies.append(json.loads(body))
+        if self.before is not None:
+            await self.before()
         said = self.says.pop(0)
         if isinstance(said, Exception):
             raise said

@@ -93,3 +93,17 @@ async def test_ag_ui(chats: Chats, run_script: RunScript) -> None:
     assert chats.wiped == ["old"]
     assert len(chats.store._runs) == 2
     assert {run.session for run in chats.store._runs.values()} == {"t-js"}
+
+
+async def test_the_ai_sdk(chats: Chats, run_script: RunScript) -> None:
+    chats.model.says = [("wipe", {"what": "old"}), "Done.", ("wipe", {"what": "all"}), "Well."]
+    told = await run_script("ai_sdk.js")
+    assert told["errors"] == []
+    assert (told["tool"], told["input"]) == ("wipe", {"what": "old"})
+    assert told["answered"]["texts"] == ["Done."]
+    assert told["answered"]["states"] == ["step-start", "output-available", "step-start", "done"]
+    assert told["answered"]["messages"] == 2  # the run that goes on is the same message
+    assert told["denied"] == {"texts": ["Well."], "states": ["step-start", "output-denied", "step-start", "done"]}
+    assert told["idle"]
+    assert chats.wiped == ["old"]
+    assert {run.session for run in chats.store._runs.values()} == {"c-js"}
