@@ -42,12 +42,13 @@ up: setup ## start everything and stay until Ctrl-C
 	@$(BIN)/treasurer up $(ARGS)
 
 test: setup-dev ## run the tests, the quick ones first (ARGS=… goes to pytest; ARGS="-n 0 …": in one process)
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
-# Two processes, each with separate servers, run one test file at a time, in order: most tests spend their time waiting.
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 3 $(FILE_BY_FILE) $(ARGS)
+# Processes, each with separate servers, run one test file at a time, in order. On two cores there are three of them,
+# because tests that start servers spend most of their time waiting, and two for the others, which do not wait.
+FILE_BY_FILE := --dist loadfile --no-loadscope-reorder
 
 test-quick: setup-dev ## run the tests that start no server, in a minute
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not servers" --hypothesis-profile=quick $(NO_SERVERS) $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(FILE_BY_FILE) -m "not servers" --hypothesis-profile=quick $(NO_SERVERS) $(ARGS)
 # In these folders every test starts a server, so they are not even imported.
 NO_SERVERS := $(addprefix --ignore=tests/,integration chaos evals)
 

@@ -5,7 +5,8 @@ A worker has the database, the grant secret and the address of a gateway, and no
 Redis it needs only to show text while a model writes it.
 Its calls to models go through a gateway, which reads an answer on if this process dies (`llm_service/runs/remote.py`).
 At SIGTERM it claims nothing more and hands its runs over, so that another worker takes them up at once.
-It says how it is on a port of the loopback interface: alive while its event loop turns, ready while Postgres answers.
+It says how it is on a port of the loopback interface: alive while its event loop turns, ready while Postgres answers; its metrics
+are there, too (/metrics).
 An agent whose code cannot be used is named in the log, and its runs are left to workers that have it. Others go on.
 """
 
@@ -45,7 +46,7 @@ from llm_service.administration.principals import Principals
 from llm_service.guards.redis_scripts import connect
 from llm_service.runs.money import RunMoney
 from llm_service.runs.remote import RemoteService
-from llm_service.telemetry import logs
+from llm_service.telemetry import CONTENT_TYPE, Telemetry, logs
 from llm_service.treasury.in_postgres import PostgresTreasury
 
 log = logging.getLogger(__name__)
@@ -196,7 +197,11 @@ async def _health(port: int | None, worker: Worker) -> AsyncIterator[None]:
         try:
             async with asyncio.timeout(_HEAD_S):
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(health_answer(head, worker))
+                observer = worker.executor.traces.spans if _path(head) == b"/metrics" else None
+                if isinstance(observer, Telemetry):
+                    writer.write(_http("200 OK", CONTENT_TYPE, await observer.render()))
+                else:
+                    writer.write(health_answer(head, worker))
                 await writer.drain()
         except (TimeoutError, OSError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             log.debug("somebody who asked how the worker is has left")
@@ -210,7 +215,7 @@ async def _health(port: int | None, worker: Worker) -> AsyncIterator[None]:
 
 def health_answer(head: bytes, worker: Worker) -> bytes:
     """The answer to a request for /healthz (always well) or /readyz (well while Postgres answers)."""
-    path = head.split(b" ", 2)[1] if head.count(b" ") >= 2 else b""
+    path = _path(head)
     silent_s = time.monotonic() - worker.heard_at
     ready = silent_s < _SILENT_S
     status = {b"/healthz": "200 OK", b"/readyz": "200 OK" if ready else "503 Service Unavailable"}.get(path)
@@ -221,7 +226,15 @@ def health_answer(head: bytes, worker: Worker) -> bytes:
             "runs": sorted(map(str, worker.running)),
         }
     )
-    start = f"HTTP/1.1 {status or '404 Not Found'}\r\ncontent-type: application/json\r\n"
+    return _http(status or "404 Not Found", "application/json", body)
+
+
+def _path(head: bytes) -> bytes:
+    return head.split(b" ", 2)[1] if head.count(b" ") >= 2 else b""
+
+
+def _http(status: str, content_type: str, body: bytes) -> bytes:
+    start = f"HTTP/1.1 {status}\r\ncontent-type: {content_type}\r\n"
     return f"{start}content-length: {len(body)}\r\nconnection: close\r\n\r\n".encode() + body
 
 

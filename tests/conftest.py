@@ -21,6 +21,7 @@ import asyncpg
 import pydantic_ai.models
 import pytest
 import redis
+import yaml
 from hypothesis import HealthCheck, settings
 
 from gateway.migrations import migrate
@@ -30,6 +31,11 @@ from gateway.stack.postgres import EmbeddedPostgres, create_database, embedded_p
 from gateway.stack.redis import EmbeddedRedis
 from gateway.stack.state import StackState
 from tests.processes import OTHER_POSTGRES, copy_of_database, running_postgres, stop, wait_until
+from tests.stack_configuration import stack_configuration
+
+# Tests start hundreds of Python processes. Without byte code, each would compile Treasurer anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 pydantic_ai.models.ALLOW_MODEL_REQUESTS = False  # a test that would reach a real provider fails instead
 
@@ -41,14 +47,14 @@ settings.load_profile("treasurer")
 _TIER = {"integration": pytest.mark.integration, "chaos": pytest.mark.chaos, "evals": pytest.mark.evals}
 #: A test that uses one of these fixtures starts a server.
 _SERVER_FIXTURES = {"postgres", "redis_server", "stack", "provider_files"}
-#: The files that take longest, in the order in which they start, so that two processes end at about the same time.
+#: The files that take longest, in the order in which they start, so that all processes end at about the same time.
 _LONG = (
     "integration/test_supervisor.py",
     "integration/test_postgres_versions.py",
     "chaos/test_chaos.py",
     "integration/test_audit.py",
     "integration/test_governed_failures.py",
-    "integration/test_price_book.py",
+    "integration/test_second_proxy.py",
     "integration/test_demo.py",
     "integration/test_crowds.py",
     "integration/test_digest.py",
@@ -117,7 +123,7 @@ def service_dir() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def memory_dir(service_dir: Path) -> Iterator[Path]:
-    """A folder in memory for the databases of tests; `service_dir` if memory has no room.
+    """A folder in memory for the databases and stacks of tests; `service_dir` if memory has no room.
 
     It takes 30 ms to make a database here and 300 ms on a disk, and the tests make hundreds.
     """
@@ -239,12 +245,19 @@ def redis_url(redis_server: EmbeddedRedis) -> str:
 
 
 @pytest.fixture(scope="session")
-def stack(service_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[StackState]:
-    """The whole real stack, all providers simulated: two gateways, LiteLLM Proxy with one worker, and the rest."""
-    data_dir = service_dir / "stack"
+def stack(service_dir: Path, memory_dir: Path, stop_with_us: Callable[[int], None]) -> Iterator[StackState]:
+    """The whole real stack, all providers simulated: two gateways, LiteLLM Proxy with one worker, and the rest.
+
+    A stack takes many seconds of a processor to start. So tests that need more models get them here
+    (stack_configuration.py), and not from one more stack.
+    """
+    data_dir = memory_dir / "stack"
     log = service_dir / "stack.log"
+    models = service_dir / "litellm.yaml"
+    models.write_text(yaml.safe_dump(stack_configuration()), encoding="utf-8")
     arguments = ["--data-dir", str(data_dir), "--port", "0", "--gateways", "2", "--proxy-workers", "1"]
     environ = {name: value for name, value in os.environ.items() if not name.endswith(("_API_KEY", "_API_BASE"))}
+    environ["TREASURER_LITELLM_CONFIG"] = str(models)
     environ["TREASURER_BREAKER_FAILURES"] = "0"  # tests make providers fail, and an open breaker would fail other tests
     environ["TREASURER_STREAMS_PER_WORKER"] = "60"  # few enough for a test to fill them
     with log.open("wb") as out:

@@ -91,8 +91,8 @@ class Terms(_Stored):
     """What one version says. Lists and texts are bounded where they are given (`inputs.py`).
 
     `prompt` is a label. `tools` None: all of the logic's. `reserve_nano` None: what the kind of trigger is used to
-    (`UNATTENDED`). `concurrency` None: any number of runs at once. `approval_s` None: an approval may be decided until the
-    run's deadline.
+    (`UNATTENDED`). `concurrency` None: any number of runs at once. `approval_s` None: an approval may be decided as long as the
+    run may wait (30 days in all).
     """
 
     description: str

@@ -42,6 +42,11 @@ _PAGE = f"""SELECT {_COLUMNS} FROM work.agent_versions WHERE agent = $1 AND ($2:
 _LOGIC = """SELECT DISTINCT ON (agent) agent, what->>'logic' AS logic FROM work.agent_versions ORDER BY agent, version DESC"""
 _IS_KNOWN = "SELECT FROM agents WHERE name = $1"
 _WAS_CONFIGURED = "SELECT FROM work.agent_versions WHERE agent = $1 LIMIT 1"
+_IN_FORCE = "k.revoked_at IS NULL AND coalesce(k.expires_at > now(), true)"
+_TEAM = "SELECT EXISTS (SELECT FROM teams WHERE name = $1)"
+_AGENTS_KEY = f"""SELECT EXISTS (SELECT FROM api_keys k JOIN agents a ON a.id = k.agent_id
+                  WHERE a.name = $1 AND k.name = $2 AND {_IN_FORCE})"""  # noqa: S608
+_ADMINS_KEY = f"SELECT EXISTS (SELECT FROM api_keys k WHERE k.agent_id IS NULL AND k.name = $1 AND {_IN_FORCE})"  # noqa: S608
 _TAKE_TURN = "SELECT pg_advisory_xact_lock(hashtextextended('agent_versions/' || $1, 0))"
 _INSERT = f"""INSERT INTO work.agent_versions (agent, version, what, digest) VALUES ($1, $2, $3::text::jsonb, $4)
               RETURNING {_COLUMNS}"""  # noqa: S608
@@ -182,10 +187,32 @@ async def _make(
             )
         terms = terms_from(None if current is None else current.terms, chosen)
         check_approvers(agent, terms)
+        if current is None or terms.approvers != current.terms.approvers:
+            await _check_they_exist(connection, terms.approvers)
         _check_budget(agent, terms, await connection.fetchval(_MOST_PER_RUN, searchable(agent)))
         if current is not None and terms == current.terms:
             return current
         return await _insert(connection, agent, version + 1, terms)
+
+
+async def _check_they_exist(connection: asyncpg.Connection, approvers: tuple[str, ...]) -> None:
+    """Raises InvalidRequest: a key or a team that is named does not exist (any more), so nobody could decide."""
+    for name in approvers:
+        team, (agent, has_agent, key) = name.removeprefix("team:"), name.partition("/")
+        if team != name:
+            exists = await connection.fetchval(_TEAM, team)
+            what = f"There is no team {team!r}"
+        elif has_agent:
+            exists = await connection.fetchval(_AGENTS_KEY, agent, key)
+            what = f"There is no key {key!r} of agent {agent!r}"
+        else:
+            exists = await connection.fetchval(_ADMINS_KEY, name)
+            what = f"There is no administrator's key {name!r}"
+        if not exists:
+            raise InvalidRequest(
+                f"{what} that is in force, so nobody could approve by it. Name an administrator's key, AGENT/KEY or team:NAME.",
+                param="approvers",
+            )
 
 
 def _check_budget(agent: str, terms: Terms, most_nano: int | None) -> None:

@@ -36,7 +36,7 @@ from agents.runs.outcomes import after, cancelled, keep_s, waits_for_runs
 from agents.runs.record import Ended, HandsOver, Outcome, Run, State, Waits
 from agents.runs.starting import PrincipalSource, RunStarter, time_left_s
 from agents.runs.step_text import ShowsText
-from agents.runs.store import KEEP_FAILED_S, CancelAsked, LeaseLost, RunStore
+from agents.runs.store import KEEP_FAILED_S, MOST_WAIT_S, CancelAsked, LeaseLost, RunStore
 from agents.runs.tracing import NO_TRACES, RunTraces
 from agents.services import Services
 from agents.tools.child_runs import starting_with
@@ -103,6 +103,8 @@ class RunExecutor:
             else []
         )
         recorded = {step.head.position: step for step in steps}
+        if run.fence > 1:
+            self.traces.lost(run, await self.store.attempts(run.id))
         self.traces.approved(
             run, approvals, max((each for each in recorded if recorded[each].result is not None), default=0)
         )
@@ -206,7 +208,7 @@ class RunExecutor:
             return
         try:
             if not isinstance(outcome, Ended):
-                await self.money.envelopes.suspend(run.id)
+                await self.money.envelopes.suspend(run.id, lifetime_s=time_left_s(run) + MOST_WAIT_S + _MARGIN_S)
             elif outcome.state is State.SUCCEEDED or run.parent_id is not None:
                 await self.money.envelopes.close(run.id)
             else:

@@ -17,6 +17,8 @@ from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Dec
 from agents.recorded_json import to_json
 from agents.runs.outcomes import cancelled, expired
 from agents.runs.record import (
+    LOST,
+    Attempt,
     Claim,
     Ended,
     Followup,
@@ -49,7 +51,7 @@ from agents.runs.refusals import (
     parent_over,
 )
 from agents.runs.step_text import text_in
-from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
+from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, MOST_WAIT_S, CancelAsked, LeaseLost
 from agents.runs.tracing import NO_TRACES, RunTraces
 
 
@@ -69,6 +71,9 @@ class InMemoryRuns:
         self._followups: dict[int, UUID] = {}
         self._followed = 0
         self._approvals: dict[UUID, Approval] = {}
+        self._attempts: dict[UUID, list[Attempt]] = {}
+        self._time_left: dict[UUID, timedelta] = {}  # of runs that wait for something else than time
+        self._waited: dict[UUID, timedelta] = {}
 
     def pass_time(self, seconds: float) -> None:
         """Set the clock forward."""
@@ -148,6 +153,10 @@ class InMemoryRuns:
         """See `RunStore.text`."""
         return next((text_in(step.result) for step in await self.steps(run_id) if step.head.position == position), None)
 
+    async def attempts(self, run_id: UUID) -> list[Attempt]:
+        """See `RunStore.attempts`."""
+        return list(self._attempts.get(run_id, []))
+
     async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:
         """See `RunStore.marks`."""
         return {run_id: self._mark(self._runs[run_id]) for run_id in run_ids if run_id in self._runs}
@@ -205,6 +214,8 @@ class InMemoryRuns:
                 )
             )
         self._runs.update({run.id: run for run in claimed})
+        for run in claimed:
+            self._attempts.setdefault(run.id, []).append(Attempt(run.fence, run.claim.owner, self._now()))
         return claimed
 
     def _is_first_of_session(self, run: Run) -> bool:
@@ -301,12 +312,36 @@ class InMemoryRuns:
                     left, state=State.WAITING, wait_for=outcome.wait_for, wake_at=wake_at, error=outcome.error
                 )
                 self._awaits[run.id] = outcome.awaits
+                left = self._keep_time(run, left)
                 if outcome.asks is not None:
                     self._ask(left, outcome.asks)
             case HandsOver():
                 left = replace(left, state=State.QUEUED, error=None)
-        self._runs[run.id] = left
+        self._runs[run.id] = left = self._keep_time(run, left)
+        if run.state is State.RUNNING:
+            lost = run.lease_until is not None and run.lease_until < now and left.state is State.QUEUED
+            last = replace(
+                self._attempts[run.id][-1], ended_at=now, became=LOST if lost else left.state, wait_for=left.wait_for
+            )
+            self._attempts[run.id][-1] = last
         return left
+
+    def _keep_time(self, before: Run, run: Run) -> Run:
+        """As the trigger of this name in `sql/attempts.sql`."""
+        most, now = timedelta(seconds=MOST_WAIT_S), self._now()
+        waits = run.state is State.WAITING and run.wait_for is not WaitFor.TIME
+        if before.state.ended and not run.state.ended:
+            self._waited.pop(run.id, None)
+        waited, time_left = self._waited.get(run.id, timedelta()), self._time_left.get(run.id)
+        if time_left is not None and not waits:
+            del self._time_left[run.id]
+            self._waited[run.id] = min(most, max(waited, most - (before.deadline_at - now)))
+            if not run.state.ended and run.deadline_at == before.deadline_at:
+                return replace(run, deadline_at=now + time_left)
+        elif time_left is None and waits:
+            self._time_left[run.id] = max(run.deadline_at - now, timedelta())
+            return replace(run, deadline_at=now + max(most - waited, timedelta()))
+        return run
 
     async def recover(self, *, most: int = 500, most_attempts: int = MOST_ATTEMPTS) -> list[Recovered]:
         """See `RunStore.recover`."""
@@ -394,10 +429,11 @@ class InMemoryRuns:
         self._awaits.pop(run_id, None)
         self._forget.pop(run_id, None)
         budget_nano = max((each for each in (run.budget_nano, budget_nano) if each is not None), default=None)
-        self._runs[run_id] = replace(
+        queued = replace(
             run, state=State.QUEUED, wait_for=None, wake_at=None, ended_at=None, cancel_at=None, error=None, attempt=0,
             deadline_at=deadline, budget_nano=budget_nano,
         )  # fmt: skip
+        self._runs[run_id] = self._keep_time(run, queued)
         return self._runs[run_id]
 
     async def fork(
@@ -500,7 +536,8 @@ class InMemoryRuns:
             self._steps[found.run_id][found.position] = replace(step, again=True)
         run = self._runs[found.run_id]
         self._queued[run.id] = now
-        self._runs[run.id] = replace(run, state=State.QUEUED, wait_for=None, wake_at=None, error=None, attempt=0)
+        queued = replace(run, state=State.QUEUED, wait_for=None, wake_at=None, error=None, attempt=0)
+        self._runs[run.id] = self._keep_time(run, queued)
         return decided
 
     async def forget(self) -> int:

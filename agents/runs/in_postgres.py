@@ -20,6 +20,7 @@ from agents.approvals.deciding import cannot_decide, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
 from agents.recorded_json import digest_of, to_json
 from agents.runs.record import (
+    Attempt,
     Claim,
     Ended,
     Followup,
@@ -71,6 +72,7 @@ _FOLLOWUPS = "SELECT r.*, f.number AS followup FROM work.followups f JOIN work.r
 _FOLLOW = "SELECT * FROM work.follow_v1($1, $2)"
 _PAGE, _OUTLINE, _MARKS, _SPENT = _load("page"), _load("outline"), _load("marks"), _load("spent")
 _APPROVALS, _DECIDE = _load("page", _APPROVALS_FOLDER), _load("decide", _APPROVALS_FOLDER)
+_ATTEMPTS = _load("attempts_of")
 _FIND_APPROVAL = "SELECT * FROM work.approvals WHERE id = $1"
 _FIND = "SELECT * FROM work.runs WHERE id = $1"
 _FIND_KEY = "SELECT * FROM work.runs WHERE trigger_key = $1"
@@ -143,6 +145,10 @@ class PostgresRuns:
         """See `RunStore.text`."""
         rows = await self._fetch(_RESULT, run_id, position)
         return text_in(rows[0]["result"]) if rows else None
+
+    async def attempts(self, run_id: UUID) -> list[Attempt]:
+        """See `RunStore.attempts`."""
+        return [_read_attempt(row) for row in await self._fetch(_ATTEMPTS, run_id)]
 
     async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:
         """See `RunStore.marks`."""
@@ -360,6 +366,11 @@ def _read_step(row: Record) -> Step:
         None if row["error"] is None else json.loads(row["error"]), row["call_id"], row["cost_nano"], row["lost_nano"],
         row["started_at"], row["ended_at"],
     )  # fmt: skip
+
+
+def _read_attempt(row: Record) -> Attempt:
+    wait_for = None if row["wait_for"] is None else WaitFor(row["wait_for"])
+    return Attempt(row["fence"], row["owner"], row["began_at"], row["ended_at"], row["became"], wait_for)
 
 
 def _read_mark(row: Record) -> Mark:

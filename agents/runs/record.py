@@ -162,6 +162,22 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """One worker's claim of a run. `became` is the state in which it left the run; `LOST`: it did not, and its lease ended."""
+
+    fence: int
+    owner: UUID
+    began_at: datetime
+    ended_at: datetime | None = None
+    became: str | None = None
+    wait_for: WaitFor | None = None
+
+
+#: What became of a claim whose worker is gone.
+LOST = "lost"
+
+
+@dataclass(frozen=True, slots=True)
 class Claim:
     """A worker's right to write to a run."""
 

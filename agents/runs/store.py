@@ -8,6 +8,8 @@ What must hold:
   A step that is done stays as it is.
   Claims respect the limits of agents and teams, and the runs of a session are made one after another.
   A run ends once; only a person's `retry` opens it again.
+  A run's time limit stands still while it waits for a person, an event, money or another run, for 30 days in all. A pause before it
+      tries again counts.
   A run that asks a person waits from the moment that its question is recorded, and is queued in the moment of the decision.
       However else it stops waiting, its question is closed at the same moment. The first decision counts.
   A run that waits for its children is queued once all of them have ended. When a run ends, the runs below it that have not
@@ -23,6 +25,7 @@ from uuid import UUID
 
 from agents.approvals.record import Approval, ApprovalFilter, Decision
 from agents.runs.record import (
+    Attempt,
     Claim,
     Followup,
     Mark,
@@ -42,6 +45,8 @@ from agents.runs.record import (
 LEASE_S = 15.0
 #: After this many claims in a row that recorded no step, a run is dead.
 MOST_ATTEMPTS = 5
+#: For how long a run waits in all for what its time limit does not count. `sql/attempts.sql` has it too.
+MOST_WAIT_S = 30 * 86_400.0
 #: How long the results of a run's steps are kept if it did not succeed, for a retry or a fork.
 KEEP_FAILED_S = 7 * 86_400.0
 
@@ -82,6 +87,10 @@ class RunStore(Protocol):
 
     async def text(self, run_id: UUID, position: int) -> str | None:
         """The text that a model has written in a step; None: the step is not done, or its result is deleted."""
+        ...
+
+    async def attempts(self, run_id: UUID) -> list[Attempt]:
+        """The claims of a run, in their order."""
         ...
 
     async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:

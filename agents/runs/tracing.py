@@ -20,22 +20,40 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import Protocol
 from uuid import UUID
 
 from agents.approvals.record import Approval, ApprovalState
 from agents.recorded_json import to_json
-from agents.runs.record import Ended, HandsOver, Kind, Outcome, Run, State, StepEnd, StepHead, StepState, Waits
+from agents.runs.record import (
+    LOST,
+    Attempt,
+    Ended,
+    HandsOver,
+    Kind,
+    Outcome,
+    Run,
+    State,
+    StepEnd,
+    StepHead,
+    StepState,
+    Waits,
+)
 from llm_service.telemetry.record import TRACEPARENT, Attribute, SpanPlace, SpanRecord, span_id
 
 #: Langfuse's kinds of observations.
 _TYPES = {Kind.MODEL: "chain", Kind.TOOL: "tool", Kind.MCP: "tool", Kind.CHILD: "agent", Kind.OTHER: "span"}
 
 
-class Spans(Protocol):
-    """Where spans go (`Telemetry` is one)."""
+class Observer(Protocol):
+    """Where spans and counts go (`Telemetry` is one)."""
+
+    def run_ended(self, agent: str, state: str) -> None: ...
+    def run_step(self, kind: str, state: str, lost_nano: int) -> None: ...
+    def run_taken_over(self) -> None: ...
+    def working(self, runs: int, slots: int) -> None: ...
 
     @property
     def traced(self) -> bool: ...
@@ -67,12 +85,12 @@ def place_of_step(run: Run, fence: int, position: int) -> SpanPlace:
 class RunTraces:
     """Exports spans of runs. `content`: with inputs, outputs and arguments, which are left out otherwise."""
 
-    spans: Spans | None = None
+    spans: Observer | None = None
     content: bool = False
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
 
     @property
-    def to(self) -> Spans | None:
+    def to(self) -> Observer | None:
         """Where spans go. None: nowhere, so none is built."""
         return self.spans if self.spans is not None and self.spans.traced else None
 
@@ -100,17 +118,15 @@ class RunTraces:
         if (to := self.to) is not None:
             to.span(_attempt(run, began_at, self.now(), outcome))
 
-    def lost(self, run: Run, fence: int, last_heard_at: datetime) -> None:
-        """The worker with this claim is gone, and did not say so itself."""
-        if (to := self.to) is None:
-            return
-        attributes = _of_run(run) | {"treasurer.claim": fence, "treasurer.outcome": "lost"}
-        to.span(
-            SpanRecord(
-                f"attempt {fence} of {run.agent}", place_of_attempt(run, fence), place_of(run).span_id,
-                min(last_heard_at, self.now()), self.now(), attributes | {"langfuse.observation.type": "span"}, error="lease_lost",
-            )
-        )  # fmt: skip
+    def lost(self, run: Run, attempts: Sequence[Attempt]) -> None:
+        """A run is taken up. If the worker that had it before is gone, it cannot have exported its attempt's span."""
+        for each in attempts:
+            if each.fence == run.fence - 1 and each.became == LOST:
+                if self.spans is not None:
+                    self.spans.run_taken_over()
+                if (to := self.to) is not None:
+                    before = replace(run, fence=each.fence)
+                    to.span(_attempt(before, each.began_at, each.ended_at or self.now(), None))
 
     def approved(self, run: Run, approvals: Sequence[Approval], after: int) -> None:
         """A run is taken up again: the questions about steps after position `after` have an answer now."""
@@ -122,6 +138,8 @@ class RunTraces:
 
     def ended(self, run: Run) -> None:
         """A run has ended. `run` is as it was left."""
+        if self.spans is not None and run.state.ended:
+            self.spans.run_ended(run.agent, run.state)
         if (to := self.to) is None or not run.state.ended:
             return
         attributes = _of_run(run) | _outcome_of(run)
@@ -135,6 +153,11 @@ class RunTraces:
                 error=None if run.state is State.SUCCEEDED else str((run.error or {}).get("code", run.state)),
             )
         )  # fmt: skip
+
+    def working(self, runs: int, slots: int) -> None:
+        """So many runs are under way in this process, of so many that it can do at once."""
+        if self.spans is not None:
+            self.spans.working(runs, slots)
 
     def steps(self, run: Run) -> StepTraces:
         """The spans of the steps of a claim."""
@@ -154,7 +177,7 @@ class StepTraces:
         return nullcontext() if to is None else self._within(to, position)
 
     @contextmanager
-    def _within(self, to: Spans, position: int) -> Iterator[None]:
+    def _within(self, to: Observer, position: int) -> Iterator[None]:
         place = place_of_step(self.run, self.run.fence, position)
         token = TRACEPARENT.set(place.traceparent)
         try:
@@ -165,6 +188,8 @@ class StepTraces:
 
     def step(self, head: StepHead, end: StepEnd) -> None:
         """A step was recorded."""
+        if (observer := self.traces.spans) is not None:
+            observer.run_step(head.kind, end.state, end.lost_nano)
         if (to := self.traces.to) is None or end.state is StepState.UNKNOWN:
             return
         now = self.traces.now()

@@ -7,11 +7,13 @@ What must hold:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from agents.runs.record import Kind, Policy, Run, Spent, State, Step, StepState, Trigger, WaitFor
+from agents.approvals.record import Approval, ApprovalState, Why
+from agents.runs.record import Attempt, Kind, Policy, Run, Spent, State, Step, StepState, Trigger, WaitFor
 from llm_service.administration.inputs import View
 
 
@@ -31,10 +33,40 @@ class ForkView(View):
     steps: int
 
 
+class AttemptView(View):
+    """A worker's claim of a run. `became`: the state in which it left the run (`queued`: it handed it over); `lost`: it was gone,
+    and another one took the run over; null: it has it."""
+
+    claim: int
+    worker: UUID
+    began_at: datetime
+    ended_at: datetime | None
+    became: str | None
+    wait_for: WaitFor | None
+
+
+class AskedView(View):
+    """A question to a person about a step. `may_decide`: the approvers of the configuration; none: any administrator.
+    `changed`: it was approved with other arguments. /agents/approvals/ID shows the arguments."""
+
+    id: UUID
+    step: int
+    tool: str
+    why: Why
+    state: ApprovalState
+    may_decide: list[str]
+    asked_at: datetime
+    expires_at: datetime
+    decided_by: str | None
+    decided_at: datetime | None
+    reason: str | None
+    changed: bool
+
+
 class RunView(View):
     """A run. `cost`: what its own steps cost so far; `lost`: the part of it that bought answers which were lost;
     `tree_cost`: with all runs below it. `on_behalf_of` is the user that reports and budgets see. `results_deleted`: it can
-    be neither retried nor forked any more."""
+    be neither retried nor forked any more. `attempts` and `asked` are in the answer for one run only."""
 
     id: UUID
     number: int
@@ -59,6 +91,8 @@ class RunView(View):
     cost_nano: int
     lost_nano: int
     tree_cost_nano: int | None = None
+    attempts: list[AttemptView] | None = None
+    asked: list[AskedView] | None = None
     input: dict[str, Any]
     output: Any
     error: ErrorView | None
@@ -99,7 +133,12 @@ class StepListing(View):
     data: list[StepView]
 
 
-def run_view(run: Run, spent: Spent | None = None) -> RunView:
+def run_view(
+    run: Run,
+    spent: Spent | None = None,
+    attempts: Sequence[Attempt] | None = None,
+    asked: Sequence[Approval] | None = None,
+) -> RunView:
     """A run as it is shown. `spent` is newer than the run's own figures, which are those of when it was left last."""
     forked = run.forked_from is not None
     return RunView(
@@ -126,6 +165,8 @@ def run_view(run: Run, spent: Spent | None = None) -> RunView:
         cost_nano=run.cost_nano if spent is None else spent.cost_nano,
         lost_nano=run.lost_nano if spent is None else spent.lost_nano,
         tree_cost_nano=None if spent is None else spent.tree_nano,
+        attempts=None if attempts is None else [attempt_view(each) for each in attempts],
+        asked=None if asked is None else [asked_view(each) for each in asked],
         input=run.input,
         output=run.output,
         error=None if run.error is None else error_view(run.error),
@@ -135,6 +176,36 @@ def run_view(run: Run, spent: Spent | None = None) -> RunView:
         deadline_at=run.deadline_at,
         cancel_asked_at=run.cancel_at,
         results_deleted=run.forgotten,
+    )
+
+
+def attempt_view(attempt: Attempt) -> AttemptView:
+    """A claim as it is shown."""
+    return AttemptView(
+        claim=attempt.fence,
+        worker=attempt.owner,
+        began_at=attempt.began_at,
+        ended_at=attempt.ended_at,
+        became=attempt.became,
+        wait_for=attempt.wait_for,
+    )
+
+
+def asked_view(approval: Approval) -> AskedView:
+    """A question as the run's story shows it."""
+    return AskedView(
+        id=approval.id,
+        step=approval.position,
+        tool=approval.tool,
+        why=approval.why,
+        state=approval.state,
+        may_decide=list(approval.approvers),
+        asked_at=approval.asked_at,
+        expires_at=approval.expires_at,
+        decided_by=approval.decided_by,
+        decided_at=approval.decided_at,
+        reason=approval.reason,
+        changed=approval.changed is not None,
     )
 
 

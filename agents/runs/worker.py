@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
@@ -53,6 +54,32 @@ class _Running:
 
 
 @dataclass(slots=True)
+class Outage:
+    """Says once that the store is away, once that it is back, and in between once a minute, however often it is asked."""
+
+    again_s: float = 60.0
+    clock: Callable[[], float] = time.monotonic
+    _since: float | None = field(default=None, init=False)
+    _said_at: float = field(default=0.0, init=False)
+
+    def failed(self, what: str, error: TreasurerError) -> None:
+        """The store did not answer."""
+        now = self.clock()
+        if self._since is None:
+            self._since = self._said_at = now
+            log.warning("%s: %s", what, error)
+        elif now - self._said_at >= self.again_s:
+            self._said_at = now
+            log.warning("%s for %.0f s now: %s", what, now - self._since, error)
+
+    def succeeded(self) -> None:
+        """The store has answered."""
+        if self._since is not None:
+            log.warning("runs are claimed again, after %.0f s", self.clock() - self._since)
+            self._since = None
+
+
+@dataclass(slots=True)
 class Worker:
     """Does at most `slots` runs at once. `run` works until it is cancelled or `stop` is called."""
 
@@ -66,6 +93,7 @@ class Worker:
     _wake: asyncio.Event = field(default_factory=asyncio.Event, init=False)
     _stopping: bool = field(default=False, init=False)
     _renewed_at: float = field(default_factory=time.monotonic, init=False)
+    _away: Outage = field(default_factory=Outage, init=False)
     _heard_at: float = field(default=float("-inf"), init=False)
 
     @property
@@ -134,17 +162,20 @@ class Worker:
             agents = await self.executor.agents()
             runs = await self.executor.store.claim(self.id, free, agents, lease_s=self.lease_s)
         except TreasurerError as error:
-            log.warning("no run was claimed: %s", error)
+            self._away.failed("no run is claimed", error)
             return 0
+        self._away.succeeded()
         self._heard_at = time.monotonic()
         for run in runs:
             task = asyncio.create_task(self._do(run), name=f"run {run.id}")
             self._running[run.id] = _Running(run.claim, task)
             task.add_done_callback(partial(self._forget, run.id))
+        self.executor.traces.working(len(self._running), self.slots)
         return len(runs)
 
     def _forget(self, run_id: UUID, _task: asyncio.Task[None]) -> None:
         self._running.pop(run_id, None)
+        self.executor.traces.working(len(self._running), self.slots)
         self._wake.set()
 
     async def _do(self, run: Run) -> None:
@@ -202,7 +233,7 @@ class Worker:
                 self.id, [each.claim for each in held.values()], lease_s=self.lease_s
             )
         except TreasurerError as error:
-            log.warning("leases were not renewed: %s", error)
+            self._away.failed("leases are not renewed", error)
             if time.monotonic() - self._renewed_at > self.lease_s:
                 for each in held.values():
                     each.end(_Stop.LOST)
@@ -224,7 +255,7 @@ class Worker:
             try:
                 await self._recover()
             except TreasurerError as error:
-                log.warning("lost runs were not looked for: %s", error)
+                self._away.failed("lost runs are not looked for", error)
             await asyncio.sleep(self.poll_s)
 
     async def _recover(self) -> None:

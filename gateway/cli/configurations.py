@@ -243,7 +243,7 @@ def describe(configuration: AgentConfiguration) -> list[str]:
         "kept": kept,
         "session": terms.session.value,
         "approvers": ", ".join(terms.approvers) or "any administrator",
-        "approval time": "until the run's deadline" if terms.approval_s is None else _period(terms.approval_s),
+        "approval time": "30d" if terms.approval_s is None else _period(terms.approval_s),
         "unanswered": terms.unanswered.value,
         "engine": terms.engine,
     }

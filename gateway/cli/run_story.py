@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json as json_
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -21,23 +22,45 @@ from llm_service.money import format_dollars
 if TYPE_CHECKING:
     from uuid import UUID
 
+    from agents.approvals.record import Approval
     from agents.runs.events import Event
-    from agents.runs.record import Run, Spent, Step
+    from agents.runs.record import Attempt, Run, Spent, Step
 
 _SHOWN_CHARACTERS = 200
 
 
-def format_story(run: Run, spent: Spent, steps: Mapping[UUID, Sequence[Step]], below: Sequence[Run] = ()) -> Tree:
-    """A run's story as a tree: what is known of it, its steps, and the runs below it. `steps` are by the id of a run."""
+@dataclass(frozen=True, slots=True)
+class History:
+    """Which workers had a run, and what it has asked people."""
+
+    attempts: Sequence[Attempt] = ()
+    asked: Sequence[Approval] = ()
+
+
+_NO_HISTORY = History()
+
+
+def format_story(
+    run: Run,
+    spent: Spent,
+    steps: Mapping[UUID, Sequence[Step]],
+    below: Sequence[Run] = (),
+    history: Mapping[UUID, History] | None = None,
+) -> Tree:
+    """A run's story as a tree: what is known of it, its steps, and the runs below it. `steps` and `history` are by the id of a
+    run."""
+    history = history or {}
     tree = Tree(_title(run), guide_style="dim")
     for label, text in facts(run, spent):
         tree.add(Text.assemble((f"{label:<9}", "dim"), text))
     _add_steps(tree, steps[run.id])
+    _add_history(tree, history.get(run.id, _NO_HISTORY))
     branches = {run.id: tree}
     for each in below:
         branch = branches.get(each.parent_id or run.id, tree).add(_title(each))
         branches[each.id] = branch
         _add_steps(branch, steps[each.id])
+        _add_history(branch, history.get(each.id, _NO_HISTORY))
         if each.error is not None:
             branch.add(Text(_stopped(each.error), style="red"))
     return tree
@@ -95,7 +118,8 @@ def _time(run: Run) -> str:
     if run.fence > 1:
         words.append(f"taken up {run.fence} times")
     if not run.state.ended:
-        words.append(f"may take until {run.deadline_at:%Y-%m-%d %H:%M:%S} UTC")
+        word = "may wait" if run.state == "waiting" and run.wait_for != "time" else "may take"
+        words.append(f"{word} until {run.deadline_at:%Y-%m-%d %H:%M:%S} UTC")
     return ", ".join(words)
 
 
@@ -112,6 +136,51 @@ def _add_steps(tree: Tree, steps: Sequence[Step]) -> None:
             branch.add(Text(_short(step.head.arguments), style="dim"))
         if step.error is not None:
             branch.add(Text(_stopped(step.error), style="red"))
+
+
+def _add_history(tree: Tree, history: History) -> None:
+    """What it has asked people; and who had it, unless that was one worker only."""
+    for each in history.asked:
+        tree.add(Text.assemble((f"{'asked':<9}", "dim"), format_asked(each)))
+    if len(history.attempts) > 1:
+        branch = tree.add(Text("attempts", style="dim"))
+        for each in history.attempts:
+            branch.add(Text(format_attempt(each), style="red" if each.became == "lost" else ""))
+
+
+def format_attempt(attempt: Attempt) -> str:
+    """A claim in a line: who had the run, from when, for how long, and how that ended."""
+    words = [f"claim {attempt.fence}  worker {str(attempt.owner)[:8]}  from {attempt.began_at:%Y-%m-%d %H:%M:%S} UTC"]
+    if attempt.ended_at is None:
+        return f"{words[0]}  has it"
+    words.append(_seconds(attempt.ended_at - attempt.began_at))
+    became = {"queued": "handed it over", "lost": "was gone; another worker took it over"}
+    waits = "" if attempt.wait_for is None else f" for {attempt.wait_for}"
+    words.append(became.get(attempt.became or "", f"left it {attempt.became}{waits}"))
+    return "  ".join(words)
+
+
+def format_asked(approval: Approval) -> str:
+    """A question in a line: about what, who may decide until when, or who has decided what, and why."""
+    why = "before its call" if approval.why == "before" else "because nobody knows whether it was done"
+    words = [
+        f"about step {approval.position}, {printable(approval.tool)}, {why}, at {approval.asked_at:%Y-%m-%d %H:%M:%S} UTC"
+    ]
+    if approval.state == "pending":
+        who = ", ".join(map(printable, approval.approvers)) or "any administrator"
+        words.append(f"may be decided by {who} until {approval.expires_at:%Y-%m-%d %H:%M:%S} UTC")
+        words.append(f"treasurer approvals show {approval.id}")
+    elif approval.decided_by is None or approval.decided_at is None:
+        words.append(str(approval.state))
+    else:
+        words.append(
+            f"{approval.state} by {printable(approval.decided_by)} after {_seconds(approval.decided_at - approval.asked_at)}"
+        )
+    if approval.changed is not None:
+        words.append(f"with other arguments: {_short(approval.changed)}")
+    if approval.reason:
+        words.append(f"reason: {printable(approval.reason)}")
+    return "; ".join(words)
 
 
 def format_step(step: Step) -> Text:

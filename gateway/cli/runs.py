@@ -15,7 +15,7 @@ from rich.console import Console
 from gateway.cli.common import ExitCode, command_group, emit, fail
 from gateway.cli.database import AsJson, administer, print_more, with_runs
 from gateway.cli.reports import printable
-from gateway.cli.run_story import format_event, format_state, format_story, runs_below
+from gateway.cli.run_story import History, format_event, format_state, format_story, runs_below
 from llm_service.administration.paging import page_of, to_fetch
 from llm_service.money import format_dollars, parse_dollars
 
@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 #: Runs of one tree that a story shows at most.
 _MOST_RELATIVES = 500
+#: Questions of one run that a story shows at most.
+_MOST_ASKED = 1_000
 
 commands = command_group("Runs of agents: what they did, what it cost, and what becomes of them.")
 
@@ -176,20 +178,30 @@ def _row(run: Run) -> dict[str, object]:
 
 @commands.command("show")
 def show(run: _Run, json: AsJson = False) -> None:
-    """Print a run's story: who asked, its steps with times and costs, the runs below it, and why it stopped."""
+    """Print a run's story: who asked, its steps with times and costs, who had it, what it asked whom, the runs below it, and
+    why it stopped."""
     from agents.runs.views import run_view, step_view
 
-    async def read(store: PostgresRuns) -> tuple[Run, Spent, list[Run], dict[UUID, list[Step]]]:
+    async def read(store: PostgresRuns) -> tuple[Run, Spent, list[Run], dict[UUID, list[Step]], dict[UUID, History]]:
+        from agents.approvals.record import ApprovalFilter
         from agents.runs.record import RunFilter
 
         found = await _find(store, run)
         below = runs_below(found, await store.page(RunFilter(root_id=found.root_id, most=_MOST_RELATIVES)))
         shown = [found] if json else [found, *below]  # JSON has the steps of the run itself only
-        return found, await store.spent(found.id), below, {each.id: await store.outline(each.id) for each in shown}
+        steps = {each.id: await store.outline(each.id) for each in shown}
+        history = {
+            each.id: History(
+                await store.attempts(each.id),
+                await store.approvals(ApprovalFilter(run_id=each.id, state=None, most=_MOST_ASKED)),
+            )
+            for each in shown
+        }
+        return found, await store.spent(found.id), below, steps, history
 
-    found, spent, below, steps = with_runs(read)
+    found, spent, below, steps, history = with_runs(read)
     if json:
-        story = run_view(found, spent).model_dump(mode="json")
+        story = run_view(found, spent, history[found.id].attempts, history[found.id].asked).model_dump(mode="json")
         story["steps"] = [step_view(step).model_dump(mode="json") for step in steps[found.id]]
         story["below"] = [run_view(each).model_dump(mode="json") for each in below]
         emit([story], json=True)
@@ -197,7 +209,7 @@ def show(run: _Run, json: AsJson = False) -> None:
     console = Console()
     if not console.is_terminal:  # a file or a pipe has no width, so no line may be cut
         console.width = 10_000
-    console.print(format_story(found, spent, steps, below))
+    console.print(format_story(found, spent, steps, below, history))
 
 
 @commands.command("tail")

@@ -385,6 +385,7 @@ def _worker_part(site: _Site, number: int) -> Part:
         "TREASURER_GATEWAY_URL": site.gateway_url,
         "TREASURER_GRANT_SECRET": site.secrets.grant_secret,
         "TREASURER_WORKER_PORT": str(port),
+        "PROMETHEUS_MULTIPROC_DIR": str(site.metrics),  # so that the gateways' /metrics has what workers count
     }
     return Part(
         name=f"worker-{number}",
@@ -393,6 +394,7 @@ def _worker_part(site: _Site, number: int) -> Part:
         command=[sys.executable, "-m", "gateway.work"],
         environ={**kept, **environ},
         depends_on=("postgres",),
+        on_exit=lambda pid: mark_process_dead(pid, str(site.metrics)),
         start_detail="imports the agents",
         start_timeout_s=120,
         stop_timeout_s=12,

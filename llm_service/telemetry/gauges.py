@@ -1,4 +1,4 @@
-"""Gauges whose values are in the database: the money that is held, and the money left in each budget.
+"""Gauges whose values are in the database: the money that is held and left in each budget, and the runs that are under way.
 
 What must hold:
   The database is read at scrape time, at most once every `_FRESH_S`, and for at most `_TIMEOUT_S`.
@@ -15,7 +15,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from prometheus_client.metrics_core import GaugeMetricFamily, Metric
@@ -39,6 +40,9 @@ FROM holds
 """
 
 _BUDGETS = load_query("telemetry/budgets")
+_RUNS = load_query("telemetry/runs")
+#: What a run may wait for; each has a series from the start.
+_WAITS = ("approval", "event", "time", "money", "run")
 
 
 class Pool(Protocol):
@@ -64,6 +68,8 @@ class _Snapshot:
     budgets: int
     overshoot_nano: int
     lines: tuple[_BudgetLine, ...]
+    runs: Mapping[tuple[str, str | None], int] = field(default_factory=dict[tuple[str, str | None], int])
+    oldest_queued_s: float = 0.0
 
 
 class DatabaseGauges:
@@ -92,6 +98,7 @@ class DatabaseGauges:
             async with asyncio.timeout(self._timeout_s):
                 holds = (await pool.fetch(_HOLDS))[0]
                 rows = await pool.fetch(_BUDGETS, _NEWEST_WINDOWS, MAX_BUDGETS)
+                runs = await pool.fetch(_RUNS)
         except (*ANY_POSTGRES_ERROR, TreasurerError) as error:
             if self._snapshot is not None or self._read_at < 0:
                 _logger.warning(
@@ -105,6 +112,8 @@ class DatabaseGauges:
             budgets=rows[0]["budgets"] if rows else 0,
             overshoot_nano=int(rows[0]["all_overshoot_nano"]) if rows else 0,
             lines=tuple(_line(row) for row in rows),
+            runs={(row["state"], row["wait_for"]): row["runs"] for row in runs},
+            oldest_queued_s=max((row["oldest_s"] for row in runs), default=0.0),
         )
 
 
@@ -119,7 +128,7 @@ def _line(row: Any) -> _BudgetLine:
 
 
 def _families(snapshot: _Snapshot | None) -> list[Metric]:
-    def one(name: str, help_text: str, value: int) -> Metric:
+    def one(name: str, help_text: str, value: float) -> Metric:
         return GaugeMetricFamily(f"treasurer_{name}", help_text, value)
 
     if snapshot is None:
@@ -139,7 +148,14 @@ def _families(snapshot: _Snapshot | None) -> list[Metric]:
         values = (line.limit_nano, line.posted_nano, line.pending_nano, remaining, line.overshoot_nano)
         for family, value in zip(budgets.values(), values, strict=True):
             family.add_metric(line.labels, value)
+    waiting = GaugeMetricFamily("treasurer_runs_waiting", "Runs that wait, by what for.", labels=("wait_for",))
+    for wait in _WAITS:
+        waiting.add_metric((wait,), snapshot.runs.get(("waiting", wait), 0))
     return [
+        one("runs_queued", "Runs that are queued.", snapshot.runs.get(("queued", None), 0)),
+        one("runs_running", "Runs that a worker has.", snapshot.runs.get(("running", None), 0)),
+        waiting,
+        one("run_queue_age_seconds", "For how long the oldest queued run has been queued.", snapshot.oldest_queued_s),
         one("database_readable", "Whether the last scrape could read the database.", 1),
         one("holds_pending", "Holds that are pending.", snapshot.holds),
         one("holds_pending_nano_dollars", "Money held, in nano-dollars.", snapshot.held_nano),

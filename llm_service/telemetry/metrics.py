@@ -83,6 +83,7 @@ class Metrics:
         self._define_calls()
         self._define_money()
         self._define_parts()
+        self._define_runs()
 
     def _counter(self, name: str, help_text: str, *labels: str) -> Counter:
         return Counter(f"treasurer_{name}", help_text, labels, registry=self.registry)
@@ -179,6 +180,14 @@ class Metrics:
         )
         self.audited_at = self._gauge("last_audit_timestamp_seconds", "When an audit last ran.", mode="max")
         self.spans = self._counter("spans", "Spans by exporter and what became of them.", "exporter", "outcome")
+
+    def _define_runs(self) -> None:
+        self.runs = self._counter("runs", "Runs that ended, by agent and end.", "agent", "state")
+        self.run_steps = self._counter("run_steps", "Steps of runs that were recorded.", "kind", "state")
+        self.run_takeovers = self._counter("run_takeovers", "Runs taken over from a worker that was gone.")
+        self.run_lost_answers = self._counter("run_lost_answers", "Steps whose answer was paid, lost and bought again.")
+        self.worker_runs = self._gauge("worker_runs", "Runs that live workers are doing.", mode="livesum")
+        self.worker_slots = self._gauge("worker_slots", "Runs that live workers can do at once.", mode="livesum")
 
     def catalogue(self, models: Mapping[str, int]) -> None:
         """Set the known models. Any other model is labelled `unknown` from now on, so that callers cannot create

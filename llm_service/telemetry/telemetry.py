@@ -142,6 +142,33 @@ class Telemetry:
         """
         self._safely(lambda: self.metrics.catalogue(models))
 
+    def run_ended(self, agent: str, state: str) -> None:
+        """Count a run that has ended."""
+        self._safely(lambda: self.metrics.runs.labels(self.metrics.bounded("agent", agent), state).inc())
+
+    def run_step(self, kind: str, state: str, lost_nano: int) -> None:
+        """Count a step that was recorded, and a paid answer that was lost in it."""
+
+        def observe() -> None:
+            self.metrics.run_steps.labels(kind, state).inc()
+            if lost_nano:
+                self.metrics.run_lost_answers.inc()
+
+        self._safely(observe)
+
+    def run_taken_over(self) -> None:
+        """Count a run that was taken over from a worker that is gone."""
+        self._safely(self.metrics.run_takeovers.inc)
+
+    def working(self, runs: int, slots: int) -> None:
+        """Show how many runs this process is doing, and how many it can do."""
+
+        def observe() -> None:
+            self.metrics.worker_runs.set(runs)
+            self.metrics.worker_slots.set(slots)
+
+        self._safely(observe)
+
     @property
     def traced(self) -> bool:
         """Whether spans go anywhere."""

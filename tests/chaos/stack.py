@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from gateway.stack.ports import free_port
+from gateway.stack.ports import listen
 from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
 from tests.faketime import MovableClock
@@ -93,12 +93,14 @@ async def one_more_gateway(
     state: StackState, program: str = "", **environ: str
 ) -> AsyncIterator[tuple[str, subprocess.Popen[bytes]]]:
     """Start another gateway process on the stack, which runs `program` first; return its address."""
-    port = free_port()
-    given = {"TREASURER_DATA_DIR": str(state.data_dir), "TREASURER_PORT": str(port), **_TIMES, **environ}
     command = [sys.executable, "-c", f"{program}\nfrom gateway.serve import main\nmain()"]
-    with (state.data_dir / "logs" / "one-more-gateway.log").open("ab") as out:
+    log = state.data_dir / "logs" / "one-more-gateway.log"
+    with listen("127.0.0.1", 0) as listener, log.open("ab") as out:
+        handed, port = listener.fileno(), int(listener.getsockname()[1])
+        given = {"TREASURER_DATA_DIR": str(state.data_dir), "TREASURER_PORT": str(port), **_TIMES, **environ}
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, env=os.environ | given, cwd=ROOT,
+            command, stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            env=os.environ | {**given, "TREASURER_LISTEN_FD": str(handed)}, pass_fds=(handed,), cwd=ROOT,
             start_new_session=True,
         )  # fmt: skip
     url = f"http://127.0.0.1:{port}"

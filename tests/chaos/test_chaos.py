@@ -23,9 +23,9 @@ SHORT = (
 
 @pytest.mark.timeout(340)
 async def test_the_books_are_right_after_each_disturbance(
-    service_dir: Path, stop_with_us: Callable[[int], None]
+    memory_dir: Path, stop_with_us: Callable[[int], None]
 ) -> None:
-    stack = Stack(service_dir / "chaos")
+    stack = Stack(memory_dir / "chaos")
     stack.start()
     assert stack.process is not None
     stop_with_us(stack.process.pid)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import socket
 import time
 from pathlib import Path
 from typing import Any, cast
@@ -12,12 +14,18 @@ import pytest
 from agents.configuration.versions import AgentConfigurations
 from agents.registry import BrokenLogic
 from agents.runs.executor import RunExecutor
+from agents.runs.in_memory import InMemoryRuns
+from agents.runs.tracing import RunTraces
 from agents.runs.worker import Worker
 from gateway import work
 from gateway.settings import Settings
 from gateway.stack.state import NotRunning
-from gateway.work import RunnableAgents, WorkerAddresses, health_answer, usable_logic, worker_addresses
+from gateway.work import RunnableAgents, WorkerAddresses, _health, health_answer, usable_logic, worker_addresses
+from llm_service.administration.principals import Principals
 from llm_service.errors import TreasuryUnavailable
+from llm_service.runs.money import RunMoney
+from llm_service.runs.remote import RemoteService
+from llm_service.telemetry import Telemetry
 
 SECRET = "s" * 40
 
@@ -94,3 +102,25 @@ def test_a_worker_says_how_it_is(silent_s: float, path: str, status: int) -> Non
 
 def test_a_request_that_is_not_http_is_answered() -> None:
     assert health_answer(b"hello\r\n\r\n", Worker(cast("RunExecutor", None))).startswith(b"HTTP/1.1 404 ")
+
+
+async def test_a_worker_shows_its_metrics(tmp_path: Path) -> None:
+    telemetry = Telemetry.create()
+    telemetry.working(3, 32)
+    executor = RunExecutor(
+        InMemoryRuns(),
+        cast("RemoteService", None),
+        cast("Principals", None),
+        cast("RunMoney", None),
+        traces=RunTraces(telemetry),
+    )
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    async with _health(port, Worker(executor)):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n")
+        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+        writer.close()
+    assert head.startswith(b"HTTP/1.1 200 ")
+    assert b"treasurer_worker_runs 3.0" in body

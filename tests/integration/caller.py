@@ -62,6 +62,7 @@ class Caller:
     agent_id: int
     secret: str
     since: int
+    asked_at: float
     began: datetime
     last_window: int
     responses: list[Answered] = field(default_factory=list[Answered])
@@ -118,15 +119,18 @@ class Caller:
         return await self.admin("POST", "budgets", {"limit": limit, **owner, **terms})
 
     async def invoice(self, at_least: int = 0) -> list[dict[str, Any]]:
-        """The provider's invoice lines since this caller began, with the provider's prices, or the local server's.
+        """The provider's invoice lines of requests since this caller began, with the provider's prices, or the local
+        server's.
 
-        The provider writes a line when its stream ends, perhaps after the caller has left, so wait for `calls` lines.
+        The provider writes a line when its stream ends, perhaps after the caller has left. So wait for `at_least` lines,
+        and leave out requests that came before this caller began, because an earlier test had made them.
         """
         address = f"{self.stack.provider_url}/_sim/invoice?lines=1&since={self.since}"
         deadline = time.monotonic() + PATIENCE_S
         while True:
             async with self.http.get(address) as response:
                 lines: list[dict[str, Any]] = (await response.json())["lines"]
+            lines = [line for line in lines if line["began"] >= self.asked_at]
             if len(lines) >= at_least or time.monotonic() > deadline:
                 break
             await asyncio.sleep(0.05)
@@ -227,7 +231,7 @@ async def open_caller(stack: StackState, budget: str | None = "1", **terms: obje
         row = await pool.fetchrow("SELECT clock_timestamp() AS began, coalesce(max(id), 0) AS last_window FROM windows")
         assert row is not None
         name = f"caller-{uuid4().hex[:12]}"
-        caller = Caller(stack, pool, http, things, name, 0, "", since, row["began"], row["last_window"])
+        caller = Caller(stack, pool, http, things, name, 0, "", since, time.time(), row["began"], row["last_window"])
         agent: dict[str, object] = {"name": name}
         if budget is not None:
             agent["budget"] = {"limit": budget, **terms}

@@ -1,4 +1,8 @@
-"""Fixtures for tests of administration: the admin API over HTTP, and the command line, each on the test's own database."""
+"""Fixtures for tests of administration: the admin API over HTTP, and the command line, each on the test's own database;
+and the command line on the shared stack.
+
+Commands run in this process, because a process would import Treasurer for two seconds.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from fastapi import FastAPI
 from gateway import errors
 from gateway.cli import main
 from gateway.routes import admin
+from gateway.stack.state import StackState
 from llm_service.administration.principals import Principals
 from llm_service.errors import UnknownModel
 from tests.integration.administering import ADMIN, Ran, Treasurer
@@ -46,7 +51,19 @@ async def api(pool: asyncpg.Pool) -> AsyncIterator[httpx2.AsyncClient]:
 def treasurer(database_url: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Treasurer:
     """Run `treasurer …` as its entry point does, on this test's database."""
     monkeypatch.setenv("TREASURER_DATABASE_URL", database_url)
+    return command_line(monkeypatch, capsys)
 
+
+@pytest.fixture
+def treasurer_on_stack(
+    stack: StackState, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Treasurer:
+    """Run `treasurer …` as its entry point does, on the shared stack."""
+    monkeypatch.setenv("TREASURER_DATA_DIR", str(stack.data_dir))
+    return command_line(monkeypatch, capsys)
+
+
+def command_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Treasurer:
     async def run(*arguments: str) -> Ran:
         monkeypatch.setattr("sys.argv", ["treasurer", *arguments])
         capsys.readouterr()

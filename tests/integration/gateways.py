@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from gateway.stack.ports import free_port
+from gateway.stack.ports import listen
 from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
 
@@ -27,12 +27,13 @@ def another_gateway(
     program: str = "from gateway.serve import main; main()",
 ) -> Iterator[tuple[str, int]]:
     """Yields its address and its process. It finds the stack's servers and secrets in the data folder."""
-    port = free_port()
-    given = {"TREASURER_DATA_DIR": str(stack.data_dir), "TREASURER_PORT": str(port), **environ}
-    with log.open("wb") as out:
+    with listen("127.0.0.1", 0) as listener, log.open("wb") as out:
+        handed, port = listener.fileno(), int(listener.getsockname()[1])
+        given = {"TREASURER_DATA_DIR": str(stack.data_dir), "TREASURER_PORT": str(port), **environ}
         process = subprocess.Popen(
             [sys.executable, "-c", program], stdin=subprocess.DEVNULL, stdout=out, stderr=out,
-            env=os.environ | given, cwd=ROOT, start_new_session=True,
+            env=os.environ | {**given, "TREASURER_LISTEN_FD": str(handed)}, pass_fds=(handed,), cwd=ROOT,
+            start_new_session=True,
         )  # fmt: skip
     stop_with_us(process.pid)
     try:

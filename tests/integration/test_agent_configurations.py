@@ -325,6 +325,12 @@ async def test_by_the_command_line(treasurer: Treasurer) -> None:
     assert "Agent digest, version 0, the defaults of its code." in shown.out
     assert "was never configured" in (await treasurer("agent", "versions", "digest")).out
 
+    missing = await treasurer("agent", "configure", "digest", "--approver", "ops")
+    assert missing.code != 0
+    assert "There is no administrator's key 'ops' that is in force" in missing.err
+    for approver, said in (("team:nowhere", "no team 'nowhere'"), ("digest2/desk", "no key 'desk' of agent 'digest2'")):
+        assert said in (await treasurer("agent", "configure", "digest", "--approver", approver)).err
+    assert (await treasurer("key", "create", "--admin", "--name", "ops")).code == 0
     made = await treasurer(
         "agent", "configure", "digest", "--budget", "0.50", "--reserve", "0.02", "--tool", "read_feed=ask",
         "--trigger", "chat:0.10,0", "--trigger", "webhook:0.20", "--keep", "steps", "--keep-for", "30d",

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import subprocess
-import sys
 from typing import Any
 
 import aiohttp
 
 from gateway.stack.state import StackState
+from tests.integration.administering import Treasurer
 from tests.integration.caller import Caller, open_caller
-from tests.integration.stacks import ROOT
 
 
 async def configure(caller: Caller, method: str, body: dict[str, object]) -> tuple[int, dict[str, Any]]:
@@ -23,19 +20,7 @@ async def configure(caller: Caller, method: str, body: dict[str, object]) -> tup
         return answer.status, await answer.json()
 
 
-def treasurer(stack: StackState, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "gateway.cli", "agent", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        cwd=ROOT,
-        env={"PATH": "/usr/bin:/bin", "TREASURER_DATA_DIR": str(stack.data_dir)},
-        check=False,
-    )
-
-
-async def test_only_a_model_that_the_proxy_serves_is_accepted(stack: StackState) -> None:
+async def test_only_a_model_that_the_proxy_serves_is_accepted(stack: StackState, treasurer_on_stack: Treasurer) -> None:
     async with open_caller(stack) as caller:
         status, answer = await configure(caller, "PUT", {"logic": "digest", "model": "gpt-99"})
         assert (status, answer["error"]["param"]) == (404, "model"), answer
@@ -45,14 +30,12 @@ async def test_only_a_model_that_the_proxy_serves_is_accepted(stack: StackState)
         status, answer = await configure(caller, "PUT", {"logic": "digest", "model": "claude-haiku-4-5"})
         assert (status, answer["version"]) == (200, 1), answer
 
-        refused = await asyncio.to_thread(treasurer, stack, "configure", caller.agent, "--model", "gpt-99")
-        assert (refused.returncode, refused.stdout) == (1, ""), refused
-        assert "The model 'gpt-99' does not exist" in " ".join(refused.stderr.split())
-        changed = await asyncio.to_thread(
-            treasurer, stack, "configure", caller.agent, "--model", "gemini-2.5-flash", "--json"
-        )
-        assert changed.returncode == 0, changed.stderr
-        [row] = json.loads(changed.stdout)
+        refused = await treasurer_on_stack("agent", "configure", caller.agent, "--model", "gpt-99")
+        assert (refused.code, refused.out) == (1, ""), refused
+        assert "The model 'gpt-99' does not exist" in " ".join(refused.err.split())
+        changed = await treasurer_on_stack("agent", "configure", caller.agent, "--model", "gemini-2.5-flash", "--json")
+        assert changed.code == 0, changed.err
+        [row] = json.loads(changed.out)
         assert (row["version"], row["model"]) == (2, "gemini-2.5-flash")
         # The other gateway reads it at once: no gateway keeps a copy.
         shown = await caller.admin("GET", f"agents/{caller.agent}/configuration", url=stack.gateway_urls[0])

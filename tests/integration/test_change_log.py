@@ -102,9 +102,9 @@ async def test_every_table_of_configuration_is_logged_and_audited(pool: asyncpg.
     assert tables - set(others) == set(LOGGED)
     work = {row["tablename"] for row in await pool.fetch("SELECT * FROM pg_tables WHERE schemaname = 'work'")}
     # The other tables hold what runs do and ask, and what follows their ends. The limits are those of the agents' versions.
-    assert {f"work.{table}" for table in work - {"runs", "steps", "limits", "approvals", "followups"}} == set(
-        LOGGED_ONLY
-    )
+    assert {
+        f"work.{table}" for table in work - {"runs", "steps", "attempts", "limits", "approvals", "followups"}
+    } == set(LOGGED_ONLY)
     assert set(change_log.KINDS) >= {*LOGGED, *(table.removeprefix("work.") for table in LOGGED_ONLY)}
 
 

@@ -135,9 +135,9 @@ async def test_a_top_up_admits_at_once_and_ends_by_itself(caller: Caller) -> Non
     await caller.admin("PATCH", caller.first_budget, {"limit": f"{posted / 10**9:.9f}"})
     await becomes(caller, openai.RateLimitError)
     topped = time.monotonic()
-    await caller.admin("POST", f"{caller.first_budget}/top-ups", {"amount": "0.01", "lasts": "2s"})
+    await caller.admin("POST", f"{caller.first_budget}/top-ups", {"amount": "0.01", "lasts": "4s"})
     await becomes(caller, None)
-    await asyncio.sleep(max(0.0, topped + 2.1 - time.monotonic()))
+    await asyncio.sleep(max(0.0, topped + 4.1 - time.monotonic()))
     with pytest.raises(openai.RateLimitError):
         await caller.call()
     await caller.agrees(4)

@@ -46,7 +46,7 @@ async def open_stream(caller: Caller, script: dict[str, Any], max_tokens: int = 
 
 async def test_i1_what_a_crowd_leaves_is_not_posted_below_the_bill(caller: Caller) -> None:
     """Everything was sent and billed before anybody could read it, and draining the streams takes time."""
-    callers, tokens = 5, 5000  # more than LiteLLM reads within two seconds
+    callers, tokens = 5, 2500  # each has more than LiteLLM reads within two seconds
 
     async def leaves() -> None:
         stream = await open_stream(caller, {"output_tokens": tokens, "chunk_tokens": 1}, tokens)

@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from decimal import Decimal
 from pathlib import Path
@@ -28,6 +29,7 @@ from llm_service.errors import BudgetBusy, Paused, RunBudgetSpent, UnknownModel
 from llm_service.model import GovernedModel
 from llm_service.money import format_decimal
 from llm_service.types import CallContext, Principal, Scope
+from tests.integration.caller import PATIENCE_S
 
 MODELS = ["gpt-4o-mini", "claude-haiku-4-5", "gemini-2.5-flash", "local/qwen3-8b"]
 
@@ -54,7 +56,8 @@ def governed(
 
 async def ledger_nano(runtime: ServiceRuntime, run: str, calls: int) -> int:
     """The ledger's cost of a run, when all of its calls are settled (which happens after the caller has its answer)."""
-    for _ in range(100):
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
         row = await runtime.pools.calls.fetchrow(
             "SELECT count(*) AS calls, sum(cost_nano)::bigint AS cost_nano FROM ledger"
             " WHERE run_id = $1 AND state <> 'adjusted'",
@@ -64,8 +67,8 @@ async def ledger_nano(runtime: ServiceRuntime, run: str, calls: int) -> int:
         if row["calls"] >= calls:
             assert row["calls"] == calls
             return row["cost_nano"]
+        assert time.monotonic() < deadline, f"run {run} has fewer than {calls} entries in the ledger"
         await asyncio.sleep(0.05)
-    raise AssertionError(f"run {run} has fewer than {calls} entries in the ledger after 5 s")
 
 
 def treasurer(stack: StackState, *arguments: str) -> subprocess.CompletedProcess[str]:

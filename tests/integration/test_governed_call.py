@@ -17,6 +17,7 @@ import pytest
 from gateway.stack.state import StackState
 from tests.integration.caller import Caller, open_caller, said, text_of
 from tests.llm_service.wire.media_files import data_url, png
+from tests.stack_configuration import NOT_SERVED, stack_configuration
 
 #: Every chat model of config/litellm.yaml.
 MODELS = (
@@ -272,4 +273,6 @@ async def test_attribution_reaches_the_ledger(caller: Caller) -> None:
 
 async def test_the_models_of_the_configuration_are_listed(caller: Caller) -> None:
     listed = {model.id async for model in caller.client().models.list()}
-    assert listed == {*MODELS, "text-embedding-3-small", "text-embedding-3-large"}
+    configured = {deployment["model_name"] for deployment in stack_configuration()["model_list"]}
+    assert listed == configured - NOT_SERVED
+    assert {*MODELS, "text-embedding-3-small", "text-embedding-3-large"} <= listed

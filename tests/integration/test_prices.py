@@ -7,43 +7,29 @@ from __future__ import annotations
 
 import base64
 import struct
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator
 from contextlib import suppress
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import orjson
 import pytest
-import yaml
 from openai import APIStatusError
 
-from benchmarks.overspend.models import ROUTED, more_models
+from benchmarks.overspend.models import ROUTED
 from gateway.stack.state import StackState
 from llm_service.administration.acknowledgements import AcknowledgePrices, acknowledge_prices
 from llm_service.administration.inputs import read_input
 from tests.integration.caller import Caller, open_caller, said
-from tests.integration.stacks import ROOT, another_stack
 
 #: More bytes than the tokens that the scripts report, because no text has more tokens than bytes.
 LONG = "What does it cost? " * 60
 
 
-@pytest.fixture(scope="module")
-def priced_stack(tmp_path_factory: pytest.TempPathFactory, stop_with_us: Callable[[int], None]) -> Iterator[StackState]:
-    """A stack that also serves models which search, and providers which say what a call cost."""
-    config: dict[str, Any] = yaml.safe_load((ROOT / "config" / "litellm.yaml").read_text(encoding="utf-8"))
-    config["model_list"] += more_models()
-    folder: Path = tmp_path_factory.mktemp("priced")
-    folder.chmod(0o755)  # PostgreSQL may run under another account, which must be able to enter it
-    with another_stack(folder, stop_with_us, config, {"TREASURER_BREAKER_FAILURES": "0"}) as state:
-        yield state
-
-
 @pytest.fixture
-async def caller(priced_stack: StackState) -> AsyncIterator[Caller]:
+async def caller(stack: StackState) -> AsyncIterator[Caller]:
     """An agent with a dollar."""
-    async with open_caller(priced_stack) as caller:
+    async with open_caller(stack) as caller:
         yield caller
 
 
@@ -101,7 +87,7 @@ async def test_i4_a_repricing_confirms_the_price_that_was_posted(caller: Caller)
     assert await caller.posted_nano() == await caller.billed_nano() == 26_650_000
 
 
-async def test_bad_repricings_are_refused_by_name(priced_stack: StackState, caller: Caller) -> None:
+async def test_bad_repricings_are_refused_by_name(stack: StackState, caller: Caller) -> None:
     before = await caller.counts()
     for body, status, param in (
         ({"model": "no-such-model"}, 404, "model"),
@@ -111,16 +97,16 @@ async def test_bad_repricings_are_refused_by_name(priced_stack: StackState, call
         ({"model": "gpt-4o", "until": "soon"}, 400, "until"),
         ({"model": "gpt-4o", "apply": "yes"}, 400, "apply"),
     ):
-        address = f"{priced_stack.gateway_url}/admin/v1/repricings"
-        headers = {"Authorization": f"Bearer {priced_stack.admin_key}"}
+        address = f"{stack.gateway_url}/admin/v1/repricings"
+        headers = {"Authorization": f"Bearer {stack.admin_key}"}
         async with caller.http.post(address, json=body, headers=headers) as answer:
             assert answer.status == status, body
             assert (await answer.json())["error"]["param"] == param, body
     assert await caller.counts() == before
 
 
-async def test_i1_searches_pass_no_limit(priced_stack: StackState) -> None:
-    async with open_caller(priced_stack, "0.05", window="day") as caller:
+async def test_i1_searches_pass_no_limit(stack: StackState) -> None:
+    async with open_caller(stack, "0.05") as caller:
         script = used(prompt_tokens=60, completion_tokens=150)
         for _ in range(4):
             with suppress(APIStatusError):

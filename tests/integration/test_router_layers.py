@@ -6,7 +6,6 @@ What must hold: no error is retried in both layers. LiteLLM tries another deploy
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,11 +14,8 @@ import pytest
 
 from gateway.stack.state import StackState
 from tests.integration.caller import Caller, open_caller, said
+from tests.stack_configuration import BALANCED, BALANCED_UNDERLYING
 
-#: For so many seconds after a failure, LiteLLM does not use a deployment.
-COOLDOWN_S = 5.5
-#: This model has two deployments; all others have one.
-BALANCED = "gpt-4o-mini"
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
 
 
@@ -46,7 +42,7 @@ async def ask(caller: Caller, model: str, streamed: bool) -> None:
 
 async def asked(caller: Caller, model: str, do: dict[str, Any], *, streamed: bool = False) -> int:
     """How often the provider was asked for one call that fails in this way."""
-    underlying = model.rpartition("/")[2]
+    underlying = BALANCED_UNDERLYING if model in BALANCED else model.rpartition("/")[2]
     await script(caller, [{"model": underlying, "do": do}])
     with pytest.raises(openai.APIError):
         await ask(caller, model, streamed)
@@ -93,18 +89,18 @@ async def test_embeddings_are_asked_for_once(caller: Caller) -> None:
         assert [rule["matched"] for rule in (await response.json())["rules"]] == [1]
 
 
-@STREAMED
-async def test_no_error_is_retried_in_both_layers(caller: Caller, streamed: bool) -> None:
-    """The route has two retries, so there are three tries, or two if LiteLLM has already tried another deployment."""
+@pytest.mark.parametrize(("streamed", "first", "second"), [(False, *BALANCED[:2]), (True, *BALANCED[2:4])])
+async def test_no_error_is_retried_in_both_layers(caller: Caller, streamed: bool, first: str, second: str) -> None:
+    """The route has two retries, so there are three tries, or two if LiteLLM has already tried another deployment.
+
+    After a failure LiteLLM does not use a deployment for some seconds, so each failure has its own model.
+    """
     await caller.admin("PUT", "routes", {"agent": caller.agent, "model": "*", "retries": 2})
-    await asyncio.sleep(COOLDOWN_S)
-    assert await asked(caller, BALANCED, {"status": 503}, streamed=streamed) == 2
-    await asyncio.sleep(COOLDOWN_S)
-    assert await asked(caller, BALANCED, {"status": 500}, streamed=streamed) == 3
+    assert await asked(caller, first, {"status": 503}, streamed=streamed) == 2
+    assert await asked(caller, second, {"status": 500}, streamed=streamed) == 3
     assert {(row["attempt"], row["state"]) for row in await caller.ledger()} == {
         (0, "voided"),
         (1, "voided"),
         (2, "voided"),
     }
     assert await caller.faults() == []
-    await asyncio.sleep(COOLDOWN_S)

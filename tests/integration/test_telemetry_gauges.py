@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
+from agents.runs.in_postgres import PostgresRuns
+from agents.runs.record import Ended, NewRun, State, WaitFor, Waits
 from llm_service.telemetry import Telemetry
 from llm_service.telemetry.gauges import DatabaseGauges
 from llm_service.telemetry.metrics import Metrics
@@ -52,6 +55,25 @@ async def test_an_empty_treasury_reads_zero(telemetry: Telemetry):
     figures = await scrape(telemetry)
     assert figures["database_readable"] == 1
     assert (figures["holds_pending"], figures["budgets"], figures["overshoot_nano_dollars"]) == (0, 0, 0)
+
+
+async def test_runs_that_are_under_way_are_shown_by_what_they_wait_for(pool: asyncpg.Pool, telemetry: Telemetry):
+    assert (await scrape(telemetry))["runs_queued"] == 0
+    store = PostgresRuns(pool)
+    for number in range(5):
+        await store.add(NewRun(uuid4(), "a", 1, 1, {}, {}, "1", priority=-number))
+    first, second, third = await store.claim(uuid4(), 3, ["a"])
+    await store.leave(first.claim, Waits(WaitFor.MONEY, 60))
+    await store.leave(second.claim, Ended(State.SUCCEEDED))
+    await pool.execute(
+        "UPDATE work.runs SET queued_at = now() - interval '40 s' WHERE state = 'queued' AND priority = -3"
+    )
+    figures = await scrape(telemetry)
+    assert (figures["runs_queued"], figures["runs_running"]) == (2, 1)
+    assert figures['runs_waiting{wait_for="money"}'] == 1
+    assert figures['runs_waiting{wait_for="approval"}'] == 0
+    assert 40 <= figures["run_queue_age_seconds"] < 400
+    assert third.claim.fence == 1
 
 
 async def test_a_budget_is_shown_with_its_current_window(pool: asyncpg.Pool, telemetry: Telemetry):

@@ -17,16 +17,10 @@ import openai
 import pytest
 
 from gateway.stack.state import StackState
-from tests.integration.caller import Caller, open_caller, said
+from tests.integration.caller import PATIENCE_S, Caller, open_caller, said
+from tests.stack_configuration import BALANCED_UNDERLYING, OUT_OF_USE
 
 STREAMED = pytest.mark.parametrize("streamed", [False, True], ids=["whole", "stream"])
-#: The only model with two deployments.
-BALANCED = "gpt-4o-mini"
-#: config/litellm.yaml: `cooldown_time`, and a little more.
-COOLDOWN_S = 5.5
-#: Seconds. The hold of a call that may have been sent stays for minutes; if it was not sent, the hold is voided at
-#: once.
-AT_ONCE_S = 3.0
 
 
 @pytest.fixture
@@ -61,32 +55,32 @@ async def ask(caller: Caller, model: str, streamed: bool, **request: Any) -> ope
     return None
 
 
-@STREAMED
-async def test_i2_calls_in_a_cooldown_cost_nothing_and_are_voided_at_once(
-    stack: StackState, caller: Caller, streamed: bool
-) -> None:
-    """One agent's 429s take both deployments out of use. What other agents ask in that time reaches nobody.
+async def test_i2_calls_in_a_cooldown_cost_nothing_and_are_voided_at_once(stack: StackState, caller: Caller) -> None:
+    """One agent's 429s take both deployments out of use. What other agents ask in that time reaches nobody. Afterwards
+    the model serves them again.
 
     It takes two calls: LiteLLM counts one failure of a request only. The first call asks both deployments, and only the
     one that it asked first is taken out of use. The second call asks the other one.
     """
     async with open_caller(stack) as other:
-        await script(other, [{"model": BALANCED, "do": {"status": 429}}])
+        await script(other, [{"model": BALANCED_UNDERLYING, "do": {"status": 429}}])
         for times in (2, 3, 3):
-            error = await ask(other, BALANCED, False)
+            error = await ask(other, OUT_OF_USE, False)
             assert (error and error.status_code, await asked(other)) == (429, times)
-    await script(caller, [{"model": BALANCED, "do": {"output_tokens": 1}}])
-    errors = [await ask(caller, BALANCED, streamed) for _ in range(4)]
+        await script(other, [{"model": BALANCED_UNDERLYING, "do": {"output_tokens": 1}}])
+        errors = await asyncio.gather(*(ask(caller, OUT_OF_USE, streamed) for streamed in (False, True) * 2))
     assert {error and (error.status_code, error.code) for error in errors} == {(429, "deployments_cooling_down")}
     assert await asked(caller) == 0
-    await caller.settled(AT_ONCE_S)
+    await caller.settled()
     entries = await caller.ledger()
     assert [(entry["state"], entry["cost_nano"]) for entry in entries] == [("voided", 0)] * 4
     (budget,) = (await caller.admin("GET", f"budgets?agent={caller.agent}"))["data"]
     assert (budget["posted_nano"], budget["pending_nano"]) == (0, 0)
     assert await caller.faults() == []
-    await asyncio.sleep(COOLDOWN_S)
-    assert await ask(caller, BALANCED, streamed) is None
+    async with asyncio.timeout(PATIENCE_S):
+        while await ask(caller, OUT_OF_USE, False) is not None:
+            await asyncio.sleep(0.2)
+    assert await ask(caller, OUT_OF_USE, True) is None
 
 
 @STREAMED
@@ -108,14 +102,14 @@ async def test_i2_a_request_that_litellm_cannot_translate_costs_nothing_and_is_v
             assert "litellm" not in json.dumps(error.body).lower()
     assert refused > 0
     assert await asked(caller) == len(bodies) - refused
-    await caller.settled(AT_ONCE_S)
+    await caller.settled()
     assert [entry["state"] for entry in await caller.ledger()].count("voided") == refused
     assert await caller.faults() == []
 
 
 @STREAMED
 @pytest.mark.parametrize("status", [401, 402, 403, 404])
-@pytest.mark.parametrize("model", ["gpt-4.1-mini", "claude-haiku-5-5", "gemini-2.5-flash", BALANCED])
+@pytest.mark.parametrize("model", ["gpt-4.1-mini", "claude-haiku-5-5", "gemini-2.5-flash", BALANCED_UNDERLYING])
 async def test_what_a_provider_refuses_one_caller_keeps_the_model_from_nobody_else(
     stack: StackState, caller: Caller, model: str, status: int, streamed: bool
 ) -> None:

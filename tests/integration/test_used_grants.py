@@ -1,9 +1,11 @@
-"""Two real proxies with separate folders and one database: a grant is served once, and errors show who answered."""
+"""A grant is used once by all proxies of one database, and errors show whether a proxy or a load balancer answered.
+
+With two real proxies: test_second_proxy.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -19,13 +21,11 @@ import asyncpg
 import pytest
 from openai import APIStatusError
 
-from gateway.stack.ports import free_port
 from gateway.stack.state import StackState
-from llm_service.grants import Grant, digest_of, sign
+from llm_service.grants import Grant, digest_of
 from llm_service.used_grants import SharedUses, UsesUnknown, revoke
 from tests.integration.caller import Caller, open_caller
 from tests.integration.gateways import another_gateway
-from tests.integration.proxies import another_proxy, configuration
 
 CHAT = "/v1/chat/completions"
 Shared = Callable[[], SharedUses]
@@ -109,46 +109,13 @@ async def test_grants_that_expired_long_ago_are_forgotten(pool: asyncpg.Pool, sh
     assert await pool.fetchval("SELECT call_id FROM used_grants") == fresh.call_id
 
 
-# -- with real proxies
+# -- with a real proxy
 
 
 @pytest.fixture
 async def caller(stack: StackState) -> AsyncIterator[Caller]:
     async with open_caller(stack) as caller:
         yield caller
-
-
-@pytest.fixture(scope="module")
-def other_proxy(
-    stack: StackState, stop_with_us: Callable[[int], None], tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[str]:
-    folder = tmp_path_factory.mktemp("other-proxy")
-    with another_proxy(stack, stop_with_us, folder, free_port(), configuration(stack)) as url:
-        yield url
-
-
-async def post(url: str, body: bytes, token: str) -> tuple[int, str | None]:
-    headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
-    async with aiohttp.ClientSession() as session, session.post(f"{url}{CHAT}", data=body, headers=headers) as answer:
-        await answer.read()
-        return answer.status, answer.headers.get("x-treasurer-refused")
-
-
-@pytest.mark.timeout(600)
-async def test_i3_a_grant_is_served_by_one_proxy_of_all(stack: StackState, other_proxy: str, caller: Caller) -> None:
-    body = json.dumps(
-        {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "once"}], "max_tokens": 5}
-    ).encode()
-    grant = grant_for(body)
-    token = sign(stack.grant_secret, grant)
-    assert await post(stack.proxy_url, body, token) == (200, None)
-    for url in (other_proxy, stack.proxy_url, other_proxy):
-        assert await post(url, body, token) == (401, "grant_used")
-    revoked = grant_for(body)
-    assert await revoke(caller.pool, revoked.call_id, revoked.attempt)
-    assert await post(other_proxy, body, sign(stack.grant_secret, revoked)) == (401, "grant_used")
-    # The call has no hold, so the witness must go.
-    await caller.pool.execute("DELETE FROM witnesses WHERE call_id = $1", grant.call_id)
 
 
 @asynccontextmanager
@@ -176,10 +143,9 @@ async def balancer(target: str) -> AsyncIterator[tuple[str, list[str]]]:
     runner = aiohttp.web.AppRunner(app)
     async with aiohttp.ClientSession() as session:
         await runner.setup()
-        port = free_port()
-        await aiohttp.web.TCPSite(runner, "127.0.0.1", port).start()
+        await aiohttp.web.TCPSite(runner, "127.0.0.1", 0).start()
         try:
-            yield f"http://127.0.0.1:{port}", script
+            yield f"http://127.0.0.1:{runner.addresses[0][1]}", script
         finally:
             await runner.cleanup()
 

@@ -23,7 +23,8 @@ _SUMMED = ("input", "cached", "cache_write", "cache_write_1h", "output", "reason
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One request on the invoice. `at` is in seconds since the epoch, `cost_nano` in nano-dollars.
+    """One request on the invoice. `cost_nano` is in nano-dollars; `began` (when the request came) and `at` (when it was
+    billed) are in seconds since the epoch.
 
     `mark` comes from the request's script; `unpriced` names the units that were used and have no price in the list.
     """
@@ -56,6 +57,7 @@ class Line:
     search_context: str = ""
     region: str = ""
     unpriced: tuple[str, ...] = ()
+    began: float = 0.0
 
 
 class Meter:
@@ -88,6 +90,7 @@ class Meter:
         used: Used,
         cost: Cost | None,
         mark: str = "",
+        began: float = 0.0,
     ) -> Line:
         """Bill one request. The line's sequence number is one more than the last. `cost` None: the model has no price."""
         line = Line(
@@ -119,6 +122,7 @@ class Meter:
             search_context=terms.search_context,
             region=terms.region,
             unpriced=cost.unpriced if cost is not None else (),
+            began=round(began, 6),
         )
         self._lines.append(line)
         if self._file is not None:

@@ -106,6 +106,7 @@ class Job:
                 used=charged,
                 cost=self.cost(charged),
                 mark=self.knobs.mark,
+                began=self.began,
             )
 
     def refuse(self, state: State) -> None:

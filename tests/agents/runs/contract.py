@@ -322,7 +322,7 @@ class StoreContract:
         ids = [(await store.add(new_run(time_limit_s=60))).id for _ in range(3)]
         owner = uuid4()
         running, waiting = await store.claim(owner, 2, AGENTS, lease_s=600)
-        await store.leave(waiting.claim, Waits(WaitFor.APPROVAL))
+        await store.leave(waiting.claim, Waits(WaitFor.TIME, 600))  # a pause before it tries again counts
         await pass_time(61)
         assert {(each.run_id, each.state) for each in await store.recover()} == {
             (waiting.id, State.EXPIRED), (ids[2], State.EXPIRED)
@@ -332,6 +332,54 @@ class StoreContract:
         again = await store.retry(waiting.id)
         assert again.state is State.QUEUED
         assert again.deadline_at > waiting.deadline_at
+
+    async def test_the_time_limit_stands_still_while_a_run_waits_for_somebody_else(
+        self, store: RunStore, pass_time: PassTime
+    ) -> None:
+        await store.add(new_run(time_limit_s=60))
+        run = await claim_one(store)
+        await pass_time(20)
+        left = await store.leave(run.claim, Waits(WaitFor.APPROVAL))
+        assert left.deadline_at - run.deadline_at > timedelta(days=29)
+        await pass_time(3 * 86_400)
+        assert await store.recover() == []
+        assert (await store.find(run.id)).state is State.WAITING
+        await store.retry(run.id)
+        await pass_time(30)  # 20 s of 60 s were used before the wait
+        assert await store.recover() == []
+        await pass_time(11)
+        assert [each.state for each in await store.recover()] == [State.EXPIRED]
+
+    async def test_a_run_waits_for_thirty_days_in_all(self, store: RunStore, pass_time: PassTime) -> None:
+        run = await store.add(new_run(time_limit_s=60))
+        for days in (20, 9):
+            await store.leave((await claim_one(store)).claim, Waits(WaitFor.MONEY))
+            await pass_time(days * 86_400)
+            assert await store.recover() == []
+            await store.retry(run.id)
+        await store.leave((await claim_one(store)).claim, Waits(WaitFor.MONEY))
+        await pass_time(86_500)
+        assert [each.state for each in await store.recover()] == [State.EXPIRED]
+        await store.retry(run.id)  # begins to count anew
+        await store.leave((await claim_one(store)).claim, Waits(WaitFor.MONEY))
+        await pass_time(29 * 86_400)
+        assert await store.recover() == []
+
+    async def test_attempts_say_who_had_a_run_and_what_became_of_it(self, store: RunStore, pass_time: PassTime) -> None:
+        run, owners = await store.add(new_run()), [uuid4() for _ in range(4)]
+        await store.leave((await claim_one(store, owners[0])).claim, HandsOver())
+        await claim_one(store, owners[1], lease_s=1)
+        await pass_time(2)
+        await store.recover()
+        await store.leave((await claim_one(store, owners[2])).claim, Waits(WaitFor.MONEY))
+        await store.retry(run.id)
+        await claim_one(store, owners[3])
+        attempts = await store.attempts(run.id)
+        assert [(each.fence, each.owner) for each in attempts] == list(enumerate(owners, 1))
+        assert [each.became for each in attempts] == ["queued", "lost", "waiting", None]
+        assert [each.wait_for for each in attempts] == [None, None, WaitFor.MONEY, None]
+        assert [each.ended_at is None for each in attempts] == [False, False, False, True]
+        assert await store.attempts(uuid4()) == []
 
     async def test_a_run_that_kills_its_workers_is_dead_and_one_that_goes_on_is_not(
         self, store: RunStore, pass_time: PassTime
@@ -611,7 +659,7 @@ class StoreContract:
 
     async def test_an_approval_expires_with_its_run(self, store: RunStore, pass_time: PassTime) -> None:
         _run, asks = await asked_run(store)
-        await pass_time(86_401)
+        await pass_time(30 * 86_400 + 1)
         assert [each.state for each in await store.recover()] == [State.EXPIRED]
         assert (await store.approval(asks)).state is ApprovalState.EXPIRED
 
@@ -689,14 +737,14 @@ class StoreContract:
         assert await follow_all(store) == []
         assert await store.followups() == []
 
-    async def test_a_run_that_waits_for_others_expires_with_its_deadline(
+    async def test_a_run_goes_on_when_those_for_which_it_waits_have_expired(
         self, store: RunStore, pass_time: PassTime
     ) -> None:
         parent, children = await parent_of_two(store)
         await pass_time(86_401)
-        assert {each.run_id for each in await store.recover()} == {parent.id, *(each.id for each in children)}
-        assert (await store.find(parent.id)).state is State.EXPIRED
-        assert await follow_all(store) == []
+        assert {each.run_id for each in await store.recover()} == {each.id for each in children}
+        assert {(await store.find(each.id)).state for each in children} == {State.EXPIRED}
+        assert [each.id for each in await follow_all(store)] == [parent.id]  # its own time stood still
 
     async def test_a_child_that_has_ended_is_not_retried(self, store: RunStore) -> None:
         _parent, (first, second) = await parent_of_two(store)

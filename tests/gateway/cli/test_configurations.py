@@ -52,6 +52,7 @@ def test_what_was_made_by_whom() -> None:
 
 
 def test_what_is_printed_for_programs_is_what_the_admin_api_answers(administer: Treasurer) -> None:
+    assert administer("key", "create", "--admin", "--name", "ops").exit_code == ExitCode.OK
     made = administer("agent", "configure", "digest", "--trigger", "chat:0.10,0", "--approver", "ops", "--json")
     assert made.exit_code == ExitCode.OK, made.stderr
     [row] = json.loads(made.stdout)

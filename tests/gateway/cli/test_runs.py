@@ -12,13 +12,29 @@ import asyncpg
 import pytest
 from typer.testing import Result
 
+from agents.approvals.record import ApprovalFilter, Decision, NewApproval, Why
 from agents.runs.in_postgres import PostgresRuns
-from agents.runs.record import Ended, Kind, NewRun, Policy, Run, State, StepEnd, StepHead, StepState, Trigger
+from agents.runs.record import (
+    Ended,
+    HandsOver,
+    Kind,
+    NewRun,
+    Policy,
+    Run,
+    State,
+    StepEnd,
+    StepHead,
+    StepState,
+    Trigger,
+    WaitFor,
+    Waits,
+)
 from gateway.cli.common import ExitCode
 from llm_service.errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound
 from llm_service.money import MoneyError
 
 Treasurer = Callable[..., Result]
+DIGEST = bytes(32)
 Act = Callable[[Callable[[PostgresRuns], Awaitable[Run]]], Run]
 
 
@@ -89,6 +105,48 @@ def test_the_story_of_a_run(administer: Treasurer, act: Act) -> None:
     assert administer("runs", "show", "1").stdout == page
     (story,) = json.loads(administer("runs", "show", "1", "--json").stdout)
     assert (story["tree_cost_nano"], len(story["steps"]), len(story["below"])) == (3_000_000, 2, 1)
+
+
+async def asked(store: PostgresRuns) -> Run:
+    """A run that one worker handed over, and that asked whether it may send a mail; a person has changed to whom."""
+    await store.add(new_run())
+    await store.leave((await store.claim(uuid4(), 1, ("news",)))[0].claim, HandsOver())
+    claim = (await store.claim(uuid4(), 1, ("news",)))[0].claim
+    question = NewApproval(
+        uuid4(), 1, "send_mail", Why.BEFORE, {"to": "bob"}, DIGEST, {"type": "object"}, ("ops", "team:desk")
+    )
+    return await store.leave(claim, Waits(WaitFor.APPROVAL, asks=question))
+
+
+async def approved(store: PostgresRuns) -> Run:
+    (question,) = await store.approvals(ApprovalFilter())
+    await store.decide(question.id, Decision(True, DIGEST, "ops", arguments={"to": "eve"}, reason="not\nbob"))
+    return await store.find(question.run_id)
+
+
+def test_the_story_says_what_was_asked_of_whom_and_who_had_the_run(administer: Treasurer, act: Act) -> None:
+    run = act(asked)
+    page = administer("runs", "show", str(run.id)).stdout
+    for line in (
+        "may wait until",
+        "asked    about step 1, send_mail, before its call, at",
+        "may be decided by ops, team:desk until",
+        "claim 1  worker",
+        "handed it over",
+        "left it waiting for approval",
+    ):
+        assert line in page, page
+    act(approved)
+    page = administer("runs", "show", str(run.id)).stdout
+    assert "approved by ops after 0." in page
+    assert 'with other arguments: {"to": "eve"}; reason: not\\nbob' in page
+    (story,) = json.loads(administer("runs", "show", "1", "--json").stdout)
+    assert [(each["claim"], each["became"], each["wait_for"]) for each in story["attempts"]] == [
+        (1, "queued", None), (2, "waiting", "approval"),
+    ]  # fmt: skip
+    (question,) = story["asked"]
+    assert (question["state"], question["decided_by"], question["changed"]) == ("approved", "ops", True)
+    assert question["may_decide"] == ["ops", "team:desk"]
 
 
 def test_a_run_is_started_with_what_was_typed(administer: Treasurer) -> None:

@@ -10,6 +10,7 @@ import re
 import stat
 import subprocess
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ import redis.asyncio
 from gateway.stack.postgres import embedded_postgres
 from gateway.stack.state import StackState
 from tests.collector import Collector
-from tests.integration.caller import Caller, open_caller, said
+from tests.integration.caller import PATIENCE_S, Caller, open_caller, said
 from tests.integration.gateways import another_gateway
 
 PROMPT = f"the-planted-prompt-{uuid4().hex}"
@@ -61,6 +62,10 @@ class Traced:
     pid: int
     log: Path
     collector: Collector
+
+    @property
+    def exported(self) -> bytes:
+        return b"".join(request.SerializeToString() for _, _, request in self.collector.requests)
 
 
 @pytest.fixture(scope="module")
@@ -116,25 +121,28 @@ async def use(caller: Caller, url: str) -> str:
 async def everything(caller: Caller, traced: Traced) -> dict[str, bytes]:
     """The content of every place, by name."""
     stack = caller.stack
-    places = {f"file {name}": path.read_bytes() for name, path in files(stack.data_dir) if name not in HOLDERS}
+    # Redis comes first, because it forgets a limit that is not used for a while.
+    places = {"Redis": await content_of_redis(stack)}
+    places |= {f"file {name}": content for name, content in files(stack.data_dir) if name not in HOLDERS}
     places["log of the traced gateway"] = traced.log.read_bytes()
-    places["traces"] = b"".join(request.SerializeToString() for _, _, request in traced.collector.requests)
+    places["traces"] = traced.exported
     for url in (*stack.gateway_urls, traced.url):
         async with caller.http.get(f"{url}/metrics") as response:
             places[f"metrics of {url}"] = await response.read()
     places["process list"] = "\n".join(word for process in processes() for word in process.cmdline()).encode()
     places["a dump of the database"] = await asyncio.to_thread(dump_of, stack)
     places["statements under way"] = str(await caller.pool.fetch("SELECT query FROM pg_stat_activity")).encode()
-    places["Redis"] = await content_of_redis(stack)
     return places
 
 
-def files(folder: Path) -> Iterator[tuple[str, Path]]:
+def files(folder: Path) -> Iterator[tuple[str, bytes]]:
+    """The content of every file, by its path in the folder."""
     for at, _, names in os.walk(folder, followlinks=True):
         for name in names:
             path = Path(at, name)
-            if path.is_file():  # a file may have been deleted meanwhile
-                yield path.relative_to(folder).as_posix(), path
+            with suppress(FileNotFoundError):  # PostgreSQL may have deleted the file meanwhile
+                if path.is_file():
+                    yield path.relative_to(folder).as_posix(), path.read_bytes()
 
 
 def processes() -> Iterator[psutil.Process]:
@@ -198,6 +206,9 @@ async def test_no_secret_and_no_prompt_is_anywhere(caller: Caller, traced: Trace
     errors = [await use(caller, url) for url in (caller.stack.gateway_url, traced.url)]
     errors.append(str([answer.headers for answer in caller.responses]))
     await asyncio.sleep(2.5)  # logs, witnesses and traces are written with a delay
+    async with asyncio.timeout(PATIENCE_S):
+        while caller.agent.encode() not in traced.exported:
+            await asyncio.sleep(0.1)
     places = await everything(caller, traced) | {"errors": "\n".join(errors).encode()}
     # First check that the places exist and are not empty.
     assert {"file logs/gateway-1.log", "file logs/litellm-proxy.log", "file logs/postgres.log"} <= places.keys()
@@ -248,7 +259,7 @@ async def test_only_who_needs_a_secret_has_it_in_its_environment(caller: Caller,
 async def test_the_files_that_must_hold_a_secret_are_their_owners_alone(caller: Caller) -> None:
     data_dir = caller.stack.data_dir
     secrets = [secret.encode() for secret in planted(caller).values()]
-    holding = {name for name, path in files(data_dir) if any(secret in path.read_bytes() for secret in secrets)}
+    holding = {name for name, content in files(data_dir) if any(secret in content for secret in secrets)}
     assert holding == HOLDERS
     for name in HOLDERS:
         assert stat.S_IMODE((data_dir / name).stat().st_mode) & 0o077 == 0, name
