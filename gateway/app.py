@@ -11,7 +11,7 @@ from gateway import errors
 from gateway.asgi import App
 from gateway.composition import GatewayRuntime, open_gateway
 from gateway.openapi import describe
-from gateway.routes import admin, ag_ui, ai_sdk, approvals, health, models, reports, runs
+from gateway.routes import admin, ag_ui, ai_sdk, approvals, conversations, health, models, reports, runs
 from gateway.routes.agent_model import answer_by_agent
 from gateway.routes.openai import CallStream, OpenAIDoor
 from gateway.settings import Settings
@@ -38,7 +38,7 @@ def create_app(settings: Settings) -> App:
         redoc_url=None,
     )
     errors.install(app)
-    for module in (models, health, admin, reports, approvals, runs, ag_ui, ai_sdk):
+    for module in (models, health, admin, reports, approvals, conversations, runs, ag_ui, ai_sdk):
         app.include_router(module.router)
     app.openapi = lambda: describe(app)
 

@@ -59,6 +59,7 @@ MISSING = (
     asyncpg.UndefinedFunctionError,
     asyncpg.UndefinedColumnError,
     asyncpg.UndefinedObjectError,  # a missing type
+    asyncpg.InvalidSchemaNameError,  # a function of a missing schema
 )
 
 

@@ -75,4 +75,5 @@ DEFINITION = AgentDefinition(
     input_type=DigestRequest,
     agent=agent,
     task=_task,
+    defaults={"history_messages": 0},  # it writes about its feeds, not about what was asked before
 )

@@ -21,13 +21,12 @@ from agents.configuration.terms import (
     Keep,
     LostAnswer,
     OnBudget,
-    SessionPolicy,
     Terms,
     TriggerKind,
     TriggerTerms,
 )
 from agents.definition import AnyAgent
-from agents.runs.record import Policy
+from agents.runs.record import Policy, SessionPolicy
 from llm_service.administration.inputs import Amount, AmountOrZero, Duration, Input, Name, read_input
 from llm_service.errors import InvalidRequest
 from llm_service.money import format_dollars
@@ -55,6 +54,9 @@ _HOUSE: Mapping[str, Any] = {
     "engine": "own",
     "approval_s": None,
     "unanswered": Unanswered.FAIL,
+    "history_messages": 200,
+    "history_bytes": 128 * 1024,
+    "conversation_s": 30 * 86_400,
 }
 #: The input's fields that are stored under another name, because they are stored in another unit.
 _STORED = {
@@ -64,6 +66,7 @@ _STORED = {
     "result_limit": "result_limit_bytes",
     "keep_for": "keep_s",
     "approval_time": "approval_s",
+    "conversation_for": "conversation_s",
 }
 
 
@@ -158,6 +161,9 @@ class ConfigurationInput(Input):
     approvers: Annotated[list[Approver], Field(max_length=20)] | None = None
     approval_time: Period | None = None
     unanswered: Annotated[Unanswered, Field(strict=False)] | None = None
+    history_messages: Annotated[int, Field(ge=0, le=1_000)] | None = None
+    history_bytes: Annotated[int, Field(ge=1024, le=4 * 1024 * 1024)] | None = None
+    conversation_for: Period | None = None
     engine: Annotated[str, AfterValidator(_engine), WithJsonSchema({"type": "string", "enum": ["own"]})] | None = None
 
 

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from agents.approvals.record import Unanswered
 from agents.recorded_json import digest_of
-from agents.runs.record import Policy
+from agents.runs.record import Policy, SessionPolicy
 from llm_service.errors import Conflict, InvalidRequest
 from llm_service.money import MAX_NANO, format_dollars
 
@@ -64,14 +64,6 @@ class Keep(StrEnum):
     STEPS = "steps"
 
 
-class SessionPolicy(StrEnum):
-    """What becomes of a message while a run of its session is under way."""
-
-    QUEUE = "queue"
-    REJECT = "reject"
-    REPLACE = "replace"
-
-
 Nano = Annotated[int, Field(ge=1, le=MAX_NANO)]
 NanoOrNothing = Annotated[int, Field(ge=0, le=MAX_NANO)]
 
@@ -92,7 +84,7 @@ class Terms(_Stored):
 
     `prompt` is a label. `tools` None: all of the logic's. `reserve_nano` None: what the kind of trigger is used to
     (`UNATTENDED`). `concurrency` None: any number of runs at once. `approval_s` None: an approval may be decided as long as the
-    run may wait (30 days in all).
+    run may wait (30 days in all). `history_messages` 0: runs have no conversations, whatever session they name.
     """
 
     description: str
@@ -118,6 +110,9 @@ class Terms(_Stored):
     engine: Literal["own"]
     approval_s: Annotated[int, Field(ge=1)] | None = None
     unanswered: Unanswered = Unanswered.FAIL
+    history_messages: Annotated[int, Field(ge=0)] = 200
+    history_bytes: Annotated[int, Field(ge=1)] = 128 * 1024
+    conversation_s: Annotated[int, Field(ge=1)] = 30 * 86_400
 
     def content(self) -> dict[str, Any]:
         """The terms as JSON."""

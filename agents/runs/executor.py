@@ -20,10 +20,15 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from pydantic_ai import capture_run_messages
+from pydantic_ai.messages import ModelMessage
 from pydantic_core import to_jsonable_python
 
 from agents.approvals.record import ApprovalFilter
-from agents.configuration.terms import AgentConfiguration, unpinned
+from agents.configuration.terms import AgentConfiguration, Terms, unpinned
+from agents.conversations import turn as turns
+from agents.conversations.record import HistoryLimits
+from agents.conversations.turn import Turn
 from agents.definition import AnyAgent
 from agents.redaction import Redact, RedactionFailed, Seen, redacted, redacted_error
 from agents.registry import find_agent
@@ -82,9 +87,9 @@ class RunExecutor:
         default_factory=dict[tuple[str, bool], GovernedModel], init=False
     )
 
-    async def execute(self, run: Run) -> Outcome:
+    async def execute(self, run: Run, turn: Turn | None = None) -> Outcome:
         """Do a run that this process has claimed, from its first step that is not done. The caller writes the outcome, and
-        releases the run's money.
+        releases the run's money. `turn` is filled with what the run says, also if this is cancelled.
 
         Raises:
             LeaseLost: another worker has the run. TreasuryUnavailable: Postgres is away, so the lease will end.
@@ -113,7 +118,7 @@ class RunExecutor:
         try:
             definition = self.find(terms.logic)
             journal.redact = definition.redact
-            outcome = await self._run(run, journal, configuration, definition)
+            outcome = await self._run(run, journal, configuration, definition, turn or Turn(str(run.id)))
         except (RunsUnderWay, BaseExceptionGroup):
             if not journal.awaits:
                 raise
@@ -134,7 +139,7 @@ class RunExecutor:
         return waits_for_runs(journal.awaits)
 
     async def _run(
-        self, run: Run, journal: Journal, configuration: AgentConfiguration, definition: AnyAgent
+        self, run: Run, journal: Journal, configuration: AgentConfiguration, definition: AnyAgent, turn: Turn
     ) -> Outcome:
         terms = configuration.terms
         task = definition.task(definition.input_type.model_validate(run.input), self.services)
@@ -145,16 +150,30 @@ class RunExecutor:
             context, principal=partial(self.principals.by_agent, run.agent), key=journal.next_key, paid=journal.paid
         )
         started_at = run.started_at or run.created_at
-        with starting_with(self._children(run, journal, definition.name)):
-            result = await definition.agent.run(
-                task.prompt,
-                deps=task.deps,
-                model=model,
-                run_id=str(run.id),
-                capabilities=[Journaled(journal, model, configuration, name=definition.name, started_at=started_at)],
-            )
+        history = await self._history(run, terms, task.prompt)
+        with starting_with(self._children(run, journal, definition.name)), capture_run_messages() as turn.messages:
+            try:
+                result = await definition.agent.run(
+                    task.prompt,
+                    message_history=history,
+                    deps=task.deps,
+                    model=model,
+                    run_id=str(run.id),
+                    capabilities=[
+                        Journaled(journal, model, configuration, name=definition.name, started_at=started_at)
+                    ],
+                )
+            finally:
+                turn.uncertain = journal.uncertain
         output = redacted(definition.redact, Seen.OUTPUT, to_jsonable_python(result.output))
         return Ended(State.SUCCEEDED, output=output, keep_s=keep_s(terms))
+
+    async def _history(self, run: Run, terms: Terms, prompt: str) -> list[ModelMessage]:
+        """What the run reads of its conversation. A fork is part of none, and reads what its source has read."""
+        if terms.history_messages == 0 or (run.session is None and run.forked_from is None):
+            return []
+        limits = HistoryLimits(terms.history_messages, terms.history_bytes)
+        return turns.read(await self.store.begin_turn(run.claim, turns.opening(prompt, str(run.id)), limits))
 
     def _children(self, run: Run, journal: Journal, logic: str) -> Children | None:
         if self.starter is None:

@@ -14,6 +14,9 @@ from uuid import UUID, uuid4
 
 from agents.approvals.deciding import cannot_decide, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
+from agents.conversations.in_memory import InMemoryConversations
+from agents.conversations.record import HistoryLimits
+from agents.conversations.refusals import session_busy
 from agents.recorded_json import to_json
 from agents.runs.outcomes import cancelled, expired
 from agents.runs.record import (
@@ -31,6 +34,7 @@ from agents.runs.record import (
     Renewed,
     Run,
     RunFilter,
+    SessionPolicy,
     Spent,
     State,
     Step,
@@ -54,6 +58,8 @@ from agents.runs.step_text import text_in
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, MOST_WAIT_S, CancelAsked, LeaseLost
 from agents.runs.tracing import NO_TRACES, RunTraces
 
+DELETED = "The text was deleted with the conversation."
+
 
 class InMemoryRuns:
     """Runs in this process."""
@@ -74,6 +80,12 @@ class InMemoryRuns:
         self._attempts: dict[UUID, list[Attempt]] = {}
         self._time_left: dict[UUID, timedelta] = {}  # of runs that wait for something else than time
         self._waited: dict[UUID, timedelta] = {}
+        self._conversations = InMemoryConversations(self._now, self._of_session, self._drop_texts)
+
+    @property
+    def conversations(self) -> InMemoryConversations:
+        """See `RunStore.conversations`."""
+        return self._conversations
 
     def pass_time(self, seconds: float) -> None:
         """Set the clock forward."""
@@ -90,6 +102,14 @@ class InMemoryRuns:
         parent = None if new.parent_id is None else self._runs[new.parent_id]
         if parent is not None and (parent.state.ended or parent.cancel_at is not None):
             raise parent_over(new)
+        others = [] if new.session is None else self._of_session(new.agent, new.session)
+        others = [run for run in others if not run.state.ended]
+        if others and new.on_session is SessionPolicy.REJECT:
+            raise session_busy(new, others[0].id)
+        self._conversations.begin(new)
+        if new.on_session is SessionPolicy.REPLACE:
+            for run in others:
+                await self.cancel(run.id)
         now, span = self._now(), timedelta(seconds=new.time_limit_s)
         deadline_at = now + span if parent is None else min(now + span, parent.deadline_at)
         run = Run(
@@ -112,6 +132,23 @@ class InMemoryRuns:
         self._steps.setdefault(run.id, {})
         self._queued[run.id] = self._now()
         self._limit_of[run.id] = span
+
+    def _of_session(self, agent: str, session: str) -> list[Run]:
+        return [run for run in self._runs.values() if (run.agent, run.session) == (agent, session)]
+
+    def _drop_texts(self, run: Run) -> None:
+        """Its conversation is deleted."""
+        error = None if run.error is None else {"code": run.error.get("code"), "message": DELETED}
+        self._runs[run.id] = replace(run, input={}, output=None, error=error, forgotten=True)
+        self._forget_results(run.id)
+        self._forget.pop(run.id, None)
+        for position, step in self._steps[run.id].items():
+            if step.error is not None:
+                self._steps[run.id][position] = replace(
+                    step, error={"code": step.error.get("code"), "message": DELETED}
+                )
+        for child in [each for each in self._runs.values() if each.parent_id == run.id]:
+            self._drop_texts(child)
 
     def _of_key(self, key: str) -> Run | None:
         return next((run for run in self._runs.values() if run.trigger_key == key), None)
@@ -240,6 +277,16 @@ class InMemoryRuns:
         held = run is not None and run.state is State.RUNNING and (run.owner, run.fence) == (claim.owner, claim.fence)
         return run if held else None
 
+    async def begin_turn(self, claim: Claim, opening: Sequence[str], limits: HistoryLimits) -> list[str]:
+        """See `RunStore.begin_turn`."""
+        pinned = self._conversations.pinned(claim.run_id)
+        if pinned is not None:
+            return pinned
+        run = self._held(claim)
+        if run is None:
+            raise LeaseLost
+        return self._conversations.pin(run, opening, limits)
+
     async def begin(self, claim: Claim, step: StepHead) -> None:
         """See `RunStore.begin`."""
         run = self._held(claim)
@@ -272,11 +319,13 @@ class InMemoryRuns:
             raise LeaseLost
         steps[head.position] = make(head if earlier is None else earlier.head)
 
-    async def leave(self, claim: Claim, outcome: Outcome) -> Run:
+    async def leave(self, claim: Claim, outcome: Outcome, turn: Sequence[str] | None = None) -> Run:
         """See `RunStore.leave`."""
         run = self._held(claim)
         if run is None:
             raise LeaseLost
+        if turn is not None:
+            self._conversations.say(run, turn)
         left = self._leave(run, outcome)
         self._traces.ended(left)
         is_in_tree = run.parent_id is not None or any(
@@ -468,6 +517,7 @@ class InMemoryRuns:
         self._steps[new_id] = {
             step.head.position: replace(step, fence=0, cost_nano=0, lost_nano=0, again=False) for step in first
         }
+        self._conversations.fork(run_id, new_id)
         for approval in list(self._approvals.values()):
             if approval.run_id == run_id and approval.position <= steps and approval.state is ApprovalState.APPROVED:
                 self._put_approval(replace(approval, id=uuid4(), number=len(self._approvals) + 1, run_id=new_id))
@@ -546,14 +596,18 @@ class InMemoryRuns:
         for run_id in due:
             del self._forget[run_id]
             self._runs[run_id] = replace(self._runs[run_id], forgotten=True)
-            self._steps[run_id] = {
-                position: replace(step, result=None, head=replace(step.head, arguments=None))
-                for position, step in self._steps[run_id].items()
-            }
-            for each in list(self._approvals.values()):
-                if each.run_id == run_id:
-                    self._put_approval(replace(each, arguments=None, changed=None, schema=None, reason=None))
+            self._forget_results(run_id)
         return len(due)
+
+    def _forget_results(self, run_id: UUID) -> None:
+        self._conversations.unpin(run_id)
+        self._steps[run_id] = {
+            position: replace(step, result=None, head=replace(step.head, arguments=None))
+            for position, step in self._steps[run_id].items()
+        }
+        for each in list(self._approvals.values()):
+            if each.run_id == run_id:
+                self._put_approval(replace(each, arguments=None, changed=None, schema=None, reason=None))
 
     async def limit(self, most: int | None, *, agent: str | None = None, team_id: int | None = None) -> None:
         """See `RunStore.limit`."""

@@ -18,6 +18,9 @@ import asyncpg
 
 from agents.approvals.deciding import cannot_decide, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
+from agents.conversations.in_postgres import PostgresConversations, begin
+from agents.conversations.record import HistoryLimits
+from agents.conversations.refusals import session_busy
 from agents.recorded_json import digest_of, to_json
 from agents.runs.record import (
     Attempt,
@@ -34,6 +37,7 @@ from agents.runs.record import (
     Renewed,
     Run,
     RunFilter,
+    SessionPolicy,
     Spent,
     State,
     Step,
@@ -49,7 +53,7 @@ from agents.runs.step_text import text_in
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
 from agents.runs.tracing import NO_TRACES, RunTraces
 from llm_service.errors import TreasuryUnavailable
-from llm_service.postgres import fetch
+from llm_service.postgres import POSTGRES_ERRORS, borrowed, explain, fetch
 
 if TYPE_CHECKING:
     from asyncpg import Record
@@ -76,9 +80,17 @@ _ATTEMPTS = _load("attempts_of")
 _FIND_APPROVAL = "SELECT * FROM work.approvals WHERE id = $1"
 _FIND = "SELECT * FROM work.runs WHERE id = $1"
 _FIND_KEY = "SELECT * FROM work.runs WHERE trigger_key = $1"
+#: The runs of a session are added one after another, so that they become visible in the order of their numbers.
+_LOCK_SESSION = "SELECT pg_advisory_xact_lock(hashtextextended($1 || '/' || $2, 0))"
+_UNDER_WAY = (
+    "SELECT id FROM work.runs WHERE agent = $1 AND session = $2 AND id <> $3 AND state IN ('queued', 'running', 'waiting') "
+    "ORDER BY number"
+)
 _STEPS = "SELECT * FROM work.steps WHERE run_id = $1 ORDER BY position"
 _RESULT = "SELECT result FROM work.steps WHERE run_id = $1 AND position = $2"
 _IS_CANCELLED = "SELECT cancel_at IS NOT NULL AS asked FROM work.runs WHERE id = $1 AND owner = $2 AND fence = $3"
+#: For how long one statement of a start may take.
+_ADD_S = 5.0
 _DROP_LIMIT = "DELETE FROM work.limits WHERE agent = $1 OR team_id = $2"
 _SET_LIMITS = {
     True: "INSERT INTO work.limits (agent, team_id, most) VALUES ($1, $2, $3) ON CONFLICT (agent) DO UPDATE SET most = $3",
@@ -92,15 +104,16 @@ class PostgresRuns:
     def __init__(self, pool: asyncpg.Pool, traces: RunTraces = NO_TRACES) -> None:
         self._pool = pool
         self._traces = traces
+        self._conversations = PostgresConversations(pool)
+
+    @property
+    def conversations(self) -> PostgresConversations:
+        """See `RunStore.conversations`."""
+        return self._conversations
 
     async def add(self, new: NewRun) -> Run:
         """See `RunStore.add`."""
-        rows = await self._fetch(
-            _ADD, new.id, new.root_id or new.id, new.parent_id, new.trigger, new.agent, new.organisation_id, new.team_id,
-            to_json(new.configuration), digest_of(new.configuration), new.code_version, new.trigger_key, new.session,
-            new.asked_by, new.on_behalf_of, list(new.tags), new.priority, new.time_limit_s, new.budget_nano,
-            new.reserve_nano, to_json(new.input),
-        )  # fmt: skip
+        rows = await self._fetch(_ADD, *_new(new)) if new.session is None else await self._add_to_session(new)
         if rows:
             return self._started(rows[0])
         rows = await self._fetch(_FIND_KEY, new.trigger_key)
@@ -109,6 +122,28 @@ class PostgresRuns:
         found = read_run(rows[0])
         check_same(found, new)
         return found
+
+    async def _add_to_session(self, new: NewRun) -> list[Record]:
+        """Add a run of a session, or none if its trigger key has one. After the lock, each statement sees what was committed
+        by the one that had the lock before."""
+        replaced: list[Record] = []
+        try:
+            async with borrowed(self._pool) as connection, connection.transaction():
+                await connection.execute(_LOCK_SESSION, new.agent, new.session, timeout=_ADD_S)
+                rows = await connection.fetch(_ADD, *_new(new), timeout=_ADD_S)
+                if rows and new.conversation_s is not None:
+                    await begin(connection, new)
+                if rows and new.on_session is not SessionPolicy.QUEUE:
+                    others = await connection.fetch(_UNDER_WAY, new.agent, new.session, new.id, timeout=_ADD_S)
+                    if others and new.on_session is SessionPolicy.REJECT:
+                        raise session_busy(new, others[0]["id"])
+                    for other in others:
+                        replaced += await connection.fetch(_CANCEL, other["id"], KEEP_FAILED_S, timeout=_ADD_S)
+        except POSTGRES_ERRORS as error:
+            raise explain(error) from error
+        for row in replaced:
+            self._ended(row)
+        return rows
 
     async def find(self, run_id: UUID) -> Run:
         """See `RunStore.find`."""
@@ -179,6 +214,11 @@ class PostgresRuns:
         )
         return [Renewed(row["id"], row["cancelled"], row["late"]) for row in rows]
 
+    async def begin_turn(self, claim: Claim, opening: Sequence[str], limits: HistoryLimits) -> list[str]:
+        """See `RunStore.begin_turn`."""
+        pinned = await self._conversations.pinned(claim.run_id)
+        return await self._conversations.pin(claim, opening, limits) if pinned is None else pinned
+
     async def begin(self, claim: Claim, step: StepHead) -> None:
         """See `RunStore.begin`."""
         if not await self._fetch(_BEGIN, *_claim(claim), *_head(step)):
@@ -195,7 +235,7 @@ class PostgresRuns:
         if not rows:
             raise LeaseLost
 
-    async def leave(self, claim: Claim, outcome: Outcome) -> Run:
+    async def leave(self, claim: Claim, outcome: Outcome, turn: Sequence[str] | None = None) -> Run:
         """See `RunStore.leave`."""
         asks: NewApproval | None = None
         awaits: tuple[UUID, ...] = ()
@@ -216,7 +256,8 @@ class PostgresRuns:
                 )
             case HandsOver():
                 arguments = (State.QUEUED, None, None, None, None, KEEP_FAILED_S, True)
-        rows = await self._fetch(_LEAVE, *_claim(claim), *arguments, *_question(asks), list(awaits))
+        said = None if turn is None else list(turn)
+        rows = await self._fetch(_LEAVE, *_claim(claim), *arguments, *_question(asks), said, list(awaits))
         if not rows:
             raise LeaseLost
         return self._ended(rows[0])
@@ -376,6 +417,15 @@ def _read_attempt(row: Record) -> Attempt:
 def _read_mark(row: Record) -> Mark:
     step_state = None if row["step_state"] is None else StepState(row["step_state"])
     return Mark(State(row["state"]), row["fence"], row["position"] or 0, step_state, row["step_fence"] or 0)
+
+
+def _new(new: NewRun) -> tuple[Any, ...]:
+    return (
+        new.id, new.root_id or new.id, new.parent_id, new.trigger, new.agent, new.organisation_id, new.team_id,
+        to_json(new.configuration), digest_of(new.configuration), new.code_version, new.trigger_key, new.session,
+        new.asked_by, new.on_behalf_of, list(new.tags), new.priority, new.time_limit_s, new.budget_nano,
+        new.reserve_nano, to_json(new.input),
+    )  # fmt: skip
 
 
 def _claim(claim: Claim) -> tuple[UUID, UUID, int]:

@@ -97,6 +97,7 @@ class Journal:
     redact: Redact | None = None
     position: int = 0
     awaits: set[UUID] = field(default_factory=set[UUID])  # the runs for which this one has to wait
+    uncertain: bool = False  # the step that it is at may have been done, and nobody knows
     _counted: int = 0
     _spent: _Spent = field(default_factory=_Spent)
     _key: str | None = None
@@ -236,6 +237,7 @@ class Journal:
         async with self._turn:  # two steps at a time would be numbered by chance
             head = self._next(name, kind, declared.policy, tool, arguments)
             earlier = self.recorded.get(head.position)
+            self.uncertain = is_effect and earlier is not None and earlier.result is None
             if earlier is not None:
                 _check_same(earlier.head, head)
                 head = earlier.head
@@ -246,6 +248,7 @@ class Journal:
                 return await self._done(head, as_result(answered.result), time.monotonic())
             if is_effect:
                 await self._begin(head)
+                self.uncertain = True
             return await self._do(head, body)
 
     def _next(
@@ -348,6 +351,7 @@ class Journal:
             await self._failed(head, failure, began)
             raise failure
         await self._record(head, self._end(StepState.DONE, began, result=text))
+        self.uncertain = False
         return json.loads(text)
 
     async def _failed(self, head: StepHead, error: Exception, began: float) -> None:

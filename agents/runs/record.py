@@ -45,6 +45,15 @@ class WaitFor(StrEnum):
     RUN = "run"  # runs that it has started
 
 
+class SessionPolicy(StrEnum):
+    """What becomes of a new run while others of its session have not ended: it waits for its turn, it is refused, or the
+    others are cancelled."""
+
+    QUEUE = "queue"
+    REJECT = "reject"
+    REPLACE = "replace"
+
+
 class Trigger(StrEnum):
     """What has started a run."""
 
@@ -87,7 +96,8 @@ class StepState(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class NewRun:
-    """A run to add. `trigger_key` identifies the event that started it: the same key always gives the same run."""
+    """A run to add. `trigger_key` identifies the event that started it: the same key always gives the same run.
+    `conversation_s`: the run is part of its session's conversation, which is kept for so long after its last turn."""
 
     id: UUID
     agent: str
@@ -101,6 +111,8 @@ class NewRun:
     root_id: UUID | None = None  # None: the run is itself a root
     parent_id: UUID | None = None
     session: str | None = None
+    on_session: SessionPolicy = SessionPolicy.QUEUE
+    conversation_s: int | None = None
     asked_by: str | None = None
     on_behalf_of: str | None = None
     tags: tuple[str, ...] = ()

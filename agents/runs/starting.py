@@ -26,7 +26,7 @@ from agents.definition import AnyAgent
 from agents.redaction import RedactionFailed, Seen, redacted
 from agents.registry import BrokenLogic, find_agent
 from agents.runs.code_version import CODE_VERSION
-from agents.runs.record import NewRun, Run, Trigger
+from agents.runs.record import NewRun, Run, SessionPolicy, Trigger
 from agents.runs.store import RunStore
 from llm_service.call.refusals import check_allowed
 from llm_service.errors import IdempotencyConflict, InvalidRequest, NotFound, NotPermitted
@@ -61,7 +61,8 @@ class StartRequest:
     """A trigger's request for a run. What it leaves out is as the agent is configured.
 
     `key` names what started the run: the same key again is the same run. It is the trigger's to make it unique among all
-    runs. `may_raise`: an administrator asks, who may give a run more than the configuration does.
+    runs. `may_raise`: an administrator asks, who may give a run more than the configuration does. `session`: the conversation
+    that the run goes on with, and `on_session` what becomes of the run while another one of the session has not ended.
     """
 
     agent: str
@@ -76,6 +77,7 @@ class StartRequest:
     priority: int | None = None
     time_limit_s: float | None = None
     session: str | None = None
+    on_session: SessionPolicy | None = None
     asked_by: str | None = None
     on_behalf_of: str | None = None  # the user that reports and budgets see
     tags: tuple[str, ...] = ()
@@ -101,6 +103,7 @@ class RunStarter:
 
         Raises:
             NotFound: there is no such agent. InvalidRequest: the input does not fit the agent, or a number cannot be.
+            Conflict: a run of the session has not ended, and the start is rejected then; or the session is another user's.
             Paused: the agent may not spend. IdempotencyConflict: the key has a run that was asked for otherwise.
             BrokenLogic: the agent's code cannot be used. RedactionFailed: the input cannot be redacted. TreasuryUnavailable: Postgres is away.
         """
@@ -132,6 +135,8 @@ class RunStarter:
             root_id=None if request.parent is None else request.parent.root_id,
             parent_id=None if request.parent is None else request.parent.id,
             session=request.session,
+            on_session=request.on_session or configuration.terms.session,
+            conversation_s=configuration.terms.conversation_s if configuration.terms.history_messages else None,
             asked_by=request.asked_by,
             on_behalf_of=request.on_behalf_of,
             tags=request.tags,
@@ -246,6 +251,10 @@ def _check_parent(request: StartRequest, parent: Run, principal: Principal) -> f
 
 
 def _check_numbers(request: StartRequest) -> None:
+    if request.on_session is not None and request.session is None:
+        raise InvalidRequest(
+            "on_session says what becomes of a run of a session: name the session too.", param="on_session"
+        )
     if request.time_limit_s is not None and not 0 < request.time_limit_s <= 366 * 86_400:
         raise InvalidRequest("A run's time limit is more than 0 seconds and at most a year.", param="time_limit")
     if request.priority is not None and not -100 <= request.priority <= 100:

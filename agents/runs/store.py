@@ -8,6 +8,7 @@ What must hold:
   A step that is done stays as it is.
   Claims respect the limits of agents and teams, and the runs of a session are made one after another.
   A run ends once; only a person's `retry` opens it again.
+  What a run reads of its conversation is the same each time that it is taken up. What it said is written with its end.
   A run's time limit stands still while it waits for a person, an event, money or another run, for 30 days in all. A pause before it
       tries again counts.
   A run that asks a person waits from the moment that its question is recorded, and is queued in the moment of the decision.
@@ -24,6 +25,8 @@ from typing import Protocol
 from uuid import UUID
 
 from agents.approvals.record import Approval, ApprovalFilter, Decision
+from agents.conversations.record import HistoryLimits
+from agents.conversations.store import ConversationStore
 from agents.runs.record import (
     Attempt,
     Claim,
@@ -62,12 +65,17 @@ class CancelAsked(Exception):
 class RunStore(Protocol):
     """All methods raise `TreasuryUnavailable` if Postgres is away."""
 
+    @property
+    def conversations(self) -> ConversationStore: ...
+
     async def add(self, new: NewRun) -> Run:
         """Record a run. If its trigger's key already has a run, returns that one, which has another id.
 
         Raises:
             IdempotencyConflict: the run with this key has another agent or another input.
             Conflict: its parent has ended or is to be cancelled (code `parent_over`).
+            Conflict: a run of the session has not ended, and the new one says `reject`; or the session's conversation is
+                another user's.
         """
         ...
 
@@ -117,6 +125,17 @@ class RunStore(Protocol):
         """Renew leases. A claim that has no answer is lost."""
         ...
 
+    async def begin_turn(self, claim: Claim, opening: Sequence[str], limits: HistoryLimits) -> list[str]:
+        """What the run reads of its conversation, as it was when the run first began: messages as JSON, the oldest first.
+
+        The first time this is read and pinned, and `opening`, the user's message, is written as the run's turn. A fork reads
+        what its source had read. Nothing is written for a run whose session has no conversation.
+
+        Raises:
+            LeaseLost.
+        """
+        ...
+
     async def begin(self, claim: Claim, step: StepHead) -> None:
         """Write the intent to do a step. Raises LeaseLost, CancelAsked."""
         ...
@@ -125,8 +144,8 @@ class RunStore(Protocol):
         """Write what became of a step. Raises LeaseLost."""
         ...
 
-    async def leave(self, claim: Claim, outcome: Outcome) -> Run:
-        """Let go of a run. Raises LeaseLost."""
+    async def leave(self, claim: Claim, outcome: Outcome, turn: Sequence[str] | None = None) -> Run:
+        """Let go of a run. `turn`: all that it has said so far, as JSON; None: nothing new. Raises LeaseLost."""
         ...
 
     async def recover(self, *, most: int = 500, most_attempts: int = MOST_ATTEMPTS) -> list[Recovered]:

@@ -15,13 +15,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import Enum
 from functools import partial
 from uuid import UUID, uuid4
 
+from agents.conversations.turn import Turn
 from agents.runs.executor import RunExecutor
 from agents.runs.outcomes import cancelled, expired
 from agents.runs.record import Claim, Ended, HandsOver, Outcome, Run, Waits
@@ -180,9 +181,9 @@ class Worker:
 
     async def _do(self, run: Run) -> None:
         """Do a run and write its outcome, whatever it is."""
-        mine, began_at = self._running[run.id], datetime.now(UTC)
+        mine, began_at, turn = self._running[run.id], datetime.now(UTC), Turn(str(run.id))
         try:
-            outcome: Outcome | None = await self.executor.execute(run)
+            outcome: Outcome | None = await self.executor.execute(run, turn)
         except asyncio.CancelledError:
             if mine.stop is None:
                 raise  # the event loop is closing
@@ -205,11 +206,12 @@ class Worker:
             log.warning("run %s is given up until another worker takes it up: %s", run.id, error)
             return
         self.executor.traces.attempt(run, began_at, outcome)
-        await self._leave(run.claim, outcome)
+        is_said = run.session is not None and not isinstance(outcome, HandsOver)
+        await self._leave(run.claim, outcome, turn.recorded() if is_said and turn.messages else None)
 
-    async def _leave(self, claim: Claim, outcome: Outcome) -> None:
+    async def _leave(self, claim: Claim, outcome: Outcome, turn: Sequence[str] | None) -> None:
         try:
-            left = await self.executor.store.leave(claim, outcome)
+            left = await self.executor.store.leave(claim, outcome, turn)
             if left.parent_id is not None or isinstance(outcome, Waits):
                 await self._follow()
         except LeaseLost:
@@ -267,6 +269,7 @@ class Worker:
                 self._wake.set()
         await self._follow()
         await store.forget()
+        await store.conversations.forget()
 
     async def _follow(self) -> None:
         """Give back the money of runs that have ended, and let those go on that have waited for them."""

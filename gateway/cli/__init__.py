@@ -65,6 +65,7 @@ ENTRIES = {
     "route": Entry("routes", "commands", "Routes: which models stand in for another, when, and how long to wait."),
     "breaker": Entry("breakers", "commands", "Circuit breakers of models, providers and the proxy."),
     "approvals": Entry("approvals", "commands", "Approvals: what runs ask people before they act."),
+    "conversations": Entry("conversations", "commands", "Conversations: what was said in the sessions of agents."),
     "run": Entry("run", "commands", "Run an agent once."),
     "worker": Entry("worker", "worker", "Do runs of agents until Ctrl-C; then hand them over. Start as many as you like, on any machines."),
     "runs": Entry("runs", "commands", "Runs of agents: what they did, what it cost, and what becomes of them."),

@@ -80,6 +80,16 @@ _ApprovalTime = Annotated[
 _Unanswered = Annotated[
     str | None, typer.Option("--unanswered", help="fail or refuse, when nobody decides an approval in time.")
 ]
+_HistoryMessages = Annotated[
+    int | None,
+    typer.Option(
+        "--history-messages", help="How many earlier messages of its session a run reads. 0: no conversations."
+    ),
+]
+_HistoryBytes = Annotated[int | None, typer.Option("--history-bytes", help="How many bytes of them a run reads.")]
+_ConversationFor = Annotated[
+    str | None, typer.Option("--conversation-for", help="How long a conversation is kept after its last turn: 30d.")
+]
 _Engine = Annotated[str | None, typer.Option("--engine", help="own: what executes its runs.")]
 _Defaults = Annotated[
     list[str] | None,
@@ -110,6 +120,9 @@ def configure(
     approver: _Approvers = None,
     approval_time: _ApprovalTime = None,
     unanswered: _Unanswered = None,
+    history_messages: _HistoryMessages = None,
+    history_bytes: _HistoryBytes = None,
+    conversation_for: _ConversationFor = None,
     engine: _Engine = None,
     default: _Defaults = None,
     if_version: _IfVersion = None,
@@ -141,6 +154,9 @@ def configure(
             "approvers": approver,
             "approval_time": approval_time,
             "unanswered": unanswered,
+            "history_messages": history_messages,
+            "history_bytes": history_bytes,
+            "conversation_for": conversation_for,
             "engine": engine,
             "if_version": if_version,
         },
@@ -245,6 +261,10 @@ def describe(configuration: AgentConfiguration) -> list[str]:
         "approvers": ", ".join(terms.approvers) or "any administrator",
         "approval time": "30d" if terms.approval_s is None else _period(terms.approval_s),
         "unanswered": terms.unanswered.value,
+        "conversations": f"the last {terms.history_messages} messages, {terms.history_bytes:,} bytes, are read; kept for "
+        f"{_period(terms.conversation_s)}"
+        if terms.history_messages
+        else "none",
         "engine": terms.engine,
     }
     width = max(map(len, lines))

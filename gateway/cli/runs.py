@@ -47,7 +47,13 @@ def start(
     budget: Annotated[str | None, typer.Option("--budget", help="The most that it may spend, in dollars.")] = None,
     reserve: Annotated[str | None, typer.Option("--reserve", help="What is held of it at the start.")] = None,
     user: Annotated[str | None, typer.Option("--user", help="Whom the run is for, in reports.")] = None,
-    session: Annotated[str | None, typer.Option("--session", help="The session that it belongs to.")] = None,
+    session: Annotated[
+        str | None, typer.Option("--session", help="The session that it belongs to: it reads what was said there.")
+    ] = None,
+    on_session: Annotated[
+        str | None,
+        typer.Option("--on-session", help="queue, reject or replace, while another run of the session has not ended."),
+    ] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag for reports; repeatable.")] = None,
     priority: Annotated[int | None, typer.Option("--priority", min=-100, max=100, help="The highest is first.")] = None,
     key: Annotated[str | None, typer.Option("--key", help="The same key again is the same run.")] = None,
@@ -57,12 +63,14 @@ def start(
     """Start an agent. A worker does the run; treasurer runs show prints its story."""
     import sys
 
-    from agents.runs.record import Trigger
+    from agents.runs.record import SessionPolicy, Trigger
     from agents.runs.starting import StartRequest
     from llm_service.errors import InvalidRequest
     from llm_service.wire.bodies import parse_body
     from llm_service.wire.requests import attribution
 
+    if on_session is not None and on_session not in list(SessionPolicy):
+        fail(f"--on-session: {on_session!r} is not one of: {', '.join(SessionPolicy)}.", ExitCode.USAGE)
     try:
         request = StartRequest(
             agent,
@@ -74,6 +82,7 @@ def start(
             may_raise=True,
             priority=priority,
             session=attribution(session, "--session", "session"),
+            on_session=None if on_session is None else SessionPolicy(on_session),
             on_behalf_of=attribution(user, "--user", "user"),
             tags=tuple(dict.fromkeys(name for each in tag or () if (name := attribution(each, "--tag", "tag")))),
         )

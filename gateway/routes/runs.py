@@ -20,7 +20,7 @@ from pydantic import AfterValidator, Field
 from agents.approvals.record import ApprovalFilter
 from agents.runs.code_version import CODE_VERSION
 from agents.runs.events import Shown, read_id
-from agents.runs.record import Run, RunFilter, State
+from agents.runs.record import Run, RunFilter, SessionPolicy, State
 from agents.runs.starting import StartRequest
 from agents.runs.store import RunStore
 from agents.runs.views import RunView, StepListing, run_view, step_view
@@ -102,14 +102,17 @@ Attributed = Annotated[str, Field(max_length=MAX_ATTRIBUTION), AfterValidator(_a
 class StartInput(Input):
     """A run to start. `input` is what the agent takes. `budget`: the most that the run and its children spend; `reserve`:
     what is held of it at the start; both in dollars, and at most what the agent's configuration says, unless an
-    administrator asks. `wait`: for how many seconds the answer waits for the run's end. `watch`: its events will be
-    watched, so that its text is sent while it is written from the first step on."""
+    administrator asks. `session`: the conversation that the run goes on with; `on_session`: what becomes of the run while another
+    one of the session has not ended (as the agent is configured, unless it is said here). `wait`: for how many seconds the
+    answer waits for the run's end. `watch`: its events will be watched, so that its text is sent while it is written from
+    the first step on."""
 
     input: dict[str, Any] = Field(default_factory=dict[str, Any])
     budget: Amount | None = None
     reserve: AmountOrZero | None = None
     user: Attributed | None = None
     session: Attributed | None = None
+    on_session: Annotated[SessionPolicy, Field(strict=False)] | None = None
     tags: Annotated[list[Attributed], Field(max_length=MAX_TAGS)] = Field(default_factory=list[str])
     priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     wait: Annotated[float, Field(ge=0, le=MOST_WAIT_S, allow_inf_nan=False)] = 0
@@ -225,6 +228,7 @@ async def start_run(
             may_raise=caller.is_administrator,
             priority=new.priority,
             session=new.session,
+            on_session=new.on_session,
             asked_by=caller.name,
             on_behalf_of=new.user,
             tags=tuple(dict.fromkeys(new.tags)),

@@ -66,7 +66,7 @@ class Stack:
             return ("-m", "gateway.cli")
         return ("-c", _UNDER_A_CLOCK.format(self.clock.environ()))
 
-    async def ready(self, within_s: float = 120) -> StackState:
+    async def ready(self, within_s: float = 240) -> StackState:
         assert self.process is not None
         deadline = time.monotonic() + within_s
         while (state := StackState.read(self.data_dir)) is None or state.pid != self.process.pid:

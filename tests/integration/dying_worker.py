@@ -13,6 +13,7 @@ import asyncio
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -83,9 +84,9 @@ class Service(RemoteService):
 class Runs(PostgresRuns):
     point = "none"
 
-    async def leave(self, claim: Claim, outcome: Outcome) -> Run:
+    async def leave(self, claim: Claim, outcome: Outcome, turn: Sequence[str] | None = None) -> Run:
         die(self.point, "before-end")
-        left = await super().leave(claim, outcome)
+        left = await super().leave(claim, outcome, turn)
         die(self.point, "after-end")
         return left
 

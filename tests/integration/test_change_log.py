@@ -101,10 +101,19 @@ async def test_every_table_of_configuration_is_logged_and_audited(pool: asyncpg.
     tables = {row["tablename"] for row in await pool.fetch("SELECT * FROM pg_tables WHERE schemaname = 'public'")}
     assert tables - set(others) == set(LOGGED)
     work = {row["tablename"] for row in await pool.fetch("SELECT * FROM pg_tables WHERE schemaname = 'work'")}
-    # The other tables hold what runs do and ask, and what follows their ends. The limits are those of the agents' versions.
-    assert {
-        f"work.{table}" for table in work - {"runs", "steps", "attempts", "limits", "approvals", "followups"}
-    } == set(LOGGED_ONLY)
+    # The other tables hold what runs do, say and ask. The limits are those of the agents' versions.
+    of_runs = {
+        "runs",
+        "steps",
+        "attempts",
+        "limits",
+        "approvals",
+        "followups",
+        "conversations",
+        "messages",
+        "histories",
+    }
+    assert {f"work.{table}" for table in work - of_runs} == set(LOGGED_ONLY)
     assert set(change_log.KINDS) >= {*LOGGED, *(table.removeprefix("work.") for table in LOGGED_ONLY)}
 
 

@@ -73,6 +73,8 @@ A = "/admin/v1"
 RUN = UUID("01a222cc-ee11-7fb1-9fc0-02976978322c")
 #: A question of a run that waits.
 APPROVAL = UUID("01a222cc-ee11-7fb1-9fc0-02976978322d")
+#: A conversation that has no run under way.
+CONVERSATION = UUID("01a222cc-ee11-7fb1-9fc0-02976978322e")
 DIGEST = b"d" * 32
 #: The same decision as chat front-ends send it, in the chat "c".
 QUESTION = f"{APPROVAL}.{DIGEST.hex()}"
@@ -136,6 +138,12 @@ ROUTES: dict[tuple[str, str], list[Ask]] = {
     ("GET", "/agents/approvals/{approval_id}"): [Ask(f"/agents/approvals/{APPROVAL}", reads=True)],
     ("POST", "/agents/approvals/{approval_id}"): [Ask(f"/agents/approvals/{APPROVAL}", APPROVE)],
     ("POST", "/agents/{agent}/runs"): [Ask("/agents/digest/runs", {"wait": 1})],
+    ("GET", "/agents/conversations"): [Ask("/agents/conversations", reads=True)],
+    ("GET", "/agents/conversations/{conversation_id}"): [Ask(f"/agents/conversations/{CONVERSATION}", reads=True)],
+    ("GET", "/agents/conversations/{conversation_id}/messages"): [
+        Ask(f"/agents/conversations/{CONVERSATION}/messages", reads=True)
+    ],
+    ("DELETE", "/agents/conversations/{conversation_id}"): [Ask(f"/agents/conversations/{CONVERSATION}")],
     ("POST", "/agents/{agent}/ag-ui"): [Ask("/agents/digest/ag-ui", RESUME)],
     ("POST", "/agents/{agent}/ai-sdk"): [Ask("/agents/digest/ai-sdk", {"id": "c", "messages": UI_MESSAGES})],
     ("GET", "/agents/{agent}/ai-sdk/{chat}/stream"): [Ask("/agents/digest/ai-sdk/c/stream", reads=True)],
@@ -171,6 +179,7 @@ COMMANDS: dict[str, str] = {
     "agent use": "digest 1",
     "approvals approve": f"{APPROVAL} --digest {DIGEST.hex()}",
     "approvals refuse": f"{APPROVAL} --digest {DIGEST.hex()} --reason no",
+    "conversations delete": f"{CONVERSATION} --yes",
     "key create": "a --name second",
     "key rotate": "a/default",
     "key revoke": "a/default",
@@ -205,6 +214,8 @@ READING_COMMANDS: dict[str, str] = {
     "agent versions": "digest",
     "approvals list": "",
     "approvals show": str(APPROVAL),
+    "conversations list": "",
+    "conversations show": str(CONVERSATION),
     "key list": "",
     "budget list": "",
     "budget show": "b",
@@ -269,6 +280,10 @@ async def world(
         (waiting,) = await runs.claim(uuid4(), 1, ("digest",))
         asks = NewApproval(APPROVAL, 1, "send", Why.BEFORE, {"to": "ann"}, DIGEST, {"type": "object"}, ())
         await runs.leave(waiting.claim, Waits(WaitFor.APPROVAL, None, asks=asks))
+        await pool.execute(
+            "INSERT INTO work.conversations (id, team_id, agent, session, keep, forget_at) VALUES ($1, 1, 'digest', 's', '1 day', now() + interval '1 day')",
+            CONVERSATION,
+        )
         for budget in ("2", "3"):
             await set_configuration(pool, "digest", read_input(NewVersion, {"budget": budget}), _any_model)
     feed = tmp_path / "feed.xml"
@@ -464,7 +479,7 @@ async def every_route_says_so(world: World, *, reads_go_on: bool, words: str = "
                 method, ask.path, json=ask.json, headers={"authorization": f"Bearer {key}", **ask.headers}
             )
             if reads_go_on and ask.reads:
-                if answer.status_code != 200:
+                if answer.status_code not in (200, 204):
                     wrong.append(f"{method} {ask.path}: {answer.status_code} {answer.text}")
                 continue
             if answer.status_code != 503 or "retry-after" not in answer.headers:

@@ -6,6 +6,7 @@ import asyncpg
 import pytest
 
 from agents.runs.in_postgres import PostgresRuns
+from tests.agents.conversations.contract import ConversationContract, SessionContract
 from tests.agents.runs.contract import PassTime, StoreContract
 
 
@@ -25,10 +26,11 @@ def pass_time(pool: asyncpg.Pool) -> PassTime:
             "queued_at = queued_at - $1 * interval '1 s'",
             seconds,
         )
+        await pool.execute("UPDATE work.conversations SET forget_at = forget_at - $1 * interval '1 s'", seconds)
         await pool.execute("UPDATE work.approvals SET expires_at = expires_at - $1 * interval '1 s'", seconds)
 
     return forward
 
 
-class TestInPostgres(StoreContract):
+class TestInPostgres(StoreContract, ConversationContract, SessionContract):
     """The test cases are inherited."""

@@ -1,11 +1,6 @@
 -- Adds a run; no row if a run has its trigger key already, or if its parent ($3) is over or is to be cancelled. The lock on the
--- parent lets its end come before this, or after it, when the new run is cancelled. The runs of a session are added one after another, so that
--- they become visible in the order of their numbers.
-WITH turn AS MATERIALIZED (
-    SELECT CASE WHEN $12::text IS NOT NULL
-        THEN pg_advisory_xact_lock(hashtextextended($5 || '/' || $12, 0))::text END AS taken
-),
-parent AS MATERIALIZED (
+-- parent lets its end come before this, or after it, when the new run is cancelled.
+WITH parent AS MATERIALIZED (
     SELECT deadline_at FROM work.runs WHERE id = $3 AND ended_at IS NULL AND cancel_at IS NULL FOR SHARE
 )
 INSERT INTO work.runs (
@@ -15,6 +10,6 @@ INSERT INTO work.runs (
 SELECT $1, $2, $3, $5, $6, $7, $8::json, $9, $10, $4, $11, $12, $13, $14, $15, $16, make_interval(secs => $17),
     least(now() + make_interval(secs => $17), (SELECT deadline_at FROM parent)),
     $18, $19, $20::json
-FROM turn WHERE $3 IS NULL OR EXISTS (SELECT FROM parent)
+WHERE $3 IS NULL OR EXISTS (SELECT FROM parent)
 ON CONFLICT (trigger_key) DO NOTHING
 RETURNING *

@@ -24,6 +24,9 @@ approved AS (  -- a call whose arguments a person has changed is replayed with t
         a.state, a.changed, a.reason, a.decided_by, a.asked_at, a.expires_at, a.decided_at
     FROM work.approvals a JOIN source ON a.run_id = source.id WHERE a.position <= $3 AND a.state = 'approved'
     ORDER BY a.number
+),
+read AS (  -- it has read what the run had read
+    INSERT INTO work.histories (run_id, messages) SELECT $2, h.messages FROM work.histories h JOIN source ON h.run_id = source.id
 )
 INSERT INTO work.runs (
     id, root_id, forked_from, forked_steps, agent, organisation_id, team_id, configuration, configuration_digest,

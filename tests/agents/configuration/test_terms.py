@@ -82,7 +82,8 @@ def test_a_digest_is_of_what_is_said_and_of_nothing_else(logic: AnyAgent) -> Non
     assert AgentConfiguration("another", 9, first.terms).digest == first.digest != other.digest
     # Written by hand, because a new digest of the same terms would make every version look changed.
     text = (
-        '{"approval_s":null,"approvers":[],"budget_nano":250000000,"concurrency":null,"description":"Helps.","engine":"own","keep":"none",'
+        '{"approval_s":null,"approvers":[],"budget_nano":250000000,"concurrency":null,"conversation_s":2592000,"description":"Helps.","engine":"own",'
+        '"history_bytes":131072,"history_messages":200,"keep":"none",'
         '"keep_s":null,"logic":"helper","lost_answer":"buy_again","model":"gpt-4o-mini","on_budget":"pause","priority":0,'
         '"prompt":null,"reserve_nano":null,"result_limit_bytes":1048576,"session":"queue","step_limit":50,'
         '"time_limit_s":600,"tool_policies":{},"tools":null,'

@@ -143,7 +143,8 @@ class Script:
 
 def answer_to(body: bytes, tools: tuple[str, ...], output: dict[str, Any]) -> Answer:
     request = json.loads(body)
-    turn = sum(message["role"] == "assistant" for message in request["messages"])
+    roles = [message["role"] for message in reversed(request["messages"])]
+    turn = roles[: roles.index("user")].count("assistant")  # since the user's last message
     name, arguments = (tools[turn], ARGUMENTS.get(tools[turn], {})) if turn < len(tools) else ("final_result", output)
     call = {"id": f"call_{turn}", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
     message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from agents.runs.in_memory import InMemoryRuns
+from tests.agents.conversations.contract import ConversationContract, SessionContract
 from tests.agents.runs.contract import PassTime, StoreContract
 
 
@@ -21,5 +22,5 @@ def pass_time(store: InMemoryRuns) -> PassTime:
     return forward
 
 
-class TestInMemory(StoreContract):
+class TestInMemory(StoreContract, ConversationContract, SessionContract):
     """The test cases are inherited."""

@@ -1,5 +1,5 @@
 -- What becomes of envelopes besides admission: children, waiting, closing (llm_service/treasury/envelopes.py). Migration 0017
--- makes these functions, and 0022 makes them anew.
+-- makes these functions, and 0023 makes them anew.
 
 -- Envelopes as they are now; their lines without budgets that were archived.
 CREATE OR REPLACE FUNCTION treasury_find_envelopes_v1(p_id uuid[]) RETURNS TABLE (

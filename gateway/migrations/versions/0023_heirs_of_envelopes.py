@@ -9,8 +9,8 @@ from alembic import op
 import llm_service.treasury
 from gateway.migrations.script import run_script
 
-revision = "0022"
-down_revision = "0021"
+revision = "0023"
+down_revision = "0022"
 branch_labels = None
 depends_on = None
 
