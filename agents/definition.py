@@ -17,6 +17,7 @@ from pydantic import BaseModel
 if TYPE_CHECKING:
     from pydantic_ai import Agent
 
+    from agents.redaction import Redact
     from agents.runs.record import Policy
     from agents.services import Services
 
@@ -39,7 +40,8 @@ class AgentDefinition(Generic[InputT, DepsT, OutputT]):
     limits and reports refer to, unless an administrator gives the same logic to further agents.
 
     `defaults` are fields of the configuration (`configuration/inputs.py`) for an agent that nobody has configured, in
-    the words of an administrator: `{"budget": "0.25", "time_limit": "10m"}`.
+    the words of an administrator: `{"budget": "0.25", "time_limit": "10m"}`. `redact` takes out what must not be stored of
+    a run (`redaction.py`).
     """
 
     name: str
@@ -49,6 +51,7 @@ class AgentDefinition(Generic[InputT, DepsT, OutputT]):
     agent: Agent[DepsT, OutputT]
     task: Callable[[InputT, Services], Task[DepsT]]
     defaults: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    redact: Redact | None = None
 
     @property
     def output_type(self) -> type[OutputT]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from agents.registry import names_of_logic
 from llm_service.administration.inputs import read_input
 from llm_service.administration.organisations import NewAgent, create_agent
 from llm_service.administration.transaction import read
@@ -25,6 +26,11 @@ class AgentRegistration:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
         self._registered: set[str] = set()
+
+    async def register_logic(self, agent: str) -> None:
+        """As `register`, if there is logic of this name. Another agent is an administrator's to make."""
+        if agent in names_of_logic():
+            await self.register(agent)
 
     async def register(self, agent: str) -> None:
         """Make the agent's row, in team "default", if it has none yet.

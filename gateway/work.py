@@ -25,11 +25,13 @@ from dataclasses import dataclass, field
 import orjson
 
 from agents.configuration.versions import AgentConfigurations
+from agents.registration import AgentRegistration
 from agents.registry import BrokenLogic, find_agent, names_of_logic
 from agents.runs.executor import RunExecutor
 from agents.runs.in_postgres import PostgresRuns
 from agents.runs.live_calls import LiveCalls
 from agents.runs.live_text import RedisLiveText
+from agents.runs.starting import RunStarter
 from agents.runs.step_text import LiveText, NoLiveText
 from agents.runs.tracing import RunTraces
 from agents.runs.worker import Worker
@@ -126,15 +128,17 @@ async def open_worker(settings: Settings, addresses: WorkerAddresses) -> AsyncIt
         telemetry = open_telemetry(settings, langfuse_sdk=True)
         stack.push_async_callback(telemetry.close)
         traces = RunTraces(telemetry, settings.trace_content)
-        principals = Principals(pool)
+        principals, configurations, runs = Principals(pool), AgentConfigurations(pool), PostgresRuns(pool, traces)
         executor = RunExecutor(
-            PostgresRuns(pool, traces),
+            runs,
             LiveCalls(service, _live_text(stack, addresses.redis_url)),
             principals,
             RunMoney(treasury.envelopes, principals, freed=treasury.freed, busy_wait_s=settings.busy_wait_s),
             services=Services(FeedReader(allow_files=False, allow_private=settings.feeds_allow_private)),
-            agents=RunnableAgents(AgentConfigurations(pool), usable_logic()).names,
+            agents=RunnableAgents(configurations, usable_logic()).names,
             traces=traces,
+            starter=RunStarter(runs, principals, configurations),
+            register=AgentRegistration(pool).register_logic,
         )
         yield Worker(executor, slots=settings.worker_slots)
 

@@ -7,6 +7,7 @@ in_memory.py     the same in memory, for tests
 refusals.py      why a store refuses to add, find, retry or fork a run (pure)
 journal.py       one run's steps: replayed, or done and recorded
 decisions.py     what persons have decided about the steps of a run (pure)
+children.py      the runs that a run starts: each is a step, and is paid for by a part of the run's money
 durability.py    the journal as a capability of PydanticAI: each model request and tool call is a step
 failures.py      how a run stops that cannot simply go on, and what is recorded of an error (pure)
 outcomes.py      what becomes of a run that stops (pure)

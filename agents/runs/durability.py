@@ -6,6 +6,7 @@ What must hold:
   The names of steps are recorded, so they never change: tests/agents/runs/test_durability.py pins them.
   Tools run one after another, because their order is what the journal goes by.
   A tool call that a person has approved with changed arguments is made with those, validated as the model's are.
+  A tool that starts runs is no step, because the runs are. If a person has to permit it, the permission is one.
   An operation that this module does not know is a step of which a repetition is asked about.
 
 A tool's effects on `deps` are not replayed: what the agent needs later has to be in what the tool returns.
@@ -50,6 +51,12 @@ from agents.tools.policy import UNDECLARED, Declared, declared
 from llm_service.model import GovernedModel
 
 _READ = Declared(Policy.READ)
+#: What is recorded of a person's permission for a tool that starts runs. The tool itself is no step.
+_PERMITTED = {"permitted": True}
+
+
+async def _permitted() -> object:
+    return _PERMITTED
 
 
 class _Operations(JournalCallableOperationBackend[Declared]):
@@ -81,6 +88,14 @@ class _Operations(JournalCallableOperationBackend[Declared]):
             case ToolsetCallToolId(toolset_kind=toolset):
                 tool, arguments = _call(cache_key)
                 kind = Kind.MCP if toolset == "mcp" else Kind.TOOL
+                if config.starts_runs and config.policy is not Policy.ASK:
+                    return await body()
+                if config.starts_runs:
+                    asked = Declared(Policy.ASK)
+                    permitted = await self._journal.tool(
+                        name, kind, asked, _permitted, tool=tool, arguments=arguments, as_result=_tool_return
+                    )
+                    return await body() if permitted == _PERMITTED else permitted
                 return await self._journal.tool(
                     name, kind, config, body, tool=tool, arguments=arguments, as_result=_tool_return
                 )
@@ -97,7 +112,7 @@ def _policy_of(
             definition = getattr(tool, "tool_def", None)
             own = declared(getattr(definition, "metadata", None))
             policy = configuration.policy(name, own.policy)
-            return own if policy is own.policy else Declared(policy)
+            return own if policy is own.policy else Declared(policy, starts_runs=own.starts_runs)
         case (
             ToolsetGetToolsId() | ToolsetGetInstructionsId() | ToolsetValidateToolArgumentsId() | EventStreamHandlerId()
         ):

@@ -32,6 +32,10 @@ class PersonNeeded(Exception):
         self.asks = asks
 
 
+class RunsUnderWay(BaseException):
+    """The run has to wait for runs that it has started. No code of an agent should catch this, so it is no Exception."""
+
+
 def describe(error: BaseException) -> dict[str, Any]:
     """An error as a run or a step keeps it: a code for programs and a message for people."""
     if isinstance(error, TreasurerError | RunFailed):

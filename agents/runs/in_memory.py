@@ -24,7 +24,9 @@ from agents.runs.record import (
     Attempt,
     Claim,
     Ended,
+    Followup,
     HandsOver,
+    Kind,
     Mark,
     NewRun,
     Outcome,
@@ -43,7 +45,15 @@ from agents.runs.record import (
     WaitFor,
     Waits,
 )
-from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, is_undecided, no_run
+from agents.runs.refusals import (
+    cannot_fork,
+    cannot_retry,
+    check_same,
+    check_same_fork,
+    is_undecided,
+    no_run,
+    parent_over,
+)
 from agents.runs.step_text import text_in
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, MOST_WAIT_S, CancelAsked, LeaseLost
 from agents.runs.tracing import NO_TRACES, RunTraces
@@ -63,6 +73,9 @@ class InMemoryRuns:
         self._limit_of: dict[UUID, timedelta] = {}
         self._forget: dict[UUID, datetime] = {}
         self._later = timedelta()
+        self._awaits: dict[UUID, tuple[UUID, ...]] = {}
+        self._followups: dict[int, UUID] = {}
+        self._followed = 0
         self._approvals: dict[UUID, Approval] = {}
         self._attempts: dict[UUID, list[Attempt]] = {}
         self._time_left: dict[UUID, timedelta] = {}  # of runs that wait for something else than time
@@ -86,6 +99,9 @@ class InMemoryRuns:
         if new.trigger_key is not None and (found := self._of_key(new.trigger_key)) is not None:
             check_same(found, new)
             return found
+        parent = None if new.parent_id is None else self._runs[new.parent_id]
+        if parent is not None and (parent.state.ended or parent.cancel_at is not None):
+            raise parent_over(new)
         others = [] if new.session is None else self._of_session(new.agent, new.session)
         others = [run for run in others if not run.state.ended]
         if others and new.on_session is SessionPolicy.REJECT:
@@ -95,13 +111,14 @@ class InMemoryRuns:
             for run in others:
                 await self.cancel(run.id)
         now, span = self._now(), timedelta(seconds=new.time_limit_s)
+        deadline_at = now + span if parent is None else min(now + span, parent.deadline_at)
         run = Run(
             id=new.id, number=len(self._runs) + 1, root_id=new.root_id or new.id, parent_id=new.parent_id, forked_from=None,
             forked_steps=None, agent=new.agent, organisation_id=new.organisation_id, team_id=new.team_id,
             configuration=json.loads(to_json(new.configuration)), code_version=new.code_version, trigger=new.trigger,
             trigger_key=new.trigger_key, session=new.session, asked_by=new.asked_by, on_behalf_of=new.on_behalf_of,
             tags=new.tags, state=State.QUEUED, wait_for=None, wake_at=None, priority=new.priority, owner=None, fence=0,
-            lease_until=None, attempt=0, deadline_at=now + span, cancel_at=None,
+            lease_until=None, attempt=0, deadline_at=deadline_at, cancel_at=None,
             budget_nano=new.budget_nano, reserve_nano=new.reserve_nano, cost_nano=0, lost_nano=0,
             input=json.loads(to_json(new.input)), output=None, error=None, created_at=now, started_at=None, ended_at=None,
             forgotten=False,
@@ -311,11 +328,17 @@ class InMemoryRuns:
             self._conversations.say(run, turn)
         left = self._leave(run, outcome)
         self._traces.ended(left)
+        is_in_tree = run.parent_id is not None or any(
+            step.head.kind is Kind.CHILD for step in self._steps[run.id].values()
+        )
+        if left.wait_for is WaitFor.RUN or (left.state.ended and is_in_tree):
+            self._follow_up(run.id)
         return left
 
     def _leave(self, run: Run, outcome: Outcome) -> Run:
         now = self._now()
         self._close_approvals(run)
+        self._awaits.pop(run.id, None)
         if run.cancel_at is not None and not isinstance(outcome, Ended):
             outcome = cancelled()
         progressed = any(
@@ -337,6 +360,7 @@ class InMemoryRuns:
                 left = replace(
                     left, state=State.WAITING, wait_for=outcome.wait_for, wake_at=wake_at, error=outcome.error
                 )
+                self._awaits[run.id] = outcome.awaits
                 left = self._keep_time(run, left)
                 if outcome.asks is not None:
                     self._ask(left, outcome.asks)
@@ -397,7 +421,32 @@ class InMemoryRuns:
             error = run.error if isinstance(outcome, HandsOver) else left.error
             left = self._runs[run.id] = replace(left, attempt=attempt, error=error)
             recovered.append(Recovered(run.id, run.agent, left.state))
+            if left.state.ended:
+                self._follow_up(run.id)
         return recovered[:most]
+
+    def _follow_up(self, run_id: UUID) -> None:
+        self._followed += 1
+        self._followups[self._followed] = run_id
+
+    async def followups(self, *, most: int = 100) -> list[Followup]:
+        """See `RunStore.followups`."""
+        return [Followup(number, self._runs[run_id]) for number, run_id in self._followups.items()][:most]
+
+    async def follow(self, followup: Followup) -> bool:
+        """See `RunStore.follow`."""
+        run = self._runs[followup.run.id]
+        if run.state.ended:
+            await self.cancel(run.id)
+        self._followups.pop(followup.number, None)
+        waits = run if not run.state.ended else self._runs.get(run.parent_id) if run.parent_id is not None else None
+        if waits is None or waits.wait_for is not WaitFor.RUN:
+            return False
+        if any(not self._runs[each].state.ended for each in self._awaits[waits.id] if each in self._runs):
+            return False
+        del self._awaits[waits.id]
+        self._runs[waits.id] = replace(waits, state=State.QUEUED, wait_for=None, error=None)
+        return True
 
     async def cancel(self, run_id: UUID) -> Run:
         """See `RunStore.cancel`."""
@@ -406,6 +455,7 @@ class InMemoryRuns:
             run = self._runs[run_id] = replace(run, cancel_at=run.cancel_at or self._now())
             if run.state is not State.RUNNING:
                 self._traces.ended(self._leave(run, cancelled()))
+                self._follow_up(run_id)
         for child in [each for each in self._runs.values() if each.parent_id == run_id]:
             await self.cancel(child.id)
         return self._runs[run_id]
@@ -414,6 +464,7 @@ class InMemoryRuns:
         """See `RunStore.retry`."""
         run, outline = await self.find(run_id), await self.outline(run_id)
         may = run.state is State.WAITING or (run.state.ended and run.state is not State.SUCCEEDED)
+        may = may and (run.parent_id is None or run.state is State.WAITING)
         if not may or run.forgotten or (not decides and is_undecided(run, outline)):
             raise cannot_retry(run, outline, decides)
         steps = self._steps[run_id]
@@ -424,6 +475,7 @@ class InMemoryRuns:
         deadline = run.deadline_at if run.deadline_at > now else now + self._limit_of[run_id]
         self._queued[run_id] = now
         self._close_approvals(run)
+        self._awaits.pop(run_id, None)
         self._forget.pop(run_id, None)
         budget_nano = max((each for each in (run.budget_nano, budget_nano) if each is not None), default=None)
         queued = replace(

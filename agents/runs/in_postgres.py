@@ -26,6 +26,7 @@ from agents.runs.record import (
     Attempt,
     Claim,
     Ended,
+    Followup,
     HandsOver,
     Kind,
     Mark,
@@ -47,7 +48,7 @@ from agents.runs.record import (
     WaitFor,
     Waits,
 )
-from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, no_run
+from agents.runs.refusals import cannot_fork, cannot_retry, check_same, check_same_fork, no_run, parent_over
 from agents.runs.step_text import text_in
 from agents.runs.store import KEEP_FAILED_S, LEASE_S, MOST_ATTEMPTS, CancelAsked, LeaseLost
 from agents.runs.tracing import NO_TRACES, RunTraces
@@ -70,7 +71,9 @@ _ADD, _RENEW, _LEAVE = _load("add"), _load("renew"), _load("leave")
 _BEGIN, _RECORD = _load("begin_step"), _load("record_step")
 _CANCEL, _RETRY, _FORK, _FORGET = _load("cancel"), _load("retry"), _load("fork"), _load("forget")
 _CLAIM = "SELECT * FROM work.claim_v1($1, $2, $3, coalesce($4, (SELECT array_agg(name) FROM agents)), $5)"
-_RECOVER = "SELECT * FROM work.recover_v1($1, $2, $3)"
+_RECOVER = "SELECT * FROM work.recover_v2($1, $2, $3)"
+_FOLLOWUPS = "SELECT r.*, f.number AS followup FROM work.followups f JOIN work.runs r ON r.id = f.run_id ORDER BY f.number LIMIT $1"
+_FOLLOW = "SELECT * FROM work.follow_v1($1, $2)"
 _PAGE, _OUTLINE, _MARKS, _SPENT = _load("page"), _load("outline"), _load("marks"), _load("spent")
 _APPROVALS, _DECIDE = _load("page", _APPROVALS_FOLDER), _load("decide", _APPROVALS_FOLDER)
 _ATTEMPTS = _load("attempts_of")
@@ -113,7 +116,10 @@ class PostgresRuns:
         rows = await self._fetch(_ADD, *_new(new)) if new.session is None else await self._add_to_session(new)
         if rows:
             return self._started(rows[0])
-        found = read_run((await self._fetch(_FIND_KEY, new.trigger_key))[0])
+        rows = await self._fetch(_FIND_KEY, new.trigger_key)
+        if not rows:
+            raise parent_over(new)
+        found = read_run(rows[0])
         check_same(found, new)
         return found
 
@@ -232,12 +238,13 @@ class PostgresRuns:
     async def leave(self, claim: Claim, outcome: Outcome, turn: Sequence[str] | None = None) -> Run:
         """See `RunStore.leave`."""
         asks: NewApproval | None = None
+        awaits: tuple[UUID, ...] = ()
         match outcome:
             case Ended():
                 output = None if outcome.output is None else to_json(outcome.output)
                 arguments = (outcome.state, None, None, output, _error(outcome.error), outcome.keep_s, False)
             case Waits():
-                asks = outcome.asks
+                asks, awaits = outcome.asks, outcome.awaits
                 arguments = (
                     State.WAITING,
                     outcome.wait_for,
@@ -250,7 +257,7 @@ class PostgresRuns:
             case HandsOver():
                 arguments = (State.QUEUED, None, None, None, None, KEEP_FAILED_S, True)
         said = None if turn is None else list(turn)
-        rows = await self._fetch(_LEAVE, *_claim(claim), *arguments, *_question(asks), said)
+        rows = await self._fetch(_LEAVE, *_claim(claim), *arguments, *_question(asks), said, list(awaits))
         if not rows:
             raise LeaseLost
         return self._ended(rows[0])
@@ -259,6 +266,17 @@ class PostgresRuns:
         """See `RunStore.recover`."""
         rows = await self._fetch(_RECOVER, most, most_attempts, KEEP_FAILED_S)
         return [Recovered(row["id"], row["agent"], State(row["state"])) for row in rows]
+
+    async def followups(self, *, most: int = 100) -> list[Followup]:
+        """See `RunStore.followups`."""
+        return [Followup(row["followup"], read_run(row)) for row in await self._fetch(_FOLLOWUPS, most)]
+
+    async def follow(self, followup: Followup) -> bool:
+        """See `RunStore.follow`."""
+        if followup.run.state.ended:
+            for row in await self._fetch(_CANCEL, followup.run.id, KEEP_FAILED_S):
+                self._ended(row)
+        return bool(await self._fetch(_FOLLOW, followup.number, followup.run.id))
 
     async def cancel(self, run_id: UUID) -> Run:
         """See `RunStore.cancel`."""
@@ -354,7 +372,10 @@ class PostgresRuns:
         return run
 
     async def _fetch(self, statement: str, *arguments: Any) -> list[Record]:
-        return await fetch(self._pool, statement, *arguments)
+        try:
+            return await fetch(self._pool, statement, *arguments)
+        except asyncpg.DeadlockDetectedError:  # two cancellations in one tree, say: the other one has been done by now
+            return await fetch(self._pool, statement, *arguments)
 
 
 _COLUMNS = frozenset(each.name for each in fields(Run))

@@ -8,6 +8,10 @@ What must hold:
   A step that is done is never done again. Its result is that of the first time.
   A model's request carries the step's once key, so the service answers a repetition with the kept answer. If that is lost,
       it is bought again once for each step, and what the lost one cost is counted, or the run fails: by the agent's policy.
+  A run that this run starts is started once, by whichever worker: its key is the step's, with the fence under which the
+      step was begun.
+  What is recorded has been redacted, and the run goes on with what is recorded (`agents/redaction.py`).
+  Once the run has to wait for others, no further step is done.
   A run that takes another way than it is recorded fails, and the error names the step, what it was and what it is now.
   Steps come one after another. Their number and the size of each result are limited.
 """
@@ -17,27 +21,34 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn, TypeVar
+from uuid import UUID
 
 from agents.approvals.record import Why
 from agents.configuration.terms import LostAnswer
 from agents.recorded_json import digest_of, to_json
+from agents.redaction import Redact, RedactionFailed, Seen, redacted, redacted_error
 from agents.runs.decisions import Decisions
-from agents.runs.failures import Diverged, RunFailed, as_json, describe
+from agents.runs.failures import Diverged, RunFailed, RunsUnderWay, as_json, describe
 from agents.runs.record import Claim, Kind, Policy, Step, StepEnd, StepHead, StepState
 from agents.runs.store import LEASE_S, RunStore
 from agents.runs.tracing import StepTraces
+from agents.tools.child_runs import starting_with
 from agents.tools.policy import Declared, DidNotHappen, Happened, under_key
 from llm_service.errors import IdempotencyConflict, TreasurerError, TreasuryUnavailable
 from llm_service.model import Receipt
+
+_Result = TypeVar("_Result")
 
 #: What a step's body returns: JSON, as PydanticAI's codec makes it.
 Body = Callable[[], Awaitable[object]]
 
 #: While Postgres is away a step is not given up at once, because the lease lives on for so long.
 _PATIENCE_S = LEASE_S - 3.0
+#: What the results of steps are for a redaction; those of other steps are results.
+_SEEN = {Kind.MODEL: Seen.ANSWER}
 #: An effect is begun only if its intent was written less than so long ago. Leases are renewed early enough to last longer.
 _FRESH_S = 3.0
 _INTENTS = 3
@@ -54,6 +65,14 @@ class Limits:
     steps: int
     result_bytes: int
     lost_answer: LostAnswer
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A run that this run has started, as it is now. `end` is what the step records of its end; None: it is under way."""
+
+    end: dict[str, Any] | None
+    succeeded: bool = False
 
 
 @dataclass(slots=True)
@@ -75,7 +94,9 @@ class Journal:
     limits: Limits
     decisions: Decisions
     trace: StepTraces
+    redact: Redact | None = None
     position: int = 0
+    awaits: set[UUID] = field(default_factory=set[UUID])  # the runs for which this one has to wait
     uncertain: bool = False  # the step that it is at may have been done, and nobody knows
     _counted: int = 0
     _spent: _Spent = field(default_factory=_Spent)
@@ -155,12 +176,51 @@ class Journal:
 
     def announce(self, tool: str, arguments: Mapping[str, Any], schema: dict[str, Any] | None) -> dict[str, Any] | None:
         """Announce the tool call that comes next. Returns and raises as `Decisions.announce` does."""
-        return self.decisions.announce(self.position + 1, tool, arguments, schema)
+        shown = redacted(self.redact, Seen.ARGUMENTS, as_json(arguments))
+        return self.decisions.announce(self.position + 1, tool, shown, schema)
 
     async def other(self, name: str, declared: Declared, body: Body) -> object:
         """A step that PydanticAI wants recorded beside requests and tool calls, such as the list of a server's tools."""
         is_effect = declared.policy is not Policy.READ
         return await self._step(name, Kind.OTHER, declared, body, is_effect=is_effect)
+
+    async def child(
+        self,
+        name: str,
+        agent: str,
+        arguments: Mapping[str, Any],
+        *,
+        find: Callable[[str], Awaitable[Child | None]],
+        start: Callable[[str], Awaitable[Child]],
+    ) -> tuple[str, dict[str, Any] | None]:
+        """A run that this run starts: its key, and its end; None: it is under way.
+
+        `find` looks for the run with a key, and `start` starts one. That may be repeated. A run that has failed, of a step that
+        a person has decided to do again, is started anew.
+        """
+        async with self._turn:
+            head = self._next(name, Kind.CHILD, Policy.KEY, agent, arguments)
+            earlier = self.recorded.get(head.position)
+            if earlier is not None:
+                _check_same(earlier.head, head)
+                head = earlier.head
+                if earlier.result is not None:
+                    return _child_key(head, earlier.fence), json.loads(earlier.result)
+            began = time.monotonic()
+            key = _child_key(head, self.claim.fence if earlier is None else earlier.fence)
+            child = None if earlier is None else await find(key)
+            failed = child is not None and child.end is not None and not child.succeeded
+            if earlier is None or (earlier.again and (child is None or failed)):
+                await self._begin(head)
+                key, child = _child_key(head, self.claim.fence), None
+            if child is None:
+                child = await self._patiently(lambda: start(key))
+            return key, None if child.end is None else await self._done(head, child.end, began)
+
+    def wait_for(self, runs: Collection[UUID]) -> NoReturn:
+        """Stop here until these runs have ended. Raises RunsUnderWay."""
+        self.awaits.update(runs)
+        raise RunsUnderWay
 
     async def _step(
         self,
@@ -183,7 +243,7 @@ class Journal:
                 head = earlier.head
                 if earlier.result is not None:
                     return json.loads(earlier.result)
-            answered = await self._settle(head, earlier, declared)
+            answered = await self._settle(head, earlier, declared, arguments)
             if answered is not None:
                 return await self._done(head, as_result(answered.result), time.monotonic())
             if is_effect:
@@ -194,6 +254,8 @@ class Journal:
     def _next(
         self, name: str, kind: Kind, policy: Policy, tool: str | None, arguments: Mapping[str, Any] | None
     ) -> StepHead:
+        if self.awaits:
+            raise RunsUnderWay
         self.position += 1
         self._counted += kind in _COUNTED
         if self._counted > self.limits.steps or self.position > self.limits.steps * _ALL_PER_COUNTED:
@@ -204,11 +266,13 @@ class Journal:
             )
         once_key = f"{self.claim.run_id}/{self.position}"
         self._key, self._requests, self._bought_again, self._spent = once_key, 0, False, _Spent()
-        shown = None if arguments is None else as_json(arguments)
+        shown = None if arguments is None else redacted(self.redact, Seen.ARGUMENTS, as_json(arguments))
         digest = None if arguments is None else digest_of(shown)
         return StepHead(self.position, name, kind, policy, once_key, tool, shown, digest)
 
-    async def _settle(self, head: StepHead, earlier: Step | None, declared: Declared) -> Happened | None:
+    async def _settle(
+        self, head: StepHead, earlier: Step | None, declared: Declared, arguments: Mapping[str, Any] | None
+    ) -> Happened | None:
         """What to do with a step that is not done: do it (None), or answer with what is returned.
 
         The policy is today's: a tool that is declared anew is treated as it is declared now.
@@ -219,7 +283,7 @@ class Journal:
             asks = declared.policy is Policy.ASK and head.kind in _CALLS
             return self.decisions.of(head, Why.BEFORE) if asks else None
         if declared.verify is not None:
-            found = await declared.verify(earlier.head.once_key, dict(earlier.head.arguments or {}))
+            found = await declared.verify(earlier.head.once_key, dict(as_json(arguments or {})))
             if isinstance(found, Happened):
                 return found
             if isinstance(found, DidNotHappen):
@@ -250,7 +314,7 @@ class Journal:
     async def _do(self, head: StepHead, body: Body) -> object:
         began = time.monotonic()
         try:
-            with under_key(head.once_key), self.trace.within(head.position):
+            with under_key(head.once_key), starting_with(None), self.trace.within(head.position):
                 result = await body()
         except TreasurerError as error:
             if head.kind is not Kind.MODEL:
@@ -261,9 +325,14 @@ class Journal:
             raise
         return await self._done(head, result, began)
 
-    async def _done(self, head: StepHead, result: object, began: float) -> object:
+    async def _done(self, head: StepHead, result: object, began: float) -> Any:
         try:
             text = to_json(result)
+            if self.redact is not None:
+                text = to_json(redacted(self.redact, _SEEN.get(head.kind, Seen.RESULT), json.loads(text)))
+        except RedactionFailed as failure:
+            await self._failed(head, failure, began)
+            raise
         except (TypeError, ValueError) as error:
             failure = RunFailed(
                 "not_json",
@@ -286,7 +355,8 @@ class Journal:
         return json.loads(text)
 
     async def _failed(self, head: StepHead, error: Exception, began: float) -> None:
-        await self._record(head, self._end(StepState.FAILED, began, error=describe(error)))
+        error_ = describe(error) if isinstance(error, RedactionFailed) else redacted_error(self.redact, describe(error))
+        await self._record(head, self._end(StepState.FAILED, began, error=error_))
 
     def _end(self, state: StepState, began: float, **outcome: Any) -> StepEnd:
         spent = self._spent
@@ -303,7 +373,7 @@ class Journal:
         await self._patiently(lambda: self.store.record(self.claim, head, end))
         self.trace.step(head, end)
 
-    async def _patiently(self, write: Callable[[], Awaitable[None]]) -> None:
+    async def _patiently(self, write: Callable[[], Awaitable[_Result]]) -> _Result:
         """Try a write again while Postgres is away, as long as the lease may live."""
         give_up, pause_s = time.monotonic() + _PATIENCE_S, 0.1
         while True:
@@ -314,6 +384,11 @@ class Journal:
                     raise
                 await asyncio.sleep(pause_s)
                 pause_s = min(pause_s * 2, 2.0)
+
+
+def _child_key(head: StepHead, fence: int) -> str:
+    """The key of the run that a step starts, if the step was begun under this fence."""
+    return f"{head.once_key}/{fence}"
 
 
 def _check_same(then: StepHead, now: StepHead) -> None:

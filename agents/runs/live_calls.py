@@ -42,6 +42,10 @@ class LiveCalls:
     service: GovernedService
     live: LiveText
 
+    def unwatched(self) -> GovernedService:
+        """See `ShowsText`."""
+        return self.service
+
     async def complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer:
         """A whole chat completion, as `service` makes it."""
         step = _step_of(context.idempotency_key)

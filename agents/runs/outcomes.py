@@ -9,8 +9,10 @@ What must hold:
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
+from uuid import UUID
 
 from agents.approvals.record import NewApproval, Why
 from agents.configuration.terms import Keep, OnBudget, Terms
@@ -63,6 +65,13 @@ def after(error: Exception, step: int, earlier: dict[str, Any] | None, terms: Te
     if isinstance(error, UpstreamError) and _may_pass(error) and tries <= _RETRIES:
         return Waits(WaitFor.TIME, pause_s, described)
     return failed
+
+
+def waits_for_runs(runs: Collection[UUID]) -> Waits:
+    """The outcome of a run that waits for the end of others."""
+    names = sorted(str(each) for each in runs)
+    error = {"code": "waits_for_runs", "message": f"It waits for runs that it has started: {', '.join(names)}."}
+    return Waits(WaitFor.RUN, error=error, awaits=tuple(UUID(name) for name in names))
 
 
 def cancelled() -> Ended:

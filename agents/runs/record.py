@@ -1,6 +1,7 @@
 """The frozen values that runs are made of. Pure data.
 
-A *run* is what an agent does for one request. A *step* is one part of a run: a model request or a tool call. A *claim*
+A *run* is what an agent does for one request. A *step* is one part of a run: a model request, a tool call, or another run that
+it starts (its *child*). A *claim*
 is a worker's right to write to a run: it lasts as long as its *lease*, and its *fence* is higher than that of each claim
 before it.
 """
@@ -41,6 +42,7 @@ class WaitFor(StrEnum):
     EVENT = "event"
     TIME = "time"
     MONEY = "money"
+    RUN = "run"  # runs that it has started
 
 
 class SessionPolicy(StrEnum):
@@ -262,12 +264,14 @@ class Ended:
 @dataclass(frozen=True, slots=True)
 class Waits:
     """A worker lets go of a run that waits. The run is queued again after `wake_s` seconds, if given. `asks` is the question
-    whose answer it waits for; it expires when the run is queued again, or at the run's deadline."""
+    whose answer it waits for; it expires when the run is queued again, or at the run's deadline. `awaits` are the runs for
+    whose end it waits."""
 
     wait_for: WaitFor
     wake_s: float | None = None
     error: dict[str, Any] | None = None
     asks: NewApproval | None = None
+    awaits: tuple[UUID, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -276,6 +280,14 @@ class HandsOver:
 
 
 Outcome = Ended | Waits | HandsOver
+
+
+@dataclass(frozen=True, slots=True)
+class Followup:
+    """A run of which something is left to do: it has ended, or waits for other runs. See `RunStore.follow`."""
+
+    number: int
+    run: Run
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,6 +35,15 @@ def check_same_fork(found: Run, run_id: UUID, steps: int) -> None:
         )
 
 
+def parent_over(new: NewRun) -> Conflict:
+    """The error for a run whose parent is over, or is to be cancelled."""
+    return Conflict(
+        f"Run {new.parent_id} is over or is to be cancelled, so it starts no other run.",
+        code="parent_over",
+        details={"run": str(new.parent_id)},
+    )
+
+
 def no_run(run_id: UUID) -> NotFound:
     """The error for a run that does not exist."""
     return NotFound(f"There is no run {run_id}.", param="run")
@@ -64,6 +73,10 @@ def cannot_retry(run: Run, steps: Sequence[Step], decides: bool) -> Conflict | N
         return Conflict(f"Run {run.id} succeeded; fork it to run a part of it again.")
     if not run.state.ended and run.state is not State.WAITING:
         return Conflict(f"Run {run.id} is {run.state}: only a run that has ended, or waits, is tried again.")
+    if run.parent_id is not None and run.state.ended:
+        return Conflict(
+            f"Run {run.id} was started by run {run.parent_id}, which has been told of its end. Retry that run, or fork this one."
+        )
     if not run.forgotten and not decides and is_undecided(run, steps):
         return _person_decides(run)
     return Conflict(

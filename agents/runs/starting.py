@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -22,12 +23,13 @@ from pydantic import ValidationError
 
 from agents.configuration.terms import AgentConfiguration, RunAmounts, TriggerKind
 from agents.definition import AnyAgent
+from agents.redaction import RedactionFailed, Seen, redacted
 from agents.registry import BrokenLogic, find_agent
 from agents.runs.code_version import CODE_VERSION
 from agents.runs.record import NewRun, Run, SessionPolicy, Trigger
 from agents.runs.store import RunStore
 from llm_service.call.refusals import check_allowed
-from llm_service.errors import IdempotencyConflict, InvalidRequest, NotFound
+from llm_service.errors import IdempotencyConflict, InvalidRequest, NotFound, NotPermitted
 from llm_service.ids import new_call_id
 from llm_service.money import format_dollars
 from llm_service.types import Principal
@@ -79,6 +81,11 @@ class StartRequest:
     asked_by: str | None = None
     on_behalf_of: str | None = None  # the user that reports and budgets see
     tags: tuple[str, ...] = ()
+    parent: Run | None = None  # the run that starts this one
+
+
+#: Pays for a run that is about to be recorded: its id, and what it may spend and holds at its start.
+Pay = Callable[[UUID, RunAmounts], Awaitable[RunAmounts]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,28 +98,32 @@ class RunStarter:
     code_version: str = CODE_VERSION
     find: Callable[[str], AnyAgent] = find_agent
 
-    async def start(self, request: StartRequest) -> Run:
-        """Record a run.
+    async def start(self, request: StartRequest, *, pay: Pay | None = None) -> Run:
+        """Record a run. `pay` is called just before, once nothing else can refuse the run, and returns the run's amounts.
 
         Raises:
             NotFound: there is no such agent. InvalidRequest: the input does not fit the agent, or a number cannot be.
             Conflict: a run of the session has not ended, and the start is rejected then; or the session is another user's.
             Paused: the agent may not spend. IdempotencyConflict: the key has a run that was asked for otherwise.
-            BrokenLogic: the agent's code cannot be used. TreasuryUnavailable: Postgres is away.
+            BrokenLogic: the agent's code cannot be used. RedactionFailed: the input cannot be redacted. TreasuryUnavailable: Postgres is away.
         """
         _check_numbers(request)
         principal = await self.principals.by_agent(request.agent)
         check_allowed(principal, "", time.monotonic())
+        time_limit_s = None if request.parent is None else _check_parent(request, request.parent, principal)
         configuration = await self.configurations.current(request.agent)
         if request.model is not None:
             terms = configuration.terms.model_copy(update={"model": request.model})
             configuration = replace(configuration, terms=terms)
         # In a thread, because the first import of an agent's code loads PydanticAI, which takes seconds.
         definition = await asyncio.to_thread(self.find, configuration.terms.logic)
-        given = read_input(request.agent, definition, request.input)
-        money = money_of(configuration, request)
+        given = _redacted_input(request.agent, definition, read_input(request.agent, definition, request.input))
+        money, run_id = money_of(configuration, request), request.id or new_call_id()
+        if pay is not None:
+            money = await pay(run_id, money)
+        limits_s = (_time_limit_s(configuration, request), time_limit_s)
         new = NewRun(
-            id=request.id or new_call_id(),
+            id=run_id,
             agent=request.agent,
             organisation_id=principal.organisation_id,
             team_id=principal.team_id,
@@ -121,6 +132,8 @@ class RunStarter:
             code_version=self.code_version,
             trigger=request.trigger,
             trigger_key=request.key,
+            root_id=None if request.parent is None else request.parent.root_id,
+            parent_id=None if request.parent is None else request.parent.id,
             session=request.session,
             on_session=request.on_session or configuration.terms.session,
             conversation_s=configuration.terms.conversation_s if configuration.terms.history_messages else None,
@@ -128,7 +141,7 @@ class RunStarter:
             on_behalf_of=request.on_behalf_of,
             tags=request.tags,
             priority=configuration.terms.priority if request.priority is None else request.priority,
-            time_limit_s=configuration.terms.time_limit_s if request.time_limit_s is None else request.time_limit_s,
+            time_limit_s=min(each for each in limits_s if each is not None),
             budget_nano=money.budget_nano,
             reserve_nano=money.reserve_nano,
         )
@@ -176,6 +189,30 @@ def check_raise(run: Run, budget_nano: int, configuration: AgentConfiguration) -
         )
 
 
+def _redacted_input(agent: str, definition: AnyAgent, given: dict[str, Any]) -> dict[str, Any]:
+    """The input as it is stored, and as the run gets it. Raises RedactionFailed."""
+    if definition.redact is None:
+        return given
+    try:
+        return read_input(agent, definition, redacted(definition.redact, Seen.INPUT, given))
+    except (InvalidRequest, TypeError, ValueError):
+        raise RedactionFailed(
+            f"What the redaction of agent {agent!r} leaves of this input is no input of it."
+        ) from None
+
+
+def _time_limit_s(configuration: AgentConfiguration, request: StartRequest) -> float:
+    """How long the run may take. Raises InvalidRequest: longer than the configuration says, and no administrator asks."""
+    most_s, asked_s = configuration.terms.time_limit_s, request.time_limit_s
+    if asked_s is not None and asked_s > most_s and not request.may_raise:
+        raise InvalidRequest(
+            f"A run of agent {request.agent!r} may take at most {most_s} s (version {configuration.version} of its "
+            f"configuration); {asked_s:g} s were asked for.",
+            param="time_limit",
+        )
+    return most_s if asked_s is None else asked_s
+
+
 def money_of(configuration: AgentConfiguration, request: StartRequest) -> RunAmounts:
     """What the run may spend, and what is held at its start. Raises InvalidRequest as `AgentConfiguration.money` does."""
     kind = TriggerKind.CHAT if request.session is not None else _KINDS.get(request.trigger, TriggerKind.REQUEST)
@@ -197,6 +234,20 @@ def read_input(agent: str, definition: AnyAgent, given: Mapping[str, Any]) -> di
         ) from None
     recorded: dict[str, Any] = value.model_dump(mode="json")
     return recorded
+
+
+def time_left_s(run: Run) -> float:
+    """How many seconds a run has until its deadline, at least one."""
+    return max(1.0, (run.deadline_at - datetime.now(UTC)).total_seconds())
+
+
+def _check_parent(request: StartRequest, parent: Run, principal: Principal) -> float:
+    """How much time a child may take at most. Raises NotPermitted: it is another organisation's."""
+    if principal.organisation_id != parent.organisation_id:
+        raise NotPermitted(
+            f"Agent {request.agent!r} belongs to another organisation than run {parent.id}.", param="agent"
+        )
+    return time_left_s(parent)
 
 
 def _check_numbers(request: StartRequest) -> None:

@@ -10,8 +10,11 @@ import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from uuid import UUID
+
+if TYPE_CHECKING:
+    from llm_service.model import GovernedService
 
 #: For how long a run counts as watched after its watcher said so last.
 WATCHED_S = 60.0
@@ -40,6 +43,15 @@ def text_in(result: str | None) -> str | None:
         return None
     parts = cast("list[dict[str, Any]]", cast("dict[str, Any]", response).get("parts") or [])
     return "".join(str(part["content"]) for part in parts if part.get("part_kind") == "text")
+
+
+@runtime_checkable
+class ShowsText(Protocol):
+    """A service that shows the text of its answers to those who watch (`LiveCalls`)."""
+
+    def unwatched(self) -> GovernedService:
+        """The same service without that."""
+        ...
 
 
 class LiveText(Protocol):

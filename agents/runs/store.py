@@ -13,6 +13,9 @@ What must hold:
       tries again counts.
   A run that asks a person waits from the moment that its question is recorded, and is queued in the moment of the decision.
       However else it stops waiting, its question is closed at the same moment. The first decision counts.
+  A run that waits for its children is queued once all of them have ended. When a run ends, the runs below it that have not
+      ended are cancelled, because nobody would read what they answer. Nothing is started below a run that is over. Both follow the
+      end of a run, also if the worker dies that has ended it (`followups`).
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from agents.conversations.store import ConversationStore
 from agents.runs.record import (
     Attempt,
     Claim,
+    Followup,
     Mark,
     NewRun,
     Outcome,
@@ -69,6 +73,7 @@ class RunStore(Protocol):
 
         Raises:
             IdempotencyConflict: the run with this key has another agent or another input.
+            Conflict: its parent has ended or is to be cancelled (code `parent_over`).
             Conflict: a run of the session has not ended, and the new one says `reject`; or the session's conversation is
                 another user's.
         """
@@ -147,6 +152,20 @@ class RunStore(Protocol):
         """Queue runs whose lease has ended or whose waiting time is over; end runs that are late, cancelled or dead."""
         ...
 
+    async def followups(self, *, most: int = 100) -> list[Followup]:
+        """Runs that have ended without a worker, or in a tree, and runs that wait for others: the oldest first.
+
+        The caller gives back the money of those that have ended, and then calls `follow`. That may be repeated.
+        """
+        ...
+
+    async def follow(self, followup: Followup) -> bool:
+        """Do what follows the end of a run: cancel what is below it, and queue its parent if that waits for nothing more.
+
+        Of a run that waits: queue it if what it waits for has ended meanwhile. Returns whether a run was queued.
+        """
+        ...
+
     async def cancel(self, run_id: UUID) -> Run:
         """Cancel a run and all runs below it. Runs that have ended stay as they are. Raises NotFound."""
         ...
@@ -161,7 +180,8 @@ class RunStore(Protocol):
         `decides=False` the caller may not decide that, so a run of which a person has to decide stays as it is.
 
         Raises:
-            NotFound. Conflict: the run succeeded, is under way, or the results of its steps are deleted.
+            NotFound. Conflict: the run succeeded, is under way, or the results of its steps are deleted; or it is a child
+            that has ended, of which its parent was told.
             NotPermitted: a person has to decide, and `decides` is False.
         """
         ...

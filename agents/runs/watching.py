@@ -96,7 +96,7 @@ class Watching:
                 del self._waiting[run_id]
 
     async def until_settled(self, run_id: UUID, within_s: float) -> Run:
-        """The run once it has ended, or waits for something else than time; or as it is after `within_s` seconds.
+        """The run once it has ended, or waits for something else than time or runs; or as it is after `within_s` seconds.
 
         Raises:
             NotFound: there is no such run. TreasuryUnavailable: Postgres is away.
@@ -106,7 +106,7 @@ class Watching:
             mark = await self.mark(run_id)
             run = await self.store.find(run_id)
             left_s = until - time.monotonic()
-            if run.state.ended or run.wait_for not in (None, WaitFor.TIME) or left_s <= 0:
+            if run.state.ended or run.wait_for not in (None, WaitFor.TIME, WaitFor.RUN) or left_s <= 0:
                 return run
             await self.changed(run_id, mark, left_s)
 

@@ -25,7 +25,7 @@ from uuid import UUID, uuid4
 from agents.conversations.turn import Turn
 from agents.runs.executor import RunExecutor
 from agents.runs.outcomes import cancelled, expired
-from agents.runs.record import Claim, Ended, HandsOver, Outcome, Run
+from agents.runs.record import Claim, Ended, HandsOver, Outcome, Run, Waits
 from agents.runs.store import LEASE_S, LeaseLost
 from llm_service.errors import TreasurerError
 
@@ -211,7 +211,9 @@ class Worker:
 
     async def _leave(self, claim: Claim, outcome: Outcome, turn: Sequence[str] | None) -> None:
         try:
-            await self.executor.store.leave(claim, outcome, turn)
+            left = await self.executor.store.leave(claim, outcome, turn)
+            if left.parent_id is not None or isinstance(outcome, Waits):
+                await self._follow()
         except LeaseLost:
             log.info("run %s was another worker's by the time it ended here", claim.run_id)
         except TreasurerError as error:
@@ -262,13 +264,24 @@ class Worker:
         store = self.executor.store
         for each in await store.recover():
             if each.state.ended:
-                run = await store.find(each.run_id)
-                self.executor.traces.ended(run)
-                await self.executor.release(run, Ended(each.state, error=run.error))
+                self.executor.traces.ended(await store.find(each.run_id))
             else:
                 self._wake.set()
+        await self._follow()
         await store.forget()
         await store.conversations.forget()
+
+    async def _follow(self) -> None:
+        """Give back the money of runs that have ended, and let those go on that have waited for them."""
+        store = self.executor.store
+        for each in await store.followups():
+            try:
+                if each.run.state.ended:
+                    await self.executor.give_back(each.run, Ended(each.run.state, error=each.run.error))
+                if await store.follow(each):
+                    self._wake.set()
+            except TreasurerError as error:
+                log.warning("what follows run %s is done later: %s", each.run.id, error)
 
     async def _hand_over(self) -> None:
         running = list(self._running.values())

@@ -4,6 +4,7 @@
     @agent.tool(metadata=policy.KEY)                    it passes policy.once_key() on, and its receiver drops repetitions
     @agent.tool(metadata=policy.verify(was_sent))       was_sent finds out whether it was done
     @agent.tool                                         a person is asked before each call (policy.ASK)
+    @agent.tool(metadata=policy.RUNS)                   it starts runs of agents (child_runs.py), and does nothing else
 
 What must hold (invariant I8): a worker may die after a tool's effect and before it is recorded. Nothing can prevent that.
 So each tool says how a repetition is harmless. A tool that says nothing is never called without a person's word, neither
@@ -24,10 +25,13 @@ from agents.runs.record import Policy
 #: Where a tool's metadata has its policy, and the function that verifies.
 POLICY = "treasurer_policy"
 _VERIFIES = "treasurer_verify"
+_STARTS_RUNS = "treasurer_starts_runs"
 
 READ: dict[str, Any] = {POLICY: Policy.READ.value}
 KEY: dict[str, Any] = {POLICY: Policy.KEY.value}
 ASK: dict[str, Any] = {POLICY: Policy.ASK.value}
+#: A tool that starts runs. It is no step itself: each run that it starts is one, and its code is repeated around them.
+RUNS: dict[str, Any] = {POLICY: Policy.KEY.value, _STARTS_RUNS: True}
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +62,11 @@ def verify(check: Verify) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class Declared:
-    """A tool's policy, as its metadata or an MCP server's annotations declare it."""
+    """A tool's policy, as its metadata or an MCP server's annotations declare it. `starts_runs`: it is declared as `RUNS`."""
 
     policy: Policy
     verify: Verify | None = None
+    starts_runs: bool = False
 
 
 UNDECLARED = Declared(Policy.ASK)
@@ -82,7 +87,7 @@ def declared(metadata: Mapping[str, Any] | None) -> Declared:
             return UNDECLARED
         check = metadata.get(_VERIFIES)
         if policy is not Policy.VERIFY:
-            return Declared(policy)
+            return Declared(policy, starts_runs=policy is Policy.KEY and metadata.get(_STARTS_RUNS) is True)
         return UNDECLARED if check is None else Declared(policy, check)
     annotations = metadata.get("annotations")
     if isinstance(annotations, Mapping):

@@ -55,9 +55,7 @@ def start(
         typer.Option("--on-session", help="queue, reject or replace, while another run of the session has not ended."),
     ] = None,
     tag: Annotated[list[str] | None, typer.Option("--tag", help="A tag for reports; repeatable.")] = None,
-    priority: Annotated[
-        int | None, typer.Option("--priority", min=-1000, max=1000, help="The highest is first.")
-    ] = None,
+    priority: Annotated[int | None, typer.Option("--priority", min=-100, max=100, help="The highest is first.")] = None,
     key: Annotated[str | None, typer.Option("--key", help="The same key again is the same run.")] = None,
     wait: Annotated[float, typer.Option("--wait", min=0, help="For how many seconds to wait for its end.")] = 0,
     json: AsJson = False,

@@ -114,7 +114,7 @@ class StartInput(Input):
     session: Attributed | None = None
     on_session: Annotated[SessionPolicy, Field(strict=False)] | None = None
     tags: Annotated[list[Attributed], Field(max_length=MAX_TAGS)] = Field(default_factory=list[str])
-    priority: Annotated[int, Field(ge=-1000, le=1000)] | None = None
+    priority: Annotated[int, Field(ge=-100, le=100)] | None = None
     wait: Annotated[float, Field(ge=0, le=MOST_WAIT_S, allow_inf_nan=False)] = 0
     watch: bool = False
 

@@ -194,7 +194,8 @@ class Envelopes(Protocol):
         ...
 
     async def close(self, envelope_id: UUID) -> Envelope:
-        """The run is over: the money that it holds and has not drawn goes back to its parent or to the windows.
+        """The run is over: the money that it holds and has not drawn goes back to its parent, or if that is over to the nearest
+        run above that is not, or to the windows.
 
         Its calls in flight are settled as usual. Its children stay open.
         """

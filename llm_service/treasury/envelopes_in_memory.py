@@ -216,11 +216,14 @@ class InMemoryEnvelopes:
         return None if worst is None else worst.denial
 
     def _give_back(self, run: Run) -> None:
-        """Give a run's held money to its parent, as much as the parent may still spend, and the rest to the windows."""
-        parent, free_nano = run.parent, run.envelope.free_nano
-        if parent is not None and parent.envelope.state is EnvelopeState.OPEN:
-            taken = max(0, min(free_nano, parent.envelope.left_nano - parent.envelope.free_nano))
-            parent.move(free=taken)
+        """Give a run's held money to its parent, or if that is over to the run above, as much as that may still spend, and the
+        rest to the windows."""
+        heir, free_nano = run.parent, run.envelope.free_nano
+        while heir is not None and heir.envelope.state is EnvelopeState.CLOSED:
+            heir = heir.parent
+        if heir is not None and heir.envelope.state is EnvelopeState.OPEN:
+            taken = max(0, min(free_nano, heir.envelope.left_nano - heir.envelope.free_nano))
+            heir.move(free=taken)
             run.move(free=-taken)
         self.hold_for(run, -run.envelope.free_nano)
         self._windows.wake()

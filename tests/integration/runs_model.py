@@ -176,9 +176,11 @@ class Model:
             run.free += max(0, call.drawn - cost)
 
     def give_back(self, run: Run) -> None:
-        parent = self.runs[run.parent] if run.parent is not None else None
-        if parent is not None and parent.state == "open" and parent.held_in == run.held_in:
-            self.move(run, parent, max(0, min(run.free, self.left(parent) - parent.free)))
+        heir = self.runs[run.parent] if run.parent is not None else None
+        while heir is not None and heir.state == "closed":
+            heir = self.runs[heir.parent] if heir.parent is not None else None
+        if heir is not None and heir.state == "open" and heir.held_in == run.held_in:
+            self.move(run, heir, max(0, min(run.free, self.left(heir) - heir.free)))
         run.free, run.held_in = 0, ()
 
     def suspend(self, run: Run) -> None:

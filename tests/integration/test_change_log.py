@@ -102,7 +102,17 @@ async def test_every_table_of_configuration_is_logged_and_audited(pool: asyncpg.
     assert tables - set(others) == set(LOGGED)
     work = {row["tablename"] for row in await pool.fetch("SELECT * FROM pg_tables WHERE schemaname = 'work'")}
     # The other tables hold what runs do, say and ask. The limits are those of the agents' versions.
-    of_runs = {"runs", "steps", "attempts", "limits", "approvals", "conversations", "messages", "histories"}
+    of_runs = {
+        "runs",
+        "steps",
+        "attempts",
+        "limits",
+        "approvals",
+        "followups",
+        "conversations",
+        "messages",
+        "histories",
+    }
     assert {f"work.{table}" for table in work - of_runs} == set(LOGGED_ONLY)
     assert set(change_log.KINDS) >= {*LOGGED, *(table.removeprefix("work.") for table in LOGGED_ONLY)}
 

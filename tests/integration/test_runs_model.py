@@ -16,12 +16,14 @@ from agents.runs.record import (
     Claim,
     Ended,
     HandsOver,
+    Kind,
     Outcome,
     Run,
     RunFilter,
     State,
     Step,
     StepEnd,
+    StepHead,
     StepState,
     WaitFor,
     Waits,
@@ -59,8 +61,21 @@ class Both:
 
     async def step(self) -> None:
         """Do one thing to both stores."""
-        names = ("add", "claim", "begin", "record", "leave", "renew", "cancel", "retry", "fork", "pass_time", "limit")
-        weights = (4, 6, 6, 8, 5, 2, 1, 3, 1, 3, 1)
+        names = (
+            "add",
+            "claim",
+            "begin",
+            "record",
+            "leave",
+            "renew",
+            "cancel",
+            "retry",
+            "fork",
+            "pass_time",
+            "limit",
+            "follow",
+        )
+        weights = (4, 6, 6, 8, 5, 2, 1, 3, 1, 3, 1, 2)
         name = self.chance.choices(names, weights)[0]
         await getattr(self, f"do_{name}")()
 
@@ -95,17 +110,33 @@ class Both:
     async def do_begin(self) -> None:
         if self.claims:
             claim = self.chance.choice(self.claims[-8:])
-            await self.both("begin", claim, head(claim.run_id, self.chance.randrange(1, 4)))
+            await self.both("begin", claim, self.head(claim))
+
+    def head(self, claim: Claim) -> StepHead:
+        position = self.chance.randrange(1, 4)
+        return head(claim.run_id, position, kind=Kind.CHILD if position == 3 else Kind.TOOL)
 
     async def do_record(self) -> None:
         if self.claims:
             claim = self.chance.choice(self.claims[-8:])
-            step = head(claim.run_id, self.chance.randrange(1, 4))
-            await self.both("record", claim, step, self.chance.choice(ENDS))
+            await self.both("record", claim, self.head(claim), self.chance.choice(ENDS))
 
     async def do_leave(self) -> None:
         if self.claims:
-            await self.both("leave", self.chance.choice(self.claims[-8:]), self.chance.choice(OUTCOMES))
+            claim = self.chance.choice(self.claims[-8:])
+            children = [
+                run.id for run in await self.memory.page(RunFilter(most=9_999)) if run.parent_id == claim.run_id
+            ]
+            waits = Waits(WaitFor.RUN, awaits=tuple(children))
+            await self.both("leave", claim, waits if children else self.chance.choice(OUTCOMES))
+
+    async def do_follow(self) -> None:
+        both = [await store.followups(most=9_999) for store in (self.postgres, self.memory)]
+        ours, theirs = (sorted(each, key=lambda one: (one.run.id, one.number)) for each in both)
+        assert [each.run.id for each in ours] == [each.run.id for each in theirs]
+        for one, other in zip(ours, theirs, strict=True):
+            assert await self.postgres.follow(one) == await self.memory.follow(other)
+        self.done["follow"] = self.done.get("follow", 0) + len(ours)
 
     async def do_renew(self) -> None:
         if self.claims:
@@ -190,4 +221,5 @@ async def test_both_stores_do_the_same_whatever_is_done(pool: asyncpg.Pool, seed
             await both.compare()
             check_invariants(await both.postgres.page(RunFilter(most=9_999)))
     await both.compare()
-    assert {"claim", "begin", "record", "leave", "cancel", "retry", "fork"} <= set(both.done)
+    assert {"claim", "begin", "record", "leave", "cancel", "retry", "fork", "follow"} <= set(both.done)
+    assert both.done["follow"] > 0

@@ -53,6 +53,11 @@ class Client:
         body = {"input": {"focus": f"[[sim: {script}]]", "feeds": ["sample:news.xml"]}, **fields}
         return await self.call("POST", "/agents/digest/runs", body, **{"idempotency-key": mark})
 
+    async def below(self, run_id: str) -> list[dict[str, Any]]:
+        """The runs that a run has started."""
+        found = (await self.call("GET", "/agents/runs?limit=200"))["data"]
+        return [each for each in found if each["parent"] == run_id]
+
     async def until(self, run_id: str, *states: str, within_s: float = 90) -> Any:
         async with asyncio.timeout(within_s):
             while (run := await self.call("GET", f"/agents/runs/{run_id}"))["state"] not in states:
@@ -89,8 +94,9 @@ async def client(stack: StackState) -> AsyncIterator[Client]:
         asyncpg.create_pool(stack.database_url, min_size=1, max_size=2) as pool,
         aiohttp.ClientSession(stack.gateway_url, headers=headers) as session,
     ):
-        with suppress(Conflict):
-            await create_agent(pool, read_input(NewAgent, {"name": "digest"}))
+        for name in ("digest", "researcher"):
+            with suppress(Conflict):
+                await create_agent(pool, read_input(NewAgent, {"name": name}))
         yield Client(stack, pool, session)
         async with asyncio.timeout(60):  # what was killed is up again for the next test
             for url in [*stack.gateway_urls, *stack.worker_urls]:
@@ -169,6 +175,39 @@ async def test_i8_a_run_survives_what_is_killed(
         assert run["claims"] == 2
     if killed == ("worker-",):
         assert (run["cost_nano"], run["lost_nano"]) == (cost_nano, 0)
+
+
+async def test_i8_i9_a_tree_of_runs_survives_its_worker_and_no_money_is_left_over(client: Client) -> None:
+    mark = uuid4().hex
+    script = json.dumps({"latency_s": 1.0, "mark": mark})
+    body = {"input": {"question": f"What do tokens cost? [[sim: {script}]]", "feeds": ["sample:news.xml"]}}
+    run = await client.call("POST", "/agents/researcher/runs", body, **{"idempotency-key": mark})
+    assert run["budget"] == "0.100000000"
+    assert (await client.until(run["id"], "waiting"))["wait_for"] == "run"
+    children = await client.below(run["id"])
+    assert 2 <= len(children) <= 4
+    async with asyncio.timeout(60):  # they go on side by side
+        while not any(each["state"] == "running" for each in await client.below(run["id"])):
+            await asyncio.sleep(0.05)
+    kill(client.state, "worker-")
+    run = await client.until(run["id"], "succeeded", "failed", "dead")
+    assert run["state"] == "succeeded", run["error"]
+    assert run["output"]["sources"]
+    ended = await client.below(run["id"])
+    assert {each["id"]: each["state"] for each in ended} == {each["id"]: "succeeded" for each in children}
+    steps = (await client.call("GET", f"/agents/runs/{run['id']}/steps"))["data"]
+    assert [step["kind"] for step in steps] == ["model", *["child"] * len(children), "model"]
+    lines = await client.invoice(mark)
+    assert len(lines) == 2 * (1 + len(children))  # each answer was bought once
+    cost_nano = sum(line["cost_nano"] for line in lines)
+    assert run["tree_cost_nano"] == cost_nano
+    ledger = [await client.ledger_nano(each["id"], each["cost_nano"]) for each in (run, *ended)]
+    assert sum(ledger) == cost_nano
+    ids = [each["id"] for each in (run, *ended)]
+    rows = await client.pool.fetch("SELECT * FROM envelopes WHERE id = ANY ($1::text[]::uuid[])", ids)
+    assert [(each["state"], each["free_nano"], each["drawn_nano"]) for each in rows] == [("closed", 0, 0)] * len(ids)
+    (root,) = [each for each in rows if each["parent_id"] is None]
+    assert (root["spent_nano"], root["given_nano"]) == (ledger[0], sum(ledger[1:]))
 
 
 async def events(client: Client, run_id: str, last: str = "") -> AsyncIterator[tuple[str, str, Any]]:

@@ -684,6 +684,98 @@ class StoreContract:
             taken = await store.approvals(ApprovalFilter(run_id=fork.id, state=None))
             assert [each.changed for each in taken] == changes
 
+    # -- children
+
+    async def test_a_run_that_waits_for_its_children_is_queued_when_the_last_one_has_ended(
+        self, store: RunStore
+    ) -> None:
+        parent, (first, second) = await parent_of_two(store)
+        assert (parent.state, parent.wait_for) == (State.WAITING, WaitFor.RUN)
+        assert (first.root_id, first.parent_id) == (parent.id, parent.id)
+        assert max(first.deadline_at, second.deadline_at) <= parent.deadline_at
+        assert await follow_all(store) == []  # it waits: both are under way
+        await store.leave(first.claim, Ended(State.SUCCEEDED, {"a": 1}))
+        assert await follow_all(store) == []
+        await store.leave(second.claim, Ended(State.FAILED, error={"code": "x", "message": "y"}))
+        assert [each.id for each in await follow_all(store)] == [parent.id]
+        assert (await store.find(parent.id)).error is None
+        assert (await claim_one(store)).id == parent.id
+        assert await store.followups() == []
+
+    async def test_a_run_whose_children_ended_before_it_waited_is_queued_at_once(self, store: RunStore) -> None:
+        await store.add(new_run())
+        parent = await claim_one(store)
+        child = await store.add(new_run("b", parent_id=parent.id, root_id=parent.id))
+        await store.leave((await claim_one(store)).claim, Ended(State.SUCCEEDED))
+        assert await follow_all(store) == []  # nobody waits yet
+        await store.leave(parent.claim, Waits(WaitFor.RUN, awaits=(child.id,)))
+        assert [each.id for each in await follow_all(store)] == [parent.id]
+
+    async def test_what_is_below_a_run_that_ends_is_cancelled(self, store: RunStore) -> None:
+        await store.add(new_run())
+        parent = await claim_one(store)
+        await store.begin(parent.claim, head(parent.id, 1, Policy.KEY, kind=Kind.CHILD))
+        queued = await store.add(new_run("b", parent_id=parent.id, root_id=parent.id))
+        below = await store.add(new_run("b", parent_id=queued.id, root_id=parent.id))
+        await store.leave(parent.claim, Ended(State.SUCCEEDED))
+        await follow_all(store)
+        assert [(await store.find(each.id)).state for each in (queued, below)] == [State.CANCELLED] * 2
+        with pytest.raises(Conflict) as caught:
+            await store.add(new_run("b", parent_id=parent.id, root_id=parent.id))
+        assert caught.value.code == "parent_over"
+
+    async def test_a_tree_is_cancelled_and_each_run_that_ends_by_that_is_followed_up(self, store: RunStore) -> None:
+        parent, (first, second) = await parent_of_two(store)
+        await follow_all(store)
+        await store.leave(second.claim, Waits(WaitFor.APPROVAL, asks=asking().asks))
+        assert (await store.cancel(parent.id)).state is State.CANCELLED
+        assert (await store.find(first.id)).state is State.RUNNING  # its worker is told
+        assert {each.run.id for each in await store.followups()} == {parent.id, second.id}
+        with pytest.raises(Conflict):
+            await store.add(new_run("b", parent_id=first.id, root_id=parent.id))
+        assert (await store.leave(first.claim, HandsOver())).state is State.CANCELLED
+        assert await follow_all(store) == []
+        assert await store.followups() == []
+
+    async def test_a_run_goes_on_when_those_for_which_it_waits_have_expired(
+        self, store: RunStore, pass_time: PassTime
+    ) -> None:
+        parent, children = await parent_of_two(store)
+        await pass_time(86_401)
+        assert {each.run_id for each in await store.recover()} == {each.id for each in children}
+        assert {(await store.find(each.id)).state for each in children} == {State.EXPIRED}
+        assert [each.id for each in await follow_all(store)] == [parent.id]  # its own time stood still
+
+    async def test_a_child_that_has_ended_is_not_retried(self, store: RunStore) -> None:
+        _parent, (first, second) = await parent_of_two(store)
+        await store.leave(first.claim, Ended(State.FAILED, keep_s=1000))
+        with pytest.raises(Conflict, match="told of its end"):
+            await store.retry(first.id)
+        await store.leave(second.claim, Waits(WaitFor.MONEY, 1000))
+        assert (await store.retry(second.id)).state is State.QUEUED
+
+
+async def parent_of_two(store: RunStore) -> tuple[Run, list[Run]]:
+    """A run that waits for two others, which are under way."""
+    await store.add(new_run())
+    parent = await claim_one(store)
+    for position in (1, 2):
+        await store.begin(parent.claim, head(parent.id, position, Policy.KEY, kind=Kind.CHILD))
+        await store.add(new_run("b", parent_id=parent.id, root_id=parent.id))
+    children = await store.claim(uuid4(), 2, AGENTS)
+    return await store.leave(parent.claim, Waits(WaitFor.RUN, awaits=tuple(each.id for each in children))), children
+
+
+async def follow_all(store: RunStore) -> list[Run]:
+    """Do what follows. Returns the runs that are queued by that."""
+    queued: list[Run] = []
+    while followups := await store.followups():
+        for each in followups:
+            if await store.follow(each):
+                waited = each.run if not each.run.state.ended else await store.find(each.run.parent_id or each.run.id)
+                queued.append(await store.find(waited.id))
+    return queued
+
 
 DIGEST = b"d" * 32
 APPROVES = Decision(True, DIGEST, "ops")

@@ -145,7 +145,7 @@ def answer_to(body: bytes, tools: tuple[str, ...], output: dict[str, Any]) -> An
     request = json.loads(body)
     roles = [message["role"] for message in reversed(request["messages"])]
     turn = roles[: roles.index("user")].count("assistant")  # since the user's last message
-    name, arguments = (tools[turn], ARGUMENTS[tools[turn]]) if turn < len(tools) else ("final_result", output)
+    name, arguments = (tools[turn], ARGUMENTS.get(tools[turn], {})) if turn < len(tools) else ("final_result", output)
     call = {"id": f"call_{turn}", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
     message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
     answer = {

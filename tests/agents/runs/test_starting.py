@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from copy import copy
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -93,6 +94,7 @@ async def test_i9_a_run_has_the_budget_of_its_configuration_or_less(
         (StartRequest("demo", reserve_nano=-1), "reserve"),
         (StartRequest("demo", reserve_nano=2 * DOLLAR), "reserve"),
         (StartRequest("demo", time_limit_s=0), "time_limit"),
+        (StartRequest("demo", time_limit_s=86_401), "time_limit"),  # more than its configuration says
         (StartRequest("demo", priority=10**9), "priority"),
     ],
 )
@@ -103,6 +105,11 @@ async def test_a_bad_request_is_named_and_adds_no_run(
         await starter.start(request_)
     assert caught.value.param == param
     assert store._runs == {}
+
+
+async def test_only_an_administrator_gives_a_run_more_time_than_its_agent_has(starter: RunStarter) -> None:
+    run = await starter.start(StartRequest("demo", time_limit_s=100_000, may_raise=True))
+    assert run.deadline_at > run.created_at + timedelta(seconds=99_999)
 
 
 class PausedAgents(Principals):

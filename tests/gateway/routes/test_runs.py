@@ -71,9 +71,12 @@ async def claimed(store: InMemoryRuns, run: Run) -> Run:
     return (await store.claim(uuid4(), 1, (run.agent,), run_id=run.id))[0]
 
 
-async def failed(store: InMemoryRuns, **changes: Any) -> Run:
+async def failed(store: InMemoryRuns, *, with_child: bool = False, **changes: Any) -> Run:
     run = await claimed(store, await store.add(new_run(**changes)))
     await store.record(run.claim, head(run, 1), DONE)
+    if with_child:
+        child = await claimed(store, await store.add(new_run(root_id=run.id, parent_id=run.id)))
+        await store.record(child.claim, head(child, 1), DONE)
     return await store.leave(run.claim, Ended(State.FAILED, error={"code": "x", "message": "m", "step": 2}, keep_s=60))
 
 
@@ -87,15 +90,20 @@ def changed(store: InMemoryRuns) -> Any:
 
 async def test_a_run_is_shown_with_its_story(gateway: Any, store: InMemoryRuns, agent: dict[str, str]) -> None:
     run = await failed(
-        store, session="s", tags=("t",), asked_by="agent news/laptop", on_behalf_of="ann", budget_nano=50_000_000
+        store,
+        with_child=True,
+        session="s",
+        tags=("t",),
+        asked_by="agent news/laptop",
+        on_behalf_of="ann",
+        budget_nano=50_000_000,
     )
-    await store.add(new_run(root_id=run.id, parent_id=run.id))
     answer = await gateway.client.get(f"/agents/runs/{run.id}", headers=agent)
     assert answer.status_code == 200, answer.text
     shown = answer.json()
     assert (shown["id"], shown["agent"], shown["state"], shown["user"]) == (str(run.id), "news", "failed", "ann")
     assert (shown["budget"], shown["budget_nano"]) == ("0.050000000", 50_000_000)
-    assert (shown["cost"], shown["lost"], shown["tree_cost"]) == ("0.001500000", "0.000500000", "0.001500000")
+    assert (shown["cost"], shown["lost"], shown["tree_cost"]) == ("0.001500000", "0.000500000", "0.003000000")
     assert shown["error"] == {"code": "x", "message": "m", "step": 2, "details": None}
     assert (shown["configuration_version"], shown["claims"], shown["results_deleted"]) == (3, 1, False)
 
@@ -342,7 +350,7 @@ BAD_STARTS: list[tuple[str, Any, int, str | None]] = [
     ("news", {"tags": "t"}, 400, "tags"),
     ("news", {"tags": ["t"] * 1000}, 400, "tags"),
     ("news", {"tags": [" t"]}, 400, "tags.0"),
-    ("news", {"priority": 1001}, 400, "priority"),
+    ("news", {"priority": 101}, 400, "priority"),
     ("news", {"priority": 0.5}, 400, "priority"),
     ("news", {"wait": -1}, 400, "wait"),
     ("news", {"wait": 301}, 400, "wait"),

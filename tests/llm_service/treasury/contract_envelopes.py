@@ -398,8 +398,21 @@ class EnvelopeContract:
         with pytest.raises(EnvelopeClosed):
             await child_of(world, parent, 1)
         await world.envelopes.close(child.id)
-        assert await sums(world, root) == (400, 0, 0, 30)
-        assert await left(world, line) == 1_000 - 400 - 30
+        assert await sums(world, root) == (470, 0, 0, 30)  # the root has it again, and may spend it
+        assert await left(world, line) == 1_000 - 470 - 30
+        await world.envelopes.close(root.id)
+        assert await left(world, line) == 1_000 - 30
+
+    async def test_money_whose_parent_is_over_goes_to_the_windows_if_the_run_above_waits(self, world: World) -> None:
+        line = (await world.budget(1_000), "")
+        root = await opened(world, 800, 500, line)
+        parent = await child_of(world, root, 400, 400)
+        child = await child_of(world, parent, 100, 60)
+        await world.envelopes.close(parent.id)
+        await world.envelopes.suspend(root.id)
+        assert await left(world, line) == 900
+        await world.envelopes.close(child.id)
+        assert (await sums(world, root), await left(world, line)) == ((0, 0, 0, 0), 1_000)
 
     async def test_a_tree_has_a_depth_and_a_run_a_number_of_children(
         self, world: World, monkeypatch: pytest.MonkeyPatch

@@ -1,7 +1,8 @@
--- What becomes of envelopes besides admission: children, waiting, closing (llm_service/treasury/envelopes.py).
+-- What becomes of envelopes besides admission: children, waiting, closing (llm_service/treasury/envelopes.py). Migration 0017
+-- makes these functions, and 0023 makes them anew.
 
 -- Envelopes as they are now; their lines without budgets that were archived.
-CREATE FUNCTION treasury_find_envelopes_v1(p_id uuid[]) RETURNS TABLE (
+CREATE OR REPLACE FUNCTION treasury_find_envelopes_v1(p_id uuid[]) RETURNS TABLE (
     id uuid, parent_id uuid, root_id uuid, depth smallint, organisation_id bigint, team_id bigint, agent_id bigint,
     key_id bigint, context text, budget_nano bigint, reserve_nano bigint, free_nano bigint, drawn_nano bigint,
     spent_nano bigint, given_nano bigint, state text, expires_at timestamptz, budget_ids bigint[], subjects text[]
@@ -18,7 +19,7 @@ CREATE FUNCTION treasury_find_envelopes_v1(p_id uuid[]) RETURNS TABLE (
 $$;
 
 -- What a closed run uses is what its parent gave it. So a change of that goes on, up to the first run that is not closed.
-CREATE FUNCTION treasury_charge_runs_v1(p_id uuid, p_change bigint) RETURNS void LANGUAGE plpgsql AS $$
+CREATE OR REPLACE FUNCTION treasury_charge_runs_v1(p_id uuid, p_change bigint) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
     v_id    uuid := p_id;
     v_state text;
@@ -39,7 +40,7 @@ END $$;
 --
 -- result: done | unknown | parent_unknown | closed | parent_closed | parent_waiting | conflict | too_deep | too_many
 -- | too_little (the parent has room_nano left of its budget, most_nano) | below_use (the run has used room_nano) | locked
-CREATE FUNCTION treasury_move_envelopes_v1(
+CREATE OR REPLACE FUNCTION treasury_move_envelopes_v1(
     p_kind text[], p_id uuid[], p_parent uuid[], p_organisation bigint[], p_team bigint[], p_agent bigint[],
     p_key bigint[], p_context text[], p_budget bigint[], p_reserve bigint[], p_lifetime_s float8[],
     p_most_depth integer, p_most_children integer, p_skip_locked boolean DEFAULT false, p_now timestamptz DEFAULT NULL
@@ -58,6 +59,8 @@ DECLARE
     v_back      bigint[] := '{}';
     v_run       envelopes;
     v_parent    envelopes;
+    v_heir      envelopes;     -- the nearest run above that is not closed
+    v_id        uuid;
     v_expires   timestamptz;
     v_left      bigint;        -- of the parent's budget
     v_taken     bigint;
@@ -188,17 +191,24 @@ BEGIN
             WHERE e.id = v_run.id;
         ELSIF p_kind[i] <> 'expire' OR v_run.expires_at <= v_now THEN
             IF p_kind[i] <> 'suspend' AND v_parent.id IS NOT NULL THEN
-                v_change := v_change - v_run.budget_nano;
-                v_left := v_left - v_change;
-                PERFORM treasury_charge_runs_v1(v_parent.id, v_change);
+                PERFORM treasury_charge_runs_v1(v_parent.id, v_change - v_run.budget_nano);
             END IF;
-            -- What it holds goes to its parent, as far as that may still spend it, and the rest to the windows.
+            -- What it holds goes to its parent, or if that is over to the one above, as far as that may still spend it; and
+            -- the rest to the windows.
+            v_heir := NULL;
+            v_id := v_run.parent_id;
+            WHILE v_id IS NOT NULL LOOP
+                SELECT * INTO v_heir FROM envelopes e WHERE e.id = v_id;
+                EXIT WHEN v_heir.state <> 'closed';
+                v_id := v_heir.parent_id;
+            END LOOP;
             v_taken := 0;
-            IF v_parent.state = 'open' AND v_parent.window_ids = v_run.window_ids THEN
-                v_taken := greatest(0, least(v_run.free_nano, v_left - v_parent.free_nano));
+            IF v_heir.state = 'open' AND v_heir.window_ids = v_run.window_ids THEN
+                v_left := v_heir.budget_nano - v_heir.spent_nano - v_heir.drawn_nano - v_heir.given_nano;
+                v_taken := greatest(0, least(v_run.free_nano, v_left - v_heir.free_nano));
                 UPDATE envelopes e SET free_nano = e.free_nano + v_taken,
                                        epoch = CASE WHEN v_taken > 0 THEN least(e.epoch, v_run.epoch) ELSE e.epoch END
-                WHERE e.id = v_parent.id;
+                WHERE e.id = v_heir.id;
             END IF;
             IF v_run.free_nano > v_taken THEN
                 v_back_ids := v_back_ids || v_run.window_ids;
@@ -229,7 +239,7 @@ END $$;
 
 -- Closes envelopes whose lifetime is over, at most so many; how many. Those that another transaction has locked are left
 -- for the next time.
-CREATE FUNCTION treasury_close_expired_v1(p_most integer) RETURNS bigint LANGUAGE sql AS $$
+CREATE OR REPLACE FUNCTION treasury_close_expired_v1(p_most integer) RETURNS bigint LANGUAGE sql AS $$
     WITH expired AS MATERIALIZED (
         SELECT array_agg(e.id) AS ids, count(*)::integer AS most FROM (
             SELECT e.id FROM envelopes e WHERE e.state <> 'closed' AND e.expires_at <= clock_timestamp()
