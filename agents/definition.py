@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 InputT = TypeVar("InputT", bound=BaseModel)
 DepsT = TypeVar("DepsT")
-OutputT = TypeVar("OutputT", bound=BaseModel)
+OutputT = TypeVar("OutputT", bound=BaseModel | str)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +55,8 @@ class AgentDefinition(Generic[InputT, DepsT, OutputT]):
 
     @property
     def output_type(self) -> type[OutputT]:
-        """The type of what a run answers."""
-        return self.agent.output_type  # pyright: ignore[reportReturnType]  # not an OutputSpec of several: OutputT is a model
+        """The type of what a run answers: data, or a text."""
+        return self.agent.output_type  # pyright: ignore[reportReturnType]  # not an OutputSpec of several: OutputT is a type
 
     @property
     def tools(self) -> Mapping[str, Policy]:

@@ -70,7 +70,7 @@ class RunResult:
     """A finished run. `cost_nano` is the sum of its calls' posted costs."""
 
     run_id: str
-    output: BaseModel
+    output: BaseModel | str
     cost_nano: int
     calls: int
     usage: RunUsage

@@ -102,6 +102,10 @@ class Settings(BaseSettings):
 
     feeds_allow_private: bool = Field(default=False, description="agents may read feeds within a private network")
 
+    desk_url: str | None = Field(
+        default=None, description="the desk of subscriptions of agent `assistant`; none: the simulated one, if it runs"
+    )
+
     otlp_endpoint: str | None = Field(default=None, description="OTLP/HTTP traces endpoint, for example …/v1/traces")
     langfuse_host: str | None = None
     langfuse_public_key: str | None = None
@@ -127,7 +131,7 @@ class Settings(BaseSettings):
             raise ValueError("expected redis://host:port/0, rediss://… or unix://…")
         return value
 
-    @field_validator("proxy_url", "gateway_url")
+    @field_validator("proxy_url", "gateway_url", "desk_url")
     @classmethod
     def _http(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith(("http://", "https://")):

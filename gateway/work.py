@@ -37,6 +37,7 @@ from agents.runs.tracing import RunTraces
 from agents.runs.worker import Worker
 from agents.services import Services
 from agents.services.feeds import FeedReader
+from agents.services.subscriptions import SubscriptionDesk
 from gateway.pools import open_pool
 from gateway.settings import Settings, SettingsError, load_settings
 from gateway.stack.state import NotRunning, running_state
@@ -80,6 +81,7 @@ class WorkerAddresses:
     gateway_url: str
     grant_secret: str
     redis_url: str | None = None  # without it, watchers see the text of a step when the step is done
+    desk_url: str | None = None
 
 
 def worker_addresses(settings: Settings) -> WorkerAddresses:
@@ -90,13 +92,16 @@ def worker_addresses(settings: Settings) -> WorkerAddresses:
     """
     secret = settings.grant_secret.get_secret_value() if settings.grant_secret is not None else None
     if settings.database_url is not None and settings.gateway_url is not None and secret is not None:
-        return WorkerAddresses(settings.database_url, settings.gateway_url, secret, settings.redis_url)
+        return WorkerAddresses(
+            settings.database_url, settings.gateway_url, secret, settings.redis_url, settings.desk_url
+        )
     state = running_state(settings)
     return WorkerAddresses(
         settings.database_url or state.database_url,
         settings.gateway_url or state.gateway_url,
         secret or state.grant_secret,
         settings.redis_url or state.redis_url,
+        settings.desk_url or (f"{state.provider_url}/desk" if state.provider_url is not None else None),
     )
 
 
@@ -134,7 +139,10 @@ async def open_worker(settings: Settings, addresses: WorkerAddresses) -> AsyncIt
             LiveCalls(service, _live_text(stack, addresses.redis_url)),
             principals,
             RunMoney(treasury.envelopes, principals, freed=treasury.freed, busy_wait_s=settings.busy_wait_s),
-            services=Services(FeedReader(allow_files=False, allow_private=settings.feeds_allow_private)),
+            services=Services(
+                FeedReader(allow_files=False, allow_private=settings.feeds_allow_private),
+                SubscriptionDesk(addresses.desk_url),
+            ),
             agents=RunnableAgents(configurations, usable_logic()).names,
             traces=traces,
             starter=RunStarter(runs, principals, configurations),

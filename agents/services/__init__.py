@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from agents.services.feeds import FeedReader
+from agents.services.subscriptions import SubscriptionDesk
 
 
 @dataclass(frozen=True, slots=True)
 class Services:
     feeds: FeedReader = field(default_factory=FeedReader)
+    subscriptions: SubscriptionDesk = field(default_factory=SubscriptionDesk)

@@ -204,7 +204,7 @@ def format_calls(count: int) -> str:
 def as_json(result: RunResult) -> dict[str, object]:
     return {
         "run": result.run_id,
-        "output": result.output.model_dump(mode="json"),
+        "output": result.output if isinstance(result.output, str) else result.output.model_dump(mode="json"),
         "cost": format_decimal(result.cost_nano),
         "cost_nano": result.cost_nano,
         "calls": result.calls,

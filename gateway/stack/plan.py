@@ -277,6 +277,7 @@ def _provider_part(site: _Site) -> Part:
     port = site.ports.provider
     arguments = ["--port", str(port)]
     arguments += ["--meter", str(site.data_dir / "simulated-invoice.jsonl")]  # so that no bill is lost in a restart
+    arguments += ["--desk", str(site.data_dir / "simulated-desk.jsonl")]
     own, effective = site.data_dir / "simulated-prices.json", site.effective
     arguments += ["--own-prices", str(own)]
 
@@ -387,6 +388,9 @@ def _worker_part(site: _Site, number: int) -> Part:
         "TREASURER_WORKER_PORT": str(port),
         "PROMETHEUS_MULTIPROC_DIR": str(site.metrics),  # so that the gateways' /metrics has what workers count
     }
+    desk_url = site.settings.desk_url or (f"http://127.0.0.1:{site.ports.provider}/desk" if site.simulates else None)
+    if desk_url is not None:
+        environ["TREASURER_DESK_URL"] = desk_url
     return Part(
         name=f"worker-{number}",
         address=f"127.0.0.1:{port}",

@@ -183,7 +183,7 @@ async def test_without_a_budget_nothing_is_held_and_each_run_has_its_own_id() ->
 
 def test_a_wrong_request_spends_nothing() -> None:
     executor = Parts().executor
-    with pytest.raises(NotFound, match="The agents are: digest"):
+    with pytest.raises(NotFound, match="The agents are: assistant, digest"):
         executor.prepare(RunRequest("nobody"))
     for wrong in ({"feeds": []}, {"stories": 0}, {"unknown": 1}, {"feeds": "a.xml"}):
         with pytest.raises(InvalidRequest, match="cannot run with this input"):

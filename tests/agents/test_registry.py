@@ -28,7 +28,7 @@ def test_an_agent_is_one_file_of_at_most_a_hundred_lines() -> None:
 
 @pytest.mark.parametrize("name", ["nobody", "", "_hidden", "../digest", "digest.DEFINITION", "os"])
 def test_a_name_that_no_module_has_is_refused_with_those_that_there_are(name: str) -> None:
-    with pytest.raises(NotFound, match=r"The agents are: digest"):
+    with pytest.raises(NotFound, match=r"The agents are: assistant, digest"):
         find_agent(name)
 
 

@@ -37,6 +37,7 @@ def test_a_worker_elsewhere_has_its_addresses_from_the_settings(tmp_path: Path) 
     assert worker_addresses(Settings.model_validate(given)) == WorkerAddresses(
         "postgresql://h/d", "http://edge:4100", SECRET
     )
+    assert worker_addresses(Settings.model_validate(given | {"desk_url": "http://desk/"})).desk_url == "http://desk"
     for name in ("database_url", "gateway_url", "grant_secret"):
         with pytest.raises(NotRunning):
             worker_addresses(Settings.model_validate(given | {name: None}))

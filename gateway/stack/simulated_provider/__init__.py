@@ -6,6 +6,7 @@ What must hold:
   truth (tests assert it);
 - an answer is a function of the request, the model and `--seed` alone;
 - every request that did work is exactly one line of the invoice, priced in integers (`meter.py`, `prices.py`);
+- a service for agents to act on (`desk.py`) is beside the models, and bills nothing;
 - it lies only when a script tells it to (`script.py`), and the invoice then says what was truly billed.
 
 Read `app.py` top-down for how a request is served; `script.py` lists every knob.

@@ -16,6 +16,7 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--own-prices", type=Path, help="JSON, by model: prices that replace those of the list")
     parser.add_argument("--meter", type=Path, help="keeps the invoice over a restart (JSON lines)")
+    parser.add_argument("--desk", type=Path, help="keeps what was done at the desk over a restart (JSON lines)")
     parser.add_argument("--seed", type=int, default=0, help="other answers to the same requests")
     parser.add_argument("--model", action="append", default=[], help="a model that GET /openai/v1/models lists")
     given = parser.parse_args()
@@ -27,6 +28,7 @@ def main() -> int:
             meter=given.meter,
             seed=given.seed,
             models=given.model,
+            desk=given.desk,
         )
     except (OSError, ValueError) as error:
         print(f"the simulated provider cannot start: {error}", file=sys.stderr)

@@ -6,6 +6,9 @@ ends with the finish reason "length". A tool's arguments are valid against its s
 
 The answer calls the tools that the last user message names (all of them when parallel calls are allowed). If none is
 named and a call is required, it calls the last tool that was offered, where agent frameworks put their output tool.
+An argument of a tool that is named takes what the message says of it: the one of its possible values that is in the
+message, or the word after its own name ("customer ann").
+Asked what it was told ("did I say", "did I tell you", "do you remember"), it answers with the user's earlier messages.
 After a tool's result the answer is text, or a call of that last tool if a call is required.
 """
 
@@ -16,6 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import blake2b
 from random import Random
+from typing import Any, cast
 
 import orjson
 
@@ -27,6 +31,9 @@ from gateway.stack.simulated_provider.words import WORDS
 
 #: The shortest and the longest answer in tokens; the length is random where neither request nor script decides it.
 _SHORTEST, _LONGEST = 20, 120
+_ASKS_BACK = re.compile(r"\b(did I (say|tell you)|do you remember)\b", re.IGNORECASE)
+#: A text with no other keywords than these may be any text.
+_FREE = frozenset({"type", "title", "description"})
 
 
 @dataclass(slots=True)
@@ -79,11 +86,13 @@ def _choice(ask: Ask, knobs: Knobs, random: Random) -> Choice:
         return _text(tokens.split(knobs.text), room, reasoning)
     called = _tools_to_call(ask)
     if called:
-        return _calls([_call(tool.name, _instance(tool.schema, random), random) for tool in called], room, reasoning)
+        return _calls([_call(tool.name, _arguments(ask, tool, random), random) for tool in called], room, reasoning)
     if ask.schema is not None:
         return _text(tokens.split(orjson.dumps(_instance(ask.schema, random)).decode()), room, reasoning)
     if ask.json_object:
         return _text(tokens.split(orjson.dumps({"answer": " ".join(prose(random, 12))}).decode()), room, reasoning)
+    if knobs.output_tokens is None and ask.earlier_text and not ask.after_tool and _ASKS_BACK.search(ask.user_text):
+        return _text(tokens.split(f"You told me: {ask.earlier_text}"), room, reasoning)
     length = knobs.output_tokens if knobs.output_tokens is not None else random.randint(_SHORTEST, _LONGEST)
     return _text(prose(random, min(length, room + 1)), room, reasoning)
 
@@ -125,6 +134,27 @@ def _instance(schema: Json, random: Random) -> Json:
         return instance(schema, random)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise BadRequest(f"Invalid schema: {error}") from None
+
+
+def _arguments(ask: Ask, tool: Tool, random: Random) -> Json:
+    made = _instance(tool.schema, random)
+    if ask.after_tool or not _mentions(ask.user_text, tool.name):
+        return made
+    for name, schema in cast("dict[str, Any]", tool.schema.get("properties") or {}).items():
+        if isinstance(schema, dict) and (value := _said_of(name, cast("Json", schema), ask.user_text)) is not None:
+            made[name] = value
+    return made
+
+
+def _said_of(name: str, schema: Json, text: str) -> str | None:
+    """What a message says of an argument that is a text. None: nothing, or nothing clear."""
+    if "enum" in schema:
+        said = [value for value in schema["enum"] if isinstance(value, str) and _mentions(text, value)]
+        return said[0] if len(said) == 1 else None
+    if schema.get("type") != "string" or not schema.keys() <= _FREE:
+        return None
+    found = re.search(rf"(?<!\w){re.escape(name)} (\w[\w-]*)", text)
+    return None if found is None else found[1]
 
 
 def _tools_to_call(ask: Ask) -> list[Tool]:

@@ -5,11 +5,12 @@
     POST /perplexity/… /openrouter/… /xai/… /deepseek/…   …/chat/completions, with the provider's own usage fields
     POST /anthropic/v1/messages        /anthropic/v1/messages/count_tokens
     POST /google/…/models/{model}:generateContent   :streamGenerateContent   :countTokens
+    GET  /desk/subscriptions           POST /desk/cancellations   GET /_sim/desk   (`desk.py`)
     GET  /_sim/health
     GET  /_sim/invoice?lines=1&since=SEQ
     GET  /_sim/requests?mark=MARK      the bodies, as they arrived, of the latest requests whose script keeps them
     GET, POST /_sim/script             the rules in force; a list of rules that replaces them
-    POST /_sim/reset                   forgets the rules, the kept requests and the meter
+    POST /_sim/reset                   forgets the rules, the kept requests and the meter, and not the desk
 
 What must hold: a request that cannot be served gets a 4xx in its own format's error shape, and is not billed.
 """
@@ -22,7 +23,8 @@ from urllib.parse import parse_qs
 
 from gateway.stack.simulated_provider import anthropic, google, openai
 from gateway.stack.simulated_provider.answers import compose
-from gateway.stack.simulated_provider.ask import Ask, BadRequest, Json
+from gateway.stack.simulated_provider.ask import Ask, BadRequest, Json, expect
+from gateway.stack.simulated_provider.desk import Desk
 from gateway.stack.simulated_provider.exchange import ClientLeft, Exchange, Receive, Scope, Send
 from gateway.stack.simulated_provider.habits import habits
 from gateway.stack.simulated_provider.meter import Meter
@@ -41,8 +43,11 @@ _CHAT, _MESSAGES, _GENERATE = openai.ChatWire(), anthropic.MessagesWire(), googl
 class Provider:
     """The simulated provider. `models` is what `GET …/models` lists."""
 
-    def __init__(self, meter: Meter, *, seed: int = 0, models: list[str] | None = None) -> None:
+    def __init__(
+        self, meter: Meter, *, seed: int = 0, models: list[str] | None = None, desk: Desk | None = None
+    ) -> None:
         self._meter = meter
+        self._desk = desk or Desk()
         self._seed = seed
         self._models = models or []
         self._scripts = Scripts()
@@ -62,6 +67,8 @@ class Provider:
                 await self._anthropic(exchange, rest)
             elif face == "google":
                 await self._google(exchange, rest)
+            elif face == "desk":
+                await self._at_desk(exchange, rest)
             elif face == "_sim":
                 await self._control(exchange, rest)
             else:
@@ -144,6 +151,18 @@ class Provider:
         finally:
             job.book("cut", 0)
 
+    async def _at_desk(self, exchange: Exchange, rest: str) -> None:
+        asked = (exchange.method, rest)
+        if asked == ("GET", "subscriptions"):
+            found = self._desk.subscriptions(_customer(exchange))
+            await exchange.json(200, {"subscriptions": found})
+        elif asked == ("POST", "cancellations"):
+            subscription: str = expect((await exchange.object()).get("subscription"), str, "subscription")
+            made = self._desk.cancel(subscription, exchange.headers.get("idempotency-key", ""))
+            await exchange.json(200, made)
+        else:
+            raise BadRequest(f"The desk has no {exchange.method} {exchange.path}.", status=404)
+
     async def _control(self, exchange: Exchange, rest: str) -> None:
         asked = (exchange.method, rest)
         if asked == ("GET", "health"):
@@ -158,6 +177,8 @@ class Provider:
         elif asked == ("GET", "requests"):
             mark = parse_qs(exchange.query.decode("latin-1")).get("mark", [""])[0]
             await exchange.json(200, {"requests": [kept for kept in self._kept if kept["mark"] == mark]})
+        elif asked == ("GET", "desk"):
+            await exchange.json(200, self._desk.account(_customer(exchange)))
         elif asked == ("GET", "script"):
             await exchange.json(200, self._scripts.listing())
         elif asked == ("POST", "script"):
@@ -170,3 +191,7 @@ class Provider:
             await exchange.json(200, {"status": "ok"})
         else:
             raise BadRequest(f"There is no control {exchange.method} {exchange.path}.", status=404)
+
+
+def _customer(exchange: Exchange) -> str:
+    return parse_qs(exchange.query.decode("latin-1")).get("customer", [""])[0]

@@ -53,6 +53,11 @@ class Ask:
     region: str = ""  # where the model is to run, if the request says so
     reasons_freely: bool = False  # tokens of reasoning do not count towards `max_tokens`
 
+    @property
+    def earlier_text(self) -> str:
+        """The user messages before the last one."""
+        return self.marked_text[: len(self.marked_text) - len(self.user_text)].rstrip("\n")
+
 
 def expect(value: Any, kind: type | tuple[type, ...], name: str) -> Any:
     """The value, if it is of this kind (a bool is not a number).

@@ -11,6 +11,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gateway.stack.simulated_provider.app import Provider
+from gateway.stack.simulated_provider.desk import Desk
 from gateway.stack.simulated_provider.exchange import TRANSPORT
 from gateway.stack.simulated_provider.meter import Meter
 from gateway.stack.simulated_provider.prices import PriceList
@@ -41,6 +42,7 @@ def serve(
     meter: Path | None,
     seed: int,
     models: list[str],
+    desk: Path | None = None,
 ) -> None:
     """Serve until SIGTERM or SIGINT. Port 0 takes a free one; the address is printed on one line when it listens.
 
@@ -49,7 +51,8 @@ def serve(
         ValueError: the file of own prices contains no prices.
     """
     book = Meter(PriceList.load(own_prices), meter)
-    provider = Provider(book, seed=seed, models=models)
+    subscriptions = Desk(desk)
+    provider = Provider(book, seed=seed, models=models, desk=subscriptions)
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)  # the meter's lines are kept forever, so collect rarely
     listener = socket.create_server((host, port), backlog=2048)
@@ -71,3 +74,4 @@ def serve(
         _Server(config).run(sockets=[listener])
     finally:
         book.close()
+        subscriptions.close()

@@ -145,7 +145,7 @@ def _definition(wiped: list[str]) -> AnyAgent:
     def task(given: Message, services: Services) -> Task[object]:
         return Task(given.message, None)
 
-    return AgentDefinition(  # pyright: ignore[reportReturnType]  # a chat's output is a text
+    return AgentDefinition(
         name="news",
         description="Chats.",
         model="gpt-4o-mini",

@@ -68,6 +68,13 @@ def test_no_secret_is_on_a_command_line_and_each_part_has_its_own_only(tmp_path:
         assert secret not in str(part(plan, "worker-1").environ)
 
 
+def test_workers_are_told_of_the_desk(tmp_path: Path, proxy_python: Path) -> None:
+    plan = plan_for(tmp_path, proxy_python)
+    assert part(plan, "worker-1").environ["TREASURER_DESK_URL"] == f"{plan.state.provider_url}/desk"
+    other = plan_for(tmp_path, proxy_python, desk_url="http://desk.example/")
+    assert part(other, "worker-1").environ["TREASURER_DESK_URL"] == "http://desk.example"
+
+
 def test_there_are_as_many_workers_as_are_asked_for(tmp_path: Path, proxy_python: Path) -> None:
     plan = plan_for(tmp_path, proxy_python, workers=2)
     first, second = part(plan, "worker-1"), part(plan, "worker-2")

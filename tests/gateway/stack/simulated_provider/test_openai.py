@@ -289,3 +289,33 @@ def test_a_body_that_is_no_json_object_is_a_400(provider: Running, body: bytes) 
 def test_unknown_paths_are_404(provider: Running) -> None:
     for path in ("/", "/openai/v1/nothing", "/anthropic/v1/x", "/google/x", "/_sim/nothing", "/elsewhere"):
         assert provider.http.post(path, json={}).status_code == 404
+
+
+async def test_an_argument_is_what_the_message_says_of_it(client: openai.AsyncOpenAI) -> None:
+    free, one_of = {"type": "string", "title": "Who"}, {"type": "string", "enum": ["ann-daily", "ann-weekly"]}
+    schema = {"type": "object", "properties": {"who": free, "what": one_of}, "required": ["who", "what"]}
+    tools: Any = [{"type": "function", "function": {"name": "cancel", "parameters": schema}}]
+
+    async def called(text: str) -> dict[str, str]:
+        answer = await client.chat.completions.create(
+            model="gpt-sim", messages=[{"role": "user", "content": text}], tools=tools
+        )
+        (call,) = answer.choices[0].message.tool_calls or []
+        return json.loads(call.function.arguments)  # pyright: ignore[reportAttributeAccessIssue, reportUnknownMemberType]
+
+    assert await called("Please cancel ann-weekly for who ann.") == {"who": "ann", "what": "ann-weekly"}
+    made = await called("cancel ann-daily or ann-weekly")  # neither is clear, so both are made up
+    assert made["what"] in ("ann-daily", "ann-weekly")
+
+
+async def test_it_says_what_it_was_told_when_it_is_asked(client: openai.AsyncOpenAI) -> None:
+    def messages(*texts: str) -> Any:
+        return [{"role": "user", "content": text} for text in texts]
+
+    async def said(*texts: str) -> str:
+        answer = await client.chat.completions.create(model="gpt-sim", messages=messages(*texts))
+        return answer.choices[0].message.content or ""
+
+    assert await said("I am Ben.", "It rains.", "What did I say?") == "You told me: I am Ben.\nIt rains."
+    assert "told me" not in await said("What did I say?")
+    assert "Ben" not in await said("I am Ben.", "Tell me of money.")
