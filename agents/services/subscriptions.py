@@ -64,7 +64,7 @@ class SubscriptionDesk:
                 answer: Any = await response.json(content_type=None)
         except (aiohttp.ClientError, TimeoutError, OSError, ValueError) as error:
             raise DeskUnreachable(f"The desk did not answer: {str(error) or type(error).__name__}.") from error
-        if response.status in (400, 404, 409):
+        if 400 <= response.status < 500 and response.status != 408:
             raise DeskRefused(_message(answer) or f"The desk has refused with HTTP {response.status}.")
         if response.status != 200 or not isinstance(answer, dict):
             raise DeskUnreachable(f"The desk answered HTTP {response.status}.")

@@ -43,7 +43,7 @@ class Ask:
     parallel: bool = True
     schema: Json | None = None
     json_object: bool = False
-    after_tool: bool = False  # the last message is a tool's result
+    after_tool: bool = False  # the last message is a tool's result, apart from instructions
     include_usage: bool = False
     tier: str = ""
     audio: int = 0  # input tokens of audio

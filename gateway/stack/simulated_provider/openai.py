@@ -55,6 +55,8 @@ def read(face: str, body: Json) -> Ask:
         media += more
         if role == "user":
             user_texts.append(text)
+    # Agents may add an instruction after a tool's result, which asks for nothing new.
+    said = [message["role"] for message in messages if message["role"] not in ("system", "developer")]
     given = objects(body.get("tools"), "tools")
     # A custom tool takes any text. The simulated model never calls one.
     tools = [_tool(tool, f"tools[{index}]") for index, tool in enumerate(given) if tool.get("type") != "custom"]
@@ -84,7 +86,7 @@ def read(face: str, body: Json) -> Ask:
         parallel=body.get("parallel_tool_calls") is not False,
         schema=schema,
         json_object=json_object,
-        after_tool=messages[-1].get("role") in ("tool", "function"),
+        after_tool=said[-1] in ("tool", "function") if said else False,
         include_usage=bool(options.get("include_usage")),
         tier=str(tier) if tier in _TIERS else "",
         audio=media.audio,

@@ -126,6 +126,7 @@ async def test_a_run_knows_what_an_earlier_run_of_its_session_was_told(chat: Cha
     first = await chat.say("My name is Ben. Please list_subscriptions of customer ann.")
     assert (first.state, first.error) == (State.SUCCEEDED, None)
     assert isinstance(first.output, str)
+    assert len(chat.model.bodies) == 2  # a call, and the answer
     assert "cancel_subscription" in chat.model.tools()  # ann's are listed by now
     second = await chat.say("What did I tell you?")
     assert second.output == "You told me: My name is Ben. Please list_subscriptions of customer ann."
@@ -181,8 +182,16 @@ async def test_after_a_lost_answer_the_run_stops_and_the_desk_drops_the_repetiti
     assert chat.desk.desk.account("ann")["repetitions"] == 1
 
 
-async def test_what_the_desk_refuses_is_the_models_to_read() -> None:
-    """It is also not offered anything to cancel before it has listed something."""
+@pytest.mark.parametrize(
+    ("desk", "said", "then"),
+    [
+        (SubscriptionDesk(), "No desk of subscriptions is configured", {"list_subscriptions"}),
+        (DeskAtHand(), "ann-archive", {"list_subscriptions", "cancel_subscription"}),
+    ],
+)
+async def test_it_can_cancel_once_it_has_listed_and_reads_why_it_cannot_list(
+    desk: SubscriptionDesk, said: str, then: set[str]
+) -> None:
     offered: list[set[str]] = []
 
     def answer(messages: list[ModelMessage], info: AgentInfo) -> ModelResponse:
@@ -192,10 +201,10 @@ async def test_what_the_desk_refuses_is_the_models_to_read() -> None:
             return ModelResponse([TextPart(str(returned[0].content))])
         return ModelResponse([ToolCallPart("list_subscriptions", {"customer": "ann"})])
 
-    task = DEFINITION.task(Message(message="What has ann?"), Services())
+    task = DEFINITION.task(Message(message="What has ann?"), Services(subscriptions=desk))
     result = await DEFINITION.agent.run(task.prompt, deps=task.deps, model=FunctionModel(answer))
-    assert "No desk of subscriptions is configured" in result.output
-    assert offered == [{"list_subscriptions"}] * 2
+    assert said in result.output
+    assert offered == [{"list_subscriptions"}, then]
 
 
 def test_its_tools_say_what_they_are() -> None:

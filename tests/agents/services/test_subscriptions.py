@@ -26,6 +26,7 @@ async def _answer(request: web.Request) -> web.Response:
     [
         ('409 {"error": {"message": "It is cancelled already."}}', DeskRefused, "It is cancelled already."),
         ("404 {}", DeskRefused, "HTTP 404"),
+        ("408 {}", DeskUnreachable, "HTTP 408"),
         ("503 {}", DeskUnreachable, "HTTP 503"),
         ("200 []", DeskUnreachable, "HTTP 200"),
         ("200 <html>", DeskUnreachable, "did not answer"),
