@@ -7,6 +7,7 @@ What must hold:
   in buffers, and only the end of the stream reports the cost.
   The drain stops when it has caught up with a provider that generates slowly. Closing the connection then stops that
   provider, and the chunks that were seen are about what it bills.
+  A stream whose drain stops is closed at once, or the provider would generate, and bill, all the rest.
   A drain that neither ends nor catches up in time is `BEHIND`: then more than the chunks that were seen may be billed
   (I1).
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -30,6 +31,10 @@ from llm_service.litellm_plugin.turnstile import StreamTurns, Turnstile
 #: between chunks, so the caller's first token waits until this many chunks were read.
 _READ_AHEAD = 1
 _BEAT_S = 0.05
+#: A read that has not ended after this many seconds waits for the provider.
+_NOTHING_CAME_S = 0.005
+#: How many chunks that have come already are read at most before a stream is closed.
+_MOST_WAITING = 1000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,10 +175,32 @@ class DrainedStream:
                     await self._read_ahead.put(chunk)
         except StopAsyncIteration:
             pass
+        except asyncio.CancelledError:
+            if not self._turns.begun:
+                await self._close(chunks)
+            raise
         except Exception as error:  # noqa: BLE001  # raised to the reader by `chunks`
             self.error = error
         if self._turns.has_reader:
             await self._read_ahead.put(_END)
+
+    async def _close(self, chunks: AsyncIterator[Any]) -> None:
+        """Close the connection to the provider.
+
+        LiteLLM has no call for this that works for every provider. What always closes a connection is the cancellation of
+        a read that waits for the provider, so begin such a read. (A stream that is only forgotten is closed by the garbage
+        collector, which may be much later.)
+        """
+        for _ in range(_MOST_WAITING):
+            read = asyncio.ensure_future(anext(chunks))
+            await asyncio.wait((read,), timeout=_NOTHING_CAME_S)
+            if not read.done():
+                read.cancel()
+                await asyncio.wait((read,), timeout=5)
+                return
+            if read.cancelled() or read.exception() is not None:  # the stream's end, or it broke
+                return
+            self._observe(read.result())
 
 
 _END = object()

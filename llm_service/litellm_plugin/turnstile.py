@@ -80,11 +80,13 @@ class Turnstile:
 class StreamTurns:
     """The turns of one stream at a turnstile: each step of the work on the stream waits for its turn.
 
-    `has_reader` is whether a reader waits for the stream's chunks.
+    `has_reader` is whether a reader waits for the stream's chunks. `begun` is whether the work on the last chunk has begun.
+    Work that has not begun does not notice a cancellation.
     """
 
     def __init__(self, turnstile: Turnstile, clock: Callable[[], float] = time.monotonic) -> None:
         self.has_reader = True
+        self.begun = False
         self._turnstile = turnstile
         self._clock = clock
         self._waited_s = 0.0
@@ -106,6 +108,7 @@ class StreamTurns:
 
     def steps(self, work: Awaitable[Chunk]) -> Generator[Any, Any, Chunk]:
         """Run the work as a task would, step by step. An exception that is thrown in (a cancellation) goes to the work."""
+        self.begun = False
         inner = work.__await__()
         step: Callable[[], Any] = partial(next, inner)
         while True:
@@ -113,6 +116,8 @@ class StreamTurns:
                 yield from self._turnstile.enter(has_reader=self.has_reader).__await__()
             except BaseException as error:  # noqa: BLE001  # passed on to the work
                 step = partial(_throw, inner, error)
+            else:
+                self.begun = True
             try:
                 awaited = step()
             except StopIteration as end:

@@ -60,7 +60,7 @@ def scripts(request: pytest.FixtureRequest) -> Path:
 
 @pytest.fixture
 async def run_script(gateway: Any, chats: Chats, scripts: Path) -> AsyncIterator[RunScript]:
-    server = uvicorn.Server(uvicorn.Config(gateway.door, port=0, lifespan="off", log_level="warning"))
+    server = uvicorn.Server(uvicorn.Config(gateway.door, port=0, lifespan="off", log_config=None))
     serving = asyncio.create_task(server.serve())
     async with asyncio.timeout(20):
         while not server.started:

@@ -115,6 +115,52 @@ def _block_then(came: asyncio.Future[None]) -> None:
         came.set_result(None)
 
 
+async def test_i1_a_stream_that_is_stopped_between_two_chunks_is_closed() -> None:
+    """Its connection stays open otherwise, and the provider goes on generating, and billing."""
+    turnstile, closed, chunks_read = Turnstile(), asyncio.Event(), 0
+
+    async def provider() -> AsyncIterator[int]:
+        try:
+            for number in range(1, 10):
+                yield number
+            await asyncio.sleep(3600)
+        finally:
+            closed.set()
+
+    def crowd(_chunk: int) -> None:
+        """Another stream takes the turn, so this one waits for its next, with its next chunk not asked for yet."""
+        nonlocal chunks_read
+        chunks_read += 1
+        if chunks_read == 5:
+            turnstile.enter = never  # pyright: ignore[reportAttributeAccessIssue]
+
+    async def never(*, has_reader: bool) -> None:
+        del turnstile.enter  # the next stream gets its turn again
+        await asyncio.sleep(3600)
+
+    class Wrapper:
+        """As LiteLLM's: it has no way to close what it reads from."""
+
+        def __init__(self) -> None:
+            self._stream = provider()
+
+        def __aiter__(self) -> Wrapper:
+            return self
+
+        async def __anext__(self) -> int:
+            return await anext(self._stream)
+
+    stream = Wrapper()
+    reading = DrainedStream(stream, turnstile, Lateness(), crowd, DrainLimits(round_s=ROUND_S, most_s=ROUND_S))
+    chunks = reading.chunks()
+    async with asyncio.timeout(20):
+        assert await anext(chunks) == 1
+        await chunks.aclose()
+        assert await reading.drain() is DrainEnd.BEHIND
+    assert closed.is_set()
+    assert chunks_read == 9  # what had come already was read, because the provider bills it
+
+
 @given(st.floats(0, 100), st.floats(0.001, 10), st.floats(0, 10))
 def test_i1_only_a_reader_that_waited_has_caught_up(left_s: float, round_s: float, waited_s: float) -> None:
     stop = drain_end(left_s, 60, round_s, waited_s)

@@ -71,6 +71,6 @@ def test_ours_say_what_they_mean_and_not_what_an_error_quotes(
 
 def test_what_is_no_warning_is_left_as_it_is(quiet: LogRedaction, caplog: pytest.LogCaptureFixture) -> None:
     quiet.begin()
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, "uvicorn.error"):
         logging.getLogger("uvicorn.error").info("Uvicorn running on %s", "here")
     assert caplog.messages == ["Uvicorn running on here"]

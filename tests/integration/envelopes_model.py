@@ -1,4 +1,4 @@
-"""What the treasury must decide about runs, as a dictionary and a few sums; test_runs_model.py compares it with Postgres.
+"""What the treasury must decide about runs, as a dictionary and a few sums; test_envelopes_model.py compares it with Postgres.
 
 Only what a run holds (`free`, and in which windows) is kept. All other figures are summed up again from the calls and the
 runs, each time that they are looked at.
