@@ -50,9 +50,9 @@ def no_run(run_id: UUID) -> NotFound:
 
 
 def is_undecided(run: Run, steps: Sequence[Step]) -> bool:
-    """Whether a person has to decide of this run: it waits for that, or a step may have been done and must not be done
-    again without a person's word."""
-    may_have_been = (StepState.STARTED, StepState.UNKNOWN)
+    """Whether a person has to decide of this run: it waits for that, or a step may have been done (also if it failed, because
+    a tool can fail after its effect) and must not be done again without a person's word."""
+    may_have_been = (StepState.STARTED, StepState.FAILED, StepState.UNKNOWN)
     return run.wait_for is WaitFor.APPROVAL or any(
         step.state in may_have_been and step.head.policy in (Policy.ASK, Policy.VERIFY) for step in steps
     )

@@ -7,7 +7,7 @@ WITH source AS MATERIALIZED (
         AND $3::integer = (SELECT count(*) FROM work.steps s WHERE s.run_id = $1 AND s.position <= $3 AND s.state = 'done' AND s.result IS NOT NULL)
         AND ($7 OR (r.wait_for IS DISTINCT FROM 'approval' AND NOT EXISTS (
             SELECT FROM work.steps u
-            WHERE u.run_id = r.id AND u.state IN ('started', 'unknown') AND u.policy IN ('ask', 'verify'))))
+            WHERE u.run_id = r.id AND u.state IN ('started', 'failed', 'unknown') AND u.policy IN ('ask', 'verify'))))
     FOR SHARE
 ),
 copied AS (

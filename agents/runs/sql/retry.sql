@@ -9,7 +9,7 @@ WITH chosen AS MATERIALIZED (
         AND (parent_id IS NULL OR state = 'waiting')
         AND ($2 OR (r.wait_for IS DISTINCT FROM 'approval' AND NOT EXISTS (
             SELECT FROM work.steps u
-            WHERE u.run_id = r.id AND u.state IN ('started', 'unknown') AND u.policy IN ('ask', 'verify'))))
+            WHERE u.run_id = r.id AND u.state IN ('started', 'failed', 'unknown') AND u.policy IN ('ask', 'verify'))))
     FOR UPDATE
 ),
 decided AS (

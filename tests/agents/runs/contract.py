@@ -469,14 +469,18 @@ class StoreContract:
         (step,) = await store.steps(run.id)
         assert (step.state, step.again, step.head.arguments) == (StepState.UNKNOWN, True, {"to": "ann"})
 
+    @pytest.mark.parametrize("failed", [False, True], ids=["not answered", "failed"])
     @pytest.mark.parametrize("policy", [Policy.ASK, Policy.VERIFY])
     async def test_i8_whoever_may_not_decide_neither_retries_nor_forks_what_a_person_decides(
-        self, store: RunStore, policy: Policy
+        self, store: RunStore, policy: Policy, failed: bool
     ) -> None:
+        """A tool that failed may have had its effect before."""
         await store.add(new_run())
         run = await claim_one(store)
         await store.record(run.claim, head(run.id, 1), DONE)
         await store.begin(run.claim, head(run.id, 2, policy))
+        if failed:
+            await store.record(run.claim, head(run.id, 2, policy), StepEnd(StepState.FAILED, error={"code": "x"}))
         await store.leave(run.claim, Ended(State.FAILED, keep_s=60))
         before = await store.find(run.id)
         for refused in (
