@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,8 +27,6 @@ from gateway.work import open_worker, worker_addresses
 from llm_service.model import GovernedService, StreamedAnswer
 from llm_service.types import Answer, CallContext, Principal
 from tests.chaos.stack import CALL_S, MARGIN_S
-
-catalog.__path__.append(str(Path(__file__).parent / "catalog"))
 
 LEASE_S = 4.0
 
@@ -73,6 +71,17 @@ class Service:
         return await self._service.stream(body, principal, context)
 
 
+@contextmanager
+def in_the_catalogue() -> Iterator[None]:
+    """Within the block the agent `survivor` is in this process's catalogue."""
+    folder = str(Path(__file__).parent / "catalog")
+    catalog.__path__.append(folder)
+    try:
+        yield
+    finally:
+        catalog.__path__.remove(folder)
+
+
 @asynccontextmanager
 async def survivor(data_dir: Path, *, says: bool) -> AsyncIterator[Worker]:
     """A worker as `treasurer worker` has it, with a short lease. `says`: where its runs are."""
@@ -80,10 +89,10 @@ async def survivor(data_dir: Path, *, says: bool) -> AsyncIterator[Worker]:
         update={"call_timeout_s": CALL_S, "hold_margin_s": MARGIN_S, "database_url": None, "gateway_url": None}
     )
     addresses = worker_addresses(settings)
-    async with (
-        asyncpg.create_pool(addresses.database_url, min_size=0, max_size=4) as pool,
-        open_worker(settings, addresses) as worker,
-    ):
+    async with AsyncExitStack() as things:
+        things.enter_context(in_the_catalogue())
+        pool = await things.enter_async_context(asyncpg.create_pool(addresses.database_url, min_size=0, max_size=4))
+        worker = await things.enter_async_context(open_worker(settings, addresses))
         if says:
             worker.executor = replace(worker.executor, store=Runs(pool), service=Service(worker.executor.service))
         worker.slots, worker.lease_s, worker.renew_s, worker.poll_s = 64, LEASE_S, 0.5, 0.2
@@ -99,7 +108,8 @@ def main(arguments: Sequence[str]) -> None:
     """Fork a worker for each line, until the input ends."""
     from agents.registry import find_agent
 
-    find_agent("survivor")
+    with in_the_catalogue():
+        find_agent("survivor")
     for _ in sys.stdin:
         child = os.fork()
         if child == 0:

@@ -49,8 +49,8 @@ async def test_a_conversation_in_which_a_person_approves_and_the_effect_happens_
         told = f"list_subscriptions of customer {customer}, please"
         assert (await say(told)).treasurer["state"] == "succeeded"
         stream = await client.chat.completions.create(
-            model="agent/assistant", messages=[{"role": "user", "content": "What did I tell you?"}], stream=True,
-            extra_headers={"x-treasurer-session": session},
+            model="agent/assistant", messages=[{"role": "user", "content": 'What did I tell you? [[sim: {"tokens_per_s": 5}]]'}],
+            stream=True, extra_headers={"x-treasurer-session": session},
         )  # fmt: skip
         chunks = [chunk async for chunk in stream]
         assert text_of(chunks) == f"You told me: {told}"
