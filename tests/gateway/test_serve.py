@@ -138,8 +138,9 @@ def test_the_collector_never_looks_at_what_the_start_has_made(monkeypatch: pytes
     try:
         serve.spare_garbage_collection()
         assert gc.get_threshold() == serve.GC_THRESHOLD
-        assert guarded == [gc.get_freeze_count()]
-        assert guarded[0] > 10_000
+        [when_guarded] = guarded
+        # Not the same number: what other tests have left in this process goes at any time, frozen or not.
+        assert min(when_guarded, gc.get_freeze_count()) > 10_000
     finally:
         gc.unfreeze()
         gc.set_threshold(*threshold)
