@@ -17,6 +17,7 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from agents.approvals.deciding import Decider, checked, may_see, no_approval
+from agents.approvals.inputs import check_reason
 from agents.approvals.record import Approval, ApprovalFilter, Decision
 from agents.runs.chat import Called, Chat, Said, as_text
 from agents.runs.events import Shown
@@ -122,18 +123,20 @@ async def go_on(
     """Record decisions about what a run of a conversation has asked.
 
     Raises:
-        NotFound: there is no such question in this conversation. InvalidRequest: an id is not one.
+        NotFound: this conversation has no such question. InvalidRequest: an id or a reason is not one, or a question is
+        answered twice.
         NotPermitted, Conflict, ApprovalExpired: as for a decision at /agents/approvals/ID; nothing is changed.
     """
     now, checked_replies = datetime.now(UTC), list[tuple[Approval, Decision]]()
-    for reply in replies:
-        approval_id, digest = _read_question(reply.asked)
+    asked = [_read_question(reply.asked) for reply in replies]
+    if len({approval_id for approval_id, _ in asked}) < len(asked):
+        raise InvalidRequest("A question is answered twice here. The first decision counts, so answer it once.")
+    for (approval_id, digest), reply in zip(asked, replies, strict=True):
         approval = await runtime.runs.approval(approval_id)
         run = await runtime.runs.find(approval.run_id)
         if not may_see(approval, decider) or (run.agent, run.session) != (agent, session):
             raise no_approval(approval_id)
-        reason = reply.reason or (None if reply.approve else "A person has refused this call.")
-        decision = Decision(reply.approve, digest, decider.shown, reason, reply.arguments)
+        decision = Decision(reply.approve, digest, decider.shown, _reason_of(reply), reply.arguments)
         checked_replies.append((approval, checked(approval, decision, decider, now)))
     approval, _ = checked_replies[0]
     if any(other.run_id != approval.run_id for other, _ in checked_replies):
@@ -145,6 +148,15 @@ async def go_on(
         await runtime.runs.decide(each.id, decision)
     await runtime.watching.live.watch([run.id])
     return GoesOn(run, shown, {each.position: decision.approve for each, decision in checked_replies})
+
+
+def _reason_of(reply: Reply) -> str | None:
+    if not reply.reason:
+        return None if reply.approve else "A person has refused this call."
+    try:
+        return check_reason(reply.reason)
+    except ValueError as error:
+        raise InvalidRequest(f"This decision cannot be recorded: {error}.", param="reason") from None
 
 
 async def _shown_of(runtime: ChatRuntime, run: Run) -> Shown:
