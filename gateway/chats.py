@@ -10,10 +10,10 @@ what it shows, and if its sender may decide it: never by an agent's own key.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from agents.approvals.deciding import Decider, checked, may_see, no_approval
@@ -29,6 +29,8 @@ from gateway.callers import Caller
 from llm_service.errors import BudgetExhausted, InvalidRequest, TreasurerError, UpstreamError
 from llm_service.types import CallContext
 
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
 #: After so many seconds without anything new, a stream sends a comment, so that no proxy in between closes it as dead.
 IDLE_S = 15.0
 
@@ -172,13 +174,49 @@ def _read_question(asked: str) -> tuple[UUID, bytes]:
         raise InvalidRequest(f"{asked[:80]!r} is not the id of a question that a run has asked.") from None
 
 
-async def arguments_of(runtime: ChatRuntime, run_id: UUID, called: Called) -> Any:
-    """The arguments of a tool's call."""
+class Writer(Protocol[_T_co]):
+    """Says what a run says in the events of one API."""
+
+    def begin(self) -> Iterable[_T_co]:
+        """The events that come first."""
+        ...
+
+    def write(self, said: Said, arguments: Any = None) -> Iterable[_T_co]:
+        """The events for one thing that was said. `arguments` are those of a tool's call."""
+        ...
+
+    def end(self, run: Run, chat: Chat, questions: list[Approval]) -> Iterable[_T_co]:
+        """The events for how the run has ended, or what it waits for."""
+        ...
+
+
+async def written(
+    runtime: ChatRuntime, run: Run, shown: Shown | None, writer: Writer[_T], lines: Callable[[_T], bytes]
+) -> AsyncGenerator[bytes]:
+    """What a run says from here on, as a writer says it: a stream of server-sent events. `lines` writes one event."""
+    chat = Chat()
+    yield b"".join(map(lines, writer.begin()))
+    said = follow(runtime.watching, run.id, chat, shown)
+    try:
+        async for some in said:
+            if not some:
+                yield b": nothing new\n\n"
+            for each in some:
+                arguments = await _arguments_of(runtime, run.id, each) if isinstance(each, Called) else None
+                for event in writer.write(each, arguments):
+                    yield lines(event)
+    finally:
+        await said.aclose()
+    run = await runtime.runs.find(run.id)
+    yield b"".join(map(lines, writer.end(run, chat, await _questions_of(runtime, run))))
+
+
+async def _arguments_of(runtime: ChatRuntime, run_id: UUID, called: Called) -> Any:
     steps = await runtime.runs.outline(run_id, first=called.position, most=1)
     return steps[0].head.arguments if steps else None
 
 
-async def questions_of(runtime: ChatRuntime, run: Run) -> list[Approval]:
+async def _questions_of(runtime: ChatRuntime, run: Run) -> list[Approval]:
     """What a run that waits asks a person."""
     if run.wait_for is not WaitFor.APPROVAL:
         return []
