@@ -28,6 +28,7 @@ from gateway.routes.agents import Who, agents_router, answer, owner_of
 from gateway.routes.approvals import decider_of
 from gateway.routes.run_events import StreamResponse
 from llm_service.administration.paging import page_of
+from llm_service.administration.transaction import searchable
 from llm_service.errors import InvalidRequest, NotFound, TreasurerError
 from llm_service.types import CallContext
 from llm_service.wire.requests import MAX_ATTRIBUTION, attribution
@@ -116,7 +117,7 @@ async def stop(request: Request, agent: str, chat: str, caller: Who) -> Response
 
 async def _under_way(runtime: GatewayRuntime, caller: Caller, agent: str, chat: str) -> list[Run]:
     """The chat's runs that have not ended, the newest first. Raises NotFound: the agent has no chat with this id."""
-    wanted = RunFilter(agent=agent, team_id=caller.team_id, session=_session(chat), most=_MOST_RUNS)
+    wanted = RunFilter(agent=searchable(agent), team_id=caller.team_id, session=_session(chat), most=_MOST_RUNS)
     runs = await runtime.runs.page(wanted)
     if not runs:
         raise NotFound(f"Agent {agent[:80]!r} has no chat {chat[:80]!r}.", param="chat")
