@@ -10,13 +10,14 @@ what it shows, and if its sender may decide it: never by an agent's own key.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 from agents.approvals.deciding import Decider, checked, may_see, no_approval
+from agents.approvals.inputs import check_reason
 from agents.approvals.record import Approval, ApprovalFilter, Decision
 from agents.runs.chat import Called, Chat, Said, as_text
 from agents.runs.events import Shown
@@ -28,6 +29,8 @@ from gateway.callers import Caller
 from llm_service.errors import BudgetExhausted, InvalidRequest, TreasurerError, UpstreamError
 from llm_service.types import CallContext
 
+_T = TypeVar("_T")
+_T_co = TypeVar("_T_co", covariant=True)
 #: After so many seconds without anything new, a stream sends a comment, so that no proxy in between closes it as dead.
 IDLE_S = 15.0
 
@@ -122,18 +125,20 @@ async def go_on(
     """Record decisions about what a run of a conversation has asked.
 
     Raises:
-        NotFound: there is no such question in this conversation. InvalidRequest: an id is not one.
+        NotFound: this conversation has no such question. InvalidRequest: an id or a reason is not one, or a question is
+        answered twice.
         NotPermitted, Conflict, ApprovalExpired: as for a decision at /agents/approvals/ID; nothing is changed.
     """
     now, checked_replies = datetime.now(UTC), list[tuple[Approval, Decision]]()
-    for reply in replies:
-        approval_id, digest = _read_question(reply.asked)
+    asked = [_read_question(reply.asked) for reply in replies]
+    if len({approval_id for approval_id, _ in asked}) < len(asked):
+        raise InvalidRequest("A question is answered twice here. The first decision counts, so answer it once.")
+    for (approval_id, digest), reply in zip(asked, replies, strict=True):
         approval = await runtime.runs.approval(approval_id)
         run = await runtime.runs.find(approval.run_id)
         if not may_see(approval, decider) or (run.agent, run.session) != (agent, session):
             raise no_approval(approval_id)
-        reason = reply.reason or (None if reply.approve else "A person has refused this call.")
-        decision = Decision(reply.approve, digest, decider.shown, reason, reply.arguments)
+        decision = Decision(reply.approve, digest, decider.shown, _reason_of(reply), reply.arguments)
         checked_replies.append((approval, checked(approval, decision, decider, now)))
     approval, _ = checked_replies[0]
     if any(other.run_id != approval.run_id for other, _ in checked_replies):
@@ -145,6 +150,15 @@ async def go_on(
         await runtime.runs.decide(each.id, decision)
     await runtime.watching.live.watch([run.id])
     return GoesOn(run, shown, {each.position: decision.approve for each, decision in checked_replies})
+
+
+def _reason_of(reply: Reply) -> str | None:
+    if not reply.reason:
+        return None if reply.approve else "A person has refused this call."
+    try:
+        return check_reason(reply.reason)
+    except ValueError as error:
+        raise InvalidRequest(f"This decision cannot be recorded: {error}.", param="reason") from None
 
 
 async def _shown_of(runtime: ChatRuntime, run: Run) -> Shown:
@@ -160,13 +174,49 @@ def _read_question(asked: str) -> tuple[UUID, bytes]:
         raise InvalidRequest(f"{asked[:80]!r} is not the id of a question that a run has asked.") from None
 
 
-async def arguments_of(runtime: ChatRuntime, run_id: UUID, called: Called) -> Any:
-    """The arguments of a tool's call."""
+class Writer(Protocol[_T_co]):
+    """Says what a run says in the events of one API."""
+
+    def begin(self) -> Iterable[_T_co]:
+        """The events that come first."""
+        ...
+
+    def write(self, said: Said, arguments: Any = None) -> Iterable[_T_co]:
+        """The events for one thing that was said. `arguments` are those of a tool's call."""
+        ...
+
+    def end(self, run: Run, chat: Chat, questions: list[Approval]) -> Iterable[_T_co]:
+        """The events for how the run has ended, or what it waits for."""
+        ...
+
+
+async def written(
+    runtime: ChatRuntime, run: Run, shown: Shown | None, writer: Writer[_T], lines: Callable[[_T], bytes]
+) -> AsyncGenerator[bytes]:
+    """What a run says from here on, as a writer says it: a stream of server-sent events. `lines` writes one event."""
+    chat = Chat()
+    yield b"".join(map(lines, writer.begin()))
+    said = follow(runtime.watching, run.id, chat, shown)
+    try:
+        async for some in said:
+            if not some:
+                yield b": nothing new\n\n"
+            for each in some:
+                arguments = await _arguments_of(runtime, run.id, each) if isinstance(each, Called) else None
+                for event in writer.write(each, arguments):
+                    yield lines(event)
+    finally:
+        await said.aclose()
+    run = await runtime.runs.find(run.id)
+    yield b"".join(map(lines, writer.end(run, chat, await _questions_of(runtime, run))))
+
+
+async def _arguments_of(runtime: ChatRuntime, run_id: UUID, called: Called) -> Any:
     steps = await runtime.runs.outline(run_id, first=called.position, most=1)
     return steps[0].head.arguments if steps else None
 
 
-async def questions_of(runtime: ChatRuntime, run: Run) -> list[Approval]:
+async def _questions_of(runtime: ChatRuntime, run: Run) -> list[Approval]:
     """What a run that waits asks a person."""
     if run.wait_for is not WaitFor.APPROVAL:
         return []

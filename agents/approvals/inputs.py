@@ -11,7 +11,8 @@ from agents.approvals.record import Decision
 from llm_service.administration.inputs import Input
 
 
-def _reason(value: str) -> str:
+def check_reason(value: str) -> str:
+    """The reason of a decision. Raises ValueError: it is too long, says nothing, or has control characters."""
     if not 1 <= len(value) <= MOST_REASON or value.isspace():
         raise ValueError(f"a reason is 1 to {MOST_REASON} characters")
     if not all(char.isprintable() or char in "\n\t" for char in value):
@@ -19,7 +20,7 @@ def _reason(value: str) -> str:
     return value
 
 
-Reason = Annotated[str, AfterValidator(_reason)]
+Reason = Annotated[str, AfterValidator(check_reason)]
 Digest = Annotated[str, Field(pattern="^[0-9a-fA-F]{64}$")]
 
 

@@ -8,9 +8,9 @@ The same thread and run id are the same run, so a request that is sent again buy
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Any, cast
 from uuid import UUID
 
 from ag_ui.core import (
@@ -31,16 +31,15 @@ from ag_ui.core import (
     ToolCallResultEvent,
     ToolCallStartEvent,
 )
-from fastapi import Depends, Request, Response
+from fastapi import Request, Response
 from pydantic import ValidationError
 
 from agents.approvals.record import Approval
 from agents.recorded_json import to_json
 from agents.runs.chat import Called, Chat, Instead, Said, Text, TextEnd
 from agents.runs.record import Run, State
-from gateway.callers import Caller
-from gateway.chats import Reply, answer_of, arguments_of, follow, go_on, question_id, questions_of, start_chat
-from gateway.routes.agents import agents_router, owner_of
+from gateway.chats import Reply, answer_of, go_on, question_id, start_chat, written
+from gateway.routes.agents import Who, agents_router, owner_of
 from gateway.routes.approvals import decider_of
 from gateway.routes.run_events import StreamResponse
 from llm_service.errors import InvalidRequest, TreasurerError
@@ -59,10 +58,6 @@ _STREAM: dict[str, Any] = {
 }
 
 
-def _caller(request: Request) -> Caller:
-    return Caller(owner_of(request))
-
-
 _BODY = {
     "required": True,
     "content": {"application/json": {"schema": {"type": "object", "additionalProperties": True}}},
@@ -70,7 +65,7 @@ _BODY = {
 
 
 @router.post("/{agent}/ag-ui", responses={200: _STREAM}, openapi_extra={"requestBody": _BODY})
-async def run_agent(request: Request, agent: str, caller: Annotated[Caller, Depends(_caller)]) -> Response:
+async def run_agent(request: Request, agent: str, caller: Who) -> Response:
     """Start a run with the last message of a thread, or let one go on by answers to its interrupts, and stream what it says."""
     runtime: GatewayRuntime = request.app.state.runtime
     given = read_input(await request.body())
@@ -87,9 +82,9 @@ async def run_agent(request: Request, agent: str, caller: Annotated[Caller, Depe
         key = attribution(f"ag-ui/{thread}/{given.run_id}", "runId", "runId", 255)
         context = CallContext(session=thread, idempotency_key=key)
         run = await start_chat(runtime, caller, agent, _message(given), context, watched=True)
-    return StreamResponse(
-        _stream(runtime, run, given, shown, answered), runtime.settings.stalled_timeout_s, f"run {run.id}", _ERRORS
-    )
+    writer = Writer(run.id, given.thread_id, given.run_id, answered)
+    stream = written(runtime, run, shown, writer, _lines)
+    return StreamResponse(stream, runtime.settings.stalled_timeout_s, f"run {run.id}", _ERRORS)
 
 
 def read_input(body: bytes) -> RunAgentInput:
@@ -100,7 +95,7 @@ def read_input(body: bytes) -> RunAgentInput:
         first = error.errors(include_input=False, include_url=False)[0]
         place = ".".join(map(str, first["loc"]))[:80]
         raise InvalidRequest(
-            f"This is no input of AG-UI: {place or 'body'}: {first['msg']}.", param=place or None
+            f"This is not an input of AG-UI: {place or 'body'}: {first['msg']}.", param=place or None
         ) from None
 
 
@@ -134,42 +129,24 @@ def _reply(entry: ResumeEntry) -> Reply:
 # -- what it answers
 
 
-async def _stream(
-    runtime: GatewayRuntime, run: Run, given: RunAgentInput, shown: Shown | None, answered: Mapping[int, bool]
-) -> AsyncGenerator[bytes]:
-    yield _lines(RunStartedEvent(thread_id=given.thread_id, run_id=given.run_id))
-    chat, writer = Chat(), Writer(run.id, answered)
-    said = follow(runtime.watching, run.id, chat, shown)
-    try:
-        async for some in said:
-            if not some:
-                yield b": nothing new\n\n"
-            for each in some:
-                arguments = await arguments_of(runtime, run.id, each) if isinstance(each, Called) else None
-                for event in writer.write(each, arguments):
-                    yield _lines(event)
-    finally:
-        await said.aclose()
-    run = await runtime.runs.find(run.id)
-    questions = await questions_of(runtime, run)
-    for event in writer.end(run, chat, questions, given):
-        yield _lines(event)
-
-
 class Writer:
-    """What a run says, as AG-UI's events."""
+    """What a run says, as AG-UI's events. `thread` and `name` are the ids that the front-end has given to the thread and to
+    the run. `answered`: the positions of the calls about which the request decides, and whether it approves."""
 
-    def __init__(self, run_id: UUID, answered: Mapping[int, bool]) -> None:
-        """`answered`: the positions of the calls about which the request decides, and whether it approves."""
-        self._run_id, self._answered = run_id, answered
+    def __init__(self, run_id: UUID, thread: str, name: str, answered: Mapping[int, bool]) -> None:
+        self._run_id, self._thread, self._name, self._answered = run_id, thread, name, answered
         self._open: str | None = None  # the id of the message that is being written
         self._messages = 0
+
+    def begin(self) -> list[BaseEvent]:
+        """The event that comes first."""
+        return [RunStartedEvent(thread_id=self._thread, run_id=self._name)]
 
     def write(self, said: Said, arguments: Any = None) -> list[BaseEvent]:
         """The events for one thing that was said. `arguments` are those of a tool's call."""
         match said:
             case Text(_, text):
-                return [*self._begin(), TextMessageContentEvent(message_id=self._open or "", delta=text)]
+                return [*self._start_message(), TextMessageContentEvent(message_id=self._open or "", delta=text)]
             case Instead() | TextEnd():
                 return self._close()
             case Called(position, tool):
@@ -184,9 +161,9 @@ class Writer:
                     ToolCallResultEvent(message_id=f"{call_id}.result", tool_call_id=call_id, content=outcome),
                 ]
 
-    def end(self, run: Run, chat: Chat, questions: list[Approval], given: RunAgentInput) -> list[BaseEvent]:
+    def end(self, run: Run, chat: Chat, questions: list[Approval]) -> list[BaseEvent]:
         """The events for how the run has ended, or what it waits for."""
-        finished = partial(RunFinishedEvent, thread_id=given.thread_id, run_id=given.run_id)
+        finished = partial(RunFinishedEvent, thread_id=self._thread, run_id=self._name)
         if questions:
             outcome = RunFinishedInterruptOutcome(interrupts=[_interrupt(each) for each in questions])
             return [*self._close(), finished(outcome=outcome)]
@@ -197,10 +174,12 @@ class Writer:
                 message, code = error.message, error.code
             return [*self._close(), RunErrorEvent(message=message, code=code)]
         rest = chat.rest(run.output)
-        texts = [*self._begin(), TextMessageContentEvent(message_id=self._open or "", delta=rest)] if rest else []
+        texts = (
+            [*self._start_message(), TextMessageContentEvent(message_id=self._open or "", delta=rest)] if rest else []
+        )
         return [*texts, *self._close(), finished(outcome=RunFinishedSuccessOutcome(), result=run.output)]
 
-    def _begin(self) -> list[BaseEvent]:
+    def _start_message(self) -> list[BaseEvent]:
         if self._open is not None:
             return []
         self._messages += 1

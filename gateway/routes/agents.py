@@ -6,13 +6,14 @@ A body is read after the key was checked. A wrong request, or a parameter that a
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Annotated, Protocol
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Depends, Request, Response
 from pydantic import BaseModel
 
 from agents.recorded_json import to_json
 from gateway.auth import secret_of
+from gateway.callers import Caller
 from gateway.routes.bounded import bounded_route
 from llm_service.errors import InvalidRequest
 from llm_service.telemetry.record import TRACEPARENT
@@ -40,6 +41,14 @@ class AgentsRuntime(Protocol):
 def owner_of(request: Request) -> Principal | str:
     """The owner of the request's key: the principal of an agent's key, or the name of an administrator's key."""
     return request.state.owner
+
+
+def _caller(request: Request) -> Caller:
+    return Caller(owner_of(request))
+
+
+#: The parameter of a route that takes its caller.
+Who = Annotated[Caller, Depends(_caller)]
 
 
 def agents_router(noun: str, parameters: tuple[str, ...]) -> APIRouter:

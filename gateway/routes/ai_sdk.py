@@ -4,16 +4,16 @@ https://ai-sdk.dev/docs/ai-sdk-ui/stream-protocol
 What must hold, besides what `gateway/chats.py` promises:
 A chat is a session. Of a request only the new message, or the answers to approvals, are read.
 A chat that is taken up again shows the run under way from its start.
-Stopping is a request of its own, and ends the run. Closing the connection ends nothing.
+Stopping is a separate request, and ends the run. Closing the connection ends nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from fastapi import Depends, Request, Response
+from fastapi import Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from agents.approvals.record import Approval
@@ -22,12 +22,13 @@ from agents.runs.chat import Called, Chat, Instead, Said, Text, TextEnd
 from agents.runs.record import Run, RunFilter, State, WaitFor
 from agents.runs.views import RunView, run_view
 from gateway.callers import Caller
-from gateway.chats import Reply, answer_of, arguments_of, follow, go_on, question_id, questions_of, start_chat
+from gateway.chats import Reply, answer_of, go_on, question_id, start_chat, written
 from gateway.routes.admin.common import Listing, listing
-from gateway.routes.agents import agents_router, answer, owner_of
+from gateway.routes.agents import Who, agents_router, answer, owner_of
 from gateway.routes.approvals import decider_of
 from gateway.routes.run_events import StreamResponse
 from llm_service.administration.paging import page_of
+from llm_service.administration.transaction import searchable
 from llm_service.errors import InvalidRequest, NotFound, TreasurerError
 from llm_service.types import CallContext
 from llm_service.wire.requests import MAX_ATTRIBUTION, attribution
@@ -79,15 +80,8 @@ class ChatInput(_Sent):
     trigger: Literal["submit-message", "regenerate-message"] = "submit-message"
 
 
-def _caller(request: Request) -> Caller:
-    return Caller(owner_of(request))
-
-
 def _runtime(request: Request) -> GatewayRuntime:
     return request.app.state.runtime
-
-
-Who = Annotated[Caller, Depends(_caller)]
 
 
 @router.post("/{agent}/ai-sdk", responses={200: _STREAM})
@@ -122,8 +116,8 @@ async def stop(request: Request, agent: str, chat: str, caller: Who) -> Response
 
 
 async def _under_way(runtime: GatewayRuntime, caller: Caller, agent: str, chat: str) -> list[Run]:
-    """The chat's runs that have not ended, the newest first. Raises NotFound: there is no such chat."""
-    wanted = RunFilter(agent=agent, team_id=caller.team_id, session=_session(chat), most=_MOST_RUNS)
+    """The chat's runs that have not ended, the newest first. Raises NotFound: the agent has no chat with this id."""
+    wanted = RunFilter(agent=searchable(agent), team_id=caller.team_id, session=_session(chat), most=_MOST_RUNS)
     runs = await runtime.runs.page(wanted)
     if not runs:
         raise NotFound(f"Agent {agent[:80]!r} has no chat {chat[:80]!r}.", param="chat")
@@ -163,29 +157,8 @@ def _replies(message: UIMessage) -> list[Reply]:
 def _answer(
     runtime: GatewayRuntime, run: Run, shown: Shown | None = None, answered: Mapping[int, bool] = MappingProxyType({})
 ) -> Response:
-    stream = _stream(runtime, run, shown, answered)
+    stream = written(runtime, run, shown, Writer(run, answered), _lines)
     return StreamResponse(stream, runtime.settings.stalled_timeout_s, f"run {run.id}", _ERRORS, _HEADERS)
-
-
-async def _stream(
-    runtime: GatewayRuntime, run: Run, shown: Shown | None, answered: Mapping[int, bool]
-) -> AsyncGenerator[bytes]:
-    chat, writer = Chat(), Writer(run, answered)
-    yield b"".join(map(_lines, writer.begin()))
-    said = follow(runtime.watching, run.id, chat, shown)
-    try:
-        async for some in said:
-            if not some:
-                yield b": nothing new\n\n"
-            for each in some:
-                arguments = await arguments_of(runtime, run.id, each) if isinstance(each, Called) else None
-                for part in writer.write(each, arguments):
-                    yield _lines(part)
-    finally:
-        await said.aclose()
-    run = await runtime.runs.find(run.id)
-    questions = await questions_of(runtime, run)
-    yield b"".join(map(_lines, writer.end(run, chat, questions))) + b"data: [DONE]\n\n"
 
 
 class Writer:
@@ -226,8 +199,8 @@ class Writer:
                     "dynamic": True,
                 }
 
-    def end(self, run: Run, chat: Chat, questions: list[Approval]) -> Iterator[dict[str, Any]]:
-        """The parts for how the run has ended, or what it waits for."""
+    def end(self, run: Run, chat: Chat, questions: list[Approval]) -> Iterator[dict[str, Any] | None]:
+        """The parts for how the run has ended, or what it waits for; and None, for the end of the stream."""
         failed = False
         if questions:
             yield from self._close()
@@ -248,6 +221,7 @@ class Writer:
                 yield _error(error)
         yield {"type": "finish-step"}
         yield {"type": "finish", "finishReason": "error" if failed else "tool-calls" if questions else "stop"}
+        yield None
 
     def _say(self, text: str) -> Iterator[dict[str, Any]]:
         if self._open is None:
@@ -275,8 +249,8 @@ class Writer:
         }
 
 
-def _lines(part: dict[str, Any]) -> bytes:
-    return b"data: " + to_json(part).encode() + b"\n\n"
+def _lines(part: dict[str, Any] | None) -> bytes:
+    return b"data: " + (b"[DONE]" if part is None else to_json(part).encode()) + b"\n\n"
 
 
 def _error(error: TreasurerError) -> dict[str, Any]:

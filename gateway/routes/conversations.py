@@ -20,7 +20,7 @@ from agents.conversations.views import ConversationView, MessageView, conversati
 from agents.runs.store import RunStore
 from gateway.callers import Caller
 from gateway.routes.admin.common import Listing, listing
-from gateway.routes.agents import MOST_ROWS, agents_router, answer, owner_of
+from gateway.routes.agents import MOST_ROWS, Who, agents_router, answer
 from llm_service.administration.inputs import MAX_ID
 from llm_service.administration.paging import page_of, to_fetch
 from llm_service.wire.requests import attribution
@@ -47,12 +47,7 @@ def _runtime(request: Request) -> ConversationsRuntime:
     return request.app.state.runtime
 
 
-def _caller(request: Request) -> Caller:
-    return Caller(owner_of(request))
-
-
 Runtime = Annotated[ConversationsRuntime, Depends(_runtime)]
-Who = Annotated[Caller, Depends(_caller)]
 _Text = Annotated[str | None, Query(max_length=256)]
 
 router = agents_router("conversations", ("agent", "session", "user", "limit", "after"))

@@ -27,8 +27,9 @@ from agents.runs.views import RunView, StepListing, run_view, step_view
 from agents.runs.watching import Watching
 from gateway.asgi import unless_caller_leaves
 from gateway.callers import Caller
+from gateway.chats import IDLE_S
 from gateway.routes.admin.common import Listing, listing
-from gateway.routes.agents import MOST_ROWS, agents_router, answer, owner_of
+from gateway.routes.agents import MOST_ROWS, Who, agents_router, answer
 from gateway.routes.run_events import EventResponse
 from llm_service.administration.inputs import MAX_ID, Amount, AmountOrZero, Input, parse_past
 from llm_service.administration.paging import page_of, to_fetch
@@ -37,8 +38,6 @@ from llm_service.ids import new_call_id
 from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, attribution
 
 MOST_WAIT_S = 300
-#: After so many seconds without an event, a stream sends a comment, so that no proxy in between closes it as dead.
-_IDLE_S = 15.0
 #: Questions of one run that are shown at most.
 _MOST_ASKED = 1_000
 
@@ -74,12 +73,7 @@ def _runtime(request: Request) -> RunsRuntime:
     return request.app.state.runtime
 
 
-def _caller(request: Request) -> Caller:
-    return Caller(owner_of(request))
-
-
 Runtime = Annotated[RunsRuntime, Depends(_runtime)]
-Who = Annotated[Caller, Depends(_caller)]
 Key = Annotated[
     str | None,
     Header(
@@ -314,5 +308,5 @@ async def watch_run(
     shown = Shown() if not last_event_id else read_id(last_event_id.strip())
     if not await runtime.watching.has_more(run_id, shown):
         return Response(status_code=204)  # so that a browser does not connect again
-    events = runtime.watching.events(run_id, shown, idle_s=_IDLE_S)
+    events = runtime.watching.events(run_id, shown, idle_s=IDLE_S)
     return EventResponse(events, runtime.settings.stalled_timeout_s, f"the stream of run {run_id}")

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import aiohttp
 
-from tests.chaos.disturbances import DISTURBANCES, Disturbance, stopped
+from tests.chaos.disturbances import Disturbance, named, stopped
 from tests.chaos.field import Field, Skip
 from tests.chaos.judge import HEAD, Judge, Outcome
 from tests.chaos.stack import Stack
@@ -109,7 +109,10 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=random.randrange(10**6), help="of the order and of the calls")
     parser.add_argument("--only", action="append", help="a disturbance whose name has this in it; may be repeated")
     arguments = parser.parse_args()
-    chosen = [each for each in DISTURBANCES if not arguments.only or any(part in each.name for part in arguments.only)]
+    try:
+        chosen = named(arguments.only or ())
+    except ValueError as unknown:
+        parser.error(str(unknown))
     random.Random(arguments.seed).shuffle(chosen)
     folder = Path(tempfile.mkdtemp(prefix="treasurer-chaos-"))
     folder.chmod(0o755)

@@ -8,10 +8,11 @@ import asyncio
 import random
 import time
 from collections import Counter
+from functools import partial
 
 import asyncpg
 
-from tests.chaos.calls import Asked, make
+from tests.chaos.calls import Asked, make, patiently
 from tests.chaos.field import Field
 
 QUEUED, SAME = 1_000, 400
@@ -63,21 +64,13 @@ async def many_on_one_key(field: Field) -> None:
         asked = make(chance, field.keys[0], kind)
         field.asked.append(asked)
         field.repeatable.append(asked)
-        outcomes = Counter(await asyncio.gather(*(_patiently(field, asked) for _ in range(SAME))))
+        outcomes = Counter(
+            await asyncio.gather(*(patiently(asked, partial(field.send, asked, None)) for _ in range(SAME)))
+        )
         if outcomes["ok"] != SAME or len(asked.answers) != 1:
             field.faults.append(
                 f"{SAME} callers on one key ({kind}) had {len(asked.answers)} answers, {dict(outcomes)}"
             )
-
-
-async def _patiently(field: Field, asked: Asked) -> str:
-    """One of the callers. It asks again where the answer does not come within a call's time limit, as it is told to."""
-    outcome = await field.send(asked, None)
-    for _ in range(4):
-        if outcome == "ok":
-            break
-        outcome = await field.send(asked, None)
-    return outcome
 
 
 async def many_changes_a_second(field: Field) -> None:

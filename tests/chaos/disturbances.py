@@ -11,7 +11,7 @@ import contextlib
 import os
 import random
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ import redis.asyncio
 
 from tests.chaos import clocks, crowds, disks, gateways, runs
 from tests.chaos.administrators import EXPLAINED, administrators
-from tests.chaos.calls import AGAIN, DIED, SLOW
+from tests.chaos.calls import AGAIN, DIED
 from tests.chaos.field import Field, Skip
 from tests.chaos.stack import LIFETIME_S
 
@@ -198,7 +198,7 @@ DISTURBANCES = (
     Disturbance("two administrators for 90 s", administrators(90), EXPLAINED),
     Disturbance("the database's clock jumps by 3 h", clocks.the_databases_clock_jumps, AGAIN, jumped_s=clocks.JUMPED_S),
     Disturbance("1,000 callers in a queue", crowds.a_thousand_in_a_queue, loaded=False),
-    Disturbance("400 callers on one key", crowds.many_on_one_key, SLOW, short=True),
+    Disturbance("400 callers on one key", crowds.many_on_one_key, short=True),
     Disturbance("43 changes a second", crowds.many_changes_a_second),
     Disturbance("a rolling restart", rolling_restart, short=True),
     # Of each run, one at each of its points (tests/chaos/runs.py); these start no other load.
@@ -229,3 +229,15 @@ DISTURBANCES = (
         "kill -9 the supervisor", kill_the_supervisor, (*_GATEWAY, *_PROVIDER, *_POSTGRES), unswept=True, alone=True
     ),
 )
+
+
+def named(parts: Sequence[str]) -> list[Disturbance]:
+    """The disturbances whose name has one of these parts in it; all, if there are no parts.
+
+    Raises ValueError: a part is in no name, so nothing would be disturbed for it.
+    """
+    unknown = [part for part in parts if not any(part in each.name for each in DISTURBANCES)]
+    if unknown:
+        names = "\n".join(f"  {each.name}" for each in DISTURBANCES)
+        raise ValueError(f"no disturbance has {' or '.join(map(repr, unknown))} in its name. These are all:\n{names}")
+    return [each for each in DISTURBANCES if not parts or any(part in each.name for part in parts)]

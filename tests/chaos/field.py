@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import psutil
 
 from gateway.stack.probe import http_ok
 from gateway.stack.state import StackState
-from tests.chaos.calls import EMBEDDING, IMPATIENT_S, MODELS, Asked, make, send
+from tests.chaos.calls import EMBEDDING, IMPATIENT_S, IN_PROGRESS, MODELS, Asked, make, patiently, send
 from tests.chaos.stack import Stack
 
 #: What the agent with the small budget gets before each disturbance: enough for a few seconds.
@@ -113,7 +114,7 @@ class Field:
             return await self.send(asked, url)
         self.repeatable.append(asked)
         twice = chance.random() < 0.3
-        await asyncio.gather(*(self.send(asked, url) for _ in range(1 + twice)))
+        await asyncio.gather(*(patiently(asked, partial(self.send, asked, url)) for _ in range(1 + twice)))
         if asked.outcome == "failed" and again:
             await self.send(asked, None, within_s=IMPATIENT_S)
         return asked.outcome
@@ -135,7 +136,7 @@ class Field:
                 for _ in range(10):  # a breaker may still be open, or a call may still be considered in progress
                     asked.troubles.clear()
                     await self.send(asked, None)
-                    if not {"503 breaker_open", "409 idempotency_in_progress"} & set(asked.troubles):
+                    if not {"503 breaker_open", IN_PROGRESS} & set(asked.troubles):
                         break
                     await asyncio.sleep(3)
 

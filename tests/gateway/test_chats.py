@@ -64,6 +64,9 @@ async def test_nothing_is_decided_unless_all_of_a_request_can_be(runtime: Runtim
     bad: Sequence[tuple[tuple[Reply, ...], type[TreasurerError]]] = (
         ((good, Reply(f"{uuid4()}.{first.digest.hex()}", True)), NotFound),
         ((good, Reply("x", True)), InvalidRequest),
+        ((good, good), InvalidRequest),
+        ((Reply(good.asked, False, "x" * 2001),), InvalidRequest),
+        ((Reply(good.asked, True, "\x00"),), InvalidRequest),
     )
     for replies, kind in bad:
         with pytest.raises(kind):

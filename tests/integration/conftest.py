@@ -1,5 +1,5 @@
 """Fixtures for tests of administration: the admin API over HTTP, and the command line, each on the test's own database;
-and the command line on the shared stack.
+and the command line on the shared stack. And a database with an event loop, for state machines of Hypothesis.
 
 Commands run in this process, because a process would import Treasurer for two seconds.
 """
@@ -7,7 +7,8 @@ Commands run in this process, because a process would import Treasurer for two s
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack
 from types import SimpleNamespace
 
 import asyncpg
@@ -18,10 +19,13 @@ from fastapi import FastAPI
 from gateway import errors
 from gateway.cli import main
 from gateway.routes import admin
+from gateway.stack.postgres import EmbeddedPostgres
 from gateway.stack.state import StackState
 from llm_service.administration.principals import Principals
 from llm_service.errors import UnknownModel
 from tests.integration.administering import ADMIN, Ran, Treasurer
+from tests.integration.machines import World
+from tests.processes import copy_of_database
 
 
 @pytest.fixture
@@ -45,6 +49,19 @@ async def api(pool: asyncpg.Pool) -> AsyncIterator[httpx2.AsyncClient]:
         transport=transport, base_url="http://gateway/admin/v1", headers={"authorization": f"Bearer {ADMIN}"}
     ) as client:
         yield client
+
+
+@pytest.fixture
+def world(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator[World]:
+    """A fresh, migrated database for a state machine of Hypothesis."""
+    with asyncio.Runner() as runner:
+        loop, things = runner.get_loop(), AsyncExitStack()
+        url = loop.run_until_complete(things.enter_async_context(copy_of_database(postgres, migrated_template)))
+        try:
+            pool = loop.run_until_complete(things.enter_async_context(asyncpg.create_pool(url, min_size=1, max_size=4)))
+            yield World(loop, pool, url)
+        finally:
+            loop.run_until_complete(things.aclose())
 
 
 @pytest.fixture

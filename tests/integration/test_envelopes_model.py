@@ -8,14 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
+from typing import Any
 from uuid import UUID
 
-import asyncpg
-import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -23,10 +19,8 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
-from gateway.stack.postgres import EmbeddedPostgres, create_database
 from llm_service.administration import budgets, organisations
 from llm_service.administration.inputs import read_input
 from llm_service.administration.principals import Principals
@@ -37,9 +31,9 @@ from llm_service.treasury.envelopes import ChildOpening, Envelope, Opening
 from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.types import CallContext, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
 from tests.integration.envelopes_model import Call, Model, Run
+from tests.integration.machines import World, run_machine
 from tests.integration.treasury_model import noon
 
-_T = TypeVar("_T")
 _numbers = itertools.count(1)
 amounts = st.integers(1, 400)
 #: In basis points; often a whole.
@@ -47,27 +41,15 @@ shares = st.one_of(st.just(10_000), st.integers(1, 9_999))
 _LONG_S = 10 * 86_400.0
 
 
-@dataclass
-class World:
-    """A connection to Postgres, and the event loop for it."""
-
-    loop: asyncio.AbstractEventLoop
-    pool: asyncpg.Pool
-    url: str
-
-    def do(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return self.loop.run_until_complete(work)
-
-
-WORLD: list[World] = []
-
-
 class RunMachine(RuleBasedStateMachine):
-    """An agent, whose runs two budgets cover, and another one, as which children run, with a budget of its own."""
+    """An agent, whose runs two budgets cover, and another one, as which children run, with its own budget."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
 
     @initialize()
     def begin(self) -> None:
-        (self.world,) = WORLD
         number = next(_numbers)
         self.names = {"parent": f"parent-{number}", "child": f"child-{number}"}
         self.model = Model()
@@ -365,31 +347,5 @@ def _settlement(call_id: UUID, state: LedgerState, cost: int, source: UsageSourc
     return Settlement(call_id, 0, state, cost, Usage(1, output_tokens=1), source)
 
 
-@pytest.fixture
-def world(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator[World]:
-    loop = asyncio.new_event_loop()
-    name = f"envelopes_model_{next(_numbers)}"
-
-    async def open_pool() -> asyncpg.Pool:
-        await create_database(postgres.url("postgres"), name, template=migrated_template)
-        return await asyncpg.create_pool(postgres.url(name), min_size=1, max_size=4)
-
-    try:
-        pool = loop.run_until_complete(open_pool())
-        WORLD.append(World(loop, pool, postgres.url(name)))
-        yield WORLD[0]
-        loop.run_until_complete(pool.close())
-    finally:
-        WORLD.clear()
-        loop.close()
-
-
-@pytest.mark.usefixtures("world")
-def test_i9_runs_are_their_model_whatever_happens() -> None:
-    run_state_machine_as_test(
-        RunMachine,
-        settings=settings(
-            max_examples=30, stateful_step_count=30, deadline=None, database=None, derandomize=True,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-        ),
-    )  # fmt: skip
+def test_i9_runs_are_their_model_whatever_happens(world: World) -> None:
+    run_machine(partial(RunMachine, world), examples=30, steps=30)

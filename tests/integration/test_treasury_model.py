@@ -9,14 +9,9 @@ from __future__ import annotations
 import asyncio
 import copy
 import itertools
-from collections.abc import Coroutine, Iterator
-from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import partial
 from uuid import UUID
 
-import asyncpg
-import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -24,10 +19,8 @@ from hypothesis.stateful import (
     invariant,
     precondition,
     rule,
-    run_state_machine_as_test,
 )
 
-from gateway.stack.postgres import EmbeddedPostgres, create_database
 from llm_service.administration import budgets, organisations
 from llm_service.administration.inputs import read_input
 from llm_service.administration.principals import Principals
@@ -37,36 +30,24 @@ from llm_service.treasury.denial import Denial
 from llm_service.treasury.in_postgres import PostgresTreasury
 from llm_service.treasury.sweep import Sweeper
 from llm_service.types import NO_CONTEXT, Hold, HoldRequest, LedgerState, Settlement, Usage, UsageSource
+from tests.integration.machines import World, run_machine
 from tests.integration.treasury_model import Model, noon, told
 
-_T = TypeVar("_T")
 _numbers = itertools.count(1)
 amounts = st.integers(1, 400)
 #: Shares of a limit in basis points; often the whole limit.
 shares = st.one_of(st.just(10_000), st.integers(1, 9_999))
 
 
-@dataclass
-class World:
-    """A connection to Postgres, and the event loop for it."""
-
-    loop: asyncio.AbstractEventLoop
-    pool: asyncpg.Pool
-    url: str
-
-    def do(self, work: Coroutine[Any, Any, _T]) -> _T:
-        return self.loop.run_until_complete(work)
-
-
-WORLD: list[World] = []
-
-
 class TreasuryMachine(RuleBasedStateMachine):
     """Each rule is something that callers, crashes, sweepers or administrators do."""
 
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self.world = world
+
     @initialize()
     def begin(self) -> None:
-        (self.world,) = WORLD
         self.name = f"agent-{next(_numbers)}"
         self.model = Model()
         budget = {"limit": "0.000001", "window": "day", "time_zone": noon()}
@@ -355,31 +336,5 @@ class TreasuryMachine(RuleBasedStateMachine):
         assert found == []
 
 
-@pytest.fixture
-def world(postgres: EmbeddedPostgres, migrated_template: str) -> Iterator[World]:
-    loop = asyncio.new_event_loop()
-    name = f"model_{next(_numbers)}"
-
-    async def open_pool() -> asyncpg.Pool:
-        await create_database(postgres.url("postgres"), name, template=migrated_template)
-        return await asyncpg.create_pool(postgres.url(name), min_size=1, max_size=4)
-
-    try:
-        pool = loop.run_until_complete(open_pool())
-        WORLD.append(World(loop, pool, postgres.url(name)))
-        yield WORLD[0]
-        loop.run_until_complete(pool.close())
-    finally:
-        WORLD.clear()
-        loop.close()
-
-
-@pytest.mark.usefixtures("world")
-def test_the_treasury_is_its_model_whatever_happens() -> None:
-    run_state_machine_as_test(
-        TreasuryMachine,
-        settings=settings(
-            max_examples=40, stateful_step_count=25, deadline=None, database=None, derandomize=True,
-            suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
-        ),
-    )  # fmt: skip
+def test_the_treasury_is_its_model_whatever_happens(world: World) -> None:
+    run_machine(partial(TreasuryMachine, world), examples=40, steps=25)

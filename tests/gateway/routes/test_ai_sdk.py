@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from pydantic_ai.models import override_allow_model_requests
 
-from agents.runs.record import State, WaitFor
+from agents.runs.record import Run, RunFilter, State, WaitFor
 from llm_service.errors import BudgetExhausted, InvalidRequest
 from tests.gateway.routes.chatty import Chats, chats_at
 
@@ -179,3 +179,21 @@ async def test_a_wrong_request_is_refused_by_name(gateway: Any, chats: Chats, ag
         assert answer.status_code == 400, (messages, fields, answer.text)
         assert answer.json()["error"]["message"]
     assert not chats.store._runs
+
+
+async def test_postgres_is_never_asked_for_a_name_that_it_refuses(
+    gateway: Any, chats: Chats, admin: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    page = chats.store.page
+
+    async def look(wanted: RunFilter) -> list[Run]:
+        asked.append(wanted.agent)
+        return await page(wanted)
+
+    monkeypatch.setattr(chats.store, "page", look)
+    for name in ("%00", "news%00", "%ff"):
+        assert (await gateway.client.get(f"/agents/{name}/ai-sdk/c1/stream", headers=admin)).status_code == 404
+        assert (await gateway.client.post(f"/agents/{name}/ai-sdk/c1/stop", headers=admin)).status_code == 404
+    assert len(asked) == 6
+    assert not any("\x00" in (each or "\x00") for each in asked)
