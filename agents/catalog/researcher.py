@@ -1,9 +1,9 @@
-"""The researcher: parts a question into smaller ones, has a run of its own look into each, and writes one answer with sources.
+"""The researcher: parts a question into smaller ones, has a separate run look into each, and writes one answer with sources.
 
 What must hold:
   Each source of an answer is a story that a run has found. A source that the model made up is left out; if none is left, all
       stories that were found are named.
-  A part that comes to no answer (its run failed, or was refused) is told to the model, and the others count.
+  A part that comes to no answer (its run failed, or was refused) is named to the model, and the others count.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ agent = Agent[Question, Answer](
 async def look_into(
     ctx: RunContext[Question], parts: Annotated[list[_Part], Field(min_length=2, max_length=4)]
 ) -> list[dict[str, Any]]:
-    """Look into smaller questions, each in a run of its own, and return what the news say about each."""
+    """Look into smaller questions, each in a separate run, and return what the news say about each."""
     asks = [f"{part} This is a part of: {ctx.deps.question}" for part in parts]
     given = {"feeds": ctx.deps.feeds, "stories": 3}
     found = await run_agents([RunOf("digest", {**given, "focus": ask}, _BUDGET_OF_A_PART) for ask in asks])

@@ -1,6 +1,6 @@
 """A store of conversations in memory, for tests. `agents/runs/in_memory.py` has one.
 
-What must hold: it decides as the store in Postgres does; tests/agents/runs/contract.py runs the same cases against both.
+What must hold: it decides as the store in Postgres does; tests/agents/conversations/contract.py runs the same cases against both.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The runs that a run starts: its children. They are runs of their own, paid for with a part of their parent's money.
+"""The runs that a run starts: its children. They are separate runs, paid for with a part of their parent's money.
 
 What must hold:
-  A child's id is made from its parent's and its step's key, so that whoever repeats the step finds the same run and the same
+  A child's id is made from its parent's and its step's key, so that a worker that repeats the step finds the same run and the same
       envelope.
   I9  A child's envelope is a part of its parent's, opened before the child can be taken up. Nobody opens another one for it.
   A child has no more time than its parent, and the same user, tags and priority. It has no session, because runs of a session
       wait for each other.
-  A start that is refused, and a child that ends without an answer, are told to the agent's code, and recorded so.
+  A start that is refused, and a child that ends without an answer, are reported to the agent's code, and recorded so.
   A child that waits, for a person or for money, is under way: its parent waits as well.
 """
 

@@ -6,7 +6,7 @@ What must hold:
   The names of steps are recorded, so they never change: tests/agents/runs/test_durability.py pins them.
   Tools run one after another, because their order is what the journal goes by.
   A tool call that a person has approved with changed arguments is made with those, validated as the model's are.
-  A tool that starts runs is no step, because the runs are. If a person has to permit it, the permission is one.
+  A tool that starts runs is not a step, because the runs are. If a person has to permit it, the permission is one.
   An operation that this module does not know is a step of which a repetition is asked about.
 
 A tool's effects on `deps` are not replayed: what the agent needs later has to be in what the tool returns.
@@ -51,7 +51,7 @@ from agents.tools.policy import UNDECLARED, Declared, declared
 from llm_service.model import GovernedModel
 
 _READ = Declared(Policy.READ)
-#: What is recorded of a person's permission for a tool that starts runs. The tool itself is no step.
+#: What is recorded of a person's permission for a tool that starts runs. The tool itself is not a step.
 _PERMITTED = {"permitted": True}
 
 

@@ -99,7 +99,7 @@ _SET_LIMITS = {
 
 
 class PostgresRuns:
-    """Runs in Postgres. The pool is the caller's. `traces` is shown where runs begin and end, whoever asks for that."""
+    """Runs in Postgres. The pool is the caller's. `traces` is shown where runs begin and end."""
 
     def __init__(self, pool: asyncpg.Pool, traces: RunTraces = NO_TRACES) -> None:
         self._pool = pool

@@ -8,7 +8,7 @@ What must hold:
   A step that is done is never done again. Its result is that of the first time.
   A model's request carries the step's once key, so the service answers a repetition with the kept answer. If that is lost,
       it is bought again once for each step, and what the lost one cost is counted, or the run fails: by the agent's policy.
-  A run that this run starts is started once, by whichever worker: its key is the step's, with the fence under which the
+  A run that this run starts is started once, whichever worker does that: its key is the step's, with the fence under which the
       step was begun.
   What is recorded has been redacted, and the run goes on with what is recorded (`agents/redaction.py`).
   Once the run has to wait for others, no further step is done.

@@ -2,7 +2,7 @@
 
 What must hold:
   The caller gets the whole answer, watched or not. So nothing else about a run depends on whether somebody watches it.
-  A request that was made before is repeated in the form in which it was made, whoever watches now, because its
+  A request that was made before is repeated in the form in which it was made, whether or not it is watched now, because its
       idempotency key belongs to one body (I7).
   Without a watcher there is one question to Redis for each request, and the answer is not streamed.
 

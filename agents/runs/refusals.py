@@ -75,7 +75,7 @@ def cannot_retry(run: Run, steps: Sequence[Step], decides: bool) -> Conflict | N
         return Conflict(f"Run {run.id} is {run.state}: only a run that has ended, or waits, is tried again.")
     if run.parent_id is not None and run.state.ended:
         return Conflict(
-            f"Run {run.id} was started by run {run.parent_id}, which has been told of its end. Retry that run, or fork this one."
+            f"Run {run.id} was started by run {run.parent_id}, which has recorded its end. Retry that run, or fork this one."
         )
     if not run.forgotten and not decides and is_undecided(run, steps):
         return _person_decides(run)

@@ -197,7 +197,7 @@ def _redacted_input(agent: str, definition: AnyAgent, given: dict[str, Any]) -> 
         return read_input(agent, definition, redacted(definition.redact, Seen.INPUT, given))
     except (InvalidRequest, TypeError, ValueError):
         raise RedactionFailed(
-            f"What the redaction of agent {agent!r} leaves of this input is no input of it."
+            f"What the redaction of agent {agent!r} leaves of this input does not fit its input type."
         ) from None
 
 

@@ -95,7 +95,7 @@ class RunTraces:
         return self.spans if self.spans is not None and self.spans.traced else None
 
     def started(self, run: Run) -> None:
-        """A run was recorded. Its start is linked to the span of whoever asked for it, if that is in another trace."""
+        """A run was recorded. Its start is linked to the span of the caller, if that is in another trace."""
         if (to := self.to) is None:
             return
         asker = TRACEPARENT.get()

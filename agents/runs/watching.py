@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from agents.runs.events import (
+    MOST_TEXT,
     AnotherText,
     Event,
     Shown,
@@ -172,16 +173,20 @@ class Watching:
         return run_id
 
     async def _recorded(self, run_id: UUID, shown: Shown) -> tuple[list[Event], bool]:
-        """The events for what is recorded, up to the next text, and whether the run has ended and no more follow."""
+        """The events for what is recorded, up to as much text as an event has at most, and whether the run has ended and no more
+        follow."""
         run = await self.store.find(run_id)
         steps = await self.store.outline(run_id, first=max(1, shown.position), most=_STEPS)
-        all_steps, text = len(steps) < _STEPS, None
-        due = text_due(shown, steps)
-        if due is not None:
+        all_steps, chars = len(steps) < _STEPS, 0
+        events: list[Event] = []
+        while (due := text_due(shown, steps)) is not None:
             text = await self.store.text(run_id, steps[due].head.position)
-            all_steps = all_steps and due == len(steps) - 1
-            steps = steps[: due + 1]
-        events = list(events_after(shown, run, steps, all_steps=all_steps, text=text))
+            events += events_after(shown, run, steps[: due + 1], all_steps=False, text=text)
+            shown = events[-1].shown
+            chars += len(text or "")
+            if chars >= MOST_TEXT:  # what is left of this text, or the next one, is read with the next look
+                return events, False
+        events += events_after(shown, run, steps, all_steps=all_steps)
         return events, run.state.ended and not events and all_steps
 
     async def _look_regularly(self) -> None:

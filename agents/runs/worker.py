@@ -25,7 +25,7 @@ from uuid import UUID, uuid4
 from agents.conversations.turn import Turn
 from agents.runs.executor import RunExecutor
 from agents.runs.outcomes import cancelled, expired
-from agents.runs.record import Claim, Ended, HandsOver, Outcome, Run, Waits
+from agents.runs.record import Claim, Ended, HandsOver, Outcome, Run, WaitFor
 from agents.runs.store import LEASE_S, LeaseLost
 from llm_service.errors import TreasurerError
 
@@ -212,7 +212,7 @@ class Worker:
     async def _leave(self, claim: Claim, outcome: Outcome, turn: Sequence[str] | None) -> None:
         try:
             left = await self.executor.store.leave(claim, outcome, turn)
-            if left.parent_id is not None or isinstance(outcome, Waits):
+            if left.wait_for is WaitFor.RUN or (left.state.ended and left.parent_id is not None):
                 await self._follow()
         except LeaseLost:
             log.info("run %s was another worker's by the time it ended here", claim.run_id)

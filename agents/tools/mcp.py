@@ -6,7 +6,7 @@
 What must hold:
   I8  An answer of the server is the tool's result, and its error is the model's to read. If no answer came, nobody knows
       whether the tool was called. Then the step fails, and the run goes on as the tool's policy says. The model is never
-      told to try again, because its second call would be another step with another once key.
+      asked to try again, because its second call would be another step with another once key.
   Each call carries the step's once key, in `_meta` as `treasurer/once-key`. A server may use it to drop a repetition.
   Each run has its own session, so that a server that was started again is reached again, whatever other runs hold.
   A server that cannot be reached makes the run wait. One that answers what is not MCP is tried a few times.
@@ -105,7 +105,7 @@ class McpServer(MCPToolset[Any]):
         )
 
     async def for_run(self, ctx: RunContext[Any]) -> McpServer:  # pyright: ignore[reportIncompatibleMethodOverride]  # a `Self` that is not a subclass of this class
-        """A session of the run's own."""
+        """A session for this run alone."""
         return self._again()
 
     async def __aenter__(self) -> Self:
@@ -139,7 +139,7 @@ class McpServer(MCPToolset[Any]):
             raise ModelRetry(str(error)) from error
         except (UserError, TreasurerError):
             raise
-        except Exception as error:  # each transport has errors of its own
+        except Exception as error:  # each transport has its own errors
             if isinstance(error, MCPError) and error.code in _NOT_CALLED:
                 raise ModelRetry(error.message) from error
             raise self._unanswered(error, f"when its tool {name} was called") from error

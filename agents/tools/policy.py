@@ -30,7 +30,7 @@ _STARTS_RUNS = "treasurer_starts_runs"
 READ: dict[str, Any] = {POLICY: Policy.READ.value}
 KEY: dict[str, Any] = {POLICY: Policy.KEY.value}
 ASK: dict[str, Any] = {POLICY: Policy.ASK.value}
-#: A tool that starts runs. It is no step itself: each run that it starts is one, and its code is repeated around them.
+#: A tool that starts runs. It is not a step: each run that it starts is one, and its code is repeated around them.
 RUNS: dict[str, Any] = {POLICY: Policy.KEY.value, _STARTS_RUNS: True}
 
 

@@ -1,4 +1,4 @@
-"""Redaction by itself: what it is called with, what it leaves, and that it fails closed."""
+"""Redaction without a run: what it is called with, what it leaves, and that it fails closed."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 -- Runs that start other runs: what they wait for, and what follows when a run has ended. See agents/runs/store.py.
 --
--- A run that ended is followed up later, in statements of their own, because its parent and its children are other rows:
+-- A run that ended is followed up later, in separate statements, because its parent and its children are other rows:
 -- were they changed together with it, two trees of workers could wait for each other's locks. The row in work.followups is
 -- written with the end, so what follows is done whatever dies.
 ALTER TABLE work.runs

@@ -1,7 +1,7 @@
 -- Queues a run again that has ended without success, or that waits. It continues at its last step. A person has decided
 -- that, so a step that failed, or that may have been done, is done (again). If the run's deadline has passed, it gets
 -- the same time again. $2: the caller may decide that; if not, a run of which a person has to decide is not queued.
--- A child that has ended is not: its parent has been told of its end.
+-- A child that has ended is not: its parent has recorded its end.
 -- $3: its budget from now on, unless it is higher already; the envelope gets it when the run is taken up.
 WITH chosen AS MATERIALIZED (
     SELECT id FROM work.runs r

@@ -15,7 +15,7 @@ branch_labels = None
 depends_on = None
 
 _SQL = Path(agents.runs.__file__).parent / "sql"
-_FILES = ("schema.sql", "functions/10_claim.sql", "functions/20_recover.sql")
+_FILES = ("schema.sql", "functions/10_claim.sql")
 
 
 def upgrade() -> None:

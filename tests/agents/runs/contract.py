@@ -733,7 +733,7 @@ class StoreContract:
         await follow_all(store)
         await store.leave(second.claim, Waits(WaitFor.APPROVAL, asks=asking().asks))
         assert (await store.cancel(parent.id)).state is State.CANCELLED
-        assert (await store.find(first.id)).state is State.RUNNING  # its worker is told
+        assert (await store.find(first.id)).state is State.RUNNING  # its worker learns of it
         assert {each.run.id for each in await store.followups()} == {parent.id, second.id}
         with pytest.raises(Conflict):
             await store.add(new_run("b", parent_id=first.id, root_id=parent.id))
@@ -753,7 +753,7 @@ class StoreContract:
     async def test_a_child_that_has_ended_is_not_retried(self, store: RunStore) -> None:
         _parent, (first, second) = await parent_of_two(store)
         await store.leave(first.claim, Ended(State.FAILED, keep_s=1000))
-        with pytest.raises(Conflict, match="told of its end"):
+        with pytest.raises(Conflict, match="recorded its end"):
             await store.retry(first.id)
         await store.leave(second.claim, Waits(WaitFor.MONEY, 1000))
         assert (await store.retry(second.id)).state is State.QUEUED

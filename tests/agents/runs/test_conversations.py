@@ -89,7 +89,7 @@ async def test_a_run_that_is_taken_up_elsewhere_reads_the_same(
 async def test_of_a_run_that_failed_stays_what_was_said_and_done(
     starter: RunStarter, store: InMemoryRuns, script: Script, world: World, worker: MakeWorker
 ) -> None:
-    """Its tool has failed after its effect, so the next run is told that it may have happened."""
+    """Its tool has failed after its effect, so the next run reads that it may have happened."""
 
     async def fail(tool: str) -> None:
         if tool == "send":

@@ -174,7 +174,7 @@ async def test_an_input_that_cannot_be_redacted_adds_no_run(
     def nothing_left(_seen: Seen, _value: Any) -> Any:
         return {"other": 1}
 
-    for redact, says in ((broken_on(Seen.INPUT), "KeyError"), (nothing_left, "is no input")):
+    for redact, says in ((broken_on(Seen.INPUT), "KeyError"), (nothing_left, "does not fit")):
         broken = replace(definition, redact=redact)
         with pytest.raises(RedactionFailed, match=says) as caught:
             await replace(starter, find=lambda _name, broken=broken: broken).start(ASKS)

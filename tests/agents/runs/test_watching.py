@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from agents.runs.events import Event, Shown, read_id
+from agents.runs.events import MOST_TEXT, Event, Shown, read_id
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import (
     Ended,
@@ -19,6 +19,7 @@ from agents.runs.record import (
     Policy,
     Run,
     State,
+    Step,
     StepEnd,
     StepHead,
     StepState,
@@ -36,6 +37,7 @@ class Counted(InMemoryRuns):
     def __init__(self) -> None:
         super().__init__()
         self.looks: list[int] = []
+        self.outlines = 0
         self.away = 0
 
     async def marks(self, run_ids: Collection[UUID]) -> dict[UUID, Mark]:
@@ -44,6 +46,10 @@ class Counted(InMemoryRuns):
             self.away -= 1
             raise TreasuryUnavailable("away")
         return await super().marks(run_ids)
+
+    async def outline(self, run_id: UUID, *, first: int = 1, most: int = 10_000) -> list[Step]:
+        self.outlines += 1
+        return await super().outline(run_id, first=first, most=most)
 
 
 @pytest.fixture
@@ -251,6 +257,24 @@ async def test_text_comes_while_it_is_written_and_reading_it_asks_postgres_for_n
     events = await again.end()
     assert texts(events) == ["!", " Bye"]
     assert [event.name for event in events][-2:] == ["step.done", "run.failed"]
+
+
+async def test_a_replay_reads_the_steps_once_for_as_much_text_as_an_event_has(
+    store: Counted, watching: Watching
+) -> None:
+    run = await claimed(store)
+    said = [f"text {position} " for position in range(1, 21)]
+    said[9] = "x" * (MOST_TEXT + 1)
+    for position, text in enumerate(said, 1):
+        await store.record(run.claim, step(run, position), result(text))
+    await store.leave(run.claim, Ended(State.FAILED))
+    events = await Reading(watching, run).end()
+    names = [event.name for event in events]
+    once = ["step.text", "step.done"]
+    assert names == ["run.queued", "run.running", *once * 9, "step.text", *once * 11, "run.failed"]
+    assert texts(events) == [*said[:9], "x" * MOST_TEXT, "x", *said[10:]]
+    # Up to the long text, what is left of it, the rest, and that no more follow.
+    assert store.outlines == 4
 
 
 async def test_text_of_a_later_step_waits_until_the_steps_before_it_are_shown(store: Counted) -> None:

@@ -3,7 +3,8 @@
 -- is up, ends. One that was claimed p_most_attempts times in a row without recording a step is dead: it may be what
 -- kills its workers.
 -- A run that waits until a time is queued once that has come. One that waits or is queued beyond its deadline expires.
--- What follows the end of a run is left in work.followups: its money goes back, and its parent and its children are told.
+-- What follows the end of a run is left in work.followups: its money goes back, its parent goes on, and its
+-- children are cancelled. (The first version was in no release.)
 CREATE FUNCTION work.recover_v2(p_most integer, p_most_attempts integer, p_forget_s double precision)
 RETURNS TABLE (id uuid, agent text, state text) LANGUAGE sql AS $$
     WITH lost AS MATERIALIZED (

@@ -2,7 +2,7 @@
 -- The row p_number, which asked for that, goes.
 --
 -- The run that waits is locked first, and read then. So of two children that end at the same moment, the second one finds
--- that the first has ended; and a run that begins to wait just now is looked at again because of its own row.
+-- that the first has ended; and a run that begins to wait just now is looked at again because of the row that it has written itself.
 CREATE FUNCTION work.follow_v1(p_number bigint, p_run uuid) RETURNS SETOF uuid LANGUAGE plpgsql AS $$
 DECLARE
     v_waits uuid;
