@@ -62,6 +62,7 @@ _LONG = (
     "integration/test_crowds.py",
     "integration/test_governed_call.py",
     "integration/security/test_openapi.py",
+    "integration/test_envelopes_model.py",
     "integration/test_treasury_model.py",
     "integration/test_demo.py",
     "integration/test_idempotency.py",

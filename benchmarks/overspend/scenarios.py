@@ -322,7 +322,7 @@ async def several_choices(field: Field) -> Later:
 
 
 async def built_in_search(field: Field) -> Later:
-    """A model that searches by itself: one search a call, at ten times the price of its tokens. A gateway that prices
+    """A model that searches automatically: one search a call, at ten times the price of its tokens. A gateway that prices
     only tokens serves ten times as many calls as the budget can pay for.
     """
 

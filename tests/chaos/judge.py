@@ -231,6 +231,6 @@ def compare_callers(
     faults += [
         f"{mark}: bought {count} times from {model}"
         for (mark, model), count in bought.items()
-        if count > 1 and not mark.startswith(RUNS)  # a run asks several times, and is judged on its own
+        if count > 1 and not mark.startswith(RUNS)  # a run asks several times, and is judged in runs.py
     ]
     return faults

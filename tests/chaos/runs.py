@@ -226,7 +226,7 @@ async def ground(field: Field) -> AsyncIterator[Ground]:
 
 @asynccontextmanager
 async def _program(field: Field) -> AsyncIterator[int]:
-    """The process id of a worker of its own."""
+    """The process id of a separate worker."""
     with (field.data_dir / "logs" / "survivor.log").open("ab") as log:
         parent = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "tests.chaos.surviving", str(field.data_dir),

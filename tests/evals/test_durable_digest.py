@@ -79,7 +79,7 @@ class CarefulModel:
         return Answer(200, json.dumps(answer).encode(), {CALL_ID: str(call_id), COST: "0.00001"}, call_id, 10_000)
 
     async def stream(self, body: bytes, principal: Principal, context: CallContext) -> StreamedAnswer:
-        raise NotImplementedError
+        raise AssertionError("a request was streamed, though nobody watches its run")
 
 
 def feeds(request: dict[str, Any]) -> list[str]:

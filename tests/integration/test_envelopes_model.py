@@ -42,7 +42,7 @@ _LONG_S = 10 * 86_400.0
 
 
 class RunMachine(RuleBasedStateMachine):
-    """An agent, whose runs two budgets cover, and another one, as which children run, with a budget of its own."""
+    """An agent, whose runs two budgets cover, and another one, as which children run, with its own budget."""
 
     def __init__(self, world: World) -> None:
         super().__init__()

@@ -225,7 +225,7 @@ async def events(client: Client, run_id: str, last: str = "") -> AsyncIterator[t
 
 async def test_text_is_seen_while_it_is_written_although_its_reader_leaves_and_its_worker_dies(client: Client) -> None:
     mark, text = uuid4().hex, " ".join(f"w{number}" for number in range(80))
-    script = {"text": text, "tokens_per_s": 40, "mark": mark, "times": 1}
+    script = {"text": text, "tokens_per_s": 20, "mark": mark, "times": 1}
     run = await client.call(
         "POST", "/agents/digest/runs",
         {"input": {"focus": f"[[sim: {json.dumps(script)}]]", "feeds": ["sample:news.xml"]}, "budget": "0.05", "watch": True},
