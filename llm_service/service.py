@@ -31,6 +31,7 @@ from llm_service.call.streaming import LiveStream, ReplayedStream, StreamingAnsw
 from llm_service.errors import InvalidRequest, PricesChanged, TreasurerError
 from llm_service.guards.breaker_gate import NO_BREAKERS, BreakerGate
 from llm_service.telemetry import logs
+from llm_service.telemetry.record import SpanPlace
 from llm_service.types import NO_TIMEOUTS, Answer, CallContext, Principal, Timeouts
 from llm_service.upstream.upstream import Upstream, UpstreamStream
 from llm_service.wire.answers import is_filtered
@@ -58,7 +59,7 @@ class LLMService:
         upstream: Upstream,
         idempotency: IdempotencyKeys,
         grant_secret: str,
-        parent: Callable[[], object | None] = lambda: None,
+        parent: Callable[[], SpanPlace | None] = lambda: None,
         breakers: BreakerGate = NO_BREAKERS,
         timeouts: Timeouts = NO_TIMEOUTS,
         fell_back: FellBack = lambda _attempt, _reason, _model: None,
@@ -79,7 +80,7 @@ class LLMService:
         body: bytes,
         principal: Principal,
         context: CallContext,
-        parent: object = None,
+        parent: SpanPlace | None = None,
         *,
         request: ParsedRequest | None = None,
     ) -> Answer:
@@ -94,7 +95,7 @@ class LLMService:
         body: bytes,
         principal: Principal,
         context: CallContext,
-        parent: object = None,
+        parent: SpanPlace | None = None,
         *,
         request: ParsedRequest | None = None,
     ) -> Answer:
@@ -107,7 +108,7 @@ class LLMService:
         body: bytes,
         principal: Principal,
         context: CallContext,
-        parent: object = None,
+        parent: SpanPlace | None = None,
         *,
         request: ParsedRequest | None = None,
     ) -> StreamingAnswer:
@@ -131,7 +132,7 @@ class LLMService:
         request: ParsedRequest,
         principal: Principal,
         context: CallContext,
-        parent: object,
+        parent: SpanPlace | None,
     ) -> Call:
         context = attributed(context, request)
         call = Call(operation, path, request, principal, context, parent if parent is not None else self._parent())

@@ -31,6 +31,7 @@ from gateway.auth import bearer_secret
 from llm_service.errors import InvalidRequest, TreasurerError
 from llm_service.runs.remote import cost_comment
 from llm_service.runs.tokens import looks_like_token, read_run_token
+from llm_service.telemetry.record import SpanPlace
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error_body, openai_error_event
 from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, ParsedRequest, attribution, parse_chat
@@ -57,12 +58,28 @@ class Calls(Protocol):
     """The part that makes the calls (`LLMService` is one)."""
 
     async def complete(
-        self, body: bytes, principal: Principal, context: CallContext, parent: object, /, *, request: ParsedRequest
+        self,
+        body: bytes,
+        principal: Principal,
+        context: CallContext,
+        parent: SpanPlace | None,
+        /,
+        *,
+        request: ParsedRequest,
     ) -> Answer: ...
     async def stream(
-        self, body: bytes, principal: Principal, context: CallContext, parent: object, /, *, request: ParsedRequest
+        self,
+        body: bytes,
+        principal: Principal,
+        context: CallContext,
+        parent: SpanPlace | None,
+        /,
+        *,
+        request: ParsedRequest,
     ) -> CallStream: ...
-    async def embed(self, body: bytes, principal: Principal, context: CallContext, parent: object, /) -> Answer: ...
+    async def embed(
+        self, body: bytes, principal: Principal, context: CallContext, parent: SpanPlace | None, /
+    ) -> Answer: ...
 
 
 class Keys(Protocol):
@@ -75,7 +92,7 @@ class Keys(Protocol):
 class Traces(Protocol):
     """The part that finds the caller's trace, which a call continues (`Telemetry` is one)."""
 
-    def parent(self, traceparent: str | None) -> object | None: ...
+    def parent(self, traceparent: str | None) -> SpanPlace | None: ...
 
 
 class DoorSettings(Protocol):
@@ -202,7 +219,7 @@ async def _chat(
     body: bytes,
     principal: Principal,
     context: CallContext,
-    parent: object,
+    parent: SpanPlace | None,
 ) -> Answer | CallStream:
     request = parse_chat(body)
     if agents is not None and request.model.startswith(AGENT):
@@ -218,7 +235,7 @@ async def _embed(
     body: bytes,
     principal: Principal,
     context: CallContext,
-    parent: object,
+    parent: SpanPlace | None,
 ) -> Answer | CallStream:
     return await runtime.service.embed(body, principal, context, parent)
 

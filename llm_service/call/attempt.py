@@ -19,6 +19,7 @@ from llm_service.guards.token_bucket import RatePermit
 from llm_service.ids import new_call_id
 from llm_service.pricing.bounds import CostBound
 from llm_service.pricing.models import Model
+from llm_service.telemetry.record import SpanPlace
 from llm_service.types import NO_ROUTE, CallContext, Hold, OnLeave, Principal, Route
 from llm_service.wire.requests import MAX_TAGS, ParsedRequest
 
@@ -51,7 +52,7 @@ class Call:
     request: ParsedRequest
     principal: Principal
     context: CallContext
-    parent: object | None
+    parent: SpanPlace | None
     call_id: UUID = field(default_factory=new_call_id)
     route: Route = NO_ROUTE
     chain: tuple[Candidate, ...] = ()

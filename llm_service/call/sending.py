@@ -26,7 +26,7 @@ from llm_service.call.refusals import check_live
 from llm_service.call.settlement import Settler
 from llm_service.errors import PricesChanged, ProxyUnavailable, TreasurerError
 from llm_service.grants import Grant, digest_of, sign
-from llm_service.telemetry.record import TRACEPARENT, SpanPlace
+from llm_service.telemetry.record import TRACEPARENT
 from llm_service.types import Timeouts
 from llm_service.upstream.upstream import Billing, Refusal, Unanswered, Upstream, UpstreamAnswer, UpstreamStream
 from llm_service.used_grants import REMEMBERED_S
@@ -107,12 +107,10 @@ class Sender:
             self._settler.void(admitted, named_error(error))
             raise
         admitted.sent()
-        span = call.parent
-        traced = (
-            TRACEPARENT.set(span.of_attempt(call.call_id, admitted.attempt.number).traceparent)
-            if isinstance(span, SpanPlace)
-            else None
-        )
+        traced = None
+        if call.parent is not None:
+            span = call.parent.of_attempt(call.call_id, admitted.attempt.number)
+            traced = TRACEPARENT.set(span.traceparent)
         try:
             return await send(call.path, body, grant, call.route.timeouts)
         except ProxyUnavailable as error:

@@ -18,45 +18,6 @@ from uuid import UUID
 
 from llm_service.types import CallContext, LedgerState, Principal, Usage, UsageSource
 
-
-@dataclass(frozen=True, slots=True)
-class CallRecord:
-    """One attempt of one call, as it ended. Nano-dollars and milliseconds; `parent` is from `Telemetry.parent`."""
-
-    call_id: UUID
-    attempt: int
-    operation: str  # "chat" or "embeddings"
-    stream: bool
-    principal: Principal
-    context: CallContext
-    requested_model: str
-    model: str
-    provider: str | None
-    deployment: str | None
-    status: int
-    error_code: str | None
-    state: LedgerState
-    held_nano: int
-    cost_nano: int
-    proxy_cost_nano: int | None
-    usage: Usage
-    usage_source: UsageSource
-    started_at: datetime
-    latency_ms: int
-    first_token_ms: int | None
-    parent: object | None = None
-    #: The cost by our rate card, even if another figure was posted. None: there is nothing to compare, because the
-    #: usage was not reported, the provider named its cost, or the model is free.
-    own_cost_nano: int | None = None
-
-    @property
-    def outcome(self) -> Literal["ok", "error", "left"]:
-        """How the attempt ended. A caller that left is counted separately, because the provider did not fail then."""
-        if self.error_code == "client_left":
-            return "left"
-        return "ok" if self.error_code is None and self.status < 400 else "error"
-
-
 #: The W3C `traceparent` of what this task is doing, for the requests that it sends. None: it belongs to no trace.
 TRACEPARENT: ContextVar[str | None] = ContextVar("treasurer_traceparent", default=None)
 
@@ -85,6 +46,44 @@ class SpanPlace:
     def of_attempt(self, call_id: UUID, attempt: int) -> SpanPlace:
         """The span of a call's attempt below this one."""
         return SpanPlace(self.trace_id, span_id("call", call_id, attempt), self.flags)
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """One attempt of one call, as it ended. Nano-dollars and milliseconds; `parent` is from `Telemetry.parent`."""
+
+    call_id: UUID
+    attempt: int
+    operation: str  # "chat" or "embeddings"
+    stream: bool
+    principal: Principal
+    context: CallContext
+    requested_model: str
+    model: str
+    provider: str | None
+    deployment: str | None
+    status: int
+    error_code: str | None
+    state: LedgerState
+    held_nano: int
+    cost_nano: int
+    proxy_cost_nano: int | None
+    usage: Usage
+    usage_source: UsageSource
+    started_at: datetime
+    latency_ms: int
+    first_token_ms: int | None
+    parent: SpanPlace | None = None
+    #: The cost by our rate card, even if another figure was posted. None: there is nothing to compare, because the
+    #: usage was not reported, the provider named its cost, or the model is free.
+    own_cost_nano: int | None = None
+
+    @property
+    def outcome(self) -> Literal["ok", "error", "left"]:
+        """How the attempt ended. A caller that left is counted separately, because the provider did not fail then."""
+        if self.error_code == "client_left":
+            return "left"
+        return "ok" if self.error_code is None and self.status < 400 else "error"
 
 
 #: What a span may say of itself. There is no float among them for money.

@@ -278,7 +278,7 @@ class Traces:
     def call(self, call: CallRecord) -> None:
         """Build the span of one attempt, with its own start and end, under its parent."""
         start_ns = _nanoseconds(call.started_at)
-        parent = call.parent if isinstance(call.parent, SpanPlace) else None
+        parent = call.parent
         chosen = None if parent is None else parent.of_attempt(call.call_id, call.attempt)
         with self._choosing(chosen):
             span = self._tracer.start_span(

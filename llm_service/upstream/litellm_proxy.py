@@ -149,7 +149,7 @@ class ProxyUpstream:
         total_s = min(total_s or self._total_s, self._total_s)
         timeout = aiohttp.ClientTimeout(total=total_s, sock_connect=connect_s or self._connect_s)
         headers = {"Authorization": f"Bearer {grant}", "Content-Type": "application/json"}
-        if (traceparent := TRACEPARENT.get()) is not None:  # so that spans of LiteLLM's own are below the attempt's
+        if (traceparent := TRACEPARENT.get()) is not None:  # so that LiteLLM's own spans are below the attempt's
             headers["traceparent"] = traceparent
         for last in (False, True):
             try:

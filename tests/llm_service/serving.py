@@ -14,6 +14,7 @@ from llm_service.call.streaming import StreamingAnswer
 from llm_service.guards.breaker_gate import NO_BREAKERS, BreakerGate
 from llm_service.pricing.catalog import Catalog
 from llm_service.service import LLMService
+from llm_service.telemetry.record import SpanPlace
 from llm_service.types import (
     NO_CONTEXT,
     CallContext,
@@ -38,6 +39,7 @@ from tests.llm_service.fakes import (
 )
 
 SECRET = "s" * 32
+PARENT = SpanPlace(1, 2)
 KEYED = CallContext(idempotency_key="k1")
 USAGE = {"prompt_tokens": 9, "completion_tokens": 12}
 COST = 9 * 1_000 + 12 * 2_000
@@ -89,7 +91,7 @@ class Parts:
                 count_tokens=self.counter.request, count_text=self.counter.text, record=self.records.append,
                 lifetime_s=330,
             ),
-            upstream=self.upstream, idempotency=self.idempotency, grant_secret=SECRET, parent=lambda: "parent",
+            upstream=self.upstream, idempotency=self.idempotency, grant_secret=SECRET, parent=lambda: PARENT,
             breakers=breakers, revoke=revoke,
         )  # fmt: skip
 

@@ -66,6 +66,7 @@ from tests.llm_service.serving import (
     DONE,
     EVENTS,
     KEYED,
+    PARENT,
     REPORT,
     SECRET,
     Parts,
@@ -98,7 +99,7 @@ async def test_a_governed_call(parts: Parts) -> None:
     assert parts.sent == json.loads(chat_body(max_tokens=50, temperature=0.5))
     assert (parts.settled.state, parts.settled.usage_source) == (LedgerState.POSTED, UsageSource.PROVIDER)
     assert parts.settled.proxy_cost_nano == 33_000
-    assert parts.records[0].parent == "parent"
+    assert parts.records[0].parent == PARENT
     parts.nothing_is_held()
 
 

@@ -29,6 +29,7 @@ from llm_service.errors import (
 )
 from llm_service.ids import new_call_id
 from llm_service.runs.tokens import RunToken, sign_run_token
+from llm_service.telemetry.record import SpanPlace
 from llm_service.types import NO_CONTEXT, Answer, CallContext, Principal
 from llm_service.wire.openai_errors import openai_error
 from llm_service.wire.requests import ParsedRequest, parse_chat, parse_embeddings
@@ -175,10 +176,10 @@ class Keys:
 
 
 class Traces:
-    """Fake traces, in which the parent is the `traceparent` header itself."""
+    """Fake traces. The header `traceparent` names the parent by the number of its span, in trace 1."""
 
-    def parent(self, traceparent: str | None) -> object:
-        return traceparent
+    def parent(self, traceparent: str | None) -> SpanPlace | None:
+        return None if traceparent is None else SpanPlace(1, int(traceparent))
 
 
 @dataclass
@@ -231,9 +232,9 @@ async def until(true: Callable[[], object]) -> None:
 
 @pytest.mark.parametrize(("path", "kind"), [(CHAT, "complete"), (EMBEDDINGS, "embed")])
 async def test_a_whole_answer(gateway: Gateway, path: str, kind: str) -> None:
-    headers = [KEY, (b"traceparent", b"00-1"), (b"X-Treasurer-Run", b"r1")]
+    headers = [KEY, (b"traceparent", b"7"), (b"X-Treasurer-Run", b"r1")]
     client = await gateway.ask(Client(body()), path, headers)
-    assert gateway.service.calls == [(kind, WHOLE, CallContext(run="r1"), "00-1")]
+    assert gateway.service.calls == [(kind, WHOLE, CallContext(run="r1"), SpanPlace(1, 7))]
     assert (client.status, client.body) == (200, b'{"ok":1}')
     assert client.headers == {"content-type": "application/json", "x-treasurer-cost": "0.1", "content-length": "8"}
 
