@@ -7,7 +7,8 @@ What must hold:
   in buffers, and only the end of the stream reports the cost.
   The drain stops when it has caught up with a provider that generates slowly. Closing the connection then stops that
   provider, and the chunks that were seen are about what it bills.
-  A stream whose drain stops is closed at once, or the provider would generate, and bill, all the rest.
+  A stream whose drain stops is closed at once, or the provider would generate, and bill, all the rest. (`_close` names the
+  one exception.)
   A drain that neither ends nor catches up in time is `BEHIND`: then more than the chunks that were seen may be billed
   (I1).
 
