@@ -21,6 +21,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterable, AsyncIterator, Callable
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import Any
 
 import anyio
@@ -34,7 +35,7 @@ _BEAT_S = 0.05
 #: A read that has not ended after this many seconds waits for the provider.
 _NOTHING_CAME_S = 0.005
 #: How many chunks that have come already are read at most before a stream is closed.
-_MOST_WAITING = 1000
+_MOST_WAITING = 50
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,6 +123,7 @@ class DrainedStream:
         self._limits = limits
         self._read_ahead: asyncio.Queue[Any] = asyncio.Queue(_READ_AHEAD)
         self._task: asyncio.Task[None] | None = None
+        self._ended_as_closed = False
 
     async def chunks(self) -> AsyncGenerator[Any, None]:
         """The stream's chunks. Raises what the stream raises."""
@@ -148,7 +150,7 @@ class DrainedStream:
             if ended is not DrainEnd.ENDED:
                 self._task.cancel()
                 await asyncio.wait((self._task,), timeout=5)
-        return ended
+        return DrainEnd.ENDED if self._ended_as_closed else ended
 
     async def _rounds(self, task: asyncio.Task[None], *, to_end: bool) -> DrainEnd:
         left_at = time.monotonic()
@@ -167,9 +169,10 @@ class DrainedStream:
 
     async def _read(self) -> None:
         chunks = aiter(self._stream)
+        read_one = partial(anext, chunks)
         try:
             while True:
-                chunk = await self._turns.take(anext(chunks))
+                chunk = await self._turns.take(read_one)
                 self._observe(chunk)
                 if self._turns.has_reader:
                     await self._read_ahead.put(chunk)
@@ -187,20 +190,28 @@ class DrainedStream:
     async def _close(self, chunks: AsyncIterator[Any]) -> None:
         """Close the connection to the provider.
 
-        LiteLLM has no call for this that works for every provider. What always closes a connection is the cancellation of
-        a read that waits for the provider, so begin such a read. (A stream that is only forgotten is closed by the garbage
-        collector, which may be much later.)
+        What always closes it is the cancellation of a read that waits for the provider, so begin such a read. If chunks
+        come faster than they are read, no read waits. Then `aclose` is called, which LiteLLM does not have for every
+        provider: Anthropic's streams stay open until the garbage collector closes them (seen with LiteLLM 1.106).
         """
         for _ in range(_MOST_WAITING):
+            await self._turns.wait()
             read = asyncio.ensure_future(anext(chunks))
             await asyncio.wait((read,), timeout=_NOTHING_CAME_S)
             if not read.done():
                 read.cancel()
                 await asyncio.wait((read,), timeout=5)
                 return
-            if read.cancelled() or read.exception() is not None:  # the stream's end, or it broke
+            try:
+                self._observe(read.result())
+            except StopAsyncIteration:
+                self._ended_as_closed = True
                 return
-            self._observe(read.result())
+            except Exception as error:  # noqa: BLE001  # the stream broke; `drain` returns ENDED
+                self.error, self._ended_as_closed = error, True
+                return
+        if (close := getattr(chunks, "aclose", None)) is not None:
+            await close()
 
 
 _END = object()

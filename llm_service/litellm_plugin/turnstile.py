@@ -81,7 +81,7 @@ class StreamTurns:
     """The turns of one stream at a turnstile: each step of the work on the stream waits for its turn.
 
     `has_reader` is whether a reader waits for the stream's chunks. `begun` is whether the work on the last chunk has begun.
-    Work that has not begun does not notice a cancellation.
+    If it has not, a cancellation of `take` does not reach the stream.
     """
 
     def __init__(self, turnstile: Turnstile, clock: Callable[[], float] = time.monotonic) -> None:
@@ -102,22 +102,22 @@ class StreamTurns:
             return self._waited_s
         return self._waited_s + self._clock() - self._suspended_at
 
-    def take(self, work: Awaitable[Chunk]) -> Awaitable[Chunk]:
-        """Do the work, but let each of its steps wait for a turn."""
+    async def wait(self) -> None:
+        """Wait for one turn."""
+        await self._turnstile.enter(has_reader=self.has_reader)
+
+    def take(self, work: Callable[[], Awaitable[Chunk]]) -> Awaitable[Chunk]:
+        """Do the work, but let each of its steps wait for a turn. `work` is called when the first step has its turn."""
         return _Stepwise(self, work)
 
-    def steps(self, work: Awaitable[Chunk]) -> Generator[Any, Any, Chunk]:
+    def steps(self, work: Callable[[], Awaitable[Chunk]]) -> Generator[Any, Any, Chunk]:
         """Run the work as a task would, step by step. An exception that is thrown in (a cancellation) goes to the work."""
         self.begun = False
-        inner = work.__await__()
+        yield from self._turnstile.enter(has_reader=self.has_reader).__await__()
+        self.begun = True
+        inner = work().__await__()
         step: Callable[[], Any] = partial(next, inner)
         while True:
-            try:
-                yield from self._turnstile.enter(has_reader=self.has_reader).__await__()
-            except BaseException as error:  # noqa: BLE001  # passed on to the work
-                step = partial(_throw, inner, error)
-            else:
-                self.begun = True
             try:
                 awaited = step()
             except StopIteration as end:
@@ -131,10 +131,14 @@ class StreamTurns:
             finally:
                 self._waited_s += self._clock() - self._suspended_at
                 self._suspended_at = None
+            try:
+                yield from self._turnstile.enter(has_reader=self.has_reader).__await__()
+            except BaseException as error:  # noqa: BLE001  # passed on to the work
+                step = partial(_throw, inner, error)
 
 
 class _Stepwise(Awaitable[Chunk]):
-    def __init__(self, turns: StreamTurns, work: Awaitable[Chunk]) -> None:
+    def __init__(self, turns: StreamTurns, work: Callable[[], Awaitable[Chunk]]) -> None:
         self._turns = turns
         self._work = work
 

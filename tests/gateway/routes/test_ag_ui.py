@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from ag_ui.core import Event
 from pydantic import TypeAdapter
-from pydantic_ai.models import override_allow_model_requests
 
 from agents.approvals.record import ApprovalFilter, ApprovalState
 from agents.runs.record import State, WaitFor
 from llm_service.errors import BudgetExhausted, InvalidRequest
-from tests.gateway.routes.chatty import Chats, chats_at
+from tests.gateway.routes.chatty import Chats
 
 _EVENT: TypeAdapter[Any] = TypeAdapter(Event)
 
 
-@pytest.fixture(autouse=True)
-def _models_may_be_called() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
-    with override_allow_model_requests(True):
-        yield
-
-
-@pytest.fixture
-async def chats(gateway: Any) -> AsyncIterator[Chats]:
-    chats = chats_at(gateway.runtime)
-    async with chats.at_work():
-        yield chats
-
-
 class Thread:
-    """A thread of a front-end, with the key of whoever sits before it."""
+    """A thread of a front-end, with the key of the person who sits before it."""
 
     def __init__(self, gateway: Any, headers: dict[str, str], thread: str = "t1") -> None:
         self.gateway, self.headers, self.thread = gateway, headers, thread

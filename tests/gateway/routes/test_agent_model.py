@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,6 @@ from uuid import UUID
 import httpx2
 import pytest
 from openai import APIError, APIStatusError, AsyncOpenAI, BadRequestError, PermissionDeniedError
-from pydantic_ai.models import override_allow_model_requests
 
 from agents.approvals.record import ApprovalFilter, Decision
 from agents.runs.record import State
@@ -20,14 +19,8 @@ from llm_service.types import Principal
 from tests.gateway.routes.chatty import COST_NANO, Chats, chats_at
 
 
-@pytest.fixture(autouse=True)
-def _models_may_be_called() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
-    with override_allow_model_requests(True):
-        yield
-
-
 @pytest.fixture
-def chats(gateway: Any, monkeypatch: pytest.MonkeyPatch) -> Chats:
+def chats(gateway: Any, models_may_be_called: None, monkeypatch: pytest.MonkeyPatch) -> Chats:
     async def by_secret(_secret: str) -> Principal:
         return Principal(1, "acme", 1, "team 1", 1, "news", 5, "laptop", epoch=1)
 

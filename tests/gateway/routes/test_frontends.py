@@ -7,33 +7,19 @@ import hashlib
 import json
 import shutil
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import uvicorn
-from pydantic_ai.models import override_allow_model_requests
 
-from tests.gateway.routes.chatty import Chats, chats_at
+from tests.gateway.routes.chatty import Chats
 
 _FOLDER = Path(__file__).with_name("frontends")
 _INSTALL_S, _RUN_S = 180, 60
 #: Runs a script with the gateway's address and two keys, and returns what it prints.
 RunScript = Callable[[str], Awaitable[Any]]
-
-
-@pytest.fixture(autouse=True)
-def _models_may_be_called() -> Iterator[None]:  # pyright: ignore[reportUnusedFunction]
-    with override_allow_model_requests(True):
-        yield
-
-
-@pytest.fixture
-async def chats(gateway: Any) -> AsyncIterator[Chats]:
-    chats = chats_at(gateway.runtime)
-    async with chats.at_work():
-        yield chats
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 
 import pytest
 from hypothesis import given
@@ -115,50 +115,89 @@ def _block_then(came: asyncio.Future[None]) -> None:
         came.set_result(None)
 
 
-async def test_i1_a_stream_that_is_stopped_between_two_chunks_is_closed() -> None:
-    """Its connection stays open otherwise, and the provider goes on generating, and billing."""
-    turnstile, closed, chunks_read = Turnstile(), asyncio.Event(), 0
+class Crowd(Turnstile):
+    """Once there is a crowd, other streams take one turn, and it does not end. So a stream is stopped between two chunks."""
 
-    async def provider() -> AsyncIterator[int]:
-        try:
-            for number in range(1, 10):
-                yield number
+    crowded = False
+
+    async def enter(self, *, has_reader: bool) -> None:
+        if self.crowded:
+            self.crowded = False
             await asyncio.sleep(3600)
-        finally:
-            closed.set()
+        await super().enter(has_reader=has_reader)
 
-    def crowd(_chunk: int) -> None:
-        """Another stream takes the turn, so this one waits for its next, with its next chunk not asked for yet."""
+
+class Wrapper:
+    """A stream that a cancellation does not reach before a read has begun, as LiteLLM's."""
+
+    def __init__(self, provider: AsyncGenerator[int, None]) -> None:
+        self.provider = provider
+
+    def __aiter__(self) -> Wrapper:
+        return self
+
+    async def __anext__(self) -> int:
+        return await anext(self.provider)
+
+
+class ClosingWrapper(Wrapper):
+    """LiteLLM's for most providers: it can be closed."""
+
+    async def aclose(self) -> None:
+        await self.provider.aclose()
+
+
+async def stopped(stream: Wrapper) -> tuple[DrainEnd, int]:
+    """How the drain of a stream ends that is stopped after its fifth chunk, and how many chunks of it were read."""
+    turnstile, chunks_read = Crowd(), 0
+
+    def count(_chunk: int) -> None:
         nonlocal chunks_read
         chunks_read += 1
-        if chunks_read == 5:
-            turnstile.enter = never  # pyright: ignore[reportAttributeAccessIssue]
+        turnstile.crowded = chunks_read == 5
 
-    async def never(*, has_reader: bool) -> None:
-        del turnstile.enter  # the next stream gets its turn again
-        await asyncio.sleep(3600)
-
-    class Wrapper:
-        """As LiteLLM's: it has no way to close what it reads from."""
-
-        def __init__(self) -> None:
-            self._stream = provider()
-
-        def __aiter__(self) -> Wrapper:
-            return self
-
-        async def __anext__(self) -> int:
-            return await anext(self._stream)
-
-    stream = Wrapper()
-    reading = DrainedStream(stream, turnstile, Lateness(), crowd, DrainLimits(round_s=ROUND_S, most_s=ROUND_S))
+    limits = DrainLimits(round_s=ROUND_S, most_s=ROUND_S)
+    reading = DrainedStream(stream, turnstile, Lateness(), count, limits)
     chunks = reading.chunks()
     async with asyncio.timeout(20):
         assert await anext(chunks) == 1
         await chunks.aclose()
-        assert await reading.drain() is DrainEnd.BEHIND
-    assert closed.is_set()
-    assert chunks_read == 9  # what had come already was read, because the provider bills it
+        return await reading.drain(), chunks_read
+
+
+async def provider(chunks: int | None, closed: list[bool], *, then_waits: bool = False) -> AsyncGenerator[int, None]:
+    try:
+        async for number in ready(chunks):
+            yield number
+        if then_waits:
+            await asyncio.sleep(3600)
+    finally:
+        closed.append(True)
+
+
+async def test_i1_a_stream_that_is_stopped_between_two_chunks_is_closed() -> None:
+    """Its connection stays open otherwise, and the provider goes on generating, and billing."""
+    closed: list[bool] = []
+    stream = Wrapper(provider(9, closed, then_waits=True))
+    assert await stopped(stream) == (
+        DrainEnd.BEHIND,
+        9,
+    )  # what had come already was read, because the provider bills it
+    assert closed
+
+
+async def test_i1_a_stream_that_is_always_faster_than_its_reader_is_closed() -> None:
+    closed: list[bool] = []
+    stream = ClosingWrapper(provider(None, closed))
+    end, chunks_read = await stopped(stream)
+    assert end is DrainEnd.BEHIND
+    assert closed
+    assert chunks_read < 100
+
+
+async def test_i2_a_stream_that_comes_to_its_end_as_it_is_closed_has_ended() -> None:
+    """LiteLLM reports that end, so it needs no witness of a cut stream besides."""
+    assert await stopped(Wrapper(provider(9, []))) == (DrainEnd.ENDED, 9)
 
 
 @given(st.floats(0, 100), st.floats(0.001, 10), st.floats(0, 10))

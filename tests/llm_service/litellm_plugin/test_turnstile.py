@@ -6,6 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
+from functools import partial
 
 import pytest
 
@@ -51,7 +52,7 @@ async def crowd(turnstile: Turnstile, *, read: int, unread: int) -> tuple[Counte
         own.has_reader = kind == "read"
         chunks = aiter(always_ready())
         while turns.now < TURNS:
-            await own.take(anext(chunks))
+            await own.take(partial(anext, chunks))
             in_turn[turns.now] += 1
             of_kind[kind] += 1
 
@@ -134,9 +135,9 @@ async def test_an_exception_that_is_thrown_in_goes_to_the_work() -> None:
         return "slept"
 
     async with asyncio.timeout(20):
-        assert await turns.take(work()) == "timed out"
+        assert await turns.take(work) == "timed out"
     with pytest.raises(ZeroDivisionError):
-        await turns.take(failing())
+        await turns.take(failing)
 
 
 async def failing() -> None:
@@ -154,7 +155,7 @@ async def test_waiting_for_the_provider_counts_and_work_does_not() -> None:
         await came
         clock[0] += 7
 
-    reading = asyncio.ensure_future(turns.take(work()))
+    reading = asyncio.ensure_future(turns.take(work))
     await asyncio.sleep(0)
     clock[0] += 3
     assert turns.waited_s == 3, "it is still waiting"
