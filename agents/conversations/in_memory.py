@@ -33,17 +33,17 @@ class _Kept:
 
 
 class InMemoryConversations:
-    """Conversations in this process. `of_session` returns the runs of an agent and a session, and `drop_texts` deletes what a
-    run and those below it said."""
+    """Conversations in this process. `runs_of` returns the runs of a conversation and those below them, and `drop_texts` deletes
+    what a run said."""
 
     def __init__(
         self,
         now: Callable[[], datetime],
-        of_session: Callable[[str, str], list[Run]],
+        runs_of: Callable[[Conversation], list[Run]],
         drop_texts: Callable[[Run], None],
     ) -> None:
         self._now = now
-        self._of_session = of_session
+        self._runs_of = runs_of
         self._drop_texts = drop_texts
         self._kept: dict[UUID, _Kept] = {}
         self._pinned: dict[UUID, list[str]] = {}
@@ -82,7 +82,7 @@ class InMemoryConversations:
     async def delete(self, conversation_id: UUID) -> None:
         """See `ConversationStore.delete`."""
         kept = self._find(conversation_id)
-        runs = self._runs(kept.conversation)
+        runs = self._runs_of(kept.conversation)
         under_way = [run for run in runs if not run.state.ended]
         if under_way:
             raise in_use(conversation_id, under_way[0].id)
@@ -96,7 +96,7 @@ class InMemoryConversations:
             kept.conversation
             for kept in self._kept.values()
             if kept.conversation.forget_at <= self._now()
-            and all(run.state.ended for run in self._runs(kept.conversation))
+            and all(run.state.ended for run in self._runs_of(kept.conversation))
         ]
         for each in due:
             await self.delete(each.id)
@@ -168,9 +168,6 @@ class InMemoryConversations:
             if (kept.conversation.team_id, kept.conversation.agent, kept.conversation.session) == owner:
                 return kept
         return None
-
-    def _runs(self, of: Conversation) -> list[Run]:
-        return [run for run in self._of_session(of.agent, of.session) if run.team_id == of.team_id]
 
     def _touch(self, kept: _Kept, turns: int) -> None:
         now = self._now()

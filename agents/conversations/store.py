@@ -3,7 +3,7 @@
 What must hold:
   What a run said is written together with the run's end or its waiting (`RunStore.leave`), so that the next run of the
       session, which is claimed only after that, reads it.
-  A conversation that has a run under way is not deleted, because that run has read it and goes on to write to it.
+  A conversation is not deleted while one of its runs, or a run below them, is under way, because that goes on to write.
   With a conversation go the texts of its runs: input, output, and the results, arguments and questions of their steps.
       What the runs did and cost stays.
 """

@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 from agents.approvals.deciding import cannot_decide, no_approval
 from agents.approvals.record import Approval, ApprovalFilter, ApprovalState, Decision, NewApproval, Why
 from agents.conversations.in_memory import InMemoryConversations
-from agents.conversations.record import HistoryLimits
+from agents.conversations.record import Conversation, HistoryLimits
 from agents.conversations.refusals import session_busy
 from agents.recorded_json import to_json
 from agents.runs.outcomes import cancelled, expired
@@ -80,7 +80,7 @@ class InMemoryRuns:
         self._attempts: dict[UUID, list[Attempt]] = {}
         self._time_left: dict[UUID, timedelta] = {}  # of runs that wait for something else than time
         self._waited: dict[UUID, timedelta] = {}
-        self._conversations = InMemoryConversations(self._now, self._of_session, self._drop_texts)
+        self._conversations = InMemoryConversations(self._now, self._of_conversation, self._drop_texts)
 
     @property
     def conversations(self) -> InMemoryConversations:
@@ -136,6 +136,17 @@ class InMemoryRuns:
     def _of_session(self, agent: str, session: str) -> list[Run]:
         return [run for run in self._runs.values() if (run.agent, run.session) == (agent, session)]
 
+    def _of_conversation(self, conversation: Conversation) -> list[Run]:
+        """The runs of its session, and those below them."""
+        of_session = self._of_session(conversation.agent, conversation.session)
+        level = [run for run in of_session if run.team_id == conversation.team_id]
+        found: list[Run] = []
+        while level:
+            found += level
+            above = {run.id for run in level}
+            level = [run for run in self._runs.values() if run.parent_id in above]
+        return found
+
     def _drop_texts(self, run: Run) -> None:
         """Its conversation is deleted."""
         error = None if run.error is None else {"code": run.error.get("code"), "message": DELETED}
@@ -147,8 +158,6 @@ class InMemoryRuns:
                 self._steps[run.id][position] = replace(
                     step, error={"code": step.error.get("code"), "message": DELETED}
                 )
-        for child in [each for each in self._runs.values() if each.parent_id == run.id]:
-            self._drop_texts(child)
 
     def _of_key(self, key: str) -> Run | None:
         return next((run for run in self._runs.values() if run.trigger_key == key), None)

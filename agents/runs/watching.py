@@ -180,8 +180,9 @@ class Watching:
         all_steps, chars = len(steps) < _STEPS, 0
         events: list[Event] = []
         while (due := text_due(shown, steps)) is not None:
-            text = await self.store.text(run_id, steps[due].head.position)
-            events += events_after(shown, run, steps[: due + 1], all_steps=False, text=text)
+            first, steps = steps[: due + 1], steps[due + 1 :]
+            text = await self.store.text(run_id, first[-1].head.position)
+            events += events_after(shown, run, first, all_steps=False, text=text)
             shown = events[-1].shown
             chars += len(text or "")
             if chars >= MOST_TEXT:  # what is left of this text, or the next one, is read with the next look

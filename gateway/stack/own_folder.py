@@ -1,7 +1,7 @@
 """A folder that nobody else can put anything into.
 
 Why: LiteLLM looks for plugins first in the folder of its configuration, and it runs them with the grants' secret and the
-providers' keys in its environment. Whoever can write there has those secrets.
+providers' keys in its environment. Anybody who can write there has those secrets.
 
 What must hold:
 The folder and everything in it belong to the account that runs LiteLLM (or to root).

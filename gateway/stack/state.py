@@ -92,7 +92,7 @@ def running_state(settings: Settings | None = None) -> StackState:
     """The stack that runs on the data folder.
 
     Raises:
-        NotRunning: there is no such stack.
+        NotRunning: the stack does not run.
     """
     settings = settings or load_settings()
     state = StackState.read(settings.data_dir)

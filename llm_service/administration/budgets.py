@@ -271,7 +271,7 @@ async def top_up(pool: asyncpg.Pool, name: str, new: NewTopUp) -> TopUp:
     """Add money to a budget for a time.
 
     Raises:
-        NotFound: there is no such budget. InvalidRequest: the top-up is over before it starts, or the sum is too large.
+        NotFound: the budget does not exist. InvalidRequest: the top-up is over before it starts, or the sum is too large.
     """
     async with change(pool) as connection:
         budget = await _lock(connection, name)

@@ -73,7 +73,7 @@ async def list_changes(
     """Changes, the newest first: of one kind, since a time or within a duration, at most `limit`, after the id `after`.
 
     Raises:
-        InvalidRequest: there is no such kind of object.
+        InvalidRequest: objects of this kind do not exist.
     """
     if kind is not None and kind not in KINDS:
         raise InvalidRequest(f"There are no changes of {kind[:100]!r}; there are {', '.join(KINDS)}.", param="kind")

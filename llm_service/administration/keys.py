@@ -76,7 +76,7 @@ async def create_key(pool: asyncpg.Pool, new: NewKey) -> IssuedKey:
     """Create a key. It works at once.
 
     Raises:
-        NotFound: there is no such agent. Conflict: the agent has a live key of this name.
+        NotFound: the agent does not exist. Conflict: the agent has a live key of this name.
         InvalidRequest: the key would be expired already.
     """
     async with change(pool) as connection:
@@ -97,7 +97,7 @@ async def rotate_key(pool: asyncpg.Pool, reference: str, change_: RotateKey) -> 
     """Give a key a new secret. The old one works until the overlap is over; with an overlap of 0 it ends at once.
 
     Raises:
-        NotFound: there is no such key. Conflict: it is not live. InvalidRequest: the new one would be expired already.
+        NotFound: the key does not exist. Conflict: it is not live. InvalidRequest: the new one would be expired already.
     """
     async with change(pool) as connection:
         old = await find_key(connection, reference)
@@ -127,7 +127,7 @@ async def revoke_key(pool: asyncpg.Pool, reference: str) -> list[Key]:
     """End a key, on every gateway in under a second: one secret by its id, or all secrets of agent/name.
 
     Raises:
-        NotFound: there is no such key.
+        NotFound: the key does not exist.
     """
     async with change(pool) as connection:
         key = await find_key(connection, reference)

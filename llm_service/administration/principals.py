@@ -99,7 +99,7 @@ class Principals:
         """The principal of an agent that runs in this process, and so has no key.
 
         Raises:
-            NotFound: there is no such agent. TreasuryUnavailable: Postgres is away.
+            NotFound: the agent does not exist. TreasuryUnavailable: Postgres is away.
         """
         found = await self._find(name) if name.isprintable() and len(name) <= 64 else None
         if found is None or found.principal is None:

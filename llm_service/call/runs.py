@@ -1,7 +1,7 @@
 """The run that pays for a call: whether the call may name it, and the windows that the run's envelope holds money in.
 
 What must hold:
-  I9  A call that names a run holds in every window of the run's envelope, besides those of its own budgets.
+  I9  A call that names a run holds in every window of the run's envelope, besides the windows of the call's own budgets.
   Only the agent for which an envelope was opened may name it. A child run has a separate envelope, for its own agent.
 
 An envelope's lines change only when a budget is archived, and that raises the epoch of the configuration. So they are

@@ -3,7 +3,7 @@
 What must hold:
 - The same calls get the same answers as from `rate_limiter.lua` (a test runs both side by side).
 
-While Redis is away, each gateway allows the whole limit by itself: rate limits fail soft (I6), money does not.
+While Redis is away, each gateway alone allows the whole limit: rate limits fail soft (I6), money does not.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ def believed(
     """The cost to post for a usage that the provider has reported, and the source of that figure.
 
     `named_nano` is the provider's own figure, `own_nano` that of our rate card, and `upstream_nano` the upstream's.
-    None: there is no such figure. `free`: the operator has marked the model as free.
+    None: there is no figure. `free`: the operator has marked the model as free.
     """
     if free:
         return 0, CostSource.RATES

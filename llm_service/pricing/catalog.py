@@ -48,7 +48,7 @@ class Catalog:
         """The model of this name.
 
         Raises:
-            UnknownModel: there is no such model, or it has another mode.
+            UnknownModel: the model does not exist, or it has another mode.
             UnpricedModel: its cost cannot be bounded.
             ProxyUnavailable: nothing has been read yet, and the proxy does not answer.
         """

@@ -4,7 +4,7 @@ What must hold:
   The gateway is another process than the worker. If the worker dies, the gateway reads the answer to its end and keeps it
       for its idempotency key. A worker that asks again with that key gets the answer and pays nothing (I7).
   A request whose answer did not arrive is sent again only if it has an idempotency key.
-  The cost of a streamed answer is told by the gateway after the last event, in a comment (`cost_comment`).
+  The gateway sends the cost of a streamed answer after the last event, in a comment (`cost_comment`).
   An error has the same class as in the gateway's process, so that neither an agent nor the outcome of its run depends on
       the process in which its calls are made.
 """
@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, TypeVar, cast
 from uuid import UUID
 
 import aiohttp
@@ -34,6 +34,8 @@ from llm_service.money import format_decimal, parse_dollars
 from llm_service.runs.tokens import RunToken, sign_run_token
 from llm_service.telemetry.record import TRACEPARENT
 from llm_service.types import Answer, CallContext, Principal
+
+Answered = TypeVar("Answered")
 
 _PATH = "/v1/chat/completions"
 #: For how many seconds after its first try a request is sent again. A gateway that is restarted is available again
@@ -76,30 +78,34 @@ class RemoteService:
 
     async def complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer:
         """A whole chat completion. Raises TreasurerErrors, `GatewayUnavailable` among them."""
+        return await self._patiently(self._complete, body, principal, context)
+
+    async def stream(self, body: bytes, principal: Principal, context: CallContext) -> RemoteStream:
+        """A streamed chat completion. Its cost is known when it has ended."""
+        return await self._patiently(self._stream, body, principal, context)
+
+    async def _patiently(
+        self,
+        ask: Callable[[bytes, Principal, CallContext], Awaitable[Answered]],
+        body: bytes,
+        principal: Principal,
+        context: CallContext,
+    ) -> Answered:
         give_up, pause_s = time.monotonic() + _PATIENCE_S, 0.2
         while True:
             try:
-                return await self._complete(body, principal, context)
+                return await ask(body, principal, context)
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 if context.idempotency_key is None or time.monotonic() + pause_s > give_up:
                     raise _unavailable(error) from error
             await asyncio.sleep(pause_s)
             pause_s = min(pause_s * 2, 3.0)
 
-    async def stream(self, body: bytes, principal: Principal, context: CallContext) -> RemoteStream:
-        """A streamed chat completion. Its cost is known when it has ended."""
-        give_up, pause_s = time.monotonic() + _PATIENCE_S, 0.2
-        while True:
-            try:
-                response = await self._post(body, principal, context)
-                if response.status != 200:
-                    raise error_of(response.status, response.headers, await response.read())
-                return RemoteStream(response, _ours(response.headers))
-            except (aiohttp.ClientError, TimeoutError, OSError) as error:
-                if context.idempotency_key is None or time.monotonic() + pause_s > give_up:
-                    raise _unavailable(error) from error
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s * 2, 3.0)
+    async def _stream(self, body: bytes, principal: Principal, context: CallContext) -> RemoteStream:
+        response = await self._post(body, principal, context)
+        if response.status != 200:
+            raise error_of(response.status, response.headers, await response.read())
+        return RemoteStream(response, _ours(response.headers))
 
     async def _complete(self, body: bytes, principal: Principal, context: CallContext) -> Answer:
         response = await self._post(body, principal, context)
@@ -160,34 +166,34 @@ def cost_comment(cost_nano: int) -> bytes:
 
 def error_in_stream(fields: Mapping[str, Any]) -> TreasurerError:
     """The error in an event that has ended a gateway's stream, with the class that it has in the gateway."""
-    kind = _class_of(502, str(fields.get("code")))
-    error = kind(str(fields.get("message")))
-    error.param, details = fields.get("param"), fields.get("treasurer")
-    if fields.get("code") is not None:
-        error.code = str(fields["code"])
-    if isinstance(details, dict):
-        error.details = cast("dict[str, Any]", details)
-    return error
+    return _error(502, str(fields.get("message")), fields)
 
 
 def error_of(status: int, headers: Mapping[str, str], body: bytes) -> TreasurerError:
     """The error in a gateway's answer, with the class that it has in the gateway."""
     try:
         fields: dict[str, Any] = orjson.loads(body)["error"]
-        message, code, details = str(fields["message"]), fields.get("code"), fields.get("treasurer")
+        message = str(fields["message"])
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return GatewayUnavailable(
             f"The gateway, or something before it, answered {status} in a form that is not its own.", retry_after=5
         )
+    error = _error(status, message, fields)
+    error.status, error.retry_after = status, _seconds(headers.get("retry-after"))
+    retry = headers.get("x-should-retry")
+    if retry is not None:
+        error.should_retry = retry == "true"
+    return error
+
+
+def _error(status: int, message: str, fields: Mapping[str, Any]) -> TreasurerError:
+    code, details = fields.get("code"), fields.get("treasurer")
     error = _class_of(status, str(code))(message)
-    error.status, error.param, error.retry_after = status, fields.get("param"), _seconds(headers.get("retry-after"))
+    error.param = fields.get("param")
     if code is not None:
         error.code = str(code)
     if isinstance(details, dict):
         error.details = cast("dict[str, Any]", details)
-    retry = headers.get("x-should-retry")
-    if retry is not None:
-        error.should_retry = retry == "true"
     return error
 
 

@@ -22,7 +22,7 @@ def load_query(name: str, **parts: str) -> str:
     """The statement in `sql/{name}.sql`, with each `{{part}}` replaced.
 
     Raises:
-        FileNotFoundError: there is no such file. ValueError: a part is missing, or the file has no such part.
+        FileNotFoundError: the file does not exist. ValueError: a part is missing, or the file has no such part.
     """
     lines = (_FOLDER / f"{name}.sql").read_text("utf-8").splitlines()
     text = "\n".join(line for line in lines if not line.lstrip().startswith("--"))

@@ -74,7 +74,7 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python collects at safe moments by itself")
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="Python itself collects at safe moments")
 @pytest.mark.parametrize(("guarded", "where"), [(True, {"_collect_if_due"}), (False, {"leave_cycles"})])
 def test_garbage_is_collected_between_callbacks_and_nowhere_else(guarded: bool, where: set[str]) -> None:
     """A collection in the middle of `ContextVar.set` can crash Python; see `llm_service.process`."""

@@ -7,4 +7,5 @@ FROM (
         WHERE r.agent = c.agent AND r.session = c.session AND r.state IN ('queued', 'running', 'waiting'))
     ORDER BY c.forget_at LIMIT 20
 ) due
-CROSS JOIN LATERAL work.delete_conversation_v1(due.id)
+CROSS JOIN LATERAL work.delete_conversation_v1(due.id) kept
+WHERE kept.under_way IS NULL

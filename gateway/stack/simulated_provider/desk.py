@@ -6,7 +6,7 @@
 
 What must hold: a key cancels once. The same key again gets the first answer, and changes nothing. With a file, each
 cancellation is handed to the operating system before it is answered, so that a killed program forgets neither what it did
-nor the key. Every customer has the same subscriptions at first, so a test takes a customer of its own.
+nor the key. Every customer has the same subscriptions at first, so each test takes a new customer.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Desk:
         """Cancel a subscription, once for each key.
 
         Raises:
-            BadRequest: there is no such subscription, it is cancelled already, or the key is missing or was another's.
+            BadRequest: the subscription does not exist, it is cancelled already, or the key is missing or was another's.
         """
         if not 0 < len(key) <= _MOST_KEY:
             raise BadRequest(f"A cancellation needs an idempotency-key of at most {_MOST_KEY} characters.")

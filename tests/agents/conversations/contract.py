@@ -180,10 +180,15 @@ class ConversationContract:
         with pytest.raises(Conflict) as refused:
             await store.conversations.delete(conversation.id)
         assert (refused.value.code, refused.value.details) == ("conversation_in_use", {"run": str(run.id)})
-        child = await store.add(new_run("b", root_id=run.id, parent_id=run.id))
-        await store.cancel(child.id)
+        await store.add(new_run("b", root_id=run.id, parent_id=run.id))
+        child = await claim_one(store)
         error = {"code": "x", "message": "secret"}
         await store.leave(run.claim, Ended(State.FAILED, output="secret", error=error, keep_s=60), turn=['"secret"'])
+        await store.cancel(child.id)  # its worker may still record what it has
+        with pytest.raises(Conflict) as refused:
+            await store.conversations.delete(conversation.id)
+        assert refused.value.details == {"run": str(child.id)}
+        await store.leave(child.claim, HandsOver())
         await store.conversations.delete(conversation.id)
         assert await store.conversations.page(ConversationFilter()) == []
         assert await store.conversations.messages(conversation.id) == []

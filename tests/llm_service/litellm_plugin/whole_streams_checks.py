@@ -42,7 +42,7 @@ async def check_litellm_breaks_a_stream_of_equal_chunks() -> None:
     fault = ""
     try:
         await _read()
-    except Exception as error:  # noqa: BLE001  # LiteLLM wraps it in a class of its own
+    except Exception as error:  # noqa: BLE001  # LiteLLM wraps it in its own class
         fault = str(error)
     finally:
         litellm.REPEATED_STREAMING_CHUNK_LIMIT = before
