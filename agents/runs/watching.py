@@ -31,7 +31,7 @@ from agents.runs.events import (
     rest_of,
     text_due,
 )
-from agents.runs.record import Mark, Run, WaitFor
+from agents.runs.record import Mark, Run
 from agents.runs.step_text import WATCHED_S, LiveText, NoLiveText
 from agents.runs.store import RunStore
 from llm_service.errors import TreasurerError
@@ -107,7 +107,7 @@ class Watching:
             mark = await self.mark(run_id)
             run = await self.store.find(run_id)
             left_s = until - time.monotonic()
-            if run.state.ended or run.wait_for not in (None, WaitFor.TIME, WaitFor.RUN) or left_s <= 0:
+            if run.state.ended or (run.wait_for is not None and not run.wait_for.is_short) or left_s <= 0:
                 return run
             await self.changed(run_id, mark, left_s)
 

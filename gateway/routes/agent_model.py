@@ -81,7 +81,7 @@ async def answer_by_agent(
         return RunStream(runtime, run, principal, request)
     limit_s = runtime.settings.call_timeout_s
     run = await runtime.watching.until_settled(run.id, limit_s)
-    if not run.state.ended and run.state is not State.WAITING:
+    if not run.state.ended and (run.wait_for is None or run.wait_for.is_short):
         raise _too_slow(run, limit_s)
     text = answer_of(run)
     usage = _usage(await runtime.token_counts.of_run(principal.agent_id, str(run.id), run.created_at))
