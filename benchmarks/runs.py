@@ -245,6 +245,9 @@ async def measure(database_url: str) -> list[dict[str, float]]:
             await pool.execute(
                 "DELETE FROM work.steps WHERE run_id IN (SELECT id FROM work.runs WHERE agent = $1)", _AGENT
             )
+            await pool.execute(
+                "DELETE FROM work.attempts WHERE run_id IN (SELECT id FROM work.runs WHERE agent = $1)", _AGENT
+            )
             await pool.execute("DELETE FROM work.runs WHERE agent = $1", _AGENT)
             await pool.execute("DROP TABLE IF EXISTS bench_bare")
     return [row]

@@ -80,7 +80,7 @@ async def start_chat(
 async def follow(
     watching: Watching, run_id: UUID, chat: Chat, shown: Shown | None = None
 ) -> AsyncGenerator[list[Said], None]:
-    """What a run says, some at a time, until it has ended or waits for something else than time. An empty list: nothing new."""
+    """What a run says, some at a time, until it has ended or waits for something else than time or runs. An empty list: nothing new."""
     events = watching.events(run_id, shown or Shown(), idle_s=IDLE_S)
     try:
         async for some in events:
@@ -88,7 +88,7 @@ async def follow(
             if said or not some:
                 yield said
             last = some[-1] if some else None
-            if last is not None and last.name == "run.waiting" and last.data["wait_for"] != WaitFor.TIME:
+            if last is not None and last.name == "run.waiting" and not WaitFor(last.data["wait_for"]).is_short:
                 return
     finally:
         await events.aclose()

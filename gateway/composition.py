@@ -27,7 +27,7 @@ from redis.asyncio import Redis
 
 from agents.configuration.versions import AgentConfigurations
 from agents.runs.in_postgres import PostgresRuns
-from agents.runs.live_text import RedisLiveText
+from agents.runs.live_text import live_text_at
 from agents.runs.starting import RunStarter
 from agents.runs.tracing import RunTraces
 from agents.runs.watching import Watching
@@ -354,18 +354,10 @@ async def open_gateway(settings: Settings) -> AsyncIterator[GatewayRuntime]:
             idempotency=calls.idempotency,
             run_money=calls.run_money,
             runs=runs,
-            watching=Watching(runs, _live_text(stack, addresses.redis_url)),
+            watching=Watching(runs, await stack.enter_async_context(live_text_at(addresses.redis_url))),
             starter=RunStarter(runs, calls.principals, AgentConfigurations(pools.runs)),
             token_counts=TokenCounts(pools.runs),
         )
-
-
-def _live_text(stack: AsyncExitStack, redis_url: str) -> RedisLiveText:
-    redis = connect(redis_url)
-    stack.push_async_callback(redis.aclose)
-    live = RedisLiveText(redis)
-    stack.push_async_callback(live.close)
-    return live
 
 
 def _chores(calls: ServiceRuntime, watching: asyncpg.Pool) -> list[Chore]:

@@ -30,7 +30,7 @@ from agents.registry import BrokenLogic, find_agent, names_of_logic
 from agents.runs.executor import RunExecutor
 from agents.runs.in_postgres import PostgresRuns
 from agents.runs.live_calls import LiveCalls
-from agents.runs.live_text import RedisLiveText
+from agents.runs.live_text import live_text_at
 from agents.runs.starting import RunStarter
 from agents.runs.step_text import LiveText, NoLiveText
 from agents.runs.tracing import RunTraces
@@ -44,7 +44,6 @@ from gateway.stack.state import NotRunning, running_state
 from gateway.tracing import open_telemetry
 from llm_service import process
 from llm_service.administration.principals import Principals
-from llm_service.guards.redis_scripts import connect
 from llm_service.runs.money import RunMoney
 from llm_service.runs.remote import RemoteService
 from llm_service.telemetry import CONTENT_TYPE, Telemetry, logs
@@ -134,9 +133,12 @@ async def open_worker(settings: Settings, addresses: WorkerAddresses) -> AsyncIt
         stack.push_async_callback(telemetry.close)
         traces = RunTraces(telemetry, settings.trace_content)
         principals, configurations, runs = Principals(pool), AgentConfigurations(pool), PostgresRuns(pool, traces)
+        live: LiveText = NoLiveText()
+        if addresses.redis_url is not None:
+            live = await stack.enter_async_context(live_text_at(addresses.redis_url))
         executor = RunExecutor(
             runs,
-            LiveCalls(service, _live_text(stack, addresses.redis_url)),
+            LiveCalls(service, live),
             principals,
             RunMoney(treasury.envelopes, principals, freed=treasury.freed, busy_wait_s=settings.busy_wait_s),
             services=Services(
@@ -149,16 +151,6 @@ async def open_worker(settings: Settings, addresses: WorkerAddresses) -> AsyncIt
             register=AgentRegistration(pool).register_logic,
         )
         yield Worker(executor, slots=settings.worker_slots)
-
-
-def _live_text(stack: AsyncExitStack, redis_url: str | None) -> LiveText:
-    if redis_url is None:
-        return NoLiveText()
-    redis = connect(redis_url)
-    stack.push_async_callback(redis.aclose)
-    live = RedisLiveText(redis)
-    stack.push_async_callback(live.close)
-    return live
 
 
 def usable_logic() -> frozenset[str]:

@@ -89,6 +89,10 @@ class Decision:
     arguments: dict[str, Any] | None = None
 
 
+#: How many questions are shown with their run at most.
+MOST_ASKED = 1_000
+
+
 @dataclass(frozen=True, slots=True)
 class ApprovalFilter:
     """Which approvals to list, the oldest first: those after `after` (an approval's number) that fit the other fields.

@@ -15,6 +15,8 @@ from agents.conversations.record import HistoryLimits, Said
 
 #: What is kept of a conversation: its newest turns with so many messages, of so many bytes.
 KEPT = HistoryLimits(messages=2_000, bytes=8 * 1024 * 1024)
+#: How many messages of a conversation are shown at most: more than what is kept and the turn under way.
+MOST_MESSAGES = 5_000
 
 
 def fitting(newest_first: Iterable[Said], limits: HistoryLimits) -> list[str]:

@@ -11,7 +11,8 @@ What must hold:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,7 +21,7 @@ from redis.asyncio import Redis
 
 from agents.recorded_json import to_json
 from agents.runs.step_text import WATCHED_S, Piece
-from llm_service.guards.redis_scripts import Command, RedisScripts, RedisUnavailable
+from llm_service.guards.redis_scripts import Command, RedisScripts, RedisUnavailable, connect
 
 _SCRIPT = Path(__file__).with_suffix(".lua")
 
@@ -88,6 +89,18 @@ class RedisLiveText:
             return await self._scripts.run(Command(tuple(keys), arguments))
         except RedisUnavailable:
             return None
+
+
+@asynccontextmanager
+async def live_text_at(redis_url: str) -> AsyncIterator[RedisLiveText]:
+    """Live text in the Redis at this address, with a client for it alone."""
+    redis = connect(redis_url)
+    live = RedisLiveText(redis)
+    try:
+        yield live
+    finally:
+        await live.close()
+        await redis.aclose()
 
 
 def _read_piece(line: str) -> Piece:

@@ -44,6 +44,11 @@ class WaitFor(StrEnum):
     MONEY = "money"
     RUN = "run"  # runs that it has started
 
+    @property
+    def is_short(self) -> bool:
+        """Whether the run goes on without a person, money or an event, so that its watchers stay."""
+        return self in (WaitFor.TIME, WaitFor.RUN)
+
 
 class SessionPolicy(StrEnum):
     """What becomes of a new run while others of its session have not ended: it waits for its turn, it is refused, or the

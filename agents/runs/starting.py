@@ -29,7 +29,7 @@ from agents.runs.code_version import CODE_VERSION
 from agents.runs.record import NewRun, Run, SessionPolicy, Trigger
 from agents.runs.store import RunStore
 from llm_service.call.refusals import check_allowed
-from llm_service.errors import IdempotencyConflict, InvalidRequest, NotFound, NotPermitted
+from llm_service.errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound, NotPermitted
 from llm_service.ids import new_call_id
 from llm_service.money import format_dollars
 from llm_service.types import Principal
@@ -155,7 +155,7 @@ class RunStarter:
         try:
             configuration = await self.configurations.current(agent)
             definition = await asyncio.to_thread(self.find, configuration.terms.logic)
-        except (NotFound, BrokenLogic):
+        except (NotFound, BrokenLogic, Conflict):  # Conflict: a later release has configured it
             return False
         fields = definition.input_type.model_fields
         return MESSAGE in fields and not any(name != MESSAGE and field.is_required() for name, field in fields.items())

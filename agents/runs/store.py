@@ -181,7 +181,7 @@ class RunStore(Protocol):
 
         Raises:
             NotFound. Conflict: the run succeeded, is under way, or the results of its steps are deleted; or it is a child
-            that has ended, of which its parent was told.
+            that has ended, because its parent has recorded that.
             NotPermitted: a person has to decide, and `decides` is False.
         """
         ...

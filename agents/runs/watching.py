@@ -31,7 +31,7 @@ from agents.runs.events import (
     rest_of,
     text_due,
 )
-from agents.runs.record import Mark, Run, WaitFor
+from agents.runs.record import Mark, Run
 from agents.runs.step_text import WATCHED_S, LiveText, NoLiveText
 from agents.runs.store import RunStore
 from llm_service.errors import TreasurerError
@@ -107,7 +107,7 @@ class Watching:
             mark = await self.mark(run_id)
             run = await self.store.find(run_id)
             left_s = until - time.monotonic()
-            if run.state.ended or run.wait_for not in (None, WaitFor.TIME, WaitFor.RUN) or left_s <= 0:
+            if run.state.ended or (run.wait_for is not None and not run.wait_for.is_short) or left_s <= 0:
                 return run
             await self.changed(run_id, mark, left_s)
 
@@ -180,8 +180,9 @@ class Watching:
         all_steps, chars = len(steps) < _STEPS, 0
         events: list[Event] = []
         while (due := text_due(shown, steps)) is not None:
-            text = await self.store.text(run_id, steps[due].head.position)
-            events += events_after(shown, run, steps[: due + 1], all_steps=False, text=text)
+            first, steps = steps[: due + 1], steps[due + 1 :]
+            text = await self.store.text(run_id, first[-1].head.position)
+            events += events_after(shown, run, first, all_steps=False, text=text)
             shown = events[-1].shown
             chars += len(text or "")
             if chars >= MOST_TEXT:  # what is left of this text, or the next one, is read with the next look

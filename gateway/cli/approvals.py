@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 
 from gateway.cli.common import ExitCode, command_group, emit, fail
-from gateway.cli.database import AsJson, checked, print_more, with_runs
+from gateway.cli.database import AsJson, checked, print_more, read_uuid, with_runs
 from gateway.cli.reports import printable
 from llm_service.administration.paging import page_of, to_fetch
 
@@ -50,7 +50,7 @@ def list_approvals(
         fail(f"--state: {state!r} is not one of: {', '.join(ApprovalState)}.", ExitCode.USAGE)
     wanted = ApprovalFilter(
         agent=agent,
-        run_id=None if run is None else _uuid(run, "run"),
+        run_id=None if run is None else read_uuid(run, "run"),
         state=ApprovalState(state),
         after=after or 0,
         most=to_fetch(limit),
@@ -79,7 +79,7 @@ def list_approvals(
 @commands.command("show")
 def show(approval: _Id, json: AsJson = False) -> None:
     """Print what a run asks, or what was decided."""
-    approval_id = _uuid(approval, "approval")
+    approval_id = read_uuid(approval, "approval")
     _print(with_runs(lambda store: store.approval(approval_id)), json=json)
 
 
@@ -112,7 +112,7 @@ def refuse(
 def _decide(approval: str, said: dict[str, Any], digest: str | None, *, json: bool) -> None:
     from agents.approvals.inputs import DecisionInput
 
-    approval_id = _uuid(approval, "approval")
+    approval_id = read_uuid(approval, "approval")
     if digest is None:
         found = with_runs(lambda store: store.approval(approval_id))
         digest = found.digest.hex()
@@ -180,15 +180,6 @@ def _view(approval: Approval) -> dict[str, Any]:
     from agents.approvals.views import approval_view
 
     return approval_view(approval, datetime.now(UTC)).model_dump(mode="json")
-
-
-def _uuid(text: str, what: str) -> Any:
-    from uuid import UUID
-
-    try:
-        return UUID(text)
-    except ValueError:
-        fail(f"{printable(text[:80])!r} is not the id of a {what}.", ExitCode.USAGE)
 
 
 def _object(text: str) -> dict[str, Any]:

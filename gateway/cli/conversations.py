@@ -7,21 +7,18 @@ The words of a model are printed as plain text, so that they cannot control a te
 from __future__ import annotations
 
 import json as json_
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gateway.cli.common import ExitCode, command_group, emit, fail
-from gateway.cli.database import AsJson, print_more, with_runs
+from gateway.cli.common import command_group, emit
+from gateway.cli.database import AsJson, print_more, read_uuid, with_runs
 from gateway.cli.reports import printable
 from llm_service.administration.paging import page_of, to_fetch
 
 if TYPE_CHECKING:
     from agents.conversations.record import Conversation, Message
     from agents.runs.in_postgres import PostgresRuns
-
-#: More than a conversation has, by what is kept of one.
-_MOST_MESSAGES = 5_000
 
 commands = command_group("Conversations: what was said in the sessions of agents.")
 
@@ -69,13 +66,14 @@ def list_conversations(
 @commands.command("show")
 def show(conversation: _Id, json: AsJson = False) -> None:
     """Print what was said."""
+    from agents.conversations.history import MOST_MESSAGES
     from agents.conversations.views import conversation_view, message_view
 
-    conversation_id = _uuid(conversation)
+    conversation_id = read_uuid(conversation, "conversation")
 
     async def read(store: PostgresRuns) -> tuple[Conversation, list[Message]]:
         found = await store.conversations.find(conversation_id)
-        return found, await store.conversations.messages(conversation_id, most=_MOST_MESSAGES)
+        return found, await store.conversations.messages(conversation_id, most=MOST_MESSAGES)
 
     found, messages = with_runs(read)
     if json:
@@ -92,7 +90,7 @@ def delete(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask again.")] = False,
 ) -> None:
     """Delete what was said, with the inputs, outputs and results of its runs. What they did and cost stays."""
-    conversation_id = _uuid(conversation)
+    conversation_id = read_uuid(conversation, "conversation")
     if not yes:
         typer.confirm(f"Delete conversation {conversation_id} and the texts of its runs?", abort=True)
     with_runs(lambda store: store.conversations.delete(conversation_id))
@@ -121,12 +119,3 @@ def format_conversation(conversation: Conversation, messages: list[Message]) -> 
 
 def _text(content: object) -> str:
     return printable(content if isinstance(content, str) else json_.dumps(content, ensure_ascii=False))
-
-
-def _uuid(text: str) -> Any:
-    from uuid import UUID
-
-    try:
-        return UUID(text)
-    except ValueError:
-        fail(f"{printable(text[:80])!r} is not the id of a conversation.", ExitCode.USAGE)

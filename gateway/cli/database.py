@@ -14,6 +14,7 @@ import shlex
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Annotated, TypeVar
+from uuid import UUID
 
 import typer
 
@@ -107,6 +108,14 @@ def administer(action: Callable[[asyncpg.Pool], Awaitable[_T]]) -> _T:
             return await action(pool)
 
     return run_async(run())
+
+
+def read_uuid(text: str, what: str) -> UUID:
+    """The id that was typed. A mistake in it ends the program with exit code 2."""
+    try:
+        return UUID(text)
+    except ValueError:
+        fail(f"{text[:80]!r} is not the id of a {what}.", ExitCode.USAGE)
 
 
 def with_runs(action: Callable[[PostgresRuns], Awaitable[_T]]) -> _T:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 #: Runs of one tree that a story shows at most.
 _MOST_RELATIVES = 500
-#: Questions of one run that a story shows at most.
-_MOST_ASKED = 1_000
 
 commands = command_group("Runs of agents: what they did, what it cost, and what becomes of them.")
 
@@ -192,7 +190,7 @@ def show(run: _Run, json: AsJson = False) -> None:
     from agents.runs.views import run_view, step_view
 
     async def read(store: PostgresRuns) -> tuple[Run, Spent, list[Run], dict[UUID, list[Step]], dict[UUID, History]]:
-        from agents.approvals.record import ApprovalFilter
+        from agents.approvals.record import MOST_ASKED, ApprovalFilter
         from agents.runs.record import RunFilter
 
         found = await _find(store, run)
@@ -202,7 +200,7 @@ def show(run: _Run, json: AsJson = False) -> None:
         history = {
             each.id: History(
                 await store.attempts(each.id),
-                await store.approvals(ApprovalFilter(run_id=each.id, state=None, most=_MOST_ASKED)),
+                await store.approvals(ApprovalFilter(run_id=each.id, state=None, most=MOST_ASKED)),
             )
             for each in shown
         }

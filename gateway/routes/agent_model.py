@@ -64,13 +64,13 @@ async def answer_by_agent(
     """Start a run with the request's last message, and answer what it answers.
 
     Raises:
-        InvalidRequest: the request is none that an agent can serve. NotPermitted: the key is another agent's.
+        InvalidRequest: an agent cannot serve this request. NotPermitted: the key is another agent's.
         TreasurerErrors: why the run cannot start, or did not succeed.
     """
     message = message_of(request)
     if context.envelope is not None or context.keep_answer_s is not None:
         raise InvalidRequest(
-            "A run does not call an agent as a model: it would spend outside of its own budget.", param="model"
+            "A run does not call an agent as a model: its agent would spend outside of the run's budget.", param="model"
         )
     user = context.user or request.user
     tags = tuple(dict.fromkeys((*context.tags, *request.tags)))
@@ -81,7 +81,7 @@ async def answer_by_agent(
         return RunStream(runtime, run, principal, request)
     limit_s = runtime.settings.call_timeout_s
     run = await runtime.watching.until_settled(run.id, limit_s)
-    if not run.state.ended and run.state is not State.WAITING:
+    if not run.state.ended and (run.wait_for is None or run.wait_for.is_short):
         raise _too_slow(run, limit_s)
     text = answer_of(run)
     usage = _usage(await runtime.token_counts.of_run(principal.agent_id, str(run.id), run.created_at))
@@ -92,7 +92,7 @@ async def answer_by_agent(
 
 
 def message_of(request: ParsedRequest) -> str:
-    """The user's new message. Raises InvalidRequest: the request is none that an agent can serve."""
+    """The user's new message. Raises InvalidRequest: an agent cannot serve this request."""
     for name in request.data:
         if name not in _READ and name not in _LEFT_OUT and request.data[name] not in (None, [], False):
             raise InvalidRequest(

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agents.approvals.record import Approval
 from agents.recorded_json import to_json
 from agents.runs.chat import Called, Chat, Instead, Said, Text, TextEnd
-from agents.runs.record import Run, RunFilter, State, WaitFor
+from agents.runs.record import Run, RunFilter, State
 from agents.runs.views import RunView, run_view
 from gateway.callers import Caller
 from gateway.chats import Reply, answer_of, go_on, question_id, start_chat, written
@@ -101,7 +101,8 @@ async def chat(request: Request, agent: str, given: ChatInput, caller: Who) -> R
 async def resume(request: Request, agent: str, chat: str, caller: Who) -> Response:
     """The stream of the chat's run that is under way, from its start."""
     runtime = _runtime(request)
-    runs = [run for run in await _under_way(runtime, caller, agent, chat) if run.wait_for in (None, WaitFor.TIME)]
+    unended = await _under_way(runtime, caller, agent, chat)
+    runs = [run for run in unended if run.wait_for is None or run.wait_for.is_short]
     return _answer(runtime, runs[-1]) if runs else Response(status_code=204)
 
 

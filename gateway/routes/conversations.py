@@ -14,6 +14,7 @@ from uuid import UUID
 from fastapi import Depends, Query, Request, Response
 from pydantic import BaseModel
 
+from agents.conversations.history import MOST_MESSAGES
 from agents.conversations.record import Conversation, ConversationFilter
 from agents.conversations.refusals import no_conversation
 from agents.conversations.views import ConversationView, MessageView, conversation_view, message_view
@@ -24,9 +25,6 @@ from gateway.routes.agents import MOST_ROWS, Who, agents_router, answer
 from llm_service.administration.inputs import MAX_ID
 from llm_service.administration.paging import page_of, to_fetch
 from llm_service.wire.requests import attribution
-
-#: More than a conversation has, by what is kept of one.
-MOST_MESSAGES = 5_000
 
 
 class ConversationsRuntime(Protocol):

@@ -143,7 +143,7 @@ class OpenAIDoor:
         agents: Agents | None = None,
     ) -> None:
         """`grant_secret` returns the secret by which the stack's own workers sign; None: there are no such workers. `agents`
-        answers requests for the model `agent/NAME`; None: there is no such model."""
+        answers requests for the model `agent/NAME`; None: agents are not models."""
         self._app = app
         self._runtime = runtime
         self._grant_secret = grant_secret

@@ -17,7 +17,7 @@ from uuid import UUID
 from fastapi import Depends, Header, Query, Request, Response
 from pydantic import AfterValidator, Field
 
-from agents.approvals.record import ApprovalFilter
+from agents.approvals.record import MOST_ASKED, ApprovalFilter
 from agents.runs.code_version import CODE_VERSION
 from agents.runs.events import Shown, read_id
 from agents.runs.record import Run, RunFilter, SessionPolicy, State
@@ -38,8 +38,6 @@ from llm_service.ids import new_call_id
 from llm_service.wire.requests import MAX_ATTRIBUTION, MAX_TAGS, attribution
 
 MOST_WAIT_S = 300
-#: Questions of one run that are shown at most.
-_MOST_ASKED = 1_000
 
 
 class Starter(Protocol):
@@ -175,7 +173,7 @@ async def get_run(runtime: Runtime, caller: Who, run_id: UUID) -> Response:
     """A run: who asked for it, its state, what it cost with all runs below it, its output, and why it stopped; which
     workers had it, and what it has asked people."""
     run = await _seen(runtime, caller, run_id)
-    asked = await runtime.runs.approvals(ApprovalFilter(run_id=run_id, state=None, most=_MOST_ASKED))
+    asked = await runtime.runs.approvals(ApprovalFilter(run_id=run_id, state=None, most=MOST_ASKED))
     return answer(run_view(run, await runtime.runs.spent(run_id), await runtime.runs.attempts(run_id), asked))
 
 

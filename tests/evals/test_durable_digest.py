@@ -10,14 +10,11 @@ import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 from pydantic_ai.models import override_allow_model_requests
 
 from agents.catalog.digest import DEFINITION, Digest, DigestRequest
-from agents.configuration.inputs import default_terms
-from agents.configuration.terms import AgentConfiguration
 from agents.runs.executor import RunExecutor
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import State
@@ -25,25 +22,12 @@ from agents.runs.starting import RunStarter, StartRequest
 from agents.runs.worker import Worker
 from agents.services import Services
 from agents.services.feeds import FeedReader
-from llm_service.call.response_headers import CALL_ID, COST
 from llm_service.model import StreamedAnswer
 from llm_service.runs.money import RunMoney
 from llm_service.treasury.in_memory import InMemoryTreasury
 from llm_service.types import Answer, CallContext, Principal
+from tests.agents.runs.scripted import Configurations, Principals, calling
 from tests.evals.digest_cases import dataset
-
-
-class Principals:
-    async def by_agent(self, name: str) -> Principal:
-        return Principal(1, "default", 1, "default", 7, name, None, None, epoch=1)
-
-    async def renew(self, principal: Principal) -> Principal:
-        return principal
-
-
-class Configurations:
-    async def current(self, agent: str) -> AgentConfiguration:
-        return AgentConfiguration(agent, 0, default_terms(DEFINITION))
 
 
 @dataclass
@@ -63,20 +47,7 @@ class CarefulModel:
         request = json.loads(body)
         read = [json.loads(each["content"]) for each in request["messages"] if each["role"] == "tool"]
         calls = [("final_result", digest(read))] if read else [("read_feed", {"feed": feed}) for feed in feeds(request)]
-        tool_calls = [
-            {"id": f"call_{n}", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
-            for n, (name, arguments) in enumerate(calls)
-        ]
-        answer: dict[str, Any] = {
-            "id": "1", "object": "chat.completion", "created": 1, "model": request["model"],
-            "choices": [{
-                "index": 0, "finish_reason": "tool_calls",
-                "message": {"role": "assistant", "content": None, "tool_calls": tool_calls},
-            }],
-            "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
-        }  # fmt: skip
-        call_id = uuid4()
-        return Answer(200, json.dumps(answer).encode(), {CALL_ID: str(call_id), COST: "0.00001"}, call_id, 10_000)
+        return calling(request["model"], *calls)
 
     async def stream(self, body: bytes, principal: Principal, context: CallContext) -> StreamedAnswer:
         raise AssertionError("a request was streamed, though nobody watches its run")
@@ -103,7 +74,7 @@ async def test_a_durable_digest_passes_every_measure(tmp_path: Path, answered: i
         def executor() -> RunExecutor:
             return RunExecutor(store, model, principals, money, services=services, find=lambda _name: DEFINITION)
 
-        starter = RunStarter(store, principals, Configurations(), "1", find=lambda _name: DEFINITION)
+        starter = RunStarter(store, principals, Configurations(DEFINITION), "1", find=lambda _name: DEFINITION)
         started = await starter.start(StartRequest("digest", request.model_dump(mode="json")))
         if answered:
             first = Worker(executor(), poll_s=0.01)

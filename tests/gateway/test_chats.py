@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from uuid import uuid4
@@ -10,12 +11,13 @@ import pytest
 
 from agents.approvals.deciding import Decider, digest_of_call
 from agents.approvals.record import Approval, ApprovalFilter, NewApproval, Why
+from agents.runs.chat import Chat
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import NewRun, State, WaitFor, Waits
 from agents.runs.starting import StartRequest
 from agents.runs.watching import Watching
 from gateway.callers import Caller
-from gateway.chats import Reply, go_on, question_id
+from gateway.chats import Reply, follow, go_on, question_id
 from llm_service.errors import InvalidRequest, NotFound, TreasurerError
 from llm_service.types import Principal
 
@@ -77,6 +79,26 @@ async def test_nothing_is_decided_unless_all_of_a_request_can_be(runtime: Runtim
     await answer(runtime, good)
     assert await runtime.runs.approvals(ApprovalFilter()) == []
     assert (await runtime.runs.find(first.run_id)).state is State.QUEUED
+
+
+async def test_a_run_that_waits_for_its_children_is_followed_to_its_end(runtime: Runtime) -> None:
+    store, watching = runtime.runs, runtime.watching
+    added = await store.add(NewRun(uuid4(), "news", 1, 1, {}, {}, "1"))
+    (run,) = await store.claim(uuid4(), 1, None, run_id=added.id)
+    child = await store.add(NewRun(uuid4(), "helper", 1, 1, {}, {}, "1", root_id=run.id, parent_id=run.id))
+    await store.leave(run.claim, Waits(WaitFor.RUN, awaits=(child.id,)))
+
+    async def read() -> None:
+        async for _ in follow(watching, run.id, Chat()):
+            pass
+
+    reading = asyncio.create_task(read())
+    async with asyncio.timeout(20):
+        while run.id not in watching._waiting:
+            await asyncio.sleep(0.01)
+            assert not reading.done()
+        await store.cancel(run.id)
+        await reading
 
 
 async def test_a_stranger_does_not_learn_that_a_question_exists(runtime: Runtime) -> None:

@@ -146,10 +146,18 @@ def answer_to(body: bytes, tools: tuple[str, ...], output: dict[str, Any]) -> An
     roles = [message["role"] for message in reversed(request["messages"])]
     turn = roles[: roles.index("user")].count("assistant")  # since the user's last message
     name, arguments = (tools[turn], ARGUMENTS.get(tools[turn], {})) if turn < len(tools) else ("final_result", output)
-    call = {"id": f"call_{turn}", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
-    message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": [call]}
+    return calling(request["model"], (name, arguments), first=turn)
+
+
+def calling(model: str, *calls: tuple[str, dict[str, Any]], first: int = 0) -> Answer:
+    """A model's answer that calls these tools with these arguments; the calls are numbered from `first`."""
+    tool_calls = [
+        {"id": f"call_{number}", "type": "function", "function": {"name": name, "arguments": json.dumps(arguments)}}
+        for number, (name, arguments) in enumerate(calls, first)
+    ]
+    message: dict[str, Any] = {"role": "assistant", "content": None, "tool_calls": tool_calls}
     answer = {
-        "id": "1", "object": "chat.completion", "created": 1, "model": request["model"],
+        "id": "1", "object": "chat.completion", "created": 1, "model": model,
         "choices": [{"index": 0, "finish_reason": "tool_calls", "message": message}],
         "usage": {"prompt_tokens": 10, "completion_tokens": 2, "total_tokens": 12},
     }  # fmt: skip

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from pydantic import BaseModel
 
-from agents.configuration.terms import TriggerKind, TriggerTerms, unpinned
+from agents.configuration.terms import AgentConfiguration, TriggerKind, TriggerTerms, unpinned
 from agents.definition import AnyAgent
 from agents.registry import find_agent
 from agents.runs.in_memory import InMemoryRuns
 from agents.runs.record import State, Trigger
 from agents.runs.starting import RunStarter, StartRequest
-from llm_service.errors import IdempotencyConflict, InvalidRequest, NotFound, Paused, TreasurerError
+from llm_service.errors import Conflict, IdempotencyConflict, InvalidRequest, NotFound, Paused, TreasurerError
 from llm_service.types import Principal
 from tests.agents.runs.scripted import Configurations, Principals
 
@@ -169,3 +169,13 @@ async def test_a_person_chats_with_an_agent_that_a_message_is_enough_for(
     chatty = definition if given is None else replace(definition, input_type=given)
     starter = RunStarter(store, Principals(), Configurations(definition), "1", find=lambda _name: chatty)
     assert await starter.takes_messages(agent) is takes
+
+
+class OfALaterRelease:
+    async def current(self, agent: str) -> AgentConfiguration:
+        raise Conflict("This release does not understand it.", code="agent_version_not_understood")
+
+
+async def test_nobody_chats_with_an_agent_that_a_later_release_has_configured(starter: RunStarter) -> None:
+    """So GET /v1/models lists the models without it."""
+    assert not await replace(starter, configurations=OfALaterRelease()).takes_messages("demo")

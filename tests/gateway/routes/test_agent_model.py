@@ -14,7 +14,7 @@ from openai import APIError, APIStatusError, AsyncOpenAI, BadRequestError, Permi
 
 from agents.approvals.record import ApprovalFilter, Decision
 from agents.runs.record import State
-from llm_service.errors import BudgetExhausted, InvalidRequest
+from llm_service.errors import BudgetExhausted, InvalidRequest, Paused
 from llm_service.types import Principal
 from tests.gateway.routes.chatty import COST_NANO, Chats, chats_at
 
@@ -173,6 +173,17 @@ async def test_an_answer_that_takes_too_long_is_still_there_later(
     (run,) = chats.store._runs.values()
     assert (caught.value.status_code, caught.value.code, run.state) == (504, "run_under_way", State.QUEUED)
     assert str(run.id) in str(caught.value)
+
+
+async def test_a_run_that_pauses_for_longer_than_a_call_may_take_is_under_way(
+    gateway: Any, chats: Chats, client: AsyncOpenAI
+) -> None:
+    gateway.runtime.settings.call_timeout_s = 1
+    chats.model.says = [Paused("Agent news is paused.")]
+    async with chats.at_work():
+        with pytest.raises(APIStatusError) as caught:
+            await client.chat.completions.create(model="agent/news", messages=user("hi"))
+    assert (caught.value.status_code, caught.value.code) == (504, "run_under_way")
 
 
 @pytest.mark.parametrize(
